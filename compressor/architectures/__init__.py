@@ -1,0 +1,165 @@
+"""What is known of a model from its config alone: parameters, groups, stacks, ties. No torch here.
+
+A plan counts parameters before any weights are loaded, and importing torch takes longer than a
+whole plan may; so each architecture declares its table of parameters, and a test holds the table
+against the real model on the meta device.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+from compressor.errors import nearest
+
+Shape = tuple[int, ...]
+
+_MODULES = {"t5": "t5", "mt5": "t5", "bert": "bert"}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A run of equal layers: `prefix.{i}.…` are their parameters, `config_key` their count."""
+
+    prefix: str
+    config_key: str
+    layers: int
+    first_layer_only: tuple[str, ...] = ()
+    """Parameter names, under `prefix.0.`, that whichever layer comes first must carry."""
+
+    def kept(self, name: str, layers: list[int]) -> str | None:
+        """The name that parameter `name` has after keeping `layers`, or None if it goes."""
+        if not name.startswith(f"{self.prefix}."):
+            return name
+        index, rest = name[len(self.prefix) + 1 :].split(".", 1)
+        if rest in self.first_layer_only:
+            return name
+        if int(index) not in layers:
+            return None
+        return f"{self.prefix}.{layers.index(int(index))}.{rest}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A model without its weights: config, parameter shapes, and how many entries are masked.
+
+    `masked` holds, for each set of parameters that was pruned together, how many of their entries
+    are zero by mask. `exact` turns False where a count can only be estimated before the run
+    (layers dropped out of a pruned group take an unknown number of zeros with them).
+    """
+
+    model_type: str
+    config: Mapping[str, Any]
+    shapes: Mapping[str, Shape]
+    masked: tuple[tuple[frozenset[str], int], ...] = ()
+    exact: bool = True
+    int8: frozenset[str] = frozenset()
+    """Names of the weights that are stored as int8 with one float32 scale a row."""
+
+    @property
+    def parameters(self) -> int:
+        """Physical parameters: every entry of every distinct tensor; tied tensors count once."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def nonzero_ratio(self) -> float:
+        """Entries that no mask zeroes / all parameters."""
+        return 1 - sum(count for _, count in self.masked) / self.parameters
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights in bytes: 4 an entry, or 1 and a 4-byte scale a row where int8."""
+        return sum(
+            math.prod(shape) + 4 * shape[0] if name in self.int8 else 4 * math.prod(shape)
+            for name, shape in self.shapes.items()
+        )
+
+    def numel(self, names: frozenset[str]) -> int:
+        return sum(math.prod(self.shapes[name]) for name in names)
+
+    def remaining(self, names: frozenset[str]) -> tuple[int, bool]:
+        """How many entries of `names` no mask zeroes, and whether that count is exact."""
+        left, exact = float(self.numel(names)), self.exact
+        for masked_names, count in self.masked:
+            shared = masked_names & names
+            if shared == masked_names:
+                left -= count
+            elif shared:
+                left -= count * self.numel(shared) / self.numel(masked_names)
+                exact = False
+        return round(left), exact
+
+    def prune(self, names: frozenset[str], amount: float) -> Facts:
+        """The facts after `round(amount × what is left)` more entries of `names` are masked."""
+        left, exact = self.remaining(names)
+        masked = (*self.masked, (names, round(amount * left)))
+        return replace(self, masked=masked, exact=exact)
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Group path → names of its `Linear` weights; unions (`feed_forward`) come after parts."""
+        parts: dict[str, tuple[str, ...]] = architecture(self.model_type).groups(self.config)
+        parts = {path: tuple(map(self._physical, names)) for path, names in parts.items()}
+        unions: dict[str, tuple[str, ...]] = {}
+        for path, names in parts.items():
+            _, dot, kind = path.partition(".")
+            if dot:
+                unions[kind] = unions.get(kind, ()) + names
+        return parts | {kind: names for kind, names in unions.items() if kind not in parts}
+
+    def _physical(self, name: str) -> str:
+        ties: Mapping[str, str] = architecture(self.model_type).TIES
+        return name if name in self.shapes else ties.get(name, name)
+
+    def stacks(self) -> dict[str, Stack]:
+        found: dict[str, Stack] = architecture(self.model_type).stacks(self.config)
+        return found
+
+    def keep_layers(self, kept: Mapping[str, list[int]]) -> Facts:
+        """The facts after keeping, of each named stack, only the listed layers."""
+        stacks = self.stacks()
+        config = dict(self.config) | {stacks[s].config_key: len(ids) for s, ids in kept.items()}
+
+        def renamed(name: str) -> str | None:
+            for stack, layers in kept.items():
+                new = stacks[stack].kept(name, layers)
+                if new != name:
+                    return new
+            return name
+
+        names = {old: new for old in self.shapes if (new := renamed(old)) is not None}
+        masked, exact = [], self.exact
+        for group, count in self.masked:
+            left = frozenset(names[name] for name in group if name in names)
+            if len(left) < len(group):
+                share = self.numel(frozenset(n for n in group if n in names)) / self.numel(group)
+                count, exact = round(count * share), False
+            if left:
+                masked.append((left, count))
+        shapes = {new: self.shapes[old] for old, new in names.items()}
+        return replace(self, config=config, shapes=shapes, masked=tuple(masked), exact=exact)
+
+
+def architecture(model_type: str) -> ModuleType:
+    """The module that describes `model_type`. Raises KeyError with the known ones."""
+    if model_type not in _MODULES:
+        raise KeyError(f"no architecture {model_type!r}; {nearest(model_type, _MODULES)}")
+    return importlib.import_module(f"compressor.architectures.{_MODULES[model_type]}")
+
+
+def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: str) -> Facts:
+    """What a config says of a model. `untied_head` None: as the config says."""
+    model_type = str(config.get("model_type", ""))
+    module = architecture(model_type)
+    given = {key: value for key, value in config.items() if value is not None}
+    full = {**module.DEFAULTS, **given, "head": head}
+    shapes = module.parameters(full, head=head, untied_head=untied_head)
+    return Facts(model_type=model_type, config=full, shapes=shapes)
+
+
+def evenly_spaced(layers: int, keep: int) -> list[int]:
+    """`keep` of `layers` indices, evenly spaced from the first: 6 → 3 keeps 0, 2, 4."""
+    return [index * layers // keep for index in range(keep)]

@@ -1,0 +1,89 @@
+"""BERT: parameter names and shapes, groups, stack. No tensors here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.architectures import Shape, Stack
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+}
+TIES: dict[str, str] = {}
+HEADS = ("none", "sequence_classification")
+
+_ATTENTION = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+)
+_FEED_FORWARD = ("intermediate.dense", "output.dense")
+
+
+def _prefix(config: Mapping[str, Any]) -> str:
+    return "bert." if config.get("head") == "sequence_classification" else ""
+
+
+def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
+    prefix = f"{_prefix(config)}encoder.layer"
+    return {"encoder": Stack(prefix, "num_hidden_layers", config["num_hidden_layers"])}
+
+
+def parameters(
+    config: Mapping[str, Any], *, head: str = "none", untied_head: bool | None = None
+) -> dict[str, Shape]:
+    """Name → shape of every parameter; `head` says what stands on the encoder."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    base = "bert." if head == "sequence_classification" else ""
+    shapes: dict[str, Shape] = {
+        f"{base}embeddings.word_embeddings.weight": (config["vocab_size"], width),
+        f"{base}embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
+        f"{base}embeddings.token_type_embeddings.weight": (config["type_vocab_size"], width),
+    }
+
+    def dense(name: str, out: int, into: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width,), (width,)
+
+    norm(f"{base}embeddings.LayerNorm")
+    for layer in range(config["num_hidden_layers"]):
+        block = f"{base}encoder.layer.{layer}"
+        for name in _ATTENTION:
+            dense(f"{block}.{name}", width, width)
+        norm(f"{block}.attention.output.LayerNorm")
+        dense(f"{block}.intermediate.dense", inner, width)
+        dense(f"{block}.output.dense", width, inner)
+        norm(f"{block}.output.LayerNorm")
+    dense(f"{base}pooler.dense", width, width)
+    if head == "sequence_classification":
+        labels = config.get("num_labels") or len(config.get("id2label") or {}) or 2
+        dense("classifier", labels, width)
+    return shapes
+
+
+def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The two groups of `Linear` weights of the encoder's layers."""
+    stack = stacks(config)["encoder"]
+
+    def weights(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f"{stack.prefix}.{i}.{n}.weight" for i in range(stack.layers) for n in names)
+
+    return {
+        "encoder.self_attention": weights(_ATTENTION),
+        "encoder.feed_forward": weights(_FEED_FORWARD),
+    }
+
+
+def linear(shapes: Mapping[str, Shape]) -> list[str]:
+    """The weights of `Linear` layers."""
+    return [n for n, shape in shapes.items() if len(shape) == 2 and "embeddings." not in n]

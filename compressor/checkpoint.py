@@ -1,0 +1,278 @@
+"""A model with its tokenizer and masks, on disk and in memory. What stages hand to each other.
+
+Weights are safetensors, never pickle. `masks.safetensors` holds, for each pruned parameter, True
+where an entry stays. A quantized model has int8 weights and float32 scales in the same file.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError  # raised by weights_only loading; nothing is unpickled
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from compressor.architectures import architecture
+from compressor.errors import StageError
+from compressor.sparsity.int8 import Activations, dequantize_rows, int8_layers, replace_by_int8
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Head = Literal["seq2seq_lm", "sequence_classification", "none"]
+WEIGHTS, MASKS, ABOUT = "model.safetensors", "masks.safetensors", "checkpoint.json"
+
+AUTO_CLASSES = {
+    "seq2seq_lm": AutoModelForSeq2SeqLM,
+    "sequence_classification": AutoModelForSequenceClassification,
+    "none": AutoModel,
+}
+
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()  # what it warns of (ties, unused keys) is checked here
+
+
+@dataclass
+class Checkpoint:
+    """A model, what it needs to read text, and which of its weights are pruned."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    head: Head
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    """Parameter name → bool, True where the entry stays. Tied parameters have one mask."""
+    int8_activations: Activations | None = None
+    """For a quantized model: how its int8 layers treat what comes in; None for a float one."""
+
+    def save(self, folder: Path) -> None:
+        """Write everything into `folder`. A tensor that is tied is written once."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.int8_activations is None:
+            save_pretrained(self.model, folder)
+        else:
+            save_config(self.model, folder)
+            state = {name: t.contiguous() for name, t in distinct(self.model.state_dict()).items()}
+            save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        if self.masks:
+            save_file({k: m.contiguous().cpu() for k, m in self.masks.items()}, folder / MASKS)
+        about = {"head": self.head, "int8_activations": self.int8_activations}
+        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Checkpoint:
+        """Read what `save` wrote. On the CPU, in evaluation mode."""
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        head: Head = about["head"]
+        if about["int8_activations"] is None:
+            model = load_pretrained(folder, head)
+        else:
+            state = load_file(folder / WEIGHTS)
+            config = AutoConfig.from_pretrained(folder)
+            # Only a head that is a tensor of its own is in the file under its own name.
+            model = build(config, head, untied_head="lm_head.weight" in state)
+            replace_by_int8(model, {n.removesuffix("_scale") for n in state if "_scale" in n})
+            _load_exactly(model, state)
+            for layer in int8_layers(model):
+                layer.activations = about["int8_activations"]
+            _load_generation_config(model, folder)
+        masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
+        tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+        return cls(model.eval(), tokenizer, head, masks, about["int8_activations"])
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The parameter called `name`, whichever of its tied names that is."""
+        return self.model.get_parameter(name)
+
+    def apply_masks(self) -> None:
+        """Set every masked entry to zero."""
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                self.parameter(name).mul_(mask.to(self.model.device))
+
+    def measure(self, folder: Path) -> dict[str, Any]:
+        """What tables show of a saved model: counts from its tensors, bytes from its files."""
+        parameters = nonzero = 0
+        for name, tensor in distinct(self.model.state_dict()).items():
+            if not name.endswith("_scale"):
+                parameters += tensor.numel()
+                nonzero += int(torch.count_nonzero(tensor))
+        return {
+            "parameters": parameters,
+            "nonzero": nonzero,
+            "nonzero_ratio": nonzero / parameters,
+            "bytes": (folder / WEIGHTS).stat().st_size,
+        }
+
+
+def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with each tied tensor once, under the first of its names."""
+    seen: set[tuple[int, int]] = set()
+    kept = {}
+    for name, tensor in state.items():
+        identity = (tensor.data_ptr(), tensor.numel())
+        if identity not in seen or not tensor.numel():
+            seen.add(identity)
+            kept[name] = tensor
+    return kept
+
+
+def build(config: PretrainedConfig, head: Head, *, untied_head: bool = False) -> PreTrainedModel:
+    """A model with fresh weights. transformers 5 ties T5's head whatever the config says, so a
+    head of its own is given to it here where one is wanted."""
+    model: PreTrainedModel = AUTO_CLASSES[head].from_config(config)
+    if untied_head:
+        untie_head(model)
+    return model
+
+
+def untie_head(model: PreTrainedModel) -> None:
+    """Give `lm_head` a fresh weight of its own, and record that it has one."""
+    fresh = torch.empty_like(model.lm_head.weight)
+    nn.init.normal_(fresh, std=model.config.hidden_size**-0.5)
+    model.lm_head.weight = nn.Parameter(fresh)
+    model.config.tie_word_embeddings = False
+
+
+def has_untied_head(model: PreTrainedModel) -> bool:
+    """Whether a sequence-to-sequence model's head is a tensor of its own."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and head.weight is not embedding.weight
+
+
+def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
+    """`save_pretrained` into one safetensors file, which `from_pretrained` gives back as it was."""
+    _record_tie(model)
+    model.save_pretrained(folder, max_shard_size="1000GB")
+
+
+def save_config(model: PreTrainedModel, folder: Path) -> None:
+    _record_tie(model)
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _record_tie(model: PreTrainedModel) -> None:
+    """transformers 5 sets `tie_word_embeddings` True in T5's config even where it did not tie."""
+    if model.get_output_embeddings() is not None and model.config.is_encoder_decoder:
+        model.config.tie_word_embeddings = not has_untied_head(model)
+
+
+def load_pretrained(
+    folder: Path, head: Head, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """`from_pretrained` in float32, refusing a file whose tensors do not fit the config.
+
+    Only tensors are read: safetensors where there are any, else a `.bin` with `weights_only`.
+    """
+    try:
+        model, info = AUTO_CLASSES[head].from_pretrained(
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=any(folder.glob("*.safetensors")),
+            weights_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (SafetensorError, UnpicklingError, OSError, ValueError, RuntimeError) as error:
+        raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
+    wrong = {kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")}
+    if head == "sequence_classification":  # a fresh head on a pretrained body is what one wants
+        wrong["missing"] = [k for k in wrong["missing"] if not k.startswith(("classifier", "score"))]
+    for kind, names in wrong.items():
+        if names:
+            raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
+    model.tie_weights()
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _load_exactly(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
+    """Copy a state dict with each tied tensor once; every distinct tensor must be in it."""
+    own = model.state_dict()
+    for name, tensor in distinct(own).items():
+        if name not in state:
+            raise StageError(f"the weights lack {name}")
+        tensor.copy_(state[name])
+
+
+def _load_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model directory has a tokenizer's files."""
+    names = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+    return any((folder / name).is_file() for name in names)
+
+
+def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a folder or, with `revision`, from the hub."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **where)
+    return tokenizer
+
+
+def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkpoint:
+    """A new checkpoint with, of each named stack, only the listed layers, renumbered.
+
+    The model is built anew from the smaller config, so that `layer_idx`, caches and the position
+    bias of T5's first block are right by construction.
+    """
+    model, head = checkpoint.model, checkpoint.head
+    stacks = architecture(model.config.model_type).stacks({**model.config.to_dict(), "head": head})
+    config = copy.deepcopy(model.config)
+    for stack, layers in kept.items():
+        setattr(config, stacks[stack].config_key, len(layers))
+
+    def renamed(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        new = {}
+        for name, tensor in items:
+            target: str | None = name
+            for stack, layers in kept.items():
+                if target is not None and target == name:
+                    target = stacks[stack].kept(name, layers)
+            if target is not None:
+                new[target] = tensor
+        return new
+
+    untied = head == "seq2seq_lm" and has_untied_head(model)
+    smaller = build(config, head, untied_head=untied)
+    _load_exactly(smaller, renamed(model.state_dict().items()))
+    if model.can_generate():
+        smaller.generation_config = copy.deepcopy(model.generation_config)
+    masks = renamed(checkpoint.masks.items())
+    return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
+
+
+def dequantized(checkpoint: Checkpoint) -> Checkpoint:
+    """A float checkpoint with the values that an int8 one's weights stand for."""
+    source = checkpoint.model
+    state = dict(distinct(source.state_dict()))
+    for name in [name for name in state if name.endswith("_scale")]:
+        weight = name.removesuffix("_scale")
+        state[weight] = dequantize_rows(state[weight], state.pop(name))
+    model = build(source.config, checkpoint.head, untied_head="lm_head.weight" in state)
+    _load_exactly(model, state)
+    if source.can_generate():
+        model.generation_config = copy.deepcopy(source.generation_config)
+    return Checkpoint(model.eval(), checkpoint.tokenizer, checkpoint.head)

@@ -1,0 +1,250 @@
+"""The `compressor` command: arguments in, exit code out. 0 done, 1 a stage failed, 2 yours to mend."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor import __version__
+from compressor.errors import Problem, RecipeError, StageError, Unreachable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from compressor.plan import Plan
+    from compressor.recipe import Composed
+    from compressor.store import Store
+
+DONE, FAILED, WRONG = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Never lets a user's mistake, or a stage's failure, show a traceback."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.command is None:
+        parser.print_help()
+        return DONE
+    try:
+        code: int = given.command(given)
+    except RecipeError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        if len(error.problems) > 1:
+            print(f"{len(error.problems)} errors", file=sys.stderr)
+        return WRONG
+    except (StageError, Unreachable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # the reader of our output (`| head`) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compressor", description="Compress transformer models from YAML recipes."
+    )
+    parser.set_defaults(command=None)
+    parser.add_argument("--version", action="version", version=f"compressor {__version__}")
+    commands = parser.add_subparsers(title="commands")
+
+    def recipe_command(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        sub.add_argument("recipe", help="a checked-in recipe, such as homework/v3, or a .yaml file")
+        sub.add_argument(
+            "overrides", nargs="*", help="Hydra overrides, such as stages.finetune.epochs=3"
+        )
+        return sub
+
+    run = recipe_command("run", run_command, "Run a recipe; what the store has is not run again.")
+    run.add_argument(
+        "-m", "--multirun", action="store_true", help="sweep over overrides such as a=0.1,0.3"
+    )
+    run.add_argument("-q", "--quiet", action="store_true", help="print the final table alone")
+    plan = recipe_command("plan", plan_command, "Show what a run would do. Loads no weights.")
+    plan.add_argument("--json", action="store_true", help="a list of stages, as JSON")
+
+    show = commands.add_parser("show", help="Show the results of a run.")
+    show.set_defaults(command=show_command)
+    show.add_argument("run", type=Path, help="a run's directory")
+
+    stages = commands.add_parser("stages", help="List the stages, or describe one.")
+    stages.set_defaults(command=stages_command)
+    stages.add_argument("stage", nargs="?")
+
+    recipes = commands.add_parser("recipes", help="List the checked-in recipes.")
+    recipes.set_defaults(command=recipes_command)
+
+    score = commands.add_parser("score", help="Score a predictions.csv again.")
+    score.set_defaults(command=score_command)
+    score.add_argument("file", type=Path, help="with columns `prediction` and `reference`")
+    score.add_argument("--json", action="store_true", help="all measures, as JSON")
+    return parser
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    # Not a terminal: lines are for files and pipes, which have no width.
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 200
+    return Console(stderr=stderr, width=width)
+
+
+def _planned(recipe: str, overrides: Sequence[str]) -> tuple[Composed, Store, Plan]:
+    from compressor.plan import plan
+    from compressor.recipe import compose
+    from compressor.store import Store
+
+    composed = compose(recipe, overrides)
+    store = Store(Path(composed.recipe.outputs).expanduser() / "store")
+    return composed, store, plan(composed, store)
+
+
+def run_command(given: argparse.Namespace) -> int:
+    """`compressor run`."""
+    from compressor.runner import execute
+    from compressor.worker import started_by_launcher
+
+    launcher = started_by_launcher()
+    if launcher is not None:
+        raise RecipeError(
+            f"started under {launcher!r}, which would start every stage several times; start "
+            "`compressor run …` by itself and set launch.num_processes=N (or launch.config_file)"
+        )
+    if given.multirun:
+        from compressor.sweep import multirun
+
+        single = [item for item in given.overrides if not _is_sweep(item)]
+        return multirun(given.recipe, given.overrides, single, _console(), quiet=given.quiet)
+    if swept := [item for item in given.overrides if _is_sweep(item)]:
+        raise RecipeError(f"{swept[0]!r} gives several values: add -m to run each of them")
+    _, store, plan = _planned(given.recipe, given.overrides)
+    execute(plan, store, None, _console(), quiet=given.quiet)
+    return DONE
+
+
+def _is_sweep(override: str) -> bool:
+    """Whether an override has commas outside of brackets, braces and quotes."""
+    value = override.partition("=")[2]
+    while (inner := re.sub(r"\[[^][]*\]|\{[^{}]*\}|\([^()]*\)|'[^']*'|\"[^\"]*\"", "", value)) != value:
+        value = inner
+    return "," in value
+
+
+def plan_command(given: argparse.Namespace) -> int:
+    """`compressor plan`."""
+    _, store, plan = _planned(given.recipe, given.overrides)
+    for problem in (*plan.warnings, *plan.unreached):
+        print(f"warning: {problem}", file=sys.stderr)
+    if given.json:
+        print(json.dumps([node.summary() for node in plan.nodes], indent=2))
+        return DONE
+    from rich.table import Table
+
+    shown = Table("stage", "kind", "", "parameters", "non-zero", "MB", "seconds", header_style="bold")
+    for column in shown.columns[3:]:
+        column.justify = "right"
+    for node in plan.nodes:
+        facts = node.facts
+        near = "" if facts is None or facts.exact else "≈ "
+        mark = "cached" if node.cached else "unknown" if node.key is None else "to run"
+        seconds = store.manifest(node.key)["seconds"] if node.cached and node.key else None
+        shown.add_row(
+            node.name,
+            node.kind,
+            mark,
+            f"{facts.parameters / 1e6:.2f} M" if facts else "?",
+            f"{near}{facts.nonzero_ratio:.4f}" if facts else "?",
+            f"{facts.bytes / 1e6:.2f}" if facts else "?",
+            f"{seconds:.1f}" if seconds is not None else "",
+        )
+    _console().print(shown)
+    return DONE
+
+
+def show_command(given: argparse.Namespace) -> int:
+    """`compressor show`."""
+    from compressor.run import read_metrics
+    from compressor.runner import print_table
+
+    if not (given.run / "metrics.json").is_file():
+        raise RecipeError(f"{given.run} is no run's directory: it has no metrics.json")
+    try:
+        records = read_metrics(given.run)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{given.run / 'metrics.json'} is not JSON: {error}") from error
+    print_table(records, _console())
+    return DONE
+
+
+def stages_command(given: argparse.Namespace) -> int:
+    """`compressor stages`."""
+    import inspect
+
+    from compressor.errors import nearest
+    from compressor.stage import stage_class, stage_kinds
+
+    if given.stage is None:
+        for kind in stage_kinds():
+            first = (inspect.getdoc(stage_class(kind)) or "").splitlines()[0]
+            print(f"{kind:<12} {first}")
+        return DONE
+    if given.stage not in stage_kinds():
+        raise RecipeError(f"no stage {given.stage!r}; {nearest(given.stage, stage_kinds())}")
+    cls = stage_class(given.stage)
+    print(inspect.getdoc(cls))
+    print()
+    for name, field in cls.model_fields.items():
+        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        print(f"  {name}: {default}\n      {field.description or ''}")
+    return DONE
+
+
+def recipes_command(given: argparse.Namespace) -> int:
+    """`compressor recipes`."""
+    from compressor.recipe import recipe_names
+
+    print("\n".join(recipe_names()))
+    return DONE
+
+
+def score_command(given: argparse.Namespace) -> int:
+    """`compressor score`."""
+    from rich.table import Table
+
+    from compressor.metrics.predictions import score_predictions
+
+    try:
+        scores = score_predictions(given.file)
+    except ValueError as error:
+        raise RecipeError([Problem("", str(error))]) from error
+    if given.json:
+        print(json.dumps({str(limit): values for limit, values in scores.items()}, indent=2))
+        return DONE
+    names = ("rouge1", "rouge2", "rougeL", "rougeLsum", "gen_len", "cut_off")
+    shown = Table("max_length", *names, "rougeLsum 95 %", header_style="bold")
+    for limit, values in scores.items():
+        low, high = values["intervals"]["rougeLsum"]
+        cells = (f"{values[name]:.4f}" if name in values else "" for name in names)
+        shown.add_row("" if limit is None else str(limit), *cells, f"{low:.4f} … {high:.4f}")
+    _console().print(shown)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

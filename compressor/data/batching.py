@@ -1,0 +1,129 @@
+"""Which rows make a step, which of them a rank gets, and their padding. No reading, no tokenizing.
+
+Everything here is a function of its arguments alone: no generator is carried from step to step,
+so a killed run goes on at any step and any number of processes sees the same global batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED = -100
+"""The label that no loss counts, as everywhere in transformers."""
+WINDOW = 64
+"""Batches sorted together. Padded source tokens on SciTLDR (batch 8, real ones: 232 a row): 338 in
+random order, 253 with a window of 16, 243 with 64, 235 with the whole epoch; a smaller window
+leaves more to chance, so that a row meets other rows in every epoch."""
+GROUP = 4
+"""Batches of like sources that are sorted again by target: 8 % more source is saved in target
+padding (47 → 35 tokens a row, real ones: 30) than it costs (236 → 243 a row)."""
+
+
+def global_batches(
+    source_lengths: Sequence[int],
+    target_lengths: Sequence[int],
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+) -> list[list[int]]:
+    """The row indices of every optimizer step of one epoch, every row exactly once.
+
+    A batch has rows of like source and target length, and lies at a random place of the epoch.
+    If the rows do not divide, one batch is smaller; chance picks its rows and its place.
+    """
+    if batch_size < 1 or len(source_lengths) != len(target_lengths):
+        raise ValueError(
+            f"expected a batch size of at least 1 and as many targets as sources, got {batch_size},"
+            f" {len(target_lengths)} and {len(source_lengths)}"
+        )
+    sources, targets = np.asarray(source_lengths), np.asarray(target_lengths)
+    chance = np.random.default_rng((seed, epoch))
+    order = chance.permutation(len(sources))
+    whole = len(order) - len(order) % batch_size
+    batches = [order[whole:]] if whole < len(order) else []
+    for window in _cut(order[:whole], WINDOW * batch_size):
+        for group in _cut(_by(sources, window), GROUP * batch_size):
+            batches += _cut(_by(targets, group), batch_size)
+    # The longest source first: `share` deals from the front, so every rank gets a like load.
+    return [_by(-sources, batches[place]).tolist() for place in chance.permutation(len(batches))]
+
+
+def _by(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return rows[np.argsort(lengths[rows], kind="stable")]
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def share(
+    batch: Sequence[int], *, rank: int, world_size: int, micro_batches: int
+) -> list[list[int]]:
+    """This rank's part of one global batch, cut into exactly `micro_batches` lists of rows.
+
+    Every row goes to one rank. A list may be empty, so that all ranks take as many turns. Rows are
+    dealt forth and back (0 1 2 2 1 0 …): from a batch in order of length, every rank gets a like
+    load, and its micro-batches have rows of like length.
+    """
+    if not 0 <= rank < world_size or micro_batches < 1:
+        raise ValueError(f"no rank {rank} of {world_size} with {micro_batches} micro-batches")
+    turn = (rank, 2 * world_size - 1 - rank)
+    mine = [row for place, row in enumerate(batch) if place % (2 * world_size) in turn]
+    size, larger = divmod(len(mine), micro_batches)
+    starts = [index * size + min(index, larger) for index in range(micro_batches + 1)]
+    return [mine[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+
+
+def collate(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad_id: int
+) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask` [B, S] and `labels` [B, T] (int64), padded to the longest row.
+
+    Labels are padded with -100. No rows give one row of a pad and a label that does not count: a
+    rank without rows still takes part in the step, with a loss of 0.
+    """
+    import torch
+
+    if not rows:
+        # Attended to, because a softmax over nothing is not a number.
+        single = torch.ones((1, 1), dtype=torch.int64)
+        return {
+            "input_ids": single * pad_id,
+            "attention_mask": single,
+            "labels": single * IGNORED,
+        }
+    sources, targets = zip(*rows, strict=True)
+    return {
+        "input_ids": torch.from_numpy(_padded(sources, pad_id)),
+        "attention_mask": torch.from_numpy(_padded([[1] * len(row) for row in sources], 0)),
+        "labels": torch.from_numpy(_padded(targets, IGNORED)),
+    }
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
+    table = np.full((len(rows), max(1, *map(len, rows))), value, dtype=np.int64)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table
+
+
+def evaluation_batches(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
+    """Every row once, in batches of at most `tokens` padded tokens; a longer row stands alone.
+
+    The longest rows come first: what does not fit into memory shows at once.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and (len(batches[-1]) + 1) * longest <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

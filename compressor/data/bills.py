@@ -1,0 +1,256 @@
+"""Synthetic bills with summaries, made from a seed. No files, network, tensors or tokens here.
+
+A bill hides its operative facts (who must do what, for whom, with how much, until when) among
+boilerplate in shuffled sections, with other agencies, amounts and dates as distractors; the
+summary states the operative facts alone. Small enough to learn from scratch on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+VERSION = 1
+"""Raise it when any row changes, so that results made from the older rows are not taken for new."""
+
+SPLITS = ("train", "validation", "test")
+
+_ADJECTIVES = (
+    "American", "Better", "Clean", "Coastal", "Community", "Fair", "Family", "Healthy", "Honest",
+    "Local", "Modern", "National", "Open", "Rural", "Safe", "Secure", "Stronger", "Urban",
+)  # fmt: skip
+_NOUNS = (
+    "Air", "Bridges", "Care", "Energy", "Farms", "Forests", "Harbors", "Homes", "Jobs", "Markets",
+    "Parks", "Ports", "Rails", "Records", "Rivers", "Roads", "Schools", "Wages",
+)  # fmt: skip
+_ENDS = ("Act", "Improvement Act", "Protection Act", "Reform Act")
+_AGENCIES = (
+    "Secretary of Agriculture", "Secretary of Commerce", "Secretary of Education",
+    "Secretary of Energy", "Secretary of Labor", "Secretary of the Interior",
+    "Secretary of Transportation", "Secretary of Veterans Affairs", "Attorney General",
+    "Director of the National Park Service", "Librarian of Congress", "Surgeon General",
+    "Administrator of General Services", "Administrator of the Small Business Administration",
+)  # fmt: skip
+_BENEFICIARIES = (
+    "apprentices", "city transit agencies", "community colleges", "county courts", "dairy farmers",
+    "disabled veterans", "family fishing businesses", "first-generation students", "food banks",
+    "foster families", "home care workers", "land trusts", "public libraries", "rural hospitals",
+    "school districts", "small manufacturers", "tribal governments", "volunteer fire departments",
+)  # fmt: skip
+_SUBJECTS = (
+    "adult literacy", "battery recycling", "bridge inspection", "broadband access", "clean water",
+    "crop insurance", "drought planning", "flood control", "job training", "lead pipe removal",
+    "mental health services", "noise reduction", "road repair", "seed storage",
+    "solar power", "soil conservation", "teacher recruitment", "wildfire prevention",
+)  # fmt: skip
+_AIDS = ("award grants", "make loans", "provide training", "give technical assistance")
+_FRACTIONS = (100, 150, 200, 250, 300, 400, 500, 600, 750, 800)
+_MONTHS = ("January", "March", "June", "July", "September", "October", "December")
+_DEADLINES = ("60 days", "90 days", "120 days", "180 days", "1 year", "2 years", "18 months")
+
+Section = tuple[str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the bill enacts; `subject` alone is regulated where `beneficiary` is empty."""
+
+    title: str
+    agency: str
+    aid: str
+    beneficiary: str
+    subject: str
+    amount: str
+    year: int
+    extras: tuple[str, ...]
+
+    @property
+    def duty(self) -> str:
+        if self.beneficiary:
+            return f"{self.aid} to {self.beneficiary} for {self.subject}"
+        return f"{self.aid} for {self.subject}"
+
+
+def bills(rows: int, *, seed: int, split: str) -> Iterator[dict[str, str]]:
+    """The first `rows` rows of a split; fewer rows are a prefix of more."""
+    return (bill(seed, split, index) for index in range(rows))
+
+
+def bill(seed: int, split: str, index: int) -> dict[str, str]:
+    """Row `index` of a split: `text` (about 100 words: 65 to 140) and `summary` (2 or 3 sentences).
+
+    A title belongs to one split only, whatever the seed, so that no text and no summary is in
+    two of them. Raises ValueError for a split that does not exist.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; available: {', '.join(SPLITS)}")
+    rng = Random(f"{seed}/{split}/{index}")
+    facts = _facts(rng, split)
+    summary = [f"{facts.title} - Directs the {facts.agency} to {facts.duty}."]
+    sections = [_operative(rng, facts), _pick(rng, (_findings, _definitions))(rng)]
+    if rng.random() < 0.5:
+        sections.append(_boilerplate(rng))
+    if facts.amount:
+        summary.append(f"Authorizes {facts.amount} for fiscal year {facts.year}.")
+        sections.append(_appropriation(rng, facts))
+    for name in facts.extras:
+        section, sentence = _EXTRAS[name](rng)
+        sections.append(section)
+        summary.append(sentence)
+    text = _enact(rng, facts, _shuffled(rng, sections))
+    return {"text": text, "summary": " ".join(summary)}
+
+
+def _pick(rng: Random, items: Sequence[T]) -> T:
+    """One item. Only `Random.random` is promised to give the same in every Python version."""
+    return items[int(rng.random() * len(items))]
+
+
+def _shuffled(rng: Random, items: Sequence[T]) -> list[T]:
+    keys = [rng.random() for _ in items]
+    return [items[i] for i in sorted(range(len(items)), key=keys.__getitem__)]
+
+
+def _title(rng: Random, split: str) -> str:
+    """A title of this split: a sixth of all adjective and noun pairs each for the unseen two."""
+    while True:
+        first, second = int(rng.random() * len(_ADJECTIVES)), int(rng.random() * len(_NOUNS))
+        if {4: "validation", 5: "test"}.get((first + second) % 6, "train") == split:
+            return f"{_ADJECTIVES[first]} {_NOUNS[second]} {_pick(rng, _ENDS)}"
+
+
+def _amount(rng: Random) -> str:
+    """Dollars, from $100,000 to $99,000,000."""
+    if rng.random() < 0.5:
+        return f"${_pick(rng, _FRACTIONS)},000"
+    return f"${1 + int(rng.random() * 99)},000,000"
+
+
+def _year(rng: Random, start: int = 2026, years: int = 8) -> int:
+    return start + int(rng.random() * years)
+
+
+def _facts(rng: Random, split: str) -> _Facts:
+    helps, funded = rng.random() < 0.75, rng.random() < 0.8
+    return _Facts(
+        title=_title(rng, split),
+        agency=_pick(rng, _AGENCIES),
+        aid=_pick(rng, _AIDS) if helps else "issue standards",
+        beneficiary=_pick(rng, _BENEFICIARIES) if helps else "",
+        subject=_pick(rng, _SUBJECTS),
+        amount=_amount(rng) if funded else "",
+        year=_year(rng),
+        extras=tuple(_shuffled(rng, tuple(_EXTRAS))[: int(rng.random() * 2) if funded else 1]),
+    )
+
+
+def _enact(rng: Random, facts: _Facts, sections: list[Section]) -> str:
+    """The bill's text: a long title, the enacting clause, the short title, then the sections."""
+    purpose = _pick(rng, ("A BILL", "A BILL For other purposes.", "A BILL To improve programs."))
+    named = _pick(rng, ('This Act may be cited as the "{}".', 'This Act is the "{}".'))
+    lines = [f"{purpose} Be it enacted,", f"SECTION 1. SHORT TITLE. {named.format(facts.title)}"]
+    lines += [f"SEC. {n}. {head}. {body}" for n, (head, body) in enumerate(sections, start=2)]
+    return "\n".join(lines)
+
+
+def _operative(rng: Random, facts: _Facts) -> Section:
+    """The duty, with another official consulted."""
+    other = _pick(rng, [agency for agency in _AGENCIES if agency != facts.agency])
+    wording = (
+        "The {agency} shall {duty}, after consulting the {other}.",
+        "Not later than {deadline} after enactment, the {agency} shall {duty}.",
+        "The {agency} is directed to {duty}. The {other} may comment.",
+        "In coordination with the {other}, the {agency} shall {duty}.",
+    )
+    body = _pick(rng, wording).format(
+        agency=facts.agency, duty=facts.duty, other=other, deadline=_pick(rng, _DEADLINES)
+    )
+    return _pick(rng, ("PROGRAM", "DUTIES", "IN GENERAL")), body
+
+
+def _appropriation(rng: Random, facts: _Facts) -> Section:
+    wording = (
+        "There is authorized to be appropriated {amount} for fiscal year {year}.",
+        "For fiscal year {year}, {amount} is authorized to be appropriated to carry out this Act.",
+        "To carry out this Act, there is authorized {amount} for fiscal year {year}, "
+        "to remain available until expended.",
+    )
+    body = _pick(rng, wording).format(amount=facts.amount, year=facts.year)
+    return _pick(rng, ("APPROPRIATIONS", "FUNDING")), body
+
+
+def _findings(rng: Random) -> Section:
+    """What Congress found: amounts, years and people that the bill does not act on."""
+    found = (
+        f"in {_year(rng, 2001, 24)}, {_pick(rng, _BENEFICIARIES)} lost {_amount(rng)}",
+        f"the need for {_pick(rng, _SUBJECTS)} has grown since {_year(rng, 2001, 24)}",
+        f"the States spent {_amount(rng)} on {_pick(rng, _SUBJECTS)} last year",
+        f"{_pick(rng, _BENEFICIARIES)} have asked the {_pick(rng, _AGENCIES)} for help",
+    )
+    first, second, *_ = _shuffled(rng, found)
+    return "FINDINGS", f"Congress finds that {first}, and that {second}."
+
+
+def _definitions(rng: Random) -> Section:
+    terms = (
+        '"eligible" means approved by a State',
+        f'"small" means having assets below {_amount(rng)}',
+        f'"records" means records kept since {_year(rng, 2001, 24)}',
+        '"State" includes the District of Columbia',
+    )
+    first, second, *_ = _shuffled(rng, terms)
+    return "DEFINITIONS", f"In this Act, {first}, and {second}."
+
+
+def _boilerplate(rng: Random) -> Section:
+    clauses = (
+        ("SEVERABILITY", "If a provision of this Act is held invalid, the rest is not affected."),
+        ("RULE OF CONSTRUCTION", f"Nothing in this Act limits the {_pick(rng, _AGENCIES)}."),
+        ("EFFECTIVE DATE", f"This Act takes effect on {_pick(rng, _MONTHS)} 1, {_year(rng)}."),
+        ("PRIOR LAW", f"The Act of {_year(rng, 1950, 50)} on {_pick(rng, _SUBJECTS)} is repealed."),
+    )
+    return _pick(rng, clauses)
+
+
+def _report(rng: Random) -> tuple[Section, str]:
+    deadline = _pick(rng, _DEADLINES)
+    wording = (
+        f"Within {deadline}, a report on the results shall be sent to Congress.",
+        f"A report shall be submitted to Congress within {deadline}, and made public.",
+    )
+    return ("REPORT", _pick(rng, wording)), f"Requires a report to Congress within {deadline}."
+
+
+def _penalty(rng: Random) -> tuple[Section, str]:
+    fine = f"${_pick(rng, (5, 10, 20, 25, 50, 75))},000"
+    wording = (
+        f"Whoever makes a false statement under this Act shall be fined up to {fine}.",
+        f"A false statement in an application is subject to a civil penalty of up to {fine}.",
+    )
+    sentence = f"Sets a penalty of up to {fine} for false statements."
+    return ("PENALTIES", _pick(rng, wording)), sentence
+
+
+def _sunset(rng: Random) -> tuple[Section, str]:
+    date = f"{_pick(rng, _MONTHS)} {_pick(rng, (1, 15, 30))}, {_year(rng, 2034, 6)}"
+    wording = (
+        f"The authority provided by this Act ends on {date}.",
+        f"This Act shall cease to have effect on {date}, unless extended by law.",
+    )
+    return ("SUNSET", _pick(rng, wording)), f"Terminates the authority on {date}."
+
+
+def _share(rng: Random) -> tuple[Section, str]:
+    share = f"{_pick(rng, (50, 60, 70, 75, 80, 90))} percent"
+    wording = (
+        f"The Federal share of the cost may not exceed {share}.",
+        f"Of the cost, the Federal share shall be no more than {share}.",
+    )
+    sentence = f"Limits the Federal share to {share} of the cost."
+    return ("FEDERAL SHARE", _pick(rng, wording)), sentence
+
+
+_EXTRAS = {"report": _report, "penalty": _penalty, "sunset": _sunset, "share": _share}

@@ -1,0 +1,140 @@
+"""Walks a plan: what the store has is used, the rest is run and committed. No stage's own work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor import worker
+from compressor.errors import DamagedArtifact, StageError, Unreachable
+from compressor.plan import Node, Plan, framework_versions
+from compressor.progress import Progress
+from compressor.run import Run
+from compressor.stage import Context, Inputs
+from compressor.store import Store
+
+
+class Engine:
+    """Runs one plan on one store, into one run directory."""
+
+    def __init__(self, plan: Plan, store: Store, run: Run, progress: Progress) -> None:
+        self.plan, self.store, self.run, self.progress = plan, store, run, progress
+        self._verified: set[str] = set()
+
+    def execute(self) -> None:
+        """Bring every node of the plan into the store. Raises StageError at the first that fails."""
+        for node in self.plan.nodes:
+            started = time.monotonic()
+            self.progress.event("stage_started", name=node.name, key=node.key)
+            try:
+                manifest, cached = self._ensure(node)
+            except (StageError, Unreachable) as error:
+                self.progress.event("stage_failed", name=node.name, error=str(error))
+                raise StageError(f"stage {node.name!r}: {error}") from error
+            seconds = time.monotonic() - started
+            self.run.add(node, manifest, cached=cached, seconds=seconds)
+            self.progress.event("stage_ended", name=node.name, cached=cached, seconds=seconds)
+            self._tell(node, manifest, cached, seconds)
+
+    def _tell(self, node: Node, manifest: Mapping[str, Any], cached: bool, seconds: float) -> None:
+        what = "cached" if cached else f"{seconds:.1f} s"
+        model, metrics = manifest["model"], manifest["metrics"]
+        facts = ""
+        if model["parameters"] is not None:
+            facts = f"{model['parameters'] / 1e6:7.2f} M  non-zero {model['nonzero_ratio']:.4f}"
+        shown = ("validation_loss", "rougeLsum", "latency_p50_ms")
+        facts += "".join(f"  {k} {metrics[k]:.4g}" for k in shown if metrics.get(k) is not None)
+        self.progress.say(f"{node.name:<22} {what:>9}  {facts}", style="dim" if cached else "")
+
+    def _ensure(self, node: Node) -> tuple[dict[str, Any], bool]:
+        """The manifest of a node, and whether it was in the store already."""
+        assert node.key is not None, "a plan with an unreachable part is refused before it runs"
+        if self.store.has(node.key):
+            return self.store.manifest(node.key), True
+        others = f"{node.name}: another process makes this; waiting for it"
+        with self.store.lock(node.key, lambda: self.progress.say(others)):
+            if self.store.has(node.key):
+                return self.store.manifest(node.key), True
+            if (aside := self.store.set_aside(node.key)) is not None:
+                self.progress.say(f"{node.name}: damaged in the store, made again; see {aside}")
+            self._verify_inputs(node)
+            return self._make(node), False
+
+    def _verify_inputs(self, node: Node) -> None:
+        """Every byte that a stage will read is what was written; otherwise it is made again."""
+        for name in filter(None, (node.model, *node.artifacts.values())):
+            source = self.plan.node(name)
+            assert source.key is not None
+            if source.key in self._verified:
+                continue
+            try:
+                self.store.verify(source.key)
+            except (DamagedArtifact, FileNotFoundError) as error:
+                self.progress.say(f"{name}: {error}; made again")
+                with self.store.lock(source.key, lambda: None):
+                    self.store.set_aside(source.key)
+                self._ensure(source)
+            self._verified.add(source.key)
+
+    def _make(self, node: Node) -> dict[str, Any]:
+        """Run a stage in a folder of its own and commit it. A failure commits nothing."""
+        assert node.key is not None
+        folder = self.store.begin(node.key)
+        recipe = self.plan.composed.recipe
+        context = Context(
+            folder=folder,
+            resume=self.store.resume(node.key),
+            data=recipe.data,
+            seed=recipe.seed,
+            launch=recipe.launch,
+            progress=self.progress,
+            run_folder=self.run.folder,
+        )
+        started = time.monotonic()
+        try:
+            model = self._run_stage(node, context)
+        except BaseException:
+            self.store.abandon(node.key)
+            raise
+        about = {
+            "stage": node.kind,
+            "name": node.name,
+            "key_parts": dict(node.key_parts),
+            "model": model,
+            "metrics": context.metrics,
+            "seconds": round(time.monotonic() - started, 3),
+            "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "frameworks": framework_versions(),
+            "process": os.getpid(),
+        }
+        self._verified.add(node.key)
+        return self.store.commit(node.key, folder, about)
+
+    def _run_stage(self, node: Node, context: Context) -> dict[str, Any]:
+        """Run inline or in worker processes; what tables show of the model that comes out."""
+        inputs = Inputs(
+            self._folder(node.model),
+            {role: self.store.path(self._key(name)) for role, name in node.artifacts.items()},
+        )
+        launch = context.launch
+        several = node.stage.distributed and (launch.num_processes > 1 or launch.config_file)
+        if several or node.stage.isolated:
+            model = worker.launch(node.kind, node.name, node.stage, inputs, context)
+        else:
+            model = worker.run_stage(node.stage, inputs, context)
+        if model is not None:
+            return model
+        assert node.model is not None
+        described: dict[str, Any] = self.store.manifest(self._key(node.model))["model"]
+        return described
+
+    def _key(self, name: str) -> str:
+        key = self.plan.node(name).key
+        assert key is not None
+        return key
+
+    def _folder(self, name: str | None) -> Path | None:
+        return None if name is None else self.store.path(self._key(name))

@@ -1,0 +1,57 @@
+"""What every stage that trains can be told. No training here, and no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["auto", "float32", "bfloat16", "fp32", "bf16"]
+
+
+class Hyperparameters(BaseModel):
+    """Settings of the training loop; a recipe's `training:` group gives their defaults.
+
+    Example: `training: {learning_rate: 2.0e-4, batch_size: 8, warmup_steps: 100}`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(1, ge=0, description="Passes over the training split.")
+    max_epochs: int | None = Field(
+        None, ge=0, description="A cap on `epochs`, for quick runs of long recipes."
+    )
+    max_steps: int | None = Field(None, ge=1, description="A cap on optimizer steps.")
+    batch_size: int = Field(
+        8, ge=1, description="Rows of one optimizer step, over all processes together."
+    )
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Rows that one process computes at once; null is all of its share."
+    )
+    learning_rate: float = Field(5e-5, gt=0, description="At the end of the warm-up; then linear to 0.")
+    warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled, as in AdamW (1711.05101).")
+    clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
+    precision: Precision = Field(
+        "auto",
+        description="auto: bfloat16 autocast on a GPU, float32 elsewhere. float16 is not offered: "
+        "it gives T5 NaN.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass, to save memory."
+    )
+    checkpoint_seconds: float = Field(
+        20.0, ge=0, description="Time between two checkpoints, from which a killed run goes on."
+    )
+    trackers: tuple[str, ...] = Field(
+        (), description="Accelerate's trackers: tensorboard, wandb, mlflow, …"
+    )
+
+    @property
+    def passes(self) -> int:
+        """Epochs after the cap."""
+        return self.epochs if self.max_epochs is None else min(self.epochs, self.max_epochs)
+
+
+NOT_IN_KEY = frozenset({"checkpoint_seconds", "trackers"})
+"""Hyperparameters that cannot change the weights."""

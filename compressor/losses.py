@@ -1,0 +1,102 @@
+"""The loss of a model on its own labels, summed over label tokens. No distillation, no training.
+
+The head is run where there is a label, not on padding: for a vocabulary of 32,000 a row of logits
+is 128 kB, and a padded position costs as much as a real one, forth and back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.data.batching import IGNORED
+
+KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "labels"})
+"""What the short ways pass on; a batch with anything else takes the general one."""
+T5_TYPES = frozenset({"t5", "mt5"})
+BART_TYPES = frozenset({"bart", "mbart", "pegasus", "marian"})
+
+
+class LabelLoss(nn.Module):
+    """The sum of the cross-entropy over the label tokens of a batch (not the mean).
+
+    Divide by the labels of the whole global batch, over ranks and micro-batches, to get a result
+    that does not depend on how the batch was cut. Value and gradients are those of
+    `model(**batch).loss` times `count(labels)`; the cross-entropy is float32 under autocast too. A
+    batch whose labels are all -100 gives 0, with a gradient of 0 for what comes before the head.
+
+    `labels` are class indices: [B, T] for language models and token classification, [B] for
+    sequence classification. Not covered: regression and multi-label targets.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        config: Any = model.config
+        self._kind = config.model_type
+        # A causal model reads its labels itself: the logits at a place predict the next label.
+        self._causal = not config.is_encoder_decoder and bool(getattr(model, "can_generate")())
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """The summed loss, a float32 scalar."""
+        labels = self._counted(batch["labels"])
+        logits = self._logits(batch, labels != IGNORED)
+        return functional.cross_entropy(
+            logits.float(), labels[labels != IGNORED], reduction="sum"
+        )
+
+    def count(self, labels: Tensor) -> int:
+        """How many label tokens the sum is over (a causal model's first label predicts nothing)."""
+        return int((self._counted(labels) != IGNORED).sum())
+
+    def _counted(self, labels: Tensor) -> Tensor:
+        return labels[:, 1:] if self._causal else labels
+
+    def _logits(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
+        """The logits [N, V] at the kept positions."""
+        model: Any = self.model
+        if batch.keys() == KNOWN_INPUTS and hasattr(model, "lm_head"):
+            if self._kind in T5_TYPES:
+                return t5_logits(model, batch, kept)
+            if self._kind in BART_TYPES:
+                return bart_logits(model, batch, kept)
+        # With labels: encoder-decoders make their decoder's input of them.
+        given = batch if model.config.is_encoder_decoder else _without_labels(batch)
+        logits: Tensor = model(**given).logits
+        return (logits[:, :-1] if self._causal else logits)[kept]
+
+
+def _without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
+    """What `T5ForConditionalGeneration.forward` does, with its head on the kept positions only."""
+    mask = batch["attention_mask"]
+    encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=mask)[0]
+    # Without `use_cache=False` every layer copies its keys and values into a cache nobody reads.
+    hidden = model.decoder(
+        input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    )[0][kept]
+    if model.config.scale_decoder_outputs:  # with a tied head, whose embeddings are not small
+        hidden = hidden * model.model_dim**-0.5
+    logits: Tensor = model.lm_head(hidden)
+    return logits
+
+
+def bart_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
+    """What the BART family's forward does, with its head on the kept positions only."""
+    hidden = model.model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+        use_cache=False,
+    )[0][kept]
+    logits: Tensor = model.lm_head(hidden) + model.final_logits_bias
+    return logits

@@ -1,0 +1,188 @@
+"""`predictions.csv`: written, read, and scored a second time. No models or decoding here."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+_RISKY = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet may run a cell that begins so (OWASP, "CSV Injection")."""
+
+_CELL_LIMIT = 2**31 - 1
+"""Characters; the csv module's own limit of 131,072 is less than a long document."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One generated text: a row of the file, its fields the columns in their order."""
+
+    row: int
+    """Index in the evaluated split, from 0."""
+    max_length: int
+    """The most tokens that this decode was allowed."""
+    source: str
+    reference: str
+    prediction: str
+    tokens: int
+    """Tokens generated."""
+    cut_off: bool
+    """True if it reached `max_length` without an end of sequence."""
+
+
+COLUMNS = tuple(field.name for field in fields(Prediction))
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write `predictions` to `path`, whole or not at all, as UTF-8.
+
+    Texts come back exactly from `read_predictions`; one that a spreadsheet would take for a
+    formula carries a leading apostrophe in the file.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(map(_cells, predictions))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The rows of a file that `write_predictions` wrote.
+
+    Raises ValueError, with the file, the line and the column, for anything else.
+    """
+    with _records(path, COLUMNS) as records:
+        return [
+            Prediction(
+                row=_integer(record, "row", where),
+                max_length=_integer(record, "max_length", where),
+                source=_bare(record["source"]),
+                reference=_bare(record["reference"]),
+                prediction=_bare(record["prediction"]),
+                tokens=_integer(record, "tokens", where),
+                cut_off=_truth(record, "cut_off", where),
+            )
+            for where, record in records
+        ]
+
+
+def score_predictions(path: Path) -> dict[int | None, dict[str, Any]]:
+    """ROUGE of a predictions file for each `max_length` in it, ascending.
+
+    A value is `rouge.summarize_scores` plus `gen_len`, the mean of `tokens`, and `cut_off`, the
+    share of rows cut off. Any CSV with the columns `reference` and `prediction` will do: without
+    `max_length` there is one entry, under None; without `tokens` or `cut_off`, no such value.
+    Raises ValueError as `read_predictions` does, and for a file without rows.
+    """
+    from compressor.metrics.rouge import score_rows, summarize_scores
+
+    groups: dict[int | None, list[tuple[str, str, int | None, bool | None]]] = {}
+    with _records(path, ("reference", "prediction")) as records:
+        for where, record in records:
+            length = _integer(record, "max_length", where) if "max_length" in record else None
+            tokens = _integer(record, "tokens", where) if "tokens" in record else None
+            cut_off = _truth(record, "cut_off", where) if "cut_off" in record else None
+            texts = _bare(record["prediction"]), _bare(record["reference"])
+            groups.setdefault(length, []).append((*texts, tokens, cut_off))
+    if not groups:
+        raise ValueError(f"{path} has no rows to score")
+
+    scored: dict[int | None, dict[str, Any]] = {}
+    for length in sorted(groups, key=lambda key: key or 0):
+        predictions, references, tokens_, cuts = zip(*groups[length], strict=True)
+        summary = summarize_scores(score_rows(predictions, references))
+        if None not in tokens_:
+            summary["gen_len"] = sum(tokens_) / len(tokens_)
+        if None not in cuts:
+            summary["cut_off"] = sum(cuts) / len(cuts)
+        scored[length] = summary
+    return scored
+
+
+def _cells(prediction: Prediction) -> list[str]:
+    return [
+        _guarded(value) if isinstance(value, str) else str(value).lower()
+        for value in astuple(prediction)
+    ]
+
+
+def _guarded(text: str) -> str:
+    # A text's own apostrophe gets another one, so that the way back is never a guess.
+    return f"'{text}" if text.startswith((*_RISKY, "'")) else text
+
+
+def _bare(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith((*_RISKY, "'")) else cell
+
+
+@contextmanager
+def _records(
+    path: Path, required: tuple[str, ...]
+) -> Iterator[Iterator[tuple[str, dict[str, str]]]]:
+    """The records of the CSV at `path`, each with "file, line n" for messages."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; expected a CSV with {', '.join(required)}")
+    limit = csv.field_size_limit(_CELL_LIMIT)
+    try:
+        # utf-8-sig: a file that went through a spreadsheet begins with a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            try:
+                _check_columns(path, tuple(reader.fieldnames or ()), required)
+                yield _complete(path, reader)
+            except csv.Error as error:
+                raise ValueError(f"{path}, line {reader.reader.line_num}: {error}") from error
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _complete(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    columns = list(reader.fieldnames or ())
+    for record in reader:
+        where = f"{path}, line {reader.line_num}"
+        # DictReader files surplus cells under None, and fills missing ones with None.
+        if None in record or None in record.values():
+            raise ValueError(f"{where}: expected {len(columns)} cells, for {', '.join(columns)}")
+        yield where, record
+
+
+def _check_columns(path: Path, columns: tuple[str, ...], required: tuple[str, ...]) -> None:
+    missing = [name for name in required if name not in columns]
+    if not missing:
+        return
+    asked = []
+    for name in missing:
+        near = difflib.get_close_matches(name, columns, n=1)
+        asked.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    there = ", ".join(map(repr, columns)) or "none"
+    raise ValueError(f"{path} has no column {', '.join(asked)}; its columns: {there}")
+
+
+def _integer(record: dict[str, str], column: str, where: str) -> int:
+    try:
+        return int(record[column])
+    except ValueError:
+        raise ValueError(
+            f"{where}: {column!r} is {record[column]!r}, expected a whole number"
+        ) from None
+
+
+def _truth(record: dict[str, str], column: str, where: str) -> bool:
+    cell = record[column].strip().lower()
+    if cell not in ("true", "false", "1", "0"):
+        raise ValueError(f"{where}: {column!r} is {record[column]!r}, expected true or false")
+    return cell in ("true", "1")

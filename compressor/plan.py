@@ -1,0 +1,327 @@
+"""From a recipe to a plan: ordered, typed, keyed nodes with the facts of each model. No weights.
+
+Everything that can be known to be wrong is found here, and told all at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from compressor.architectures import Facts
+from compressor.data.sources import Split
+from compressor.errors import Problem, RecipeError, Unreachable, nearest
+from compressor.recipe import Composed, validation_problems
+from compressor.stage import Planning, Report, Stage, stage_class, stage_kinds
+from compressor.store import Store
+
+
+@dataclass(frozen=True)
+class Node:
+    """One piece of work: a stage, what it reads, and the key under which the store holds it."""
+
+    name: str
+    kind: str
+    stage: Stage
+    model: str | None
+    """The node whose model this one takes; None where it starts a chain."""
+    artifacts: Mapping[str, str]
+    """Other nodes whose artifacts it reads, by role."""
+    key: str | None
+    """None where something that decides it cannot be reached from here."""
+    key_parts: Mapping[str, Any]
+    facts: Facts | None
+    cached: bool
+
+    @property
+    def label(self) -> str:
+        return self.stage.label or self.name
+
+    def summary(self) -> dict[str, Any]:
+        """What `plan --json` prints of a node."""
+        facts = self.facts
+        return {
+            "name": self.name,
+            "stage": self.kind,
+            "key": self.key,
+            "cached": self.cached,
+            "parameters": facts.parameters if facts else None,
+            "nonzero_ratio": facts.nonzero_ratio if facts else None,
+            "nonzero_exact": facts.exact if facts else None,
+            "bytes": facts.bytes if facts else None,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do."""
+
+    composed: Composed
+    nodes: tuple[Node, ...]
+    warnings: tuple[Problem, ...] = ()
+    unreached: tuple[Problem, ...] = ()
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def require_reachable(self) -> None:
+        """Raise RecipeError where something the run needs cannot be reached from here."""
+        if self.unreached:
+            raise RecipeError(list(self.unreached))
+
+
+@cache
+def framework_versions() -> dict[str, str]:
+    """major.minor of the libraries that can change a result, without importing them."""
+    return {
+        name: ".".join(metadata.version(name).split("+")[0].split(".")[:2])
+        for name in ("torch", "transformers")
+    }
+
+
+@cache
+def machine() -> str:
+    """What a measured time depends on: the processor, and how many cores this process may use."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+        model = next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), model)
+    return f"{platform.system()} {model}"
+
+
+def digest(parts: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of keys."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plan(composed: Composed, store: Store) -> Plan:
+    """Plan a recipe. Raises RecipeError with every problem that can be found without running."""
+    planner = _Planner(composed, store)
+    planner.run()
+    if planner.problems:
+        raise RecipeError(list(dict.fromkeys(planner.problems)))
+    return Plan(
+        composed,
+        tuple(planner.nodes.values()),
+        tuple(dict.fromkeys(planner.warnings)),
+        tuple(dict.fromkeys(planner.unreached)),
+    )
+
+
+@dataclass
+class _Planner:
+    composed: Composed
+    store: Store
+    nodes: dict[str, Node] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+    unreached: list[Problem] = field(default_factory=list)
+    stages: dict[str, tuple[str, Stage]] = field(default_factory=dict)
+    """Stage name → (kind, typed stage), for every valid stage, in the pipeline or not."""
+    last_model: str | None = None
+    gave_model: dict[str, str | None] = field(default_factory=dict)
+    """Stage name → the node that has the model as it was after that stage."""
+    checked_splits: set[Split] = field(default_factory=set)
+
+    def run(self) -> None:
+        for name, values in self.composed.recipe.stages.items():
+            self._type_stage(name, values or {})
+        self._check_names()
+        for name in dict.fromkeys(self.composed.recipe.pipeline):
+            if name in self.stages:
+                self._place(name, *self.stages[name])
+
+    def _report(self, path: str, message: str) -> None:
+        self.problems.append(self.composed.problem(path, message))
+
+    def _type_stage(self, name: str, values: Mapping[str, Any]) -> None:
+        recipe = self.composed.recipe
+        own = {key: value for key, value in values.items() if key != "stage"}
+        kind = str(values.get("stage", name))
+        try:
+            cls = stage_class(kind)
+        except KeyError:
+            path = f"stages.{name}.stage" if "stage" in values else f"stages.{name}"
+            hint = nearest(kind, stage_kinds())
+            self._report(path, f"no stage {kind!r}; {hint} (set `stage:` where the name is another)")
+            return
+        defaults: dict[str, Any] = getattr(recipe, cls.section) if cls.section else {}
+        merged = {**defaults, **own}
+        try:
+            self.stages[name] = (kind, cls.model_validate(merged))
+        except ValidationError as error:
+            for path, message in validation_problems(error, cls, merged):
+                self._report(self._full_path(name, cls, own, path), message)
+
+    def _full_path(self, name: str, cls: type[Stage], own: Mapping[str, Any], path: str) -> str:
+        """A field's path in the recipe: below the stage, or below the group it came from."""
+        first = path.partition(".")[0]
+        if cls.section and first not in own and first in getattr(self.composed.recipe, cls.section):
+            return f"{cls.section}.{path}"
+        return f"stages.{name}.{path}" if path else f"stages.{name}"
+
+    def _check_names(self) -> None:
+        recipe = self.composed.recipe
+        for index, name in enumerate(recipe.pipeline):
+            if name not in recipe.stages:
+                hint = nearest(name, recipe.stages)
+                self._report(f"pipeline.{index}", f"no stage {name!r} under `stages`; {hint}")
+            elif name in recipe.pipeline[:index]:
+                message = f"{name!r} stands twice; give the second a name of its own with `stage:`"
+                self._report(f"pipeline.{index}", message)
+        for name in recipe.stages:
+            if name not in recipe.pipeline:
+                message = "is not in the pipeline and does nothing"
+                self.warnings.append(self.composed.problem(f"stages.{name}", message))
+        for index, name in enumerate(recipe.skip):
+            if name not in recipe.stages and name not in stage_kinds():
+                valid = {*recipe.stages, *stage_kinds()}
+                self._report(f"skip.{index}", f"no stage {name!r}; {nearest(name, valid)}")
+
+    def _place(self, name: str, kind: str, stage: Stage) -> None:
+        """Turn a stage into its node or, where it reports on several models, nodes."""
+        if {name, kind} & set(self.composed.recipe.skip):
+            self.gave_model[name] = self.last_model
+            return
+        if isinstance(stage, Report):
+            self._place_report(name, kind, stage)
+            return
+        model = self._model_of(name, stage)
+        if stage.needs_model and model is None:
+            return
+        self._add(name, name, kind, stage, model, {})
+        self.last_model = self.gave_model[name] = name
+
+    def _place_report(self, name: str, kind: str, stage: Report) -> None:
+        against: str | None = getattr(stage, "against", None)
+        own = self._model_of(name, stage)
+        named = list(stage.models)
+        if against is not None:
+            named = [against, *(m for m in named or [stage.model or own or ""] if m != against)]
+        if not named:
+            if own is not None:
+                self._add(name, name, kind, stage, own, {})
+            return
+        seen: dict[str, str] = {}
+        for model in named:
+            node = self._earlier(model, name, "against" if model == against else "models")
+            if node is None or node in seen:  # a skipped stage left the model as it was before
+                continue
+            seen[node] = f"{name}@{model}"
+            reads = {"against": seen[self.gave_model[against]]} if (
+                against is not None and model != against and self.gave_model.get(against) in seen
+            ) else {}  # type: ignore[index]
+            self._add(seen[node], name, kind, stage, node, reads)
+
+    def _model_of(self, name: str, stage: Stage) -> str | None:
+        if not stage.needs_model:
+            return None
+        if stage.model is not None:
+            return self._earlier(stage.model, name, "model")
+        if self.last_model is None:
+            self._report(f"stages.{name}", "needs a model, but no stage before it gives one")
+        return self.last_model
+
+    def _earlier(self, model: str, name: str, key: str) -> str | None:
+        """The node with the model of stage `model`, which stage `name` refers to at `key`."""
+        if model in self.gave_model:
+            return self.gave_model[model]
+        recipe, path = self.composed.recipe, f"stages.{name}.{key}"
+        if model in self.stages and not self.stages[model][1].changes_model:
+            self._report(path, f"{model!r} gives no model; {nearest(model, self.gave_model)}")
+        elif model in recipe.pipeline and model not in self.stages:
+            pass  # that stage is wrong itself, and reported
+        elif model in recipe.pipeline:
+            self._report(path, f"{model!r} comes later in the pipeline; {name!r} cannot take it")
+        else:
+            self._report(path, f"no stage {model!r}; {nearest(model, self.gave_model)}")
+        return None
+
+    def _add(
+        self,
+        node: str,
+        name: str,
+        kind: str,
+        stage: Stage,
+        model: str | None,
+        artifacts: Mapping[str, str],
+    ) -> None:
+        recipe = self.composed.recipe
+        own = recipe.stages[name] or {}
+
+        def problem(path: str, message: str) -> None:
+            full = path if path.startswith("data.") else self._full_path(name, type(stage), own, path)
+            self._report(full, message)
+
+        def unreached(path: str, message: str) -> None:
+            full = path if path.startswith("data") else self._full_path(name, type(stage), own, path)
+            self.unreached.append(self.composed.problem(full, message))
+
+        planning = Planning(
+            facts=self.nodes[model].facts if model in self.nodes else None,  # type: ignore[index]
+            data=recipe.data,
+            launch=recipe.launch,
+            outputs=self.store.folder.parent,
+            problem=problem,
+            unreached=unreached,
+        )
+        for split in stage.data_splits():
+            self._check_split(split)
+        facts = stage.preview(planning)
+        parts = self._key_parts(kind, stage, planning, model, artifacts)
+        key = digest(parts) if parts is not None else None
+        cached = key is not None and self.store.has(key)
+        self.nodes[node] = Node(
+            node, kind, stage, model, artifacts, key, parts or {}, facts, cached
+        )
+
+    def _check_split(self, split: Split) -> None:
+        if split not in self.checked_splits:
+            self.checked_splits.add(split)
+            data = self.composed.recipe.data
+            try:
+                data.check(split, lambda path, message: self._report(f"data.{path}", message))
+            except Unreachable as error:
+                self.unreached.append(self.composed.problem("data", str(error)))
+
+    def _key_parts(
+        self,
+        kind: str,
+        stage: Stage,
+        planning: Planning,
+        model: str | None,
+        artifacts: Mapping[str, str],
+    ) -> dict[str, Any] | None:
+        recipe = self.composed.recipe
+        reads = {**({"model": model} if model is not None else {}), **artifacts}
+        inputs = {role: self.nodes[name].key for role, name in reads.items()}
+        if None in inputs.values():
+            return None
+        try:
+            data = {split: recipe.data.key(split) for split in stage.data_splits()}
+            identity = dict(stage.identity(planning))
+        except Unreachable:
+            return None
+        except (ValueError, OSError):
+            return None  # already reported by the checks above
+        return {
+            "stage": kind,
+            "version": stage.version,
+            "parameters": stage.parameters(),
+            "inputs": inputs,
+            "data": data,
+            "identity": identity,
+            "seed": recipe.seed,
+            "frameworks": framework_versions(),
+        }

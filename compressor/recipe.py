@@ -1,0 +1,385 @@
+"""From a recipe's name and overrides to a validated `Recipe`. Stages are planned elsewhere.
+
+Hydra composes; this module finds the recipe, turns every error of Hydra, YAML and pydantic into a
+`Problem` with file, line and key path, and refuses what could run code or read the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compressor.data.sources import Data
+from compressor.errors import Problem, RecipeError, nearest
+from compressor.stage import Launch
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$"
+STAGE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+
+class Recipe(BaseModel):
+    """A composed recipe. `stages` stay mappings here: planning makes them typed, one by one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=NAME, description="Names the folder of its runs.")
+    description: str = Field("", description="What it is for, in a line or two.")
+    seed: int = Field(0, ge=0, description="Of every random choice that a stage makes.")
+    outputs: str = Field("outputs", description="Folder of store, runs and sweeps.")
+    pipeline: list[str] = Field(min_length=1, description="Names of stages, in their order.")
+    skip: list[str] = Field([], description="Names or kinds of stages left out of the pipeline.")
+    stages: dict[str, dict[str, Any] | None] = Field(description="The settings of each stage.")
+    model: dict[str, Any] = Field({}, description="Defaults of `load` stages (a `model/` group).")
+    data: Data
+    training: dict[str, Any] = Field({}, description="Defaults of stages that train.")
+    launch: Launch = Field(default_factory=lambda: Launch())
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file that went into a composed recipe, and the package that its keys landed in."""
+
+    file: Path
+    package: str
+
+    @cached_property
+    def tree(self) -> yaml.Node | None:
+        """The YAML nodes with their line numbers."""
+        loaded: yaml.Node | None = yaml.compose(self.file.read_text(encoding="utf-8"))
+        return loaded
+
+    def line(self, path: Sequence[str]) -> tuple[int, int] | None:
+        """(how many parts of `path` this file has, line of the last of them), or None."""
+        package = [part for part in self.package.split(".") if part and part != "_global_"]
+        if list(path[: len(package)]) != package or self.tree is None:
+            return None
+        node, depth, line = self.tree, len(package), 1
+        for part in path[len(package) :]:
+            found = _child(node, part)
+            if found is None:
+                break
+            line, node = found
+            depth += 1
+        reached = depth > len(package) or (package and len(path) == len(package))
+        return (depth, line) if reached else None
+
+
+def _child(node: yaml.Node, part: str) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == part:
+                return key.start_mark.line + 1, value
+    if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+        value = node.value[int(part)]
+        return value.start_mark.line + 1, value
+    return None
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A recipe together with where each of its keys was written."""
+
+    recipe: Recipe
+    values: Mapping[str, Any]
+    sources: tuple[Source, ...]
+    overrides: tuple[str, ...]
+
+    def problem(self, path: str, message: str) -> Problem:
+        return locate(path, message, self.sources, self.overrides)
+
+
+def locate(
+    path: str, message: str, sources: Sequence[Source], overrides: Sequence[str]
+) -> Problem:
+    """A problem with the place that last set `path`, or the longest part of it that is set."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+        if path == key or path.startswith(f"{key}.") and key not in {"model", "data", "training"}:
+            return Problem(path, f"{message} (set on the command line: {override})")
+    best: tuple[int, int, Source] | None = None
+    for source in sources:
+        found = source.line(path.split("."))
+        if found is not None and (best is None or found[0] >= best[0]):
+            best = (*found, source)
+    if best is None:
+        return Problem(path, message, sources[-1].file if sources else None)
+    return Problem(path, message, best[2].file, best[1])
+
+
+def recipes_folder() -> Path:
+    """The checked-in recipes: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The names of the checked-in recipes; groups (`model/`, `data/` …) are not among them."""
+    root = recipes_folder()
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    groups = ("model/", "data/", "training/", "hydra/")
+    return sorted(name for name in names if not name.startswith(groups) and name != "base")
+
+
+def find(recipe: str) -> tuple[Path, str]:
+    """(config folder, config name) of a checked-in name or of a path to a user's own file."""
+    path = Path(recipe).expanduser()
+    root = recipes_folder()
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        if not path.is_file():
+            raise RecipeError(f"no recipe file {recipe!r} in {Path.cwd()}{_siblings(path)}")
+        if path.suffix != ".yaml":
+            raise RecipeError(f"{recipe}: a recipe's file name ends in .yaml")
+        resolved = path.resolve()
+        if resolved.is_relative_to(root.resolve()):
+            return root, resolved.relative_to(root.resolve()).with_suffix("").as_posix()
+        return resolved.parent, resolved.stem
+    if (root / f"{recipe}.yaml").is_file() and recipe in recipe_names():
+        return root, recipe
+    raise RecipeError(
+        f"no recipe {recipe!r}; {nearest(recipe, recipe_names())} "
+        "(a recipe of your own is given as a path that ends in .yaml)"
+    )
+
+
+def _siblings(path: Path) -> str:
+    there = [item.name for item in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    return f"; {nearest(path.name, there)}" if there else ""
+
+
+def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides that Hydra gets: the user's own, and where checked-in groups are found."""
+    root = recipes_folder()
+    # `pkg://` would import the folder; `file://` only reads it.
+    return [*overrides, f"hydra.searchpath=[file://{root}]", f"++hydra.job.name={name}"]
+
+
+def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
+    """Compose and validate a recipe. Raises RecipeError with everything that is wrong with it."""
+    folder, name = find(recipe)
+    given = hydra_overrides(name, overrides)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            sources = _sources(loader, name, given, folder)
+            config = hydra_compose(name, given)
+            values = OmegaConf.to_container(config, resolve=False)
+            _refuse_resolvers(values, sources, overrides)
+            values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+            raise RecipeError([_hydra_problem(error, folder, name, overrides)]) from error
+    return from_config(values, name, tuple(sources), tuple(overrides))
+
+
+def from_config(
+    values: Any, name: str, sources: tuple[Source, ...], overrides: tuple[str, ...]
+) -> Composed:
+    """Validate composed values. A recipe that names itself nothing is called `name`."""
+    values = {key: value for key, value in dict(values).items() if key != "hydra"}
+    values["name"] = values.get("name") or name
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = validation_problems(error, Recipe, values)
+        raise RecipeError([locate(p, m, sources, overrides) for p, m in problems]) from error
+    if bad := [name for name in recipe.stages if not STAGE_NAME.match(name)]:
+        message = "a stage's name has letters, digits and _ only, and begins with no digit"
+        places = [locate(f"stages.{name}", message, sources, overrides) for name in bad]
+        raise RecipeError(places)
+    if ".." in recipe.name:
+        raise RecipeError([locate("name", "must not climb out of outputs/", sources, overrides)])
+    return Composed(recipe, values, sources, overrides)
+
+
+def _sources(loader: Any, name: str, overrides: list[str], folder: Path) -> list[Source]:
+    """The files that are merged, in their order."""
+    defaults = loader.compute_defaults_list(name, overrides, RunMode.RUN).defaults
+    found = []
+    for entry in defaults:
+        if entry.config_path is None or entry.config_path.startswith("hydra"):
+            continue
+        for root in (folder, recipes_folder()):
+            path = root / f"{entry.config_path}.yaml"
+            if path.is_file():
+                found.append(Source(path, entry.package or ""))
+                break
+    return found
+
+
+_INTERPOLATION = re.compile(r"\$\{\s*([a-zA-Z_][\w.]*)\s*:")
+
+
+def _refuse_resolvers(
+    values: Any, sources: Sequence[Source], overrides: Sequence[str], path: str = ""
+) -> None:
+    """A recipe is data: `${a.b}` may point at another key, `${oc.env:HOME}` may not run."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _refuse_resolvers(value, sources, overrides, f"{path}.{key}" if path else str(key))
+    elif isinstance(values, list):
+        for index, value in enumerate(values):
+            _refuse_resolvers(value, sources, overrides, f"{path}.{index}")
+    elif isinstance(values, str) and (found := _INTERPOLATION.search(values)):
+        message = f"${{{found[1]}:…}} is not allowed: a recipe runs nothing and reads no environment"
+        raise RecipeError([locate(path, message, sources, overrides)])
+
+
+def _hydra_problem(
+    error: Exception, folder: Path, name: str, overrides: Sequence[str]
+) -> Problem:
+    """What a person needs of Hydra's, OmegaConf's or YAML's error."""
+    cause = error.__cause__
+    while cause is not None and not isinstance(error, yaml.MarkedYAMLError):
+        error, cause = (cause, cause.__cause__) if isinstance(cause, Exception) else (error, None)
+    if isinstance(error, yaml.MarkedYAMLError):
+        return _yaml_problem(error, folder, name)
+    if isinstance(error, OverrideParseException):
+        return Problem("", f"cannot read the override {error.override!r}: expected key=value")
+    text = str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_config(error, folder, name)
+    if struct := re.search(r"Key '([^']*)' is not in struct\s+full_key: (\S+)", text):
+        key, full = struct[1], struct[2]
+        valid = _valid_keys(folder, name, full.rpartition(".")[0])
+        return Problem(full, f"no such key in this recipe; {nearest(key, valid)}")
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        place = _first_source(folder, name)
+        return locate(str(error.full_key), text.splitlines()[0], place, overrides)
+    if isinstance(error, ConfigCompositionException | HydraException):
+        return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
+    return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
+
+
+def _yaml_problem(error: yaml.MarkedYAMLError, folder: Path, name: str) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    message = f"not valid YAML: {error.problem or error.context}"
+    file: Path | None = folder / f"{name}.yaml"
+    if mark is not None and mark.name and Path(mark.name).is_file():
+        file = Path(mark.name)
+    return Problem("", message, file, mark.line + 1 if mark is not None else None)
+
+
+def _first_source(folder: Path, name: str) -> list[Source]:
+    return [Source(folder / f"{name}.yaml", "")]
+
+
+def _missing_config(error: MissingConfigException, folder: Path, name: str) -> Problem:
+    """A group's option or a parent recipe that is not there."""
+    missing = error.missing_cfg_file or ""
+    group, _, option = missing.lstrip("/").rpartition("/")
+    roots = {folder, recipes_folder()}
+    options = {path.stem for root in roots for path in (root / group).glob("*.yaml")} - {"base"}
+    what = f"{group}={option}" if group else option
+    hint = nearest(option, options) if options else f"no group {group!r}"
+    file = folder / f"{name}.yaml"
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if option and option in line:
+            return Problem("defaults", f"no {what!r}; {hint}", file, number)
+    return Problem("", f"no {what!r}; {hint}")
+
+
+def _valid_keys(folder: Path, name: str, parent: str) -> list[str]:
+    """The keys of `parent` in the recipe as it is without overrides."""
+    config = hydra_compose(name, hydra_overrides(name, []))
+    node = OmegaConf.select(config, parent) if parent else config
+    return [str(key) for key in node] if OmegaConf.is_dict(node) else []
+
+
+def validation_problems(
+    error: ValidationError, model: type[BaseModel], values: Any
+) -> list[tuple[str, str]]:
+    """(key path, message) of each of pydantic's errors, in a recipe's words."""
+    problems = []
+    for item in error.errors(include_url=False):
+        location = _real_location(item["loc"], values)
+        path, kind = ".".join(map(str, location)), item["type"]
+        if kind == "extra_forbidden":
+            owner = _field_names(model, item["loc"][:-1])
+            problems.append((path, f"no such key; {nearest(str(item['loc'][-1]), owner)}"))
+        elif kind == "missing":
+            problems.append((path, "is missing, and has no default"))
+        elif kind.startswith("union_tag"):
+            expected = item.get("ctx", {}).get("expected_tags", "")
+            tag = str(item.get("ctx", {}).get("tag", ""))
+            names = re.findall(r"'([^']+)'", str(expected))
+            hint = nearest(tag, names) if names else "expected a number or a mapping"
+            problems.append((path, f"{tag!r} is not valid; {hint}" if tag else hint))
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            shown = repr(item["input"])
+            shown = shown if len(shown) <= 60 else shown[:57] + "…"
+            problems.append((path, f"{message[0].lower()}{message[1:]}, got {shown}"))
+    return list(dict.fromkeys(problems))
+
+
+def _real_location(location: Sequence[str | int], values: Any) -> list[str | int]:
+    """A location without the union tags that pydantic puts between real keys."""
+    real: list[str | int] = []
+    node = values
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(node, Mapping) and part in node:
+            node = node[part]
+        elif isinstance(node, Sequence) and not isinstance(node, str) and isinstance(part, int):
+            node = node[part] if part < len(node) else None
+        elif not (last and isinstance(node, Mapping)):
+            continue
+        real.append(part)
+    return real
+
+
+def _field_names(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The fields that are valid at a location below `model`."""
+    schema: Any = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+
+    def open_reference(node: Any) -> Any:
+        while "$ref" in node:
+            node = definitions[node["$ref"].rpartition("/")[2]]
+        return node
+
+    node = schema
+    for part in location:
+        node = open_reference(node)
+        if part in node.get("properties", {}):
+            node = node["properties"][part]
+        elif mapping := node.get("discriminator", {}).get("mapping", {}):
+            node = {"$ref": mapping[part]} if part in mapping else node
+        elif options := [option for option in node.get("anyOf", []) if "$ref" in option]:
+            node = options[0]
+    return list(open_reference(node).get("properties", {}))
+
+
+_SECRET_KEY = re.compile(r"(_token$|^token$|secret|password|api_?key|credential)", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+
+
+def redacted(value: Any, key: str = "") -> Any:
+    """A value as it may be written to a file: what looks like a secret is replaced."""
+    if isinstance(value, dict):
+        return {name: redacted(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [redacted(item, key) for item in value]
+    if isinstance(value, str):
+        return "<redacted>" if _SECRET_KEY.search(key) else _SECRET_VALUE.sub("<redacted>", value)
+    return value

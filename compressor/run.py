@@ -1,0 +1,159 @@
+"""The run directory: what was asked, with what, what came out, and links into the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compressor.plan import Node, Plan, machine
+from compressor.recipe import redacted
+from compressor.store import Store, write_json, write_text
+
+_PACKAGES = ("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers")
+
+
+@dataclass
+class Run:
+    """One run's directory, brought up to date after every stage."""
+
+    folder: Path
+    store: Store
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def create(cls, folder: Path, plan: Plan, store: Store) -> Run:
+        """Make the directory, with the resolved recipe and the environment in it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        values = redacted(dict(plan.composed.values))
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_text(folder / "recipe.yaml", text)
+        write_json(folder / "environment.json", environment(plan))
+        (folder / "stages").mkdir(exist_ok=True)
+        return cls(folder, store)
+
+    def add(self, node: Node, manifest: Mapping[str, Any], *, cached: bool, seconds: float) -> None:
+        """Record a node that is in the store, and link to it."""
+        number = len(self.records)
+        assert node.key is not None
+        link(self.store.path(node.key), self.folder / "stages" / f"{number:02d}-{node.name}")
+        self.records.append(
+            {
+                "name": node.name,
+                "stage": node.kind,
+                "label": node.label,
+                "model": node.model,
+                "key": node.key,
+                "cached": cached,
+                **manifest["model"],
+                "seconds": round(seconds, 3),
+                "made_in_seconds": manifest["seconds"],
+                "metrics": manifest["metrics"],
+            }
+        )
+        for name in ("predictions.csv", "model"):
+            if name in {entry.split("/")[0] for entry in manifest["files"]} and (
+                not node.stage.changes_model
+            ):
+                link(self.store.path(node.key) / name, self.folder / name)
+        self.write()
+
+    def write(self) -> None:
+        write_json(self.folder / "metrics.json", self.records)
+
+
+def new_folder(outputs: Path, name: str) -> Path:
+    """`runs/<recipe>/<time>`, which no other run has; made here, so that two cannot share it."""
+    parent = outputs / "runs" / name
+    parent.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        folder = parent / f"{stamp}{suffix}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"{parent}: too many runs within one second")
+
+
+def link(target: Path, place: Path) -> None:
+    """A relative symbolic link, or a copy where the file system has none; replaces what is there."""
+    if place.is_symlink() or place.is_file():
+        place.unlink()
+    elif place.is_dir():
+        shutil.rmtree(place)
+    try:
+        place.symlink_to(os.path.relpath(target, place.parent), target_is_directory=target.is_dir())
+    except OSError:
+        (shutil.copytree if target.is_dir() else shutil.copy2)(target, place)
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """What a person needs to make this run again. No environment variables: they hold secrets."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "packages": versions,
+        "command": redacted([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "recipe_files": [str(source.file) for source in plan.composed.sources],
+        "overrides": redacted(list(plan.composed.overrides)),
+        "processes": plan.composed.recipe.launch.num_processes,
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() or None
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each model that a stage looked at: its sizes and everything measured of it."""
+    by_name = {record["name"]: record for record in records}
+    rows: dict[str, dict[str, Any]] = {}
+    for record in records:
+        model = by_name.get(record["model"]) if record["stage"] in REPORTS else record
+        if model is None:
+            continue
+        row = rows.setdefault(model["name"], {"model": model["label"], "looked_at": False})
+        row |= {name: model[name] for name in ("parameters", "nonzero_ratio", "bytes")}
+        if record["stage"] in {"evaluate", "benchmark"}:
+            row["looked_at"] = True
+            row |= {key: v for key, v in record["metrics"].items() if not isinstance(v, dict | list)}
+    looked_at = [row for row in rows.values() if row["looked_at"]]
+    return looked_at or list(rows.values())
+
+
+REPORTS = frozenset({"evaluate", "benchmark", "export"})
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run."""
+    loaded: list[dict[str, Any]] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return loaded

@@ -1,0 +1,63 @@
+"""One planned run from start to table. Shared by a single run and by each point of a sweep."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from compressor.engine import Engine
+from compressor.plan import Plan
+from compressor.progress import Progress
+from compressor.run import Run, new_folder, table
+from compressor.store import Store
+
+COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
+    ("nonzero_ratio", "non-zero", lambda v: f"{v:.4f}"),
+    ("bytes", "MB on disk", lambda v: f"{v / 1e6:.2f}"),
+    ("rouge1", "rouge1", lambda v: f"{v:.4f}"),
+    ("rouge2", "rouge2", lambda v: f"{v:.4f}"),
+    ("rougeLsum", "rougeLsum", lambda v: f"{v:.4f}"),
+    ("gen_len", "gen len", lambda v: f"{v:.1f}"),
+    ("retention", "retention", lambda v: f"{100 * v:.1f} %"),
+    ("latency_p50_ms", "latency p50", lambda v: f"{v:.1f} ms"),
+    ("latency_p95_ms", "p95", lambda v: f"{v:.1f} ms"),
+    ("texts_per_second", "texts/s", lambda v: f"{v:.1f}"),
+    ("resident_bytes", "resident MB", lambda v: f"{v / 1e6:.0f}"),
+)
+"""Key in a table's row, heading, and how the value is written."""
+
+
+def execute(
+    plan: Plan, store: Store, folder: Path | None, console: Console, *, quiet: bool = False
+) -> Path:
+    """Run a plan into `folder` (default: a new one under `runs/`), print its table, return it."""
+    plan.require_reachable()
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    recipe = plan.composed.recipe
+    folder = folder or new_folder(Path(recipe.outputs).expanduser(), recipe.name)
+    run = Run.create(folder, plan, store)
+    progress = Progress(console, folder / "events.jsonl", quiet=quiet)
+    Engine(plan, store, run, progress).execute()
+    print_table(run.records, console)
+    console.print(f"run: {folder}", highlight=False, soft_wrap=True)
+    return folder
+
+
+def print_table(records: Sequence[dict[str, Any]], console: Console) -> None:
+    """A row for each model that was looked at; only columns that have a value."""
+    rows = table(records)
+    used = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    shown = Table("model", header_style="bold")
+    for _, heading, _ in used:
+        shown.add_column(heading, justify="right")
+    for row in rows:
+        cells = ("" if row.get(key) is None else write(row[key]) for key, _, write in used)
+        shown.add_row(row["model"], *cells)
+    console.print(shown)

@@ -1,0 +1,174 @@
+"""What a stage is: a frozen, typed piece of a recipe that can be planned and run.
+
+A file `stages/shrink.py` that defines one subclass of `Stage` is the stage `shrink`; nothing else
+has to know of it. Stage modules import torch inside `run`, so that planning stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compressor.architectures import Facts
+
+if TYPE_CHECKING:
+    from compressor.checkpoint import Checkpoint
+    from compressor.data.sources import Data, Rows, Split
+    from compressor.progress import Progress
+
+
+class Launch(BaseModel):
+    """How a stage that can use several processes is started. Never part of a key.
+
+    Example: `launch: {num_processes: 2}`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_processes: int = Field(1, ge=1, description="Processes on this machine.")
+    config_file: str | None = Field(
+        None, description="An Accelerate config file, for several machines; decides everything."
+    )
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What a stage may look at while it is planned: the facts of its inputs, never their weights.
+
+    `problem(path, message)` reports what is wrong at a key below the stage, and planning goes on,
+    so that a person sees every error at once. `unreached(path, message)` reports something that
+    only a network could tell: an error for `run`, a warning for `plan`.
+    """
+
+    facts: Facts | None
+    data: Data
+    launch: Launch
+    outputs: Path
+    problem: Callable[[str, str], None]
+    unreached: Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a running stage reads: a checkpoint, and artifacts by role. Read-only."""
+
+    folder: Path | None
+    """The folder of the model that this stage takes, or None for a stage that starts a chain."""
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+    """Other artifacts this stage asked for, by role (such as `against`)."""
+
+    def checkpoint(self) -> Checkpoint:
+        """Load the model that this stage takes, to be changed freely."""
+        from compressor.checkpoint import Checkpoint
+
+        assert self.folder is not None, "planning gives a model to every stage that needs one"
+        return Checkpoint.load(self.folder)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running stage may use: a folder to write in, data, progress, and a place for metrics.
+
+    `folder` becomes the artifact when the stage has ended without an error. `resume` is where a
+    stage keeps what it needs to go on after it was killed; it may not exist yet.
+    """
+
+    folder: Path
+    resume: Path
+    data: Data
+    seed: int
+    launch: Launch
+    progress: Progress
+    run_folder: Path | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def rows(self, split: Split) -> Rows:
+        return self.data.load(split)
+
+
+class Stage(BaseModel):
+    """The base of every stage. Fields of this class can be set on any stage in a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: ClassVar[int] = 1
+    """Raise it when the result for the same inputs changes: it is part of the key."""
+    changes_model: ClassVar[bool] = True
+    """Whether the stage gives a model to the stages after it, or only looks at one."""
+    needs_model: ClassVar[bool] = True
+    section: ClassVar[str | None] = None
+    """The top-level group of the recipe (`model`, `training`) whose keys are this stage's defaults."""
+    splits: ClassVar[tuple[Split, ...]] = ()
+    """The splits of the data that the result depends on."""
+    distributed: ClassVar[bool] = False
+    """Whether it runs in several processes when `launch` asks for them."""
+    isolated: ClassVar[bool] = False
+    """Whether it runs in a process of its own, since it measures that process."""
+    not_in_key: ClassVar[frozenset[str]] = frozenset()
+    """Fields that cannot change the result."""
+
+    model: str | None = Field(
+        None, description="Name of the stage whose model this one takes; default: the one before."
+    )
+    label: str | None = Field(
+        None, description="What tables call the model that comes out; default: the stage's name."
+    )
+
+    def data_splits(self) -> tuple[Split, ...]:
+        """The splits that this stage, with its settings, reads."""
+        return self.splits
+
+    def identity(self, planning: Planning) -> Mapping[str, Any]:
+        """What else decides the result beyond fields, inputs and data: a source's digest, say."""
+        return {}
+
+    def preview(self, planning: Planning) -> Facts | None:
+        """The facts of the model after this stage; reports what cannot work."""
+        return planning.facts
+
+    def run(self, inputs: Inputs, context: Context) -> Checkpoint | None:
+        """Do the work. A stage that `changes_model` returns the new checkpoint."""
+        raise NotImplementedError
+
+    def parameters(self) -> dict[str, Any]:
+        """The fields that are part of the key."""
+        left_out = {"model", "models", "label", "against"} | self.not_in_key
+        return self.model_dump(mode="json", exclude=left_out)
+
+
+class Report(Stage):
+    """The base of stages that look at models and change none; they can look at several."""
+
+    changes_model: ClassVar[bool] = False
+
+    models: tuple[str, ...] = Field(
+        (), description="Names of stages whose models are looked at, each as a node of its own."
+    )
+
+
+def stage_kinds() -> list[str]:
+    """The names of all stages: the modules of `compressor.stages`."""
+    import compressor.stages
+
+    return sorted(module.name for module in pkgutil.iter_modules(compressor.stages.__path__))
+
+
+@cache
+def stage_class(kind: str) -> type[Stage]:
+    """The stage that `stages/<kind>.py` defines. Raises KeyError where there is no such file."""
+    if kind not in stage_kinds():
+        raise KeyError(kind)
+    module = importlib.import_module(f"compressor.stages.{kind}")
+    (found,) = (
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Stage) and item.__module__ == module.__name__
+    )
+    return found

@@ -1,0 +1,89 @@
+"""`finetune`: train on the recipe's rows. The loop itself is in `compressor.training`."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.architectures import Facts
+from compressor.data.sources import Split
+from compressor.hyperparameters import NOT_IN_KEY, Hyperparameters
+from compressor.stage import Context, Inputs, Planning, Stage
+
+if TYPE_CHECKING:
+    from compressor.checkpoint import Checkpoint
+
+_TRACKER_MODULES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+    "aim": "aim",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "trackio": "trackio",
+}
+
+
+class Finetune(Hyperparameters, Stage):
+    """Fine-tune the model on the training split; what is pruned stays pruned.
+
+    AdamW with linear warm-up and decay. The loss of a step is the mean over the real label tokens
+    of its global batch, whatever the number of processes. `losses.csv` has every step's.
+
+    Example: `finetune: {epochs: 20, learning_rate: 3.0e-4, batch_size: 16}`
+    """
+
+    version: ClassVar[int] = 1
+    section: ClassVar[str | None] = "training"
+    splits: ClassVar[tuple[Split, ...]] = ("train", "validation")
+    distributed: ClassVar[bool] = True
+    not_in_key: ClassVar[frozenset[str]] = NOT_IN_KEY
+
+    def preview(self, planning: Planning) -> Facts | None:
+        facts = planning.facts
+        if facts is not None and facts.int8:
+            planning.problem("", "cannot train an int8 model; put `quantize` after the training")
+        if facts is not None and facts.config["head"] != "seq2seq_lm":
+            planning.problem("", f"trains sequence-to-sequence models, not {facts.config['head']!r}")
+        for index, name in enumerate(self.trackers):
+            if name not in _TRACKER_MODULES:
+                from compressor.errors import nearest
+
+                planning.problem(f"trackers.{index}", f"no tracker {name!r}; {nearest(name, _TRACKER_MODULES)}")
+            elif importlib.util.find_spec(_TRACKER_MODULES[name]) is None:
+                planning.problem(f"trackers.{index}", f"{name!r} is not installed: pip install {name}")
+        return facts
+
+    def run(self, inputs: Inputs, context: Context) -> Checkpoint:
+        """Train to the end, from a checkpoint of a killed run where there is one."""
+        from compressor.data.examples import tokenize
+        from compressor.errors import StageError
+        from compressor.losses import LabelLoss
+        from compressor.training import Training
+
+        checkpoint = inputs.checkpoint()
+        if checkpoint.tokenizer is None:
+            raise StageError("the model has no tokenizer; set model.tokenizer")
+        train, validation = (
+            tokenize(context.rows(split), checkpoint.tokenizer, context.data)
+            for split in ("train", "validation")
+        )
+        folder = context.run_folder / "trackers" if context.run_folder and self.trackers else None
+        training = Training(
+            loss=LabelLoss(checkpoint.model),
+            model=checkpoint.model,
+            train=train,
+            validation=validation,
+            settings=self,
+            masks=checkpoint.masks,
+            pad_id=checkpoint.tokenizer.pad_token_id,
+            seed=context.seed,
+            resume=context.resume,
+            progress=context.progress,
+            trackers_folder=folder,
+        )
+        history = training.run()
+        history.write_losses(context.folder / "losses.csv")
+        context.metrics.update(history.metrics())
+        return checkpoint

@@ -1,0 +1,267 @@
+"""`load`: where a model comes from. What can be done with it is for the other stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from compressor import hub
+from compressor.architectures import Facts, architecture, facts
+from compressor.data.sources import Data, Split
+from compressor.errors import StageError, Unreachable, nearest
+from compressor.stage import Context, Inputs, Planning, Stage
+from compressor.store import file_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from compressor.checkpoint import Checkpoint
+
+_MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "pytorch_model.bin")
+_TOKENIZER_PATTERNS = ("*token*", "vocab*", "merges.txt", "*.model", "added_tokens.json")
+
+
+class TrainTokenizer(BaseModel):
+    """Train a byte-level tokenizer, which reads any text.
+
+    Example: `tokenizer: {vocab_size: 1500}`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocab_size: int = Field(ge=300, description="Number of pieces, special ones included.")
+    data: Data | None = Field(None, description="Rows to train on; default: the recipe's data.")
+
+
+class Load(Stage):
+    """Load a model: a hub id, a local directory, or a fresh one from a config.
+
+    Weights are read from safetensors, or from an old `.bin` with `weights_only` loading; nothing
+    is unpickled. The revision is resolved to a commit when planned, and recorded.
+
+    Example: `load: {source: google-t5/t5-small, revision: main}`
+    Example: `load: {config: {model_type: t5, d_model: 128}, tokenizer: {vocab_size: 1500}}`
+    """
+
+    version: ClassVar[int] = 1
+    needs_model: ClassVar[bool] = False
+    section: ClassVar[str | None] = "model"
+
+    source: str | None = Field(None, description="Hub id, or path of a local directory.")
+    revision: str = Field("main", description="Branch, tag or commit on the hub.")
+    config: dict[str, Any] | None = Field(
+        None,
+        description="Without a source: the config of a fresh model. With one: what a plan counts "
+        "with while the hub cannot be reached.",
+    )
+    head: Literal["seq2seq_lm", "sequence_classification", "none"] = Field(
+        "seq2seq_lm", description="What stands on the model's body."
+    )
+    tokenizer: str | TrainTokenizer | None = Field(
+        None, description="Hub id, directory, or how to train one; default: the source's own."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Let the source's own Python code run. Only for sources you wrote."
+    )
+
+    @model_validator(mode="after")
+    def _has_origin(self) -> Load:
+        if self.source is None and self.config is None:
+            raise ValueError("set `source` (a hub id or directory) or `config` (a fresh model)")
+        return self
+
+    def data_splits(self) -> tuple[Split, ...]:
+        trains_on_recipe = isinstance(self.tokenizer, TrainTokenizer) and self.tokenizer.data is None
+        return ("train",) if trains_on_recipe else ()
+
+    def _directory(self) -> Path | None:
+        """The local directory that `source` names, if it names one."""
+        if self.source is None:
+            return None
+        path = Path(self.source).expanduser()
+        looks_local = self.source.startswith((".", "/", "~")) or self.source.count("/") > 1
+        return path if looks_local or path.is_dir() else None
+
+    def preview(self, planning: Planning) -> Facts | None:
+        """Facts from the config alone. Reports a missing directory, model or architecture."""
+        config, untied = self._config(planning)
+        if config is None:
+            return None
+        model_type = str(config.get("model_type"))
+        where = "config.model_type" if self.source is None else "source"
+        try:
+            module = architecture(model_type)
+        except KeyError as error:
+            planning.problem(where, str(error.args[0]))
+            return None
+        if self.head not in module.HEADS:
+            hint = nearest(self.head, module.HEADS)
+            planning.problem("head", f"{model_type} has no head {self.head!r}; {hint}")
+            return None
+        return facts(config, head=self.head, untied_head=untied)
+
+    def _config(self, planning: Planning) -> tuple[Mapping[str, Any] | None, bool | None]:
+        """(config, whether the head is a tensor of its own, where that is known)."""
+        if self.source is None:
+            return self.config, None
+        directory = self._directory()
+        if directory is not None:
+            return self._local_config(directory, planning)
+        try:
+            commit = hub.commit(self.source, self.revision, "model")
+            path = hub.file(self.source, "config.json", commit, "model")
+            return json.loads(path.read_text(encoding="utf-8")), None
+        except Unreachable as error:
+            hint = "; for a plan without it, set model.config" if self.config is None else ""
+            planning.unreached("source", f"{error}{hint}")
+            return self.config, None
+        except (ValueError, FileNotFoundError) as error:
+            planning.problem("source", str(error))
+            return None, None
+
+    def _local_config(
+        self, directory: Path, planning: Planning
+    ) -> tuple[Mapping[str, Any] | None, bool | None]:
+        path = directory / "config.json"
+        if not path.is_file():
+            folder = directory.parent
+            there = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+            what = "no config.json in" if directory.is_dir() else "no directory"
+            hint = f"; {nearest(directory.name, there)}" if there else ""
+            planning.problem("source", f"{what} {str(directory)!r}{hint}")
+            return None, None
+        weights = directory / "model.safetensors"
+        untied = None
+        if weights.is_file():
+            untied = "lm_head.weight" in _safetensors_names(weights)
+            untied = untied and "shared.weight" in _safetensors_names(weights)
+        try:
+            return json.loads(path.read_text(encoding="utf-8")), untied
+        except json.JSONDecodeError as error:
+            planning.problem("source", f"{path} is not JSON: {error}")
+            return None, None
+
+    def identity(self, planning: Planning) -> Mapping[str, Any]:
+        """The commit, or the digests of a local directory's files; and of the tokenizer's."""
+        found: dict[str, Any] = {}
+        directory = self._directory()
+        if directory is not None:
+            found["files"] = _digests(directory)
+        elif self.source is not None:
+            found["commit"] = hub.commit(self.source, self.revision, "model")
+        if isinstance(self.tokenizer, str):
+            path = Path(self.tokenizer).expanduser()
+            found["tokenizer"] = (
+                _digests(path) if path.is_dir() else hub.commit(self.tokenizer, "main", "model")
+            )
+        elif self.tokenizer is not None and self.tokenizer.data is not None:
+            found["tokenizer"] = self.tokenizer.data.key("train")
+        return found
+
+    def parameters(self) -> dict[str, Any]:
+        """A source's path is no part of the key (its digest is); a branch is (its commit is)."""
+        fields = super().parameters()
+        if self.source is not None:
+            del fields["source"], fields["revision"], fields["config"]
+        return fields
+
+    def run(self, inputs: Inputs, context: Context) -> Checkpoint:
+        """Load, and compare what came with the config it was planned from."""
+        from compressor.checkpoint import Checkpoint
+
+        if self.source is None:
+            model = self._fresh(context)
+        else:
+            model = self._pretrained(context)
+        tokenizer = self._tokenizer(context)
+        if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            raise StageError(
+                f"the tokenizer has {len(tokenizer)} pieces, the model's embedding only "
+                f"{model.get_input_embeddings().num_embeddings} rows; raise config.vocab_size"
+            )
+        return Checkpoint(model.eval(), tokenizer, self.head)
+
+    def _fresh(self, context: Context) -> Any:
+        import torch
+        from transformers import AutoConfig
+
+        from compressor.checkpoint import build
+
+        assert self.config is not None
+        values = dict(self.config)
+        model_type = values.pop("model_type")
+        if architecture(model_type).HEADS == ("seq2seq_lm",):
+            values.setdefault("decoder_start_token_id", values.get("pad_token_id", 0))
+        torch.manual_seed(context.seed)
+        config = AutoConfig.for_model(model_type, **values)
+        return build(config, self.head, untied_head=values.get("tie_word_embeddings") is False)
+
+    def _pretrained(self, context: Context) -> Any:
+        from compressor.checkpoint import load_pretrained
+
+        directory = self._directory() or self._download(context)
+        return load_pretrained(directory, self.head, trust_remote_code=self.trust_remote_code)
+
+    def _download(self, context: Context) -> Path:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        assert self.source is not None
+        commit = hub.commit(self.source, self.revision, "model")
+        patterns = ["*.json", "*.safetensors", *_TOKENIZER_PATTERNS]
+        try:
+            folder = Path(snapshot_download(self.source, revision=commit, allow_patterns=patterns))
+            if not any(folder.glob("*.safetensors")):
+                patterns.append("*.bin")
+                snapshot_download(self.source, revision=commit, allow_patterns=patterns)
+        except (LocalEntryNotFoundError, OSError) as error:
+            raise Unreachable(f"{self.source}: {error}") from error
+        context.metrics["commit"] = commit
+        return folder
+
+    def _tokenizer(self, context: Context) -> PreTrainedTokenizerBase | None:
+        from compressor.checkpoint import has_tokenizer, load_tokenizer
+
+        if isinstance(self.tokenizer, TrainTokenizer):
+            from compressor.data.tokenizer import train_tokenizer
+
+            data = self.tokenizer.data
+            rows = data.load("train") if data is not None else context.rows("train")
+            return train_tokenizer(
+                [*rows.texts, *rows.summaries], vocab_size=self.tokenizer.vocab_size
+            )
+        source = self.tokenizer or self.source
+        if source is None:
+            return None
+        directory = Path(source).expanduser()
+        if directory.is_dir():
+            return load_tokenizer(directory) if has_tokenizer(directory) else None
+        return load_tokenizer(source, revision=hub.commit(source, "main", "model"))
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of each file of a model directory that is read."""
+    names = {name for name in _MODEL_FILES if (directory / name).is_file()}
+    if not (directory / "model.safetensors").is_file():
+        names |= {path.name for path in directory.glob("*.safetensors*")}
+    for pattern in _TOKENIZER_PATTERNS:
+        names |= {path.name for path in directory.glob(pattern) if path.is_file()}
+    return {name: file_digest(directory / name) for name in sorted(names)}
+
+
+def _safetensors_names(path: Path) -> set[str]:
+    """The tensor names of a safetensors file, from its header (8 bytes of length, then JSON)."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > 100_000_000:
+            return set()
+        try:
+            return set(json.loads(stream.read(length)))
+        except ValueError:
+            return set()  # the run will say what is wrong with the file
+
+

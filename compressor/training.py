@@ -1,0 +1,338 @@
+"""The only training loop. It takes a module that gives a summed loss for a batch, and rows.
+
+What it promises: the result does not depend on the number of processes or micro-batches but for
+rounding, since a step's loss is the mean over all real label tokens of its global batch; a killed
+run goes on from its last checkpoint to the same bits; masked entries are zero after every step.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compressor.data.batching import collate, evaluation_batches, global_batches, share
+from compressor.data.examples import Examples
+from compressor.errors import StageError
+from compressor.hyperparameters import Hyperparameters
+from compressor.progress import Bar, Progress
+from compressor.store import flush
+
+EVALUATION_TOKENS = 16_384
+"""Padded source tokens of one batch of the validation loss: bounds its memory."""
+OWN_CHECKPOINT_SHARE = 0.02
+"""The largest share of the time that writing checkpoints may take."""
+
+
+@dataclass
+class History:
+    """What happened so far; saved with every checkpoint."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    """The loss of each optimizer step: mean over the label tokens of its global batch."""
+    validation_losses: list[float] = field(default_factory=list)
+    samples: int = 0
+    seconds: float = 0.0
+    resumed: int = 0
+
+    def metrics(self) -> dict[str, Any]:
+        """What tables show of a training; a step's own loss is in `losses.csv`."""
+        tail = self.losses[-max(1, len(self.losses) // 20) :]
+        return {
+            "train_loss": math.fsum(tail) / len(tail) if tail else None,
+            "validation_loss": self.validation_losses[-1] if self.validation_losses else None,
+            "validation_losses": self.validation_losses,
+            "steps": self.step,
+            "samples_per_second": self.samples / self.seconds if self.seconds else None,
+            "resumed": self.resumed,
+        }
+
+    def write_losses(self, path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(("step", "loss"))
+            writer.writerows(enumerate(self.losses, 1))
+
+
+def accelerator_for(settings: Hyperparameters, trackers_folder: Path | None) -> Accelerator:
+    """An Accelerator with the recipe's precision, on this process's device."""
+    bfloat16 = settings.precision in {"bfloat16", "bf16"} or (
+        settings.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
+    AcceleratorState._reset_state()  # an earlier stage of this process may have had another one
+    return Accelerator(
+        mixed_precision="bf16" if bfloat16 else "no",
+        cpu=not torch.cuda.is_available(),
+        log_with=list(settings.trackers) or None,
+        project_dir=str(trackers_folder) if trackers_folder else None,
+    )
+
+
+def learning_rate(step: int, total: int, settings: Hyperparameters) -> float:
+    """Linear warm-up to `learning_rate`, then linear decay that reaches 0 after step `total`."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    left = total - step
+    return settings.learning_rate * left / max(1, total - settings.warmup_steps)
+
+
+@dataclass
+class Training:
+    """One training: `model` inside `loss`, from the first step or from a checkpoint, to the end."""
+
+    loss: nn.Module
+    """A module whose `forward(batch)` gives the loss summed over the batch's label tokens."""
+    model: nn.Module
+    """The part of `loss` that is trained and checkpointed."""
+    train: Examples
+    validation: Examples | None
+    settings: Hyperparameters
+    masks: Mapping[str, Tensor]
+    pad_id: int
+    seed: int
+    resume: Path
+    progress: Progress
+    title: str = "train"
+    trackers_folder: Path | None = None
+
+    def run(self) -> History:
+        """Train to the end. Raises StageError at the first loss that is not finite."""
+        self._prepare()
+        total = self.total_steps
+        history = self._restore()
+        if history.step:
+            self.progress.say(f"  goes on from step {history.step} of {total}")
+        with self.progress.bar(self.title, total, history.step) as bar:
+            while history.step < total:
+                self._epoch(history, total, bar)
+        self._assert_masked()
+        self.accelerator.end_training()
+        self.model.eval()
+        self.model.to("cpu")
+        return history
+
+    @property
+    def total_steps(self) -> int:
+        per_epoch = math.ceil(len(self.train) / self.settings.batch_size)
+        total = per_epoch * self.settings.passes
+        return total if self.settings.max_steps is None else min(total, self.settings.max_steps)
+
+    def _prepare(self) -> None:
+        settings = self.settings
+        self.accelerator = accelerator_for(settings, self.trackers_folder)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        torch.manual_seed(self.seed + self.rank)
+        if settings.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.model.train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        device = self.accelerator.device
+        self.loss.to(device)
+        self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
+        optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.loss, optimizer)
+        self._saved_at = time.monotonic()
+        self._save_seconds = 0.0
+        if settings.trackers:
+            self.accelerator.init_trackers(self.title)
+
+    def _epoch(self, history: History, total: int, bar: Bar) -> None:
+        """The rest of the epoch that `history.step` is in, then the validation loss."""
+        settings = self.settings
+        epoch, done = divmod(history.step, math.ceil(len(self.train) / settings.batch_size))
+        batches = global_batches(
+            [len(source) for source in self.train.sources],
+            [len(target) for target in self.train.targets],
+            batch_size=settings.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+        )
+        save = False
+        for batch in batches[done:]:
+            started = time.monotonic()
+            loss, save = self._step(batch, history, total)
+            history.step += 1
+            history.losses.append(loss)
+            history.samples += len(batch)
+            history.seconds += time.monotonic() - started
+            pace = f"{history.samples / history.seconds:.1f}/s"
+            bar.advance(epoch=f"{epoch + 1}/{settings.passes}", loss=f"{loss:.3f}", rows=pace)
+            if settings.trackers:
+                self.accelerator.log({"loss": loss}, step=history.step)
+            if history.step == total:
+                break
+            if save and batch is not batches[-1]:
+                self._save(history)
+        if self.validation is not None:
+            history.validation_losses.append(self.validation_loss())
+            self.progress.event(
+                "epoch", epoch=epoch + 1, validation_loss=history.validation_losses[-1]
+            )
+            if settings.trackers:
+                log = {"validation_loss": history.validation_losses[-1]}
+                self.accelerator.log(log, step=history.step)
+        if save and history.step < total:
+            self._save(history)
+
+    def _step(self, batch: list[int], history: History, total: int) -> tuple[float, bool]:
+        """One optimizer step on a global batch: (its mean loss, whether a checkpoint is due)."""
+        rate = learning_rate(history.step, total, self.settings)
+        tokens = sum(len(self.train.targets[row]) for row in batch)
+        micro_batches = self._share(batch)
+        summed = torch.zeros(2, device=self.accelerator.device)
+        for index, rows in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss = self.wrapped(self._batch(self.train, rows))
+                # DDP averages gradients over ranks; the mean wanted is over tokens.
+                self.accelerator.backward(loss * (self.world / tokens))
+            summed[0] += loss.detach()
+        if self.rank == 0 and self._checkpoint_due():
+            summed[1] = 1
+        if self.world > 1:
+            summed = self.accelerator.reduce(summed, "sum")
+        mean, due = summed[0].item() / tokens, summed[1].item() > 0
+        if not math.isfinite(mean):
+            self._save(history)
+            raise StageError(
+                f"the loss is {mean} at step {history.step + 1}, learning rate {rate:g}; the "
+                f"weights before that step are kept in {self.resume}; the usual cures: a lower "
+                "learning_rate, more warmup_steps, precision: float32"
+            )
+        if self.settings.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._mask()
+        return mean, due
+
+    def _share(self, batch: list[int]) -> list[list[int]]:
+        micro = self.settings.micro_batch_size
+        rows = math.ceil(len(batch) / self.world)
+        count = 1 if micro is None else math.ceil(rows / micro)
+        return share(batch, rank=self.rank, world_size=self.world, micro_batches=count)
+
+    def _batch(self, examples: Examples, rows: list[int]) -> dict[str, Tensor]:
+        batch = collate([examples.row(row) for row in rows], pad_id=self.pad_id)
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    @torch.no_grad()
+    def _mask(self) -> None:
+        for name, mask in self.masks.items():
+            self.model.get_parameter(name).mul_(mask)
+
+    def _assert_masked(self) -> None:
+        for name, mask in self.masks.items():
+            alive = int(torch.count_nonzero(self.model.get_parameter(name)[~mask]))
+            if alive:
+                raise StageError(f"{alive} pruned entries of {name} came alive while training")
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean loss over every label token of the validation rows, each counted once."""
+        assert self.validation is not None
+        self.model.eval()
+        lengths = [len(source) for source in self.validation.sources]
+        summed = torch.zeros(1, device=self.accelerator.device, dtype=torch.float64)
+        batches = evaluation_batches(lengths, tokens=EVALUATION_TOKENS)
+        for rows in batches[self.rank :: self.world]:
+            summed += self.loss(self._batch(self.validation, rows)).double()
+        self.model.train()
+        if self.world > 1:
+            summed = self.accelerator.reduce(summed, "sum")
+        return summed.item() / sum(len(target) for target in self.validation.targets)
+
+    # Checkpoints: whole, or not at all; rank 0 writes, every rank reads.
+
+    def _checkpoint_due(self) -> bool:
+        wait = max(self.settings.checkpoint_seconds, self._save_seconds / OWN_CHECKPOINT_SHARE)
+        return time.monotonic() - self._saved_at >= wait
+
+    def _save(self, history: History) -> None:
+        started = time.monotonic()
+        generators = self.accelerator.gather(self._generator_state()[None])
+        if self.rank == 0:
+            partial, final = self.resume / ".partial", self.resume / f"step-{history.step}"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+            for name, parameter in self.model.named_parameters():
+                state = self.optimizer.state.get(parameter, {})
+                tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
+            tensors["generators"] = generators
+            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial / "tensors")
+            (partial / "history.json").write_text(json.dumps(asdict(history)), encoding="utf-8")
+            for path in partial.iterdir():
+                flush(path)
+            older = list(self.resume.glob("step-*"))
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(partial, final)
+            flush(self.resume)
+            for path in older:
+                if path != final:
+                    shutil.rmtree(path)
+        self.accelerator.wait_for_everyone()
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - started
+
+    def _restore(self) -> History:
+        """Load the last checkpoint into model, optimizer and generators, if there is one."""
+        found = sorted(self.resume.glob("step-*"), key=lambda path: int(path.name[5:]))
+        self.accelerator.wait_for_everyone()  # nobody may write before everyone has looked
+        if not found:
+            return History()
+        tensors = load_file(found[-1] / "tensors")
+        history = History(**json.loads((found[-1] / "history.json").read_text(encoding="utf-8")))
+        history.resumed += 1
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+                prefix = f"optimizer.{name}."
+                state = {
+                    key.removeprefix(prefix): value
+                    for key, value in tensors.items()
+                    if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+                }
+                if state:
+                    device = parameter.device
+                    self.optimizer.state[parameter] = {k: v.to(device) for k, v in state.items()}
+        generators = tensors["generators"]
+        if len(generators) == self.world:
+            self._set_generator_state(generators[self.rank])
+        else:  # another number of processes than before: the same data, other dropout
+            torch.manual_seed(self.seed + self.rank + 7919 * history.step)
+        return history
+
+    def _generator_state(self) -> Tensor:
+        """The state of the generator that dropout draws from, as bytes, on the device."""
+        device = self.accelerator.device
+        cuda = device.type == "cuda"
+        return (torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()).to(device)
+
+    def _set_generator_state(self, state: Tensor) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(state.cpu(), self.accelerator.device)
+        else:
+            torch.set_rng_state(state.cpu())

@@ -1,0 +1,236 @@
+"""ROUGE, its interval, the two ratios and the sentence splitter. Files are in test_predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressor.metrics.rouge import (
+    NAMES,
+    bootstrap_interval,
+    closeness,
+    retention,
+    score_rows,
+    sentences,
+    summarize_scores,
+)
+
+OFFLINE = """
+import json, socket
+def refuse(*_): raise AssertionError("a connection was asked for")
+socket.socket.connect = refuse
+from compressor.metrics.rouge import Rouge
+print(json.dumps(Rouge().compute(
+    predictions=["the cat sat on the mat"], references=["on the cat sat"], per_row=True)))
+"""
+
+
+def python(code: str, folder: Path) -> str:
+    """What `code` prints when run by a fresh interpreter in `folder/here`, offline."""
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hub"),
+        "TMPDIR": str(folder / "tmp"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    (folder / "tmp").mkdir()
+    (folder / "here").mkdir()
+    done = subprocess.run(  # noqa: S603  # the code is this file's own
+        [sys.executable, "-c", code],
+        cwd=folder / "here",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_scores_are_those_worked_out_by_hand() -> None:
+    """Precision, recall and F1 of 1-grams (4 of 6 and of 4), 2-grams (3 of 5, of 3), LCS (3)."""
+    rows = score_rows(["the cat sat on the mat"], ["on the cat sat"])
+    assert tuple(rows) == NAMES
+    assert rows["rouge1"][0] == pytest.approx([4 / 6, 1, 0.8])
+    assert rows["rouge2"][0] == pytest.approx([3 / 5, 1, 0.75])
+    assert rows["rougeL"][0] == pytest.approx([3 / 6, 3 / 4, 0.6])
+    assert rows["rougeLsum"][0] == pytest.approx([3 / 6, 3 / 4, 0.6])
+
+
+def test_lsum_sees_sentences_written_on_one_line() -> None:
+    """Regression: rougeLsum equalled rougeL, as nothing put sentences on lines of their own."""
+    rows = score_rows(["The dog ran. A cat sat."], ["A cat sat. The dog ran."])
+    assert rows["rougeL"][0] == pytest.approx([0.5, 0.5, 0.5])
+    assert rows["rougeLsum"][0] == pytest.approx([1, 1, 1])
+
+
+def test_words_are_compared_by_their_stems_without_case() -> None:
+    """`use_stemmer=True`: "Running" matches "runs"."""
+    assert score_rows(["Running"], ["runs"])["rouge1"][0, 2] == 1
+
+
+def test_each_row_keeps_its_place() -> None:
+    """Row i of every array is the score of pair i alone."""
+    rows = score_rows(["a b", "c d", ""], ["a b", "x y", "a"])
+    assert rows["rouge1"][:, 2].tolist() == [1, 0, 0]
+    assert all(scores.shape == (3, 3) for scores in rows.values())
+
+
+@pytest.mark.parametrize("text", ["", " \n ", "!?", "\N{GRINNING FACE}"])
+def test_a_text_without_words_scores_zero(text: str) -> None:
+    """Neither an error nor NaN, on either side or on both."""
+    for rows in (
+        score_rows([text], ["a b"]),
+        score_rows(["a b"], [text]),
+        score_rows([text], [text]),
+    ):
+        assert all(not scores.any() for scores in rows.values())
+
+
+def test_lists_of_two_lengths_are_refused() -> None:
+    """Not cut to the shorter one."""
+    with pytest.raises(ValueError, match="2 predictions for 1 references"):
+        score_rows(["a", "b"], ["a"])
+
+
+def test_summary_is_json_of_means() -> None:
+    """F1 under the plain name, the other two beside it, an interval for each name."""
+    summary = json.loads(json.dumps(summarize_scores(score_rows(["a b", "c"], ["a b", "d"]))))
+    assert summary["count"] == 2
+    assert (summary["rouge1"], summary["rouge1_precision"], summary["rouge1_recall"]) == (0.5,) * 3
+    assert list(summary["intervals"]) == list(NAMES)
+    assert summary["intervals"]["rouge1"] == [0, 1]
+
+
+def test_summary_of_nothing_is_refused() -> None:
+    """The mean of no rows would be NaN, which is not JSON."""
+    with pytest.raises(ValueError, match="no rows"):
+        summarize_scores(score_rows([], []))
+
+
+def test_interval_is_near_the_normal_one() -> None:
+    """For 400 values the percentile bootstrap is about mean ± 1.96 standard errors."""
+    values = np.random.default_rng(1).random(400)
+    error = 1.96 * values.std() / 20
+    expected = (values.mean() - error, values.mean() + error)
+    assert bootstrap_interval(values, resamples=4000) == pytest.approx(expected, abs=0.004)
+
+
+def test_interval_holds_the_mean_and_narrows() -> None:
+    """A hundred times the rows: about a tenth of the width."""
+    values = np.random.default_rng(2).random(100)
+    low, high = bootstrap_interval(values)
+    assert low < values.mean() < high
+    narrow_low, narrow_high = bootstrap_interval(np.tile(values, 100))
+    assert narrow_high - narrow_low == pytest.approx((high - low) / 10, rel=0.15)
+
+
+def test_interval_depends_on_the_seed_alone() -> None:
+    """The same twice; another seed gives another; one row has no spread."""
+    values = np.random.default_rng(3).random(50)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+
+
+def test_interval_does_not_depend_on_the_size_of_its_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Drawing a few resamples at a time, as for many rows, changes no resample."""
+    values = np.random.default_rng(4).random(64)
+    whole = bootstrap_interval(values, resamples=100)
+    monkeypatch.setattr("compressor.metrics.rouge._BOOTSTRAP_CELLS", 640)
+    assert bootstrap_interval(values, resamples=100) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "options"),
+    [([], {}), ([[0.5]], {}), ([0.5], {"level": 95}), ([0.5], {"resamples": 0})],
+)
+def test_interval_refuses_what_has_none(values: list[float], options: dict[str, Any]) -> None:
+    """No values, a table, a level in percent, no resamples."""
+    with pytest.raises(ValueError, match="expected"):
+        bootstrap_interval(values, **options)
+
+
+def test_closeness_flatters_where_retention_does_not() -> None:
+    """The published example: 0.30 against 0.38."""
+    assert closeness(0.30, 0.38) == pytest.approx(0.92)
+    assert retention(0.30, 0.38) == pytest.approx(0.789, abs=5e-4)
+    assert retention(0.30, 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        (" \n\t\n ", []),
+        ("no stop at all", ["no stop at all"]),
+        ("One line\nTwo.  Three\r\n\nFour", ["One line", "Two.", "Three", "Four"]),
+        ("Amends 42 U.S.C. 1301 et seq. to pay. Done.",
+         ["Amends 42 U.S.C. 1301 et seq. to pay.", "Done."]),
+        ("It costs $1.5 million. Or 3.5!", ["It costs $1.5 million.", "Or 3.5!"]),
+        ("Sec. 2. Definitions. (Sec. 3) Pay.", ["Sec. 2.", "Definitions.", "(Sec. 3) Pay."]),
+        ("Mr. J. K. Roe met Dr. Doe on Jan. 5. Why?",
+         ["Mr. J. K. Roe met Dr. Doe on Jan. 5.", "Why?"]),
+        ("It ends in the U.S. The next begins.", ["It ends in the U.S.", "The next begins."]),
+        ("The U.S. Congress met.", ["The U.S. Congress met."]),
+        ("H.R. 12 amends P.L. 104-193, e.g. by rule. S. 3 too.",
+         ["H.R. 12 amends P.L. 104-193, e.g. by rule.", "S. 3 too."]),
+        ("Wait... what? Yes!! No?!", ["Wait... what?", "Yes!!", "No?!"]),
+        ("See example.com/?q=1.5 now?Yes.", ["See example.com/?q=1.5 now?Yes."]),
+        ('He cites the "Foo Act." It passed.', ['He cites the "Foo Act."', "It passed."]),
+        ("lower case. like some models. \N{GRINNING FACE}",
+         ["lower case.", "like some models.", "\N{GRINNING FACE}"]),
+    ],
+)  # fmt: skip
+def test_sentences(text: str, expected: list[str]) -> None:
+    """Abbreviations, sections, amounts, names, line ends and quotes of bills and news."""
+    assert sentences(text) == expected
+
+
+def test_sentences_lose_no_character() -> None:
+    """White space apart, the sentences put together are the text."""
+    text = "a.b (c. d) 'e.' F?!g.\x85 h \u2028i . . . j.\u00a0K. \u201cL.\u201d M" * 3
+    found = sentences(text)
+    assert "".join("".join(found).split()) == "".join(text.split())
+    assert all(found)
+    assert found == [sentence.strip() for sentence in found]
+
+
+@pytest.mark.parametrize("text", [". " * 20_000, "a." * 20_000, "?" * 40_000, " " * 99_999 + "a"])
+def test_sentences_take_linear_time(text: str) -> None:
+    """No text of 100,000 characters keeps a run waiting (a regex can take hours over one)."""
+    start = time.perf_counter()
+    sentences(text)
+    assert time.perf_counter() - start < 10
+
+
+def test_metric_fetches_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    """Regression: `evaluate.load("rouge")` fetched a script, and metrics left files in a cache."""
+    summary = json.loads(python(OFFLINE, tmp_path))
+    assert summary["rouge1"] == pytest.approx(0.8)
+    assert summary["per_row"]["rougeL"] == [[0.5, 0.75, pytest.approx(0.6)]]
+    assert not list((tmp_path / "here").iterdir())
+    assert not (tmp_path / "hub").exists()
+    # torch, which `evaluate` imports, makes a folder of its own among the temporary ones.
+    assert not list((tmp_path / "tmp").glob("compressor*"))
+
+
+def test_import_waits_for_nothing_heavy(tmp_path: Path) -> None:
+    """Those who only want `sentences` do not import numpy, nltk, evaluate or torch."""
+    code = (
+        "import sys, compressor.metrics.rouge, compressor.metrics.predictions; print(*sys.modules)"
+    )
+    assert not {"numpy", "nltk", "evaluate", "torch", "rouge_score"} & set(
+        python(code, tmp_path).split()
+    )
