@@ -188,9 +188,13 @@ def load_pretrained(
         )
     except (SafetensorError, UnpicklingError, OSError, ValueError, RuntimeError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    wrong = {kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")}
+    wrong = {
+        kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")
+    }
     if head == "sequence_classification":  # a fresh head on a pretrained body is what one wants
-        wrong["missing"] = [k for k in wrong["missing"] if not k.startswith(("classifier", "score"))]
+        wrong["missing"] = [
+            k for k in wrong["missing"] if not k.startswith(("classifier", "score"))
+        ]
     for kind, names in wrong.items():
         if names:
             raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")

@@ -27,7 +27,13 @@ DONE, FAILED, WRONG = 0, 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Never lets a user's mistake, or a stage's failure, show a traceback."""
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given, rest = parser.parse_known_args(arguments)
+    # argparse gives back what stands behind an option: `plan RECIPE --json model=tiny`.
+    unknown = [item for item in rest if item.startswith("-") or not hasattr(given, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        given.overrides = [*given.overrides, *rest]
     if given.command is None:
         parser.print_help()
         return DONE
@@ -141,7 +147,9 @@ def run_command(given: argparse.Namespace) -> int:
 def _is_sweep(override: str) -> bool:
     """Whether an override has commas outside of brackets, braces and quotes."""
     value = override.partition("=")[2]
-    while (inner := re.sub(r"\[[^][]*\]|\{[^{}]*\}|\([^()]*\)|'[^']*'|\"[^\"]*\"", "", value)) != value:
+    while (
+        inner := re.sub(r"\[[^][]*\]|\{[^{}]*\}|\([^()]*\)|'[^']*'|\"[^\"]*\"", "", value)
+    ) != value:
         value = inner
     return "," in value
 
@@ -156,7 +164,9 @@ def plan_command(given: argparse.Namespace) -> int:
         return DONE
     from rich.table import Table
 
-    shown = Table("stage", "kind", "", "parameters", "non-zero", "MB", "seconds", header_style="bold")
+    shown = Table(
+        "stage", "kind", "", "parameters", "non-zero", "MB", "seconds", header_style="bold"
+    )
     for column in shown.columns[3:]:
         column.justify = "right"
     for node in plan.nodes:
@@ -210,7 +220,11 @@ def stages_command(given: argparse.Namespace) -> int:
     print(inspect.getdoc(cls))
     print()
     for name, field in cls.model_fields.items():
-        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        default = (
+            "required"
+            if field.is_required()
+            else f"default {field.get_default(call_default_factory=True)!r}"
+        )
         print(f"  {name}: {default}\n      {field.description or ''}")
     return DONE
 

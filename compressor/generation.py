@@ -1,31 +1,32 @@
-"""Decoding of encoder-decoder models for evaluation, many length limits from one decode; no text, no metrics.
+"""Decoding of encoder-decoder models for evaluation, many limits from one decode; text is not here.
 
 Whatever decides the next token (encoder, logits processors, start and end tokens) is `generate`'s
-own. Only its greedy loop is replaced, by one that stops computing rows that have ended; measured
-without ended rows the two loops are equally fast. Sampling is not offered: it has no one answer.
+own. Only its greedy loop is replaced, by one that stops computing rows which have ended; while no
+row has ended, the two loops are equally fast. Sampling is not offered: it has no one answer.
 """
+
+from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import logits_process
 
+if TYPE_CHECKING:
+    from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+
 BATCH_TOKENS = 16_384
-"""Source and target positions in one batch: 0.4 GB of float32 cache for T5-small, 1.6 GB for BART-large."""
+"""Positions in a batch, source and target: a cache of 0.4 GB in T5-small, 1.6 GB in BART-large."""
 
-DROP_SHARE = 0.125
-"""Rows leave the batch once this share of it has ended. Dropping copies the cache, about the price
-of a third of a step, so that an eighth fewer rows has paid for it within three steps."""
+_DROP_SHARE = 0.125
+"""Ended rows leave a batch once they are this share of it. Leaving copies the cache, which takes
+less than one step does, so a few steps with an eighth fewer rows have paid for it."""
 
-# These score each row by its own tokens and hold nothing per row, so rows may leave under them.
-# The others (the encoder_* ones, classifier-free guidance, a user's own) keep the batch whole.
-_ROWWISE = frozenset({
+_ROWWISE = {
     logits_process.ExponentialDecayLengthPenalty,
     logits_process.ForcedBOSTokenLogitsProcessor,
     logits_process.ForcedEOSTokenLogitsProcessor,
@@ -39,22 +40,26 @@ _ROWWISE = frozenset({
     logits_process.SequenceBiasLogitsProcessor,
     logits_process.SuppressTokensAtBeginLogitsProcessor,
     logits_process.SuppressTokensLogitsProcessor,
-})  # fmt: skip
+}
+"""These look at a row's own tokens and hold nothing per row, so rows may leave under them. Others
+(the two that look at the source, classifier-free guidance) index rows by their first place."""
 
-# `generate` applies these after the forced last token, so that it need not be the one that wins.
 _AFTER_FORCED_EOS = (
-    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
-)  # fmt: skip
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+"""Settings that `generate` applies after the forced last token, which then need not win."""
 
 
 @dataclass(frozen=True)
 class Decoded:
     """Generated rows under one `max_length`, in the order of the sources.
 
-    `tokens`: without the decoder start token and padding, with the end token where there is one.
-    `cut_off`: whether the limit, not the model, ended the row; such a row may still end in a
-    *forced* end token. `seconds` and `generated` (tokens) are of the decode that the rows were
-    taken from, which in a sweep may be the decode of a longer limit.
+    `tokens` are without decoder start token and padding, with the end token where there is one.
+    `cut_off` says whether the limit, not the model, ended the row; with a forced last token such
+    a row has an end token all the same. `seconds` and `generated` (tokens, up to the end token)
+    are of the decode that the rows come from: in a sweep often that of the longest limit.
     """
 
     tokens: list[list[int]]
@@ -64,8 +69,20 @@ class Decoded:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens generated per second of the decode behind these rows, its encoder included."""
+        """Speed of the decode that the rows come from, its encoder included."""
         return self.generated / self.seconds if self.seconds else 0.0
+
+
+def truncate(
+    tokens: Sequence[int], max_length: int, eos: Collection[int]
+) -> tuple[list[int], bool]:
+    """The prefix of a greedily decoded row that a shorter limit leaves, and whether it is cut off.
+
+    A row is cut off that has none of the end tokens `eos` within the limit. `max_length` counts
+    the decoder start token, which `tokens` lack. A forced last token is not put in: see `sweep`.
+    """
+    kept = list(tokens[: max_length - 1])
+    return kept, not (kept and kept[-1] in eos)
 
 
 def decode(
@@ -74,27 +91,33 @@ def decode(
     *,
     max_length: int,
     num_beams: int = 1,
-    min_length: int | None = None,
+    min_length: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Decoded:
-    """What `model.generate(do_sample=False, ...)` gives for each source, token for token.
+    """What `model.generate(do_sample=False, …)` gives for each source, token for token.
 
     `sources` are token ids, end token included. `max_length` counts the decoder start token, as in
-    Hugging Face: 20 gives at most 19 new tokens. `min_length=None` leaves it to the model's
-    generation config, as is everything else there but its lengths, beams, sampling and kind of
-    cache. A batch holds at most `batch_tokens` positions (source + `max_length`, padded, times
-    beams), though always one row. `device` moves the model, which stays there. `progress` is
-    called with the number of rows just done.
+    transformers: 20 gives at most 19 new tokens. `min_length` likewise; 0 leaves it, like all
+    else but lengths, beams and sampling, to the model's generation config. A batch has at most
+    `batch_tokens` positions (longest source + `max_length`, times rows and beams), and at least
+    one row. `device` moves the model, which stays there. `progress` gets the number of rows just
+    done. ValueError for a `max_length` below 1.
 
-    Rows are batched by length: in float32 another batch changes logits by 1e-6, and so can turn
-    an exact tie between two tokens. Raises ValueError for a `max_length` below 1.
+    Rows of like length share a batch. Another batch changes float32 logits by about 1e-6, which
+    can turn a tie between two tokens.
     """
     return sweep(
-        model, sources, max_lengths=[max_length], num_beams=num_beams, min_length=min_length,
-        batch_tokens=batch_tokens, device=device, progress=progress,
-    )[max_length]  # fmt: skip
+        model,
+        sources,
+        max_lengths=[max_length],
+        num_beams=num_beams,
+        min_length=min_length,
+        batch_tokens=batch_tokens,
+        device=device,
+        progress=progress,
+    )[max_length]
 
 
 def sweep(
@@ -103,30 +126,168 @@ def sweep(
     *,
     max_lengths: Sequence[int],
     num_beams: int = 1,
-    min_length: int | None = None,
+    min_length: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[int, Decoded]:
-    """`decode` at each of `max_lengths`, for the price of the longest where that is exact.
+    """`decode` at each of `max_lengths`; greedily, for the price of the longest alone.
 
-    Greedy decoding does not look ahead, so a shorter limit is a prefix, also under `min_length`
-    and penalties, which look at the tokens so far. A forced last token (BART's
-    `forced_eos_token_id`) replaces the last one of a row that was cut off. Beam search ranks by
-    the finished lengths, so there each limit is decoded, and `progress` sees the rows each time.
+    Greedy decoding does not look ahead, so what a shorter limit gives is a prefix. That holds with
+    `min_length` and penalties, which look at the tokens so far. A forced last token (BART's
+    `forced_eos_token_id`) takes the place of the last token at each limit. Beam search ranks by
+    finished lengths, so with beams each limit is decoded, and `progress` gets all rows each time.
     """
-    limits = list(dict.fromkeys(max_lengths))
-    if bad := [limit for limit in limits if limit < 1]:
-        raise ValueError(f"max_length counts the decoder start token, so it is 1 or more, not {bad[0]}")
+    limits = sorted(set(max_lengths))
+    if limits and limits[0] < 1:
+        raise ValueError(f"max_length counts the decoder start token: {limits[0]} is below 1")
     if device is not None:
-        model.to(device)  # type: ignore[arg-type]  # the stub knows no str
+        model.to(device)
     config = model.generation_config
-    settings = {"num_beams": num_beams}
-    if min_length is not None:
+    eos, forced = _ids(config.eos_token_id), _ids(config.forced_eos_token_id)
+    settings: dict[str, Any] = {"num_beams": num_beams}
+    if min_length:
         settings |= {"min_length": min_length, "min_new_tokens": None}
-    run = _Run(model, sources, settings, batch_tokens, progress)
-    forced = _ids(config.forced_eos_token_id)
-    if num_beams > 1 or (forced and any(getattr(config, name) for name in _AFTER_FORCED_EOS)):
-        return {limit: run.at(limit, forced) for limit in limits}
-    longest = run.at(max(limits), None) if limits else None
-    return {limit: _limited(longest, limit, _ids(config.eos_token_id), forced) for limit in limits}
+    if num_beams > 1 or (forced and any(getattr(config, key) for key in _AFTER_FORCED_EOS)):
+        decoded = {
+            limit: _decode(model, sources, limit, settings, batch_tokens, progress)
+            for limit in limits
+        }
+        return {limit: _as_generated(*decoded[limit], limit, eos, forced) for limit in max_lengths}
+    settings |= {"forced_eos_token_id": None}
+    longest = _decode(model, sources, max(limits, default=1), settings, batch_tokens, progress)
+    return {limit: _limited(*longest, limit, eos, forced) for limit in max_lengths}
+
+
+def _ids(setting: int | list[int] | None) -> list[int]:
+    """A token setting of the generation config, which may be one id, several, or none."""
+    return [] if setting is None else setting if isinstance(setting, list) else [setting]
+
+
+def _as_generated(
+    rows: list[list[int]], seconds: float, limit: int, eos: list[int], forced: list[int]
+) -> Decoded:
+    """Rows of a decode at this very limit; one that fills it by a forced end counts as cut off."""
+    cut_off = [
+        truncate(row, limit, eos)[1] or (bool(forced) and len(row) == limit - 1) for row in rows
+    ]
+    return Decoded(rows, cut_off, seconds, sum(map(len, rows)))
+
+
+def _limited(
+    rows: list[list[int]], seconds: float, limit: int, eos: list[int], forced: list[int]
+) -> Decoded:
+    """Rows of a longer greedy decode without a forced last token, as this limit gives them."""
+    tokens, cut_off = [], []
+    for row in rows:
+        kept, cut = truncate(row, limit, eos)
+        if cut and kept and forced:
+            kept[-1] = min(forced)  # all forced ones score 0, and argmax takes the first
+        tokens.append(kept)
+        cut_off.append(cut)
+    return Decoded(tokens, cut_off, seconds, sum(map(len, rows)))
+
+
+def _decode(
+    model: PreTrainedModel,
+    sources: Sequence[Sequence[int]],
+    limit: int,
+    settings: dict[str, Any],
+    batch_tokens: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[list[list[int]], float]:
+    """Rows up to their end token, in the order of `sources`, and the seconds they took."""
+    started = time.perf_counter()
+    tokens: list[list[int]] = [[] for _ in sources]
+    training = model.training
+    model.eval()
+    try:
+        for batch in _batches(sources, limit, batch_tokens // settings["num_beams"]):
+            if limit > 1:  # `generate` refuses to give nothing
+                rows = _generate(model, [sources[index] for index in batch], limit, settings)
+                for index, row in zip(batch, rows, strict=True):
+                    tokens[index] = row
+            if progress is not None:
+                progress(len(batch))
+    finally:
+        model.train(training)
+    return tokens, time.perf_counter() - started
+
+
+def _batches(
+    sources: Sequence[Sequence[int]], limit: int, batch_tokens: int
+) -> Iterator[list[int]]:
+    """Indices of rows of like length; the longest come first, so that too little memory shows."""
+    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
+    while order:
+        size = max(1, batch_tokens // (len(sources[order[0]]) + limit))
+        yield order[:size]
+        order = order[size:]
+
+
+@torch.inference_mode()
+def _generate(
+    model: PreTrainedModel, sources: list[Sequence[int]], limit: int, settings: dict[str, Any]
+) -> list[list[int]]:
+    """Rows of one batch, each up to its end token, by `generate` with our loop where greedy."""
+    rows = [torch.tensor(source) for source in sources]
+    ids = torch.nn.utils.rnn.pad_sequence(
+        rows, batch_first=True, padding_value=model.config.pad_token_id or 0
+    )
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    output: list[list[int]] | Tensor = model.generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_length=limit,
+        max_new_tokens=None,  # would win over max_length
+        do_sample=False,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
+        use_cache=True,  # configs saved in training often have it off
+        cache_implementation=None,  # only the dynamic one lets rows leave
+        custom_generate=_greedy if settings["num_beams"] == 1 else None,
+        **settings,
+    )
+    tokens = output if isinstance(output, list) else output[:, 1:].tolist()
+    eos = _ids(model.generation_config.eos_token_id)
+    ends = [next((i for i, token in enumerate(row, 1) if token in eos), None) for row in tokens]
+    return [row[:end] for row, end in zip(tokens, ends, strict=True)]
+
+
+def _greedy(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: Any,  # noqa: ARG001  # `generate` passes it
+    **model_kwargs: Any,
+) -> list[list[int]]:
+    """Greedy search over one batch that ended rows leave; what follows an end token is undefined.
+
+    Called by `generate`. Its `encoder_outputs`, `attention_mask` and `past_key_values` must come in
+    `model_kwargs`: `generate` would take one named here from the caller, past the encoder.
+    """
+    cache, encoded = model_kwargs["past_key_values"], model_kwargs["encoder_outputs"]
+    rows_may_leave = all(type(processor) in _ROWWISE for processor in logits_processor)
+    rows: list[list[int]] = [[] for _ in input_ids]
+    live = list(range(len(rows)))
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=input_ids.device)
+    while live:
+        output = model(decoder_input_ids=input_ids[:, -1:], return_dict=True, **model_kwargs)
+        scores = logits_processor(input_ids, output.logits[:, -1].float())
+        input_ids = torch.cat([input_ids, scores.argmax(-1, keepdim=True)], dim=1)
+        ended |= stopping_criteria(input_ids, None)
+        count = int(ended.sum())
+        if count < len(live) and not (rows_may_leave and count >= _DROP_SHARE * len(live)):
+            continue
+        for place in ended.nonzero().flatten().tolist():
+            rows[live[place]] = input_ids[place, 1:].tolist()
+        stay = (~ended).nonzero().flatten()
+        live = [live[place] for place in stay.tolist()]
+        if live:
+            input_ids, ended = input_ids[stay], ended[stay]
+            cache.batch_select_indices(stay)
+            encoded.last_hidden_state = encoded.last_hidden_state[stay]
+            model_kwargs["attention_mask"] = model_kwargs["attention_mask"][stay]
+    return rows

@@ -71,5 +71,3 @@ def _cache_folder(repository: str, kind: Kind) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}"
-
-

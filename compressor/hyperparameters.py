@@ -28,7 +28,9 @@ class Hyperparameters(BaseModel):
     micro_batch_size: int | None = Field(
         None, ge=1, description="Rows that one process computes at once; null is all of its share."
     )
-    learning_rate: float = Field(5e-5, gt=0, description="At the end of the warm-up; then linear to 0.")
+    learning_rate: float = Field(
+        5e-5, gt=0, description="At the end of the warm-up; then linear to 0."
+    )
     warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled, as in AdamW (1711.05101).")
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of a step's gradient.")

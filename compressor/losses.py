@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,18 +34,16 @@ class LabelLoss(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        config: Any = model.config
-        self._kind = config.model_type
+        hf: Any = model
+        self._kind = hf.config.model_type
         # A causal model reads its labels itself: the logits at a place predict the next label.
-        self._causal = not config.is_encoder_decoder and bool(getattr(model, "can_generate")())
+        self._causal = not hf.config.is_encoder_decoder and hf.can_generate()
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The summed loss, a float32 scalar."""
         labels = self._counted(batch["labels"])
         logits = self._logits(batch, labels != IGNORED)
-        return functional.cross_entropy(
-            logits.float(), labels[labels != IGNORED], reduction="sum"
-        )
+        return functional.cross_entropy(logits.float(), labels[labels != IGNORED], reduction="sum")
 
     def count(self, labels: Tensor) -> int:
         """How many label tokens the sum is over (a causal model's first label predicts nothing)."""
@@ -84,7 +81,7 @@ def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
         encoder_attention_mask=mask,
         use_cache=False,
     )[0][kept]
-    if model.config.scale_decoder_outputs:  # with a tied head, whose embeddings are not small
+    if getattr(model.config, "scale_decoder_outputs", False):  # T5 with a tied head; never mT5
         hidden = hidden * model.model_dim**-0.5
     logits: Tensor = model.lm_head(hidden)
     return logits

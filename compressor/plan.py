@@ -95,7 +95,9 @@ def machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = cpuinfo.read_text(errors="replace").splitlines()
-        model = next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), model)
+        model = next(
+            (l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), model
+        )
     return f"{platform.system()} {model}"
 
 
@@ -154,7 +156,9 @@ class _Planner:
         except KeyError:
             path = f"stages.{name}.stage" if "stage" in values else f"stages.{name}"
             hint = nearest(kind, stage_kinds())
-            self._report(path, f"no stage {kind!r}; {hint} (set `stage:` where the name is another)")
+            self._report(
+                path, f"no stage {kind!r}; {hint} (set `stage:` where the name is another)"
+            )
             return
         defaults: dict[str, Any] = getattr(recipe, cls.section) if cls.section else {}
         merged = {**defaults, **own}
@@ -219,9 +223,15 @@ class _Planner:
             if node is None or node in seen:  # a skipped stage left the model as it was before
                 continue
             seen[node] = f"{name}@{model}"
-            reads = {"against": seen[self.gave_model[against]]} if (
-                against is not None and model != against and self.gave_model.get(against) in seen
-            ) else {}  # type: ignore[index]
+            reads = (
+                {"against": seen[self.gave_model[against]]}
+                if (
+                    against is not None
+                    and model != against
+                    and self.gave_model.get(against) in seen
+                )
+                else {}
+            )  # type: ignore[index]
             self._add(seen[node], name, kind, stage, node, reads)
 
     def _model_of(self, name: str, stage: Stage) -> str | None:
@@ -261,11 +271,15 @@ class _Planner:
         own = recipe.stages[name] or {}
 
         def problem(path: str, message: str) -> None:
-            full = path if path.startswith("data.") else self._full_path(name, type(stage), own, path)
+            full = (
+                path if path.startswith("data.") else self._full_path(name, type(stage), own, path)
+            )
             self._report(full, message)
 
         def unreached(path: str, message: str) -> None:
-            full = path if path.startswith("data") else self._full_path(name, type(stage), own, path)
+            full = (
+                path if path.startswith("data") else self._full_path(name, type(stage), own, path)
+            )
             self.unreached.append(self.composed.problem(full, message))
 
         planning = Planning(

@@ -61,7 +61,13 @@ class Bar:
     """Without a terminal: the least time between two lines."""
 
     def __init__(self, progress: Progress, title: str, total: int, done: int, bars: Bars | None):
-        self.progress, self.title, self.total, self.done, self.bars = progress, title, total, done, bars
+        self.progress, self.title, self.total, self.done, self.bars = (
+            progress,
+            title,
+            total,
+            done,
+            bars,
+        )
         self._last_line = self._started = time.monotonic()
         self._start = done
         if bars is not None:

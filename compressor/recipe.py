@@ -107,9 +107,7 @@ class Composed:
         return locate(path, message, self.sources, self.overrides)
 
 
-def locate(
-    path: str, message: str, sources: Sequence[Source], overrides: Sequence[str]
-) -> Problem:
+def locate(path: str, message: str, sources: Sequence[Source], overrides: Sequence[str]) -> Problem:
     """A problem with the place that last set `path`, or the longest part of it that is set."""
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
@@ -166,11 +164,17 @@ def _siblings(path: Path) -> str:
     return f"; {nearest(path.name, there)}" if there else ""
 
 
+_SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
+
+
 def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     """The overrides that Hydra gets: the user's own, and where checked-in groups are found."""
     root = recipes_folder()
+    # A field that the recipe does not mention can be set as well as one that it does: whether it
+    # exists is for the typed stages to say, which know the nearest name.
+    given = [f"++{item}" if _SETS_A_KEY.match(item) else item for item in overrides]
     # `pkg://` would import the folder; `file://` only reads it.
-    return [*overrides, f"hydra.searchpath=[file://{root}]", f"++hydra.job.name={name}"]
+    return [*given, f"hydra.searchpath=[file://{root}]", f"++hydra.job.name={name}"]
 
 
 def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
@@ -240,13 +244,13 @@ def _refuse_resolvers(
         for index, value in enumerate(values):
             _refuse_resolvers(value, sources, overrides, f"{path}.{index}")
     elif isinstance(values, str) and (found := _INTERPOLATION.search(values)):
-        message = f"${{{found[1]}:…}} is not allowed: a recipe runs nothing and reads no environment"
+        message = (
+            f"${{{found[1]}:…}} is not allowed: a recipe runs nothing and reads no environment"
+        )
         raise RecipeError([locate(path, message, sources, overrides)])
 
 
-def _hydra_problem(
-    error: Exception, folder: Path, name: str, overrides: Sequence[str]
-) -> Problem:
+def _hydra_problem(error: Exception, folder: Path, name: str, overrides: Sequence[str]) -> Problem:
     """What a person needs of Hydra's, OmegaConf's or YAML's error."""
     cause = error.__cause__
     while cause is not None and not isinstance(error, yaml.MarkedYAMLError):

@@ -113,7 +113,9 @@ def environment(plan: Plan) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "packages": versions,
         "command": redacted([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "recipe_files": [str(source.file) for source in plan.composed.sources],
@@ -145,7 +147,9 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row |= {name: model[name] for name in ("parameters", "nonzero_ratio", "bytes")}
         if record["stage"] in {"evaluate", "benchmark"}:
             row["looked_at"] = True
-            row |= {key: v for key, v in record["metrics"].items() if not isinstance(v, dict | list)}
+            row |= {
+                key: v for key, v in record["metrics"].items() if not isinstance(v, dict | list)
+            }
     looked_at = [row for row in rows.values() if row["looked_at"]]
     return looked_at or list(rows.values())
 

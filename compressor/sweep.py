@@ -89,12 +89,22 @@ def _point(config: DictConfig, *, base: Composed, quiet: bool) -> float:
 
 def _print_points(points: Sequence[Path], console: Console) -> int:
     outcomes = [json.loads((point / POINT).read_text(encoding="utf-8")) for point in points]
-    common = set.intersection(*(set(outcome["overrides"]) for outcome in outcomes)) if outcomes else set()
-    shown = Table("point", "model", "non-zero", "rougeLsum", "cached", "seconds", header_style="bold")
+    common = (
+        set.intersection(*(set(outcome["overrides"]) for outcome in outcomes))
+        if outcomes
+        else set()
+    )
+    shown = Table(
+        "point", "model", "non-zero", "rougeLsum", "cached", "seconds", header_style="bold"
+    )
     for point, outcome in zip(points, outcomes, strict=True):
-        differs = " ".join(item for item in outcome["overrides"] if item not in common) or point.name
+        differs = (
+            " ".join(item for item in outcome["overrides"] if item not in common) or point.name
+        )
         if outcome["error"] is not None:
-            shown.add_row(differs, f"failed: {outcome['error']}", "", "", "", f"{outcome['seconds']:.1f}")
+            shown.add_row(
+                differs, f"failed: {outcome['error']}", "", "", "", f"{outcome['seconds']:.1f}"
+            )
             continue
         records = read_metrics(point)
         row: dict[str, Any] = table(records)[-1]

@@ -72,7 +72,9 @@ class History:
 def accelerator_for(settings: Hyperparameters, trackers_folder: Path | None) -> Accelerator:
     """An Accelerator with the recipe's precision, on this process's device."""
     bfloat16 = settings.precision in {"bfloat16", "bf16"} or (
-        settings.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        settings.precision == "auto"
+        and torch.cuda.is_available()
+        and torch.cuda.is_bf16_supported()
     )
     AcceleratorState._reset_state()  # an earlier stage of this process may have had another one
     return Accelerator(

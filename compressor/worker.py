@@ -101,7 +101,13 @@ def _launcher(stage: Stage, launch: Launch) -> list[str]:
     if not stage.distributed:
         return [sys.executable]
     if launch.config_file:
-        return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch.config_file]
+        return [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            launch.config_file,
+        ]
     # Accelerate's own command runs one process where `--cpu --num_processes 2` asks for two; its
     # Accelerator reads what torch's launcher sets all the same.
     return [
@@ -111,7 +117,9 @@ def _launcher(stage: Stage, launch: Launch) -> list[str]:
 
 
 def _environment(processes: int) -> dict[str, str]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // processes)))
     package_root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))

@@ -155,7 +155,7 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
     model_type = str(config.get("model_type", ""))
     module = architecture(model_type)
     given = {key: value for key, value in config.items() if value is not None}
-    full = {**module.DEFAULTS, **given, "head": head}
+    full = {**module.DEFAULTS[model_type], **given, "head": head}
     shapes = module.parameters(full, head=head, untied_head=untied_head)
     return Facts(model_type=model_type, config=full, shapes=shapes)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from compressor.architectures import Shape, Stack
 
-DEFAULTS: dict[str, Any] = {
+_T5: dict[str, Any] = {
     "vocab_size": 32128,
     "d_model": 512,
     "d_kv": 64,
@@ -17,6 +17,9 @@ DEFAULTS: dict[str, Any] = {
     "relative_attention_num_buckets": 32,
     "feed_forward_proj": "relu",
 }
+_MT5 = {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
+DEFAULTS = {"t5": _T5, "mt5": _T5 | _MT5 | {"feed_forward_proj": "gated-gelu"}}
+"""What a config leaves out, for each model type, as transformers fills it in."""
 TIES = {"lm_head.weight": "shared.weight"}
 HEADS = ("seq2seq_lm",)
 POSITION_BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"

@@ -7,6 +7,7 @@ so a killed run goes on at any step and any number of processes sees the same gl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +67,7 @@ def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
 def share(
     batch: Sequence[int], *, rank: int, world_size: int, micro_batches: int
 ) -> list[list[int]]:
-    """This rank's part of one global batch, cut into exactly `micro_batches` lists of rows.
+    """One rank's part of a global batch, cut into exactly `micro_batches` lists of rows.
 
     Every row goes to one rank. A list may be empty, so that all ranks take as many turns. Rows are
     dealt forth and back (0 1 2 2 1 0 …): from a batch in order of length, every rank gets a like
@@ -78,7 +79,7 @@ def share(
     mine = [row for place, row in enumerate(batch) if place % (2 * world_size) in turn]
     size, larger = divmod(len(mine), micro_batches)
     starts = [index * size + min(index, larger) for index in range(micro_batches + 1)]
-    return [mine[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+    return [mine[start:end] for start, end in pairwise(starts)]
 
 
 def collate(

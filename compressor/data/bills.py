@@ -46,7 +46,11 @@ _SUBJECTS = (
     "solar power", "soil conservation", "teacher recruitment", "wildfire prevention",
 )  # fmt: skip
 _AIDS = ("award grants", "make loans", "provide training", "give technical assistance")
-_FRACTIONS = (100, 150, 200, 250, 300, 400, 500, 600, 750, 800)
+_AMOUNTS = (
+    "$100,000", "$250,000", "$300,000", "$500,000", "$750,000", "$900,000", "$2,000,000",
+    "$4,000,000", "$6,000,000", "$8,000,000", "$10,000,000", "$15,000,000", "$20,000,000",
+    "$35,000,000", "$60,000,000", "$80,000,000",
+)  # fmt: skip
 _MONTHS = ("January", "March", "June", "July", "September", "October", "December")
 _DEADLINES = ("60 days", "90 days", "120 days", "180 days", "1 year", "2 years", "18 months")
 
@@ -87,7 +91,7 @@ def bill(seed: int, split: str, index: int) -> dict[str, str]:
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; available: {', '.join(SPLITS)}")
-    rng = Random(f"{seed}/{split}/{index}")
+    rng = Random(f"{seed}/{split}/{index}")  # noqa: S311 - repeatable is the point, not secret
     facts = _facts(rng, split)
     summary = [f"{facts.title} - Directs the {facts.agency} to {facts.duty}."]
     sections = [_operative(rng, facts), _pick(rng, (_findings, _definitions))(rng)]
@@ -122,13 +126,6 @@ def _title(rng: Random, split: str) -> str:
             return f"{_ADJECTIVES[first]} {_NOUNS[second]} {_pick(rng, _ENDS)}"
 
 
-def _amount(rng: Random) -> str:
-    """Dollars, from $100,000 to $99,000,000."""
-    if rng.random() < 0.5:
-        return f"${_pick(rng, _FRACTIONS)},000"
-    return f"${1 + int(rng.random() * 99)},000,000"
-
-
 def _year(rng: Random, start: int = 2026, years: int = 8) -> int:
     return start + int(rng.random() * years)
 
@@ -141,7 +138,7 @@ def _facts(rng: Random, split: str) -> _Facts:
         aid=_pick(rng, _AIDS) if helps else "issue standards",
         beneficiary=_pick(rng, _BENEFICIARIES) if helps else "",
         subject=_pick(rng, _SUBJECTS),
-        amount=_amount(rng) if funded else "",
+        amount=_pick(rng, _AMOUNTS) if funded else "",
         year=_year(rng),
         extras=tuple(_shuffled(rng, tuple(_EXTRAS))[: int(rng.random() * 2) if funded else 1]),
     )
@@ -157,13 +154,13 @@ def _enact(rng: Random, facts: _Facts, sections: list[Section]) -> str:
 
 
 def _operative(rng: Random, facts: _Facts) -> Section:
-    """The duty, with another official consulted."""
+    """The duty, in half of the wordings with another official consulted."""
     other = _pick(rng, [agency for agency in _AGENCIES if agency != facts.agency])
     wording = (
         "The {agency} shall {duty}, after consulting the {other}.",
         "Not later than {deadline} after enactment, the {agency} shall {duty}.",
         "The {agency} is directed to {duty}. The {other} may comment.",
-        "In coordination with the {other}, the {agency} shall {duty}.",
+        "The {agency} shall {duty}, and keep records of it.",
     )
     body = _pick(rng, wording).format(
         agency=facts.agency, duty=facts.duty, other=other, deadline=_pick(rng, _DEADLINES)
@@ -175,8 +172,7 @@ def _appropriation(rng: Random, facts: _Facts) -> Section:
     wording = (
         "There is authorized to be appropriated {amount} for fiscal year {year}.",
         "For fiscal year {year}, {amount} is authorized to be appropriated to carry out this Act.",
-        "To carry out this Act, there is authorized {amount} for fiscal year {year}, "
-        "to remain available until expended.",
+        "To carry out this Act, {amount} is authorized for fiscal year {year}, until expended.",
     )
     body = _pick(rng, wording).format(amount=facts.amount, year=facts.year)
     return _pick(rng, ("APPROPRIATIONS", "FUNDING")), body
@@ -185,9 +181,9 @@ def _appropriation(rng: Random, facts: _Facts) -> Section:
 def _findings(rng: Random) -> Section:
     """What Congress found: amounts, years and people that the bill does not act on."""
     found = (
-        f"in {_year(rng, 2001, 24)}, {_pick(rng, _BENEFICIARIES)} lost {_amount(rng)}",
+        f"in {_year(rng, 2001, 24)}, {_pick(rng, _BENEFICIARIES)} lost {_pick(rng, _AMOUNTS)}",
         f"the need for {_pick(rng, _SUBJECTS)} has grown since {_year(rng, 2001, 24)}",
-        f"the States spent {_amount(rng)} on {_pick(rng, _SUBJECTS)} last year",
+        f"the States spent {_pick(rng, _AMOUNTS)} on {_pick(rng, _SUBJECTS)} last year",
         f"{_pick(rng, _BENEFICIARIES)} have asked the {_pick(rng, _AGENCIES)} for help",
     )
     first, second, *_ = _shuffled(rng, found)
@@ -197,7 +193,7 @@ def _findings(rng: Random) -> Section:
 def _definitions(rng: Random) -> Section:
     terms = (
         '"eligible" means approved by a State',
-        f'"small" means having assets below {_amount(rng)}',
+        f'"small" means having assets below {_pick(rng, _AMOUNTS)}',
         f'"records" means records kept since {_year(rng, 2001, 24)}',
         '"State" includes the District of Columbia',
     )

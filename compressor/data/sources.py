@@ -240,11 +240,11 @@ def _columns(path: Path) -> list[str] | None:
         return list(row) if isinstance(row, dict) else []
 
 
-def _known_column(
-    name: str, columns: list[str], field: str, whose: str, problem: Problem
-) -> None:
+def _known_column(name: str, columns: list[str], field: str, whose: str, problem: Problem) -> None:
     if name not in columns:
-        problem(field, f"no column {name!r}: {whose} {', '.join(columns)}; {nearest(name, columns)}")
+        problem(
+            field, f"no column {name!r}: {whose} {', '.join(columns)}; {nearest(name, columns)}"
+        )
 
 
 def _rows(table: Any, data: DataBase, split: Split, whose: str) -> Rows:

@@ -52,7 +52,9 @@ class Evaluate(Report):
 
     @property
     def limits(self) -> list[int]:
-        return sorted(set(self.max_length if isinstance(self.max_length, list) else [self.max_length]))
+        return sorted(
+            set(self.max_length if isinstance(self.max_length, list) else [self.max_length])
+        )
 
     def preview(self, planning: Planning) -> Facts | None:
         if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":

@@ -54,7 +54,9 @@ class Export(Stage):
             got = next(iter(again(**inputs_).values()))
         difference = float((expected - got).abs().max())
         if difference != 0:
-            raise StageError(f"the exported model's logits differ from its source's by {difference:g}")
+            raise StageError(
+                f"the exported model's logits differ from its source's by {difference:g}"
+            )
         context.metrics.update(
             bytes=(folder / WEIGHTS).stat().st_size, dtype=self.dtype, logits_difference=difference
         )

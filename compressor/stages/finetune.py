@@ -45,14 +45,20 @@ class Finetune(Hyperparameters, Stage):
         if facts is not None and facts.int8:
             planning.problem("", "cannot train an int8 model; put `quantize` after the training")
         if facts is not None and facts.config["head"] != "seq2seq_lm":
-            planning.problem("", f"trains sequence-to-sequence models, not {facts.config['head']!r}")
+            planning.problem(
+                "", f"trains sequence-to-sequence models, not {facts.config['head']!r}"
+            )
         for index, name in enumerate(self.trackers):
             if name not in _TRACKER_MODULES:
                 from compressor.errors import nearest
 
-                planning.problem(f"trackers.{index}", f"no tracker {name!r}; {nearest(name, _TRACKER_MODULES)}")
+                planning.problem(
+                    f"trackers.{index}", f"no tracker {name!r}; {nearest(name, _TRACKER_MODULES)}"
+                )
             elif importlib.util.find_spec(_TRACKER_MODULES[name]) is None:
-                planning.problem(f"trackers.{index}", f"{name!r} is not installed: pip install {name}")
+                planning.problem(
+                    f"trackers.{index}", f"{name!r} is not installed: pip install {name}"
+                )
         return facts
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:

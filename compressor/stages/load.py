@@ -75,7 +75,9 @@ class Load(Stage):
         return self
 
     def data_splits(self) -> tuple[Split, ...]:
-        trains_on_recipe = isinstance(self.tokenizer, TrainTokenizer) and self.tokenizer.data is None
+        trains_on_recipe = (
+            isinstance(self.tokenizer, TrainTokenizer) and self.tokenizer.data is None
+        )
         return ("train",) if trains_on_recipe else ()
 
     def _directory(self) -> Path | None:
@@ -263,5 +265,3 @@ def _safetensors_names(path: Path) -> set[str]:
             return set(json.loads(stream.read(length)))
         except ValueError:
             return set()  # the run will say what is wrong with the file
-
-

@@ -68,7 +68,9 @@ class Prune(Stage):
         groups, owner = facts.groups(), dict[str, str]()
         for path, amount in self.flat().items():
             if path not in groups:
-                planning.problem(f"amounts.{path}", f"no such group; {_nearest_group(path, groups)}")
+                planning.problem(
+                    f"amounts.{path}", f"no such group; {_nearest_group(path, groups)}"
+                )
                 continue
             names = frozenset(groups[path])
             if not names:

@@ -56,10 +56,16 @@ class Shrink(Stage):
             count = stacks[stack].layers
             if isinstance(layers, int):
                 if not 1 <= layers <= count:
-                    planning.problem(field, f"{layers} is outside 1 … {count}, the layers there are")
+                    planning.problem(
+                        field, f"{layers} is outside 1 … {count}, the layers there are"
+                    )
                     continue
                 kept[stack] = evenly_spaced(count, layers)
-            elif not layers or sorted(set(layers)) != layers or not 0 <= layers[0] <= layers[-1] < count:
+            elif (
+                not layers
+                or sorted(set(layers)) != layers
+                or not 0 <= layers[0] <= layers[-1] < count
+            ):
                 message = f"expected a rising list of layers from 0 to {count - 1}, got {layers}"
                 planning.problem(field, message)
             else:
@@ -77,7 +83,9 @@ class Shrink(Stage):
             {**config.to_dict(), "head": checkpoint.head}
         )
         kept = {
-            stack: evenly_spaced(stacks[stack].layers, layers) if isinstance(layers, int) else layers
+            stack: evenly_spaced(stacks[stack].layers, layers)
+            if isinstance(layers, int)
+            else layers
             for stack, layers in self._wanted().items()
         }
         context.metrics["kept"] = kept

@@ -45,21 +45,21 @@ def test_any_text_comes_back(tokenizer: PreTrainedTokenizerFast, text: str) -> N
 
 
 def test_special_ids_are_those_of_t5(tokenizer: PreTrainedTokenizerFast) -> None:
-    """pad 0, eos 1, unk 2, and every encoding ends with eos."""
-    assert (0, 1, 2) == (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
-    assert [1] == tokenizer("")["input_ids"]
-    assert 1 == tokenizer("some words")["input_ids"][-1]
+    """Pad 0, eos 1, unk 2, and every encoding ends with eos."""
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+    assert tokenizer("")["input_ids"] == [1]
+    assert tokenizer("some words")["input_ids"][-1] == 1
 
 
 def test_size_is_what_was_asked_for(tokenizer: PreTrainedTokenizerFast) -> None:
     """Enough text fills the vocabulary; too little gives fewer tokens, never more."""
-    assert 700 == len(tokenizer)
+    assert len(tokenizer) == 700
     assert len(train_tokenizer(["one text"], vocab_size=700)) < 700
 
 
 def test_a_vocabulary_too_small_for_the_bytes_is_refused() -> None:
     """259 is the least: 256 bytes and 3 special tokens."""
-    assert 259 == len(train_tokenizer(["text"], vocab_size=259))
+    assert len(train_tokenizer(["text"], vocab_size=259)) == 259
     with pytest.raises(ValueError, match="at least 259"):
         train_tokenizer(["text"], vocab_size=258)
 
@@ -84,4 +84,4 @@ def test_training_again_in_another_process_gives_the_same_tokenizer() -> None:
         env["PYTHONPATH"] = os.pathsep.join(sys.path)
         command = [sys.executable, "-c", TRAINED]
         made.add(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
-    assert 1 == len(made)
+    assert len(made) == 1

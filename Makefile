@@ -1,0 +1,47 @@
+# Each target can be given on a fresh clone: what it needs is installed first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NAME ?= finetune
+
+.PHONY: install demo test lint bench lock clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch first and by itself: where a CPU build is configured for pip it is taken, and what
+	# depends on torch then installs nothing more.
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+demo: install
+	$(BIN)/compressor run demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# make bench NAME=finetune writes outputs/bench/finetune.json
+bench: install
+	$(BIN)/python -m tests.benchmarks.$(NAME)
+
+# The lock file again, from pyproject.toml and today's releases, on the pinned torch.
+lock:
+	$(BIN)/python -m pip install --quiet pip-tools
+	echo 'torch==2.13.0' > build-constraint.txt
+	$(BIN)/pip-compile --quiet --all-extras --strip-extras --no-emit-index-url \
+		--no-emit-find-links --no-header --no-annotate --constraint build-constraint.txt \
+		--output-file requirements.lock pyproject.toml
+	sed -i 's/^torch==2\.13\.0+cpu$$/torch==2.13.0/' requirements.lock
+	rm build-constraint.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache build dist outputs/store outputs/runs outputs/sweeps outputs/bench

@@ -1,0 +1,96 @@
+"""What tests share: pico models made here, the real command, and a store of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@dataclass(frozen=True)
+class Command:
+    """The result of one `compressor …`."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def run_folder(self) -> Path:
+        line = next(line for line in reversed(self.out.splitlines()) if line.startswith("run: "))
+        return Path(line.removeprefix("run: "))
+
+    def records(self) -> list[dict[str, Any]]:
+        loaded: list[dict[str, Any]] = json.loads((self.run_folder / "metrics.json").read_text())
+        return loaded
+
+    def record(self, name: str) -> dict[str, Any]:
+        return next(record for record in self.records() if record["name"] == name)
+
+
+def compressor(*arguments: str, cwd: Path | None = None, **environment: str) -> Command:
+    """Run the command as a user does, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "compressor", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | environment,
+        timeout=600,
+    )
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    return Command(done.returncode, done.stdout, done.stderr)
+
+
+RECIPE = """
+defaults: [/base, /model: tiny, /data: bills, _self_]
+pipeline: [load, finetune, prune, recover, evaluate]
+model:
+  config: {vocab_size: 400, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 2, num_decoder_layers: 2}
+  tokenizer: {vocab_size: 400}
+data: {rows: {train: 64, validation: 16, test: 8}, max_source_length: 96, max_target_length: 32}
+training: {batch_size: 8, learning_rate: 0.003, warmup_steps: 2, checkpoint_seconds: 0}
+stages:
+  load: {}
+  finetune: {epochs: 1}
+  prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}
+  recover: {stage: finetune, epochs: 1}
+  evaluate: {max_length: [8, 16]}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write the pico recipe, with replacements (old, new), and give its path."""
+
+    def write(*replacements: tuple[str, str], name: str = "mine.yaml") -> Path:
+        text = RECIPE
+        for old, new in replacements:
+            assert old in text, old
+            text = text.replace(old, new)
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Command]:
+    """Run a command in a folder of the test's own, where its `outputs/` lands too."""
+
+    def call(*arguments: Any, **environment: str) -> Command:
+        return compressor(*map(str, arguments), cwd=tmp_path, **environment)
+
+    return call

@@ -1,0 +1,265 @@
+"""Decoding equals `model.generate` token for token, at every limit. Speed is in `benchmarks`."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from compressor import generation
+from compressor.generation import decode, sweep, truncate
+
+# Limits below min_length are meant.
+pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+
+LIMITS = [30, 2, 3, 7, 12, 20]
+PAD, EOS, VOCABULARY = 0, 1, 100
+KINDS = ["t5", "bart", "pegasus", "marian"]
+BART_LIKE: dict[str, Any] = {
+    "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
+    "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64, "init_std": 0.3, "forced_eos_token_id": EOS,
+}  # fmt: skip
+T5_LIKE: dict[str, Any] = {
+    "d_kv": 16, "d_ff": 64, "num_heads": 2, "num_layers": 2, "initializer_factor": 2.0,
+}  # fmt: skip
+# The last two, a seed and a scale of the end token's logits, were looked for: with them some rows
+# end at different steps and some do not end.
+PICO: dict[str, Any] = {
+    "t5": (T5Config, T5ForConditionalGeneration, T5_LIKE, 5, 2.5),
+    "bart": (BartConfig, BartForConditionalGeneration, BART_LIKE, 4, 2.5),
+    "pegasus": (PegasusConfig, PegasusForConditionalGeneration, BART_LIKE, 0, 2.5),
+    "marian": (MarianConfig, MarianMTModel, BART_LIKE, 12, 3.0),
+}
+
+
+def pico(kind: str) -> PreTrainedModel:
+    """Fresh weights, untied and large, so that tokens vary."""
+    config_class, model_class, shape, seed, scale = PICO[kind]
+    torch.manual_seed(seed)
+    config = config_class(
+        d_model=32, vocab_size=VOCABULARY, pad_token_id=PAD, bos_token_id=2, eos_token_id=EOS,
+        decoder_start_token_id=PAD, tie_word_embeddings=False, **shape,
+    )  # fmt: skip
+    model: PreTrainedModel = model_class(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.randn(VOCABULARY, 32))
+        model.lm_head.weight[EOS] *= scale
+    return model
+
+
+def texts(count: int = 12) -> list[list[int]]:
+    """Rows of 3 to 20 tokens, in no order, each with its end token."""
+    draw = random.Random(0)
+    return [
+        [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(2, 20))] + [EOS]
+        for _ in range(count)
+    ]
+
+
+def generated(
+    model: PreTrainedModel, sources: list[list[int]], limit: int, **settings: Any
+) -> list[list[int]]:
+    """What transformers gives for the rows, in one batch; each up to its end token."""
+    width = max(map(len, sources))
+    ids = torch.tensor([row + [PAD] * (width - len(row)) for row in sources])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sources])
+    output = model.generate(
+        ids, attention_mask=mask, do_sample=False, max_length=limit, **({"num_beams": 1} | settings)
+    )
+    rows = output[:, 1:].tolist()
+    return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return pico(request.param)
+
+
+def test_a_sweep_is_separate_decodes(model: PreTrainedModel) -> None:
+    """At each limit a sweep gives what `generate` gives with it, in the sources' order, forced end
+    tokens included; some rows end early, at different steps, and some do not.
+    """
+    swept = sweep(model, texts(), max_lengths=LIMITS)
+    for limit in LIMITS:
+        assert generated(model, texts(), limit) == swept[limit].tokens
+    lengths = {len(row) for row in swept[30].tokens}
+    assert len(lengths - {29}) >= 3
+    assert 29 in lengths
+
+
+def test_forced_end() -> None:
+    """BART's forced end token is the last one of every row that a limit cuts off, and the row is
+    cut off all the same.
+    """
+    bart, plain = pico("bart"), pico("bart")
+    plain.generation_config.forced_eos_token_id = None
+    for limit, forced in sweep(bart, texts(), max_lengths=[7, 20]).items():
+        free = decode(plain, texts(), max_length=limit)
+        assert any(free.cut_off)
+        assert free.cut_off == forced.cut_off
+        for row, cut, expected in zip(forced.tokens, forced.cut_off, free.tokens, strict=True):
+            assert ([*expected[:-1], EOS] if cut else expected) == row
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_length": 9},
+        {"min_length": 25},
+        {"min_new_tokens": 5},
+        {"repetition_penalty": 1.7},
+        {"no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[5], [7, 8]]},
+        {"suppress_tokens": [4, 9, 75], "begin_suppress_tokens": [EOS]},
+        {"forced_bos_token_id": 6},
+        {"exponential_decay_length_penalty": (4, 1.3)},
+        {"encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2},
+        {"eos_token_id": [EOS, 42]},
+        {"max_new_tokens": 4, "num_beams": 3, "use_cache": False},
+    ],
+    ids="-".join,
+)
+def test_generation_config(kind: str, settings: dict[str, Any]) -> None:
+    """What the generation config sets is honoured at each limit as `generate` does, save its own
+    lengths, beams and cache; min_length above a limit too.
+    """
+    model, asked = pico(kind), pico(kind)
+    model.generation_config.update(**settings)
+    asked.generation_config.update(**settings)
+    if "max_new_tokens" in settings:
+        asked.generation_config.update(max_new_tokens=None, num_beams=1)
+    for limit, ours in sweep(model, texts(), max_lengths=[20, 7]).items():
+        expected = generated(asked, texts(), limit)
+        if "eos_token_id" in settings:
+            ends = [next((i for i, t in enumerate(r, 1) if t in {EOS, 42}), None) for r in expected]
+            expected = [row[:end] for row, end in zip(expected, ends, strict=True)]
+        assert expected == ours.tokens
+
+
+def test_min_length(model: PreTrainedModel) -> None:
+    """`min_length` counts the start token: no row ends before it, and the config's is replaced."""
+    model.generation_config.min_new_tokens = 2
+    ours = decode(model, texts(), max_length=20, min_length=10)
+    assert generated(model, texts(), 20, min_length=10, min_new_tokens=None) == ours.tokens
+    assert min(map(len, ours.tokens)) >= 10
+
+
+def test_beams(model: PreTrainedModel) -> None:
+    """With 2 beams each limit is decoded on its own, since no prefix of a longer one is it."""
+    swept = sweep(model, texts(), max_lengths=[7, 20], num_beams=2)
+    for limit in (7, 20):
+        assert generated(model, texts(), limit, num_beams=2) == swept[limit].tokens
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 300])
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_batches_do_not_show(batch_tokens: int, num_beams: int) -> None:
+    """However few rows fit in a batch, results come in the sources' order; progress adds up."""
+    done: list[int] = []
+    model = pico("t5")
+    ours = decode(
+        model,
+        texts(),
+        max_length=20,
+        num_beams=num_beams,
+        batch_tokens=batch_tokens,
+        progress=done.append,
+    )
+    assert generated(model, texts(), 20, num_beams=num_beams) == ours.tokens
+    assert sum(done) == 12
+    assert len(done) > 1
+
+
+def test_ended_rows_are_not_computed() -> None:
+    """The decoder is run on fewer and fewer rows, and not after the last one has ended; where a
+    processor knows rows by place (encoder_repetition_penalty), all stay.
+    """
+    model = pico("t5")
+    seen: list[int] = []
+    model.decoder.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    ours = decode(model, texts(), max_length=30)
+    assert len(seen) == 29
+    assert seen == sorted(seen, reverse=True)
+    assert sum(ours.cut_off) == seen[-1] < seen[0] == 12
+    ending = [row for row, cut in zip(texts(), ours.cut_off, strict=True) if not cut]
+    seen.clear()
+    longest = max(map(len, decode(model, ending, max_length=30).tokens))
+    assert longest == len(seen) < 29
+    seen.clear()
+    model.generation_config.encoder_repetition_penalty = 1.1
+    decode(model, texts(), max_length=30)
+    assert {12} == set(seen)
+
+
+def test_shortest_limits(model: PreTrainedModel) -> None:
+    """Limit 1 has room for the start token alone, 2 for one token, and 0 is refused."""
+    swept = sweep(model, texts(), max_lengths=[1, 2])
+    assert swept[1].tokens == [[]] * 12
+    assert swept[1].cut_off == [True] * 12
+    assert generated(model, texts(), 2) == swept[2].tokens
+    assert decode(model, texts(), max_length=1, num_beams=2).tokens == [[]] * 12
+    with pytest.raises(ValueError, match="0 is below 1"):
+        sweep(model, texts(), max_lengths=[20, 0])
+
+
+def test_nothing_to_decode() -> None:
+    """No sources give no rows, and no limits no results."""
+    decoded = decode(pico("t5"), [], max_length=20)
+    assert (decoded.tokens, decoded.cut_off, decoded.generated) == ([], [], 0)
+    assert sweep(pico("t5"), texts(), max_lengths=[]) == {}
+
+
+def test_cut_off() -> None:
+    """A row is cut off if it lacks an end token within the limit, also in beam search, where one
+    that fills the limit by a forced end counts as cut off.
+    """
+    assert truncate([5, 6, EOS], 3, [EOS]) == ([5, 6], True)
+    assert truncate([5, 6, EOS], 4, [EOS]) == ([5, 6, EOS], False)
+    assert truncate([5, 6, EOS], 9, {EOS}) == ([5, 6, EOS], False)
+    assert truncate([5, 6, EOS], 1, [EOS]) == ([], True)
+    for num_beams in (1, 2):
+        free = decode(pico("t5"), texts(), max_length=12, num_beams=num_beams)
+        assert [EOS not in row for row in free.tokens] == free.cut_off
+    forced = decode(pico("bart"), texts(), max_length=12, num_beams=2)
+    assert [len(row) == 11 for row in forced.tokens] == forced.cut_off
+    assert any(forced.cut_off)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    """Dropout is off while decoding only; the generation config is not written to."""
+    model = pico("bart")
+    config = model.generation_config.to_dict()
+    expected = decode(model, texts(), max_length=20).tokens
+    model.train()
+    decoded = sweep(model, texts(), max_lengths=[20, 7], min_length=5, device="cpu")[20]
+    assert model.training
+    assert config == model.generation_config.to_dict()
+    assert decode(model, texts(), max_length=20).tokens == expected
+    assert sum(map(len, decoded.tokens)) == decoded.generated
+    assert decoded.tokens_per_second > 0
+
+
+def test_rows_leave_by_share() -> None:
+    """The share at which rows leave changes the work, not the tokens."""
+    expected = decode(pico("t5"), texts(), max_length=30).tokens
+    for share in (0.0, 0.5, 2.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generation, "_DROP_SHARE", share)
+            assert expected == decode(pico("t5"), texts(), max_length=30).tokens
