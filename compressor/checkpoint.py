@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError  # raised by weights_only loading; nothing is unpickled
@@ -18,8 +19,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from compressor.architectures import architecture
@@ -130,7 +136,8 @@ def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def build(config: PretrainedConfig, head: Head, *, untied_head: bool = False) -> PreTrainedModel:
     """A model with fresh weights. transformers 5 ties T5's head whatever the config says, so a
-    head of its own is given to it here where one is wanted."""
+    head of its own is given to it here where one is wanted.
+    """
     model: PreTrainedModel = AUTO_CLASSES[head].from_config(config)
     if untied_head:
         untie_head(model)
@@ -138,11 +145,10 @@ def build(config: PretrainedConfig, head: Head, *, untied_head: bool = False) ->
 
 
 def untie_head(model: PreTrainedModel) -> None:
-    """Give `lm_head` a fresh weight of its own, and record that it has one."""
+    """Give `lm_head` a fresh weight of its own."""
     fresh = torch.empty_like(model.lm_head.weight)
     nn.init.normal_(fresh, std=model.config.hidden_size**-0.5)
     model.lm_head.weight = nn.Parameter(fresh)
-    model.config.tie_word_embeddings = False
 
 
 def has_untied_head(model: PreTrainedModel) -> bool:
@@ -153,21 +159,33 @@ def has_untied_head(model: PreTrainedModel) -> bool:
 
 def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
     """`save_pretrained` into one safetensors file, which `from_pretrained` gives back as it was."""
-    _record_tie(model)
-    model.save_pretrained(folder, max_shard_size="1000GB")
+    with _tie_as_read(model):
+        model.save_pretrained(folder, max_shard_size="1000GB")
 
 
 def save_config(model: PreTrainedModel, folder: Path) -> None:
-    _record_tie(model)
-    model.config.save_pretrained(folder)
+    """Write the config, and the generation config where there is one."""
+    with _tie_as_read(model):
+        model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 
 
-def _record_tie(model: PreTrainedModel) -> None:
-    """transformers 5 sets `tie_word_embeddings` True in T5's config even where it did not tie."""
-    if model.get_output_embeddings() is not None and model.config.is_encoder_decoder:
-        model.config.tie_word_embeddings = not has_untied_head(model)
+@contextmanager
+def _tie_as_read(model: PreTrainedModel) -> Iterator[None]:
+    """Have `tie_word_embeddings` in T5's config say what transformers 5 reads out of it.
+
+    When it reads a config it takes False to mean "decoder outputs are not scaled", and then sets
+    True; whether the head is tied it finds from the tensors in the file. Written as it stands,
+    the True would change the logits of a model whose outputs are not scaled.
+    """
+    config = model.config
+    tied = config.tie_word_embeddings
+    config.tie_word_embeddings = getattr(config, "scale_decoder_outputs", tied)
+    try:
+        yield
+    finally:
+        config.tie_word_embeddings = tied
 
 
 def load_pretrained(
@@ -198,7 +216,6 @@ def load_pretrained(
     for kind, names in wrong.items():
         if names:
             raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
-    model.tie_weights()
     loaded: PreTrainedModel = model
     return loaded
 

@@ -33,6 +33,7 @@ class Hyperparameters(BaseModel):
     )
     warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled, as in AdamW (1711.05101).")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay of its averages.")
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
     precision: Precision = Field(
         "auto",

@@ -111,7 +111,7 @@ def locate(path: str, message: str, sources: Sequence[Source], overrides: Sequen
     """A problem with the place that last set `path`, or the longest part of it that is set."""
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-        if path == key or path.startswith(f"{key}.") and key not in {"model", "data", "training"}:
+        if path == key or (path.startswith(f"{key}.") and key not in {"model", "data", "training"}):
             return Problem(path, f"{message} (set on the command line: {override})")
     best: tuple[int, int, Source] | None = None
     for source in sources:

@@ -149,6 +149,7 @@ class Training:
         optimizer = torch.optim.AdamW(
             self.parameters,
             lr=settings.learning_rate,
+            betas=settings.betas,
             weight_decay=settings.weight_decay,
             fused=True,
         )

@@ -1,0 +1,77 @@
+"""int8 rows: the maths by hand, and whole models whose tied weights stay tied."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import T5Config
+
+from compressor.checkpoint import Checkpoint, build, dequantized
+from compressor.sparsity.int8 import (
+    Int8Linear,
+    dequantize_rows,
+    int8_layers,
+    quantize_rows,
+    replace_by_int8,
+)
+
+T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+
+
+def pico(*, untied: bool) -> nn.Module:
+    torch.manual_seed(0)
+    config = T5Config(**T5, decoder_start_token_id=0)
+    return build(config, "seq2seq_lm", untied_head=untied).eval()
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    ids = torch.arange(2, 12)[None]
+    with torch.inference_mode():
+        return model(input_ids=ids, decoder_input_ids=ids[:, :4]).logits
+
+
+def test_rows_are_quantized_by_their_largest_entry() -> None:
+    """Scale = max / 127; a row of zeros stays zeros; a zero stays a zero."""
+    weight = torch.tensor([[127.0, -63.6, 0.0], [0.0, 0.0, 0.0], [1.0, 0.5, -1.0]])
+    quantized, scale = quantize_rows(weight)
+    assert quantized.tolist() == [[127, -64, 0], [0, 0, 0], [127, 64, -127]]
+    assert scale.flatten().tolist() == pytest.approx([1.0, 1.0, 1 / 127])
+    error = (dequantize_rows(quantized, scale) - weight).abs()
+    assert torch.all(error <= scale / 2 + 1e-7)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_integer_products_are_close_to_float_ones(bias: bool) -> None:
+    """Both ways of computing agree within the rounding of the activations."""
+    torch.manual_seed(0)
+    holder = nn.ModuleDict({"layer": nn.Linear(64, 32, bias=bias)})
+    x = torch.randn(3, 64)
+    expected = holder["layer"](x)
+    replace_by_int8(holder)
+    layer = holder["layer"]
+    assert isinstance(layer, Int8Linear)
+    torch.testing.assert_close(layer(x), expected, atol=0.02, rtol=0)
+    layer.activations = "int8"
+    torch.testing.assert_close(layer(x), expected, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("activations", ["float", "int8"])
+def test_an_int8_model_comes_back_from_disk_as_it_was(tmp_path, untied, activations) -> None:
+    """Same logits after reload; a tied table is stored once; its float twin has its values."""
+    model = pico(untied=untied)
+    before = logits(model)
+    replace_by_int8(model)
+    for layer in int8_layers(model):
+        layer.activations = activations
+    checkpoint = Checkpoint(model, None, "seq2seq_lm", int8_activations=activations)
+    checkpoint.save(tmp_path)
+    loaded = Checkpoint.load(tmp_path)
+    assert torch.equal(logits(loaded.model), logits(model))
+    assert (logits(model) - before).abs().max() < 0.1 * before.abs().max()
+    assert loaded.measure(tmp_path)["parameters"] == sum(
+        parameter.numel() for parameter in pico(untied=untied).parameters()
+    )
+    if activations == "float":
+        assert torch.equal(logits(dequantized(loaded).model), logits(model))

@@ -1,0 +1,134 @@
+"""What a user sees of a mistake: one message with place and cure, exit code 1 or 2, no traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def files(tmp_path: Path, rows: int = 4, **columns: str) -> Path:
+    """A JSON-lines file with the given columns."""
+    path = tmp_path / "rows.jsonl"
+    names = columns or {"text": "A bill to fund parks.", "summary": "Funds parks."}
+    path.write_text("".join(json.dumps(names) + "\n" for _ in range(rows)))
+    return path
+
+
+FILES = "data: {source: files, files: {train: rows.jsonl, validation: rows.jsonl}}"
+BILLS = "data: {rows: {train: 64, validation: 16, test: 8}, max_source_length: 96, max_target_length: 32}"
+
+
+def with_files(recipe) -> Path:
+    return recipe(("/data: bills", "/data: files"), (BILLS, FILES))
+
+
+def test_a_broken_yaml_names_file_and_line(recipe, run) -> None:
+    """Hydra's own traceback for this is 60 lines long."""
+    path = recipe(("load: {}", "load: {"))
+    result = run("run", path)
+    assert result.code == 2
+    assert f"{path}:" in result.err
+    assert "not valid YAML" in result.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("pipeline: [load,", "pipelin: [load,", ["pipelin", "did you mean 'pipeline'?"]),
+        ("recover: {stage: finetune", "recover: {stage: finetunes", ["did you mean 'finetune'?"]),
+        ("prune, recover,", "prune, recovr,", ["pipeline.3", "did you mean 'recover'?"]),
+        ("{epochs: 1}\n  prune", "{epochs: many}\n  prune", ["stages.finetune.epochs", "'many'"]),
+        ("{epochs: 1}\n  prune", "{epochs: -1}\n  prune", ["stages.finetune.epochs", "-1"]),
+        ("encoder: {feed_forward", "encodr: {feed_forward", ["amounts.encodr.feed_forward"]),
+        ("lm_head: 0.3", "lm_head: 1.3", ["stages.prune.amounts.lm_head", "1.3"]),
+        ("batch_size: 8", "batchsize: 8", ["training.batchsize", "did you mean 'batch_size'?"]),
+        ("/model: tiny", "/model: tinny", ["did you mean 'tiny'?"]),
+        ("max_source_length", "max_sourc_length", ["did you mean 'max_source_length'?"]),
+        ("[8, 16]", "[0, 16]", ["stages.evaluate.max_length", "at least 2"]),
+        ("load: {}", "load: {source: ./nowhere}", ["no directory 'nowhere'"]),
+        ("load: {}", "load: {source: google-t5/t5-small}", ["hub cannot be reached"]),
+        ("d_model: 32", "model_type: gpt5", ["model_type", "no architecture 'gpt5'"]),
+        ("load: {}", "load: {tokenizer: {vocab: 3}}", ["tokenizer.vocab", "vocab_size"]),
+        ("load: {}", "load: {config: '${oc.env:HOME}'}", ["not allowed"]),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_the_cure(recipe, run, old, new, expected) -> None:
+    """Exit code 2; the key's path, what was expected, the nearest name; nothing is written."""
+    path = recipe((old, new))
+    result = run("run", path)
+    assert result.code == 2, result.out + result.err
+    assert str(path) in result.err
+    for text in expected:
+        assert text in result.err
+    assert not (path.parent / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "homework/v7"], "did you mean 'homework/v"),
+        (["run", "demmo"], "did you mean 'demo'?"),
+        (["run", "nothere.yaml"], "no recipe file 'nothere.yaml'"),
+        (["run", "demo", "model=tinny"], "did you mean 'tiny'?"),
+        (["run", "demo", "stages.prune.amount.lm_head=0.1"], "did you mean 'amounts'?"),
+        (["run", "demo", "stages.prune.amounts.lm_head=0.1,0.3"], "add -m"),
+        (["run", "demo", "seeed=1"], "did you mean 'seed'?"),
+        (["run", "demo", "stages.prune=[oops"], "override"),
+        (["stages", "prun"], "did you mean 'prune'?"),
+        (["score", "nothere.csv"], "nothere.csv"),
+        (["show", "nothere"], "no run's directory"),
+    ],
+)
+def test_a_wrong_command_is_refused_with_the_cure(run, arguments, expected) -> None:
+    """Exit code 2, and the nearest thing that exists."""
+    result = run(*arguments)
+    assert result.code == 2, result.out + result.err
+    assert expected in result.err
+
+
+def test_a_missing_data_file_is_found_while_planning(recipe, run, tmp_path) -> None:
+    """With the nearest file beside it."""
+    path = with_files(recipe)
+    (tmp_path / "row.jsonl").write_text("{}\n")
+    result = run("plan", path)
+    assert result.code == 2
+    assert "data.files.train" in result.err
+    assert "did you mean 'row.jsonl'?" in result.err
+
+
+def test_a_missing_column_is_found_while_planning(recipe, run, tmp_path) -> None:
+    """With the columns that are there."""
+    files(tmp_path, txt="a", summary="b")
+    result = run("plan", with_files(recipe))
+    assert result.code == 2
+    assert "no column 'text'" in result.err
+    assert "did you mean 'txt'?" in result.err
+
+
+def test_an_empty_split_is_an_error(recipe, run, tmp_path) -> None:
+    """An empty file is found while planning."""
+    files(tmp_path, rows=0)
+    result = run("run", with_files(recipe))
+    assert result.code == 2
+    assert "empty" in result.err
+
+
+def test_a_value_that_is_no_text_names_its_row(recipe, run, tmp_path) -> None:
+    """Found when the rows are read: exit code 1, nothing half-written in the store."""
+    path = files(tmp_path)
+    path.write_text(path.read_text() + '{"text": null, "summary": "b"}\n')
+    result = run("run", with_files(recipe))
+    assert result.code == 1
+    assert "row 4, column 'text'" in result.err
+    store = tmp_path / "outputs" / "store"
+    assert [p for p in store.iterdir() if p.name not in {"locks", "partial"}] == []
+    assert list((store / "partial").iterdir()) == []
+
+
+def test_your_own_rows_run_end_to_end(recipe, run, tmp_path) -> None:
+    """The same recipe on a JSON-lines file of one's own."""
+    files(tmp_path, rows=24)
+    result = run("run", with_files(recipe), "stages.evaluate.max_length=8")
+    assert result.code == 0, result.err

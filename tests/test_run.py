@@ -1,0 +1,240 @@
+"""A recipe, as a user runs it: results, reruns, kills, several processes, failures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from compressor.store import file_digest
+
+LONGER = ("{epochs: 1}\n  prune", "{epochs: 6}\n  prune")
+
+
+def weights(folder: Path, name: str) -> Path:
+    (stage,) = folder.glob(f"stages/*-{name}")
+    return stage / "model.safetensors"
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    with (weights(folder, name).parent / "losses.csv").open() as stream:
+        return [float(row["loss"]) for row in csv.DictReader(stream)]
+
+
+def test_a_run_leaves_what_explains_it_and_a_second_run_repeats_nothing(recipe, run) -> None:
+    """Metrics, resolved recipe, environment, predictions and links; again: all cached, no torch."""
+    path = recipe()
+    first = run("run", path)
+    assert first.code == 0, first.err
+    folder = path.parent / first.run_folder
+    names = {item.name for item in folder.iterdir()}
+    assert {"recipe.yaml", "environment.json", "metrics.json", "predictions.csv"} <= names
+    records = json.loads((folder / "metrics.json").read_text())
+    assert [r["name"] for r in records] == ["load", "finetune", "prune", "recover", "evaluate"]
+    assert not any(record["cached"] for record in records)
+    assert 0 <= records[-1]["metrics"]["rougeLsum"] <= 1
+    assert set(records[-1]["metrics"]["lengths"]) == {"8", "16"}
+    again = run("run", path, PYTHONPROFILEIMPORTTIME="1")
+    assert again.code == 0
+    records = json.loads((path.parent / again.run_folder / "metrics.json").read_text())
+    assert all(record["cached"] for record in records)
+    assert " torch\n" not in again.err
+    edited = run("run", path, "stages.recover.epochs=2")
+    records = json.loads((path.parent / edited.run_folder / "metrics.json").read_text())
+    assert [r["name"] for r in records if not r["cached"]] == ["recover", "evaluate"]
+
+
+def test_the_plan_counts_what_the_run_counts(recipe, run) -> None:
+    """Parameters and non-zero ratio of every stage, masks kept by training, reload included."""
+    path = recipe()
+    planned = json.loads(run("plan", path, "--json").out)
+    done = run("run", path)
+    records = json.loads((path.parent / done.run_folder / "metrics.json").read_text())
+    for plan, record in zip(planned, records, strict=True):
+        assert record["parameters"] == plan["parameters"], plan["name"]
+        assert record["nonzero_ratio"] == pytest.approx(plan["nonzero_ratio"], abs=2e-6)
+    recovered = load_file(weights(path.parent / done.run_folder, "recover"))
+    masks = load_file(
+        weights(path.parent / done.run_folder, "recover").with_name("masks.safetensors")
+    )
+    assert masks
+    assert all(torch.count_nonzero(recovered[name][~mask]) == 0 for name, mask in masks.items())
+
+
+def test_predictions_score_the_same_a_second_time(recipe, run) -> None:
+    """`compressor score` on the run's CSV gives the run's own figures."""
+    path = recipe()
+    done = run("run", path)
+    folder = path.parent / done.run_folder
+    scored = json.loads(run("score", folder / "predictions.csv", "--json").out)
+    record = json.loads((folder / "metrics.json").read_text())[-1]
+    assert scored == record["metrics"]["lengths"]
+
+
+def _start(path: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "compressor", "run", str(path), *overrides],
+        cwd=path.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def _wait_for_steps(path: Path, above: int, process: subprocess.Popen[bytes]) -> int:
+    """Wait until a checkpoint of a step after `above` is there; the last one seen."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        steps = [int(p.name[5:]) for p in path.parent.glob("outputs/store/partial/*.resume/step-*")]
+        if steps and max(steps) > above:
+            return max(steps)
+        time.sleep(0.005)
+    return above
+
+
+def test_a_run_killed_five_times_ends_with_the_weights_of_an_undisturbed_one(recipe, run) -> None:
+    """SIGKILL at random moments of training, launched again each time: the same SHA-256."""
+    path = recipe(LONGER, ("tiny", "tiny"))
+    undisturbed = run("run", path, "outputs=undisturbed", "model.config.dropout_rate=0.1")
+    assert undisturbed.code == 0, undisturbed.err
+    expected = file_digest(weights(path.parent / undisturbed.run_folder, "finetune"))
+    chance, last, kills = random.Random(5), 0, 0
+    while kills < 5:
+        process = _start(path, "model.config.dropout_rate=0.1")
+        last = _wait_for_steps(path, last, process)
+        time.sleep(chance.uniform(0, 0.1))
+        assert process.poll() is None, process.stdout.read().decode() if process.stdout else ""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        for manifest in path.parent.glob("outputs/store/*/manifest.json"):
+            json.loads(manifest.read_text())
+    final = run("run", path, "model.config.dropout_rate=0.1")
+    assert final.code == 0, final.err
+    assert "goes on from step" in final.out
+    assert file_digest(weights(path.parent / final.run_folder, "finetune")) == expected
+    assert list((path.parent / "outputs/store/partial").iterdir()) == []
+
+
+def test_two_processes_give_one_processs_losses_and_masks(recipe, run) -> None:
+    """With dropout 0: the loss curve within 1e-4, equal masks, another batch size a rank or not."""
+    path = recipe()
+    one = run("run", path, "outputs=one")
+    two = run("run", path, "outputs=two", "launch.num_processes=2")
+    micro = run("run", path, "outputs=micro", "training.micro_batch_size=3")
+    assert (one.code, two.code, micro.code) == (0, 0, 0), two.err + micro.err
+    folders = [path.parent / result.run_folder for result in (one, two, micro)]
+    for name in ("finetune", "recover"):
+        curves = [losses(folder, name) for folder in folders]
+        assert len(curves[0]) == 8
+        for other in curves[1:]:
+            assert other == pytest.approx(curves[0], abs=1e-4)
+    masks = [load_file(weights(f, "prune").with_name("masks.safetensors")) for f in folders[:2]]
+    assert masks[0].keys() == masks[1].keys()
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+    validation = [
+        next(r for r in json.loads((f / "metrics.json").read_text()) if r["name"] == "finetune")
+        for f in folders
+    ]
+    figures = [record["metrics"]["validation_loss"] for record in validation]
+    assert figures[1:] == pytest.approx([figures[0]] * 2, abs=1e-4)
+
+
+def test_a_multirun_trains_the_shared_beginning_once(recipe, run) -> None:
+    """Three prune ratios: one `finetune`; a point that fails does not stop the others."""
+    path = recipe()
+    swept = run("run", path, "-m", "stages.prune.amounts.lm_head=0.1,0.3,0.5")
+    assert swept.code == 0, swept.err
+    points = sorted(path.parent.glob("outputs/sweeps/mine/*/*/metrics.json"))
+    assert len(points) == 3
+    fresh = [
+        record["key"]
+        for point in points
+        for record in json.loads(point.read_text())
+        if record["name"] == "finetune" and not record["cached"]
+    ]
+    assert len(fresh) == 1
+    again = run("run", path, "-m", "stages.prune.amounts.lm_head=0.1,1.5")
+    assert again.code == 1
+    assert "failed" in again.out
+    assert "1.5" in again.err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_weights(recipe, run) -> None:
+    """Exit code 1, one message, no artifact of the failed stage, the weights before it kept."""
+    path = recipe()
+    failed = run("run", path, "training.learning_rate=1e30")
+    assert failed.code == 1
+    assert "stage 'finetune': the loss is" in failed.err
+    assert "learning_rate" in failed.err
+    kept = list(path.parent.glob("outputs/store/partial/*.resume/step-*/tensors"))
+    assert len(kept) == 1
+    model = {k: v for k, v in load_file(kept[0]).items() if k.startswith("model.")}
+    assert len(list(path.parent.glob("outputs/store/*/manifest.json"))) == 1
+    assert model
+
+
+def test_a_damaged_artifact_is_made_again(recipe, run) -> None:
+    """A flipped byte in what a stage reads: set aside, made again, and the run ends well."""
+    path = recipe()
+    first = run("run", path)
+    folder = path.parent / first.run_folder
+    target = weights(folder, "finetune").resolve()
+    before = file_digest(target)
+    data = bytearray(target.read_bytes())
+    data[-1] ^= 1
+    target.write_bytes(data)
+    second = run("run", path, "stages.prune.amounts.lm_head=0.4")
+    assert second.code == 0, second.err
+    assert "made again" in second.out
+    assert file_digest(target) == before
+    assert len(list(path.parent.glob("outputs/store/damaged/*"))) == 1
+
+
+def test_an_exported_model_loads_with_plain_transformers(recipe, run) -> None:
+    """`model/` in the run directory: `from_pretrained` in a fresh process, same logits; int8 too."""
+    path = recipe(
+        ("recover, evaluate]", "recover, shrink, quantize, export]"),
+        ("  evaluate:", "  shrink: {decoder_layers: 1}\n  quantize: {}\n  export: {}\n  evaluate:"),
+    )
+    done = run("run", path)
+    assert done.code == 0, done.err
+    folder = path.parent / done.run_folder
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    stored = load_file(weights(folder, "quantize"))
+    name = "decoder.block.0.layer.2.DenseReluDense.wo.weight"
+    assert stored[name].dtype == torch.int8
+    expected = stored[name].float() * stored[f"{name}_scale"]
+    assert torch.equal(model.state_dict()[name], expected)
+    assert len(model.decoder.block) == 1
+    batch = tokenizer(["summarize: An Act."], return_tensors="pt")
+    assert model.generate(**batch, max_length=8, do_sample=False).shape[0] == 1
+
+
+def test_started_under_a_launcher_it_says_what_to_set(recipe, run) -> None:
+    """`torchrun compressor run …` would start every stage several times."""
+    result = run("run", recipe(), TORCHELASTIC_RUN_ID="none", RANK="0", WORLD_SIZE="2")
+    assert result.code == 2
+    assert "launch.num_processes" in result.err
+
+
+def test_the_store_is_where_outputs_says(recipe, run) -> None:
+    """`outputs=` moves store and runs together; nothing else is written in the current folder."""
+    path = recipe()
+    result = run("run", path, "outputs=elsewhere", "skip=[finetune, evaluate]")
+    assert result.code == 0, result.err
+    assert {item.name for item in path.parent.iterdir()} == {"mine.yaml", "elsewhere"}
+    shutil.rmtree(path.parent / "elsewhere")

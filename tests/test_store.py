@@ -1,0 +1,109 @@
+"""The store: whole artifacts or none, one writer, damage found."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from compressor.errors import DamagedArtifact
+from compressor.store import MANIFEST, Store
+
+KEY = "ab" * 32
+
+
+def made(folder: Path, text: str = "hello") -> Store:
+    store = Store(folder / "store")
+    partial = store.begin(KEY)
+    (partial / "model").mkdir()
+    (partial / "model" / "weights").write_text(text)
+    store.commit(KEY, partial, {"stage": "load"})
+    return store
+
+
+def test_a_committed_artifact_is_whole_and_says_what_is_in_it(tmp_path: Path) -> None:
+    """The manifest has size and SHA-256 of every file, and nothing is left in `partial`."""
+    store = made(tmp_path)
+    manifest = store.verify(KEY)
+    expected = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    assert manifest["files"] == {"model/weights": {"bytes": 5, "sha256": expected}}
+    assert list((tmp_path / "store" / "partial").iterdir()) == []
+
+
+def test_what_was_begun_and_not_committed_is_no_artifact(tmp_path: Path) -> None:
+    """A killed writer leaves nothing that counts, and the next one starts clean."""
+    store = Store(tmp_path / "store")
+    (store.begin(KEY) / "half").write_text("x")
+    assert not store.has(KEY)
+    assert list(store.begin(KEY).iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "flip", "manifest", "link"])
+def test_damage_is_found(tmp_path: Path, damage: str) -> None:
+    """A file cut, gone, changed in place, replaced by a link, or an edited manifest: no artifact."""
+    store = made(tmp_path)
+    path = store.path(KEY) / "model" / "weights"
+    if damage == "truncate":
+        path.write_text("hell")
+    elif damage == "delete":
+        path.unlink()
+    elif damage == "flip":
+        path.write_text("jello")
+    elif damage == "manifest":
+        (store.path(KEY) / MANIFEST).write_text('{"key": "other", "files": {}}')
+    else:
+        path.unlink()
+        (tmp_path / "elsewhere").write_text("hello")
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedArtifact):
+        store.verify(KEY)
+    assert store.has(KEY) == (damage == "flip")  # sizes alone cannot see a flipped byte
+
+
+def test_a_damaged_artifact_is_set_aside_not_deleted(tmp_path: Path) -> None:
+    """A person can look at it; its place is free for the next."""
+    store = made(tmp_path)
+    aside = store.set_aside(KEY)
+    assert aside is not None
+    assert (aside / "model" / "weights").read_text() == "hello"
+    assert not store.path(KEY).exists()
+
+
+def _hold(folder: str, started: str) -> None:
+    with Store(Path(folder)).lock(KEY, lambda: None):
+        Path(started).touch()
+        time.sleep(60)
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    """One writer for a key at a time; a writer that is killed takes its lock with it."""
+    context = multiprocessing.get_context("spawn")
+    started = tmp_path / "started"
+    other = context.Process(target=_hold, args=(str(tmp_path / "store"), str(started)))
+    other.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        waited: list[bool] = []
+
+        def kill() -> None:
+            waited.append(True)
+            other.kill()
+
+        with Store(tmp_path / "store").lock(KEY, kill):
+            assert waited == [True]
+    finally:
+        other.kill()
+        other.join()
+
+
+def test_the_manifest_is_json_that_a_person_can_read(tmp_path: Path) -> None:
+    """Indented, with what the engine said of it."""
+    store = made(tmp_path)
+    text = (store.path(KEY) / MANIFEST).read_text()
+    assert json.loads(text)["stage"] == "load"
+    assert text.count("\n") > 5
