@@ -99,7 +99,8 @@ class Checkpoint:
 
     def parameter(self, name: str) -> nn.Parameter:
         """The parameter called `name`, whichever of its tied names that is."""
-        return self.model.get_parameter(name)
+        parameter: nn.Parameter = self.model.get_parameter(name)
+        return parameter
 
     def apply_masks(self) -> None:
         """Set every masked entry to zero."""

@@ -1,4 +1,4 @@
-"""The `compressor` command: arguments in, exit code out. 0 done, 1 a stage failed, 2 yours to mend."""
+"""The `compressor` command. Exit codes: 0 done, 1 a stage failed, 2 recipe or command is wrong."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def stages_command(given: argparse.Namespace) -> int:
     return DONE
 
 
-def recipes_command(given: argparse.Namespace) -> int:
+def recipes_command(_: argparse.Namespace) -> int:
     """`compressor recipes`."""
     from compressor.recipe import recipe_names
 

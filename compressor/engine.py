@@ -25,7 +25,7 @@ class Engine:
         self._verified: set[str] = set()
 
     def execute(self) -> None:
-        """Bring every node of the plan into the store. Raises StageError at the first that fails."""
+        """Bring every node into the store. Raises StageError at the first that fails."""
         for node in self.plan.nodes:
             started = time.monotonic()
             self.progress.event("stage_started", name=node.name, key=node.key)
@@ -37,9 +37,11 @@ class Engine:
             seconds = time.monotonic() - started
             self.run.add(node, manifest, cached=cached, seconds=seconds)
             self.progress.event("stage_ended", name=node.name, cached=cached, seconds=seconds)
-            self._tell(node, manifest, cached, seconds)
+            self._tell(node, manifest, cached=cached, seconds=seconds)
 
-    def _tell(self, node: Node, manifest: Mapping[str, Any], cached: bool, seconds: float) -> None:
+    def _tell(
+        self, node: Node, manifest: Mapping[str, Any], *, cached: bool, seconds: float
+    ) -> None:
         what = "cached" if cached else f"{seconds:.1f} s"
         model, metrics = manifest["model"], manifest["metrics"]
         facts = ""

@@ -260,7 +260,7 @@ def _greedy(
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
-    generation_config: Any,  # noqa: ARG001  # `generate` passes it
+    generation_config: Any,
     **model_kwargs: Any,
 ) -> list[list[int]]:
     """Greedy search over one batch that ended rows leave; what follows an end token is undefined.

@@ -96,7 +96,7 @@ def machine() -> str:
     if cpuinfo.is_file():
         lines = cpuinfo.read_text(errors="replace").splitlines()
         model = next(
-            (l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), model
+            (s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), model
         )
     return f"{platform.system()} {model}"
 
@@ -217,21 +217,14 @@ class _Planner:
             if own is not None:
                 self._add(name, name, kind, stage, own, {})
             return
-        seen: dict[str, str] = {}
+        seen: dict[str, str] = {}  # node with a model → node that reports on it
         for model in named:
             node = self._earlier(model, name, "against" if model == against else "models")
             if node is None or node in seen:  # a skipped stage left the model as it was before
                 continue
             seen[node] = f"{name}@{model}"
-            reads = (
-                {"against": seen[self.gave_model[against]]}
-                if (
-                    against is not None
-                    and model != against
-                    and self.gave_model.get(against) in seen
-                )
-                else {}
-            )  # type: ignore[index]
+            other = seen.get(self.gave_model.get(against) or "") if against is not None else None
+            reads = {"against": other} if other is not None and other != seen[node] else {}
             self._add(seen[node], name, kind, stage, node, reads)
 
     def _model_of(self, name: str, stage: Stage) -> str | None:
@@ -283,7 +276,7 @@ class _Planner:
             self.unreached.append(self.composed.problem(full, message))
 
         planning = Planning(
-            facts=self.nodes[model].facts if model in self.nodes else None,  # type: ignore[index]
+            facts=self.nodes[model].facts if model is not None and model in self.nodes else None,
             data=recipe.data,
             launch=recipe.launch,
             outputs=self.store.folder.parent,

@@ -25,7 +25,7 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.data.sources import Data
@@ -51,7 +51,7 @@ class Recipe(BaseModel):
     model: dict[str, Any] = Field({}, description="Defaults of `load` stages (a `model/` group).")
     data: Data
     training: dict[str, Any] = Field({}, description="Defaults of stages that train.")
-    launch: Launch = Field(default_factory=lambda: Launch())
+    launch: Launch = Field(default_factory=Launch)
 
 
 @dataclass(frozen=True)
@@ -267,8 +267,9 @@ def _hydra_problem(error: Exception, folder: Path, name: str, overrides: Sequenc
         valid = _valid_keys(folder, name, full.rpartition(".")[0])
         return Problem(full, f"no such key in this recipe; {nearest(key, valid)}")
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        place = _first_source(folder, name)
-        return locate(str(error.full_key), text.splitlines()[0], place, overrides)
+        place = [Source(folder / f"{name}.yaml", "")]
+        text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
+        return locate(str(error.full_key), text, place, overrides)
     if isinstance(error, ConfigCompositionException | HydraException):
         return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
     return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
@@ -281,10 +282,6 @@ def _yaml_problem(error: yaml.MarkedYAMLError, folder: Path, name: str) -> Probl
     if mark is not None and mark.name and Path(mark.name).is_file():
         file = Path(mark.name)
     return Problem("", message, file, mark.line + 1 if mark is not None else None)
-
-
-def _first_source(folder: Path, name: str) -> list[Source]:
-    return [Source(folder / f"{name}.yaml", "")]
 
 
 def _missing_config(error: MissingConfigException, folder: Path, name: str) -> Problem:

@@ -89,7 +89,7 @@ def new_folder(outputs: Path, name: str) -> Path:
 
 
 def link(target: Path, place: Path) -> None:
-    """A relative symbolic link, or a copy where the file system has none; replaces what is there."""
+    """A relative symbolic link, or a copy where there can be none; replaces what is there."""
     if place.is_symlink() or place.is_file():
         place.unlink()
     elif place.is_dir():
@@ -102,7 +102,7 @@ def link(target: Path, place: Path) -> None:
 
 def environment(plan: Plan) -> dict[str, Any]:
     """What a person needs to make this run again. No environment variables: they hold secrets."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)

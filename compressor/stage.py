@@ -7,7 +7,6 @@ has to know of it. Stage modules import torch inside `run`, so that planning sta
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -104,7 +103,7 @@ class Stage(BaseModel):
     """Whether the stage gives a model to the stages after it, or only looks at one."""
     needs_model: ClassVar[bool] = True
     section: ClassVar[str | None] = None
-    """The top-level group of the recipe (`model`, `training`) whose keys are this stage's defaults."""
+    """The top-level group of the recipe (`model`, `training`) that has this stage's defaults."""
     splits: ClassVar[tuple[Split, ...]] = ()
     """The splits of the data that the result depends on."""
     distributed: ClassVar[bool] = False
@@ -155,9 +154,8 @@ class Report(Stage):
 
 def stage_kinds() -> list[str]:
     """The names of all stages: the modules of `compressor.stages`."""
-    import compressor.stages
-
-    return sorted(module.name for module in pkgutil.iter_modules(compressor.stages.__path__))
+    files = (Path(__file__).parent / "stages").glob("[a-z]*.py")
+    return sorted(path.stem for path in files)
 
 
 @cache

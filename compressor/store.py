@@ -72,12 +72,11 @@ class Store:
 
     def set_aside(self, key: str) -> Path | None:
         """Move a damaged artifact out of the way, for a person to look at."""
+        if not self.path(key).exists():
+            return None
         target = self.folder / "damaged" / f"{key}-{time.time_ns()}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(self.path(key), target)
-        except FileNotFoundError:
-            return None
+        self.path(key).rename(target)
         return target
 
     @contextmanager
@@ -125,9 +124,8 @@ class Store:
         manifest = {"key": key, **about, "files": files}
         write_json(partial / MANIFEST, manifest)
         target = self.path(key)
-        if target.exists():  # without a valid manifest, or `begin` would not have been called
-            self.set_aside(key)
-        os.rename(partial, target)
+        self.set_aside(key)  # nothing, or what has no valid manifest: this has been made anew
+        partial.rename(target)
         flush(self.folder)
         shutil.rmtree(self.resume(key), ignore_errors=True)
         return manifest
@@ -160,4 +158,4 @@ def write_text(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)

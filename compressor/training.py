@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -140,7 +139,7 @@ class Training:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(self.seed + self.rank)
         if settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            self.model.gradient_checkpointing_enable()  # type: ignore[operator]  # transformers'
         self.model.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         device = self.accelerator.device
@@ -291,7 +290,7 @@ class Training:
                 flush(path)
             older = list(self.resume.glob("step-*"))
             shutil.rmtree(final, ignore_errors=True)
-            os.rename(partial, final)
+            partial.rename(final)
             flush(self.resume)
             for path in older:
                 if path != final:

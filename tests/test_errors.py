@@ -1,4 +1,4 @@
-"""What a user sees of a mistake: one message with place and cure, exit code 1 or 2, no traceback."""
+"""What a user sees of a mistake: one message with place and cure, and never a traceback."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import RECIPE
 
 
 def files(tmp_path: Path, rows: int = 4, **columns: str) -> Path:
@@ -17,7 +19,7 @@ def files(tmp_path: Path, rows: int = 4, **columns: str) -> Path:
 
 
 FILES = "data: {source: files, files: {train: rows.jsonl, validation: rows.jsonl}}"
-BILLS = "data: {rows: {train: 64, validation: 16, test: 8}, max_source_length: 96, max_target_length: 32}"
+BILLS = next(line for line in RECIPE.splitlines() if line.startswith("data: "))
 
 
 def with_files(recipe) -> Path:

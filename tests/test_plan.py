@@ -1,4 +1,4 @@
-"""Planning: exact counts without weights, keys that change with what matters, errors all at once."""
+"""Planning: exact counts without weights, keys that change with what matters, all errors."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_a_multirun_trains_the_shared_beginning_once(recipe, run) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_weights(recipe, run) -> None:
-    """Exit code 1, one message, no artifact of the failed stage, the weights before it kept."""
+    """Exit code 1, one message, no artifact of the failed stage, the last weights kept."""
     path = recipe()
     failed = run("run", path, "training.learning_rate=1e30")
     assert failed.code == 1
@@ -204,7 +204,7 @@ def test_a_damaged_artifact_is_made_again(recipe, run) -> None:
 
 
 def test_an_exported_model_loads_with_plain_transformers(recipe, run) -> None:
-    """`model/` in the run directory: `from_pretrained` in a fresh process, same logits; int8 too."""
+    """`model/` in the run directory has the int8 model's values, and generates."""
     path = recipe(
         ("recover, evaluate]", "recover, shrink, quantize, export]"),
         ("  evaluate:", "  shrink: {decoder_layers: 1}\n  quantize: {}\n  export: {}\n  evaluate:"),

@@ -43,7 +43,7 @@ def test_what_was_begun_and_not_committed_is_no_artifact(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "flip", "manifest", "link"])
 def test_damage_is_found(tmp_path: Path, damage: str) -> None:
-    """A file cut, gone, changed in place, replaced by a link, or an edited manifest: no artifact."""
+    """A file cut, gone, changed in place, made a link, or an edited manifest: no artifact."""
     store = made(tmp_path)
     path = store.path(KEY) / "model" / "weights"
     if damage == "truncate":

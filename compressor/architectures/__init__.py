@@ -133,12 +133,12 @@ class Facts:
         names = {old: new for old in self.shapes if (new := renamed(old)) is not None}
         masked, exact = [], self.exact
         for group, count in self.masked:
-            left = frozenset(names[name] for name in group if name in names)
+            left, share = frozenset(names[name] for name in group if name in names), 1.0
             if len(left) < len(group):
                 share = self.numel(frozenset(n for n in group if n in names)) / self.numel(group)
-                count, exact = round(count * share), False
+                exact = False
             if left:
-                masked.append((left, count))
+                masked.append((left, round(count * share)))
         shapes = {new: self.shapes[old] for old, new in names.items()}
         return replace(self, config=config, shapes=shapes, masked=tuple(masked), exact=exact)
 
@@ -156,7 +156,7 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
     module = architecture(model_type)
     given = {key: value for key, value in config.items() if value is not None}
     full = {**module.DEFAULTS[model_type], **given, "head": head}
-    shapes = module.parameters(full, head=head, untied_head=untied_head)
+    shapes = module.parameters(full, untied_head=untied_head)
     return Facts(model_type=model_type, config=full, shapes=shapes)
 
 

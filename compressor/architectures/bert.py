@@ -39,10 +39,10 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     return {"encoder": Stack(prefix, "num_hidden_layers", config["num_hidden_layers"])}
 
 
-def parameters(
-    config: Mapping[str, Any], *, head: str = "none", untied_head: bool | None = None
-) -> dict[str, Shape]:
-    """Name → shape of every parameter; `head` says what stands on the encoder."""
+def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
+    """Name → shape of every parameter; `config["head"]` says what stands on the encoder."""
+    del untied_head  # neither of its heads can share a tensor with the embedding
+    head = config["head"]
     width, inner = config["hidden_size"], config["intermediate_size"]
     base = "bert." if head == "sequence_classification" else ""
     shapes: dict[str, Shape] = {

@@ -39,9 +39,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     }
 
 
-def parameters(
-    config: Mapping[str, Any], *, head: str = "seq2seq_lm", untied_head: bool | None = None
-) -> dict[str, Shape]:
+def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
     """Name → shape of every distinct parameter, under the names transformers gives them."""
     width, vocabulary = config["d_model"], config["vocab_size"]
     inner = config["num_heads"] * config["d_kv"]

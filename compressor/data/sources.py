@@ -57,7 +57,7 @@ class DataBase(BaseModel):
     prefix: str = Field("", description="Put before each text; T5 wants `summarize: `.")
     max_source_length: int = Field(512, ge=1, description="Tokens of a source; the rest is cut.")
     max_target_length: int = Field(128, ge=1, description="Tokens of a target; the rest is cut.")
-    rows: SplitRows = Field(default_factory=lambda: SplitRows())
+    rows: SplitRows = Field(default_factory=SplitRows)
 
     def key(self, split: Split) -> dict[str, Any]:
         """What decides the token ids of a split, beside the tokenizer. Raises Unreachable."""

@@ -1,4 +1,4 @@
-"""`evaluate`: scores of a model at several `max_length`s. Decoding is in `compressor.generation`."""
+"""`evaluate`: scores of a model at several `max_length`s. Decoding itself is elsewhere."""
 
 from __future__ import annotations
 

@@ -175,10 +175,7 @@ class Load(Stage):
         """Load, and compare what came with the config it was planned from."""
         from compressor.checkpoint import Checkpoint
 
-        if self.source is None:
-            model = self._fresh(context)
-        else:
-            model = self._pretrained(context)
+        model = self._fresh(context) if self.source is None else self._pretrained(context)
         tokenizer = self._tokenizer(context)
         if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
             raise StageError(

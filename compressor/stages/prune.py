@@ -119,7 +119,7 @@ def _left(masks: Mapping[str, Any], weights: Mapping[str, Any]) -> int:
 
 
 def _nearest_group(path: str, groups: Mapping[str, Any]) -> str:
-    """A hint for an unknown group: one in the same stack first, since most slips are in one part."""
+    """A hint for an unknown group: one in the same stack first, as most slips are in one part."""
     stack, _, part = path.partition(".")
     inside = [name.partition(".")[2] for name in groups if name.startswith(f"{stack}.")]
     if part and inside:
