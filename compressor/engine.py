@@ -84,7 +84,9 @@ class Engine:
     def _make(self, node: Node) -> dict[str, Any]:
         """Run a stage in a folder of its own and commit it. A failure commits nothing."""
         assert node.key is not None
-        folder = self.store.begin(node.key)
+        # A worker that outlives a killed parent for a moment must have stopped writing.
+        with self.store.lock(worker.writer_lock(node.key), lambda: None):
+            folder = self.store.begin(node.key)
         recipe = self.plan.composed.recipe
         context = Context(
             folder=folder,

@@ -23,9 +23,15 @@ from compressor.data.sources import Data
 from compressor.errors import StageError, Unreachable
 from compressor.progress import Progress
 from compressor.stage import Context, Inputs, Launch, Stage, stage_class
+from compressor.store import Store
 
 TASK, RESULT, FAILURE = "task.json", "result.json", "failure.json"
 PARENT_POLL_SECONDS = 0.2
+
+
+def writer_lock(key: str) -> str:
+    """The name of the lock that the one process that writes an artifact's files holds."""
+    return f"{key}.writer"
 
 
 def run_stage(stage: Stage, inputs: Inputs, context: Context) -> dict[str, Any] | None:
@@ -183,7 +189,9 @@ def main(path: Path) -> int:
     )
     try:
         if rank == 0:
-            model = run_stage(stage, inputs, context)
+            store = Store(context.folder.parent.parent)
+            with store.lock(writer_lock(context.folder.name), lambda: None):
+                model = run_stage(stage, inputs, context)
             result = {"model": model, "metrics": context.metrics}
             (path.parent / RESULT).write_text(json.dumps(result), encoding="utf-8")
         else:

@@ -238,3 +238,55 @@ def test_the_store_is_where_outputs_says(recipe, run) -> None:
     assert result.code == 0, result.err
     assert {item.name for item in path.parent.iterdir()} == {"mine.yaml", "elsewhere"}
     shutil.rmtree(path.parent / "elsewhere")
+
+
+def test_two_processes_killed_go_on_and_leave_nobody_behind(recipe, run) -> None:
+    """SIGKILL of the parent alone ends its workers too; the next run has the same weights."""
+    path = recipe(LONGER)
+    processes = "launch.num_processes=2"
+    undisturbed = run("run", path, "outputs=undisturbed", processes)
+    assert undisturbed.code == 0, undisturbed.err
+    process = _start(path, processes)
+    _wait_for_steps(path, 3, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    final = run("run", path, processes)
+    assert final.code == 0, final.err
+    assert "goes on from step" in final.out
+    folders = [path.parent / result.run_folder for result in (undisturbed, final)]
+    digests = [file_digest(weights(folder, "finetune")) for folder in folders]
+    assert digests[0] == digests[1]
+    left = subprocess.run(["pgrep", "-f", str(path.parent)], capture_output=True, text=True)
+    assert left.stdout == ""
+
+
+def test_a_tracker_of_accelerate_gets_the_losses(recipe, run) -> None:
+    """`trackers: [tensorboard]` writes into the run directory, and changes no key."""
+    path = recipe()
+    done = run("run", path, "training.trackers=[tensorboard]", "skip=[evaluate]")
+    assert done.code == 0, done.err
+    assert list((path.parent / done.run_folder / "trackers").rglob("events.out.tfevents.*"))
+    again = run("run", path, "skip=[evaluate]")
+    records = json.loads((path.parent / again.run_folder / "metrics.json").read_text())
+    assert all(record["cached"] for record in records)
+
+
+def test_the_wheel_has_the_recipes_and_runs_them_from_any_folder(tmp_path) -> None:
+    """Built, unpacked elsewhere, and started there: the checked-in recipes are inside."""
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"}
+    code = "import compressor, sys; print(compressor.__file__); from compressor.cli import main; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "sys.exit(main(['plan', 'demo']))"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site"))
+    assert "benchmark@base" in done.stdout

@@ -109,7 +109,8 @@ def make_inputs(folder: Path) -> None:
 
 def read(folder: Path, split: str, rows: int | None, source: int) -> Examples:
     pairs = json.loads((folder / f"{split}.json").read_text())[:rows]
-    return Examples([s[: source - 1] + [1] for s, _ in pairs], [target for _, target in pairs])
+    cut = [s if len(s) <= source else [*s[: source - 1], 1] for s, _ in pairs]
+    return Examples(cut, [target for _, target in pairs])
 
 
 def validation_loss(model: Any, examples: Examples) -> float:
