@@ -30,8 +30,8 @@ _ENCODE_TOKENS = 1_024
 cost page faults: 64 abstracts by T5-small took 7.7 s in pieces of 1,024, 17 s in one of 16,384."""
 
 _DROP_SHARE = 0.125
-"""Ended rows leave a batch once they are this share of it. Leaving copies the cache, which takes
-less than one step does, so a few steps with an eighth fewer rows have paid for it."""
+"""Ended rows leave a batch once they are this share of it. Leaving copies the cache. 96 rows of 53
+tokens on average, at most 127, took 0.98 s so; 1.06 s with 0.01, 1.08 with 0.5, 1.87 with never."""
 
 _ROWWISE = {
     logits_process.ExponentialDecayLengthPenalty,

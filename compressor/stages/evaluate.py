@@ -75,7 +75,8 @@ class Evaluate(Report):
         sources = tokenize(rows, checkpoint.tokenizer, context.data).sources
         model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         started = time.perf_counter()
-        with context.progress.bar("decode", len(rows)) as bar:
+        decodes = len(self.limits) if self.num_beams > 1 else 1
+        with context.progress.bar("decode", decodes * len(rows)) as bar:
             decoded = sweep(
                 model,
                 sources,

@@ -72,6 +72,7 @@ def make_inputs(folder: Path) -> None:
         T5ForConditionalGeneration,
     )
 
+    from compressor.checkpoint import save_pretrained
     from compressor.data.bills import bills
     from compressor.data.examples import tokenize
     from compressor.data.sources import Bills, Rows
@@ -87,7 +88,7 @@ def make_inputs(folder: Path) -> None:
         tokenizer = train_tokenizer(
             (row["text"] for row in bills(1000, seed=0, split="train")), vocab_size=8000
         )
-    model.save_pretrained(folder)
+    save_pretrained(model, folder)
     tokenizer.save_pretrained(folder)
     limits = Bills(
         source="bills",
