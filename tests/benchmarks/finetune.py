@@ -3,8 +3,9 @@
     make bench NAME=finetune
 
 Every measurement is a process of its own, so that no side inherits the other's memory; the sides
-take turns, for several rounds. Only optimizer steps are timed, without the first few, in which
-memory still grows. A second part trains whole epochs, on sources cut short, and compares losses.
+take turns, for several rounds. Each trains one epoch on the same rows (padded to the maximum, where
+every step costs the same, only its first steps); timed are its optimizer steps but for the first
+few, in which memory still grows. Then one and the same function measures the validation loss.
 The model is a real T5 where `outputs/bench/models/t5-titles` has one, else T5-small's shape with
 fresh weights; the rows are SciTLDR's where `../shared` has them, else generated bills.
 """
@@ -96,7 +97,7 @@ def make_inputs(folder: Path) -> None:
         max_source_length=MAX_SOURCE,
         max_target_length=MAX_TARGET,
     )
-    for split, count in (("train", 2000), ("validation", 100)):
+    for split, count in (("train", 2000), ("validation", 48)):
         path = SHARED / "data" / "scitldr" / f"{split}.jsonl"
         if path.is_file():
             rows = [json.loads(line) for line in path.read_text().splitlines()][:count]
@@ -108,10 +109,9 @@ def make_inputs(folder: Path) -> None:
         (folder / f"{split}.json").write_text(json.dumps(pairs))
 
 
-def read(folder: Path, split: str, rows: int | None, source: int) -> Examples:
+def read(folder: Path, split: str, rows: int | None) -> Examples:
     pairs = json.loads((folder / f"{split}.json").read_text())[:rows]
-    cut = [s if len(s) <= source else [*s[: source - 1], 1] for s, _ in pairs]
-    return Examples(cut, [target for _, target in pairs])
+    return Examples([source for source, _ in pairs], [target for _, target in pairs])
 
 
 def validation_loss(model: Any, examples: Examples) -> float:
@@ -210,20 +210,20 @@ def ours(folder: Path, train: Examples, *, precision: Any, epochs: int, steps: i
     return model, laps
 
 
-def once(case: str, folder: Path, rows: int | None, source: int, steps: int, epochs: int) -> None:
+def once(case: str, folder: Path, rows: int, steps: int) -> None:
     """One measurement, printed for the parent."""
-    train = read(folder, "train", rows, source)
+    train = read(folder, "train", rows)
     side: Any = ours if case.startswith("ours") else theirs
-    model, laps = side(folder, train, epochs=epochs, steps=steps, **CASES[case])
+    model, laps = side(folder, train, epochs=1, steps=steps, **CASES[case])
     result = {"samples_per_second": laps.samples_per_second()}
     if steps < 0:
-        result["loss"] = validation_loss(model, read(folder, "validation", None, source))
+        result["loss"] = validation_loss(model, read(folder, "validation", None))
     print("RESULT " + json.dumps(result))
 
 
 def measured(case: str, folder: Path, **settings: Any) -> dict[str, float]:
     """One measurement in a process of its own."""
-    arguments = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
     done = subprocess.run(
         [
             sys.executable,
@@ -248,29 +248,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--once")
-    parser.add_argument("--rows", type=int)
-    parser.add_argument("--source", type=int, default=MAX_SOURCE)
-    parser.add_argument("--steps", type=int, default=13)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=-1)
+    parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     if given.once:
-        once(given.once, given.folder, given.rows, given.source, given.steps, given.epochs)
+        once(given.once, given.folder, given.rows, given.steps)
         return
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # for both sides alike
+    found: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_inputs(folder)
-        found: dict[str, list[float]] = {case: [] for case in CASES}
         for _ in range(given.rounds):
-            for case, speeds in found.items():
-                steps = 8 if case == "theirs_max" else given.steps
-                speeds.append(measured(case, folder, steps=steps)["samples_per_second"])
-        losses = {
-            case: measured(case, folder, rows=320, source=64, steps=-1, epochs=2)["loss"]
-            for case in ("theirs", "ours", "ours_bf16")
-        }
-    middle = {case: statistics.median(speeds) for case, speeds in found.items()}
+            for case, results in found.items():
+                steps = 7 if case == "theirs_max" else -1
+                results.append(measured(case, folder, rows=given.rows, steps=steps))
+    speeds = {case: [r["samples_per_second"] for r in results] for case, results in found.items()}
+    losses = {case: [r["loss"] for r in found[case]] for case in ("theirs", "ours", "ours_bf16")}
+    middle = {case: statistics.median(values) for case, values in speeds.items()}
     write(
         "finetune",
         {
@@ -278,10 +274,10 @@ def main() -> None:
             "theirs": middle["theirs"],
             "ratio": middle["ours"] / middle["theirs"],
             "unit": "samples/s",
-            "pairs": list(zip(found["ours"], found["theirs"], strict=True)),
+            "pairs": list(zip(speeds["ours"], speeds["theirs"], strict=True)),
             "ratios": {f"{a} / {b}": middle[a] / middle[b] for a, b, _ in ASKED},
             "asked": {f"{a} / {b}": asked for a, b, asked in ASKED},
-            "samples_per_second": found,
+            "samples_per_second": speeds,
             "validation_loss": losses,
             "model": "real T5, 77 M" if REAL.is_dir() else "T5-small's shape, fresh, 60.5 M",
         },
