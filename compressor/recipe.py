@@ -7,6 +7,7 @@ Hydra composes; this module finds the recipe, turns every error of Hydra, YAML a
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,6 +145,8 @@ def find(recipe: str) -> tuple[Path, str]:
     root = recipes_folder()
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         if not path.is_file():
+            if path.is_dir():
+                raise RecipeError(f"{recipe!r} is a folder, not a recipe file")
             raise RecipeError(f"no recipe file {recipe!r} in {Path.cwd()}{_siblings(path)}")
         if path.suffix != ".yaml":
             raise RecipeError(f"{recipe}: a recipe's file name ends in .yaml")
@@ -177,12 +180,24 @@ def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     return [*given, f"hydra.searchpath=[file://{root}]", f"++hydra.job.name={name}"]
 
 
+_COMPOSITION_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    OSError,
+    ValueError,  # a group set to null; a file that is not UTF-8
+    RecursionError,  # a recipe among its own defaults
+)
+
+
 def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
     """Compose and validate a recipe. Raises RecipeError with everything that is wrong with it."""
     folder, name = find(recipe)
     given = hydra_overrides(name, overrides)
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folder), version_base="1.3"):
+    with warnings.catch_warnings(), initialize_config_dir(str(folder), version_base="1.3"):
+        # Hydra warns of a `defaults` without `_self_`; the recipe's own keys then come last.
+        warnings.simplefilter("ignore", UserWarning)
         loader = GlobalHydra.instance().config_loader()
         try:
             sources = _sources(loader, name, given, folder)
@@ -190,7 +205,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
             values = OmegaConf.to_container(config, resolve=False)
             _refuse_resolvers(values, sources, overrides)
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+        except _COMPOSITION_ERRORS as error:
             raise RecipeError([_hydra_problem(error, folder, name, overrides)]) from error
     return from_config(values, name, tuple(sources), tuple(overrides))
 
@@ -252,6 +267,10 @@ def _refuse_resolvers(
 
 def _hydra_problem(error: Exception, folder: Path, name: str, overrides: Sequence[str]) -> Problem:
     """What a person needs of Hydra's, OmegaConf's or YAML's error."""
+    if isinstance(error, RecursionError):
+        return Problem("defaults", "the recipe is among its own defaults", folder / f"{name}.yaml")
+    if isinstance(error, UnicodeDecodeError):
+        return Problem("", "not UTF-8 text", folder / f"{name}.yaml")
     cause = error.__cause__
     while cause is not None and not isinstance(error, yaml.MarkedYAMLError):
         error, cause = (cause, cause.__cause__) if isinstance(cause, Exception) else (error, None)

@@ -68,6 +68,24 @@ def test_a_wrong_recipe_is_refused_with_the_cure(recipe, run, old, new, expected
 
 
 @pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"defaults: [mine]\n", "among its own defaults"),
+        (b"\xff\xfe\x00", "mine.yaml"),
+        (b"- a\n- b\n", "pipeline"),
+        (b"", "pipeline"),
+        (b"a:\n\t- b\n", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, run, content, expected) -> None:
+    """Recursion, bytes, a list, nothing, a tab: one message each."""
+    (tmp_path / "mine.yaml").write_bytes(content)
+    result = run("plan", "mine.yaml")
+    assert result.code == 2
+    assert expected in result.err
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["run", "homework/v7"], "did you mean 'homework/v"),
@@ -77,6 +95,8 @@ def test_a_wrong_recipe_is_refused_with_the_cure(recipe, run, old, new, expected
         (["run", "demo", "stages.prune.amount.lm_head=0.1"], "did you mean 'amounts'?"),
         (["run", "demo", "stages.prune.amounts.lm_head=0.1,0.3"], "add -m"),
         (["run", "demo", "seeed=1"], "did you mean 'seed'?"),
+        (["run", "demo", "data=null"], "must be a string"),
+        (["run", "."], "no recipe"),
         (["run", "demo", "stages.prune=[oops"], "override"),
         (["stages", "prun"], "did you mean 'prune'?"),
         (["score", "nothere.csv"], "nothere.csv"),
