@@ -14,8 +14,8 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from compressor.data.batching import collate, evaluation_batches, global_batches, share
 from compressor.data.examples import Examples
+from compressor.dropout import FasterDropout
 from compressor.errors import StageError
 from compressor.hyperparameters import Hyperparameters
 from compressor.progress import Bar, Progress
@@ -115,7 +117,7 @@ class Training:
 
     loss: nn.Module
     """A module whose `forward(batch)` gives the loss summed over the batch's label tokens."""
-    model: nn.Module
+    model: PreTrainedModel
     """The part of `loss` that is trained and checkpointed."""
     train: Examples
     validation: Examples | None
@@ -135,7 +137,7 @@ class Training:
         history = self._restore()
         if history.step:
             self.progress.say(f"  goes on from step {history.step} of {total}")
-        with self.progress.bar(self.title, total, history.step) as bar:
+        with self._dropout(), self.progress.bar(self.title, total, history.step) as bar:
             while history.step < total:
                 self._epoch(history, total, bar)
         self._assert_masked()
@@ -158,7 +160,7 @@ class Training:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(self.seed + self.rank)
         if settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()  # type: ignore[operator]  # transformers'
+            self.model.gradient_checkpointing_enable()
         self.model.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         device = self.accelerator.device
@@ -176,6 +178,27 @@ class Training:
         self._save_seconds = 0.0
         if settings.trackers:
             self.accelerator.init_trackers(self.title)
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """Train with the faster dropout where it is: in float32, on a CPU.
+
+        It cannot reach into torch's fused attention, which on a CPU is slower than the plain one
+        as soon as there is dropout. Recomputed activations must see the numbers of the first pass,
+        which only torch's own dropout takes care of.
+        """
+        plain = self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "no"
+        drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.model.modules())
+        if not plain or not drops or self.settings.gradient_checkpointing:
+            yield
+            return
+        attention = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            with FasterDropout():
+                yield
+        finally:
+            self.model.set_attn_implementation(attention)
 
     def _epoch(self, history: History, total: int, bar: Bar) -> None:
         """The rest of the epoch that `history.step` is in, then the validation loss."""

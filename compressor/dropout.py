@@ -1,0 +1,53 @@
+"""Dropout for training in float32 on a CPU. Nothing is changed in a model: it is a context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+LANES = 4
+"""16-bit random numbers in one draw of 64 bits."""
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """`x` with entries zeroed with probability `p`, and the rest divided by the share that stays.
+
+    torch draws one number for each entry, on one core, which takes a seventh of a float32 step of
+    a T5 on two; here one draw of 64 bits serves four entries. `p` is rounded to 1/65,536, and the
+    divisor is that of the rounded one, so that the expected value is x exactly. The numbers come
+    from torch's global generator, whose state a checkpoint has.
+    """
+    dropped = round(p * 2**16)
+    draws = torch.empty(-(-x.numel() // LANES), dtype=torch.int64).random_(-(2**63), None)
+    lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    # As int8, since turning bools into floats takes six times as long.
+    kept = (lanes >= dropped - 2**15).view(torch.int8).to(x.dtype)
+    return x * kept.mul_(2**16 / (2**16 - dropped))
+
+
+class FasterDropout(TorchFunctionMode):
+    """Inside this context `torch.nn.functional.dropout` on float32 CPU tensors is `dropout`."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.dropout:
+            x, p, training, inplace = _arguments(*args, **kwargs)
+            plain = x.dtype != torch.float32 or x.device.type != "cpu" or inplace
+            if training and 0 < p < 1 and not plain:
+                return dropout(x, p)
+        return func(*args, **kwargs)
+
+
+def _arguments(
+    input: Tensor,  # noqa: A002  # as torch names it
+    p: float = 0.5,
+    training: bool = True,  # noqa: FBT001, FBT002  # as torch orders it
+    inplace: bool = False,  # noqa: FBT001, FBT002
+) -> tuple[Tensor, float, bool, bool]:
+    return input, p, training, inplace
