@@ -279,6 +279,10 @@ def _hydra_problem(error: Exception, folder: Path, name: str, overrides: Sequenc
     if isinstance(error, OverrideParseException):
         return Problem("", f"cannot read the override {error.override!r}: expected key=value")
     text = str(error)
+    if "must be a DictConfig" in text:
+        return Problem(
+            "", "expected keys and values at the top, not a list", folder / f"{name}.yaml"
+        )
     if isinstance(error, MissingConfigException):
         return _missing_config(error, folder, name)
     if struct := re.search(r"Key '([^']*)' is not in struct\s+full_key: (\S+)", text):

@@ -72,7 +72,7 @@ def test_a_wrong_recipe_is_refused_with_the_cure(recipe, run, old, new, expected
     [
         (b"defaults: [mine]\n", "among its own defaults"),
         (b"\xff\xfe\x00", "mine.yaml"),
-        (b"- a\n- b\n", "pipeline"),
+        (b"- a\n- b\n", "not a list"),
         (b"", "pipeline"),
         (b"a:\n\t- b\n", "not valid YAML"),
     ],
