@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ class Engine:
             except (StageError, Unreachable) as error:
                 self.progress.event("stage_failed", name=node.name, error=str(error))
                 raise StageError(f"stage {node.name!r}: {error}") from error
+            except Exception as error:  # what a library raises; the cause is kept
+                report = self.run.folder / "error.txt"
+                report.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                self.progress.event("stage_failed", name=node.name, error=reason)
+                raise StageError(f"stage {node.name!r}: {reason} (see {report})") from error
             seconds = time.monotonic() - started
             self.run.add(node, manifest, cached=cached, seconds=seconds)
             self.progress.event("stage_ended", name=node.name, cached=cached, seconds=seconds)

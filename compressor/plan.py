@@ -205,7 +205,8 @@ class _Planner:
         if stage.needs_model and model is None:
             return
         self._add(name, name, kind, stage, model, {})
-        self.last_model = self.gave_model[name] = name
+        if stage.changes_model:
+            self.last_model = self.gave_model[name] = name
 
     def _place_report(self, name: str, kind: str, stage: Report) -> None:
         against: str | None = getattr(stage, "against", None)
@@ -318,7 +319,9 @@ class _Planner:
         try:
             data = {split: recipe.data.key(split) for split in stage.data_splits()}
             identity = dict(stage.identity(planning))
-        except Unreachable:
+        except Unreachable as error:
+            if not self.unreached:  # a stage's own check names the key; this one only the stage
+                self.unreached.append(self.composed.problem(f"stages.{kind}", str(error)))
             return None
         except (ValueError, OSError):
             return None  # already reported by the checks above

@@ -76,8 +76,9 @@ def _point(config: DictConfig, *, base: Composed, quiet: bool) -> float:
         composed = from_config(values, settings.job.name, base.sources, overrides)
         store = Store(_outputs(composed) / "store")
         execute(plan(composed, store), store, folder, console, quiet=quiet)
-    except (RecipeError, StageError, Unreachable) as caught:
-        error = str(caught)
+    except Exception as caught:  # noqa: BLE001  # a point that fails does not stop the others
+        known = isinstance(caught, RecipeError | StageError | Unreachable)
+        error = str(caught) if known else f"{type(caught).__name__}: {caught}".splitlines()[0]
         print(f"error: {error}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     seconds = time.monotonic() - started
@@ -114,4 +115,5 @@ def _print_points(points: Sequence[Path], console: Console) -> int:
     console.print(shown)
     if points:
         console.print(f"sweep: {points[0].parent}", highlight=False, soft_wrap=True)
-    return 1 if any(outcome["error"] is not None for outcome in outcomes) else 0
+    failed = not outcomes or any(outcome["error"] is not None for outcome in outcomes)
+    return 1 if failed else 0

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -316,7 +317,7 @@ class Training:
 
     def _save(self, history: History) -> None:
         started = time.monotonic()
-        generators = self.accelerator.gather(self._generator_state()[None])
+        generators = torch.stack(gather_object([self._generator_state()]))
         if self.rank == 0:
             partial, final = self.resume / ".partial", self.resume / f"step-{history.step}"
             shutil.rmtree(partial, ignore_errors=True)
@@ -364,19 +365,19 @@ class Training:
                     self.optimizer.state[parameter] = {k: v.to(device) for k, v in state.items()}
         generators = tensors["generators"]
         if len(generators) == self.world:
-            self._set_generator_state(generators[self.rank])
+            # A copy: torch reads a generator's state from where the whole tensor begins.
+            self._set_generator_state(generators[self.rank].clone())
         else:  # another number of processes than before: the same data, other dropout
             torch.manual_seed(self.seed + self.rank + 7919 * history.step)
         return history
 
     def _generator_state(self) -> Tensor:
-        """The state of the generator that dropout draws from, as bytes, on the device."""
+        """The state of the generator that dropout draws from, as bytes, on the CPU."""
         device = self.accelerator.device
-        cuda = device.type == "cuda"
-        return (torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()).to(device)
+        return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
     def _set_generator_state(self, state: Tensor) -> None:
         if self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(state.cpu(), self.accelerator.device)
+            torch.cuda.set_rng_state(state, self.accelerator.device)
         else:
-            torch.set_rng_state(state.cpu())
+            torch.set_rng_state(state)

@@ -240,26 +240,6 @@ def test_the_store_is_where_outputs_says(recipe, run) -> None:
     shutil.rmtree(path.parent / "elsewhere")
 
 
-def test_two_processes_killed_go_on_and_leave_nobody_behind(recipe, run) -> None:
-    """SIGKILL of the parent alone ends its workers too; the next run has the same weights."""
-    path = recipe(LONGER)
-    processes = "launch.num_processes=2"
-    undisturbed = run("run", path, "outputs=undisturbed", processes)
-    assert undisturbed.code == 0, undisturbed.err
-    process = _start(path, processes)
-    _wait_for_steps(path, 3, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    final = run("run", path, processes)
-    assert final.code == 0, final.err
-    assert "goes on from step" in final.out
-    folders = [path.parent / result.run_folder for result in (undisturbed, final)]
-    digests = [file_digest(weights(folder, "finetune")) for folder in folders]
-    assert digests[0] == digests[1]
-    left = subprocess.run(["pgrep", "-f", str(path.parent)], capture_output=True, text=True)
-    assert left.stdout == ""
-
-
 def test_a_tracker_of_accelerate_gets_the_losses(recipe, run) -> None:
     """`trackers: [tensorboard]` writes into the run directory, and changes no key."""
     path = recipe()

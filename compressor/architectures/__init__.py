@@ -121,7 +121,9 @@ class Facts:
     def keep_layers(self, kept: Mapping[str, list[int]]) -> Facts:
         """The facts after keeping, of each named stack, only the listed layers."""
         stacks = self.stacks()
-        config = dict(self.config) | {stacks[s].config_key: len(ids) for s, ids in kept.items()}
+        # Every count is written: one that a config leaves out follows another that now changes.
+        config = dict(self.config) | {stack.config_key: stack.layers for stack in stacks.values()}
+        config |= {stacks[s].config_key: len(ids) for s, ids in kept.items()}
 
         def renamed(name: str) -> str | None:
             for stack, layers in kept.items():

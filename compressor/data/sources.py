@@ -6,6 +6,7 @@ more than it must; running asks it for the rows.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from abc import abstractmethod
@@ -138,7 +139,11 @@ class Files(DataBase):
         elif path.suffix not in _READERS:
             problem(key, f"cannot read {path.suffix or path.name!r}; one of {', '.join(_READERS)}")
         else:
-            columns = _columns(path)
+            try:
+                columns = _columns(path)
+            except (ValueError, OSError, csv.Error) as error:  # Arrow's errors are ValueErrors
+                problem(key, f"cannot read {path}: {str(error).splitlines()[0]}")
+                return
             if columns is None:
                 problem(key, f"{path} is empty")
                 return
@@ -225,8 +230,6 @@ def _columns(path: Path) -> list[str] | None:
         return list(parquet.schema_arrow.names) if parquet.metadata.num_rows else None
     with path.open(encoding="utf-8-sig", newline="") as stream:
         if path.suffix == ".csv":
-            import csv
-
             reader = csv.reader(stream)
             header = next(reader, None)
             return header if next(reader, None) is not None else None

@@ -173,8 +173,11 @@ class Load(Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Load, and compare what came with the config it was planned from."""
+        import torch
+
         from compressor.checkpoint import Checkpoint
 
+        torch.manual_seed(context.seed)  # a fresh head on a pretrained body is random too
         model = self._fresh(context) if self.source is None else self._pretrained(context)
         tokenizer = self._tokenizer(context)
         if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -185,7 +188,6 @@ class Load(Stage):
         return Checkpoint(model.eval(), tokenizer, self.head)
 
     def _fresh(self, context: Context) -> Any:
-        import torch
         from transformers import AutoConfig
 
         from compressor.checkpoint import build
@@ -195,7 +197,6 @@ class Load(Stage):
         model_type = values.pop("model_type")
         if architecture(model_type).HEADS == ("seq2seq_lm",):
             values.setdefault("decoder_start_token_id", values.get("pad_token_id", 0))
-        torch.manual_seed(context.seed)
         config = AutoConfig.for_model(model_type, **values)
         return build(config, self.head, untied_head=values.get("tie_word_embeddings") is False)
 
@@ -239,7 +240,8 @@ class Load(Stage):
         directory = Path(source).expanduser()
         if directory.is_dir():
             return load_tokenizer(directory) if has_tokenizer(directory) else None
-        return load_tokenizer(source, revision=hub.commit(source, "main", "model"))
+        revision = self.revision if self.tokenizer is None else "main"
+        return load_tokenizer(source, revision=hub.commit(source, revision, "model"))
 
 
 def _digests(directory: Path) -> dict[str, str]:
