@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -317,7 +316,8 @@ class Training:
 
     def _save(self, history: History) -> None:
         started = time.monotonic()
-        generators = torch.stack(gather_object([self._generator_state()]))
+        state = self._generator_state().to(self.accelerator.device)
+        generators = self.accelerator.gather(state[None])
         if self.rank == 0:
             partial, final = self.resume / ".partial", self.resume / f"step-{history.step}"
             shutil.rmtree(partial, ignore_errors=True)
