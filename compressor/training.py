@@ -141,7 +141,8 @@ class Training:
             while history.step < total:
                 self._epoch(history, total, bar)
         self._assert_masked()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # not end_training(): see worker.main
+            tracker.finish()
         self.model.eval()
         self.model.to("cpu")
         return history

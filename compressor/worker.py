@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,12 @@ def _is_zombie(stat: Path) -> bool:
 
 
 def main(path: Path) -> int:
-    """Run the task of a file, as one of several processes."""
+    """Run the task of a file, as one of several processes. The caller must leave by `os._exit`.
+
+    torch frees a process group while it holds the interpreter's lock, and waits for gloo's threads,
+    of which one may wait for that lock to let go of a tensor: neither goes on, ever. So nothing
+    here destroys the group, and the process ends without the interpreter's farewell.
+    """
     task = json.loads(path.read_text(encoding="utf-8"))
     _end_with(task["parent"])
     rank = int(os.environ.get("RANK", "0"))
@@ -205,4 +211,11 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    try:
+        exit_code = main(Path(sys.argv[1]))
+    except BaseException:
+        traceback.print_exc()
+        exit_code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

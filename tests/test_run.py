@@ -152,6 +152,26 @@ def test_two_processes_give_one_processs_losses_and_masks(recipe, run) -> None:
     assert figures[1:] == pytest.approx([figures[0]] * 2, abs=1e-4)
 
 
+def test_two_processes_killed_go_on_and_leave_nobody_behind(recipe, run) -> None:
+    """SIGKILL of the parent alone ends its workers too; the next run has the same weights."""
+    path = recipe(LONGER)
+    arguments = ("launch.num_processes=2", "model.config.dropout_rate=0.1", "skip=[evaluate]")
+    undisturbed = run("run", path, "outputs=undisturbed", *arguments)
+    assert undisturbed.code == 0, undisturbed.err
+    process = _start(path, *arguments)
+    _wait_for_steps(path, 3, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    final = run("run", path, *arguments)
+    assert final.code == 0, final.err
+    assert "goes on from step" in final.out
+    folders = [path.parent / result.run_folder for result in (undisturbed, final)]
+    digests = [file_digest(weights(folder, "finetune")) for folder in folders]
+    assert digests[0] == digests[1]
+    left = subprocess.run(["pgrep", "-f", str(path.parent)], capture_output=True, text=True)
+    assert left.stdout == ""
+
+
 def test_a_multirun_trains_the_shared_beginning_once(recipe, run) -> None:
     """Three prune ratios: one `finetune`; a point that fails does not stop the others."""
     path = recipe()
