@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,13 +120,14 @@ def _planned(recipe: str, overrides: Sequence[str]) -> tuple[Composed, Store, Pl
     from compressor.store import Store
 
     composed = compose(recipe, overrides)
-    store = Store(Path(composed.recipe.outputs).expanduser() / "store")
+    store = Store.of(composed.recipe.outputs)
     return composed, store, plan(composed, store)
 
 
 def run_command(given: argparse.Namespace) -> int:
     """`compressor run`."""
     from compressor.runner import execute
+    from compressor.sweep import is_sweep, multirun
     from compressor.worker import started_by_launcher
 
     launcher = started_by_launcher()
@@ -137,25 +137,12 @@ def run_command(given: argparse.Namespace) -> int:
             "`compressor run …` by itself and set launch.num_processes=N (or launch.config_file)"
         )
     if given.multirun:
-        from compressor.sweep import multirun
-
-        single = [item for item in given.overrides if not _is_sweep(item)]
-        return multirun(given.recipe, given.overrides, single, _console(), quiet=given.quiet)
-    if swept := [item for item in given.overrides if _is_sweep(item)]:
+        return multirun(given.recipe, given.overrides, _console(), quiet=given.quiet)
+    if swept := [item for item in given.overrides if is_sweep(item)]:
         raise RecipeError(f"{swept[0]!r} gives several values: add -m to run each of them")
     _, store, plan = _planned(given.recipe, given.overrides)
     execute(plan, store, None, _console(), quiet=given.quiet)
     return DONE
-
-
-def _is_sweep(override: str) -> bool:
-    """Whether an override has commas outside of brackets, braces and quotes."""
-    value = override.partition("=")[2]
-    while (
-        inner := re.sub(r"\[[^][]*\]|\{[^{}]*\}|\([^()]*\)|'[^']*'|\"[^\"]*\"", "", value)
-    ) != value:
-        value = inner
-    return "," in value
 
 
 def plan_command(given: argparse.Namespace) -> int:

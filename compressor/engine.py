@@ -84,9 +84,16 @@ class Engine:
             except (DamagedArtifact, FileNotFoundError) as error:
                 self.progress.say(f"{name}: {error}; made again")
                 with self.store.lock(source.key, lambda: None):
-                    self.store.set_aside(source.key)
+                    self._set_aside_if_damaged(source.key)
                 self._ensure(source)
             self._verified.add(source.key)
+
+    def _set_aside_if_damaged(self, key: str) -> None:
+        """Under the key's lock: another process may have made it again in the meantime."""
+        try:
+            self.store.verify(key)
+        except (DamagedArtifact, FileNotFoundError):
+            self.store.set_aside(key)
 
     def _make(self, node: Node) -> dict[str, Any]:
         """Run a stage in a folder of its own and commit it. A failure commits nothing."""
@@ -98,7 +105,7 @@ class Engine:
         context = Context(
             folder=folder,
             resume=self.store.resume(node.key),
-            data=recipe.data,
+            data=self.plan.pinned_data(),
             seed=recipe.seed,
             launch=recipe.launch,
             progress=self.progress,
@@ -106,7 +113,9 @@ class Engine:
         )
         started = time.monotonic()
         try:
+            self.plan.require_unchanged(node)
             model = self._run_stage(node, context)
+            self.plan.require_unchanged(node)
         except BaseException:
             self.store.abandon(node.key)
             raise

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compressor.machine import gpus
+
 Precision = Literal["auto", "float32", "bfloat16", "fp32", "bf16"]
+_ALIASES: dict[str, Literal["float32", "bfloat16"]] = {
+    "float32": "float32",
+    "fp32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+}
 
 
 class Hyperparameters(BaseModel):
@@ -55,6 +63,15 @@ class Hyperparameters(BaseModel):
         """Epochs after the cap."""
         return self.epochs if self.max_epochs is None else min(self.epochs, self.max_epochs)
 
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """What `precision` means on this machine."""
+        if self.precision != "auto":
+            return _ALIASES[self.precision]
+        return "bfloat16" if gpus() and all(gpu.bfloat16 for gpu in gpus()) else "float32"
 
-NOT_IN_KEY = frozenset({"checkpoint_seconds", "trackers"})
-"""Hyperparameters that cannot change the weights."""
+    def key_parts(self) -> dict[str, Any]:
+        """What decides the weights, as it is after caps and defaults."""
+        left_out = {"checkpoint_seconds", "trackers", "epochs", "max_epochs"}
+        own = self.model_dump(mode="json", include=set(Hyperparameters.model_fields) - left_out)
+        return own | {"passes": self.passes, "precision": self.dtype}

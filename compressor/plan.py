@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from compressor.architectures import Facts
-from compressor.data.sources import Split
-from compressor.errors import Problem, RecipeError, Unreachable, nearest
+from compressor.data.sources import Data, Split
+from compressor.errors import Problem, RecipeError, StageError, Unreachable, nearest
 from compressor.recipe import Composed, validation_problems
 from compressor.stage import Planning, Report, Stage, stage_class, stage_kinds
 from compressor.store import Store
@@ -73,6 +71,16 @@ class Plan:
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
+    def pinned_data(self) -> Data:
+        """The recipe's data as it was when planned: a branch of the hub held at its commit."""
+        return self.composed.recipe.data.pinned()
+
+    def require_unchanged(self, node: Node) -> None:
+        """Raise StageError where rows that `node` reads are no longer what its key says."""
+        for split, planned in (node.key_parts.get("data") or {}).items():
+            if self.composed.recipe.data.content_key(split) != planned["content"]:
+                raise StageError(f"the {split} rows have changed since this run was planned")
+
     def require_reachable(self) -> None:
         """Raise RecipeError where something the run needs cannot be reached from here."""
         if self.unreached:
@@ -86,19 +94,6 @@ def framework_versions() -> dict[str, str]:
         name: ".".join(metadata.version(name).split("+")[0].split(".")[:2])
         for name in ("torch", "transformers")
     }
-
-
-@cache
-def machine() -> str:
-    """What a measured time depends on: the processor, and how many cores this process may use."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(errors="replace").splitlines()
-        model = next(
-            (s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), model
-        )
-    return f"{platform.system()} {model}"
 
 
 def digest(parts: Any) -> str:
@@ -185,7 +180,10 @@ class _Planner:
                 message = f"{name!r} stands twice; give the second a name of its own with `stage:`"
                 self._report(f"pipeline.{index}", message)
         for name in recipe.stages:
-            if name not in recipe.pipeline:
+            if name not in recipe.pipeline and not self.composed.in_a_file(f"stages.{name}"):
+                hint = nearest(name, recipe.pipeline)
+                self._report(f"stages.{name}", f"no stage {name!r} in this recipe; {hint}")
+            elif name not in recipe.pipeline:
                 message = "is not in the pipeline and does nothing"
                 self.warnings.append(self.composed.problem(f"stages.{name}", message))
         for index, name in enumerate(recipe.skip):
@@ -287,7 +285,7 @@ class _Planner:
         for split in stage.data_splits():
             self._check_split(split)
         facts = stage.preview(planning)
-        parts = self._key_parts(kind, stage, planning, model, artifacts)
+        parts = self._key_parts(name, kind, stage, planning, model, artifacts)
         key = digest(parts) if parts is not None else None
         cached = key is not None and self.store.has(key)
         self.nodes[node] = Node(
@@ -305,6 +303,7 @@ class _Planner:
 
     def _key_parts(
         self,
+        name: str,
         kind: str,
         stage: Stage,
         planning: Planning,
@@ -313,15 +312,15 @@ class _Planner:
     ) -> dict[str, Any] | None:
         recipe = self.composed.recipe
         reads = {**({"model": model} if model is not None else {}), **artifacts}
-        inputs = {role: self.nodes[name].key for role, name in reads.items()}
+        inputs = {role: self.nodes[node].key for role, node in reads.items()}
         if None in inputs.values():
             return None
         try:
-            data = {split: recipe.data.key(split) for split in stage.data_splits()}
+            data = {split: recipe.data.key(split, stage.reads) for split in stage.data_splits()}
             identity = dict(stage.identity(planning))
         except Unreachable as error:
             if not self.unreached:  # a stage's own check names the key; this one only the stage
-                self.unreached.append(self.composed.problem(f"stages.{kind}", str(error)))
+                self.unreached.append(self.composed.problem(f"stages.{name}", str(error)))
             return None
         except (ValueError, OSError):
             return None  # already reported by the checks above
@@ -332,6 +331,6 @@ class _Planner:
             "inputs": inputs,
             "data": data,
             "identity": identity,
-            "seed": recipe.seed,
+            "seed": recipe.seed if stage.random else None,
             "frameworks": framework_versions(),
         }

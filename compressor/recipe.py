@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -104,6 +104,12 @@ class Composed:
     sources: tuple[Source, ...]
     overrides: tuple[str, ...]
 
+    def in_a_file(self, path: str) -> bool:
+        """Whether a file of the recipe, rather than the command line alone, has this key."""
+        parts = path.split(".")
+        found = (source.line(parts) for source in self.sources)
+        return any(place is not None and place[0] == len(parts) for place in found)
+
     def problem(self, path: str, message: str) -> Problem:
         return locate(path, message, self.sources, self.overrides)
 
@@ -177,7 +183,14 @@ def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     # exists is for the typed stages to say, which know the nearest name.
     given = [f"++{item}" if _SETS_A_KEY.match(item) else item for item in overrides]
     # `pkg://` would import the folder; `file://` only reads it.
-    return [*given, f"hydra.searchpath=[file://{root}]", f"++hydra.job.name={name}"]
+    searchpath, job = quoted(f"file://{root}"), quoted(name)
+    return [*given, f"hydra.searchpath=[{searchpath}]", f"++hydra.job.name={job}"]
+
+
+def quoted(text: str) -> str:
+    """A string in Hydra's override grammar, whatever is in it."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", text)
+    return f"'{escaped}'"
 
 
 _COMPOSITION_ERRORS = (
@@ -199,15 +212,22 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
         # Hydra warns of a `defaults` without `_self_`; the recipe's own keys then come last.
         warnings.simplefilter("ignore", UserWarning)
         loader = GlobalHydra.instance().config_loader()
+        sources: list[Source] = []
         try:
             sources = _sources(loader, name, given, folder)
-            config = hydra_compose(name, given)
-            values = OmegaConf.to_container(config, resolve=False)
-            _refuse_resolvers(values, sources, overrides)
-            values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            refuse_code(sources)
+            values = container(hydra_compose(name, given), sources, overrides)
         except _COMPOSITION_ERRORS as error:
-            raise RecipeError([_hydra_problem(error, folder, name, overrides)]) from error
+            problem = _hydra_problem(error, folder, name, overrides, sources)
+            raise RecipeError([problem]) from error
     return from_config(values, name, tuple(sources), tuple(overrides))
+
+
+def container(config: DictConfig, sources: Sequence[Source], overrides: Sequence[str]) -> Any:
+    """A composed config as plain values. Raises RecipeError, or an error of OmegaConf."""
+    values = OmegaConf.to_container(config, resolve=False)
+    _refuse_resolvers(values, sources, overrides)
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
 def from_config(
@@ -245,6 +265,45 @@ def _sources(loader: Any, name: str, overrides: list[str], folder: Path) -> list
     return found
 
 
+_HYDRA_SETTINGS = frozenset({"sweeper", "launcher", "mode"})
+"""What a recipe may say to Hydra: how a sweep goes. The rest can import code or read secrets."""
+
+
+def refuse_code(sources: Sequence[Source]) -> None:
+    """Raise RecipeError where a recipe's `hydra:` section has what could make Hydra run code."""
+    problems = []
+    for source in sources:
+        if source.file.is_relative_to(recipes_folder()) or not isinstance(
+            source.tree, yaml.MappingNode
+        ):
+            continue
+        package = source.package.partition(".")[0]
+        for path, line in _paths(source.tree):
+            full = path if package in {"", "_global_"} else (*source.package.split("."), *path)
+            if full[0] != "hydra" or len(full) < 2:
+                continue
+            if full[1] not in _HYDRA_SETTINGS or full[-1] == "_target_":
+                message = (
+                    "is not allowed: a recipe runs nothing; under `hydra` it may set "
+                    f"{', '.join(sorted(_HYDRA_SETTINGS))}"
+                )
+                problems.append(Problem(".".join(full), message, source.file, line))
+                break
+    if problems:
+        raise RecipeError(problems)
+
+
+def _paths(
+    node: yaml.MappingNode, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Every key path of a YAML mapping, with its line."""
+    for key, value in node.value:
+        path = (*above, str(key.value))
+        yield path, key.start_mark.line + 1
+        if isinstance(value, yaml.MappingNode):
+            yield from _paths(value, path)
+
+
 _INTERPOLATION = re.compile(r"\$\{\s*([a-zA-Z_][\w.]*)\s*:")
 
 
@@ -265,7 +324,13 @@ def _refuse_resolvers(
         raise RecipeError([locate(path, message, sources, overrides)])
 
 
-def _hydra_problem(error: Exception, folder: Path, name: str, overrides: Sequence[str]) -> Problem:
+def _hydra_problem(
+    error: Exception,
+    folder: Path,
+    name: str,
+    overrides: Sequence[str],
+    sources: Sequence[Source],
+) -> Problem:
     """What a person needs of Hydra's, OmegaConf's or YAML's error."""
     if isinstance(error, RecursionError):
         return Problem("defaults", "the recipe is among its own defaults", folder / f"{name}.yaml")
@@ -290,9 +355,8 @@ def _hydra_problem(error: Exception, folder: Path, name: str, overrides: Sequenc
         valid = _valid_keys(folder, name, full.rpartition(".")[0])
         return Problem(full, f"no such key in this recipe; {nearest(key, valid)}")
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        place = [Source(folder / f"{name}.yaml", "")]
         text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
-        return locate(str(error.full_key), text, place, overrides)
+        return locate(str(error.full_key), text, sources, overrides)
     if isinstance(error, ConfigCompositionException | HydraException):
         return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
     return Problem("", " ".join(text.split()), folder / f"{name}.yaml")

@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from compressor.plan import Node, Plan, machine
+from compressor import machine
+from compressor.plan import Node, Plan
 from compressor.recipe import redacted
 from compressor.store import Store, write_json, write_text
 
@@ -73,9 +74,8 @@ class Run:
         write_json(self.folder / "metrics.json", self.records)
 
 
-def new_folder(outputs: Path, name: str) -> Path:
-    """`runs/<recipe>/<time>`, which no other run has; made here, so that two cannot share it."""
-    parent = outputs / "runs" / name
+def new_folder(parent: Path) -> Path:
+    """`<parent>/<time>`, which nobody else has; made here, so that two cannot share it."""
     parent.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
@@ -112,10 +112,9 @@ def environment(plan: Plan) -> dict[str, Any]:
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "machine": machine(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "machine": machine.description(),
+        "cores": machine.cores(),
+        "gpus": [gpu.name for gpu in machine.gpus()],
         "packages": versions,
         "command": redacted([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "recipe_files": [str(source.file) for source in plan.composed.sources],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from compressor.engine import Engine
@@ -41,12 +42,12 @@ def execute(
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     recipe = plan.composed.recipe
-    folder = folder or new_folder(Path(recipe.outputs).expanduser(), recipe.name)
+    folder = folder or new_folder(Path(recipe.outputs).expanduser() / "runs" / recipe.name)
     run = Run.create(folder, plan, store)
     progress = Progress(console, folder / "events.jsonl", quiet=quiet)
     Engine(plan, store, run, progress).execute()
     print_table(run.records, console)
-    console.print(f"run: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)
     return folder
 
 
@@ -59,5 +60,5 @@ def print_table(records: Sequence[dict[str, Any]], console: Console) -> None:
         shown.add_column(heading, justify="right")
     for row in rows:
         cells = ("" if row.get(key) is None else write(row[key]) for key, _, write in used)
-        shown.add_row(row["model"], *cells)
+        shown.add_row(escape(row["model"]), *cells)
     console.print(shown)

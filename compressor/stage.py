@@ -19,7 +19,7 @@ from compressor.architectures import Facts
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
-    from compressor.data.sources import Data, Rows, Split
+    from compressor.data.sources import Data, Reads, Rows, Split
     from compressor.progress import Progress
 
 
@@ -110,8 +110,10 @@ class Stage(BaseModel):
     """Whether it runs in several processes when `launch` asks for them."""
     isolated: ClassVar[bool] = False
     """Whether it runs in a process of its own, since it measures that process."""
-    not_in_key: ClassVar[frozenset[str]] = frozenset()
-    """Fields that cannot change the result."""
+    random: ClassVar[bool] = False
+    """Whether the result depends on the recipe's seed."""
+    reads: ClassVar[Reads] = "pairs"
+    """What it reads of its splits: the rows as text, token ids of sources, or of targets too."""
 
     model: str | None = Field(
         None, description="Name of the stage whose model this one takes; default: the one before."
@@ -138,8 +140,7 @@ class Stage(BaseModel):
 
     def parameters(self) -> dict[str, Any]:
         """The fields that are part of the key."""
-        left_out = {"model", "models", "label", "against"} | self.not_in_key
-        return self.model_dump(mode="json", exclude=left_out)
+        return self.model_dump(mode="json", exclude={"model", "models", "label", "against"})
 
 
 class Report(Stage):

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from compressor.errors import DamagedArtifact
+from compressor.errors import DamagedArtifact, RecipeError
 
 MANIFEST = "manifest.json"
 
@@ -30,6 +30,15 @@ class Store:
     """A folder of artifacts that any number of processes may share."""
 
     folder: Path
+
+    @classmethod
+    def of(cls, outputs: str) -> Store:
+        """The store under a recipe's `outputs`. Raises RecipeError where that is no folder."""
+        folder = Path(outputs).expanduser()
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise RecipeError(f"outputs: {str(there)!r} is a file, not a folder")
+        return cls(folder / "store")
 
     def path(self, key: str) -> Path:
         return self.folder / key

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -76,14 +76,9 @@ class History:
 
 def accelerator_for(settings: Hyperparameters, trackers_folder: Path | None) -> Accelerator:
     """An Accelerator with the recipe's precision, on this process's device."""
-    bfloat16 = settings.precision in {"bfloat16", "bf16"} or (
-        settings.precision == "auto"
-        and torch.cuda.is_available()
-        and torch.cuda.is_bf16_supported()
-    )
     AcceleratorState._reset_state()  # an earlier stage of this process may have had another one
     return Accelerator(
-        mixed_precision="bf16" if bfloat16 else "no",
+        mixed_precision="bf16" if settings.dtype == "bfloat16" else "no",
         cpu=not torch.cuda.is_available(),
         log_with=list(settings.trackers) or None,
         project_dir=str(trackers_folder) if trackers_folder else None,
@@ -140,7 +135,7 @@ class Training:
         with self._dropout(), self.progress.bar(self.title, total, history.step) as bar:
             while history.step < total:
                 self._epoch(history, total, bar)
-        self._assert_masked()
+        self._assert_sound()
         for tracker in self.accelerator.trackers:  # not end_training(): see worker.main
             tracker.finish()
         self.model.eval()
@@ -258,20 +253,26 @@ class Training:
             summed = self.accelerator.reduce(summed, "sum")
         mean, due = summed[0].item() / tokens, summed[1].item() > 0
         if not math.isfinite(mean):
-            self._save(history)
-            raise StageError(
-                f"the loss is {mean} at step {history.step + 1}, learning rate {rate:g}; the "
-                f"weights before that step are kept in {self.resume}; the usual cures: a lower "
-                "learning_rate, more warmup_steps, precision: float32"
-            )
-        if self.settings.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+            self._stop(history, f"the loss is {mean}", rate)
+        limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit))
+        if not math.isfinite(norm):
+            self._stop(history, f"the gradient's norm is {norm}", rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._mask()
         return mean, due
+
+    def _stop(self, history: History, what: str, rate: float) -> NoReturn:
+        """End the training before a step that would spoil the weights."""
+        self._save(history)
+        raise StageError(
+            f"{what} at step {history.step + 1}, learning rate {rate:g}; the "
+            f"weights before that step are kept in {self.resume}; the usual cures: a lower "
+            "learning_rate, more warmup_steps, precision: float32"
+        )
 
     def _share(self, batch: list[int]) -> list[list[int]]:
         micro = self.settings.micro_batch_size
@@ -288,7 +289,14 @@ class Training:
         for name, mask in self.masks.items():
             self.model.get_parameter(name).mul_(mask)
 
-    def _assert_masked(self) -> None:
+    def _assert_sound(self) -> None:
+        """What is pruned is zero, and everything is finite: also after the very last step."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise StageError(
+                    f"{name} is not finite after the last step; lower learning_rate, or raise "
+                    "warmup_steps"
+                )
         for name, mask in self.masks.items():
             alive = int(torch.count_nonzero(self.model.get_parameter(name)[~mask]))
             if alive:
@@ -317,10 +325,14 @@ class Training:
 
     def _save(self, history: History) -> None:
         started = time.monotonic()
+        final = self.resume / f"step-{history.step}"
+        if final.exists():  # only after a restore, and then with what it says
+            self.accelerator.wait_for_everyone()
+            return
         state = self._generator_state().to(self.accelerator.device)
         generators = self.accelerator.gather(state[None])
         if self.rank == 0:
-            partial, final = self.resume / ".partial", self.resume / f"step-{history.step}"
+            partial = self.resume / ".partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
@@ -333,12 +345,10 @@ class Training:
             for path in partial.iterdir():
                 flush(path)
             older = list(self.resume.glob("step-*"))
-            shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             flush(self.resume)
             for path in older:
-                if path != final:
-                    shutil.rmtree(path)
+                shutil.rmtree(path)
         self.accelerator.wait_for_everyone()
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - started

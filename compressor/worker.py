@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from rich.console import Console
 
+from compressor import machine
 from compressor.data.sources import Data
 from compressor.errors import StageError, Unreachable
 from compressor.progress import Progress
@@ -124,10 +125,7 @@ def _launcher(stage: Stage, launch: Launch) -> list[str]:
 
 
 def _environment(processes: int) -> dict[str, str]:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    threads = str(machine.threads(processes))
     package_root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
@@ -213,7 +211,7 @@ def main(path: Path) -> int:
 if __name__ == "__main__":
     try:
         exit_code = main(Path(sys.argv[1]))
-    except BaseException:
+    except Exception:  # noqa: BLE001  # whatever it is, the process leaves the same way
         traceback.print_exc()
         exit_code = 1
     sys.stdout.flush()

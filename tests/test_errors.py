@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from compressor.errors import StageError
+from compressor.plan import plan
+from compressor.recipe import compose
+from compressor.store import Store
 from tests.conftest import RECIPE
 
 
@@ -54,6 +58,18 @@ def test_a_broken_yaml_names_file_and_line(recipe, run) -> None:
         ("d_model: 32", "model_type: gpt5", ["model_type", "no architecture 'gpt5'"]),
         ("load: {}", "load: {tokenizer: {vocab: 3}}", ["tokenizer.vocab", "vocab_size"]),
         ("load: {}", "load: {config: '${oc.env:HOME}'}", ["not allowed"]),
+        ("num_layers: 2,", "num_layers: two,", ["config.num_layers", "whole number", "'two'"]),
+        ("num_layers: 2,", "num_layers: -2,", ["config.num_layers", "whole number", "-2"]),
+        (
+            "stages:\n",
+            "hydra: {callbacks: {x: {_target_: os.system}}}\nstages:\n",
+            ["hydra.callbacks", "not allowed"],
+        ),
+        (
+            "stages:\n",
+            "hydra: {launcher: {_target_: os.system}}\nstages:\n",
+            ["hydra.launcher._target_", "not allowed"],
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_the_cure(recipe, run, old, new, expected) -> None:
@@ -95,6 +111,11 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, run, content, expected) -
         (["run", "demo", "stages.prune.amount.lm_head=0.1"], "did you mean 'amounts'?"),
         (["run", "demo", "stages.prune.amounts.lm_head=0.1,0.3"], "add -m"),
         (["run", "demo", "seeed=1"], "did you mean 'seed'?"),
+        (["run", "demo", "stages.prun.amounts.lm_head=0.1"], "did you mean 'prune'?"),
+        (["run", "demo", "-m", "stages.prune.amounts.lm_head=0.1,1.5"], "1.5"),
+        (["run", "demo", "-m", "stages.prune.amounts.lm_head=range(1,3)"], "got 2"),
+        (["run", "demo", "-m", "training=quick,quik"], "did you mean 'quick'?"),
+        (["run", "demo", "data=files"], "files.yaml:"),
         (["run", "demo", "data=null"], "must be a string"),
         (["run", "."], "no recipe"),
         (["run", "demo", "stages.prune=[oops"], "override"),
@@ -108,6 +129,51 @@ def test_a_wrong_command_is_refused_with_the_cure(run, arguments, expected) -> N
     result = run(*arguments)
     assert result.code == 2, result.out + result.err
     assert expected in result.err
+
+
+def test_outputs_that_are_a_file_are_refused(recipe, run, tmp_path) -> None:
+    """Exit code 2, not the operating system's own words."""
+    (tmp_path / "taken").write_text("")
+    result = run("run", recipe(), "outputs=taken/here")
+    assert result.code == 2
+    assert "is a file, not a folder" in result.err
+
+
+def test_an_artifact_is_no_source_of_a_model(recipe, run) -> None:
+    """Plain loading would lose masks; the message says what to take instead."""
+    path = recipe()
+    done = run("run", path, "skip=[finetune, evaluate]")
+    (folder,) = (path.parent / done.run_folder).glob("stages/*-prune")
+    result = run("plan", path, f"model.source={folder.resolve()}")
+    assert result.code == 2
+    assert "is an artifact of a run" in result.err
+
+
+def test_a_folder_whose_config_is_no_config_is_refused(recipe, run, tmp_path) -> None:
+    """Not JSON, not UTF-8, not an object, a width of no width."""
+    (tmp_path / "mine").mkdir()
+    for content, expected in (
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "holds no object"),
+        (b'{"model_type": "t5", "d_model": 0}', "whole number"),
+        (b'{"model_type": "t6"}', "no architecture 't6'"),
+    ):
+        (tmp_path / "mine" / "config.json").write_bytes(content)
+        result = run("plan", recipe(("load: {}", "load: {source: ./mine}")))
+        assert result.code == 2
+        assert expected in result.err
+
+
+def test_names_with_spaces_and_brackets_are_only_names(recipe, run) -> None:
+    """A recipe's file name and a label go through Hydra and the tables as they are."""
+    path = recipe(("prune: {", "prune: {label: '[bold]x[/nothing]', "), name="my (1st), it's.yaml")
+    result = run("run", path, "skip=[finetune, evaluate]")
+    assert result.code == 2  # a run's folder takes the recipe's name
+    assert "name: " in result.err
+    result = run("run", path, "name=mine", "skip=[finetune, evaluate]")
+    assert result.code == 0, result.err
+    assert "[bold]x[/nothing]" in result.out
 
 
 def test_a_missing_data_file_is_found_while_planning(recipe, run, tmp_path) -> None:
@@ -147,6 +213,28 @@ def test_a_value_that_is_no_text_names_its_row(recipe, run, tmp_path) -> None:
     store = tmp_path / "outputs" / "store"
     assert [p for p in store.iterdir() if p.name not in {"locks", "partial"}] == []
     assert list((store / "partial").iterdir()) == []
+
+
+def test_rows_that_change_under_a_run_are_noticed(recipe, tmp_path) -> None:
+    """A key says what was read: rows edited between plan and run are not stored under it."""
+    path = files(tmp_path)
+    edited = with_files(recipe).read_text().replace("rows.jsonl", str(path))
+    (tmp_path / "mine.yaml").write_text(edited)
+    made = plan(compose(str(tmp_path / "mine.yaml")), Store(tmp_path / "store"))
+    node = made.node("finetune")
+    made.require_unchanged(node)
+    path.write_text(path.read_text() + '{"text": "a", "summary": "b"}\n')
+    with pytest.raises(StageError, match="train rows have changed"):
+        made.require_unchanged(node)
+
+
+def test_a_json_array_is_read_as_rows(recipe, run, tmp_path) -> None:
+    """`.json` with one array of objects, as many tools write it."""
+    rows = [{"text": "A bill to fund parks.", "summary": "Funds parks."}] * 24
+    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1))
+    path = recipe(("/data: bills", "/data: files"), (BILLS, FILES.replace("jsonl", "json")))
+    result = run("run", path, "skip=[finetune]", "stages.evaluate.max_length=8")
+    assert result.code == 0, result.err
 
 
 def test_your_own_rows_run_end_to_end(recipe, run, tmp_path) -> None:

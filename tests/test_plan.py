@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import RecipeError
+from compressor.machine import gpus
 from compressor.plan import Plan, plan
 from compressor.recipe import compose, recipe_names
 from compressor.store import Store
 
+TRAINED = {"finetune", "prune", "recover", "evaluate"}
 FRESH = ("model=t5_small_fresh", "training=none")
 
 
@@ -85,7 +87,10 @@ def test_version_6_shares_every_key_of_version_5() -> None:
         ("training.checkpoint_seconds=1", set()),
         ("launch.num_processes=2", set()),
         ("stages.prune.label=smaller", set()),
-        ("seed=1", {"load", "finetune", "prune", "recover", "evaluate"}),
+        ("seed=1", {"load", *TRAINED}),
+        ("data.max_target_length=31", TRAINED),
+        ("training.max_epochs=1", set()),
+        ("training.precision=fp32", TRAINED if gpus() else set()),
     ],
 )
 def test_a_change_makes_new_keys_for_what_depends_on_it_alone(recipe, override, changed) -> None:

@@ -145,6 +145,14 @@ class Facts:
         return replace(self, config=config, shapes=shapes, masked=tuple(masked), exact=exact)
 
 
+class ConfigError(ValueError):
+    """A config's value that no model can have. `key` is the config's."""
+
+    def __init__(self, key: str, message: str) -> None:
+        self.key = key
+        super().__init__(message)
+
+
 def architecture(model_type: str) -> ModuleType:
     """The module that describes `model_type`. Raises KeyError with the known ones."""
     if model_type not in _MODULES:
@@ -158,6 +166,11 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
     module = architecture(model_type)
     given = {key: value for key, value in config.items() if value is not None}
     full = {**module.DEFAULTS[model_type], **given, "head": head}
+    for key in module.DEFAULTS[model_type].keys() & given.keys():
+        default, value = module.DEFAULTS[model_type][key], given[key]
+        counts = default is None or (isinstance(default, int) and not isinstance(default, bool))
+        if counts and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ConfigError(key, f"expected a whole number of at least 1, got {value!r}")
     shapes = module.parameters(full, untied_head=untied_head)
     return Facts(model_type=model_type, config=full, shapes=shapes)
 

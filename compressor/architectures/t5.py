@@ -13,6 +13,7 @@ _T5: dict[str, Any] = {
     "d_kv": 64,
     "d_ff": 2048,
     "num_layers": 6,
+    "num_decoder_layers": None,  # as many as the encoder's
     "num_heads": 8,
     "relative_attention_num_buckets": 32,
     "feed_forward_proj": "relu",

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,8 @@ from compressor.data import bills
 from compressor.errors import StageError, Unreachable, nearest
 
 Split = Literal["train", "validation", "test"]
+Reads = Literal["texts", "sources", "pairs"]
+"""What a stage reads of a split: texts alone, sources as token ids, or targets as such too."""
 Problem = Callable[[str, str], None]
 
 _READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -60,10 +62,19 @@ class DataBase(BaseModel):
     max_target_length: int = Field(128, ge=1, description="Tokens of a target; the rest is cut.")
     rows: SplitRows = Field(default_factory=SplitRows)
 
-    def key(self, split: Split) -> dict[str, Any]:
-        """What decides the token ids of a split, beside the tokenizer. Raises Unreachable."""
-        shared = self.model_dump(include={"prefix", "max_source_length", "max_target_length"})
-        return shared | {"rows": getattr(self.rows, split), "content": self.content_key(split)}
+    def key(self, split: Split, reads: Reads) -> dict[str, Any]:
+        """What decides what is read of a split, beside the tokenizer. Raises Unreachable."""
+        limits = {
+            "texts": set(),
+            "sources": {"prefix", "max_source_length"},
+            "pairs": {"prefix", "max_source_length", "max_target_length"},
+        }
+        rows = {"rows": getattr(self.rows, split), "content": self.content_key(split)}
+        return self.model_dump(include=limits[reads]) | rows
+
+    def pinned(self) -> Self:
+        """The same source, with whatever may move held where it is now. Raises Unreachable."""
+        return self
 
     @abstractmethod
     def content_key(self, split: Split) -> Any:
@@ -105,8 +116,9 @@ class Bills(DataBase):
 
 
 class Files(DataBase):
-    """CSV, JSON-lines or Parquet files, one for each split, told apart by their endings.
+    """CSV, JSON or Parquet files, one for each split, told apart by their endings.
 
+    A JSON file is an array, or has a line for each row.
     Example: `data: {source: files, files: {train: train.jsonl, validation: dev.jsonl}}`.
     Relative paths start at the current folder. Without a `test` file, `validation` serves.
     """
@@ -184,6 +196,10 @@ class Hub(DataBase):
         fields = {"configuration", "splits", "holdout", "seed", "text", "summary", "dataset"}
         return self.model_dump(include=fields) | {"commit": commit, "split": split}
 
+    def pinned(self) -> Self:
+        commit = hub.commit(self.dataset, self.revision, "dataset")
+        return self.model_copy(update={"revision": commit})
+
     def check(self, split: Split, problem: Problem) -> None:
         if "train" not in self.splits and split not in self.splits:
             problem("splits", f"neither {split!r} nor 'train', from which it could be held out")
@@ -236,10 +252,13 @@ def _columns(path: Path) -> list[str] | None:
         first = next((line for line in stream if line.strip()), None)
         if first is None:
             return None
-        try:
+        if first.lstrip().startswith("["):  # one array of all rows
+            rows = json.loads(first + stream.read())
+            if not rows:
+                return None
+            row = rows[0]
+        else:
             row = json.loads(first)
-        except json.JSONDecodeError:
-            return []
         return list(row) if isinstance(row, dict) else []
 
 

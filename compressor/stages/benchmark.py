@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from compressor import machine
 from compressor.architectures import Facts
-from compressor.data.sources import Split
+from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
-from compressor.plan import machine
 from compressor.stage import Context, Inputs, Planning, Report
 
 
@@ -29,6 +29,7 @@ class Benchmark(Report):
     version: ClassVar[int] = 1
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     isolated: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "sources"
 
     max_length: int = Field(64, ge=2, description="Limit of a summary, in tokens.")
     warm_up: int = Field(3, ge=0, description="Texts decoded before any is timed.")
@@ -38,7 +39,7 @@ class Benchmark(Report):
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """A time measured on one machine says nothing of another."""
-        return {"machine": machine()}
+        return {"machine": machine.description()}
 
     def preview(self, planning: Planning) -> Facts | None:
         if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":

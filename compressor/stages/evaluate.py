@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, field_validator
 
 from compressor.architectures import Facts
-from compressor.data.sources import Rows, Split
+from compressor.data.sources import Reads, Rows, Split
 from compressor.errors import StageError
 from compressor.stage import Context, Inputs, Planning, Report
 from compressor.store import MANIFEST
@@ -36,6 +36,7 @@ class Evaluate(Report):
 
     version: ClassVar[int] = 1
     splits: ClassVar[tuple[Split, ...]] = ("test",)
+    reads: ClassVar[Reads] = "sources"
 
     max_length: int | list[int] = Field(128, description="Limits, in tokens, at least 2.")
     min_length: int = Field(0, ge=0, description="A summary has at least as many tokens.")

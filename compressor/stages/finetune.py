@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.architectures import Facts
 from compressor.data.sources import Split
-from compressor.hyperparameters import NOT_IN_KEY, Hyperparameters
+from compressor.hyperparameters import Hyperparameters
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ class Finetune(Hyperparameters, Stage):
     section: ClassVar[str | None] = "training"
     splits: ClassVar[tuple[Split, ...]] = ("train", "validation")
     distributed: ClassVar[bool] = True
-    not_in_key: ClassVar[frozenset[str]] = NOT_IN_KEY
+    random: ClassVar[bool] = True
+
+    def parameters(self) -> dict[str, Any]:
+        return self.key_parts()
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts

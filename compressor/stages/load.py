@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compressor import hub
-from compressor.architectures import Facts, architecture, facts
-from compressor.data.sources import Data, Split
+from compressor.architectures import ConfigError, Facts, architecture, facts
+from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.stage import Context, Inputs, Planning, Stage
-from compressor.store import file_digest
+from compressor.store import MANIFEST, file_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from compressor.checkpoint import Checkpoint
 
-_MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "pytorch_model.bin")
+_READ = frozenset({".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py"})
+"""Endings of the files of a model directory that transformers may read."""
 _TOKENIZER_PATTERNS = ("*token*", "vocab*", "merges.txt", "*.model", "added_tokens.json")
 
 
@@ -50,6 +51,8 @@ class Load(Stage):
     version: ClassVar[int] = 1
     needs_model: ClassVar[bool] = False
     section: ClassVar[str | None] = "model"
+    random: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "texts"
 
     source: str | None = Field(None, description="Hub id, or path of a local directory.")
     revision: str = Field("main", description="Branch, tag or commit on the hub.")
@@ -104,7 +107,11 @@ class Load(Stage):
             hint = nearest(self.head, module.HEADS)
             planning.problem("head", f"{model_type} has no head {self.head!r}; {hint}")
             return None
-        return facts(config, head=self.head, untied_head=untied)
+        try:
+            return facts(config, head=self.head, untied_head=untied)
+        except ConfigError as error:
+            planning.problem(f"config.{error.key}" if self.source is None else "source", str(error))
+            return None
 
     def _config(self, planning: Planning) -> tuple[Mapping[str, Any] | None, bool | None]:
         """(config, whether the head is a tensor of its own, where that is known)."""
@@ -129,6 +136,14 @@ class Load(Stage):
         self, directory: Path, planning: Planning
     ) -> tuple[Mapping[str, Any] | None, bool | None]:
         path = directory / "config.json"
+        if (directory / MANIFEST).is_file():
+            planning.problem(
+                "source",
+                f"{str(directory)!r} is an artifact of a run, whose masks or int8 weights plain "
+                "transformers would lose; take a folder that `export` wrote, or put the stages "
+                "that made it into this recipe (they are cached)",
+            )
+            return None, None
         if not path.is_file():
             folder = directory.parent
             there = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
@@ -142,10 +157,14 @@ class Load(Stage):
             untied = "lm_head.weight" in _safetensors_names(weights)
             untied = untied and "shared.weight" in _safetensors_names(weights)
         try:
-            return json.loads(path.read_text(encoding="utf-8")), untied
-        except json.JSONDecodeError as error:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # not JSON, or not UTF-8
             planning.problem("source", f"{path} is not JSON: {error}")
             return None, None
+        if not isinstance(config, dict):
+            planning.problem("source", f"{path} is no model's config: it holds no object")
+            return None, None
+        return config, untied
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """The commit, or the digests of a local directory's files; and of the tokenizer's."""
@@ -161,14 +180,16 @@ class Load(Stage):
                 _digests(path) if path.is_dir() else hub.commit(self.tokenizer, "main", "model")
             )
         elif self.tokenizer is not None and self.tokenizer.data is not None:
-            found["tokenizer"] = self.tokenizer.data.key("train")
+            found["tokenizer"] = self.tokenizer.data.key("train", "texts")
         return found
 
     def parameters(self) -> dict[str, Any]:
-        """A source's path is no part of the key (its digest is); a branch is (its commit is)."""
+        """Paths and branches are no part of the key: digests and commits are."""
         fields = super().parameters()
         if self.source is not None:
             del fields["source"], fields["revision"], fields["config"]
+        if isinstance(self.tokenizer, str):
+            del fields["tokenizer"]
         return fields
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
@@ -245,13 +266,11 @@ class Load(Stage):
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of each file of a model directory that is read."""
-    names = {name for name in _MODEL_FILES if (directory / name).is_file()}
-    if not (directory / "model.safetensors").is_file():
-        names |= {path.name for path in directory.glob("*.safetensors*")}
-    for pattern in _TOKENIZER_PATTERNS:
-        names |= {path.name for path in directory.glob(pattern) if path.is_file()}
-    return {name: file_digest(directory / name) for name in sorted(names)}
+    """SHA-256 of each file of a model directory that may be read."""
+    files = [p for p in directory.iterdir() if p.is_file() and p.suffix in _READ]
+    if any(path.suffix == ".safetensors" for path in files):
+        files = [path for path in files if path.suffix != ".bin"]
+    return {path.name: file_digest(path) for path in sorted(files)}
 
 
 def _safetensors_names(path: Path) -> set[str]:

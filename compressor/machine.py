@@ -1,0 +1,95 @@
+"""What this machine is: its processor, its cores, its GPUs. Known without importing torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+_NAME_BYTES = 256
+_CAPABILITY_MAJOR = 75
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the CUDA driver API."""
+_FIRST_WITH_BFLOAT16 = 8
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that torch here can use."""
+
+    name: str
+    bfloat16: bool
+    """Whether its matrix products can be in bfloat16 (compute capability 8, Ampere, or later)."""
+
+
+@cache
+def processor() -> str:
+    """The processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads(processes: int = 1) -> int:
+    """How many threads each of `processes` processes computes with."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else max(1, cores() // processes)
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """The GPUs that torch will use, asked of the driver: importing torch would take seconds."""
+    if not _torch_has_cuda():
+        return ()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return ()
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    found = []
+    for index in range(count.value):
+        device, major = ctypes.c_int(), ctypes.c_int()
+        name = ctypes.create_string_buffer(_NAME_BYTES)
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetName(name, _NAME_BYTES, device)
+        driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
+        found.append(Gpu(name.value.decode(errors="replace"), major.value >= _FIRST_WITH_BFLOAT16))
+    return tuple(found)
+
+
+def _torch_has_cuda() -> bool:
+    """Whether the installed torch was built with CUDA, from the file that says so."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py")
+    if not version.is_file():
+        return False
+    lines = version.read_text(encoding="utf-8").splitlines()
+    said = [line for line in lines if line.startswith("cuda")]
+    return bool(said) and not said[-1].rstrip().endswith("None")
+
+
+def description() -> dict[str, str | int]:
+    """What a measured time depends on: system, processor, threads, GPU."""
+    return {
+        "system": platform.system(),
+        "processor": processor(),
+        "threads": threads(),
+        "device": gpus()[0].name if gpus() else "cpu",
+    }
