@@ -105,7 +105,7 @@ class Engine:
         context = Context(
             folder=folder,
             resume=self.store.resume(node.key),
-            data=self.plan.pinned_data(),
+            data=self.plan.data_for(node),
             seed=recipe.seed,
             launch=recipe.launch,
             progress=self.progress,

@@ -71,9 +71,10 @@ class Plan:
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
-    def pinned_data(self) -> Data:
-        """The recipe's data as it was when planned: a branch of the hub held at its commit."""
-        return self.composed.recipe.data.pinned()
+    def data_for(self, node: Node) -> Data:
+        """The recipe's data, held as it was when planned where `node` reads any of it."""
+        data = self.composed.recipe.data
+        return data.pinned() if node.stage.data_splits() else data
 
     def require_unchanged(self, node: Node) -> None:
         """Raise StageError where rows that `node` reads are no longer what its key says."""

@@ -248,6 +248,15 @@ def test_an_exported_model_loads_with_plain_transformers(recipe, run) -> None:
     assert model.generate(**batch, max_length=8, do_sample=False).shape[0] == 1
 
 
+def test_sizes_alone_need_no_data(recipe, run) -> None:
+    """With nothing trained or scored, a recipe on a data set of the hub runs without a network."""
+    path = recipe(
+        ("/data: bills", "/data: billsum"), ("rows: {train: 64, validation: 16, test: 8}, ", "")
+    )
+    done = run("run", path, "training=none", "model.tokenizer=null")
+    assert done.code == 0, done.err
+
+
 def test_started_under_a_launcher_it_says_what_to_set(recipe, run) -> None:
     """`torchrun compressor run …` would start every stage several times."""
     result = run("run", recipe(), TORCHELASTIC_RUN_ID="none", RANK="0", WORLD_SIZE="2")
