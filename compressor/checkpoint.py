@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 from compressor.architectures import architecture
 from compressor.errors import StageError
 from compressor.sparsity.int8 import Activations, dequantize_rows, int8_layers, replace_by_int8
+from compressor.sparsity.select import apply_mask
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -106,7 +107,7 @@ class Checkpoint:
         """Set every masked entry to zero."""
         with torch.no_grad():
             for name, mask in self.masks.items():
-                self.parameter(name).mul_(mask.to(self.model.device))
+                apply_mask(self.parameter(name), mask.to(self.model.device))
 
     def measure(self, folder: Path) -> dict[str, Any]:
         """What tables show of a saved model: counts from its tensors, bytes from its files."""

@@ -203,9 +203,34 @@ class _Planner:
         model = self._model_of(name, stage)
         if stage.needs_model and model is None:
             return
-        self._add(name, name, kind, stage, model, {})
+        artifacts = self._artifacts_of(name, stage, model)
+        if artifacts is None:  # reported; what comes after is checked with the model before
+            self.gave_model[name] = model
+            return
+        self._add(name, name, kind, stage, model, artifacts)
         if stage.changes_model:
             self.last_model = self.gave_model[name] = name
+
+    def _artifacts_of(self, name: str, stage: Stage, model: str | None) -> Mapping[str, str] | None:
+        """Role → node of what a stage reads beside its model; None where that is reported."""
+        found = {}
+        for role, other in stage.artifacts().items():
+            nodes = [n for n in self.nodes.values() if n.name.partition("@")[0] == other]
+            same = [node for node in nodes if node.model == model]
+            earlier = [n.name for n in self.nodes.values() if n.model == model]
+            if same:
+                found[role] = same[0].name
+                continue
+            if other in self.composed.recipe.pipeline and other not in self.stages:
+                return None  # that stage is wrong itself, and reported
+            if nodes:
+                message = f"{other!r} looks at the model of {nodes[0].model!r}, not of {model!r}"
+            elif other in self.composed.recipe.pipeline:
+                message = f"{other!r} comes later in the pipeline, or is skipped"
+            else:
+                message = f"no stage {other!r} before it; {nearest(other, earlier)}"
+            self._report(f"stages.{name}.{role}", message)
+        return found if len(found) == len(stage.artifacts()) else None
 
     def _place_report(self, name: str, kind: str, stage: Report) -> None:
         against: str | None = getattr(stage, "against", None)
@@ -332,6 +357,6 @@ class _Planner:
             "inputs": inputs,
             "data": data,
             "identity": identity,
-            "seed": recipe.seed if stage.random else None,
+            "seed": recipe.seed if stage.draws() else None,
             "frameworks": framework_versions(),
         }

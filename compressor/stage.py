@@ -110,8 +110,6 @@ class Stage(BaseModel):
     """Whether it runs in several processes when `launch` asks for them."""
     isolated: ClassVar[bool] = False
     """Whether it runs in a process of its own, since it measures that process."""
-    random: ClassVar[bool] = False
-    """Whether the result depends on the recipe's seed."""
     reads: ClassVar[Reads] = "pairs"
     """What it reads of its splits: the rows as text, token ids of sources, or of targets too."""
 
@@ -125,6 +123,14 @@ class Stage(BaseModel):
     def data_splits(self) -> tuple[Split, ...]:
         """The splits that this stage, with its settings, reads."""
         return self.splits
+
+    def draws(self) -> bool:
+        """Whether the result, with these settings, depends on the recipe's seed."""
+        return False
+
+    def artifacts(self) -> Mapping[str, str]:
+        """Role → name of an earlier stage that looked at the same model, whose artifact is read."""
+        return {}
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """What else decides the result beyond fields, inputs and data: a source's digest, say."""

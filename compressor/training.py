@@ -14,7 +14,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from compressor.dropout import FasterDropout
 from compressor.errors import StageError
 from compressor.hyperparameters import Hyperparameters
 from compressor.progress import Bar, Progress
+from compressor.sparsity.select import apply_mask
 from compressor.store import flush
 
 EVALUATION_TOKENS = 16_384
@@ -106,6 +107,31 @@ def learning_rate(step: int, total: int, settings: Hyperparameters) -> float:
     return settings.learning_rate * left / max(1, total - settings.warmup_steps)
 
 
+@torch.no_grad()
+def summed_loss(
+    loss: nn.Module,
+    examples: Examples,
+    pad_id: int,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> Tensor:
+    """The loss summed over the label tokens of every row, or of a rank's share: float64, [1]."""
+    summed = torch.zeros(1, device=device, dtype=torch.float64)
+    lengths = [len(source) for source in examples.sources]
+    for rows in evaluation_batches(lengths, tokens=EVALUATION_TOKENS)[rank::world]:
+        batch = collate([examples.row(row) for row in rows], pad_id=pad_id)
+        summed += loss({name: tensor.to(device) for name, tensor in batch.items()}).double()
+    return summed
+
+
+def mean_loss(loss: nn.Module, examples: Examples, pad_id: int, device: torch.device) -> float:
+    """Mean loss over every label token of the rows, each counted once."""
+    tokens = sum(len(target) for target in examples.targets)
+    return summed_loss(loss, examples, pad_id, device).item() / tokens
+
+
 @dataclass
 class Training:
     """One training: `model` inside `loss`, from the first step or from a checkpoint, to the end."""
@@ -117,13 +143,17 @@ class Training:
     train: Examples
     validation: Examples | None
     settings: Hyperparameters
-    masks: Mapping[str, Tensor]
+    masks: dict[str, Tensor]
+    """Parameter name → bool, True where the entry stays. Moved to the training's device."""
     pad_id: int
     seed: int
     resume: Path
     progress: Progress
     title: str = "train"
     trackers_folder: Path | None = None
+    after_step: Callable[[int, int], None] | None = None
+    """Called with (steps done, total) after each step, before masks are applied; may change them.
+    It must give the same on every rank."""
 
     def run(self) -> History:
         """Train to the end. Raises StageError at the first loss that is not finite."""
@@ -161,7 +191,8 @@ class Training:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         device = self.accelerator.device
         self.loss.to(device)
-        self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
+        for name, mask in self.masks.items():
+            self.masks[name] = mask.to(device)
         optimizer = torch.optim.AdamW(
             self.parameters,
             lr=settings.learning_rate,
@@ -262,6 +293,8 @@ class Training:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.after_step is not None:
+            self.after_step(history.step + 1, total)
         self._mask()
         return mean, due
 
@@ -287,7 +320,7 @@ class Training:
     @torch.no_grad()
     def _mask(self) -> None:
         for name, mask in self.masks.items():
-            self.model.get_parameter(name).mul_(mask)
+            apply_mask(self.model.get_parameter(name), mask)
 
     def _assert_sound(self) -> None:
         """What is pruned is zero, and everything is finite: also after the very last step."""
@@ -307,11 +340,10 @@ class Training:
         """Mean loss over every label token of the validation rows, each counted once."""
         assert self.validation is not None
         self.model.eval()
-        lengths = [len(source) for source in self.validation.sources]
-        summed = torch.zeros(1, device=self.accelerator.device, dtype=torch.float64)
-        batches = evaluation_batches(lengths, tokens=EVALUATION_TOKENS)
-        for rows in batches[self.rank :: self.world]:
-            summed += self.loss(self._batch(self.validation, rows)).double()
+        device = self.accelerator.device
+        summed = summed_loss(
+            self.loss, self.validation, self.pad_id, device, rank=self.rank, world=self.world
+        )
         self.model.train()
         if self.world > 1:
             summed = self.accelerator.reduce(summed, "sum")
@@ -340,6 +372,8 @@ class Training:
                 state = self.optimizer.state.get(parameter, {})
                 tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
             tensors["generators"] = generators
+            if self.after_step is not None:
+                tensors |= {f"mask.{name}": mask for name, mask in self.masks.items()}
             save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial / "tensors")
             (partial / "history.json").write_text(json.dumps(asdict(history)), encoding="utf-8")
             for path in partial.iterdir():
@@ -374,6 +408,8 @@ class Training:
                 if state:
                     device = parameter.device
                     self.optimizer.state[parameter] = {k: v.to(device) for k, v in state.items()}
+        for name in [name for name in tensors if name.startswith("mask.")]:
+            self.masks[name.removeprefix("mask.")] = tensors[name].to(self.accelerator.device)
         generators = tensors["generators"]
         if len(generators) == self.world:
             # A copy: torch reads a generator's state from where the whole tensor begins.

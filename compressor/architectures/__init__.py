@@ -68,7 +68,7 @@ class Facts:
     @property
     def nonzero_ratio(self) -> float:
         """Entries that no mask zeroes / all parameters."""
-        return 1 - sum(count for _, count in self.masked) / self.parameters
+        return (self.parameters - sum(count for _, count in self.masked)) / self.parameters
 
     @property
     def bytes(self) -> int:
@@ -93,11 +93,22 @@ class Facts:
                 exact = False
         return round(left), exact
 
-    def prune(self, names: frozenset[str], amount: float) -> Facts:
-        """The facts after `round(amount × what is left)` more entries of `names` are masked."""
+    def count(self, names: frozenset[str], amount: float, *, of_all: bool) -> tuple[int, bool]:
+        """How many more entries an amount, of what is left or of all, takes; whether exactly."""
         left, exact = self.remaining(names)
-        masked = (*self.masked, (names, round(amount * left)))
-        return replace(self, masked=masked, exact=exact)
+        if of_all:
+            size = self.numel(names)
+            return max(0, round(amount * size) - (size - left)), exact
+        return round(amount * left), exact
+
+    def prune(self, names: frozenset[str], count: int, *, exact: bool = True) -> Facts:
+        """The facts after `count` more entries of `names` are masked."""
+        return replace(self, masked=(*self.masked, (names, count)), exact=self.exact and exact)
+
+    def linear(self) -> list[str]:
+        """The weights of `Linear` layers."""
+        found: list[str] = architecture(self.model_type).linear(self.shapes)
+        return found
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Group path → names of its `Linear` weights; unions (`feed_forward`) come after parts."""

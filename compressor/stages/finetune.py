@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, model_validator
 
 from compressor.architectures import Facts
 from compressor.data.sources import Split
 from compressor.hyperparameters import Hyperparameters
+from compressor.pruning import Amounts, Grouping, Pruner, facts_of_checkpoint, flat, left_of
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -25,6 +30,59 @@ _TRACKER_MODULES = {
 }
 
 
+class Gradual(Grouping):
+    """Prune little by little while training: cubic, the most at first (arXiv 1710.01878).
+
+    After step t of T, from `start` to `end`, a group has lost `1 - (1 - progress)³` of what its
+    amount takes in the end; the count is exact then.
+
+    Example: `prune: {amounts: {encoder: {feed_forward: 0.5}}, end: 0.7}`
+    """
+
+    amounts: Amounts = Field(min_length=1, description="Group → share of what is left, in [0, 1].")
+    start: float = Field(0.0, ge=0, lt=1, description="Share of the steps before pruning begins.")
+    end: float = Field(0.7, gt=0, le=1, description="Share of the steps after which it is done.")
+    times: int = Field(20, ge=1, description="Number of prunings, evenly spaced.")
+
+    @model_validator(mode="after")
+    def _valid(self) -> Gradual:
+        if self.end <= self.start:
+            raise ValueError("expected start < end")
+        if self.calibrated:
+            raise ValueError("while training, importance is magnitude or random")
+        return self
+
+    def preview(self, facts: Facts, problem: Callable[[str, str], None]) -> Facts:
+        """Exact counts after the training; reports unknown and overlapping groups."""
+        amounts = flat(self.amounts)
+        self.check_groups(facts, problem)
+        paths = [(path, f"amounts.{path}") for path in amounts]
+        for path, names in self.chosen(paths, facts, problem):
+            count, exact = facts.count(names, amounts[path], of_all=False)
+            facts = facts.prune(names, count, exact=exact)
+        return facts
+
+    def schedule(self, checkpoint: Checkpoint, seed: int) -> Callable[[int, int], None]:
+        """What a training calls after each step. `checkpoint` is the one before the first."""
+        pruner = Pruner(checkpoint, self, seed=seed)
+        groups = self.all_groups(facts_of_checkpoint(checkpoint))
+        left = {path: left_of(checkpoint, groups[path])[0] for path in flat(self.amounts)}
+
+        def after_step(step: int, total: int) -> None:
+            span = total * (self.end - self.start)
+            progress = min(1.0, (step - total * self.start) / span) if step < total else 1.0
+            done = math.floor(progress * self.times + 1e-9) / self.times
+            if done <= 0:
+                return
+            for path, amount in flat(self.amounts).items():
+                goal = round(round(amount * left[path]) * (1 - (1 - done) ** 3))
+                gone = left[path] - left_of(checkpoint, groups[path])[0]
+                if goal > gone:
+                    pruner.prune(groups[path], goal - gone)
+
+        return after_step
+
+
 class Finetune(Hyperparameters, Stage):
     """Fine-tune the model on the training split; what is pruned stays pruned.
 
@@ -32,16 +90,22 @@ class Finetune(Hyperparameters, Stage):
     of its global batch, whatever the number of processes. `losses.csv` has every step's.
 
     Example: `finetune: {epochs: 20, learning_rate: 3.0e-4, batch_size: 16}`
+    Example: `finetune: {epochs: 4, prune: {amounts: {lm_head: 0.5}, end: 0.7}}`
     """
 
     version: ClassVar[int] = 1
     section: ClassVar[str | None] = "training"
     splits: ClassVar[tuple[Split, ...]] = ("train", "validation")
     distributed: ClassVar[bool] = True
-    random: ClassVar[bool] = True
+
+    prune: Gradual | None = Field(None, description="Prune gradually while training.")
+
+    def draws(self) -> bool:
+        return True
 
     def parameters(self) -> dict[str, Any]:
-        return self.key_parts()
+        gradual = {"prune": self.prune.model_dump(mode="json")} if self.prune else {}
+        return self.key_parts() | gradual
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
@@ -62,6 +126,8 @@ class Finetune(Hyperparameters, Stage):
                 planning.problem(
                     f"trackers.{index}", f"{name!r} is not installed: pip install {name}"
                 )
+        if facts is not None and self.prune is not None:
+            return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
         return facts
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
@@ -91,6 +157,7 @@ class Finetune(Hyperparameters, Stage):
             resume=context.resume,
             progress=context.progress,
             trackers_folder=folder,
+            after_step=self.prune.schedule(checkpoint, context.seed) if self.prune else None,
         )
         history = training.run()
         history.write_losses(context.folder / "losses.csv")

@@ -51,7 +51,6 @@ class Load(Stage):
     version: ClassVar[int] = 1
     needs_model: ClassVar[bool] = False
     section: ClassVar[str | None] = "model"
-    random: ClassVar[bool] = True
     reads: ClassVar[Reads] = "texts"
 
     source: str | None = Field(None, description="Hub id, or path of a local directory.")
@@ -76,6 +75,10 @@ class Load(Stage):
         if self.source is None and self.config is None:
             raise ValueError("set `source` (a hub id or directory) or `config` (a fresh model)")
         return self
+
+    def draws(self) -> bool:
+        """Fresh weights, or a fresh head on a pretrained body."""
+        return self.source is None or self.head == "sequence_classification"
 
     def data_splits(self) -> tuple[Split, ...]:
         trains_on_recipe = (

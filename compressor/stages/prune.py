@@ -1,61 +1,147 @@
-"""`prune`: masks over groups of weights. Which entries go is decided in `compressor.sparsity`."""
+"""`prune`: masks over groups of weights. Which entries go is decided in `compressor.pruning`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compressor.architectures import Facts
-from compressor.errors import nearest
+from compressor.data.sources import Split
+from compressor.errors import StageError
+from compressor.pruning import (
+    Amounts,
+    Grouping,
+    calibration,
+    default_groups,
+    facts_of_checkpoint,
+    flat,
+    left_of,
+    n_of_m,
+    nested,
+)
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
 
-Amount = Annotated[float, Field(ge=0, le=1, strict=False)]
+VALUE_BYTES = {"int8": 1, "bfloat16": 2, "float32": 4}
 
 
-def _kind(value: Any) -> str:
-    return "mapping" if isinstance(value, Mapping) else "number"
+class Target(BaseModel):
+    """How small the model has to get: a share of non-zero entries, or bytes of a packed file.
+
+    Example: `target: {nonzero_ratio: 0.3}`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nonzero_ratio: float | None = Field(
+        None, gt=0, le=1, description="Non-zero entries / all parameters of the model."
+    )
+    bytes: int | None = Field(
+        None, ge=1, description="Of the weights as `export: {format: packed}` writes them."
+    )
+    values: Literal["int8", "bfloat16", "float32"] = Field(
+        "int8", description="What a packed file's values are, for `bytes`."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Target:
+        if (self.nonzero_ratio is None) == (self.bytes is None):
+            raise ValueError("set nonzero_ratio or bytes")
+        return self
+
+    def kept(self, facts: Facts) -> int:
+        """How many entries of the whole model may stay."""
+        if self.nonzero_ratio is not None:
+            return round(self.nonzero_ratio * facts.parameters)
+        assert self.bytes is not None
+        size = VALUE_BYTES[self.values]
+        free = float(self.bytes)
+        for shape in facts.shapes.values():
+            if len(shape) == 1:
+                free -= 4 * shape[0] - size * shape[0]  # stays float32
+            else:
+                entries = shape[0] * shape[1]
+                free -= entries / 8 + (4 * shape[0] if self.values == "int8" else 0)
+        return int(free // size)
 
 
-Amounts = dict[
-    str,
-    Annotated[
-        Annotated[Amount, Tag("number")] | Annotated[dict[str, Amount], Tag("mapping")],
-        Discriminator(_kind),
-    ],
-]
+class Prune(Grouping, Stage):
+    """Set the least important weights of each group to zero, exactly as many as asked.
 
-
-class Prune(Stage):
-    """Set the weights of smallest magnitude of each group to zero, exactly as many as asked.
-
-    Global L1 inside each group: `round(amount × what is left)` entries go, counted over all
-    tensors of the group together. A group is named by its place, `encoder: {feed_forward: 0.1}`,
-    or for all stacks at once, `feed_forward: 0.1`. A tied head and embedding are one tensor.
+    `amounts`: in each group `round(amount × what is left)` entries go, the smallest over all its
+    tensors together. A group is named by its place, `encoder: {feed_forward: 0.1}`, or for all
+    stacks at once, `feed_forward: 0.1`. A tied head and embedding are one tensor. `pattern: "2:4"`
+    leaves two of every four neighbours in a row instead. `target` chooses the amounts: those for
+    which the curves of an earlier `sensitivity` stage, added up, predict the least loss.
 
     This makes nothing smaller or faster by itself: the zeros are stored as any number is, until
     the model is packed, quantized or sliced.
 
     Example: `prune: {amounts: {decoder: {self_attention: 0.3, feed_forward: 0.3}, lm_head: 0.3}}`
+    Example: `prune: {target: {nonzero_ratio: 0.3}, sensitivity: sensitivity}`
+    Example: `prune: {pattern: "2:4", only: [feed_forward], importance: sparsegpt}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
-    amounts: Amounts = Field(min_length=1, description="Group → share of what is left, in [0, 1].")
+    amounts: Amounts | None = Field(None, description="Group → share to prune, in [0, 1].")
+    of: Literal["remaining", "all"] = Field(
+        "remaining", description="What an amount is a share of: what is left, or all entries."
+    )
+    pattern: str = Field("unstructured", description="Or N:M: N of M neighbours in a row stay.")
+    target: Target | None = Field(None, description="Instead of amounts: how small to get.")
+    sensitivity: str = Field(
+        "sensitivity", description="With a target: the earlier stage that measured the curves."
+    )
+    only: tuple[str, ...] = Field(
+        (), description="With a pattern or target: the groups that take part; default: all."
+    )
 
-    def flat(self) -> dict[str, float]:
-        """Group path, such as `encoder.feed_forward`, → amount."""
-        flat: dict[str, float] = {}
-        for name, value in self.amounts.items():
-            if isinstance(value, dict):
-                flat |= {f"{name}.{part}": amount for part, amount in value.items()}
-            else:
-                flat[name] = value
-        return flat
+    @field_validator("pattern")
+    @classmethod
+    def _pattern(cls, value: str) -> str:
+        n_of_m(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Prune:
+        ways = (self.amounts is not None, self.target is not None, n_of_m(self.pattern) is not None)
+        if sum(ways) != 1:
+            raise ValueError("set one of amounts, target and pattern: N:M")
+        if self.only and self.amounts is not None:
+            raise ValueError("`only` goes with a pattern or a target; amounts name their groups")
+        if self.target is not None and self.importance == "sparsegpt":
+            raise ValueError(
+                "a target's curves are measured one by one; sparsegpt cannot be undone"
+            )
+        return self
+
+    def draws(self) -> bool:
+        return self.importance == "random"
+
+    def data_splits(self) -> tuple[Split, ...]:
+        return ("train",) if self.calibrated else ()
+
+    def artifacts(self) -> Mapping[str, str]:
+        return {"sensitivity": self.sensitivity} if self.target is not None else {}
+
+    def parameters(self) -> dict[str, Any]:
+        """Calibration rows decide nothing where no row is looked at."""
+        left_out = {"sensitivity"} | (set() if self.calibrated else {"calibration_rows"})
+        return {key: value for key, value in super().parameters().items() if key not in left_out}
+
+    def _paths(self, facts: Facts) -> list[tuple[str, str]]:
+        """(group, key in the recipe) of the groups that take part."""
+        if self.amounts is not None:
+            return [(path, f"amounts.{path}") for path in flat(self.amounts)]
+        if self.only:
+            return [(path, f"only.{index}") for index, path in enumerate(self.only)]
+        return [(path, "pattern") for path in default_groups(self, facts)]
 
     def preview(self, planning: Planning) -> Facts | None:
         """Exact counts; reports unknown and overlapping groups."""
@@ -65,63 +151,119 @@ class Prune(Stage):
         if facts.int8:
             planning.problem("", "cannot prune an int8 model; put `quantize` after it")
             return facts
-        groups, owner = facts.groups(), dict[str, str]()
-        for path, amount in self.flat().items():
-            if path not in groups:
-                planning.problem(
-                    f"amounts.{path}", f"no such group; {_nearest_group(path, groups)}"
-                )
+        self.check_groups(facts, planning.problem)
+        chosen = dict(self.chosen(self._paths(facts), facts, planning.problem))
+        if self.target is not None:
+            return self._preview_target(facts, frozenset().union(*chosen.values()), planning)
+        n_m = n_of_m(self.pattern)
+        if n_m is not None:
+            return self._preview_pattern(facts, chosen, n_m, planning)
+        amounts = flat(self.amounts or {})
+        for path, names in chosen.items():
+            count, exact = facts.count(names, amounts[path], of_all=self.of == "all")
+            facts = facts.prune(names, count, exact=exact)
+        return facts
+
+    def _preview_pattern(
+        self,
+        facts: Facts,
+        chosen: Mapping[str, frozenset[str]],
+        n_m: tuple[int, int],
+        planning: Planning,
+    ) -> Facts:
+        for path, names in chosen.items():
+            odd = sorted(
+                n for n in names if len(facts.shapes[n]) != 2 or facts.shapes[n][1] % n_m[1]
+            )
+            if odd:
+                what = f"{odd[0]} has rows of {facts.shapes[odd[0]][-1]}, no multiple of {n_m[1]}"
+                planning.problem("pattern", f"{path}: {what}")
                 continue
-            names = frozenset(groups[path])
-            if not names:
-                planning.problem(f"amounts.{path}", "the group has no weights in this model")
-            twice = next((owner[name] for name in sorted(names) if name in owner), None)
-            if twice is not None:
-                planning.problem(f"amounts.{path}", f"shares weights with the group {twice!r}")
-                continue
-            owner |= dict.fromkeys(names, path)
-            facts = facts.prune(names, amount)
+            left, exact = facts.remaining(names)
+            whole = left == facts.numel(names)
+            stays = facts.numel(names) * n_m[0] // n_m[1]
+            count = left - stays if whole else round(left * (1 - n_m[0] / n_m[1]))
+            facts = facts.prune(names, count, exact=exact and whole)
+        return facts
+
+    def _preview_target(self, facts: Facts, names: frozenset[str], planning: Planning) -> Facts:
+        assert self.target is not None
+        kept, exact = self.target.kept(facts), facts.exact
+        count = facts.parameters - kept - sum(masked for _, masked in facts.masked)
+        left, _ = facts.remaining(names)
+        key = "target.bytes" if self.target.bytes is not None else "target.nonzero_ratio"
+        if count < 0:
+            now = f"{facts.nonzero_ratio:.4f}"
+            planning.problem(key, f"the model is smaller than that already: {now} non-zero")
+        elif count > left:
+            planning.problem(key, f"out of reach: the groups have {left} entries, {count} must go")
+        else:
+            facts = facts.prune(names, count, exact=exact)
         return facts
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Mask, and count what went from each group."""
-        from compressor.architectures import facts as facts_of
-        from compressor.checkpoint import has_untied_head
-        from compressor.sparsity.magnitude import global_l1
+        from compressor.pruning import Pruner
 
         checkpoint = inputs.checkpoint()
-        untied = checkpoint.head == "seq2seq_lm" and has_untied_head(checkpoint.model)
-        known = facts_of(
-            checkpoint.model.config.to_dict(), head=checkpoint.head, untied_head=untied
+        facts = facts_of_checkpoint(checkpoint)
+        groups = self.all_groups(facts)
+        pruner = Pruner(
+            checkpoint, self, seed=context.seed, examples=calibration(self, checkpoint, context)
         )
-        groups = known.groups()
-        context.metrics["groups"] = {}
-        for path, amount in self.flat().items():
-            weights = {name: checkpoint.parameter(name) for name in groups[path]}
-            before = _left(checkpoint.masks, weights)
-            checkpoint.masks |= global_l1(weights, checkpoint.masks, amount)
-            after = _left(checkpoint.masks, weights)
-            context.metrics["groups"][path] = {
-                "amount": amount,
-                "weights": sum(weight.numel() for weight in weights.values()),
-                "left": after,
-                "pruned": before - after,
+        n_m = n_of_m(self.pattern)
+        if self.target is not None:
+            counts = self._counts(checkpoint, facts, inputs, context)
+        elif n_m is not None:
+            counts = {path: 0 for path, _ in self._paths(facts)}
+        else:
+            counts = {}
+        result = {}
+        for path in counts or flat(self.amounts or {}):
+            before, size = left_of(checkpoint, groups[path])
+            count = counts.get(path)
+            if count is None:
+                share = flat(self.amounts or {})[path]
+                count = (
+                    round(share * before)
+                    if self.of == "remaining"
+                    else max(0, round(share * size) - (size - before))
+                )
+            gone = pruner.prune(groups[path], count, n_m)
+            result[path] = {
+                "amount": round(gone / before, 9) if before else 0.0,
+                "weights": size,
+                "left": before - gone,
+                "pruned": gone,
             }
-        checkpoint.apply_masks()
+        context.metrics["groups"] = result
         return checkpoint
 
+    def _counts(
+        self, checkpoint: Checkpoint, facts: Facts, inputs: Inputs, context: Context
+    ) -> dict[str, int]:
+        """How many entries go from each group, chosen from the curves; printed and saved."""
+        from compressor.sparsity.allocate import DIGITS, Curve, allocate
 
-def _left(masks: Mapping[str, Any], weights: Mapping[str, Any]) -> int:
-    return sum(
-        int(masks[name].count_nonzero()) if name in masks else weight.numel()
-        for name, weight in weights.items()
-    )
-
-
-def _nearest_group(path: str, groups: Mapping[str, Any]) -> str:
-    """A hint for an unknown group: one in the same stack first, as most slips are in one part."""
-    stack, _, part = path.partition(".")
-    inside = [name.partition(".")[2] for name in groups if name.startswith(f"{stack}.")]
-    if part and inside:
-        return f"in {stack!r}: {nearest(part, inside)}"
-    return nearest(path, groups)
+        assert self.target is not None
+        path = inputs.artifacts["sensitivity"] / "sensitivity.json"
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        groups = self.all_groups(facts)
+        curves = {}
+        for name, curve in measured["groups"].items():
+            if self.only and name not in self.only:
+                continue
+            if name not in groups or left_of(checkpoint, groups[name])[0] != curve["left"]:
+                raise StageError(f"{self.sensitivity!r} measured {name!r} of another model")
+            losses = [point["loss"] for point in curve["points"]]
+            curves[name] = Curve(curve["left"], [p["amount"] for p in curve["points"]], losses)
+        kept = self.target.kept(facts)
+        masked = sum(int((~mask).count_nonzero()) for mask in checkpoint.masks.values())
+        try:
+            counts = allocate(curves, measured["loss"], facts.parameters - kept - masked)
+        except ValueError as error:
+            raise StageError(f"target: {error}, at the amounts that were measured") from error
+        amounts = {n: round(c / curves[n].left, DIGITS) for n, c in counts.items()}
+        context.metrics["amounts"] = nested(amounts)
+        context.progress.say(f"  amounts: {json.dumps(nested(amounts))}")
+        return counts

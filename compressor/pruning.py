@@ -1,0 +1,339 @@
+"""What stages that prune share: which groups, how much of each, by which importance. No torch here.
+
+`prune`, `sensitivity` and a gradual `finetune` are told the same things in the same words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from compressor.architectures import Facts
+from compressor.architectures import facts as facts_of
+from compressor.errors import StageError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressor.checkpoint import Checkpoint
+    from compressor.data.examples import Examples
+    from compressor.stage import Context
+
+Amount = Annotated[float, Field(ge=0, le=1, strict=False)]
+Importance = Literal["magnitude", "random", "taylor", "wanda", "sparsegpt"]
+CALIBRATED = frozenset({"taylor", "wanda", "sparsegpt"})
+"""Importances that look at rows of the data."""
+TRAINABLE_HEADS = frozenset({"seq2seq_lm", "causal_lm"})
+"""Heads whose loss on the recipe's rows is known here."""
+
+
+def _kind(value: Any) -> str:
+    return "mapping" if isinstance(value, Mapping) else "number"
+
+
+Amounts = dict[
+    str,
+    Annotated[
+        Annotated[Amount, Tag("number")] | Annotated[dict[str, Amount], Tag("mapping")],
+        Discriminator(_kind),
+    ],
+]
+
+
+def flat(amounts: Amounts) -> dict[str, float]:
+    """Group path, such as `encoder.feed_forward`, → amount."""
+    found: dict[str, float] = {}
+    for name, value in amounts.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{part}": amount for part, amount in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def nested(amounts: Mapping[str, float]) -> dict[str, Any]:
+    """The inverse of `flat`: as a recipe has them, for overrides need keys without dots."""
+    found: dict[str, Any] = {}
+    for path, amount in amounts.items():
+        place, dot, part = path.partition(".")
+        if dot:
+            found.setdefault(place, {})[part] = amount
+        else:
+            found[path] = amount
+    return found
+
+
+class Grouping(BaseModel):
+    """Which weights are pruned together, and by which importance."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    groups: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="Groups of your own: name → patterns of parameter names, such as "
+        "`encoder.block.[012].*.wi.weight` (`*` any text, `?` a letter, `[…]` one of these).",
+    )
+    importance: Importance = Field(
+        "magnitude",
+        description="magnitude |w|; random; taylor |w · dL/dw|; wanda |w| · ‖x‖, compared inside a "
+        "row; sparsegpt, which also updates what stays.",
+    )
+    calibration_rows: int = Field(
+        64, ge=1, description="Training rows that taylor, wanda and sparsegpt look at."
+    )
+
+    @property
+    def calibrated(self) -> bool:
+        return self.importance in CALIBRATED
+
+    def all_groups(self, facts: Facts) -> dict[str, tuple[str, ...]]:
+        """The architecture's groups, and the recipe's own; a name that is both is the recipe's."""
+        own = {
+            name: tuple(n for n in facts.shapes if any(fnmatchcase(n, p) for p in patterns))
+            for name, patterns in self.groups.items()
+        }
+        return facts.groups() | own
+
+    def check_groups(self, facts: Facts, problem: Callable[[str, str], None]) -> None:
+        """Report patterns that match nothing, and what only a matrix can be pruned by."""
+        for name, patterns in self.groups.items():
+            for index, pattern in enumerate(patterns):
+                if not any(fnmatchcase(shape, pattern) for shape in facts.shapes):
+                    hint = nearest(pattern, facts.shapes)
+                    problem(f"groups.{name}.{index}", f"matches no parameter; {hint}")
+        if self.calibrated and facts.config["head"] not in TRAINABLE_HEADS:
+            problem("importance", f"{self.importance} needs a head that has a loss on rows of text")
+
+    def chosen(
+        self,
+        paths: Iterable[tuple[str, str]],
+        facts: Facts,
+        problem: Callable[[str, str], None],
+    ) -> Iterator[tuple[str, frozenset[str]]]:
+        """(path, names) of each (path, key in the recipe); reports unknown and shared groups."""
+        groups, owner = self.all_groups(facts), dict[str, str]()
+        linear = set(facts.linear())
+        for path, key in paths:
+            if path not in groups:
+                problem(key, f"no such group; {nearest_group(path, groups)}")
+                continue
+            names = frozenset(groups[path])
+            if not names and path not in self.groups:
+                problem(key, "the group has no weights in this model")
+            twice = next((owner[name] for name in sorted(names) if name in owner), None)
+            if twice is not None:
+                problem(key, f"shares weights with the group {twice!r}")
+                continue
+            other = sorted(names - linear)
+            if other and self.importance not in {"magnitude", "random"}:
+                problem(key, f"{other[0]} is no Linear layer's weight: {self.importance} needs one")
+            owner |= dict.fromkeys(names, path)
+            yield path, names
+
+
+def nearest_group(path: str, groups: Mapping[str, Any]) -> str:
+    """A hint for an unknown group: one in the same stack first, as most slips are in one part."""
+    stack, _, part = path.partition(".")
+    inside = [name.partition(".")[2] for name in groups if name.startswith(f"{stack}.")]
+    if part and inside:
+        return f"in {stack!r}: {nearest(part, inside)}"
+    return nearest(path, groups)
+
+
+def default_groups(grouping: Grouping, facts: Facts) -> list[str]:
+    """The recipe's own groups, or else the architecture's, each weight in one of them."""
+    if grouping.groups:
+        return list(grouping.groups)
+    taken: set[str] = set()
+    paths = []
+    for path, names in facts.groups().items():
+        if names and not taken & set(names):
+            taken |= set(names)
+            paths.append(path)
+    return paths
+
+
+def facts_of_checkpoint(checkpoint: Checkpoint) -> Facts:
+    """The facts of a loaded model."""
+    from compressor.checkpoint import has_untied_head
+
+    untied = checkpoint.head == "seq2seq_lm" and has_untied_head(checkpoint.model)
+    return facts_of(checkpoint.model.config.to_dict(), head=checkpoint.head, untied_head=untied)
+
+
+def calibration(grouping: Grouping, checkpoint: Checkpoint, context: Context) -> Examples | None:
+    """The training rows that an importance looks at, as token ids; None where it needs none."""
+    if not grouping.calibrated:
+        return None
+    from compressor.data.examples import tokenize
+    from compressor.data.sources import Rows
+
+    if checkpoint.tokenizer is None:
+        raise StageError("the model has no tokenizer; set model.tokenizer")
+    rows, count = context.rows("train"), grouping.calibration_rows
+    few = Rows(rows.texts[:count], rows.summaries[:count])
+    return tokenize(few, checkpoint.tokenizer, context.data)
+
+
+def left_of(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[int, int]:
+    """(entries that no mask has taken, all entries) of a group."""
+    from compressor.sparsity.select import left
+
+    weights = {name: checkpoint.parameter(name) for name in names}
+    return left(checkpoint.masks, weights), sum(weight.numel() for weight in weights.values())
+
+
+_N_M = re.compile(r"^([1-9]\d*):([1-9]\d*)$")
+
+
+def n_of_m(pattern: str) -> tuple[int, int] | None:
+    """(N, M) of a pattern `N:M`; None for `unstructured`. Raises ValueError on anything else."""
+    if pattern == "unstructured":
+        return None
+    found = _N_M.match(pattern)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(f"expected unstructured or N:M with N < M, such as 2:4, got {pattern!r}")
+    return int(found[1]), int(found[2])
+
+
+class Pruner:
+    """Prunes groups of one checkpoint, in place: chooses entries, masks them, sets them to zero.
+
+    examples: calibration rows, where the importance needs some. seed: of random scores.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        grouping: Grouping,
+        *,
+        seed: int = 0,
+        examples: Examples | None = None,
+    ) -> None:
+        self.checkpoint, self.grouping, self.seed = checkpoint, grouping, seed
+        self.examples = examples
+
+    def prune(self, names: Iterable[str], count: int, n_m: tuple[int, int] | None = None) -> int:
+        """Prune `count` more entries of these parameters together, or to N:M. How many went."""
+        from compressor.sparsity.select import apply_mask, left, prune_blocks, prune_smallest
+
+        names = list(names)
+        weights = {name: self.checkpoint.parameter(name) for name in names}
+        masks = self.checkpoint.masks
+        before = left(masks, weights)
+        if self.grouping.importance == "sparsegpt":
+            self._sparsegpt(weights, count, n_m)
+        elif n_m is not None:
+            modules = self._modules(weights)
+            scores = {n: _as_rows(s, modules[n]) for n, s in self._scores(weights).items()}
+            rows = {n: _as_rows(masks[n], modules[n]) for n in scores if n in masks}
+            prune_blocks(scores, rows, *n_m)
+            masks |= {n: _as_rows(mask, modules[n]).contiguous() for n, mask in rows.items()}
+        elif self.grouping.importance == "wanda":
+            self._wanda(weights, count)
+        else:
+            prune_smallest(self._scores(weights), masks, count)
+        for name in names:
+            apply_mask(weights[name].data, masks[name])
+        return before - left(masks, weights)
+
+    @contextmanager
+    def restored(self, names: Iterable[str]) -> Iterator[None]:
+        """Give these parameters their weights and masks back at the end."""
+        names, masks = list(names), self.checkpoint.masks
+        weights = {name: self.checkpoint.parameter(name).detach().clone() for name in names}
+        old = {name: masks[name].clone() for name in names if name in masks}
+        try:
+            yield
+        finally:
+            for name, weight in weights.items():
+                self.checkpoint.parameter(name).data.copy_(weight)
+                masks.pop(name, None)
+            masks.update(old)
+
+    def _scores(self, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+        from compressor.sparsity import importance
+
+        kind, masks = self.grouping.importance, self.checkpoint.masks
+        if kind == "magnitude":
+            return {name: weight.detach() for name, weight in weights.items()}
+        if kind == "wanda":
+            modules = self._modules(weights)
+            norms = importance.input_norms(modules, *self._calibration())
+            norms = {
+                n: x[:, None] if importance.is_transposed(modules[n]) else x
+                for n, x in norms.items()
+            }
+            return importance.wanda_scores(weights, norms)
+        if kind == "taylor":
+            scores = importance.taylor_scores(weights, *self._calibration())
+        else:
+            scores = importance.random_scores(weights, self.seed)
+        return {n: s * masks[n] if n in masks else s for n, s in scores.items()}
+
+    def _wanda(self, weights: Mapping[str, Any], count: int) -> None:
+        from compressor.sparsity.select import prune_rows
+
+        modules, masks = self._modules(weights), self.checkpoint.masks
+        scores = {n: _as_rows(s, modules[n]) for n, s in self._scores(weights).items()}
+        rows = {n: _as_rows(masks[n], modules[n]) for n in scores if n in masks}
+        prune_rows(scores, rows, count)
+        masks |= {n: _as_rows(mask, modules[n]).contiguous() for n, mask in rows.items()}
+
+    def _sparsegpt(
+        self, weights: Mapping[str, Any], count: int, n_m: tuple[int, int] | None
+    ) -> None:
+        import torch
+
+        from compressor.sparsity import importance
+        from compressor.sparsity.sparsegpt import block_counts, sparsegpt
+
+        modules, masks = self._modules(weights), self.checkpoint.masks
+        hessians = importance.hessians(modules, *self._calibration())
+        rows = {n: _as_rows(w.detach(), modules[n]) for n, w in weights.items()}
+        old = {
+            n: _as_rows(masks[n], modules[n])
+            if n in masks
+            else torch.ones_like(w, dtype=torch.bool)
+            for n, w in rows.items()
+        }
+        counts: list[list[int] | None] = [None] * len(rows)
+        if n_m is None:
+            counts = [*block_counts(list(old.values()), count)]
+        for (name, weight), goes in zip(rows.items(), counts, strict=True):
+            new, mask = sparsegpt(weight, hessians.pop(name), old[name], goes, n_m)
+            weights[name].data.copy_(_as_rows(new, modules[name]))
+            masks[name] = _as_rows(mask, modules[name]).contiguous()
+
+    def _modules(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        from compressor.sparsity.importance import linear_modules
+
+        return linear_modules(self.checkpoint.model, weights)
+
+    def _calibration(self) -> tuple[Any, list[dict[str, Tensor]]]:
+        """(the loss of a batch, batches of one row each: without padding)."""
+        from compressor.losses import LabelLoss
+
+        assert self.examples is not None, "stages read rows for importances that need them"
+        assert self.checkpoint.tokenizer is not None
+        from compressor.data.batching import collate
+
+        pad_id = self.checkpoint.tokenizer.pad_token_id
+        device = self.checkpoint.model.device
+        batches = []
+        for index in range(min(len(self.examples), self.grouping.calibration_rows)):
+            batch = collate([self.examples.row(index)], pad_id=pad_id)
+            batches.append({name: tensor.to(device) for name, tensor in batch.items()})
+        return LabelLoss(self.checkpoint.model), batches
+
+
+def _as_rows(tensor: Tensor, module: Any) -> Tensor:
+    """A weight, or what has its shape, as [outputs, inputs]; its own inverse."""
+    from compressor.sparsity.importance import is_transposed
+
+    return tensor.T if is_transposed(module) else tensor

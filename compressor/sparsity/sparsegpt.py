@@ -1,0 +1,80 @@
+"""SparseGPT: prune a layer, and let what stays make up for what went (arXiv 2301.00774)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compressor.sparsity.select import prune_blocks, prune_smallest, shares
+
+BLOCK = 128
+"""Columns whose mask is chosen together, from weights that earlier columns have updated."""
+DAMPING = 0.01
+"""Share of the mean of the Hessian's diagonal that is added to it."""
+
+
+def block_counts(masks: list[Tensor], count: int) -> list[list[int]]:
+    """How many entries go in each block of columns of each matrix, `count` together.
+
+    masks: [rows, columns] each, True where an entry is left. In proportion to what is left.
+    """
+    left = [
+        [int(part.count_nonzero()) for part in torch.split(mask, BLOCK, dim=1)] for mask in masks
+    ]
+    goes = iter(shares([size for sizes in left for size in sizes], count))
+    return [[next(goes) for _ in sizes] for sizes in left]
+
+
+@torch.no_grad()
+def sparsegpt(
+    weight: Tensor,
+    hessian: Tensor,
+    mask: Tensor,
+    counts: list[int] | None = None,
+    n_m: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(new weight, new mask) of one layer. What is masked is zero; the rest has been updated.
+
+    weight: [outputs, inputs], float. hessian: [inputs, inputs], `Σ x xᵀ` over the calibration
+    tokens. mask: bool, True where an entry may stay. counts: how many more entries go in each
+    block of `BLOCK` columns; or n_m: how many of how many neighbours in a row stay.
+
+    Column by column, from the left: the error that pruning makes in a column is spread over the
+    columns to its right so that `‖W x − W' x‖²` grows least. Inputs that are never other than 0
+    lose their weights' influence, not their weights.
+    """
+    new, kept = weight.detach().float().clone(), mask.clone()
+    inverse = _inverse_factor(hessian.float())
+    columns = new.shape[1]
+    for index, first in enumerate(range(0, columns, BLOCK)):
+        last = min(first + BLOCK, columns)
+        part, stays = new[:, first:last], kept[:, first:last]
+        factor = inverse[first:last, first:last]
+        # Zero where masked: what earlier columns pushed into a masked entry is an error like any.
+        score = torch.where(stays, part / factor.diagonal(), 0).square()
+        chosen = {"": stays.contiguous()}
+        if n_m is not None:
+            prune_blocks({"": score}, chosen, *n_m)
+        else:
+            assert counts is not None
+            prune_smallest({"": score}, chosen, counts[index])
+        stays.copy_(chosen[""])
+        errors = torch.zeros_like(part)
+        for column in range(last - first):
+            error = torch.where(stays[:, column], 0, part[:, column]) / factor[column, column]
+            part[:, column:] -= error[:, None] * factor[column, column:]
+            part[:, column].mul_(stays[:, column])
+            errors[:, column] = error
+        new[:, last:] -= errors @ inverse[first:last, last:]
+    return new.mul_(kept).to(weight.dtype), kept
+
+
+def _inverse_factor(hessian: Tensor) -> Tensor:
+    """The upper Cholesky factor of the damped Hessian's inverse."""
+    damped = hessian.clone()
+    diagonal = damped.diagonal()
+    diagonal[diagonal == 0] = 1
+    diagonal += DAMPING * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor

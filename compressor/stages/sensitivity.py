@@ -1,0 +1,172 @@
+"""`sensitivity`: how much each group of weights matters, measured by pruning it alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from compressor.architectures import Facts
+from compressor.data.sources import Rows, Split
+from compressor.errors import StageError
+from compressor.pruning import (
+    TRAINABLE_HEADS,
+    Grouping,
+    Pruner,
+    calibration,
+    default_groups,
+    facts_of_checkpoint,
+    left_of,
+)
+from compressor.stage import Context, Inputs, Planning, Report
+from compressor.store import write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from compressor.checkpoint import Checkpoint
+    from compressor.data.examples import Examples
+
+CURVES = "sensitivity.json"
+
+
+class Sensitivity(Grouping, Report):
+    """Prune each group alone, at each amount, and measure the loss on rows of the validation split.
+
+    Writes `sensitivity.json`, from which `prune: {target: …}` chooses amounts, and a plot. The
+    model is loaded once: each group is restored before the next.
+
+    Example: `sensitivity: {rows: 64, amounts: [0.3, 0.5, 0.7, 0.9]}`
+    """
+
+    version: ClassVar[int] = 1
+
+    amounts: tuple[float, ...] = Field(
+        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        description="Shares of what is left in a group, ascending, above 0 and at most 1.",
+    )
+    rows: int = Field(64, ge=1, description="Validation rows that are looked at.")
+    rouge: bool = Field(False, description="Summarize the rows too, and score: slow.")
+    max_length: int = Field(64, ge=2, description="Limit of those summaries, in tokens.")
+    only: tuple[str, ...] = Field((), description="The groups that are measured; default: all.")
+
+    @field_validator("amounts")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or list(value) != sorted(set(value)) or value[0] <= 0 or value[-1] > 1:
+            raise ValueError("expected ascending numbers above 0 and at most 1")
+        return value
+
+    def draws(self) -> bool:
+        return self.importance == "random"
+
+    def data_splits(self) -> tuple[Split, ...]:
+        return ("train", "validation") if self.calibrated else ("validation",)
+
+    def preview(self, planning: Planning) -> Facts | None:
+        facts = planning.facts
+        if facts is None:
+            return None
+        if facts.int8:
+            planning.problem("", "cannot prune an int8 model; put `quantize` after it")
+        if facts.config["head"] not in TRAINABLE_HEADS:
+            planning.problem("", f"measures the loss of summaries, not of {facts.config['head']!r}")
+        if self.importance == "sparsegpt":
+            planning.problem("importance", "sparsegpt changes what it keeps; take another here")
+        self.check_groups(facts, planning.problem)
+        list(self.chosen(self._paths(facts), facts, planning.problem))
+        return facts
+
+    def _paths(self, facts: Facts) -> list[tuple[str, str]]:
+        named = self.only or default_groups(self, facts)
+        key = "only." if self.only else ""
+        return [(path, f"{key}{i}" if key else "") for i, path in enumerate(named)]
+
+    def run(self, inputs: Inputs, context: Context) -> None:
+        """Measure, write the curves and the plot."""
+        import torch
+
+        checkpoint = inputs.checkpoint()
+        if checkpoint.tokenizer is None:
+            raise StageError("the model has no tokenizer; set model.tokenizer")
+        checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        rows = context.rows("validation")
+        rows = Rows(rows.texts[: self.rows], rows.summaries[: self.rows])
+        facts = facts_of_checkpoint(checkpoint)
+        groups = self.all_groups(facts)
+        measure = _Measure(checkpoint, rows, context, self)
+        base = measure()
+        curves: dict[str, Any] = {}
+        examples = calibration(self, checkpoint, context)
+        pruner = Pruner(checkpoint, self, seed=context.seed, examples=examples)
+        paths = [path for path, _ in self._paths(facts)]
+        with context.progress.bar("sensitivity", len(paths) * len(self.amounts)) as bar:
+            for path in paths:
+                left, size = left_of(checkpoint, groups[path])
+                points = []
+                with pruner.restored(groups[path]):
+                    gone = 0
+                    for amount in self.amounts:
+                        gone += pruner.prune(groups[path], round(amount * left) - gone)
+                        points.append({"amount": amount, **measure()})
+                        bar.advance(group=path, loss=f"{points[-1]['loss']:.3f}")
+                curves[path] = {"weights": size, "left": left, "points": points}
+        result = {**base, "rows": len(rows), "groups": curves}
+        write_json(context.folder / CURVES, result)
+        context.metrics.update(result)
+        plot(result, context.folder / "sensitivity.png")
+
+
+class _Measure:
+    """The loss of a model on some rows, and if asked their ROUGE."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, rows: Rows, context: Context, stage: Sensitivity
+    ) -> None:
+        from compressor.data.examples import tokenize
+        from compressor.losses import LabelLoss
+
+        assert checkpoint.tokenizer is not None
+        self.checkpoint, self.rows, self.stage = checkpoint, rows, stage
+        self.examples: Examples = tokenize(rows, checkpoint.tokenizer, context.data)
+        self.loss = LabelLoss(checkpoint.model)
+
+    def __call__(self) -> dict[str, float]:
+        from compressor.training import mean_loss
+
+        tokenizer, model = self.checkpoint.tokenizer, self.checkpoint.model
+        assert tokenizer is not None
+        measured = {
+            "loss": mean_loss(self.loss, self.examples, tokenizer.pad_token_id, model.device)
+        }
+        if self.stage.rouge:
+            from compressor.generation import decode
+            from compressor.metrics.rouge import score_rows, summarize_scores
+
+            decoded = decode(model, self.examples.sources, max_length=self.stage.max_length)
+            texts = tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
+            scores = score_rows(texts, self.rows.summaries)
+            measured["rougeLsum"] = summarize_scores(scores)["rougeLsum"]
+        return measured
+
+
+def plot(curves: dict[str, Any], path: Path) -> None:
+    """A line for each group: loss against the share pruned."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in curves["groups"].items():
+        points = curve["points"]
+        axes.plot(
+            [0, *(point["amount"] for point in points)],
+            [curves["loss"], *(point["loss"] for point in points)],
+            marker="o",
+            markersize=3,
+            label=f"{name} ({curve['weights'] / 1e6:.1f} M)",
+        )
+    axes.set_xlabel("share of the group that is pruned")
+    axes.set_ylabel("loss on validation rows")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
