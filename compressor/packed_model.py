@@ -213,5 +213,5 @@ def _crc32(packed: Packed) -> int:
     crc = 0
     for part in (packed.values, packed.scale, packed.mask):
         if part is not None and part.numel():
-            crc = zlib.crc32(memoryview(part.contiguous().flatten().view(torch.uint8).numpy()), crc)
+            crc = zlib.crc32(part.contiguous().flatten().view(torch.uint8).numpy().data, crc)
     return crc
