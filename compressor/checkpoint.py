@@ -93,7 +93,7 @@ class Checkpoint:
             _load_exactly(model, state)
             for layer in int8_layers(model):
                 layer.activations = about["int8_activations"]
-            _load_generation_config(model, folder)
+            load_generation_config(model, folder)
         masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
         tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
         return cls(model.eval(), tokenizer, head, masks, about["int8_activations"])
@@ -236,7 +236,8 @@ def _load_exactly(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
         tensor.copy_(state[name])
 
 
-def _load_generation_config(model: PreTrainedModel, folder: Path) -> None:
+def load_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    """Give a model the generation config of its folder, where there is one."""
     from transformers import GenerationConfig
 
     if model.can_generate() and (folder / "generation_config.json").is_file():

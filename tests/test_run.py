@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import random
 import re
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from compressor import load_packed
 from compressor.store import file_digest
 
 LONGER = ("{epochs: 1}\n  prune", "{epochs: 6}\n  prune")
@@ -245,6 +247,45 @@ def test_an_exported_model_loads_with_plain_transformers(recipe, run) -> None:
     assert torch.equal(model.state_dict()[name], expected)
     assert len(model.decoder.block) == 1
     batch = tokenizer(["summarize: An Act."], return_tensors="pt")
+    assert model.generate(**batch, max_length=8, do_sample=False).shape[0] == 1
+
+
+def test_a_packed_export_is_small_and_has_the_weights_of_its_source(recipe, run) -> None:
+    """A pruned model in float32 comes back exactly, a quantized one with its int8 values."""
+    path = recipe(
+        ("recover, evaluate]", "recover, exact, quantize, small]"),
+        (
+            "  evaluate:",
+            "  exact: {stage: export, format: packed, values: float32}\n  quantize: {}\n"
+            "  small: {stage: export, format: packed}\n  evaluate:",
+        ),
+    )
+    done = run("run", path)
+    assert done.code == 0, done.err
+    folder = path.parent / done.run_folder
+    (exact,) = folder.glob("stages/*-exact/model")
+    source = load_file(weights(folder, "recover"))
+    loaded = load_packed(exact)
+    assert all(torch.equal(loaded.get_parameter(name), t) for name, t in source.items())
+    metrics = next(
+        r for r in json.loads((folder / "metrics.json").read_text()) if r["name"] == "exact"
+    )
+    assert metrics["metrics"]["bytes"] == (exact / "packed.safetensors").stat().st_size
+    assert metrics["metrics"]["bytes"] < metrics["bytes"]
+    assert metrics["metrics"]["logits_difference"] == 0
+    tensors = metrics["metrics"]["tensors"]
+    masks = load_file(weights(folder, "recover").with_name("masks.safetensors"))
+    for name, mask in masks.items():
+        kept = int(mask.count_nonzero())
+        assert (tensors[name]["kept"], tensors[name]["value_bytes"]) == (kept, 4 * kept), name
+        assert tensors[name]["mask_bytes"] == math.ceil(mask.numel() / 8)
+    stored = load_file(weights(folder, "quantize"))
+    model = load_packed(folder / "model")
+    name = "decoder.block.0.layer.2.DenseReluDense.wo.weight"
+    assert torch.equal(model.get_parameter(name), stored[name].float() * stored[f"{name}_scale"])
+    tied = model.lm_head.weight is model.shared.weight
+    assert tied == ("lm_head.weight" not in stored)
+    batch = AutoTokenizer.from_pretrained(folder / "model")(["An Act."], return_tensors="pt")
     assert model.generate(**batch, max_length=8, do_sample=False).shape[0] == 1
 
 

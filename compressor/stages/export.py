@@ -1,15 +1,21 @@
-"""`export`: a directory that plain transformers loads."""
+"""`export`: a directory that plain transformers loads, or a packed one that is much smaller."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compressor.architectures import Facts
 from compressor.errors import StageError
 from compressor.stage import Context, Inputs, Planning, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from compressor.checkpoint import Checkpoint
 
 
 class Export(Stage):
@@ -19,24 +25,49 @@ class Export(Stage):
     float values that its weights stand for: plain transformers has no int8 layer of this kind, so
     the file is as large as the float model's. `dtype: bfloat16` halves it, and rounds.
 
-    Example: `export: {model: recover, dtype: float32}`
+    `format: packed` writes a file that `compressor.load_packed` gives back as a plain model: of a
+    weight with zeros a bit for each entry and the others' values, matrices in int8 (one scale a
+    row; an entry moves by at most half of it), bfloat16 or float32. An int8 model's values and
+    scales stay as they are. What it computes is checked against the same rounding in memory.
+
+    Example: `export: {model: recover, format: packed, values: int8}`
     """
 
     version: ClassVar[int] = 1
     changes_model: ClassVar[bool] = False
 
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the weights written.")
+    format: Literal["huggingface", "packed"] = Field(
+        "huggingface", description="huggingface: plain. packed: small, for `load_packed`."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the weights written, with `format: huggingface`."
+    )
+    values: Literal["int8", "bfloat16", "float32"] = Field(
+        "int8", description="How matrices are stored, with `format: packed`."
+    )
 
     def preview(self, planning: Planning) -> Facts | None:
-        return replace(planning.facts, int8=frozenset()) if planning.facts else None
+        other, own = ("dtype", "values") if self.format == "packed" else ("values", "dtype")
+        if other in self.model_fields_set:
+            planning.problem(other, f"has no meaning with format {self.format!r}; set {own!r}")
+        facts = planning.facts
+        if facts and facts.int8 and self.format == "packed" and self.values != "int8":
+            planning.problem(
+                "values", f"the model is int8 already; expected 'int8', got {self.values!r}"
+            )
+        return replace(facts, int8=frozenset()) if facts else None
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Write, load again, compare."""
+        checkpoint = inputs.checkpoint()
+        write = self._packed if self.format == "packed" else self._plain
+        context.metrics.update(format=self.format, **write(checkpoint, context))
+
+    def _plain(self, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
         import torch
 
         from compressor.checkpoint import WEIGHTS, dequantized, load_pretrained, save_pretrained
 
-        checkpoint = inputs.checkpoint()
         if checkpoint.int8_activations is not None:
             checkpoint = dequantized(checkpoint)
         model = checkpoint.model.to(getattr(torch, self.dtype))
@@ -45,18 +76,66 @@ class Export(Stage):
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save_pretrained(folder)
         again = load_pretrained(folder, checkpoint.head)
-        ids = torch.arange(2, 34).remainder(model.config.vocab_size)[None]
-        inputs_ = {"input_ids": ids}
-        if model.config.is_encoder_decoder:
-            inputs_["decoder_input_ids"] = ids[:, :8]
-        with torch.inference_mode():
-            expected = next(iter(model.float()(**inputs_).values()))
-            got = next(iter(again(**inputs_).values()))
-        difference = float((expected - got).abs().max())
-        if difference != 0:
-            raise StageError(
-                f"the exported model's logits differ from its source's by {difference:g}"
-            )
-        context.metrics.update(
-            bytes=(folder / WEIGHTS).stat().st_size, dtype=self.dtype, logits_difference=difference
-        )
+        difference = _require_equal(_logits(model.float()), _logits(again))
+        return {
+            "bytes": (folder / WEIGHTS).stat().st_size,
+            "dtype": self.dtype,
+            "logits_difference": difference,
+        }
+
+    def _packed(self, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
+        import torch
+
+        from compressor.checkpoint import dequantized
+        from compressor.packed_model import FILE, load_packed, save_packed
+
+        folder = context.folder / "model"
+        packed = save_packed(checkpoint, folder, self.values)
+        if checkpoint.int8_activations is not None:
+            checkpoint = dequantized(checkpoint)
+        model = checkpoint.model
+        source = _logits(model)
+        state = model.state_dict()
+        with torch.no_grad():
+            for name, entry in packed.items():
+                state[name].copy_(entry.unpack())
+        rounded = _logits(model)
+        _require_equal(rounded, _logits(load_packed(folder)))
+        tensors = {
+            name: {
+                "shape": list(entry.shape),
+                "values": str(entry.values.dtype).removeprefix("torch."),
+                "kept": entry.values.numel(),
+                "mask_bytes": entry.mask_bytes,
+                "value_bytes": entry.value_bytes,
+            }
+            for name, entry in packed.items()
+        }
+        return {
+            "bytes": (folder / FILE).stat().st_size,
+            "mask_bytes": sum(entry.mask_bytes for entry in packed.values()),
+            "value_bytes": sum(entry.value_bytes for entry in packed.values()),
+            "values": self.values,
+            "logits_difference": float((source - rounded).abs().max()),
+            "tensors": tensors,
+        }
+
+
+def _logits(model: PreTrainedModel) -> Tensor:
+    """The first output for some ids: enough to tell one set of weights from another."""
+    import torch
+
+    ids = torch.arange(2, 34).remainder(model.config.vocab_size)[None]
+    inputs = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, :8]
+    with torch.inference_mode():
+        logits: Tensor = next(iter(model(**inputs).values()))
+    return logits
+
+
+def _require_equal(expected: Tensor, got: Tensor) -> float:
+    difference = float((expected - got).abs().max())
+    if difference != 0:
+        raise StageError(f"the exported model's logits differ from its source's by {difference:g}")
+    return difference
