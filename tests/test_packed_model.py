@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from compressor.sparsity.magnitude import global_l1
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -31,7 +32,6 @@ from compressor.checkpoint import (
 from compressor.errors import StageError
 from compressor.packed_model import ABOUT, FILE, save_packed
 from compressor.sparsity.int8 import dequantize_rows, quantize_rows, replace_by_int8
-from compressor.sparsity.magnitude import global_l1
 
 SIZES = {"vocab_size": 90, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 FFN = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
