@@ -20,6 +20,10 @@ _WORDS: dict[UnitKind, str] = {"heads": "heads", "feed_forward": "feed-forward n
 _WIDTH = "How many stay: a whole number, or a share in (0, 1]"
 
 
+def _refuse(path: str, message: str) -> None:
+    raise StageError(f"{path}: {message}")
+
+
 class Widths(BaseModel):
     """How wide a model, or one stack of it, is to be.
 
@@ -100,13 +104,15 @@ class Slice(Widths, Stage):
         if facts.int8:
             planning.problem("", "cannot slice an int8 model; put `quantize` after it")
             return facts
-        chosen = self._widths(facts, planning.problem)
+        chosen = self.widths(facts, planning.problem)
         for width in sorted({width for _, width in chosen}):
             facts = facts.resize([units for units, own in chosen if own == width], width)
         return facts
 
-    def _widths(self, facts: Facts, problem: Callable[[str, str], None]) -> list[tuple[Units, int]]:
-        """The units that change, and how many of each stay. Reports what cannot be."""
+    def widths(
+        self, facts: Facts, problem: Callable[[str, str], None] = _refuse
+    ) -> list[tuple[Units, int]]:
+        """The units that change, and how many of each stay. Reports what cannot be, or raises."""
         chosen: dict[str, tuple[str, Units, int]] = {}
         for stack, kind, amount in self._wanted():
             path = f"{stack}.{kind}" if stack else kind
@@ -159,12 +165,7 @@ class Slice(Widths, Stage):
         from compressor.checkpoint import keep_units
 
         checkpoint = inputs.checkpoint()
-
-        def refuse(path: str, message: str) -> None:
-            raise StageError(f"{path}: {message}")
-
-        widths = self._widths(checkpoint.facts(), refuse)
-        kept = choose(checkpoint, widths)
+        kept = choose(checkpoint, self.widths(checkpoint.facts()))
         context.metrics["kept"] = {
             units.name: indices if units.config_key.endswith("heads") else len(indices)
             for units, indices in kept
