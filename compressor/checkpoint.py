@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +28,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from compressor.architectures import architecture
+from compressor.architectures import Facts, Units, architecture
+from compressor.architectures import facts as facts_of
 from compressor.errors import StageError
 from compressor.sparsity.int8 import Activations, dequantize_rows, int8_layers, replace_by_int8
 from compressor.sparsity.select import apply_mask
+from compressor.sparsity.slicing import take_units
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -97,6 +99,11 @@ class Checkpoint:
         masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
         tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
         return cls(model.eval(), tokenizer, head, masks, about["int8_activations"])
+
+    def facts(self) -> Facts:
+        """What planning would know of this model, without its masks."""
+        untied = self.head == "seq2seq_lm" and has_untied_head(self.model)
+        return facts_of(self.model.config.to_dict(), head=self.head, untied_head=untied)
 
     def parameter(self, name: str) -> nn.Parameter:
         """The parameter called `name`, whichever of its tied names that is."""
@@ -285,6 +292,35 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
     if model.can_generate():
         smaller.generation_config = copy.deepcopy(model.generation_config)
     masks = renamed(checkpoint.masks.items())
+    return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
+
+
+def keep_units(
+    checkpoint: Checkpoint,
+    kept: Iterable[tuple[Units, Sequence[int]]],
+    settings: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """A new checkpoint with, of each of the given units, only the listed ones, in that order.
+
+    Every width that the config has one number for must be given for all units it counts. Masks
+    are cut as their tensors are. `settings` are other values of the config that change with it.
+    """
+    model, head = checkpoint.model, checkpoint.head
+    config, masks = copy.deepcopy(model.config), dict(checkpoint.masks)
+    state = dict(distinct(model.state_dict()))
+    for units, indices in kept:
+        setattr(config, units.config_key, len(indices))
+        for name, axis in units.tensors.items():
+            for tensors in (state, masks):
+                if name in tensors:
+                    tensors[name] = take_units(tensors[name], axis, units.count, indices)
+    for key, value in (settings or {}).items():
+        setattr(config, key, value)
+    untied = head == "seq2seq_lm" and has_untied_head(model)
+    smaller = build(config, head, untied_head=untied)
+    _load_exactly(smaller, state)
+    if model.can_generate():
+        smaller.generation_config = copy.deepcopy(model.generation_config)
     return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
 
 

@@ -163,15 +163,16 @@ def plan_command(given: argparse.Namespace) -> int:
     for node in plan.nodes:
         facts = node.facts
         near = "" if facts is None or facts.exact else "≈ "
+        most = "" if facts is None or facts.exact_size else "≤ "
         mark = "cached" if node.cached else "unknown" if node.key is None else "to run"
         seconds = store.manifest(node.key)["seconds"] if node.cached and node.key else None
         shown.add_row(
             node.name,
             node.kind,
             mark,
-            f"{facts.parameters / 1e6:.2f} M" if facts else "?",
+            f"{most}{facts.parameters / 1e6:.2f} M" if facts else "?",
             f"{near}{facts.nonzero_ratio:.4f}" if facts else "?",
-            f"{facts.bytes / 1e6:.2f}" if facts else "?",
+            f"{most}{facts.bytes / 1e6:.2f}" if facts else "?",
             f"{seconds:.1f}" if seconds is not None else "",
         )
     _console().print(shown)

@@ -53,6 +53,7 @@ class Node:
             "key": self.key,
             "cached": self.cached,
             "parameters": facts.parameters if facts else None,
+            "parameters_exact": facts.exact_size if facts else None,
             "nonzero_ratio": facts.nonzero_ratio if facts else None,
             "nonzero_exact": facts.exact if facts else None,
             "bytes": facts.bytes if facts else None,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from compressor.architectures import Facts
-from compressor.architectures import facts as facts_of
 from compressor.errors import StageError, nearest
 
 if TYPE_CHECKING:
@@ -156,14 +155,6 @@ def default_groups(grouping: Grouping, facts: Facts) -> list[str]:
             taken |= set(names)
             paths.append(path)
     return paths
-
-
-def facts_of_checkpoint(checkpoint: Checkpoint) -> Facts:
-    """The facts of a loaded model."""
-    from compressor.checkpoint import has_untied_head
-
-    untied = checkpoint.head == "seq2seq_lm" and has_untied_head(checkpoint.model)
-    return facts_of(checkpoint.model.config.to_dict(), head=checkpoint.head, untied_head=untied)
 
 
 def calibration(grouping: Grouping, checkpoint: Checkpoint, context: Context) -> Examples | None:

@@ -453,8 +453,8 @@ def _field_names(model: type[BaseModel], location: Sequence[str | int]) -> list[
             node = node["properties"][part]
         elif mapping := node.get("discriminator", {}).get("mapping", {}):
             node = {"$ref": mapping[part]} if part in mapping else node
-        elif options := [option for option in node.get("anyOf", []) if "$ref" in option]:
-            node = options[0]
+        if options := [option for option in node.get("anyOf", []) if "$ref" in option]:
+            node = options[0]  # a union, or a part that may be left out
     return list(open_reference(node).get("properties", {}))
 
 

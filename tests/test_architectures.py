@@ -85,3 +85,28 @@ def test_the_groups_of_t5_small_are_linear_weights_and_disjoint() -> None:
 def test_layers_are_kept_evenly_spaced(layers: int, keep: int, expected: list[int]) -> None:
     """Halving keeps every other layer (system A); any other count works too."""
     assert evenly_spaced(layers, keep) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "head"),
+    [
+        (PICO_T5 | {"num_layers": 2, "num_decoder_layers": 3}, "seq2seq_lm"),
+        (PICO_T5 | {"num_layers": 1, "feed_forward_proj": "gated-gelu"}, "seq2seq_lm"),
+        (PICO_BERT, "none"),
+        (PICO_BERT, "sequence_classification"),
+    ],
+)
+def test_units_lie_in_equal_blocks_along_their_axes(config: dict, head: str) -> None:
+    """Every width of the config that a tensor has is declared once, on the right axis."""
+    known = facts(config, head=head, untied_head=head == "seq2seq_lm")
+    owned: dict[str, str] = {}
+    for kind in ("heads", "feed_forward", "vocabulary"):
+        for units in known.units(kind):
+            assert units.count == known.config[units.config_key]
+            for name, axis in units.tensors.items():
+                assert known.shapes[name][axis] % units.count == 0, name
+                assert owned.setdefault(name, units.name) == units.name
+    norms = ("layer_norm", "LayerNorm", "embeddings.p", "embeddings.t", "pooler", "classifier")
+    rest = [n for n in known.shapes.keys() - owned if not any(part in n for part in norms)]
+    # Only the biases behind a sub-layer, which are as wide as the model, belong to no unit.
+    assert all(name.endswith("output.dense.bias") for name in rest), rest

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from compressor.errors import nearest
 
@@ -43,6 +43,44 @@ class Stack:
         return f"{self.prefix}.{layers.index(int(index))}.{rest}"
 
 
+UnitKind = Literal["heads", "feed_forward", "vocabulary"]
+
+_DECLARED_BY = {
+    "heads": "attentions",
+    "feed_forward": "feed_forwards",
+    "vocabulary": "vocabulary",
+}
+"""The function of an architecture's module that declares its units of each kind."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Equal units that can leave a model: the heads of one attention, the neurons of one
+    feed-forward layer, or the pieces of the vocabulary.
+
+    `matrices` and `carried` are parameter name → axis. Along its axis each tensor consists of
+    `count` equal blocks, one a unit, in the same order in all of them.
+    """
+
+    name: str
+    config_key: str
+    """The config's width that says how many units there are, here and wherever else it counts."""
+    count: int
+    matrices: Mapping[str, int]
+    """What a unit is judged by. Where all of these are zero, the unit adds nothing."""
+    carried: Mapping[str, int] = field(default_factory=dict)
+    """What goes with a unit without a say in its importance: biases, a position bias's columns."""
+    stack: str = ""
+    chosen_with: str = ""
+    """Units of the same `chosen_with` must lose the same indices; "" chooses for itself."""
+    stays: str = ""
+    """Why a plain config cannot express another width; "" where it can."""
+
+    @property
+    def tensors(self) -> dict[str, int]:
+        return {**self.matrices, **self.carried}
+
+
 @dataclass(frozen=True)
 class Facts:
     """A model without its weights: config, parameter shapes, and how many entries are masked.
@@ -59,6 +97,8 @@ class Facts:
     exact: bool = True
     int8: frozenset[str] = frozenset()
     """Names of the weights that are stored as int8 with one float32 scale a row."""
+    exact_size: bool = True
+    """False where `shapes` are only an upper bound: the rows decide how many pieces go."""
 
     @property
     def parameters(self) -> int:
@@ -154,6 +194,32 @@ class Facts:
                 masked.append((left, round(count * share)))
         shapes = {new: self.shapes[old] for old, new in names.items()}
         return replace(self, config=config, shapes=shapes, masked=tuple(masked), exact=exact)
+
+    def units(self, kind: UnitKind) -> tuple[Units, ...]:
+        """What an architecture declares of a kind; nothing where it declares none."""
+        declare = getattr(architecture(self.model_type), _DECLARED_BY[kind], None)
+        return () if declare is None else tuple(declare(self.config))
+
+    def resize(self, units: Iterable[Units], width: int) -> Facts:
+        """The facts after `width` units of each of `units` stay.
+
+        The ratio of a pruned tensor is an estimate from then on: which zeros go is not known.
+        """
+        shapes, config = dict(self.shapes), dict(self.config)
+        for each in units:
+            config[each.config_key] = width
+            for name, axis in each.tensors.items():
+                if name in shapes:  # a tied name is not, nor is a buffer
+                    shape = list(shapes[name])
+                    shape[axis] = shape[axis] // each.count * width
+                    shapes[name] = tuple(shape)
+        smaller = replace(self, shapes=shapes, config=config)
+        masked, exact = [], self.exact
+        for names, count in self.masked:
+            before, after = self.numel(names), smaller.numel(names)
+            exact = exact and (before == after or count in (0, before))
+            masked.append((names, round(count * after / before)))
+        return replace(smaller, masked=tuple(masked), exact=exact)
 
 
 class ConfigError(ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack
+from compressor.architectures import Shape, Stack, Units
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {
@@ -89,3 +89,46 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def linear(shapes: Mapping[str, Shape]) -> list[str]:
     """The weights of `Linear` layers."""
     return [n for n, shape in shapes.items() if len(shape) == 2 and "embeddings." not in n]
+
+
+def attentions(config: Mapping[str, Any]) -> list[Units]:
+    """The heads of every layer. They cannot leave: the config has no head size of its own."""
+    stack = stacks(config)["encoder"]
+    found = []
+    for layer in range(stack.layers):
+        name = f"{stack.prefix}.{layer}.attention"
+        inner = [f"{name}.self.{part}" for part in ("query", "key", "value")]
+        found.append(
+            Units(
+                name,
+                "num_attention_heads",
+                config["num_attention_heads"],
+                {f"{n}.weight": 0 for n in inner} | {f"{name}.output.dense.weight": 1},
+                carried={f"{n}.bias": 0 for n in inner},
+                stack="encoder",
+                stays="heads cannot leave a BERT: its config has no head size of its own, which is "
+                "hidden_size / num_attention_heads",
+            )
+        )
+    return found
+
+
+def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
+    """The neurons of every layer."""
+    stack = stacks(config)["encoder"]
+    found = []
+    for layer in range(stack.layers):
+        name = f"{stack.prefix}.{layer}"
+        matrices = {f"{name}.intermediate.dense.weight": 0, f"{name}.output.dense.weight": 1}
+        bias = {f"{name}.intermediate.dense.bias": 0}
+        count = config["intermediate_size"]
+        found.append(
+            Units(f"{name}.intermediate", "intermediate_size", count, matrices, bias, "encoder")
+        )
+    return found
+
+
+def vocabulary(config: Mapping[str, Any]) -> list[Units]:
+    """The pieces: a row each of the word embedding."""
+    rows = {f"{_prefix(config)}embeddings.word_embeddings.weight": 0}
+    return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

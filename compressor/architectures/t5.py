@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack
+from compressor.architectures import Shape, Stack, Units
 
 _T5: dict[str, Any] = {
     "vocab_size": 32128,
@@ -108,3 +108,48 @@ def linear(shapes: Mapping[str, Shape]) -> list[str]:
         and not name.endswith("relative_attention_bias.weight")
         and (tied or name != "shared.weight")
     ]
+
+
+def attentions(config: Mapping[str, Any]) -> list[Units]:
+    """The heads of every attention; `d_kv` is a config's own, so their number is free.
+
+    One column a head of the relative-position bias, in block 0, serves all layers of its stack:
+    head h has to be the same head in each of them. Cross-attention has no such bias.
+    """
+    found = []
+    for stack, spec in stacks(config).items():
+        for layer in range(spec.layers):
+            for part in ("0.SelfAttention", "1.EncDecAttention")[: 2 if stack == "decoder" else 1]:
+                name = f"{spec.prefix}.{layer}.layer.{part}"
+                own = part.startswith("0")
+                bias = {f"{spec.prefix}.0.{POSITION_BIAS}": 1} if own and layer == 0 else {}
+                found.append(
+                    Units(
+                        name,
+                        "num_heads",
+                        config["num_heads"],
+                        {f"{name}.{matrix}.weight": int(matrix == "o") for matrix in "qkvo"},
+                        carried=bias,
+                        stack=stack,
+                        chosen_with=f"{stack}.self_attention" if own else "",
+                    )
+                )
+    return found
+
+
+def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
+    """The neurons of every feed-forward layer; a gated one has two rows and a column of each."""
+    found = []
+    for stack, spec in stacks(config).items():
+        last = 2 if stack == "decoder" else 1
+        for layer in range(spec.layers):
+            name = f"{spec.prefix}.{layer}.layer.{last}.DenseReluDense"
+            matrices = {f"{name}.{m}.weight": int(m == "wo") for m in _feed_forward(config)}
+            found.append(Units(name, "d_ff", config["d_ff"], matrices, stack=stack))
+    return found
+
+
+def vocabulary(config: Mapping[str, Any]) -> list[Units]:
+    """The pieces: a row each of the embedding, and of the head where it is not tied."""
+    rows = {"shared.weight": 0, "lm_head.weight": 0}
+    return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

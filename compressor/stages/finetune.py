@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from compressor.architectures import Facts
 from compressor.data.sources import Split
 from compressor.hyperparameters import Hyperparameters
-from compressor.pruning import Amounts, Grouping, Pruner, facts_of_checkpoint, flat, left_of
+from compressor.pruning import Amounts, Grouping, Pruner, flat, left_of
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Gradual(Grouping):
     def schedule(self, checkpoint: Checkpoint, seed: int) -> Callable[[int, int], None]:
         """What a training calls after each step. `checkpoint` is the one before the first."""
         pruner = Pruner(checkpoint, self, seed=seed)
-        groups = self.all_groups(facts_of_checkpoint(checkpoint))
+        groups = self.all_groups(checkpoint.facts())
         left = {path: left_of(checkpoint, groups[path])[0] for path in flat(self.amounts)}
 
         def after_step(step: int, total: int) -> None:

@@ -16,7 +16,6 @@ from compressor.pruning import (
     Grouping,
     calibration,
     default_groups,
-    facts_of_checkpoint,
     flat,
     left_of,
     n_of_m,
@@ -206,7 +205,7 @@ class Prune(Grouping, Stage):
         from compressor.pruning import Pruner
 
         checkpoint = inputs.checkpoint()
-        facts = facts_of_checkpoint(checkpoint)
+        facts = checkpoint.facts()
         groups = self.all_groups(facts)
         pruner = Pruner(
             checkpoint, self, seed=context.seed, examples=calibration(self, checkpoint, context)

@@ -15,7 +15,6 @@ from compressor.pruning import (
     Pruner,
     calibration,
     default_groups,
-    facts_of_checkpoint,
     left_of,
 )
 from compressor.stage import Context, Inputs, Planning, Report
@@ -92,7 +91,7 @@ class Sensitivity(Grouping, Report):
         checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         rows = context.rows("validation")
         rows = Rows(rows.texts[: self.rows], rows.summaries[: self.rows])
-        facts = facts_of_checkpoint(checkpoint)
+        facts = checkpoint.facts()
         groups = self.all_groups(facts)
         measure = _Measure(checkpoint, rows, context, self)
         base = measure()

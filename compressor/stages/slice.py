@@ -1,0 +1,199 @@
+"""`slice`: heads and neurons leave a model. Which ones lie where is in `architectures/`, the maths
+in `compressor.sparsity.slicing`; whole layers leave by `shrink`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from compressor.architectures import Facts, UnitKind, Units
+from compressor.errors import StageError, nearest
+from compressor.stage import Context, Inputs, Planning, Stage
+
+if TYPE_CHECKING:
+    from compressor.checkpoint import Checkpoint
+
+_WORDS: dict[UnitKind, str] = {"heads": "heads", "feed_forward": "feed-forward neurons"}
+_WIDTH = "How many stay: a whole number, or a share in (0, 1]"
+
+
+def _refuse(path: str, message: str) -> None:
+    raise StageError(f"{path}: {message}")
+
+
+class Widths(BaseModel):
+    """How wide a model, or one stack of it, is to be.
+
+    Example: `encoder: {feed_forward: 0.5}`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    heads: int | float | None = Field(None, description=f"{_WIDTH}; of each attention.")
+    feed_forward: int | float | None = Field(None, description=f"{_WIDTH}; of each layer.")
+
+    @field_validator("heads", "feed_forward", mode="before")
+    @classmethod
+    def _is_a_width(cls, value: Any) -> Any:
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if value is None or whole or (isinstance(value, float) and 0 < value <= 1):
+            return value
+        raise ValueError("expected a whole number of at least 1, or a share in (0, 1] such as 0.5")
+
+    def wanted(self) -> Iterator[tuple[UnitKind, int | float]]:
+        if self.heads is not None:
+            yield "heads", self.heads
+        if self.feed_forward is not None:
+            yield "feed_forward", self.feed_forward
+
+
+class Slice(Widths, Stage):
+    """Take attention heads and feed-forward neurons out of a model: it gets smaller and faster.
+
+    Of each attention and each feed-forward layer the units of largest L2 norm stay, over all the
+    matrices that a unit has: rows of q, k and v and columns of o for a head; a row of each input
+    matrix (two where gated) and a column of the output matrix for a neuron. Biases and masks go
+    with their unit. A unit whose matrices are zero goes first, and changes no output. This is
+    structured pruning by magnitude (Li et al., 1608.08710, for units of transformers); the
+    sliced model needs fine-tuning.
+
+    In every layer as many stay, since a config has one number for all. In T5 each column of the
+    relative-position bias, which block 0 has, serves one head in all layers of its stack: so the
+    self-attentions of a stack lose the same heads, those of smallest norm over all of its layers.
+    Each cross-attention, having no such bias, and each feed-forward layer chooses for itself.
+
+    Example: `slice: {heads: 0.5, feed_forward: 0.5}` or
+    `slice: {heads: 4, feed_forward: 1000, multiple_of: 8}`
+    """
+
+    version: ClassVar[int] = 1
+
+    encoder: Widths | None = Field(
+        None, description="Widths of this stack alone, where the config has one for each stack."
+    )
+    decoder: Widths | None = Field(
+        None, description="Widths of this stack alone, where the config has one for each stack."
+    )
+    multiple_of: int = Field(
+        1, ge=1, description="Round the number of neurons up to a multiple of this."
+    )
+    importance: Literal["magnitude"] = Field(
+        "magnitude", description="What a unit is judged by: the L2 norm of its weights."
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Slice:
+        if not list(self._wanted()):
+            raise ValueError("set `heads` or `feed_forward`")
+        return self
+
+    def _wanted(self) -> Iterator[tuple[str, UnitKind, int | float]]:
+        """(stack, or "" for all, kind of unit, width)."""
+        for stack, widths in (("", self), ("encoder", self.encoder), ("decoder", self.decoder)):
+            for kind, width in widths.wanted() if widths else ():
+                yield stack, kind, width
+
+    def preview(self, planning: Planning) -> Facts | None:
+        """Exact sizes; reports widths that are too large, or that no config can express."""
+        facts = planning.facts
+        if facts is None:
+            return None
+        if facts.int8:
+            planning.problem("", "cannot slice an int8 model; put `quantize` after it")
+            return facts
+        chosen = self.widths(facts, planning.problem)
+        for width in sorted({width for _, width in chosen}):
+            facts = facts.resize([units for units, own in chosen if own == width], width)
+        return facts
+
+    def widths(
+        self, facts: Facts, problem: Callable[[str, str], None] = _refuse
+    ) -> list[tuple[Units, int]]:
+        """The units that change, and how many of each stay. Reports what cannot be, or raises."""
+        chosen: dict[str, tuple[str, Units, int]] = {}
+        for stack, kind, amount in self._wanted():
+            path = f"{stack}.{kind}" if stack else kind
+            if stack and stack not in facts.stacks():
+                hint = nearest(stack, facts.stacks())
+                problem(stack, f"{facts.model_type} has no {stack}; {hint}")
+                continue
+            found = [u for u in facts.units(kind) if stack in ("", u.stack)]
+            if not found:
+                problem(path, f"{facts.model_type} has no {_WORDS[kind]} that could be sliced")
+            elif found[0].stays:
+                problem(path, found[0].stays)
+            elif (most := min(units.count for units in found)) < amount:
+                problem(path, f"{amount} is outside 1 … {most}, the {_WORDS[kind]} there are")
+            else:
+                for units in found:
+                    width = self._rounded(amount, units.count, kind)
+                    chosen[units.name] = (path, units, width)
+        self._check_expressible(facts, chosen, problem)
+        return [(units, width) for _, units, width in chosen.values()]
+
+    def _rounded(self, amount: float, count: int, kind: UnitKind) -> int:
+        width = amount if isinstance(amount, int) else max(1, round(amount * count))
+        if kind == "feed_forward":
+            width = min(count, -(-width // self.multiple_of) * self.multiple_of)
+        return width
+
+    def _check_expressible(
+        self,
+        facts: Facts,
+        chosen: dict[str, tuple[str, Units, int]],
+        problem: Callable[[str, str], None],
+    ) -> None:
+        """Report a width of which a config has one number and the recipe would have two."""
+        every = [*facts.units("heads"), *facts.units("feed_forward")]
+        told = set()
+        for path, units, width in chosen.values():
+            others = [other for other in every if other.config_key == units.config_key]
+            same = all(o.name in chosen and chosen[o.name][2] == width for o in others)
+            if not same and units.config_key not in told:
+                told.add(units.config_key)
+                problem(
+                    path,
+                    f"{facts.model_type} has one {units.config_key} for all of its layers; set "
+                    f"{path.rpartition('.')[2]!r} for the whole model",
+                )
+
+    def run(self, inputs: Inputs, context: Context) -> Checkpoint:
+        """Judge, choose, and build the smaller model."""
+        from compressor.checkpoint import keep_units
+
+        checkpoint = inputs.checkpoint()
+        kept = choose(checkpoint, self.widths(checkpoint.facts()))
+        context.metrics["kept"] = {
+            units.name: indices if units.config_key.endswith("heads") else len(indices)
+            for units, indices in kept
+        }
+        return keep_units(checkpoint, kept)
+
+
+def choose(
+    checkpoint: Checkpoint, widths: list[tuple[Units, int]]
+) -> list[tuple[Units, list[int]]]:
+    """The units of largest L2 norm; where several choose together, of the norm over all of them."""
+    from compressor.sparsity.slicing import strongest, unit_sums
+
+    together: dict[str, list[Units]] = {}
+    for units, _ in widths:
+        together.setdefault(units.chosen_with or units.name, []).append(units)
+    scores = {
+        name: unit_sums(
+            (
+                (checkpoint.parameter(matrix).detach().square(), axis)
+                for units in members
+                for matrix, axis in units.matrices.items()
+            ),
+            members[0].count,
+        )
+        for name, members in together.items()
+    }
+    return [
+        (units, strongest(scores[units.chosen_with or units.name], width))
+        for units, width in widths
+    ]

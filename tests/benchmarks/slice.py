@@ -1,0 +1,88 @@
+"""What slicing heads, neurons and the vocabulary does to latency; no quality, no GPU.
+
+    make bench NAME=slice
+
+T5-small's shape with fresh weights: as it is, with half its heads and neurons, and that with 8,000
+pieces. One row of 256 tokens, 32 greedy ones out, with transformers' own `generate`, on 2 threads;
+the three in turn, so that they share the machine's mood. Fresh weights have no rows whose pieces
+could be counted, so the first 8,000 stay, cut by the function that the stage uses.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from transformers import T5Config
+
+from compressor.checkpoint import Checkpoint, build, keep_units
+from compressor.stages.slice import Slice, choose
+from tests.benchmarks.report import write
+
+PIECES, SOURCE, TARGET, ROUNDS = 8000, 256, 32, 15
+
+
+def models() -> dict[str, Checkpoint]:
+    """The original, sliced to half, and that with fewer pieces."""
+    torch.manual_seed(0)
+    config = T5Config(decoder_start_token_id=0)
+    original = Checkpoint(build(config, "seq2seq_lm").eval(), None, "seq2seq_lm")
+    facts = original.facts()
+    widths = Slice(heads=0.5, feed_forward=0.5).widths(facts)
+    half = keep_units(original, choose(original, widths))
+    (vocabulary,) = half.facts().units("vocabulary")
+    return {
+        "original": original,
+        "sliced": half,
+        "sliced_8k_pieces": keep_units(half, [(vocabulary, range(PIECES))]),
+    }
+
+
+def seconds(checkpoint: Checkpoint, ids: torch.Tensor) -> float:
+    begun = time.perf_counter()
+    output = checkpoint.model.generate(
+        ids, min_new_tokens=TARGET, max_new_tokens=TARGET, do_sample=False, num_beams=1
+    )
+    taken = time.perf_counter() - begun
+    assert output.shape == (1, TARGET + 1)
+    return taken
+
+
+def measure() -> dict[str, Any]:
+    torch.set_num_threads(2)
+    found = models()
+    ids = torch.randint(3, PIECES, (1, SOURCE), generator=torch.Generator().manual_seed(0))
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for number in range(ROUNDS + 2):  # two to warm up
+        for name, checkpoint in found.items():
+            taken = seconds(checkpoint, ids)
+            if number >= 2:
+                times[name].append(taken)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "model": "T5-small's shape, fresh, float32",
+        "source_tokens": SOURCE,
+        "target_tokens": TARGET,
+        "threads": 2,
+        "unit": "s",
+        "parameters": {n: c.facts().parameters for n, c in found.items()},
+        "medians": medians,
+        # Of each round, since a round shares the machine's mood.
+        "ratios": {
+            name: statistics.median(
+                one / base for one, base in zip(values, times["original"], strict=True)
+            )
+            for name, values in times.items()
+        },
+        "rounds": times,
+    }
+
+
+def main() -> None:
+    write("slice", measure())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,429 @@
+"""`trim_vocabulary`: what the rows use stays as it was, in tokenizer and model; the rest leaves."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
+
+from compressor.checkpoint import Checkpoint, build, has_untied_head
+from compressor.data.bills import bills
+from compressor.data.sources import Bills
+from compressor.data.tokenizer import train_tokenizer
+from compressor.data.vocabulary import Vocabulary
+from compressor.errors import StageError
+from compressor.progress import Progress
+from compressor.stage import Context, Inputs, Launch, Planning
+from compressor.stages.trim_vocabulary import TrimVocabulary
+from tests.conftest import SHARED
+
+DATA = Bills(source="bills", prefix="summarize: ", rows={"train": 6, "validation": 3})
+TEXTS = [text for row in bills(300, seed=7, split="train") for text in row.values()]
+TEXTS += ["Ünïcode çafé naïve 漢字 😀 zebra quartz jumps", "[x] {y} 12,345.67 % & * § µ"]
+SENTINELS = [f"<extra_id_{i}>" for i in (1, 0)]
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    """As T5's is: scores, `▁`, sentinels at the end."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=600, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens(SENTINELS)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        extra_special_tokens=SENTINELS, model_max_length=77,
+    )  # fmt: skip
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    return train_tokenizer(TEXTS, vocab_size=700)
+
+
+def characters_bpe() -> PreTrainedTokenizerFast:
+    """BPE over characters, with the special tokens last, and ends of words marked."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>"])
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>"))
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>",
+        unk_token="<unk>",
+    )  # fmt: skip
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    """With `[CLS]` and `[SEP]`, which its template names, behind the pieces that leave."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+KINDS = [unigram, byte_level, characters_bpe, wordpiece]
+
+
+def t5(tokenizer, untied: bool = False, spare: int = 5) -> Checkpoint:
+    """A model whose embedding has some rows more than the tokenizer has pieces, as T5's has."""
+    torch.manual_seed(0)
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    config = T5Config(
+        vocab_size=len(tokenizer) + spare, d_model=16, d_kv=4, d_ff=32, num_heads=2, num_layers=1,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=end,
+        decoder_start_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    model = build(config, "seq2seq_lm", untied_head=untied).eval()
+    return Checkpoint(model, tokenizer, "seq2seq_lm")
+
+
+def trimmed(stage: TrimVocabulary, checkpoint: Checkpoint, folder: Path, data=DATA):
+    """The result as it is saved and loaded again, and the metrics."""
+    checkpoint.save(folder / "before")
+    quiet = Progress(Console(), quiet=True)
+    context = Context(folder, folder / "resume", data, 0, Launch(), quiet)
+    result = stage.run(Inputs(folder / "before"), context)
+    result.save(folder / "after")
+    return Checkpoint.load(folder / "after"), context.metrics
+
+
+def rows(data=DATA) -> list[str]:
+    found = []
+    for split in ("train", "validation"):
+        loaded = data.load(split)
+        found += [data.prefix + text for text in loaded.texts] + loaded.summaries
+    return found
+
+
+def pieces(tokenizer, texts: list[str]) -> list[list[str]]:
+    return [tokenizer.convert_ids_to_tokens(ids) for ids in tokenizer(texts).input_ids]
+
+
+@pytest.mark.parametrize("settings", [{}, {"characters": False}, {"keep": -3}, {"size": -7}])
+@pytest.mark.parametrize("make", KINDS)
+def test_rows_encode_to_the_same_pieces(tmp_path, make, settings) -> None:
+    """Also as plain transformers loads the tokenizer; ids are rows of the smaller embedding."""
+    old = make()
+    settings = {k: v if k == "characters" else len(old) + v for k, v in settings.items()}
+    result, metrics = trimmed(TrimVocabulary(**settings), t5(old), tmp_path)
+    new = AutoTokenizer.from_pretrained(tmp_path / "after")
+    expected = pieces(old, rows())
+    assert pieces(new, rows()) == expected
+    assert [new.decode(i) for i in new(rows()).input_ids] == [
+        old.decode(i) for i in old(rows()).input_ids
+    ]
+    assert max(index for ids in new(rows()).input_ids for index in ids) < len(new)
+    count = result.model.config.vocab_size
+    assert len(new) == metrics["pieces"] <= count < len(old)
+    used = {piece for row in expected for piece in row}
+    assert metrics["pieces_used"] == len(used)
+    assert used <= new.get_vocab().keys() < old.get_vocab().keys()
+    if "size" in settings:
+        assert count == settings["size"]
+    if "keep" in settings:
+        assert len(new) >= settings["keep"]
+    for name in ("pad_token", "eos_token", "bos_token", "unk_token", "sep_token", "mask_token"):
+        assert getattr(new, name) == getattr(old, name)
+    assert new.model_max_length == old.model_max_length
+    assert new.model_input_names == old.model_input_names
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_other_text_still_encodes(tmp_path, make) -> None:
+    """Rows that decided nothing: no `<unk>` that was not there before, the same text decoded."""
+    old = make()
+    trimmed(TrimVocabulary(), t5(old), tmp_path)
+    new = AutoTokenizer.from_pretrained(tmp_path / "after")
+    draw = random.Random(0)
+    words = sorted({word for text in TEXTS for word in text.split()})
+    texts = [" ".join(draw.choices(words, k=20)) for _ in range(50)]
+
+    def read(tokenizer) -> list[tuple[int, str]]:
+        encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        return [(ids.count(tokenizer.unk_token_id), tokenizer.decode(ids)) for ids in encoded]
+
+    assert read(new) == read(old)
+    assert pieces(new, texts) != pieces(old, texts)  # they are other texts
+
+
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("make", KINDS)
+def test_the_model_gives_each_kept_piece_the_logit_it_gave(tmp_path, make, untied) -> None:
+    """Tied or not; ids in config and generation config are the new ones; masks go along."""
+    old = make()
+    checkpoint = t5(old, untied)
+    head = "lm_head.weight" if untied else "shared.weight"
+    draw = torch.Generator().manual_seed(0)
+    checkpoint.masks[head] = torch.rand(checkpoint.parameter(head).shape, generator=draw) > 0.3
+    checkpoint.apply_masks()
+    dropped = next(i for p, i in old.get_vocab().items() if len(p) > 4 and p not in SENTINELS)
+    start = checkpoint.model.config.decoder_start_token_id
+    checkpoint.model.generation_config.suppress_tokens = [start, len(old) + 1, dropped]
+    checkpoint.model.generation_config.forced_eos_token_id = checkpoint.model.config.eos_token_id
+    result, _ = trimmed(TrimVocabulary(multiple_of=8), checkpoint, tmp_path)
+    new = result.tokenizer
+    assert result.model.config.vocab_size % 8 == 0
+    assert has_untied_head(result.model) == untied
+
+    texts = rows()[:3]
+    name_of = old.convert_ids_to_tokens
+    kept = [new.convert_ids_to_tokens(i) for i in range(len(new))]
+    old_rows = old.convert_tokens_to_ids(kept)
+
+    def logits(checkpoint) -> torch.Tensor:
+        model, ids = (
+            checkpoint.model,
+            checkpoint.tokenizer(texts, return_tensors="pt", padding=True),
+        )
+        first = torch.full((3, 1), model.config.decoder_start_token_id)
+        with torch.inference_mode():
+            return model(
+                input_ids=ids.input_ids,
+                attention_mask=ids.attention_mask,
+                decoder_input_ids=torch.cat([first, ids.input_ids[:, :6]], 1),
+            ).logits
+
+    expected = logits(checkpoint)[..., old_rows]
+    torch.testing.assert_close(logits(result)[..., : len(new)], expected, atol=1e-5, rtol=0)
+
+    assert torch.equal(result.masks[head][: len(new)], checkpoint.masks[head][old_rows])
+    assert torch.equal(result.parameter(head) != 0, result.masks[head])
+    for before, after in (
+        (checkpoint.model.config, result.model.config),
+        (checkpoint.model.generation_config, result.model.generation_config),
+    ):
+        for key in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"):
+            if getattr(before, key) is not None:
+                now = getattr(after, key)
+                assert new.convert_ids_to_tokens(now) == name_of(getattr(before, key)), key
+    generation = result.model.generation_config
+    assert generation.forced_eos_token_id == result.model.config.eos_token_id
+    assert result.model.config.decoder_start_token_id in generation.suppress_tokens
+    assert all(i < result.model.config.vocab_size for i in generation.suppress_tokens)
+
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "after").eval()
+    plain.generation_config.suppress_tokens = None
+    ids = new(texts, return_tensors="pt", padding=True).input_ids
+    output = plain.generate(ids, max_length=8, do_sample=False)
+    assert torch.equal(output, plain.generate(ids, max_length=8, do_sample=False, use_cache=False))
+
+
+def test_a_berts_word_embedding_is_trimmed(tmp_path) -> None:
+    """With the padding row where the config now says it is; the hidden states stay."""
+    old = wordpiece()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(old), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64,
+    )  # fmt: skip
+    checkpoint = Checkpoint(build(config, "none").eval(), old, "none")
+    result, _ = trimmed(TrimVocabulary(), checkpoint, tmp_path)
+    assert result.model.config.vocab_size == len(result.tokenizer) < len(old)
+
+    def states(checkpoint) -> torch.Tensor:
+        encoded = checkpoint.tokenizer(rows()[-1], return_tensors="pt")
+        with torch.inference_mode():
+            return checkpoint.model(**encoded).last_hidden_state
+
+    torch.testing.assert_close(states(result), states(checkpoint), atol=1e-6, rtol=0)
+
+
+def test_sentinels_go_unless_they_are_wanted(tmp_path) -> None:
+    """T5's `<extra_id_…>` are pieces of its pretraining; what is kept stays special."""
+    assert (
+        not set(SENTINELS)
+        & trimmed(TrimVocabulary(), t5(unigram()), tmp_path / "a")[0].tokenizer.get_vocab().keys()
+    )
+    result, _ = trimmed(TrimVocabulary(sentinels=True), t5(unigram()), tmp_path / "b")
+    ids = result.tokenizer("<extra_id_0> parks").input_ids
+    assert result.tokenizer.convert_ids_to_tokens(ids)[0] == "<extra_id_0>"
+    assert set(SENTINELS) <= set(result.tokenizer.all_special_tokens)
+
+
+def test_a_rare_low_piece_cannot_make_unknown_characters_cheap(tmp_path) -> None:
+    """Unigram's price of an unknown character hangs on the lowest score of any piece.
+
+    Without the lowest piece it would fall from 42 to 11, and `<unk>` + `bc` would beat `a` + `bc`.
+    """
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), ("a", -20.0)]
+    vocab += [("b", -20.0), ("c", -20.0), ("abc", -25.0), ("bc", -1.0), ("zzz", -32.0)]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    vocabulary = Vocabulary(json.loads(tokenizer.to_str()))
+    kept = vocabulary.always(characters=False, sentinels=False)
+    assert wrapped.convert_tokens_to_ids("zzz") in kept
+    used = set(wrapped("abc").input_ids)
+    assert wrapped.convert_tokens_to_ids("a") in used  # ▁ a bc, at -22
+    smaller, order = vocabulary.only(kept | used)
+    again = Tokenizer.from_str(json.dumps(smaller))
+    assert again.encode("abc").tokens == tokenizer.encode("abc").tokens
+    assert [vocabulary.pieces[i] for i in order] == [
+        again.id_to_token(i) for i in range(len(order))
+    ]
+
+
+def test_every_way_to_a_bpe_piece_stays() -> None:
+    """`abc` is made of `ab` + `c` or `a` + `bc`: both merges stay, with their parts, in order."""
+    vocab = {piece: i for i, piece in enumerate(["a", "b", "c", "d", "ab", "bc", "abc", "cd"])}
+    merges = [("a", "b"), ("c", "d"), ("b", "c"), ("a", "bc"), ("ab", "c")]
+    document = json.loads(Tokenizer(models.BPE(vocab, merges)).to_str())
+    vocabulary = Vocabulary(document)
+    kept = vocabulary.with_parts([vocab["abc"]])
+    assert {vocabulary.pieces[i] for i in kept} == {"a", "b", "c", "ab", "bc", "abc"}
+    smaller, _ = vocabulary.only(kept)
+    expected = [["a", "b"], ["b", "c"], ["a", "bc"], ["ab", "c"]]
+    assert [list(merge) for merge in smaller["model"]["merges"]] == expected
+
+
+def test_a_size_that_the_rows_do_not_fit_is_an_error(tmp_path) -> None:
+    """It says how many are needed; a tokenizer of another kind is refused by name."""
+    with pytest.raises(StageError, match=r"\d+ pieces must stay.* more than the 300 of `size`"):
+        trimmed(TrimVocabulary(size=300), t5(byte_level()), tmp_path)
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1}, unk_token="<pad>"))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="a")
+    with pytest.raises(StageError, match="cannot trim a WordLevel tokenizer, only Unigram"):
+        trimmed(TrimVocabulary(), t5(wrapped), tmp_path / "words")
+    with pytest.raises(StageError, match="no tokenizer"):
+        trimmed(TrimVocabulary(), Checkpoint(t5(wrapped).model, None, "seq2seq_lm"), tmp_path / "n")
+
+
+def test_a_plan_knows_the_size_or_an_upper_bound() -> None:
+    """Exact with `size`, also rounded; without, what the model had, and said to be no more."""
+    checkpoint = t5(byte_level())
+    problems: list[tuple[str, str]] = []
+
+    def report(path: str, message: str) -> None:
+        problems.append((path, message))
+
+    planning = Planning(checkpoint.facts(), DATA, Launch(), Path("outputs"), report, report)
+    before = checkpoint.facts().parameters
+    whole = TrimVocabulary().preview(planning)
+    assert (whole.parameters, whole.exact_size, whole.exact) == (before, False, True)
+    small = TrimVocabulary(size=500, multiple_of=8).preview(planning)
+    assert (small.shapes["shared.weight"], small.exact_size) == ((504, 16), True)
+    assert problems == []
+    TrimVocabulary(size=10**6).preview(planning)
+    assert problems[0][0] == "size"
+    assert "outside 1 … " in problems[0][1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("{size: 300, keep: 300}", ["not both"]),
+        ("{sizes: 300}", ["stages.trim_vocabulary.sizes", "did you mean 'size'?"]),
+        ("{size: 401}", ["stages.trim_vocabulary.size", "401 is outside 1 … 400"]),
+        ("{from_splits: [training]}", ["stages.trim_vocabulary.from_splits.0", "'train'"]),
+        ("{size: 0}", ["stages.trim_vocabulary.size", "got 0"]),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_the_cure(recipe, run, settings, expected) -> None:
+    """Exit code 2, with the key's path."""
+    path = recipe(
+        ("  load: {}", f"  load: {{}}\n  trim_vocabulary: {settings}"),
+        ("pipeline: [load,", "pipeline: [load, trim_vocabulary,"),
+    )
+    result = run("plan", path)
+    assert result.code == 2, result.out
+    for text in expected:
+        assert text in result.err
+
+
+def test_a_trimmed_model_is_trained_pruned_sliced_evaluated_and_exported(
+    recipe, run, monkeypatch
+) -> None:
+    """Through the command; the plan says what is a bound; another prefix is another key."""
+    path = recipe(
+        ("  load: {}", "  load: {}\n  trim_vocabulary: {multiple_of: 8}\n  slice: {heads: 2}"),
+        ("[load, finetune, prune,", "[load, trim_vocabulary, finetune, prune, slice,"),
+        ("recover, evaluate]", "recover, evaluate, export]"),
+        ("evaluate: {", "export: {}\n  evaluate: {"),
+        ("train: 64, validation: 16", "train: 12, validation: 4"),
+        ("vocab_size: 400, d_model", "vocab_size: 1000, d_model"),
+        ("tokenizer: {vocab_size: 400}", "tokenizer: {vocab_size: 1000, data: {source: bills}}"),
+    )
+    monkeypatch.chdir(path.parent)
+    assert "≤ " in run("plan", path).out
+    nodes = json.loads(run("plan", path, "--json").out)
+    other = json.loads(run("plan", path, "--json", "data.prefix=x").out)
+    assert [n["name"] for n, o in zip(nodes, other, strict=True) if n["key"] == o["key"]] == [
+        "load"
+    ]
+    planned = {node["name"]: node for node in nodes}
+    assert [planned[n]["parameters_exact"] for n in ("load", "trim_vocabulary", "slice")] == [
+        True, False, False,
+    ]  # fmt: skip
+    done = run("run", path)
+    assert done.code == 0, done.err
+    metrics = done.record("trim_vocabulary")["metrics"]
+    assert metrics["pieces_used"] < metrics["rows"] < 1000
+    assert metrics["rows"] % 8 == 0
+    assert done.record("recover")["parameters"] < planned["recover"]["parameters"]
+    model = AutoModelForSeq2SeqLM.from_pretrained(done.run_folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(done.run_folder / "model")
+    assert model.config.vocab_size == metrics["rows"]
+    assert len(tokenizer) == metrics["pieces"]
+
+
+@pytest.mark.skipif(
+    not (SHARED / "assets/t5-tokenizer").is_dir(),
+    reason="T5's own tokenizer is not on this machine",
+)
+def test_t5s_own_tokenizer_is_trimmed_and_stays_trimmed_when_loaded(tmp_path) -> None:
+    """T5's class would add the sentinels again; the trimmed one says plainly what it has."""
+    old = AutoTokenizer.from_pretrained(SHARED / "assets/t5-tokenizer")
+    result, metrics = trimmed(TrimVocabulary(multiple_of=8), t5(old, spare=28), tmp_path)
+    new = AutoTokenizer.from_pretrained(tmp_path / "after")
+    assert len(new) == metrics["pieces"] == result.model.config.vocab_size < 1000
+    assert pieces(new, rows()) == pieces(old, rows())
+    assert new("Größe: 1999 zebras").input_ids.count(new.unk_token_id) == 0
