@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -30,16 +31,23 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.architectures import architecture
 from compressor.errors import StageError
-from compressor.sparsity.int8 import Activations, dequantize_rows, int8_layers, replace_by_int8
+from compressor.sparsity.int8 import (
+    Activations,
+    Int8Embedding,
+    dequantize_rows,
+    int8_layers,
+    replace_by_int8,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Head = Literal["seq2seq_lm", "sequence_classification", "none"]
+Head = Literal["seq2seq_lm", "causal_lm", "sequence_classification", "none"]
 WEIGHTS, MASKS, ABOUT = "model.safetensors", "masks.safetensors", "checkpoint.json"
 
 AUTO_CLASSES = {
     "seq2seq_lm": AutoModelForSeq2SeqLM,
+    "causal_lm": AutoModelForCausalLM,
     "sequence_classification": AutoModelForSequenceClassification,
     "none": AutoModel,
 }
@@ -136,11 +144,12 @@ def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build(config: PretrainedConfig, head: Head, *, untied_head: bool = False) -> PreTrainedModel:
-    """A model with fresh weights. transformers 5 ties T5's head whatever the config says, so a
-    head of its own is given to it here where one is wanted.
+    """A model with fresh weights, its head a tensor of its own where one is wanted.
+
+    transformers 5 ties T5's head whatever the config says; other models' it unties by itself.
     """
     model: PreTrainedModel = AUTO_CLASSES[head].from_config(config)
-    if untied_head:
+    if untied_head and has_untied_head(model) is False:
         untie_head(model)
     return model
 
@@ -152,10 +161,14 @@ def untie_head(model: PreTrainedModel) -> None:
     model.lm_head.weight = nn.Parameter(fresh)
 
 
-def has_untied_head(model: PreTrainedModel) -> bool:
-    """Whether a sequence-to-sequence model's head is a tensor of its own."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and head.weight is not embedding.weight
+def has_untied_head(model: PreTrainedModel) -> bool | None:
+    """Whether a language model's head is a tensor of its own; None for any other model."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return None
+    # All tables, since Marian's decoder may have one that is not the model's input embedding.
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding | Int8Embedding))
+    return all(head.weight is not table.weight for table in tables)
 
 
 def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
@@ -211,9 +224,8 @@ def load_pretrained(
         kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")
     }
     if head == "sequence_classification":  # a fresh head on a pretrained body is what one wants
-        wrong["missing"] = [
-            k for k in wrong["missing"] if not k.startswith(("classifier", "score"))
-        ]
+        fresh = ("classifier", "pre_classifier", "score")
+        wrong["missing"] = [name for name in wrong["missing"] if not name.startswith(fresh)]
     for kind, names in wrong.items():
         if names:
             raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
@@ -264,7 +276,8 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
     stacks = architecture(model.config.model_type).stacks({**model.config.to_dict(), "head": head})
     config = copy.deepcopy(model.config)
     for stack, layers in kept.items():
-        setattr(config, stacks[stack].config_key, len(layers))
+        for key, value in stacks[stack].config_after(model.config.to_dict(), layers).items():
+            setattr(config, key, value)
 
     def renamed(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         new = {}
@@ -277,8 +290,7 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
                 new[target] = tensor
         return new
 
-    untied = head == "seq2seq_lm" and has_untied_head(model)
-    smaller = build(config, head, untied_head=untied)
+    smaller = build(config, head, untied_head=bool(has_untied_head(model)))
     _load_exactly(smaller, renamed(model.state_dict().items()))
     if model.can_generate():
         smaller.generation_config = copy.deepcopy(model.generation_config)

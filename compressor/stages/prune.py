@@ -90,7 +90,7 @@ class Prune(Stage):
         from compressor.sparsity.magnitude import global_l1
 
         checkpoint = inputs.checkpoint()
-        untied = checkpoint.head == "seq2seq_lm" and has_untied_head(checkpoint.model)
+        untied = has_untied_head(checkpoint.model)
         known = facts_of(
             checkpoint.model.config.to_dict(), head=checkpoint.head, untied_head=untied
         )

@@ -38,9 +38,7 @@ class Quantize(Stage):
             return None
         if facts.int8:
             planning.problem("", "the model is int8 already")
-        from compressor.architectures import architecture
-
-        names = architecture(facts.model_type).linear(facts.shapes)
+        names = facts.linear()
         return replace(facts, int8=frozenset(names), exact=False)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
