@@ -34,6 +34,7 @@ from compressor.errors import StageError
 from compressor.sparsity.int8 import (
     Activations,
     Int8Embedding,
+    Int8Linear,
     dequantize_rows,
     int8_layers,
     replace_by_int8,
@@ -119,8 +120,9 @@ class Checkpoint:
     def measure(self, folder: Path) -> dict[str, Any]:
         """What tables show of a saved model: counts from its tensors, bytes from its files."""
         parameters = nonzero = 0
+        buffers = _plain_buffers(self.model)
         for name, tensor in distinct(self.model.state_dict()).items():
-            if not name.endswith("_scale"):
+            if not name.endswith("_scale") and name not in buffers:
                 parameters += tensor.numel()
                 nonzero += int(torch.count_nonzero(tensor))
         return {
@@ -129,6 +131,16 @@ class Checkpoint:
             "nonzero_ratio": nonzero / parameters,
             "bytes": (folder / WEIGHTS).stat().st_size,
         }
+
+
+def _plain_buffers(model: nn.Module) -> set[str]:
+    """Names of buffers that stand for no parameter, as BART's `final_logits_bias` does not."""
+    return {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        if not isinstance(module, Int8Linear | Int8Embedding)
+        for name, _ in module.named_buffers(recurse=False)
+    }
 
 
 def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

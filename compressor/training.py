@@ -27,7 +27,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.data.batching import collate, evaluation_batches, global_batches, share
+from compressor.data.batching import (
+    Layout,
+    collate,
+    evaluation_batches,
+    global_batches,
+    share,
+)
 from compressor.data.examples import Examples
 from compressor.dropout import FasterDropout
 from compressor.errors import StageError
@@ -122,6 +128,9 @@ class Training:
     seed: int
     resume: Path
     progress: Progress
+    layout: Layout = "pairs"
+    """How rows become batches: "pairs" for an encoder-decoder, "joined" for a decoder, "classes"
+    for a classifier, whose targets are one class id each."""
     title: str = "train"
     trackers_folder: Path | None = None
 
@@ -201,7 +210,7 @@ class Training:
         settings = self.settings
         epoch, done = divmod(history.step, math.ceil(len(self.train) / settings.batch_size))
         batches = global_batches(
-            [len(source) for source in self.train.sources],
+            self._lengths(self.train),
             [len(target) for target in self.train.targets],
             batch_size=settings.batch_size,
             seed=self.seed,
@@ -280,8 +289,15 @@ class Training:
         count = 1 if micro is None else math.ceil(rows / micro)
         return share(batch, rank=self.rank, world_size=self.world, micro_batches=count)
 
+    def _lengths(self, examples: Examples) -> list[int]:
+        """How many tokens of each row the model reads at once."""
+        if self.layout == "joined":
+            rows = zip(examples.sources, examples.targets, strict=True)
+            return [len(source) + len(target) for source, target in rows]
+        return [len(source) for source in examples.sources]
+
     def _batch(self, examples: Examples, rows: list[int]) -> dict[str, Tensor]:
-        batch = collate([examples.row(row) for row in rows], pad_id=self.pad_id)
+        batch = collate([examples.row(row) for row in rows], pad_id=self.pad_id, layout=self.layout)
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     @torch.no_grad()
@@ -307,7 +323,7 @@ class Training:
         """Mean loss over every label token of the validation rows, each counted once."""
         assert self.validation is not None
         self.model.eval()
-        lengths = [len(source) for source in self.validation.sources]
+        lengths = self._lengths(self.validation)
         summed = torch.zeros(1, device=self.accelerator.device, dtype=torch.float64)
         batches = evaluation_batches(lengths, tokens=EVALUATION_TOKENS)
         for rows in batches[self.rank :: self.world]:

@@ -116,6 +116,13 @@ class Facts:
             for name, shape in self.shapes.items()
         )
 
+    @property
+    def positions(self) -> int | None:
+        """The most tokens a sequence can have, where the model has a table of positions."""
+        defaults = architecture(self.model_type).DEFAULTS[self.model_type]
+        table = {"max_position_embeddings", "n_positions"} & defaults.keys()
+        return int(self.config[table.pop()]) if table else None
+
     def numel(self, names: frozenset[str]) -> int:
         return sum(math.prod(self.shapes[name]) for name in names)
 

@@ -128,5 +128,5 @@ def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
     return [
         name
         for name, shape in shapes.items()
-        if len(shape) == 2 and (name == head or ".embed_" not in name and name != _SHARED)
+        if len(shape) == 2 and (name == head or (".embed_" not in name and name != _SHARED))
     ]

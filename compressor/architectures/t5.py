@@ -1,4 +1,4 @@
-"""T5, Flan-T5, mT5 and LongT5: parameter names and shapes, groups, stacks, ties. No tensors here."""
+"""T5, Flan-T5, mT5 and LongT5: parameter names and shapes, groups, stacks, ties. No tensors."""
 
 from __future__ import annotations
 

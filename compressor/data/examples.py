@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor.data.sources import DataBase, Rows
+from compressor.errors import StageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,7 +17,10 @@ CHUNK = 1000
 
 @dataclass(frozen=True)
 class Examples:
-    """Token ids of each row's source (with prefix) and target, both cut and ended with eos."""
+    """Token ids of each row's source (with prefix) and what is learned from it.
+
+    A target has token ids, ended with eos; for a classifier it is one class id.
+    """
 
     sources: list[list[int]]
     targets: list[list[int]]
@@ -28,14 +32,37 @@ class Examples:
         return self.sources[index], self.targets[index]
 
 
-def tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase) -> Examples:
-    """Token ids of `rows`, at most `max_source_length` and `max_target_length` with the eos."""
+def tokenize(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase, *, joined: bool = False
+) -> Examples:
+    """Token ids of `rows`, at most `max_source_length` and `max_target_length` with the eos.
+
+    `joined`: for a decoder-only model, which reads a source and goes on with the target. Then
+    both end with exactly one eos, whatever the tokenizer does by itself (the source's tells where
+    the summary begins), and only the source begins with the bos of a tokenizer that puts one.
+    Raises StageError where there is no eos.
+    """
     sources, targets = [], []
     for start in range(0, len(rows), CHUNK):
         part = slice(start, start + CHUNK)
         texts = [data.prefix + text for text in rows.texts[part]]
         sources += tokenizer(texts, truncation=True, max_length=data.max_source_length).input_ids
         targets += tokenizer(
-            text_target=rows.summaries[part], truncation=True, max_length=data.max_target_length
+            text_target=rows.summaries[part],
+            truncation=True,
+            max_length=data.max_target_length,
+            add_special_tokens=not joined,
         ).input_ids
+    if joined:
+        eos = tokenizer.eos_token_id
+        if eos is None:
+            raise StageError("the tokenizer has no eos token, with which a summary must end")
+        sources = [_ended(ids, data.max_source_length, eos) for ids in sources]
+        targets = [_ended(ids, data.max_target_length, eos) for ids in targets]
     return Examples(sources, targets)
+
+
+def _ended(ids: list[int], limit: int, eos: int) -> list[int]:
+    """`ids` with one eos at the end, which is among the at most `limit` tokens."""
+    text = ids[:-1] if ids and ids[-1] == eos else ids
+    return [*text[: limit - 1], eos]

@@ -28,6 +28,10 @@ _TRACKER_MODULES = {
 class Finetune(Hyperparameters, Stage):
     """Fine-tune the model on the training split; what is pruned stays pruned.
 
+    An encoder-decoder learns the summary from the text. A decoder (head `causal_lm`) reads the
+    text, ended with eos, and learns the summary after it: at most `data.max_source_length` +
+    `data.max_target_length` tokens, of which only the summary's count in the loss.
+
     AdamW with linear warm-up and decay. The loss of a step is the mean over the real label tokens
     of its global batch, whatever the number of processes. `losses.csv` has every step's.
 
@@ -47,10 +51,10 @@ class Finetune(Hyperparameters, Stage):
         facts = planning.facts
         if facts is not None and facts.int8:
             planning.problem("", "cannot train an int8 model; put `quantize` after the training")
-        if facts is not None and facts.config["head"] != "seq2seq_lm":
-            planning.problem(
-                "", f"trains sequence-to-sequence models, not {facts.config['head']!r}"
-            )
+        if facts is not None and facts.config["head"] not in ("seq2seq_lm", "causal_lm"):
+            planning.problem("", f"trains language models, not {facts.config['head']!r}")
+        if facts is not None and facts.positions is not None:
+            self._check_lengths(facts.positions, facts.config["head"], planning)
         for index, name in enumerate(self.trackers):
             if name not in _TRACKER_MODULES:
                 from compressor.errors import nearest
@@ -64,6 +68,16 @@ class Finetune(Hyperparameters, Stage):
                 )
         return facts
 
+    def _check_lengths(self, positions: int, head: str, planning: Planning) -> None:
+        limits = (planning.data.max_source_length, planning.data.max_target_length)
+        longest, how = (sum(limits), " + ") if head == "causal_lm" else (max(limits), " and ")
+        if longest > positions:
+            planning.problem(
+                "",
+                f"the model has {positions} positions, and rows of up to {longest} tokens; lower "
+                f"{how.join(('data.max_source_length', 'data.max_target_length'))}",
+            )
+
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Train to the end, from a checkpoint of a killed run where there is one."""
         from compressor.data.examples import tokenize
@@ -74,8 +88,9 @@ class Finetune(Hyperparameters, Stage):
         checkpoint = inputs.checkpoint()
         if checkpoint.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
+        tokenizer, causal = checkpoint.tokenizer, checkpoint.head == "causal_lm"
         train, validation = (
-            tokenize(context.rows(split), checkpoint.tokenizer, context.data)
+            tokenize(context.rows(split), tokenizer, context.data, joined=causal)
             for split in ("train", "validation")
         )
         folder = context.run_folder / "trackers" if context.run_folder and self.trackers else None
@@ -86,7 +101,9 @@ class Finetune(Hyperparameters, Stage):
             validation=validation,
             settings=self,
             masks=checkpoint.masks,
-            pad_id=checkpoint.tokenizer.pad_token_id,
+            # Decoders often come without a pad; what is masked may be anything.
+            pad_id=tokenizer.eos_token_id if causal else tokenizer.pad_token_id,
+            layout="joined" if causal else "pairs",
             seed=context.seed,
             resume=context.resume,
             progress=context.progress,

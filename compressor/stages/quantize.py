@@ -38,6 +38,10 @@ class Quantize(Stage):
             return None
         if facts.int8:
             planning.problem("", "the model is int8 already")
+        if facts.config.get("scale_embedding"):
+            planning.problem(
+                "", "the model scales its embeddings (scale_embedding), which int8 ones do not"
+            )
         names = facts.linear()
         return replace(facts, int8=frozenset(names), exact=False)
 
