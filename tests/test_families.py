@@ -1,8 +1,9 @@
-"""Every family goes the whole way: pruned, trained, saved, reloaded, shrunk, and nothing changes."""
+"""Every family goes the whole way: pruned, trained, saved, reloaded, shrunk; nothing is lost."""
 
 from __future__ import annotations
 
 import copy
+import json
 import random
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig
 
 from compressor.architectures import Facts, architecture, facts
 from compressor.checkpoint import Checkpoint, build, has_untied_head, keep_layers
+from compressor.data.batching import collate
 from compressor.data.examples import Examples
 from compressor.data.sources import Bills
 from compressor.hyperparameters import Hyperparameters
@@ -174,7 +176,7 @@ def by_hand(checkpoint: Checkpoint, kept: dict[str, list[int]]) -> nn.Module:
 def test_fewer_layers_give_what_those_layers_give(
     tmp_path, model_type, changes, head, keep
 ) -> None:
-    """Logits are those of the model cut by hand; with a cache too; masks move; all of it reloads."""
+    """Logits are those of the model cut by hand; a cache works; masks move; all of it reloads."""
     start = fresh(model_type, changes, head)
     table = facts({"model_type": model_type} | PICO[model_type] | changes, head=head)
     stacks = table.stacks()
@@ -205,3 +207,120 @@ def test_fewer_layers_give_what_those_layers_give(
         settings = {"do_sample": False, "max_new_tokens": 5, "attention_mask": torch.ones_like(IDS)}
         cached = back.model.generate(IDS, **settings)
         assert torch.equal(cached, back.model.generate(IDS, use_cache=False, **settings))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "head"), [case for case in CASES if case[2] != "none"]
+)
+def test_the_loss_is_the_models_own(model_type, changes, head) -> None:
+    """Value and gradients, with padding, by whichever short way the family has."""
+    checkpoint = fresh(model_type, changes, head)
+    model, rows = checkpoint.model, examples(head, 4)
+    batch = collate([rows.row(index) for index in range(4)], pad_id=0, layout=LAYOUTS[head])
+    count = sum(map(len, rows.targets))
+    theirs = model(**batch).loss * count
+    expected = gradients(model, theirs)
+    loss = LabelLoss(model)
+    assert loss.count(batch["labels"]) == count
+    ours = loss(batch)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    found = gradients(model, ours)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    nothing = loss(collate([], pad_id=0, layout=LAYOUTS[head]))  # a rank without rows
+    assert nothing.item() == 0
+    assert not any(gradient.any() for gradient in gradients(model, nothing).values())
+
+
+def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "head"),
+    [
+        ("gpt2", "causal_lm"),
+        ("qwen3", "causal_lm"),
+        ("llama", "sequence_classification"),
+        ("distilbert", "sequence_classification"),
+    ],
+)
+def test_training_learns_its_rows(tmp_path, model_type, head) -> None:
+    """A decoder learns what follows each source, a classifier each source's class, by heart."""
+    checkpoint = fresh(model_type, {}, head)
+    losses = trained(checkpoint, context(tmp_path), steps=110)
+    assert sum(losses[-3:]) / 3 < 0.5 * losses[0]
+
+
+RECIPE = """
+defaults: [/base, /data: bills, _self_]
+model:
+  config: {config}
+  head: {head}
+  tokenizer: {{vocab_size: 400}}
+data: {{rows: {{train: 48, validation: 16, test: 4}}, max_source_length: 64, max_target_length: 32}}
+training: {{batch_size: 8, learning_rate: 0.003}}
+pipeline: [{pipeline}]
+stages:
+  load: {{}}
+  finetune: {{epochs: 2}}
+  prune: {{amounts: {{feed_forward: 0.5, self_attention: 0.25, lm_head: 0.3}}}}
+  recover: {{stage: finetune, epochs: 1}}
+  shrink: {{decoder_layers: 1}}
+  evaluate: {{max_length: [8]}}
+  export: {{}}
+"""
+GPT2 = PICO["gpt2"] | {"model_type": "gpt2", "vocab_size": 400, "n_positions": 96}
+BART = PICO["bart"] | {"model_type": "bart", "vocab_size": 400, "max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("config", "head", "last"),
+    [(GPT2, "causal_lm", "shrink, export"), (BART, "seq2seq_lm", "evaluate")],
+)
+def test_a_recipe_carries_another_family(tmp_path, run, config, head, last) -> None:
+    """From a config to the end, as a user runs it; masks hold, and the loss falls."""
+    config = {key: value for key, value in config.items() if key != "pad_token_id"}
+    pipeline = f"load, finetune, prune, recover, {last}"
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE.format(config=json.dumps(config), head=head, pipeline=pipeline))
+    result = run("run", path)
+    assert result.code == 0, result.err
+    records = {r["name"]: r for r in json.loads(
+        (tmp_path / result.run_folder / "metrics.json").read_text()
+    )}  # fmt: skip
+    groups = records["prune"]["metrics"]["groups"]
+    assert groups["lm_head"]["weights"] == 400 * 16
+    assert groups["lm_head"]["left"] == round(400 * 16 * 0.7)
+    validation = records["finetune"]["metrics"]["validation_losses"]
+    assert validation[1] < validation[0] < 6.5  # a model that knows nothing: ln 400 = 6.0
+    table = facts(config, head=head)
+    parameters = records["recover"]["parameters"]
+    assert parameters == table.parameters
+    if head == "causal_lm":
+        assert records["shrink"]["parameters"] == table.keep_layers({"decoder": [0]}).parameters
+
+
+def test_rows_longer_than_the_positions_are_refused(tmp_path, run) -> None:
+    """A table of positions has an end; found in the plan, not an hour into the training."""
+    config = GPT2 | {"n_positions": 95}
+    path = tmp_path / "mine.yaml"
+    text = RECIPE.format(config=json.dumps(config), head="causal_lm", pipeline="load, finetune")
+    path.write_text(text)
+    result = run("plan", path)
+    assert result.code == 2
+    assert "95 positions" in result.err and "96 tokens" in result.err
+
+
+def test_int8_of_a_scaled_tied_embedding_is_refused() -> None:
+    """BART scales inside the embedding, which an int8 one does not; Pegasus does it outside."""
+    from compressor.stages.quantize import Quantize
+
+    config = PICO["bart"] | {"model_type": "bart", "scale_embedding": True}
+    with pytest.raises(AssertionError, match="scale_embedding"):
+        Quantize().preview(planning(facts(config, head="seq2seq_lm")))
+    for other in ({"scale_embedding": False}, {"model_type": "pegasus"}, UNTIED):
+        assert Quantize().preview(planning(facts(config | other, head="seq2seq_lm"))).int8
