@@ -92,10 +92,16 @@ def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
 
 def bart_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
     """What the BART family's forward does, with its head on the kept positions only."""
+    labels = batch["labels"]
+    if model.config.model_type == "mbart" and not kept.any():
+        # Its decoder starts with a row's last label, and here no row has one.
+        decoder_ids = labels.masked_fill(labels == IGNORED, model.config.pad_token_id)
+    else:
+        decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
     hidden = model.model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+        decoder_input_ids=decoder_ids,
         use_cache=False,
     )[0][kept]
     logits: Tensor = model.lm_head(hidden) + model.final_logits_bias
