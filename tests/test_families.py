@@ -22,6 +22,7 @@ from compressor.hyperparameters import Hyperparameters
 from compressor.losses import LabelLoss
 from compressor.progress import Progress
 from compressor.stage import Context, Inputs, Launch, Planning
+from compressor.stages.load import Load
 from compressor.stages.prune import Prune
 from compressor.training import Training
 from tests.pico import PICO, TWO_VOCABULARIES, UNTIED
@@ -68,7 +69,7 @@ def outputs(model: nn.Module) -> torch.Tensor:
         return next(iter(model(**given).values()))
 
 
-def planning(table: Facts) -> Planning:
+def planning(table: Facts | None) -> Planning:
     def problem(path: str, message: str) -> None:
         raise AssertionError(f"{path}: {message}")
 
@@ -124,6 +125,8 @@ def test_pruned_and_trained_it_comes_back_as_it_was(tmp_path, model_type, change
     again = reloaded(start, tmp_path / "fresh")
     assert torch.equal(outputs(again.model), outputs(start.model))
     assert has_untied_head(again.model) == has_untied_head(start.model)
+    found = Load(source=str(tmp_path / "fresh"), head=head).preview(planning(None))
+    assert dict(found.shapes) == {n: tuple(p.shape) for n, p in start.model.named_parameters()}
 
     table = facts({"model_type": model_type} | PICO[model_type] | changes, head=head)
     prune = Prune(amounts=dict.fromkeys(parts(table), 0.5))
