@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -30,19 +31,30 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.architectures import Facts, Units, architecture
 from compressor.architectures import facts as facts_of
+from compressor.data.examples import Examples, tokenize
 from compressor.errors import StageError
-from compressor.sparsity.int8 import Activations, dequantize_rows, int8_layers, replace_by_int8
+from compressor.sparsity.int8 import (
+    Activations,
+    Int8Embedding,
+    Int8Linear,
+    dequantize_rows,
+    int8_layers,
+    replace_by_int8,
+)
 from compressor.sparsity.select import apply_mask
 from compressor.sparsity.slicing import take_units
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Head = Literal["seq2seq_lm", "sequence_classification", "none"]
+    from compressor.data.sources import DataBase, Rows
+
+Head = Literal["seq2seq_lm", "causal_lm", "sequence_classification", "none"]
 WEIGHTS, MASKS, ABOUT = "model.safetensors", "masks.safetensors", "checkpoint.json"
 
 AUTO_CLASSES = {
     "seq2seq_lm": AutoModelForSeq2SeqLM,
+    "causal_lm": AutoModelForCausalLM,
     "sequence_classification": AutoModelForSequenceClassification,
     "none": AutoModel,
 }
@@ -102,8 +114,22 @@ class Checkpoint:
 
     def facts(self) -> Facts:
         """What planning would know of this model, without its masks."""
-        untied = self.head == "seq2seq_lm" and has_untied_head(self.model)
+        untied = has_untied_head(self.model)
         return facts_of(self.model.config.to_dict(), head=self.head, untied_head=untied)
+
+    def examples(self, rows: Rows, data: DataBase) -> Examples:
+        """Rows as token ids, in the layout of this model's head. Raises StageError."""
+        if self.tokenizer is None:
+            raise StageError("the model has no tokenizer; set model.tokenizer")
+        return tokenize(rows, self.tokenizer, data, joined=self.head == "causal_lm")
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a batch. Decoders often come without a pad; what is masked may be anything."""
+        assert self.tokenizer is not None, "`examples` says so first"
+        causal = self.head == "causal_lm"
+        pad: int = self.tokenizer.eos_token_id if causal else self.tokenizer.pad_token_id
+        return pad
 
     def parameter(self, name: str) -> nn.Parameter:
         """The parameter called `name`, whichever of its tied names that is."""
@@ -119,8 +145,9 @@ class Checkpoint:
     def measure(self, folder: Path) -> dict[str, Any]:
         """What tables show of a saved model: counts from its tensors, bytes from its files."""
         parameters = nonzero = 0
+        buffers = _plain_buffers(self.model)
         for name, tensor in distinct(self.model.state_dict()).items():
-            if not name.endswith("_scale"):
+            if not name.endswith("_scale") and name not in buffers:
                 parameters += tensor.numel()
                 nonzero += int(torch.count_nonzero(tensor))
         return {
@@ -129,6 +156,16 @@ class Checkpoint:
             "nonzero_ratio": nonzero / parameters,
             "bytes": (folder / WEIGHTS).stat().st_size,
         }
+
+
+def _plain_buffers(model: nn.Module) -> set[str]:
+    """Names of buffers that stand for no parameter, as BART's `final_logits_bias` does not."""
+    return {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        if not isinstance(module, Int8Linear | Int8Embedding)
+        for name, _ in module.named_buffers(recurse=False)
+    }
 
 
 def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,11 +181,12 @@ def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build(config: PretrainedConfig, head: Head, *, untied_head: bool = False) -> PreTrainedModel:
-    """A model with fresh weights. transformers 5 ties T5's head whatever the config says, so a
-    head of its own is given to it here where one is wanted.
+    """A model with fresh weights, its head a tensor of its own where one is wanted.
+
+    transformers 5 ties T5's head whatever the config says; other models' it unties by itself.
     """
     model: PreTrainedModel = AUTO_CLASSES[head].from_config(config)
-    if untied_head:
+    if untied_head and has_untied_head(model) is False:
         untie_head(model)
     return model
 
@@ -160,10 +198,14 @@ def untie_head(model: PreTrainedModel) -> None:
     model.lm_head.weight = nn.Parameter(fresh)
 
 
-def has_untied_head(model: PreTrainedModel) -> bool:
-    """Whether a sequence-to-sequence model's head is a tensor of its own."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and head.weight is not embedding.weight
+def has_untied_head(model: PreTrainedModel) -> bool | None:
+    """Whether a language model's head is a tensor of its own; None for any other model."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return None
+    # All tables, since Marian's decoder may have one that is not the model's input embedding.
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding | Int8Embedding))
+    return all(head.weight is not table.weight for table in tables)
 
 
 def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
@@ -219,9 +261,8 @@ def load_pretrained(
         kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")
     }
     if head == "sequence_classification":  # a fresh head on a pretrained body is what one wants
-        wrong["missing"] = [
-            k for k in wrong["missing"] if not k.startswith(("classifier", "score"))
-        ]
+        fresh = ("classifier", "pre_classifier", "score")
+        wrong["missing"] = [name for name in wrong["missing"] if not name.startswith(fresh)]
     for kind, names in wrong.items():
         if names:
             raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
@@ -273,7 +314,8 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
     stacks = architecture(model.config.model_type).stacks({**model.config.to_dict(), "head": head})
     config = copy.deepcopy(model.config)
     for stack, layers in kept.items():
-        setattr(config, stacks[stack].config_key, len(layers))
+        for key, value in stacks[stack].config_after(model.config.to_dict(), layers).items():
+            setattr(config, key, value)
 
     def renamed(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         new = {}
@@ -286,8 +328,7 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
                 new[target] = tensor
         return new
 
-    untied = head == "seq2seq_lm" and has_untied_head(model)
-    smaller = build(config, head, untied_head=untied)
+    smaller = build(config, head, untied_head=bool(has_untied_head(model)))
     _load_exactly(smaller, renamed(model.state_dict().items()))
     if model.can_generate():
         smaller.generation_config = copy.deepcopy(model.generation_config)
@@ -316,8 +357,7 @@ def keep_units(
                     tensors[name] = take_units(tensors[name], axis, units.count, indices)
     for key, value in (settings or {}).items():
         setattr(config, key, value)
-    untied = head == "seq2seq_lm" and has_untied_head(model)
-    smaller = build(config, head, untied_head=untied)
+    smaller = build(config, head, untied_head=bool(has_untied_head(model)))
     _load_exactly(smaller, state)
     if model.can_generate():
         smaller.generation_config = copy.deepcopy(model.generation_config)

@@ -15,8 +15,9 @@ from compressor.data.batching import IGNORED
 
 KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "labels"})
 """What the short ways pass on; a batch with anything else takes the general one."""
-T5_TYPES = frozenset({"t5", "mt5"})
+T5_TYPES = frozenset({"t5", "mt5", "longt5"})
 BART_TYPES = frozenset({"bart", "mbart", "pegasus", "marian"})
+CAUSAL_TYPES = frozenset({"gpt2", "llama", "qwen2", "qwen3"})
 
 
 class LabelLoss(nn.Module):
@@ -60,6 +61,8 @@ class LabelLoss(nn.Module):
                 return t5_logits(model, batch, kept)
             if self._kind in BART_TYPES:
                 return bart_logits(model, batch, kept)
+            if self._kind in CAUSAL_TYPES:
+                return causal_logits(model, batch, kept)
         # With labels: encoder-decoders make their decoder's input of them.
         given = batch if model.config.is_encoder_decoder else _without_labels(batch)
         logits: Tensor = model(**given).logits
@@ -89,11 +92,26 @@ def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
 
 def bart_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
     """What the BART family's forward does, with its head on the kept positions only."""
+    labels = batch["labels"]
+    if model.config.model_type == "mbart" and not kept.any():
+        # Its decoder starts with a row's last label, and here no row has one.
+        decoder_ids = labels.masked_fill(labels == IGNORED, model.config.pad_token_id)
+    else:
+        decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
     hidden = model.model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+        decoder_input_ids=decoder_ids,
         use_cache=False,
     )[0][kept]
     logits: Tensor = model.lm_head(hidden) + model.final_logits_bias
+    return logits
+
+
+def causal_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
+    """What a decoder's forward does, with its head where the next label is kept only."""
+    hidden = model.base_model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    )[0]
+    logits: Tensor = model.lm_head(hidden[:, :-1][kept])
     return logits

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from compressor.architectures import Facts
-from compressor.errors import StageError, nearest
+from compressor.errors import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +116,8 @@ class Grouping(BaseModel):
     ) -> Iterator[tuple[str, frozenset[str]]]:
         """(path, names) of each (path, key in the recipe); reports unknown and shared groups."""
         groups, owner = self.all_groups(facts), dict[str, str]()
-        linear = set(facts.linear())
+        matrices = {name for names in facts.groups().values() for name in names}
+        matrices |= set(facts.linear())
         for path, key in paths:
             if path not in groups:
                 problem(key, f"no such group; {nearest_group(path, groups)}")
@@ -128,7 +129,7 @@ class Grouping(BaseModel):
             if twice is not None:
                 problem(key, f"shares weights with the group {twice!r}")
                 continue
-            other = sorted(names - linear)
+            other = sorted(names - matrices)
             if other and self.importance not in {"magnitude", "random"}:
                 problem(key, f"{other[0]} is no Linear layer's weight: {self.importance} needs one")
             owner |= dict.fromkeys(names, path)
@@ -161,14 +162,11 @@ def calibration(grouping: Grouping, checkpoint: Checkpoint, context: Context) ->
     """The training rows that an importance looks at, as token ids; None where it needs none."""
     if not grouping.calibrated:
         return None
-    from compressor.data.examples import tokenize
     from compressor.data.sources import Rows
 
-    if checkpoint.tokenizer is None:
-        raise StageError("the model has no tokenizer; set model.tokenizer")
     rows, count = context.rows("train"), grouping.calibration_rows
     few = Rows(rows.texts[:count], rows.summaries[:count])
-    return tokenize(few, checkpoint.tokenizer, context.data)
+    return checkpoint.examples(few, context.data)
 
 
 def left_of(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[int, int]:
@@ -311,14 +309,10 @@ class Pruner:
         from compressor.losses import LabelLoss
 
         assert self.examples is not None, "stages read rows for importances that need them"
-        assert self.checkpoint.tokenizer is not None
-        from compressor.data.batching import collate
-
-        pad_id = self.checkpoint.tokenizer.pad_token_id
-        device = self.checkpoint.model.device
+        pad_id, device = self.checkpoint.pad_id, self.checkpoint.model.device
         batches = []
-        for index in range(min(len(self.examples), self.grouping.calibration_rows)):
-            batch = collate([self.examples.row(index)], pad_id=pad_id)
+        for index in range(len(self.examples)):
+            batch = self.examples.batch([index], pad_id)
             batches.append({name: tensor.to(device) for name, tensor in batch.items()})
         return LabelLoss(self.checkpoint.model), batches
 

@@ -27,7 +27,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.data.batching import collate, evaluation_batches, global_batches, share
+from compressor.data.batching import (
+    evaluation_batches,
+    global_batches,
+    share,
+)
 from compressor.data.examples import Examples
 from compressor.dropout import FasterDropout
 from compressor.errors import StageError
@@ -119,9 +123,8 @@ def summed_loss(
 ) -> Tensor:
     """The loss summed over the label tokens of every row, or of a rank's share: float64, [1]."""
     summed = torch.zeros(1, device=device, dtype=torch.float64)
-    lengths = [len(source) for source in examples.sources]
-    for rows in evaluation_batches(lengths, tokens=EVALUATION_TOKENS)[rank::world]:
-        batch = collate([examples.row(row) for row in rows], pad_id=pad_id)
+    for rows in evaluation_batches(examples.lengths(), tokens=EVALUATION_TOKENS)[rank::world]:
+        batch = examples.batch(rows, pad_id)
         summed += loss({name: tensor.to(device) for name, tensor in batch.items()}).double()
     return summed
 
@@ -232,7 +235,7 @@ class Training:
         settings = self.settings
         epoch, done = divmod(history.step, math.ceil(len(self.train) / settings.batch_size))
         batches = global_batches(
-            [len(source) for source in self.train.sources],
+            self.train.lengths(),
             [len(target) for target in self.train.targets],
             batch_size=settings.batch_size,
             seed=self.seed,
@@ -314,7 +317,7 @@ class Training:
         return share(batch, rank=self.rank, world_size=self.world, micro_batches=count)
 
     def _batch(self, examples: Examples, rows: list[int]) -> dict[str, Tensor]:
-        batch = collate([examples.row(row) for row in rows], pad_id=self.pad_id)
+        batch = examples.batch(rows, self.pad_id)
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     @torch.no_grad()

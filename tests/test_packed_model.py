@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from compressor.sparsity.magnitude import global_l1
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from compressor.checkpoint import (
 from compressor.errors import StageError
 from compressor.packed_model import ABOUT, FILE, save_packed
 from compressor.sparsity.int8 import dequantize_rows, quantize_rows, replace_by_int8
+from compressor.sparsity.select import left, prune_smallest
 
 SIZES = {"vocab_size": 90, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 FFN = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
@@ -45,7 +45,8 @@ def pico(*, untied: bool = False, **config: Any) -> Checkpoint:
     model.generation_config.max_length = 17
     names = [n for n, _ in model.named_parameters() if "DenseReluDense.w" in n]
     weights = {n: model.get_parameter(n) for n in [*names, "lm_head.weight"]}
-    checkpoint = Checkpoint(model, None, "seq2seq_lm", global_l1(weights, {}, 0.6))
+    checkpoint = Checkpoint(model, None, "seq2seq_lm")
+    prune_smallest(weights, checkpoint.masks, round(0.6 * left({}, weights)))
     checkpoint.apply_masks()
     return checkpoint
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -18,7 +18,26 @@ from compressor.errors import nearest
 
 Shape = tuple[int, ...]
 
-_MODULES = {"t5": "t5", "mt5": "t5", "bert": "bert"}
+_MODULES = {
+    "t5": "t5", "mt5": "t5", "longt5": "t5",
+    "bart": "bart", "mbart": "bart", "pegasus": "bart", "marian": "bart",
+    "bert": "bert", "roberta": "bert", "electra": "bert", "distilbert": "distilbert",
+    "gpt2": "gpt2",
+    "llama": "llama", "qwen2": "llama", "qwen3": "llama",
+}  # fmt: skip
+"""Model type → the module that describes it. Each such module has
+
+- `DEFAULTS`: for each model type, what a config leaves out, as transformers fills it in;
+- `ALIASES`: other names that transformers takes for some of these keys (they win over them);
+- `HEADS`: what can stand on the body (see `stages.load.Load.head`);
+- `stacks(config)`: stack → `Stack`; `groups(config)`: group path → names of its weights;
+- `parameters(config, untied_head=…)`: name → shape of every distinct parameter;
+- `ties(config)`: name of a parameter → the name it goes by where the two are one tensor;
+- `linear(config, shapes)`: the parameters that are the weight of an `nn.Linear` (GPT-2's `Conv1D`
+  is none), which are those that can be stored as int8.
+
+`config` always has every key of `DEFAULTS`, and `head`.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,25 @@ class Stack:
     layers: int
     first_layer_only: tuple[str, ...] = ()
     """Parameter names, under `prefix.0.`, that whichever layer comes first must carry."""
+    per_layer: tuple[str, ...] = ()
+    """Keys of the config that have a list with one entry a layer, or nothing."""
+    leading: tuple[str, ...] = ()
+    """Keys of the config that say how many layers, counted from the first, are of one kind."""
+
+    def weights(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The full names of these modules' weights, layer by layer."""
+        return tuple(f"{self.prefix}.{i}.{n}.weight" for i in range(self.layers) for n in names)
+
+    def config_after(self, config: Mapping[str, Any], layers: list[int]) -> dict[str, Any]:
+        """The entries of `config` that change when only `layers` are kept."""
+        changed: dict[str, Any] = {self.config_key: len(layers)}
+        for key in self.per_layer:
+            if config.get(key) is not None:
+                changed[key] = [config[key][layer] for layer in layers]
+        for key in self.leading:
+            if config.get(key) is not None:
+                changed[key] = sum(layer < config[key] for layer in layers)
+        return changed
 
     def kept(self, name: str, layers: list[int]) -> str | None:
         """The name that parameter `name` has after keeping `layers`, or None if it goes."""
@@ -118,6 +156,13 @@ class Facts:
             for name, shape in self.shapes.items()
         )
 
+    @property
+    def positions(self) -> int | None:
+        """The most tokens a sequence can have, where the model has a table of positions."""
+        defaults = architecture(self.model_type).DEFAULTS[self.model_type]
+        table = {"max_position_embeddings", "n_positions"} & defaults.keys()
+        return int(self.config[table.pop()]) if table else None
+
     def numel(self, names: frozenset[str]) -> int:
         return sum(math.prod(self.shapes[name]) for name in names)
 
@@ -145,11 +190,6 @@ class Facts:
         """The facts after `count` more entries of `names` are masked."""
         return replace(self, masked=(*self.masked, (names, count)), exact=self.exact and exact)
 
-    def linear(self) -> list[str]:
-        """The weights of `Linear` layers."""
-        found: list[str] = architecture(self.model_type).linear(self.shapes)
-        return found
-
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Group path → names of its `Linear` weights; unions (`feed_forward`) come after parts."""
         parts: dict[str, tuple[str, ...]] = architecture(self.model_type).groups(self.config)
@@ -162,8 +202,13 @@ class Facts:
         return parts | {kind: names for kind, names in unions.items() if kind not in parts}
 
     def _physical(self, name: str) -> str:
-        ties: Mapping[str, str] = architecture(self.model_type).TIES
+        ties: Mapping[str, str] = architecture(self.model_type).ties(self.config)
         return name if name in self.shapes else ties.get(name, name)
+
+    def linear(self) -> list[str]:
+        """The parameters that are the weight of an `nn.Linear`."""
+        found: list[str] = architecture(self.model_type).linear(self.config, self.shapes)
+        return found
 
     def stacks(self) -> dict[str, Stack]:
         found: dict[str, Stack] = architecture(self.model_type).stacks(self.config)
@@ -174,7 +219,8 @@ class Facts:
         stacks = self.stacks()
         # Every count is written: one that a config leaves out follows another that now changes.
         config = dict(self.config) | {stack.config_key: stack.layers for stack in stacks.values()}
-        config |= {stacks[s].config_key: len(ids) for s, ids in kept.items()}
+        for stack, layers in kept.items():
+            config |= stacks[stack].config_after(self.config, layers)
 
         def renamed(name: str) -> str | None:
             for stack, layers in kept.items():
@@ -242,6 +288,7 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
     model_type = str(config.get("model_type", ""))
     module = architecture(model_type)
     given = {key: value for key, value in config.items() if value is not None}
+    given |= {key: given[alias] for alias, key in module.ALIASES.items() if alias in given}
     full = {**module.DEFAULTS[model_type], **given, "head": head}
     for key in module.DEFAULTS[model_type].keys() & given.keys():
         default, value = module.DEFAULTS[model_type][key], given[key]
@@ -250,6 +297,11 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
             raise ConfigError(key, f"expected a whole number of at least 1, got {value!r}")
     shapes = module.parameters(full, untied_head=untied_head)
     return Facts(model_type=model_type, config=full, shapes=shapes)
+
+
+def labels(config: Mapping[str, Any]) -> int:
+    """How many classes a classifier of this config has; transformers' default is 2."""
+    return int(config.get("num_labels") or len(config.get("id2label") or ()) or 2)
 
 
 def evenly_spaced(layers: int, keep: int) -> list[int]:

@@ -1,24 +1,29 @@
-"""BERT: parameter names and shapes, groups, stack. No tensors here."""
+"""BERT, RoBERTa and ELECTRA: parameter names and shapes, groups, stack. No tensors here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units
+from compressor.architectures import Shape, Stack, Units, labels
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "bert": {
-        "vocab_size": 30522,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-    }
+_BERT: dict[str, Any] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
 }
-TIES: dict[str, str] = {}
+_ELECTRA = {
+    "embedding_size": 128,
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+}
+DEFAULTS = {"bert": _BERT, "roberta": _BERT | {"vocab_size": 50265}, "electra": _BERT | _ELECTRA}
+ALIASES: dict[str, str] = {}
 HEADS = ("none", "sequence_classification")
 
 _ATTENTION = (
@@ -30,8 +35,13 @@ _ATTENTION = (
 _FEED_FORWARD = ("intermediate.dense", "output.dense")
 
 
+def ties(config: Mapping[str, Any]) -> dict[str, str]:
+    """None: neither of its heads can share a tensor with the embedding."""
+    return {}
+
+
 def _prefix(config: Mapping[str, Any]) -> str:
-    return "bert." if config.get("head") == "sequence_classification" else ""
+    return f"{config['model_type']}." if config["head"] == "sequence_classification" else ""
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
@@ -41,23 +51,25 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
     """Name → shape of every parameter; `config["head"]` says what stands on the encoder."""
-    del untied_head  # neither of its heads can share a tensor with the embedding
-    head = config["head"]
+    del untied_head
+    kind, base = config["model_type"], _prefix(config)
     width, inner = config["hidden_size"], config["intermediate_size"]
-    base = "bert." if head == "sequence_classification" else ""
+    narrow = config["embedding_size"] if kind == "electra" else width
     shapes: dict[str, Shape] = {
-        f"{base}embeddings.word_embeddings.weight": (config["vocab_size"], width),
-        f"{base}embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
-        f"{base}embeddings.token_type_embeddings.weight": (config["type_vocab_size"], width),
+        f"{base}embeddings.word_embeddings.weight": (config["vocab_size"], narrow),
+        f"{base}embeddings.position_embeddings.weight": (config["max_position_embeddings"], narrow),
+        f"{base}embeddings.token_type_embeddings.weight": (config["type_vocab_size"], narrow),
     }
 
     def dense(name: str, out: int, into: int) -> None:
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
 
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width,), (width,)
+    def norm(name: str, size: int = width) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (size,), (size,)
 
-    norm(f"{base}embeddings.LayerNorm")
+    norm(f"{base}embeddings.LayerNorm", narrow)
+    if narrow != width:
+        dense(f"{base}embeddings_project", width, narrow)
     for layer in range(config["num_hidden_layers"]):
         block = f"{base}encoder.layer.{layer}"
         for name in _ATTENTION:
@@ -66,27 +78,27 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         dense(f"{block}.intermediate.dense", inner, width)
         dense(f"{block}.output.dense", width, inner)
         norm(f"{block}.output.LayerNorm")
-    dense(f"{base}pooler.dense", width, width)
-    if head == "sequence_classification":
-        labels = config.get("num_labels") or len(config.get("id2label") or {}) or 2
-        dense("classifier", labels, width)
+    classifies = config["head"] == "sequence_classification"
+    # RoBERTa's and ELECTRA's classifiers have two layers, in the pooler's place.
+    if kind == "bert" or (kind == "roberta" and not classifies):
+        dense(f"{base}pooler.dense", width, width)
+    if classifies and kind != "bert":
+        dense("classifier.dense", width, width)
+    if classifies:
+        dense("classifier" if kind == "bert" else "classifier.out_proj", labels(config), width)
     return shapes
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The two groups of `Linear` weights of the encoder's layers."""
-    stack = stacks(config)["encoder"]
-
-    def weights(names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(f"{stack.prefix}.{i}.{n}.weight" for i in range(stack.layers) for n in names)
-
+    encoder = stacks(config)["encoder"]
     return {
-        "encoder.self_attention": weights(_ATTENTION),
-        "encoder.feed_forward": weights(_FEED_FORWARD),
+        "encoder.self_attention": encoder.weights(_ATTENTION),
+        "encoder.feed_forward": encoder.weights(_FEED_FORWARD),
     }
 
 
-def linear(shapes: Mapping[str, Shape]) -> list[str]:
+def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
     """The weights of `Linear` layers."""
     return [n for n, shape in shapes.items() if len(shape) == 2 and "embeddings." not in n]
 

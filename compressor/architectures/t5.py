@@ -1,11 +1,11 @@
-"""T5, Flan-T5 and mT5: parameter names and shapes, groups, stacks, ties. No tensors here."""
+"""T5, Flan-T5, mT5 and LongT5: parameter names and shapes, groups, stacks, ties. No tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units
+from compressor.architectures import ConfigError, Shape, Stack, Units
 
 _T5: dict[str, Any] = {
     "vocab_size": 32128,
@@ -19,24 +19,60 @@ _T5: dict[str, Any] = {
     "feed_forward_proj": "relu",
 }
 _MT5 = {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
-DEFAULTS = {"t5": _T5, "mt5": _T5 | _MT5 | {"feed_forward_proj": "gated-gelu"}}
-"""What a config leaves out, for each model type, as transformers fills it in."""
-TIES = {"lm_head.weight": "shared.weight"}
+DEFAULTS = {
+    "t5": _T5,
+    "mt5": _T5 | _MT5 | {"feed_forward_proj": "gated-gelu"},
+    "longt5": _T5 | {"encoder_attention_type": "local"},
+}
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
 HEADS = ("seq2seq_lm",)
-POSITION_BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
+_ENCODER_ATTENTION = {
+    "local": "LocalSelfAttention",
+    "transient-global": "TransientGlobalSelfAttention",
+}
+_QKVO = ("q", "k", "v", "o")
+
+
+def ties(config: Mapping[str, Any]) -> dict[str, str]:
+    """The head is the embedding, unless it is a tensor of its own."""
+    return {"lm_head.weight": "shared.weight"}
 
 
 def _decoder_layers(config: Mapping[str, Any]) -> int:
     return int(config.get("num_decoder_layers") or config["num_layers"])
 
 
+def _attention(config: Mapping[str, Any], stack: str) -> str:
+    """The name, under a block, of a stack's self-attention: LongT5's encoder has its own kinds."""
+    kind = config.get("encoder_attention_type", "local")
+    if config["model_type"] != "longt5" or stack == "decoder":
+        return "layer.0.SelfAttention"
+    if kind not in _ENCODER_ATTENTION:
+        known = " or ".join(_ENCODER_ATTENTION)
+        raise ConfigError("encoder_attention_type", f"expected {known}, got {kind!r}")
+    return f"layer.0.{_ENCODER_ATTENTION[kind]}"
+
+
+def _biases(attention: str) -> tuple[str, ...]:
+    """The relative-position biases that block 0 has and the others use."""
+    kinds = ("", "global_") if "Global" in attention else ("",)
+    return tuple(f"{attention}.{kind}relative_attention_bias.weight" for kind in kinds)
+
+
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """Encoder and decoder. Only block 0 of each has the relative-position bias."""
+
+    def stack(name: str, key: str, layers: int) -> Stack:
+        return Stack(f"{name}.block", key, layers, _biases(_attention(config, name)))
+
     return {
-        "encoder": Stack("encoder.block", "num_layers", config["num_layers"], (POSITION_BIAS,)),
-        "decoder": Stack(
-            "decoder.block", "num_decoder_layers", _decoder_layers(config), (POSITION_BIAS,)
-        ),
+        "encoder": stack("encoder", "num_layers", config["num_layers"]),
+        "decoder": stack("decoder", "num_decoder_layers", _decoder_layers(config)),
     }
 
 
@@ -47,18 +83,20 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     shapes: dict[str, Shape] = {"shared.weight": (vocabulary, width)}
 
     def attention(prefix: str) -> None:
-        for name in "qkv":
+        for name in _QKVO[:3]:
             shapes[f"{prefix}.{name}.weight"] = (inner, width)
         shapes[f"{prefix}.o.weight"] = (width, inner)
 
-    for stack in stacks(config).values():
-        decoder = stack.prefix.startswith("decoder")
+    for side, stack in stacks(config).items():
+        decoder, kind = side == "decoder", _attention(config, side)
         for layer in range(stack.layers):
             block = f"{stack.prefix}.{layer}"
-            attention(f"{block}.layer.0.SelfAttention")
+            attention(f"{block}.{kind}")
             if layer == 0:
                 buckets = (config["relative_attention_num_buckets"], config["num_heads"])
-                shapes[f"{block}.{POSITION_BIAS}"] = buckets
+                shapes |= {f"{block}.{bias}": buckets for bias in stack.first_layer_only}
+            if "Global" in kind:
+                shapes[f"{block}.{kind}.global_input_layer_norm.weight"] = (width,)
             if decoder:
                 attention(f"{block}.layer.1.EncDecAttention")
             last = 2 if decoder else 1
@@ -67,7 +105,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
                 shapes[f"{block}.layer.{last}.DenseReluDense.{name}.weight"] = shape
             for index in range(last + 1):
                 shapes[f"{block}.layer.{index}.layer_norm.weight"] = (width,)
-        shapes[f"{stack.prefix.split('.')[0]}.final_layer_norm.weight"] = (width,)
+        shapes[f"{side}.final_layer_norm.weight"] = (width,)
     if config.get("tie_word_embeddings") is False if untied_head is None else untied_head:
         shapes["lm_head.weight"] = (vocabulary, width)
     return shapes
@@ -80,25 +118,23 @@ def _feed_forward(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The six groups of `Linear` weights, in the order in which system B prunes them."""
+    encoder, decoder = stacks(config)["encoder"], stacks(config)["decoder"]
 
-    def weights(stack: str, part: str, names: tuple[str, ...]) -> tuple[str, ...]:
-        spec = stacks(config)[stack]
-        layers = range(spec.layers)
-        return tuple(f"{spec.prefix}.{i}.layer.{part}.{n}.weight" for i in layers for n in names)
+    def under(part: str, names: tuple[str, ...]) -> list[str]:
+        return [f"{part}.{name}" for name in names]
 
-    feed_forward = _feed_forward(config)
-    qkvo = ("q", "k", "v", "o")
+    inner = _feed_forward(config)
     return {
-        "encoder.self_attention": weights("encoder", "0.SelfAttention", qkvo),
-        "encoder.feed_forward": weights("encoder", "1.DenseReluDense", feed_forward),
-        "decoder.self_attention": weights("decoder", "0.SelfAttention", qkvo),
-        "decoder.cross_attention": weights("decoder", "1.EncDecAttention", qkvo),
-        "decoder.feed_forward": weights("decoder", "2.DenseReluDense", feed_forward),
+        "encoder.self_attention": encoder.weights(under(_attention(config, "encoder"), _QKVO)),
+        "encoder.feed_forward": encoder.weights(under("layer.1.DenseReluDense", inner)),
+        "decoder.self_attention": decoder.weights(under(_attention(config, "decoder"), _QKVO)),
+        "decoder.cross_attention": decoder.weights(under("layer.1.EncDecAttention", _QKVO)),
+        "decoder.feed_forward": decoder.weights(under("layer.2.DenseReluDense", inner)),
         "lm_head": ("lm_head.weight",),
     }
 
 
-def linear(shapes: Mapping[str, Shape]) -> list[str]:
+def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
     """The weights of `Linear` layers; the embedding is one where the head is tied to it."""
     tied = "lm_head.weight" not in shapes
     return [
@@ -119,17 +155,18 @@ def attentions(config: Mapping[str, Any]) -> list[Units]:
     found = []
     for stack, spec in stacks(config).items():
         for layer in range(spec.layers):
-            for part in ("0.SelfAttention", "1.EncDecAttention")[: 2 if stack == "decoder" else 1]:
-                name = f"{spec.prefix}.{layer}.layer.{part}"
-                own = part.startswith("0")
-                bias = {f"{spec.prefix}.0.{POSITION_BIAS}": 1} if own and layer == 0 else {}
+            parts = [_attention(config, stack), "layer.1.EncDecAttention"]
+            for part in parts[: 2 if stack == "decoder" else 1]:
+                name = f"{spec.prefix}.{layer}.{part}"
+                own = part == parts[0]
+                biases = spec.first_layer_only if own and layer == 0 else ()
                 found.append(
                     Units(
                         name,
                         "num_heads",
                         config["num_heads"],
                         {f"{name}.{matrix}.weight": int(matrix == "o") for matrix in "qkvo"},
-                        carried=bias,
+                        carried={f"{spec.prefix}.0.{bias}": 1 for bias in biases},
                         stack=stack,
                         chosen_with=f"{stack}.self_attention" if own else "",
                     )

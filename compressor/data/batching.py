@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label that no loss counts, as everywhere in transformers."""
+Layout = Literal["pairs", "joined", "classes"]
+"""How a row becomes inputs and labels: a source and its target apart, for an encoder-decoder; one
+after the other, for a decoder; or a source and its class."""
 WINDOW = 64
 """Batches sorted together. Padded source tokens on SciTLDR (batch 8, real ones: 232 a row): 338 in
 random order, 253 with a window of 16, 243 with 64, 235 with the whole epoch; a smaller window
@@ -83,9 +86,12 @@ def share(
 
 
 def collate(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad_id: int
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad_id: int, layout: Layout = "pairs"
 ) -> dict[str, Tensor]:
     """`input_ids`, `attention_mask` [B, S] and `labels` [B, T] (int64), padded to the longest row.
+
+    With `layout` "joined", `input_ids` are a source and its target, and `labels` [B, S] the same,
+    but -100 on the source. With "classes", `labels` [B] are the one number of each target.
 
     Labels are padded with -100. No rows give one row of a pad and a label that does not count: a
     rank without rows still takes part in the step, with a loss of 0.
@@ -94,17 +100,25 @@ def collate(
 
     if not rows:
         # Attended to, because a softmax over nothing is not a number.
-        single = torch.ones((1, 1), dtype=torch.int64)
+        # Two tokens where joined, as a causal model's first predicts nothing.
+        single = torch.ones((1, 2 if layout == "joined" else 1), dtype=torch.int64)
         return {
             "input_ids": single * pad_id,
             "attention_mask": single,
-            "labels": single * IGNORED,
+            "labels": single[0] * IGNORED if layout == "classes" else single * IGNORED,
         }
     sources, targets = zip(*rows, strict=True)
+    if layout == "joined":
+        targets = tuple([IGNORED] * len(source) + list(target) for source, target in rows)
+        sources = tuple([*source, *target] for source, target in rows)
+    if layout == "classes":
+        labels = torch.tensor([label for (label,) in targets])
+    else:
+        labels = torch.from_numpy(_padded(targets, IGNORED))
     return {
         "input_ids": torch.from_numpy(_padded(sources, pad_id)),
         "attention_mask": torch.from_numpy(_padded([[1] * len(row) for row in sources], 0)),
-        "labels": torch.from_numpy(_padded(targets, IGNORED)),
+        "labels": labels,
     }
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compressor.data.batching import Layout, collate
 from compressor.data.sources import DataBase, Rows
+from compressor.errors import StageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 CHUNK = 1000
@@ -16,10 +19,16 @@ CHUNK = 1000
 
 @dataclass(frozen=True)
 class Examples:
-    """Token ids of each row's source (with prefix) and target, both cut and ended with eos."""
+    """Token ids of each row's source (with prefix) and what is learned from it.
+
+    A target has token ids, ended with eos; for a classifier it is one class id.
+    """
 
     sources: list[list[int]]
     targets: list[list[int]]
+    layout: Layout = "pairs"
+    """How rows become batches: "pairs" for an encoder-decoder, "joined" for a decoder, "classes"
+    for a classifier, whose targets are one class id each."""
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -27,15 +36,48 @@ class Examples:
     def row(self, index: int) -> tuple[list[int], list[int]]:
         return self.sources[index], self.targets[index]
 
+    def lengths(self) -> list[int]:
+        """How many tokens of each row a model reads at once."""
+        if self.layout == "joined":
+            return [len(s) + len(t) for s, t in zip(self.sources, self.targets, strict=True)]
+        return [len(source) for source in self.sources]
 
-def tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase) -> Examples:
-    """Token ids of `rows`, at most `max_source_length` and `max_target_length` with the eos."""
+    def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
+        """What `collate` makes of some rows."""
+        return collate([self.row(row) for row in rows], pad_id=pad_id, layout=self.layout)
+
+
+def tokenize(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase, *, joined: bool = False
+) -> Examples:
+    """Token ids of `rows`, at most `max_source_length` and `max_target_length` with the eos.
+
+    `joined`: for a decoder-only model, which reads a source and goes on with the target. Then
+    both end with exactly one eos, whatever the tokenizer does by itself (the source's tells where
+    the summary begins), and only the source begins with the bos of a tokenizer that puts one.
+    Raises StageError where there is no eos.
+    """
     sources, targets = [], []
     for start in range(0, len(rows), CHUNK):
         part = slice(start, start + CHUNK)
         texts = [data.prefix + text for text in rows.texts[part]]
         sources += tokenizer(texts, truncation=True, max_length=data.max_source_length).input_ids
         targets += tokenizer(
-            text_target=rows.summaries[part], truncation=True, max_length=data.max_target_length
+            text_target=rows.summaries[part],
+            truncation=True,
+            max_length=data.max_target_length,
+            add_special_tokens=not joined,
         ).input_ids
-    return Examples(sources, targets)
+    if joined:
+        eos = tokenizer.eos_token_id
+        if eos is None:
+            raise StageError("the tokenizer has no eos token, with which a summary must end")
+        sources = [_ended(ids, data.max_source_length, eos) for ids in sources]
+        targets = [_ended(ids, data.max_target_length, eos) for ids in targets]
+    return Examples(sources, targets, "joined" if joined else "pairs")
+
+
+def _ended(ids: list[int], limit: int, eos: int) -> list[int]:
+    """`ids` with one eos at the end, which is among the at most `limit` tokens."""
+    text = ids[:-1] if ids and ids[-1] == eos else ids
+    return [*text[: limit - 1], eos]

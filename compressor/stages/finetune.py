@@ -86,6 +86,10 @@ class Gradual(Grouping):
 class Finetune(Hyperparameters, Stage):
     """Fine-tune the model on the training split; what is pruned stays pruned.
 
+    An encoder-decoder learns the summary from the text. A decoder (head `causal_lm`) reads the
+    text, ended with eos, and learns the summary after it: at most `data.max_source_length` +
+    `data.max_target_length` tokens, of which only the summary's count in the loss.
+
     AdamW with linear warm-up and decay. The loss of a step is the mean over the real label tokens
     of its global batch, whatever the number of processes. `losses.csv` has every step's.
 
@@ -111,10 +115,10 @@ class Finetune(Hyperparameters, Stage):
         facts = planning.facts
         if facts is not None and facts.int8:
             planning.problem("", "cannot train an int8 model; put `quantize` after the training")
-        if facts is not None and facts.config["head"] != "seq2seq_lm":
-            planning.problem(
-                "", f"trains sequence-to-sequence models, not {facts.config['head']!r}"
-            )
+        if facts is not None and facts.config["head"] not in ("seq2seq_lm", "causal_lm"):
+            planning.problem("", f"trains language models, not {facts.config['head']!r}")
+        if facts is not None and facts.positions is not None:
+            self._check_lengths(facts.positions, facts.config["head"], planning)
         for index, name in enumerate(self.trackers):
             if name not in _TRACKER_MODULES:
                 from compressor.errors import nearest
@@ -130,18 +134,24 @@ class Finetune(Hyperparameters, Stage):
             return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
         return facts
 
+    def _check_lengths(self, positions: int, head: str, planning: Planning) -> None:
+        limits = (planning.data.max_source_length, planning.data.max_target_length)
+        longest, how = (sum(limits), " + ") if head == "causal_lm" else (max(limits), " and ")
+        if longest > positions:
+            planning.problem(
+                "",
+                f"the model has {positions} positions, and rows of up to {longest} tokens; lower "
+                f"{how.join(('data.max_source_length', 'data.max_target_length'))}",
+            )
+
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Train to the end, from a checkpoint of a killed run where there is one."""
-        from compressor.data.examples import tokenize
-        from compressor.errors import StageError
         from compressor.losses import LabelLoss
         from compressor.training import Training
 
         checkpoint = inputs.checkpoint()
-        if checkpoint.tokenizer is None:
-            raise StageError("the model has no tokenizer; set model.tokenizer")
         train, validation = (
-            tokenize(context.rows(split), checkpoint.tokenizer, context.data)
+            checkpoint.examples(context.rows(split), context.data)
             for split in ("train", "validation")
         )
         folder = context.run_folder / "trackers" if context.run_folder and self.trackers else None
@@ -152,7 +162,7 @@ class Finetune(Hyperparameters, Stage):
             validation=validation,
             settings=self,
             masks=checkpoint.masks,
-            pad_id=checkpoint.tokenizer.pad_token_id,
+            pad_id=checkpoint.pad_id,
             seed=context.seed,
             resume=context.resume,
             progress=context.progress,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _READ = frozenset({".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py"})
 """Endings of the files of a model directory that transformers may read."""
+_EMBEDDINGS = ("shared.weight", "embed_tokens.weight", "wte.weight")
+"""How the names of tables end that a language model's head may be tied to."""
 _TOKENIZER_PATTERNS = ("*token*", "vocab*", "merges.txt", "*.model", "added_tokens.json")
 
 
@@ -60,8 +62,10 @@ class Load(Stage):
         description="Without a source: the config of a fresh model. With one: what a plan counts "
         "with while the hub cannot be reached.",
     )
-    head: Literal["seq2seq_lm", "sequence_classification", "none"] = Field(
-        "seq2seq_lm", description="What stands on the model's body."
+    head: Literal["seq2seq_lm", "causal_lm", "sequence_classification", "none"] = Field(
+        "seq2seq_lm",
+        description="What stands on the model's body: seq2seq_lm (T5, BART and their kin), "
+        "causal_lm (GPT-2, Llama, Qwen), sequence_classification, or nothing.",
     )
     tokenizer: str | TrainTokenizer | None = Field(
         None, description="Hub id, directory, or how to train one; default: the source's own."
@@ -157,8 +161,8 @@ class Load(Stage):
         weights = directory / "model.safetensors"
         untied = None
         if weights.is_file():
-            untied = "lm_head.weight" in _safetensors_names(weights)
-            untied = untied and "shared.weight" in _safetensors_names(weights)
+            names = _safetensors_names(weights)
+            untied = "lm_head.weight" in names and any(n.endswith(_EMBEDDINGS) for n in names)
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # not JSON, or not UTF-8
@@ -202,8 +206,8 @@ class Load(Stage):
         from compressor.checkpoint import Checkpoint
 
         torch.manual_seed(context.seed)  # a fresh head on a pretrained body is random too
-        model = self._fresh(context) if self.source is None else self._pretrained(context)
         tokenizer = self._tokenizer(context)
+        model = self._fresh(tokenizer) if self.source is None else self._pretrained(context)
         if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
             raise StageError(
                 f"the tokenizer has {len(tokenizer)} pieces, the model's embedding only "
@@ -211,7 +215,8 @@ class Load(Stage):
             )
         return Checkpoint(model.eval(), tokenizer, self.head)
 
-    def _fresh(self, context: Context) -> Any:
+    def _fresh(self, tokenizer: PreTrainedTokenizerBase | None) -> Any:
+        """A model with random weights, which means by pad, bos and eos what the tokenizer does."""
         from transformers import AutoConfig
 
         from compressor.checkpoint import build
@@ -219,9 +224,17 @@ class Load(Stage):
         assert self.config is not None
         values = dict(self.config)
         model_type = values.pop("model_type")
-        if architecture(model_type).HEADS == ("seq2seq_lm",):
+        for token in ("pad", "bos", "eos"):
+            number = getattr(tokenizer, f"{token}_token_id", None)
+            if number is not None:
+                values.setdefault(f"{token}_token_id", number)
+        if self.head == "seq2seq_lm":
             values.setdefault("decoder_start_token_id", values.get("pad_token_id", 0))
         config = AutoConfig.for_model(model_type, **values)
+        if getattr(config, "forced_eos_token_id", None) and "forced_eos_token_id" not in values:
+            config.forced_eos_token_id = (
+                config.eos_token_id
+            )  # BART's default is its own tokenizer's
         return build(config, self.head, untied_head=values.get("tie_word_embeddings") is False)
 
     def _pretrained(self, context: Context) -> Any:

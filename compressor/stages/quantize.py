@@ -38,9 +38,11 @@ class Quantize(Stage):
             return None
         if facts.int8:
             planning.problem("", "the model is int8 already")
-        from compressor.architectures import architecture
-
-        names = architecture(facts.model_type).linear(facts.shapes)
+        names = facts.linear()
+        # BART and mBART scale inside the embedding that int8 replaces; Pegasus and Marian outside.
+        scales = facts.model_type in ("bart", "mbart") and facts.config.get("scale_embedding")
+        if scales and "model.shared.weight" in names:
+            planning.problem("", "the embedding is tied and scaled (scale_embedding); int8 is not")
         return replace(facts, int8=frozenset(names), exact=False)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:

@@ -8,7 +8,6 @@ from pydantic import Field, field_validator
 
 from compressor.architectures import Facts
 from compressor.data.sources import Rows, Split
-from compressor.errors import StageError
 from compressor.pruning import (
     TRAINABLE_HEADS,
     Grouping,
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from compressor.checkpoint import Checkpoint
-    from compressor.data.examples import Examples
 
 CURVES = "sensitivity.json"
 
@@ -73,6 +71,8 @@ class Sensitivity(Grouping, Report):
         if self.importance == "sparsegpt":
             planning.problem("importance", "sparsegpt changes what it keeps; take another here")
         self.check_groups(facts, planning.problem)
+        if self.rouge and facts.config["head"] != "seq2seq_lm":
+            planning.problem("rouge", "scores sequence-to-sequence models only")
         list(self.chosen(self._paths(facts), facts, planning.problem))
         return facts
 
@@ -86,8 +86,6 @@ class Sensitivity(Grouping, Report):
         import torch
 
         checkpoint = inputs.checkpoint()
-        if checkpoint.tokenizer is None:
-            raise StageError("the model has no tokenizer; set model.tokenizer")
         checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         rows = context.rows("validation")
         rows = Rows(rows.texts[: self.rows], rows.summaries[: self.rows])
@@ -122,12 +120,10 @@ class _Measure:
     def __init__(
         self, checkpoint: Checkpoint, rows: Rows, context: Context, stage: Sensitivity
     ) -> None:
-        from compressor.data.examples import tokenize
         from compressor.losses import LabelLoss
 
-        assert checkpoint.tokenizer is not None
         self.checkpoint, self.rows, self.stage = checkpoint, rows, stage
-        self.examples: Examples = tokenize(rows, checkpoint.tokenizer, context.data)
+        self.examples = checkpoint.examples(rows, context.data)
         self.loss = LabelLoss(checkpoint.model)
 
     def __call__(self) -> dict[str, float]:

@@ -148,6 +148,27 @@ def test_collate_of_no_rows_is_a_row_that_does_not_count() -> None:
     }
 
 
+def test_collate_joins_source_and_target_for_a_decoder() -> None:
+    """By hand: one sequence each, labels -100 on the source and on the padding."""
+    rows = [([5, 6, 1], [7, 1]), ([8, 1], [9, 1])]
+    batch = collate(rows, pad_id=0, layout="joined")
+    assert batch["input_ids"].tolist() == [[5, 6, 1, 7, 1], [8, 1, 9, 1, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    ignored = -100
+    assert batch["labels"].tolist() == [
+        [ignored, ignored, ignored, 7, 1],
+        [ignored, ignored, 9, 1, ignored],
+    ]
+
+
+def test_collate_gives_a_classifier_one_label_a_row() -> None:
+    """The class ids [B], also for no rows."""
+    batch = collate([([5, 6, 1], [2]), ([8, 1], [0])], pad_id=0, layout="classes")
+    assert batch["labels"].tolist() == [2, 0]
+    assert batch["input_ids"].tolist() == [[5, 6, 1], [8, 1, 0]]
+    assert collate([], pad_id=0, layout="classes")["labels"].tolist() == [-100]
+
+
 def test_evaluation_batches_keep_to_the_budget() -> None:
     """By hand: longest first, at most 10 padded tokens, a longer row alone."""
     assert evaluation_batches([2, 12, 5, 4, 3, 1], tokens=10) == [[1], [2, 3], [4, 0, 5]]

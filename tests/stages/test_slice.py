@@ -52,6 +52,11 @@ def shaken(model):
     return model
 
 
+def half_pruned(checkpoint: Checkpoint, names: frozenset[str]) -> Facts:
+    facts = checkpoint.facts()
+    return facts.prune(names, facts.numel(names) // 2)
+
+
 def logits(model) -> torch.Tensor:
     with torch.inference_mode():
         if model.config.is_encoder_decoder:
@@ -222,14 +227,14 @@ def test_masks_are_cut_as_their_weights_are(tmp_path) -> None:
     for name, mask in smaller.masks.items():
         assert torch.equal(smaller.parameter(name) != 0, mask), name
     assert torch.equal(smaller.masks["shared.weight"], checkpoint.masks["shared.weight"])
-    facts = checkpoint.facts().prune(frozenset(names), 0.5)
+    facts = half_pruned(checkpoint, frozenset(names))
     planned, _ = previewed(Slice(feed_forward=0.5), facts)
     assert not planned.exact
     assert planned.exact_size
     assert planned.masked[0][1] == sum(16 * 16 for _ in names) // 2
     # Tensors that stay whole keep an exact count.
     whole, _ = previewed(
-        Slice(feed_forward=0.5), checkpoint.facts().prune(frozenset(["shared.weight"]), 0.5)
+        Slice(feed_forward=0.5), half_pruned(checkpoint, frozenset(["shared.weight"]))
     )
     assert whole.exact
 

@@ -1,0 +1,81 @@
+"""DistilBERT: parameter names and shapes, groups, stack. No tensors here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.architectures import Shape, Stack, labels
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "distilbert": {
+        "vocab_size": 30522,
+        "dim": 768,
+        "n_layers": 6,
+        "n_heads": 12,
+        "hidden_dim": 3072,
+        "max_position_embeddings": 512,
+    }
+}
+ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
+HEADS = ("none", "sequence_classification")
+
+_ATTENTION = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
+
+
+def ties(config: Mapping[str, Any]) -> dict[str, str]:
+    """None: neither of its heads can share a tensor with the embedding."""
+    return {}
+
+
+def _prefix(config: Mapping[str, Any]) -> str:
+    return "distilbert." if config["head"] == "sequence_classification" else ""
+
+
+def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
+    prefix = f"{_prefix(config)}transformer.layer"
+    return {"encoder": Stack(prefix, "n_layers", config["n_layers"])}
+
+
+def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
+    """Name → shape of every parameter; `config["head"]` says what stands on the encoder."""
+    del untied_head
+    base, width, inner = _prefix(config), config["dim"], config["hidden_dim"]
+    shapes: dict[str, Shape] = {
+        f"{base}embeddings.word_embeddings.weight": (config["vocab_size"], width),
+        f"{base}embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
+    }
+
+    def dense(name: str, out: int, into: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width,), (width,)
+
+    norm(f"{base}embeddings.LayerNorm")
+    for layer in range(config["n_layers"]):
+        block = f"{base}transformer.layer.{layer}"
+        for name in _ATTENTION:
+            dense(f"{block}.{name}", width, width)
+        norm(f"{block}.sa_layer_norm")
+        dense(f"{block}.ffn.lin1", inner, width)
+        dense(f"{block}.ffn.lin2", width, inner)
+        norm(f"{block}.output_layer_norm")
+    if config["head"] == "sequence_classification":
+        dense("pre_classifier", width, width)
+        dense("classifier", labels(config), width)
+    return shapes
+
+
+def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The two groups of `Linear` weights of the encoder's layers."""
+    encoder = stacks(config)["encoder"]
+    return {
+        "encoder.self_attention": encoder.weights(_ATTENTION),
+        "encoder.feed_forward": encoder.weights(("ffn.lin1", "ffn.lin2")),
+    }
+
+
+def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
+    """The weights of `Linear` layers."""
+    return [n for n, shape in shapes.items() if len(shape) == 2 and "embeddings." not in n]
