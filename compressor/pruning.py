@@ -219,14 +219,14 @@ class Pruner:
             self._sparsegpt(weights, count, n_m)
         elif n_m is not None:
             modules = self._modules(weights)
-            scores = {n: _as_rows(s, modules[n]) for n, s in self._scores(weights).items()}
+            scores = {n: _as_rows(s, modules[n]) for n, s in self.scores(weights).items()}
             rows = {n: _as_rows(masks[n], modules[n]) for n in scores if n in masks}
             prune_blocks(scores, rows, *n_m)
             masks |= {n: _as_rows(mask, modules[n]).contiguous() for n, mask in rows.items()}
         elif self.grouping.importance == "wanda":
             self._wanda(weights, count)
         else:
-            prune_smallest(self._scores(weights), masks, count)
+            prune_smallest(self.scores(weights), masks, count)
         for name in names:
             apply_mask(weights[name].data, masks[name])
         return before - left(masks, weights)
@@ -245,7 +245,8 @@ class Pruner:
                 masks.pop(name, None)
             masks.update(old)
 
-    def _scores(self, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    def scores(self, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+        """A score for each entry, whose sign does not count; 0 where a mask has False."""
         from compressor.sparsity import importance
 
         kind, masks = self.grouping.importance, self.checkpoint.masks
@@ -269,7 +270,7 @@ class Pruner:
         from compressor.sparsity.select import prune_rows
 
         modules, masks = self._modules(weights), self.checkpoint.masks
-        scores = {n: _as_rows(s, modules[n]) for n, s in self._scores(weights).items()}
+        scores = {n: _as_rows(s, modules[n]) for n, s in self.scores(weights).items()}
         rows = {n: _as_rows(masks[n], modules[n]) for n in scores if n in masks}
         prune_rows(scores, rows, count)
         masks |= {n: _as_rows(mask, modules[n]).contiguous() for n, mask in rows.items()}

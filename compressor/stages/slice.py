@@ -1,19 +1,23 @@
-"""`slice`: heads and neurons leave a model. Which ones lie where is in `architectures/`, the maths
-in `compressor.sparsity.slicing`; whole layers leave by `shrink`.
+"""`slice`: heads, neurons and layers leave a model, the least important first. Which ones lie where
+is in `architectures/`, the maths in `compressor.sparsity.slicing`. `shrink` drops layers by number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compressor.architectures import Facts, UnitKind, Units
+from compressor.data.sources import Split
 from compressor.errors import StageError, nearest
+from compressor.pruning import TRAINABLE_HEADS, Grouping, Pruner, calibration
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compressor.checkpoint import Checkpoint
 
 _WORDS: dict[UnitKind, str] = {"heads": "heads", "feed_forward": "feed-forward neurons"}
@@ -34,8 +38,9 @@ class Widths(BaseModel):
 
     heads: int | float | None = Field(None, description=f"{_WIDTH}; of each attention.")
     feed_forward: int | float | None = Field(None, description=f"{_WIDTH}; of each layer.")
+    layers: int | float | None = Field(None, description=f"{_WIDTH}; of each stack.")
 
-    @field_validator("heads", "feed_forward", mode="before")
+    @field_validator("heads", "feed_forward", "layers", mode="before")
     @classmethod
     def _is_a_width(cls, value: Any) -> Any:
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -51,14 +56,15 @@ class Widths(BaseModel):
 
 
 class Slice(Widths, Stage):
-    """Take attention heads and feed-forward neurons out of a model: it gets smaller and faster.
+    """Take heads, feed-forward neurons and layers out of a model: it gets smaller and faster.
 
     Of each attention and each feed-forward layer the units of largest L2 norm stay, over all the
     matrices that a unit has: rows of q, k and v and columns of o for a head; a row of each input
     matrix (two where gated) and a column of the output matrix for a neuron. Biases and masks go
     with their unit. A unit whose matrices are zero goes first, and changes no output. This is
     structured pruning by magnitude (Li et al., 1608.08710, for units of transformers); the
-    sliced model needs fine-tuning.
+    sliced model needs fine-tuning. `importance: taylor` judges by the loss on rows of the data
+    instead. Layers leave first, those of the smallest sum over all of their matrices.
 
     In every layer as many stay, since a config has one number for all. In T5 each column of the
     relative-position bias, which block 0 has, serves one head in all layers of its stack: so the
@@ -80,21 +86,55 @@ class Slice(Widths, Stage):
     multiple_of: int = Field(
         1, ge=1, description="Round the number of neurons up to a multiple of this."
     )
-    importance: Literal["magnitude"] = Field(
-        "magnitude", description="What a unit is judged by: the L2 norm of its weights."
+    importance: Literal["magnitude", "random", "taylor"] = Field(
+        "magnitude",
+        description="What a unit is judged by: the L2 norm of its weights, nothing, or the sum of "
+        "|w · dL/dw| over its weights.",
     )
+    calibration_rows: int = Field(64, ge=1, description="Training rows that taylor looks at.")
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Slice:
-        if not list(self._wanted()):
-            raise ValueError("set `heads` or `feed_forward`")
+        if not list(self._wanted()) and not list(self._wanted_layers(("encoder", "decoder"))):
+            raise ValueError("set `heads`, `feed_forward` or `layers`")
         return self
+
+    def draws(self) -> bool:
+        return self.importance == "random"
+
+    def data_splits(self) -> tuple[Split, ...]:
+        return ("train",) if self.importance == "taylor" else ()
+
+    def parameters(self) -> dict[str, Any]:
+        """Calibration rows decide nothing where no row is looked at."""
+        left_out = set() if self.importance == "taylor" else {"calibration_rows"}
+        return {key: value for key, value in super().parameters().items() if key not in left_out}
 
     def _wanted(self) -> Iterator[tuple[str, UnitKind, int | float]]:
         """(stack, or "" for all, kind of unit, width)."""
         for stack, widths in (("", self), ("encoder", self.encoder), ("decoder", self.decoder)):
             for kind, width in widths.wanted() if widths else ():
                 yield stack, kind, width
+
+    def _wanted_layers(self, stacks: Iterable[str]) -> Iterator[tuple[str, str, int | float]]:
+        """(key in the recipe, stack, how many layers of it stay)."""
+        for stack in stacks:
+            own: Widths | None = getattr(self, stack)
+            if own is not None and own.layers is not None:
+                yield f"{stack}.layers", stack, own.layers
+            elif self.layers is not None:
+                yield "layers", stack, self.layers
+
+    def depths(self, facts: Facts, problem: Callable[[str, str], None] = _refuse) -> dict[str, int]:
+        """How many layers of each stack stay. Reports more than there are, or raises."""
+        stacks, kept = facts.stacks(), dict[str, int]()
+        for path, stack, amount in self._wanted_layers(s for s in stacks if hasattr(self, s)):
+            count = stacks[stack].layers
+            if amount > count:
+                problem(path, f"{amount} is outside 1 … {count}, the layers there are")
+            else:
+                kept[stack] = amount if isinstance(amount, int) else max(1, round(amount * count))
+        return kept
 
     def preview(self, planning: Planning) -> Facts | None:
         """Exact sizes; reports widths that are too large, or that no config can express."""
@@ -104,6 +144,10 @@ class Slice(Widths, Stage):
         if facts.int8:
             planning.problem("", "cannot slice an int8 model; put `quantize` after it")
             return facts
+        if self.importance == "taylor" and facts.config["head"] not in TRAINABLE_HEADS:
+            planning.problem("importance", "taylor needs a head that has a loss on rows of text")
+        depths = self.depths(facts, planning.problem)
+        facts = facts.keep_layers({stack: list(range(n)) for stack, n in depths.items()})
         chosen = self.widths(facts, planning.problem)
         for width in sorted({width for _, width in chosen}):
             facts = facts.resize([units for units, own in chosen if own == width], width)
@@ -162,38 +206,74 @@ class Slice(Widths, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Judge, choose, and build the smaller model."""
-        from compressor.checkpoint import keep_units
+        from compressor.checkpoint import keep_layers, keep_units
 
         checkpoint = inputs.checkpoint()
-        kept = choose(checkpoint, self.widths(checkpoint.facts()))
-        context.metrics["kept"] = {
+        metrics: dict[str, Any] = {}
+        if depths := self.depths(checkpoint.facts()):
+            layers = self._choose_layers(checkpoint, depths, context)
+            metrics |= {f"{stack} layers": indices for stack, indices in layers.items()}
+            checkpoint = keep_layers(checkpoint, layers)
+        kept = self._choose(checkpoint, context)
+        metrics |= {
             units.name: indices if units.config_key.endswith("heads") else len(indices)
             for units, indices in kept
         }
+        context.metrics["kept"] = metrics
         return keep_units(checkpoint, kept)
 
+    def _scores(
+        self, checkpoint: Checkpoint, names: Iterable[str], context: Context
+    ) -> Mapping[str, Tensor]:
+        """A score that is not negative for each entry of the matrices."""
+        weights = {name: checkpoint.parameter(name) for name in names}
+        if self.importance == "magnitude":
+            return {name: weight.detach().square() for name, weight in weights.items()}
+        judged_by = Grouping(importance=self.importance, calibration_rows=self.calibration_rows)
+        examples = calibration(judged_by, checkpoint, context)
+        return Pruner(checkpoint, judged_by, seed=context.seed, examples=examples).scores(weights)
 
-def choose(
-    checkpoint: Checkpoint, widths: list[tuple[Units, int]]
-) -> list[tuple[Units, list[int]]]:
-    """The units of largest L2 norm; where several choose together, of the norm over all of them."""
-    from compressor.sparsity.slicing import strongest, unit_sums
+    def _choose_layers(
+        self, checkpoint: Checkpoint, depths: Mapping[str, int], context: Context
+    ) -> dict[str, list[int]]:
+        import torch
 
-    together: dict[str, list[Units]] = {}
-    for units, _ in widths:
-        together.setdefault(units.chosen_with or units.name, []).append(units)
-    scores = {
-        name: unit_sums(
-            (
-                (checkpoint.parameter(matrix).detach().square(), axis)
-                for units in members
-                for matrix, axis in units.matrices.items()
-            ),
-            members[0].count,
-        )
-        for name, members in together.items()
-    }
-    return [
-        (units, strongest(scores[units.chosen_with or units.name], width))
-        for units, width in widths
-    ]
+        from compressor.sparsity.slicing import strongest, unit_sums
+
+        facts, kept = checkpoint.facts(), {}
+        for stack, depth in depths.items():
+            spec = facts.stacks()[stack]
+            members = [
+                [n for n in facts.linear() if n.startswith(f"{spec.prefix}.{layer}.")]
+                for layer in range(spec.layers)
+            ]
+            scores = self._scores(checkpoint, [n for names in members for n in names], context)
+            sums = [unit_sums(((scores[n], 0) for n in names), 1) for names in members]
+            kept[stack] = strongest(torch.cat(sums), depth)
+        return kept
+
+    def _choose(self, checkpoint: Checkpoint, context: Context) -> list[tuple[Units, list[int]]]:
+        """The units of largest score; where several choose together, of the sum over all."""
+        from compressor.sparsity.slicing import strongest, unit_sums
+
+        widths = self.widths(checkpoint.facts())
+        matrices = dict.fromkeys(name for units, _ in widths for name in units.matrices)
+        scores = self._scores(checkpoint, matrices, context)
+        together: dict[str, list[Units]] = {}
+        for units, _ in widths:
+            together.setdefault(units.chosen_with or units.name, []).append(units)
+        sums = {
+            name: unit_sums(
+                (
+                    (scores[matrix], axis)
+                    for units in members
+                    for matrix, axis in units.matrices.items()
+                ),
+                members[0].count,
+            )
+            for name, members in together.items()
+        }
+        return [
+            (units, strongest(sums[units.chosen_with or units.name], width))
+            for units, width in widths
+        ]

@@ -274,7 +274,7 @@ def test_what_no_model_can_be_is_found_when_planned(tmp_path, make, stage, path,
         ("{headz: 2}", "", ["stages.slice.headz", "did you mean 'heads'?"]),
         ("{encoder: {feedforward: 2}}", "", ["encoder.feedforward", "'feed_forward'"]),
         ("{importance: magnitud, heads: 1}", "", ["stages.slice.importance"]),
-        ("{}", "", ["stages.slice", "set `heads` or `feed_forward`"]),
+        ("{}", "", ["stages.slice", "set `heads`, `feed_forward` or `layers`"]),
         ("{heads: 9}", "", ["stages.slice.heads", "9 is outside 1 … 4"]),
         ("{heads: 2, model: quantize}", "quantize, ", ["cannot slice an int8 model"]),
     ],
@@ -315,6 +315,45 @@ def test_a_sliced_model_is_trained_evaluated_and_exported(
     model = AutoModelForSeq2SeqLM.from_pretrained(done.run_folder / "model")
     assert (model.config.num_heads, model.config.d_ff) == (2, 24)
     assert model.generate(IDS, max_length=8).shape[1] <= 8
+
+
+def test_layers_that_are_zero_go_first_and_change_nothing(tmp_path) -> None:
+    """A layer whose matrices are zero adds nothing to the residual stream; sizes are the plan's."""
+    checkpoint = t5(num_layers=4, num_decoder_layers=4)
+    lost = {"encoder": [0, 2], "decoder": [3]}
+    with torch.no_grad():
+        for name, parameter in checkpoint.model.named_parameters():
+            stack, _, rest = name.partition(".block.")
+            if rest and parameter.ndim == 2 and "bias" not in name:
+                parameter.mul_(int(rest.partition(".")[0]) not in lost[stack])
+    expected = logits(checkpoint.model)
+    stage = Slice(encoder={"layers": 2}, decoder={"layers": 0.75})
+    plan, problems = previewed(stage, checkpoint.facts())
+    smaller = sliced(stage, checkpoint, tmp_path)
+    assert problems == []
+    assert plan is not None
+    assert plan.shapes == smaller.facts().shapes
+    assert torch.allclose(logits(smaller.model), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "random"])
+def test_units_can_be_judged_otherwise(recipe, run, importance) -> None:
+    """By the loss on rows, or by nothing: the planned widths, and layers as well."""
+    settings = f"{{heads: 2, layers: 1, importance: {importance}, calibration_rows: 4}}"
+    path = recipe(
+        ("  prune:", f"  slice: {settings}\n  prune:"),
+        ("finetune, prune, recover, evaluate]", "finetune, slice]"),
+        ("  recover: {stage: finetune, epochs: 1}\n", ""),
+    )
+    plan = run("plan", path, "--json")
+    done = run("run", path, "skip=[finetune]")
+    assert done.code == 0, done.err
+    record = next(r for r in done_records(path, done) if r["name"] == "slice")
+    assert record["parameters"] == json.loads(plan.out)[-1]["parameters"]
+
+
+def done_records(path: Path, done) -> list[dict]:
+    return json.loads((path.parent / done.run_folder / "metrics.json").read_text())
 
 
 def test_units_are_cut_out_of_either_axis() -> None:
