@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from compressor.progress import Progress
 from compressor.stage import Context, Inputs, Launch, Planning
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
+from compressor.stages.slice import Slice
 from compressor.training import Training
 from tests.pico import PICO, TWO_VOCABULARIES, UNTIED
 
@@ -326,3 +328,42 @@ def test_int8_of_a_scaled_tied_embedding_is_refused() -> None:
         Quantize().preview(planning(facts(config, head="seq2seq_lm")))
     for other in ({"scale_embedding": False}, {"model_type": "pegasus"}, UNTIED):
         assert Quantize().preview(planning(facts(config | other, head="seq2seq_lm"))).int8
+
+
+@pytest.mark.parametrize(("model_type", "changes", "head"), CASES)
+def test_neurons_that_are_zero_leave_and_take_nothing_along(
+    tmp_path, model_type, changes, head
+) -> None:
+    """Half of each layer's neurons, in every family: logits within 1e-5, planned sizes, reload."""
+    start = fresh(model_type, changes, head)
+    table = start.facts()
+    chance = random.Random(1)
+    with torch.no_grad():
+        for units in table.units("feed_forward"):
+            for neuron in chance.sample(range(units.count), units.count // 2):
+                for name, axis in units.tensors.items():
+                    start.parameter(name).data.select(axis, neuron).zero_()
+    expected = outputs(start.model)
+    start.save(tmp_path / "before")
+    stage = Slice(feed_forward=0.5)
+    planned = stage.preview(planning(table))
+    smaller = stage.run(Inputs(tmp_path / "before"), context(tmp_path))
+    assert smaller.facts().shapes == planned.shapes
+    assert planned.parameters < table.parameters
+    assert torch.allclose(outputs(smaller.model), expected, atol=1e-5)
+    back = reloaded(smaller, tmp_path / "after")
+    assert torch.equal(outputs(back.model), outputs(smaller.model))
+
+
+@pytest.mark.parametrize("model_type", sorted(PICO.keys() - {"t5", "mt5", "longt5"}))
+def test_heads_that_no_config_can_spare_are_refused(model_type) -> None:
+    """With the reason, while planning."""
+    head = architecture(model_type).HEADS[0]
+    told = []
+    where = replace(
+        planning(facts({"model_type": model_type} | PICO[model_type], head=head)),
+        problem=lambda path, message: told.append((path, message)),
+    )
+    Slice(heads=0.5).preview(where)
+    assert [path for path, _ in told] == ["heads"]
+    assert "head" in told[0][1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack
+from compressor.architectures import Shape, Stack, Units
 
 _BART: dict[str, Any] = {
     "vocab_size": 50265,
@@ -130,3 +130,48 @@ def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
         for name, shape in shapes.items()
         if len(shape) == 2 and (name == head or (".embed_" not in name and name != _SHARED))
     ]
+
+
+def attentions(config: Mapping[str, Any]) -> list[Units]:
+    """The heads of every attention. They cannot leave: the config has no head size of its own."""
+    found = []
+    for side, stack in stacks(config).items():
+        key = f"{side}_attention_heads"
+        for layer in range(stack.layers):
+            for part in ("self_attn", "encoder_attn")[: 1 + (side == "decoder")]:
+                name = f"{stack.prefix}.{layer}.{part}"
+                found.append(
+                    Units(
+                        name,
+                        key,
+                        config[key],
+                        {f"{name}.{n}.weight": int(n == "out_proj") for n in _PROJECTIONS},
+                        carried={f"{name}.{n}.bias": 0 for n in _PROJECTIONS[:3]},
+                        stack=side,
+                        stays=f"heads cannot leave a {config['model_type']}: its config has no "
+                        f"head size of its own, which is d_model / {key}",
+                    )
+                )
+    return found
+
+
+def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
+    """The neurons of every layer; each stack has a width of its own."""
+    found = []
+    for side, stack in stacks(config).items():
+        key = f"{side}_ffn_dim"
+        for layer in range(stack.layers):
+            name = f"{stack.prefix}.{layer}"
+            matrices = {f"{name}.fc1.weight": 0, f"{name}.fc2.weight": 1}
+            bias = {f"{name}.fc1.bias": 0}
+            found.append(Units(f"{name}.fc1", key, config[key], matrices, bias, side))
+    return found
+
+
+def vocabulary(config: Mapping[str, Any]) -> list[Units]:
+    """The pieces: a row each of all tables, the head and its bias. None with two vocabularies."""
+    if not _one_table(config):
+        return []
+    rows = dict.fromkeys((_SHARED, *_EMBEDDINGS.values(), "lm_head.weight"), 0)
+    bias = {"final_logits_bias": 1}
+    return [Units("vocabulary", "vocab_size", config["vocab_size"], rows, bias)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, labels
+from compressor.architectures import Shape, Stack, Units, labels
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "distilbert": {
@@ -79,3 +79,42 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
     """The weights of `Linear` layers."""
     return [n for n, shape in shapes.items() if len(shape) == 2 and "embeddings." not in n]
+
+
+def attentions(config: Mapping[str, Any]) -> list[Units]:
+    """The heads of every layer. They cannot leave: the config has no head size of its own."""
+    stack = stacks(config)["encoder"]
+    found = []
+    for layer in range(stack.layers):
+        names = [f"{stack.prefix}.{layer}.{part}" for part in _ATTENTION]
+        found.append(
+            Units(
+                f"{stack.prefix}.{layer}.attention",
+                "n_heads",
+                config["n_heads"],
+                {f"{n}.weight": int(n == names[-1]) for n in names},
+                carried={f"{n}.bias": 0 for n in names[:-1]},
+                stack="encoder",
+                stays="heads cannot leave a DistilBERT: its config has no head size of its own, "
+                "which is dim / n_heads",
+            )
+        )
+    return found
+
+
+def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
+    """The neurons of every layer."""
+    stack = stacks(config)["encoder"]
+    found = []
+    for layer in range(stack.layers):
+        name = f"{stack.prefix}.{layer}.ffn"
+        matrices = {f"{name}.lin1.weight": 0, f"{name}.lin2.weight": 1}
+        bias = {f"{name}.lin1.bias": 0}
+        found.append(Units(name, "hidden_dim", config["hidden_dim"], matrices, bias, "encoder"))
+    return found
+
+
+def vocabulary(config: Mapping[str, Any]) -> list[Units]:
+    """The pieces: a row each of the word embedding."""
+    rows = {f"{_prefix(config)}embeddings.word_embeddings.weight": 0}
+    return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

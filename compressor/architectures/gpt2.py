@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, labels
+from compressor.architectures import Shape, Stack, Units, labels
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -91,3 +91,40 @@ def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
     head = {"causal_lm": "lm_head.weight", "sequence_classification": "score.weight"}
     name = head.get(config["head"])
     return [] if name is None else [name if name in shapes else ties(config)[name]]
+
+
+def attentions(config: Mapping[str, Any]) -> list[Units]:
+    """The heads of every layer. They cannot leave: the config has no head size of its own."""
+    stack = stacks(config)["decoder"]
+    return [
+        Units(
+            f"{stack.prefix}.{layer}.attn",
+            "n_head",
+            config["n_head"],
+            {f"{stack.prefix}.{layer}.attn.c_proj.weight": 0},
+            stack="decoder",
+            stays="heads cannot leave a GPT-2: its config has no head size of its own, which is "
+            "n_embd / n_head",
+        )
+        for layer in range(stack.layers)
+    ]
+
+
+def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
+    """The neurons of every layer: columns of `c_fc` and rows of `c_proj`, as they are `Conv1D`."""
+    stack = stacks(config)["decoder"]
+    count = config.get("n_inner") or 4 * config["n_embd"]
+    found = []
+    for layer in range(stack.layers):
+        name = f"{stack.prefix}.{layer}.mlp"
+        matrices = {f"{name}.c_fc.weight": 1, f"{name}.c_proj.weight": 0}
+        found.append(
+            Units(name, "n_inner", count, matrices, {f"{name}.c_fc.bias": 0}, stack="decoder")
+        )
+    return found
+
+
+def vocabulary(config: Mapping[str, Any]) -> list[Units]:
+    """The pieces: a row each of the embedding, and of the head where it is not tied."""
+    rows = {f"{_prefix(config)}wte.weight": 0, "lm_head.weight": 0}
+    return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, labels
+from compressor.architectures import Shape, Stack, Units, labels
 
 _LLAMA: dict[str, Any] = {
     "vocab_size": 32000,
@@ -105,3 +105,46 @@ def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
         for name, shape in shapes.items()
         if len(shape) == 2 and (tied or not name.endswith("embed_tokens.weight"))
     ]
+
+
+def attentions(config: Mapping[str, Any]) -> list[Units]:
+    """The heads of every layer. They stay: queries share keys, by two numbers of the config."""
+    stack = stacks(config)["decoder"]
+    return [
+        Units(
+            f"{stack.prefix}.{layer}.self_attn",
+            "num_attention_heads",
+            config["num_attention_heads"],
+            {f"{stack.prefix}.{layer}.self_attn.o_proj.weight": 1},
+            stack="decoder",
+            stays=f"heads of a {config['model_type']} are not sliced: groups of them share keys",
+        )
+        for layer in range(stack.layers)
+    ]
+
+
+def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
+    """The neurons of every layer: a row of gate and up each, and a column of down."""
+    stack = stacks(config)["decoder"]
+    found = []
+    for layer in range(stack.layers):
+        names = [f"{stack.prefix}.{layer}.{part}" for part in _FEED_FORWARD]
+        matrices = {f"{n}.weight": int(n.endswith("down_proj")) for n in names}
+        biases = [n for n in names if config.get("mlp_bias") and not n.endswith("down_proj")]
+        found.append(
+            Units(
+                f"{stack.prefix}.{layer}.mlp",
+                "intermediate_size",
+                config["intermediate_size"],
+                matrices,
+                {f"{n}.bias": 0 for n in biases},
+                stack="decoder",
+            )
+        )
+    return found
+
+
+def vocabulary(config: Mapping[str, Any]) -> list[Units]:
+    """The pieces: a row each of the embedding, and of the head where it is not tied."""
+    rows = {f"{_prefix(config)}embed_tokens.weight": 0, "lm_head.weight": 0}
+    return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]
