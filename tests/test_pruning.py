@@ -105,6 +105,25 @@ def test_a_target_is_reached_exactly_with_amounts_that_can_be_pasted(recipe, run
     )
 
 
+def test_a_target_in_bytes_is_what_the_packed_file_takes(recipe, run) -> None:
+    """At most that, and at least 0.9 of it; such a folder is no source for `load`."""
+    path = recipe(
+        (PRUNE, "sensitivity: {rows: 4, amounts: [0.5, 0.9]}\n"
+                "  prune: {target: {bytes: 60000}}\n  export: {format: packed}"),
+        ("finetune, prune, recover, evaluate]", "sensitivity, prune, export]"),
+        ("  recover: {stage: finetune, epochs: 1}\n", ""),
+    )  # fmt: skip
+    done = run("run", path)
+    assert done.code == 0, done.err
+    assert "with this share pruned" in done.out
+    folder = path.parent / done.run_folder
+    size = (folder / "model" / "packed.safetensors").stat().st_size
+    assert 0.9 * 60000 <= size <= 60000
+    refused = run("plan", path, f"model.source={(folder / 'model').resolve()}")
+    assert refused.code == 2
+    assert "is a packed export" in refused.err
+
+
 def test_sensitivity_leaves_the_model_as_it_was(recipe, run) -> None:
     """The last group's loss at a small amount is close to the first's base: nothing accumulates."""
     path = recipe(

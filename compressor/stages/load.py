@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from compressor.checkpoint import Checkpoint
 
+PACKED = "packed.safetensors"
+"""What `export: {format: packed}` writes."""
 _READ = frozenset({".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py"})
 """Endings of the files of a model directory that transformers may read."""
 _EMBEDDINGS = ("shared.weight", "embed_tokens.weight", "wte.weight")
@@ -149,6 +151,13 @@ class Load(Stage):
                 f"{str(directory)!r} is an artifact of a run, whose masks or int8 weights plain "
                 "transformers would lose; take a folder that `export` wrote, or put the stages "
                 "that made it into this recipe (they are cached)",
+            )
+            return None, None
+        if (directory / PACKED).is_file():
+            planning.problem(
+                "source",
+                f"{str(directory)!r} is a packed export, which `compressor.load_packed` reads; "
+                "export with `format: huggingface` to load it here",
             )
             return None, None
         if not path.is_file():

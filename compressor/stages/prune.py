@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
 
 VALUE_BYTES = {"int8": 1, "bfloat16": 2, "float32": 4}
+SMALL = 1024
+"""Matrices with fewer entries are packed as float32, as vectors are (`sparsity.packed`)."""
+HEADER_BYTES = 200
+"""At most what describes a packed tensor in its file, beside its name, four times."""
 
 
 class Target(BaseModel):
@@ -60,11 +65,12 @@ class Target(BaseModel):
         assert self.bytes is not None
         size = VALUE_BYTES[self.values]
         free = float(self.bytes)
-        for shape in facts.shapes.values():
-            if len(shape) == 1:
-                free -= 4 * shape[0] - size * shape[0]  # stays float32
+        for name, shape in facts.shapes.items():
+            entries = math.prod(shape)
+            free -= HEADER_BYTES + 4 * len(name)
+            if len(shape) != 2 or entries < SMALL:
+                free -= (4 - size) * entries  # stays float32
             else:
-                entries = shape[0] * shape[1]
                 free -= entries / 8 + (4 * shape[0] if self.values == "int8" else 0)
         return int(free // size)
 

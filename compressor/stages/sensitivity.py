@@ -110,8 +110,19 @@ class Sensitivity(Grouping, Report):
                 curves[path] = {"weights": size, "left": left, "points": points}
         result = {**base, "rows": len(rows), "groups": curves}
         write_json(context.folder / CURVES, result)
+        self._tell(result, context)
         context.metrics.update(result)
         plot(result, context.folder / "sensitivity.png")
+
+    def _tell(self, result: dict[str, Any], context: Context) -> None:
+        """A line for each group: the loss at each amount."""
+        width = max(len(path) for path in result["groups"])
+        amounts = "".join(f"{amount:>8g}" for amount in self.amounts)
+        context.progress.say(f"  loss {result['loss']:.3f}, with this share pruned:")
+        context.progress.say(f"  {'':<{width}}{amounts}")
+        for path, curve in result["groups"].items():
+            losses = "".join(f"{point['loss']:>8.3f}" for point in curve["points"])
+            context.progress.say(f"  {path:<{width}}{losses}")
 
 
 class _Measure:
