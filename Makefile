@@ -21,7 +21,7 @@ demo: install
 	$(BIN)/compressor run demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: install
 	$(BIN)/ruff check .
