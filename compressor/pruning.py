@@ -113,8 +113,13 @@ class Grouping(BaseModel):
         paths: Iterable[tuple[str, str]],
         facts: Facts,
         problem: Callable[[str, str], None],
+        *,
+        by_row: bool = False,
     ) -> Iterator[tuple[str, frozenset[str]]]:
-        """(path, names) of each (path, key in the recipe); reports unknown and shared groups."""
+        """(path, names) of each (path, key in the recipe); reports unknown and shared groups.
+
+        `by_row`: rows are inputs of a layer, so only weights that a layer multiplies by will do.
+        """
         groups, owner = self.all_groups(facts), dict[str, str]()
         matrices = {name for names in facts.groups().values() for name in names}
         matrices |= set(facts.linear())
@@ -130,8 +135,8 @@ class Grouping(BaseModel):
                 problem(key, f"shares weights with the group {twice!r}")
                 continue
             other = sorted(names - matrices)
-            if other and self.importance not in {"magnitude", "random"}:
-                problem(key, f"{other[0]} is no Linear layer's weight: {self.importance} needs one")
+            if other and (by_row or self.calibrated):
+                problem(key, f"{other[0]} is no Linear layer's weight, which this needs")
             owner |= dict.fromkeys(names, path)
             yield path, names
 

@@ -355,6 +355,23 @@ def test_neurons_that_are_zero_leave_and_take_nothing_along(
     assert torch.equal(outputs(back.model), outputs(smaller.model))
 
 
+@pytest.mark.parametrize(("model_type", "changes", "head"), CASES)
+def test_two_of_four_inputs_stay_in_every_family(tmp_path, model_type, changes, head) -> None:
+    """Whichever way round a family keeps its matrices, the four are inputs of one output."""
+    start = fresh(model_type, changes, head)
+    start.save(tmp_path / "before")
+    table = start.facts()
+    only = [path for path in table.groups() if path.endswith("feed_forward") and "." in path]
+    stage = Prune(pattern="2:4", only=only)
+    planned = stage.preview(planning(table))
+    pruned = stage.run(Inputs(tmp_path / "before"), context(tmp_path))
+    alive = sum(int(pruned.parameter(name).count_nonzero()) for name in pruned.masks)
+    assert (alive, True) == planned.remaining(frozenset(pruned.masks))
+    for name, mask in pruned.masks.items():
+        rows = mask if name in table.linear() else mask.T
+        assert rows.reshape(-1, 4).sum(1).tolist() == [2] * (mask.numel() // 4)
+
+
 @pytest.mark.parametrize("model_type", sorted(PICO.keys() - {"t5", "mt5", "longt5"}))
 def test_heads_that_no_config_can_spare_are_refused(model_type) -> None:
     """With the reason, while planning."""

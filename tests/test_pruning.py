@@ -187,6 +187,11 @@ def test_two_processes_prune_gradually_alike(recipe, run) -> None:
             "no Linear layer",
         ),
         ("pattern: '2:5', only: [lm_head]", "pattern", "no multiple of 5"),
+        (
+            "pattern: '2:4', groups: {mine: ['*layer_norm.weight']}, only: [mine]",
+            "only.0",
+            "no Linear layer",
+        ),
         ("pattern: '4:2'", "pattern", "N:M with N < M"),
         ("pattern: '2:4', amounts: {lm_head: 0.1}", "", "set one of amounts"),
         ("target: {nonzero_ratio: 0.5}", "sensitivity", "no stage 'sensitivity' before it"),

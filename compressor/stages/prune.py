@@ -157,10 +157,11 @@ class Prune(Grouping, Stage):
             planning.problem("", "cannot prune an int8 model; put `quantize` after it")
             return facts
         self.check_groups(facts, planning.problem)
-        chosen = dict(self.chosen(self._paths(facts), facts, planning.problem))
+        n_m = n_of_m(self.pattern)
+        paths, by_row = self._paths(facts), n_m is not None
+        chosen = dict(self.chosen(paths, facts, planning.problem, by_row=by_row))
         if self.target is not None:
             return self._preview_target(facts, frozenset().union(*chosen.values()), planning)
-        n_m = n_of_m(self.pattern)
         if n_m is not None:
             return self._preview_pattern(facts, chosen, n_m, planning)
         amounts = flat(self.amounts or {})
@@ -177,11 +178,12 @@ class Prune(Grouping, Stage):
         planning: Planning,
     ) -> Facts:
         for path, names in chosen.items():
-            odd = sorted(
-                n for n in names if len(facts.shapes[n]) != 2 or facts.shapes[n][1] % n_m[1]
-            )
+            linear = set(facts.linear())  # another matrix is [inputs, outputs], as GPT-2's are
+            shapes = {name: facts.shapes[name] for name in sorted(names)}
+            rows = {name: s[-1] if name in linear else s[0] for name, s in shapes.items()}
+            odd = [name for name, inputs in rows.items() if inputs % n_m[1]]
             if odd:
-                what = f"{odd[0]} has rows of {facts.shapes[odd[0]][-1]}, no multiple of {n_m[1]}"
+                what = f"{odd[0]} has rows of {rows[odd[0]]}, no multiple of {n_m[1]}"
                 planning.problem("pattern", f"{path}: {what}")
                 continue
             left, exact = facts.remaining(names)
