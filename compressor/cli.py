@@ -204,7 +204,7 @@ def stages_command(given: argparse.Namespace) -> int:
     if given.stage is None:
         for kind in stage_kinds():
             first = (inspect.getdoc(stage_class(kind)) or "").splitlines()[0]
-            print(f"{kind:<12} {first}")
+            print(f"{kind:<16} {first}")
         return DONE
     if given.stage not in stage_kinds():
         raise RecipeError(f"no stage {given.stage!r}; {nearest(given.stage, stage_kinds())}")

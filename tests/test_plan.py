@@ -31,9 +31,10 @@ def test_every_checked_in_recipe_plans(name: str) -> None:
     assert all(node.facts is not None for node in nodes)
 
 
-def test_versions_1_to_6_of_the_homework_have_their_published_ratios() -> None:
+@pytest.mark.parametrize("name", ["homework/v6", "homework/auto"])
+def test_versions_1_to_6_of_the_homework_have_their_published_ratios(name: str) -> None:
     """Non-zero ratio of the whole model after each prune, exact by counting (system B)."""
-    nodes = planned("homework/v6", *FRESH).nodes
+    nodes = planned(name, *FRESH).nodes
     ratios = [round(n.facts.nonzero_ratio, 4) for n in nodes if n.kind == "prune" and n.facts]
     assert ratios == [0.7729, 0.6056, 0.4812, 0.3877, 0.3167, 0.2989]
     assert all(node.facts and node.facts.exact for node in nodes)
