@@ -349,8 +349,10 @@ class _Planner:
             if not self.unreached:  # a stage's own check names the key; this one only the stage
                 self.unreached.append(self.composed.problem(f"stages.{name}", str(error)))
             return None
-        except (ValueError, OSError):
-            return None  # already reported by the checks above
+        except (ValueError, OSError) as error:
+            if not self.problems:  # else the checks above have told it, most likely
+                self._report(f"stages.{name}", str(error).splitlines()[0])
+            return None
         return {
             "stage": kind,
             "version": stage.version,

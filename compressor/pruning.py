@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from compressor.data.examples import Examples
     from compressor.stage import Context
 
-Amount = Annotated[float, Field(ge=0, le=1, strict=False)]
+Amount = Annotated[float, Field(ge=0, le=1, strict=False, allow_inf_nan=False)]
 Importance = Literal["magnitude", "random", "taylor", "wanda", "sparsegpt"]
 CALIBRATED = frozenset({"taylor", "wanda", "sparsegpt"})
 """Importances that look at rows of the data."""
@@ -128,8 +128,9 @@ class Grouping(BaseModel):
                 problem(key, f"no such group; {nearest_group(path, groups)}")
                 continue
             names = frozenset(groups[path])
-            if not names and path not in self.groups:
+            if not names:
                 problem(key, "the group has no weights in this model")
+                continue
             twice = next((owner[name] for name in sorted(names) if name in owner), None)
             if twice is not None:
                 problem(key, f"shares weights with the group {twice!r}")
@@ -269,7 +270,7 @@ class Pruner:
             scores = importance.taylor_scores(weights, *self._calibration())
         else:
             scores = importance.random_scores(weights, self.seed)
-        return {n: s * masks[n] if n in masks else s for n, s in scores.items()}
+        return {n: s.masked_fill(~masks[n], 0) if n in masks else s for n, s in scores.items()}
 
     def _wanda(self, weights: Mapping[str, Any], count: int) -> None:
         from compressor.sparsity.select import prune_rows

@@ -214,6 +214,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
         loader = GlobalHydra.instance().config_loader()
         sources: list[Source] = []
         try:
+            refuse_resolvers_in_defaults(folder, name, frozenset())
             sources = _sources(loader, name, given, folder)
             refuse_code(sources)
             values = container(hydra_compose(name, given), sources, overrides)
@@ -255,7 +256,7 @@ def _sources(loader: Any, name: str, overrides: list[str], folder: Path) -> list
     defaults = loader.compute_defaults_list(name, overrides, RunMode.RUN).defaults
     found = []
     for entry in defaults:
-        if entry.config_path is None or entry.config_path.startswith("hydra"):
+        if entry.config_path is None:
             continue
         for root in (folder, recipes_folder()):
             path = root / f"{entry.config_path}.yaml"
@@ -273,19 +274,19 @@ def refuse_code(sources: Sequence[Source]) -> None:
     """Raise RecipeError where a recipe's `hydra:` section has what could make Hydra run code."""
     problems = []
     for source in sources:
-        if source.file.is_relative_to(recipes_folder()) or not isinstance(
-            source.tree, yaml.MappingNode
-        ):
+        if source.file.is_relative_to(recipes_folder()) or source.tree is None:
             continue
-        package = source.package.partition(".")[0]
-        for path, line in _paths(source.tree):
-            full = path if package in {"", "_global_"} else (*source.package.split("."), *path)
-            if full[0] != "hydra" or len(full) < 2:
+        package = [part for part in source.package.split(".") if part not in {"", "_global_"}]
+        for path, value, line in _scalars(source.tree):
+            full = [*package, *(part for part in path if part != "<<")]
+            if full[:1] != ["hydra"] or len(full) < 2:
                 continue
-            if full[1] not in _HYDRA_SETTINGS or full[-1] == "_target_":
+            overrides = full[1:3] == ["sweeper", "params"] and len(full) > 3
+            own = overrides and full[3].lstrip("+~").startswith("hydra")
+            if full[1] not in _HYDRA_SETTINGS or "_target_" in full or own or "${" in value:
                 message = (
                     "is not allowed: a recipe runs nothing; under `hydra` it may set "
-                    f"{', '.join(sorted(_HYDRA_SETTINGS))}"
+                    f"{', '.join(sorted(_HYDRA_SETTINGS))}, to plain values"
                 )
                 problems.append(Problem(".".join(full), message, source.file, line))
                 break
@@ -293,18 +294,46 @@ def refuse_code(sources: Sequence[Source]) -> None:
         raise RecipeError(problems)
 
 
-def _paths(
-    node: yaml.MappingNode, above: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Every key path of a YAML mapping, with its line."""
-    for key, value in node.value:
-        path = (*above, str(key.value))
-        yield path, key.start_mark.line + 1
-        if isinstance(value, yaml.MappingNode):
-            yield from _paths(value, path)
+def refuse_resolvers_in_defaults(folder: Path, name: str, seen: frozenset[str]) -> None:
+    """Raise RecipeError where a file's `defaults`, or those of a file beside it, run a resolver.
+
+    Hydra resolves them while it looks for the files, before anything else can be checked.
+    """
+    path = folder / f"{name}.yaml"
+    if name in seen or not path.is_file():
+        return
+    tree = Source(path, "").tree
+    for keys, value, line in _scalars(tree) if tree is not None else ():
+        if keys[:1] != ("defaults",):
+            continue
+        for text in (value, *keys):
+            if _runs_something(text):
+                message = f"{text} is not allowed: a recipe runs nothing and reads no environment"
+                raise RecipeError([Problem("defaults", message, path, line)])
+        for other in (value, "/".join((*(k for k in keys[1:] if not k.isdigit()), value))):
+            refuse_resolvers_in_defaults(folder, other.lstrip("/"), seen | {name})
 
 
-_INTERPOLATION = re.compile(r"\$\{\s*([a-zA-Z_][\w.]*)\s*:")
+def _scalars(
+    node: yaml.Node, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], str, int]]:
+    """(path of keys and indices, value, line) of every scalar of a YAML file, and of empty ends."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _scalars(value, (*above, str(key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _scalars(value, (*above, str(index)))
+    else:
+        yield above, str(node.value), node.start_mark.line + 1
+
+
+_PLAIN = re.compile(r"\$\{[\w.\[\]]+\}")
+"""`${a.b}`: the value of another key. Any other interpolation runs a resolver."""
+
+
+def _runs_something(text: str) -> bool:
+    return "${" in _PLAIN.sub("", text)
 
 
 def _refuse_resolvers(
@@ -317,10 +346,8 @@ def _refuse_resolvers(
     elif isinstance(values, list):
         for index, value in enumerate(values):
             _refuse_resolvers(value, sources, overrides, f"{path}.{index}")
-    elif isinstance(values, str) and (found := _INTERPOLATION.search(values)):
-        message = (
-            f"${{{found[1]}:…}} is not allowed: a recipe runs nothing and reads no environment"
-        )
+    elif isinstance(values, str) and _runs_something(values):
+        message = f"{values} is not allowed: a recipe runs nothing and reads no environment"
         raise RecipeError([locate(path, message, sources, overrides)])
 
 

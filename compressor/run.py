@@ -153,7 +153,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return looked_at or list(rows.values())
 
 
-REPORTS = frozenset({"evaluate", "benchmark", "export"})
+REPORTS = frozenset({"evaluate", "benchmark", "sensitivity", "export"})
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

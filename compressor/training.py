@@ -1,8 +1,9 @@
 """The only training loop. It takes a module that gives a summed loss for a batch, and rows.
 
-What it promises: the result does not depend on the number of processes or micro-batches but for
-rounding, since a step's loss is the mean over all real label tokens of its global batch; a killed
-run goes on from its last checkpoint to the same bits; masked entries are zero after every step.
+What it promises: without dropout the result depends on the number of processes or micro-batches by
+rounding alone, since a step's loss is the mean over all real label tokens of its global batch; a
+killed run goes on from its last checkpoint to the same bits; masked entries are zero after every
+step.
 """
 
 from __future__ import annotations

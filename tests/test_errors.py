@@ -85,6 +85,18 @@ def test_an_export_that_cannot_be_is_found_while_planning(recipe, run, settings,
             "hydra: {callbacks: {x: {_target_: os.system}}}\nstages:\n",
             ["hydra.callbacks", "not allowed"],
         ),
+        ("load: {}", "load: {config: '${oc.${description}:HOME}'}", ["not allowed"]),
+        ("[/base,", "['/${oc.env:HOME}', /base,", ["defaults", "not allowed"]),
+        (
+            "stages:\n",
+            "<<: {hydra: {callbacks: {x: {_target_: os.system}}}}\nstages:\n",
+            ["hydra.callbacks", "not allowed"],
+        ),
+        (
+            "stages:\n",
+            "hydra: {sweeper: {params: {+hydra.job.env_set.X: a}}}\nstages:\n",
+            ["hydra.sweeper.params", "not allowed"],
+        ),
         (
             "stages:\n",
             "hydra: {launcher: {_target_: os.system}}\nstages:\n",
@@ -149,6 +161,21 @@ def test_a_wrong_command_is_refused_with_the_cure(run, arguments, expected) -> N
     result = run(*arguments)
     assert result.code == 2, result.out + result.err
     assert expected in result.err
+
+
+def test_a_recipe_called_hydra_is_checked_as_any_other(recipe, run) -> None:
+    """Neither its name nor a group of that name hides a section that would run code."""
+    section = ("stages:\n", "hydra: {callbacks: {x: {_target_: os.system}}}\nstages:\n")
+    result = run("plan", recipe(section, name="hydra_x.yaml"))
+    assert result.code == 2
+    assert "hydra.callbacks" in result.err
+
+
+def test_a_tokenizer_that_is_not_there_is_told(recipe, run) -> None:
+    """While planning, not by an assertion in the run."""
+    result = run("plan", recipe(), "model.tokenizer=./nowhere/at/all")
+    assert result.code == 2
+    assert "model.tokenizer: no directory './nowhere/at/all'" in result.err
 
 
 def test_outputs_that_are_a_file_are_refused(recipe, run, tmp_path) -> None:

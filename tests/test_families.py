@@ -355,6 +355,23 @@ def test_neurons_that_are_zero_leave_and_take_nothing_along(
     assert torch.equal(outputs(back.model), outputs(smaller.model))
 
 
+@pytest.mark.parametrize("model_type", sorted(PICO))
+def test_the_layer_of_smallest_norm_leaves_in_every_family(tmp_path, model_type) -> None:
+    """The first of each stack, made small, goes; the others stay."""
+    start = fresh(model_type, {}, architecture(model_type).HEADS[0])
+    stacks = start.facts().stacks()
+    for stack in stacks.values():
+        for name, parameter in start.model.named_parameters():
+            if name.startswith(f"{stack.prefix}.0.") and parameter.ndim == 2:
+                parameter.data.mul_(1e-3)
+    start.save(tmp_path / "before")
+    where = context(tmp_path)
+    fewest = min(stack.layers for stack in stacks.values())
+    Slice(layers=fewest - 1).run(Inputs(tmp_path / "before"), where)
+    for name in stacks:
+        assert 0 not in where.metrics["kept"][f"{name} layers"]
+
+
 @pytest.mark.parametrize(("model_type", "changes", "head"), CASES)
 def test_two_of_four_inputs_stay_in_every_family(tmp_path, model_type, changes, head) -> None:
     """Whichever way round a family keeps its matrices, the four are inputs of one output."""

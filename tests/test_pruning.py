@@ -192,6 +192,7 @@ def test_two_processes_prune_gradually_alike(recipe, run) -> None:
             "only.0",
             "no Linear layer",
         ),
+        ("amounts: {mine: 0.2}, groups: {mine: []}", "amounts.mine", "no weights"),
         ("pattern: '4:2'", "pattern", "N:M with N < M"),
         ("pattern: '2:4', amounts: {lm_head: 0.1}", "", "set one of amounts"),
         ("target: {nonzero_ratio: 0.5}", "sensitivity", "no stage 'sensitivity' before it"),

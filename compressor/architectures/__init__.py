@@ -188,7 +188,8 @@ class Facts:
 
     def prune(self, names: frozenset[str], count: int, *, exact: bool = True) -> Facts:
         """The facts after `count` more entries of `names` are masked."""
-        return replace(self, masked=(*self.masked, (names, count)), exact=self.exact and exact)
+        known = self.exact and self.exact_size and exact
+        return replace(self, masked=(*self.masked, (names, count)), exact=known)
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Group path → names of its `Linear` weights; unions (`feed_forward`) come after parts."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 CELLS = 2000
 """Parts that the total is cut into: a step is 0.05 % of what has to go."""
-DIGITS = 9
+DIGITS = 12
 """Of a printed amount: enough that `round(amount × left)` gives the same count again."""
 
 
@@ -23,6 +23,7 @@ class Curve:
     def loss(self, amount: float, base: float) -> float:
         """Linear between the measured points, from (0, base) on."""
         amounts, losses = [0.0, *self.amounts], [base, *self.losses]
+        amount = min(amount, amounts[-1])  # a rounding may be one step beyond
         index = bisect_left(amounts, amount)
         if index == 0:
             return base

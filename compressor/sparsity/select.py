@@ -250,11 +250,12 @@ def prune_blocks(
     """Mask, in place in `masks`, all but the `keep` best of every `block` entries along a row.
 
     N:M sparsity (N = keep, M = block; 2:4 is what sparse tensor cores multiply). scores (name →
-    [rows, columns], at least 0), the columns a multiple of `block`. What is masked stays masked.
+    [rows, columns], whose sign does not count), the columns a multiple of `block`. What is masked
+    stays masked.
     """
     for name, score in scores.items():
         old = masks.get(name, torch.ones_like(score, dtype=torch.bool))
-        parts = torch.where(old, score.float(), -1).reshape(-1, block)
+        parts = torch.where(old, score.float().abs(), -1).reshape(-1, block)
         # Of equal scores the earlier entry goes, as everywhere here.
         ranked = parts.sort(dim=1, stable=True).indices[:, : block - keep]
         kept = torch.ones_like(parts, dtype=torch.bool).scatter_(1, ranked, value=False)

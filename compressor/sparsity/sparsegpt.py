@@ -46,8 +46,9 @@ def sparsegpt(
     new, kept = weight.detach().float().clone(), mask.clone()
     inverse = _inverse_factor(hessian.float())
     columns = new.shape[1]
-    for index, first in enumerate(range(0, columns, BLOCK)):
-        last = min(first + BLOCK, columns)
+    block = BLOCK if n_m is None else max(n_m[1], BLOCK // n_m[1] * n_m[1])
+    for index, first in enumerate(range(0, columns, block)):
+        last = min(first + block, columns)
         part, stays = new[:, first:last], kept[:, first:last]
         factor = inverse[first:last, first:last]
         # Zero where masked: what earlier columns pushed into a masked entry is an error like any.

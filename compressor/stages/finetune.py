@@ -130,7 +130,9 @@ class Finetune(Hyperparameters, Stage):
                 planning.problem(
                     f"trackers.{index}", f"{name!r} is not installed: pip install {name}"
                 )
-        if facts is not None and self.prune is not None:
+        if facts is not None and self.prune is not None and self.passes == 0:
+            planning.problem("prune", "there are no steps to prune in: epochs is 0")
+        elif facts is not None and self.prune is not None:
             return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
         return facts
 

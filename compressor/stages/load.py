@@ -94,14 +94,14 @@ class Load(Stage):
 
     def _directory(self) -> Path | None:
         """The local directory that `source` names, if it names one."""
-        if self.source is None:
-            return None
-        path = Path(self.source).expanduser()
-        looks_local = self.source.startswith((".", "/", "~")) or self.source.count("/") > 1
-        return path if looks_local or path.is_dir() else None
+        return None if self.source is None else _local(self.source)
 
     def preview(self, planning: Planning) -> Facts | None:
         """Facts from the config alone. Reports a missing directory, model or architecture."""
+        if isinstance(self.tokenizer, str):
+            there = _local(self.tokenizer)
+            if there is not None and not there.is_dir():
+                planning.problem("tokenizer", f"no directory {self.tokenizer!r}")
         config, untied = self._config(planning)
         if config is None:
             return None
@@ -288,6 +288,13 @@ class Load(Stage):
             return load_tokenizer(directory) if has_tokenizer(directory) else None
         revision = self.revision if self.tokenizer is None else "main"
         return load_tokenizer(source, revision=hub.commit(source, revision, "model"))
+
+
+def _local(source: str) -> Path | None:
+    """The local directory that a name stands for, there or not; None for a name of the hub."""
+    path = Path(source).expanduser()
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    return path if looks_local or path.is_dir() else None
 
 
 def _digests(directory: Path) -> dict[str, str]:

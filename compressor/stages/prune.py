@@ -92,7 +92,7 @@ class Prune(Grouping, Stage):
     Example: `prune: {pattern: "2:4", only: [feed_forward], importance: sparsegpt}`
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     amounts: Amounts | None = Field(None, description="Group → share to prune, in [0, 1].")
     of: Literal["remaining", "all"] = Field(
@@ -199,6 +199,8 @@ class Prune(Grouping, Stage):
         count = facts.parameters - kept - sum(masked for _, masked in facts.masked)
         left, _ = facts.remaining(names)
         key = "target.bytes" if self.target.bytes is not None else "target.nonzero_ratio"
+        if not facts.exact_size:
+            return facts.prune(names, max(0, min(count, left)), exact=False)
         if count < 0:
             now = f"{facts.nonzero_ratio:.4f}"
             planning.problem(key, f"the model is smaller than that already: {now} non-zero")
@@ -211,6 +213,7 @@ class Prune(Grouping, Stage):
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Mask, and count what went from each group."""
         from compressor.pruning import Pruner
+        from compressor.sparsity.allocate import DIGITS
 
         checkpoint = inputs.checkpoint()
         facts = checkpoint.facts()
@@ -238,7 +241,7 @@ class Prune(Grouping, Stage):
                 )
             gone = pruner.prune(groups[path], count, n_m)
             result[path] = {
-                "amount": round(gone / before, 9) if before else 0.0,
+                "amount": round(gone / before, DIGITS) if before else 0.0,
                 "weights": size,
                 "left": before - gone,
                 "pruned": gone,

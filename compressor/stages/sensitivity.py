@@ -86,7 +86,10 @@ class Sensitivity(Grouping, Report):
         import torch
 
         checkpoint = inputs.checkpoint()
-        checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        checkpoint.model.to(device)
+        for name, mask in checkpoint.masks.items():
+            checkpoint.masks[name] = mask.to(device)
         rows = context.rows("validation")
         rows = Rows(rows.texts[: self.rows], rows.summaries[: self.rows])
         facts = checkpoint.facts()
@@ -101,12 +104,11 @@ class Sensitivity(Grouping, Report):
             for path in paths:
                 left, size = left_of(checkpoint, groups[path])
                 points = []
-                with pruner.restored(groups[path]):
-                    gone = 0
-                    for amount in self.amounts:
-                        gone += pruner.prune(groups[path], round(amount * left) - gone)
+                for amount in self.amounts:
+                    with pruner.restored(groups[path]):  # at once, as `prune` will
+                        pruner.prune(groups[path], round(amount * left))
                         points.append({"amount": amount, **measure()})
-                        bar.advance(group=path, loss=f"{points[-1]['loss']:.3f}")
+                    bar.advance(group=path, loss=f"{points[-1]['loss']:.3f}")
                 curves[path] = {"weights": size, "left": left, "points": points}
         result = {**base, "rows": len(rows), "groups": curves}
         write_json(context.folder / CURVES, result)
@@ -143,7 +145,7 @@ class _Measure:
         tokenizer, model = self.checkpoint.tokenizer, self.checkpoint.model
         assert tokenizer is not None
         measured = {
-            "loss": mean_loss(self.loss, self.examples, tokenizer.pad_token_id, model.device)
+            "loss": mean_loss(self.loss, self.examples, self.checkpoint.pad_id, model.device)
         }
         if self.stage.rouge:
             from compressor.generation import decode

@@ -75,7 +75,7 @@ class Slice(Widths, Stage):
     `slice: {heads: 4, feed_forward: 1000, multiple_of: 8}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     encoder: Widths | None = Field(
         None, description="Widths of this stack alone, where the config has one for each stack."
@@ -128,6 +128,9 @@ class Slice(Widths, Stage):
     def depths(self, facts: Facts, problem: Callable[[str, str], None] = _refuse) -> dict[str, int]:
         """How many layers of each stack stay. Reports more than there are, or raises."""
         stacks, kept = facts.stacks(), dict[str, int]()
+        for stack, own in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if own is not None and own.layers is not None and stack not in stacks:
+                problem(stack, f"{facts.model_type} has no {stack}; {nearest(stack, stacks)}")
         for path, stack, amount in self._wanted_layers(s for s in stacks if hasattr(self, s)):
             count = stacks[stack].layers
             if amount > count:
@@ -241,10 +244,11 @@ class Slice(Widths, Stage):
         from compressor.sparsity.slicing import strongest, unit_sums
 
         facts, kept = checkpoint.facts(), {}
+        matrices = dict.fromkeys(n for names in facts.groups().values() for n in names)
         for stack, depth in depths.items():
             spec = facts.stacks()[stack]
             members = [
-                [n for n in facts.linear() if n.startswith(f"{spec.prefix}.{layer}.")]
+                [n for n in matrices if n.startswith(f"{spec.prefix}.{layer}.")]
                 for layer in range(spec.layers)
             ]
             scores = self._scores(checkpoint, [n for names in members for n in names], context)
@@ -257,6 +261,8 @@ class Slice(Widths, Stage):
         from compressor.sparsity.slicing import strongest, unit_sums
 
         widths = self.widths(checkpoint.facts())
+        if not widths:
+            return []
         matrices = dict.fromkeys(name for units, _ in widths for name in units.matrices)
         scores = self._scores(checkpoint, matrices, context)
         together: dict[str, list[Units]] = {}

@@ -132,8 +132,8 @@ def test_rows_lose_in_proportion_and_the_sum_is_exact() -> None:
 
 
 def test_two_of_four_keeps_the_two_best_of_each_four() -> None:
-    """Along a row; what was masked before stays so and counts as gone."""
-    scores = {"a": torch.tensor([[1.0, 4.0, 3.0, 2.0, 5.0, 5.0, 5.0, 5.0]])}
+    """Along a row, by magnitude; what was masked before stays so and counts as gone."""
+    scores = {"a": torch.tensor([[1.0, -4.0, 3.0, 2.0, 5.0, 5.0, 5.0, 5.0]])}
     masks: dict[str, Tensor] = {}
     prune_blocks(scores, masks, 2, 4)
     assert masks["a"].tolist() == [[False, True, True, False, False, False, True, True]]

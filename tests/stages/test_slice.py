@@ -336,10 +336,13 @@ def test_layers_that_are_zero_go_first_and_change_nothing(tmp_path) -> None:
     assert torch.allclose(logits(smaller.model), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("importance", ["taylor", "random"])
-def test_units_can_be_judged_otherwise(recipe, run, importance) -> None:
+@pytest.mark.parametrize(
+    ("widths", "importance"),
+    [("heads: 2, layers: 1", "taylor"), ("heads: 2, layers: 1", "random"), ("layers: 1", "taylor")],
+)
+def test_units_can_be_judged_otherwise(recipe, run, widths, importance) -> None:
     """By the loss on rows, or by nothing: the planned widths, and layers as well."""
-    settings = f"{{heads: 2, layers: 1, importance: {importance}, calibration_rows: 4}}"
+    settings = f"{{{widths}, importance: {importance}, calibration_rows: 4}}"
     path = recipe(
         ("  prune:", f"  slice: {settings}\n  prune:"),
         ("finetune, prune, recover, evaluate]", "finetune, slice]"),
