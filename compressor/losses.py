@@ -42,15 +42,21 @@ class LabelLoss(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The summed loss, a float32 scalar."""
-        labels = self._counted(batch["labels"])
-        logits = self._logits(batch, labels != IGNORED)
-        return functional.cross_entropy(logits.float(), labels[labels != IGNORED], reduction="sum")
+        logits, labels = self.logits(batch)
+        return functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The logits [N, V] where there is a label, and the N labels."""
+        labels = self.counted(batch["labels"])
+        kept = labels != IGNORED
+        return self._logits(batch, kept), labels[kept]
 
     def count(self, labels: Tensor) -> int:
         """How many label tokens the sum is over (a causal model's first label predicts nothing)."""
-        return int((self._counted(labels) != IGNORED).sum())
+        return int((self.counted(labels) != IGNORED).sum())
 
-    def _counted(self, labels: Tensor) -> Tensor:
+    def counted(self, labels: Tensor) -> Tensor:
+        """The labels that positions predict: a causal model's without the first, [B, T - 1]."""
         return labels[:, 1:] if self._causal else labels
 
     def _logits(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
@@ -92,20 +98,23 @@ def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
 
 def bart_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
     """What the BART family's forward does, with its head on the kept positions only."""
-    labels = batch["labels"]
-    if model.config.model_type == "mbart" and not kept.any():
-        # Its decoder starts with a row's last label, and here no row has one.
-        decoder_ids = labels.masked_fill(labels == IGNORED, model.config.pad_token_id)
-    else:
-        decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
     hidden = model.model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
-        decoder_input_ids=decoder_ids,
+        decoder_input_ids=decoder_inputs(model, batch["labels"]),
         use_cache=False,
     )[0][kept]
     logits: Tensor = model.lm_head(hidden) + model.final_logits_bias
     return logits
+
+
+def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
+    """What an encoder-decoder makes of its labels [B, T] for its decoder to read."""
+    if model.config.model_type == "mbart" and not (labels != IGNORED).any():
+        # Its decoder starts with a row's last label, and here no row has one.
+        return labels.masked_fill(labels == IGNORED, model.config.pad_token_id)
+    ids: Tensor = model.prepare_decoder_input_ids_from_labels(labels)
+    return ids
 
 
 def causal_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:

@@ -215,6 +215,12 @@ class _Planner:
     def _artifacts_of(self, name: str, stage: Stage, model: str | None) -> Mapping[str, str] | None:
         """Role → node of what a stage reads beside its model; None where that is reported."""
         found = {}
+        for role, other in stage.models_read().items():
+            node = self._earlier(other, name, role)
+            if node is not None:
+                found[role] = node
+            elif other in self.gave_model:  # skipped, with no model before it
+                self._report(f"stages.{name}.{role}", f"{other!r} is skipped, and gives no model")
         for role, other in stage.artifacts().items():
             nodes = [n for n in self.nodes.values() if n.name.partition("@")[0] == other]
             same = [node for node in nodes if node.model == model]
@@ -231,7 +237,8 @@ class _Planner:
             else:
                 message = f"no stage {other!r} before it; {nearest(other, earlier)}"
             self._report(f"stages.{name}.{role}", message)
-        return found if len(found) == len(stage.artifacts()) else None
+        wanted = {*stage.models_read(), *stage.artifacts()}
+        return found if found.keys() == wanted else None
 
     def _place_report(self, name: str, kind: str, stage: Report) -> None:
         against: str | None = getattr(stage, "against", None)
@@ -308,6 +315,7 @@ class _Planner:
             outputs=self.store.folder.parent,
             problem=problem,
             unreached=unreached,
+            others={role: self.nodes[artifacts[role]].facts for role in stage.models_read()},
         )
         for split in stage.data_splits():
             self._check_split(split)

@@ -52,6 +52,8 @@ class Planning:
     outputs: Path
     problem: Callable[[str, str], None]
     unreached: Callable[[str, str], None]
+    others: Mapping[str, Facts | None] = field(default_factory=dict)
+    """Role → the facts of a model that the stage reads beside its own (`Stage.models_read`)."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,13 @@ class Inputs:
     artifacts: Mapping[str, Path] = field(default_factory=dict)
     """Other artifacts this stage asked for, by role (such as `against`)."""
 
-    def checkpoint(self) -> Checkpoint:
-        """Load the model that this stage takes, to be changed freely."""
+    def checkpoint(self, role: str | None = None) -> Checkpoint:
+        """Load the model that this stage takes, or the one it reads as `role`; change it freely."""
         from compressor.checkpoint import Checkpoint
 
-        assert self.folder is not None, "planning gives a model to every stage that needs one"
-        return Checkpoint.load(self.folder)
+        folder = self.folder if role is None else self.artifacts[role]
+        assert folder is not None, "planning gives a model to every stage that needs one"
+        return Checkpoint.load(folder)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,10 @@ class Stage(BaseModel):
 
     def artifacts(self) -> Mapping[str, str]:
         """Role → name of an earlier stage that looked at the same model, whose artifact is read."""
+        return {}
+
+    def models_read(self) -> Mapping[str, str]:
+        """Role → name of an earlier stage whose model is read too. A role is the field's name."""
         return {}
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:

@@ -143,7 +143,8 @@ class Training:
     loss: nn.Module
     """A module whose `forward(batch)` gives the loss summed over the batch's label tokens."""
     model: PreTrainedModel
-    """The part of `loss` that is trained and checkpointed."""
+    """The part of `loss` that is trained and checkpointed. What else in `loss` asks for gradients
+    is trained and checkpointed with it; the rest, such as a frozen teacher, is left alone."""
     train: Examples
     validation: Examples | None
     settings: Hyperparameters
@@ -158,6 +159,8 @@ class Training:
     after_step: Callable[[int, int], None] | None = None
     """Called with (steps done, total) after each step, before masks are applied; may change them.
     It must give the same on every rank."""
+    measure: nn.Module | None = None
+    """What the validation loss is, summed as `loss` is; default: `loss`."""
 
     def run(self) -> History:
         """Train to the end. Raises StageError at the first loss that is not finite."""
@@ -192,7 +195,7 @@ class Training:
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters = [p for p in self._named().values() if p.requires_grad]
         device = self.accelerator.device
         self.loss.to(device)
         for name, mask in self.masks.items():
@@ -209,6 +212,13 @@ class Training:
         self._save_seconds = 0.0
         if settings.trackers:
             self.accelerator.init_trackers(self.title)
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        """The model's parameters, and then those that the loss itself has to train."""
+        named = dict(self.model.named_parameters())
+        models = {id(parameter) for parameter in named.values()}
+        own = ((n, p) for n, p in self.loss.named_parameters() if p.requires_grad)
+        return named | {f"loss.{n}": p for n, p in own if id(p) not in models}
 
     @contextmanager
     def _dropout(self) -> Iterator[None]:
@@ -328,7 +338,7 @@ class Training:
 
     def _assert_sound(self) -> None:
         """What is pruned is zero, and everything is finite: also after the very last step."""
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._named().items():
             if not bool(torch.isfinite(parameter).all()):
                 raise StageError(
                     f"{name} is not finite after the last step; lower learning_rate, or raise "
@@ -345,9 +355,15 @@ class Training:
         assert self.validation is not None
         self.model.eval()
         device = self.accelerator.device
-        summed = summed_loss(
-            self.loss, self.validation, self.pad_id, device, rank=self.rank, world=self.world
-        )
+        with self.accelerator.autocast():  # preparing `loss` gave it that, but not `measure`
+            summed = summed_loss(
+                self.measure or self.loss,
+                self.validation,
+                self.pad_id,
+                device,
+                rank=self.rank,
+                world=self.world,
+            )
         self.model.train()
         if self.world > 1:
             summed = self.accelerator.reduce(summed, "sum")
@@ -371,8 +387,8 @@ class Training:
             partial = self.resume / ".partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
-            for name, parameter in self.model.named_parameters():
+            tensors = {f"model.{n}": p.detach() for n, p in self._named().items()}
+            for name, parameter in self._named().items():
                 state = self.optimizer.state.get(parameter, {})
                 tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
             tensors["generators"] = generators
@@ -401,7 +417,7 @@ class Training:
         history = History(**json.loads((found[-1] / "history.json").read_text(encoding="utf-8")))
         history.resumed += 1
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self._named().items():
                 parameter.copy_(tensors[f"model.{name}"])
                 prefix = f"optimizer.{name}."
                 state = {

@@ -308,3 +308,8 @@ def labels(config: Mapping[str, Any]) -> int:
 def evenly_spaced(layers: int, keep: int) -> list[int]:
     """`keep` of `layers` indices, evenly spaced from the first: 6 → 3 keeps 0, 2, 4."""
     return [index * layers // keep for index in range(keep)]
+
+
+def matched_layers(student: int, teacher: int) -> dict[int, int]:
+    """A teacher's layer for each of a student's, evenly, last to last: 2 of 4 are 1 and 3."""
+    return {layer: -(-(layer + 1) * teacher // student) - 1 for layer in range(student)}

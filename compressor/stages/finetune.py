@@ -16,6 +16,8 @@ from compressor.pruning import Amounts, Grouping, Pruner, flat, left_of
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from compressor.checkpoint import Checkpoint
 
 _TRACKER_MODULES = {
@@ -118,7 +120,7 @@ class Finetune(Hyperparameters, Stage):
         if facts is not None and facts.config["head"] not in ("seq2seq_lm", "causal_lm"):
             planning.problem("", f"trains language models, not {facts.config['head']!r}")
         if facts is not None and facts.positions is not None:
-            self._check_lengths(facts.positions, facts.config["head"], planning)
+            self._check_lengths("model", facts.positions, facts.config["head"], planning)
         for index, name in enumerate(self.trackers):
             if name not in _TRACKER_MODULES:
                 from compressor.errors import nearest
@@ -136,13 +138,13 @@ class Finetune(Hyperparameters, Stage):
             return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
         return facts
 
-    def _check_lengths(self, positions: int, head: str, planning: Planning) -> None:
+    def _check_lengths(self, whose: str, positions: int, head: str, planning: Planning) -> None:
         limits = (planning.data.max_source_length, planning.data.max_target_length)
         longest, how = (sum(limits), " + ") if head == "causal_lm" else (max(limits), " and ")
         if longest > positions:
             planning.problem(
                 "",
-                f"the model has {positions} positions, and rows of up to {longest} tokens; lower "
+                f"the {whose} has {positions} positions, and rows of up to {longest} tokens; lower "
                 f"{how.join(('data.max_source_length', 'data.max_target_length'))}",
             )
 
@@ -158,7 +160,8 @@ class Finetune(Hyperparameters, Stage):
         )
         folder = context.run_folder / "trackers" if context.run_folder and self.trackers else None
         training = Training(
-            loss=LabelLoss(checkpoint.model),
+            loss=self._loss(checkpoint, inputs, context),
+            measure=LabelLoss(checkpoint.model),
             model=checkpoint.model,
             train=train,
             validation=validation,
@@ -175,3 +178,9 @@ class Finetune(Hyperparameters, Stage):
         history.write_losses(context.folder / "losses.csv")
         context.metrics.update(history.metrics())
         return checkpoint
+
+    def _loss(self, checkpoint: Checkpoint, inputs: Inputs, context: Context) -> nn.Module:
+        """What is trained: a summed loss with the checkpoint's model inside."""
+        from compressor.losses import LabelLoss
+
+        return LabelLoss(checkpoint.model)

@@ -1,0 +1,215 @@
+"""What a student learns from labels and from a teacher: logits, hidden states, attention maps.
+
+No training here. Every part is a sum over label tokens, as `LabelLoss` is, so that the training
+loop's division by the label tokens of the global batch gives a mean that does not depend on how
+that batch was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.data.batching import IGNORED
+from compressor.losses import LabelLoss, decoder_inputs
+
+LayerMap = Mapping[str, Mapping[int, int]]
+"""Stack (encoder, decoder) → student's layer → teacher's."""
+
+
+class DistillationLoss(nn.Module):
+    """A weighted sum of four parts, each summed over the N label tokens of a batch, in float32.
+
+    - labels: the cross-entropy with the labels.
+    - logits: `T² · KL(teacher ‖ student)` at temperature T (Hinton et al., arXiv 1503.02531).
+    - hidden: the squared difference of the two models' hidden states after each pair of layers of
+      the map, averaged over width and pairs (TinyBERT, arXiv 1909.10351). After the last layer of
+      a stack it is what the stack gives, behind its final norm.
+    - attention: the squared difference of attention probabilities, averaged over a query's real
+      keys, heads, and pairs of layers; a decoder's attention to the encoder is a pair of its own.
+      Where the numbers of heads differ, the heads' average is compared. A student in training is
+      seen after its own dropout.
+
+    In a decoder a position counts once if it predicts a label. In an encoder it counts as its
+    row's labels divided by the row's real tokens: so every row weighs what it weighs in the other
+    parts, whatever batch it is in. Padding counts nowhere.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        weights: Mapping[str, float],
+        *,
+        temperature: float = 1.0,
+        layers: LayerMap | None = None,
+    ) -> None:
+        """`weights`: part → its weight, at least one above 0. `layers`: for hidden and attention.
+
+        The teacher is frozen; its dropout never acts. Where widths differ, hidden states of the
+        student pass a linear layer for each stack, which is trained with the student; it is drawn
+        from torch's global generator.
+        """
+        super().__init__()
+        self.student, self.teacher = LabelLoss(student), LabelLoss(teacher)
+        self.teacher.requires_grad_(requires_grad=False).eval()
+        self.weights = {name: weight for name, weight in weights.items() if weight}
+        self.temperature = temperature
+        self.layers = {stack: dict(pairs) for stack, pairs in (layers or {}).items() if pairs}
+        if "attention" in self.weights:  # only this way of computing it gives the probabilities
+            for model in (student, teacher):
+                model.set_attn_implementation("eager")  # type: ignore[operator]
+        mine, theirs = (int(model.config.hidden_size) for model in (student, teacher))  # type: ignore[union-attr, arg-type]
+        projected = self.layers if "hidden" in self.weights and mine != theirs else ()
+        self.projections = nn.ModuleDict(
+            {stack: nn.Linear(mine, theirs, bias=False) for stack in projected}
+        )
+
+    def train(self, mode: bool = True) -> DistillationLoss:  # noqa: FBT001, FBT002  # as torch's
+        """Train or evaluate the student; the teacher stays as it is."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """The summed loss, a float32 scalar."""
+        parts = self.parts(batch)
+        return torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+
+    def parts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each part that has a weight, before it is weighted: float32 scalars."""
+        student, labels = self._seen(self.student, batch)
+        parts = {}
+        if "labels" in self.weights:
+            parts["labels"] = functional.cross_entropy(
+                student.logits.float(), labels, reduction="sum"
+            )
+        if self.weights.keys() == {"labels"}:
+            return parts
+        # Outside of autocast: the teacher computes in the precision its weights are in.
+        with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
+            teacher, _ = self._seen(self.teacher, batch)
+        if "logits" in self.weights:
+            parts["logits"] = divergence(student.logits, teacher.logits, self.temperature)
+        weights = self._position_weights(batch)
+        if "hidden" in self.weights:
+            parts["hidden"] = self._hidden(student, teacher, weights)
+        if "attention" in self.weights:
+            parts["attention"] = self._attention(student, teacher, weights, batch)
+        if not {"labels", "logits"} & parts.keys():
+            # Every parameter takes part in the graph, or processes would wait for its gradient.
+            name = next(iter(parts))
+            parts[name] = parts[name] + 0 * student.logits.float().sum()
+        return parts
+
+    def _seen(self, loss: LabelLoss, batch: dict[str, Tensor]) -> tuple[_Seen, Tensor]:
+        """What a model computes of a batch, and the labels [N] that its logits [N, V] predict."""
+        flags = {"hidden", "attention"} & self.weights.keys()
+        if not flags:  # the head need not run on padding then
+            logits, labels = loss.logits(batch)
+            return _Seen(logits), labels
+        model: Any = loss.model
+        encoder_decoder = model.config.is_encoder_decoder
+        given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        if encoder_decoder:
+            given["decoder_input_ids"] = decoder_inputs(model, batch["labels"])
+        out = model(
+            **given,
+            output_hidden_states="hidden" in flags,
+            output_attentions="attention" in flags,
+            use_cache=False,
+        )
+        labels = loss.counted(batch["labels"])
+        kept = labels != IGNORED
+        logits = out.logits if encoder_decoder else out.logits[:, :-1]
+        decoder = "decoder_" if encoder_decoder else ""
+        hidden = {"encoder": "encoder_hidden_states", "decoder": f"{decoder}hidden_states"}
+        maps = {"encoder": "encoder_attentions", "decoder": f"{decoder}attentions"}
+        maps["cross"] = "cross_attentions"
+        seen = _Seen(
+            logits[kept],
+            {stack: found for stack, key in hidden.items() if (found := out.get(key))},
+            {stack: found for stack, key in maps.items() if (found := out.get(key))},
+        )
+        return seen, labels[kept]
+
+    def _position_weights(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How often each position [B, T] of a stack counts: float32, N in all."""
+        counted = self.student.counted(batch["labels"]) != IGNORED
+        labels, real = counted.float(), batch["attention_mask"].float()
+        if counted.shape[1] < batch["labels"].shape[1]:  # the last position predicts nothing
+            labels = functional.pad(labels, (0, 1))
+        share = labels.sum(1, keepdim=True) / real.sum(1, keepdim=True)
+        return {"decoder": labels, "encoder": real * share}
+
+    def _hidden(self, student: _Seen, teacher: _Seen, weights: dict[str, Tensor]) -> Tensor:
+        found = []
+        for stack, pairs in self.layers.items():
+            for mine, theirs in pairs.items():
+                own = student.hidden[stack][mine + 1]  # the first is the embeddings
+                if stack in self.projections:
+                    own = self.projections[stack](own)
+                difference = (own.float() - teacher.hidden[stack][theirs + 1].float()) ** 2
+                found.append((difference.mean(-1) * weights[stack]).sum())
+        return torch.stack(found).mean()
+
+    def _attention(
+        self,
+        student: _Seen,
+        teacher: _Seen,
+        weights: dict[str, Tensor],
+        batch: dict[str, Tensor],
+    ) -> Tensor:
+        source, own = batch["attention_mask"].float(), batch["attention_mask"].float()
+        if "cross" in student.attention:
+            own = weights["decoder"]
+        keys = {"encoder": source, "decoder": own, "cross": source}
+        found = []
+        for stack, pairs in self.layers.items():
+            kinds = ("decoder", "cross") if stack == "decoder" else (stack,)
+            for kind in (kind for kind in kinds if kind in student.attention):
+                for mine, theirs in pairs.items():
+                    maps = student.attention[kind][mine], teacher.attention[kind][theirs]
+                    difference = attention_difference(*maps, keys[kind])
+                    found.append((difference * weights[stack]).sum())
+        return torch.stack(found).mean()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a model computed: logits [N, V]; per stack hidden states [B, T, D], embeddings first,
+    and per kind of attention a layer's probabilities [B, H, T, K].
+    """
+
+    logits: Tensor
+    hidden: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    attention: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`T² · Σ KL(softmax(teacher / T) ‖ softmax(student / T))` over rows of logits [N, V].
+
+    In float32. T² keeps the size of its gradients when T changes (arXiv 1503.02531, section 2).
+    """
+    target = functional.log_softmax(teacher.float() / temperature, dim=-1)
+    found = functional.log_softmax(student.float() / temperature, dim=-1)
+    summed = functional.kl_div(found, target, reduction="sum", log_target=True)
+    return summed * temperature**2
+
+
+def attention_difference(student: Tensor, teacher: Tensor, keys: Tensor) -> Tensor:
+    """Mean squared difference over heads and real keys for each query: float32 [B, T].
+
+    Probabilities are [B, H, T, K], with any two numbers of heads; `keys` [B, K] is 1 where a key
+    is real. A row without real keys gives 0.
+    """
+    student, teacher = student.float(), teacher.float()
+    if student.shape[1] != teacher.shape[1]:
+        student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
+    squared = ((student - teacher) ** 2).mean(1) * keys[:, None]
+    return squared.sum(-1) / keys.sum(-1, keepdim=True).clamp(min=1)

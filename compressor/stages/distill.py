@@ -1,0 +1,192 @@
+"""`distill`: train on a teacher. The loss: `compressor.distillation`; the loop: `training`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from compressor.architectures import Facts, matched_layers
+from compressor.errors import StageError, nearest
+from compressor.stage import Context, Inputs, Planning
+from compressor.stages.finetune import Finetune
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.checkpoint import Checkpoint
+
+TEACHER = "teacher"
+
+
+class Losses(BaseModel):
+    """The weight of each part of the loss.
+
+    Example: `losses: {labels: 0.5, logits: 0.5}`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: float = Field(0.5, ge=0, description="Cross-entropy with the labels.")
+    logits: float = Field(0.5, ge=0, description="T² · KL(teacher ‖ student), over the vocabulary.")
+    hidden: float = Field(0.0, ge=0, description="Mean squared difference of hidden states.")
+    attention: float = Field(
+        0.0, ge=0, description="Mean squared difference of attention probabilities."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Losses:
+        if not any(self.model_dump().values()):
+            raise ValueError("all weights are zero; set one above 0")
+        return self
+
+
+class Distill(Finetune):
+    """Train the model, the student, to give what an earlier stage's model, the teacher, gives.
+
+    Each part of the loss is a mean over the label tokens of the global batch: the cross-entropy
+    with the labels, the divergence from the teacher's logits at a temperature (arXiv 1503.02531),
+    and the squared difference of hidden states and of attention maps through a layer map (TinyBERT,
+    1909.10351). Where the widths differ, a linear layer is learned beside the student and thrown
+    away after it. All settings of `finetune` are here too, and what is pruned stays pruned; the
+    validation loss is that of the labels, as a `finetune`'s.
+
+    A teacher from a path or the hub is a second `load` stage under another name; its own model must
+    have the student's tokenizer.
+
+    Example: `distill: {teacher: finetune, epochs: 2, temperature: 2.0}`
+    Example: `distill: {teacher: big, losses: {hidden: 1.0}, layers: {decoder: {0: 1, 1: 3}}}`
+    """
+
+    version: ClassVar[int] = 1
+
+    teacher: str = Field(description="Name of the earlier stage whose model is the teacher.")
+    losses: Losses = Field(default_factory=Losses, description="The weight of each part.")
+    temperature: float = Field(
+        2.0, gt=0, description="Divides both models' logits before they are compared."
+    )
+    layers: dict[Literal["encoder", "decoder"], dict[int, int]] = Field(
+        default_factory=dict,
+        description="Student's layer → teacher's, from 0, for hidden states and attention maps; a "
+        "stack that is not named is matched evenly, last to last; {} leaves it out.",
+    )
+
+    def models_read(self) -> Mapping[str, str]:
+        return {TEACHER: self.teacher}
+
+    def parameters(self) -> dict[str, Any]:
+        """Without what decides nothing: the teacher's name, settings of parts without weight."""
+        own: dict[str, Any] = {"losses": self.losses.model_dump()}
+        if self.losses.logits:
+            own["temperature"] = self.temperature
+        if self._through_layers:
+            own["layers"] = {stack: sorted(pairs.items()) for stack, pairs in self.layers.items()}
+        return super().parameters() | own
+
+    @property
+    def _through_layers(self) -> bool:
+        return bool(self.losses.hidden or self.losses.attention)
+
+    def preview(self, planning: Planning) -> Facts | None:
+        """The student's counts; reports a teacher or a layer map that does not go with it."""
+        student, teacher = planning.facts, planning.others[TEACHER]
+        if student is not None and teacher is not None:
+            self._check_teacher(student, teacher, planning)
+            self._check_layers(student, teacher, planning)
+        return super().preview(planning)
+
+    def _check_teacher(self, student: Facts, teacher: Facts, planning: Planning) -> None:
+        heads = student.config["head"], teacher.config["head"]
+        if heads[0] != heads[1]:
+            message = f"{self.teacher!r} has the head {heads[1]!r}, the student {heads[0]!r}"
+            planning.problem(TEACHER, message)
+            return
+        if teacher.positions is not None and teacher.positions != student.positions:
+            self._check_lengths("teacher", teacher.positions, heads[0], planning)
+        sizes = _vocabularies(student.config), _vocabularies(teacher.config)
+        # Where only the rows decide how many pieces go, the run finds out.
+        if sizes[0] != sizes[1] and student.exact_size and teacher.exact_size:
+            message = f"{self.teacher!r} has a vocabulary of {sizes[1][-1]}, the student one of "
+            planning.problem(TEACHER, f"{message}{sizes[0][-1]}; both must have the same")
+        if not self.losses.attention:
+            return
+        types = student.model_type, teacher.model_type
+        if types[0] != types[1]:
+            message = f"the teacher is a {types[1]}, the student a {types[0]}; their attention maps"
+            planning.problem("losses.attention", f"{message} do not compare")
+        elif types[0] == "longt5":
+            message = "LongT5's encoder attends to blocks and has no maps of whole rows"
+            planning.problem("losses.attention", message)
+
+    def _check_layers(self, student: Facts, teacher: Facts, planning: Planning) -> None:
+        both = {"student": _layers(student), "teacher": _layers(teacher)}
+        for stack, pairs in self.layers.items():
+            missing = [whose for whose, counts in both.items() if stack not in counts]
+            if missing:
+                hint = nearest(stack, both[missing[0]])
+                planning.problem(f"layers.{stack}", f"the {missing[0]} has no {stack}; {hint}")
+                continue
+            for mine, theirs in pairs.items():
+                for (whose, counts), layer in zip(both.items(), (mine, theirs), strict=True):
+                    if not 0 <= layer < counts[stack]:
+                        planning.problem(
+                            f"layers.{stack}.{mine}",
+                            f"{layer} is outside 0 … {counts[stack] - 1}, the {whose}'s layers",
+                        )
+        if self._through_layers and not any(self._layer_map(student, teacher).values()):
+            planning.problem("layers", "leaves no layer for hidden states or attention maps")
+
+    def _layer_map(self, student: Facts, teacher: Facts) -> dict[str, dict[int, int]]:
+        mine, theirs = _layers(student), _layers(teacher)
+        even = {s: matched_layers(mine[s], theirs[s]) for s in mine if s in theirs}
+        return even | {str(stack): pairs for stack, pairs in self.layers.items()}
+
+    def _loss(self, checkpoint: Checkpoint, inputs: Inputs, context: Context) -> nn.Module:
+        import torch
+
+        from compressor.distillation import DistillationLoss
+
+        teacher = inputs.checkpoint(TEACHER)
+        _require_one_vocabulary(checkpoint, teacher, self.teacher)
+        layers = self._layer_map(checkpoint.facts(), teacher.facts())
+        if self._through_layers:
+            context.metrics["layers"] = layers
+        torch.manual_seed(context.seed)  # of the projections
+        return DistillationLoss(
+            checkpoint.model,
+            teacher.model,
+            self.losses.model_dump(),
+            temperature=self.temperature,
+            layers=layers,
+        )
+
+
+def _layers(facts: Facts) -> dict[str, int]:
+    return {name: stack.layers for name, stack in facts.stacks().items()}
+
+
+def _vocabularies(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Sizes of what is read and of what is written; only Marian's can differ."""
+    size = int(config["vocab_size"])
+    return size, int(config.get("decoder_vocab_size") or size)
+
+
+def _require_one_vocabulary(student: Checkpoint, teacher: Checkpoint, name: str) -> None:
+    """Raise StageError where the same number would be another piece of text to the teacher."""
+    if student.tokenizer is None or teacher.tokenizer is None:
+        whose = "the student" if student.tokenizer is None else f"the teacher {name!r}"
+        raise StageError(f"{whose} has no tokenizer; set model.tokenizer")
+    sizes = [_vocabularies(each.model.config.to_dict()) for each in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise StageError(
+            f"the teacher {name!r} has a vocabulary of {sizes[1][-1]}, the student one of "
+            f"{sizes[0][-1]}; trim both alike, or distil before trimming"
+        )
+    mine, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if mine != theirs:
+        piece = min(p for p in mine.keys() | theirs.keys() if mine.get(p) != theirs.get(p))
+        raise StageError(
+            f"the teacher {name!r} has another tokenizer: {piece!r} is its piece "
+            f"{theirs.get(piece)}, the student's {mine.get(piece)}"
+        )
