@@ -69,7 +69,7 @@ def main() -> None:
         found = exported(Path(temporary))
         took = [{kind: seconds(found[kind][0], kind) for kind in SETTINGS} for _ in range(TIMES)]
     dense = found["huggingface"][1]["bytes"]
-    result = {
+    formats = {
         kind: {
             "bytes": metrics["bytes"],
             "smaller": round(dense / metrics["bytes"], 2),
@@ -79,7 +79,18 @@ def main() -> None:
         }
         for kind, (_, metrics) in found.items()
     }
-    write("packed", result)
+    ours, theirs = ("int8", "huggingface")
+    write(
+        "packed",
+        {
+            "ours": formats[ours]["bytes"] / 1e6,
+            "theirs": formats[theirs]["bytes"] / 1e6,
+            "ratio": formats[theirs]["bytes"] / formats[ours]["bytes"],
+            "unit": "MB",
+            "pairs": [[formats[ours]["bytes"] / 1e6, formats[theirs]["bytes"] / 1e6]],
+            "formats": formats,
+        },
+    )
 
 
 if __name__ == "__main__":

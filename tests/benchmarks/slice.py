@@ -11,14 +11,20 @@ could be counted, so the first 8,000 stay, cut by the function that the stage us
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from transformers import T5Config
 
 from compressor.checkpoint import Checkpoint, build, keep_units
-from compressor.stages.slice import Slice, choose
+from compressor.data.sources import Bills
+from compressor.progress import Progress
+from compressor.stage import Context, Inputs, Launch
+from compressor.stages.slice import Slice
 from tests.benchmarks.report import write
 
 PIECES, SOURCE, TARGET, ROUNDS = 8000, 256, 32, 15
@@ -29,9 +35,13 @@ def models() -> dict[str, Checkpoint]:
     torch.manual_seed(0)
     config = T5Config(decoder_start_token_id=0)
     original = Checkpoint(build(config, "seq2seq_lm").eval(), None, "seq2seq_lm")
-    facts = original.facts()
-    widths = Slice(heads=0.5, feed_forward=0.5).widths(facts)
-    half = keep_units(original, choose(original, widths))
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        original.save(folder / "original")
+        quiet = Progress(Console(quiet=True), quiet=True)
+        data = Bills(source="bills")
+        context = Context(folder / "half", folder / "resume", data, 0, Launch(), quiet)
+        half = Slice(heads=0.5, feed_forward=0.5).run(Inputs(folder / "original"), context)
     (vocabulary,) = half.facts().units("vocabulary")
     return {
         "original": original,
@@ -66,7 +76,11 @@ def measure() -> dict[str, Any]:
         "source_tokens": SOURCE,
         "target_tokens": TARGET,
         "threads": 2,
+        "ours": medians["sliced"],
+        "theirs": medians["original"],
+        "ratio": medians["original"] / medians["sliced"],
         "unit": "s",
+        "pairs": list(zip(times["sliced"], times["original"], strict=True)),
         "parameters": {n: c.facts().parameters for n, c in found.items()},
         "medians": medians,
         # Of each round, since a round shares the machine's mood.
