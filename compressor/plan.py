@@ -223,6 +223,10 @@ class _Planner:
                 self._report(f"stages.{name}.{role}", f"{other!r} is skipped, and gives no model")
         for role, other in stage.artifacts().items():
             nodes = [n for n in self.nodes.values() if n.name.partition("@")[0] == other]
+            if nodes and role in stage_kinds() and nodes[0].kind != role:
+                message = f"expected a {role!r} stage, and {other!r} is a {nodes[0].kind!r}"
+                self._report(f"stages.{name}.{role}", message)
+                continue
             same = [node for node in nodes if node.model == model]
             earlier = [n.name for n in self.nodes.values() if n.model == model]
             if same:

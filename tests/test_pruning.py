@@ -139,7 +139,7 @@ def test_sensitivity_leaves_the_model_as_it_was(recipe, run) -> None:
         assert curve["points"][0]["loss"] == pytest.approx(curves["loss"], abs=0.02)
 
 
-GRADUAL = "finetune: {epochs: 3, prune: {amounts: {lm_head: 0.6, feed_forward: 0.5}, times: 5}}"
+GRADUAL = "finetune: {epochs: 12, prune: {amounts: {lm_head: 0.6, feed_forward: 0.5}, times: 5}}"
 
 
 def test_gradual_pruning_ends_at_the_planned_count_and_survives_a_kill(recipe, run) -> None:
@@ -153,6 +153,7 @@ def test_gradual_pruning_ends_at_the_planned_count_and_survives_a_kill(recipe, r
     assert ratios(folder)["finetune"] == facts.nonzero_ratio
     process = _start(path, "skip=[evaluate]")
     _wait_for_steps(path, 7, process)
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     final = run("run", path, "skip=[evaluate]")
@@ -220,6 +221,16 @@ def test_a_target_out_of_reach_is_told_while_planning(recipe) -> None:
         )
         with pytest.raises(RecipeError, match=message):
             planned(path)
+
+
+def test_a_target_wants_the_curves_of_a_sensitivity_stage(recipe) -> None:
+    """Another report on the same model has none."""
+    path = recipe(
+        (PRUNE, "prune: {target: {nonzero_ratio: 0.5}, sensitivity: evaluate}"),
+        ("finetune, prune, recover, evaluate]", "finetune, evaluate, prune, recover]"),
+    )
+    with pytest.raises(RecipeError, match="expected a 'sensitivity' stage, and 'evaluate' is"):
+        planned(path)
 
 
 def test_curves_of_another_model_are_refused(recipe) -> None:
