@@ -1,6 +1,7 @@
-"""What stages that prune share: which groups, how much of each, by which importance. No torch here.
+"""What stages that prune share: which groups, how much of each, by which importance.
 
-`prune`, `sensitivity` and a gradual `finetune` are told the same things in the same words.
+`prune`, `sensitivity` and a gradual `finetune` are told the same things in the same words. torch is
+imported by what prunes, not by what plans.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Grouping(BaseModel):
         return facts.groups() | own
 
     def check_groups(self, facts: Facts, problem: Callable[[str, str], None]) -> None:
-        """Report patterns that match nothing, and what only a matrix can be pruned by."""
+        """Report patterns that match nothing, and an importance that this head has no loss for."""
         for name, patterns in self.groups.items():
             for index, pattern in enumerate(patterns):
                 if not any(fnmatchcase(shape, pattern) for shape in facts.shapes):
@@ -215,7 +216,7 @@ class Pruner:
 
     def prune(self, names: Iterable[str], count: int, n_m: tuple[int, int] | None = None) -> int:
         """Prune `count` more entries of these parameters together, or to N:M. How many went."""
-        from compressor.sparsity.select import apply_mask, left, prune_blocks, prune_smallest
+        from compressor.sparsity.select import apply_mask, left, prune_smallest
 
         names = list(names)
         weights = {name: self.checkpoint.parameter(name) for name in names}
@@ -223,14 +224,8 @@ class Pruner:
         before = left(masks, weights)
         if self.grouping.importance == "sparsegpt":
             self._sparsegpt(weights, count, n_m)
-        elif n_m is not None:
-            modules = self._modules(weights)
-            scores = {n: _as_rows(s, modules[n]) for n, s in self.scores(weights).items()}
-            rows = {n: _as_rows(masks[n], modules[n]) for n in scores if n in masks}
-            prune_blocks(scores, rows, *n_m)
-            masks |= {n: _as_rows(mask, modules[n]).contiguous() for n, mask in rows.items()}
-        elif self.grouping.importance == "wanda":
-            self._wanda(weights, count)
+        elif n_m is not None or self.grouping.importance == "wanda":
+            self._in_rows(weights, count, n_m)
         else:
             prune_smallest(self.scores(weights), masks, count)
         for name in names:
@@ -272,13 +267,17 @@ class Pruner:
             scores = importance.random_scores(weights, self.seed)
         return {n: s.masked_fill(~masks[n], 0) if n in masks else s for n, s in scores.items()}
 
-    def _wanda(self, weights: Mapping[str, Any], count: int) -> None:
-        from compressor.sparsity.select import prune_rows
+    def _in_rows(self, weights: Mapping[str, Any], count: int, n_m: tuple[int, int] | None) -> None:
+        """Compare entries with others of the same row only: in blocks of M, or in whole rows."""
+        from compressor.sparsity.select import prune_blocks, prune_rows
 
         modules, masks = self._modules(weights), self.checkpoint.masks
         scores = {n: _as_rows(s, modules[n]) for n, s in self.scores(weights).items()}
         rows = {n: _as_rows(masks[n], modules[n]) for n in scores if n in masks}
-        prune_rows(scores, rows, count)
+        if n_m is not None:
+            prune_blocks(scores, rows, *n_m)
+        else:
+            prune_rows(scores, rows, count)
         masks |= {n: _as_rows(mask, modules[n]).contiguous() for n, mask in rows.items()}
 
     def _sparsegpt(

@@ -181,10 +181,7 @@ class Facts:
     def count(self, names: frozenset[str], amount: float, *, of_all: bool) -> tuple[int, bool]:
         """How many more entries an amount, of what is left or of all, takes; whether exactly."""
         left, exact = self.remaining(names)
-        if of_all:
-            size = self.numel(names)
-            return max(0, round(amount * size) - (size - left)), exact
-        return round(amount * left), exact
+        return entries(amount, left, self.numel(names), of_all=of_all), exact
 
     def prune(self, names: frozenset[str], count: int, *, exact: bool = True) -> Facts:
         """The facts after `count` more entries of `names` are masked."""
@@ -303,6 +300,11 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
 def labels(config: Mapping[str, Any]) -> int:
     """How many classes a classifier of this config has; transformers' default is 2."""
     return int(config.get("num_labels") or len(config.get("id2label") or ()) or 2)
+
+
+def entries(amount: float, left: int, size: int, *, of_all: bool) -> int:
+    """How many entries an amount takes: of the `left`, or of all `size`, of which some are gone."""
+    return max(0, round(amount * size) - (size - left)) if of_all else round(amount * left)
 
 
 def evenly_spaced(layers: int, keep: int) -> list[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from compressor.architectures import Facts
+from compressor.architectures import Facts, entries
 from compressor.data.sources import Split
 from compressor.errors import StageError
 from compressor.pruning import (
@@ -224,21 +224,17 @@ class Prune(Grouping, Stage):
         n_m = n_of_m(self.pattern)
         if self.target is not None:
             counts = self._counts(checkpoint, facts, inputs, context)
-        elif n_m is not None:
-            counts = {path: 0 for path, _ in self._paths(facts)}
-        else:
-            counts = {}
-        result = {}
-        for path in counts or flat(self.amounts or {}):
-            before, size = left_of(checkpoint, groups[path])
-            count = counts.get(path)
-            if count is None:
-                share = flat(self.amounts or {})[path]
-                count = (
-                    round(share * before)
-                    if self.of == "remaining"
-                    else max(0, round(share * size) - (size - before))
+        else:  # with N:M the pattern says how many
+            amounts, of_all = flat(self.amounts or {}), self.of == "all"
+            counts = {
+                path: entries(
+                    amounts.get(path, 0.0), *left_of(checkpoint, groups[path]), of_all=of_all
                 )
+                for path, _ in self._paths(facts)
+            }
+        result = {}
+        for path, count in counts.items():
+            before, size = left_of(checkpoint, groups[path])
             gone = pruner.prune(groups[path], count, n_m)
             result[path] = {
                 "amount": round(gone / before, DIGITS) if before else 0.0,

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from compressor.sparsity import packed
 from compressor.sparsity.int8 import dequantize_rows, quantize_rows
 from compressor.sparsity.packed import Packed, Values, pack, pack_int8
+from compressor.stages import prune
 
 ROUNDED = {
     "float32": lambda weight: weight,
@@ -118,3 +120,8 @@ def test_parts_that_do_not_fit_are_told(damage: str) -> None:
     packed, message = damages(pack(sparse(40, 40, 0.3), "int8"))[damage]
     with pytest.raises(ValueError, match=message):
         packed.unpack()
+
+
+def test_planning_knows_what_is_packed_as_it_is() -> None:
+    """A target in bytes counts small matrices without importing what packs them."""
+    assert prune.SMALL == packed.SMALL
