@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.architectures import Facts, Units, architecture
 from compressor.architectures import facts as facts_of
-from compressor.data.examples import Examples, tokenize
+from compressor.data.examples import Examples, tokenize, tokenize_labelled
 from compressor.errors import StageError
 from compressor.sparsity.int8 import (
     Activations,
@@ -47,7 +47,8 @@ from compressor.sparsity.slicing import take_units
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from compressor.data.sources import DataBase, Rows
+    from compressor.data.rows import Rows
+    from compressor.data.sources import DataBase
 
 Head = Literal["seq2seq_lm", "causal_lm", "sequence_classification", "none"]
 WEIGHTS, MASKS, ABOUT = "model.safetensors", "masks.safetensors", "checkpoint.json"
@@ -58,6 +59,9 @@ AUTO_CLASSES = {
     "sequence_classification": AutoModelForSequenceClassification,
     "none": AutoModel,
 }
+
+FRESH = ("classifier", "pre_classifier", "score", "bert.pooler")
+"""How the names begin of what a classifier has and a pretrained body may lack."""
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()  # what it warns of (ties, unused keys) is checked here
@@ -121,14 +125,16 @@ class Checkpoint:
         """Rows as token ids, in the layout of this model's head. Raises StageError."""
         if self.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
+        if self.head == "sequence_classification":
+            return tokenize_labelled(rows, self.tokenizer, data)
         return tokenize(rows, self.tokenizer, data, joined=self.head == "causal_lm")
 
     @property
     def pad_id(self) -> int:
         """What fills a batch. Decoders often come without a pad; what is masked may be anything."""
         assert self.tokenizer is not None, "`examples` says so first"
-        causal = self.head == "causal_lm"
-        pad: int = self.tokenizer.eos_token_id if causal else self.tokenizer.pad_token_id
+        own: int | None = self.tokenizer.pad_token_id
+        pad: int = self.tokenizer.eos_token_id if own is None or self.head == "causal_lm" else own
         return pad
 
     def parameter(self, name: str) -> nn.Parameter:
@@ -240,11 +246,17 @@ def _tie_as_read(model: PreTrainedModel) -> Iterator[None]:
 
 
 def load_pretrained(
-    folder: Path, head: Head, *, trust_remote_code: bool = False
+    folder: Path,
+    head: Head,
+    *,
+    trust_remote_code: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """`from_pretrained` in float32, refusing a file whose tensors do not fit the config.
 
     Only tensors are read: safetensors where there are any, else a `.bin` with `weights_only`.
+    With other labels in `config`, values that come instead of the folder's, a classifier's head is
+    drawn anew.
     """
     try:
         model, info = AUTO_CLASSES[head].from_pretrained(
@@ -254,16 +266,16 @@ def load_pretrained(
             use_safetensors=any(folder.glob("*.safetensors")),
             weights_only=True,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=bool(config),
+            **(config or {}),
         )
     except (SafetensorError, UnpicklingError, OSError, ValueError, RuntimeError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    wrong = {
-        kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")
-    }
-    if head == "sequence_classification":  # a fresh head on a pretrained body is what one wants
-        fresh = ("classifier", "pre_classifier", "score")
-        wrong["missing"] = [name for name in wrong["missing"] if not name.startswith(fresh)]
-    for kind, names in wrong.items():
+    fresh = FRESH if config else ()  # such a head on a pretrained body is what one wants
+    for kind in ("missing", "mismatched"):
+        found = info.get(f"{kind}_keys") or ()
+        names = [name if isinstance(name, str) else name[0] for name in found]
+        names = sorted(name for name in names if not name.startswith(fresh))
         if names:
             raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
     loaded: PreTrainedModel = model
