@@ -255,8 +255,8 @@ def load_pretrained(
     """`from_pretrained` in float32, refusing a file whose tensors do not fit the config.
 
     Only tensors are read: safetensors where there are any, else a `.bin` with `weights_only`.
-    With other labels in `config`, values that come instead of the folder's, a classifier's head is
-    drawn anew.
+    `config` has values that come instead of the folder's; for another number of labels in it, a
+    classifier's head is drawn anew.
     """
     try:
         model, info = AUTO_CLASSES[head].from_pretrained(

@@ -259,12 +259,13 @@ def _print_label_scores(scores: Mapping[str, Any], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(scores, indent=2))
         return DONE
+    from rich.markup import escape
     from rich.table import Table
 
     names = ("positives", "given", "f1", "roc_auc", "average_precision")
     shown = Table("label", *names, header_style="bold")
     for name, values in scores["labels"].items():
-        shown.add_row(name, *(_number(values[key]) for key in names))
+        shown.add_row(escape(name), *(_number(values[key]) for key in names))
     shown.add_section()
     means = (scores[key] for key in ("macro_f1", "roc_auc", "average_precision"))
     shown.add_row("mean", "", "", *map(_number, means))

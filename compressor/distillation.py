@@ -144,7 +144,7 @@ class DistillationLoss(nn.Module):
         labels, real = counted.float(), batch["attention_mask"].float()
         if counted.dim() == 1:  # a class for each row
             labels = labels[:, None]
-        share = labels.sum(1, keepdim=True) / real.sum(1, keepdim=True)
+        share = labels.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
         if self.student.classifies:
             return {self.only_stack: real * share}
         if counted.shape[1] < batch["labels"].shape[1]:  # the last position predicts nothing

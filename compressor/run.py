@@ -138,13 +138,10 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each model that a stage looked at: its sizes and everything measured of it."""
     by_name = {record["name"]: record for record in records}
     rows: dict[str, dict[str, Any]] = {}
+    floors = []
     for record in records:
         if record["stage"] == "baseline":  # a floor: scores without one of the recipe's models
-            rows[record["name"]] = {
-                "model": record["label"],
-                "looked_at": True,
-                **record["metrics"],
-            }
+            floors.append({"model": record["label"]} | record["metrics"])
             continue
         model = by_name.get(record["model"]) if record["stage"] in REPORTS else record
         if model is None:
@@ -157,7 +154,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 key: v for key, v in record["metrics"].items() if not isinstance(v, dict | list)
             }
     looked_at = [row for row in rows.values() if row["looked_at"]]
-    return looked_at or list(rows.values())
+    return floors + (looked_at or list(rows.values()))
 
 
 REPORTS = frozenset({"evaluate", "benchmark", "sensitivity", "export"})

@@ -66,7 +66,10 @@ class Planning:
             return
         head, task = facts.config["head"], self.data.task
         if head == "none" or (head == "sequence_classification") != (task != "summarization"):
-            self.problem("data.task", f"is {task}, and the {whose} has the head {head!r}")
+            labelled = "with a task of labels, such as data=messages"
+            fits = labelled if head == "sequence_classification" else "of texts and summaries"
+            more = f"; take data {fits}" if head != "none" else ""
+            self.problem("data.task", f"is {task}, and the {whose} has the head {head!r}{more}")
             return
         fields = ["max_source_length", "max_target_length"]
         if task != "summarization" or not (trains or head == "causal_lm"):

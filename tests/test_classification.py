@@ -10,16 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from compressor.checkpoint import Checkpoint, load_pretrained
+from compressor.classification import of_sources
 from compressor.data.batching import collate
 from compressor.distillation import DistillationLoss
 from compressor.losses import LabelLoss
 from compressor.plan import plan
 from compressor.recipe import compose
-from compressor.stages.load import start_at_labels
+from compressor.stages.load import fit_head, start_at_labels
 from compressor.store import Store
 from tests.conftest import SHARED
 from tests.pico import PICO
@@ -156,6 +159,62 @@ def test_a_fresh_head_starts_at_how_often_each_label_is_given(kind: str, layout:
     assert torch.equal(last.bias, before)
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["a", "b", "c"], "the source's"),
+        (["c", "a", "b"], "the source's, in the order of data.labels"),
+        (["a", "b", "d"], "fresh: the source's is for other labels, such as 'c'"),
+        (["a", "b"], "fresh: the source's is for 3 labels, not 2"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+def test_a_pretrained_head_keeps_its_meaning_or_goes(tmp_path, kind, labels, said) -> None:
+    """Each label's logit is the source's for that name; a head for other labels is not kept."""
+    source = made(kind, "labels")
+    source.config.id2label = {0: "a", 1: "b", 2: "c"}
+    source.config.label2id = {"a": 0, "b": 1, "c": 2}
+    source.save_pretrained(tmp_path)
+    own = json.loads((tmp_path / "config.json").read_text())
+    names = dict(enumerate(labels))
+    task = {"id2label": names, "label2id": {n: i for i, n in names.items()}}
+    task |= {"num_labels": len(labels), "problem_type": PROBLEM["labels"]}
+    model = load_pretrained(tmp_path, "sequence_classification", config=task)
+    assert fit_head(model, own, labels) == said
+    inputs = {name: tensor for name, tensor in batch("labels").items() if name != "labels"}
+    with torch.no_grad():
+        found, expected = model(**inputs).logits, source(**inputs).logits
+    same = ["abc".index(name) for name in labels if name in "abc"]
+    if said.startswith("the source"):
+        assert torch.equal(found, expected[:, same])
+    else:
+        assert found.shape == (3, len(labels))
+        assert not torch.isclose(found[:, : len(same)], expected[:, same]).any()
+
+
+def test_a_decoders_pad_is_its_tokenizers(tmp_path, run) -> None:
+    """Or a row's last token would be taken for padding, or padding for it: logits would depend on
+    what stands beside a row.
+    """
+    (tmp_path / "decoder.yaml").write_text("""
+defaults: [/base, /data: messages, _self_]
+pipeline: [load, evaluate]
+model:
+  head: sequence_classification
+  config: {model_type: gpt2, vocab_size: 400, n_embd: 16, n_layer: 1, n_head: 2, pad_token_id: 7}
+  tokenizer: {vocab_size: 400}
+data: {rows: {train: 40, validation: 8, test: 8}}
+stages: {load: {}, evaluate: {}}
+""")
+    done = run("run", "decoder.yaml")
+    assert done.code == 0, done.err
+    checkpoint = Checkpoint.load(done.run_folder / "stages" / "00-load")
+    sources = [[50, 60, 70, 7], [80, 90], [7, 100, 110]]
+    together = of_sources(checkpoint, sources)
+    alone = [of_sources(checkpoint, [source])[0] for source in sources]
+    assert together == pytest.approx(np.array(alone), abs=1e-6)
+
+
 RECIPE = """
 defaults: [/base, /model: tiny_bert, /data: messages, _self_]
 pipeline: [baseline, load, finetune, prune, recover, shrink, distill, quantize, evaluate, benchmark,
@@ -262,12 +321,15 @@ def test_two_processes_learn_what_one_does(recipe, run) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ([("/data: messages", "/data: bills")], "head: a classifier wants data.task: multi_label"),
+        ([("/data: messages", "/data: bills")],
+         "the head 'sequence_classification'; take data with a task of labels, such as data=me"),
         ([("tiny_bert", "tiny"), ("hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2,\n"
            "           intermediate_size: 48", "d_model: 32")],
          "data.task: is multi_label, and the model has the head 'seq2seq_lm'"),
         ([("threshold: tuned", "max_length: 20")], "max_length: means nothing for labels"),
         ([("threshold: tuned", "threshold: 1")], "threshold"),
+        ([("threshold: tuned", "threshold: 0.4"), (MULTI, "data: {task: single_label, rows")],
+         "threshold: a row's one label is the likeliest"),
         ([("max_source_length: 96", "max_source_length: 300")],
          "has 256 positions, and rows of up to 300 tokens; lower data.max_source_length"),
         ([("baseline: {label: TF-IDF}", "baseline: {sentences: 2}")], "sentences: means nothing"),
@@ -309,14 +371,15 @@ def test_labels_that_cannot_be_learned_stop_the_run_before_its_first_step(
         ("data: {rows: {train: 96, validation: 24, test: 20}, max_source_length: 96}",
          "data: {task: multi_label, labels: [toxic, rude], files: {train: rows.csv, "
          "validation: rows.csv}, max_source_length: 96}"),
-        ("pipeline: [baseline, load,", "pipeline: [load,"),
+        ("pipeline: [baseline, load,", "pipeline: [load,"), (", threshold: tuned", ""),
         ("  tokenizer: {vocab_size: 400}", "  tokenizer: {vocab_size: 400, data: {source: bills}}"),
     )  # fmt: skip
     result = run("run", path)
     assert result.code == 1, result.out
     assert expected in result.err.replace(f"{tmp_path}/", ""), result.err
-    assert "stage 'finetune'" in result.err
-    assert not list((tmp_path / "outputs" / "store").glob("*finetune*"))
+    assert "stage 'load'" in result.err
+    made = [path.name for path in (tmp_path / "outputs" / "store").iterdir() if path.is_dir()]
+    assert not [name for name in made if len(name) == 64], made
 
 
 @pytest.mark.skipif(not (SHARED / "data/goemotions").is_dir(), reason="GoEmotions is not here")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from compressor.errors import StageError, nearest
 
 Task = Literal["summarization", "multi_label", "single_label"]
+ROW = "__row"
+"""The column of row numbers, in a table of which rows were taken."""
 _TRUTH: Mapping[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}
 """What a 0/1 column may hold. False, True, 0.0 and 1.0 are equal to, and hash as, 0 and 1."""
 
@@ -50,7 +52,7 @@ class Columns(Protocol):
 def rows_of(table: Any, data: Columns, split: str, whose: str, limit: int | None) -> Rows:
     """The first `limit` rows of a `datasets.Dataset`. Raises StageError at what is not expected.
 
-    A label that no row of the train split has is an error: nothing could be learned of it.
+    A column `ROW`, where there is one, has the numbers that messages give to the rows.
     """
     for key, name in data.columns().items():
         if name not in table.column_names:
@@ -60,76 +62,110 @@ def rows_of(table: Any, data: Columns, split: str, whose: str, limit: int | None
         table = table.select(range(min(limit, len(table))))
     if len(table) == 0:
         raise StageError(f"data: the split {split!r} of {whose} has no rows")
-    texts = _texts(table[data.text], data.text, whose)
+    numbers = list(table[ROW]) if ROW in table.column_names else list(range(len(table)))
+
+    def cells(column: str) -> _Cells:
+        names = _class_names(table.features[column])
+        return _Cells(list(table[column]), column, whose, numbers, names)
+
+    texts = cells(data.text).texts()
     if data.task == "summarization":
-        return Rows(texts, _texts(table[data.summary], data.summary, whose))
-    if data.task == "multi_label":
-        if data.label is not None:
-            columns = _lists(table[data.label], data.label, data.labels, whose)
-        else:
-            columns = [_truths(table[name], name, whose) for name in data.labels]
-        labels = [list(row) for row in zip(*columns, strict=True)]
-        absent = [
-            name for name, column in zip(data.labels, columns, strict=True) if 1 not in column
-        ]
+        return Rows(texts, cells(data.summary).texts())
+    if data.task == "multi_label" and data.label is None:
+        labels = [list(row) for row in zip(*(cells(n).truths() for n in data.labels), strict=True)]
+    elif data.task == "multi_label":
+        labels = cells(data.columns()["label"]).lists(data.labels)
     else:
-        column = data.columns()["label"]
-        numbers = _numbers(table[column], column, data.labels, whose)
-        labels = [[number] for number in numbers]
+        labels = [[number] for number in cells(data.columns()["label"]).classes(data.labels)]
+    require_labels(labels, data, split, whose)
+    return Rows(texts, [], labels)
+
+
+def require_labels(labels: list[list[int]], data: Columns, split: str, whose: str) -> None:
+    """Raise StageError for a label that no row to train on has: nothing could be learned of it."""
+    if split != "train":
+        return
+    if data.task == "multi_label":
+        there = {place for row in labels for place, one in enumerate(row) if one}
+    else:
         there = {number for (number,) in labels}
-        absent = [name for index, name in enumerate(data.labels) if index not in there]
-    if split == "train" and absent:
+    absent = [name for place, name in enumerate(data.labels) if place not in there]
+    if absent:
         raise StageError(
             f"data.labels: no row of {whose} that is trained on has the label {absent[0]!r}; leave "
             "it out, or allow more rows (data.rows.train)"
         )
-    return Rows(texts, [], labels)
 
 
-def _texts(values: Sequence[Any], column: str, whose: str) -> list[str]:
-    for index, value in enumerate(values):
-        if not isinstance(value, str):
-            what = "nothing" if value is None else f"{type(value).__name__} {value!r:.40}"
-            raise StageError(f"data: {whose}, row {index}, column {column!r}: {what}, not text")
-    return list(values)
+def _class_names(feature: Any) -> list[str] | None:
+    """The names that a column's numbers stand for, where the table says so."""
+    feature = getattr(feature, "feature", feature)  # of a list, what is in it
+    names = getattr(feature, "names", None)
+    return list(names) if names else None
 
 
-def _truths(values: Sequence[Any], column: str, whose: str) -> list[int]:
-    found = []
-    for index, value in enumerate(values):
-        if not isinstance(value, int | float | str) or value not in _TRUTH:
-            what = "nothing" if value is None else f"{value!r:.40}"
-            raise StageError(f"data: {whose}, row {index}, column {column!r}: {what}, not 0 or 1")
-        found.append(_TRUTH[value])
-    return found
+@dataclass(frozen=True)
+class _Cells:
+    """A column's values, and what messages call them."""
 
+    values: list[Any]
+    column: str
+    whose: str
+    rows: list[int]
+    names: list[str] | None
 
-def _numbers(
-    values: Sequence[Any], column: str, names: Sequence[str], whose: str, row: int | None = None
-) -> list[int]:
-    """Labels by name or number as numbers; `row`: they are all of this one's."""
-    numbers = {name: index for index, name in enumerate(names)}
-    found = []
-    for index, value in enumerate(values):
-        number = numbers.get(str(value))  # a name that looks like a number is still the name
-        if number is None and type(value) is int and 0 <= value < len(names):
-            number = value
-        if number is None:
-            where = f"data: {whose}, row {index if row is None else row}, column {column!r}"
-            hint = nearest(str(value), names)
-            raise StageError(f"{where}: {value!r:.40} is no label; {hint}")
-        found.append(number)
-    return found
+    def _wrong(self, place: int, what: str) -> StageError:
+        where = f"{self.whose}, row {self.rows[place]}, column {self.column!r}"
+        return StageError(f"data: {where}: {what}")
 
+    def texts(self) -> list[str]:
+        for place, value in enumerate(self.values):
+            if not isinstance(value, str):
+                what = "nothing" if value is None else f"{type(value).__name__} {value!r:.40}"
+                raise self._wrong(place, f"{what}, not text")
+        return self.values
 
-def _lists(values: Sequence[Any], column: str, names: Sequence[str], whose: str) -> list[list[int]]:
-    """For each label a column of 0 and 1, of rows that each have a list of theirs."""
-    columns = [[0] * len(values) for _ in names]
-    for index, row in enumerate(values):
-        if not isinstance(row, list):
-            raise StageError(
-                f"data: {whose}, row {index}, column {column!r}: {row!r:.40}, not a list of labels"
-            )
-        for number in _numbers(row, column, names, whose, row=index):
-            columns[number][index] = 1
-    return columns
+    def truths(self) -> list[int]:
+        found = []
+        for place, value in enumerate(self.values):
+            if not isinstance(value, int | float | str) or value not in _TRUTH:
+                what = "nothing" if value is None else f"{value!r:.40}"
+                raise self._wrong(place, f"{what}, not 0 or 1")
+            found.append(_TRUTH[value])
+        return found
+
+    def classes(self, names: Sequence[str]) -> list[int]:
+        """The one label of each row."""
+        read = self._reader(names)
+        return [read(place, value) for place, value in enumerate(self.values)]
+
+    def lists(self, names: Sequence[str]) -> list[list[int]]:
+        """0 or 1 for each label, of rows that each have a list of theirs."""
+        read, found = self._reader(names), []
+        for place, row in enumerate(self.values):
+            if not isinstance(row, list):
+                raise self._wrong(place, f"{row!r:.40}, not a list of labels")
+            there = {read(place, value) for value in row}
+            found.append([int(number in there) for number in range(len(names))])
+        return found
+
+    def _reader(self, names: Sequence[str]) -> Callable[[int, Any], int]:
+        """What gives a value's place in `names`: by name, or by number where no name is one."""
+        known: dict[Any, int] = {name: place for place, name in enumerate(names)}
+        own = list(names) if self.names is None else self.names
+        if not any(name.lstrip("-").isdigit() for name in names):
+            known |= {number: known[name] for number, name in enumerate(own) if name in known}
+
+        def read(place: int, value: Any) -> int:
+            if isinstance(value, float) and value.is_integer():  # a column with blanks is of floats
+                value = int(value)
+            key = value if value in known or isinstance(value, bool) else str(value)
+            if value is None or isinstance(value, bool) or key not in known:
+                what = "nothing" if value is None else f"{value!r:.40}"
+                strange = self.names is not None and isinstance(value, int)
+                if strange and 0 <= value < len(own):
+                    what = f"{own[value]!r}"
+                raise self._wrong(place, f"{what} is no label; {nearest(str(value), names)}")
+            return known[key]
+
+        return read

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compressor import hub
 from compressor.data import bills, messages
-from compressor.data.rows import Rows, Task, rows_of
+from compressor.data.rows import ROW, Rows, Task, require_labels, rows_of
 from compressor.errors import StageError, Unreachable, nearest
 
 Split = Literal["train", "validation", "test"]
@@ -28,6 +28,8 @@ Problem = Callable[[str, str], None]
 
 MIN_LABELS = {"multi_label": 1, "single_label": 2}
 """One class to choose from is no choice."""
+_OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
+"""Reader → what it is told: "NA" and "null" are texts like any others."""
 _READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -102,11 +104,17 @@ class DataBase(BaseModel):
             "pairs": {"prefix", "max_source_length", "max_target_length"},
         }
         rows = {"rows": getattr(self.rows, split), "content": self.content_key(split)}
-        return self.model_dump(include=limits[reads]) | rows
+        unread = set() if self.task == "summarization" else {"max_target_length"}
+        return self.model_dump(include=limits[reads] - unread) | rows
 
     def pinned(self) -> Self:
         """The same source, with whatever may move held where it is now. Raises Unreachable."""
         return self
+
+    @property
+    def scores_validation(self) -> bool:
+        """Whether the rows of the test split are those of validation."""
+        return False
 
     @abstractmethod
     def content_key(self, split: Split) -> Any:
@@ -175,6 +183,8 @@ class Messages(DataBase):
     def check(self, split: Split, problem: Problem) -> None:
         """Nothing can be wrong with generated rows, but a column or a label that is not made."""
         _known_column(self.text, ["text"], "text", "messages have", problem)
+        if self.label is not None:
+            problem("label", "messages have no such column; set data.task and data.labels")
         for index, name in enumerate(self.labels):
             _known_column(name, list(messages.LABELS), f"labels.{index}", "messages have", problem)
         if self.task == "single_label" and set(self.labels) != set(messages.LABELS):
@@ -188,6 +198,7 @@ class Messages(DataBase):
             texts.append(text)
             chosen = [int(name in given) for name in self.labels]
             labels.append([chosen.index(1)] if single else chosen)
+        require_labels(labels, self, split, "the generated messages")
         return Rows(texts, [], labels)
 
 
@@ -208,22 +219,70 @@ class Held(DataBase):
             raise ValueError("expected a holdout above 0 and below 0.5")
         return self
 
-    def _held(self, named: Collection[str]) -> dict[str, float]:
+    def _held(self, named: Collection[str]) -> dict[Split, float]:
         """Each split that is held out of train → its share, given the splits that are `named`."""
-        if isinstance(self.holdout, dict):
-            return {str(split): share for split, share in self.holdout.items()}
-        left = [split for split in ("validation", "test") if split not in named]
-        return {} if self.holdout is None else dict.fromkeys(left, self.holdout)
+        splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+        if isinstance(self.holdout, dict):  # in one order, however it is written
+            return {split: self.holdout[split] for split in splits if split in self.holdout}
+        if self.holdout is None:
+            return {}
+        return dict.fromkeys((split for split in splits if split not in named), self.holdout)
 
-    def _part(self, table: Any, split: Split, held: Mapping[str, float]) -> Any:
-        """The rows of train, of which `table` has all, that a split gets."""
+    def _where(self, split: Split, named: Collection[str]) -> tuple[Split, Split]:
+        """Whose rows a split has (its own or validation's), and of which split they are a part."""
+        held = self._held(named)
+        if split == "test" and split not in named and split not in held:
+            split = "validation"
+        return split, "train" if split in held else split
+
+    def _check_split(
+        self, split: Split, named: Collection[str], field: str, problem: Problem
+    ) -> bool:
+        """Report a split without rows, or with two places they come from; whether all is well."""
+        both = sorted(self._held(named).keys() & set(named))
+        if both:
+            problem("holdout", f"{both[0]!r} is held out of train, and has its own in data.{field}")
+        elif self._where(split, named)[1] not in named:
+            hint = "" if split == "train" else "; or hold it out of train: data.holdout=0.1"
+            problem(field, f"nothing for the split {split!r}, which a stage reads{hint}")
+        else:
+            return True
+        return False
+
+    @property
+    @abstractmethod
+    def _named(self) -> Collection[str]:
+        """The splits that have rows of their own."""
+
+    @property
+    def scores_validation(self) -> bool:
+        """Whether the rows of the test split are those of validation."""
+        return self._where("test", self._named)[0] == "validation"
+
+    def _part(self, table: Any, split: Split, named: Collection[str]) -> Any:
+        """The rows of train, of which `table` has all, that a split gets; in the column `ROW` their
+        places in it. Raises StageError where they are too few.
+        """
+        held, count = self._held(named), len(table)
+        table = table.add_column(ROW, list(range(count)))
+        if not held:
+            return table
+        sizes = {name: max(1, round(share * count)) for name, share in held.items()}
+        if sum(sizes.values()) >= count:
+            raise StageError(f"data.holdout: {count} rows are too few to hold any out and train")
         order, start = table.shuffle(seed=self.seed), 0
-        for name, share in held.items():
-            size = max(1, round(share * len(table)))
+        for name, size in sizes.items():
             if name == split:
                 return order.select(range(start, start + size))
             start += size
-        return order.select(range(start, len(order))) if held else table
+        return order.select(range(start, count))
+
+    def _rows(self, table: Any, split: Split, whose: str) -> Rows:
+        """The rows of a split, from the table that `_where` says they are in."""
+        mine, source = self._where(split, self._named)
+        if source == "train":
+            table = self._part(table, mine, self._named)
+        return rows_of(table, self, split, whose, getattr(self.rows, split))
 
 
 class Files(Held):
@@ -238,15 +297,12 @@ class Files(Held):
     source: Literal["files"]
     files: dict[Split, str] = Field(description="A path for each split.")
 
-    def _where(self, split: Split) -> tuple[Split, Split]:
-        """Whose rows a split has (its own or validation's), and in whose file they are."""
-        held = self._held(self.files)
-        if split == "test" and split not in self.files and split not in held:
-            split = "validation"
-        return split, "train" if split in held else split
+    @property
+    def _named(self) -> Collection[str]:
+        return self.files.keys()
 
     def _path(self, split: Split) -> Path | None:
-        name = self.files.get(self._where(split)[1])
+        name = self.files.get(self._where(split, self._named)[1])
         return Path(name).expanduser() if name else None
 
     def content_key(self, split: Split) -> Any:
@@ -256,19 +312,17 @@ class Files(Held):
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         held = self._held(self.files)
-        split, whose = self._where(split)
+        split, whose = self._where(split, self._named)
         part = (
             {"held": held, "seed": self.seed, "split": split} if held and whose == "train" else {}
         )
         return {"sha256": digest, **self.column_key(), **part}
 
     def check(self, split: Split, problem: Problem) -> None:
-        path = self._path(split)
-        if path is None:
-            hint = "" if split == "train" else "; or hold it out of train: data.holdout=0.1"
-            problem("files", f"no file for the split {split!r}, which a stage reads{hint}")
+        if not self._check_split(split, self._named, "files", problem):
             return
-        key = f"files.{self._where(split)[1]}"
+        path, key = self._path(split), f"files.{self._where(split, self._named)[1]}"
+        assert path is not None, "a split that has rows has a file"
         if not path.is_file():
             there = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
             hint = nearest(path.name, there) if there else f"{path.parent} is not a folder"
@@ -295,14 +349,14 @@ class Files(Held):
         path = self._path(split)
         assert path is not None, "checked when planned"
         try:
-            table = load_dataset(_READERS[path.suffix], data_files=str(path), split="train")
+            kind = _READERS[path.suffix]
+            table = load_dataset(
+                kind, data_files=str(path), split="train", **_OPTIONS.get(kind, {})
+            )
         except (DatasetGenerationError, ValueError, OSError) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise StageError(f"data: cannot read {path}: {reason}") from error
-        split, whose = self._where(split)
-        if whose == "train":
-            table = self._part(table, split, self._held(self.files))
-        return rows_of(table, self, split, str(path), getattr(self.rows, split))
+        return self._rows(table, split, str(path))
 
 
 class Hub(Held):
@@ -328,17 +382,21 @@ class Hub(Held):
 
     def content_key(self, split: Split) -> Any:
         commit = hub.commit(self.dataset, self.revision, "dataset")
-        fields = {"configuration", "splits", "files", "holdout", "seed", "dataset"}
-        mine = self.model_dump(include=fields) | {"commit": commit, "split": split}
-        return mine | self.column_key()
+        fields = {"configuration", "splits", "holdout", "seed", "dataset"}
+        fields |= {"files"} if self.files is not None else set()
+        mine = self.model_dump(include=fields) | self.column_key()
+        return mine | {"commit": commit, "split": self._where(split, self._named)[0]}
+
+    @property
+    def _named(self) -> Collection[str]:
+        return self.splits.keys()
 
     def pinned(self) -> Self:
         commit = hub.commit(self.dataset, self.revision, "dataset")
         return self.model_copy(update={"revision": commit})
 
     def check(self, split: Split, problem: Problem) -> None:
-        if "train" not in self.splits and split not in self.splits:
-            problem("splits", f"neither {split!r} nor 'train', from which it could be held out")
+        self._check_split(split, self._named, "splits", problem)
         try:
             hub.commit(self.dataset, self.revision, "dataset")
         except ValueError as error:
@@ -349,25 +407,19 @@ class Hub(Held):
 
         enable_progress_bars()  # of downloads
         commit = hub.commit(self.dataset, self.revision, "dataset")
-        held = self._held(self.splits)
-        if split == "test" and split not in self.splits and split not in held:
-            split = "validation"
-        named = None if split in held else self.splits.get(split)
         try:
             table = load_dataset(
                 self.dataset,
                 self.configuration,
                 data_files=self.files,
-                split=named or self.splits["train"],
+                split=self.splits[self._where(split, self._named)[1]],
                 revision=commit,
             )
         except (ConnectionError, FileNotFoundError) as error:
             raise Unreachable(f"data set {self.dataset!r}: {error}") from error
         except ValueError as error:
             raise StageError(f"data: {self.dataset!r}: {str(error).splitlines()[0]}") from error
-        if named is None or split == "train":
-            table = self._part(table, split, held)
-        return rows_of(table, self, split, self.dataset, getattr(self.rows, split))
+        return self._rows(table, split, self.dataset)
 
 
 Data = Annotated[Bills | Messages | Files | Hub, Field(discriminator="source")]

@@ -52,7 +52,7 @@ def write(
 
 def is_labelled(path: Path) -> bool:
     """Whether the CSV at `path` has labels, and not summaries."""
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         return f",{PROBABILITY}" in file.readline().replace('"', "")
 
 

@@ -1,6 +1,6 @@
 """Scores of labels from probabilities: F1, ROC-AUC, average precision, losses. No files or models.
 
-scikit-learn computes them: its definitions are those that people compare with.
+scikit-learn ranks: its definitions are those that people compare with.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def best_thresholds(probabilities: Table, labels: Labels) -> list[float]:
         last = np.append(scores[1:] < scores[:-1], True)  # rows of one probability go together
         best = int(np.argmax(np.where(last, f1, -1.0)))
         below = scores[best + 1] if best + 1 < len(scores) else 0.0
-        found.append(float((scores[best] + below) / 2) if truth.any() else 0.5)
+        middle = (scores[best] + below) / 2
+        limit = middle if middle > below else scores[best]  # there may be no number between them
+        found.append(float(limit) if truth.any() else 0.5)
     return found
 
 
@@ -79,9 +81,14 @@ def summarize(truth: NDArray[np.int64], given: NDArray[np.int64], scores: Table)
     a label that neither has is 0.
     """
     import numpy as np
-    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score  # type: ignore[import-untyped]  # no types
+    from sklearn.metrics import (  # type: ignore[import-untyped]  # no types
+        average_precision_score,
+        roc_auc_score,
+    )
 
-    own = f1_score(truth, given, average=None, zero_division=0)
+    # By hand: scikit-learn takes a table of one column for one of two classes.
+    hits, either = (truth & given).sum(0), truth.sum(0) + given.sum(0)
+    own = 2 * hits / np.maximum(either, 1)
     labels: list[dict[str, Any]] = []
     for column in range(truth.shape[1]):
         real, score = truth[:, column], scores[:, column]
@@ -96,7 +103,7 @@ def summarize(truth: NDArray[np.int64], given: NDArray[np.int64], scores: Table)
             }
         )
     return {
-        "micro_f1": float(f1_score(truth, given, average="micro", zero_division=0)),
+        "micro_f1": float(2 * hits.sum() / max(either.sum(), 1)),
         "macro_f1": float(own.mean()),
         **{name: _mean(label[name] for label in labels) for name in SCORES[2:]},
         "accuracy": float(np.mean((truth == given).all(axis=1))),

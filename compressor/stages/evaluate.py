@@ -71,6 +71,12 @@ class Evaluate(Report):
             raise ValueError("expected limits of at least 2 tokens")
         return value
 
+    def parameters(self) -> dict[str, Any]:
+        own = super().parameters()
+        if self.threshold == 0.5:  # as if there were no such setting
+            del own["threshold"]
+        return own
+
     @property
     def limits(self) -> list[int]:
         return sorted(
@@ -86,8 +92,13 @@ class Evaluate(Report):
         for name in sorted(unused & self.model_fields_set):
             what = "labels" if labelled else "summaries"
             planning.problem(name, f"means nothing for {what}; data.task is {planning.data.task}")
-        if self.threshold == "tuned" and planning.data.task == "single_label":
-            planning.problem("threshold", "a row's one label is the likeliest; nothing to tune")
+        if "threshold" in self.model_fields_set and planning.data.task == "single_label":
+            planning.problem("threshold", "a row's one label is the likeliest; there is no limit")
+        elif self.threshold == "tuned" and planning.data.scores_validation:
+            message = (
+                "the rows it would be tuned on are those that are scored; give data a test split"
+            )
+            planning.problem("threshold", message)
         return facts
 
     def run(self, inputs: Inputs, context: Context) -> None:

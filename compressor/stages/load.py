@@ -86,6 +86,10 @@ class Load(Stage):
     def _classifies(self) -> bool:
         return self.head == "sequence_classification"
 
+    def _labels(self, data: Data) -> dict[str, Any]:
+        """What a classifier's config says of the data's labels; nothing of data without any."""
+        return label_config(data) if self._classifies and data.task != "summarization" else {}
+
     @model_validator(mode="after")
     def _has_origin(self) -> Load:
         if self.source is None and self.config is None:
@@ -130,11 +134,7 @@ class Load(Stage):
             hint = nearest(self.head, module.HEADS)
             planning.problem("head", f"{model_type} has no head {self.head!r}; {hint}")
             return None
-        if self._classifies and planning.data.task == "summarization":
-            planning.problem("head", "a classifier wants data.task: multi_label or single_label")
-            return None
-        if self._classifies:
-            config = {**config, **label_config(planning.data)}
+        config = {**config, **self._labels(planning.data)}
         try:
             return facts(config, head=self.head, untied_head=untied)
         except ConfigError as error:
@@ -204,7 +204,7 @@ class Load(Stage):
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """The commit, or the digests of a local directory's files; and of the tokenizer's."""
         found: dict[str, Any] = {}
-        if self._classifies:
+        if self._labels(planning.data):
             found |= {"task": planning.data.task, "labels": list(planning.data.labels)}
         directory = self._directory()
         if directory is not None:
@@ -236,10 +236,11 @@ class Load(Stage):
         import torch
 
         from compressor.checkpoint import Checkpoint
+        from compressor.losses import CAUSAL_TYPES
 
         torch.manual_seed(context.seed)  # a fresh head on a pretrained body is random too
         tokenizer = self._tokenizer(context)
-        task = label_config(context.data) if self._classifies else {}
+        task = self._labels(context.data)
         if self.source is None:
             model = self._fresh(tokenizer, task)
         else:
@@ -250,9 +251,9 @@ class Load(Stage):
                 f"{model.get_input_embeddings().num_embeddings} rows; raise config.vocab_size"
             )
         checkpoint = Checkpoint(model.eval(), tokenizer, self.head)
-        if self._classifies and tokenizer is not None and model.config.pad_token_id is None:
-            model.config.pad_token_id = checkpoint.pad_id  # decoders look for a row's last token
-        if self._starts_at_labels:
+        if self._classifies and tokenizer is not None and model.config.model_type in CAUSAL_TYPES:
+            model.config.pad_token_id = checkpoint.pad_id  # it looks for the last token before
+        if task and self._starts_at_labels:
             start_at_labels(model, context.rows("train").labels)
         return checkpoint
 
@@ -283,7 +284,12 @@ class Load(Stage):
 
         directory = self._directory() or self._download(context)
         trust = self.trust_remote_code
-        return load_pretrained(directory, self.head, trust_remote_code=trust, config=task)
+        model = load_pretrained(directory, self.head, trust_remote_code=trust, config=task)
+        if task:
+            own = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+            context.metrics["head"] = said = fit_head(model, own, list(context.data.labels))
+            context.progress.say(f"  the classifier's head: {said}")
+        return model
 
     def _download(self, context: Context) -> Path:
         from huggingface_hub import snapshot_download
@@ -332,6 +338,40 @@ def label_config(data: Data) -> dict[str, Any]:
         "label2id": {name: index for index, name in enumerate(data.labels)},
         "num_labels": len(data.labels),
     }
+
+
+def fit_head(model: PreTrainedModel, own: Mapping[str, Any], labels: list[str]) -> str:
+    """Make the rows of a loaded classifier's last layer mean `labels`, in their order.
+
+    `own` is the config that the source came with. A head for the same labels in another order is
+    put in this one; one for other labels is drawn anew. Says which, and leaves a head alone whose
+    labels have no names, or that transformers has just drawn.
+    """
+    import torch
+    from torch import nn
+
+    if not any("ForSequenceClassification" in name for name in own.get("architectures") or ()):
+        return "fresh"
+    named = own.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    names = [str(name) for _, name in sorted(named.items(), key=lambda item: int(item[0]))]
+    if len(names) != len(labels):
+        return f"fresh: the source's is for {len(names)} labels, not {len(labels)}"
+    if names == labels or all(name == f"LABEL_{i}" for i, name in enumerate(names)):
+        return "the source's"
+    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    if set(names) != set(labels):
+        with torch.no_grad():
+            last.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
+            if last.bias is not None:
+                last.bias.zero_()
+        strange = next(name for name in names if name not in labels)
+        return f"fresh: the source's is for other labels, such as {strange!r}"
+    order = [names.index(label) for label in labels]
+    with torch.no_grad():
+        for tensor in (last.weight, last.bias):
+            if tensor is not None:
+                tensor.copy_(tensor[order].clone())
+    return "the source's, in the order of data.labels"
 
 
 def start_at_labels(model: PreTrainedModel, labels: list[list[int]]) -> None:

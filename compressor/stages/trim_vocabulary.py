@@ -207,7 +207,8 @@ def _encoded(
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
             yield tokenizer([context.data.prefix + text for text in rows.texts[part]]).input_ids
-            yield tokenizer(text_target=rows.summaries[part]).input_ids
+            if rows.summaries:
+                yield tokenizer(text_target=rows.summaries[part]).input_ids
 
 
 def _rebuilt(old: PreTrainedTokenizerBase, document: Mapping[str, Any]) -> PreTrainedTokenizerBase:

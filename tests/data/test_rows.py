@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from compressor.data.messages import LABELS, messages
 from compressor.data.rows import Rows, rows_of
@@ -73,6 +73,37 @@ def test_what_is_not_expected_is_named_by_row_and_column(changes, columns, expec
     with pytest.raises(StageError) as error:
         read(data(**changes), **columns)
     assert expected in str(error.value)
+
+
+def test_numbers_are_no_places_where_a_label_is_called_by_one() -> None:
+    """Stars from 1 to 3 with a stray 0: it would be the first label, and 1 the second."""
+    stars = data(task="single_label", labels=("1", "2", "3"), label="stars")
+    with pytest.raises(StageError, match="row 2, column 'stars': 0 is no label"):
+        read(stars, stars=[1, 2, 0])
+
+
+def test_a_blank_is_no_label_whatever_labels_are_called() -> None:
+    """Nor a reason to take whole numbers for fractions: the blank's own row is named."""
+    with pytest.raises(StageError, match="row 1, column 'label': nothing is no label"):
+        read(data(task="single_label", labels=("None", "damage")), label=["damage", None, "None"])
+    with pytest.raises(StageError, match="row 2, column 'label': nothing is no label"):
+        read(data(task="single_label"), label=[1.0, 0.0, None])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_numbers_mean_what_the_table_says_they_mean(several: bool) -> None:
+    """A column that knows its classes' names, in another order than `labels`."""
+    kind: Any = ClassLabel(names=["damage", "delivery", "other"])
+    values = [[0], [1], [0]] if several else [0, 1, 0]
+    features = Features({"text": Value("string"), "label": List(kind) if several else kind})
+    table = Dataset.from_dict({"text": TEXTS, "label": values}, features=features)
+    source = data(label="label") if several else data(task="single_label")
+    expected = [[0, 1], [1, 0], [0, 1]] if several else [[1], [0], [1]]
+    assert rows_of(table, source, "train", "rows", None).labels == expected
+    strange = [[2], [1], [0]] if several else [2, 1, 0]
+    table = Dataset.from_dict({"text": TEXTS, "label": strange}, features=features)
+    with pytest.raises(StageError, match="row 0, column 'label': 'other' is no label"):
+        rows_of(table, source, "train", "rows", None)
 
 
 def test_a_label_without_rows_matters_only_where_it_is_learned() -> None:

@@ -48,6 +48,13 @@ def test_scores_of_each_label_and_their_means() -> None:
     assert found["accuracy"] == pytest.approx(2 / 4)
 
 
+def test_one_label_alone_is_scored_as_one_of_many_is() -> None:
+    """One right, one wrong, one missed: F1 is 2·1 / (2 + 2), not that of its absence."""
+    truth, given = np.array([[1], [0], [1], [0], [0]]), np.array([[1], [1], [0], [0], [0]])
+    found = summarize(truth, given, given * 0.8 + 0.1)
+    assert [found["labels"][0]["f1"], found["micro_f1"], found["macro_f1"]] == [0.5, 0.5, 0.5]
+
+
 def test_a_label_without_both_kinds_of_rows_has_no_ranking() -> None:
     """And is left out of the means, not counted as 0 or 1."""
     truth = np.array([[1, 0], [0, 0]])
