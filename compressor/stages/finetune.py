@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.checkpoint import Checkpoint
+    from compressor.data.examples import Examples
 
 TARGETS = "targets"
 _TRACKER_MODULES = {
@@ -170,9 +171,10 @@ class Finetune(Hyperparameters, Stage):
             checkpoint.examples(rows, context.data)
             for rows in (self._to_learn(inputs, context), context.rows("validation"))
         )
+        loss, train = self._learning(checkpoint, train, inputs, context)
         folder = context.run_folder / "trackers" if context.run_folder and self.trackers else None
         training = Training(
-            loss=self._loss(checkpoint, inputs, context),
+            loss=loss,
             measure=LabelLoss(checkpoint.model),
             model=checkpoint.model,
             train=train,
@@ -200,8 +202,10 @@ class Finetune(Hyperparameters, Stage):
             return rows
         return with_pseudo_labels(rows, read_pseudo_labels(inputs.artifacts[TARGETS] / FILE))
 
-    def _loss(self, checkpoint: Checkpoint, inputs: Inputs, context: Context) -> nn.Module:
-        """What is trained: a summed loss with the checkpoint's model inside."""
+    def _learning(
+        self, checkpoint: Checkpoint, train: Examples, inputs: Inputs, context: Context
+    ) -> tuple[nn.Module, Examples]:
+        """What is trained, a summed loss with the checkpoint's model inside, and on which rows."""
         from compressor.losses import LabelLoss
 
-        return LabelLoss(checkpoint.model)
+        return LabelLoss(checkpoint.model), train
