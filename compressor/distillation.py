@@ -20,6 +20,8 @@ from compressor.losses import CAUSAL_TYPES, LabelLoss, decoder_inputs
 
 LayerMap = Mapping[str, Mapping[int, int]]
 """Stack (encoder, decoder) → student's layer → teacher's."""
+TEACHER_LOGITS = "teacher_logits"
+"""In a batch, what the teacher gives for it, where that is known: [N, V], as `LabelLoss.logits`."""
 
 
 class DistillationLoss(nn.Module):
@@ -44,7 +46,7 @@ class DistillationLoss(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         weights: Mapping[str, float],
         *,
         temperature: float = 1.0,
@@ -52,30 +54,38 @@ class DistillationLoss(nn.Module):
     ) -> None:
         """`weights`: part → its weight, at least one above 0. `layers`: for hidden and attention.
 
-        The teacher is frozen; its dropout never acts. Where widths differ, hidden states of the
-        student pass a linear layer for each stack, which is trained with the student; it is drawn
-        from torch's global generator.
+        The teacher is frozen; its dropout never acts. With None, every batch must bring what it
+        gives, under TEACHER_LOGITS, and neither hidden nor attention can have a weight. Where
+        widths differ, hidden states of the student pass a linear layer for each stack, which is
+        trained with the student; it is drawn from torch's global generator.
         """
         super().__init__()
-        self.student, self.teacher = LabelLoss(student), LabelLoss(teacher)
-        self.teacher.requires_grad_(requires_grad=False).eval()
+        self.student = LabelLoss(student)
+        self.teacher = None if teacher is None else LabelLoss(teacher)
+        if self.teacher is not None:
+            self.teacher.requires_grad_(requires_grad=False).eval()
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature = temperature
         self.layers = {stack: dict(pairs) for stack, pairs in (layers or {}).items() if pairs}
+        self.projections = nn.ModuleDict()
+        if not {"hidden", "attention"} & self.weights.keys():
+            return
+        if teacher is None:
+            raise ValueError("hidden states and attention maps need the teacher itself")
         if "attention" in self.weights:  # only this way of computing it gives the probabilities
             for model in (student, teacher):
                 model.set_attn_implementation("eager")  # type: ignore[operator]
         self.only_stack = "decoder" if student.config.model_type in CAUSAL_TYPES else "encoder"  # type: ignore[union-attr, operator]
         mine, theirs = (int(model.config.hidden_size) for model in (student, teacher))  # type: ignore[union-attr, arg-type]
         projected = self.layers if "hidden" in self.weights and mine != theirs else ()
-        self.projections = nn.ModuleDict(
-            {stack: nn.Linear(mine, theirs, bias=False) for stack in projected}
-        )
+        for stack in projected:
+            self.projections[stack] = nn.Linear(mine, theirs, bias=False)
 
     def train(self, mode: bool = True) -> DistillationLoss:  # noqa: FBT001, FBT002  # as torch's
         """Train or evaluate the student; the teacher stays as it is."""
         super().train(mode)
-        self.teacher.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
@@ -85,15 +95,16 @@ class DistillationLoss(nn.Module):
 
     def parts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Each part that has a weight, before it is weighted: float32 scalars."""
+        # Apart: a batch with what a model does not know takes the slower way through it.
+        batch = dict(batch)
+        known = batch.pop(TEACHER_LOGITS, None)
         student, labels = self._seen(self.student, batch)
         parts = {}
         if "labels" in self.weights:
             parts["labels"] = self.student.of_logits(student.logits, labels)
         if self.weights.keys() == {"labels"}:
             return parts
-        # Outside of autocast: the teacher computes in the precision its weights are in.
-        with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
-            teacher, _ = self._seen(self.teacher, batch)
+        teacher = self._taught(batch) if known is None else _Seen(known)
         if "logits" in self.weights:
             of_kind = binary_divergence if self.student.multi_label else divergence
             parts["logits"] = of_kind(student.logits, teacher.logits, self.temperature)
@@ -107,6 +118,13 @@ class DistillationLoss(nn.Module):
             name = next(iter(parts))
             parts[name] = parts[name] + 0 * student.logits.float().sum()
         return parts
+
+    def _taught(self, batch: dict[str, Tensor]) -> _Seen:
+        """What the teacher computes, in the precision its weights are in: outside of autocast."""
+        assert self.teacher is not None, "without a teacher, batches bring its logits"
+        device = batch["labels"].device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            return self._seen(self.teacher, batch)[0]
 
     def _seen(self, loss: LabelLoss, batch: dict[str, Tensor]) -> tuple[_Seen, Tensor]:
         """What a model computes of a batch, and the labels [N] that its logits [N, V] predict."""

@@ -19,7 +19,7 @@ from compressor.architectures import Facts
 from compressor.data.sources import Data, Split
 from compressor.errors import Problem, RecipeError, StageError, Unreachable, nearest
 from compressor.recipe import Composed, validation_problems
-from compressor.stage import Planning, Report, Stage, stage_class, stage_kinds
+from compressor.stage import Artifact, Planning, Report, Stage, stage_class, stage_kinds
 from compressor.store import Store
 
 
@@ -131,6 +131,8 @@ class _Planner:
     last_model: str | None = None
     gave_model: dict[str, str | None] = field(default_factory=dict)
     """Stage name → the node that has the model as it was after that stage."""
+    placed: set[str] = field(default_factory=set)
+    """Stages that are not skipped and have their nodes, or a problem that was reported."""
     checked_splits: set[Split] = field(default_factory=set)
 
     def run(self) -> None:
@@ -200,7 +202,11 @@ class _Planner:
             return
         if isinstance(stage, Report):
             self._place_report(name, kind, stage)
-            return
+        else:
+            self._place_stage(name, kind, stage)
+        self.placed.add(name)
+
+    def _place_stage(self, name: str, kind: str, stage: Stage) -> None:
         model = self._model_of(name, stage)
         if stage.needs_model and model is None:
             return
@@ -221,28 +227,40 @@ class _Planner:
                 found[role] = node
             elif other in self.gave_model:  # skipped, with no model before it
                 self._report(f"stages.{name}.{role}", f"{other!r} is skipped, and gives no model")
-        for role, other in stage.artifacts().items():
-            nodes = [n for n in self.nodes.values() if n.name.partition("@")[0] == other]
-            if nodes and role in stage_kinds() and nodes[0].kind != role:
-                message = f"expected a {role!r} stage, and {other!r} is a {nodes[0].kind!r}"
-                self._report(f"stages.{name}.{role}", message)
-                continue
-            same = [node for node in nodes if node.model == model]
-            earlier = [n.name for n in self.nodes.values() if n.model == model]
-            if same:
-                found[role] = same[0].name
-                continue
-            if other in self.composed.recipe.pipeline and other not in self.stages:
-                return None  # that stage is wrong itself, and reported
-            if nodes:
-                message = f"{other!r} looks at the model of {nodes[0].model!r}, not of {model!r}"
-            elif other in self.composed.recipe.pipeline:
-                message = f"{other!r} comes later in the pipeline, or is skipped"
-            else:
-                message = f"no stage {other!r} before it; {nearest(other, earlier)}"
-            self._report(f"stages.{name}.{role}", message)
-        wanted = {*stage.models_read(), *stage.artifacts()}
-        return found if found.keys() == wanted else None
+        for role, wanted in stage.artifacts().items():
+            node = self._artifact(wanted, f"stages.{name}.{role}", model)
+            if node is not None:
+                found[role] = node
+        roles = {*stage.models_read(), *stage.artifacts()}
+        return found if found.keys() == roles else None
+
+    def _artifact(self, wanted: Artifact, path: str, model: str | None) -> str | None:
+        """The node whose artifact a stage, which takes `model`, wants at `path`."""
+        other, nodes = wanted.stage, list(self.nodes.values())
+        named = [node for node in nodes if node.name.partition("@")[0] == other]
+        fitting = [
+            node
+            for node in nodes
+            if node.kind == wanted.kind and (node.model == model or not wanted.of_same_model)
+        ]
+        for node in named:
+            if node in fitting:
+                return node.name
+        hint = nearest(other, {node.name.partition("@")[0] for node in fitting})
+        pipeline = self.composed.recipe.pipeline
+        wrong_itself = other in self.placed if other in self.stages else other in pipeline
+        if wrong_itself and not named:
+            return None  # which has been reported
+        if named and named[0].kind != wanted.kind:
+            what = f"expected a {wanted.kind!r} stage, and {other!r} is a {named[0].kind!r}; {hint}"
+        elif named:
+            what = f"{other!r} looks at the model of {named[0].model!r}, not of {model!r}"
+        elif other in pipeline:
+            what = f"{other!r} comes later in the pipeline, or is skipped"
+        else:
+            what = f"no stage {other!r} before it; {hint}"
+        self._report(path, what)
+        return None
 
     def _place_report(self, name: str, kind: str, stage: Report) -> None:
         against: str | None = getattr(stage, "against", None)

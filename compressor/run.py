@@ -20,6 +20,7 @@ import yaml
 from compressor import machine
 from compressor.plan import Node, Plan
 from compressor.recipe import redacted
+from compressor.stage import stage_class
 from compressor.store import Store, write_json, write_text
 
 _PACKAGES = ("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers")
@@ -143,7 +144,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if record["stage"] == "baseline":  # a floor: scores without one of the recipe's models
             floors.append({"model": record["label"]} | record["metrics"])
             continue
-        model = by_name.get(record["model"]) if record["stage"] in REPORTS else record
+        gives_model = stage_class(record["stage"]).changes_model
+        model = record if gives_model else by_name.get(record["model"])
         if model is None:
             continue
         row = rows.setdefault(model["name"], {"model": model["label"], "looked_at": False})
@@ -155,9 +157,6 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
     looked_at = [row for row in rows.values() if row["looked_at"]]
     return floors + (looked_at or list(rows.values()))
-
-
-REPORTS = frozenset({"evaluate", "benchmark", "sensitivity", "export"})
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -83,13 +83,25 @@ class Planning:
 
 
 @dataclass(frozen=True)
+class Artifact:
+    """What an earlier stage that gives no model has written, and another stage reads."""
+
+    stage: str
+    """That stage's name in the recipe."""
+    kind: str
+    """The kind of stage that it must be."""
+    of_same_model: bool
+    """Whether it must have looked at the very model that the reading stage takes."""
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What a running stage reads: a checkpoint, and artifacts by role. Read-only."""
 
     folder: Path | None
     """The folder of the model that this stage takes, or None for a stage that starts a chain."""
     artifacts: Mapping[str, Path] = field(default_factory=dict)
-    """Other artifacts this stage asked for, by role (such as `against`)."""
+    """Other artifacts this stage asked for, by role (such as `against` or `teacher`)."""
 
     def checkpoint(self, role: str | None = None) -> Checkpoint:
         """Load the model that this stage takes, or the one it reads as `role`; change it freely."""
@@ -157,8 +169,8 @@ class Stage(BaseModel):
         """Whether the result, with these settings, depends on the recipe's seed."""
         return False
 
-    def artifacts(self) -> Mapping[str, str]:
-        """Role → name of an earlier stage that looked at the same model, whose artifact is read."""
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """Role → an earlier report's artifact that is read. A role is the field's name."""
         return {}
 
     def models_read(self) -> Mapping[str, str]:

@@ -16,17 +16,24 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from compressor.architectures import matched_layers
+from compressor.checkpoint import Checkpoint
 from compressor.data.batching import collate
+from compressor.data.examples import Examples
 from compressor.distillation import DistillationLoss, attention_difference
-from compressor.errors import RecipeError
+from compressor.errors import RecipeError, StageError
+from compressor.hyperparameters import Hyperparameters
 from compressor.losses import LabelLoss
 from compressor.plan import Plan, plan
+from compressor.progress import Progress
 from compressor.recipe import compose
 from compressor.store import Store, file_digest
+from compressor.teacher_logits import DONE, LOGITS, File, TaughtExamples, with_teacher_logits
+from compressor.training import accelerator_for
 from tests.conftest import Command, compressor
 from tests.pico import PICO
 
@@ -232,6 +239,85 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
 
 
+def taught(kind: str, teacher: Any, folder: Path) -> TaughtExamples:
+    """The rows with the teacher's logits, as a stage makes them."""
+    sources, targets = map(list, zip(*ROWS, strict=True))
+    examples = Examples(sources, targets, "joined" if kind in CAUSAL else "pairs")
+    return with_teacher_logits(
+        examples,
+        teacher,
+        0,
+        folder,
+        accelerator=accelerator_for(Hyperparameters(precision="float32"), None),
+        progress=Progress(Console(quiet=True)),
+        flush_seconds=0,
+    )
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_cached_logits_give_the_teachers_loss_and_gradients(kind: str, tmp_path: Path) -> None:
+    """In any order, cut anyhow, with padding and an empty share, and no teacher beside."""
+    weights = {"labels": 0.5, "logits": 1.0}
+    plain = both(kind, weights)
+    plain.zero_grad()
+    expected = plain(batch(kind))
+    expected.backward()
+    gradients = [p.grad.clone() for p in plain.student.parameters()]
+
+    examples = taught(kind, plain.teacher.model, tmp_path)
+    cached = DistillationLoss(plain.student.model, None, weights, temperature=2.0)
+    cached.zero_grad()
+    assert cached(examples.batch([0, 1, 2], 0)).item() == pytest.approx(expected.item(), rel=1e-5)
+    parts = [cached(examples.batch(rows, 0)) for rows in ([2, 0], [], [1])]
+    assert parts[1].item() == 0
+    assert sum(part.item() for part in parts) == pytest.approx(expected.item(), rel=1e-5)
+    for part in parts:
+        part.backward()
+    for parameter, gradient in zip(cached.student.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_file_has_a_line_for_each_label_token(dtype: torch.dtype, tmp_path: Path) -> None:
+    """What the teacher gives for rows alone, in its own type: 10 labels of 50 pieces."""
+    teacher = made("t5", 2).to(dtype)
+    found = taught("t5", teacher, tmp_path).logits
+    assert (found.shape, found.dtype) == ((LABELS, 50), dtype)
+    assert (tmp_path / LOGITS).stat().st_size == LABELS * 50 * dtype.itemsize
+    with torch.no_grad():
+        alone = [teacher(**batch("t5", [row])).logits[0] for row in ROWS]
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.2}[dtype]
+    torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=tolerance)
+
+
+def test_cached_logits_that_are_on_the_disk_are_not_computed_again(tmp_path: Path) -> None:
+    """After a kill only what is missing is, a batch that is half there as a whole."""
+    first = taught("t5", made("t5", 2), tmp_path).logits.clone()
+    assert torch.equal(taught("t5", made("t5", 3), tmp_path).logits, first)
+    assert (tmp_path / DONE).read_bytes() == b"\1\1\1"
+    (tmp_path / DONE).write_bytes(b"\1\0\1")
+    second = taught("t5", made("t5", 3), tmp_path).logits
+    assert not torch.isclose(second, first).all(1).any()
+    fresh = taught("t5", made("t5", 3), tmp_path / "fresh").logits
+    assert torch.equal(second, fresh)
+    # A file that is not what these rows need is made anew.
+    (tmp_path / LOGITS).write_bytes(b"short")
+    assert torch.equal(taught("t5", made("t5", 3), tmp_path).logits, fresh)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_computed(tmp_path: Path) -> None:
+    """Four million gigabytes."""
+    with pytest.raises(StageError, match=r"take 4000000\.0 GB .* GB free; set cache_logits: false"):
+        File(tmp_path, (10**9, 10**6), torch.float32).require_room()
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_teacher_there_are_only_logits() -> None:
+    """Hidden states and attention maps are in no file."""
+    with pytest.raises(ValueError, match="need the teacher itself"):
+        DistillationLoss(made("t5", 1), None, {"hidden": 1.0})
+
+
 def test_layers_are_matched_evenly_and_last_to_last() -> None:
     """2 of 4 learn from 1 and 3; more layers than the teacher's share some."""
     assert matched_layers(2, 4) == {0: 1, 1: 3}
@@ -322,14 +408,14 @@ def test_a_distillation_as_a_user_runs_it(folder: Path, monkeypatch) -> None:
     assert again["cached"]
 
 
-def test_a_killed_distillation_goes_on_to_the_same_bits(folder: Path) -> None:
-    """SIGKILL in the middle, with dropout and projections in play: the same SHA-256."""
-    more = ("stages.small.config.dropout_rate=0.1", "stages.distill.epochs=10")
-    other = Path(shutil.copytree(folder, folder.parent / "other"))
-    _, stage, _ = distilled(other, *more)
-    expected = file_digest(stage / "model.safetensors")
+CACHED = "stages.distill.cache_logits=true"
+LOGITS_ALONE = ("stages.distill.losses.hidden=0", "stages.distill.losses.attention=0")
+
+
+def killed(folder: Path, *overrides: str) -> Path:
+    """The last checkpoint of a run that was killed in the middle of its distillation."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "compressor", "run", "mine.yaml", *more],
+        [sys.executable, "-m", "compressor", "run", "mine.yaml", *overrides],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -348,8 +434,16 @@ def test_a_killed_distillation_goes_on_to_the_same_bits(folder: Path) -> None:
     process.wait()
     # Killed between two renames it may have left the one before as well; the last is what counts.
     found = folder.glob("outputs/store/partial/*.resume/step-*/tensors")
-    kept = max(found, key=lambda path: int(path.parent.name[5:]))
-    saved = load_file(kept)
+    return max(found, key=lambda path: int(path.parent.name[5:]))
+
+
+def test_a_killed_distillation_goes_on_to_the_same_bits(folder: Path) -> None:
+    """SIGKILL in the middle, with dropout and projections in play: the same SHA-256."""
+    more = ("stages.small.config.dropout_rate=0.1", "stages.distill.epochs=10")
+    other = Path(shutil.copytree(folder, folder.parent / "other"))
+    _, stage, _ = distilled(other, *more)
+    expected = file_digest(stage / "model.safetensors")
+    saved = load_file(killed(folder, *more))
     for stack in ("encoder", "decoder"):
         assert saved[f"model.loss.projections.{stack}.weight"].shape == (32, 24)
         assert f"optimizer.loss.projections.{stack}.weight.exp_avg" in saved
@@ -357,6 +451,22 @@ def test_a_killed_distillation_goes_on_to_the_same_bits(folder: Path) -> None:
     done, stage, _ = distilled(folder, *more)
     assert "goes on from step" in done.out
     assert file_digest(stage / "model.safetensors") == expected
+
+
+def test_a_killed_distillation_goes_on_with_its_cached_logits(folder: Path) -> None:
+    """SIGKILL in the middle: the same SHA-256, without the file being written again."""
+    more = (*LOGITS_ALONE, CACHED, "stages.distill.epochs=10")
+    other = Path(shutil.copytree(folder, folder.parent / "other"))
+    _, stage, _ = distilled(other, *more)
+    expected = file_digest(stage / "model.safetensors")
+    kept = killed(folder, *more).parents[1] / LOGITS
+    changed = kept.stat().st_mtime_ns
+    link = folder / "link"
+    link.hardlink_to(kept)  # the file itself is gone when the stage is done
+    done, stage, _ = distilled(folder, *more)
+    assert "goes on from step" in done.out
+    assert file_digest(stage / "model.safetensors") == expected
+    assert link.stat().st_mtime_ns == changed and not kept.exists()
 
 
 def test_two_processes_with_micro_batches_give_one_processs_losses(folder: Path) -> None:
@@ -372,6 +482,36 @@ def test_two_processes_with_micro_batches_give_one_processs_losses(folder: Path)
     assert len(curves[0]) == 16
     assert curves[1] == pytest.approx(curves[0], abs=1e-4)
     assert validation[1] == pytest.approx(validation[0], abs=1e-4)
+
+
+def test_cached_logits_change_a_training_by_rounding(folder: Path) -> None:
+    """One process and two with micro-batches; the file's size is told, and it is gone after."""
+    two = ("launch.num_processes=2", "stages.distill.micro_batch_size=3")
+    curves, records = [], []
+    for number, more in enumerate([(), (CACHED,), (CACHED, *two)]):
+        other = Path(shutil.copytree(folder, folder.parent / str(number)))
+        _, stage, record = distilled(other, *LOGITS_ALONE, *more)
+        curves.append(losses(stage))
+        records.append(record)
+        assert not list(other.glob("outputs/store/partial/*.resume"))
+        assert not list(other.rglob(LOGITS))
+    assert len(curves[0]) == 16 and len({record["key"] for record in records}) == 3
+    for curve, record in zip(curves[1:], records[1:], strict=True):
+        assert curve == pytest.approx(curves[0], abs=1e-4)
+        values = record["metrics"], records[0]["metrics"]
+        first, second = (value["validation_loss"] for value in values)
+        assert first == pytest.approx(second, abs=1e-4)
+        tokens = sum(len(target) for target in targets(folder))
+        assert values[0]["cached_logits_bytes"] == tokens * 400 * 4
+    assert "cached_logits_bytes" not in records[0]["metrics"]
+
+
+def targets(folder: Path) -> list[list[int]]:
+    """Token ids of the training rows' summaries, as the student reads them."""
+    (small,) = folder.glob("outputs/runs/*/*/stages/*-small")
+    checkpoint = Checkpoint.load(small)
+    data = compose(str(folder / "mine.yaml")).recipe.data
+    return checkpoint.examples(data.load("train"), data).targets
 
 
 def test_another_tokenizer_is_refused_before_the_first_step(folder: Path) -> None:
@@ -440,6 +580,17 @@ ALIKE = "layers: {encoder: {0: 0, 1: 1}}"
         ([(ALIKE, "layers: {encode: {0: 1}}")], "'encoder' or 'decoder'"),
         ([("{hidden: 0.5", "{hiden: 0.5")], "losses.hiden: no such key; did you mean 'hidden'?"),
         ([("{hidden: 0.5, attention: 5.0}", "{labels: 0, logits: 0}")], "all weights are zero"),
+        (
+            [(TEACHER, f"{TEACHER}\n    cache_logits: true")],
+            "distill.cache_logits: hidden states and attention maps are not cached",
+        ),
+        (
+            [
+                (TEACHER, f"{TEACHER}\n    cache_logits: true"),
+                ("{hidden: 0.5, attention: 5.0}", "{labels: 1.0, logits: 0}"),
+            ],
+            "distill.cache_logits: there is nothing to cache: losses.logits is 0",
+        ),
         ([(TEACHER, f"{TEACHER}\n    temperature: 0")], "distill.temperature: input should be gr"),
     ],
 )
@@ -466,6 +617,8 @@ def test_the_teacher_is_part_of_the_key(tmp_path: Path) -> None:
     labels = ("{hidden: 0.5, attention: 5.0}", "{labels: 1.0, logits: 0.0}")
     assert key(labels) == key(labels, (TEACHER, f"{TEACHER}\n    temperature: 3.0"))
     assert key() != key((TEACHER, f"{TEACHER}\n    temperature: 3.0"))
+    logits = ("{hidden: 0.5, attention: 5.0}", "{}")
+    assert key(logits) != key(logits, (TEACHER, f"{TEACHER}\n    cache_logits: true"))
 
 
 def test_a_skipped_teacher_is_the_model_before_it(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from compressor.data.batching import Layout, collate
 from compressor.data.rows import Rows
 from compressor.data.sources import DataBase
+from compressor.data.truncation import encode
 from compressor.errors import StageError
 
 if TYPE_CHECKING:
@@ -54,28 +55,36 @@ def tokenize(
 ) -> Examples:
     """Token ids of `rows`, at most `max_source_length` and `max_target_length` with the eos.
 
+    What is longer is cut as `data.truncate` says: see `encode`.
+
     `joined`: for a decoder-only model, which reads a source and goes on with the target. Then
     both end with exactly one eos, whatever the tokenizer does by itself (the source's tells where
     the summary begins), and only the source begins with the bos of a tokenizer that puts one.
     Raises StageError where there is no eos.
     """
+    eos = None
+    if joined and (eos := tokenizer.eos_token_id) is None:
+        raise StageError("the tokenizer has no eos token, with which a summary must end")
     sources, targets = [], []
     for start in range(0, len(rows), CHUNK):
         part = slice(start, start + CHUNK)
         texts = [data.prefix + text for text in rows.texts[part]]
-        sources += tokenizer(texts, truncation=True, max_length=data.max_source_length).input_ids
-        targets += tokenizer(
-            text_target=rows.summaries[part],
-            truncation=True,
-            max_length=data.max_target_length,
-            add_special_tokens=not joined,
-        ).input_ids
-    if joined:
-        eos = tokenizer.eos_token_id
-        if eos is None:
-            raise StageError("the tokenizer has no eos token, with which a summary must end")
-        sources = [_ended(ids, data.max_source_length, eos) for ids in sources]
-        targets = [_ended(ids, data.max_target_length, eos) for ids in targets]
+        sources += encode(
+            texts,
+            tokenizer,
+            data.max_source_length,
+            truncate=data.truncate,
+            begin=len(data.prefix),
+            eos=eos,
+        )
+        targets += encode(
+            rows.summaries[part],
+            tokenizer,
+            data.max_target_length,
+            truncate=data.truncate,
+            target=True,
+            eos=eos,
+        )
     return Examples(sources, targets, "joined" if joined else "pairs")
 
 
@@ -84,11 +93,6 @@ def tokenize_labelled(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data
     sources: list[list[int]] = []
     for start in range(0, len(rows), CHUNK):
         texts = [data.prefix + text for text in rows.texts[start : start + CHUNK]]
-        sources += tokenizer(texts, truncation=True, max_length=data.max_source_length).input_ids
+        limit, begin = data.max_source_length, len(data.prefix)
+        sources += encode(texts, tokenizer, limit, truncate=data.truncate, begin=begin)
     return Examples(sources, rows.labels, "class" if data.task == "single_label" else "labels")
-
-
-def _ended(ids: list[int], limit: int, eos: int) -> list[int]:
-    """`ids` with one eos at the end, which is among the at most `limit` tokens."""
-    text = ids[:-1] if ids and ids[-1] == eos else ids
-    return [*text[: limit - 1], eos]

@@ -24,6 +24,7 @@ from compressor.errors import StageError, Unreachable, nearest
 Split = Literal["train", "validation", "test"]
 Reads = Literal["texts", "sources", "pairs"]
 """What a stage reads of a split: texts alone, sources as token ids, or targets as such too."""
+Truncate = Literal["tokens", "sentences"]
 Problem = Callable[[str, str], None]
 
 MIN_LABELS = {"multi_label": 1, "single_label": 2}
@@ -68,6 +69,11 @@ class DataBase(BaseModel):
     prefix: str = Field("", description="Put before each text; T5 wants `summarize: `.")
     max_source_length: int = Field(512, ge=1, description="Tokens of a source; the rest is cut.")
     max_target_length: int = Field(128, ge=1, description="Tokens of a target; the rest is cut.")
+    truncate: Truncate = Field(
+        "tokens",
+        description="Where a text that is too long is cut: after the last token that fits, or the "
+        "last (English) sentence; a first sentence that is too long is cut by tokens.",
+    )
     rows: SplitRows = Field(default_factory=SplitRows)
 
     @model_validator(mode="after")
@@ -98,10 +104,11 @@ class DataBase(BaseModel):
 
     def key(self, split: Split, reads: Reads) -> dict[str, Any]:
         """What decides what is read of a split, beside the tokenizer. Raises Unreachable."""
+        cut = {"truncate"} if self.truncate != "tokens" else set()
         limits = {
             "texts": set(),
-            "sources": {"prefix", "max_source_length"},
-            "pairs": {"prefix", "max_source_length", "max_target_length"},
+            "sources": {"prefix", "max_source_length", *cut},
+            "pairs": {"prefix", "max_source_length", "max_target_length", *cut},
         }
         rows = {"rows": getattr(self.rows, split), "content": self.content_key(split)}
         unread = set() if self.task == "summarization" else {"max_target_length"}

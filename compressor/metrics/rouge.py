@@ -1,4 +1,4 @@
-"""ROUGE with per-row scores, its uncertainty, and its sentences. No files, models or network here.
+"""ROUGE with per-row scores and their uncertainty. No files, models or network here.
 
 `score_rows` does the work; `Rouge` is the same behind the interface of an `evaluate.Metric`, for
 code that takes one, and is made only when asked for.
@@ -7,10 +7,11 @@ code that takes one, and is made only when asked for.
 from __future__ import annotations
 
 import functools
-import string
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from compressor.data.sentences import sentences
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,60 +25,6 @@ MEASURES = ("precision", "recall", "f1")
 
 _BOOTSTRAP_CELLS = 2**21
 """Values drawn at a time: 16 MiB of indices and 16 MiB of values, whatever the number of rows."""
-
-_ABBREVIATIONS = """
-    mr mrs ms dr prof rev hon gen col capt lt sgt sen rep gov pres st jr sr messrs
-    jan feb mar apr jun jul aug sept sep oct nov dec
-    inc ltd co corp bros dept univ assn
-    sec secs subsec subsecs para paras ch chap cl pt pts tit vol vols no nos fig figs
-    stat reg regs cong supp ed eds pp
-    u.s u.s.c u.s.a u.k u.n e.u d.c n.y l.a c.f.r i.r.c p.l pub h.r h.j.res s.j.res h.con.res res
-    e.p.a f.d.a f.b.i c.i.a ph.d m.d b.a m.a a.m p.m a.d b.c
-    e.g i.e cf al seq vs v etc ca approx est viz ibid
-"""
-"""Lower case, without the last full stop. Bills and news; a wrong merge costs less than a wrong
-cut, so a few words that also end sentences ("no", "co") are in."""
-
-_STARTERS = """
-    the an this that these those it he she they we you there here in on at for as if when while
-    however but and so then after before since requires directs amends authorizes provides
-    prohibits establishes allows sets declares makes
-"""
-"""Words that, capitalised after an abbreviation, begin a sentence: "in the U.S. The next"."""
-
-
-@functools.cache
-def _punkt() -> Any:
-    # nltk's published Punkt model would be a download; the algorithm itself comes in the wheel.
-    from nltk.tokenize.punkt import (  # type: ignore[import-untyped]  # nltk has no types
-        PunktParameters,
-        PunktSentenceTokenizer,
-    )
-
-    parameters = PunktParameters()
-    parameters.abbrev_types = {*_ABBREVIATIONS.split(), *string.ascii_lowercase}
-    parameters.sent_starters = set(_STARTERS.split())
-    return PunktSentenceTokenizer(parameters)
-
-
-def sentences(text: str) -> list[str]:
-    """Split English `text` into its sentences, stripped, in order, none of them empty.
-
-    The end of a line ends a sentence (join hard-wrapped lines first), otherwise only white space
-    does; that apart, no character is lost or added. Rules, not a model: the Punkt algorithm (Kiss
-    & Strunk 2006) with a short fixed list of abbreviations, so nothing is fetched and the result
-    is the same everywhere. It takes the end of a question inside a quotation for a sentence's end.
-    """
-    found: list[str] = []
-    for line in map(str.strip, text.splitlines()):
-        end = -1
-        for start, stop in _punkt().span_tokenize(line) if line else ():
-            if start == end:  # without a space: Punkt parts the last "!" of "Yes!!" from the rest
-                found[-1] += line[start:stop]
-            else:
-                found.append(line[start:stop])
-            end = stop
-    return found
 
 
 class _Words:
@@ -249,7 +196,7 @@ def _rouge_class() -> type[Any]:
 
 def __getattr__(name: str) -> Any:
     # `Rouge` is made on first use: its base class brings torch and takes seconds to import, which
-    # those who want only `sentences` or `score_rows` should not wait for.
+    # those who want only `score_rows` should not wait for.
     if name == "Rouge":
         return _rouge_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

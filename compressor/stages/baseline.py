@@ -71,7 +71,8 @@ class Baseline(Stage):
             self._regression(context)
 
     def _lead(self, context: Context) -> None:
-        from compressor.metrics.rouge import score_rows, sentences, summarize_scores
+        from compressor.data.sentences import sentences
+        from compressor.metrics.rouge import score_rows, summarize_scores
 
         rows = context.rows("test")
         leads = [" ".join(sentences(text)[: self.sentences]) for text in rows.texts]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.checkpoint import Checkpoint
+    from compressor.data.examples import Examples
 
 TEACHER = "teacher"
 
@@ -55,6 +56,11 @@ class Distill(Finetune):
     A teacher from a path or the hub is a second `load` stage under another name; its own model must
     have the student's tokenizer.
 
+    `cache_logits` has the teacher read every training row once, before the first step, and keeps
+    its logits in a file until the stage is done: for trainings of several epochs, and disks with
+    room for label tokens × vocabulary × 4 bytes (2 in bfloat16). It does not go with `hidden` and
+    `attention`, for which the teacher runs in any case.
+
     Example: `distill: {teacher: finetune, epochs: 2, temperature: 2.0}`
     Example: `distill: {teacher: big, losses: {hidden: 1.0}, layers: {decoder: {0: 1, 1: 3}}}`
     """
@@ -71,6 +77,9 @@ class Distill(Finetune):
         description="Student's layer → teacher's, from 0, for hidden states and attention maps; a "
         "stack that is not named is matched evenly, last to last; {} leaves it out.",
     )
+    cache_logits: bool = Field(
+        False, description="Run the teacher once over all training rows, not in every step."
+    )
 
     def models_read(self) -> Mapping[str, str]:
         return {TEACHER: self.teacher}
@@ -82,6 +91,8 @@ class Distill(Finetune):
             own["temperature"] = self.temperature
         if self._through_layers:
             own["layers"] = {stack: sorted(pairs.items()) for stack, pairs in self.layers.items()}
+        if self.cache_logits:  # rows that are computed together differ, and so do last bits
+            own["cache_logits"] = True
         return super().parameters() | own
 
     @property
@@ -90,11 +101,22 @@ class Distill(Finetune):
 
     def preview(self, planning: Planning) -> Facts | None:
         """The student's counts; reports a teacher or a layer map that does not go with it."""
+        self._check_cache(planning)
         student, teacher = planning.facts, planning.others[TEACHER]
         if student is not None and teacher is not None:
             self._check_teacher(student, teacher, planning)
             self._check_layers(student, teacher, planning)
         return super().preview(planning)
+
+    def _check_cache(self, planning: Planning) -> None:
+        if self.cache_logits and planning.data.task != "summarization":
+            planning.problem("cache_logits", "keeps logits over a vocabulary, not over labels")
+        elif self.cache_logits and self._through_layers:
+            message = "hidden states and attention maps are not cached, and need the teacher in "
+            message += "every step; leave out losses.hidden and losses.attention"
+            planning.problem("cache_logits", message)
+        elif self.cache_logits and not self.losses.logits:
+            planning.problem("cache_logits", "there is nothing to cache: losses.logits is 0")
 
     def _check_teacher(self, student: Facts, teacher: Facts, planning: Planning) -> None:
         heads = student.config["head"], teacher.config["head"]
@@ -142,24 +164,51 @@ class Distill(Finetune):
         even = {s: matched_layers(mine[s], theirs[s]) for s in mine if s in theirs}
         return even | {str(stack): pairs for stack, pairs in self.layers.items()}
 
-    def _loss(self, checkpoint: Checkpoint, inputs: Inputs, context: Context) -> nn.Module:
+    def _learning(
+        self, checkpoint: Checkpoint, train: Examples, inputs: Inputs, context: Context
+    ) -> tuple[nn.Module, Examples]:
         import torch
 
         from compressor.distillation import DistillationLoss
 
         teacher = inputs.checkpoint(TEACHER)
         _require_one_vocabulary(checkpoint, teacher, self.teacher)
+        weights = self.losses.model_dump()
+        if self.cache_logits:
+            train = self._cached(teacher, train, context)
+            loss = DistillationLoss(checkpoint.model, None, weights, temperature=self.temperature)
+            return loss, train
         layers = self._layer_map(checkpoint.facts(), teacher.facts())
         if self._through_layers:
             context.metrics["layers"] = layers
         torch.manual_seed(context.seed)  # of the projections
-        return DistillationLoss(
-            checkpoint.model,
-            teacher.model,
-            self.losses.model_dump(),
-            temperature=self.temperature,
-            layers=layers,
+        loss = DistillationLoss(
+            checkpoint.model, teacher.model, weights, temperature=self.temperature, layers=layers
         )
+        return loss, train
+
+    def _cached(self, teacher: Checkpoint, train: Examples, context: Context) -> Examples:
+        """The rows with the teacher's logits, which nothing else then holds on to."""
+        import time
+
+        from compressor.teacher_logits import with_teacher_logits
+        from compressor.training import accelerator_for
+
+        started = time.monotonic()
+        taught = with_teacher_logits(
+            train,
+            teacher.model,
+            teacher.pad_id,
+            context.resume,
+            accelerator=accelerator_for(self, None),
+            progress=context.progress,
+            flush_seconds=self.checkpoint_seconds,
+        )
+        context.metrics.update(
+            cached_logits_bytes=taught.logits.numel() * taught.logits.itemsize,
+            cached_logits_seconds=time.monotonic() - started,
+        )
+        return taught
 
 
 def _layers(facts: Facts) -> dict[str, int]:

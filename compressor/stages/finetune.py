@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from compressor.architectures import Facts
+from compressor.data.rows import Rows
 from compressor.data.sources import Split
 from compressor.hyperparameters import Hyperparameters
 from compressor.pruning import Amounts, Grouping, Pruner, flat, left_of
-from compressor.stage import Context, Inputs, Planning, Stage
+from compressor.stage import Artifact, Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compressor.checkpoint import Checkpoint
+    from compressor.data.examples import Examples
 
+TARGETS = "targets"
 _TRACKER_MODULES = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
@@ -97,6 +100,9 @@ class Finetune(Hyperparameters, Stage):
     AdamW with linear warm-up and decay. The loss of a step is the mean over the real label tokens
     of its global batch, whatever the number of processes. `losses.csv` has every step's.
 
+    `targets` names an earlier `pseudo_label` stage, whose texts are learned instead of the training
+    split's references. The validation loss stays that of references.
+
     Example: `finetune: {epochs: 20, learning_rate: 3.0e-4, batch_size: 16}`
     Example: `finetune: {epochs: 4, prune: {amounts: {lm_head: 0.5}, end: 0.7}}`
     """
@@ -107,9 +113,17 @@ class Finetune(Hyperparameters, Stage):
     distributed: ClassVar[bool] = True
 
     prune: Gradual | None = Field(None, description="Prune gradually while training.")
+    targets: str | None = Field(
+        None, description="Name of the earlier `pseudo_label` stage whose texts are learned."
+    )
 
     def draws(self) -> bool:
         return True
+
+    def artifacts(self) -> Mapping[str, Artifact]:
+        if self.targets is None:
+            return {}
+        return {TARGETS: Artifact(self.targets, "pseudo_label", of_same_model=False)}
 
     def parameters(self) -> dict[str, Any]:
         gradual = {"prune": self.prune.model_dump(mode="json")} if self.prune else {}
@@ -144,12 +158,13 @@ class Finetune(Hyperparameters, Stage):
 
         checkpoint = inputs.checkpoint()
         train, validation = (
-            checkpoint.examples(context.rows(split), context.data)
-            for split in ("train", "validation")
+            checkpoint.examples(rows, context.data)
+            for rows in (self._to_learn(inputs, context), context.rows("validation"))
         )
+        loss, train = self._learning(checkpoint, train, inputs, context)
         folder = context.run_folder / "trackers" if context.run_folder and self.trackers else None
         training = Training(
-            loss=self._loss(checkpoint, inputs, context),
+            loss=loss,
             measure=LabelLoss(checkpoint.model),
             model=checkpoint.model,
             train=train,
@@ -168,8 +183,19 @@ class Finetune(Hyperparameters, Stage):
         context.metrics.update(history.metrics())
         return checkpoint
 
-    def _loss(self, checkpoint: Checkpoint, inputs: Inputs, context: Context) -> nn.Module:
-        """What is trained: a summed loss with the checkpoint's model inside."""
+    def _to_learn(self, inputs: Inputs, context: Context) -> Rows:
+        """The training rows, with an earlier model's texts where `targets` asks for them."""
+        from compressor.data.pseudo_labels import FILE, read_pseudo_labels, with_pseudo_labels
+
+        rows = context.rows("train")
+        if self.targets is None:
+            return rows
+        return with_pseudo_labels(rows, read_pseudo_labels(inputs.artifacts[TARGETS] / FILE))
+
+    def _learning(
+        self, checkpoint: Checkpoint, train: Examples, inputs: Inputs, context: Context
+    ) -> tuple[nn.Module, Examples]:
+        """What is trained, a summed loss with the checkpoint's model inside, and on which rows."""
         from compressor.losses import LabelLoss
 
-        return LabelLoss(checkpoint.model)
+        return LabelLoss(checkpoint.model), train

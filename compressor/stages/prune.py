@@ -22,7 +22,7 @@ from compressor.pruning import (
     n_of_m,
     nested,
 )
-from compressor.stage import Context, Inputs, Planning, Stage
+from compressor.stage import Artifact, Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
@@ -132,8 +132,9 @@ class Prune(Grouping, Stage):
     def data_splits(self) -> tuple[Split, ...]:
         return ("train",) if self.calibrated else ()
 
-    def artifacts(self) -> Mapping[str, str]:
-        return {"sensitivity": self.sensitivity} if self.target is not None else {}
+    def artifacts(self) -> Mapping[str, Artifact]:
+        curves = Artifact(self.sensitivity, "sensitivity", of_same_model=True)
+        return {"sensitivity": curves} if self.target is not None else {}
 
     def parameters(self) -> dict[str, Any]:
         """Calibration rows decide nothing where no row is looked at."""

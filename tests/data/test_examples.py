@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from compressor.data.bills import bills
 from compressor.data.examples import tokenize
 from compressor.data.sources import Bills, Rows
 from compressor.data.tokenizer import train_tokenizer
-from compressor.errors import StageError
+from compressor.errors import RecipeError, StageError
+from compressor.plan import Plan, plan
+from compressor.recipe import compose
+from compressor.store import Store
+from tests.conftest import SHARED
 
 ROWS = Rows(["An act to fund parks and roads in the north.", "An act."], ["Funds parks.", "Acts."])
 EOS = 1
@@ -58,3 +66,148 @@ def test_without_an_end_token_no_decoder_is_trained(tokenizer) -> None:
     """It could never stop."""
     with pytest.raises(StageError, match="no eos token"):
         tokenize(ROWS, plain(tokenizer, None), Bills(source="bills"), joined=True)
+
+
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "mr",
+    "roe",
+    ".",
+)
+ONE, TWO, THREE, FOUR, FIVE, MR, ROE, STOP = range(4, 12)
+CLS, SEP = 2, 3
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer as BERT's, whose tokens are words."""
+    ids = {word: index for index, word in enumerate(WORDS)}
+    backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
+
+
+@pytest.fixture(scope="module")
+def t5() -> PreTrainedTokenizerFast:
+    if not (SHARED / "assets/t5-tokenizer").is_dir():
+        pytest.skip("needs T5's own tokenizer")
+    return AutoTokenizer.from_pretrained(SHARED / "assets/t5-tokenizer")
+
+
+def limited(source: int, target: int = 64, prefix: str = "") -> Bills:
+    return Bills(
+        source="bills",
+        prefix=prefix,
+        max_source_length=source,
+        max_target_length=target,
+        truncate="sentences",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [
+        ("One two. Three four. Five", 9, [ONE, TWO, STOP, THREE, FOUR, STOP, FIVE]),
+        ("One two. Three four. Five", 8, [ONE, TWO, STOP, THREE, FOUR, STOP]),
+        ("One two. Three four. Five", 7, [ONE, TWO, STOP]),
+        ("One two. Three four. Five", 5, [ONE, TWO, STOP]),
+        ("One two. Three four. Five", 4, [ONE, TWO]),
+        ("one two three four five", 6, [ONE, TWO, THREE, FOUR]),
+        ("Mr. Roe. Five five.", 7, [MR, STOP, ROE, STOP]),
+        ("Mr. Roe. Five five.", 5, [MR, STOP, ROE]),
+        ("one\ntwo three", 4, [ONE]),
+        (" One two.   ", 5, [ONE, TWO, STOP]),
+        ("", 2, []),
+    ],
+)
+def test_a_text_is_cut_after_the_last_sentence_that_fits(words, text, limit, expected) -> None:
+    """Ids by hand: a whole text, exact ends, one that is too long, abbreviations, lines, none."""
+    framed = [CLS, *expected, SEP]
+    rows = Rows([text], [text])
+    assert tokenize(rows, words, limited(limit, 99)).sources == [framed]
+    assert tokenize(rows, words, limited(99, limit)).targets == [framed]
+
+
+SENTENCES = [
+    "The roads of the U.S. are old.",
+    "Parks (\N{GRINNING FACE}) cost $1.5 million \N{GRINNING FACE}!",
+    "is it so?",
+    "It is",
+]
+TEXT = "{}  {} {}\n\n {}".format(*SENTENCES)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("name", ["tokenizer", "t5", "words", "bare"])
+def test_at_every_limit_it_is_the_longest_row_of_sentences(request, name, joined: bool) -> None:
+    """What trying all of them from the longest gives, prefix and end counted, side by side."""
+    bare = name == "bare"
+    if (name == "words" and joined) or (bare and not joined):
+        pytest.skip("has no end token of its own, or no place to put it")
+    used = plain(request.getfixturevalue("tokenizer"), "</s>") if bare else None
+    used = used or request.getfixturevalue(name)
+    begins, end = ([CLS], SEP) if name == "words" else ([], EOS)
+
+    def whole(text: str) -> list[int]:
+        return [*begins, *used(text, add_special_tokens=False).input_ids, end]
+
+    def expected(prefix: str, limit: int) -> list[int]:
+        for sentence in reversed(SENTENCES):
+            ids = whole(prefix + TEXT[: TEXT.index(sentence) + len(sentence)])
+            if len(ids) <= limit:
+                return ids
+        return [*whole(prefix + TEXT)[: limit - 1], end]
+
+    prefix = "one. two: "
+    rows = Rows([TEXT, "", TEXT, "One."], ["One.", TEXT, "", TEXT])
+    for limit in range(3, len(whole(prefix + TEXT)) + 2):
+        found = tokenize(rows, used, limited(limit, limit, prefix), joined=joined)
+        assert found.sources[0] == found.sources[2] == expected(prefix, limit), limit
+        assert found.targets[1] == found.targets[3] == expected("", limit), limit
+        assert found.targets[2] == whole("")
+
+
+def test_the_default_cuts_by_tokens(words) -> None:
+    """And only with `sentences` is the way of cutting part of a key, of what reads token ids."""
+    rows = Rows(["One two. Three four."], ["One two. Three"])
+    plainly = limited(7, 5).model_copy(update={"truncate": "tokens"})
+    found = tokenize(rows, words, plainly)
+    assert found.sources == [[CLS, ONE, TWO, STOP, THREE, FOUR, SEP]]
+    assert found.targets == [[CLS, ONE, TWO, STOP, SEP]]
+    for reads, differs in (("texts", False), ("sources", True), ("pairs", True)):
+        keys: list[dict[str, Any]] = [d.key("train", reads) for d in (plainly, limited(7, 5))]
+        assert "truncate" not in keys[0]
+        assert (keys[0] != keys[1]) is differs
+
+
+def test_a_tokenizer_that_cannot_tell_places_is_refused(tokenizer) -> None:
+    """One without offsets, and one that keeps the end of a text."""
+    with pytest.raises(StageError, match=r"ByT5Tokenizer does not tell .* set 'tokens'"):
+        tokenize(ROWS, ByT5Tokenizer(), limited(6))
+    other = plain(tokenizer, "</s>")
+    other.truncation_side = "left"
+    with pytest.raises(StageError, match="keeps the end of a text"):
+        tokenize(ROWS, other, limited(6))
+
+
+def planned(*overrides: str) -> Plan:
+    return plan(compose("sft/headlines_half_both", overrides), Store(Path("/nonexistent")))
+
+
+def test_the_headlines_of_system_a_are_cut_at_sentence_ends() -> None:
+    """Its write-up says so, of sources and targets; another word is refused by its name."""
+    assert planned().composed.recipe.data.truncate == "sentences"
+    with pytest.raises(RecipeError, match=r"data\.truncate"):
+        planned("data.truncate=sentence")

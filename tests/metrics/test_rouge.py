@@ -1,4 +1,4 @@
-"""ROUGE, its interval, the two ratios and the sentence splitter. Files are in test_predictions."""
+"""ROUGE, its interval and the two ratios. Files are in test_predictions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from compressor.metrics.rouge import (
     closeness,
     retention,
     score_rows,
-    sentences,
     summarize_scores,
 )
 
@@ -169,52 +167,6 @@ def test_closeness_flatters_where_retention_does_not() -> None:
     assert retention(0.30, 0.0) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", []),
-        (" \n\t\n ", []),
-        ("no stop at all", ["no stop at all"]),
-        ("One line\nTwo.  Three\r\n\nFour", ["One line", "Two.", "Three", "Four"]),
-        ("Amends 42 U.S.C. 1301 et seq. to pay. Done.",
-         ["Amends 42 U.S.C. 1301 et seq. to pay.", "Done."]),
-        ("It costs $1.5 million. Or 3.5!", ["It costs $1.5 million.", "Or 3.5!"]),
-        ("Sec. 2. Definitions. (Sec. 3) Pay.", ["Sec. 2.", "Definitions.", "(Sec. 3) Pay."]),
-        ("Mr. J. K. Roe met Dr. Doe on Jan. 5. Why?",
-         ["Mr. J. K. Roe met Dr. Doe on Jan. 5.", "Why?"]),
-        ("It ends in the U.S. The next begins.", ["It ends in the U.S.", "The next begins."]),
-        ("The U.S. Congress met.", ["The U.S. Congress met."]),
-        ("H.R. 12 amends P.L. 104-193, e.g. by rule. S. 3 too.",
-         ["H.R. 12 amends P.L. 104-193, e.g. by rule.", "S. 3 too."]),
-        ("Wait... what? Yes!! No?!", ["Wait... what?", "Yes!!", "No?!"]),
-        ("See example.com/?q=1.5 now?Yes.", ["See example.com/?q=1.5 now?Yes."]),
-        ('He cites the "Foo Act." It passed.', ['He cites the "Foo Act."', "It passed."]),
-        ("lower case. like some models. \N{GRINNING FACE}",
-         ["lower case.", "like some models.", "\N{GRINNING FACE}"]),
-    ],
-)  # fmt: skip
-def test_sentences(text: str, expected: list[str]) -> None:
-    """Abbreviations, sections, amounts, names, line ends and quotes of bills and news."""
-    assert sentences(text) == expected
-
-
-def test_sentences_lose_no_character() -> None:
-    """White space apart, the sentences put together are the text."""
-    text = "a.b (c. d) 'e.' F?!g.\x85 h \u2028i . . . j.\u00a0K. \u201cL.\u201d M" * 3
-    found = sentences(text)
-    assert "".join("".join(found).split()) == "".join(text.split())
-    assert all(found)
-    assert found == [sentence.strip() for sentence in found]
-
-
-@pytest.mark.parametrize("text", [". " * 20_000, "a." * 20_000, "?" * 40_000, " " * 99_999 + "a"])
-def test_sentences_take_linear_time(text: str) -> None:
-    """No text of 100,000 characters keeps a run waiting (a regex can take hours over one)."""
-    start = time.perf_counter()
-    sentences(text)
-    assert time.perf_counter() - start < 10
-
-
 def test_metric_fetches_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     """Regression: `evaluate.load("rouge")` fetched a script, and metrics left files in a cache."""
     summary = json.loads(python(OFFLINE, tmp_path))
@@ -227,9 +179,10 @@ def test_metric_fetches_nothing_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_import_waits_for_nothing_heavy(tmp_path: Path) -> None:
-    """Those who only want `sentences` do not import numpy, nltk, evaluate or torch."""
+    """Those who only want these modules' names do not import numpy, nltk, evaluate or torch."""
     code = (
-        "import sys, compressor.metrics.rouge, compressor.metrics.predictions; print(*sys.modules)"
+        "import sys, compressor.metrics.rouge, compressor.metrics.predictions, "
+        "compressor.data.sentences; print(*sys.modules)"
     )
     assert not {"numpy", "nltk", "evaluate", "torch", "rouge_score"} & set(
         python(code, tmp_path).split()

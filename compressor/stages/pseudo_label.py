@@ -1,0 +1,75 @@
+"""`pseudo_label`: a model writes what others then learn. Decoding itself is elsewhere."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from compressor.architectures import Facts
+from compressor.data.sources import Reads, Split
+from compressor.stage import Context, Inputs, Planning, Stage
+
+
+class PseudoLabel(Stage):
+    """Have the model, a teacher, summarize the training split, for students to learn from.
+
+    Sequence-level distillation (Kim & Rush, arXiv 1606.07947; the "pseudo-labels" of Shleifer &
+    Rush, 2010.13002): a `finetune` or `distill` with `targets:` set to this stage's name learns
+    these texts instead of the references. The student may have another tokenizer, since texts are
+    handed over. `targets.jsonl` has a line for each row; where a text is empty, the reference is
+    learned. The metrics compare the texts with the references, as `evaluate` does.
+
+    Example: `pseudo_label: {model: teacher, max_length: 64, num_beams: 4}`
+    """
+
+    version: ClassVar[int] = 1
+    changes_model: ClassVar[bool] = False
+    splits: ClassVar[tuple[Split, ...]] = ("train",)
+    reads: ClassVar[Reads] = "sources"
+
+    max_length: int = Field(128, ge=2, description="Limit of a text, in tokens.")
+    min_length: int = Field(0, ge=0, description="A text has at least as many tokens.")
+    num_beams: int = Field(1, ge=1, description="1 is greedy.")
+
+    def preview(self, planning: Planning) -> Facts | None:
+        if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":
+            planning.problem("", "writes with sequence-to-sequence models only")
+        return planning.facts
+
+    def run(self, inputs: Inputs, context: Context) -> None:
+        """Decode, write `targets.jsonl`, compare with the references."""
+        import torch
+
+        from compressor.data.pseudo_labels import FILE, Written, write_pseudo_labels
+        from compressor.generation import decode
+        from compressor.metrics.rouge import score_rows, summarize_scores
+
+        checkpoint = inputs.checkpoint()
+        rows = context.rows("train")
+        sources = checkpoint.examples(rows, context.data).sources
+        model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        with context.progress.bar("decode", len(rows)) as bar:
+            decoded = decode(
+                model,
+                sources,
+                max_length=self.max_length,
+                num_beams=self.num_beams,
+                min_length=self.min_length,
+                progress=bar.advance,
+            )
+        assert checkpoint.tokenizer is not None, "`examples` says so first"
+        texts = checkpoint.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
+        labels = [
+            Written(text, len(tokens), cut_off)
+            for text, tokens, cut_off in zip(texts, decoded.tokens, decoded.cut_off, strict=True)
+        ]
+        write_pseudo_labels(context.folder / FILE, labels)
+        context.metrics.update(
+            summarize_scores(score_rows(texts, rows.summaries)),
+            gen_len=sum(label.tokens for label in labels) / len(labels),
+            cut_off=sum(label.cut_off for label in labels) / len(labels),
+            empty=sum(label.empty for label in labels),
+            seconds=decoded.seconds,
+            samples_per_second=len(rows) / decoded.seconds,
+        )
