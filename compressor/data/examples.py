@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,17 @@ def tokenize(
         sources = [_ended(ids, data.max_source_length, eos) for ids in sources]
         targets = [_ended(ids, data.max_target_length, eos) for ids in targets]
     return Examples(sources, targets, "joined" if joined else "pairs")
+
+
+def source_ids(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, data: DataBase
+) -> list[list[int]]:
+    """Token ids of each text with the prefix, at most `max_source_length`."""
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), CHUNK):
+        part = [data.prefix + text for text in texts[start : start + CHUNK]]
+        ids += tokenizer(part, truncation=True, max_length=data.max_source_length).input_ids
+    return ids
 
 
 def _ended(ids: list[int], limit: int, eos: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,17 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.checkpoint import Checkpoint
-
-_TRACKER_MODULES = {
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "comet_ml": "comet_ml",
-    "aim": "aim",
-    "clearml": "clearml",
-    "dvclive": "dvclive",
-    "trackio": "trackio",
-}
 
 
 class Gradual(Grouping):
@@ -121,17 +109,7 @@ class Finetune(Hyperparameters, Stage):
             planning.problem("", f"trains language models, not {facts.config['head']!r}")
         if facts is not None and facts.positions is not None:
             self._check_lengths("model", facts.positions, facts.config["head"], planning)
-        for index, name in enumerate(self.trackers):
-            if name not in _TRACKER_MODULES:
-                from compressor.errors import nearest
-
-                planning.problem(
-                    f"trackers.{index}", f"no tracker {name!r}; {nearest(name, _TRACKER_MODULES)}"
-                )
-            elif importlib.util.find_spec(_TRACKER_MODULES[name]) is None:
-                planning.problem(
-                    f"trackers.{index}", f"{name!r} is not installed: pip install {name}"
-                )
+        self.check_trackers(planning.problem)
         if facts is not None and self.prune is not None and self.passes == 0:
             planning.problem("prune", "there are no steps to prune in: epochs is 0")
         elif facts is not None and self.prune is not None:
