@@ -346,7 +346,7 @@ def _load_with_blocks(folder: Path, head: Head) -> PreTrainedModel:
         if names:
             raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {min(names)}")
     _load_exactly(model, state)
-    return model
+    return model.eval()
 
 
 def _first_line(error: Exception) -> str:
