@@ -34,7 +34,7 @@ from compressor.architectures import Facts, Stack, Units, architecture
 from compressor.architectures import facts as facts_of
 from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.block import Block, has_blocks, put_block, put_blocks
-from compressor.data.examples import Examples, tokenize
+from compressor.data.examples import Examples, tokenize, tokenize_labelled
 from compressor.errors import StageError
 from compressor.sparsity.int8 import (
     Activations,
@@ -50,7 +50,8 @@ from compressor.sparsity.slicing import take_units
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from compressor.data.sources import DataBase, Rows
+    from compressor.data.rows import Rows
+    from compressor.data.sources import DataBase
 
 Head = Literal["seq2seq_lm", "causal_lm", "sequence_classification", "none"]
 WEIGHTS, MASKS, ABOUT = "model.safetensors", "masks.safetensors", "checkpoint.json"
@@ -69,6 +70,9 @@ CLASS_NAMES: dict[Head, Mapping[str, str]] = {
     "none": modeling_auto.MODEL_MAPPING_NAMES,
 }
 """Head → model type → the class that `AUTO_CLASSES` takes."""
+
+FRESH = ("classifier", "pre_classifier", "score", "bert.pooler")
+"""How the names begin of what a classifier has and a pretrained body may lack."""
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()  # what it warns of (ties, unused keys) is checked here
@@ -130,14 +134,16 @@ class Checkpoint:
         """Rows as token ids, in the layout of this model's head. Raises StageError."""
         if self.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
+        if self.head == "sequence_classification":
+            return tokenize_labelled(rows, self.tokenizer, data)
         return tokenize(rows, self.tokenizer, data, joined=self.head == "causal_lm")
 
     @property
     def pad_id(self) -> int:
         """What fills a batch. Decoders often come without a pad; what is masked may be anything."""
         assert self.tokenizer is not None, "`examples` says so first"
-        causal = self.head == "causal_lm"
-        pad: int = self.tokenizer.eos_token_id if causal else self.tokenizer.pad_token_id
+        own: int | None = self.tokenizer.pad_token_id
+        pad: int = self.tokenizer.eos_token_id if own is None or self.head == "causal_lm" else own
         return pad
 
     def parameter(self, name: str) -> nn.Parameter:
@@ -281,14 +287,20 @@ def _tie_as_read(model: PreTrainedModel) -> Iterator[None]:
 
 
 def load_pretrained(
-    folder: Path, head: Head, *, trust_remote_code: bool = False
+    folder: Path,
+    head: Head,
+    *,
+    trust_remote_code: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """`from_pretrained` in float32, refusing a file whose tensors do not fit the config.
 
     Only tensors are read: safetensors where there are any, else a `.bin` with `weights_only`.
+    With other labels in `config`, values that come instead of the folder's, a classifier's head is
+    drawn anew.
     """
     if (folder / WITH_BLOCKS).is_file():
-        return _load_with_blocks(folder, head)
+        return _load_with_blocks(folder, head, config or {})
     try:
         model, info = AUTO_CLASSES[head].from_pretrained(
             folder,
@@ -297,16 +309,16 @@ def load_pretrained(
             use_safetensors=any(folder.glob("*.safetensors")),
             weights_only=True,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=bool(config),
+            **(config or {}),
         )
     except (SafetensorError, UnpicklingError, OSError, ValueError, RuntimeError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    wrong = {
-        kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "mismatched")
-    }
-    if head == "sequence_classification":  # a fresh head on a pretrained body is what one wants
-        fresh = ("classifier", "pre_classifier", "score")
-        wrong["missing"] = [name for name in wrong["missing"] if not name.startswith(fresh)]
-    for kind, names in wrong.items():
+    fresh = FRESH if config else ()  # such a head on a pretrained body is what one wants
+    for kind in ("missing", "mismatched"):
+        found = info.get(f"{kind}_keys") or ()
+        names = [name if isinstance(name, str) else name[0] for name in found]
+        names = sorted(name for name in names if not name.startswith(fresh))
         if names:
             raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
     loaded: PreTrainedModel = model
@@ -328,24 +340,32 @@ def head_of(folder: Path) -> Head:
     raise StageError(f"cannot tell what kind of model is in {folder}: {message}")
 
 
-def _load_with_blocks(folder: Path, head: Head) -> PreTrainedModel:
-    """What `load_pretrained` gives of a model with blocks."""
+def _load_with_blocks(folder: Path, head: Head, config: Mapping[str, Any]) -> PreTrainedModel:
+    """What `load_pretrained` gives of a model with blocks, also from under another head."""
     try:
-        model = build(AutoConfig.from_pretrained(folder), head)
+        model = build(AutoConfig.from_pretrained(folder, **config), head)
         state = load_file(folder / WITH_BLOCKS)
         load_generation_config(model, folder)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    own = distinct(model.state_dict())
+    own, base = distinct(model.state_dict()), f"{model.base_model_prefix}."
+    below = [any(name.startswith(base) for name in names) for names in (own, state)]
+    if below == [True, False]:  # a body without a head has no prefix
+        state = {base + name: tensor for name, tensor in state.items()}
+    elif below == [False, True]:
+        state = {name.removeprefix(base): tensor for name, tensor in state.items()}
+    fits = {n for n in own.keys() & state.keys() if own[n].shape == state[n].shape}
+    fresh = FRESH if config else ()
     wrong = {
-        "missing": own.keys() - state.keys(),
-        "unexpected": state.keys() - own.keys(),
-        "mismatched": {n for n in own.keys() & state.keys() if own[n].shape != state[n].shape},
+        "missing": (own.keys() - state.keys(), fresh),
+        "mismatched": (own.keys() & state.keys() - fits, fresh),
+        "unexpected": (state.keys() - own.keys(), (*FRESH, "pooler", f"{base}pooler")),
     }
-    for kind, names in wrong.items():
+    for kind, (found, fine) in wrong.items():
+        names = sorted(name for name in found if not name.startswith(fine))
         if names:
-            raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {min(names)}")
-    _load_exactly(model, state)
+            raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
+    _load_exactly(model, own | {name: state[name] for name in fits})
     return model.eval()
 
 

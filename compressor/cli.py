@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,9 +233,12 @@ def score_command(given: argparse.Namespace) -> int:
     """`compressor score`."""
     from rich.table import Table
 
+    from compressor.metrics.label_predictions import is_labelled, score
     from compressor.metrics.predictions import score_predictions
 
     try:
+        if given.file.is_file() and is_labelled(given.file):
+            return _print_label_scores(score(given.file), as_json=given.json)
         scores = score_predictions(given.file)
     except ValueError as error:
         raise RecipeError([Problem("", str(error))]) from error
@@ -250,6 +253,28 @@ def score_command(given: argparse.Namespace) -> int:
         shown.add_row("" if limit is None else str(limit), *cells, f"{low:.4f} … {high:.4f}")
     _console().print(shown)
     return DONE
+
+
+def _print_label_scores(scores: Mapping[str, Any], *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(scores, indent=2))
+        return DONE
+    from rich.table import Table
+
+    names = ("positives", "given", "f1", "roc_auc", "average_precision")
+    shown = Table("label", *names, header_style="bold")
+    for name, values in scores["labels"].items():
+        shown.add_row(name, *(_number(values[key]) for key in names))
+    shown.add_section()
+    means = (scores[key] for key in ("macro_f1", "roc_auc", "average_precision"))
+    shown.add_row("mean", "", "", *map(_number, means))
+    _console().print(shown)
+    print(f"micro F1 {scores['micro_f1']:.4f}, rows without a mistake {scores['accuracy']:.4f}")
+    return DONE
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.data.batching import IGNORED
-from compressor.losses import LabelLoss, decoder_inputs
+from compressor.losses import CAUSAL_TYPES, LabelLoss, decoder_inputs
 
 LayerMap = Mapping[str, Mapping[int, int]]
 """Stack (encoder, decoder) → student's layer → teacher's."""
@@ -25,8 +25,9 @@ LayerMap = Mapping[str, Mapping[int, int]]
 class DistillationLoss(nn.Module):
     """A weighted sum of four parts, each summed over the N label tokens of a batch, in float32.
 
-    - labels: the cross-entropy with the labels.
-    - logits: `T² · KL(teacher ‖ student)` at temperature T (Hinton et al., arXiv 1503.02531).
+    - labels: the cross-entropy with the labels, as `LabelLoss` has it.
+    - logits: `T² · KL(teacher ‖ student)` at temperature T (Hinton et al., arXiv 1503.02531); of a
+      multi-label classifier that of each label's two probabilities.
     - hidden: the squared difference of the two models' hidden states after each pair of layers of
       the map, averaged over width and pairs (TinyBERT, arXiv 1909.10351). After the last layer of
       a stack it is what the stack gives, behind its final norm.
@@ -35,9 +36,9 @@ class DistillationLoss(nn.Module):
       Where the numbers of heads differ, the heads' average is compared. A student in training is
       seen after its own dropout.
 
-    In a decoder a position counts once if it predicts a label. In an encoder it counts as its
-    row's labels divided by the row's real tokens: so every row weighs what it weighs in the other
-    parts, whatever batch it is in. Padding counts nowhere.
+    In a decoder a position counts once if it predicts a label. In an encoder, or in a classifier,
+    it counts as its row's labels divided by the row's real tokens: so every row weighs what it
+    weighs in the other parts, whatever batch it is in. Padding counts nowhere.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class DistillationLoss(nn.Module):
         if "attention" in self.weights:  # only this way of computing it gives the probabilities
             for model in (student, teacher):
                 model.set_attn_implementation("eager")  # type: ignore[operator]
+        self.only_stack = "decoder" if student.config.model_type in CAUSAL_TYPES else "encoder"  # type: ignore[union-attr, operator]
         mine, theirs = (int(model.config.hidden_size) for model in (student, teacher))  # type: ignore[union-attr, arg-type]
         projected = self.layers if "hidden" in self.weights and mine != theirs else ()
         self.projections = nn.ModuleDict(
@@ -86,16 +88,15 @@ class DistillationLoss(nn.Module):
         student, labels = self._seen(self.student, batch)
         parts = {}
         if "labels" in self.weights:
-            parts["labels"] = functional.cross_entropy(
-                student.logits.float(), labels, reduction="sum"
-            )
+            parts["labels"] = self.student.of_logits(student.logits, labels)
         if self.weights.keys() == {"labels"}:
             return parts
         # Outside of autocast: the teacher computes in the precision its weights are in.
         with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
             teacher, _ = self._seen(self.teacher, batch)
         if "logits" in self.weights:
-            parts["logits"] = divergence(student.logits, teacher.logits, self.temperature)
+            of_kind = binary_divergence if self.student.multi_label else divergence
+            parts["logits"] = of_kind(student.logits, teacher.logits, self.temperature)
         weights = self._position_weights(batch)
         if "hidden" in self.weights:
             parts["hidden"] = self._hidden(student, teacher, weights)
@@ -124,27 +125,30 @@ class DistillationLoss(nn.Module):
             output_attentions="attention" in flags,
             use_cache=False,
         )
-        labels = loss.counted(batch["labels"])
-        kept = labels != IGNORED
-        logits = out.logits if encoder_decoder else out.logits[:, :-1]
-        decoder = "decoder_" if encoder_decoder else ""
-        hidden = {"encoder": "encoder_hidden_states", "decoder": f"{decoder}hidden_states"}
-        maps = {"encoder": "encoder_attentions", "decoder": f"{decoder}attentions"}
+        hidden = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states"}
+        maps = {"encoder": "encoder_attentions", "decoder": "decoder_attentions"}
         maps["cross"] = "cross_attentions"
+        if not encoder_decoder:  # one stack, whose outputs transformers gives without its name
+            hidden, maps = {self.only_stack: "hidden_states"}, {self.only_stack: "attentions"}
+        logits, labels = loss.kept(out.logits, batch["labels"])
         seen = _Seen(
-            logits[kept],
+            logits,
             {stack: found for stack, key in hidden.items() if (found := out.get(key))},
             {stack: found for stack, key in maps.items() if (found := out.get(key))},
         )
-        return seen, labels[kept]
+        return seen, labels
 
     def _position_weights(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """How often each position [B, T] of a stack counts: float32, N in all."""
         counted = self.student.counted(batch["labels"]) != IGNORED
         labels, real = counted.float(), batch["attention_mask"].float()
+        if counted.dim() == 1:  # a class for each row
+            labels = labels[:, None]
+        share = labels.sum(1, keepdim=True) / real.sum(1, keepdim=True)
+        if self.student.classifies:
+            return {self.only_stack: real * share}
         if counted.shape[1] < batch["labels"].shape[1]:  # the last position predicts nothing
             labels = functional.pad(labels, (0, 1))
-        share = labels.sum(1, keepdim=True) / real.sum(1, keepdim=True)
         return {"decoder": labels, "encoder": real * share}
 
     def _hidden(self, student: _Seen, teacher: _Seen, weights: dict[str, Tensor]) -> Tensor:
@@ -200,6 +204,18 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     found = functional.log_softmax(student.float() / temperature, dim=-1)
     summed = functional.kl_div(found, target, reduction="sum", log_target=True)
     return summed * temperature**2
+
+
+def binary_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`T² · Σ KL` of the Bernoulli distributions `sigmoid(logits / T)`, over logits [N].
+
+    In float32; the teacher's first, as in `divergence`.
+    """
+    mine, theirs = student.float() / temperature, teacher.float() / temperature
+    given = torch.sigmoid(theirs)
+    yes = given * (functional.logsigmoid(theirs) - functional.logsigmoid(mine))
+    no = (1 - given) * (functional.logsigmoid(-theirs) - functional.logsigmoid(-mine))
+    return (yes + no).sum() * temperature**2
 
 
 def attention_difference(student: Tensor, teacher: Tensor, keys: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loss of a model on its own labels, summed over label tokens. No distillation, no training.
+"""The loss of a model on its own labels, summed over them. No distillation, no training.
 
 The head is run where there is a label, not on padding: for a vocabulary of 32,000 a row of logits
 is 128 kB, and a padded position costs as much as a real one, forth and back.
@@ -15,6 +15,8 @@ from compressor.data.batching import IGNORED
 
 KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "labels"})
 """What the short ways pass on; a batch with anything else takes the general one."""
+MULTI_LABEL = "multi_label_classification"
+"""`config.problem_type` of a model with a yes or no for each of its labels, in transformers."""
 T5_TYPES = frozenset({"t5", "mt5", "longt5"})
 BART_TYPES = frozenset({"bart", "mbart", "pegasus", "marian"})
 CAUSAL_TYPES = frozenset({"gpt2", "llama", "qwen2", "qwen3"})
@@ -29,7 +31,9 @@ class LabelLoss(nn.Module):
     batch whose labels are all -100 gives 0, with a gradient of 0 for what comes before the head.
 
     `labels` are class indices: [B, T] for language models and token classification, [B] for
-    sequence classification. Not covered: regression and multi-label targets.
+    sequence classification. Of a multi-label classifier they are 0 or 1, [B, L], the loss is the
+    binary cross-entropy, and each of a row's L labels counts as a label token does. Not covered:
+    regression.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,17 +43,43 @@ class LabelLoss(nn.Module):
         self._kind = hf.config.model_type
         # A causal model reads its labels itself: the logits at a place predict the next label.
         self._causal = not hf.config.is_encoder_decoder and hf.can_generate()
+        self.classifies = type(model).__name__.endswith("ForSequenceClassification")
+        self.multi_label = hf.config.problem_type == MULTI_LABEL
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The summed loss, a float32 scalar."""
-        logits, labels = self.logits(batch)
+        return self.of_logits(*self.logits(batch))
+
+    def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The summed loss, a float32 scalar, of what `logits` gives."""
+        if self.multi_label:
+            return functional.binary_cross_entropy_with_logits(
+                logits.float(), labels.float(), reduction="sum"
+            )
         return functional.cross_entropy(logits.float(), labels, reduction="sum")
 
     def logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The logits [N, V] where there is a label, and the N labels."""
+        """The logits [N, V] where there is a label, and the N labels.
+
+        Of a multi-label classifier there is one logit for each label: [N].
+        """
         labels = self.counted(batch["labels"])
         kept = labels != IGNORED
-        return self._logits(batch, kept), labels[kept]
+        short = self._short_way(batch, kept)
+        if short is not None:
+            return short, labels[kept]
+        model: Any = self.model
+        # With labels: encoder-decoders make their decoder's input of them.
+        given = batch if model.config.is_encoder_decoder else _without_labels(batch)
+        return self.kept(model(**given).logits, batch["labels"])
+
+    def kept(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What `logits` gives, from all the logits of a model's forward."""
+        labels = self.counted(labels)
+        if self.multi_label:
+            labels = labels.expand_as(logits)  # a batch of no rows has one for all
+        kept = labels != IGNORED
+        return (logits[:, :-1] if self._causal else logits)[kept], labels[kept]
 
     def count(self, labels: Tensor) -> int:
         """How many label tokens the sum is over (a causal model's first label predicts nothing)."""
@@ -59,8 +89,8 @@ class LabelLoss(nn.Module):
         """The labels that positions predict: a causal model's without the first, [B, T - 1]."""
         return labels[:, 1:] if self._causal else labels
 
-    def _logits(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
-        """The logits [N, V] at the kept positions."""
+    def _short_way(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor | None:
+        """The logits [N, V] at the kept positions, of a model whose head can run on these alone."""
         model: Any = self.model
         if batch.keys() == KNOWN_INPUTS and hasattr(model, "lm_head"):
             if self._kind in T5_TYPES:
@@ -69,10 +99,7 @@ class LabelLoss(nn.Module):
                 return bart_logits(model, batch, kept)
             if self._kind in CAUSAL_TYPES:
                 return causal_logits(model, batch, kept)
-        # With labels: encoder-decoders make their decoder's input of them.
-        given = batch if model.config.is_encoder_decoder else _without_labels(batch)
-        logits: Tensor = model(**given).logits
-        return (logits[:, :-1] if self._causal else logits)[kept]
+        return None
 
 
 def _without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:

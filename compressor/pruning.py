@@ -28,8 +28,6 @@ Amount = Annotated[float, Field(ge=0, le=1, strict=False, allow_inf_nan=False)]
 Importance = Literal["magnitude", "random", "taylor", "wanda", "sparsegpt"]
 CALIBRATED = frozenset({"taylor", "wanda", "sparsegpt"})
 """Importances that look at rows of the data."""
-TRAINABLE_HEADS = frozenset({"seq2seq_lm", "causal_lm"})
-"""Heads whose loss on the recipe's rows is known here."""
 
 
 def _kind(value: Any) -> str:
@@ -100,14 +98,12 @@ class Grouping(BaseModel):
         return facts.groups() | own
 
     def check_groups(self, facts: Facts, problem: Callable[[str, str], None]) -> None:
-        """Report patterns that match nothing, and an importance that this head has no loss for."""
+        """Report patterns that match nothing."""
         for name, patterns in self.groups.items():
             for index, pattern in enumerate(patterns):
                 if not any(fnmatchcase(shape, pattern) for shape in facts.shapes):
                     hint = nearest(pattern, facts.shapes)
                     problem(f"groups.{name}.{index}", f"matches no parameter; {hint}")
-        if self.calibrated and facts.config["head"] not in TRAINABLE_HEADS:
-            problem("importance", f"{self.importance} needs a head that has a loss on rows of text")
 
     def chosen(
         self,
@@ -169,10 +165,8 @@ def calibration(grouping: Grouping, checkpoint: Checkpoint, context: Context) ->
     """The training rows that an importance looks at, as token ids; None where it needs none."""
     if not grouping.calibrated:
         return None
-    from compressor.data.sources import Rows
-
     rows, count = context.rows("train"), grouping.calibration_rows
-    few = Rows(rows.texts[:count], rows.summaries[:count])
+    few = rows.first(count)
     return checkpoint.examples(few, context.data)
 
 

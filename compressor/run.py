@@ -139,6 +139,13 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     by_name = {record["name"]: record for record in records}
     rows: dict[str, dict[str, Any]] = {}
     for record in records:
+        if record["stage"] == "baseline":  # a floor: scores without one of the recipe's models
+            rows[record["name"]] = {
+                "model": record["label"],
+                "looked_at": True,
+                **record["metrics"],
+            }
+            continue
         model = by_name.get(record["model"]) if record["stage"] in REPORTS else record
         if model is None:
             continue

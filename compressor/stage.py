@@ -19,7 +19,8 @@ from compressor.architectures import Facts
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
-    from compressor.data.sources import Data, Reads, Rows, Split
+    from compressor.data.rows import Rows
+    from compressor.data.sources import Data, Reads, Split
     from compressor.progress import Progress
 
 
@@ -54,6 +55,28 @@ class Planning:
     unreached: Callable[[str, str], None]
     others: Mapping[str, Facts | None] = field(default_factory=dict)
     """Role → the facts of a model that the stage reads beside its own (`Stage.models_read`)."""
+
+    def check_rows(self, *, trains: bool, whose: str = "model", facts: Facts | None = None) -> None:
+        """Report rows that a model cannot read, or learn from: of another task, or too long.
+
+        `facts`: of another model than the stage's own. `trains`: it reads the targets too.
+        """
+        facts = facts or self.facts
+        if facts is None:
+            return
+        head, task = facts.config["head"], self.data.task
+        if head == "none" or (head == "sequence_classification") != (task != "summarization"):
+            self.problem("", f"data.task is {task}, and the {whose} has the head {head!r}")
+            return
+        fields = ["max_source_length", "max_target_length"]
+        if task != "summarization" or not (trains or head == "causal_lm"):
+            fields = fields[:1]
+        limits = [int(getattr(self.data, field)) for field in fields]
+        longest, how = (sum(limits), " + ") if head == "causal_lm" else (max(limits), " and ")
+        if facts.positions is not None and longest > facts.positions:
+            names = how.join(f"data.{field}" for field in fields)
+            message = f"the {whose} has {facts.positions} positions, and rows of up to {longest}"
+            self.problem("", f"{message} tokens; lower {names}")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from compressor.approximation import ApproximationLoss, Constant, NoiseRows, Tea
 from compressor.architectures import architecture, facts
 from compressor.architectures.block import FILE, BlockSizes
 from compressor.block import Block
-from compressor.checkpoint import Checkpoint, Head, build, keep_layers, stacks_of
+from compressor.checkpoint import Checkpoint, Head, build, keep_layers, load_pretrained, stacks_of
 from compressor.data.examples import Examples
 from compressor.data.sources import Bills
 from compressor.errors import RecipeError, StageError
@@ -452,6 +452,29 @@ def test_load_model_loads_plain_directories_with_their_head(tmp_path) -> None:
         compressor.load_model(tmp_path / "bert")
 
 
+def test_a_body_with_a_block_takes_a_fresh_head(tmp_path) -> None:
+    """As plain ones do: a body under a classifier of new labels, a classifier's body alone."""
+    body, _ = approximated(fresh("roberta"), tmp_path, epochs=0)
+    body.save(tmp_path / "body")
+    labels = {"num_labels": 4, "problem_type": "multi_label_classification"}
+    loaded: Any = load_pretrained(tmp_path / "body", "sequence_classification", config=labels)
+    assert loaded.config.num_labels == 4 and loaded.classifier.out_proj.weight.shape == (4, 16)
+    expected = body.model(IDS, REAL.long()).last_hidden_state
+    assert torch.equal(loaded.roberta(IDS, REAL.long()).last_hidden_state, expected)
+    Checkpoint(loaded, None, "sequence_classification").save(tmp_path / "classifier")
+    more: Any = load_pretrained(
+        tmp_path / "classifier", "sequence_classification", config=labels | {"num_labels": 5}
+    )
+    assert more.classifier.out_proj.weight.shape == (5, 16)
+    assert torch.equal(more.roberta(IDS, REAL.long()).last_hidden_state, expected)
+    with pytest.raises(StageError, match="missing tensors, such as classifier"):
+        load_pretrained(tmp_path / "body", "sequence_classification")
+    start, _ = approximated(fresh("bert", "sequence_classification"), tmp_path / "2", epochs=0)
+    start.save(tmp_path / "bert")
+    alone: Any = load_pretrained(tmp_path / "bert", "none")
+    assert torch.equal(outputs(alone), outputs(start.model.base_model))
+
+
 def spoiled(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         tensors = load_file(folder / FILE)
@@ -481,7 +504,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no block told of": (configured(encoder_blocks=None), "missing tensors"),
     "another block": (
         configured(encoder_blocks=[SIZES.model_dump() | {"depth": 0}, None]),
-        "unexpected tensors",
+        "8 mismatched tensors, such as encoder.layer.0.key.0.bias",
     ),
     "a list too short": (configured(encoder_blocks=[None]), "expected a list of 2"),
     "an unknown key": (configured(encoder_blocks=[{"head": 2}, None]), "head: Extra inputs"),
@@ -570,15 +593,15 @@ def test_stages_that_a_block_cannot_serve_say_so() -> None:
 # As a user runs it
 
 RECIPE = """
-defaults: [/base, /data: bills, _self_]
-pipeline: [load, noise, text, prune, shrink, export]
+defaults: [/base, /data: messages, _self_]
+pipeline: [load, noise, text, finetune, prune, shrink, evaluate, export]
 model:
   config: {model_type: bert, vocab_size: 400, hidden_size: 32, num_hidden_layers: 4,
            num_attention_heads: 2, intermediate_size: 64, max_position_embeddings: 32}
   head: sequence_classification
   tokenizer: {vocab_size: 400}
-data: {rows: {train: 48, validation: 16, test: 4}, max_source_length: 32, max_target_length: 16}
-training: {batch_size: 8, learning_rate: 0.5, warmup_steps: 7, checkpoint_seconds: 0}
+data: {rows: {train: 48, validation: 16, test: 20}, max_source_length: 32}
+training: {batch_size: 8, learning_rate: 0.003, warmup_steps: 7, checkpoint_seconds: 0}
 stages:
   load: {}
   noise:
@@ -589,10 +612,15 @@ stages:
     batches: 10
     validation_batches: 2
   text: {stage: approximate, layers: [2], block: {heads: 2, head_size: 8, depth: 1}, inputs: data}
+  finetune: {epochs: 2}
   prune: {amounts: {encoder: {block: 0.5, feed_forward: 0.25}}}
   shrink: {encoder_layers: [0, 1]}
-  export: {}
+  evaluate: {models: [finetune, shrink]}
+  export: {model: shrink}
 """
+
+
+PIPELINE = next(line for line in RECIPE.splitlines() if line.startswith("pipeline"))
 
 
 def planned(folder: Path, *replacements: tuple[str, str]) -> Plan:
@@ -623,25 +651,28 @@ def test_a_chain_as_a_user_runs_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     nodes = {node.name: node for node in planned(tmp_path).nodes}
     done, stages, records = ran(tmp_path)
-    for name in ("load", "noise", "text", "prune", "shrink"):
+    for name in ("load", "noise", "text", "finetune", "prune", "shrink"):
         table = nodes[name].facts
         assert table is not None and records[name]["parameters"] == table.parameters, name
     assert records["text"]["metrics"]["steps"] == 12
     assert len(losses(stages[1])) == 20
     assert records["noise"]["metrics"]["validation_loss"] < losses(stages[1])[0]
-    masks = load_file(stages[3] / "masks.safetensors")
+    assert records["finetune"]["metrics"]["steps"] == 12
+    curve = losses(stages[3])
+    assert sum(curve[-3:]) < sum(curve[:3])
+    assert 0 <= records["evaluate@shrink"]["metrics"]["micro_f1"] <= 1
+    masks = load_file(stages[4] / "masks.safetensors")
     assert {name.split(".layer.")[1][0] for name in masks if ".value." in name} == {"0", "2"}
     model = compressor.load_model(tmp_path / done.run_folder / "model")
     assert model.config.num_hidden_layers == 2
     assert [block is None for block in model.config.encoder_blocks] == [False, True]
-    pruned = load_file(stages[3] / FILE)
+    pruned = load_file(stages[4] / FILE)
     name = "bert.encoder.layer.0.query.0.weight"
     assert torch.equal(model.get_parameter(name), pruned[name])
     assert not model.get_parameter(name)[~masks[name]].any()
 
     source = f"{{stage: load, source: {tmp_path / done.run_folder / 'model'}}}"
-    changes = [("pipeline: [load, noise, text, prune, shrink, export]", "pipeline: [again]"),
-               ("stages:\n", f"stages:\n  again: {source}\n")]  # fmt: skip
+    changes = (PIPELINE, "pipeline: [again]"), ("stages:\n", f"stages:\n  again: {source}\n")
     again = planned(tmp_path, *changes).node("again").facts
     assert again is not None and again.parameters == records["shrink"]["parameters"]
     *_, records = ran(tmp_path)
@@ -729,7 +760,7 @@ def test_what_decides_the_block_is_its_key(tmp_path: Path) -> None:
         assert keys((old, new))[0] != first[0]
     rows = ("{train: 48,", "{train: 40,")
     tokenizer = ("tokenizer: {vocab_size: 400}", "tokenizer: {vocab_size: 400, data: "
-                 "{source: bills, rows: {train: 48}}}")  # fmt: skip
+                 "{source: messages, labels: [a], rows: {train: 48}}}")  # fmt: skip
     fixed = keys(tokenizer)
     assert keys(tokenizer, rows)[0] == fixed[0]
     assert keys(tokenizer, rows)[1] != fixed[1]

@@ -18,7 +18,7 @@ from compressor.architectures import Facts, architecture, facts
 from compressor.checkpoint import Checkpoint, build, has_untied_head, keep_layers
 from compressor.data.batching import collate
 from compressor.data.examples import Examples
-from compressor.data.sources import Bills
+from compressor.data.sources import Bills, Data, Messages
 from compressor.hyperparameters import Hyperparameters
 from compressor.losses import LabelLoss
 from compressor.progress import Progress
@@ -45,7 +45,9 @@ CHANGES = [
     *((kind, BLOCKS) for kind in ("bert", "roberta", "electra", "distilbert", "bart", "marian")),
 ]
 CASES = [(m, c, head) for m, c in CHANGES for head in architecture(m).HEADS]
-LAYOUTS = {"seq2seq_lm": "pairs", "causal_lm": "joined", "sequence_classification": "classes"}
+BILLS = Bills(source="bills")
+TWO_LABELS = Messages(source="messages", labels=("refund", "delivery"))
+LAYOUTS = {"seq2seq_lm": "pairs", "causal_lm": "joined", "sequence_classification": "class"}
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 1], [13, 14, 15, 16, 17, 18, 19, 20, 1]])
 
 
@@ -72,16 +74,16 @@ def outputs(model: nn.Module) -> torch.Tensor:
         return next(iter(model(**given).values()))
 
 
-def planning(table: Facts | None) -> Planning:
+def planning(table: Facts | None, data: Data = BILLS) -> Planning:
     def problem(path: str, message: str) -> None:
         raise AssertionError(f"{path}: {message}")
 
-    return Planning(table, Bills(source="bills"), Launch(), Path(), problem, problem)
+    return Planning(table, data, Launch(), Path(), problem, problem)
 
 
 def context(folder: Path) -> Context:
     return Context(
-        folder=folder, resume=folder / "resume", data=Bills(source="bills"), seed=0,
+        folder=folder, resume=folder / "resume", data=BILLS, seed=0,
         launch=Launch(), progress=Progress(Console(), quiet=True),
     )  # fmt: skip
 
@@ -127,7 +129,8 @@ def test_pruned_and_trained_it_comes_back_as_it_was(tmp_path, model_type, change
     again = reloaded(start, tmp_path / "fresh")
     assert torch.equal(outputs(again.model), outputs(start.model))
     assert has_untied_head(again.model) == has_untied_head(start.model)
-    found = Load(source=str(tmp_path / "fresh"), head=head).preview(planning(None))
+    data = TWO_LABELS if head == "sequence_classification" else BILLS
+    found = Load(source=str(tmp_path / "fresh"), head=head).preview(planning(None, data))
     assert dict(found.shapes) == {n: tuple(p.shape) for n, p in start.model.named_parameters()}
 
     table = facts({"model_type": model_type} | PICO[model_type] | changes, head=head)

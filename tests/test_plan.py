@@ -28,7 +28,7 @@ def test_every_checked_in_recipe_plans(name: str) -> None:
     """Without a network too, each recipe plans, with the facts of every model known."""
     nodes = planned(name).nodes
     assert nodes
-    assert all(node.facts is not None for node in nodes)
+    assert all(node.facts is not None for node in nodes if node.kind != "baseline")
 
 
 @pytest.mark.parametrize("name", ["homework/v6", "homework/auto"])

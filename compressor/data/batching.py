@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label that no loss counts, as everywhere in transformers."""
-Layout = Literal["pairs", "joined", "classes"]
+Layout = Literal["pairs", "joined", "class", "labels"]
 """How a row becomes inputs and labels: a source and its target apart, for an encoder-decoder; one
-after the other, for a decoder; or a source and its class."""
+after the other, for a decoder; a source and its class; or a source and 0 or 1 for each label."""
 WINDOW = 64
 """Batches sorted together. Padded source tokens on SciTLDR (batch 8, real ones: 232 a row): 338 in
 random order, 253 with a window of 16, 243 with 64, 235 with the whole epoch; a smaller window
@@ -91,7 +91,8 @@ def collate(
     """`input_ids`, `attention_mask` [B, S] and `labels` [B, T] (int64), padded to the longest row.
 
     With `layout` "joined", `input_ids` are a source and its target, and `labels` [B, S] the same,
-    but -100 on the source. With "classes", `labels` [B] are the one number of each target.
+    but -100 on the source. With "class", `labels` [B] are the one number of each target; with
+    "labels", they are all of them [B, L] ([1, 1], for no rows).
 
     Labels are padded with -100. No rows give one row of a pad and a label that does not count: a
     rank without rows still takes part in the step, with a loss of 0.
@@ -105,13 +106,13 @@ def collate(
         return {
             "input_ids": single * pad_id,
             "attention_mask": single,
-            "labels": single[0] * IGNORED if layout == "classes" else single * IGNORED,
+            "labels": single[0] * IGNORED if layout == "class" else single * IGNORED,
         }
     sources, targets = zip(*rows, strict=True)
     if layout == "joined":
         targets = tuple([IGNORED] * len(source) + list(target) for source, target in rows)
         sources = tuple([*source, *target] for source, target in rows)
-    if layout == "classes":
+    if layout == "class":
         labels = torch.tensor([label for (label,) in targets])
     else:
         labels = torch.from_numpy(_padded(targets, IGNORED))

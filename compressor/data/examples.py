@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor.data.batching import Layout, collate
-from compressor.data.sources import DataBase, Rows
+from compressor.data.rows import Rows
+from compressor.data.sources import DataBase
 from compressor.errors import StageError
 
 if TYPE_CHECKING:
@@ -22,14 +23,15 @@ CHUNK = 1000
 class Examples:
     """Token ids of each row's source (with prefix) and what is learned from it.
 
-    A target has token ids, ended with eos; for a classifier it is one class id.
+    A target has token ids, ended with eos; for a classifier it is one class id, or 0 or 1 for each
+    of several labels.
     """
 
     sources: list[list[int]]
     targets: list[list[int]]
     layout: Layout = "pairs"
-    """How rows become batches: "pairs" for an encoder-decoder, "joined" for a decoder, "classes"
-    for a classifier, whose targets are one class id each."""
+    """How rows become batches: "pairs" for an encoder-decoder, "joined" for a decoder; "class" for
+    a classifier of one class a row, "labels" for one of several labels."""
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -58,13 +60,10 @@ def tokenize(
     the summary begins), and only the source begins with the bos of a tokenizer that puts one.
     Raises StageError where there is no eos.
     """
-    sources, targets = [], []
+    sources, targets = source_ids(rows.texts, tokenizer, data), []
     for start in range(0, len(rows), CHUNK):
-        part = slice(start, start + CHUNK)
-        texts = [data.prefix + text for text in rows.texts[part]]
-        sources += tokenizer(texts, truncation=True, max_length=data.max_source_length).input_ids
         targets += tokenizer(
-            text_target=rows.summaries[part],
+            text_target=rows.summaries[start : start + CHUNK],
             truncation=True,
             max_length=data.max_target_length,
             add_special_tokens=not joined,
@@ -87,6 +86,12 @@ def source_ids(
         part = [data.prefix + text for text in texts[start : start + CHUNK]]
         ids += tokenizer(part, truncation=True, max_length=data.max_source_length).input_ids
     return ids
+
+
+def tokenize_labelled(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase) -> Examples:
+    """Token ids of `rows`, at most `max_source_length`, and the labels that the rows have."""
+    sources = source_ids(rows.texts, tokenizer, data)
+    return Examples(sources, rows.labels, "class" if data.task == "single_label" else "labels")
 
 
 def _ended(ids: list[int], limit: int, eos: int) -> list[int]:

@@ -6,7 +6,7 @@ import csv
 import difflib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -45,12 +45,17 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     Texts come back exactly from `read_predictions`; one that a spreadsheet would take for a
     formula carries a leading apostrophe in the file.
     """
+    write_table(path, COLUMNS, map(_cells, predictions))
+
+
+def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Write a CSV to `path`, whole or not at all, as UTF-8."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("x", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(map(_cells, predictions))
+            writer.writerow(header)
+            writer.writerows(lines)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -63,18 +68,18 @@ def read_predictions(path: Path) -> list[Prediction]:
 
     Raises ValueError, with the file, the line and the column, for anything else.
     """
-    with _records(path, COLUMNS) as records:
+    with records(path, COLUMNS) as lines:
         return [
             Prediction(
                 row=_integer(record, "row", where),
                 max_length=_integer(record, "max_length", where),
-                source=_bare(record["source"]),
-                reference=_bare(record["reference"]),
-                prediction=_bare(record["prediction"]),
+                source=bare(record["source"]),
+                reference=bare(record["reference"]),
+                prediction=bare(record["prediction"]),
                 tokens=_integer(record, "tokens", where),
                 cut_off=_truth(record, "cut_off", where),
             )
-            for where, record in records
+            for where, record in lines
         ]
 
 
@@ -89,12 +94,12 @@ def score_predictions(path: Path) -> dict[int | None, dict[str, Any]]:
     from compressor.metrics.rouge import score_rows, summarize_scores
 
     groups: dict[int | None, list[tuple[str, str, int | None, bool | None]]] = {}
-    with _records(path, ("reference", "prediction")) as records:
-        for where, record in records:
+    with records(path, ("reference", "prediction")) as lines:
+        for where, record in lines:
             length = _integer(record, "max_length", where) if "max_length" in record else None
             tokens = _integer(record, "tokens", where) if "tokens" in record else None
             cut_off = _truth(record, "cut_off", where) if "cut_off" in record else None
-            texts = _bare(record["prediction"]), _bare(record["reference"])
+            texts = bare(record["prediction"]), bare(record["reference"])
             groups.setdefault(length, []).append((*texts, tokens, cut_off))
     if not groups:
         raise ValueError(f"{path} has no rows to score")
@@ -113,22 +118,24 @@ def score_predictions(path: Path) -> dict[int | None, dict[str, Any]]:
 
 def _cells(prediction: Prediction) -> list[str]:
     return [
-        _guarded(value) if isinstance(value, str) else str(value).lower()
+        guarded(value) if isinstance(value, str) else str(value).lower()
         for value in astuple(prediction)
     ]
 
 
-def _guarded(text: str) -> str:
+def guarded(text: str) -> str:
+    """A text as a cell that no spreadsheet takes for a formula; `bare` is the way back."""
     # A text's own apostrophe gets another one, so that the way back is never a guess.
     return f"'{text}" if text.startswith((*_RISKY, "'")) else text
 
 
-def _bare(cell: str) -> str:
+def bare(cell: str) -> str:
+    """The text of a cell that `guarded` made."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith((*_RISKY, "'")) else cell
 
 
 @contextmanager
-def _records(
+def records(
     path: Path, required: tuple[str, ...]
 ) -> Iterator[Iterator[tuple[str, dict[str, str]]]]:
     """The records of the CSV at `path`, each with "file, line n" for messages."""

@@ -17,7 +17,9 @@ from compressor.stage import Context, Inputs, Planning, Report
 
 
 class Benchmark(Report):
-    """Time the model on texts of the test split, greedily decoded; the machine is part of the key.
+    """Time the model on texts of the test split; the machine is part of the key.
+
+    An encoder-decoder decodes a summary, greedily; a classifier gives its labels.
 
     Latency is that of one text at a time (milliseconds: median and 95th percentile); throughput
     that of one batch (texts a second, median). Resident memory (bytes) is what loading the model
@@ -42,16 +44,20 @@ class Benchmark(Report):
         return {"machine": machine.description()}
 
     def preview(self, planning: Planning) -> Facts | None:
-        if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":
-            planning.problem("", "times sequence-to-sequence models only")
-        return planning.facts
+        planning.check_rows(trains=False)
+        facts = planning.facts
+        if facts is not None and facts.config["head"] == "causal_lm":
+            planning.problem("", "times encoder-decoders and classifiers only")
+        if "max_length" in self.model_fields_set and planning.data.task != "summarization":
+            planning.problem("max_length", "limits summaries; a classifier writes none")
+        return facts
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Load, warm up, and time."""
         import psutil
         import torch
 
-        from compressor.data.examples import tokenize
+        from compressor.classification import of_sources
         from compressor.generation import decode
 
         before = psutil.Process().memory_info().rss
@@ -61,12 +67,14 @@ class Benchmark(Report):
         if checkpoint.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
         model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        rows = context.rows("test")
-        sources = tokenize(rows, checkpoint.tokenizer, context.data).sources
+        sources = checkpoint.examples(context.rows("test"), context.data).sources
 
         def timed(batch: list[list[int]]) -> float:
             begun = time.perf_counter()
-            decode(model, batch, max_length=self.max_length)
+            if checkpoint.head == "sequence_classification":
+                of_sources(checkpoint, batch)
+            else:
+                decode(model, batch, max_length=self.max_length)
             return time.perf_counter() - begun
 
         def text(index: int) -> list[int]:

@@ -103,7 +103,7 @@ class Distill(Finetune):
             planning.problem(TEACHER, message)
             return
         if teacher.positions is not None and teacher.positions != student.positions:
-            self._check_lengths("teacher", teacher.positions, heads[0], planning)
+            planning.check_rows(trains=True, whose="teacher", facts=teacher)
         sizes = _vocabularies(student.config), _vocabularies(teacher.config)
         # Where only the rows decide how many pieces go, the run finds out.
         if sizes[0] != sizes[1] and student.exact_size and teacher.exact_size:

@@ -1,37 +1,49 @@
-"""`evaluate`: scores of a model at several `max_length`s. Decoding itself is elsewhere."""
+"""`evaluate`: scores of a model's summaries or labels. Decoding and scoring are elsewhere."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from compressor.architectures import Facts
-from compressor.data.sources import Reads, Rows, Split
+from compressor.data.rows import Rows
+from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
+from compressor.metrics.labels import SCORES as LABEL_SCORES
+from compressor.metrics.rouge import NAMES
 from compressor.stage import Context, Inputs, Planning, Report
 from compressor.store import MANIFEST
 
 if TYPE_CHECKING:
+    from compressor.checkpoint import Checkpoint
     from compressor.generation import Decoded
 
-MAIN = "rougeLsum"
+MAIN, MAIN_OF_LABELS = "rougeLsum", "micro_f1"
+"""What the retention in tables is of."""
 
 
 class Evaluate(Report):
-    """Summarize the test split and score it: ROUGE-1/2/L/Lsum with bootstrap 95 % intervals.
+    """Score what a model gives for the test split: its summaries, or its labels.
 
+    Summaries: ROUGE-1/2/L/Lsum with bootstrap 95 % intervals.
     Several `max_length`s cost one greedy decode at the longest, since a shorter limit's output is
     a prefix of a longer one's; with beams each is decoded. `max_length` counts the start token, as
     in transformers: 20 gives at most 19. `gen_len` is the mean of generated tokens, `cut_off` the
     share of summaries that the limit ended. Tables show the scores at the longest limit.
 
-    `against: <stage>` adds, for each ROUGE, `retention` (this / that one's) and, under its own
-    name, `closeness` = 1 - |difference|, which flatters: it is near 1 for two bad models.
+    Labels: the loss (mean binary cross-entropy over labels, or cross-entropy over rows), micro and
+    macro F1, ROC-AUC and average precision, of each label and their mean over labels that have
+    rows with and without them. A label of several is given from a probability of `threshold` on.
+
+    `against: <stage>` adds, for each ROUGE or score, `retention` (this / that one's) and, under its
+    own name, `closeness` = 1 - |difference|, which flatters: it is near 1 for two bad models.
 
     Example: `evaluate: {models: [load, recover], against: load, max_length: [20, 50, 128]}`
+    Example: `evaluate: {models: [finetune, quantize], threshold: tuned}`
     """
 
     version: ClassVar[int] = 1
@@ -41,7 +53,15 @@ class Evaluate(Report):
     max_length: int | list[int] = Field(128, description="Limits, in tokens, at least 2.")
     min_length: int = Field(0, ge=0, description="A summary has at least as many tokens.")
     num_beams: int = Field(1, ge=1, description="1 is greedy.")
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["tuned"] = Field(
+        0.5,
+        description="Probability from which one of several labels is given; tuned: for each label "
+        "the one with the best F1 on the validation split.",
+    )
     against: str | None = Field(None, description="The stage whose model the others are held to.")
+
+    def data_splits(self) -> tuple[Split, ...]:
+        return ("validation", "test") if self.threshold == "tuned" else ("test",)
 
     @field_validator("max_length")
     @classmethod
@@ -58,23 +78,40 @@ class Evaluate(Report):
         )
 
     def preview(self, planning: Planning) -> Facts | None:
-        if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":
-            planning.problem("", "scores sequence-to-sequence models only")
-        return planning.facts
+        planning.check_rows(trains=False)
+        facts, labelled = planning.facts, planning.data.task != "summarization"
+        if facts is not None and facts.config["head"] == "causal_lm":
+            planning.problem("", "scores the summaries of encoder-decoders only")
+        unused = {"max_length", "min_length", "num_beams"} if labelled else {"threshold"}
+        for name in sorted(unused & self.model_fields_set):
+            what = "labels" if labelled else "summaries"
+            planning.problem(name, f"means nothing for {what}; data.task is {planning.data.task}")
+        if self.threshold == "tuned" and planning.data.task == "single_label":
+            planning.problem("threshold", "a row's one label is the likeliest; nothing to tune")
+        return facts
 
     def run(self, inputs: Inputs, context: Context) -> None:
-        """Decode, write `predictions.csv`, score."""
+        """Decode or classify, write `predictions.csv`, score."""
         import torch
-
-        from compressor.data.examples import tokenize
-        from compressor.generation import sweep
 
         checkpoint = inputs.checkpoint()
         if checkpoint.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
-        rows = context.rows("test")
+        checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        labelled = context.data.task != "summarization"
+        (self._labels if labelled else self._summaries)(checkpoint, context)
+        if "against" in inputs.artifacts:
+            manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))
+            names, main = (LABEL_SCORES, MAIN_OF_LABELS) if labelled else (NAMES, MAIN)
+            self._compare(names, main, manifest["metrics"], context)
+
+    def _summaries(self, checkpoint: Checkpoint, context: Context) -> None:
+        from compressor.data.examples import tokenize
+        from compressor.generation import sweep
+
+        assert checkpoint.tokenizer is not None, "`run` says so first"
+        rows, model = context.rows("test"), checkpoint.model
         sources = tokenize(rows, checkpoint.tokenizer, context.data).sources
-        model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         started = time.perf_counter()
         decodes = len(self.limits) if self.num_beams > 1 else 1
         with context.progress.bar("decode", decodes * len(rows)) as bar:
@@ -90,9 +127,33 @@ class Evaluate(Report):
         lengths = self._score(rows, decoded, checkpoint.tokenizer, context)
         longest = lengths[str(self.limits[-1])]
         context.metrics.update(longest, samples_per_second=len(rows) / seconds, lengths=lengths)
-        if "against" in inputs.artifacts:
-            manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))
-            self._compare(longest, manifest["metrics"], context)
+
+    def _labels(self, checkpoint: Checkpoint, context: Context) -> None:
+        from compressor.classification import logits
+        from compressor.metrics import label_predictions as labelled
+        from compressor.metrics.labels import best_thresholds, mean_loss, probabilities
+
+        task, names = context.data.task, context.data.labels
+        rows = context.rows("test")
+        tune = context.rows("validation") if self.threshold == "tuned" else None
+        with context.progress.bar("classify", len(rows) + len(tune or ())) as bar:
+            started = time.perf_counter()
+            found = logits(checkpoint, rows, context.data, progress=bar.advance)
+            seconds = time.perf_counter() - started
+            thresholds = [0.5 if self.threshold == "tuned" else self.threshold] * len(names)
+            if tune is not None:
+                tuned = logits(checkpoint, tune, context.data, progress=bar.advance)
+                thresholds = best_thresholds(probabilities(tuned, task), tune.labels)
+        path = context.folder / "predictions.csv"
+        given = probabilities(found, task)
+        labelled.write(path, rows, given, names, thresholds, task)
+        context.metrics.update(
+            labelled.score(path),
+            loss=mean_loss(found, rows.labels, task),
+            samples_per_second=len(rows) / seconds,
+        )
+        if task == "multi_label":
+            context.metrics["thresholds"] = dict(zip(names, thresholds, strict=True))
 
     def _score(
         self, rows: Rows, decoded: dict[int, Decoded], tokenizer: Any, context: Context
@@ -119,12 +180,16 @@ class Evaluate(Report):
         write_predictions(path, predictions)
         return {str(limit): scores for limit, scores in score_predictions(path).items()}
 
-    def _compare(self, own: dict[str, Any], other: dict[str, Any], context: Context) -> None:
-        from compressor.metrics.rouge import NAMES, closeness, retention
+    def _compare(
+        self, names: tuple[str, ...], main: str, other: Mapping[str, Any], context: Context
+    ) -> None:
+        from compressor.metrics.rouge import closeness, retention
 
-        kept = {name: retention(own[name], other[name]) for name in NAMES}
-        context.metrics.update(
-            retention=kept[MAIN],
+        own = context.metrics
+        both = [name for name in names if None not in (own[name], other[name])]
+        kept = {name: retention(own[name], other[name]) for name in both}
+        own.update(
+            retention=kept[main],
             retentions=kept,
-            closeness={name: closeness(own[name], other[name]) for name in NAMES},
+            closeness={name: closeness(own[name], other[name]) for name in both},
         )

@@ -78,7 +78,9 @@ class Finetune(Hyperparameters, Stage):
 
     An encoder-decoder learns the summary from the text. A decoder (head `causal_lm`) reads the
     text, ended with eos, and learns the summary after it: at most `data.max_source_length` +
-    `data.max_target_length` tokens, of which only the summary's count in the loss.
+    `data.max_target_length` tokens, of which only the summary's count in the loss. A classifier
+    (head `sequence_classification`) learns the labels: by binary cross-entropy over each label of
+    each row where the data's task is multi_label, by cross-entropy where it is single_label.
 
     AdamW with linear warm-up and decay. The loss of a step is the mean over the real label tokens
     of its global batch, whatever the number of processes. `losses.csv` has every step's.
@@ -105,26 +107,13 @@ class Finetune(Hyperparameters, Stage):
         facts = planning.facts
         if facts is not None and facts.int8:
             planning.problem("", "cannot train an int8 model; put `quantize` after the training")
-        if facts is not None and facts.config["head"] not in ("seq2seq_lm", "causal_lm"):
-            planning.problem("", f"trains language models, not {facts.config['head']!r}")
-        if facts is not None and facts.positions is not None:
-            self._check_lengths("model", facts.positions, facts.config["head"], planning)
+        planning.check_rows(trains=True)
         self.check_trackers(planning.problem)
         if facts is not None and self.prune is not None and self.passes == 0:
             planning.problem("prune", "there are no steps to prune in: epochs is 0")
         elif facts is not None and self.prune is not None:
             return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
         return facts
-
-    def _check_lengths(self, whose: str, positions: int, head: str, planning: Planning) -> None:
-        limits = (planning.data.max_source_length, planning.data.max_target_length)
-        longest, how = (sum(limits), " + ") if head == "causal_lm" else (max(limits), " and ")
-        if longest > positions:
-            planning.problem(
-                "",
-                f"the {whose} has {positions} positions, and rows of up to {longest} tokens; lower "
-                f"{how.join(('data.max_source_length', 'data.max_target_length'))}",
-            )
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Train to the end, from a checkpoint of a killed run where there is one."""

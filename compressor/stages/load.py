@@ -77,6 +77,10 @@ class Load(Stage):
         False, description="Let the source's own Python code run. Only for sources you wrote."
     )
 
+    @property
+    def _classifies(self) -> bool:
+        return self.head == "sequence_classification"
+
     @model_validator(mode="after")
     def _has_origin(self) -> Load:
         if self.source is None and self.config is None:
@@ -85,7 +89,7 @@ class Load(Stage):
 
     def draws(self) -> bool:
         """Fresh weights, or a fresh head on a pretrained body."""
-        return self.source is None or self.head == "sequence_classification"
+        return self.source is None or self._classifies
 
     def data_splits(self) -> tuple[Split, ...]:
         trains_on_recipe = (
@@ -117,6 +121,11 @@ class Load(Stage):
             hint = nearest(self.head, module.HEADS)
             planning.problem("head", f"{model_type} has no head {self.head!r}; {hint}")
             return None
+        if self._classifies and planning.data.task == "summarization":
+            planning.problem("head", "a classifier wants data.task: multi_label or single_label")
+            return None
+        if self._classifies:
+            config = {**config, **label_config(planning.data)}
         try:
             return facts(config, head=self.head, untied_head=untied)
         except ConfigError as error:
@@ -188,6 +197,8 @@ class Load(Stage):
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """The commit, or the digests of a local directory's files; and of the tokenizer's."""
         found: dict[str, Any] = {}
+        if self._classifies:
+            found |= {"task": planning.data.task, "labels": list(planning.data.labels)}
         directory = self._directory()
         if directory is not None:
             found["files"] = _digests(directory)
@@ -219,22 +230,29 @@ class Load(Stage):
 
         torch.manual_seed(context.seed)  # a fresh head on a pretrained body is random too
         tokenizer = self._tokenizer(context)
-        model = self._fresh(tokenizer) if self.source is None else self._pretrained(context)
+        task = label_config(context.data) if self._classifies else {}
+        if self.source is None:
+            model = self._fresh(tokenizer, task)
+        else:
+            model = self._pretrained(context, task)
         if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
             raise StageError(
                 f"the tokenizer has {len(tokenizer)} pieces, the model's embedding only "
                 f"{model.get_input_embeddings().num_embeddings} rows; raise config.vocab_size"
             )
-        return Checkpoint(model.eval(), tokenizer, self.head)
+        checkpoint = Checkpoint(model.eval(), tokenizer, self.head)
+        if self._classifies and tokenizer is not None and model.config.pad_token_id is None:
+            model.config.pad_token_id = checkpoint.pad_id  # decoders look for a row's last token
+        return checkpoint
 
-    def _fresh(self, tokenizer: PreTrainedTokenizerBase | None) -> Any:
+    def _fresh(self, tokenizer: PreTrainedTokenizerBase | None, task: Mapping[str, Any]) -> Any:
         """A model with random weights, which means by pad, bos and eos what the tokenizer does."""
         from transformers import AutoConfig
 
         from compressor.checkpoint import build
 
         assert self.config is not None
-        values = dict(self.config)
+        values = {**self.config, **task}
         model_type = values.pop("model_type")
         for token in ("pad", "bos", "eos"):
             number = getattr(tokenizer, f"{token}_token_id", None)
@@ -249,11 +267,12 @@ class Load(Stage):
             )  # BART's default is its own tokenizer's
         return build(config, self.head, untied_head=values.get("tie_word_embeddings") is False)
 
-    def _pretrained(self, context: Context) -> Any:
+    def _pretrained(self, context: Context, task: Mapping[str, Any]) -> Any:
         from compressor.checkpoint import load_pretrained
 
         directory = self._directory() or self._download(context)
-        return load_pretrained(directory, self.head, trust_remote_code=self.trust_remote_code)
+        trust = self.trust_remote_code
+        return load_pretrained(directory, self.head, trust_remote_code=trust, config=task)
 
     def _download(self, context: Context) -> Path:
         from huggingface_hub import snapshot_download
@@ -291,6 +310,17 @@ class Load(Stage):
             return load_tokenizer(directory) if has_tokenizer(directory) else None
         revision = self.revision if self.tokenizer is None else "main"
         return load_tokenizer(source, revision=hub.commit(source, revision, "model"))
+
+
+def label_config(data: Data) -> dict[str, Any]:
+    """What transformers' config says of a classifier for the data's labels."""
+    several = data.task == "multi_label"
+    return {
+        "problem_type": f"{'multi' if several else 'single'}_label_classification",
+        "id2label": dict(enumerate(data.labels)),
+        "label2id": {name: index for index, name in enumerate(data.labels)},
+        "num_labels": len(data.labels),
+    }
 
 
 def _local(source: str) -> Path | None:

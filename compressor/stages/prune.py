@@ -156,6 +156,8 @@ class Prune(Grouping, Stage):
         if facts.int8:
             planning.problem("", "cannot prune an int8 model; put `quantize` after it")
             return facts
+        if self.calibrated:
+            planning.check_rows(trains=True)
         self.check_groups(facts, planning.problem)
         n_m = n_of_m(self.pattern)
         paths, by_row = self._paths(facts), n_m is not None

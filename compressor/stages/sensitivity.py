@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, field_validator
 
 from compressor.architectures import Facts
-from compressor.data.sources import Rows, Split
+from compressor.data.rows import Rows
+from compressor.data.sources import Split
 from compressor.pruning import (
-    TRAINABLE_HEADS,
     Grouping,
     Pruner,
     calibration,
@@ -66,8 +66,7 @@ class Sensitivity(Grouping, Report):
             return None
         if facts.int8:
             planning.problem("", "cannot prune an int8 model; put `quantize` after it")
-        if facts.config["head"] not in TRAINABLE_HEADS:
-            planning.problem("", f"measures the loss of summaries, not of {facts.config['head']!r}")
+        planning.check_rows(trains=True)
         if self.importance == "sparsegpt":
             planning.problem("importance", "sparsegpt changes what it keeps; take another here")
         self.check_groups(facts, planning.problem)
@@ -91,7 +90,7 @@ class Sensitivity(Grouping, Report):
         for name, mask in checkpoint.masks.items():
             checkpoint.masks[name] = mask.to(device)
         rows = context.rows("validation")
-        rows = Rows(rows.texts[: self.rows], rows.summaries[: self.rows])
+        rows = rows.first(self.rows)
         facts = checkpoint.facts()
         groups = self.all_groups(facts)
         measure = _Measure(checkpoint, rows, context, self)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from compressor.architectures import Facts, UnitKind, Units
 from compressor.data.sources import Split
 from compressor.errors import StageError, nearest
-from compressor.pruning import TRAINABLE_HEADS, Grouping, Pruner, calibration
+from compressor.pruning import Grouping, Pruner, calibration
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ class Slice(Widths, Stage):
         if facts.int8:
             planning.problem("", "cannot slice an int8 model; put `quantize` after it")
             return facts
-        if self.importance == "taylor" and facts.config["head"] not in TRAINABLE_HEADS:
-            planning.problem("importance", "taylor needs a head that has a loss on rows of text")
+        if self.importance == "taylor":
+            planning.check_rows(trains=True)
         depths = self.depths(facts, planning.problem)
         facts = facts.keep_layers({stack: list(range(n)) for stack, n in depths.items()})
         chosen = self.widths(facts, planning.problem)

@@ -163,10 +163,10 @@ def test_collate_joins_source_and_target_for_a_decoder() -> None:
 
 def test_collate_gives_a_classifier_one_label_a_row() -> None:
     """The class ids [B], also for no rows."""
-    batch = collate([([5, 6, 1], [2]), ([8, 1], [0])], pad_id=0, layout="classes")
+    batch = collate([([5, 6, 1], [2]), ([8, 1], [0])], pad_id=0, layout="class")
     assert batch["labels"].tolist() == [2, 0]
     assert batch["input_ids"].tolist() == [[5, 6, 1], [8, 1, 0]]
-    assert collate([], pad_id=0, layout="classes")["labels"].tolist() == [-100]
+    assert collate([], pad_id=0, layout="class")["labels"].tolist() == [-100]
 
 
 def test_evaluation_batches_keep_to_the_budget() -> None:
