@@ -33,9 +33,18 @@ from compressor.approximation import ApproximationLoss, Constant, NoiseRows, Tea
 from compressor.architectures import architecture, facts
 from compressor.architectures.block import FILE, BlockSizes
 from compressor.block import Block
-from compressor.checkpoint import Checkpoint, Head, build, keep_layers, load_pretrained, stacks_of
+from compressor.checkpoint import (
+    Checkpoint,
+    Head,
+    build,
+    keep_layers,
+    load_pretrained,
+    replace_layers,
+    stacks_of,
+)
 from compressor.data.examples import Examples
 from compressor.data.sources import Bills
+from compressor.distillation import DistillationLoss
 from compressor.errors import RecipeError, StageError
 from compressor.plan import Plan, plan
 from compressor.progress import Progress
@@ -114,6 +123,15 @@ def test_the_published_shape_has_the_published_counts() -> None:
     smaller = base.replace_layers("encoder", [0, 1], BlockSizes())
     assert base.parameters - smaller.parameters == 14_175_744 - 5_022_336
     assert len(smaller.groups()["encoder.block"]) == 12
+
+
+def test_the_recipes_block_is_the_published_one(tmp_path) -> None:
+    """Planned without the hub: two layers less and a block more, in each way to have one."""
+    found = plan(compose("bert/approximate_blocks"), Store(tmp_path))
+    counts = {node.name: node.facts.parameters for node in found.nodes if node.facts is not None}
+    for name in ("noise", "text", "random", "random_tuned"):
+        assert counts["teacher"] - counts[name] == 14_175_744 - 5_022_336
+    assert counts["teacher"] - counts["dropped_tuned"] == 14_175_744
 
 
 def by_hand(block: Block, x: Tensor) -> Tensor:
@@ -450,6 +468,24 @@ def test_load_model_loads_plain_directories_with_their_head(tmp_path) -> None:
     (tmp_path / "bert" / "config.json").write_text(json.dumps(config | {"architectures": ["X"]}))
     with pytest.raises(StageError, match=r"what kind of model .* \['X'\]"):
         compressor.load_model(tmp_path / "bert")
+
+
+def test_a_block_is_distilled_by_its_hidden_states() -> None:
+    """By hand: the block's own output against the teacher's second layer; its weights learn."""
+    teacher = fresh("bert", "sequence_classification", num_labels=2)
+    torch.manual_seed(1)
+    student = replace_layers(teacher, [0, 1], Block(16, SIZES))
+    loss = DistillationLoss(
+        student.model, teacher.model, {"hidden": 1.0}, layers={"encoder": {0: 1}}
+    )
+    batch = Examples([IDS[0].tolist()], [[1]], "class").batch([0], 0)
+    hidden = teacher.model.bert.embeddings(IDS[:1])
+    first, second, _ = teacher.model.bert.encoder.layer
+    gap = student.model.bert.encoder.layer[0](hidden) - second(first(hidden))
+    found = loss(batch)
+    assert found.item() == pytest.approx(gap.square().mean().item(), rel=1e-4)
+    found.backward()
+    assert student.model.bert.encoder.layer[0].query[0].weight.grad.abs().sum() > 0
 
 
 def test_a_body_with_a_block_takes_a_fresh_head(tmp_path) -> None:
