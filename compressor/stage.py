@@ -66,7 +66,7 @@ class Planning:
             return
         head, task = facts.config["head"], self.data.task
         if head == "none" or (head == "sequence_classification") != (task != "summarization"):
-            self.problem("", f"data.task is {task}, and the {whose} has the head {head!r}")
+            self.problem("data.task", f"is {task}, and the {whose} has the head {head!r}")
             return
         fields = ["max_source_length", "max_target_length"]
         if task != "summarization" or not (trains or head == "causal_lm"):
@@ -76,7 +76,7 @@ class Planning:
         if facts.positions is not None and longest > facts.positions:
             names = how.join(f"data.{field}" for field in fields)
             message = f"the {whose} has {facts.positions} positions, and rows of up to {longest}"
-            self.problem("", f"{message} tokens; lower {names}")
+            self.problem(f"data.{fields[0]}", f"{message} tokens; lower {names}")
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,12 @@ class Command:
     code: int
     out: str
     err: str
+    cwd: Path = Path()
 
     @property
     def run_folder(self) -> Path:
         line = next(line for line in reversed(self.out.splitlines()) if line.startswith("run: "))
-        return Path(line.removeprefix("run: "))
+        return self.cwd / line.removeprefix("run: ")
 
     def records(self) -> list[dict[str, Any]]:
         loaded: list[dict[str, Any]] = json.loads((self.run_folder / "metrics.json").read_text())
@@ -50,7 +51,7 @@ def compressor(*arguments: str, cwd: Path | None = None, **environment: str) -> 
         timeout=600,
     )
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
-    return Command(done.returncode, done.stdout, done.stderr)
+    return Command(done.returncode, done.stdout, done.stderr, cwd or Path())
 
 
 RECIPE = """

@@ -1,0 +1,128 @@
+"""What a row teaches is read exactly, or the message names row and column."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from compressor.data.messages import LABELS, messages
+from compressor.data.rows import Rows, rows_of
+from compressor.data.sources import Files, Messages
+from compressor.errors import StageError
+
+TEXTS = ["late", "broken", "late and broken"]
+
+
+def data(**changes: Any) -> Files:
+    fields = {"task": "multi_label", "labels": ("delivery", "damage")} | changes
+    return Files(source="files", files={"train": "rows.csv"}, **fields)
+
+
+def read(source: Files, split: str = "train", limit: int | None = None, **columns: Any) -> Rows:
+    return rows_of(Dataset.from_dict({"text": TEXTS} | columns), source, split, "rows.csv", limit)
+
+
+@pytest.mark.parametrize("truths", [[1, 0, 1], [True, False, True], [1.0, 0.0, 1.0], list("101")])
+def test_a_column_of_0_and_1_may_be_written_in_any_of_the_usual_ways(truths: list[Any]) -> None:
+    """Whole numbers, truth values, floats, and texts: the same labels."""
+    assert read(data(), delivery=truths, damage=[0, 1, 1]).labels == [[1, 0], [0, 1], [1, 1]]
+
+
+def test_a_list_of_labels_is_the_same_as_a_column_for_each() -> None:
+    """By name and by number, in any order, none included."""
+    labels = [["delivery"], [], ["damage", "delivery"]]
+    assert read(data(label="tags"), tags=labels).labels == [[1, 0], [0, 0], [1, 1]]
+    assert read(data(label="tags"), tags=[[0], [], [1, 0]]).labels == [[1, 0], [0, 0], [1, 1]]
+
+
+def test_one_label_is_read_by_name_or_number() -> None:
+    """A name that looks like a number is the name, whatever type the column has."""
+    single = data(task="single_label")
+    assert read(single, label=["damage", "delivery", "damage"]).labels == [[1], [0], [1]]
+    assert read(single, label=[1, 0, 1]).labels == [[1], [0], [1]]
+    stars = data(task="single_label", labels=("1", "2"), label="stars")
+    assert read(stars, stars=[1, 2, 1]).labels == [[0], [1], [0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "columns", "expected"),
+    [
+        ({}, {"delivery": [1, 2, 0], "damage": [0, 1, 1]}, "row 1, column 'delivery': 2, not 0 or"),
+        ({}, {"delivery": [1, 0, None], "damage": [0, 1, 1]}, "row 2, column 'delivery': nothing"),
+        ({}, {"delivery": [1, 1, 1], "damage": [0, 0, 0]}, "has the label 'damage'; leave it out"),
+        ({}, {"delivery": [1, 1, 1]}, "no column 'damage'"),
+        (
+            {"label": "tags"},
+            {"tags": [["delivery"], ["damge"], []]},
+            "row 1, column 'tags': 'd",
+        ),
+        (
+            {"label": "tags"},
+            {"tags": ["delivery"] * 3},
+            "row 0, column 'tags': 'delivery', not",
+        ),
+        ({"task": "single_label"}, {"label": [0, 1, 2]}, "row 2, column 'label': 2 is no label"),
+        ({"task": "single_label"}, {"label": ["damage"] * 3}, "has the label 'delivery'"),
+        ({"text": "delivery"}, {"delivery": [1, 0, 0], "damage": [0, 1, 0]}, "int 1, not text"),
+    ],
+)
+def test_what_is_not_expected_is_named_by_row_and_column(changes, columns, expected) -> None:
+    """Each message alone is enough to find the cell."""
+    with pytest.raises(StageError) as error:
+        read(data(**changes), **columns)
+    assert expected in str(error.value)
+
+
+def test_a_label_without_rows_matters_only_where_it_is_learned() -> None:
+    """A small validation split may lack a rare label."""
+    columns = {"delivery": [1, 1, 1], "damage": [0, 0, 0]}
+    assert read(data(), "validation", **columns).labels == [[1, 0]] * 3
+    with pytest.raises(StageError, match="allow more rows"):
+        read(data(), "train", limit=1, delivery=[1, 0, 0], damage=[0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"task": "summarization"}, "set `task`"),
+        ({"labels": ("delivery", "delivery")}, "twice"),
+        ({"labels": ()}, "at least 1"),
+        ({"task": "single_label", "labels": ("delivery",)}, "at least 2"),
+        ({"labels": ("late; broken",)}, "semicolon"),
+        ({"holdout": 0.5}, "below 0.5"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(changes, expected) -> None:
+    """Before anything is read."""
+    with pytest.raises(ValueError, match=expected):
+        data(**changes)
+
+
+def test_messages_are_the_same_on_every_machine() -> None:
+    """And another seed, split or task is another set; more rows go on where fewer end."""
+    made = list(messages(50, seed=0, split="train", single=False))
+    assert made == list(messages(80, seed=0, split="train", single=False))[:50]
+    assert made[0] == (
+        "I want my money back for the suitcase. The suitcase arrived in Austin when you said. "
+        "I bought the suitcase a month ago. What does the suitcase weigh. I used to love this "
+        "shop. Nothing is missing from the box.",
+        {"question", "refund"},
+    )
+    for other in ({"seed": 1}, {"split": "test"}, {"single": True}):
+        kept = {"seed": 0, "split": "train", "single": False}
+        assert made != list(messages(50, **kept | other))
+    assert {len(labels) for _, labels in made} == {0, 1, 2, 3}
+    assert all(len(labels) == 1 for _, labels in messages(50, seed=0, split="train", single=True))
+
+
+def test_messages_have_the_labels_that_are_asked_for() -> None:
+    """A subset in its own order; exactly one of six where each has one."""
+    few = Messages(source="messages", labels=("urgent", "damage"), rows={"train": 40})
+    full = Messages(source="messages", rows={"train": 40})
+    columns = [LABELS.index(name) for name in few.labels]
+    expected = [[row[column] for column in columns] for row in full.load("train").labels]
+    assert few.load("train").labels == expected
+    single = Messages(source="messages", task="single_label", rows={"train": 40}).load("train")
+    assert {number for (number,) in single.labels} == set(range(6))
