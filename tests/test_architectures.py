@@ -182,3 +182,15 @@ def test_units_lie_in_equal_blocks_along_their_axes(model_type, changes, head) -
     rest = [n for n in known.shapes.keys() - owned if not any(part in n for part in norms)]
     # Only the biases behind a sub-layer, which are as wide as the model, belong to no unit.
     assert all(name.endswith("output.dense.bias") for name in rest), rest
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "gpt2", "bart"])
+def test_as_many_tokens_as_there_are_positions_can_be_read_and_no_more(model_type) -> None:
+    """RoBERTa's table of 514 is for 512 tokens: its positions begin behind the padding's."""
+    head = {"gpt2": "causal_lm", "bart": "seq2seq_lm"}.get(model_type, "none")
+    positions = facts({"model_type": model_type} | PICO[model_type], head=head).positions
+    config = AutoConfig.for_model(model_type, **PICO[model_type] | {"pad_token_id": 1})
+    model = build(config, head).eval()
+    model(input_ids=torch.full((1, positions), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, positions + 1), 5))

@@ -25,6 +25,7 @@ from compressor.progress import Progress
 from compressor.stage import Context, Inputs, Launch, Planning
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
+from compressor.stages.shrink import Shrink
 from compressor.stages.slice import Slice
 from compressor.training import Training
 from tests.pico import BLOCKS, PICO, TWO_VOCABULARIES, UNTIED
@@ -215,6 +216,32 @@ def test_fewer_layers_give_what_those_layers_give(
         settings = {"do_sample": False, "max_new_tokens": 5, "attention_mask": torch.ones_like(IDS)}
         cached = back.model.generate(IDS, **settings)
         assert torch.equal(cached, back.model.generate(IDS, use_cache=False, **settings))
+
+
+SIX = {
+    "t5": {"num_layers": 6, "num_decoder_layers": 6},
+    "bart": {"encoder_layers": 6, "decoder_layers": 6},
+    "bert": {"num_hidden_layers": 6},
+}
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+@pytest.mark.parametrize("model_type", SIX)
+def test_shrink_is_right_for_every_count_of_layers_and_not_only_halves(
+    tmp_path, model_type, count
+) -> None:
+    """A known trap: asked for 2 of 6, 4 were left, and 4 raised. Logits are those of the kept."""
+    head = "none" if model_type == "bert" else "seq2seq_lm"
+    start = fresh(model_type, SIX[model_type], head)
+    start.save(tmp_path / "whole")
+    stacks = start.facts().stacks()
+    stage = Shrink(**{f"{stack}_layers": count for stack in stacks})
+    smaller = stage.run(Inputs(tmp_path / "whole"), context(tmp_path))
+    even = [index * 6 // count for index in range(count)]
+    expected = outputs(by_hand(start, dict.fromkeys(stacks, even)))
+    assert torch.equal(outputs(reloaded(smaller, tmp_path / "less").model), expected)
+    for stack in smaller.facts().stacks().values():
+        assert stack.layers == len(smaller.model.get_submodule(stack.prefix)) == count
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ _MODULES = {
 - `stacks(config)`: stack → `Stack`; `groups(config)`: group path → names of its weights;
 - `parameters(config, untied_head=…)`: name → shape of every distinct parameter;
 - `ties(config)`: name of a parameter → the name it goes by where the two are one tensor;
+- `RESERVED_POSITIONS`, where any are: model type → positions of the table that no token has;
 - `linear(config, shapes)`: the parameters that are the weight of an `nn.Linear` (GPT-2's `Conv1D`
   is none), which are those that can be stored as int8.
 
@@ -199,9 +200,12 @@ class Facts:
     @property
     def positions(self) -> int | None:
         """The most tokens a sequence can have, where the model has a table of positions."""
-        defaults = architecture(self.model_type).DEFAULTS[self.model_type]
-        table = {"max_position_embeddings", "n_positions"} & defaults.keys()
-        return int(self.config[table.pop()]) if table else None
+        module = architecture(self.model_type)
+        table = {"max_position_embeddings", "n_positions"} & module.DEFAULTS[self.model_type].keys()
+        if not table:
+            return None
+        reserved: dict[str, int] = getattr(module, "RESERVED_POSITIONS", {})
+        return int(self.config[table.pop()]) - reserved.get(self.model_type, 0)
 
     def numel(self, names: frozenset[str]) -> int:
         return sum(math.prod(self.shapes[name]) for name in names)

@@ -26,6 +26,8 @@ _ELECTRA = {
 DEFAULTS = {"bert": _BERT, "roberta": _BERT | {"vocab_size": 50265}, "electra": _BERT | _ELECTRA}
 ALIASES: dict[str, str] = {}
 HEADS = ("none", "sequence_classification")
+RESERVED_POSITIONS = {"roberta": 2}
+"""Rows of the table of positions that no token has: RoBERTa counts from behind its padding's."""
 
 _ATTENTION = (
     "attention.self.query",

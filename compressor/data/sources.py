@@ -288,9 +288,10 @@ class Files(Held):
                 _known_column(column, columns, field, f"{path} has", problem)
 
     def load(self, split: Split) -> Rows:
-        from datasets import load_dataset
+        from datasets import disable_progress_bars, load_dataset
         from datasets.exceptions import DatasetGenerationError
 
+        disable_progress_bars()  # a file is read in no time, and the stage has a bar of its own
         path = self._path(split)
         assert path is not None, "checked when planned"
         try:
@@ -344,8 +345,9 @@ class Hub(Held):
             problem("dataset", str(error))
 
     def load(self, split: Split) -> Rows:
-        from datasets import load_dataset
+        from datasets import enable_progress_bars, load_dataset
 
+        enable_progress_bars()  # of downloads
         commit = hub.commit(self.dataset, self.revision, "dataset")
         held = self._held(self.splits)
         if split == "test" and split not in self.splits and split not in held:

@@ -44,10 +44,11 @@ ASKED = (("ours", "theirs", 1.25), ("ours", "theirs_max", 2.5), ("ours_bf16", "t
 class Laps(Progress):
     """Records when each optimizer step ended; shows nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_size: int = BATCH) -> None:
         from rich.console import Console
 
         super().__init__(Console(quiet=True), quiet=True)
+        self.batch_size = batch_size
         self.times: list[float] = []
 
     @contextmanager
@@ -60,7 +61,7 @@ class Laps(Progress):
     def samples_per_second(self) -> float:
         """Without the steps of the warm-up."""
         steps = len(self.times) - WARM_UP
-        return BATCH * steps / (self.times[-1] - self.times[WARM_UP - 1])
+        return self.batch_size * steps / (self.times[-1] - self.times[WARM_UP - 1])
 
 
 def make_inputs(folder: Path) -> None:
