@@ -63,7 +63,7 @@ def fresh(model_type: str = "bert", head: Head | None = None, **changes: Any) ->
     model = build(config, head).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.requires_grad and "norm" not in str(parameter.shape):
+            if parameter.requires_grad:  # Marian's positions are not
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return Checkpoint(model, None, head)
 

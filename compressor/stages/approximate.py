@@ -38,9 +38,10 @@ class Approximate(Hyperparameters, Stage):
     whole after it.
 
     Metrics: `validation_loss`; `baseline_loss`, that of predicting the running mean of the
-    teacher's outputs; `teacher_parameters` and `block_parameters`. The defaults are the published
-    ones, for BERT-base; of the recipe's `training:` group only batch sizes, caps, precision,
-    checkpoints and trackers are taken, since a fine-tuning's learning rate is another matter.
+    teacher's outputs; `teacher_parameters` and `block_parameters`. Sizes, optimizer, epochs and
+    numbers of batches are the published ones, for BERT-base; the length and the batch size there
+    are not known. Of the recipe's `training:` group only batch sizes, caps, precision, checkpoints
+    and trackers are taken, since a fine-tuning's learning rate is another matter.
 
     BERT, RoBERTa, ELECTRA, DistilBERT, and the encoders of BART and Marian. What comes out is
     loaded by `compressor.load_model`: plain transformers knows no such block, and finds no weights.
@@ -68,7 +69,11 @@ class Approximate(Hyperparameters, Stage):
     layers: tuple[int, ...] = Field(
         min_length=1, description="Which layers of the encoder, from 0: one, or neighbours."
     )
-    block: BlockSizes = Field(default_factory=BlockSizes, description="The sizes of the block.")
+    block: BlockSizes = Field(
+        default_factory=BlockSizes,
+        description="Its `heads` and `head_size`, the `depth` of linear layers with GELU before "
+        "each projection, and `dropout`.",
+    )
     inputs: Literal["random", "data"] = Field(
         "random",
         description="random: standard normal hidden states; data: the hidden states of the rows.",
