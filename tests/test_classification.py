@@ -19,6 +19,7 @@ from compressor.distillation import DistillationLoss
 from compressor.losses import LabelLoss
 from compressor.plan import plan
 from compressor.recipe import compose
+from compressor.stages.load import start_at_labels
 from compressor.store import Store
 from tests.conftest import SHARED
 from tests.pico import PICO
@@ -133,6 +134,26 @@ def test_bert_tiny_has_its_published_size() -> None:
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
     assert model.num_parameters() == 4_385_920 + 774
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert"])
+@pytest.mark.parametrize("layout", TARGETS)
+def test_a_fresh_head_starts_at_how_often_each_label_is_given(kind: str, layout: str) -> None:
+    """Zero features give the shares of the labels; a trained head is left alone."""
+    config = AutoConfig.for_model(
+        kind, **PICO[kind], num_labels=3, problem_type=PROBLEM[layout], pad_token_id=0
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    labels = [list(target) for target in TARGETS[layout]]
+    start_at_labels(model, labels)
+    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    if layout == "labels":
+        assert torch.sigmoid(last.bias).tolist() == pytest.approx([1.5 / 4, 1.5 / 4, 2.5 / 4])
+    else:
+        assert last.bias.softmax(-1).tolist() == pytest.approx([1 / 3] * 3)
+    before = last.bias.clone()
+    start_at_labels(model, [labels[0]])
+    assert torch.equal(last.bias, before)
 
 
 RECIPE = """

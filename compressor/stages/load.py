@@ -18,7 +18,7 @@ from compressor.stage import Context, Inputs, Planning, Stage
 from compressor.store import MANIFEST, file_digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from compressor.checkpoint import Checkpoint
 
@@ -73,6 +73,12 @@ class Load(Stage):
     tokenizer: str | TrainTokenizer | None = Field(
         None, description="Hub id, directory, or how to train one; default: the source's own."
     )
+    head_bias: Literal["labels", "zero"] = Field(
+        "labels",
+        description="Where a classifier's fresh head starts. labels: at the log-odds that each "
+        "label has in the train split, so that no steps are spent on learning how rare it is "
+        "(arXiv 1708.02002, section 3.3).",
+    )
     trust_remote_code: bool = Field(
         False, description="Let the source's own Python code run. Only for sources you wrote."
     )
@@ -95,7 +101,11 @@ class Load(Stage):
         trains_on_recipe = (
             isinstance(self.tokenizer, TrainTokenizer) and self.tokenizer.data is None
         )
-        return ("train",) if trains_on_recipe else ()
+        return ("train",) if trains_on_recipe or self._starts_at_labels else ()
+
+    @property
+    def _starts_at_labels(self) -> bool:
+        return self._classifies and self.head_bias == "labels"
 
     def _directory(self) -> Path | None:
         """The local directory that `source` names, if it names one."""
@@ -216,6 +226,8 @@ class Load(Stage):
     def parameters(self) -> dict[str, Any]:
         """Paths and branches are no part of the key: digests and commits are."""
         fields = super().parameters()
+        if not self._classifies:
+            del fields["head_bias"]
         if self.source is not None:
             del fields["source"], fields["revision"], fields["config"]
         if isinstance(self.tokenizer, str):
@@ -243,6 +255,8 @@ class Load(Stage):
         checkpoint = Checkpoint(model.eval(), tokenizer, self.head)
         if self._classifies and tokenizer is not None and model.config.pad_token_id is None:
             model.config.pad_token_id = checkpoint.pad_id  # decoders look for a row's last token
+        if self._starts_at_labels:
+            start_at_labels(model, context.rows("train").labels)
         return checkpoint
 
     def _fresh(self, tokenizer: PreTrainedTokenizerBase | None, task: Mapping[str, Any]) -> Any:
@@ -321,6 +335,28 @@ def label_config(data: Data) -> dict[str, Any]:
         "label2id": {name: index for index, name in enumerate(data.labels)},
         "num_labels": len(data.labels),
     }
+
+
+def start_at_labels(model: PreTrainedModel, labels: list[list[int]]) -> None:
+    """Give a classifier whose last bias is all zero, as a fresh one's, the labels' log-odds.
+
+    `labels`: 0 or 1 for each label, or one class a row. Counts are raised by a half, so that a
+    label that all rows have, or none, gets a finite one. A head without a bias is left alone.
+    """
+    import torch
+    from torch import nn
+
+    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    if last.bias is None or bool(last.bias.any()):
+        return
+    table, count = torch.tensor(labels, dtype=torch.float64), len(labels)
+    with torch.no_grad():
+        if model.config.problem_type == "multi_label_classification":
+            share = (table.sum(0) + 0.5) / (count + 1)
+            last.bias.copy_(torch.logit(share))
+        else:
+            numbers = torch.bincount(table[:, 0].long(), minlength=model.config.num_labels)
+            last.bias.copy_(((numbers + 0.5) / (count + 0.5 * len(numbers))).log())
 
 
 def _local(source: str) -> Path | None:
