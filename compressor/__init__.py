@@ -11,14 +11,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load_packed(directory: str | Path) -> PreTrainedModel:
-    """The model that `export: {format: packed}` wrote into `directory`, as plain transformers'.
+def load_model(directory: str | Path) -> PreTrainedModel:
+    """The model in a directory that this package wrote, as plain transformers'.
 
-    In float32, on the CPU, in evaluation mode; tied weights are tied, and the generation config is
-    the written one. The tokenizer beside it: `AutoTokenizer.from_pretrained(directory)`. Raises
-    `compressor.errors.StageError` where the file is damaged or is not what its config says; no
-    code is read from it.
+    That is what `export` writes in either format, and the folder of a run's stage. In float32 (an
+    int8 stage's keeps its int8 layers), on the CPU, in evaluation mode; tied weights are tied, and
+    the generation config is the written one. The tokenizer beside it:
+    `AutoTokenizer.from_pretrained(directory)`. Raises `compressor.errors.StageError` where a file
+    is damaged or is not what its config says; no code is read from it.
     """
-    from compressor import packed_model
+    from compressor import checkpoint, packed_model
 
-    return packed_model.load_packed(Path(directory))
+    folder = Path(directory)
+    if (folder / packed_model.FILE).is_file():
+        return packed_model.load_packed(folder)
+    if (folder / checkpoint.ABOUT).is_file():
+        return checkpoint.Checkpoint.load(folder).model
+    return checkpoint.load_pretrained(folder, checkpoint.head_of(folder))

@@ -27,10 +27,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
+from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
-from compressor.architectures import Facts, Units, architecture
+from compressor.architectures import Facts, Stack, Units, architecture
 from compressor.architectures import facts as facts_of
+from compressor.architectures.block import FILE as WITH_BLOCKS
+from compressor.block import Block, has_blocks, put_block, put_blocks
 from compressor.data.examples import Examples, tokenize, tokenize_labelled
 from compressor.errors import StageError
 from compressor.sparsity.int8 import (
@@ -60,6 +63,14 @@ AUTO_CLASSES = {
     "none": AutoModel,
 }
 
+CLASS_NAMES: dict[Head, Mapping[str, str]] = {
+    "seq2seq_lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "causal_lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "sequence_classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "none": modeling_auto.MODEL_MAPPING_NAMES,
+}
+"""Head → model type → the class that `AUTO_CLASSES` takes."""
+
 FRESH = ("classifier", "pre_classifier", "score", "bert.pooler")
 """How the names begin of what a classifier has and a pretrained body may lack."""
 
@@ -85,9 +96,7 @@ class Checkpoint:
         if self.int8_activations is None:
             save_pretrained(self.model, folder)
         else:
-            save_config(self.model, folder)
-            state = {name: t.contiguous() for name, t in distinct(self.model.state_dict()).items()}
-            save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+            save_state(self.model, folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         if self.masks:
@@ -103,7 +112,7 @@ class Checkpoint:
         if about["int8_activations"] is None:
             model = load_pretrained(folder, head)
         else:
-            state = load_file(folder / WEIGHTS)
+            state = load_file(weights_file(folder))
             config = AutoConfig.from_pretrained(folder)
             # Only a head that is a tensor of its own is in the file under its own name.
             model = build(config, head, untied_head="lm_head.weight" in state)
@@ -160,7 +169,7 @@ class Checkpoint:
             "parameters": parameters,
             "nonzero": nonzero,
             "nonzero_ratio": nonzero / parameters,
-            "bytes": (folder / WEIGHTS).stat().st_size,
+            "bytes": weights_file(folder).stat().st_size,
         }
 
 
@@ -187,14 +196,25 @@ def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build(config: PretrainedConfig, head: Head, *, untied_head: bool = False) -> PreTrainedModel:
-    """A model with fresh weights, its head a tensor of its own where one is wanted.
+    """A float32 model with fresh weights, blocks where the config says so, and its head a tensor of
+    its own where one is wanted.
 
     transformers 5 ties T5's head whatever the config says; other models' it unties by itself.
     """
-    model: PreTrainedModel = AUTO_CLASSES[head].from_config(config)
+    model: PreTrainedModel = AUTO_CLASSES[head].from_config(config, dtype=torch.float32)
+    for stack in stacks_of(config, head).values():
+        put_blocks(model, config.hidden_size, stack)
     if untied_head and has_untied_head(model) is False:
         untie_head(model)
     return model
+
+
+def stacks_of(config: PretrainedConfig, head: Head) -> dict[str, Stack]:
+    """The stacks of a real model's config."""
+    found: dict[str, Stack] = architecture(config.model_type).stacks(
+        {**config.to_dict(), "head": head}
+    )
+    return found
 
 
 def untie_head(model: PreTrainedModel) -> None:
@@ -215,13 +235,34 @@ def has_untied_head(model: PreTrainedModel) -> bool | None:
 
 
 def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
-    """`save_pretrained` into one safetensors file, which `from_pretrained` gives back as it was."""
+    """`save_pretrained` into one safetensors file, which `from_pretrained` gives back as it was.
+
+    A model with blocks is written so that only `load_pretrained` reads it.
+    """
+    if has_blocks(model):
+        save_state(model, folder)
+        return
     with _tie_as_read(model):
         model.save_pretrained(folder, max_shard_size="1000GB")
 
 
+def save_state(model: PreTrainedModel, folder: Path) -> None:
+    """Write the configs, and every distinct tensor under the first of its names."""
+    save_config(model, folder)
+    state = {name: tensor.contiguous() for name, tensor in distinct(model.state_dict()).items()}
+    name = WITH_BLOCKS if has_blocks(model) else WEIGHTS
+    save_file(state, folder / name, metadata={"format": "pt"})
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of a model directory that has its weights."""
+    with_blocks = folder / WITH_BLOCKS
+    return with_blocks if with_blocks.is_file() else folder / WEIGHTS
+
+
 def save_config(model: PreTrainedModel, folder: Path) -> None:
     """Write the config, and the generation config where there is one."""
+    model.config.architectures = [type(model).__name__]
     with _tie_as_read(model):
         model.config.save_pretrained(folder)
     if model.can_generate():
@@ -258,6 +299,8 @@ def load_pretrained(
     `config` has values that come instead of the folder's; for another number of labels in it, a
     classifier's head is drawn anew.
     """
+    if (folder / WITH_BLOCKS).is_file():
+        return _load_with_blocks(folder, head, config or {})
     try:
         model, info = AUTO_CLASSES[head].from_pretrained(
             folder,
@@ -280,6 +323,50 @@ def load_pretrained(
             raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def head_of(folder: Path) -> Head:
+    """The head that a model directory's config names. Raises StageError."""
+    if not (folder / "config.json").is_file():
+        raise StageError(f"no model in {folder}: expected a config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
+    for head, classes in CLASS_NAMES.items():
+        if classes.get(config.model_type) in (config.architectures or ()):
+            return head
+    message = f"its config's `architectures` is {config.architectures}"
+    raise StageError(f"cannot tell what kind of model is in {folder}: {message}")
+
+
+def _load_with_blocks(folder: Path, head: Head, config: Mapping[str, Any]) -> PreTrainedModel:
+    """What `load_pretrained` gives of a model with blocks, also from under another head."""
+    try:
+        model = build(AutoConfig.from_pretrained(folder, **config), head)
+        state = load_file(folder / WITH_BLOCKS)
+        load_generation_config(model, folder)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
+    own, base = distinct(model.state_dict()), f"{model.base_model_prefix}."
+    below = [any(name.startswith(base) for name in names) for names in (own, state)]
+    if below == [True, False]:  # a body without a head has no prefix
+        state = {base + name: tensor for name, tensor in state.items()}
+    elif below == [False, True]:
+        state = {name.removeprefix(base): tensor for name, tensor in state.items()}
+    fits = {n for n in own.keys() & state.keys() if own[n].shape == state[n].shape}
+    fresh = FRESH if config else ()
+    wrong = {
+        "missing": (own.keys() - state.keys(), fresh),
+        "mismatched": (own.keys() & state.keys() - fits, fresh),
+        "unexpected": (state.keys() - own.keys(), (*FRESH, "pooler", f"{base}pooler")),
+    }
+    for kind, (found, fine) in wrong.items():
+        names = sorted(name for name in found if not name.startswith(fine))
+        if names:
+            raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
+    _load_exactly(model, own | {name: state[name] for name in fits})
+    return model.eval()
 
 
 def _first_line(error: Exception) -> str:
@@ -323,7 +410,7 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
     bias of T5's first block are right by construction.
     """
     model, head = checkpoint.model, checkpoint.head
-    stacks = architecture(model.config.model_type).stacks({**model.config.to_dict(), "head": head})
+    stacks = stacks_of(model.config, head)
     config = copy.deepcopy(model.config)
     for stack, layers in kept.items():
         for key, value in stacks[stack].config_after(model.config.to_dict(), layers).items():
@@ -346,6 +433,19 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
         smaller.generation_config = copy.deepcopy(model.generation_config)
     masks = renamed(checkpoint.masks.items())
     return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
+
+
+def replace_layers(checkpoint: Checkpoint, layers: Sequence[int], block: Block) -> Checkpoint:
+    """A new checkpoint with `block` itself in the place of consecutive layers of the encoder."""
+    count = stacks_of(checkpoint.model.config, checkpoint.head)["encoder"].layers
+    shorter = keep_layers(checkpoint, {"encoder": [i for i in range(count) if i not in layers[1:]]})
+    stack = stacks_of(shorter.model.config, shorter.head)["encoder"]
+    put_block(shorter.model, stack, layers[0], block.eval())
+    for key, value in stack.with_block(layers[0], block.sizes).items():
+        setattr(shorter.model.config, key, value)
+    place = f"{stack.prefix}.{layers[0]}."
+    shorter.masks = {n: mask for n, mask in shorter.masks.items() if not n.startswith(place)}
+    return shorter
 
 
 def keep_units(

@@ -54,7 +54,7 @@ class Engine:
         facts = ""
         if model["parameters"] is not None:
             facts = f"{model['parameters'] / 1e6:7.2f} M  non-zero {model['nonzero_ratio']:.4f}"
-        shown = ("validation_loss", "rougeLsum", "micro_f1", "latency_p50_ms")
+        shown = ("validation_loss", "baseline_loss", "rougeLsum", "micro_f1", "latency_p50_ms")
         facts += "".join(f"  {k} {metrics[k]:.4g}" for k in shown if metrics.get(k) is not None)
         self.progress.say(f"{node.name:<22} {what:>9}  {facts}", style="dim" if cached else "")
 

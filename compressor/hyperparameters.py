@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compressor.errors import nearest
 from compressor.machine import gpus
 
 Precision = Literal["auto", "float32", "bfloat16", "fp32", "bf16"]
@@ -14,6 +17,17 @@ _ALIASES: dict[str, Literal["float32", "bfloat16"]] = {
     "fp32": "float32",
     "bfloat16": "bfloat16",
     "bf16": "bfloat16",
+}
+
+_TRACKER_MODULES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+    "aim": "aim",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "trackio": "trackio",
 }
 
 
@@ -69,6 +83,15 @@ class Hyperparameters(BaseModel):
         if self.precision != "auto":
             return _ALIASES[self.precision]
         return "bfloat16" if gpus() and all(gpu.bfloat16 for gpu in gpus()) else "float32"
+
+    def check_trackers(self, problem: Callable[[str, str], None]) -> None:
+        """Report a tracker that Accelerate does not know, or that is not installed."""
+        for index, name in enumerate(self.trackers):
+            key = f"trackers.{index}"
+            if name not in _TRACKER_MODULES:
+                problem(key, f"no tracker {name!r}; {nearest(name, _TRACKER_MODULES)}")
+            elif importlib.util.find_spec(_TRACKER_MODULES[name]) is None:
+                problem(key, f"{name!r} is not installed: pip install {name}")
 
     def key_parts(self) -> dict[str, Any]:
         """What decides the weights, as it is after caps and defaults."""

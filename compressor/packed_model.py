@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from compressor.checkpoint import (
-    AUTO_CLASSES,
-    WEIGHTS,
     Checkpoint,
     Head,
+    build,
     load_generation_config,
     save_config,
 )
@@ -107,9 +106,7 @@ def load_packed(folder: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder)
         # Parameters without memory: no time goes into values that are replaced below.
         with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = AUTO_CLASSES[about.head].from_config(
-                config, dtype=torch.float32
-            )
+            model = build(config, about.head)
         load_generation_config(model, folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise StageError(f"cannot build the model of {folder}: {error}") from error
@@ -127,10 +124,6 @@ def load_packed(folder: Path) -> PreTrainedModel:
 def _read(folder: Path) -> tuple[_About, dict[str, Packed]]:
     """The description and every packed tensor, each with the bytes that were written."""
     path = folder / FILE
-    if not path.is_file():
-        plain = " (a plain one is there: `from_pretrained` reads it)"
-        hint = plain if (folder / WEIGHTS).is_file() else ""
-        raise StageError(f"{folder} has no packed model: expected {FILE}{hint}")
     try:
         with safe_open(path, "pt") as file:
             about = _parse(path, (file.metadata() or {}).get(ABOUT))

@@ -147,7 +147,6 @@ class _Planner:
         self.problems.append(self.composed.problem(path, message))
 
     def _type_stage(self, name: str, values: Mapping[str, Any]) -> None:
-        recipe = self.composed.recipe
         own = {key: value for key, value in values.items() if key != "stage"}
         kind = str(values.get("stage", name))
         try:
@@ -159,18 +158,23 @@ class _Planner:
                 path, f"no stage {kind!r}; {hint} (set `stage:` where the name is another)"
             )
             return
-        defaults: dict[str, Any] = getattr(recipe, cls.section) if cls.section else {}
-        merged = {**defaults, **own}
+        merged = {**self._defaults(cls), **own}
         try:
             self.stages[name] = (kind, cls.model_validate(merged))
         except ValidationError as error:
             for path, message in validation_problems(error, cls, merged):
                 self._report(self._full_path(name, cls, own, path), message)
 
+    def _defaults(self, cls: type[Stage]) -> dict[str, Any]:
+        """What the recipe's groups say of a stage's fields."""
+        group: dict[str, Any] = getattr(self.composed.recipe, cls.section) if cls.section else {}
+        keys = cls.section_keys
+        return {key: value for key, value in group.items() if keys is None or key in keys}
+
     def _full_path(self, name: str, cls: type[Stage], own: Mapping[str, Any], path: str) -> str:
         """A field's path in the recipe: below the stage, or below the group it came from."""
         first = path.partition(".")[0]
-        if cls.section and first not in own and first in getattr(self.composed.recipe, cls.section):
+        if first not in own and first in self._defaults(cls):
             return f"{cls.section}.{path}"
         return f"stages.{name}.{path}" if path else f"stages.{name}"
 

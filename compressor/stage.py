@@ -145,6 +145,8 @@ class Stage(BaseModel):
     needs_model: ClassVar[bool] = True
     section: ClassVar[str | None] = None
     """The top-level group of the recipe (`model`, `training`) that has this stage's defaults."""
+    section_keys: ClassVar[frozenset[str] | None] = None
+    """The keys that are taken from that group; None: all. Others have the stage's own defaults."""
     splits: ClassVar[tuple[Split, ...]] = ()
     """The splits of the data that the result depends on."""
     distributed: ClassVar[bool] = False

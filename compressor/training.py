@@ -15,11 +15,11 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +33,6 @@ from compressor.data.batching import (
     global_batches,
     share,
 )
-from compressor.data.examples import Examples
 from compressor.dropout import FasterDropout
 from compressor.errors import StageError
 from compressor.hyperparameters import Hyperparameters
@@ -47,6 +46,22 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3)."""
 OWN_CHECKPOINT_SHARE = 0.02
 """The largest share of the time that writing checkpoints may take."""
+
+
+class TrainingRows(Protocol):
+    """Rows that batches can be made of, in any order; `Examples` are such."""
+
+    @property
+    def targets(self) -> Sequence[Sized]:
+        """What the loss counts in each row: as many items as it is a sum over."""
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> list[int]:
+        """How many tokens of each row a model reads at once."""
+
+    def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
+        """These rows as the loss takes them; for no rows, a batch with a loss of 0."""
 
 
 @dataclass
@@ -115,7 +130,7 @@ def learning_rate(step: int, total: int, settings: Hyperparameters) -> float:
 @torch.no_grad()
 def summed_loss(
     loss: nn.Module,
-    examples: Examples,
+    examples: TrainingRows,
     pad_id: int,
     device: torch.device,
     *,
@@ -130,7 +145,7 @@ def summed_loss(
     return summed
 
 
-def mean_loss(loss: nn.Module, examples: Examples, pad_id: int, device: torch.device) -> float:
+def mean_loss(loss: nn.Module, examples: TrainingRows, pad_id: int, device: torch.device) -> float:
     """Mean loss over every label token of the rows, each counted once."""
     tokens = sum(len(target) for target in examples.targets)
     return summed_loss(loss, examples, pad_id, device).item() / tokens
@@ -142,11 +157,11 @@ class Training:
 
     loss: nn.Module
     """A module whose `forward(batch)` gives the loss summed over the batch's label tokens."""
-    model: PreTrainedModel
+    model: nn.Module
     """The part of `loss` that is trained and checkpointed. What else in `loss` asks for gradients
     is trained and checkpointed with it; the rest, such as a frozen teacher, is left alone."""
-    train: Examples
-    validation: Examples | None
+    train: TrainingRows
+    validation: TrainingRows | None
     settings: Hyperparameters
     masks: dict[str, Tensor]
     """Parameter name → bool, True where the entry stays. Moved to the training's device."""
@@ -193,6 +208,7 @@ class Training:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(self.seed + self.rank)
         if settings.gradient_checkpointing:
+            assert isinstance(self.model, PreTrainedModel)
             self.model.gradient_checkpointing_enable()
         self.model.train()
         self.parameters = [p for p in self._named().values() if p.requires_grad]
@@ -232,6 +248,10 @@ class Training:
         drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.model.modules())
         if not plain or not drops or self.settings.gradient_checkpointing:
             yield
+            return
+        if not isinstance(self.model, PreTrainedModel):
+            with FasterDropout():
+                yield
             return
         attention = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
@@ -327,7 +347,7 @@ class Training:
         count = 1 if micro is None else math.ceil(rows / micro)
         return share(batch, rank=self.rank, world_size=self.world, micro_batches=count)
 
-    def _batch(self, examples: Examples, rows: list[int]) -> dict[str, Tensor]:
+    def _batch(self, examples: TrainingRows, rows: list[int]) -> dict[str, Tensor]:
         batch = examples.batch(rows, self.pad_id)
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 

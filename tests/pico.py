@@ -32,3 +32,5 @@ PICO: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 UNTIED = {"tie_word_embeddings": False}
 TWO_VOCABULARIES = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 30}
+BLOCK = {"heads": 2, "head_size": 4, "depth": 1, "dropout": 0.1}
+BLOCKS = {"encoder_blocks": [None, BLOCK, None]}

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from compressor.architectures import Facts, architecture, evenly_spaced, facts
 from compressor.checkpoint import AUTO_CLASSES, build, has_untied_head
 from compressor.sparsity.int8 import replace_by_int8
-from tests.pico import PICO, TWO_VOCABULARIES, UNTIED
+from tests.pico import BLOCKS, PICO, TWO_VOCABULARIES, UNTIED
 
 VARIANTS = [
     ("t5", {"num_layers": 1, "num_decoder_layers": 3}),
@@ -38,6 +38,7 @@ VARIANTS = [
     ("llama", {"num_key_value_heads": 4}),
     ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
     ("qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
+    *((kind, BLOCKS) for kind in ("bert", "roberta", "electra", "distilbert", "bart", "marian")),
 ]
 CASES = [
     (model_type, values, head)

@@ -28,7 +28,7 @@ from compressor.stages.prune import Prune
 from compressor.stages.shrink import Shrink
 from compressor.stages.slice import Slice
 from compressor.training import Training
-from tests.pico import PICO, TWO_VOCABULARIES, UNTIED
+from tests.pico import BLOCKS, PICO, TWO_VOCABULARIES, UNTIED
 
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
@@ -43,6 +43,7 @@ CHANGES = [
     ("llama", {"tie_word_embeddings": True}),
     ("qwen2", WINDOW),
     ("qwen3", WINDOW | {"tie_word_embeddings": True}),
+    *((kind, BLOCKS) for kind in ("bert", "roberta", "electra", "distilbert", "bart", "marian")),
 ]
 CASES = [(m, c, head) for m, c in CHANGES for head in architecture(m).HEADS]
 BILLS = Bills(source="bills")

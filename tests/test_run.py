@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from compressor import load_packed
+from compressor import load_model
 from compressor.store import file_digest
 
 LONGER = ("{epochs: 1}\n  prune", "{epochs: 6}\n  prune")
@@ -265,7 +265,7 @@ def test_a_packed_export_is_small_and_has_the_weights_of_its_source(recipe, run)
     folder = path.parent / done.run_folder
     (exact,) = folder.glob("stages/*-exact/model")
     source = load_file(weights(folder, "recover"))
-    loaded = load_packed(exact)
+    loaded = load_model(exact)
     assert all(torch.equal(loaded.get_parameter(name), t) for name, t in source.items())
     metrics = next(
         r for r in json.loads((folder / "metrics.json").read_text()) if r["name"] == "exact"
@@ -280,7 +280,7 @@ def test_a_packed_export_is_small_and_has_the_weights_of_its_source(recipe, run)
         assert (tensors[name]["kept"], tensors[name]["value_bytes"]) == (kept, 4 * kept), name
         assert tensors[name]["mask_bytes"] == math.ceil(mask.numel() / 8)
     stored = load_file(weights(folder, "quantize"))
-    model = load_packed(folder / "model")
+    model = load_model(folder / "model")
     name = "decoder.block.0.layer.2.DenseReluDense.wo.weight"
     assert torch.equal(model.get_parameter(name), stored[name].float() * stored[f"{name}_scale"])
     tied = model.lm_head.weight is model.shared.weight

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from compressor.architectures.block import KEY, BlockSizes
 from compressor.errors import nearest
 
 Shape = tuple[int, ...]
@@ -43,7 +46,10 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class Stack:
-    """A run of equal layers: `prefix.{i}.…` are their parameters, `config_key` their count."""
+    """A run of layers, `prefix.{i}.…` their parameters, `config_key` their count.
+
+    All are alike but those in whose place a block stands.
+    """
 
     prefix: str
     config_key: str
@@ -54,10 +60,44 @@ class Stack:
     """Keys of the config that have a list with one entry a layer, or nothing."""
     leading: tuple[str, ...] = ()
     """Keys of the config that say how many layers, counted from the first, are of one kind."""
+    blocks: tuple[BlockSizes | None, ...] = ()
+    """For each layer the sizes of the block in its place, or None; empty where there is none."""
+    stays: str = ""
+    """Why no block can stand in the place of a layer; "" where one can."""
+
+    @property
+    def own(self) -> list[int]:
+        """The layers that are the architecture's own."""
+        return [i for i in range(self.layers) if not self.blocks or self.blocks[i] is None]
 
     def weights(self, names: Sequence[str]) -> tuple[str, ...]:
         """The full names of these modules' weights, layer by layer."""
-        return tuple(f"{self.prefix}.{i}.{n}.weight" for i in range(self.layers) for n in names)
+        return tuple(f"{self.prefix}.{i}.{n}.weight" for i in self.own for n in names)
+
+    def block_parameters(self, width: int) -> dict[str, Shape]:
+        """Name → shape of every parameter of the blocks, in a model of `width`."""
+        return {
+            f"{self.prefix}.{i}.{name}": shape
+            for i, sizes in enumerate(self.blocks)
+            if sizes is not None
+            for name, shape in sizes.parameters(width).items()
+        }
+
+    def block_groups(self) -> dict[str, tuple[str, ...]]:
+        """The group of the blocks' `Linear` weights, where there are blocks."""
+        names = tuple(
+            f"{self.prefix}.{i}.{name}"
+            for i, sizes in enumerate(self.blocks)
+            if sizes is not None
+            for name in sizes.weights()
+        )
+        return {"encoder.block": names} if names else {}
+
+    def with_block(self, layer: int, sizes: BlockSizes) -> dict[str, Any]:
+        """The entry of the config that changes when a block takes the place of `layer`."""
+        blocks = [*(self.blocks or [None] * self.layers)]
+        blocks[layer] = sizes
+        return {KEY: [each.model_dump() if each else None for each in blocks]}
 
     def config_after(self, config: Mapping[str, Any], layers: list[int]) -> dict[str, Any]:
         """The entries of `config` that change when only `layers` are kept."""
@@ -232,6 +272,11 @@ class Facts:
             return name
 
         names = {old: new for old in self.shapes if (new := renamed(old)) is not None}
+        shapes = {new: self.shapes[old] for old, new in names.items()}
+        return replace(self, config=config, shapes=shapes, **self._masked_after(names))
+
+    def _masked_after(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """`masked` and `exact` when only the parameters in `names` stay, under new names."""
         masked, exact = [], self.exact
         for group, count in self.masked:
             left, share = frozenset(names[name] for name in group if name in names), 1.0
@@ -240,8 +285,20 @@ class Facts:
                 exact = False
             if left:
                 masked.append((left, round(count * share)))
-        shapes = {new: self.shapes[old] for old, new in names.items()}
-        return replace(self, config=config, shapes=shapes, masked=tuple(masked), exact=exact)
+        return {"masked": tuple(masked), "exact": exact}
+
+    def replace_layers(self, stack: str, layers: Sequence[int], sizes: BlockSizes) -> Facts:
+        """The facts with one block in the place of consecutive `layers` of a stack."""
+        kept = [i for i in range(self.stacks()[stack].layers) if i not in layers[1:]]
+        shorter = self.keep_layers({stack: kept})
+        spec = shorter.stacks()[stack]
+        config = {**shorter.config, **spec.with_block(layers[0], sizes)}
+        place = f"{spec.prefix}.{layers[0]}."
+        names = {name: name for name in shorter.shapes if not name.startswith(place)}
+        table: dict[str, Shape] = architecture(self.model_type).parameters(config)
+        shapes = {name: shorter.shapes[name] for name in names}
+        shapes |= {name: shape for name, shape in table.items() if name.startswith(place)}
+        return replace(shorter, config=config, shapes=shapes, **shorter._masked_after(names))
 
     def units(self, kind: UnitKind) -> tuple[Units, ...]:
         """What an architecture declares of a kind; nothing where it declares none."""
@@ -304,6 +361,21 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
 def labels(config: Mapping[str, Any]) -> int:
     """How many classes a classifier of this config has; transformers' default is 2."""
     return int(config.get("num_labels") or len(config.get("id2label") or ()) or 2)
+
+
+def blocks(config: Mapping[str, Any], layers: int) -> tuple[BlockSizes | None, ...]:
+    """The blocks that a config puts in the place of layers; empty where it names none."""
+    listed = config.get(KEY)
+    if listed is None:
+        return ()
+    if not isinstance(listed, list) or len(listed) != layers:
+        raise ConfigError(KEY, f"expected a list of {layers}, an entry for each layer")
+    try:
+        return tuple(e if e is None else BlockSizes.model_validate(e) for e in listed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(KEY, f"{where}: {first['msg']}") from error
 
 
 def entries(amount: float, left: int, size: int, *, of_all: bool) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units
+from compressor.architectures import Shape, Stack, Units, blocks
+from compressor.architectures.block import KEY
 
 _BART: dict[str, Any] = {
     "vocab_size": 50265,
@@ -58,11 +59,21 @@ def ties(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    """Encoder and decoder."""
-    return {
-        side: Stack(f"model.{side}.layers", f"{side}_layers", config[f"{side}_layers"])
-        for side in ("encoder", "decoder")
-    }
+    """Encoder and decoder. Blocks may stand in the encoder of those that norm after a layer."""
+    norms_before = config["model_type"] in _FINAL_NORM
+    layers = config["encoder_layers"]
+    encoder = Stack(
+        "model.encoder.layers",
+        "encoder_layers",
+        layers,
+        per_layer=(KEY,),
+        blocks=() if norms_before else blocks(config, layers),
+        stays="its layers norm what they read, and a block norms what it gives"
+        if norms_before
+        else "",
+    )
+    decoder = Stack("model.decoder.layers", "decoder_layers", config["decoder_layers"])
+    return {"encoder": encoder, "decoder": decoder}
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
@@ -90,7 +101,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         positions = config["max_position_embeddings"] + _POSITION_OFFSET.get(kind, 0)
         shapes[f"model.{side}.embed_positions.weight"] = (positions, width)
         inner = config[f"{side}_ffn_dim"]
-        for layer in range(stack.layers):
+        for layer in stack.own:
             block = f"{stack.prefix}.{layer}"
             for attention in ("self_attn", "encoder_attn")[: 1 + (side == "decoder")]:
                 for name in _PROJECTIONS:
@@ -99,6 +110,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
             dense(f"{block}.fc1", inner, width)
             dense(f"{block}.fc2", width, inner)
             norm(f"{block}.final_layer_norm")
+        shapes |= stack.block_parameters(width)
         if kind in _EMBEDDING_NORM:
             norm(f"model.{side}.layernorm_embedding")
         if kind in _FINAL_NORM:
@@ -109,7 +121,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The six groups of `Linear` weights."""
+    """The six groups of `Linear` weights, and that of the encoder's blocks."""
     encoder, decoder = stacks(config)["encoder"], stacks(config)["decoder"]
     own, cross = ([f"{part}.{n}" for n in _PROJECTIONS] for part in ("self_attn", "encoder_attn"))
     return {
@@ -119,6 +131,7 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         "decoder.cross_attention": decoder.weights(cross),
         "decoder.feed_forward": decoder.weights(("fc1", "fc2")),
         "lm_head": ("lm_head.weight",),
+        **encoder.block_groups(),
     }
 
 
@@ -137,7 +150,7 @@ def attentions(config: Mapping[str, Any]) -> list[Units]:
     found = []
     for side, stack in stacks(config).items():
         key = f"{side}_attention_heads"
-        for layer in range(stack.layers):
+        for layer in stack.own:
             for part in ("self_attn", "encoder_attn")[: 1 + (side == "decoder")]:
                 name = f"{stack.prefix}.{layer}.{part}"
                 found.append(
@@ -160,7 +173,7 @@ def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
     found = []
     for side, stack in stacks(config).items():
         key = f"{side}_ffn_dim"
-        for layer in range(stack.layers):
+        for layer in stack.own:
             name = f"{stack.prefix}.{layer}"
             matrices = {f"{name}.fc1.weight": 0, f"{name}.fc2.weight": 1}
             bias = {f"{name}.fc1.bias": 0}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units, labels
+from compressor.architectures import Shape, Stack, Units, blocks, labels
+from compressor.architectures.block import KEY
 
 _BERT: dict[str, Any] = {
     "vocab_size": 30522,
@@ -47,8 +48,12 @@ def _prefix(config: Mapping[str, Any]) -> str:
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    prefix = f"{_prefix(config)}encoder.layer"
-    return {"encoder": Stack(prefix, "num_hidden_layers", config["num_hidden_layers"])}
+    """The layers, in whose place blocks may stand."""
+    prefix, layers = f"{_prefix(config)}encoder.layer", config["num_hidden_layers"]
+    own = Stack(
+        prefix, "num_hidden_layers", layers, per_layer=(KEY,), blocks=blocks(config, layers)
+    )
+    return {"encoder": own}
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
@@ -72,14 +77,16 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     norm(f"{base}embeddings.LayerNorm", narrow)
     if narrow != width:
         dense(f"{base}embeddings_project", width, narrow)
-    for layer in range(config["num_hidden_layers"]):
-        block = f"{base}encoder.layer.{layer}"
+    encoder = stacks(config)["encoder"]
+    for layer in encoder.own:
+        block = f"{encoder.prefix}.{layer}"
         for name in _ATTENTION:
             dense(f"{block}.{name}", width, width)
         norm(f"{block}.attention.output.LayerNorm")
         dense(f"{block}.intermediate.dense", inner, width)
         dense(f"{block}.output.dense", width, inner)
         norm(f"{block}.output.LayerNorm")
+    shapes |= encoder.block_parameters(width)
     classifies = config["head"] == "sequence_classification"
     # RoBERTa's and ELECTRA's classifiers have two layers, in the pooler's place.
     if kind == "bert" or (kind == "roberta" and not classifies):
@@ -92,11 +99,12 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The two groups of `Linear` weights of the encoder's layers."""
+    """The two groups of `Linear` weights of the encoder's layers, and that of its blocks."""
     encoder = stacks(config)["encoder"]
     return {
         "encoder.self_attention": encoder.weights(_ATTENTION),
         "encoder.feed_forward": encoder.weights(_FEED_FORWARD),
+        **encoder.block_groups(),
     }
 
 
@@ -109,7 +117,7 @@ def attentions(config: Mapping[str, Any]) -> list[Units]:
     """The heads of every layer. They cannot leave: the config has no head size of its own."""
     stack = stacks(config)["encoder"]
     found = []
-    for layer in range(stack.layers):
+    for layer in stack.own:
         name = f"{stack.prefix}.{layer}.attention"
         inner = [f"{name}.self.{part}" for part in ("query", "key", "value")]
         found.append(
@@ -131,7 +139,7 @@ def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
     """The neurons of every layer."""
     stack = stacks(config)["encoder"]
     found = []
-    for layer in range(stack.layers):
+    for layer in stack.own:
         name = f"{stack.prefix}.{layer}"
         matrices = {f"{name}.intermediate.dense.weight": 0, f"{name}.output.dense.weight": 1}
         bias = {f"{name}.intermediate.dense.bias": 0}

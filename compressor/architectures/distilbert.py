@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units, labels
+from compressor.architectures import Shape, Stack, Units, blocks, labels
+from compressor.architectures.block import KEY
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "distilbert": {
@@ -33,8 +34,10 @@ def _prefix(config: Mapping[str, Any]) -> str:
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    prefix = f"{_prefix(config)}transformer.layer"
-    return {"encoder": Stack(prefix, "n_layers", config["n_layers"])}
+    """The layers, in whose place blocks may stand."""
+    prefix, layers = f"{_prefix(config)}transformer.layer", config["n_layers"]
+    own = Stack(prefix, "n_layers", layers, per_layer=(KEY,), blocks=blocks(config, layers))
+    return {"encoder": own}
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
@@ -53,14 +56,16 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width,), (width,)
 
     norm(f"{base}embeddings.LayerNorm")
-    for layer in range(config["n_layers"]):
-        block = f"{base}transformer.layer.{layer}"
+    encoder = stacks(config)["encoder"]
+    for layer in encoder.own:
+        block = f"{encoder.prefix}.{layer}"
         for name in _ATTENTION:
             dense(f"{block}.{name}", width, width)
         norm(f"{block}.sa_layer_norm")
         dense(f"{block}.ffn.lin1", inner, width)
         dense(f"{block}.ffn.lin2", width, inner)
         norm(f"{block}.output_layer_norm")
+    shapes |= encoder.block_parameters(width)
     if config["head"] == "sequence_classification":
         dense("pre_classifier", width, width)
         dense("classifier", labels(config), width)
@@ -68,11 +73,12 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The two groups of `Linear` weights of the encoder's layers."""
+    """The two groups of `Linear` weights of the encoder's layers, and that of its blocks."""
     encoder = stacks(config)["encoder"]
     return {
         "encoder.self_attention": encoder.weights(_ATTENTION),
         "encoder.feed_forward": encoder.weights(("ffn.lin1", "ffn.lin2")),
+        **encoder.block_groups(),
     }
 
 
@@ -85,7 +91,7 @@ def attentions(config: Mapping[str, Any]) -> list[Units]:
     """The heads of every layer. They cannot leave: the config has no head size of its own."""
     stack = stacks(config)["encoder"]
     found = []
-    for layer in range(stack.layers):
+    for layer in stack.own:
         names = [f"{stack.prefix}.{layer}.{part}" for part in _ATTENTION]
         found.append(
             Units(
@@ -106,7 +112,7 @@ def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
     """The neurons of every layer."""
     stack = stacks(config)["encoder"]
     found = []
-    for layer in range(stack.layers):
+    for layer in stack.own:
         name = f"{stack.prefix}.{layer}.ffn"
         matrices = {f"{name}.lin1.weight": 0, f"{name}.lin2.weight": 1}
         bias = {f"{name}.lin1.bias": 0}

@@ -68,7 +68,13 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """Encoder and decoder. Only block 0 of each has the relative-position bias."""
 
     def stack(name: str, key: str, layers: int) -> Stack:
-        return Stack(f"{name}.block", key, layers, _biases(_attention(config, name)))
+        return Stack(
+            f"{name}.block",
+            key,
+            layers,
+            _biases(_attention(config, name)),
+            stays="its first layer hands a position bias to the others, and a block hands none on",
+        )
 
     return {
         "encoder": stack("encoder", "num_layers", config["num_layers"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,34 +66,30 @@ def tokenize(
     eos = None
     if joined and (eos := tokenizer.eos_token_id) is None:
         raise StageError("the tokenizer has no eos token, with which a summary must end")
-    sources, targets = [], []
+    sources, targets = source_ids(rows.texts, tokenizer, data, eos=eos), []
     for start in range(0, len(rows), CHUNK):
-        part = slice(start, start + CHUNK)
-        texts = [data.prefix + text for text in rows.texts[part]]
-        sources += encode(
-            texts,
-            tokenizer,
-            data.max_source_length,
-            truncate=data.truncate,
-            begin=len(data.prefix),
-            eos=eos,
-        )
-        targets += encode(
-            rows.summaries[part],
-            tokenizer,
-            data.max_target_length,
-            truncate=data.truncate,
-            target=True,
-            eos=eos,
-        )
+        part, limit = rows.summaries[start : start + CHUNK], data.max_target_length
+        targets += encode(part, tokenizer, limit, truncate=data.truncate, target=True, eos=eos)
     return Examples(sources, targets, "joined" if joined else "pairs")
+
+
+def source_ids(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataBase,
+    *,
+    eos: int | None = None,
+) -> list[list[int]]:
+    """Token ids of each text with the prefix, at most `max_source_length`; ended with `eos`."""
+    ids: list[list[int]] = []
+    limit, begin = data.max_source_length, len(data.prefix)
+    for start in range(0, len(texts), CHUNK):
+        part = [data.prefix + text for text in texts[start : start + CHUNK]]
+        ids += encode(part, tokenizer, limit, truncate=data.truncate, begin=begin, eos=eos)
+    return ids
 
 
 def tokenize_labelled(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase) -> Examples:
     """Token ids of `rows`, at most `max_source_length`, and the labels that the rows have."""
-    sources: list[list[int]] = []
-    for start in range(0, len(rows), CHUNK):
-        texts = [data.prefix + text for text in rows.texts[start : start + CHUNK]]
-        limit, begin = data.max_source_length, len(data.prefix)
-        sources += encode(texts, tokenizer, limit, truncate=data.truncate, begin=begin)
+    sources = source_ids(rows.texts, tokenizer, data)
     return Examples(sources, rows.labels, "class" if data.task == "single_label" else "labels")

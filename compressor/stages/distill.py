@@ -140,6 +140,10 @@ class Distill(Finetune):
         elif types[0] == "longt5":
             message = "LongT5's encoder attends to blocks and has no maps of whole rows"
             planning.problem("losses.attention", message)
+        for whose, facts in (("student", student), ("teacher", teacher)):
+            if any(any(stack.blocks) for stack in facts.stacks().values()):
+                message = f"the {whose} has a block, which gives no attention maps"
+                planning.problem("losses.attention", message)
 
     def _check_layers(self, student: Facts, teacher: Facts, planning: Planning) -> None:
         both = {"student": _layers(student), "teacher": _layers(teacher)}

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 class Export(Stage):
     """Write `model/`, which `AutoModelForSeq2SeqLM.from_pretrained` loads without this package.
 
-    The directory is loaded again and must give the same logits. An int8 model is written with the
+    Or the class of its head. A model with a block (see `approximate`) is loaded by
+    `compressor.load_model` alone: plain transformers finds no weights there, and says so. The
+    directory is loaded again and must give the same logits. An int8 model is written with the
     float values that its weights stand for: plain transformers has no int8 layer of this kind, so
     the file is as large as the float model's. `dtype: bfloat16` halves it, and rounds.
 
-    `format: packed` writes a file that `compressor.load_packed` gives back as a plain model: of a
+    `format: packed` writes a file that `compressor.load_model` gives back as a plain model: of a
     weight with zeros a bit for each entry and the others' values, matrices in int8 (one scale a
     row; an entry moves by at most half of it), bfloat16 or float32. An int8 model's values and
     scales stay as they are. What it computes is checked against the same rounding in memory.
@@ -37,7 +39,7 @@ class Export(Stage):
     changes_model: ClassVar[bool] = False
 
     format: Literal["huggingface", "packed"] = Field(
-        "huggingface", description="huggingface: plain. packed: small, for `load_packed`."
+        "huggingface", description="huggingface: plain. packed: small, for `load_model`."
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Of the weights written, with `format: huggingface`."
@@ -66,7 +68,12 @@ class Export(Stage):
     def _plain(self, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
         import torch
 
-        from compressor.checkpoint import WEIGHTS, dequantized, load_pretrained, save_pretrained
+        from compressor.checkpoint import (
+            dequantized,
+            load_pretrained,
+            save_pretrained,
+            weights_file,
+        )
 
         if checkpoint.int8_activations is not None:
             checkpoint = dequantized(checkpoint)
@@ -78,7 +85,7 @@ class Export(Stage):
         again = load_pretrained(folder, checkpoint.head)
         difference = _require_equal(_logits(model.float()), _logits(again))
         return {
-            "bytes": (folder / WEIGHTS).stat().st_size,
+            "bytes": weights_file(folder).stat().st_size,
             "dtype": self.dtype,
             "logits_difference": difference,
         }

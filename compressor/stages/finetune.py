@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
     from compressor.data.examples import Examples
 
 TARGETS = "targets"
-_TRACKER_MODULES = {
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "comet_ml": "comet_ml",
-    "aim": "aim",
-    "clearml": "clearml",
-    "dvclive": "dvclive",
-    "trackio": "trackio",
-}
 
 
 class Gradual(Grouping):
@@ -134,17 +123,7 @@ class Finetune(Hyperparameters, Stage):
         if facts is not None and facts.int8:
             planning.problem("", "cannot train an int8 model; put `quantize` after the training")
         planning.check_rows(trains=True)
-        for index, name in enumerate(self.trackers):
-            if name not in _TRACKER_MODULES:
-                from compressor.errors import nearest
-
-                planning.problem(
-                    f"trackers.{index}", f"no tracker {name!r}; {nearest(name, _TRACKER_MODULES)}"
-                )
-            elif importlib.util.find_spec(_TRACKER_MODULES[name]) is None:
-                planning.problem(
-                    f"trackers.{index}", f"{name!r} is not installed: pip install {name}"
-                )
+        self.check_trackers(planning.problem)
         if facts is not None and self.prune is not None and self.passes == 0:
             planning.problem("prune", "there are no steps to prune in: epochs is 0")
         elif facts is not None and self.prune is not None:

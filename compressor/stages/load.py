@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compressor import hub
 from compressor.architectures import ConfigError, Facts, architecture, facts
+from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.stage import Context, Inputs, Planning, Stage
@@ -175,7 +176,7 @@ class Load(Stage):
         if (directory / PACKED).is_file():
             planning.problem(
                 "source",
-                f"{str(directory)!r} is a packed export, which `compressor.load_packed` reads; "
+                f"{str(directory)!r} is a packed export, which `compressor.load_model` reads; "
                 "export with `format: huggingface` to load it here",
             )
             return None, None
@@ -187,6 +188,8 @@ class Load(Stage):
             planning.problem("source", f"{what} {str(directory)!r}{hint}")
             return None, None
         weights = directory / "model.safetensors"
+        if (directory / WITH_BLOCKS).is_file():
+            weights = directory / WITH_BLOCKS
         untied = None
         if weights.is_file():
             names = _safetensors_names(weights)

@@ -133,7 +133,10 @@ class Slice(Widths, Stage):
                 problem(stack, f"{facts.model_type} has no {stack}; {nearest(stack, stacks)}")
         for path, stack, amount in self._wanted_layers(s for s in stacks if hasattr(self, s)):
             count = stacks[stack].layers
-            if amount > count:
+            if any(stacks[stack].blocks):
+                message = f"the {stack}'s layers are not all alike, one is a block; `shrink` them"
+                problem(path, message)
+            elif amount > count:
                 problem(path, f"{amount} is outside 1 … {count}, the layers there are")
             else:
                 kept[stack] = amount if isinstance(amount, int) else max(1, round(amount * count))

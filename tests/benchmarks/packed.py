@@ -31,7 +31,7 @@ import sys, time
 import compressor, compressor.packed_model, transformers.models.t5.modeling_t5
 from transformers import AutoModelForSeq2SeqLM
 plain = sys.argv[2] == "huggingface"
-load = AutoModelForSeq2SeqLM.from_pretrained if plain else compressor.load_packed
+load = AutoModelForSeq2SeqLM.from_pretrained if plain else compressor.load_model
 start = time.perf_counter()
 model = load(sys.argv[1])
 seconds = time.perf_counter() - start

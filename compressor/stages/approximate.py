@@ -1,0 +1,243 @@
+"""`approximate`: a block learns what encoder layers do, and takes their place.
+
+The block is in `compressor.block`, its loss in `compressor.approximation`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compressor.architectures import Facts, Stack
+from compressor.architectures.block import BlockSizes
+from compressor.data.sources import Reads, Split
+from compressor.errors import StageError
+from compressor.hyperparameters import Hyperparameters
+from compressor.stage import Context, Inputs, Planning, Stage
+
+if TYPE_CHECKING:
+    from compressor.approximation import Teacher
+    from compressor.block import Block
+    from compressor.checkpoint import Checkpoint
+    from compressor.training import TrainingRows
+
+_OF_NOISE = ("sequence_length", "batches", "validation_batches")
+TRAIN, VALIDATION = 0, 1
+"""Streams of noise."""
+
+
+class Approximate(Hyperparameters, Stage):
+    """Put one smaller block in the place of consecutive encoder layers, and teach it their outputs.
+
+    Block-wise approximation: the layers, frozen, are the teacher; a block of attention between
+    small networks is the student, and learns by the mean difference between the two outputs. With
+    `inputs: random` both read standard normal hidden states, without any text; with `inputs: data`
+    what the layers before make of the data's rows. `epochs: 0` leaves the block as it was drawn,
+    to compare with. The rest of the model does not change: a `finetune` or `distill` trains the
+    whole after it.
+
+    Metrics: `validation_loss`; `baseline_loss`, that of predicting the running mean of the
+    teacher's outputs; `teacher_parameters` and `block_parameters`. Sizes, optimizer, epochs and
+    numbers of batches are the published ones, for BERT-base; the length and the batch size there
+    are not known. Of the recipe's `training:` group only batch sizes, caps, precision, checkpoints
+    and trackers are taken, since a fine-tuning's learning rate is another matter.
+
+    BERT, RoBERTa, ELECTRA, DistilBERT, and the encoders of BART and Marian. What comes out is
+    loaded by `compressor.load_model`: plain transformers knows no such block, and finds no weights.
+
+    Example: `approximate: {layers: [0, 1], block: {heads: 12, head_size: 32}}`
+    Example: `approximate: {layers: [2, 3, 4], inputs: data, loss: mse, max_steps: 500}`
+    """
+
+    version: ClassVar[int] = 1
+    section: ClassVar[str | None] = "training"
+    section_keys: ClassVar[frozenset[str] | None] = frozenset(
+        {
+            *("batch_size", "micro_batch_size", "max_epochs", "max_steps"),
+            *("precision", "checkpoint_seconds", "trackers"),
+        }
+    )
+    distributed: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "sources"
+
+    epochs: int = Field(2, ge=0, description="Passes over the rows; 0 trains nothing.")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="At the end of the warm-up; then linear to 0."
+    )
+    weight_decay: float = Field(1e-4, ge=0, description="Decoupled, as in AdamW (1711.05101).")
+    layers: tuple[int, ...] = Field(
+        min_length=1, description="Which layers of the encoder, from 0: one, or neighbours."
+    )
+    block: BlockSizes = Field(
+        default_factory=BlockSizes,
+        description="Its `heads` and `head_size`, the `depth` of linear layers with GELU before "
+        "each projection, and `dropout`.",
+    )
+    inputs: Literal["random", "data"] = Field(
+        "random",
+        description="random: standard normal hidden states; data: the hidden states of the rows.",
+    )
+    loss: Literal["l1", "mse"] = Field(
+        "l1", description="Mean over elements of the absolute difference, or of its square."
+    )
+    sequence_length: int = Field(128, ge=1, description="Positions of a row of noise.")
+    batches: int = Field(1000, ge=1, description="Batches of noise in an epoch.")
+    validation_batches: int = Field(100, ge=1, description="Batches of noise to validate with.")
+
+    def draws(self) -> bool:
+        return True
+
+    def data_splits(self) -> tuple[Split, ...]:
+        return ("train", "validation") if self.inputs == "data" and self.passes else ()
+
+    def parameters(self) -> dict[str, Any]:
+        """Without what decides nothing: the amount of noise where there is none."""
+        own = {"layers", "block", "inputs", "loss"}
+        if self.inputs == "random":
+            own |= set(_OF_NOISE)
+        return self.key_parts() | self.model_dump(mode="json", include=own)
+
+    def preview(self, planning: Planning) -> Facts | None:
+        """Exact sizes; reports layers that are not there, and those that no block can replace."""
+        facts = planning.facts
+        self._check_settings(planning)
+        if facts is None:
+            return None
+        if facts.int8:
+            planning.problem("", "cannot train on an int8 model; put `quantize` after it")
+            return facts
+        stack = facts.stacks().get("encoder")
+        if stack is None or stack.stays:
+            why = stack.stays if stack else "it has no encoder"
+            planning.problem("", f"no block can stand in a {facts.model_type}: {why}")
+            return facts
+        if not self._check_layers(stack, planning):
+            return facts
+        smaller = facts.replace_layers("encoder", self.layers, self.block)
+        before = _parameters(facts, stack, self.layers)
+        after = _parameters(smaller, smaller.stacks()["encoder"], self.layers[:1])
+        if after >= before:
+            planning.problem(
+                "block",
+                f"has {after:,} parameters, and the layers only {before:,}; lower heads, head_size "
+                "or depth",
+            )
+        return smaller
+
+    def _check_settings(self, planning: Planning) -> None:
+        self.check_trackers(planning.problem)
+        if self.gradient_checkpointing:
+            planning.problem("gradient_checkpointing", "one block has no memory to save by it")
+        if self.inputs == "random":
+            return
+        for name in _OF_NOISE:
+            if name in self.model_fields_set:
+                planning.problem(name, "has no meaning with inputs 'data', which has rows itself")
+        positions = planning.facts.positions if planning.facts else None
+        if self.passes and positions is not None and positions < planning.data.max_source_length:
+            longest = planning.data.max_source_length
+            planning.problem(
+                "",
+                f"the model has {positions} positions, and rows of up to {longest} tokens; lower "
+                "data.max_source_length",
+            )
+
+    def _check_layers(self, stack: Stack, planning: Planning) -> bool:
+        """Report layers that are not there, or not neighbours. Whether all is well."""
+        outside = [i for i, layer in enumerate(self.layers) if not 0 <= layer < stack.layers]
+        for index in outside:
+            message = f"{self.layers[index]} is outside 0 … {stack.layers - 1}, the layers it has"
+            planning.problem(f"layers.{index}", message)
+        if outside:
+            return False
+        first = self.layers[0]
+        if self.layers != tuple(range(first, first + len(self.layers))):
+            got = list(self.layers)
+            planning.problem("layers", f"expected neighbours in their order, got {got}")
+            return False
+        return True
+
+    def run(self, inputs: Inputs, context: Context) -> Checkpoint:
+        """Draw the block, train it beside the layers, and put it into the model."""
+        import torch
+
+        from compressor.approximation import Teacher
+        from compressor.block import Block
+        from compressor.checkpoint import replace_layers
+
+        checkpoint = inputs.checkpoint()
+        teacher = Teacher(checkpoint, self.layers)
+        torch.manual_seed(context.seed)  # of the block
+        block = Block(checkpoint.model.config.hidden_size, self.block)
+        context.metrics.update(
+            teacher_parameters=teacher.parameters_of_layers,
+            block_parameters=sum(parameter.numel() for parameter in block.parameters()),
+        )
+        if self.passes:
+            self._train(block, teacher, checkpoint, context)
+        return replace_layers(checkpoint, self.layers, block)
+
+    def _train(
+        self, block: Block, teacher: Teacher, checkpoint: Checkpoint, context: Context
+    ) -> None:
+        from compressor.approximation import ApproximationLoss, Constant, running_mean
+        from compressor.data.batching import global_batches
+        from compressor.training import Training, mean_loss
+
+        train, validation = self._rows(checkpoint, context)
+        pad_id = checkpoint.pad_id if self.inputs == "data" else 0
+        folder = context.run_folder / "trackers" if context.run_folder and self.trackers else None
+        training = Training(
+            loss=ApproximationLoss(teacher, block, self.loss),
+            model=block,
+            train=train,
+            validation=validation,
+            settings=self,
+            masks={},
+            pad_id=pad_id,
+            seed=context.seed,
+            resume=context.resume,
+            progress=context.progress,
+            trackers_folder=folder,
+        )
+        history = training.run()
+        history.write_losses(context.folder / "losses.csv")
+        context.metrics.update(history.metrics())
+        if training.rank != 0:
+            return
+        lengths = train.lengths()
+        first_epoch = global_batches(
+            lengths, lengths, batch_size=self.batch_size, seed=context.seed, epoch=0
+        )
+        device = training.accelerator.device
+        seen = first_epoch[: training.total_steps]
+        mean = running_mean(teacher, train, seen, pad_id, device)
+        floor = ApproximationLoss(teacher, Constant(mean), self.loss)
+        context.metrics["baseline_loss"] = mean_loss(floor, validation, pad_id, device)
+
+    def _rows(self, checkpoint: Checkpoint, context: Context) -> tuple[TrainingRows, TrainingRows]:
+        """The rows to train on and those to validate with."""
+        from compressor.approximation import NoiseRows
+        from compressor.data.examples import Examples, source_ids
+
+        if self.inputs == "random":
+            shape = (self.sequence_length, checkpoint.model.config.hidden_size, context.seed)
+            return (
+                NoiseRows(self.batches * self.batch_size, *shape, TRAIN),
+                NoiseRows(self.validation_batches * self.batch_size, *shape, VALIDATION),
+            )
+        if checkpoint.tokenizer is None:
+            raise StageError("the model has no tokenizer; set model.tokenizer")
+        train, validation = (
+            source_ids(context.rows(split).texts, checkpoint.tokenizer, context.data)
+            for split in ("train", "validation")
+        )
+        # What counts are the tokens that are read: a row's own ids are its targets.
+        return Examples(train, train), Examples(validation, validation)
+
+
+def _parameters(facts: Facts, stack: Stack, layers: tuple[int, ...]) -> int:
+    """How many parameters these layers have."""
+    places = tuple(f"{stack.prefix}.{layer}." for layer in layers)
+    return facts.numel(frozenset(name for name in facts.shapes if name.startswith(places)))
