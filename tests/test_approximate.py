@@ -269,6 +269,7 @@ model:
   config: {model_type: bert, vocab_size: 400, hidden_size: 32, num_hidden_layers: 4,
            num_attention_heads: 2, intermediate_size: 64, max_position_embeddings: 32}
   head: sequence_classification
+  head_bias: zero      # twelve steps that learn how rare labels are show a falling loss
   tokenizer: {vocab_size: 400}
 data: {rows: {train: 48, validation: 16, test: 20}, max_source_length: 32}
 training: {batch_size: 8, learning_rate: 0.003, warmup_steps: 7, checkpoint_seconds: 0}
