@@ -15,6 +15,7 @@ from compressor.stage import Context, Inputs, Planning, Report
 from compressor.store import MANIFEST
 
 if TYPE_CHECKING:
+    from compressor.checkpoint import Checkpoint
     from compressor.generation import Decoded
 
 MAIN = "rougeLsum"
@@ -28,13 +29,18 @@ class Evaluate(Report):
     in transformers: 20 gives at most 19. `gen_len` is the mean of generated tokens, `cut_off` the
     share of summaries that the limit ended. Tables show the scores at the longest limit.
 
-    `against: <stage>` adds, for each ROUGE, `retention` (this / that one's) and, under its own
-    name, `closeness` = 1 - |difference|, which flatters: it is near 1 for two bad models.
+    `against: <stage>` adds, for precision, recall and F1 of each ROUGE, the `retentions` (this /
+    that one's) and, under their own name, the `closenesses`, 1 - |difference|, which flatter: two
+    bad models are near 1. `retention` and `closeness` are rougeLsum's F1's, which tables show.
+
+    `demo_text` is summarized too, at the longest limit, and the models' summaries are shown side by
+    side.
 
     Example: `evaluate: {models: [load, recover], against: load, max_length: [20, 50, 128]}`
+    Example: `evaluate: {models: [load, quantize], demo_text: "One text, several summaries."}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     reads: ClassVar[Reads] = "sources"
 
@@ -42,6 +48,11 @@ class Evaluate(Report):
     min_length: int = Field(0, ge=0, description="A summary has at least as many tokens.")
     num_beams: int = Field(1, ge=1, description="1 is greedy.")
     against: str | None = Field(None, description="The stage whose model the others are held to.")
+    demo_text: str | None = Field(
+        None,
+        min_length=1,
+        description="A text that each model summarizes; the summaries are printed side by side.",
+    )
 
     @field_validator("max_length")
     @classmethod
@@ -90,6 +101,8 @@ class Evaluate(Report):
         lengths = self._score(rows, decoded, checkpoint.tokenizer, context)
         longest = lengths[str(self.limits[-1])]
         context.metrics.update(longest, samples_per_second=len(rows) / seconds, lengths=lengths)
+        if self.demo_text is not None:
+            context.metrics["demo"] = self._demo(self.demo_text, checkpoint, context)
         if "against" in inputs.artifacts:
             manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))
             self._compare(longest, manifest["metrics"], context)
@@ -119,12 +132,28 @@ class Evaluate(Report):
         write_predictions(path, predictions)
         return {str(limit): scores for limit, scores in score_predictions(path).items()}
 
-    def _compare(self, own: dict[str, Any], other: dict[str, Any], context: Context) -> None:
-        from compressor.metrics.rouge import NAMES, closeness, retention
+    def _demo(self, text: str, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
+        """What the model makes of the demo text: prefix, truncation and decoding as for a row."""
+        from compressor.data.examples import tokenize
+        from compressor.generation import decode
 
-        kept = {name: retention(own[name], other[name]) for name in NAMES}
+        assert checkpoint.tokenizer is not None
+        sources = tokenize(Rows([text], [""]), checkpoint.tokenizer, context.data).sources
+        decoded = decode(
+            checkpoint.model,
+            sources,
+            max_length=self.limits[-1],
+            num_beams=self.num_beams,
+            min_length=self.min_length,
+        )
+        (summary,) = checkpoint.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
+        return {"text": text, "summary": summary, "cut_off": decoded.cut_off[0]}
+
+    def _compare(self, own: dict[str, Any], other: dict[str, Any], context: Context) -> None:
+        from compressor.metrics.rouge import KEYS, closeness, retention
+
+        kept = {key: retention(own[key], other[key]) for key in KEYS}
+        close = {key: closeness(own[key], other[key]) for key in KEYS}
         context.metrics.update(
-            retention=kept[MAIN],
-            retentions=kept,
-            closeness={name: closeness(own[name], other[name]) for name in NAMES},
+            retention=kept[MAIN], retentions=kept, closeness=close[MAIN], closenesses=close
         )

@@ -93,7 +93,8 @@ class Finetune(Hyperparameters, Stage):
     `data.max_target_length` tokens, of which only the summary's count in the loss.
 
     AdamW with linear warm-up and decay. The loss of a step is the mean over the real label tokens
-    of its global batch, whatever the number of processes. `losses.csv` has every step's.
+    of its global batch, whatever the number of processes. `losses.csv` has every step's. With
+    `epochs: 0` the model stays as it is, and no row is read.
 
     Example: `finetune: {epochs: 20, learning_rate: 3.0e-4, batch_size: 16}`
     Example: `finetune: {epochs: 4, prune: {amounts: {lm_head: 0.5}, end: 0.7}}`
@@ -108,6 +109,9 @@ class Finetune(Hyperparameters, Stage):
 
     def draws(self) -> bool:
         return True
+
+    def data_splits(self) -> tuple[Split, ...]:
+        return self.splits if self.passes else ()
 
     def parameters(self) -> dict[str, Any]:
         gradual = {"prune": self.prune.model_dump(mode="json")} if self.prune else {}
@@ -154,6 +158,8 @@ class Finetune(Hyperparameters, Stage):
         from compressor.training import Training
 
         checkpoint = inputs.checkpoint()
+        if not self.passes:
+            return checkpoint
         train, validation = (
             checkpoint.examples(context.rows(split), context.data)
             for split in ("train", "validation")
