@@ -14,7 +14,14 @@ from compressor.plan import Plan
 from compressor.progress import Progress
 from compressor.run import Run, new_folder, table
 from compressor.store import Store
-from compressor.tables import CLOSENESS, NAME_WIDTH, Column, print_columns, print_demos
+from compressor.tables import (
+    CLOSENESS,
+    NAME_WIDTH,
+    Column,
+    print_columns,
+    print_demos,
+    print_lengths,
+)
 
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
@@ -54,6 +61,7 @@ def execute(
 def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:
     """Everything that a person sees of a run's results without asking for more."""
     print_table(records, console)
+    print_lengths(records, console)
     print_demos(records, console)
 
 

@@ -85,6 +85,33 @@ def print_demos(records: Sequence[Record], console: Console) -> None:
             _print(columns[start : start + beside], console)
 
 
+def print_lengths(records: Sequence[Record], console: Console) -> None:
+    """What `benchmark` measured by length of the input: a row for each model and length."""
+    rows = [
+        (model_label(record, records), length, length.get("training_step", {}))
+        for record in records
+        if record["stage"] == "benchmark"
+        for length in record["metrics"].get("input_lengths", ())
+    ]
+    if not rows:
+        return
+    models = Column("model", [label for label, _, _ in rows], "left", widest=NAME_WIDTH)
+    columns = [
+        Column("input tokens", [f"{length['tokens']:,}" for _, length, _ in rows]),
+        Column("latency p50", [f"{length['latency_p50_ms']:.1f} ms" for _, length, _ in rows]),
+        Column("peak MB", [_megabytes(length["peak_bytes"]) for _, length, _ in rows]),
+    ]
+    if any(step for _, _, step in rows):
+        seconds = [f"{step['seconds']:.1f} s" if step else "" for _, _, step in rows]
+        peaks = [_megabytes(step.get("peak_bytes")) for _, _, step in rows]
+        columns += [Column("training step", seconds), Column("its peak MB", peaks)]
+    print_columns(models, columns, console)
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:,.0f}"
+
+
 def print_scores(records: Sequence[Record], console: Console) -> None:
     """Precision, recall and F1 of every ROUGE: a table for each model that is held to another."""
     scored = [
