@@ -91,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="Show the results of a run.")
     show.set_defaults(command=show_command)
     show.add_argument("run", type=Path, help="a run's directory")
+    show.add_argument(
+        "--scores", action="store_true", help="precision, recall and F1 of every ROUGE as well"
+    )
 
     stages = commands.add_parser("stages", help="List the stages, or describe one.")
     stages.set_defaults(command=stages_command)
@@ -182,7 +185,8 @@ def plan_command(given: argparse.Namespace) -> int:
 def show_command(given: argparse.Namespace) -> int:
     """`compressor show`."""
     from compressor.run import read_metrics
-    from compressor.runner import print_table
+    from compressor.runner import print_results
+    from compressor.tables import print_scores
 
     if not (given.run / "metrics.json").is_file():
         raise RecipeError(f"{given.run} is no run's directory: it has no metrics.json")
@@ -190,7 +194,9 @@ def show_command(given: argparse.Namespace) -> int:
         records = read_metrics(given.run)
     except json.JSONDecodeError as error:
         raise RecipeError(f"{given.run / 'metrics.json'} is not JSON: {error}") from error
-    print_table(records, _console())
+    print_results(records, _console())
+    if given.scores:
+        print_scores(records, _console())
     return DONE
 
 

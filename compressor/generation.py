@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.generation import logits_process
 from transformers.modeling_outputs import BaseModelOutput
 
+from compressor.long_inputs import encode
+
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
@@ -277,9 +279,8 @@ def _encoded(model: PreTrainedModel, sources: list[Sequence[int]]) -> BaseModelO
     states = []
     for piece in _batches(sources, 0, tokens):
         ids, mask = _padded(model, [sources[index] for index in piece])
-        encoded = model.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True)
         missing = longest - ids.shape[1]  # masked like all padding
-        states.append(pad(encoded.last_hidden_state, (0, 0, 0, missing)))
+        states.append(pad(encode(model.get_encoder(), ids, mask), (0, 0, 0, missing)))
     return BaseModelOutput(last_hidden_state=torch.cat(states))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.data.batching import IGNORED
+from compressor.long_inputs import decode, encode
 
 KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "labels"})
 """What the short ways pass on; a batch with anything else takes the general one."""
@@ -109,14 +110,9 @@ def _without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
     """What `T5ForConditionalGeneration.forward` does, with its head on the kept positions only."""
     mask = batch["attention_mask"]
-    encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=mask)[0]
-    # Without `use_cache=False` every layer copies its keys and values into a cache nobody reads.
-    hidden = model.decoder(
-        input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
-        encoder_hidden_states=encoded,
-        encoder_attention_mask=mask,
-        use_cache=False,
-    )[0][kept]
+    encoded = encode(model.encoder, batch["input_ids"], mask)
+    ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    hidden = decode(model.decoder, ids, encoded, mask)[kept]
     if getattr(model.config, "scale_decoder_outputs", False):  # T5 with a tied head; never mT5
         hidden = hidden * model.model_dim**-0.5
     logits: Tensor = model.lm_head(hidden)

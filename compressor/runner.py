@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from compressor.engine import Engine
 from compressor.plan import Plan
 from compressor.progress import Progress
 from compressor.run import Run, new_folder, table
 from compressor.store import Store
+from compressor.tables import (
+    CLOSENESS,
+    NAME_WIDTH,
+    Column,
+    print_columns,
+    print_demos,
+    print_lengths,
+)
 
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
@@ -31,6 +37,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("roc_auc", "ROC-AUC", lambda v: f"{v:.4f}"),
     ("average_precision", "avg precision", lambda v: f"{v:.4f}"),
     ("retention", "retention", lambda v: f"{100 * v:.1f} %"),
+    ("closeness", CLOSENESS, lambda v: f"{v:.4f}"),
     ("latency_p50_ms", "latency p50", lambda v: f"{v:.1f} ms"),
     ("latency_p95_ms", "p95", lambda v: f"{v:.1f} ms"),
     ("texts_per_second", "texts/s", lambda v: f"{v:.1f}"),
@@ -51,19 +58,25 @@ def execute(
     run = Run.create(folder, plan, store)
     progress = Progress(console, folder / "events.jsonl", quiet=quiet)
     Engine(plan, store, run, progress).execute()
-    print_table(run.records, console)
+    print_results(run.records, console)
     console.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)
     return folder
+
+
+def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:
+    """Everything that a person sees of a run's results without asking for more."""
+    print_table(records, console)
+    print_lengths(records, console)
+    print_demos(records, console)
 
 
 def print_table(records: Sequence[dict[str, Any]], console: Console) -> None:
     """A row for each model that was looked at; only columns that have a value."""
     rows = table(records)
-    used = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
-    shown = Table("model", header_style="bold")
-    for _, heading, _ in used:
-        shown.add_column(heading, justify="right")
-    for row in rows:
-        cells = ("" if row.get(key) is None else write(row[key]) for key, _, write in used)
-        shown.add_row(escape(row["model"]), *cells)
-    console.print(shown)
+    models = Column("model", [row["model"] for row in rows], "left", widest=NAME_WIDTH)
+    columns = [
+        Column(heading, ["" if row.get(key) is None else write(row[key]) for row in rows])
+        for key, heading, write in COLUMNS
+        if any(row.get(key) is not None for row in rows)
+    ]
+    print_columns(models, columns, console)

@@ -59,6 +59,37 @@ def test_shrunk_t5_small_has_its_exact_size(recipe: str, millions: float) -> Non
     assert (round(load.parameters / 1e6, 1), round(shrink.parameters / 1e6, 1)) == (60.5, millions)
 
 
+def test_headlines_has_both_students_of_one_original() -> None:
+    """System A whole: 60.5 M, 47.9 M and 38.5 M, each student with an int8 model of its own."""
+    result = planned("sft/headlines", *FRESH)
+    sizes = {}
+    for name in ("load", "shrink", "quantize", "shrink_both", "quantize_both"):
+        facts = result.node(name).facts
+        assert facts is not None
+        sizes[name] = round(facts.parameters / 1e6, 1), bool(facts.int8)
+    assert sizes == {
+        "load": (60.5, False),
+        "shrink": (47.9, False), "quantize": (47.9, True),
+        "shrink_both": (38.5, False), "quantize_both": (38.5, True),
+    }  # fmt: skip
+    assert result.warnings == ()
+
+
+def test_a_share_of_layers_is_so_many_of_whatever_there_are() -> None:
+    """Half of T5-small's 6 are the layers 0, 2 and 4; of 1 layer half is that one."""
+    by_share, by_count = (
+        planned("sft/headlines_half_decoder", *FRESH, f"stages.shrink.decoder_layers={half}")
+        for half in (0.5, 3)
+    )
+    assert by_share.node("shrink").facts == by_count.node("shrink").facts
+    single = planned(
+        "sft/headlines_half_decoder", *FRESH, "model.config.num_decoder_layers=1"
+    ).node("shrink")
+    assert single.facts is not None and single.facts.stacks()["decoder"].layers == 1
+    with pytest.raises(RecipeError, match="share in"):
+        planned("sft/headlines_half_decoder", *FRESH, "stages.shrink.decoder_layers=1.5")
+
+
 def test_a_plan_imports_neither_torch_nor_transformers() -> None:
     """Planning stays quick because it never imports what takes seconds."""
     code = (

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 MEASURES = ("precision", "recall", "f1")
 """The columns of the arrays of `score_rows`."""
+KEYS = tuple(f"{name}{end}" for name in NAMES for end in ("_precision", "_recall", ""))
+"""What `summarize_scores` calls the means; F1 goes by the bare name."""
 
 _BOOTSTRAP_CELLS = 2**21
 """Values drawn at a time: 16 MiB of indices and 16 MiB of values, whatever the number of rows."""

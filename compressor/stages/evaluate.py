@@ -14,7 +14,7 @@ from compressor.data.rows import Rows
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
 from compressor.metrics.labels import SCORES as LABEL_SCORES
-from compressor.metrics.rouge import NAMES
+from compressor.metrics.rouge import KEYS
 from compressor.stage import Context, Inputs, Planning, Report
 from compressor.store import MANIFEST
 
@@ -39,14 +39,20 @@ class Evaluate(Report):
     macro F1, ROC-AUC and average precision, of each label and their mean over labels that have
     rows with and without them. A label of several is given from a probability of `threshold` on.
 
-    `against: <stage>` adds, for each ROUGE or score, `retention` (this / that one's) and, under its
-    own name, `closeness` = 1 - |difference|, which flatters: it is near 1 for two bad models.
+    `against: <stage>` adds `retentions` (this / that one's) and, under their own name, the
+    `closenesses`, 1 - |difference|, which flatter: two bad models are near 1. They are of
+    precision, recall and F1 of each ROUGE, or of each score of labels; `retention` and `closeness`,
+    which tables show, are rougeLsum's F1's or the micro F1's.
+
+    `demo_text` is summarized too, at the longest limit, and the models' summaries are shown side by
+    side.
 
     Example: `evaluate: {models: [load, recover], against: load, max_length: [20, 50, 128]}`
+    Example: `evaluate: {models: [load, quantize], demo_text: "One text, several summaries."}`
     Example: `evaluate: {models: [finetune, quantize], threshold: tuned}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     reads: ClassVar[Reads] = "sources"
 
@@ -59,6 +65,11 @@ class Evaluate(Report):
         "the one with the best F1 on the validation split.",
     )
     against: str | None = Field(None, description="The stage whose model the others are held to.")
+    demo_text: str | None = Field(
+        None,
+        min_length=1,
+        description="A text that each model summarizes; the summaries are printed side by side.",
+    )
 
     def data_splits(self) -> tuple[Split, ...]:
         return ("validation", "test") if self.threshold == "tuned" else ("test",)
@@ -88,7 +99,9 @@ class Evaluate(Report):
         facts, labelled = planning.facts, planning.data.task != "summarization"
         if facts is not None and facts.config["head"] == "causal_lm":
             planning.problem("", "scores the summaries of encoder-decoders only")
-        unused = {"max_length", "min_length", "num_beams"} if labelled else {"threshold"}
+        unused = (
+            {"max_length", "min_length", "num_beams", "demo_text"} if labelled else {"threshold"}
+        )
         for name in sorted(unused & self.model_fields_set):
             what = "labels" if labelled else "summaries"
             planning.problem(name, f"means nothing for {what}; data.task is {planning.data.task}")
@@ -113,7 +126,7 @@ class Evaluate(Report):
         (self._labels if labelled else self._summaries)(checkpoint, context)
         if "against" in inputs.artifacts:
             manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))
-            names, main = (LABEL_SCORES, MAIN_OF_LABELS) if labelled else (NAMES, MAIN)
+            names, main = (LABEL_SCORES, MAIN_OF_LABELS) if labelled else (KEYS, MAIN)
             self._compare(names, main, manifest["metrics"], context)
 
     def _summaries(self, checkpoint: Checkpoint, context: Context) -> None:
@@ -138,6 +151,8 @@ class Evaluate(Report):
         lengths = self._score(rows, decoded, checkpoint.tokenizer, context)
         longest = lengths[str(self.limits[-1])]
         context.metrics.update(longest, samples_per_second=len(rows) / seconds, lengths=lengths)
+        if self.demo_text is not None:
+            context.metrics["demo"] = self._demo(self.demo_text, checkpoint, context)
 
     def _labels(self, checkpoint: Checkpoint, context: Context) -> None:
         from compressor.classification import logits
@@ -191,6 +206,23 @@ class Evaluate(Report):
         write_predictions(path, predictions)
         return {str(limit): scores for limit, scores in score_predictions(path).items()}
 
+    def _demo(self, text: str, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
+        """What the model makes of the demo text: prefix, truncation and decoding as for a row."""
+        from compressor.data.examples import tokenize
+        from compressor.generation import decode
+
+        assert checkpoint.tokenizer is not None
+        sources = tokenize(Rows([text], [""]), checkpoint.tokenizer, context.data).sources
+        decoded = decode(
+            checkpoint.model,
+            sources,
+            max_length=self.limits[-1],
+            num_beams=self.num_beams,
+            min_length=self.min_length,
+        )
+        (summary,) = checkpoint.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
+        return {"text": text, "summary": summary, "cut_off": decoded.cut_off[0]}
+
     def _compare(
         self, names: tuple[str, ...], main: str, other: Mapping[str, Any], context: Context
     ) -> None:
@@ -199,8 +231,5 @@ class Evaluate(Report):
         own = context.metrics
         both = [name for name in names if None not in (own[name], other[name])]
         kept = {name: retention(own[name], other[name]) for name in both}
-        own.update(
-            retention=kept[main],
-            retentions=kept,
-            closeness={name: closeness(own[name], other[name]) for name in both},
-        )
+        close = {name: closeness(own[name], other[name]) for name in both}
+        own.update(retention=kept[main], retentions=kept, closeness=close[main], closenesses=close)

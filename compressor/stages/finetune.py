@@ -87,7 +87,8 @@ class Finetune(Hyperparameters, Stage):
     each row where the data's task is multi_label, by cross-entropy where it is single_label.
 
     AdamW with linear warm-up and decay. The loss of a step is the mean over the real label tokens
-    of its global batch, whatever the number of processes. `losses.csv` has every step's.
+    of its global batch, whatever the number of processes. `losses.csv` has every step's. With
+    `epochs: 0` the model stays as it is, and no row is read.
 
     `targets` names an earlier `pseudo_label` stage, whose texts are learned instead of the training
     split's references. The validation loss stays that of references.
@@ -108,6 +109,9 @@ class Finetune(Hyperparameters, Stage):
 
     def draws(self) -> bool:
         return True
+
+    def data_splits(self) -> tuple[Split, ...]:
+        return self.splits if self.passes else ()
 
     def artifacts(self) -> Mapping[str, Artifact]:
         if self.targets is None:
@@ -136,6 +140,8 @@ class Finetune(Hyperparameters, Stage):
         from compressor.training import Training
 
         checkpoint = inputs.checkpoint()
+        if not self.passes:
+            return checkpoint
         train, validation = (
             checkpoint.examples(rows, context.data)
             for rows in (self._to_learn(inputs, context), context.rows("validation"))

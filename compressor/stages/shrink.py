@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compressor.architectures import Facts, evenly_spaced
 from compressor.stage import Context, Inputs, Planning, Stage
@@ -12,22 +12,33 @@ from compressor.stage import Context, Inputs, Planning, Stage
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
 
-Layers = int | list[int]
+Layers = int | float | list[int]
+_LAYERS = "How many stay, their share in (0, 1], or which (from 0)."
 
 
 class Shrink(Stage):
     """Drop whole layers of a stack: keep so many, evenly spaced from the first, or the listed ones.
 
-    6 layers to 3 keeps 0, 2, 4; to 4 keeps 0, 1, 3, 4. As in "shrink and fine-tune" (Shleifer &
-    Rush, 2010.13002): the smaller model needs fine-tuning.
+    6 layers to 3, or to a share of 0.5, keeps 0, 2, 4; to 4 keeps 0, 1, 3, 4. As in "shrink and
+    fine-tune" (Shleifer & Rush, 2010.13002): the smaller model needs fine-tuning.
 
     Example: `shrink: {decoder_layers: 3}` or `shrink: {encoder_layers: [0, 2, 5]}`
+    Example: `shrink: {encoder_layers: 0.5, decoder_layers: 0.5}`
     """
 
     version: ClassVar[int] = 1
 
-    encoder_layers: Layers | None = Field(None, description="How many, or which (from 0).")
-    decoder_layers: Layers | None = Field(None, description="How many, or which (from 0).")
+    encoder_layers: Layers | None = Field(None, description=_LAYERS)
+    decoder_layers: Layers | None = Field(None, description=_LAYERS)
+
+    @field_validator("encoder_layers", "decoder_layers")
+    @classmethod
+    def _is_a_share(cls, value: Any) -> Any:
+        if isinstance(value, float) and not 0 < value <= 1:
+            raise ValueError(
+                f"expected a whole number of layers, or a share in (0, 1], got {value}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Shrink:
@@ -54,22 +65,15 @@ class Shrink(Stage):
                 planning.problem(field, f"{facts.model_type} has no {stack}")
                 continue
             count = stacks[stack].layers
-            if isinstance(layers, int):
-                if not 1 <= layers <= count:
-                    planning.problem(
-                        field, f"{layers} is outside 1 … {count}, the layers there are"
-                    )
+            if isinstance(layers, list):
+                if not layers or layers != sorted(set(layers) & set(range(count))):
+                    message = f"expected a rising list of layers from 0 to {count - 1}"
+                    planning.problem(field, f"{message}, got {layers}")
                     continue
-                kept[stack] = evenly_spaced(count, layers)
-            elif (
-                not layers
-                or sorted(set(layers)) != layers
-                or not 0 <= layers[0] <= layers[-1] < count
-            ):
-                message = f"expected a rising list of layers from 0 to {count - 1}, got {layers}"
-                planning.problem(field, message)
-            else:
-                kept[stack] = layers
+            elif not 0 < layers <= count:
+                planning.problem(field, f"{layers} is outside 1 … {count}, the layers there are")
+                continue
+            kept[stack] = _kept(layers, count)
         return facts.keep_layers(kept) if kept else facts
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
@@ -82,11 +86,16 @@ class Shrink(Stage):
         stacks = architecture(config.model_type).stacks(
             {**config.to_dict(), "head": checkpoint.head}
         )
-        kept = {
-            stack: evenly_spaced(stacks[stack].layers, layers)
-            if isinstance(layers, int)
-            else layers
-            for stack, layers in self._wanted().items()
-        }
+        wanted = self._wanted().items()
+        kept = {stack: _kept(layers, stacks[stack].layers) for stack, layers in wanted}
         context.metrics["kept"] = kept
         return keep_layers(checkpoint, kept)
+
+
+def _kept(layers: Layers, count: int) -> list[int]:
+    """The indices, among `count` layers, of those that stay."""
+    if isinstance(layers, list):
+        return layers
+    return evenly_spaced(
+        count, layers if isinstance(layers, int) else max(1, round(layers * count))
+    )

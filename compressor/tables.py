@@ -1,0 +1,158 @@
+"""Tables of a run's results, no wider than the console. The numbers come from its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from compressor.metrics.rouge import KEYS, NAMES
+
+MEASURES = ("precision", "recall", "F1")
+"""What a person reads for each ROUGE, in the order of `rouge.KEYS`."""
+CLOSENESS = "1-|diff|"
+"""Heading of `closeness`: what it is, since any word for it would flatter."""
+NAME_WIDTH = 24
+"""Characters after which a model's name is wrapped."""
+SUMMARY_WIDTH = 22
+"""Characters of a column of running text: 3 beside each other on a console of 80."""
+DEMO_CHARACTERS = 1000
+"""How much of a demo text is printed."""
+BORDER, PADDING = 1, 2
+"""Characters that a table has beside its columns, and a column beside its text and its border."""
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading and its cells. Texts of users and models: shown as they are, never as markup."""
+
+    heading: str
+    cells: Sequence[str]
+    justify: Literal["left", "right"] = "right"
+    widest: int | None = None
+    """Characters after which a cell is wrapped; a heading is wrapped at its spaces."""
+
+    @property
+    def width(self) -> int:
+        """Characters of its widest text, at most `widest`."""
+        longest = max(Text(text).cell_len for text in (*self.heading.split(), *self.cells, ""))
+        return longest if self.widest is None else min(longest, self.widest)
+
+
+def print_columns(
+    first: Column, columns: Iterable[Column], console: Console, *, title: str | None = None
+) -> None:
+    """Print columns beside `first`; what the console is too narrow for goes into further tables."""
+    tables: list[list[Column]] = [[first]]
+    for column in columns:
+        taken = sum(each.width + PADDING + BORDER for each in (*tables[-1], column))
+        if taken + BORDER > console.width and len(tables[-1]) > 1:
+            tables.append([first])
+        tables[-1].append(column)
+    for number, some in enumerate(tables):
+        _print(some, console, title=None if number else title)
+
+
+def _print(columns: Sequence[Column], console: Console, *, title: str | None = None) -> None:
+    table = Table(header_style="bold", title=title and Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(Text(column.heading), justify=column.justify, max_width=column.width)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+def print_demos(records: Sequence[Record], console: Console) -> None:
+    """Each demo text, and under it a column for each model with its summary."""
+    demos: dict[str, list[Column]] = {}
+    for record in records:
+        demo = record["metrics"].get("demo") if record["stage"] == "evaluate" else None
+        if demo is not None:
+            summary = (demo["summary"].strip() or "(empty)") + (" …" if demo["cut_off"] else "")
+            column = Column(model_label(record, records), [summary], "left")
+            demos.setdefault(demo["text"], []).append(column)
+    beside = max(1, (console.width - BORDER) // (SUMMARY_WIDTH + PADDING + BORDER))
+    for text, columns in demos.items():
+        shown = text[:DEMO_CHARACTERS] + (" …" if len(text) > DEMO_CHARACTERS else "")
+        console.print(Text.assemble(("demo text: ", "bold"), shown))
+        for start in range(0, len(columns), beside):
+            _print(columns[start : start + beside], console)
+
+
+def print_lengths(records: Sequence[Record], console: Console) -> None:
+    """What `benchmark` measured by length of the input: a row for each model and length."""
+    rows = [
+        (model_label(record, records), length, length.get("training_step", {}))
+        for record in records
+        if record["stage"] == "benchmark"
+        for length in record["metrics"].get("input_lengths", ())
+    ]
+    if not rows:
+        return
+    models = Column("model", [label for label, _, _ in rows], "left", widest=NAME_WIDTH)
+    columns = [
+        Column("input tokens", [f"{length['tokens']:,}" for _, length, _ in rows]),
+        Column("latency p50", [f"{length['latency_p50_ms']:.1f} ms" for _, length, _ in rows]),
+        Column("peak MB", [_megabytes(length["peak_bytes"]) for _, length, _ in rows]),
+    ]
+    if any(step for _, _, step in rows):
+        seconds = [f"{step['seconds']:.1f} s" if step else "" for _, _, step in rows]
+        peaks = [_megabytes(step.get("peak_bytes")) for _, _, step in rows]
+        columns += [Column("training step", seconds), Column("its peak MB", peaks)]
+    print_columns(models, columns, console)
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:,.0f}"
+
+
+def print_scores(records: Sequence[Record], console: Console) -> None:
+    """Precision, recall and F1 of every ROUGE: a table for each model that is held to another."""
+    scored = [
+        record
+        for record in records
+        if record["stage"] == "evaluate" and "rouge1_recall" in record["metrics"]
+    ]
+    for stage in dict.fromkeys(_stage(record) for record in scored):
+        mine = [record for record in scored if _stage(record) == stage]
+        held = [record for record in mine if "retentions" in record["metrics"]]
+        alone = [_scores(record, records) for record in mine if record not in held]
+        if not held:
+            print_columns(_score_names(), alone, console)
+        for record in held:
+            columns = [*alone, _scores(record, records), *_compared(record["metrics"])]
+            print_columns(_score_names(), columns, console)
+
+
+def _score_names() -> Column:
+    return Column("", [f"{name} {measure}" for name in NAMES for measure in MEASURES], "left")
+
+
+def _scores(record: Record, records: Sequence[Record]) -> Column:
+    cells = [f"{record['metrics'][key]:.4f}" for key in KEYS]
+    return Column(model_label(record, records), cells)
+
+
+def _compared(metrics: Mapping[str, Any]) -> list[Column]:
+    kept, close = metrics["retentions"], metrics["closenesses"]
+    shares = ["" if kept[key] is None else f"{100 * kept[key]:.1f} %" for key in KEYS]
+    return [
+        Column("retention", shares),
+        Column(CLOSENESS, [f"{close[key]:.4f}" for key in KEYS]),
+    ]
+
+
+def _stage(record: Record) -> str:
+    """The recipe's stage that a record is of: a report on several models has a record for each."""
+    return str(record["name"]).partition("@")[0]
+
+
+def model_label(record: Record, records: Sequence[Record]) -> str:
+    """What tables call the model that a report looked at."""
+    return next((str(r["label"]) for r in records if r["name"] == record["model"]), record["name"])

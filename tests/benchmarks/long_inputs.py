@@ -1,0 +1,126 @@
+"""Peak memory of a training step by length of the input, against transformers' own; no GPU.
+
+    make bench NAME=long_inputs
+
+A LongT5 of 4 + 4 layers, 256 wide, transient-global attention, fresh weights, float32, one row and
+64 label tokens; forward and backward, without an optimizer. Every measurement is a process of its
+own. What is counted is how far its resident memory rose above what it was with the model loaded.
+`theirs` is `model(**batch).loss`, `theirs_checkpointed` the same with gradient checkpointing, and
+`ours` the loss that the package trains with, under the allocator's settings of its training loop.
+`…_reading` is the encoder alone, without gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import torch
+from transformers import LongT5Config, LongT5ForConditionalGeneration
+
+from compressor.long_inputs import encode
+from compressor.losses import LabelLoss
+from compressor.memory import Peak
+from compressor.training import keep_freed_memory
+from tests.benchmarks.report import write
+
+LENGTHS, LABELS, VOCABULARY = (512, 2048, 8192, 16384), 64, 2000
+CASES = (
+    "theirs", "theirs_checkpointed", "ours", "ours_checkpointed", "theirs_reading", "ours_reading",
+)  # fmt: skip
+MIB = 2**20
+
+
+def model() -> Any:
+    torch.manual_seed(0)
+    config = LongT5Config(
+        vocab_size=VOCABULARY,
+        d_model=256,
+        d_kv=64,
+        d_ff=512,
+        num_layers=4,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        encoder_attention_type="transient-global",
+        decoder_start_token_id=0,
+        dropout_rate=0.0,
+    )
+    return LongT5ForConditionalGeneration(config)
+
+
+def once(case: str, tokens: int) -> dict[str, float]:
+    """One measurement: MiB above the loaded model, seconds of CPU time, and the loss."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # CPU time then does not depend on who else has the other core
+    made, draw = model(), torch.Generator().manual_seed(0)
+    ids = torch.randint(3, VOCABULARY, (1, tokens), generator=draw)
+    labels = torch.randint(3, VOCABULARY, (1, LABELS), generator=draw)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    if case.startswith("ours") and not case.endswith("reading"):
+        keep_freed_memory()
+    if case.endswith("checkpointed"):
+        made.gradient_checkpointing_enable()
+    peak = Peak(ids.device)
+    before, started = peak.bytes(), resource.getrusage(resource.RUSAGE_SELF)
+    value = 0.0
+    if case.endswith("reading"):
+        with torch.inference_mode():
+            mask = batch["attention_mask"]
+            encoder = made.eval().encoder
+            encode(encoder, ids, mask) if case.startswith("ours") else encoder(ids, mask)
+    else:
+        loss = LabelLoss(made.train())
+        summed = loss(batch) if case.startswith("ours") else made(**batch).loss * LABELS
+        summed.backward()
+        value = summed.item()
+    ended, most = resource.getrusage(resource.RUSAGE_SELF), peak.bytes()
+    assert before is not None and most is not None, "needs a system that can reset its peak"
+    used = (ended.ru_utime - started.ru_utime) + (ended.ru_stime - started.ru_stime)
+    return {"mib": (most - before) / MIB, "cpu_seconds": used, "loss": value}
+
+
+def measured(case: str, tokens: int) -> dict[str, float]:
+    """One measurement in a process of its own."""
+    module = ("-m", "tests.benchmarks.long_inputs", "--once", case, str(tokens))
+    done = subprocess.run([sys.executable, *module], check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, float] = json.loads(done.stdout.split("RESULT ")[1])
+    print(f"{case:<20} {tokens:>6}  {result['mib']:8.0f} MiB  {result['cpu_seconds']:6.1f} s CPU")
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--once", nargs=2)
+    given = parser.parse_args()
+    if given.once:
+        print("RESULT " + json.dumps(once(given.once[0], int(given.once[1]))))
+        return
+    found = {case: {tokens: measured(case, tokens) for tokens in LENGTHS} for case in CASES}
+    longest = {case: by_length[LENGTHS[-1]] for case, by_length in found.items()}
+    for tokens in LENGTHS:
+        ours, theirs = (found[case][tokens]["loss"] for case in ("ours", "theirs"))
+        assert abs(ours - theirs) < 1e-5 * abs(theirs), "not the same loss"
+    write(
+        "long_inputs",
+        {
+            "ours": longest["ours"]["mib"],
+            "theirs": longest["theirs_checkpointed"]["mib"],
+            "ratio": longest["theirs_checkpointed"]["mib"] / longest["ours"]["mib"],
+            "ratio_without_checkpointing": longest["theirs"]["mib"] / longest["ours"]["mib"],
+            "ratio_reading": longest["theirs_reading"]["mib"] / longest["ours_reading"]["mib"],
+            "unit": "MiB above the loaded model",
+            "model": "LongT5, 4 + 4 layers of 256, 4 heads, transient-global, float32",
+            "label_tokens": LABELS,
+            "input_tokens": LENGTHS[-1],
+            "by_length": found,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

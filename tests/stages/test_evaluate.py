@@ -1,0 +1,64 @@
+"""`evaluate`: what it records of a model, and of one held to another."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from compressor.metrics.rouge import KEYS
+
+TEXT = "The [Secretary] shall give grants to libraries. Be it enacted."
+
+
+def test_models_are_compared_by_every_score_and_by_a_demo_text(recipe, run) -> None:
+    """Precision, recall and F1, their retention and closeness; the text's summary of each model;
+    all of it shown again by `show`. The original is not trained: 0 epochs read no rows.
+    """
+    path = recipe(
+        ("[load, finetune, prune, recover, evaluate]", "[load, original, finetune, evaluate]"),
+        ("  finetune: {epochs: 1}", "  original: {stage: finetune, epochs: 0}\n  finetune: {}"),
+        (
+            "{max_length: [8, 16]}",
+            "{models: [original, finetune], against: original, max_length: [8, 16], "
+            f'demo_text: "{TEXT}"}}',
+        ),
+    )
+    done = run("run", path)
+    assert done.code == 0, done.err
+    records = json.loads((path.parent / done.run_folder / "metrics.json").read_text())
+    found = {record["name"]: record for record in records}
+    assert found["original"]["metrics"] == {}
+    first, second = (found[f"evaluate@{name}"]["metrics"] for name in ("original", "finetune"))
+    assert "retention" not in first
+    for key in KEYS:
+        assert 0 <= second[key] <= 1
+        share = second[key] / first[key] if first[key] else None
+        assert second["retentions"][key] == (share if share is None else pytest.approx(share))
+        assert second["closenesses"][key] == pytest.approx(1 - abs(second[key] - first[key]))
+    assert second["closeness"] == second["closenesses"]["rougeLsum"]
+    assert first["demo"].keys() == second["demo"].keys() == {"text", "summary", "cut_off"}
+    again = run("show", path.parent / done.run_folder, "--scores")
+    assert f"demo text: {TEXT}" in done.out and f"demo text: {TEXT}" in again.out
+    assert "rougeL precision" in again.out and "rougeL precision" not in done.out
+    table = done.out[done.out.index("┏") : done.out.index("run: ")]
+    assert table in again.out
+
+
+def test_a_demo_text_is_summarized_as_a_row_would_be(recipe, run) -> None:
+    """A test row's own text as demo text gives that row's prediction at the longest limit."""
+    first = run("run", recipe())
+    assert first.code == 0, first.err
+    path = recipe()
+    with (path.parent / first.run_folder / "predictions.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["max_length"] == "16"]
+    text = json.dumps(rows[0]["source"])
+    (path.parent / "mine.yaml").write_text(
+        path.read_text().replace("[8, 16]}", f"[8, 16], demo_text: {text}}}")
+    )
+    second = run("run", path)
+    assert second.code == 0, second.err
+    records = json.loads((path.parent / second.run_folder / "metrics.json").read_text())
+    assert [r["name"] for r in records if not r["cached"]] == ["evaluate"]
+    assert records[-1]["metrics"]["demo"]["summary"] == rows[0]["prediction"]
