@@ -22,10 +22,12 @@ from torch.utils.checkpoint import checkpoint
 
 from compressor.runs import in_runs
 
-LONG = 2**24
-"""Attention scores of a layer above which an input is long: from 2,600 tokens on for long-t5-base,
-from 5,700 for 4 heads. Transformers' way keeps several tensors of that size for each layer. It was
-1.3 to 1.6 times as fast for at most 2,048 tokens, and took 1.8 times as long for 16,384."""
+LONG = 2**22
+"""Attention scores of a layer above which an input is long: 900 tokens for long-t5-base, 2,200 for
+4 heads. Runs take as much CPU time there as transformers' way, 0.4 times as much for 16,384."""
+LONG_WITH_GRADIENTS = 4
+"""So many times as many where the backward pass has to compute again: 2,700 and 5,800 tokens. Up
+to 2,048, runs took 1.3 to 1.6 times the CPU time of a step; for 16,384 they took half."""
 SCORES = {"cpu": 2**22, "cuda": 2**25}
 """Attention scores computed at once, at least those of a block. 16 MiB in float32: on a CPU four
 times as many take as long, and 490 MiB more at the peak (a layer of long-t5-base's width, 8,192
@@ -39,7 +41,8 @@ def is_long(config: Any, batch: torch.Size) -> bool:
     if config.model_type != "longt5":
         return False
     blocks = -(-batch[1] // (int(config.local_radius) + 1))
-    return blocks * _scores_of_a_block(config, batch) > LONG
+    limit = LONG * (LONG_WITH_GRADIENTS if torch.is_grad_enabled() else 1)
+    return blocks * _scores_of_a_block(config, batch) > limit
 
 
 def _scores_of_a_block(config: Any, batch: torch.Size) -> int:

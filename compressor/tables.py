@@ -121,7 +121,7 @@ def print_scores(records: Sequence[Record], console: Console) -> None:
     ]
     for stage in dict.fromkeys(_stage(record) for record in scored):
         mine = [record for record in scored if _stage(record) == stage]
-        held = [record for record in mine if "retentions" in record["metrics"]]
+        held = [record for record in mine if "closenesses" in record["metrics"]]
         alone = [_scores(record, records) for record in mine if record not in held]
         if not held:
             print_columns(_score_names(), alone, console)
