@@ -450,9 +450,12 @@ def validation_problems(
 def _real_location(location: Sequence[str | int], values: Any) -> list[str | int]:
     """A location without the union tags that pydantic puts between real keys."""
     real: list[str | int] = []
-    node = values
+    node, untagged = values, None
     for index, part in enumerate(location):
         last = index == len(location) - 1
+        if isinstance(node, Mapping) and node.get("source") == part and untagged is not node:
+            untagged = node  # the tag of a union of data sources, which may be a key of it too
+            continue
         if isinstance(node, Mapping) and part in node:
             node = node[part]
         elif isinstance(node, Sequence) and not isinstance(node, str) and isinstance(part, int):

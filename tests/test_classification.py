@@ -239,6 +239,8 @@ stages:
   export: {model: distill}
 """
 MULTI = "data: {rows"
+FILES = ("/data: messages", "/data: go_emotions_files")
+PATHS = "files: {train: x.csv, validation: y.csv"
 
 
 @pytest.fixture
@@ -339,6 +341,10 @@ def test_two_processes_learn_what_one_does(recipe, run) -> None:
         ([("attention: 1}", "attention: 1}, layers: {encoder: {0: 2}}")],
          "layers.encoder.0: 2 is outside 0 … 1, the teacher's layers"),
         ([(MULTI, "data: {labels: [refund, urgnt], rows")], "no column 'urgnt'"),
+        ([FILES, (MULTI, f"data: {{labels: [[a]], {PATHS}}}, rows")],
+         "data.labels.0: "),
+        ([FILES, (MULTI, f"data: {{{PATHS}, trai: x}}, rows")],
+         "data.files.trai: "),
         ([(MULTI, "data: {task: single_label, rows")], "threshold: a row's one label is"),
     ],
 )  # fmt: skip
