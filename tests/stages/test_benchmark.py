@@ -60,6 +60,7 @@ def problems(recipe, benchmark: str, *overrides: str) -> list[str]:
 def test_lengths_over_a_models_positions_are_refused_when_planned(recipe) -> None:
     """BART of 48 positions: 48 is read, 49 is not; the key is named."""
     bart = ("model.config.model_type=bart", "+model.config.max_position_embeddings=48")
+    bart += ("data.max_source_length=48",)
     found = problems(recipe, "{input_lengths: [48, 49]}", *bart)
     assert len(found) == 1
     assert (
