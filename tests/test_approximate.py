@@ -350,7 +350,7 @@ def test_a_chain_as_a_user_runs_it(tmp_path: Path, monkeypatch) -> None:
     assert records["again"]["parameters"] == again.parameters
 
 
-NOISE = ("pipeline=[load,noise]", "stages.noise.epochs=250")
+NOISE = ("pipeline=[load,noise]", "stages.noise.epochs=100")
 
 
 def test_a_killed_one_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_a_killed_one_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     deadline, reached = time.monotonic() + 60, False
     while time.monotonic() < deadline and process.poll() is None and not reached:
         found = folder.glob("outputs/store/partial/*.resume/step-*/tensors")
-        reached = any(int(path.parent.name[5:]) > 2 for path in found)
+        reached = any(int(path.parent.name[5:]) > 0 for path in found)
         time.sleep(0.005)
     assert process.poll() is None and reached
     os.killpg(process.pid, signal.SIGKILL)
