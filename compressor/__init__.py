@@ -8,7 +8,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from compressor.loaded import Loaded
+
 __version__ = "0.1.0"
+
+
+def load(place: str | Path, *, threads: int | None = None) -> Loaded:
+    """A model with its tokenizer: `.summarize(texts)` or `.classify(texts)`, whatever runs it.
+
+    `place` is a directory that `export` wrote; a run's folder, for what its last `export` wrote or,
+    without one, the model of its last stage that gives one; or one of its `stages/…`. Texts are
+    read as in the recipe: prefix, limit, truncation. What CTranslate2 or ONNX Runtime runs is
+    loaded without torch. `threads`: how many it computes with; default: the backend's own choice.
+    Raises `compressor.errors.StageError` where there is no model, or it cannot be loaded.
+    """
+    from compressor import loaded
+
+    return loaded.load(Path(place), threads=threads)
 
 
 def load_model(directory: str | Path) -> PreTrainedModel:

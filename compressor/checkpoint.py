@@ -242,7 +242,7 @@ def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
     if has_blocks(model):
         save_state(model, folder)
         return
-    with _tie_as_read(model):
+    with tie_as_read(model):
         model.save_pretrained(folder, max_shard_size="1000GB")
 
 
@@ -263,14 +263,14 @@ def weights_file(folder: Path) -> Path:
 def save_config(model: PreTrainedModel, folder: Path) -> None:
     """Write the config, and the generation config where there is one."""
     model.config.architectures = [type(model).__name__]
-    with _tie_as_read(model):
+    with tie_as_read(model):
         model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 
 
 @contextmanager
-def _tie_as_read(model: PreTrainedModel) -> Iterator[None]:
+def tie_as_read(model: PreTrainedModel) -> Iterator[None]:
     """Have `tie_word_embeddings` in T5's config say what transformers 5 reads out of it.
 
     When it reads a config it takes False to mean "decoder outputs are not scaled", and then sets
@@ -292,10 +292,12 @@ def load_pretrained(
     *,
     trust_remote_code: bool = False,
     config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> PreTrainedModel:
-    """`from_pretrained` in float32, refusing a file whose tensors do not fit the config.
+    """`from_pretrained`, refusing a file whose tensors do not fit the config.
 
-    Only tensors are read: safetensors where there are any, else a `.bin` with `weights_only`.
+    In float32, or in `dtype`; "auto" is that of the file. Only tensors are read: safetensors where
+    there are any, else a `.bin` with `weights_only`.
     `config` has values that come instead of the folder's; for another number of labels in it, a
     classifier's head is drawn anew.
     """
@@ -304,7 +306,7 @@ def load_pretrained(
     try:
         model, info = AUTO_CLASSES[head].from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
             use_safetensors=any(folder.glob("*.safetensors")),
             weights_only=True,

@@ -14,22 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compressor.checkpoint import Checkpoint
-    from compressor.data.rows import Rows
-    from compressor.data.sources import DataBase
 
 BATCH_TOKENS = 16_384
 """Padded tokens of a batch: bounds its memory."""
-
-
-def logits(
-    checkpoint: Checkpoint,
-    rows: Rows,
-    data: DataBase,
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> NDArray[np.float64]:
-    """The logits [N, L] of rows, in their order, computed on the model's device."""
-    return of_sources(checkpoint, checkpoint.examples(rows, data).sources, progress=progress)
 
 
 @torch.inference_mode()

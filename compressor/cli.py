@@ -102,6 +102,18 @@ def _parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="List the checked-in recipes.")
     recipes.set_defaults(command=recipes_command)
 
+    for name, command, text in (
+        ("summarize", summarize_command, "Summarize a text from the standard input."),
+        ("classify", classify_command, "Print the labels' probabilities of a text from the input."),
+    ):
+        use = commands.add_parser(name, help=text, description=text)
+        use.set_defaults(command=command)
+        use.add_argument("place", type=Path, help="a run's folder, or a directory from `export`")
+        use.add_argument("--lines", action="store_true", help="each line is a text of its own")
+        if name == "summarize":
+            use.add_argument("--max-length", type=int, help="limit of a summary, in tokens")
+            use.add_argument("--num-beams", type=int, default=1, help="1 is greedy")
+
     score = commands.add_parser("score", help="Score a predictions.csv again.")
     score.set_defaults(command=score_command)
     score.add_argument("file", type=Path, help="with columns `prediction` and `reference`")
@@ -224,7 +236,24 @@ def stages_command(given: argparse.Namespace) -> int:
             else f"default {field.get_default(call_default_factory=True)!r}"
         )
         print(f"  {name}: {default}\n      {field.description or ''}")
+    if cls.exports:
+        _print_formats()
     return DONE
+
+
+def _print_formats() -> None:
+    """What can be exported to what."""
+    from rich.table import Table
+
+    from compressor.formats import FORMATS, matrix
+
+    print()
+    shown = Table("head", "model", *FORMATS, header_style="bold")
+    for head, model_type, taken in matrix():
+        shown.add_row(head, model_type, *("yes" if each else "" for each in taken))
+    shown.add_section()
+    shown.add_row("weights", "", *("\n".join(each.weights) for each in FORMATS.values()))
+    _console().print(shown)
 
 
 def recipes_command(_: argparse.Namespace) -> int:
@@ -232,6 +261,40 @@ def recipes_command(_: argparse.Namespace) -> int:
     from compressor.recipe import recipe_names
 
     print("\n".join(recipe_names()))
+    return DONE
+
+
+def _texts(given: argparse.Namespace) -> list[str]:
+    """What came in on the standard input."""
+    text = sys.stdin.read()
+    texts = text.splitlines() if given.lines else [text]
+    if not any(each.strip() for each in texts):
+        raise RecipeError("there is no text on the standard input: compressor … < text")
+    return texts
+
+
+def summarize_command(given: argparse.Namespace) -> int:
+    """`compressor summarize`."""
+    import compressor
+
+    if given.max_length is not None and given.max_length < 2:
+        raise RecipeError(f"--max-length: expected at least 2, got {given.max_length}")
+    if given.num_beams < 1:
+        raise RecipeError(f"--num-beams: expected at least 1, got {given.num_beams}")
+    texts, loaded = _texts(given), compressor.load(given.place)
+    for summary in loaded.summarize(texts, max_length=given.max_length, num_beams=given.num_beams):
+        print(" ".join(summary.split("\n")))
+    return DONE
+
+
+def classify_command(given: argparse.Namespace) -> int:
+    """`compressor classify`."""
+    import compressor
+
+    texts, loaded = _texts(given), compressor.load(given.place)
+    for labels in loaded.classify(texts):
+        ordered = sorted(labels.items(), key=lambda item: -item[1])
+        print("  ".join(f"{name} {probability:.4f}" for name, probability in ordered))
     return DONE
 
 

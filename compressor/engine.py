@@ -110,6 +110,7 @@ class Engine:
             launch=recipe.launch,
             progress=self.progress,
             run_folder=self.run.folder,
+            name=node.name,
         )
         started = time.monotonic()
         try:
@@ -150,7 +151,7 @@ class Engine:
         if node.model is None:
             return dict.fromkeys(("parameters", "nonzero", "nonzero_ratio", "bytes"))
         described: dict[str, Any] = self.store.manifest(self._key(node.model))["model"]
-        return described
+        return described | context.sizes
 
     def _key(self, name: str) -> str:
         key = self.plan.node(name).key

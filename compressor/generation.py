@@ -8,17 +8,18 @@ row has ended, the two loops are equally fast. Sampling is not offered: it has n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.generation import logits_process
 from transformers.modeling_outputs import BaseModelOutput
 
+from compressor.decoded import Decoded, at_limits, token_ids, valid_limits
 from compressor.long_inputs import encode
 
 if TYPE_CHECKING:
@@ -52,46 +53,6 @@ _ROWWISE = {
 }
 """These look at a row's own tokens and hold nothing per row, so rows may leave under them. Others
 (the two that look at the source, classifier-free guidance) index rows by their first place."""
-
-_AFTER_FORCED_EOS = (
-    "exponential_decay_length_penalty",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-)
-"""Settings that `generate` applies after the forced last token, which then need not win."""
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Generated rows under one `max_length`, in the order of the sources.
-
-    `tokens` are without decoder start token and padding, with the end token where there is one.
-    `cut_off` says whether the limit, not the model, ended the row; with a forced last token such
-    a row has an end token all the same. `seconds` and `generated` (tokens, up to the end token)
-    are of the decode that the rows come from: in a sweep often that of the longest limit.
-    """
-
-    tokens: list[list[int]]
-    cut_off: list[bool]
-    seconds: float
-    generated: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed of the decode that the rows come from, its encoder included."""
-        return self.generated / self.seconds if self.seconds else 0.0
-
-
-def truncate(
-    tokens: Sequence[int], max_length: int, eos: Collection[int]
-) -> tuple[list[int], bool]:
-    """The prefix of a greedily decoded row that a shorter limit leaves, and whether it is cut off.
-
-    A row is cut off that has none of the end tokens `eos` within the limit. `max_length` counts
-    the decoder start token, which `tokens` lack. A forced last token is not put in: see `sweep`.
-    """
-    kept = list(tokens[: max_length - 1])
-    return kept, not (kept and kept[-1] in eos)
 
 
 def decode(
@@ -147,54 +108,18 @@ def sweep(
     `forced_eos_token_id`) takes the place of the last token at each limit. Beam search ranks by
     finished lengths, so with beams each limit is decoded, and `progress` gets all rows each time.
     """
-    limits = sorted(set(max_lengths))
-    if limits and limits[0] < 1:
-        raise ValueError(f"max_length counts the decoder start token: {limits[0]} is below 1")
+    limits = valid_limits(max_lengths)
     if device is not None:
         model.to(device)
-    config = model.generation_config
-    eos, forced = _ids(config.eos_token_id), _ids(config.forced_eos_token_id)
     settings: dict[str, Any] = {"num_beams": num_beams}
     if min_length:
         settings |= {"min_length": min_length, "min_new_tokens": None}
-    if num_beams > 1 or (forced and any(getattr(config, key) for key in _AFTER_FORCED_EOS)):
-        decoded = {
-            limit: _decode(model, sources, limit, settings, batch_tokens, progress)
-            for limit in limits
-        }
-        return {limit: _as_generated(*decoded[limit], limit, eos, forced) for limit in max_lengths}
-    settings |= {"forced_eos_token_id": None}
-    longest = _decode(model, sources, max(limits, default=1), settings, batch_tokens, progress)
-    return {limit: _limited(*longest, limit, eos, forced) for limit in max_lengths}
 
+    def rows(limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
+        own = settings if forced_end else settings | {"forced_eos_token_id": None}
+        return _decode(model, sources, limit, own, batch_tokens, progress)
 
-def _ids(setting: int | list[int] | None) -> list[int]:
-    """A token setting of the generation config, which may be one id, several, or none."""
-    return [] if setting is None else setting if isinstance(setting, list) else [setting]
-
-
-def _as_generated(
-    rows: list[list[int]], seconds: float, limit: int, eos: list[int], forced: list[int]
-) -> Decoded:
-    """Rows of a decode at this very limit; one that fills it by a forced end counts as cut off."""
-    cut_off = [
-        truncate(row, limit, eos)[1] or (bool(forced) and len(row) == limit - 1) for row in rows
-    ]
-    return Decoded(rows, cut_off, seconds, sum(map(len, rows)))
-
-
-def _limited(
-    rows: list[list[int]], seconds: float, limit: int, eos: list[int], forced: list[int]
-) -> Decoded:
-    """Rows of a longer greedy decode without a forced last token, as this limit gives them."""
-    tokens, cut_off = [], []
-    for row in rows:
-        kept, cut = truncate(row, limit, eos)
-        if cut and kept and forced:
-            kept[-1] = min(forced)  # all forced ones score 0, and argmax takes the first
-        tokens.append(kept)
-        cut_off.append(cut)
-    return Decoded(tokens, cut_off, seconds, sum(map(len, rows)))
+    return at_limits(rows, limits, model.generation_config.to_dict(), greedy=num_beams == 1)
 
 
 def _decode(
@@ -253,12 +178,15 @@ def _generate(
         num_return_sequences=1,
         return_dict_in_generate=False,
         use_cache=True,  # configs saved in training often have it off
-        cache_implementation=None,  # only the dynamic one lets rows leave
+        # Only a dynamic cache lets rows leave. Made here, since `generate` makes it with as many
+        # layers as the encoder has, too few where a T5's decoder is the deeper of the two.
+        past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+        cache_implementation=None,
         custom_generate=_greedy if settings["num_beams"] == 1 else None,
         **settings,
     )
     tokens = output if isinstance(output, list) else output[:, 1:].tolist()
-    eos = _ids(model.generation_config.eos_token_id)
+    eos = token_ids(model.generation_config.eos_token_id)
     ends = [next((i for i, token in enumerate(row, 1) if token in eos), None) for row in tokens]
     return [row[:end] for row, end in zip(tokens, ends, strict=True)]
 

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compressor.architectures import Facts
+from compressor.backends import BackendName
 from compressor.data.sources import Data, Split
 from compressor.errors import Problem, RecipeError, StageError, Unreachable, nearest
 from compressor.recipe import Composed, validation_problems
@@ -277,28 +278,36 @@ class _Planner:
                 self._add(name, name, kind, stage, own, {})
             return
         seen: dict[str, str] = {}  # node with a model → node that reports on it
+        held_to: str | None = None
         for model in named:
-            node = self._earlier(model, name, "against" if model == against else "models")
+            key = "against" if model == against else "models"
+            node = self._earlier(model, name, key, exports=stage.runs_exports)
             if node is None or node in seen:  # a skipped stage left the model as it was before
                 continue
             seen[node] = f"{name}@{model}"
-            other = seen.get(self.gave_model.get(against) or "") if against is not None else None
-            reads = {"against": other} if other is not None and other != seen[node] else {}
+            reads = {"against": held_to} if held_to is not None else {}
+            held_to = seen[node] if model == against else held_to
             self._add(seen[node], name, kind, stage, node, reads)
 
     def _model_of(self, name: str, stage: Stage) -> str | None:
         if not stage.needs_model:
             return None
         if stage.model is not None:
-            return self._earlier(stage.model, name, "model")
+            runs_exports = isinstance(stage, Report) and stage.runs_exports
+            return self._earlier(stage.model, name, "model", exports=runs_exports)
         if self.last_model is None:
             self._report(f"stages.{name}", "needs a model, but no stage before it gives one")
         return self.last_model
 
-    def _earlier(self, model: str, name: str, key: str) -> str | None:
-        """The node with the model of stage `model`, which stage `name` refers to at `key`."""
+    def _earlier(self, model: str, name: str, key: str, *, exports: bool = False) -> str | None:
+        """The node with the model of stage `model`, which stage `name` refers to at `key`.
+
+        `exports`: or the node of an export.
+        """
         if model in self.gave_model:
             return self.gave_model[model]
+        if exports and model in self.nodes and self.nodes[model].stage.exports:
+            return model
         recipe, path = self.composed.recipe, f"stages.{name}.{key}"
         if model in self.stages and not self.stages[model][1].changes_model:
             self._report(path, f"{model!r} gives no model; {nearest(model, self.gave_model)}")
@@ -341,6 +350,7 @@ class _Planner:
             outputs=self.store.folder.parent,
             problem=problem,
             unreached=unreached,
+            backend=self._backend(model),
             others={role: self.nodes[artifacts[role]].facts for role in stage.models_read()},
         )
         for split in stage.data_splits():
@@ -352,6 +362,9 @@ class _Planner:
         self.nodes[node] = Node(
             node, kind, stage, model, artifacts, key, parts or {}, facts, cached
         )
+
+    def _backend(self, model: str | None) -> BackendName:
+        return self.nodes[model].stage.runs_in() if model in self.nodes else "torch"
 
     def _check_split(self, split: Split) -> None:
         if split not in self.checked_splits:

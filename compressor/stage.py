@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.architectures import Facts
+from compressor.backends import BackendName
 
 if TYPE_CHECKING:
+    from compressor.backends import Model
     from compressor.checkpoint import Checkpoint
     from compressor.data.rows import Rows
     from compressor.data.sources import Data, Reads, Split
@@ -53,6 +55,8 @@ class Planning:
     outputs: Path
     problem: Callable[[str, str], None]
     unreached: Callable[[str, str], None]
+    backend: BackendName = "torch"
+    """What runs the model."""
     others: Mapping[str, Facts | None] = field(default_factory=dict)
     """Role → the facts of a model that the stage reads beside its own (`Stage.models_read`)."""
 
@@ -80,6 +84,15 @@ class Planning:
             names = how.join(f"data.{field}" for field in fields)
             message = f"the {whose} has {facts.positions} positions, and rows of up to {longest}"
             self.problem(f"data.{fields[0]}", f"{message} tokens; lower {names}")
+
+    def check_backend(self, wanted: BackendName | None) -> None:
+        """Report a model that is not made for the backend that a recipe asks for."""
+        if wanted not in (None, self.backend):
+            message = (
+                f"{wanted!r} runs what `export` wrote for it, and this model is for "
+                f"{self.backend!r}; name such an export in `models`"
+            )
+            self.problem("backend", message)
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,21 @@ class Inputs:
         assert folder is not None, "planning gives a model to every stage that needs one"
         return Checkpoint.load(folder)
 
+    def open(self, *, threads: int | None = None) -> Model:
+        """The model that a report looks at, run by what it is made for; an export's, or torch."""
+        from compressor.backends import EXPORT, open_export
+
+        assert self.folder is not None, "planning gives a model to every report"
+        exported = self.folder / "model"
+        if (exported / EXPORT).is_file():
+            from compressor.formats import Exported
+
+            about = Exported.load(exported).model_dump()
+            return open_export(exported, about, threads=threads)
+        from compressor.backends.pytorch import TorchModel
+
+        return TorchModel(self.checkpoint(), threads=threads)
+
 
 @dataclass(frozen=True)
 class Context:
@@ -127,7 +155,11 @@ class Context:
     launch: Launch
     progress: Progress
     run_folder: Path | None = None
+    name: str = ""
+    """The stage's name in the recipe."""
     metrics: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Of an export: what tables show of it instead of what they show of its source."""
 
     def rows(self, split: Split) -> Rows:
         return self.data.load(split)
@@ -143,6 +175,8 @@ class Stage(BaseModel):
     changes_model: ClassVar[bool] = True
     """Whether the stage gives a model to the stages after it, or only looks at one."""
     needs_model: ClassVar[bool] = True
+    exports: ClassVar[bool] = False
+    """Whether it writes a model that other programs run, and that some reports can look at."""
     section: ClassVar[str | None] = None
     """The top-level group of the recipe (`model`, `training`) that has this stage's defaults."""
     section_keys: ClassVar[frozenset[str] | None] = None
@@ -187,6 +221,10 @@ class Stage(BaseModel):
         """The facts of the model after this stage; reports what cannot work."""
         return planning.facts
 
+    def runs_in(self) -> BackendName:
+        """What runs the model that this stage gives or writes."""
+        return "torch"
+
     def run(self, inputs: Inputs, context: Context) -> Checkpoint | None:
         """Do the work. A stage that `changes_model` returns the new checkpoint."""
         raise NotImplementedError
@@ -200,6 +238,8 @@ class Report(Stage):
     """The base of stages that look at models and change none; they can look at several."""
 
     changes_model: ClassVar[bool] = False
+    runs_exports: ClassVar[bool] = False
+    """Whether it can look at what an `export` wrote, too."""
 
     models: tuple[str, ...] = Field(
         (), description="Names of stages whose models are looked at, each as a node of its own."

@@ -190,6 +190,7 @@ def main(path: Path) -> int:
         launch=Launch.model_validate(task["launch"]),
         progress=progress,
         run_folder=Path(task["run_folder"]),
+        name=task["name"],
     )
     try:
         if rank == 0:

@@ -42,15 +42,15 @@ def test_a_broken_yaml_names_file_and_line(recipe, run) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ("format: packed, values: int4", ["export.values", "'int8', 'bfloat16' or 'float32'"]),
-        ("format: pack", ["export.format", "'huggingface' or 'packed'"]),
-        ("values: bfloat16", ["export.values", "format 'huggingface'; set 'dtype'"]),
-        ("format: packed, dtype: bfloat16", ["export.dtype", "format 'packed'; set 'values'"]),
-        ("format: packed, values: float32", ["export.values", "is int8 already", "'float32'"]),
+        ("format: packed, weights: int4", ["export.weights", "'float32', 'bfloat16'"]),
+        ("format: pack", ["export.format", "'huggingface', 'packed'"]),
+        ("weights: int8", ["export.weights", "'huggingface' cannot store 'int8'; valid: "]),
+        ("format: packed, weights: float16", ["'packed' cannot store", "did you mean 'bfloat16'"]),
+        ("format: packed, weights: float32", ["export.weights", "is int8 already", "'float32'"]),
     ],
 )
 def test_an_export_that_cannot_be_is_found_while_planning(recipe, run, settings, expected) -> None:
-    """Settings of the other format, and a second rounding of an int8 model."""
+    """Weights that a format does not have, and a second rounding of an int8 model."""
     stages = f"  quantize: {{}}\n  export: {{{settings}}}\n  evaluate:"
     path = recipe(("recover, evaluate]", "quantize, export]"), ("  evaluate:", stages))
     result = run("plan", path)

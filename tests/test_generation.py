@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from compressor import generation
-from compressor.generation import decode, sweep, truncate
+from compressor.decoded import truncate
+from compressor.generation import decode, sweep
 
 # Limits below min_length are meant.
 pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
@@ -263,3 +264,20 @@ def test_rows_leave_by_share() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(generation, "_DROP_SHARE", share)
             assert expected == decode(pico("t5"), texts(), max_length=30).tokens
+
+
+def test_a_decoder_deeper_than_its_encoder_is_decoded() -> None:
+    """Transformers makes its cache with as many layers as the encoder has."""
+    config = T5Config(
+        d_model=32, vocab_size=VOCABULARY, num_decoder_layers=3, **T5_LIKE | {"num_layers": 1}
+    )
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(config).eval()
+    model.generation_config.decoder_start_token_id = 0
+    ids = torch.tensor([[5, 6, 7, 1]])
+    expected: list[int] = [0]
+    with torch.no_grad():
+        while len(expected) < 8 and expected[-1] != 1:
+            logits = model(input_ids=ids, decoder_input_ids=torch.tensor([expected])).logits
+            expected.append(int(logits[0, -1].argmax()))
+    assert decode(model, [[5, 6, 7, 1]], max_length=8).tokens == [expected[1:]]

@@ -342,6 +342,11 @@ def architecture(model_type: str) -> ModuleType:
     return importlib.import_module(f"compressor.architectures.{_MODULES[model_type]}")
 
 
+def model_types(head: str) -> list[str]:
+    """The model types on which such a head can stand."""
+    return [each for each in _MODULES if head in architecture(each).HEADS]
+
+
 def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: str) -> Facts:
     """What a config says of a model. `untied_head` None: as the config says."""
     model_type = str(config.get("model_type", ""))

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from compressor.data.batching import Layout, collate
 from compressor.data.rows import Rows
-from compressor.data.sources import DataBase
+from compressor.data.sources import DataBase, Truncate
 from compressor.data.truncation import encode
 from compressor.errors import StageError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+    from compressor.backends.tokens import Tokens
+
+
+class Reading(Protocol):
+    """How texts become the ids that a model reads: of a recipe's data, or of an exported model."""
+
+    @property
+    def prefix(self) -> str: ...
+    @property
+    def max_source_length(self) -> int: ...
+    @property
+    def truncate(self) -> Truncate: ...
+
 
 CHUNK = 1000
 """Rows tokenized at once: enough for the tokenizer's threads, little enough to bound memory."""
@@ -52,7 +66,11 @@ class Examples:
 
 
 def tokenize(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase, *, joined: bool = False
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataBase,
+    *,
+    joined: bool = False,
 ) -> Examples:
     """Token ids of `rows`, at most `max_source_length` and `max_target_length` with the eos.
 
@@ -75,8 +93,8 @@ def tokenize(
 
 def source_ids(
     texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    data: DataBase,
+    tokenizer: PreTrainedTokenizerBase | Tokens,
+    data: Reading,
     *,
     eos: int | None = None,
 ) -> list[list[int]]:

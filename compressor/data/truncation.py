@@ -11,10 +11,12 @@ from compressor.errors import StageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from compressor.backends.tokens import Tokens
+
 
 def encode(
     texts: list[str],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | Tokens,
     limit: int,
     *,
     truncate: Truncate = "tokens",
@@ -49,7 +51,7 @@ def encode(
     return ids if eos is None else [_ended(row, limit, eos) for row in ids]
 
 
-def _require_places(tokenizer: PreTrainedTokenizerBase) -> None:
+def _require_places(tokenizer: PreTrainedTokenizerBase | Tokens) -> None:
     if not tokenizer.is_fast:
         reason = "does not tell which characters a token stands for, as only fast tokenizers do"
     elif tokenizer.truncation_side != "right":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from compressor.architectures import Facts
+from compressor.backends import BackendName
 from compressor.data.rows import Rows
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
@@ -19,8 +20,8 @@ from compressor.stage import Context, Inputs, Planning, Report
 from compressor.store import MANIFEST
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
-    from compressor.generation import Decoded
+    from compressor.backends import Model
+    from compressor.decoded import Decoded
 
 MAIN, MAIN_OF_LABELS = "rougeLsum", "micro_f1"
 """What the retention in tables is of."""
@@ -47,15 +48,24 @@ class Evaluate(Report):
     `demo_text` is summarized too, at the longest limit, and the models' summaries are shown side by
     side.
 
+    What an `export` wrote is scored as what it is made for runs it: name that stage in `models`.
+
     Example: `evaluate: {models: [load, recover], against: load, max_length: [20, 50, 128]}`
     Example: `evaluate: {models: [load, quantize], demo_text: "One text, several summaries."}`
     Example: `evaluate: {models: [finetune, quantize], threshold: tuned}`
+    Example: `evaluate: {models: [finetune, ct2, onnx], against: finetune}`
     """
 
     version: ClassVar[int] = 2
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     reads: ClassVar[Reads] = "sources"
+    runs_exports: ClassVar[bool] = True
 
+    backend: BackendName | None = Field(
+        None,
+        description="What must run the models: torch, ctranslate2 or onnxruntime; default: what "
+        "each is made for. Planning tells of a model that is made for another.",
+    )
     max_length: int | list[int] = Field(128, description="Limits, in tokens, at least 2.")
     min_length: int = Field(0, ge=0, description="A summary has at least as many tokens.")
     num_beams: int = Field(1, ge=1, description="1 is greedy.")
@@ -84,6 +94,7 @@ class Evaluate(Report):
 
     def parameters(self) -> dict[str, Any]:
         own = super().parameters()
+        del own["backend"]  # which each model has already
         if self.threshold == 0.5:  # as if there were no such setting
             del own["threshold"]
         return own
@@ -96,6 +107,7 @@ class Evaluate(Report):
 
     def preview(self, planning: Planning) -> Facts | None:
         planning.check_rows(trains=False)
+        planning.check_backend(self.backend)
         facts, labelled = planning.facts, planning.data.task != "summarization"
         if facts is not None and facts.config["head"] == "causal_lm":
             planning.problem("", "scores the summaries of encoder-decoders only")
@@ -116,31 +128,25 @@ class Evaluate(Report):
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode or classify, write `predictions.csv`, score."""
-        import torch
-
-        checkpoint = inputs.checkpoint()
-        if checkpoint.tokenizer is None:
+        model = inputs.open()
+        if model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
-        checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         labelled = context.data.task != "summarization"
-        (self._labels if labelled else self._summaries)(checkpoint, context)
+        (self._labels if labelled else self._summaries)(model, context)
         if "against" in inputs.artifacts:
             manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))
             names, main = (LABEL_SCORES, MAIN_OF_LABELS) if labelled else (KEYS, MAIN)
             self._compare(names, main, manifest["metrics"], context)
 
-    def _summaries(self, checkpoint: Checkpoint, context: Context) -> None:
-        from compressor.data.examples import tokenize
-        from compressor.generation import sweep
+    def _summaries(self, model: Model, context: Context) -> None:
+        from compressor.data.examples import source_ids
 
-        assert checkpoint.tokenizer is not None, "`run` says so first"
-        rows, model = context.rows("test"), checkpoint.model
-        sources = tokenize(rows, checkpoint.tokenizer, context.data).sources
+        rows = context.rows("test")
+        sources = source_ids(rows.texts, model.tokenizer, context.data)
         started = time.perf_counter()
         decodes = len(self.limits) if self.num_beams > 1 else 1
         with context.progress.bar("decode", decodes * len(rows)) as bar:
-            decoded = sweep(
-                model,
+            decoded = model.sweep(
                 sources,
                 max_lengths=self.limits,
                 num_beams=self.num_beams,
@@ -148,14 +154,14 @@ class Evaluate(Report):
                 progress=bar.advance,
             )
         seconds = time.perf_counter() - started
-        lengths = self._score(rows, decoded, checkpoint.tokenizer, context)
+        lengths = self._score(rows, decoded, model.tokenizer, context)
         longest = lengths[str(self.limits[-1])]
         context.metrics.update(longest, samples_per_second=len(rows) / seconds, lengths=lengths)
         if self.demo_text is not None:
-            context.metrics["demo"] = self._demo(self.demo_text, checkpoint, context)
+            context.metrics["demo"] = self._demo(self.demo_text, model, context)
 
-    def _labels(self, checkpoint: Checkpoint, context: Context) -> None:
-        from compressor.classification import logits
+    def _labels(self, model: Model, context: Context) -> None:
+        from compressor.data.examples import source_ids
         from compressor.metrics import label_predictions as labelled
         from compressor.metrics.labels import best_thresholds, mean_loss, probabilities
 
@@ -164,11 +170,13 @@ class Evaluate(Report):
         tune = context.rows("validation") if self.threshold == "tuned" else None
         with context.progress.bar("classify", len(rows) + len(tune or ())) as bar:
             started = time.perf_counter()
-            found = logits(checkpoint, rows, context.data, progress=bar.advance)
+            sources = source_ids(rows.texts, model.tokenizer, context.data)
+            found = model.logits(sources, progress=bar.advance)
             seconds = time.perf_counter() - started
             thresholds = [0.5 if self.threshold == "tuned" else self.threshold] * len(names)
             if tune is not None:
-                tuned = logits(checkpoint, tune, context.data, progress=bar.advance)
+                sources = source_ids(tune.texts, model.tokenizer, context.data)
+                tuned = model.logits(sources, progress=bar.advance)
                 thresholds = best_thresholds(probabilities(tuned, task), tune.labels)
         path = context.folder / "predictions.csv"
         given = probabilities(found, task)
@@ -206,21 +214,18 @@ class Evaluate(Report):
         write_predictions(path, predictions)
         return {str(limit): scores for limit, scores in score_predictions(path).items()}
 
-    def _demo(self, text: str, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
+    def _demo(self, text: str, model: Model, context: Context) -> dict[str, Any]:
         """What the model makes of the demo text: prefix, truncation and decoding as for a row."""
-        from compressor.data.examples import tokenize
-        from compressor.generation import decode
+        from compressor.data.examples import source_ids
 
-        assert checkpoint.tokenizer is not None
-        sources = tokenize(Rows([text], [""]), checkpoint.tokenizer, context.data).sources
-        decoded = decode(
-            checkpoint.model,
-            sources,
-            max_length=self.limits[-1],
+        limit = self.limits[-1]
+        decoded = model.sweep(
+            source_ids([text], model.tokenizer, context.data),
+            max_lengths=[limit],
             num_beams=self.num_beams,
             min_length=self.min_length,
-        )
-        (summary,) = checkpoint.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
+        )[limit]
+        (summary,) = model.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
         return {"text": text, "summary": summary, "cut_off": decoded.cut_off[0]}
 
     def _compare(

@@ -1,14 +1,20 @@
-"""`export`: a directory that plain transformers loads, or a packed one that is much smaller."""
+"""`export`: a model for other programs, checked against its source before it is kept."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from compressor.architectures import Facts
-from compressor.errors import StageError
+from compressor.backends import BackendName
+from compressor.data.sources import Reads, Split
+from compressor.errors import StageError, nearest
+from compressor.formats import FORMATS, Exported, FormatName, Weights, claimed_bytes, refusal
+from compressor.parity import Parity
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -23,84 +29,156 @@ ROUNDING = 1e-5
 
 
 class Export(Stage):
-    """Write `model/`, which plain transformers loads: `AutoModelForSeq2SeqLM.from_pretrained`, or
-    the class of the model's head. A model with a block (see `approximate`) is loaded by
-    `compressor.load_model` alone: plain transformers finds no weights there, and says so. The
-    directory is loaded again and must give the same logits. An int8 model is written with the
-    float values that its weights stand for: plain transformers has no int8 layer of this kind, so
-    the file is as large as the float model's. `dtype: bfloat16` halves it, and rounds.
+    """Write `model/`, a directory that other programs load, and check it.
 
-    `format: packed` writes a file that `compressor.load_model` gives back as a plain model: of a
-    weight with zeros a bit for each entry and the others' values, matrices in int8 (one scale a
-    row; an entry moves by at most half of it), bfloat16 or float32. An int8 model's values and
-    scales stay as they are. What it computes is checked against the same rounding in memory.
+    huggingface: plain transformers, `AutoModelFor….from_pretrained`. An int8 model is written with
+    the float values that its weights stand for, since transformers has no int8 layer of this kind.
+    A model with a block (see `approximate`) is loaded by `compressor.load_model` alone.
 
-    Example: `export: {model: recover, format: packed, values: int8}`
+    packed: for `compressor.load_model`. Of a weight with zeros a bit for each entry and the others'
+    values, matrices in int8 (one scale a row), bfloat16 or float32. Small on the disk alone.
+
+    ctranslate2: `ctranslate2.Translator`, or `Encoder` with the classifier's head beside it. int8
+    has one scale a row and computes in integers; the `_…` after it is the type of all else.
+    Needs `pip install "compressor[ctranslate2]"`.
+
+    A process of its own, which imports nothing that the format does not need, then loads the
+    directory and reads rows of the test split. It must give what the stage's model gives, within
+    the limits of `parity`; else the stage fails, nothing is stored, and the rows are left in the
+    run's folder under `parity/`. `parity: null` leaves this out. What comes out can be looked at by
+    `evaluate` and `benchmark`: name this stage among their `models`.
+
+    Example: `export: {model: recover, format: ctranslate2, weights: int8, parity: {rows: 64}}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     changes_model: ClassVar[bool] = False
+    exports: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "sources"
 
-    format: Literal["huggingface", "packed"] = Field(
-        "huggingface", description="huggingface: plain. packed: small, for `load_model`."
+    format: FormatName = Field("huggingface", description="What will load it.")
+    weights: Weights | None = Field(
+        None,
+        description="How weights are stored; default: float32 for huggingface, else int8.",
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of the weights written, with `format: huggingface`."
+    parity: Parity | None = Field(
+        Parity(), description="How the result is checked; null: it is not."
     )
-    values: Literal["int8", "bfloat16", "float32"] = Field(
-        "int8", description="How matrices are stored, with `format: packed`."
-    )
+
+    def data_splits(self) -> tuple[Split, ...]:
+        return ("test",) if self.parity is not None else ()
+
+    def runs_in(self) -> BackendName:
+        return FORMATS[self.format].backend
+
+    @property
+    def _stored(self) -> Weights:
+        return self.weights or FORMATS[self.format].weights[0]
+
+    def parameters(self) -> dict[str, Any]:
+        return super().parameters() | {"weights": self._stored}
+
+    def identity(self, planning: Planning) -> Mapping[str, Any]:
+        """How texts are read is written beside the model."""
+        fields = {"task", "labels", "prefix", "max_source_length", "max_target_length", "truncate"}
+        return {"texts": planning.data.model_dump(mode="json", include=fields)}
 
     def preview(self, planning: Planning) -> Facts | None:
-        other, own = ("dtype", "values") if self.format == "packed" else ("values", "dtype")
-        if other in self.model_fields_set:
-            planning.problem(other, f"has no meaning with format {self.format!r}; set {own!r}")
+        valid = FORMATS[self.format].weights
+        if self._stored not in valid:
+            hint = nearest(self._stored, valid)
+            planning.problem("weights", f"{self.format!r} cannot store {self._stored!r}; {hint}")
         facts = planning.facts
-        if facts and facts.int8 and self.format == "packed" and self.values != "int8":
+        if facts is None:
+            return None
+        if (reason := refusal(self.format, facts)) is not None:
+            planning.problem("format", reason)
+        if facts.int8 and self.format == "packed" and self._stored != "int8":
             planning.problem(
-                "values", f"the model is int8 already; expected 'int8', got {self.values!r}"
+                "weights", f"the model is int8 already; expected 'int8', got {self._stored!r}"
             )
-        return replace(facts, int8=frozenset()) if facts else None
+        if self.parity is not None and facts.config["head"] != "none":
+            planning.check_rows(trains=False)
+        return replace(facts, int8=frozenset())
 
     def run(self, inputs: Inputs, context: Context) -> None:
-        """Write, load again, compare."""
-        checkpoint = inputs.checkpoint()
-        write = self._packed if self.format == "packed" else self._plain
-        context.metrics.update(format=self.format, **write(checkpoint, context))
+        """Write, measure, and run in a fresh process."""
+        from compressor.ledger import sizes
 
-    def _plain(self, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
-        import torch
-
-        from compressor.checkpoint import (
-            dequantized,
-            load_pretrained,
-            save_pretrained,
-            weights_file,
+        checkpoint, folder = inputs.checkpoint(), context.folder / "model"
+        details = self._write(checkpoint, folder)
+        if checkpoint.tokenizer is not None:
+            checkpoint.tokenizer.save_pretrained(folder)
+        Exported.of(
+            context.data,
+            head=checkpoint.head,
+            model_type=checkpoint.model.config.model_type,
+            format=self.format,
+            weights=self._stored,
+        ).save(folder)
+        ledger = sizes(folder)
+        context.sizes["bytes"] = ledger["weight_bytes"]
+        context.metrics.update(
+            format=self.format,
+            weights=self._stored,
+            bytes=ledger["weight_bytes"],
+            claimed_bytes=claimed_bytes(checkpoint.facts(), self._stored),
+            **ledger,
+            **details,
         )
+        if self.parity is not None:
+            context.metrics.update(self._check(self.parity, inputs, folder, context))
+
+    def _check(
+        self, settings: Parity, inputs: Inputs, folder: Path, context: Context
+    ) -> dict[str, Any]:
+        from compressor.parity import gate
+
+        source = inputs.checkpoint()
+        place = context.run_folder / "parity" / context.name if context.run_folder else None
+        return gate(
+            settings,
+            source,
+            folder,
+            context.rows("test"),
+            context.data,
+            weights="int8" if source.int8_activations is not None else self._stored,
+            evidence=place,
+        )
+
+    def _write(self, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+        """Write the model's own files; what is measured of them beyond their sizes."""
+        if self.format == "huggingface":
+            return self._plain(checkpoint, folder)
+        if self.format == "packed":
+            return self._packed(checkpoint, folder)
+        from compressor.backends import ctranslate2
+        from compressor.checkpoint import dequantized
 
         if checkpoint.int8_activations is not None:
             checkpoint = dequantized(checkpoint)
-        model = checkpoint.model.to(getattr(torch, self.dtype))
-        folder = context.folder / "model"
-        save_pretrained(model, folder)
-        if checkpoint.tokenizer is not None:
-            checkpoint.tokenizer.save_pretrained(folder)
-        again = load_pretrained(folder, checkpoint.head)
-        difference = _require_equal(model.float(), again)
-        return {
-            "bytes": weights_file(folder).stat().st_size,
-            "dtype": self.dtype,
-            "logits_difference": difference,
-        }
+        ctranslate2.write(checkpoint, folder, self._stored)
+        return {}
 
-    def _packed(self, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
+    def _plain(self, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+        import torch
+
+        from compressor.checkpoint import dequantized, load_pretrained, save_pretrained
+
+        if checkpoint.int8_activations is not None:
+            checkpoint = dequantized(checkpoint)
+        model = checkpoint.model.to(getattr(torch, self._stored))
+        save_pretrained(model, folder)
+        again = load_pretrained(folder, checkpoint.head)
+        return {"logits_difference": _require_equal(model.float(), again)}
+
+    def _packed(self, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
         import torch
 
         from compressor.checkpoint import dequantized
-        from compressor.packed_model import FILE, load_packed, save_packed
+        from compressor.packed_model import load_packed, save_packed
 
-        folder = context.folder / "model"
-        packed = save_packed(checkpoint, folder, self.values)
+        packed = save_packed(checkpoint, folder, self._stored)  # type: ignore[arg-type]  # planned
         if checkpoint.int8_activations is not None:
             checkpoint = dequantized(checkpoint)
         model = checkpoint.model
@@ -121,10 +199,8 @@ class Export(Stage):
             for name, entry in packed.items()
         }
         return {
-            "bytes": (folder / FILE).stat().st_size,
             "mask_bytes": sum(entry.mask_bytes for entry in packed.values()),
             "value_bytes": sum(entry.value_bytes for entry in packed.values()),
-            "values": self.values,
             "logits_difference": float((source - _logits(model)).abs().max()),
             "tensors": tensors,
         }

@@ -1,0 +1,60 @@
+"""A model that can be run, whatever runs it. Each backend's own code is in the module of its name.
+
+Nothing here imports torch: what ONNX Runtime or CTranslate2 runs needs neither torch nor
+transformers in its process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from compressor.decoded import Decoded
+
+BackendName = Literal["torch", "ctranslate2", "onnxruntime"]
+
+EXPORT = "compressor.json"
+"""The file of an exported model that says what runs it, and how its texts are read."""
+
+
+class Model(Protocol):
+    """A loaded model. Rows are token ids, the end token included."""
+
+    backend: BackendName
+    tokenizer: Any
+    """What `compressor.data.examples` takes, or None for a model without one."""
+
+    def sweep(
+        self,
+        sources: Sequence[list[int]],
+        *,
+        max_lengths: Sequence[int],
+        num_beams: int = 1,
+        min_length: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[int, Decoded]:
+        """Decode at each limit: see `compressor.generation.sweep`."""
+
+    def logits(
+        self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """A classifier's logits [rows, labels], in the order of the rows."""
+
+
+def open_export(folder: Path, about: Mapping[str, Any], *, threads: int | None = None) -> Model:
+    """The model in a directory that `export` wrote, run by what its format is made for.
+
+    `about` is what its `compressor.json` says; `threads` how many it computes with.
+    """
+    if about["format"] == "ctranslate2":
+        from compressor.backends import ctranslate2
+
+        return ctranslate2.load(folder, about, threads=threads)
+    from compressor.backends import pytorch
+
+    return pytorch.load(folder, about, threads=threads)

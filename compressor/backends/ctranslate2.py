@@ -1,0 +1,346 @@
+"""Models that CTranslate2 runs: written by its own converters, decoded without torch.
+
+https://opennmt.net/CTranslate2. Its int8 has one scale for each row of a weight, largest entry to
+127, as `compressor.sparsity.int8` has; activations get one scale for each token.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compressor.backends import BackendName
+from compressor.backends.tokens import Tokens
+from compressor.decoded import Decoded, at_limits, token_ids, valid_limits
+from compressor.errors import StageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from compressor.checkpoint import Checkpoint
+
+MODEL, HEAD, GENERATION = "model.bin", "head.safetensors", "generation_config.json"
+BATCH_TOKENS = 16_384
+"""Padded source tokens of a batch: bounds its memory."""
+
+_NO_LONGER_SAID: Mapping[str, Mapping[str, Any]] = {
+    "bart": {"normalize_before": False, "normalize_embedding": True},
+    "mbart": {"normalize_before": True, "normalize_embedding": True},
+    "pegasus": {"normalize_before": True, "normalize_embedding": False},
+    "bert": {"position_embedding_type": "absolute"},
+    "roberta": {"position_embedding_type": "absolute"},
+}
+"""What the converters read of a config, and configs of today's transformers no longer have."""
+
+_ACTIVATIONS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, np.float32(0)),
+    "none": lambda x: x,
+}
+
+_SUPPORTED = {
+    "eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id",
+    "forced_bos_token_id", "forced_eos_token_id", "min_length", "max_length",
+    "no_repeat_ngram_size", "repetition_penalty", "length_penalty", "num_beams", "early_stopping",
+    "suppress_tokens", "bad_words_ids",
+}  # fmt: skip
+"""Settings of a generation config that are followed here."""
+_WITHOUT_EFFECT = {
+    "_from_model_config", "transformers_version", "use_cache", "max_new_tokens", "do_sample",
+    "temperature", "top_k", "top_p", "typical_p", "output_attentions", "output_hidden_states",
+    "output_scores", "output_logits", "return_dict_in_generate", "num_return_sequences",
+}  # fmt: skip
+"""Settings that change nothing where nothing is sampled, and lengths that callers give."""
+
+
+def unsupported(generation_config: Mapping[str, Any]) -> list[str]:
+    """The settings of a generation config that CTranslate2 would not follow."""
+    neutral: tuple[Any, ...] = (None, False, 0, 1.0, [])
+    return sorted(
+        key
+        for key, value in generation_config.items()
+        if key not in _SUPPORTED | _WITHOUT_EFFECT and value not in neutral
+    )
+
+
+def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
+    """Write a float checkpoint into `folder`, as `ctranslate2.Translator` or `Encoder` loads it.
+
+    A classifier's head, which CTranslate2 does not run, is beside it: `head.safetensors`. Raises
+    StageError where the model has a setting that would be lost.
+    """
+    from ctranslate2.converters import TransformersConverter
+
+    model, tokenizer = checkpoint.model, _padded_tokenizer(checkpoint)
+    body = model if checkpoint.head == "seq2seq_lm" else model.base_model
+
+    class Converter(TransformersConverter):  # type: ignore[misc]
+        """Converts what is in memory: a checkpoint, and never a download."""
+
+        def load_model(self, *_: Any, **__: Any) -> PreTrainedModel:
+            return body
+
+        def load_tokenizer(self, *_: Any, **__: Any) -> Any:
+            return tokenizer
+
+        def _load(self) -> Any:
+            spec = super()._load()
+            _complete(spec, checkpoint, tokenizer)
+            return spec
+
+    with _as_converters_read(checkpoint), tempfile.TemporaryDirectory() as config:
+        body.config.save_pretrained(config)
+        try:
+            Converter(config).convert(str(folder), quantization=weights, force=True)
+        except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise StageError(f"CTranslate2 cannot take this model: {reason}") from error
+    if checkpoint.head == "seq2seq_lm":
+        _write_generation(model, folder)
+    else:
+        _write_head(model, folder)
+
+
+def _padded_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer with a made-up token for each row of the embedding that has none."""
+    tokenizer, size = copy.deepcopy(checkpoint.tokenizer), checkpoint.model.config.vocab_size
+    ids = sorted(tokenizer.get_vocab().values())  # type: ignore[union-attr]
+    if ids != list(range(len(ids))) or len(ids) > size:
+        raise StageError(
+            f"the tokenizer's {len(ids)} tokens are not the first of the model's {size} rows"
+        )
+    tokenizer.add_tokens([f"<unused_{i}>" for i in range(len(ids), size)])  # type: ignore[union-attr]
+    return tokenizer
+
+
+@contextmanager
+def _as_converters_read(checkpoint: Checkpoint) -> Iterator[None]:
+    """The config as CTranslate2's converters expect it, and as it was again afterwards."""
+    from compressor.checkpoint import tie_as_read
+
+    config = checkpoint.model.config
+    added = _NO_LONGER_SAID.get(config.model_type, {})
+    with tie_as_read(checkpoint.model):
+        for key, value in added.items():
+            setattr(config, key, value)
+        try:
+            yield
+        finally:
+            for key in added:
+                delattr(config, key)
+
+
+def _complete(spec: Any, checkpoint: Checkpoint, tokenizer: Any) -> None:
+    """What the converters leave out: a T5's size of a head, and the first token of a decode."""
+    config = checkpoint.model.config
+    for name in ("bos_token", "eos_token", "unk_token"):
+        if getattr(spec.config, name, "") is None:  # which CTranslate2 does not read
+            setattr(spec.config, name, tokenizer.eos_token)
+    if config.model_type in ("t5", "mt5"):
+        # Else the width / heads is taken, which is another number where heads were sliced off.
+        for layer in (*spec.encoder.layer, *spec.decoder.layer):
+            for attention in (layer.self_attention, getattr(layer, "attention", None)):
+                if attention is not None:
+                    vars(attention)["head_dim"] = np.int32(config.d_kv)
+    if config.model_type == "roberta":  # whose converter takes a pad of 0 for no pad
+        table = checkpoint.model.roberta.embeddings.position_embeddings
+        spec.encoder.position_encodings.encodings = table.weight[table.padding_idx + 1 :]
+    if checkpoint.head == "seq2seq_lm" and config.model_type != "marian":
+        start = checkpoint.model.generation_config.decoder_start_token_id
+        spec.config.decoder_start_token = tokenizer.convert_ids_to_tokens(start)
+
+
+def _write_generation(model: PreTrainedModel, folder: Path) -> None:
+    settings = model.generation_config.to_dict()
+    if lost := unsupported(settings):
+        raise StageError(f"CTranslate2 does not follow the generation config's {', '.join(lost)}")
+    model.generation_config.save_pretrained(folder)
+
+
+def _write_head(model: PreTrainedModel, folder: Path) -> None:
+    """The layers between the first token's state and the logits: weight, bias, activation."""
+    from safetensors.torch import save_file
+
+    kind = model.config.model_type
+    layers = {
+        "bert": lambda: [(model.bert.pooler.dense, "tanh"), (model.classifier, "none")],
+        "roberta": lambda: [
+            (model.classifier.dense, "tanh"),
+            (model.classifier.out_proj, "none"),
+        ],
+        "distilbert": lambda: [(model.pre_classifier, "relu"), (model.classifier, "none")],
+    }[kind]()
+    tensors = {}
+    for index, (layer, _) in enumerate(layers):
+        tensors[f"{index}.weight"] = layer.weight.detach().float().contiguous()
+        tensors[f"{index}.bias"] = layer.bias.detach().float().contiguous()
+    activations = json.dumps([activation for _, activation in layers])
+    save_file(tensors, folder / HEAD, metadata={"activations": activations})
+
+
+class Translator:
+    """An encoder-decoder."""
+
+    backend: BackendName = "ctranslate2"
+
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        import ctranslate2
+
+        self.tokenizer: Any = Tokens.load(folder)
+        self.settings = json.loads((folder / GENERATION).read_text(encoding="utf-8"))
+        self._model = _opened(ctranslate2.Translator, folder, threads)
+        vocabulary = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
+        self._tokens: list[str] = vocabulary
+        self._ids = {token: index for index, token in reversed(list(enumerate(vocabulary)))}
+
+    def sweep(
+        self,
+        sources: Sequence[list[int]],
+        *,
+        max_lengths: Sequence[int],
+        num_beams: int = 1,
+        min_length: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[int, Decoded]:
+        """Decode at each limit; see `compressor.generation.sweep`.
+
+        Greedily it gives what `generate` gives, but for rounding. Beams end by other rules.
+        """
+
+        def rows(limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
+            started = time.perf_counter()
+            found = self._decode(sources, limit, num_beams, min_length, progress)
+            forced = token_ids(self.settings.get("forced_eos_token_id")) if forced_end else []
+            if forced:
+                found = [_forced(row, limit, forced, self._eos) for row in found]
+            return found, time.perf_counter() - started
+
+        return at_limits(rows, valid_limits(max_lengths), self.settings, greedy=num_beams == 1)
+
+    def logits(
+        self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float64]:
+        raise StageError("an encoder-decoder gives no labels")
+
+    @property
+    def _eos(self) -> list[int]:
+        return token_ids(self.settings.get("eos_token_id"))
+
+    def _decode(
+        self,
+        sources: Sequence[list[int]],
+        limit: int,
+        num_beams: int,
+        min_length: int,
+        progress: Callable[[int], None] | None,
+    ) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in sources]
+        settings = self._options(limit, num_beams, min_length) if limit > 1 else {}
+        for batch in _batches(sources):
+            if limit > 1:
+                texts = [[self._tokens[i] for i in sources[index]] for index in batch]
+                start = token_ids(self.settings.get("forced_bos_token_id"))
+                first = [[self._tokens[i] for i in start]] * len(texts) if start else None
+                results = self._model.translate_batch(texts, target_prefix=first, **settings)
+                for index, result in zip(batch, results, strict=True):
+                    found[index] = [self._ids[token] for token in result.hypotheses[0]]
+            if progress is not None:
+                progress(len(batch))
+        return found
+
+    def _options(self, limit: int, num_beams: int, min_length: int) -> dict[str, Any]:
+        """`translate_batch`'s settings that follow the generation config's."""
+        own = self.settings
+        least = min_length or own.get("min_length") or 0
+        never = [[token] for token in own.get("suppress_tokens") or ()]
+        never += own.get("bad_words_ids") or ()
+        return {
+            "beam_size": num_beams,
+            "max_decoding_length": limit - 1,
+            "min_decoding_length": max(0, min(least, limit) - 1),
+            "max_input_length": 0,  # by default what is beyond 1,024 tokens is cut off
+            "end_token": self._eos,
+            "return_end_token": True,
+            "length_penalty": own.get("length_penalty", 1.0) if num_beams > 1 else 1.0,
+            "repetition_penalty": own.get("repetition_penalty") or 1.0,
+            "no_repeat_ngram_size": own.get("no_repeat_ngram_size") or 0,
+            "suppress_sequences": [[self._tokens[i] for i in ids] for ids in never] or None,
+        }
+
+
+class Encoder:
+    """A classifier: CTranslate2 runs its encoder, and the head is a few small products."""
+
+    backend: BackendName = "ctranslate2"
+
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        import ctranslate2
+        from safetensors import safe_open
+
+        self.tokenizer: Any = Tokens.load(folder)
+        self._model = _opened(ctranslate2.Encoder, folder, threads)
+        with safe_open(folder / HEAD, "numpy") as file:
+            activations = json.loads(file.metadata()["activations"])
+            self._head = [
+                (file.get_tensor(f"{i}.weight"), file.get_tensor(f"{i}.bias"), _ACTIVATIONS[name])
+                for i, name in enumerate(activations)
+            ]
+
+    def sweep(self, *_: Any, **__: Any) -> dict[int, Decoded]:
+        raise StageError("a classifier writes no summaries")
+
+    def logits(
+        self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """The logits [rows, labels]."""
+        found = np.empty((len(sources), len(self._head[-1][1])), dtype=np.float64)
+        for batch in _batches(sources):
+            output = self._model.forward_batch([list(sources[index]) for index in batch])
+            states = np.array(output.last_hidden_state, dtype=np.float32)[:, 0]
+            for weight, bias, activation in self._head:
+                states = activation(states @ weight.T + bias)
+            found[batch] = states
+            if progress is not None:
+                progress(len(batch))
+        return found
+
+
+def load(
+    folder: Path, about: Mapping[str, Any], *, threads: int | None = None
+) -> Translator | Encoder:
+    """The model that `write` wrote. Raises StageError where CTranslate2 cannot load it."""
+    return (Translator if about["head"] == "seq2seq_lm" else Encoder)(folder, threads)
+
+
+def _opened(kind: Any, folder: Path, threads: int | None) -> Any:
+    import ctranslate2
+
+    device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+    try:
+        return kind(str(folder), device=device, intra_threads=threads or 0, inter_threads=1)
+    except (RuntimeError, ValueError) as error:
+        raise StageError(f"CTranslate2 cannot load {folder}: {error}") from error
+
+
+def _batches(sources: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Indices of rows of like length, the longest first."""
+    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
+    while order:
+        size = max(1, BATCH_TOKENS // max(1, len(sources[order[0]])))
+        yield order[:size]
+        order = order[size:]
+
+
+def _forced(row: list[int], limit: int, forced: list[int], eos: list[int]) -> list[int]:
+    """A row that fills the limit without an end token ends with the forced one."""
+    full = len(row) == limit - 1 and not (row and row[-1] in eos)
+    return [*row[:-1], min(forced)] if full else row

@@ -1,0 +1,110 @@
+"""What a decode gives, and what shorter limits leave of it. No model is run here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+_AFTER_FORCED_EOS = (
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+"""Settings that `generate` applies after the forced last token, which then need not win."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Generated rows under one `max_length`, in the order of the sources.
+
+    `tokens` are without decoder start token and padding, with the end token where there is one.
+    `cut_off` says whether the limit, not the model, ended the row; with a forced last token such
+    a row has an end token all the same. `seconds` and `generated` (tokens, up to the end token)
+    are of the decode that the rows come from: in a sweep often that of the longest limit.
+    """
+
+    tokens: list[list[int]]
+    cut_off: list[bool]
+    seconds: float
+    generated: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of the decode that the rows come from, its encoder included."""
+        return self.generated / self.seconds if self.seconds else 0.0
+
+
+def truncate(
+    tokens: Sequence[int], max_length: int, eos: Collection[int]
+) -> tuple[list[int], bool]:
+    """The prefix of a greedily decoded row that a shorter limit leaves, and whether it is cut off.
+
+    A row is cut off that has none of the end tokens `eos` within the limit. `max_length` counts
+    the decoder start token, which `tokens` lack. A forced last token is not put in: see `sweep`.
+    """
+    kept = list(tokens[: max_length - 1])
+    return kept, not (kept and kept[-1] in eos)
+
+
+class Rows(Protocol):
+    """Decodes all rows of a set under one limit."""
+
+    def __call__(self, limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
+        """Rows up to their end token, and the seconds they took. Without `forced_end`, the
+        generation config's `forced_eos_token_id` is left out.
+        """
+
+
+def valid_limits(max_lengths: Sequence[int]) -> list[int]:
+    """The limits in rising order. Raises ValueError for one below 1."""
+    limits = sorted(set(max_lengths))
+    if limits and limits[0] < 1:
+        raise ValueError(f"max_length counts the decoder start token: {limits[0]} is below 1")
+    return limits
+
+
+def at_limits(
+    rows: Rows, limits: Sequence[int], generation_config: Mapping[str, Any], *, greedy: bool
+) -> dict[int, Decoded]:
+    """What each limit gives: of a greedy decode, prefixes of the longest one's rows."""
+    eos, forced = (
+        token_ids(generation_config.get(key)) for key in ("eos_token_id", "forced_eos_token_id")
+    )
+    overruled = forced and any(generation_config.get(key) for key in _AFTER_FORCED_EOS)
+    if not greedy or overruled:
+        return {
+            limit: _as_generated(*rows(limit, forced_end=True), limit, eos, forced)
+            for limit in limits
+        }
+    longest = rows(max(limits, default=1), forced_end=False)
+    return {limit: _limited(*longest, limit, eos, forced) for limit in limits}
+
+
+def token_ids(setting: int | list[int] | None) -> list[int]:
+    """A token setting of the generation config, which may be one id, several, or none."""
+    return [] if setting is None else setting if isinstance(setting, list) else [setting]
+
+
+def _as_generated(
+    rows: list[list[int]], seconds: float, limit: int, eos: list[int], forced: list[int]
+) -> Decoded:
+    """Rows of a decode at this very limit; one that fills it by a forced end counts as cut off."""
+    cut_off = [
+        truncate(row, limit, eos)[1] or (bool(forced) and len(row) == limit - 1) for row in rows
+    ]
+    return Decoded(rows, cut_off, seconds, sum(map(len, rows)))
+
+
+def _limited(
+    rows: list[list[int]], seconds: float, limit: int, eos: list[int], forced: list[int]
+) -> Decoded:
+    """Rows of a longer greedy decode without a forced last token, as this limit gives them."""
+    tokens, cut_off = [], []
+    for row in rows:
+        kept, cut = truncate(row, limit, eos)
+        if cut and kept and forced:
+            kept[-1] = min(forced)  # all forced ones score 0, and argmax takes the first
+        tokens.append(kept)
+        cut_off.append(cut)
+    return Decoded(tokens, cut_off, seconds, sum(map(len, rows)))

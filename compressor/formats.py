@@ -1,0 +1,151 @@
+"""What a model can be exported to: which architectures, which weights, what runs it. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compressor.architectures import Facts, model_types
+from compressor.architectures.block import KEY as BLOCKS
+from compressor.backends import EXPORT, BackendName
+from compressor.data.rows import Task
+from compressor.data.sources import DataBase, Truncate
+from compressor.errors import StageError
+
+FormatName = Literal["huggingface", "packed", "ctranslate2"]
+Weights = Literal[
+    "float32", "bfloat16", "float16", "int8", "int8_float32", "int8_bfloat16", "int8_float16"
+]
+
+_BART_LIKE = {"bart", "mbart", "pegasus", "marian"}
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format, and what can be written in it."""
+
+    backend: BackendName
+    weights: tuple[Weights, ...]
+    """How weights can be stored; the first is the default."""
+    models: Mapping[str, frozenset[str]] | None = None
+    """Head → model types; None: whatever transformers loads and this package knows."""
+    package: str | None = None
+    """What must be installed, beyond this package's own dependencies; the extra's name too."""
+    blocks: bool = False
+    """Whether a block of `approximate` can be in it."""
+
+    def takes(self, head: str, model_type: str) -> bool:
+        return self.models is None or model_type in self.models.get(head, ())
+
+
+FORMATS: Mapping[FormatName, Format] = {
+    "huggingface": Format("torch", ("float32", "bfloat16", "float16"), blocks=True),
+    "packed": Format("torch", ("int8", "bfloat16", "float32"), blocks=True),
+    "ctranslate2": Format(
+        "ctranslate2",
+        (
+            *("int8", "int8_float32", "int8_bfloat16", "int8_float16"),
+            *("float32", "bfloat16", "float16"),
+        ),
+        {
+            "seq2seq_lm": frozenset({"t5", "mt5", *_BART_LIKE}),
+            "sequence_classification": frozenset({"bert", "distilbert", "roberta"}),
+        },
+        package="ctranslate2",
+    ),
+}
+
+
+def refusal(name: FormatName, facts: Facts) -> str | None:
+    """Why a model cannot be written in a format; None where it can."""
+    found, head = FORMATS[name], str(facts.config["head"])
+    if not found.takes(head, facts.model_type):
+        fitting = [other for other in FORMATS if FORMATS[other].takes(head, facts.model_type)]
+        return (
+            f"{facts.model_type} with the head {head!r} cannot be written as {name!r}; "
+            f"valid: {', '.join(fitting)}"
+        )
+    if facts.config.get(BLOCKS) and not found.blocks:
+        return f"a model with a block cannot be written as {name!r}"
+    if found.package is not None and find_spec(found.package) is None:
+        return f'{name!r} needs a package: pip install "compressor[{found.package}]"'
+    return None
+
+
+def claimed_bytes(facts: Facts, weights: Weights) -> int:
+    """What weights of this kind would take: matrices as they are called, one float32 scale for each
+    row of int8, and all else in the float type.
+    """
+    matrix, _, other = weights.partition("_")
+    float_bytes = 2 if "16" in (other or weights) else 4
+    total = 0
+    for shape in facts.shapes.values():
+        int8 = matrix == "int8" and len(shape) > 1
+        total += math.prod(shape) + 4 * shape[0] if int8 else float_bytes * math.prod(shape)
+    return total
+
+
+def matrix() -> list[tuple[str, str, list[bool]]]:
+    """(head, model type, whether each of `FORMATS` takes it) for every model that can be loaded."""
+    heads = ("seq2seq_lm", "sequence_classification", "causal_lm")
+    return [
+        (head, model_type, [each.takes(head, model_type) for each in FORMATS.values()])
+        for head in heads
+        for model_type in model_types(head)
+    ]
+
+
+class Texts(BaseModel):
+    """How a model reads texts, and what it makes of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    head: str
+    model_type: str
+    task: Task
+    labels: tuple[str, ...] = ()
+    prefix: str = ""
+    max_source_length: int = Field(ge=1)
+    max_target_length: int = Field(ge=1)
+    truncate: Truncate = "tokens"
+
+    @classmethod
+    def of(cls, data: DataBase, **others: Any) -> Self:
+        """As the rows of `data` are read; `others` are the fields that data do not have."""
+        shared = cls.model_fields.keys() & type(data).model_fields.keys()
+        return cls(**{name: getattr(data, name) for name in shared}, **others)
+
+
+class Exported(Texts):
+    """What `compressor.json` says of an exported model: what runs it, and how texts are read."""
+
+    version: Literal[1] = 1
+    format: FormatName
+    weights: Weights
+
+    @property
+    def backend(self) -> BackendName:
+        return FORMATS[self.format].backend
+
+    def save(self, folder: Path) -> None:
+        """Write it into a model's directory."""
+        (folder / EXPORT).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Exported:
+        """Read a model directory's. Raises StageError where it is not one that was written here."""
+        path = folder / EXPORT
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise StageError(f"{folder} is no exported model: it has no {EXPORT}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise StageError(f"{path}: {where}: {first['msg']}") from error
