@@ -6,10 +6,6 @@ import ctypes
 import gc
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"
@@ -19,11 +15,11 @@ _RESET_PEAK = "5"
 class Peak:
     """The most memory between the moment this is made and `bytes()`.
 
-    Resident memory of the process where the device is a CPU, else the device's allocated tensors.
+    Resident memory of the process where the device is "cpu", else that of torch's tensors on it.
     Memory that was freed and not yet given back to the system is given back first.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         self._device = device
         release()
         self._resets = _reset(device)
@@ -37,22 +33,21 @@ class Peak:
 
 def release() -> None:
     """Give memory that nothing uses back to the system, where it is glibc's or a GPU's cache."""
-    import torch
-
     gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # a process without it has nothing of its to give back
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _reset(device: torch.device) -> bool:
+def _reset(device: str) -> bool:
     """Begin a new peak; whether that was possible."""
-    import torch
+    if device.startswith("cuda"):
+        import torch
 
-    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
@@ -62,11 +57,11 @@ def _reset(device: torch.device) -> bool:
     return True
 
 
-def _most(device: torch.device) -> int:
+def _most(device: str) -> int:
     """Bytes."""
-    import torch
+    if device.startswith("cuda"):
+        import torch
 
-    if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.is_file():
         for line in _STATUS.read_text().splitlines():

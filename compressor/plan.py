@@ -274,8 +274,14 @@ class _Planner:
         if against is not None:
             named = [against, *(m for m in named or [stage.model or own or ""] if m != against)]
         if not named:
-            if own is not None:
+            if own is not None and stage.together:
+                self._add_together(name, kind, stage, [own])
+            elif own is not None:
                 self._add(name, name, kind, stage, own, {})
+            return
+        if stage.together:
+            nodes = [self._earlier(m, name, "models", exports=stage.runs_exports) for m in named]
+            self._add_together(name, kind, stage, list(dict.fromkeys(filter(None, nodes))))
             return
         seen: dict[str, str] = {}  # node with a model → node that reports on it
         held_to: str | None = None
@@ -319,6 +325,14 @@ class _Planner:
             self._report(path, f"no stage {model!r}; {nearest(model, self.gave_model)}")
         return None
 
+    def _add_together(self, name: str, kind: str, stage: Report, models: list[str]) -> None:
+        """One node that looks at all of `models`; each is checked as if it were the only one."""
+        if not models:  # each is reported
+            return
+        for model in models[1:]:
+            stage.preview(self._planning(name, stage, model, {}))
+        self._add(name, name, kind, stage, models[0], {model: model for model in models})
+
     def _add(
         self,
         node: str,
@@ -328,31 +342,7 @@ class _Planner:
         model: str | None,
         artifacts: Mapping[str, str],
     ) -> None:
-        recipe = self.composed.recipe
-        own = recipe.stages[name] or {}
-
-        def problem(path: str, message: str) -> None:
-            full = (
-                path if path.startswith("data.") else self._full_path(name, type(stage), own, path)
-            )
-            self._report(full, message)
-
-        def unreached(path: str, message: str) -> None:
-            full = (
-                path if path.startswith("data") else self._full_path(name, type(stage), own, path)
-            )
-            self.unreached.append(self.composed.problem(full, message))
-
-        planning = Planning(
-            facts=self.nodes[model].facts if model is not None and model in self.nodes else None,
-            data=recipe.data,
-            launch=recipe.launch,
-            outputs=self.store.folder.parent,
-            problem=problem,
-            unreached=unreached,
-            backend=self._backend(model),
-            others={role: self.nodes[artifacts[role]].facts for role in stage.models_read()},
-        )
+        planning = self._planning(name, stage, model, artifacts)
         for split in stage.data_splits():
             self._check_split(split)
         facts = stage.preview(planning)
@@ -361,6 +351,29 @@ class _Planner:
         cached = key is not None and self.store.has(key)
         self.nodes[node] = Node(
             node, kind, stage, model, artifacts, key, parts or {}, facts, cached
+        )
+
+    def _planning(
+        self, name: str, stage: Stage, model: str | None, artifacts: Mapping[str, str]
+    ) -> Planning:
+        """What stage `name` may look at; what it reports goes to the full path in the recipe."""
+        recipe = self.composed.recipe
+        own = recipe.stages[name] or {}
+
+        def full(path: str, data: str) -> str:
+            return path if path.startswith(data) else self._full_path(name, type(stage), own, path)
+
+        return Planning(
+            facts=self.nodes[model].facts if model is not None and model in self.nodes else None,
+            data=recipe.data,
+            launch=recipe.launch,
+            outputs=self.store.folder.parent,
+            problem=lambda path, message: self._report(full(path, "data."), message),
+            unreached=lambda path, message: self.unreached.append(
+                self.composed.problem(full(path, "data"), message)
+            ),
+            backend=self._backend(model),
+            others={role: self.nodes[artifacts[role]].facts for role in stage.models_read()},
         )
 
     def _backend(self, model: str | None) -> BackendName:

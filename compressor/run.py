@@ -20,9 +20,11 @@ import yaml
 from compressor import machine
 from compressor.plan import Node, Plan
 from compressor.recipe import redacted
-from compressor.stage import stage_class
+from compressor.stage import Report, stage_class
 from compressor.store import Store, write_json, write_text
 
+SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
+"""What a record says of the model that its stage gives, writes or looks at."""
 _PACKAGES = ("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
@@ -50,26 +52,40 @@ class Run:
         number = len(self.records)
         assert node.key is not None
         link(self.store.path(node.key), self.folder / "stages" / f"{number:02d}-{node.name}")
-        self.records.append(
-            {
-                "name": node.name,
-                "stage": node.kind,
-                "label": node.label,
-                "model": node.model,
-                "key": node.key,
-                "cached": cached,
-                **manifest["model"],
-                "seconds": round(seconds, 3),
-                "made_in_seconds": manifest["seconds"],
-                "metrics": manifest["metrics"],
-            }
-        )
+        record = {
+            "name": node.name,
+            "stage": node.kind,
+            "label": node.label,
+            "model": node.model,
+            "key": node.key,
+            "cached": cached,
+            **manifest["model"],
+            "seconds": round(seconds, 3),
+            "made_in_seconds": manifest["seconds"],
+            "metrics": manifest["metrics"],
+        }
+        if isinstance(node.stage, Report) and node.stage.together:
+            self.records += self._for_each_model(record)
+        else:
+            self.records.append(record)
         for name in ("predictions.csv", "model"):
             if name in {entry.split("/")[0] for entry in manifest["files"]} and (
                 not node.stage.changes_model
             ):
                 link(self.store.path(node.key) / name, self.folder / name)
         self.write()
+
+    def _for_each_model(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """A record for each model of a report on all at once; the first has the time."""
+        measured = record["metrics"]["models"]
+        sizes = {known["name"]: known for known in self.records}
+        found = []
+        for model, metrics in measured.items():
+            name = f"{record['name']}@{model}" if len(measured) > 1 else record["name"]
+            own = {key: sizes[model][key] for key in SIZES}
+            found.append({**record, **own, "name": name, "model": model, "metrics": metrics})
+            record = {**record, "seconds": 0.0, "made_in_seconds": 0.0}
+        return found
 
     def write(self) -> None:
         write_json(self.folder / "metrics.json", self.records)

@@ -18,9 +18,10 @@ from compressor.tables import (
     CLOSENESS,
     NAME_WIDTH,
     Column,
+    print_cases,
     print_columns,
     print_demos,
-    print_lengths,
+    print_exports,
 )
 
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -40,7 +41,10 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("closeness", CLOSENESS, lambda v: f"{v:.4f}"),
     ("latency_p50_ms", "latency p50", lambda v: f"{v:.1f} ms"),
     ("latency_p95_ms", "p95", lambda v: f"{v:.1f} ms"),
+    ("latency_p99_ms", "p99", lambda v: f"{v:.1f} ms"),
+    ("speedup", "× faster", lambda v: f"{v:.2f}"),
     ("texts_per_second", "texts/s", lambda v: f"{v:.1f}"),
+    ("tokens_per_second", "tokens/s", lambda v: f"{v:.0f}"),
     ("resident_bytes", "resident MB", lambda v: f"{v / 1e6:.0f}"),
 )
 """Key in a table's row, heading, and how the value is written."""
@@ -66,7 +70,8 @@ def execute(
 def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:
     """Everything that a person sees of a run's results without asking for more."""
     print_table(records, console)
-    print_lengths(records, console)
+    print_cases(records, console)
+    print_exports(records, console)
     print_demos(records, console)
 
 

@@ -241,8 +241,13 @@ class Report(Stage):
     runs_exports: ClassVar[bool] = False
     """Whether it can look at what an `export` wrote, too."""
 
+    together: ClassVar[bool] = False
+    """Whether it looks at all of its models at once, in one node. It then finds each model's folder
+    in `Inputs.artifacts` under the name of its node, and leaves `metrics["models"]`, by that name.
+    """
+
     models: tuple[str, ...] = Field(
-        (), description="Names of stages whose models are looked at, each as a node of its own."
+        (), description="Names of stages whose models are looked at; default: the one before."
     )
 
 

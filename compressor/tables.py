@@ -25,6 +25,15 @@ DEMO_CHARACTERS = 1000
 BORDER, PADDING = 1, 2
 """Characters that a table has beside its columns, and a column beside its text and its border."""
 
+SIZES = (
+    ("claimed MB", "claimed_bytes"),
+    ("weights MB", "weight_bytes"),
+    ("all files MB", "disk_bytes"),
+    ("gzip MB", "gzip_bytes"),
+    ("resident MB", "resident_bytes"),
+)
+"""Heading and key of each size of an export."""
+
 Record = Mapping[str, Any]
 
 
@@ -85,22 +94,39 @@ def print_demos(records: Sequence[Record], console: Console) -> None:
             _print(columns[start : start + beside], console)
 
 
-def print_lengths(records: Sequence[Record], console: Console) -> None:
-    """What `benchmark` measured by length of the input: a row for each model and length."""
+def print_cases(records: Sequence[Record], console: Console) -> None:
+    """What `benchmark` measured beyond a text alone and a batch: a row for each model and case."""
     rows = [
-        (model_label(record, records), length, length.get("training_step", {}))
+        (model_label(record, records), case, case.get("training_step", {}))
         for record in records
         if record["stage"] == "benchmark"
-        for length in record["metrics"].get("input_lengths", ())
+        for case in record["metrics"].get("cases", ())
     ]
-    if not rows:
+    axes = {
+        "batch": "batch_size",
+        "input tokens": "input_tokens",
+        "output tokens": "output_tokens",
+        "threads": "threads",
+    }
+    shown = {heading: key for heading, key in axes.items() if len({c[key] for _, c, _ in rows}) > 1}
+    shown |= {heading: key for heading, key in axes.items() if key.endswith("tokens")}
+    shown = {h: k for h, k in axes.items() if h in shown and any(c[k] for _, c, _ in rows)}
+    if not set(shown) - {"batch"}:
         return
     models = Column("model", [label for label, _, _ in rows], "left", widest=NAME_WIDTH)
     columns = [
-        Column("input tokens", [f"{length['tokens']:,}" for _, length, _ in rows]),
-        Column("latency p50", [f"{length['latency_p50_ms']:.1f} ms" for _, length, _ in rows]),
-        Column("peak MB", [_megabytes(length["peak_bytes"]) for _, length, _ in rows]),
+        Column(heading, ["" if c[key] is None else f"{c[key]:,}" for _, c, _ in rows])
+        for heading, key in shown.items()
     ]
+    columns += [
+        Column(name, [f"{case[f'{name}_ms']:.1f} ms" for _, case, _ in rows])
+        for name in ("p50", "p95", "p99")
+    ]
+    columns.append(Column("× faster", [f"{case['speedup']:.2f}" for _, case, _ in rows]))
+    columns.append(Column("peak MB", [_megabytes(case["peak_bytes"]) for _, case, _ in rows]))
+    if any(case["joules_per_text"] is not None for _, case, _ in rows):
+        joules = ["" if (j := c["joules_per_text"]) is None else f"{j:.2f}" for _, c, _ in rows]
+        columns.append(Column("J/text", joules))
     if any(step for _, _, step in rows):
         seconds = [f"{step['seconds']:.1f} s" if step else "" for _, _, step in rows]
         peaks = [_megabytes(step.get("peak_bytes")) for _, _, step in rows]
@@ -108,8 +134,35 @@ def print_lengths(records: Sequence[Record], console: Console) -> None:
     print_columns(models, columns, console)
 
 
-def _megabytes(size: int | None) -> str:
-    return "" if size is None else f"{size / 1e6:,.0f}"
+def print_exports(records: Sequence[Record], console: Console) -> None:
+    """The sizes of what was exported, and how near each is to its source."""
+    exports = [(record, record["metrics"]) for record in records if record["stage"] == "export"]
+    if not exports:
+        return
+    first = Column("export", [str(r["label"]) for r, _ in exports], "left", widest=NAME_WIDTH)
+    columns = [
+        Column("format", [m["format"] for _, m in exports], "left"),
+        Column("weights", [m["weights"] for _, m in exports], "left"),
+        *(
+            Column(heading, [_megabytes(m.get(key), digits=2) for _, m in exports])
+            for heading, key in SIZES
+        ),
+        Column("equal to its source", [_parity(m.get("parity")) for _, m in exports], "left"),
+    ]
+    print_columns(first, columns, console)
+
+
+def _parity(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "not checked"
+    if "equal_tokens" in found:
+        difference = f"rougeLsum ± {found['rougeLsum_difference']:.4f}"
+        return f"{100 * found['equal_tokens']:.1f} % of tokens, {difference}"
+    return f"logits within {found['logits_difference']:.1e}"
+
+
+def _megabytes(size: int | None, digits: int = 0) -> str:
+    return "" if size is None else f"{size / 1e6:,.{digits}f}"
 
 
 def print_scores(records: Sequence[Record], console: Console) -> None:

@@ -26,6 +26,8 @@ class Model(Protocol):
     """A loaded model. Rows are token ids, the end token included."""
 
     backend: BackendName
+    device: str
+    """Where it is computed: "cpu", "cuda:0"."""
     tokenizer: Any
     """What `compressor.data.examples` takes, or None for a model without one."""
 

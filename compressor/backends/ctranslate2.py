@@ -198,6 +198,7 @@ class Translator:
         self.tokenizer: Any = Tokens.load(folder)
         self.settings = json.loads((folder / GENERATION).read_text(encoding="utf-8"))
         self._model = _opened(ctranslate2.Translator, folder, threads)
+        self.device = str(self._model.device)
         vocabulary = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
         self._tokens: list[str] = vocabulary
         self._ids = {token: index for index, token in reversed(list(enumerate(vocabulary)))}
@@ -288,6 +289,7 @@ class Encoder:
 
         self.tokenizer: Any = Tokens.load(folder)
         self._model = _opened(ctranslate2.Encoder, folder, threads)
+        self.device = str(self._model.device)
         with safe_open(folder / HEAD, "numpy") as file:
             activations = json.loads(file.metadata()["activations"])
             self._head = [

@@ -37,6 +37,7 @@ class TorchModel:
         self.checkpoint = checkpoint
         self.tokenizer: Any = checkpoint.tokenizer
         checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = str(checkpoint.model.device)
 
     def sweep(
         self,

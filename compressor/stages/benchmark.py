@@ -1,56 +1,94 @@
-"""`benchmark`: latency, throughput and memory of a model, in a process of its own."""
+"""`benchmark`: latency, throughput, memory and energy of models, measured in turn."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from compressor import machine
 from compressor.architectures import Facts
+from compressor.backends import BackendName
 from compressor.data.sources import Reads, Split
-from compressor.errors import StageError
 from compressor.stage import Context, Inputs, Planning, Report
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
+    from compressor.progress import Bar
+    from compressor.timing import Reader
+
+LEAST_BATCHES = 3
+"""However few `texts` there are for a batch size."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: one batch size, one length of input and of output, one number of threads."""
+
+    batch_size: int
+    input_tokens: int | None
+    """None: the test rows as they are."""
+    output_tokens: int | None
+    """None: until the model ends, at most `max_length`."""
+    threads: int
 
 
 class Benchmark(Report):
-    """Time the model on texts of the test split; the machine is part of the key.
+    """Time models on texts of the test split; the machine is part of the key.
 
-    An encoder-decoder decodes a summary, greedily; a classifier gives its labels.
+    An encoder-decoder decodes a summary, greedily; a classifier gives its labels. What an `export`
+    wrote is run by what it is made for: name that stage in `models`.
 
-    Latency is that of one text at a time (milliseconds: median and 95th percentile); throughput
-    that of one batch (texts a second, median). Resident memory (bytes) is what loading the model
-    and reading one text added to the process. Figures of a shared machine are noisy.
+    Every model has a process of its own, and they read batch after batch in turn, A B A B, so that
+    a machine that is slow for a while is slow for all. For each batch size: the time of a batch
+    (milliseconds: median, 95th and 99th percentile), texts and written tokens a second (of the
+    median), `speedup` (the first model's time / this one's, median over turns), the peak of memory
+    (bytes, of the process; on a GPU of torch's tensors; null where it cannot be known), and joules
+    a text where the processor tells (the whole machine's; null elsewhere). Tables show the latency
+    of the smallest batch and the throughput of the largest. Also the time to load and what loading
+    and one text added to the process (resident bytes). Figures of a shared machine are noisy.
 
-    `input_lengths` measures single texts of just so many tokens, the test rows' put together:
-    latency, and the peak of the process's memory (bytes; on a GPU that of its tensors).
-    `training_step: true` adds a step of `finetune` with one row of such a length and a target of
-    `data.max_target_length` tokens, AdamW's state included: what fits is known before a training.
-    Where a system cannot reset its peak (others than Linux), one below an earlier peak is null.
+    `input_lengths` makes texts of just so many tokens out of the test rows; `output_lengths` has
+    summaries end after just so many, `threads` are cores to compute with. Every combination is
+    timed. `training_step: true` adds, at each length of input, a step of `finetune` with one such
+    row and a target of `data.max_target_length` tokens, AdamW's state included.
 
     Example: `benchmark: {models: [finetune, quantize], max_length: 64}`
-    Example: `benchmark: {input_lengths: [512, 2048, 8192], training_step: true}`
+    Example: `benchmark: {models: [finetune, ct2], batch_sizes: [1, 4], input_lengths: [256],
+    output_lengths: [64], threads: [1, 2]}`
+    Example: `benchmark: {input_lengths: [512, 2048, 8192], batch_sizes: [1], training_step: true}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     splits: ClassVar[tuple[Split, ...]] = ("test",)
-    isolated: ClassVar[bool] = True
     reads: ClassVar[Reads] = "sources"
+    runs_exports: ClassVar[bool] = True
+    together: ClassVar[bool] = True
 
-    max_length: int = Field(64, ge=2, description="Limit of a summary, in tokens.")
-    warm_up: int = Field(3, ge=0, description="Texts decoded before any is timed.")
-    texts: int = Field(20, ge=2, description="Texts timed one at a time.")
-    batch_size: int = Field(32, ge=1, description="Texts of the timed batch.")
-    repeats: int = Field(3, ge=1, description="Times that the batch, and each length, is timed.")
-    input_lengths: tuple[int, ...] = Field(
-        (), description="Lengths of input, in tokens, to measure latency and peak memory at."
+    backend: BackendName | None = Field(
+        None,
+        description="What must run the models: torch, ctranslate2 or onnxruntime; default: what "
+        "each is made for. Planning tells of a model that is made for another.",
     )
+    max_length: int = Field(64, ge=2, description="Limit of a summary, in tokens.")
+    batch_sizes: tuple[int, ...] = Field((1, 32), min_length=1, description="Texts read at once.")
+    input_lengths: tuple[int, ...] = Field(
+        (), description="Lengths of input, in tokens; default: the rows as they are."
+    )
+    output_lengths: tuple[int, ...] = Field(
+        (), description="Lengths of summaries, in tokens; default: as the model ends them."
+    )
+    threads: tuple[int, ...] = Field(
+        (), description="Numbers of threads to compute with; default: one for each core."
+    )
+    texts: int = Field(
+        48, ge=1, description="Texts timed for each combination; at least 3 batches are."
+    )
+    warm_up: int = Field(2, ge=0, description="Batches read before any is timed.")
     training_step: bool = Field(
         False, description="Measure a training step at each of `input_lengths` too; int8: none."
     )
@@ -59,7 +97,10 @@ class Benchmark(Report):
     )
 
     @model_validator(mode="after")
-    def _lengths(self) -> Benchmark:
+    def _sizes(self) -> Benchmark:
+        for name, least in (("batch_sizes", 1), ("threads", 1), ("output_lengths", 1)):
+            if any(each < least for each in getattr(self, name)):
+                raise ValueError(f"{name}: expected whole numbers of at least {least}")
         if any(tokens < 2 for tokens in self.input_lengths):
             raise ValueError("input_lengths: expected lengths of at least 2 tokens")
         if self.training_step and not self.input_lengths:
@@ -72,97 +113,193 @@ class Benchmark(Report):
         return {"machine": machine.description(), **target}
 
     def parameters(self) -> dict[str, Any]:
-        """Lengths that are not measured decide nothing."""
+        """What is not measured decides nothing."""
         unused = set() if self.training_step else {"training_step", "gradient_checkpointing"}
-        unused |= set() if self.input_lengths else {"input_lengths"}
-        return {key: value for key, value in super().parameters().items() if key not in unused}
+        return {k: v for k, v in super().parameters().items() if k not in {*unused, "backend"}}
 
     def preview(self, planning: Planning) -> Facts | None:
         planning.check_rows(trains=False)
+        planning.check_backend(self.backend)
         facts = planning.facts
         if facts is None:
             return None
         if facts.config["head"] == "causal_lm":
             planning.problem("", "times encoder-decoders and classifiers only")
-        if "max_length" in self.model_fields_set and planning.data.task != "summarization":
-            planning.problem("max_length", "limits summaries; a classifier writes none")
-        if self.input_lengths and facts.config["head"] != "seq2seq_lm":
-            planning.problem("input_lengths", "measures encoder-decoders only")
-        for index, tokens in enumerate(self.input_lengths):
-            if facts.positions is not None and tokens > facts.positions:
-                message = f"the model has {facts.positions} positions, and {tokens} is more"
-                planning.problem(f"input_lengths.{index}", message)
+        if planning.data.task != "summarization":
+            for name in ("max_length", "output_lengths"):
+                if name in self.model_fields_set:
+                    planning.problem(name, "limits summaries; a classifier writes none")
+        for name in ("input_lengths", "output_lengths"):
+            for index, tokens in enumerate(getattr(self, name)):
+                if facts.positions is not None and tokens > facts.positions:
+                    message = f"the model has {facts.positions} positions, and {tokens} is more"
+                    planning.problem(f"{name}.{index}", message)
+        if self.training_step and facts.config["head"] != "seq2seq_lm":
+            planning.problem("training_step", "measures encoder-decoders only")
         return facts
 
+    def cases(self) -> list[Case]:
+        """Every combination, those of equal threads together."""
+        read_lengths: list[int | None] = [*sorted(set(self.input_lengths))] or [None]
+        written_lengths: list[int | None] = [*sorted(set(self.output_lengths))] or [None]
+        return [
+            Case(batch_size=size, input_tokens=read, output_tokens=written, threads=threads)
+            for threads, read, written, size in itertools.product(
+                sorted(set(self.threads)) or [machine.threads()],
+                read_lengths,
+                written_lengths,
+                sorted(set(self.batch_sizes)),
+            )
+        ]
+
     def run(self, inputs: Inputs, context: Context) -> None:
-        """Load, warm up, and time."""
-        import psutil
-        import torch
+        """Start a process for each model, and time them in turn."""
+        measured: dict[str, dict[str, Any]] = {name: {"cases": []} for name in inputs.artifacts}
+        cases = self.cases()
+        with context.progress.bar("benchmark", len(cases)) as bar:
+            for threads, same in itertools.groupby(cases, key=lambda case: case.threads):
+                self._with_threads(threads, list(same), measured, (inputs, context), bar)
+        for metrics in measured.values():
+            metrics.update(_shown(metrics["cases"]))
+        context.metrics["models"] = measured
 
-        from compressor.classification import of_sources
-        from compressor.generation import decode
+    def _with_threads(
+        self,
+        threads: int,
+        cases: Sequence[Case],
+        measured: dict[str, dict[str, Any]],
+        given: tuple[Inputs, Context],
+        bar: Bar,
+    ) -> None:
+        """Everything that is computed with so many threads."""
+        from compressor.formats import Texts
+        from compressor.timing import Reader
 
-        before = psutil.Process().memory_info().rss
-        started = time.perf_counter()
-        checkpoint = inputs.checkpoint()
-        load_seconds = time.perf_counter() - started
-        if checkpoint.tokenizer is None:
-            raise StageError("the model has no tokenizer; set model.tokenizer")
-        model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        sources = checkpoint.examples(context.rows("test"), context.data).sources
-
-        def timed(batch: list[list[int]]) -> float:
-            begun = time.perf_counter()
-            if checkpoint.head == "sequence_classification":
-                of_sources(checkpoint, batch)
-            else:
-                decode(model, batch, max_length=self.max_length)
-            return time.perf_counter() - begun
-
-        def text(index: int) -> list[int]:
-            return sources[index % len(sources)]
-
-        timed([text(0)])
-        resident = psutil.Process().memory_info().rss - before
-        for index in range(self.warm_up):
-            timed([text(index)])
-        single = sorted(timed([text(index)]) for index in range(self.texts))
-        batch = [text(index) for index in range(self.batch_size)]
-        whole = statistics.median(timed(batch) for _ in range(self.repeats))
-        context.metrics.update(
-            latency_p50_ms=1000 * statistics.median(single),
-            latency_p95_ms=1000 * single[min(len(single) - 1, round(0.95 * (len(single) - 1)))],
-            texts_per_second=len(batch) / whole,
-            load_seconds=load_seconds,
-            resident_bytes=resident,
-            threads=torch.get_num_threads(),
-            device=str(model.device),
-        )
-        if self.input_lengths:
-            context.metrics["input_lengths"] = self._by_length(checkpoint, sources, context)
-
-    def _by_length(
-        self, checkpoint: Checkpoint, sources: list[list[int]], context: Context
-    ) -> list[dict[str, Any]]:
-        """For each length, the shortest first: latency, peak memory, and a training step's."""
-        from compressor.input_lengths import read, train
-
-        lengths = sorted(set(self.input_lengths))
-        trained = self.training_step and checkpoint.int8_activations is None
-        with context.progress.bar("lengths", len(lengths) * (1 + trained)) as bar:
-            found = []
-            for tokens in lengths:
-                limits = {"tokens": tokens, "max_length": self.max_length}
-                found.append(read(checkpoint, sources, repeats=self.repeats, **limits))
+        inputs, context = given
+        rows = context.rows("test")
+        with ExitStack() as stack:
+            readers: dict[str, Reader] = {}
+            for name, folder in inputs.artifacts.items():
+                about = Texts.of(context.data, head=_head(folder), model_type="")
+                log = context.folder / f"{len(readers)}.log"
+                reader = Reader(folder, rows.texts, about, threads=threads, log=log)
+                readers[name] = stack.enter_context(reader)
+                told = reader.answer()  # one after the other: loading is timed
+                if "load_seconds" not in measured[name]:
+                    measured[name].update(told, threads=threads)
+            for case in cases:
+                for name, figures in self._time(case, readers).items():
+                    measured[name]["cases"].append(asdict(case) | figures)
                 bar.advance()
-            for each in found if trained else ():
-                each["training_step"] = train(
-                    checkpoint,
-                    sources,
-                    tokens=each["tokens"],
+            if self.training_step:
+                self._train(cases, readers, measured, context)
+
+    def _time(self, case: Case, readers: Mapping[str, Reader]) -> dict[str, dict[str, Any]]:
+        """All models read the same batches, each batch in turn."""
+        from compressor.energy import Counters
+
+        exact = None if case.output_tokens is None else case.output_tokens + 1  # the start token
+        request = {
+            "do": "read",
+            "batch_size": case.batch_size,
+            "input_tokens": case.input_tokens,
+            "max_length": exact or self.max_length,
+            "min_length": exact or 0,
+        }
+        counters, energy = Counters(), dict[str, list[float]]()
+        turns = max(LEAST_BATCHES, self.texts // case.batch_size)
+        seconds: dict[str, list[float]] = {name: [] for name in readers}
+        tokens = dict.fromkeys(readers, 0)
+        for reader in readers.values():
+            reader.ask(do="begin_peak")
+        for turn in range(-self.warm_up, turns):
+            start = max(0, turn) * case.batch_size
+            for name, reader in readers.items():
+                before = counters.read()
+                told = reader.ask(**request, start=start)
+                joules = counters.joules(before, counters.read())
+                if turn < 0:
+                    continue
+                seconds[name].append(told["seconds"])
+                tokens[name] += told["tokens"]
+                if joules is not None:
+                    energy.setdefault(name, []).append(joules / case.batch_size)
+        first = next(iter(seconds.values()))
+        return {
+            name: _figures(case, took, first, tokens[name])
+            | {
+                "peak_bytes": readers[name].ask(do="end_peak")["bytes"],
+                "joules_per_text": statistics.median(energy[name]) if name in energy else None,
+            }
+            for name, took in seconds.items()
+        }
+
+    def _train(
+        self,
+        cases: Sequence[Case],
+        readers: Mapping[str, Reader],
+        measured: dict[str, dict[str, Any]],
+        context: Context,
+    ) -> None:
+        """A training step at each length, with the shortest first; into the length's first case."""
+        for name, reader in readers.items():
+            if not measured[name]["trains"]:
+                continue
+            done = set()
+            for case, figures in zip(cases, measured[name]["cases"][-len(cases) :], strict=True):
+                if case.input_tokens in done:
+                    continue
+                done.add(case.input_tokens)
+                figures["training_step"] = reader.ask(
+                    do="train",
+                    tokens=case.input_tokens,
                     target_tokens=context.data.max_target_length,
                     gradient_checkpointing=self.gradient_checkpointing,
-                    resume=context.folder / "training_step",
+                    resume=str(context.folder / "training_step"),
                 )
-                bar.advance()
-        return found
+
+
+def _head(folder: Any) -> str:
+    """The head of a model in an artifact, a stage's or an export's."""
+    import json
+
+    from compressor.backends import EXPORT
+
+    exported = folder / "model" / EXPORT
+    file = exported if exported.is_file() else folder / "checkpoint.json"
+    head: str = json.loads(file.read_text(encoding="utf-8"))["head"]
+    return head
+
+
+def _figures(
+    case: Case, took: Sequence[float], first: Sequence[float], tokens: int
+) -> dict[str, Any]:
+    """What is told of one model's times for a case."""
+    import numpy as np
+
+    median = statistics.median(took)
+    low, middle, high = np.percentile(np.asarray(took) * 1000, [50, 95, 99]).tolist()
+    return {
+        "p50_ms": low,
+        "p95_ms": middle,
+        "p99_ms": high,
+        "batches": len(took),
+        "texts_per_second": case.batch_size / median,
+        "tokens_per_second": tokens / len(took) / median if tokens else None,
+        "speedup": statistics.median(a / b for a, b in zip(first, took, strict=True)),
+    }
+
+
+def _shown(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What tables show: the smallest batch's latency, the largest one's throughput."""
+    small, large = cases[0], max(cases, key=lambda case: case["batch_size"])
+    return {
+        "latency_p50_ms": small["p50_ms"],
+        "latency_p95_ms": small["p95_ms"],
+        "latency_p99_ms": small["p99_ms"],
+        "speedup": small["speedup"],
+        "texts_per_second": large["texts_per_second"],
+        "tokens_per_second": large["tokens_per_second"],
+        "peak_bytes": max((c["peak_bytes"] for c in cases if c["peak_bytes"]), default=None),
+        "joules_per_text": small["joules_per_text"],
+    }

@@ -65,7 +65,7 @@ def once(case: str, tokens: int) -> dict[str, float]:
         keep_freed_memory()
     if case.endswith("checkpointed"):
         made.gradient_checkpointing_enable()
-    peak = Peak(ids.device)
+    peak = Peak(str(ids.device))
     before, started = peak.bytes(), resource.getrusage(resource.RUSAGE_SELF)
     value = 0.0
     if case.endswith("reading"):

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from compressor.errors import RecipeError
-from compressor.input_lengths import of_length
 from compressor.memory import Peak
 from compressor.plan import plan
 from compressor.recipe import compose
 from compressor.store import Store
+from compressor.timing import of_length
 
 
 def test_each_length_has_its_latency_its_peak_and_that_of_a_training_step(recipe, run) -> None:
@@ -23,17 +23,19 @@ def test_each_length_has_its_latency_its_peak_and_that_of_a_training_step(recipe
         (
             "  evaluate: {max_length: [8, 16]}",
             "  quantize: {}\n  benchmark: {models: [load, quantize], max_length: 4, texts: 2, "
-            "repeats: 1, batch_size: 2, input_lengths: [700, 64], training_step: true}",
+            "batch_sizes: [1], input_lengths: [700, 64], training_step: true}",
         ),
     )
     done = run("run", path)
     assert done.code == 0, done.err
     records = json.loads((path.parent / done.run_folder / "metrics.json").read_text())
-    floating, int8 = (record["metrics"]["input_lengths"] for record in records[-2:])
+    assert [record["name"] for record in records[-2:]] == ["benchmark@load", "benchmark@quantize"]
+    floating, int8 = (record["metrics"]["cases"] for record in records[-2:])
     for lengths in (floating, int8):
-        assert [length["tokens"] for length in lengths] == [64, 700]
+        assert [length["input_tokens"] for length in lengths] == [64, 700]
         for length in lengths:
-            assert length["latency_p50_ms"] > 0
+            assert 0 < length["p50_ms"] <= length["p95_ms"] <= length["p99_ms"]
+            assert length["batches"] == 3
             assert 50e6 < length["peak_bytes"] < 8e9  # bytes of a process that has torch loaded
     for length in floating:
         assert length["training_step"]["seconds"] > 0
@@ -81,14 +83,12 @@ def test_settings_that_measure_nothing_are_refused(recipe, benchmark, expected) 
     assert expected in found
 
 
-def test_lengths_are_no_part_of_a_key_where_none_is_measured() -> None:
-    """A benchmark without lengths is not run again because there could be some."""
+def test_what_is_not_measured_is_no_part_of_a_key() -> None:
+    """Nor is what must run a model, which the model says already."""
     from compressor.stages.benchmark import Benchmark
 
-    without = Benchmark().parameters()
-    assert {"input_lengths", "training_step", "gradient_checkpointing"}.isdisjoint(without)
-    reading = Benchmark(input_lengths=(64,)).parameters()
-    assert reading == without | {"input_lengths": [64]}
+    reading = Benchmark(input_lengths=(64,), backend="torch").parameters()
+    assert {"training_step", "gradient_checkpointing", "backend"}.isdisjoint(reading)
     training = Benchmark(input_lengths=(64,), training_step=True).parameters()
     assert training == reading | {"training_step": True, "gradient_checkpointing": False}
 
@@ -105,11 +105,10 @@ def test_texts_of_a_length_are_those_of_the_rows_put_together() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset a process's peak")
 def test_a_peak_is_of_the_time_since_it_was_begun() -> None:
     """200 MB that were there and went do not count; 100 MB that came and went do."""
-    cpu = torch.device("cpu")
     large = torch.ones(50_000_000)
-    before = Peak(cpu).bytes()
+    before = Peak().bytes()
     del large
-    peak = Peak(cpu)
+    peak = Peak()
     low = peak.bytes()
     torch.ones(25_000_000)
     high = peak.bytes()
