@@ -52,7 +52,9 @@ class Benchmark(Report):
         (), description="Lengths of input, in tokens, to measure latency and peak memory at."
     )
     training_step: bool = Field(
-        False, description="Measure a training step at each of `input_lengths` too; int8: none."
+        False,
+        description="Measure a training step at each of `input_lengths` too; of a quantized model: "
+        "none.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Whether that step computes activations again to save memory."
@@ -148,7 +150,7 @@ class Benchmark(Report):
         from compressor.input_lengths import read, train
 
         lengths = sorted(set(self.input_lengths))
-        trained = self.training_step and checkpoint.int8_activations is None
+        trained = self.training_step and checkpoint.quantization is None
         with context.progress.bar("lengths", len(lengths) * (1 + trained)) as bar:
             found = []
             for tokens in lengths:

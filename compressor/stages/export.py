@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from compressor.architectures import Facts
+from compressor.architectures import HALF, Facts
 from compressor.errors import StageError
 from compressor.stage import Context, Inputs, Planning, Stage
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
 
 
+EXACT_VALUES: dict[str, tuple[str, ...]] = {
+    "int8": ("int8",),
+    "int4": (),
+    "bfloat16": ("bfloat16", "float32"),
+    "float16": ("float32",),
+}
+"""Weights of a quantized model → values of a packed file that are the same numbers."""
 ROUNDING = 1e-5
 """Of the largest logit: what float32 products of equal numbers may differ by."""
 
@@ -26,14 +33,16 @@ class Export(Stage):
     """Write `model/`, which plain transformers loads: `AutoModelForSeq2SeqLM.from_pretrained`, or
     the class of the model's head. A model with a block (see `approximate`) is loaded by
     `compressor.load_model` alone: plain transformers finds no weights there, and says so. The
-    directory is loaded again and must give the same logits. An int8 model is written with the
-    float values that its weights stand for: plain transformers has no int8 layer of this kind, so
-    the file is as large as the float model's. `dtype: bfloat16` halves it, and rounds.
+    directory is loaded again and must give the same logits. An int8 or int4 model is written with
+    the float values that its weights stand for: plain transformers has no such layer, so the file
+    is as large as the float model's. `dtype: bfloat16` halves it, and rounds. A bfloat16 or float16
+    model is written in its own type.
 
     `format: packed` writes a file that `compressor.load_model` gives back as a plain model: of a
     weight with zeros a bit for each entry and the others' values, matrices in int8 (one scale a
     row; an entry moves by at most half of it), bfloat16 or float32. An int8 model's values and
-    scales stay as they are. What it computes is checked against the same rounding in memory.
+    scales stay as they are; there is no int4. What it computes is checked against the same rounding
+    in memory.
 
     Example: `export: {model: recover, format: packed, values: int8}`
     """
@@ -44,8 +53,10 @@ class Export(Stage):
     format: Literal["huggingface", "packed"] = Field(
         "huggingface", description="huggingface: plain. packed: small, for `load_model`."
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of the weights written, with `format: huggingface`."
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None,
+        description="Of the weights written, with `format: huggingface`; default: a bfloat16 or "
+        "float16 model's own, else float32.",
     )
     values: Literal["int8", "bfloat16", "float32"] = Field(
         "int8", description="How matrices are stored, with `format: packed`."
@@ -56,11 +67,26 @@ class Export(Stage):
         if other in self.model_fields_set:
             planning.problem(other, f"has no meaning with format {self.format!r}; set {own!r}")
         facts = planning.facts
-        if facts and facts.int8 and self.format == "packed" and self.values != "int8":
-            planning.problem(
-                "values", f"the model is int8 already; expected 'int8', got {self.values!r}"
-            )
-        return replace(facts, int8=frozenset()) if facts else None
+        if facts is None:
+            return None
+        if self.format == "packed":
+            self._check_packed(facts, planning)
+            return facts.dequantized()
+        return replace(facts.dequantized(), weights=self._dtype(facts.weights))
+
+    def _check_packed(self, facts: Facts, planning: Planning) -> None:
+        """Report values that are not those of a quantized model."""
+        exact = EXACT_VALUES.get(facts.weights, (self.values,))
+        if not exact:
+            planning.problem("format", "a packed file has no int4; take 'huggingface'")
+        elif self.values not in exact:
+            expected = " or ".join(map(repr, exact))
+            message = f"the model is {facts.weights} already; expected {expected}"
+            planning.problem("values", f"{message}, got {self.values!r}")
+
+    def _dtype(self, weights: str) -> str:
+        """The type of a plain file's weights, of a model with such weights."""
+        return self.dtype or (weights if weights in HALF else "float32")
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Write, load again, compare."""
@@ -78,9 +104,12 @@ class Export(Stage):
             weights_file,
         )
 
-        if checkpoint.int8_activations is not None:
+        weights = "float32"
+        if checkpoint.quantization is not None:
+            weights = checkpoint.quantization.weights
             checkpoint = dequantized(checkpoint)
-        model = checkpoint.model.to(getattr(torch, self.dtype))
+        dtype = self._dtype(weights)
+        model = checkpoint.model.to(getattr(torch, dtype))
         folder = context.folder / "model"
         save_pretrained(model, folder)
         if checkpoint.tokenizer is not None:
@@ -89,7 +118,7 @@ class Export(Stage):
         difference = _require_equal(model.float(), again)
         return {
             "bytes": weights_file(folder).stat().st_size,
-            "dtype": self.dtype,
+            "dtype": dtype,
             "logits_difference": difference,
         }
 
@@ -100,8 +129,10 @@ class Export(Stage):
         from compressor.packed_model import FILE, load_packed, save_packed
 
         folder = context.folder / "model"
+        if checkpoint.quantization is not None and checkpoint.quantization.half:
+            checkpoint = dequantized(checkpoint)
         packed = save_packed(checkpoint, folder, self.values)
-        if checkpoint.int8_activations is not None:
+        if checkpoint.quantization is not None:
             checkpoint = dequantized(checkpoint)
         model = checkpoint.model
         source = _logits(model)

@@ -124,8 +124,9 @@ class Finetune(Hyperparameters, Stage):
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
-        if facts is not None and facts.int8:
-            planning.problem("", "cannot train an int8 model; put `quantize` after the training")
+        if facts is not None and facts.quantized:
+            message = f"cannot train {facts.quantized}; put `quantize` after the training"
+            planning.problem("", message)
         planning.check_rows(trains=True)
         self.check_trackers(planning.problem)
         if facts is not None and self.prune is not None and self.passes == 0:
