@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compressor.architectures import Facts
 
@@ -66,3 +67,28 @@ class Grid(BaseModel):
         }
         large = [n for n in tables if facts.shapes[n][0] >= SMALL_TABLE]
         return kinds | dict.fromkeys(large if self.embeddings else (), "int8")
+
+    def check(self, weights: Kind, facts: Facts, problem: Callable[[str, str], None]) -> None:
+        """Report groups that fit no weight."""
+        if weights not in self.kinds(weights, facts).values():
+            sizes = sorted({facts.shapes[name][1] for name in facts.linear()})
+            message = f"{self.group_size} divides the columns of no linear layer; they have "
+            problem("group_size", message + ", ".join(map(str, sizes)))
+
+
+class QuantizationAware(Grid):
+    """What a training's weights are rounded to, as the `quantize` after it will round them.
+
+    Example: `quantization_aware: {weights: int4, group_size: 64}`
+    """
+
+    weights: Kind = Field("int8", description="What `quantize` will store.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"weights": given} if isinstance(given, str) else given
+
+    def key_parts(self) -> dict[str, Any]:
+        """What decides the weights."""
+        return self.model_dump(exclude={"group_size"} if self.weights == "int8" else set())

@@ -6,6 +6,7 @@ The maths are in `int8` and `int4`; which weights become what is `compressor.qua
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,27 @@ def quantize_weights(
     made = {n: quantize(model.get_parameter(n), k, group_size) for n, k in kinds.items()}
     put_quantized(model, made)
     return list(made)
+
+
+@contextmanager
+def rounded(model: nn.Module, kinds: Mapping[str, Kind], group_size: int) -> Iterator[None]:
+    """While it lasts, the named weights have the values of their quantization.
+
+    Gradients taken meanwhile go to the weights as they are: straight through the rounding
+    (arXiv 1308.3432). The values are swapped, not the parameters, so that everything that holds a
+    parameter (ties, DDP, an optimizer, a checkpointed layer that computes again) sees the same.
+    """
+    own: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        for name, kind in kinds.items():
+            parameter = model.get_parameter(name)
+            values = dequantize(*quantize(parameter, kind, group_size)).to(parameter.dtype)
+            own.append((parameter, parameter.data))
+            parameter.data = values
+        yield
+    finally:
+        for parameter, data in own:
+            parameter.data = data
 
 
 def put_quantized(model: nn.Module, made: Mapping[str, Quantized]) -> None:

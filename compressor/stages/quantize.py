@@ -89,11 +89,8 @@ class Quantize(Grid, Stage):
             planning.problem("", f"this is {facts.quantized} already")
         if self.kind is None:
             return replace(facts, weights=self.weights, exact=False)
+        self.check(self.kind, facts, planning.problem)
         kinds = self.kinds(self.kind, facts)
-        if self.kind not in kinds.values():
-            sizes = sorted({facts.shapes[name][1] for name in facts.linear()})
-            message = f"{self.group_size} divides the columns of no linear layer; they have "
-            planning.problem("group_size", message + ", ".join(map(str, sizes)))
         int8, int4 = (frozenset(n for n, k in kinds.items() if k == kind) for kind in KINDS)
         return replace(
             facts,

@@ -36,9 +36,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def pico(*, untied: bool = False) -> Checkpoint:
+def pico(*, untied: bool = False, **changes: Any) -> Checkpoint:
     torch.manual_seed(0)
-    config = AutoConfig.for_model("t5", **T5, decoder_start_token_id=0)
+    config = AutoConfig.for_model("t5", **T5, decoder_start_token_id=0, **changes)
     return Checkpoint(build(config, "seq2seq_lm", untied_head=untied).eval(), None, "seq2seq_lm")
 
 
