@@ -96,7 +96,7 @@ class Finetune(Hyperparameters, Stage):
     `quantization_aware` computes losses and gradients, the validation loss too, with the values
     that `quantize` would give the weights at that step (int8, or int4 in groups); the gradients go
     straight through the rounding to the float weights, which the stage gives. Put `quantize` with
-    the same settings after it. Activations are not rounded meanwhile.
+    the same settings after it, and a small learning rate here. Activations are not rounded.
 
     `targets` names an earlier `pseudo_label` stage, whose texts are learned instead of the training
     split's references. The validation loss stays that of references.
