@@ -35,12 +35,19 @@ class Quantize(Grid, Stage):
     In int8 and int4 the weights of all linear layers are stored, and word embeddings of at least
     1,024 rows; norms, biases, tables of positions and GPT-2's `Conv1D` layers stay float32.
 
-    Every kind runs on a CPU and on a GPU. Fast on a CPU are: int8 with `activations: int8` (x86
-    with VNNI; without it, activations have 7 bits), int4 with `activations: bfloat16` where there
-    is AVX-512 or AVX2, bfloat16 where the processor has such products. float16 is several times
-    slower than float32 on CPUs without AVX512-FP16; and it ends at 65,504, which activations of
-    some models pass (larger T5s are known for it): take bfloat16 for those. int8 and int4 are
-    turned to float for each product with `activations: float`, and on a GPU in any case.
+    Where it runs: every kind on any CPU, and, not tested, on a GPU. How fast:
+
+    | weights  | activations | on a CPU                                             | on a GPU |
+    |----------|-------------|------------------------------------------------------|----------|
+    | int8     | int8        | fastest; x86 without VNNI has 7 bits for activations | as float |
+    | int8     | float       | turned to float for each product: slower than it     | the same |
+    | int4     | bfloat16    | fast for few tokens, with AVX-512 or AVX2            | as float |
+    | int4     | float       | turned to float for each product: slowest for few    | the same |
+    | bfloat16 |             | fast where the processor has such products           | Ampere   |
+    | float16  |             | slower than float32 without AVX512-FP16              | any      |
+
+    float16 ends at 65,504, which activations of some models pass (larger T5s are known for it):
+    take bfloat16 for those.
 
     Example: `quantize: {weights: int8, activations: int8}`
     Example: `quantize: {weights: int4, group_size: 64}`
