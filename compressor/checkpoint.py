@@ -1,7 +1,8 @@
 """A model with its tokenizer and masks, on disk and in memory. What stages hand to each other.
 
 Weights are safetensors, never pickle. `masks.safetensors` holds, for each pruned parameter, True
-where an entry stays. A quantized model has int8 weights and float32 scales in the same file.
+where an entry stays. A quantized model has integer weights and their scales in the same file, or
+all of its tensors in a type of two bytes; `checkpoint.json` says which.
 """
 
 from __future__ import annotations
@@ -36,14 +37,9 @@ from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.block import Block, has_blocks, put_block, put_blocks
 from compressor.data.examples import Examples, tokenize, tokenize_labelled
 from compressor.errors import StageError
-from compressor.sparsity.int8 import (
-    Activations,
-    Int8Embedding,
-    Int8Linear,
-    dequantize_rows,
-    int8_layers,
-    replace_by_int8,
-)
+from compressor.quantization import Quantization
+from compressor.sparsity.int8 import Int8Embedding
+from compressor.sparsity.quantized import LAYERS, counts, dequantize, put_quantized, set_activations
 from compressor.sparsity.select import apply_mask
 from compressor.sparsity.slicing import take_units
 
@@ -87,13 +83,13 @@ class Checkpoint:
     head: Head
     masks: dict[str, Tensor] = field(default_factory=dict)
     """Parameter name → bool, True where the entry stays. Tied parameters have one mask."""
-    int8_activations: Activations | None = None
-    """For a quantized model: how its int8 layers treat what comes in; None for a float one."""
+    quantization: Quantization | None = None
+    """What a `quantize` stage has made of the model; None for a float32 one."""
 
     def save(self, folder: Path) -> None:
         """Write everything into `folder`. A tensor that is tied is written once."""
         folder.mkdir(parents=True, exist_ok=True)
-        if self.int8_activations is None:
+        if self.quantization is None:
             save_pretrained(self.model, folder)
         else:
             save_state(self.model, folder)
@@ -101,29 +97,23 @@ class Checkpoint:
             self.tokenizer.save_pretrained(folder)
         if self.masks:
             save_file({k: m.contiguous().cpu() for k, m in self.masks.items()}, folder / MASKS)
-        about = {"head": self.head, "int8_activations": self.int8_activations}
+        quantization = self.quantization and self.quantization.model_dump()
+        about = {"head": self.head, "quantization": quantization}
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
-        """Read what `save` wrote. On the CPU, in evaluation mode."""
+        """Read what `save` wrote, in the types it was in. On the CPU, in evaluation mode."""
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         head: Head = about["head"]
-        if about["int8_activations"] is None:
+        quantization = _quantization(about)
+        if quantization is None:
             model = load_pretrained(folder, head)
         else:
-            state = load_file(weights_file(folder))
-            config = AutoConfig.from_pretrained(folder)
-            # Only a head that is a tensor of its own is in the file under its own name.
-            model = build(config, head, untied_head="lm_head.weight" in state)
-            replace_by_int8(model, {n.removesuffix("_scale") for n in state if "_scale" in n})
-            _load_exactly(model, state)
-            for layer in int8_layers(model):
-                layer.activations = about["int8_activations"]
-            load_generation_config(model, folder)
+            model = _load_quantized(folder, head, quantization)
         masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
         tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-        return cls(model.eval(), tokenizer, head, masks, about["int8_activations"])
+        return cls(model.eval(), tokenizer, head, masks, quantization)
 
     def facts(self) -> Facts:
         """What planning would know of this model, without its masks."""
@@ -160,11 +150,16 @@ class Checkpoint:
     def measure(self, folder: Path) -> dict[str, Any]:
         """What tables show of a saved model: counts from its tensors, bytes from its files."""
         parameters = nonzero = 0
+        state = self.model.state_dict()
         buffers = _plain_buffers(self.model)
-        for name, tensor in distinct(self.model.state_dict()).items():
-            if not name.endswith("_scale") and name not in buffers:
-                parameters += tensor.numel()
-                nonzero += int(torch.count_nonzero(tensor))
+        for name, tensor in distinct(state).items():
+            if name in buffers or name.endswith("_scale"):
+                continue
+            scale = state.get(f"{name}_scale")
+            whole = tensor.numel(), int(torch.count_nonzero(tensor))
+            entries, alive = whole if scale is None else counts(tensor, scale)
+            parameters += entries
+            nonzero += alive
         return {
             "parameters": parameters,
             "nonzero": nonzero,
@@ -178,7 +173,7 @@ def _plain_buffers(model: nn.Module) -> set[str]:
     return {
         f"{path}.{name}".removeprefix(".")
         for path, module in model.named_modules()
-        if not isinstance(module, Int8Linear | Int8Embedding)
+        if not isinstance(module, LAYERS)
         for name, _ in module.named_buffers(recurse=False)
     }
 
@@ -479,14 +474,51 @@ def keep_units(
 
 
 def dequantized(checkpoint: Checkpoint) -> Checkpoint:
-    """A float checkpoint with the values that an int8 one's weights stand for."""
+    """A float32 checkpoint with the values that a quantized one's weights stand for."""
     source = checkpoint.model
     state = dict(distinct(source.state_dict()))
     for name in [name for name in state if name.endswith("_scale")]:
         weight = name.removesuffix("_scale")
-        state[weight] = dequantize_rows(state[weight], state.pop(name))
+        state[weight] = dequantize(state[weight], state.pop(name))
     model = build(source.config, checkpoint.head, untied_head="lm_head.weight" in state)
     _load_exactly(model, state)
     if source.can_generate():
         model.generation_config = copy.deepcopy(source.generation_config)
     return Checkpoint(model.eval(), checkpoint.tokenizer, checkpoint.head)
+
+
+def cast(model: PreTrainedModel, weights: str) -> int:
+    """Turn all that a model saves into the named floating-point type; gives how many tensors.
+
+    What it does not save stays as it is: a rotary embedding's angles need float32. Raises
+    StageError where an entry is too large for the type.
+    """
+    tensors = distinct(model.state_dict(keep_vars=True))
+    for name, tensor in tensors.items():
+        tensor.data = tensor.data.to(getattr(torch, weights))
+        if not bool(torch.isfinite(tensor).all()):
+            raise StageError(f"{name} has an entry that {weights} cannot hold; take bfloat16")
+    return len(tensors)
+
+
+def _quantization(about: Mapping[str, Any]) -> Quantization | None:
+    """What `checkpoint.json` says of it; before there was more than int8, it said so otherwise."""
+    if activations := about.get("int8_activations"):
+        return Quantization(weights="int8", activations=activations)
+    found = about.get("quantization")
+    return found and Quantization.model_validate(found)
+
+
+def _load_quantized(folder: Path, head: Head, quantization: Quantization) -> PreTrainedModel:
+    state = load_file(weights_file(folder))
+    # Only a head that is a tensor of its own is in the file under its own name.
+    config = AutoConfig.from_pretrained(folder)
+    model = build(config, head, untied_head="lm_head.weight" in state)
+    if quantization.half:
+        cast(model, quantization.weights)
+    scales = {name.removesuffix("_scale"): name for name in state if name.endswith("_scale")}
+    put_quantized(model, {name: (state[name], state[scale]) for name, scale in scales.items()})
+    set_activations(model, quantization)
+    _load_exactly(model, state)
+    load_generation_config(model, folder)
+    return model

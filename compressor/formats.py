@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -78,17 +77,14 @@ def refusal(name: FormatName, facts: Facts) -> str | None:
     return None
 
 
-def claimed_bytes(facts: Facts, weights: Weights) -> int:
-    """What weights of this kind would take: matrices as they are called, one float32 scale for each
-    row of int8, and all else in the float type.
+def stored(facts: Facts, weights: Weights) -> Facts:
+    """The facts of a model in a file with such weights: matrices as they are called, with one
+    float32 scale for each row of int8, and all else in the float type.
     """
-    matrix, _, other = weights.partition("_")
-    float_bytes = 2 if "16" in (other or weights) else 4
-    total = 0
-    for shape in facts.shapes.values():
-        int8 = matrix == "int8" and len(shape) > 1
-        total += math.prod(shape) + 4 * shape[0] if int8 else float_bytes * math.prod(shape)
-    return total
+    matrices, _, other = weights.partition("_")
+    int8 = {n for n, s in facts.shapes.items() if matrices == "int8" and len(s) > 1}
+    kept = other or ("float32" if int8 else matrices)
+    return replace(facts.dequantized(), weights=kept, int8=frozenset(int8))
 
 
 def matrix() -> list[tuple[str, str, list[bool]]]:

@@ -132,7 +132,7 @@ class _Session:
     def _trains(self) -> bool:
         """Whether the model is one that `finetune` would take."""
         checkpoint = getattr(self.model, "checkpoint", None)
-        return checkpoint is not None and checkpoint.int8_activations is None
+        return checkpoint is not None and checkpoint.quantization is None
 
     def _read(self, batch: list[list[int]], limits: Mapping[str, int]) -> int:
         """Read a batch; how many tokens were written."""

@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -174,6 +174,9 @@ class Training:
     after_step: Callable[[int, int], None] | None = None
     """Called with (steps done, total) after each step, before masks are applied; may change them.
     It must give the same on every rank."""
+    forward_weights: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered while losses and gradients are computed, also for the validation loss: it may give
+    the model other values meanwhile, and must give it back its own."""
     measure: nn.Module | None = None
     """What the validation loss is, summed as `loss` is; default: `loss`."""
 
@@ -305,13 +308,14 @@ class Training:
         tokens = sum(len(self.train.targets[row]) for row in batch)
         micro_batches = self._share(batch)
         summed = torch.zeros(2, device=self.accelerator.device)
-        for index, rows in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss = self.wrapped(self._batch(self.train, rows))
-                # DDP averages gradients over ranks; the mean wanted is over tokens.
-                self.accelerator.backward(loss * (self.world / tokens))
-            summed[0] += loss.detach()
+        with self.forward_weights():
+            for index, rows in enumerate(micro_batches):
+                last = index == len(micro_batches) - 1
+                with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                    loss = self.wrapped(self._batch(self.train, rows))
+                    # DDP averages gradients over ranks; the mean wanted is over tokens.
+                    self.accelerator.backward(loss * (self.world / tokens))
+                summed[0] += loss.detach()
         if self.rank == 0 and self._checkpoint_due():
             summed[1] = 1
         if self.world > 1:
@@ -375,7 +379,8 @@ class Training:
         assert self.validation is not None
         self.model.eval()
         device = self.accelerator.device
-        with self.accelerator.autocast():  # preparing `loss` gave it that, but not `measure`
+        # Preparing `loss` gave it autocast, but not `measure`.
+        with self.forward_weights(), self.accelerator.autocast():
             summed = summed_loss(
                 self.measure or self.loss,
                 self.validation,

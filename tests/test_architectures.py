@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from compressor.architectures import Facts, architecture, evenly_spaced, facts
 from compressor.checkpoint import AUTO_CLASSES, build, has_untied_head
-from compressor.sparsity.int8 import replace_by_int8
+from compressor.sparsity.quantized import quantize_weights
 from tests.pico import BLOCKS, PICO, TWO_VOCABULARIES, UNTIED
 
 VARIANTS = [
@@ -104,9 +104,9 @@ def test_the_groups_are_the_weights_of_the_layers(model_type, values, head) -> N
 
 @pytest.mark.parametrize(("model_type", "values", "head"), CASES)
 def test_what_a_plan_calls_linear_is_what_becomes_int8(model_type, values, head) -> None:
-    """The names are those of the weights that `replace_by_int8` replaces in the real model."""
+    """The names are those of the weights that `quantize_weights` replaces in the real model."""
     model = real(model_type, values, head, device="cpu")
-    assert sorted(replace_by_int8(model)) == sorted(known(model_type, values, head).linear())
+    assert sorted(quantize_weights(model)) == sorted(known(model_type, values, head).linear())
 
 
 def test_the_groups_are_named_by_place_in_the_order_of_system_b() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from compressor.architectures import Facts, architecture, facts
-from compressor.checkpoint import Checkpoint, build, has_untied_head, keep_layers
+from compressor.checkpoint import Checkpoint, build, dequantized, has_untied_head, keep_layers
 from compressor.data.batching import collate
 from compressor.data.examples import Examples
 from compressor.data.sources import Bills, Data, Messages
@@ -350,15 +350,24 @@ def test_rows_longer_than_the_positions_are_refused(tmp_path, run) -> None:
     assert "95 positions" in result.err and "96 tokens" in result.err
 
 
-def test_int8_of_a_scaled_tied_embedding_is_refused() -> None:
-    """BART scales inside the embedding, which an int8 one does not; Pegasus does it outside."""
-    from compressor.stages.quantize import Quantize
+@pytest.mark.parametrize("model_type", ["bart", "pegasus"])
+def test_an_int8_embedding_scales_as_the_one_in_its_place(tmp_path, model_type) -> None:
+    """BART scales inside the embedding, Pegasus outside: the logits are the float twin's."""
+    from compressor.quantization import Quantization
+    from compressor.sparsity.quantized import quantize_weights
 
-    config = PICO["bart"] | {"model_type": "bart", "scale_embedding": True}
-    with pytest.raises(AssertionError, match="scale_embedding"):
-        Quantize().preview(planning(facts(config, head="seq2seq_lm")))
-    for other in ({"scale_embedding": False}, {"model_type": "pegasus"}, UNTIED):
-        assert Quantize().preview(planning(facts(config | other, head="seq2seq_lm"))).int8
+    start = fresh(model_type, {"scale_embedding": True}, "seq2seq_lm")
+    quantize_weights(start.model)
+    start.quantization = Quantization(weights="int8")
+    start.save(tmp_path)
+    ids = torch.arange(2, 10)[None]
+    with torch.inference_mode():
+        found, expected = (
+            each.model(input_ids=ids, decoder_input_ids=ids[:, :4]).logits
+            for each in (Checkpoint.load(tmp_path), dequantized(start))
+        )
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("model_type", "changes", "head"), CASES)

@@ -21,7 +21,7 @@ from compressor.losses import LabelLoss
 from compressor.plan import plan
 from compressor.recipe import compose
 from compressor.runs import in_runs
-from compressor.sparsity.int8 import replace_by_int8
+from compressor.sparsity.quantized import quantize_weights
 from compressor.store import Store
 from tests.pico import T5
 
@@ -116,7 +116,8 @@ def test_an_int8_model_reads_long_texts_too() -> None:
     """Its layers are called as modules, whatever they are."""
     model, batch = pico("transient-global").eval(), batch_of([100, 70])
     names = {n for n, p in model.named_parameters() if p.ndim == 2 and "bias" not in n}
-    replace_by_int8(model, {n for n in names if "shared" not in n and "lm_head" not in n})
+    kept = (n for n in names if "shared" not in n and "lm_head" not in n)
+    quantize_weights(model, dict.fromkeys(kept, "int8"))
     del batch["labels"]
     with torch.inference_mode():
         expected = model.encoder(**batch)[0]

@@ -30,7 +30,9 @@ from compressor.checkpoint import (
 )
 from compressor.errors import StageError
 from compressor.packed_model import ABOUT, FILE, save_packed
-from compressor.sparsity.int8 import dequantize_rows, quantize_rows, replace_by_int8
+from compressor.quantization import Quantization
+from compressor.sparsity.int8 import dequantize_rows, quantize_rows
+from compressor.sparsity.quantized import quantize_weights
 from compressor.sparsity.select import left, prune_smallest
 
 SIZES = {"vocab_size": 90, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
@@ -108,8 +110,8 @@ def test_a_packed_model_can_be_trained_and_saved_as_any_other(tmp_path) -> None:
 def test_an_int8_model_keeps_its_values_and_scales(tmp_path, untied) -> None:
     """No second rounding: the file has the model's own int8 numbers."""
     checkpoint = pico(untied=untied)
-    replace_by_int8(checkpoint.model)
-    checkpoint.int8_activations = "float"
+    quantize_weights(checkpoint.model)
+    checkpoint.quantization = Quantization(weights="int8")
     own = checkpoint.model.state_dict()
     own[f"{FFN}_scale"].mul_(1.7)  # scales that rounding would not find again
     save_packed(checkpoint, tmp_path, "int8")

@@ -21,6 +21,9 @@ from compressor.errors import nearest
 
 Shape = tuple[int, ...]
 
+HALF = ("bfloat16", "float16")
+"""Floating-point types of two bytes an entry."""
+
 _MODULES = {
     "t5": "t5", "mt5": "t5", "longt5": "t5",
     "bart": "bart", "mbart": "bart", "pegasus": "bart", "marian": "bart",
@@ -38,7 +41,7 @@ _MODULES = {
 - `ties(config)`: name of a parameter → the name it goes by where the two are one tensor;
 - `RESERVED_POSITIONS`, where any are: model type → positions of the table that no token has;
 - `linear(config, shapes)`: the parameters that are the weight of an `nn.Linear` (GPT-2's `Conv1D`
-  is none), which are those that can be stored as int8.
+  is none), which are those that integer products can be made with.
 
 `config` always has every key of `DEFAULTS`, and `head`.
 """
@@ -174,8 +177,14 @@ class Facts:
     shapes: Mapping[str, Shape]
     masked: tuple[tuple[frozenset[str], int], ...] = ()
     exact: bool = True
+    weights: str = "float32"
+    """What a `quantize` stage has made of the weights; those it left alone are float32."""
     int8: frozenset[str] = frozenset()
     """Names of the weights that are stored as int8 with one float32 scale a row."""
+    int4: frozenset[str] = frozenset()
+    """Names of the weights that are stored as int4 with one bfloat16 scale a group."""
+    group_size: int = 0
+    """Columns of such a group."""
     exact_size: bool = True
     """False where `shapes` are only an upper bound: the rows decide how many pieces go."""
 
@@ -191,11 +200,29 @@ class Facts:
 
     @property
     def bytes(self) -> int:
-        """Size of the weights in bytes: 4 an entry, or 1 and a 4-byte scale a row where int8."""
-        return sum(
-            math.prod(shape) + 4 * shape[0] if name in self.int8 else 4 * math.prod(shape)
-            for name, shape in self.shapes.items()
-        )
+        """Size of the weights in bytes: those of entries and scales."""
+        return sum(self.tensor_bytes(name) for name in self.shapes)
+
+    def tensor_bytes(self, name: str) -> int:
+        """4 an entry, or 2; 1 and a 4-byte scale a row where int8; ½ and 2 a group where int4."""
+        shape = self.shapes[name]
+        entries = math.prod(shape)
+        if name in self.int8:
+            return entries + 4 * shape[0]
+        if name in self.int4:
+            return entries // 2 + 2 * (entries // self.group_size)
+        return entries * (2 if self.weights in HALF else 4)
+
+    @property
+    def quantized(self) -> str:
+        """What messages call a model that no stage can change any more; "" where it is float32."""
+        if self.weights == "float32":
+            return ""
+        return f"{'an' if self.weights.startswith('int') else 'a'} {self.weights} model"
+
+    def dequantized(self) -> Facts:
+        """The facts of the float32 model that has the values of a quantized one."""
+        return replace(self, weights="float32", int8=frozenset(), int4=frozenset())
 
     @property
     def positions(self) -> int | None:
@@ -251,6 +278,12 @@ class Facts:
         """The parameters that are the weight of an `nn.Linear`."""
         found: list[str] = architecture(self.model_type).linear(self.config, self.shapes)
         return found
+
+    def word_embeddings(self) -> set[str]:
+        """The tables that words are looked up in. Of two vocabularies (Marian's) none is known."""
+        heads = architecture(self.model_type).ties(self.config)
+        rows = {name for units in self.units("vocabulary") for name in units.matrices}
+        return {name for name in rows if name in self.shapes and name not in heads}
 
     def stacks(self) -> dict[str, Stack]:
         found: dict[str, Stack] = architecture(self.model_type).stacks(self.config)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
-from collections.abc import Collection, Iterator
-from typing import Literal
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-Activations = Literal["float", "int8"]
+SMALLEST_PEAK = 1e-30
+"""What a row of zeros is divided by: far below what any other row has, far above underflow."""
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,17 +29,27 @@ def dequantize_rows(weight: Tensor, scale: Tensor) -> Tensor:
     return weight.float() * scale
 
 
+@cache
+def activation_bits() -> int:
+    """How many bits an integer product on this CPU leaves for what comes in: 8, or 7.
+
+    An x86 without VNNI adds two products of 8 bits in a register of 16, which overflows.
+    """
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+    return 7 if x86 and not torch.cpu._is_vnni_supported() else 8
+
+
 class Int8Linear(nn.Module):
     """`y = x Wᵀ + b` with W int8, one scale a row.
 
-    With `activations` "int8" on a CPU, x is quantized as it comes (one scale for the tensor) and
-    the product is an integer one: several times faster, and slightly less exact. Otherwise the
+    With `integer` on a CPU, x is quantized as it comes, one scale for each of its rows (tokens),
+    and the product is an integer one: several times faster, and slightly less exact. Otherwise the
     weight is turned to float for each product: exact, less memory, slower.
     """
 
     def __init__(self, rows: int, columns: int, *, bias: bool) -> None:
         super().__init__()
-        self.activations: Activations = "float"
+        self.integer = False
         self.register_buffer("weight", torch.zeros(rows, columns, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(rows, 1))
         self.register_buffer("bias", torch.zeros(rows) if bias else None)
@@ -49,11 +60,22 @@ class Int8Linear(nn.Module):
     bias: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.activations == "int8" and x.device.type == "cpu":
-            y: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self._pack(), True)
-            return y.to(x.dtype)
+        if self.integer and x.device.type == "cpu" and x.numel():
+            return self._product(x)
         weight = dequantize_rows(self.weight, self.weight_scale).to(x.dtype)
         return nn.functional.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+    def _product(self, x: Tensor) -> Tensor:
+        """What torch multiplies has one scale for all of x. It is given rows whose largest entry is
+        1, so that this scale suits each of them, and what comes out is scaled back.
+        """
+        peak = x.float().abs().amax(-1, keepdim=True).clamp_(min=SMALLEST_PEAK)
+        reduced = activation_bits() == 7
+        y: Tensor = torch.ops.quantized.linear_dynamic(x.float() / peak, self._pack(), reduced)
+        y.mul_(peak)
+        if self.bias is not None:
+            y.add_(self.bias)
+        return y.to(x.dtype)
 
     def _pack(self) -> torch.ScriptObject:
         """The weight in the layout that the processor's integer product wants; made once."""
@@ -61,21 +83,27 @@ class Int8Linear(nn.Module):
             zeros = torch.zeros(len(self.weight), dtype=torch.int64)
             with warnings.catch_warnings():
                 # Deprecated upstream with no successor that is as fast on a CPU: measured, the
-                # newer library's eager int8 is slower than float32, this several times faster.
+                # newer library's eager int8 is 2 to 100 times slower than this.
                 warnings.simplefilter("ignore", UserWarning)
                 quantized = torch._make_per_channel_quantized_tensor(
                     self.weight, self.weight_scale.flatten().double(), zeros, 0
                 )
-            self._packed = torch.ops.quantized.linear_prepack(quantized, self.bias)
+            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
         return self._packed
 
 
 class Int8Embedding(nn.Module):
-    """A table of int8 rows, looked up and turned to float a row at a time."""
+    """A table of int8 rows, looked up and turned to float a row at a time.
 
-    def __init__(self, rows: int, columns: int, padding_idx: int | None) -> None:
+    `embed_scale`: what the embedding in its place multiplies its rows by, as BART's can.
+    """
+
+    def __init__(
+        self, rows: int, columns: int, padding_idx: int | None, *, embed_scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.padding_idx = padding_idx
+        self.embed_scale = embed_scale
         self.register_buffer("weight", torch.zeros(rows, columns, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(rows, 1))
 
@@ -83,47 +111,5 @@ class Int8Embedding(nn.Module):
     weight_scale: Tensor
 
     def forward(self, ids: Tensor) -> Tensor:
-        return dequantize_rows(self.weight[ids], self.weight_scale[ids])
-
-
-def int8_layers(model: nn.Module) -> Iterator[Int8Linear]:
-    """The int8 linear layers of a model."""
-    return (module for module in model.modules() if isinstance(module, Int8Linear))
-
-
-def replace_by_int8(model: nn.Module, names: Collection[str] | None = None) -> list[str]:
-    """Put int8 layers in the place of `Linear` layers, and of embeddings that a head is tied to.
-
-    `names`: the weights to replace (all of these where None). Tied weights stay tied: one int8
-    tensor serves both. Returns the names of the replaced weights. Changes `model` in place.
-    """
-    layers = [
-        (path, module)
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.Linear | nn.Embedding)
-    ]
-    heads = {id(module.weight) for _, module in layers if isinstance(module, nn.Linear)}
-    wanted = heads & {
-        id(module.weight) for path, module in layers if names is None or f"{path}.weight" in names
-    }
-    made: dict[int, tuple[Tensor, Tensor]] = {}
-    replaced = []
-    for path, module in layers:
-        if id(module.weight) not in wanted:
-            continue
-        parent, _, attribute = path.rpartition(".")
-        owner = model.get_submodule(parent)
-        new: nn.Module
-        if isinstance(module, nn.Linear):
-            new = Int8Linear(module.out_features, module.in_features, bias=module.bias is not None)
-            new.bias = None if module.bias is None else module.bias.detach()
-        else:
-            rows, columns = module.num_embeddings, module.embedding_dim
-            new = Int8Embedding(rows, columns, module.padding_idx)
-        key = id(module.weight)
-        if key not in made:
-            made[key] = quantize_rows(module.weight)
-            replaced.append(f"{path}.weight")
-        new.weight, new.weight_scale = made[key]
-        setattr(owner, attribute, new.train(module.training))
-    return replaced
+        rows = dequantize_rows(self.weight[ids], self.weight_scale[ids])
+        return rows if self.embed_scale == 1 else rows * self.embed_scale

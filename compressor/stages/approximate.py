@@ -104,8 +104,8 @@ class Approximate(Hyperparameters, Stage):
         self._check_settings(planning)
         if facts is None:
             return None
-        if facts.int8:
-            planning.problem("", "cannot train on an int8 model; put `quantize` after it")
+        if facts.quantized:
+            planning.problem("", f"cannot train on {facts.quantized}; put `quantize` after it")
             return facts
         stack = facts.stacks().get("encoder")
         if stack is None or stack.stays:

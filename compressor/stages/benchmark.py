@@ -90,7 +90,9 @@ class Benchmark(Report):
     )
     warm_up: int = Field(2, ge=0, description="Batches read before any is timed.")
     training_step: bool = Field(
-        False, description="Measure a training step at each of `input_lengths` too; int8: none."
+        False,
+        description="Measure a training step at each of `input_lengths` too; of a quantized model: "
+        "none.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Whether that step computes activations again to save memory."

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from compressor.architectures import Facts
+from compressor.architectures import HALF, Facts
 from compressor.backends import BackendName
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError, nearest
-from compressor.formats import FORMATS, Exported, FormatName, Weights, claimed_bytes, refusal
+from compressor.formats import FORMATS, Exported, FormatName, Weights, refusal, stored
 from compressor.parity import Parity
 from compressor.stage import Context, Inputs, Planning, Stage
 
@@ -24,6 +23,13 @@ if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
 
 
+EXACT_VALUES: dict[str, tuple[str, ...]] = {
+    "int8": ("int8",),
+    "int4": (),
+    "bfloat16": ("bfloat16", "float32"),
+    "float16": ("float32",),
+}
+"""Weights of a quantized model → weights of a packed file that are the same numbers."""
 ROUNDING = 1e-5
 """Of the largest logit: what float32 products of equal numbers may differ by."""
 
@@ -31,12 +37,14 @@ ROUNDING = 1e-5
 class Export(Stage):
     """Write `model/`, a directory that other programs load, and check it.
 
-    huggingface: plain transformers, `AutoModelFor….from_pretrained`. An int8 model is written with
-    the float values that its weights stand for, since transformers has no int8 layer of this kind.
-    A model with a block (see `approximate`) is loaded by `compressor.load_model` alone.
+    huggingface: plain transformers, `AutoModelFor….from_pretrained`. An int8 or int4 model is
+    written with the float values that its weights stand for, since transformers has no such layer;
+    a bfloat16 or float16 model in its own type. A model with a block (see `approximate`) is loaded
+    by `compressor.load_model` alone.
 
     packed: for `compressor.load_model`. Of a weight with zeros a bit for each entry and the others'
-    values, matrices in int8 (one scale a row), bfloat16 or float32. Small on the disk alone.
+    values, matrices in int8 (one scale a row), bfloat16 or float32. Small on the disk alone. An
+    int8 model's values and scales stay as they are; there is no int4.
 
     ctranslate2: `ctranslate2.Translator`, or `Encoder` with the classifier's head beside it. int8
     has one scale a row and computes in integers; the `_…` after it is the type of all else.
@@ -59,7 +67,8 @@ class Export(Stage):
     format: FormatName = Field("huggingface", description="What will load it.")
     weights: Weights | None = Field(
         None,
-        description="How weights are stored; default: float32 for huggingface, else int8.",
+        description="How weights are stored; default: int8, and for huggingface float32, or the "
+        "model's own bfloat16 or float16.",
     )
     parity: Parity | None = Field(
         Parity(), description="How the result is checked; null: it is not."
@@ -71,12 +80,11 @@ class Export(Stage):
     def runs_in(self) -> BackendName:
         return FORMATS[self.format].backend
 
-    @property
-    def _stored(self) -> Weights:
+    def _stored(self, own: str) -> Weights:
+        """How the weights of a model are stored, whose own are `own`."""
+        if self.weights is None and self.format == "huggingface" and own in HALF:
+            return own  # type: ignore[return-value]  # both of these are such weights
         return self.weights or FORMATS[self.format].weights[0]
-
-    def parameters(self) -> dict[str, Any]:
-        return super().parameters() | {"weights": self._stored}
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """How texts are read is written beside the model."""
@@ -84,29 +92,40 @@ class Export(Stage):
         return {"texts": planning.data.model_dump(mode="json", include=fields)}
 
     def preview(self, planning: Planning) -> Facts | None:
-        valid = FORMATS[self.format].weights
-        if self._stored not in valid:
-            hint = nearest(self._stored, valid)
-            planning.problem("weights", f"{self.format!r} cannot store {self._stored!r}; {hint}")
-        facts = planning.facts
+        valid, facts = FORMATS[self.format].weights, planning.facts
+        weights = self._stored(facts.weights if facts else "float32")
+        if weights not in valid:
+            hint = nearest(weights, valid)
+            planning.problem("weights", f"{self.format!r} cannot store {weights!r}; {hint}")
         if facts is None:
             return None
         if (reason := refusal(self.format, facts)) is not None:
             planning.problem("format", reason)
-        if facts.int8 and self.format == "packed" and self._stored != "int8":
-            planning.problem(
-                "weights", f"the model is int8 already; expected 'int8', got {self._stored!r}"
-            )
+        elif self.format == "packed":
+            self._check_packed(facts, planning, weights)
         if self.parity is not None and facts.config["head"] != "none":
             planning.check_rows(trains=False)
-        return replace(facts, int8=frozenset())
+        return stored(facts, weights)
+
+    def _check_packed(self, facts: Facts, planning: Planning, weights: str) -> None:
+        """Report values that are not those of a quantized model."""
+        exact = EXACT_VALUES.get(facts.weights, (weights,))
+        if not exact:
+            planning.problem("format", "a packed file has no int4; take 'huggingface'")
+        elif weights not in exact:
+            expected = " or ".join(map(repr, exact))
+            message = f"the model is {facts.weights} already; expected {expected}"
+            planning.problem("weights", f"{message}, got {weights!r}")
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Write, measure, and run in a fresh process."""
         from compressor.ledger import sizes
 
         checkpoint, folder = inputs.checkpoint(), context.folder / "model"
-        details = self._write(checkpoint, folder)
+        own = checkpoint.quantization.weights if checkpoint.quantization else "float32"
+        weights = self._stored(own)
+        facts = stored(checkpoint.facts(), weights)
+        details = self._write(checkpoint, folder, weights)
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save_pretrained(folder)
         Exported.of(
@@ -114,23 +133,23 @@ class Export(Stage):
             head=checkpoint.head,
             model_type=checkpoint.model.config.model_type,
             format=self.format,
-            weights=self._stored,
+            weights=weights,
         ).save(folder)
         ledger = sizes(folder)
         context.sizes["bytes"] = ledger["weight_bytes"]
         context.metrics.update(
             format=self.format,
-            weights=self._stored,
+            weights=weights,
             bytes=ledger["weight_bytes"],
-            claimed_bytes=claimed_bytes(checkpoint.facts(), self._stored),
+            claimed_bytes=facts.bytes,
             **ledger,
             **details,
         )
         if self.parity is not None:
-            context.metrics.update(self._check(self.parity, inputs, folder, context))
+            context.metrics.update(self._check(self.parity, inputs, weights, context))
 
     def _check(
-        self, settings: Parity, inputs: Inputs, folder: Path, context: Context
+        self, settings: Parity, inputs: Inputs, weights: str, context: Context
     ) -> dict[str, Any]:
         from compressor.parity import gate
 
@@ -139,47 +158,49 @@ class Export(Stage):
         return gate(
             settings,
             source,
-            folder,
+            context.folder / "model",
             context.rows("test"),
             context.data,
-            weights="int8" if source.int8_activations is not None else self._stored,
+            weights=weights if source.quantization is None else "int8",
             evidence=place,
         )
 
-    def _write(self, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    def _write(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
         """Write the model's own files; what is measured of them beyond their sizes."""
         if self.format == "huggingface":
-            return self._plain(checkpoint, folder)
+            return self._plain(checkpoint, folder, weights)
         if self.format == "packed":
-            return self._packed(checkpoint, folder)
+            return self._packed(checkpoint, folder, weights)
         from compressor.backends import ctranslate2
         from compressor.checkpoint import dequantized
 
-        if checkpoint.int8_activations is not None:
+        if checkpoint.quantization is not None:
             checkpoint = dequantized(checkpoint)
-        ctranslate2.write(checkpoint, folder, self._stored)
+        ctranslate2.write(checkpoint, folder, weights)
         return {}
 
-    def _plain(self, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    def _plain(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
         import torch
 
         from compressor.checkpoint import dequantized, load_pretrained, save_pretrained
 
-        if checkpoint.int8_activations is not None:
+        if checkpoint.quantization is not None:
             checkpoint = dequantized(checkpoint)
-        model = checkpoint.model.to(getattr(torch, self._stored))
+        model = checkpoint.model.to(getattr(torch, weights))
         save_pretrained(model, folder)
         again = load_pretrained(folder, checkpoint.head)
         return {"logits_difference": _require_equal(model.float(), again)}
 
-    def _packed(self, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    def _packed(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
         import torch
 
         from compressor.checkpoint import dequantized
         from compressor.packed_model import load_packed, save_packed
 
-        packed = save_packed(checkpoint, folder, self._stored)  # type: ignore[arg-type]  # planned
-        if checkpoint.int8_activations is not None:
+        if checkpoint.quantization is not None and checkpoint.quantization.half:
+            checkpoint = dequantized(checkpoint)
+        packed = save_packed(checkpoint, folder, weights)  # type: ignore[arg-type]  # planned
+        if checkpoint.quantization is not None:
             checkpoint = dequantized(checkpoint)
         model = checkpoint.model
         source = _logits(model)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -13,6 +15,7 @@ from compressor.data.rows import Rows
 from compressor.data.sources import Split
 from compressor.hyperparameters import Hyperparameters
 from compressor.pruning import Amounts, Grouping, Pruner, flat, left_of
+from compressor.quantization import QuantizationAware
 from compressor.stage import Artifact, Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -90,11 +93,17 @@ class Finetune(Hyperparameters, Stage):
     of its global batch, whatever the number of processes. `losses.csv` has every step's. With
     `epochs: 0` the model stays as it is, and no row is read.
 
+    `quantization_aware` computes losses and gradients, the validation loss too, with the values
+    that `quantize` would give the weights at that step (int8, or int4 in groups); the gradients go
+    straight through the rounding to the float weights, which the stage gives. Put `quantize` with
+    the same settings after it, and a small learning rate here. Activations are not rounded.
+
     `targets` names an earlier `pseudo_label` stage, whose texts are learned instead of the training
     split's references. The validation loss stays that of references.
 
     Example: `finetune: {epochs: 20, learning_rate: 3.0e-4, batch_size: 16}`
     Example: `finetune: {epochs: 4, prune: {amounts: {lm_head: 0.5}, end: 0.7}}`
+    Example: `finetune: {epochs: 1, quantization_aware: {weights: int4, group_size: 64}}`
     """
 
     version: ClassVar[int] = 1
@@ -103,6 +112,9 @@ class Finetune(Hyperparameters, Stage):
     distributed: ClassVar[bool] = True
 
     prune: Gradual | None = Field(None, description="Prune gradually while training.")
+    quantization_aware: QuantizationAware | None = Field(
+        None, description="Train with weights as `quantize` will store them: int8, int4, or more."
+    )
     targets: str | None = Field(
         None, description="Name of the earlier `pseudo_label` stage whose texts are learned."
     )
@@ -120,19 +132,39 @@ class Finetune(Hyperparameters, Stage):
 
     def parameters(self) -> dict[str, Any]:
         gradual = {"prune": self.prune.model_dump(mode="json")} if self.prune else {}
-        return self.key_parts() | gradual
+        aware = self.quantization_aware
+        rounding = {"quantization_aware": aware.key_parts()} if aware else {}
+        return self.key_parts() | gradual | rounding
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
-        if facts is not None and facts.int8:
-            planning.problem("", "cannot train an int8 model; put `quantize` after the training")
+        if facts is not None and facts.quantized:
+            message = f"cannot train {facts.quantized}; put `quantize` after the training"
+            planning.problem("", message)
         planning.check_rows(trains=True)
         self.check_trackers(planning.problem)
+        self._check_rounding(planning)
         if facts is not None and self.prune is not None and self.passes == 0:
             planning.problem("prune", "there are no steps to prune in: epochs is 0")
         elif facts is not None and self.prune is not None:
             return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
         return facts
+
+    def _check_rounding(self, planning: Planning) -> None:
+        aware = self.quantization_aware
+        if aware is None:
+            return
+        if self.passes == 0:
+            planning.problem("quantization_aware", "there are no steps: epochs is 0")
+        if aware.weights == "int8" and "group_size" in aware.model_fields_set:
+            message = "has no meaning with int8 weights"
+            planning.problem("quantization_aware.group_size", message)
+        elif planning.facts is not None:
+            aware.check(
+                aware.weights,
+                planning.facts,
+                lambda path, message: planning.problem(f"quantization_aware.{path}", message),
+            )
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Train to the end, from a checkpoint of a killed run where there is one."""
@@ -162,11 +194,24 @@ class Finetune(Hyperparameters, Stage):
             progress=context.progress,
             trackers_folder=folder,
             after_step=self.prune.schedule(checkpoint, context.seed) if self.prune else None,
+            forward_weights=self._forward_weights(checkpoint),
         )
         history = training.run()
         history.write_losses(context.folder / "losses.csv")
         context.metrics.update(history.metrics())
         return checkpoint
+
+    def _forward_weights(
+        self, checkpoint: Checkpoint
+    ) -> Callable[[], AbstractContextManager[None]]:
+        """What the training enters to compute a loss: rounded weights, where they are asked for."""
+        from compressor.sparsity.quantized import rounded
+
+        aware = self.quantization_aware
+        if aware is None:
+            return nullcontext
+        kinds = aware.kinds(aware.weights, checkpoint.facts())
+        return partial(rounded, checkpoint.model, kinds, aware.group_size)
 
     def _to_learn(self, inputs: Inputs, context: Context) -> Rows:
         """The training rows, with an earlier model's texts where `targets` asks for them."""

@@ -168,9 +168,9 @@ class Load(Stage):
         if (directory / MANIFEST).is_file():
             planning.problem(
                 "source",
-                f"{str(directory)!r} is an artifact of a run, whose masks or int8 weights plain "
-                "transformers would lose; take a folder that `export` wrote, or put the stages "
-                "that made it into this recipe (they are cached)",
+                f"{str(directory)!r} is an artifact of a run, whose masks or quantized weights "
+                "plain transformers would lose; take a folder that `export` wrote, or put the "
+                "stages that made it into this recipe (they are cached)",
             )
             return None, None
         if (directory / PACKED).is_file():

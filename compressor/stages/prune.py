@@ -154,8 +154,8 @@ class Prune(Grouping, Stage):
         facts = planning.facts
         if facts is None:
             return None
-        if facts.int8:
-            planning.problem("", "cannot prune an int8 model; put `quantize` after it")
+        if facts.quantized:
+            planning.problem("", f"cannot prune {facts.quantized}; put `quantize` after it")
             return facts
         if self.calibrated:
             planning.check_rows(trains=True)

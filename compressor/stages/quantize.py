@@ -1,58 +1,130 @@
-"""`quantize`: int8 weights. The maths and the layers are in `compressor.sparsity.int8`."""
+"""`quantize`: weights in fewer bits. The maths and the layers are in `compressor.sparsity`."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from compressor.architectures import Facts
+from compressor.quantization import (
+    ACTIVATIONS,
+    Activations,
+    Grid,
+    Kind,
+    Quantization,
+    Weights,
+)
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
 
 
-class Quantize(Stage):
-    """Store the weights of all linear layers, and of an embedding tied to one, as int8.
+class Quantize(Grid, Stage):
+    """Store the model's weights in fewer bits. The quantized model is what later stages evaluate,
+    measure and save. A zero stays a zero, whatever the weights become:
 
-    One float32 scale for each row, symmetric: an entry moves by at most half a scale, a zero stays
-    zero. The quantized model is what later stages evaluate, measure and save.
+    - int8: one float32 scale for each row, symmetric; an entry moves by at most half a scale.
+    - int4: one bfloat16 scale for each `group_size` entries of a row. Tables are int8, also where a
+      head is tied to one, and so are weights whose columns the groups do not divide.
+    - bfloat16, float16: everything in that type, and computed in it.
+
+    In int8 and int4 the weights of all linear layers are stored, and word embeddings of at least
+    1,024 rows; norms, biases, tables of positions and GPT-2's `Conv1D` layers stay float32.
+
+    Where it runs: every kind on any CPU, and, not tested, on a GPU. How fast:
+
+    | weights  | activations | on a CPU                                             | on a GPU |
+    |----------|-------------|------------------------------------------------------|----------|
+    | int8     | int8        | fastest; x86 without VNNI has 7 bits for activations | as float |
+    | int8     | float       | turned to float for each product: slower than it     | the same |
+    | int4     | bfloat16    | fast for few tokens, with AVX-512 or AVX2            | as float |
+    | int4     | float       | turned to float for each product: slowest for few    | the same |
+    | bfloat16 |             | fast where the processor has such products           | Ampere   |
+    | float16  |             | slower than float32 without AVX512-FP16              | any      |
+
+    float16 ends at 65,504, which activations of some models pass (larger T5s are known for it):
+    take bfloat16 for those.
 
     Example: `quantize: {weights: int8, activations: int8}`
+    Example: `quantize: {weights: int4, group_size: 64}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
-    weights: Literal["int8"] = Field("int8", description="How weights are stored.")
-    activations: Literal["float", "int8"] = Field(
-        "int8",
-        description="int8: on a CPU, products are integer ones, with one scale for each input "
-        "tensor: fastest. float: weights are turned to float for each product: exact, slower.",
+    weights: Weights = Field("int8", description="How weights are stored.")
+    activations: Activations | None = Field(
+        None,
+        description="On a CPU. int8, the default for int8 weights: products are integer ones, with "
+        "a scale for each token; fastest. bfloat16, the default for int4: what comes in is rounded "
+        "to it. float: weights are turned to float for each product; exact, slower.",
     )
+
+    @property
+    def quantization(self) -> Quantization:
+        """What comes out, defaults filled in."""
+        activations = self.activations or ACTIVATIONS[self.weights][0]
+        return Quantization(weights=self.weights, activations=activations)
+
+    @property
+    def kind(self) -> Kind | None:
+        """The integers that weights become; None where they stay floating-point."""
+        return self.weights if self.weights in ("int8", "int4") else None
+
+    def parameters(self) -> dict[str, Any]:
+        """Without what decides nothing, and with the defaults of these weights."""
+        own = super().parameters() | self.quantization.model_dump()
+        unused = {"int8": {"group_size"}, "int4": set()}.get(
+            self.weights, {"group_size", "embeddings"}
+        )
+        return {key: value for key, value in own.items() if key not in unused}
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
+        known = ACTIVATIONS[self.weights]
+        if self.activations is not None and self.activations not in known:
+            message = f"{self.weights} weights go with {' or '.join(map(repr, known))}"
+            planning.problem("activations", f"{message}, got {self.activations!r}")
+        for key in {"group_size", "embeddings"} & self.model_fields_set - self.parameters().keys():
+            planning.problem(key, f"has no meaning with {self.weights} weights")
         if facts is None:
             return None
-        if facts.int8:
-            planning.problem("", "the model is int8 already")
-        names = facts.linear()
-        # BART and mBART scale inside the embedding that int8 replaces; Pegasus and Marian outside.
-        scales = facts.model_type in ("bart", "mbart") and facts.config.get("scale_embedding")
-        if scales and "model.shared.weight" in names:
-            planning.problem("", "the embedding is tied and scaled (scale_embedding); int8 is not")
-        return replace(facts, int8=frozenset(names), exact=False)
+        if facts.quantized:
+            planning.problem("", f"this is {facts.quantized} already")
+        if self.kind is None:
+            return replace(facts, weights=self.weights, exact=False)
+        self.check(self.kind, facts, planning.problem)
+        kinds = self.kinds(self.kind, facts)
+        int8, int4 = (frozenset(n for n, k in kinds.items() if k == kind) for kind in KINDS)
+        return replace(
+            facts,
+            weights=self.weights,
+            int8=int8,
+            int4=int4,
+            group_size=self.group_size,
+            exact=False,
+        )
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
-        """Quantize, and measure the largest error relative to each weight's largest entry."""
-        from compressor.sparsity.int8 import int8_layers, replace_by_int8
+        """Quantize; `metrics.json` says how many tensors became what."""
+        from compressor.checkpoint import cast
+        from compressor.sparsity.quantized import quantize_weights, set_activations
 
         checkpoint = inputs.checkpoint()
-        context.metrics["quantized_tensors"] = len(replace_by_int8(checkpoint.model))
-        for layer in int8_layers(checkpoint.model):
-            layer.activations = self.activations
-        checkpoint.int8_activations = self.activations
-        checkpoint.masks = {}  # zeros are zeros in int8 too, and nothing trains after this
+        if self.kind is None:
+            count = cast(checkpoint.model, self.weights)
+            context.metrics["quantized_tensors"] = {self.weights: count}
+        else:
+            kinds = self.kinds(self.kind, checkpoint.facts())
+            quantize_weights(checkpoint.model, kinds, self.group_size)
+            set_activations(checkpoint.model, self.quantization)
+            context.metrics["quantized_tensors"] = dict(Counter(kinds.values()))
+        checkpoint.quantization = self.quantization
+        checkpoint.masks = {}  # zeros are zeros still, and nothing trains after this
         return checkpoint
+
+
+KINDS: tuple[Kind, Kind] = ("int8", "int4")

@@ -64,8 +64,8 @@ class Sensitivity(Grouping, Report):
         facts = planning.facts
         if facts is None:
             return None
-        if facts.int8:
-            planning.problem("", "cannot prune an int8 model; put `quantize` after it")
+        if facts.quantized:
+            planning.problem("", f"cannot prune {facts.quantized}; put `quantize` after it")
         planning.check_rows(trains=True)
         if self.importance == "sparsegpt":
             planning.problem("importance", "sparsegpt changes what it keeps; take another here")

@@ -55,8 +55,8 @@ class Shrink(Stage):
         facts = planning.facts
         if facts is None:
             return None
-        if facts.int8:
-            planning.problem("", "cannot shrink an int8 model; put `quantize` after it")
+        if facts.quantized:
+            planning.problem("", f"cannot shrink {facts.quantized}; put `quantize` after it")
             return facts
         stacks, kept = facts.stacks(), dict[str, list[int]]()
         for stack, layers in self._wanted().items():

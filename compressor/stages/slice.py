@@ -147,8 +147,8 @@ class Slice(Widths, Stage):
         facts = planning.facts
         if facts is None:
             return None
-        if facts.int8:
-            planning.problem("", "cannot slice an int8 model; put `quantize` after it")
+        if facts.quantized:
+            planning.problem("", f"cannot slice {facts.quantized}; put `quantize` after it")
             return facts
         if self.importance == "taylor":
             planning.check_rows(trains=True)

@@ -83,8 +83,8 @@ class TrimVocabulary(Stage):
         facts = planning.facts
         if facts is None:
             return None
-        if facts.int8:
-            planning.problem("", "cannot trim an int8 model; put `quantize` after it")
+        if facts.quantized:
+            planning.problem("", f"cannot trim {facts.quantized}; put `quantize` after it")
             return facts
         units = facts.units("vocabulary")
         if not units:

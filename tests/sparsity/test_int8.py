@@ -8,13 +8,10 @@ from torch import nn
 from transformers import T5Config
 
 from compressor.checkpoint import Checkpoint, build, dequantized
-from compressor.sparsity.int8 import (
-    Int8Linear,
-    dequantize_rows,
-    int8_layers,
-    quantize_rows,
-    replace_by_int8,
-)
+from compressor.quantization import Quantization
+from compressor.sparsity import int8
+from compressor.sparsity.int8 import Int8Linear, dequantize_rows, quantize_rows
+from compressor.sparsity.quantized import quantize_weights, set_activations
 
 T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
 
@@ -48,12 +45,35 @@ def test_integer_products_are_close_to_float_ones(bias: bool) -> None:
     holder = nn.ModuleDict({"layer": nn.Linear(64, 32, bias=bias)})
     x = torch.randn(3, 64)
     expected = holder["layer"](x)
-    replace_by_int8(holder)
+    quantize_weights(holder)
     layer = holder["layer"]
     assert isinstance(layer, Int8Linear)
     torch.testing.assert_close(layer(x), expected, atol=0.02, rtol=0)
-    layer.activations = "int8"
+    layer.integer = True
     torch.testing.assert_close(layer(x), expected, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_every_token_has_a_scale_of_its_own(bits: int, monkeypatch) -> None:
+    """An outlier in one row costs the others nothing: each is within its own rounding.
+
+    An entry of a row with the largest entry p is off by at most half a step of 2p / (2ᵇ - 1), and
+    another half where the zero is moved onto a step; a row of zeros gives the bias.
+    """
+    monkeypatch.setattr(int8, "activation_bits", lambda: bits)
+    torch.manual_seed(0)
+    holder = nn.ModuleDict({"layer": nn.Linear(64, 32)})
+    quantize_weights(holder)
+    layer = holder["layer"]
+    x = torch.randn(2, 3, 64) * torch.tensor([1e-3, 1.0, 1e4])[:, None]
+    x[1, 1] = 0
+    weight = dequantize_rows(layer.weight, layer.weight_scale)
+    expected = nn.functional.linear(x, weight, layer.bias)
+    step = 2 * x.abs().amax(-1, keepdim=True) / (2**bits - 1)
+    layer.integer = True
+    assert torch.all((layer(x) - expected).abs() <= step * weight.abs().sum(1) + 1e-6)
+    assert torch.equal(layer(x)[1, 1], layer.bias)
+    assert layer(x[:0]).shape == (0, 3, 32)
 
 
 @pytest.mark.parametrize("untied", [False, True])
@@ -62,10 +82,10 @@ def test_an_int8_model_comes_back_from_disk_as_it_was(tmp_path, untied, activati
     """Same logits after reload; a tied table is stored once; its float twin has its values."""
     model = pico(untied=untied)
     before = logits(model)
-    replace_by_int8(model)
-    for layer in int8_layers(model):
-        layer.activations = activations
-    checkpoint = Checkpoint(model, None, "seq2seq_lm", int8_activations=activations)
+    quantize_weights(model)
+    quantization = Quantization(weights="int8", activations=activations)
+    set_activations(model, quantization)
+    checkpoint = Checkpoint(model, None, "seq2seq_lm", quantization=quantization)
     checkpoint.save(tmp_path)
     loaded = Checkpoint.load(tmp_path)
     assert torch.equal(logits(loaded.model), logits(model))

@@ -1,0 +1,220 @@
+"""`quantize`: every kind, on real pico models; what a plan says of bytes is what files have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+import compressor
+from compressor.architectures import Facts
+from compressor.checkpoint import ABOUT, Checkpoint, build, dequantized
+from compressor.data.sources import Bills
+from compressor.progress import Progress
+from compressor.stage import Context, Inputs, Launch, Planning
+from compressor.stages.export import Export
+from compressor.stages.quantize import Quantize
+from tests.pico import PICO
+
+KINDS = ["int8", "int4", "bfloat16", "float16"]
+T5 = {"vocab_size": 1100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+BERT = PICO["bert"] | {"vocab_size": 1100, "hidden_size": 32, "intermediate_size": 64}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "int8": {"weights": "int8", "activations": "float"},
+    "int4": {"weights": "int4", "activations": "float", "group_size": 16},
+    "bfloat16": {"weights": "bfloat16"},
+    "float16": {"weights": "float16"},
+}
+
+
+def pico(*, untied: bool = False, **changes: Any) -> Checkpoint:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("t5", **T5, decoder_start_token_id=0, **changes)
+    return Checkpoint(build(config, "seq2seq_lm", untied_head=untied).eval(), None, "seq2seq_lm")
+
+
+def bert() -> Checkpoint:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("bert", **BERT)
+    return Checkpoint(build(config, "sequence_classification").eval(), None,
+                      "sequence_classification")  # fmt: skip
+
+
+def logits(model: Any) -> Tensor:
+    ids = torch.arange(2, 12)[None]
+    given = {"decoder_input_ids": ids[:, :4]} if model.config.is_encoder_decoder else {}
+    with torch.inference_mode():
+        found: Tensor = model(input_ids=ids, **given).logits
+    return found
+
+
+def context(folder: Path) -> Context:
+    folder.mkdir(parents=True)
+    progress = Progress(console=Console(quiet=True), quiet=True)
+    return Context(folder, folder / "resume", Bills(source="bills"), 0, Launch(), progress)
+
+
+def quantized(start: Checkpoint, folder: Path, **settings: Any) -> Checkpoint:
+    start.save(folder / "start")
+    found = Quantize(**settings).run(Inputs(folder / "start"), context(folder / "quantize"))
+    found.save(folder / "saved")
+    return found
+
+
+def planned(facts: Facts, stage: Any = None, **settings: Any) -> tuple[Facts, list[str]]:
+    told: list[str] = []
+    planning = Planning(
+        facts,
+        Bills(source="bills"),
+        Launch(),
+        Path(),
+        lambda path, message: told.append(f"{path}: {message}"),
+        lambda path, message: told.append(f"{path}: {message}"),
+    )
+    return (stage or Quantize(**settings)).preview(planning), told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("start", [pico, lambda: pico(untied=True), bert])
+def test_a_plan_knows_the_bytes_of_every_tensor(
+    tmp_path: Path, kind: str, start: Callable[[], Checkpoint]
+) -> None:
+    """Names, types and sizes in the file are those of the plan; the same logits after a reload."""
+    source = start()
+    facts, told = planned(source.facts(), **SETTINGS[kind])
+    found = quantized(source, tmp_path, **SETTINGS[kind])
+    assert not told
+    with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
+        sizes = {key: file.get_tensor(key).nbytes for key in file.keys()}  # noqa: SIM118
+    assert sizes.keys() - facts.shapes.keys() == {f"{n}_scale" for n in facts.int8 | facts.int4}
+    for name in facts.shapes:
+        assert sizes[name] + sizes.get(f"{name}_scale", 0) == facts.tensor_bytes(name), name
+    assert sum(sizes.values()) == facts.bytes < source.facts().bytes
+    loaded = Checkpoint.load(tmp_path / "saved")
+    assert loaded.quantization == found.quantization and loaded.quantization.weights == kind
+    assert torch.equal(logits(loaded.model), logits(found.model))
+    assert loaded.measure(tmp_path / "saved")["parameters"] == facts.parameters
+    twin = logits(dequantized(loaded).model)
+    assert twin.dtype == torch.float32
+    exact = kind in ("int8", "int4")
+    torch.testing.assert_close(
+        logits(loaded.model).float(), twin, rtol=0, atol=1e-6 if exact else 0.02 * twin.abs().max()
+    )
+    assert not torch.equal(twin, logits(start().model))
+
+
+def test_which_weights_become_what() -> None:
+    """int4 where groups divide the columns; tables int8; small tables and positions stay float."""
+    facts, _ = planned(bert().facts(), weights="int4", group_size=64)
+    words = "bert.embeddings.word_embeddings.weight"
+    assert facts.int4 == {f"bert.encoder.layer.{i}.output.dense.weight" for i in range(3)}
+    assert words in facts.int8 and "classifier.weight" in facts.int8
+    assert "bert.embeddings.position_embeddings.weight" not in facts.int8 | facts.int4
+    without, _ = planned(bert().facts(), embeddings=False)
+    assert words not in without.int8
+    small, _ = planned(replace(bert().facts(), shapes=bert().facts().shapes | {words: (1023, 32)}))
+    assert words not in small.int8
+    tied, _ = planned(pico().facts(), weights="int4", embeddings=False)
+    assert tied.int8 >= {"shared.weight"}  # a head is tied to it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zeros_stay_zeros(tmp_path: Path, kind: str) -> None:
+    """What was pruned is zero in the quantized model, and is counted as such."""
+    start = pico(untied=True)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in start.model.parameters():
+            parameter.mul_(torch.rand_like(parameter) > 0.5)
+    before = start.model.state_dict()
+    zeros = {name: tensor == 0 for name, tensor in before.items()}
+    quantized(start, tmp_path, **SETTINGS[kind])
+    loaded = Checkpoint.load(tmp_path / "saved")
+    after = dequantized(loaded).model.state_dict()
+    assert sum(int(zero.sum()) for zero in zeros.values()) > 10_000
+    assert all(torch.all(after[name][zero] == 0) for name, zero in zeros.items())
+    nonzero = sum(int(torch.count_nonzero(after[n])) for n in loaded.facts().shapes)
+    assert loaded.measure(tmp_path / "saved")["nonzero"] == nonzero
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_a_half_model_is_exported_as_it_is(tmp_path: Path, kind: str) -> None:
+    """Plain transformers reads a file of that type, with the model's own values."""
+    found = quantized(pico(), tmp_path, **SETTINGS[kind])
+    Export(parity=None).run(Inputs(tmp_path / "saved"), context(tmp_path / "export"))
+    folder = tmp_path / "export" / "model"
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        types = {str(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
+    assert types == {f"torch.{kind}"}
+    plain = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert torch.equal(logits(plain), logits(dequantized(found).model))
+
+
+def test_an_int4_model_is_exported_as_the_floats_it_stands_for(tmp_path: Path) -> None:
+    """float32, and equal to the bit."""
+    found = quantized(pico(), tmp_path, **SETTINGS["int4"])
+    Export(parity=None).run(Inputs(tmp_path / "saved"), context(tmp_path / "export"))
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "export" / "model").eval()
+    assert torch.equal(logits(plain), logits(dequantized(found).model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"weights": "int4", "activations": "int8"},
+            "activations: int4 weights go with 'bfloat16'",
+        ),
+        ({"weights": "bfloat16", "activations": "int8"}, "activations: bfloat16 weights go with"),
+        ({"weights": "int8", "group_size": 64}, "group_size: has no meaning with int8 weights"),
+        ({"weights": "float16", "embeddings": False}, "embeddings: has no meaning with float16"),
+        ({"weights": "int4", "group_size": 40}, "group_size: 40 divides the columns of no linear"),
+    ],
+)
+def test_settings_that_cannot_be_are_told(settings: dict[str, Any], expected: str) -> None:
+    """At the key, with what would go."""
+    _, told = planned(pico().facts(), **settings)
+    assert len(told) == 1 and told[0].startswith(expected), told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_quantizes_or_packs_into_other_numbers_afterwards(kind: str) -> None:
+    """A second `quantize`, and values of a packed file that the model has not."""
+    facts, _ = planned(pico().facts(), **SETTINGS[kind])
+    _, told = planned(facts)
+    article = "an" if kind.startswith("int") else "a"
+    assert told == [f": this is {article} {kind} model already"]
+    allowed = {"int8": {"int8"}, "int4": set(), "bfloat16": {"bfloat16", "float32"},
+               "float16": {"float32"}}[kind]  # fmt: skip
+    for values in ("int8", "bfloat16", "float32"):
+        _, told = planned(facts, Export(format="packed", weights=values))
+        assert bool(told) == (values not in allowed), told
+
+
+def test_defaults_are_part_of_the_key_as_what_they_mean() -> None:
+    """`activations` left out is that of the weights; what decides nothing is left out."""
+    assert Quantize().parameters() == Quantize(weights="int8", activations="int8").parameters()
+    assert Quantize(weights="int4").parameters() == {
+        "weights": "int4", "activations": "bfloat16", "group_size": 32, "embeddings": True,
+    }  # fmt: skip
+    assert Quantize(weights="bfloat16").parameters() == {
+        "weights": "bfloat16", "activations": "float",
+    }  # fmt: skip
+
+
+def test_an_int8_model_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Its `checkpoint.json` says `int8_activations`."""
+    found = quantized(pico(), tmp_path, weights="int8", activations="int8")
+    about = {"head": "seq2seq_lm", "int8_activations": "int8"}
+    (tmp_path / "saved" / ABOUT).write_text(json.dumps(about))
+    loaded = compressor.load_model(tmp_path / "saved")
+    assert torch.equal(logits(loaded), logits(found.model))
