@@ -1,0 +1,110 @@
+"""int8 layers as ONNX Runtime's operators: a model whose trace has them in its graph.
+
+A weight is stored as `MatMulNBits` wants it, which has one scale for each block of a row: here all
+blocks of a row have the row's scale, so that its values are exactly those of
+`compressor.sparsity.int8`. It quantizes its input by the block too, as it comes, which activations
+with outliers need; the products of a block are integer ones where the processor has them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from compressor.sparsity.int8 import Int8Embedding, Int8Linear, replace_by_int8
+
+BLOCK = 128
+"""Columns that share a scale of the input. A power of two from 16 to 256."""
+_ZERO = 128
+"""What stands for zero: the operator's int8 values are unsigned."""
+
+
+class _Matrix:
+    """An int8 weight [N, K] in blocks of columns; rows are filled up with zeros."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        self.rows, self.columns = weight.shape
+        self.block = BLOCK
+        while self.block > 16 and self.columns % self.block:
+            self.block //= 2
+        filled = nn.functional.pad(weight, (0, -self.columns % self.block))
+        unsigned = (filled.to(torch.int16) + _ZERO).to(torch.uint8)
+        self.values = unsigned.reshape(self.rows, -1, self.block)
+        self.scales = scale.float().expand(-1, self.values.shape[1]).contiguous()
+
+
+class _Linear(nn.Module):
+    """`y = x Wᵀ + b` by `MatMulNBits`; x is quantized to int8 by the block."""
+
+    values: Tensor
+    scales: Tensor
+
+    def __init__(self, matrix: _Matrix, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = matrix.rows, matrix.columns
+        self.block = matrix.block
+        self.weight = torch.empty(0, dtype=torch.int8)  # T5 looks at the type of one
+        self.register_buffer("values", matrix.values)
+        self.register_buffer("scales", matrix.scales)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = {"K": self.in_features, "N": self.out_features, "block_size": self.block}
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::MatMulNBits",
+            (x, self.values, self.scales, None, None, self.bias),
+            {**sizes, "bits": 8, "accuracy_level": 4},
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], self.out_features),
+            version=1,
+        )
+
+
+class _Embedding(nn.Module):
+    """The rows that the ids name, times the scale of the row and that of the embedding."""
+
+    values: Tensor
+    scales: Tensor
+
+    def __init__(self, matrix: _Matrix, scale: float) -> None:
+        super().__init__()
+        self.columns, self.scale = matrix.columns, scale
+        self.register_buffer("values", matrix.values)
+        self.register_buffer("scales", matrix.scales)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.values[ids].float() - _ZERO
+        rows = (rows * self.scales[ids][..., None]).flatten(-2)[..., : self.columns]
+        return rows * self.scale if self.scale != 1 else rows
+
+
+def with_int8_operators(model: nn.Module) -> nn.Module:
+    """The model with int8 layers whose trace has ONNX Runtime's operators. Changes `model`.
+
+    Float matrices are quantized as the stage `quantize` does it; a tied one stays one tensor.
+    """
+    scales = {path: float(getattr(m, "embed_scale", 1.0)) for path, m in _embeddings(model)}
+    replace_by_int8(model)  # of a model that is int8 already, there is nothing to replace
+    made: dict[int, _Matrix] = {}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(module, Int8Linear | Int8Embedding):
+            continue
+        key = id(module.weight)
+        if key not in made:
+            made[key] = _Matrix(module.weight, module.weight_scale)
+        new: nn.Module
+        if isinstance(module, Int8Linear):
+            new = _Linear(made[key], module.bias)
+        else:
+            new = _Embedding(made[key], scales.get(path, 1.0))
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, new)
+    return model
+
+
+def _embeddings(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [
+        (path, module)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Embedding)
+    ]
