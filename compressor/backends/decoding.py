@@ -114,7 +114,7 @@ class _Beams:
             setattr(self, name, getattr(self, name)[rows])
 
     def advance(self, decoder: Decoder) -> tuple[NDArray[np.bool_], Tokens]:
-        """Add a token. Gives which rows are over, and each place's place of before [rows, beams]."""
+        """Add a token. Gives which rows are over, and where each place's beam was [rows, beams]."""
         rows = len(self.running)
         best, beam, tokens = self._continuations(decoder)
         sequences = _chosen(self.running, beam)

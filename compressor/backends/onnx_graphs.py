@@ -102,7 +102,7 @@ class _Encoder(nn.Module):
 
 
 class _DecoderStep(nn.Module):
-    """The last tokens [B, 1] and what is cached → logits [B, V], and all of self-attention's cache."""
+    """Last tokens [B, 1] and what is cached → logits [B, V], and self-attention's cache."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -200,7 +200,9 @@ def _seq2seq(model: nn.Module) -> dict[str, ir.Model]:
 
 def _classifier(model: nn.Module) -> ir.Model:
     names = ["input_ids", "attention_mask"]
-    return _traced(_Classifier(model), _source(*_sizes(model)[:2]), (_SOURCE, _SOURCE), names, ["logits"])
+    return _traced(
+        _Classifier(model), _source(*_sizes(model)[:2]), (_SOURCE, _SOURCE), names, ["logits"]
+    )
 
 
 def _traced(
@@ -214,17 +216,21 @@ def _traced(
     from onnxscript.optimizer import optimize_ir
 
     with torch.no_grad(), _quiet():  # with gradients, decomposing the graph fails
-        program = torch.onnx.export(
-            module.eval(),
-            inputs,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=OPSET,
-            dynamic_shapes=shapes,
-            input_names=taken,
-            output_names=given,
-        )
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                inputs,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                input_names=taken,
+                output_names=given,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            raise StageError(f"cannot trace the model as an ONNX graph: {cause}") from error
         assert program is not None, "dynamo gives one"
         model: ir.Model = program.model
         parameters = set(model.graph.initializers)
@@ -256,10 +262,12 @@ def _quiet() -> Iterator[None]:
 def _save(graphs: Mapping[str, ir.Model], folder: Path) -> None:
     """Write `<name>.onnx` for each graph, and the tensors of all in one file."""
     import onnx_ir as ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     places: dict[bytes, tuple[int, int]] = {}
     with (folder / WEIGHTS).open("wb") as file:
         for model in graphs.values():
+            ClearMetadataAndDocStringPass()(model)  # of each node, where in which file it is from
             for name, value in model.graph.initializers.items():
                 tensor = value.const_value
                 assert tensor is not None, "an initializer has a value"

@@ -9,7 +9,9 @@ from compressor.errors import StageError
 
 SUPPORTED: Mapping[str, frozenset[str]] = {
     "seq2seq_lm": frozenset({"t5", "mt5", "bart", "mbart", "pegasus", "marian"}),
-    "sequence_classification": frozenset({"bert", "roberta", "electra", "distilbert"}),
+    "sequence_classification": frozenset(
+        {"bert", "roberta", "electra", "distilbert", "gpt2", "llama", "qwen2", "qwen3"}
+    ),
 }
 """Head → model types that `onnx_graphs.write` takes. A model with blocks is taken as its type is.
 

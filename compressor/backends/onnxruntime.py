@@ -109,11 +109,8 @@ class OnnxModel:
 
     def _session(self, name: str) -> InferenceSession:
         if name not in self._sessions:
-            wanted, other = ("classifier", "encoder-decoder")
-            if name == "decoder":
-                wanted, other = other, wanted
-            raise StageError(f"expected a directory with a{'n'[: wanted[0] == 'e']} {wanted}, "
-                             f"got one with a{'n'[: other[0] == 'e']} {other}")
+            found = ", ".join(f"{other}.onnx" for other in self._sessions)
+            raise StageError(f"expected a directory with {name}.onnx, got one with {found}")
         return self._sessions[name]
 
     def _decode(
