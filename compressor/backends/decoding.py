@@ -49,8 +49,8 @@ def greedy(decoder: Decoder, count: int, settings: Settings) -> list[list[int]]:
         tokens = np.concatenate([tokens, scores.argmax(axis=1)[:, None]], axis=1)
         ended |= is_one_of(tokens[:, -1], settings.eos)
         if ended.all() or ended.sum() >= max(1, _DROP_SHARE * len(live)):
-            for place in ended.nonzero()[0]:
-                done[live[place]] = tokens[place, 1:].tolist()
+            for over in ended.nonzero()[0]:
+                done[live[over]] = tokens[over, 1:].tolist()
             stay = (~ended).nonzero()[0]
             live, tokens, ended = live[stay], tokens[stay], ended[stay]
             if len(live):
@@ -120,7 +120,7 @@ class _Beams:
         sequences = _chosen(self.running, beam)
         sequences[:, :, self.length] = tokens
         at_limit = self.length + 1 >= self.settings.max_length
-        stops = is_one_of(tokens, self.settings.eos) | at_limit
+        stops: NDArray[np.bool_] = is_one_of(tokens, self.settings.eos) | at_limit
         running = best + stops.astype(np.float32) * _NEVER
         going = _top(running, self.beams)
         self.running, self.scores = _chosen(sequences, going), _chosen(running, going)
@@ -164,7 +164,7 @@ class _Beams:
             length = self.settings.max_length - 1
         possible = self.scores[:, :1] / np.float32(length**penalty)
         worst = np.where(self.is_finished, self.finished_scores.min(axis=1, keepdims=True), _NEVER)
-        better: NDArray[np.bool_] = (possible > worst).any(axis=1)
+        better: NDArray[np.bool_] = np.any(possible > worst, axis=1)
         return better
 
 

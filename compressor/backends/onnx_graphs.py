@@ -275,7 +275,7 @@ def _save(graphs: Mapping[str, ir.Model], folder: Path) -> None:
                     offset, length = _place(tensor.tobytes(), file, places)
                     value.const_value = ir.ExternalTensor(
                         WEIGHTS, offset, length, tensor.dtype,
-                        shape=tensor.shape, name=name, base_dir=folder,
+                        shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder,
                     )  # fmt: skip
     for name, model in graphs.items():
         ir.save(model, folder / f"{name}.onnx")

@@ -66,7 +66,8 @@ class OnnxModel:
         Rows are without decoder start token and padding, up to and including their end token.
         `max_length` counts the start token: 20 gives at most 19. `min_length` likewise; 0 leaves
         it, like all else but lengths and beams, to the `generation_config.json`. `forced_end=False`
-        leaves `forced_eos_token_id` out. `progress` gets the number of rows just done. Raises
+        leaves `forced_eos_token_id` out (of several, which score the same, the first is taken; beam
+        search of transformers takes any one). `progress` gets the number of rows just done. Raises
         StageError for a setting that is not offered, ValueError for a `max_length` below 1.
         """
         if max_length < 1:
