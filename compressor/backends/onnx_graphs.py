@@ -236,6 +236,7 @@ def _traced(
         parameters = set(model.graph.initializers)
         # A folded transpose would be a second copy of a tied weight. Runtimes fold it in memory.
         optimize_ir(model, should_fold=lambda node: _reads(node, parameters))
+    _require_dynamic(model, shapes)
     return model
 
 
@@ -243,6 +244,20 @@ def _reads(node: ir.Node, parameters: set[str]) -> bool | None:
     """False, which forbids folding, for a node that reads a parameter; else None."""
     names = {value.name for value in node.inputs if value is not None}
     return False if names & parameters else None
+
+
+def _require_dynamic(model: ir.Model, shapes: tuple[Any, ...]) -> None:
+    """Raise StageError where tracing has taken a size of its example for the only one.
+
+    It does so without a word in LongT5's transient-global attention.
+    """
+    flat = [shape for part in shapes for shape in (part if isinstance(part, list) else [part])]
+    for value, dynamic in zip(model.graph.inputs, flat, strict=True):
+        assert value.shape is not None, "inputs have shapes"
+        for axis, name in dynamic.items():
+            if isinstance(value.shape[axis], int):
+                message = f"the traced graph takes {value.name} with one {name.__name__} alone"
+                raise StageError(f"{message}, {value.shape[axis]}; this model cannot be written")
 
 
 @contextmanager

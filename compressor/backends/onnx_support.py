@@ -15,7 +15,7 @@ SUPPORTED: Mapping[str, frozenset[str]] = {
 }
 """Head → model types that `onnx_graphs.write` takes. A model with blocks is taken as its type is.
 
-Left out: LongT5, whose local attention pads by an amount that an exported graph cannot compute.
+Left out: LongT5, whose transient-global attention is traced for one length alone.
 """
 
 WRITES = ("onnx", "onnxscript")
