@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compressor.architectures import Facts, model_types
 from compressor.architectures.block import KEY as BLOCKS
 from compressor.backends import EXPORT, BackendName
+from compressor.backends.onnx_support import RUNS, WRITES
+from compressor.backends.onnx_support import SUPPORTED as ONNX
 from compressor.data.rows import Task
 from compressor.data.sources import DataBase, Truncate
 from compressor.errors import StageError
 
-FormatName = Literal["huggingface", "packed", "ctranslate2"]
+FormatName = Literal["huggingface", "packed", "ctranslate2", "onnx"]
 Weights = Literal[
     "float32", "bfloat16", "float16", "int8", "int8_float32", "int8_bfloat16", "int8_float16"
 ]
@@ -34,8 +36,10 @@ class Format:
     """How weights can be stored; the first is the default."""
     models: Mapping[str, frozenset[str]] | None = None
     """Head → model types; None: whatever transformers loads and this package knows."""
-    package: str | None = None
-    """What must be installed, beyond this package's own dependencies; the extra's name too."""
+    packages: tuple[str, ...] = ()
+    """What must be installed, beyond this package's own dependencies, to write and to run it."""
+    extra: str = ""
+    """What brings these."""
     blocks: bool = False
     """Whether a block of `approximate` can be in it."""
 
@@ -56,7 +60,16 @@ FORMATS: Mapping[FormatName, Format] = {
             "seq2seq_lm": frozenset({"t5", "mt5", *_BART_LIKE}),
             "sequence_classification": frozenset({"bert", "distilbert", "roberta"}),
         },
-        package="ctranslate2",
+        packages=("ctranslate2",),
+        extra="ctranslate2",
+    ),
+    "onnx": Format(
+        "onnxruntime",
+        ("int8", "float32"),
+        ONNX,
+        packages=(*WRITES, *RUNS),
+        extra="onnx",
+        blocks=True,
     ),
 }
 
@@ -72,8 +85,10 @@ def refusal(name: FormatName, facts: Facts) -> str | None:
         )
     if facts.config.get(BLOCKS) and not found.blocks:
         return f"a model with a block cannot be written as {name!r}"
-    if found.package is not None and find_spec(found.package) is None:
-        return f'{name!r} needs a package: pip install "compressor[{found.package}]"'
+    missing = [package for package in found.packages if find_spec(package) is None]
+    if missing:
+        needs = f"{name!r} needs {', '.join(missing)}"
+        return f'{needs}, which is not installed: pip install "compressor[{found.extra}]"'
     return None
 
 

@@ -57,6 +57,10 @@ def open_export(folder: Path, about: Mapping[str, Any], *, threads: int | None =
         from compressor.backends import ctranslate2
 
         return ctranslate2.load(folder, about, threads=threads)
+    if about["format"] == "onnx":
+        from compressor.backends.onnxruntime import OnnxModel
+
+        return OnnxModel.load(folder, threads=threads)
     from compressor.backends import pytorch
 
     return pytorch.load(folder, about, threads=threads)

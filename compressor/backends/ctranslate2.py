@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.backends import BackendName
+from compressor.backends.generation_settings import unsupported
 from compressor.backends.tokens import Tokens
 from compressor.decoded import Decoded, at_limits, token_ids, valid_limits
 from compressor.errors import StageError
@@ -47,29 +48,13 @@ _ACTIVATIONS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]]
     "none": lambda x: x,
 }
 
-_SUPPORTED = {
-    "eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id",
-    "forced_bos_token_id", "forced_eos_token_id", "min_length", "max_length",
-    "no_repeat_ngram_size", "repetition_penalty", "length_penalty", "num_beams", "early_stopping",
-    "suppress_tokens", "bad_words_ids",
-}  # fmt: skip
-"""Settings of a generation config that are followed here."""
-_WITHOUT_EFFECT = {
-    "_from_model_config", "transformers_version", "use_cache", "max_new_tokens", "do_sample",
-    "temperature", "top_k", "top_p", "typical_p", "output_attentions", "output_hidden_states",
-    "output_scores", "output_logits", "return_dict_in_generate", "num_return_sequences",
-}  # fmt: skip
-"""Settings that change nothing where nothing is sampled, and lengths that callers give."""
+_LOST = ("begin_suppress_tokens",)
+"""Settings of a generation config that `generation_settings` knows, and CTranslate2 does not."""
 
 
-def unsupported(generation_config: Mapping[str, Any]) -> list[str]:
-    """The settings of a generation config that CTranslate2 would not follow."""
-    neutral: tuple[Any, ...] = (None, False, 0, 1.0, [])
-    return sorted(
-        key
-        for key, value in generation_config.items()
-        if key not in _SUPPORTED | _WITHOUT_EFFECT and value not in neutral
-    )
+def lost(generation_config: Mapping[str, Any]) -> list[str]:
+    """The settings that would change a search, and that CTranslate2 does not follow."""
+    return unsupported(generation_config) + [key for key in _LOST if generation_config.get(key)]
 
 
 def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
@@ -161,8 +146,8 @@ def _complete(spec: Any, checkpoint: Checkpoint, tokenizer: Any) -> None:
 
 def _write_generation(model: PreTrainedModel, folder: Path) -> None:
     settings = model.generation_config.to_dict()
-    if lost := unsupported(settings):
-        raise StageError(f"CTranslate2 does not follow the generation config's {', '.join(lost)}")
+    if names := lost(settings):
+        raise StageError(f"CTranslate2 does not follow the generation config's {', '.join(names)}")
     model.generation_config.save_pretrained(folder)
 
 
@@ -261,13 +246,15 @@ class Translator:
     def _options(self, limit: int, num_beams: int, min_length: int) -> dict[str, Any]:
         """`translate_batch`'s settings that follow the generation config's."""
         own = self.settings
-        least = min_length or own.get("min_length") or 0
+        least = max(0, min_length or own.get("min_length") or 0) - 1
+        if not min_length:
+            least = max(least, own.get("min_new_tokens") or 0)
         never = [[token] for token in own.get("suppress_tokens") or ()]
         never += own.get("bad_words_ids") or ()
         return {
             "beam_size": num_beams,
             "max_decoding_length": limit - 1,
-            "min_decoding_length": max(0, min(least, limit) - 1),
+            "min_decoding_length": max(0, min(least, limit - 1)),
             "max_input_length": 0,  # by default what is beyond 1,024 tokens is cut off
             "end_token": self._eos,
             "return_end_token": True,

@@ -50,6 +50,10 @@ class Export(Stage):
     has one scale a row and computes in integers; the `_…` after it is the type of all else.
     Needs `pip install "compressor[ctranslate2]"`.
 
+    onnx: `encoder.onnx` and `decoder.onnx`, or a classifier's `model.onnx`, and `weights.bin`; ONNX
+    Runtime computes, and `compressor.load` decodes in numpy. int8 has one scale a row, and integer
+    products of blocks of 32. Needs `pip install "compressor[onnx]"`.
+
     A process of its own, which imports nothing that the format does not need, then loads the
     directory and reads rows of the test split. It must give what the stage's model gives, within
     the limits of `parity`; else the stage fails, nothing is stored, and the rows are left in the
@@ -171,12 +175,30 @@ class Export(Stage):
             return self._plain(checkpoint, folder, weights)
         if self.format == "packed":
             return self._packed(checkpoint, folder, weights)
+        if self.format == "onnx":
+            return self._onnx(checkpoint, folder, weights)
         from compressor.backends import ctranslate2
         from compressor.checkpoint import dequantized
 
         if checkpoint.quantization is not None:
             checkpoint = dequantized(checkpoint)
         ctranslate2.write(checkpoint, folder, weights)
+        return {}
+
+    def _onnx(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
+        from compressor.backends import onnx_graphs
+        from compressor.backends.generation_settings import unsupported
+        from compressor.checkpoint import save_config
+
+        if checkpoint.head == "seq2seq_lm":
+            settings = checkpoint.model.generation_config.to_dict()
+            if names := unsupported(settings):
+                raise StageError(
+                    f"the generation config's {', '.join(names)} are not followed with onnx"
+                )
+        folder.mkdir()
+        save_config(checkpoint.model, folder)
+        onnx_graphs.write(checkpoint, folder, weights=weights)  # type: ignore[arg-type]  # planned
         return {}
 
     def _plain(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:

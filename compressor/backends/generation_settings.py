@@ -1,0 +1,176 @@
+"""What a generation config asks of greedy and beam search, and which of it is not offered.
+
+Logits processors are transformers', in its order, on numpy arrays. The search is in `decoding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import StageError
+
+Tokens = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+_OFFERED = {
+    "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "decoder_start_token_id",
+    "early_stopping", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id",
+    "length_penalty", "min_length", "min_new_tokens", "no_repeat_ngram_size", "pad_token_id",
+    "repetition_penalty", "suppress_tokens",
+}  # fmt: skip
+_DECIDED_BY_CALLER = {
+    "do_sample", "max_length", "max_new_tokens", "num_beams", "num_return_sequences",
+}  # fmt: skip
+_OF_SAMPLING = {
+    "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
+}  # fmt: skip
+_WITHOUT_EFFECT = {
+    "assistant_confidence_threshold", "assistant_lookbehind", "cache_config",
+    "cache_implementation", "compile_config", "continuous_batching_config", "disable_compile",
+    "is_assistant", "max_cache_len", "max_matching_ngram_size", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "output_attentions", "output_hidden_states", "output_logits",
+    "output_scores", "prefill_chunk_size", "return_dict_in_generate", "target_lookbehind",
+    "transformers_version", "use_cache", "_from_model_config", "_commit_hash",
+}  # fmt: skip
+_NEUTRAL = {"encoder_repetition_penalty": 1, "guidance_scale": 1, "num_beam_groups": 1}
+"""Settings that are not offered, and the value with which they do nothing, besides None and 0."""
+
+
+def unsupported(generation_config: Mapping[str, Any]) -> list[str]:
+    """The settings that would change what greedy or beam search gives, and are not offered here.
+
+    What is not known is counted in: a newer transformers may have given it a meaning.
+    """
+    known = _OFFERED | _DECIDED_BY_CALLER | _OF_SAMPLING | _WITHOUT_EFFECT
+    return sorted(
+        name
+        for name, value in generation_config.items()
+        if name not in known and value and value != _NEUTRAL.get(name)
+    )
+
+
+def is_one_of(tokens: Tokens, some: Sequence[int]) -> NDArray[np.bool_]:
+    """Which tokens are among some, of any shape."""
+    return np.isin(tokens, np.array(some, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the next token beside the model. Lengths count the decoder start token."""
+
+    start: int
+    eos: tuple[int, ...]
+    max_length: int
+    min_length: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    forced_bos: int | None = None
+    forced_eos: tuple[int, ...] = ()
+    suppressed: tuple[int, ...] = ()
+    suppressed_first: tuple[int, ...] = ()
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    @classmethod
+    def of(
+        cls, config: Mapping[str, Any], max_length: int, min_length: int, *, forced_end: bool
+    ) -> Settings:
+        """From a generation config. A `min_length` of 0 leaves it to the config.
+
+        Raises StageError where a setting is not offered or there is no decoder start token.
+        """
+        if names := unsupported(config):
+            raise StageError(f"generation_config.json: not offered here: {', '.join(names)}")
+        start = _first(config, "decoder_start_token_id", "bos_token_id")
+        if not isinstance(start, int):
+            message = "expected one token as decoder_start_token_id"
+            raise StageError(f"generation_config.json: {message}, got {start!r}")
+        eos = _ids(config.get("eos_token_id"))
+        if not min_length:
+            new = config.get("min_new_tokens")
+            min_length = config.get("min_length") or 0 if new is None else new + 1
+        bad = (tuple(words) for words in config.get("bad_words_ids") or ())
+        return cls(
+            start=start,
+            eos=eos,
+            max_length=max_length,
+            min_length=min_length,
+            repetition_penalty=_first(config, "repetition_penalty", default=1.0),
+            no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,
+            bad_words=tuple(words for words in bad if len(words) > 1 or words[0] not in eos),
+            forced_bos=config.get("forced_bos_token_id"),
+            forced_eos=_ids(config.get("forced_eos_token_id")) if forced_end else (),
+            suppressed=_ids(config.get("suppress_tokens")),
+            suppressed_first=_ids(config.get("begin_suppress_tokens")),
+            length_penalty=_first(config, "length_penalty", default=1.0),
+            early_stopping=_first(config, "early_stopping", default=False),
+        )
+
+    def process(self, tokens: Tokens, scores: Scores) -> Scores:
+        """Scores [R, V] of the next token after rows [R, T], start token included. Changes them."""
+        length = tokens.shape[1]
+        if self.repetition_penalty != 1:
+            _penalize(tokens, scores, self.repetition_penalty)
+        if self.no_repeat_ngram_size:
+            _forbid_repeated(tokens, scores, self.no_repeat_ngram_size)
+        for words in self.bad_words:
+            _forbid_word(tokens, scores, words)
+        if length < self.min_length:
+            scores[:, list(self.eos)] = -np.inf
+        if length == 1 and self.forced_bos is not None:
+            _force(scores, (self.forced_bos,))
+        if length == self.max_length - 1 and self.forced_eos:
+            _force(scores, self.forced_eos)
+        scores[:, list(self.suppressed)] = -np.inf
+        if length == (1 if self.forced_bos is None else 2):
+            scores[:, list(self.suppressed_first)] = -np.inf
+        return scores
+
+
+def _first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
+    """The value of the first of some settings that is set."""
+    return next((config[name] for name in names if config.get(name) is not None), default)
+
+
+def _ids(setting: int | Sequence[int] | None) -> tuple[int, ...]:
+    """A setting that may be one token, several, or none."""
+    if setting is None:
+        return ()
+    return (setting,) if isinstance(setting, int) else tuple(setting)
+
+
+def _force(scores: Scores, tokens: Sequence[int]) -> None:
+    scores[:] = -np.inf
+    scores[:, list(tokens)] = 0
+
+
+def _penalize(tokens: Tokens, scores: Scores, penalty: float) -> None:
+    """Make tokens that a row has less likely, also its start token."""
+    rows = np.arange(len(tokens))[:, None]
+    inside = np.minimum(tokens, scores.shape[1] - 1)  # of two vocabularies, the start may be beyond
+    found = scores[rows, inside]
+    scores[rows, inside] = np.where(found < 0, found * penalty, found / penalty)
+
+
+def _forbid_repeated(tokens: Tokens, scores: Scores, size: int) -> None:
+    """Forbid tokens that would complete a run of `size` tokens that the row has already."""
+    if tokens.shape[1] < size:
+        return
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, size, axis=1)
+    ending = tokens[:, tokens.shape[1] + 1 - size :]
+    rows, places = (windows[..., :-1] == ending[:, None]).all(axis=2).nonzero()
+    scores[rows, windows[rows, places, -1]] = -np.inf
+
+
+def _forbid_word(tokens: Tokens, scores: Scores, word: tuple[int, ...]) -> None:
+    """Forbid the last token of a word to rows that end in the tokens before it."""
+    *before, last = word
+    if len(before) <= tokens.shape[1]:
+        ending = tokens[:, tokens.shape[1] - len(before) :]
+        scores[(ending == np.array(before, dtype=np.int64)).all(axis=1), last] = -np.inf
