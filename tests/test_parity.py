@@ -82,6 +82,7 @@ FORMATS = [
     ("packed", "int8"),
     ("ctranslate2", "float32"),
     ("ctranslate2", "int8"),
+    ("onnx", "int8"),
 ]
 
 
@@ -133,7 +134,7 @@ def test_a_wrong_scale_in_ctranslate2_fails(source, tmp_path) -> None:
         check(source, folder, "int8")
 
 
-@pytest.mark.parametrize(("kind", "weights"), [FORMATS[0], FORMATS[2]])
+@pytest.mark.parametrize(("kind", "weights"), [FORMATS[0], FORMATS[2], FORMATS[4]])
 def test_an_untied_head_fails(source, kind, weights, tmp_path) -> None:
     """A head that is a tensor of its own, drawn anew, where the source's is its embedding."""
     model = build(source.model.config, "seq2seq_lm", untied_head=True)
@@ -215,9 +216,10 @@ def test_places_are_counted_as_a_person_would() -> None:
     assert equal_share([[]], [[]]) == 1.0
 
 
-def test_ctranslate2_alone_runs_what_was_exported(source, tmp_path) -> None:
+@pytest.mark.parametrize("kind", ["ctranslate2", "onnx"])
+def test_its_backend_alone_runs_what_was_exported(source, kind, tmp_path) -> None:
     """The process imports neither torch nor transformers, and gives what the source gives."""
-    folder = export(source, tmp_path, "ctranslate2", "float32")
+    folder = export(source, tmp_path, kind, "float32")
     texts = DATA.load("test").texts
     expected = compressor.load(export(source, tmp_path / "plain", "huggingface", "float32"))
     code = (

@@ -1,0 +1,241 @@
+"""`export` as a user runs it: what is planned, kept, refused and left behind."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import compressor
+from compressor.errors import RecipeError, StageError
+from compressor.ledger import sizes
+from compressor.plan import plan
+from compressor.recipe import compose
+from compressor.store import Store
+
+CHAIN = """
+defaults: [/base, /model: tiny, /data: bills, _self_]
+pipeline: [load, finetune, slice, prune, recover, quantize, plain, packed, ct2, onnx, evaluate,
+           benchmark]
+model:
+  config: {vocab_size: 400, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 2, num_decoder_layers: 2}
+  tokenizer: {vocab_size: 400}
+data: {rows: {train: 64, validation: 16, test: 12}, max_source_length: 96, max_target_length: 32}
+training: {batch_size: 8, learning_rate: 0.003, warmup_steps: 2}
+stages:
+  load: {}
+  finetune: {epochs: 6}
+  slice: {heads: 3, feed_forward: 0.75}
+  prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}
+  recover: {stage: finetune, epochs: 2}
+  quantize: {}
+  plain: {stage: export}
+  packed: {stage: export, format: packed}
+  ct2: {stage: export, format: ctranslate2}
+  onnx: {stage: export, format: onnx}
+  evaluate: {models: [recover, ct2, onnx], against: recover, max_length: [8, 32]}
+  benchmark: {models: [recover, ct2, onnx], batch_sizes: [2], output_lengths: [6], texts: 2}
+"""
+
+
+def test_a_sliced_pruned_quantized_model_goes_to_every_format(run, tmp_path) -> None:
+    """Each passes its gate, is scored and timed as what it is, and takes texts afterwards."""
+    (tmp_path / "chain.yaml").write_text(CHAIN)
+    done = run("run", "chain.yaml")
+    assert done.code == 0, done.err
+    records = {record["name"]: record for record in done.records()}
+    for name in ("plain", "packed", "ct2", "onnx"):
+        metrics = records[name]["metrics"]
+        assert metrics["parity"]["rows"] == 12
+        assert metrics["parity"]["equal_tokens"] >= 0.8
+        assert metrics["weight_bytes"] <= metrics["disk_bytes"]
+        assert metrics["resident_bytes"] > 1e6
+        assert records[name]["bytes"] == metrics["weight_bytes"]
+    # int8 takes a quarter; heads and neurons of the source are gone, zeros are not stored.
+    dense = records["plain"]["bytes"]
+    assert records["ct2"]["bytes"] < 0.45 * dense
+    assert records["onnx"]["bytes"] < dense  # its graphs are half of so small a model
+    assert records["packed"]["bytes"] < records["ct2"]["bytes"]
+    scored = {r["model"]: r["metrics"] for r in records.values() if r["stage"] == "evaluate"}
+    timed = {r["model"]: r["metrics"] for r in records.values() if r["stage"] == "benchmark"}
+    assert list(scored) == list(timed) == ["recover", "ct2", "onnx"]
+    assert [timed[name]["backend"] for name in timed] == ["torch", "ctranslate2", "onnxruntime"]
+    assert timed["recover"]["speedup"] == 1.0
+    for name, metrics in timed.items():
+        (case,) = metrics["cases"]
+        written = case["tokens_per_second"] * 2 / case["texts_per_second"]
+        assert written == pytest.approx(12), name  # 2 texts of 6 tokens, whatever runs it
+    for name in ("ct2", "onnx"):
+        assert scored[name]["retention"] == pytest.approx(1, abs=0.2)
+    assert "× faster" in done.out and "equal to its source" in done.out
+
+    folder = tmp_path / done.run_folder
+    (place,) = folder.glob("stages/*-evaluate@onnx/predictions.csv")
+    rows = list(csv.DictReader(place.open(newline="")))
+    longest = [row for row in rows if row["max_length"] == "32"]
+    assert_written_as_scored(folder, longest)
+    summarized = subprocess.run(
+        [sys.executable, "-m", "compressor", "summarize", str(folder), "--max-length", "8"],
+        input=longest[0]["source"], capture_output=True, text=True,
+    )  # fmt: skip
+    assert summarized.returncode == 0, summarized.stderr
+    short = next(row for row in rows if row["max_length"] == "8")
+    assert summarized.stdout.strip() == " ".join(short["prediction"].split("\n")).strip()
+
+
+def assert_written_as_scored(folder: Path, rows: list[dict[str, str]]) -> None:
+    """A run gives its last export's model; a stage's folder the one that it has."""
+    texts = [row["source"] for row in rows]
+    wanted = [row["prediction"] for row in rows]
+    last = compressor.load(folder)
+    assert last.backend == "onnxruntime" and last.summarize(texts) == wanted
+    (stage,) = folder.glob("stages/*-onnx")
+    assert compressor.load(stage).summarize(texts[:1]) == wanted[:1]
+    (trained,) = folder.glob("stages/*-recover")
+    (place,) = folder.glob("stages/*-evaluate@recover/predictions.csv")
+    of_torch = [r for r in csv.DictReader(place.open(newline="")) if r["max_length"] == "32"]
+    found = compressor.load(trained)
+    assert found.backend == "torch"
+    assert found.summarize(texts) == [row["prediction"] for row in of_torch]
+    with pytest.raises(StageError, match="expected a classifier"):
+        last.classify(texts)
+
+
+CLASSIFIER = """
+defaults: [/base, /model: tiny_bert, /data: messages, _self_]
+pipeline: [load, finetune, ct2, onnx, evaluate]
+data: {rows: {train: 64, validation: 16, test: 12}}
+model:
+  config: {vocab_size: 400, hidden_size: 32, num_hidden_layers: 2, intermediate_size: 48}
+  tokenizer: {vocab_size: 400}
+training: {batch_size: 16, learning_rate: 0.003, warmup_steps: 2}
+stages:
+  load: {}
+  finetune: {epochs: 2}
+  ct2: {stage: export, format: ctranslate2, weights: float32}
+  onnx: {stage: export, format: onnx, weights: float32, model: finetune}
+  evaluate: {models: [finetune, ct2, onnx]}
+"""
+
+
+def test_a_classifier_gives_its_probabilities_everywhere(run, tmp_path) -> None:
+    """What `evaluate` says of torch's is what both backends give, within float32's rounding."""
+    (tmp_path / "labels.yaml").write_text(CLASSIFIER)
+    done = run("run", "labels.yaml")
+    assert done.code == 0, done.err
+    folder = tmp_path / done.run_folder
+    losses = [r["metrics"]["loss"] for r in done.records() if r["stage"] == "evaluate"]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-4)
+    models = [compressor.load(next(folder.glob(f"stages/*-{n}"))) for n in ("ct2", "onnx")]
+    text = "Where is my parcel? It is late."
+    first, second = (model.classify([text])[0] for model in models)
+    assert first == pytest.approx(second, abs=1e-4)
+    assert len(first) == 6 and all(0 < value < 1 for value in first.values())
+    said = subprocess.run(
+        [sys.executable, "-m", "compressor", "classify", str(folder), "--lines"],
+        input=f"{text}\n{text}\n", capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    lines = said.stdout.splitlines()
+    likeliest = max(second, key=lambda name: second[name])
+    assert len(lines) == 2 and lines[0] == lines[1]
+    assert lines[0].startswith(f"{likeliest} {second[likeliest]:.4f}")
+
+
+def test_what_fails_its_gate_is_not_kept_and_leaves_its_rows(run, tmp_path) -> None:
+    """Limits that int8 cannot meet: exit code 1, no artifact, and the rows of both models."""
+    text = CLASSIFIER.replace("weights: float32}", "parity: {logits: 1.0e-9, rows: 5}}", 1)
+    (tmp_path / "labels.yaml").write_text(text)
+    done = run("run", "labels.yaml")
+    assert done.code == 1
+    assert "stage 'ct2': the exported model is not its source: a logit differs by" in done.err
+    (rows,) = tmp_path.glob("outputs/runs/labels/*/parity/ct2/rows.csv")
+    table = list(csv.reader(rows.open(newline="")))
+    assert len(table) == 6 and len(json.loads(table[1][2])) == 6  # five rows of six labels
+    assert f"the rows are in {rows.parent.relative_to(tmp_path)}" in done.err
+    limits = json.loads(rows.with_name("parity.json").read_text())["limits"]
+    assert limits["logits"] == 1e-9
+    kinds = [
+        json.loads(each.read_text())["stage"]
+        for each in tmp_path.glob("outputs/store/*/manifest.json")
+    ]
+    assert sorted(kinds) == ["finetune", "load"]
+
+
+def problems(tmp_path: Path, text: str, *overrides: str) -> list[str]:
+    (tmp_path / "it.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        plan(compose(str(tmp_path / "it.yaml"), overrides), Store(tmp_path / "store"))
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("plain: {stage: export}", "plain: {stage: export, weights: int8}",
+         "stages.plain.weights: 'huggingface' cannot store 'int8'"),
+        ("format: onnx", "format: onnxx", "stages.onnx.format"),
+        ("format: onnx", "format: onnx, weights: bfloat16", "stages.onnx.weights: 'onnx' cannot"),
+        ("{models: [recover, ct2, onnx], against", "{models: [recover, ct3], against",
+         "no stage 'ct3'"),
+        ("against: recover", "against: recover, backend: ctranslate2",
+         "stages.evaluate.backend: 'ctranslate2' runs what `export` wrote for it, and this model "
+         "is for 'torch'"),
+        ("quantize: {}", "quantize: {model: plain}", "stages.quantize.model"),
+        ("texts: 2}", "texts: 2, batch_sizes: [0]}", "batch_sizes"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_found_while_planning(tmp_path, old, new, expected) -> None:
+    text = CHAIN.replace(old, new)
+    assert text != CHAIN
+    assert any(expected in problem for problem in problems(tmp_path, text))
+
+
+def test_architectures_that_a_format_does_not_take_are_named(tmp_path) -> None:
+    """With those formats that do."""
+    longt5 = CHAIN.replace("/model: tiny,", "/model: tiny_long_t5,")
+    found = problems(tmp_path, longt5)
+    refused = [problem for problem in found if ".format: " in problem]
+    assert len(refused) == 2
+    assert "longt5 with the head 'seq2seq_lm' cannot be written as 'ctranslate2'" in refused[0]
+    assert refused[0].endswith("valid: huggingface, packed")
+
+
+def test_the_matrix_is_printed(run) -> None:
+    """Each kind of model that can be loaded, and what takes it."""
+    shown = run("stages", "export").out
+    rows = {
+        tuple(cell.strip() for cell in line.split("│")[1:3]): line.count("yes")
+        for line in shown.splitlines()
+        if "│" in line
+    }
+    assert rows["seq2seq_lm", "t5"] == 4
+    assert rows["seq2seq_lm", "longt5"] == 2
+    assert rows["sequence_classification", "electra"] == 3
+    assert rows["causal_lm", "gpt2"] >= 2
+
+
+def test_sizes_are_those_that_other_tools_tell(tmp_path) -> None:
+    """Weights and all files by their lengths; gzip by Python's own."""
+    data = bytes(range(256)) * 4000
+    (tmp_path / "model.safetensors").write_bytes(data)
+    (tmp_path / "config.json").write_bytes(b"{}")
+    found = sizes(tmp_path)
+    assert found["weight_bytes"] == len(data) and found["disk_bytes"] == len(data) + 2
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as file:
+        file.write(data)
+    assert found["gzip_bytes"] == pytest.approx(len(buffer.getvalue()), rel=0.02)
+
+
+def test_a_place_without_a_model_is_told(tmp_path, run) -> None:
+    with pytest.raises(StageError, match="has no model: expected a run's folder"):
+        compressor.load(tmp_path)
+    nothing = run("summarize", tmp_path)
+    assert nothing.code == 2 and "no text on the standard input" in nothing.err
