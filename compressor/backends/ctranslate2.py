@@ -11,12 +11,14 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressor import machine
 from compressor.backends import BackendName
 from compressor.backends.generation_settings import unsupported
 from compressor.backends.tokens import Tokens
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 MODEL, HEAD, GENERATION = "model.bin", "head.safetensors", "generation_config.json"
 BATCH_TOKENS = 16_384
 """Padded source tokens of a batch: bounds its memory."""
+WORKERS = 4
+"""At most so many parts of a batch are computed at once, each with its share of the threads. A
+layer is over in less time than two threads take to meet: 4 texts, 256 tokens in and 64 out, took
+T5-small in int8 0.55 s with one thread, 0.66 with two, 0.37 as two parts with a thread each."""
 
 _NO_LONGER_SAID: Mapping[str, Mapping[str, Any]] = {
     "bart": {"normalize_before": False, "normalize_embedding": True},
@@ -182,7 +188,7 @@ class Translator:
 
         self.tokenizer: Any = Tokens.load(folder)
         self.settings = json.loads((folder / GENERATION).read_text(encoding="utf-8"))
-        self._model = _opened(ctranslate2.Translator, folder, threads)
+        self._model, self._workers = _opened(ctranslate2.Translator, folder, threads)
         self.device = str(self._model.device)
         vocabulary = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
         self._tokens: list[str] = vocabulary
@@ -236,7 +242,10 @@ class Translator:
                 texts = [[self._tokens[i] for i in sources[index]] for index in batch]
                 start = token_ids(self.settings.get("forced_bos_token_id"))
                 first = [[self._tokens[i] for i in start]] * len(texts) if start else None
-                results = self._model.translate_batch(texts, target_prefix=first, **settings)
+                part = -(-len(texts) // self._workers)
+                results = self._model.translate_batch(
+                    texts, target_prefix=first, max_batch_size=part, **settings
+                )
                 for index, result in zip(batch, results, strict=True):
                     found[index] = [self._ids[token] for token in result.hypotheses[0]]
             if progress is not None:
@@ -275,7 +284,9 @@ class Encoder:
         from safetensors import safe_open
 
         self.tokenizer: Any = Tokens.load(folder)
-        self._model = _opened(ctranslate2.Encoder, folder, threads)
+        self._model, workers = _opened(ctranslate2.Encoder, folder, threads)
+        self._workers = ThreadPoolExecutor(workers) if workers > 1 else None
+        self._parts = workers
         self.device = str(self._model.device)
         with safe_open(folder / HEAD, "numpy") as file:
             activations = json.loads(file.metadata()["activations"])
@@ -293,14 +304,25 @@ class Encoder:
         """The logits [rows, labels]."""
         found = np.empty((len(sources), len(self._head[-1][1])), dtype=np.float64)
         for batch in _batches(sources):
-            output = self._model.forward_batch([list(sources[index]) for index in batch])
-            states = np.array(output.last_hidden_state, dtype=np.float32)[:, 0]
+            states = self._states([list(sources[index]) for index in batch])
             for weight, bias, activation in self._head:
                 states = activation(states @ weight.T + bias)
             found[batch] = states
             if progress is not None:
                 progress(len(batch))
         return found
+
+    def _states(self, rows: list[list[int]]) -> NDArray[np.float32]:
+        """The last state of each row's first token."""
+
+        def first(part: list[list[int]]) -> NDArray[np.float32]:
+            output = self._model.forward_batch(part)
+            return np.array(output.last_hidden_state, dtype=np.float32)[:, 0]
+
+        size = -(-len(rows) // self._parts)
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        run = map if self._workers is None else self._workers.map
+        return np.concatenate(list(run(first, parts)))
 
 
 def load(
@@ -310,12 +332,16 @@ def load(
     return (Translator if about["head"] == "seq2seq_lm" else Encoder)(folder, threads)
 
 
-def _opened(kind: Any, folder: Path, threads: int | None) -> Any:
+def _opened(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:
+    """The loaded model, and how many parts of a batch it computes at once."""
     import ctranslate2
 
     device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+    threads = threads or machine.threads()
+    workers = min(threads, WORKERS) if device == "cpu" else 1
+    share = {"inter_threads": workers, "intra_threads": threads // workers}
     try:
-        return kind(str(folder), device=device, intra_threads=threads or 0, inter_threads=1)
+        return kind(str(folder), device=device, **share), workers
     except (RuntimeError, ValueError) as error:
         raise StageError(f"CTranslate2 cannot load {folder}: {error}") from error
 
