@@ -19,7 +19,7 @@ from compressor.data.rows import Task
 from compressor.data.sources import DataBase, Truncate
 from compressor.errors import StageError
 
-FormatName = Literal["huggingface", "packed", "ctranslate2", "onnx"]
+FormatName = Literal["huggingface", "packed", "ctranslate2", "onnx", "gguf"]
 Weights = Literal[
     "float32", "bfloat16", "float16", "int8", "int8_float32", "int8_bfloat16", "int8_float16"
 ]
@@ -70,6 +70,16 @@ FORMATS: Mapping[FormatName, Format] = {
         packages=(*WRITES, *RUNS),
         extra="onnx",
         blocks=True,
+    ),
+    "gguf": Format(
+        "llamacpp",
+        ("int8", "float16", "bfloat16", "float32"),
+        {
+            "seq2seq_lm": frozenset({"t5", "mt5"}),
+            "causal_lm": frozenset({"gpt2", "llama", "qwen2", "qwen3"}),
+        },
+        packages=("gguf", "llama_cpp"),
+        extra="gguf",
     ),
 }
 

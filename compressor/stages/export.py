@@ -177,12 +177,13 @@ class Export(Stage):
             return self._packed(checkpoint, folder, weights)
         if self.format == "onnx":
             return self._onnx(checkpoint, folder, weights)
-        from compressor.backends import ctranslate2
+        from compressor.backends import ctranslate2, gguf
         from compressor.checkpoint import dequantized
 
         if checkpoint.quantization is not None:
             checkpoint = dequantized(checkpoint)
-        ctranslate2.write(checkpoint, folder, weights)
+        write = gguf.write if self.format == "gguf" else ctranslate2.write
+        write(checkpoint, folder, weights)
         return {}
 
     def _onnx(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
