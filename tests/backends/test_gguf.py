@@ -9,14 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from compressor.backends import gguf
 from compressor.backends.pytorch import TorchModel
-from compressor.checkpoint import Checkpoint, build
+from compressor.checkpoint import Checkpoint, build, keep_layers
+from compressor.data.sources import Bills, SplitRows
 from compressor.data.tokenizer import train_tokenizer
-from compressor.formats import FORMATS
+from compressor.errors import StageError
+from compressor.formats import FORMATS, stored
 from compressor.generation import sweep
+from compressor.ledger import sizes
+from compressor.parity import Parity, gate
+from compressor.stage import Context, Inputs, Launch
+from compressor.stages.export import Export
+
+gguf_reader = pytest.importorskip("gguf")
 
 LIMITS = [3, 9, 24]
 EOS, PAD = 1, 0
@@ -73,11 +82,12 @@ def sources(count: int = 8) -> list[list[int]]:
 
 
 def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
-    llamacpp = pytest.importorskip("llama_cpp") and __import__(
-        "compressor.backends.llamacpp", fromlist=["LlamaCppModel"]
-    )
+    """What llama.cpp loads. Where it is not installed (pip compiles it), the test is skipped."""
+    pytest.importorskip("llama_cpp")
+    from compressor.backends.llamacpp import LlamaCppModel
+
     gguf.write(model, folder, weights)
-    return llamacpp.LlamaCppModel(folder, 1)
+    return LlamaCppModel(folder, 1)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +130,230 @@ def test_logits_are_those_of_transformers(model_type, tied, tmp_path) -> None:
     # GELU is looked up in a table of float16; all else is computed in float32.
     limit = 1e-3 if model_type == "gpt2" else 1e-5
     np.testing.assert_allclose(got, expected, atol=limit * np.abs(expected).max())
+
+
+def test_scaled_rotary_frequencies_are_those_of_transformers(tmp_path) -> None:
+    """Llama 3's, by a factor of their own for each pair."""
+    scaling = {
+        "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    model, plain = checkpoint("llama", rope_parameters=scaling), checkpoint("llama")
+    expected = TorchModel(model).logits(sources())
+    assert np.abs(TorchModel(plain).logits(sources()) - expected).max() > 0.1
+    got = exported(model, tmp_path / "model").logits(sources())
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_transformers_reads_the_same_model_out_of_the_file(model_type, tmp_path) -> None:
+    """Its GGUF reader undoes llama.cpp's layout by itself. It takes head sizes of width / heads."""
+    size = {} if model_type in ("gpt2", "qwen2") else {"head_dim": 8}
+    model = checkpoint(model_type, tie_word_embeddings=True, **size)
+    gguf.write(model, tmp_path, "float32")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=gguf.FILE).eval()
+    for source in sources(3):
+        ids = torch.tensor([source])
+        with torch.inference_mode():
+            torch.testing.assert_close(again(ids).logits, model.model(ids).logits)
+
+
+def test_int8_is_blocks_of_32_with_a_float16_scale(tmp_path) -> None:
+    """As computed here by hand; rows that are no multiple of 32 are float16."""
+    model = checkpoint("gpt2")
+    gguf.write(model, tmp_path, "int8")
+    tensors = {t.name: t for t in gguf_reader.GGUFReader(tmp_path / gguf.FILE).tensors}
+    weight = model.model.transformer.h[0].mlp.c_fc.weight.detach().numpy().T  # [48, 32]
+    scale = np.abs(weight).max(axis=1, keepdims=True) / np.float32(127)
+    expected = np.round(weight / scale) * scale.astype(np.float16).astype(np.float32)
+    found = tensors["blk.0.ffn_up.weight"]
+    assert found.tensor_type.name == "Q8_0"
+    assert found.n_bytes == 48 * 34
+    values = gguf_reader.quants.dequantize(found.data, found.tensor_type)
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+    kinds = {name: tensors[name].tensor_type.name for name in tensors}
+    assert kinds["blk.0.ffn_down.weight"] == "F16"  # [32, 48]
+    assert kinds["position_embd.weight"] == kinds["output_norm.weight"] == "F32"
+
+
+@pytest.mark.parametrize("weights", ["float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("model_type", ["t5", "qwen3"])
+def test_rounded_weights_give_like_outputs(model_type, weights, tmp_path) -> None:
+    model = checkpoint(model_type)
+    got = exported(model, tmp_path / "model", weights)
+    if model_type == "t5":
+        expected = sweep(model.model, sources(), max_lengths=[3])[3].tokens
+        tokens = got.sweep(sources(), max_lengths=[3])[3].tokens
+        assert sum(a == b for a, b in zip(tokens, expected, strict=True)) >= 6
+    else:
+        logits = TorchModel(model).logits(sources())
+        limit = 0.2 if weights == "int8" else 0.05
+        assert np.abs(got.logits(sources()) - logits).max() < limit * np.abs(logits).max()
+
+
+TEXTS = [
+    "The bill's text, and 12345 words:\n\n  two  spaces\t a tab", "naïve café ½ Ⅳ ﬁne",
+    "日本語のテスト 🚀 ok", "</s> inside", "", "I'll, WE'LL don't", "a_b+c==d!?",
+]  # fmt: skip
+
+
+def trained(model: Any, trainer: Any, **parts: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer of TEXTS with an end token."""
+    tokenizer = Tokenizer(model)
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def bpe(split: str, *, ignore_merges: bool = False) -> PreTrainedTokenizerFast:
+    steps = [
+        pre_tokenizers.Split(Regex(split), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    return trained(
+        models.BPE(ignore_merges=ignore_merges), trainer,
+        pre_tokenizer=pre_tokenizers.Sequence(steps),
+    )  # fmt: skip
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
+        show_progress=False,
+    )  # fmt: skip
+    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    return trained(models.Unigram(), trainer, pre_tokenizer=pre_tokenizers.Sequence(steps))
+
+
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TOKENIZERS = {
+    "gpt2": lambda: train_tokenizer(TEXTS * 3, vocab_size=400),
+    "llama3": lambda: bpe(QWEN2.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?"), ignore_merges=True),
+    "qwen2": lambda: bpe(QWEN2),
+    "unigram": unigram,
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_tokenizer_in_the_file_reads_as_its_source(name, tmp_path) -> None:
+    tokenizer = TOKENIZERS[name]()
+    source = checkpoint("llama", vocab_size=len(tokenizer) + 3)
+    found = exported(Checkpoint(source.model, tokenizer, "causal_lm"), tmp_path).tokenizer
+    for limit in (4, 500):
+        options = {"truncation": True, "max_length": limit}
+        expected = tokenizer(TEXTS, **options)["input_ids"]
+        assert found(TEXTS, **options).input_ids == expected
+        written = tokenizer.batch_decode(expected, skip_special_tokens=True)
+        if name != "unigram":
+            assert found.batch_decode(expected, skip_special_tokens=True) == written
+    bare = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
+    assert found(TEXTS, add_special_tokens=False).input_ids == bare
+
+
+def prefixed() -> PreTrainedTokenizerFast:
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
+def lowercased() -> PreTrainedTokenizerFast:
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (prefixed, "the pre-tokenizer ByteLevel"),
+        (lowercased, "the normalizer Lowercase"),
+        (lambda: bpe(QWEN2, ignore_merges=True), "ignore_merges: True"),
+        (lambda: bpe("[a-z]+"), r"the pre-tokenizer Split \+ ByteLevel"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(
+    tokenizer, message, tmp_path
+) -> None:
+    made = tokenizer()
+    model = checkpoint("llama", vocab_size=len(made)).model
+    with pytest.raises(StageError, match=f"llama.cpp would read texts otherwise.*{message}"):
+        gguf.write(Checkpoint(model, made, "causal_lm"), tmp_path, "float32")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values", "name"),
+    [
+        ("t5", {"num_decoder_layers": 4}, "decoder, which has more layers than the encoder"),
+        ("t5", {"relative_attention_max_distance": 64}, "relative_attention_max_distance"),
+        ("t5", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function"),
+        ("qwen3", {"attention_bias": True}, "attention_bias"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+         "sliding window"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0,
+         "original_max_position_embeddings": 32}}, "rope_type 'yarn'"),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_does_not_follow_is_refused(model_type, values, name, tmp_path) -> None:
+    with pytest.raises(StageError, match=f"does not follow this model's {name}"):
+        gguf.write(checkpoint(model_type, **values), tmp_path / "model", "float32")
+
+
+DATA = Bills(
+    source="bills", rows=SplitRows(test=8), prefix="summarize: ", max_source_length=48,
+    max_target_length=12,
+)  # fmt: skip
+
+
+def through_the_stage(model: Checkpoint, folder: Path, weights: str) -> Path:
+    """What the stage writes, its gate left out."""
+    model.save(folder / "saved")
+    context = Context(folder, folder, DATA, 0, Launch(), progress=None, name="it")  # type: ignore[arg-type]
+    stage = Export(format="gguf", weights=weights, parity=None)
+    stage.run(Inputs(folder / "saved"), context)
+    return folder / "model"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layers", "message"),
+    [
+        ("t5", {"encoder": [0, 1, 2], "decoder": [1]}, "of greedy tokens are equal"),
+        ("qwen3", {"decoder": [0, 2]}, "a logit differs by"),
+    ],
+)
+def test_the_gate_passes_the_source_and_not_one_without_a_layer(
+    model_type, layers, message, tmp_path
+) -> None:
+    """In a process of its own, by llama.cpp, the texts read by the tokenizer in the file."""
+    pytest.importorskip("llama_cpp")
+    source, rows = checkpoint(model_type), DATA.load("test")
+    whole = through_the_stage(source, tmp_path / "whole", "float32")
+    found = gate(Parity(), source, whole, rows, DATA, weights="float32")["parity"]
+    assert found.get("equal_tokens", 1.0) == 1.0
+    assert found.get("logits_difference", 0.0) < 1e-5
+    shorter = through_the_stage(keep_layers(source, layers), tmp_path / "shorter", "float32")
+    with pytest.raises(StageError, match=message):
+        gate(Parity(), source, shorter, rows, DATA, weights="float32")
+
+
+def test_the_plan_claims_the_size_of_the_blocks(tmp_path) -> None:
+    """Of a model whose rows can all be cut into blocks; the vocabulary is not counted."""
+    model = checkpoint("llama", hidden_size=64, intermediate_size=96, head_dim=32)
+    facts = stored(model.facts(), "int8", "gguf")
+    written = through_the_stage(model, tmp_path, "int8")
+    tensors = gguf_reader.GGUFReader(written / gguf.FILE).tensors
+    assert sum(tensor.n_bytes for tensor in tensors) == facts.bytes
+    assert 0 < sizes(written)["weight_bytes"] - facts.bytes < 20_000
