@@ -7,6 +7,7 @@ too: see `gguf_vocabulary`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,20 @@ _ARCHITECTURES = {
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
 _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
 _FLOAT32 = ("_norm.weight", "position_embd.weight", "attn_rel_b.weight")
-"""How tensors end that stay float32 beside all vectors: llama.cpp adds them to activations."""
+"""How the names of tensors end that stay float32 beside all vectors: llama.cpp adds them to activations."""
+
+_FOLLOWED: Mapping[str, Mapping[str, Any]] = {
+    "t5": {"relative_attention_max_distance": 128},
+    "gpt2": {
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+    },
+    "llama": {"hidden_act": "silu"},
+    "qwen2": {"hidden_act": "silu"},
+    "qwen3": {"hidden_act": "silu", "attention_bias": False},
+}
+"""What llama.cpp has built in, and a config may say otherwise."""
 
 
 def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
@@ -66,18 +80,10 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
 
 def lost(config: PretrainedConfig) -> list[str]:
     """The settings of a config with which llama.cpp computes something else, or nothing."""
-    expected: dict[str, Any] = {
-        "t5": {"relative_attention_max_distance": 128},
-        "gpt2": {
-            "activation_function": "gelu_new", "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-        },
-        "llama": {"hidden_act": "silu"},
-        "qwen2": {"hidden_act": "silu"},
-        "qwen3": {"hidden_act": "silu", "attention_bias": False},
-    }["t5" if config.model_type == "mt5" else config.model_type]  # fmt: skip
+    kind = config.model_type
+    expected = _FOLLOWED["t5" if kind == "mt5" else kind]
     found = [name for name, value in expected.items() if getattr(config, name, value) != value]
-    if config.model_type in ("t5", "mt5"):
+    if kind in ("t5", "mt5"):
         wanted = "gelu_new" if config.is_gated_act else "relu"
         found += ["feed_forward_proj"] if config.dense_act_fn != wanted else []
         if config.num_decoder_layers > config.num_layers:  # it runs beyond its list of layers
@@ -85,9 +91,9 @@ def lost(config: PretrainedConfig) -> list[str]:
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         found.append("sliding window")
     rope = getattr(config, "rope_parameters", None) or {}
-    taken = ("default", "linear", "llama3") if config.model_type == "llama" else ("default",)
-    if (kind := rope.get("rope_type", "default")) not in taken:
-        found.append(f"rope_type {kind!r}")
+    taken = ("default", "linear", "llama3") if kind == "llama" else ("default",)
+    if (scaling := rope.get("rope_type", "default")) not in taken:
+        found.append(f"rope_type {scaling!r}")
     if rope.get("partial_rotary_factor", 1) != 1:
         found.append("partial_rotary_factor")
     return found

@@ -18,6 +18,7 @@ _LLAMA3 = (
 _SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
 """How Llama 3 and Qwen 2 and 3 cut a text before the merges → llama.cpp's name of it."""
 _EXTRA_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}}
+"""Spaces or "▁" are put in their place; Metaspace makes both the same."""
 _METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
 
 
@@ -46,7 +47,9 @@ def add_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase | None, rows:
 
 def _unknown(what: str) -> StageError:
     known = "byte-level BPE as GPT-2, Llama 3 and Qwen have it, and T5's unigram model"
-    return StageError(f"llama.cpp would read texts otherwise: the tokenizer has {what}; it has {known}")
+    return StageError(
+        f"llama.cpp would read texts otherwise: the tokenizer has {what}; it has {known}"
+    )
 
 
 def _add_bpe(writer: Any, saved: dict[str, Any]) -> None:
@@ -81,30 +84,38 @@ def _split(found: dict[str, Any] | None) -> str:
 
 
 def _add_unigram(writer: Any, saved: dict[str, Any], rows: int) -> None:
-    model = saved["model"]
+    model, (charsmap, one_space) = saved["model"], _normalizing(saved["normalizer"])
     if model.get("byte_fallback"):
         raise _unknown("byte_fallback")
-    steps = (saved["pre_tokenizer"] or {}).get("pretokenizers", [saved["pre_tokenizer"] or {}])
-    *before, last = steps
-    alone = [step["type"] for step in before] in ([], ["WhitespaceSplit"])
-    if not (alone and last.items() >= _METASPACE.items()):
-        raise _unknown("another pre-tokenizer than Metaspace, after WhitespaceSplit or alone")
-    normalizer = saved["normalizer"]
-    normalizers = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
-    charsmap = None
-    for step in normalizers:
-        if step["type"] == "Precompiled":
-            charsmap = base64.b64decode(step["precompiled_charsmap"])
-        elif not step.items() >= _EXTRA_SPACES.items():
-            raise _unknown(f"the normalizer {step['type']}")
+    found = saved["pre_tokenizer"] or {}
+    *before, last = found.get("pretokenizers", [found])
+    splits = [step["type"] for step in before]
+    if not last.items() >= _METASPACE.items() or splits not in ([], ["WhitespaceSplit"]):
+        raise _unknown("another pre-tokenizer than Metaspace, alone or after WhitespaceSplit")
+    if splits and charsmap is None:  # which makes spaces of tabs and new lines
+        raise _unknown("WhitespaceSplit and no Precompiled normalizer")
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
     writer.add_add_space_prefix(True)
-    writer.add_remove_extra_whitespaces(True)
+    writer.add_remove_extra_whitespaces(one_space or bool(splits))
     if charsmap:
         writer.add_precompiled_charsmap(charsmap)
     scores = [float(score) for _, score in model["vocab"]]
     writer.add_token_scores((scores + [-1000.0] * rows)[:rows])
+
+
+def _normalizing(found: dict[str, Any] | None) -> tuple[bytes | None, bool]:
+    """SentencePiece's map of characters, and whether several spaces are made one."""
+    steps = (found or {}).get("normalizers", [found] if found else [])
+    charsmap, one_space = None, False
+    for step in steps:
+        if step["type"] == "Precompiled":
+            charsmap = base64.b64decode(step["precompiled_charsmap"])
+        elif step.items() >= _EXTRA_SPACES.items():
+            one_space = True
+        else:
+            raise _unknown(f"the normalizer {step['type']}")
+    return charsmap, one_space
 
 
 def _add_tokens(

@@ -1,4 +1,4 @@
-"""Models that llama.cpp runs, by the C interface of llama-cpp-python; neither torch nor transformers.
+"""Models that llama.cpp runs, by the C interface of llama-cpp-python. No torch, no transformers.
 
 A GGUF file is read as any program of llama.cpp reads it, its tokenizer included. Keys and values
 are kept in float32 here, where those programs take float16 unless told otherwise.
@@ -12,7 +12,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -54,6 +54,26 @@ def _errors() -> tuple[deque[str], Any]:
     return told, callback
 
 
+class File:
+    """A GGUF file that llama.cpp has opened; closed when nothing looks at it any more."""
+
+    def __init__(self, path: Path) -> None:
+        import llama_cpp
+
+        self._told, _ = _errors()
+        llama_cpp.llama_backend_init()
+        settings = llama_cpp.llama_model_default_params()
+        settings.n_gpu_layers = 0
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
+        if not self.model:
+            raise StageError(f"llama.cpp cannot load {path}: {self.reason()}")
+        weakref.finalize(self, llama_cpp.llama_model_free, self.model)
+
+    def reason(self) -> str:
+        """What llama.cpp told last of an error."""
+        return self._told[-1] if self._told else "it does not say why"
+
+
 class Read:
     """What `Vocabulary` gives for some texts."""
 
@@ -67,10 +87,11 @@ class Vocabulary:
     is_fast = False  # it does not tell which characters a token stands for
     truncation_side = "right"
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, file: File) -> None:
         import llama_cpp
 
-        self._lib, self._vocab = llama_cpp, llama_cpp.llama_model_get_vocab(model)
+        self._file = file  # has what the next points to
+        self._lib, self._vocab = llama_cpp, llama_cpp.llama_model_get_vocab(file.model)
         self.size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.eos_token_id: int = llama_cpp.llama_vocab_eos(self._vocab)
         bos = llama_cpp.llama_vocab_bos(self._vocab)
@@ -110,7 +131,9 @@ class Vocabulary:
     ) -> list[str]:
         """The text of each row of ids."""
         lead = self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_UGM
-        texts = [b"".join(self._piece(i, special=not skip_special_tokens) for i in row) for row in rows]
+        texts = [
+            b"".join(self._piece(i, special=not skip_special_tokens) for i in row) for row in rows
+        ]
         found = [text.decode(errors="replace") for text in texts]
         return [text.removeprefix(" ") for text in found] if lead else found
 
@@ -135,15 +158,9 @@ class LlamaCppModel:
 
         self._lib = llama_cpp
         self._threads = threads or os.cpu_count() or 1
-        self._told, _ = _errors()
-        llama_cpp.llama_backend_init()
-        settings = llama_cpp.llama_model_default_params()
-        settings.n_gpu_layers = 0
-        self._model = llama_cpp.llama_model_load_from_file(str(folder / FILE).encode(), settings)
-        if not self._model:
-            raise StageError(f"llama.cpp cannot load {folder / FILE}: {self._reason()}")
-        weakref.finalize(self, llama_cpp.llama_model_free, self._model)
-        self.tokenizer: Any = Vocabulary(self._model)
+        self._file = File(folder / FILE)
+        self._model = self._file.model
+        self.tokenizer: Any = Vocabulary(self._file)
         own = folder / GENERATION
         self.settings = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {}
 
@@ -195,13 +212,8 @@ class LlamaCppModel:
                     progress(1)
         return found
 
-    def _reason(self) -> str:
-        return self._told[-1] if self._told else "it does not say why"
-
     @contextmanager
-    def _context(
-        self, sources: Sequence[Sequence[int]], limit: int, beams: int
-    ) -> Iterator[Any]:
+    def _context(self, sources: Sequence[Sequence[int]], limit: int, beams: int) -> Iterator[Any]:
         """Room for the longest source, and for `limit` tokens of each beam, twice for a reorder."""
         settings = self._lib.llama_context_default_params()
         longest = max(map(len, sources), default=1)
@@ -214,7 +226,7 @@ class LlamaCppModel:
         settings.flash_attn_type = _NO_FLASH_ATTENTION
         context = self._lib.llama_init_from_model(self._model, settings)
         if not context:
-            raise StageError(f"llama.cpp cannot read {longest} tokens: {self._reason()}")
+            raise StageError(f"llama.cpp cannot read {longest} tokens: {self._file.reason()}")
         try:
             yield context
         finally:
@@ -236,7 +248,9 @@ class Row:
     def encode(self, source: Sequence[int]) -> None:
         """Have the encoder read a source, for all beams."""
         everyone = list(range(2 * self._beams))
-        self._run(self._lib.llama_encode, [(t, i, everyone) for i, t in enumerate(source)], every=True)
+        self._run(
+            self._lib.llama_encode, [(t, i, everyone) for i, t in enumerate(source)], every=True
+        )
 
     def read(self, source: Sequence[int]) -> NDArray[np.float32]:
         """The logits [V] after all tokens of a source, by a model without an encoder."""
