@@ -30,7 +30,7 @@ _ARCHITECTURES = {
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
 _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
 _FLOAT32 = ("_norm.weight", "position_embd.weight", "attn_rel_b.weight")
-"""How the names of tensors end that stay float32 beside all vectors: llama.cpp adds them to activations."""
+"""How names end of what stays float32 beside vectors: llama.cpp adds them to activations."""
 
 _FOLLOWED: Mapping[str, Mapping[str, Any]] = {
     "t5": {"relative_attention_max_distance": 128},
