@@ -43,6 +43,8 @@ def add_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase | None, rows:
         raise _unknown(f"the model {saved['model']['type']}")
     _add_tokens(writer, tokenizer, saved, rows)
     _add_specials(writer, tokenizer)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
 
 
 def _unknown(what: str) -> StageError:

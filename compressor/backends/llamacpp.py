@@ -119,12 +119,15 @@ class Vocabulary:
 
     def _ids(self, text: str) -> list[int]:
         data = text.encode()
-        room = len(data) + 8  # no token stands for less than a byte; a few for the first space
-        ids = (self._lib.llama_token * room)()
-        count = self._lib.llama_tokenize(self._vocab, data, len(data), ids, room, False, True)
-        if count < 0:
-            raise StageError(f"llama.cpp cannot read a text of {len(data)} bytes")
-        return list(ids[:count])
+        room = len(data) + 8  # a token is seldom less than a byte: some characters are spelt out
+        while True:
+            ids = (self._lib.llama_token * room)()
+            count = self._lib.llama_tokenize(self._vocab, data, len(data), ids, room, False, True)
+            if count >= 0:
+                return list(ids[:count])
+            if -count <= room:
+                raise StageError(f"llama.cpp cannot read a text of {len(data)} bytes")
+            room = -count
 
     def batch_decode(
         self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = False

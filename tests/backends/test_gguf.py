@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ def test_scaled_rotary_frequencies_are_those_of_transformers(tmp_path) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_biases_of_a_llama_are_laid_out_as_its_weights(tmp_path) -> None:
+    model = checkpoint("llama", attention_bias=True, mlp_bias=True)
+    expected = TorchModel(model).logits(sources())
+    got = exported(model, tmp_path / "model").logits(sources())
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_transformers_reads_the_same_model_out_of_the_file(model_type, tmp_path) -> None:
     """Its GGUF reader undoes llama.cpp's layout; of some sizes it knows the default alone."""
@@ -275,6 +283,15 @@ def test_the_tokenizer_in_the_file_reads_as_its_source(name, tmp_path) -> None:
         assert found.batch_decode(expected, skip_special_tokens=True) == written
     bare = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
     assert found(TEXTS, add_special_tokens=False).input_ids == bare
+
+
+def test_a_chat_template_goes_into_the_file(tmp_path) -> None:
+    """Without one llama.cpp would take another model's."""
+    model = checkpoint("qwen3")
+    model.tokenizer.chat_template = "{{ messages[0].content }}"  # type: ignore[union-attr]
+    gguf.write(model, tmp_path, "float16")
+    field = gguf_reader.GGUFReader(tmp_path / gguf.FILE).get_field("tokenizer.chat_template")
+    assert field.contents() == "{{ messages[0].content }}"
 
 
 def prefixed() -> PreTrainedTokenizerFast:
@@ -401,3 +418,20 @@ def test_the_plan_claims_the_size_of_the_blocks(tmp_path) -> None:
     tensors = gguf_reader.GGUFReader(written / gguf.FILE).tensors
     assert sum(tensor.n_bytes for tensor in tensors) == facts.bytes
     assert 0 < sizes(written)["weight_bytes"] - facts.bytes < 20_000
+
+
+def test_the_plan_tells_what_llama_cpp_cannot_do(recipe, run) -> None:
+    """Or, where it is not installed, what to install."""
+    path = recipe(
+        ("recover, evaluate]", "recover, evaluate, export]"),
+        ("num_layers: 2, num_decoder_layers: 2", "num_layers: 1, num_decoder_layers: 2"),
+        ("max_source_length: 96", "truncate: sentences, max_source_length: 96"),
+        ("  load: {}", "  load: {}\n  export: {format: gguf}"),
+    )
+    planned = run("plan", path)
+    assert planned.code == 2
+    if find_spec("llama_cpp") is None:
+        assert 'pip install "compressor[gguf]"' in planned.err
+        return
+    assert "export.format: llama.cpp loads no decoder that has more layers" in planned.err
+    assert "llama.cpp's tokenizer does not tell where a token ends" in planned.err
