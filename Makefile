@@ -33,11 +33,13 @@ lint: install
 bench: install
 	$(BIN)/python -m tests.benchmarks.$(NAME)
 
-# The lock file again, from pyproject.toml and today's releases, on the pinned torch.
+# The lock file again, from pyproject.toml and today's releases, on the pinned torch. Without the
+# extra gguf: llama.cpp's Python package is compiled as it is installed, which takes minutes.
 lock:
 	$(BIN)/python -m pip install --quiet pip-tools
 	echo 'torch==2.13.0' > build-constraint.txt
-	$(BIN)/pip-compile --quiet --all-extras --strip-extras --no-emit-index-url \
+	$(BIN)/pip-compile --quiet --strip-extras \
+		--extra dev --extra tensorboard --extra sentencepiece --no-emit-index-url \
 		--no-emit-find-links --no-header --no-annotate --constraint build-constraint.txt \
 		--output-file requirements.lock pyproject.toml
 	sed -i 's/^torch==2\.13\.0+cpu$$/torch==2.13.0/' requirements.lock

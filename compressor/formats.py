@@ -19,7 +19,7 @@ from compressor.data.rows import Task
 from compressor.data.sources import DataBase, Truncate
 from compressor.errors import StageError
 
-FormatName = Literal["huggingface", "packed", "ctranslate2", "onnx"]
+FormatName = Literal["huggingface", "packed", "ctranslate2", "onnx", "gguf"]
 Weights = Literal[
     "float32", "bfloat16", "float16", "int8", "int8_float32", "int8_bfloat16", "int8_float16"
 ]
@@ -40,6 +40,8 @@ class Format:
     """What must be installed, beyond this package's own dependencies, to write and to run it."""
     extra: str = ""
     """What brings these."""
+    int8_block: int = 0
+    """Entries that share one float16 scale in int8; 0: each row has one float32 scale."""
     blocks: bool = False
     """Whether a block of `approximate` can be in it."""
 
@@ -71,6 +73,17 @@ FORMATS: Mapping[FormatName, Format] = {
         extra="onnx",
         blocks=True,
     ),
+    "gguf": Format(
+        "llamacpp",
+        ("int8", "float16", "bfloat16", "float32"),
+        {
+            "seq2seq_lm": frozenset({"t5", "mt5"}),
+            "causal_lm": frozenset({"gpt2", "llama", "qwen2", "qwen3"}),
+        },
+        packages=("gguf", "llama_cpp"),
+        extra="gguf",
+        int8_block=32,
+    ),
 }
 
 
@@ -92,14 +105,15 @@ def refusal(name: FormatName, facts: Facts) -> str | None:
     return None
 
 
-def stored(facts: Facts, weights: Weights) -> Facts:
-    """The facts of a model in a file with such weights: matrices as they are called, with one
-    float32 scale for each row of int8, and all else in the float type.
+def stored(facts: Facts, weights: Weights, name: FormatName = "huggingface") -> Facts:
+    """The facts of a model in a file of a format with such weights: matrices as they are called,
+    with the format's scales of int8, and all else in the float type.
     """
     matrices, _, other = weights.partition("_")
     int8 = {n for n, s in facts.shapes.items() if matrices == "int8" and len(s) > 1}
+    block = FORMATS[name].int8_block
     kept = other or ("float32" if int8 else matrices)
-    return replace(facts.dequantized(), weights=kept, int8=frozenset(int8))
+    return replace(facts.dequantized(), weights=kept, int8=frozenset(int8), int8_block=block)
 
 
 def matrix() -> list[tuple[str, str, list[bool]]]:

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 LOOSEST = {
     "float32": {"tokens": 0.98, "rouge": 0.005, "logits": 1e-3},
     "16": {"tokens": 0.90, "rouge": 0.02, "logits": 0.05},
-    "int8": {"tokens": 0.80, "rouge": 0.03, "logits": 0.2},
+    "int8": {"tokens": 0.50, "rouge": 0.03, "logits": 0.2},
 }
 """The limits of a recipe that names none. A greedy decode that differs in one token goes on from
-another text, so that a share of equal tokens falls faster than the quality does."""
+another text, so that a share of equal tokens falls faster than the quality does: a T5 of 77 M after
+60 steps on titles shared 70 % in CTranslate2's int8, 85 % in ONNX's, and lost no more than 0.7 points
+of rougeLsum. Without one of three decoder layers, a small T5 shares 10 to 30 %."""
 
 OUTPUTS, TOLD = "outputs.npz", "told.json"
 
@@ -58,7 +60,7 @@ class Parity(BaseModel):
         ge=0,
         le=1,
         description="Least share of greedy tokens that are equal, place by place; default: 0.98 "
-        "for float32 weights, 0.9 for 16 bits, 0.8 for int8.",
+        "for float32 weights, 0.9 for 16 bits, 0.5 for int8.",
     )
     rouge: float | None = Field(
         None,

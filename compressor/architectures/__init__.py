@@ -181,6 +181,8 @@ class Facts:
     """What a `quantize` stage has made of the weights; those it left alone are float32."""
     int8: frozenset[str] = frozenset()
     """Names of the weights that are stored as int8 with one float32 scale a row."""
+    int8_block: int = 0
+    """Entries of a row that share one float16 scale; 0: each row has one float32 scale."""
     int4: frozenset[str] = frozenset()
     """Names of the weights that are stored as int4 with one bfloat16 scale a group."""
     group_size: int = 0
@@ -204,9 +206,13 @@ class Facts:
         return sum(self.tensor_bytes(name) for name in self.shapes)
 
     def tensor_bytes(self, name: str) -> int:
-        """4 an entry, or 2; 1 and a 4-byte scale a row where int8; ½ and 2 a group where int4."""
+        """4 an entry, or 2; 1 and a 4-byte scale a row, or a 2-byte one a block, where int8; ½ and
+        2 a group where int4.
+        """
         shape = self.shapes[name]
         entries = math.prod(shape)
+        if name in self.int8 and self.int8_block:
+            return entries + 2 * (entries // self.int8_block)
         if name in self.int8:
             return entries + 4 * shape[0]
         if name in self.int4:
@@ -222,7 +228,7 @@ class Facts:
 
     def dequantized(self) -> Facts:
         """The facts of the float32 model that has the values of a quantized one."""
-        return replace(self, weights="float32", int8=frozenset(), int4=frozenset())
+        return replace(self, weights="float32", int8=frozenset(), int8_block=0, int4=frozenset())
 
     @property
     def positions(self) -> int | None:

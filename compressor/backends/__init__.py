@@ -1,7 +1,7 @@
 """A model that can be run, whatever runs it. Each backend's own code is in the module of its name.
 
-Nothing here imports torch: what ONNX Runtime or CTranslate2 runs needs neither torch nor
-transformers in its process.
+Nothing here imports torch: what ONNX Runtime, CTranslate2 or llama.cpp runs needs neither
+torch nor transformers in its process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from compressor.decoded import Decoded
 
-BackendName = Literal["torch", "ctranslate2", "onnxruntime"]
+BackendName = Literal["torch", "ctranslate2", "onnxruntime", "llamacpp"]
 
 EXPORT = "compressor.json"
 """The file of an exported model that says what runs it, and how its texts are read."""
@@ -61,6 +61,10 @@ def open_export(folder: Path, about: Mapping[str, Any], *, threads: int | None =
         from compressor.backends.onnxruntime import OnnxModel
 
         return OnnxModel.load(folder, threads=threads)
+    if about["format"] == "gguf":
+        from compressor.backends.llamacpp import LlamaCppModel
+
+        return LlamaCppModel(folder, threads)
     from compressor.backends import pytorch
 
     return pytorch.load(folder, about, threads=threads)

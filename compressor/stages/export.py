@@ -54,6 +54,15 @@ class Export(Stage):
     Runtime computes, and `compressor.load` decodes in numpy. int8 has one scale a row, and integer
     products of blocks of 32. Needs `pip install "compressor[onnx]"`.
 
+    gguf: one file with its tokenizer, for llama.cpp and what is built on it; `compressor.load` runs
+    it on the CPU. int8 is Q8_0: blocks of 32 entries of a row share one float16 scale, so that an
+    int8 model is rounded once more; the products are of integers. A matrix whose rows cannot be
+    cut into 32s is float16 then, vectors and positions are always float32. T5 and mT5 (the decoder
+    no deeper than the encoder), GPT-2, Llama, Qwen2 and Qwen3; no SentencePiece BPE (Llama 2), no
+    sliding window, no YaRN. A search's settings are beside the file. T5's tokenizer differs from
+    transformers' in that it drops spaces at the end of a text and before `<extra_id_…>`. Needs
+    `pip install "compressor[gguf]"`, which compiles llama.cpp.
+
     A process of its own, which imports nothing that the format does not need, then loads the
     directory and reads rows of the test split. It must give what the stage's model gives, within
     the limits of `parity`; else the stage fails, nothing is stored, and the rows are left in the
@@ -107,9 +116,11 @@ class Export(Stage):
             planning.problem("format", reason)
         elif self.format == "packed":
             self._check_packed(facts, planning, weights)
+        elif self.format == "gguf":
+            self._check_gguf(facts, planning)
         if self.parity is not None and facts.config["head"] != "none":
             planning.check_rows(trains=False)
-        return stored(facts, weights)
+        return stored(facts, weights, self.format)
 
     def _check_packed(self, facts: Facts, planning: Planning, weights: str) -> None:
         """Report values that are not those of a quantized model."""
@@ -121,6 +132,15 @@ class Export(Stage):
             message = f"the model is {facts.weights} already; expected {expected}"
             planning.problem("weights", f"{message}, got {weights!r}")
 
+    def _check_gguf(self, facts: Facts, planning: Planning) -> None:
+        """Report what llama.cpp cannot do of a model that it knows."""
+        if (facts.config.get("num_decoder_layers") or 0) > facts.config.get("num_layers", 0):
+            reason = "llama.cpp loads no decoder that has more layers than its encoder"
+            planning.problem("format", reason)
+        if planning.data.truncate == "sentences":
+            reason = "llama.cpp's tokenizer does not tell where a token ends; set 'tokens' for gguf"
+            planning.problem("data.truncate", reason)
+
     def run(self, inputs: Inputs, context: Context) -> None:
         """Write, measure, and run in a fresh process."""
         from compressor.ledger import sizes
@@ -128,7 +148,7 @@ class Export(Stage):
         checkpoint, folder = inputs.checkpoint(), context.folder / "model"
         own = checkpoint.quantization.weights if checkpoint.quantization else "float32"
         weights = self._stored(own)
-        facts = stored(checkpoint.facts(), weights)
+        facts = stored(checkpoint.facts(), weights, self.format)
         details = self._write(checkpoint, folder, weights)
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save_pretrained(folder)
@@ -177,12 +197,13 @@ class Export(Stage):
             return self._packed(checkpoint, folder, weights)
         if self.format == "onnx":
             return self._onnx(checkpoint, folder, weights)
-        from compressor.backends import ctranslate2
+        from compressor.backends import ctranslate2, gguf
         from compressor.checkpoint import dequantized
 
         if checkpoint.quantization is not None:
             checkpoint = dequantized(checkpoint)
-        ctranslate2.write(checkpoint, folder, weights)
+        write = gguf.write if self.format == "gguf" else ctranslate2.write
+        write(checkpoint, folder, weights)
         return {}
 
     def _onnx(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:

@@ -1,0 +1,437 @@
+"""What llama.cpp computes from a GGUF file is what transformers does, for every family it takes."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from compressor.backends import gguf
+from compressor.backends.pytorch import TorchModel
+from compressor.checkpoint import Checkpoint, build, keep_layers
+from compressor.data.examples import source_ids
+from compressor.data.sources import Bills, SplitRows
+from compressor.data.tokenizer import train_tokenizer
+from compressor.errors import StageError
+from compressor.formats import FORMATS, stored
+from compressor.generation import sweep
+from compressor.ledger import sizes
+from compressor.parity import Parity, gate
+from compressor.stage import Context, Inputs, Launch
+from compressor.stages.export import Export
+
+gguf_reader = pytest.importorskip("gguf")
+
+LIMITS = [3, 9, 24]
+EOS, PAD = 1, 0
+T5_LIKE: dict[str, Any] = {
+    "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 3, "num_layers": 3, "num_decoder_layers": 2,
+    "initializer_factor": 2.0, "decoder_start_token_id": PAD,
+}  # fmt: skip
+LLAMA_LIKE: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.3,
+}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "t5": T5_LIKE,
+    "mt5": T5_LIKE,
+    "gpt2": {
+        "n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 64, "n_inner": 48,
+        "initializer_range": 0.3,
+    },
+    "llama": LLAMA_LIKE | {"head_dim": 12},
+    "qwen2": LLAMA_LIKE,
+    "qwen3": LLAMA_LIKE | {"head_dim": 12},
+}  # fmt: skip
+DECODERS = sorted(FORMATS["gguf"].models["causal_lm"])
+
+
+def checkpoint(model_type: str, seed: int = 0, **values: Any) -> Checkpoint:
+    """A model with large fresh weights, so that outputs depend on all of them; 300 tokens."""
+    tokenizer = train_tokenizer(["some bills and the words of bills"] * 3, vocab_size=280)
+    config = AutoConfig.for_model(
+        model_type, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=EOS,
+        **{"vocab_size": len(tokenizer) + 7} | SHAPES[model_type] | values,
+    )  # fmt: skip
+    head = "causal_lm" if model_type in DECODERS else "seq2seq_lm"
+    torch.manual_seed(seed)
+    model = build(config, head).eval()
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if tensor.ndim == 1:  # norms and biases, all alike in a fresh model
+                tensor.add_(0.3 * torch.randn_like(tensor))
+            if name == "lm_head.weight" and head == "seq2seq_lm":
+                tensor.normal_()
+    if head == "seq2seq_lm":
+        model.generation_config.update(
+            eos_token_id=EOS, pad_token_id=PAD, decoder_start_token_id=PAD
+        )
+    return Checkpoint(model, tokenizer, head)
+
+
+def sources(count: int = 8) -> list[list[int]]:
+    draw = random.Random(0)
+    return [
+        [draw.randrange(3, 270) for _ in range(draw.randrange(2, 40))] + [EOS] for _ in range(count)
+    ]
+
+
+def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
+    """What llama.cpp loads. Where it is not installed (pip compiles it), the test is skipped."""
+    pytest.importorskip("llama_cpp")
+    from compressor.backends.llamacpp import LlamaCppModel
+
+    gguf.write(model, folder, weights)
+    return LlamaCppModel(folder, 1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model_type": "t5"},
+        {"model_type": "t5", "tie_word_embeddings": False},
+        {"model_type": "t5", "num_layers": 2, "num_decoder_layers": 2},
+        {"model_type": "t5", "feed_forward_proj": "gated-gelu"},
+        {"model_type": "mt5"},
+    ],
+    ids=str,
+)
+def test_tokens_are_those_of_transformers_at_every_limit(values, tmp_path) -> None:
+    """Random weights, different tokens in each row, sources of 3 to 40 tokens."""
+    model = checkpoint(**values)
+    expected = sweep(model.model, sources(), max_lengths=LIMITS)
+    got = exported(model, tmp_path / "model").sweep(sources(), max_lengths=LIMITS)
+    rows = {tuple(row) for row in expected[24].tokens}
+    assert len(rows) > 3 and len({token for row in rows for token in row}) > 4, "too alike to tell"
+    for limit in LIMITS:
+        assert got[limit].tokens == expected[limit].tokens
+        assert got[limit].cut_off == expected[limit].cut_off
+
+
+def test_beams_are_those_of_transformers(tmp_path) -> None:
+    model = checkpoint("t5")
+    expected = sweep(model.model, sources(), max_lengths=[12], num_beams=3)
+    got = exported(model, tmp_path / "model").sweep(sources(), max_lengths=[12], num_beams=3)
+    assert got[12].tokens == expected[12].tokens
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_logits_are_those_of_transformers(model_type, tied, tmp_path) -> None:
+    model = checkpoint(model_type, tie_word_embeddings=tied)
+    expected = TorchModel(model).logits(sources())
+    got = exported(model, tmp_path / "model").logits(sources())
+    assert np.median(np.ptp(expected, axis=0)) > 0.5, "too alike to tell"
+    # GELU is looked up in a table of float16; all else is computed in float32.
+    limit = 1e-3 if model_type == "gpt2" else 1e-5
+    np.testing.assert_allclose(got, expected, atol=limit * np.abs(expected).max())
+
+
+def test_scaled_rotary_frequencies_are_those_of_transformers(tmp_path) -> None:
+    """Llama 3's, by a factor of their own for each pair."""
+    scaling = {
+        "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    model, plain = checkpoint("llama", rope_parameters=scaling), checkpoint("llama")
+    expected = TorchModel(model).logits(sources())
+    assert np.abs(TorchModel(plain).logits(sources()) - expected).max() > 0.1
+    got = exported(model, tmp_path / "model").logits(sources())
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_biases_of_a_llama_are_laid_out_as_its_weights(tmp_path) -> None:
+    model = checkpoint("llama", attention_bias=True, mlp_bias=True)
+    expected = TorchModel(model).logits(sources())
+    got = exported(model, tmp_path / "model").logits(sources())
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_transformers_reads_the_same_model_out_of_the_file(model_type, tmp_path) -> None:
+    """Its GGUF reader undoes llama.cpp's layout; of some sizes it knows the default alone."""
+    sizes = {
+        "gpt2": {"n_inner": 128, "n_positions": 1024},
+        "llama": {"head_dim": 8},
+        "qwen3": {"head_dim": 128},
+    }
+    model = checkpoint(model_type, tie_word_embeddings=True, **sizes.get(model_type, {}))
+    gguf.write(model, tmp_path, "float32")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=gguf.FILE).eval()
+    for source in sources(3):
+        ids = torch.tensor([source])
+        with torch.inference_mode():
+            torch.testing.assert_close(again(ids).logits, model.model(ids).logits)
+
+
+def test_int8_is_blocks_of_32_with_a_float16_scale(tmp_path) -> None:
+    """As computed here by hand; rows that are no multiple of 32 are float16."""
+    model = checkpoint("gpt2")
+    gguf.write(model, tmp_path, "int8")
+    tensors = {t.name: t for t in gguf_reader.GGUFReader(tmp_path / gguf.FILE).tensors}
+    weight = model.model.transformer.h[0].mlp.c_fc.weight.detach().numpy().T  # [48, 32]
+    scale = np.abs(weight).max(axis=1, keepdims=True) / np.float32(127)
+    expected = np.round(weight / scale) * scale.astype(np.float16).astype(np.float32)
+    found = tensors["blk.0.ffn_up.weight"]
+    assert found.tensor_type.name == "Q8_0"
+    assert found.n_bytes == 48 * 34
+    values = gguf_reader.quants.dequantize(found.data, found.tensor_type)
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+    kinds = {name: tensors[name].tensor_type.name for name in tensors}
+    assert kinds["blk.0.ffn_down.weight"] == "F16"  # [32, 48]
+    assert kinds["position_embd.weight"] == kinds["output_norm.weight"] == "F32"
+
+
+@pytest.mark.parametrize(
+    ("weights", "limit"), [("float16", 5e-3), ("bfloat16", 0.05), ("int8", 0.1)]
+)
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen3"])
+def test_rounded_weights_give_like_logits(model_type, weights, limit, tmp_path) -> None:
+    model = checkpoint(model_type)
+    expected = TorchModel(model).logits(sources())
+    got = exported(model, tmp_path / "model", weights).logits(sources())
+    assert 0 < np.abs(got - expected).max() < limit * np.abs(expected).max()
+
+
+TEXTS = [
+    "The bill's text, and 12345 words:\n\n  two  spaces\t a tab", "naïve café ½ Ⅳ ﬁne",
+    "日本語のテスト 🚀 ok", "</s> inside", "", "I'll, WE'LL don't", "a_b+c==d!?",
+]  # fmt: skip
+
+
+def trained(model: Any, trainer: Any, **parts: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer of TEXTS with an end token."""
+    tokenizer = Tokenizer(model)
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def bpe(split: str, *, ignore_merges: bool = False) -> PreTrainedTokenizerFast:
+    steps = [
+        pre_tokenizers.Split(Regex(split), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    return trained(
+        models.BPE(ignore_merges=ignore_merges), trainer,
+        pre_tokenizer=pre_tokenizers.Sequence(steps), decoder=decoders.ByteLevel(),
+    )  # fmt: skip
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
+        show_progress=False,
+    )  # fmt: skip
+    return trained(
+        models.Unigram(), trainer, pre_tokenizer=pre_tokenizers.Metaspace(),
+        normalizer=normalizers.Replace(Regex(" {2,}"), " "), decoder=decoders.Metaspace(),
+    )  # fmt: skip
+
+
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TOKENIZERS = {
+    "gpt2": lambda: train_tokenizer(TEXTS * 3, vocab_size=400),
+    "llama3": lambda: bpe(QWEN2.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?"), ignore_merges=True),
+    "qwen2": lambda: bpe(QWEN2),
+    "unigram": unigram,
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_tokenizer_in_the_file_reads_as_its_source(name, tmp_path) -> None:
+    tokenizer = TOKENIZERS[name]()
+    source = checkpoint("llama", vocab_size=len(tokenizer) + 3)
+    found = exported(Checkpoint(source.model, tokenizer, "causal_lm"), tmp_path).tokenizer
+    for limit in (4, 500):
+        options = {"truncation": True, "max_length": limit}
+        expected = tokenizer(TEXTS, **options)["input_ids"]
+        assert found(TEXTS, **options).input_ids == expected
+        written = tokenizer.batch_decode(expected, skip_special_tokens=True)
+        assert found.batch_decode(expected, skip_special_tokens=True) == written
+    bare = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
+    assert found(TEXTS, add_special_tokens=False).input_ids == bare
+
+
+def test_a_chat_template_goes_into_the_file(tmp_path) -> None:
+    """Without one llama.cpp would take another model's."""
+    model = checkpoint("qwen3")
+    model.tokenizer.chat_template = "{{ messages[0].content }}"  # type: ignore[union-attr]
+    gguf.write(model, tmp_path, "float16")
+    field = gguf_reader.GGUFReader(tmp_path / gguf.FILE).get_field("tokenizer.chat_template")
+    assert field.contents() == "{{ messages[0].content }}"
+
+
+def prefixed() -> PreTrainedTokenizerFast:
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
+def lowercased() -> PreTrainedTokenizerFast:
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
+
+
+def splitting() -> PreTrainedTokenizerFast:
+    tokenizer = unigram()
+    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (splitting, "WhitespaceSplit and no Precompiled normalizer"),
+        (prefixed, "the pre-tokenizer ByteLevel"),
+        (lowercased, "the normalizer Lowercase"),
+        (lambda: bpe(QWEN2, ignore_merges=True), "ignore_merges: True"),
+        (lambda: bpe("[a-z]+"), r"the pre-tokenizer Split \+ ByteLevel"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(
+    tokenizer, message, tmp_path
+) -> None:
+    made = tokenizer()
+    model = checkpoint("llama", vocab_size=len(made)).model
+    with pytest.raises(StageError, match=f"llama.cpp would read texts otherwise.*{message}"):
+        gguf.write(Checkpoint(model, made, "causal_lm"), tmp_path, "float32")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values", "name"),
+    [
+        ("t5", {"num_decoder_layers": 4}, "decoder, which has more layers than the encoder"),
+        ("t5", {"relative_attention_max_distance": 64}, "relative_attention_max_distance"),
+        ("t5", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function"),
+        ("qwen3", {"attention_bias": True}, "attention_bias"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+         "sliding window"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0,
+         "original_max_position_embeddings": 32}}, "rope_type 'yarn'"),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_does_not_follow_is_refused(model_type, values, name, tmp_path) -> None:
+    with pytest.raises(StageError, match=f"does not follow this model's {name}"):
+        gguf.write(checkpoint(model_type, **values), tmp_path / "model", "float32")
+
+
+DATA = Bills(
+    source="bills", rows=SplitRows(test=8), prefix="summarize: ", max_source_length=48,
+    max_target_length=12,
+)  # fmt: skip
+
+
+def through_the_stage(model: Checkpoint, folder: Path, weights: str) -> Path:
+    """What the stage writes, its gate left out."""
+    model.save(folder / "saved")
+    context = Context(folder, folder, DATA, 0, Launch(), progress=None, name="it")  # type: ignore[arg-type]
+    stage = Export(format="gguf", weights=weights, parity=None)
+    stage.run(Inputs(folder / "saved"), context)
+    return folder / "model"
+
+
+def _summarized(source: Checkpoint, texts: list[str]) -> list[str]:
+    ids = source_ids(texts, source.tokenizer, DATA)
+    tokens = sweep(source.model, ids, max_lengths=[12])[12].tokens
+    return source.tokenizer.batch_decode(tokens, skip_special_tokens=True)  # type: ignore[union-attr]
+
+
+def _summarized_alone(folder: Path, texts: list[str]) -> list[str]:
+    """By a process that imports neither torch nor transformers."""
+    code = (
+        "import json, sys, compressor;"
+        "loaded = compressor.load(sys.argv[1]);"
+        "print(json.dumps(loaded.summarize(json.loads(sys.stdin.read()))));"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'imported'"
+    )
+    run = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(run, input=json.dumps(texts), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layers", "message"),
+    [
+        ("t5", {"encoder": [0, 1, 2], "decoder": [1]}, "of greedy tokens are equal"),
+        ("qwen3", {"decoder": [0, 2]}, "a logit differs by"),
+    ],
+)
+def test_the_gate_passes_the_source_and_not_one_without_a_layer(
+    model_type, layers, message, tmp_path
+) -> None:
+    """In a process of its own, by llama.cpp, the texts read by the tokenizer in the file."""
+    pytest.importorskip("llama_cpp")
+    source, rows = checkpoint(model_type), DATA.load("test")
+    whole = through_the_stage(source, tmp_path / "whole", "float32")
+    found = gate(Parity(), source, whole, rows, DATA, weights="float32")["parity"]
+    assert found.get("equal_tokens", 1.0) == 1.0
+    assert found.get("logits_difference", 0.0) < 1e-5
+    if model_type == "t5":
+        assert _summarized_alone(whole, rows.texts) == _summarized(source, rows.texts)
+    shorter = through_the_stage(keep_layers(source, layers), tmp_path / "shorter", "float32")
+    with pytest.raises(StageError, match=message):
+        gate(Parity(), source, shorter, rows, DATA, weights="float32")
+
+
+def test_the_plan_claims_the_size_of_the_blocks(tmp_path) -> None:
+    """Of a model whose rows can all be cut into blocks; the vocabulary is not counted."""
+    model = checkpoint("llama", hidden_size=64, intermediate_size=96, head_dim=32)
+    facts = stored(model.facts(), "int8", "gguf")
+    written = through_the_stage(model, tmp_path, "int8")
+    tensors = gguf_reader.GGUFReader(written / gguf.FILE).tensors
+    assert sum(tensor.n_bytes for tensor in tensors) == facts.bytes
+    assert 0 < sizes(written)["weight_bytes"] - facts.bytes < 20_000
+
+
+def test_the_plan_tells_what_llama_cpp_cannot_do(recipe, run) -> None:
+    """Or, where it is not installed, what to install."""
+    path = recipe(
+        ("recover, evaluate]", "recover, evaluate, export]"),
+        ("num_layers: 2, num_decoder_layers: 2", "num_layers: 1, num_decoder_layers: 2"),
+        ("max_source_length: 96", "truncate: sentences, max_source_length: 96"),
+        ("  load: {}", "  load: {}\n  export: {format: gguf}"),
+    )
+    planned = run("plan", path)
+    assert planned.code == 2
+    if find_spec("llama_cpp") is None:
+        assert 'pip install "compressor[gguf]"' in planned.err
+        return
+    assert "export.format: llama.cpp loads no decoder that has more layers" in planned.err
+    assert "llama.cpp's tokenizer does not tell where a token ends" in planned.err
