@@ -39,6 +39,7 @@ _MODULES = {
 - `stacks(config)`: stack → `Stack`; `groups(config)`: group path → names of its weights;
 - `parameters(config, untied_head=…)`: name → shape of every distinct parameter;
 - `ties(config)`: name of a parameter → the name it goes by where the two are one tensor;
+- `channels(config, shapes)`, where any are: the `Channels` that `smooth` can rescale;
 - `RESERVED_POSITIONS`, where any are: model type → positions of the table that no token has;
 - `linear(config, shapes)`: the parameters that are the weight of an `nn.Linear` (GPT-2's `Conv1D`
   is none), which are those that integer products can be made with.
@@ -161,6 +162,19 @@ class Units:
     @property
     def tensors(self) -> dict[str, int]:
         return {**self.matrices, **self.carried}
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels between two layers, which can be made smaller in the first and larger in the next.
+
+    Divided by a number a channel in `writers`, along their first axis, and multiplied by it in
+    `readers`, along their last, they leave what the model computes as it was. All `readers` read
+    these channels, and nothing else does.
+    """
+
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -343,6 +357,11 @@ class Facts:
         """What an architecture declares of a kind; nothing where it declares none."""
         declare = getattr(architecture(self.model_type), _DECLARED_BY[kind], None)
         return () if declare is None else tuple(declare(self.config))
+
+    def channels(self) -> tuple[Channels, ...]:
+        """Those that an architecture declares; nothing where it declares none."""
+        declare = getattr(architecture(self.model_type), "channels", None)
+        return () if declare is None else tuple(declare(self.config, self.shapes))
 
     def resize(self, units: Iterable[Units], width: int) -> Facts:
         """The facts after `width` units of each of `units` stay.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import ConfigError, Shape, Stack, Units
+from compressor.architectures import Channels, ConfigError, Shape, Stack, Units
 
 _T5: dict[str, Any] = {
     "vocab_size": 32128,
@@ -196,3 +196,43 @@ def vocabulary(config: Mapping[str, Any]) -> list[Units]:
     """The pieces: a row each of the embedding, and of the head where it is not tied."""
     rows = {"shared.weight": 0, "lm_head.weight": 0}
     return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]
+
+
+def channels(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[Channels]:
+    """What a norm hands to linear layers, values to `o`, and neurons to `wo`.
+
+    Values are averaged, and a norm or a neuron ends with a product (a ReLU lets one through): all
+    pass a factor on. A tied head's channels are the embedding's too, and stay. LongT5's encoder
+    reads its own in two ways, and is left out.
+    """
+    if config["model_type"] == "longt5":
+        return []
+    found, cross = [], []
+    for side, stack in stacks(config).items():
+        for block in (f"{stack.prefix}.{layer}" for layer in range(stack.layers)):
+            own = f"{block}.layer.0.SelfAttention"
+            readers = tuple(f"{own}.{name}.weight" for name in "qkv")
+            found.append(Channels((f"{block}.layer.0.layer_norm.weight",), readers))
+            found.append(Channels((f"{own}.v.weight",), (f"{own}.o.weight",)))
+            if side == "decoder":
+                other = f"{block}.layer.1.EncDecAttention"
+                norm = f"{block}.layer.1.layer_norm.weight"
+                found.append(Channels((norm,), (f"{other}.q.weight",)))
+                found.append(Channels((f"{other}.v.weight",), (f"{other}.o.weight",)))
+                cross += [f"{other}.k.weight", f"{other}.v.weight"]
+            found += _neurons(config, f"{block}.layer.{2 if side == 'decoder' else 1}")
+    found.append(Channels(("encoder.final_layer_norm.weight",), tuple(cross)))
+    if "lm_head.weight" in shapes:
+        found.append(Channels(("decoder.final_layer_norm.weight",), ("lm_head.weight",)))
+    return found
+
+
+def _neurons(config: Mapping[str, Any], layer: str) -> list[Channels]:
+    """What a feed-forward layer reads and, where its activation passes factors on, its neurons."""
+    dense, (*inner, last) = f"{layer}.DenseReluDense", _feed_forward(config)
+    reads = Channels(
+        (f"{layer}.layer_norm.weight",), tuple(f"{dense}.{name}.weight" for name in inner)
+    )
+    if inner == ["wi"] and config["feed_forward_proj"] != "relu":
+        return [reads]
+    return [reads, Channels((f"{dense}.{inner[-1]}.weight",), (f"{dense}.{last}.weight",))]

@@ -1,0 +1,80 @@
+"""`smooth`: the same model with its activations' outliers in the weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from compressor.architectures import Facts
+from compressor.data.sources import Split
+from compressor.stage import Context, Inputs, Planning, Stage
+
+if TYPE_CHECKING:
+    from compressor.checkpoint import Checkpoint
+
+CALIBRATION_BATCH = 8
+
+
+class Smooth(Stage):
+    """Make activations easier to round, for int8 products after it: SmoothQuant, 2211.10438.
+
+    A few channels of what a layer reads are much larger than the others, and take the scale that
+    int8 has for a token. Each channel is divided by a factor where it is written, and multiplied by
+    it in the weights that read it: the model gives what it gave, in float. The factor is
+    `max|x|^alpha / max|w|^(1 - alpha)`, over `calibration_rows` rows of the training split.
+
+    For T5 and mT5: what norms, values and neurons write; of a head that is tied to the embedding,
+    nothing. It comes before `quantize` or an int8 `export`, and is of use where activations are
+    rounded too: CTranslate2, ONNX Runtime, `activations: int8`.
+
+    Example: `smooth: {model: recover, alpha: 0.5}`
+    """
+
+    version: ClassVar[int] = 1
+
+    alpha: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="How much of the outliers moves into weights; 0.5 shares them evenly.",
+    )
+    calibration_rows: int = Field(32, ge=1, description="Training rows that are looked at.")
+
+    def data_splits(self) -> tuple[Split, ...]:
+        return ("train",)
+
+    def preview(self, planning: Planning) -> Facts | None:
+        facts = planning.facts
+        if facts is None:
+            return None
+        if facts.quantized:
+            planning.problem("", f"this is {facts.quantized} already; put `smooth` before it")
+        elif not facts.channels():
+            planning.problem("", f"knows T5 and mT5, and this is a {facts.model_type}")
+        planning.check_rows(trains=True)
+        return facts
+
+    def run(self, inputs: Inputs, context: Context) -> Checkpoint:
+        """Look at some rows, then rescale."""
+        import torch
+
+        from compressor.sparsity.smoothing import input_peaks, rescale
+
+        checkpoint = inputs.checkpoint()
+        model, channels = checkpoint.model, checkpoint.facts().channels()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        examples = checkpoint.examples(
+            context.rows("train").first(self.calibration_rows), context.data
+        )
+        model.to(device)
+        with input_peaks(model, [c.readers[0] for c in channels]) as peaks, torch.no_grad():
+            for start in range(0, len(examples), CALIBRATION_BATCH):
+                rows = list(range(start, min(start + CALIBRATION_BATCH, len(examples))))
+                batch = examples.batch(rows, checkpoint.pad_id)
+                model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        done = rescale(model, channels, peaks, self.alpha)
+        model.to("cpu")
+        context.metrics["channels"] = sum(len(factor) for factor in done)
+        context.metrics["largest_factor"] = max(float(factor.max()) for factor in done)
+        return checkpoint

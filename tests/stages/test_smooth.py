@@ -1,0 +1,117 @@
+"""`smooth`: the same model in float, and a nearer one in int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from compressor.architectures import facts
+from compressor.checkpoint import Checkpoint, build, dequantized
+from compressor.data.sources import Bills, SplitRows
+from compressor.data.tokenizer import train_tokenizer
+from compressor.errors import RecipeError
+from compressor.plan import plan
+from compressor.recipe import compose
+from compressor.sparsity.smoothing import factors
+from compressor.stage import Context, Inputs, Launch
+from compressor.stages.quantize import Quantize
+from compressor.stages.smooth import Smooth
+from compressor.store import Store
+
+DATA = Bills(source="bills", rows=SplitRows(train=8), max_source_length=40, max_target_length=16)
+
+
+def t5(projection: str, *, untied: bool) -> Checkpoint:
+    tokenizer = train_tokenizer(DATA.load("train").texts, vocab_size=300)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "t5", vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=40, num_heads=2, num_layers=2,
+        num_decoder_layers=1, feed_forward_proj=projection, decoder_start_token_id=0,
+    )  # fmt: skip
+    model = build(config, "seq2seq_lm", untied_head=untied).eval()
+    made = Checkpoint(model, tokenizer, "seq2seq_lm")
+    with torch.no_grad():  # outliers: a few channels are written 50 times as large, and read so
+        for each in made.facts().channels():
+            factor = torch.ones(made.parameter(each.readers[0]).shape[-1])
+            factor[::7] = 50
+            for name in each.writers:
+                writer = made.parameter(name)
+                writer *= factor.view(-1, *[1] * (writer.dim() - 1))
+            for name in each.readers:
+                reader = made.parameter(name)
+                reader /= factor
+    return made
+
+
+def logits(checkpoint: Checkpoint) -> torch.Tensor:
+    batch = checkpoint.examples(DATA.load("train"), DATA).batch(list(range(8)), 0)
+    with torch.inference_mode():
+        return checkpoint.model(**batch).logits
+
+
+def context(folder: Path) -> Context:
+    return Context(folder, folder, DATA, 0, Launch(), progress=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("projection", ["relu", "gated-gelu", "gelu"])
+@pytest.mark.parametrize("untied", [False, True])
+def test_the_float_model_is_the_same_and_the_int8_one_is_nearer(
+    projection, untied, tmp_path
+) -> None:
+    """Logits within float32's rounding; with integer activations the error is at most half."""
+    before = t5(projection, untied=untied)
+    wanted = logits(before)
+    before.save(tmp_path / "before")
+    after = Smooth(calibration_rows=8).run(Inputs(tmp_path / "before"), context(tmp_path / "a"))
+    torch.testing.assert_close(logits(after), wanted, rtol=1e-3, atol=1e-3 * float(wanted.std()))
+    changed = [n for n, p in after.model.named_parameters()
+               if not torch.equal(p, before.model.get_parameter(n))]  # fmt: skip
+    assert ("lm_head.weight" in changed) == untied
+    after.save(tmp_path / "after")
+    errors = []
+    for name in ("before", "after"):
+        int8 = Quantize().run(Inputs(tmp_path / name), context(tmp_path / "q"))
+        errors.append(float((logits(int8) - wanted).square().mean().sqrt()))
+        assert int8.quantization is not None and int8.quantization.activations == "int8"
+        assert dequantized(int8) is not int8
+    assert errors[1] < errors[0] / 2, errors
+
+
+def test_factors_are_the_papers() -> None:
+    """sqrt(16) / sqrt(4) = 2; a channel that nothing uses keeps 1; alpha 1 moves all of it."""
+    inputs, weights = torch.tensor([16.0, 0.0, 9.0]), torch.tensor([4.0, 2.0, 0.0])
+    assert factors(inputs, weights, 0.5).tolist() == [2.0, 1.0, 1.0]
+    assert factors(inputs, weights, 1.0).tolist() == [16.0, 1.0, 1.0]
+
+
+def test_every_channel_is_written_and_read_by_tensors_of_its_width() -> None:
+    """All linear layers of an untied T5 read channels that can be rescaled, each once."""
+    config = t5("gated-gelu", untied=True).model.config.to_dict()
+    known = facts(config, head="seq2seq_lm", untied_head=True)
+    read = [name for each in known.channels() for name in each.readers]
+    assert sorted(read) == sorted(known.linear())
+    for each in known.channels():
+        widths = {known.shapes[name][0] for name in each.writers}
+        assert widths == {known.shapes[name][-1] for name in each.readers}
+
+
+def test_what_cannot_be_smoothed_is_told(recipe) -> None:
+    """Another architecture, and a model that is int8 already."""
+    for stages, overrides, expected in (
+        (
+            "[load, smooth]",
+            ["model.config.model_type=bart"],
+            "knows T5 and mT5, and this is a bart",
+        ),
+        ("[load, quantize, smooth]", [], "this is an int8 model already; put `smooth` before it"),
+    ):
+        path = recipe(
+            ("[load, finetune, prune, recover, evaluate]", stages),
+            ("  evaluate: {max_length: [8, 16]}", "  quantize: {}\n  smooth: {}"),
+        )
+        with pytest.raises(RecipeError) as caught:
+            plan(compose(str(path), overrides), Store(path.parent))
+        assert expected in str(caught.value)
