@@ -30,8 +30,9 @@ def load(place: str | Path, *, threads: int | None = None) -> Loaded:
 def load_model(directory: str | Path) -> PreTrainedModel:
     """The model in a directory that this package wrote, as plain transformers'.
 
-    That is what `export` writes in either format, and the folder of a run's stage. In float32 (a
-    `quantize` stage's as it was quantized), on the CPU, in evaluation mode; tied weights are tied,
+    That is what `export` writes as `huggingface` or `packed`, and the folder of a run's stage; for
+    the other formats see `load`. In float32 (a `quantize` stage's as it was quantized), on the CPU,
+    in evaluation mode; tied weights are tied,
     and the generation config is the written one. The tokenizer beside it:
     `AutoTokenizer.from_pretrained(directory)`. Raises `compressor.errors.StageError` where a file
     is damaged or is not what its config says; no code is read from it.

@@ -297,7 +297,7 @@ def load_pretrained(
     classifier's head is drawn anew.
     """
     if (folder / WITH_BLOCKS).is_file():
-        return _load_with_blocks(folder, head, config or {})
+        return _load_with_blocks(folder, head, config or {}, dtype)
     try:
         model, info = AUTO_CLASSES[head].from_pretrained(
             folder,
@@ -337,7 +337,9 @@ def head_of(folder: Path) -> Head:
     raise StageError(f"cannot tell what kind of model is in {folder}: {message}")
 
 
-def _load_with_blocks(folder: Path, head: Head, config: Mapping[str, Any]) -> PreTrainedModel:
+def _load_with_blocks(
+    folder: Path, head: Head, config: Mapping[str, Any], dtype: torch.dtype | Literal["auto"]
+) -> PreTrainedModel:
     """What `load_pretrained` gives of a model with blocks, also from under another head."""
     try:
         model = build(AutoConfig.from_pretrained(folder, **config), head)
@@ -363,7 +365,8 @@ def _load_with_blocks(folder: Path, head: Head, config: Mapping[str, Any]) -> Pr
         if names:
             raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
     _load_exactly(model, own | {name: state[name] for name in fits})
-    return model.eval()
+    of_file = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    return model.to(of_file if dtype == "auto" else dtype).eval()
 
 
 def _first_line(error: Exception) -> str:

@@ -266,8 +266,8 @@ def recipes_command(_: argparse.Namespace) -> int:
 
 def _texts(given: argparse.Namespace) -> list[str]:
     """What came in on the standard input."""
-    text = sys.stdin.read()
-    texts = text.splitlines() if given.lines else [text]
+    text = sys.stdin.read().removesuffix("\n")  # which `echo` puts there
+    texts = text.split("\n") if given.lines else [text]
     if not any(each.strip() for each in texts):
         raise RecipeError("there is no text on the standard input: compressor … < text")
     return texts

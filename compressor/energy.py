@@ -17,7 +17,9 @@ class Counters:
 
     def __init__(self, root: Path = ROOT) -> None:
         found = sorted(root.glob("*/energy_uj")) if root.is_dir() else []
-        self._files = [file for file in found if _is_package(file.parent)]
+        # A counter may be there twice (intel-rapl-mmio:0, intel-rapl:0); the last one counts.
+        packages = {_name(file.parent): file for file in found}
+        self._files = [file for name, file in packages.items() if name.startswith("package")]
 
     def read(self) -> list[int] | None:
         """Microjoules of each package since some start; None where none can be read."""
@@ -39,9 +41,9 @@ class Counters:
         return total / 1e6
 
 
-def _is_package(folder: Path) -> bool:
-    """Whether a domain is a whole processor's: its parts, and DRAM, are counted apart."""
+def _name(folder: Path) -> str:
+    """What a domain is: "package-0" is a whole processor; its parts and DRAM are others."""
     try:
-        return (folder / "name").read_text().startswith("package")
+        return (folder / "name").read_text().strip()
     except OSError:
-        return False
+        return ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,6 +20,7 @@ from compressor.backends.onnx_support import SUPPORTED as ONNX
 from compressor.data.rows import Task
 from compressor.data.sources import DataBase, Truncate
 from compressor.errors import StageError
+from compressor.quantization import Grid
 
 FormatName = Literal["huggingface", "packed", "ctranslate2", "onnx", "gguf"]
 Weights = Literal[
@@ -87,6 +90,16 @@ FORMATS: Mapping[FormatName, Format] = {
 }
 
 
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """major.minor of installed packages: what they write and compute may change with them."""
+    found = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            distribution = {"llama_cpp": "llama_cpp_python"}.get(package, package)
+            found[package] = ".".join(metadata.version(distribution).split(".")[:2])
+    return found
+
+
 def refusal(name: FormatName, facts: Facts) -> str | None:
     """Why a model cannot be written in a format; None where it can."""
     found, head = FORMATS[name], str(facts.config["head"])
@@ -111,6 +124,8 @@ def stored(facts: Facts, weights: Weights, name: FormatName = "huggingface") -> 
     """
     matrices, _, other = weights.partition("_")
     int8 = {n for n, s in facts.shapes.items() if matrices == "int8" and len(s) > 1}
+    if name == "onnx" and int8:
+        int8 = set(Grid().kinds("int8", facts))
     block = FORMATS[name].int8_block
     kept = other or ("float32" if int8 else matrices)
     return replace(facts.dequantized(), weights=kept, int8=frozenset(int8), int8_block=block)

@@ -73,7 +73,9 @@ class Loaded:
     ) -> Decoded:
         """What `summarize` turns to text: token ids, and which rows the limit cut off."""
         self._require("an encoder-decoder", labelled=False)
-        limit = max_length or self.about.max_target_length
+        limit = self.about.max_target_length if max_length is None else max_length
+        if limit < 1 or num_beams < 1:
+            raise ValueError(f"expected at least 1, got max_length {limit}, num_beams {num_beams}")
         sources = self.read(texts)
         return self._model.sweep(
             sources, max_lengths=[limit], num_beams=num_beams, min_length=min_length
@@ -103,11 +105,16 @@ class Loaded:
 
 def load(place: Path, *, threads: int | None = None) -> Loaded:
     """The model of an exported directory, a stage's folder or a run: see `compressor.load`."""
-    for folder in (place, place / "model"):
-        if (folder / EXPORT).is_file():
-            about = Exported.load(folder)
-            return Loaded(open_export(folder, about.model_dump(), threads=threads), about)
-    return _of_run(place, threads)
+    place = place.absolute()  # not resolved: a run's stages are links
+    try:
+        for folder in (place, place / "model"):
+            if (folder / EXPORT).is_file():
+                about = Exported.load(folder)
+                return Loaded(open_export(folder, about.model_dump(), threads=threads), about)
+        return _of_run(place, threads)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StageError(f"cannot load the model in {place}: {reason}") from error
 
 
 def _of_run(place: Path, threads: int | None) -> Loaded:

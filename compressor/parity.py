@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from compressor.data.sources import DataBase
 
 LOOSEST = {
-    "float32": {"tokens": 0.98, "rouge": 0.005, "logits": 1e-3},
-    "16": {"tokens": 0.90, "rouge": 0.02, "logits": 0.05},
-    "int8": {"tokens": 0.50, "rouge": 0.03, "logits": 0.2},
+    "float32": {"tokens": 0.98, "rouge": 0.005, "logits": 1e-3, "labels": 0.99},
+    "16": {"tokens": 0.90, "rouge": 0.02, "logits": 0.05, "labels": 0.97},
+    "int8": {"tokens": 0.50, "rouge": 0.03, "logits": 0.2, "labels": 0.9},
 }
 """The limits of a recipe that names none. A greedy decode that differs in one token goes on from
 another text, so that a share of equal tokens falls faster than the quality does: a T5 of 77 M after
@@ -76,11 +76,23 @@ class Parity(BaseModel):
         "logit; default: 0.001, 0.05, 0.2.",
     )
 
-    def limits(self, weights: str) -> dict[str, float]:
-        """Measure → its limit, for weights of a kind."""
-        kind = next((kind for kind in ("int8", "16") if kind in weights), "float32")
-        own = {name: getattr(self, name) for name in ("tokens", "rouge", "logits")}
-        return LOOSEST[kind] | {name: limit for name, limit in own.items() if limit is not None}
+    labels: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Least share of a classifier's labels that are equal, given or not by 0.5 or "
+        "the likeliest; default: 0.99, 0.97, 0.9.",
+    )
+
+    def limits(self, *weights: str) -> dict[str, float]:
+        """Measure → its limit, for a source and an export with weights of these kinds."""
+        kinds = {"int4": "int8", "bfloat16": "16", "float16": "16"}
+        coarsest = max(
+            (kinds.get(each, "int8" if each.startswith("int8") else each) for each in weights),
+            key=list(LOOSEST).index,
+        )
+        own = {name: getattr(self, name) for name in LOOSEST[coarsest]}
+        return LOOSEST[coarsest] | {name: each for name, each in own.items() if each is not None}
 
 
 @dataclass(frozen=True)
@@ -101,12 +113,13 @@ def gate(
     rows: Rows,
     data: DataBase,
     *,
-    weights: str,
+    weights: Sequence[str],
     evidence: Path | None = None,
 ) -> dict[str, Any]:
     """Run the model in `folder` in a fresh process, and hold it to `checkpoint`.
 
-    Gives what was measured. Raises StageError where a limit is passed, and then leaves the rows
+    `weights` are those of the source and of the export, as recipes call them. Gives what was
+    measured, and the limits. Raises StageError where a limit is passed, and then leaves the rows
     and what both models made of them in `evidence`.
     """
     rows = rows.first(settings.rows)
@@ -119,16 +132,17 @@ def gate(
     if told["read"] != sources:
         row = next(i for i, (a, b) in enumerate(zip(told["read"], sources, strict=True)) if a != b)
         raise StageError(f"the exported tokenizer reads row {row} of the test split as other ids")
-    measured = _compare(expected, got, rows)
-    failed = _passed_limits(measured, settings.limits(weights))
+    measured = _compare(expected, got, rows, data)
+    limits = settings.limits(*weights)
+    failed = _passed_limits(measured, limits)
     told = {name: told[name] for name in ("load_seconds", "resident_bytes")}
     if failed:
         where = ""
         if evidence is not None:
-            _keep(evidence, measured, settings.limits(weights), rows, expected, got)
+            _keep(evidence, measured, limits, rows, expected, got)
             where = f"; the rows are in {evidence}"
         raise StageError(f"the exported model is not its source: {'; '.join(failed)}{where}")
-    return {"parity": {"rows": len(rows), **measured}, **told}
+    return {"parity": {"rows": len(rows), **measured, "limits": limits}, **told}
 
 
 def _outputs_of(checkpoint: Checkpoint, sources: list[list[int]], limit: int) -> Outputs:
@@ -158,7 +172,8 @@ def _in_a_fresh_process(
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         done = subprocess.run(
             [sys.executable, "-m", "compressor.parity", str(folder), str(task), str(out)],
-            env={**os.environ, "PYTHONPATH": path},
+            # Nothing of the current folder is imported.
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
             capture_output=True,
             text=True,
             check=False,
@@ -185,7 +200,7 @@ def equal_share(expected: Sequence[Sequence[int]], got: Sequence[Sequence[int]])
     return equal / places if places else 1.0
 
 
-def _compare(expected: Outputs, got: Outputs, rows: Rows) -> dict[str, float]:
+def _compare(expected: Outputs, got: Outputs, rows: Rows, data: DataBase) -> dict[str, float]:
     import numpy as np
 
     if expected.tokens is not None and got.tokens is not None:
@@ -204,7 +219,12 @@ def _compare(expected: Outputs, got: Outputs, rows: Rows) -> dict[str, float]:
     if expected.logits.shape != got.logits.shape:
         return {"logits_difference": float("inf")}
     difference = np.abs(expected.logits - got.logits).max()
-    return {"logits_difference": float(difference / np.abs(expected.logits).max())}
+    found = {"logits_difference": float(difference / np.abs(expected.logits).max())}
+    if data.task == "multi_label":
+        found["equal_labels"] = float(((expected.logits >= 0) == (got.logits >= 0)).mean())
+    elif data.task == "single_label":
+        found["equal_labels"] = float((expected.logits.argmax(1) == got.logits.argmax(1)).mean())
+    return found
 
 
 def _passed_limits(measured: dict[str, float], limits: dict[str, float]) -> list[str]:
@@ -219,7 +239,11 @@ def _passed_limits(measured: dict[str, float], limits: dict[str, float]) -> list
         if not measured["rougeLsum_difference"] <= limits["rouge"]:
             found = f"rougeLsum differs by {measured['rougeLsum_difference']:.4f}"
             failed.append(f"{found}, at most {limits['rouge']:g} asked")
-    elif not measured["logits_difference"] <= limits["logits"]:
+        return failed
+    if not measured.get("equal_labels", 1.0) >= limits["labels"]:
+        found = f"{measured['equal_labels']:.1%} of labels are equal"
+        failed.append(f"{found}, at least {limits['labels']:.0%} asked")
+    if not measured["logits_difference"] <= limits["logits"]:
         found = f"a logit differs by {measured['logits_difference']:.4g} of the largest"
         failed.append(f"{found}, at most {limits['logits']:g} asked")
     return failed

@@ -19,6 +19,7 @@ from compressor.architectures import Facts
 from compressor.backends import BackendName
 from compressor.data.sources import Data, Split
 from compressor.errors import Problem, RecipeError, StageError, Unreachable, nearest
+from compressor.formats import versions
 from compressor.recipe import Composed, validation_problems
 from compressor.stage import Artifact, Planning, Report, Stage, stage_class, stage_kinds
 from compressor.store import Store
@@ -134,6 +135,7 @@ class _Planner:
     """Stage name → the node that has the model as it was after that stage."""
     placed: set[str] = field(default_factory=set)
     """Stages that are not skipped and have their nodes, or a problem that was reported."""
+    skipped_exports: set[str] = field(default_factory=set)
     checked_splits: set[Split] = field(default_factory=set)
 
     def run(self) -> None:
@@ -203,7 +205,10 @@ class _Planner:
     def _place(self, name: str, kind: str, stage: Stage) -> None:
         """Turn a stage into its node or, where it reports on several models, nodes."""
         if {name, kind} & set(self.composed.recipe.skip):
-            self.gave_model[name] = self.last_model
+            if stage.exports:
+                self.skipped_exports.add(name)
+            else:
+                self.gave_model[name] = self.last_model
             return
         if isinstance(stage, Report):
             self._place_report(name, kind, stage)
@@ -312,17 +317,28 @@ class _Planner:
         """
         if model in self.gave_model:
             return self.gave_model[model]
-        if exports and model in self.nodes and self.nodes[model].stage.exports:
-            return model
+        known = self.stages.get(model)
+        is_export = exports and known is not None and known[1].exports
+        if is_export and (model in self.nodes or model in self.placed):
+            return model if model in self.nodes else None  # which has been reported
         recipe, path = self.composed.recipe, f"stages.{name}.{key}"
-        if model in self.stages and not self.stages[model][1].changes_model:
-            self._report(path, f"{model!r} gives no model; {nearest(model, self.gave_model)}")
+        valid = set(self.gave_model)
+        if exports:
+            valid |= {node.name for node in self.nodes.values() if node.stage.exports}
+        if is_export and model in self.skipped_exports:
+            message = f"{model!r} is skipped, and is not looked at"
+            if key == "models":
+                self.warnings.append(self.composed.problem(path, message))
+            else:
+                self._report(path, message)
+        elif known is not None and not known[1].changes_model and not is_export:
+            self._report(path, f"{model!r} gives no model; {nearest(model, valid)}")
         elif model in recipe.pipeline and model not in self.stages:
             pass  # that stage is wrong itself, and reported
         elif model in recipe.pipeline:
             self._report(path, f"{model!r} comes later in the pipeline; {name!r} cannot take it")
         else:
-            self._report(path, f"no stage {model!r}; {nearest(model, self.gave_model)}")
+            self._report(path, f"no stage {model!r}; {nearest(model, valid)}")
         return None
 
     def _add_together(self, name: str, kind: str, stage: Report, models: list[str]) -> None:
@@ -402,6 +418,9 @@ class _Planner:
         inputs = {role: self.nodes[node].key for role, node in reads.items()}
         if None in inputs.values():
             return None
+        together = isinstance(stage, Report) and stage.together
+        in_order = [[node, self.nodes[node].key] for node in artifacts.values()]
+        packages = {p for node in reads.values() for p in self.nodes[node].stage.packages()}
         try:
             data = {split: recipe.data.key(split, stage.reads) for split in stage.data_splits()}
             identity = dict(stage.identity(planning))
@@ -417,9 +436,9 @@ class _Planner:
             "stage": kind,
             "version": stage.version,
             "parameters": stage.parameters(),
-            "inputs": inputs,
+            "inputs": in_order if together else inputs,
             "data": data,
             "identity": identity,
             "seed": recipe.seed if stage.draws() else None,
-            "frameworks": framework_versions(),
+            "frameworks": framework_versions() | versions({*stage.packages(), *packages}),
         }

@@ -25,7 +25,10 @@ from compressor.store import Store, write_json, write_text
 
 SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
 """What a record says of the model that its stage gives, writes or looks at."""
-_PACKAGES = ("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers")
+_PACKAGES = (
+    *("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
+    *("ctranslate2", "onnx", "onnxscript", "onnxruntime", "gguf", "llama_cpp_python"),
+)
 
 
 @dataclass

@@ -221,6 +221,10 @@ class Stage(BaseModel):
         """The facts of the model after this stage; reports what cannot work."""
         return planning.facts
 
+    def packages(self) -> tuple[str, ...]:
+        """Packages, beside torch and transformers, that decide what it writes or how that runs."""
+        return ()
+
     def runs_in(self) -> BackendName:
         """What runs the model that this stage gives or writes."""
         return "torch"

@@ -29,6 +29,8 @@ def of_length(sources: Sequence[Sequence[int]], tokens: int, start: int = 0) -> 
     """
     end = sources[-1][-1]
     bare = [source[:-1] if source[-1] == end else source for source in sources]
+    if not any(bare):
+        raise StageError("the texts have no tokens to make longer ones of")
     around = chain.from_iterable(cycle([*bare[start % len(bare) :], *bare[: start % len(bare)]]))
     return [*islice(around, tokens - 1), end]
 
@@ -49,7 +51,12 @@ class Reader:
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "compressor.timing"],
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": path,
+                    "PYTHONSAFEPATH": "1",  # nothing of the current folder is imported
+                    "OMP_NUM_THREADS": str(threads),
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -113,10 +120,11 @@ class _Session:
         if self.model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
         about = Texts.model_validate(start["about"])
-        self.sources = source_ids(start["texts"], self.model.tokenizer, about)
         self.labelled = about.head == "sequence_classification"
-        self._read([self.sources[0]], {"max_length": 2, "min_length": 0})
+        first = source_ids(start["texts"][:1], self.model.tokenizer, about)
+        self._read(first, {"max_length": 2, "min_length": 0})
         self.resident = psutil.Process().memory_info().rss - before
+        self.sources = source_ids(start["texts"], self.model.tokenizer, about)
         self.peak: Any = None
 
     def about(self) -> dict[str, Any]:

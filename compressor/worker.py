@@ -128,7 +128,8 @@ def _environment(processes: int) -> dict[str, str]:
     threads = str(machine.threads(processes))
     package_root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
+    own = {"OMP_NUM_THREADS": threads, "PYTHONPATH": path}
+    return {**os.environ, **own, "PYTHONSAFEPATH": "1"}  # nothing of the current folder is imported
 
 
 def started_by_launcher() -> str | None:

@@ -28,6 +28,19 @@ def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
     assert counters.joules(before, counters.read()) == 5.0
 
 
+def test_a_counter_that_is_there_twice_is_counted_once(tmp_path: Path) -> None:
+    """Two interfaces to one processor, each of which moved by 2 J."""
+    files = [
+        domain(tmp_path, folder, "package-0", 1_000_000)
+        for folder in ("intel-rapl:0", "intel-rapl-mmio:0")
+    ]
+    counters = Counters(tmp_path)
+    before = counters.read()
+    for file in files:
+        file.write_text("3000000")
+    assert counters.joules(before, counters.read()) == 2.0
+
+
 def test_a_counter_that_began_anew_is_counted_through(tmp_path: Path) -> None:
     """From 9 J to the end at 10 J, and 2 J more."""
     file = domain(tmp_path, "intel-rapl:0", "package-0", 9_000_000, most=10_000_000)

@@ -72,7 +72,7 @@ def export(model: Checkpoint, folder: Path, kind: str, weights: str) -> Path:
 def check(source: Checkpoint, folder: Path, weights: str, **settings) -> dict:
     rows = DATA.load("test")
     return gate(
-        Parity(**settings), source, folder, rows, DATA, weights=weights,
+        Parity(**settings), source, folder, rows, DATA, weights=("float32", weights),
         evidence=folder.parent / "evidence",
     )  # fmt: skip
 

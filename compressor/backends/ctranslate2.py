@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MODEL, HEAD, GENERATION = "model.bin", "head.safetensors", "generation_config.json"
 BATCH_TOKENS = 16_384
-"""Padded source tokens of a batch: bounds its memory."""
+"""Positions in a batch, source and target: bounds its memory."""
 WORKERS = 4
 """At most so many parts of a batch are computed at once, each with its share of the threads. A
 layer is over in less time than two threads take to meet: 4 texts, 256 tokens in and 64 out, took
@@ -72,7 +72,9 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     from ctranslate2.converters import TransformersConverter
 
     model, tokenizer = checkpoint.model, _padded_tokenizer(checkpoint)
-    body = model if checkpoint.head == "seq2seq_lm" else model.base_model
+    # The converters quantize tensors where they lie, and read a config that they can be told by.
+    copied = copy.deepcopy(model)
+    body = copied if checkpoint.head == "seq2seq_lm" else copied.base_model
 
     class Converter(TransformersConverter):  # type: ignore[misc]
         """Converts what is in memory: a checkpoint, and never a download."""
@@ -85,10 +87,10 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
 
         def _load(self) -> Any:
             spec = super()._load()
-            _complete(spec, checkpoint, tokenizer)
+            _complete(spec, copied, checkpoint.head, tokenizer)
             return spec
 
-    with _as_converters_read(checkpoint), tempfile.TemporaryDirectory() as config:
+    with _as_converters_read(copied), tempfile.TemporaryDirectory() as config:
         body.config.save_pretrained(config)
         try:
             Converter(config).convert(str(folder), quantization=weights, force=True)
@@ -114,25 +116,19 @@ def _padded_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 @contextmanager
-def _as_converters_read(checkpoint: Checkpoint) -> Iterator[None]:
-    """The config as CTranslate2's converters expect it, and as it was again afterwards."""
+def _as_converters_read(model: PreTrainedModel) -> Iterator[None]:
+    """A copy's config as CTranslate2's converters expect it."""
     from compressor.checkpoint import tie_as_read
 
-    config = checkpoint.model.config
-    added = _NO_LONGER_SAID.get(config.model_type, {})
-    with tie_as_read(checkpoint.model):
-        for key, value in added.items():
-            setattr(config, key, value)
-        try:
-            yield
-        finally:
-            for key in added:
-                delattr(config, key)
+    for key, value in _NO_LONGER_SAID.get(model.config.model_type, {}).items():
+        setattr(model.config, key, value)
+    with tie_as_read(model):
+        yield
 
 
-def _complete(spec: Any, checkpoint: Checkpoint, tokenizer: Any) -> None:
+def _complete(spec: Any, model: PreTrainedModel, head: str, tokenizer: Any) -> None:
     """What the converters leave out: a T5's size of a head, and the first token of a decode."""
-    config = checkpoint.model.config
+    config = model.config
     for name in ("bos_token", "eos_token", "unk_token"):
         if getattr(spec.config, name, "") is None:  # which CTranslate2 does not read
             setattr(spec.config, name, tokenizer.eos_token)
@@ -143,10 +139,10 @@ def _complete(spec: Any, checkpoint: Checkpoint, tokenizer: Any) -> None:
                 if attention is not None:
                     vars(attention)["head_dim"] = np.int32(config.d_kv)
     if config.model_type == "roberta":  # whose converter takes a pad of 0 for no pad
-        table = checkpoint.model.roberta.embeddings.position_embeddings
+        table = model.roberta.embeddings.position_embeddings
         spec.encoder.position_encodings.encodings = table.weight[table.padding_idx + 1 :]
-    if checkpoint.head == "seq2seq_lm" and config.model_type != "marian":
-        start = checkpoint.model.generation_config.decoder_start_token_id
+    if head == "seq2seq_lm" and config.model_type != "marian":
+        start = model.generation_config.decoder_start_token_id
         spec.config.decoder_start_token = tokenizer.convert_ids_to_tokens(start)
 
 
@@ -237,7 +233,7 @@ class Translator:
     ) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in sources]
         settings = self._options(limit, num_beams, min_length) if limit > 1 else {}
-        for batch in _batches(sources):
+        for batch in _batches(sources, limit, BATCH_TOKENS // num_beams):
             if limit > 1:
                 texts = [[self._tokens[i] for i in sources[index]] for index in batch]
                 start = token_ids(self.settings.get("forced_bos_token_id"))
@@ -256,8 +252,8 @@ class Translator:
         """`translate_batch`'s settings that follow the generation config's."""
         own = self.settings
         least = max(0, min_length or own.get("min_length") or 0) - 1
-        if not min_length:
-            least = max(least, own.get("min_new_tokens") or 0)
+        if not min_length and own.get("min_new_tokens") is not None:
+            least = own["min_new_tokens"]
         never = [[token] for token in own.get("suppress_tokens") or ()]
         never += own.get("bad_words_ids") or ()
         return {
@@ -303,7 +299,7 @@ class Encoder:
     ) -> NDArray[np.float64]:
         """The logits [rows, labels]."""
         found = np.empty((len(sources), len(self._head[-1][1])), dtype=np.float64)
-        for batch in _batches(sources):
+        for batch in _batches(sources, 0, BATCH_TOKENS):
             states = self._states([list(sources[index]) for index in batch])
             for weight, bias, activation in self._head:
                 states = activation(states @ weight.T + bias)
@@ -338,7 +334,8 @@ def _opened(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:
 
     device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
     threads = threads or machine.threads()
-    workers = min(threads, WORKERS) if device == "cpu" else 1
+    several = [n for n in range(1, WORKERS + 1) if threads % n == 0]
+    workers = several[-1] if device == "cpu" else 1
     share = {"inter_threads": workers, "intra_threads": threads // workers}
     try:
         return kind(str(folder), device=device, **share), workers
@@ -346,11 +343,13 @@ def _opened(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:
         raise StageError(f"CTranslate2 cannot load {folder}: {error}") from error
 
 
-def _batches(sources: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def _batches(
+    sources: Sequence[Sequence[int]], limit: int, batch_tokens: int
+) -> Iterator[list[int]]:
     """Indices of rows of like length, the longest first."""
     order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
     while order:
-        size = max(1, BATCH_TOKENS // max(1, len(sources[order[0]])))
+        size = max(1, batch_tokens // max(1, len(sources[order[0]]) + limit))
         yield order[:size]
         order = order[size:]
 

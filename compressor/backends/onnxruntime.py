@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor import machine
 from compressor.backends import BackendName
 from compressor.backends.decoding import Tokens, beam_search, greedy
 from compressor.backends.generation_settings import Settings
@@ -231,7 +232,7 @@ def _session(path: Path, threads: int | None) -> InferenceSession:
     if not path.is_file():
         raise StageError(f"no model in {path.parent}: expected {path.name}")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or machine.threads()
     options.log_severity_level = 3
     # A waiting thread that spins takes a core from whoever else works on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -47,7 +47,11 @@ class Tokens:
         settings = {}
         if (folder / SETTINGS).is_file():
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        return cls(Tokenizer.from_file(str(folder / FILE)), settings)
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / FILE))
+        except Exception as error:  # the library raises nothing narrower
+            raise StageError(f"{folder / FILE} cannot be read: {error}") from error
+        return cls(tokenizer, settings)
 
     def _id(self, token: object) -> int | None:
         """The id of a token as settings write it: its text, or a mapping that has the text."""

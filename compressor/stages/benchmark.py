@@ -178,13 +178,14 @@ class Benchmark(Report):
         from compressor.timing import Reader
 
         inputs, context = given
-        rows = context.rows("test")
+        read = max(case.batch_size * self._turns(case) for case in cases)
+        texts = context.rows("test").first(read).texts
         with ExitStack() as stack:
             readers: dict[str, Reader] = {}
             for name, folder in inputs.artifacts.items():
                 about = Texts.of(context.data, head=_head(folder), model_type="")
                 log = context.folder / f"{len(readers)}.log"
-                reader = Reader(folder, rows.texts, about, threads=threads, log=log)
+                reader = Reader(folder, texts, about, threads=threads, log=log)
                 readers[name] = stack.enter_context(reader)
                 told = reader.answer()  # one after the other: loading is timed
                 if "load_seconds" not in measured[name]:
@@ -195,6 +196,9 @@ class Benchmark(Report):
                 bar.advance()
             if self.training_step:
                 self._train(cases, readers, measured, context)
+
+    def _turns(self, case: Case) -> int:
+        return max(LEAST_BATCHES, self.texts // case.batch_size)
 
     def _time(self, case: Case, readers: Mapping[str, Reader]) -> dict[str, dict[str, Any]]:
         """All models read the same batches, each batch in turn."""
@@ -209,7 +213,7 @@ class Benchmark(Report):
             "min_length": exact or 0,
         }
         counters, energy = Counters(), dict[str, list[float]]()
-        turns = max(LEAST_BATCHES, self.texts // case.batch_size)
+        turns = self._turns(case)
         seconds: dict[str, list[float]] = {name: [] for name in readers}
         tokens = dict.fromkeys(readers, 0)
         for reader in readers.values():

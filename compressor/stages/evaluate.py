@@ -49,6 +49,7 @@ class Evaluate(Report):
     side.
 
     What an `export` wrote is scored as what it is made for runs it: name that stage in `models`.
+    With beams, CTranslate2 ends a search by rules of its own, and an export's check is greedy.
 
     Example: `evaluate: {models: [load, recover], against: load, max_length: [20, 50, 128]}`
     Example: `evaluate: {models: [load, quantize], demo_text: "One text, several summaries."}`
@@ -111,6 +112,10 @@ class Evaluate(Report):
         facts, labelled = planning.facts, planning.data.task != "summarization"
         if facts is not None and facts.config["head"] == "causal_lm":
             planning.problem("", "scores the summaries of encoder-decoders only")
+        if facts is not None and facts.positions is not None and not labelled:
+            for limit in (limit for limit in self.limits if limit > facts.positions):
+                message = f"the model has {facts.positions} positions, and {limit} is more"
+                planning.problem("max_length", message)
         unused = (
             {"max_length", "min_length", "num_beams", "demo_text"} if labelled else {"threshold"}
         )

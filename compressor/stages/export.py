@@ -47,7 +47,8 @@ class Export(Stage):
     int8 model's values and scales stay as they are; there is no int4.
 
     ctranslate2: `ctranslate2.Translator`, or `Encoder` with the classifier's head beside it. int8
-    has one scale a row and computes in integers; the `_…` after it is the type of all else.
+    has one scale a row and computes in integers, tables of embeddings included; the `_…` after it
+    is the type of all else.
     Needs `pip install "compressor[ctranslate2]"`.
 
     onnx: `encoder.onnx` and `decoder.onnx`, or a classifier's `model.onnx`, and `weights.bin`; ONNX
@@ -90,6 +91,9 @@ class Export(Stage):
     def data_splits(self) -> tuple[Split, ...]:
         return ("test",) if self.parity is not None else ()
 
+    def packages(self) -> tuple[str, ...]:
+        return FORMATS[self.format].packages
+
     def runs_in(self) -> BackendName:
         return FORMATS[self.format].backend
 
@@ -114,6 +118,9 @@ class Export(Stage):
             return None
         if (reason := refusal(self.format, facts)) is not None:
             planning.problem("format", reason)
+        elif self.format == "onnx" and weights == "int8" and facts.model_type == "gpt2":
+            message = "gpt2's layers are of a kind that onnx keeps float; take 'float32'"
+            planning.problem("weights", message)
         elif self.format == "packed":
             self._check_packed(facts, planning, weights)
         elif self.format == "gguf":
@@ -146,6 +153,7 @@ class Export(Stage):
         from compressor.ledger import sizes
 
         checkpoint, folder = inputs.checkpoint(), context.folder / "model"
+        self._require_tokenizer(checkpoint)
         own = checkpoint.quantization.weights if checkpoint.quantization else "float32"
         weights = self._stored(own)
         facts = stored(checkpoint.facts(), weights, self.format)
@@ -172,6 +180,15 @@ class Export(Stage):
         if self.parity is not None:
             context.metrics.update(self._check(self.parity, inputs, weights, context))
 
+    def _require_tokenizer(self, checkpoint: Checkpoint) -> None:
+        """Before anything is written: what other programs run reads texts by a fast tokenizer."""
+        tokenizer = checkpoint.tokenizer
+        if tokenizer is None and (self.parity is not None or self.runs_in() != "torch"):
+            raise StageError("the model has no tokenizer, and reads no rows; set model.tokenizer")
+        if self.runs_in() != "torch" and not tokenizer.is_fast:  # type: ignore[union-attr]
+            name = type(tokenizer).__name__
+            raise StageError(f"{self.format!r} needs a fast tokenizer, and {name} is none")
+
     def _check(
         self, settings: Parity, inputs: Inputs, weights: str, context: Context
     ) -> dict[str, Any]:
@@ -185,7 +202,7 @@ class Export(Stage):
             context.folder / "model",
             context.rows("test"),
             context.data,
-            weights=weights if source.quantization is None else "int8",
+            weights=(source.quantization.weights if source.quantization else "float32", weights),
             evidence=place,
         )
 

@@ -124,3 +124,22 @@ def test_logits_are_those_of_transformers(model_type, tmp_path) -> None:
     got = exported(model, tmp_path / "model").logits(sources())
     assert np.ptp(expected, axis=0).min() > 0.1, "too alike to tell"
     np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bert", "roberta", "distilbert"])
+def test_int8_is_near_and_the_checkpoint_stays_as_it_was(model_type, tmp_path) -> None:
+    """Logits within a tenth of the largest, where a head in int8's own units is off by ten times
+    that; and no tensor, nor the config, of what was written has changed.
+    """
+    model = checkpoint(model_type)
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    config = model.model.config.to_dict()
+    loaded = exported(model, tmp_path / "model", "int8")
+    after = model.model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert model.model.config.to_dict() == config
+    if model.head == "sequence_classification":
+        expected = of_sources(model, sources())
+        np.testing.assert_allclose(
+            loaded.logits(sources()), expected, atol=0.1 * np.abs(expected).max()
+        )
