@@ -235,7 +235,7 @@ stages:
   distill: {teacher: finetune, losses: {labels: 1, logits: 1, hidden: 1, attention: 1}}
   quantize: {model: recover}
   evaluate: {models: [finetune, recover, distill, quantize], against: finetune, threshold: tuned}
-  benchmark: {texts: 3, warm_up: 1, batch_size: 4, repeats: 1}
+  benchmark: {texts: 3, warm_up: 1, batch_sizes: [1, 4]}
   export: {model: distill}
 """
 MULTI = "data: {rows"

@@ -342,4 +342,4 @@ def test_the_wheel_has_the_recipes_and_runs_them_from_any_folder(tmp_path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path / "site"))
-    assert "benchmark@base" in done.stdout
+    assert "evaluate@base" in done.stdout
