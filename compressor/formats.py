@@ -169,10 +169,6 @@ class Exported(Texts):
     format: FormatName
     weights: Weights
 
-    @property
-    def backend(self) -> BackendName:
-        return FORMATS[self.format].backend
-
     def save(self, folder: Path) -> None:
         """Write it into a model's directory."""
         (folder / EXPORT).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ row has ended, the two loops are equally fast. Sampling is not offered: it has n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.generation import logits_process
 from transformers.modeling_outputs import BaseModelOutput
 
+from compressor.data.batching import evaluation_batches
 from compressor.decoded import Decoded, at_limits, token_ids, valid_limits
 from compressor.long_inputs import encode
 
@@ -136,7 +137,8 @@ def _decode(
     training = model.training
     model.eval()
     try:
-        for batch in _batches(sources, limit, batch_tokens // settings["num_beams"]):
+        lengths = [len(source) + limit for source in sources]
+        for batch in evaluation_batches(lengths, tokens=batch_tokens // settings["num_beams"]):
             if limit > 1:  # `generate` refuses to give nothing
                 rows = _generate(model, [sources[index] for index in batch], limit, settings)
                 for index, row in zip(batch, rows, strict=True):
@@ -146,20 +148,6 @@ def _decode(
     finally:
         model.train(training)
     return tokens, time.perf_counter() - started
-
-
-def _batches(
-    sources: Sequence[Sequence[int]], limit: int, batch_tokens: int
-) -> Iterator[list[int]]:
-    """Indices of rows of like length; the longest come first, so that too little memory shows.
-
-    Rows of equal length keep their order, so that rows in this order can be split once more.
-    """
-    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-    while order:
-        size = max(1, batch_tokens // max(1, len(sources[order[0]]) + limit))
-        yield order[:size]
-        order = order[size:]
 
 
 @torch.inference_mode()
@@ -205,7 +193,7 @@ def _encoded(model: PreTrainedModel, sources: list[Sequence[int]]) -> BaseModelO
     longest = len(sources[0])
     tokens = _ENCODE_TOKENS if model.device.type == "cpu" else longest * len(sources)
     states = []
-    for piece in _batches(sources, 0, tokens):
+    for piece in evaluation_batches(list(map(len, sources)), tokens=tokens):
         ids, mask = _padded(model, [sources[index] for index in piece])
         missing = longest - ids.shape[1]  # masked like all padding
         states.append(pad(encode(model.get_encoder(), ids, mask), (0, 0, 0, missing)))

@@ -18,7 +18,7 @@ def sizes(folder: Path) -> dict[str, int]:
     weights = [path for path in files if path.suffix in WEIGHT_FILES]
     return {
         "disk_bytes": sum(path.stat().st_size for path in files),
-        "weight_bytes": sum(path.stat().st_size for path in weights),
+        "bytes": sum(path.stat().st_size for path in weights),
         "gzip_bytes": sum(map(_compressed, weights)),
     }
 

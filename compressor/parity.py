@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.data.examples import source_ids
 from compressor.errors import StageError
+from compressor.processes import environment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,6 @@ class Parity(BaseModel):
         description="Largest difference of a logit of another head, as a share of the largest "
         "logit; default: 0.001, 0.05, 0.2.",
     )
-
     labels: float | None = Field(
         None,
         ge=0,
@@ -124,8 +123,7 @@ def gate(
     """
     rows = rows.first(settings.rows)
     limit = settings.max_length or data.max_target_length
-    if checkpoint.tokenizer is None:
-        raise StageError("the model has no tokenizer, and reads no rows; set model.tokenizer")
+    assert checkpoint.tokenizer is not None, "`export` says so first"
     sources = source_ids(rows.texts, checkpoint.tokenizer, data)
     expected = _outputs_of(checkpoint, sources, limit)
     got, told = _in_a_fresh_process(folder, rows.texts, limit)
@@ -168,12 +166,9 @@ def _in_a_fresh_process(
     with TemporaryDirectory() as temporary:
         task, out = Path(temporary) / "task.json", Path(temporary)
         task.write_text(json.dumps({"texts": list(texts), "limit": limit}), encoding="utf-8")
-        root = str(Path(__file__).parent.parent)
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         done = subprocess.run(
             [sys.executable, "-m", "compressor.parity", str(folder), str(task), str(out)],
-            # Nothing of the current folder is imported.
-            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+            env=environment(),
             capture_output=True,
             text=True,
             check=False,

@@ -27,7 +27,7 @@ BORDER, PADDING = 1, 2
 
 SIZES = (
     ("claimed MB", "claimed_bytes"),
-    ("weights MB", "weight_bytes"),
+    ("weights MB", "bytes"),
     ("all files MB", "disk_bytes"),
     ("gzip MB", "gzip_bytes"),
     ("resident MB", "resident_bytes"),

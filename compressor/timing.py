@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from compressor.errors import StageError
+from compressor.processes import environment
 
 if TYPE_CHECKING:
     from compressor.formats import Texts
@@ -45,18 +46,11 @@ class Reader:
 
         `about` says how it reads `texts`; `log` is where what the process prints goes.
         """
-        root = str(Path(__file__).parent.parent)
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "compressor.timing"],
-                env={
-                    **os.environ,
-                    "PYTHONPATH": path,
-                    "PYTHONSAFEPATH": "1",  # nothing of the current folder is imported
-                    "OMP_NUM_THREADS": str(threads),
-                },
+                env=environment(threads),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

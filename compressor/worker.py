@@ -23,6 +23,7 @@ from rich.console import Console
 from compressor import machine
 from compressor.data.sources import Data
 from compressor.errors import StageError, Unreachable
+from compressor.processes import environment
 from compressor.progress import Progress
 from compressor.stage import Context, Inputs, Launch, Stage, stage_class
 from compressor.store import Store
@@ -76,7 +77,7 @@ def launch(
     path.write_text(json.dumps(task), encoding="utf-8")
     process = subprocess.Popen(
         [*_launcher(stage, context.launch), "-m", "compressor.worker", str(path)],
-        env=_environment(context.launch.num_processes if stage.distributed else 1),
+        env=environment(machine.threads(context.launch.num_processes if stage.distributed else 1)),
         stdout=subprocess.PIPE,
         stderr=(log := (task_folder / "log").open("wb")),
         start_new_session=True,
@@ -122,14 +123,6 @@ def _launcher(stage: Stage, launch: Launch) -> list[str]:
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc_per_node", str(launch.num_processes)),
     ]
-
-
-def _environment(processes: int) -> dict[str, str]:
-    threads = str(machine.threads(processes))
-    package_root = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
-    own = {"OMP_NUM_THREADS": threads, "PYTHONPATH": path}
-    return {**os.environ, **own, "PYTHONSAFEPATH": "1"}  # nothing of the current folder is imported
 
 
 def started_by_launcher() -> str | None:

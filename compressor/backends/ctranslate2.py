@@ -22,6 +22,7 @@ from compressor import machine
 from compressor.backends import BackendName
 from compressor.backends.generation_settings import unsupported
 from compressor.backends.tokens import Tokens
+from compressor.data.batching import evaluation_batches
 from compressor.decoded import Decoded, at_limits, token_ids, valid_limits
 from compressor.errors import StageError
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from compressor.checkpoint import Checkpoint
 
-MODEL, HEAD, GENERATION = "model.bin", "head.safetensors", "generation_config.json"
+HEAD, GENERATION = "head.safetensors", "generation_config.json"
 BATCH_TOKENS = 16_384
 """Positions in a batch, source and target: bounds its memory."""
 WORKERS = 4
@@ -233,7 +234,8 @@ class Translator:
     ) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in sources]
         settings = self._options(limit, num_beams, min_length) if limit > 1 else {}
-        for batch in _batches(sources, limit, BATCH_TOKENS // num_beams):
+        lengths = [len(source) + limit for source in sources]
+        for batch in evaluation_batches(lengths, tokens=BATCH_TOKENS // num_beams):
             if limit > 1:
                 texts = [[self._tokens[i] for i in sources[index]] for index in batch]
                 start = token_ids(self.settings.get("forced_bos_token_id"))
@@ -299,7 +301,7 @@ class Encoder:
     ) -> NDArray[np.float64]:
         """The logits [rows, labels]."""
         found = np.empty((len(sources), len(self._head[-1][1])), dtype=np.float64)
-        for batch in _batches(sources, 0, BATCH_TOKENS):
+        for batch in evaluation_batches(list(map(len, sources)), tokens=BATCH_TOKENS):
             states = self._states([list(sources[index]) for index in batch])
             for weight, bias, activation in self._head:
                 states = activation(states @ weight.T + bias)
@@ -341,17 +343,6 @@ def _opened(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:
         return kind(str(folder), device=device, **share), workers
     except (RuntimeError, ValueError) as error:
         raise StageError(f"CTranslate2 cannot load {folder}: {error}") from error
-
-
-def _batches(
-    sources: Sequence[Sequence[int]], limit: int, batch_tokens: int
-) -> Iterator[list[int]]:
-    """Indices of rows of like length, the longest first."""
-    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-    while order:
-        size = max(1, batch_tokens // max(1, len(sources[order[0]]) + limit))
-        yield order[:size]
-        order = order[size:]
 
 
 def _forced(row: list[int], limit: int, forced: list[int], eos: list[int]) -> list[int]:

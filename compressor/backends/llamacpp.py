@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import time
 import weakref
 from collections import deque
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressor import machine
 from compressor.backends import BackendName
 from compressor.backends.decoding import beam_search, greedy
 from compressor.backends.generation_settings import Settings
@@ -160,7 +160,7 @@ class LlamaCppModel:
         import llama_cpp
 
         self._lib = llama_cpp
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or machine.threads()
         self._file = File(folder / FILE)
         self._model = self._file.model
         self.tokenizer: Any = Vocabulary(self._file)

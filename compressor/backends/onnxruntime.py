@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from compressor.backends.generation_settings import Settings
 from compressor.backends.onnx_support import RUNS, require
 from compressor.backends.tokens import FILE as TOKENIZER
 from compressor.backends.tokens import Tokens as Tokenizer
+from compressor.data.batching import evaluation_batches
 from compressor.decoded import Decoded, at_limits, valid_limits
 from compressor.errors import StageError
 
@@ -118,7 +119,8 @@ class OnnxModel:
             raise StageError("the directory has no generation_config.json")
         settings = Settings.of(config, max_length, min_length, forced_end=forced_end)
         rows: list[list[int]] = [[] for _ in sources]
-        for batch in _batches(sources, max_length, BATCH_TOKENS // num_beams):
+        lengths = [len(source) + max_length for source in sources]
+        for batch in evaluation_batches(lengths, tokens=BATCH_TOKENS // num_beams):
             if max_length > 1:
                 found = self._decode([sources[row] for row in batch], num_beams, settings)
                 for row, tokens in zip(batch, found, strict=True):
@@ -137,7 +139,7 @@ class OnnxModel:
         session = self._session("model")
         labels = session.get_outputs()[0].shape[-1]
         found = np.empty((len(sources), labels), dtype=np.float64)
-        for batch in _batches(sources, 0, BATCH_TOKENS):
+        for batch in evaluation_batches(list(map(len, sources)), tokens=BATCH_TOKENS):
             ids, mask = _padded([sources[row] for row in batch], self._pad)
             (found[batch],) = session.run(None, {"input_ids": ids, "attention_mask": mask})
             if progress is not None:
@@ -252,14 +254,3 @@ def _padded(sources: Sequence[Sequence[int]], pad: int) -> tuple[Tokens, Tokens]
         ids[row, : len(source)] = source
         mask[row, : len(source)] = 1
     return ids, mask
-
-
-def _batches(
-    sources: Sequence[Sequence[int]], limit: int, batch_tokens: int
-) -> Iterator[list[int]]:
-    """Indices of rows of like length; the longest come first, so that too little memory shows."""
-    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-    while order:
-        size = max(1, batch_tokens // max(1, len(sources[order[0]]) + limit))
-        yield order[:size]
-        order = order[size:]

@@ -84,8 +84,3 @@ class Tokens:
                 [list(row) for row in rows], skip_special_tokens=skip_special_tokens
             )
         )
-
-    def texts_of_ids(self, count: int) -> list[str]:
-        """The token of each id below `count`; a made-up one where the tokenizer has none."""
-        known = (self._tokenizer.id_to_token(index) for index in range(count))
-        return [f"<unused_{i}>" if token is None else token for i, token in enumerate(known)]

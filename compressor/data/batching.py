@@ -133,7 +133,8 @@ def _padded(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
 def evaluation_batches(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
     """Every row once, in batches of at most `tokens` padded tokens; a longer row stands alone.
 
-    The longest rows come first: what does not fit into memory shows at once.
+    The longest rows come first: what does not fit into memory shows at once. Rows of equal length
+    keep their order, so that rows in this order can be split once more.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

@@ -168,11 +168,10 @@ class Export(Stage):
             weights=weights,
         ).save(folder)
         ledger = sizes(folder)
-        context.sizes["bytes"] = ledger["weight_bytes"]
+        context.sizes["bytes"] = ledger["bytes"]
         context.metrics.update(
             format=self.format,
             weights=weights,
-            bytes=ledger["weight_bytes"],
             claimed_bytes=facts.bytes,
             **ledger,
             **details,

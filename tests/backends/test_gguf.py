@@ -417,7 +417,7 @@ def test_the_plan_claims_the_size_of_the_blocks(tmp_path) -> None:
     written = through_the_stage(model, tmp_path, "int8")
     tensors = gguf_reader.GGUFReader(written / gguf.FILE).tensors
     assert sum(tensor.n_bytes for tensor in tensors) == facts.bytes
-    assert 0 < sizes(written)["weight_bytes"] - facts.bytes < 20_000
+    assert 0 < sizes(written)["bytes"] - facts.bytes < 20_000
 
 
 def test_the_plan_tells_what_llama_cpp_cannot_do(recipe, run) -> None:

@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         found = records(Path(temporary))
     timed = {r["model"]: r["metrics"] for r in found if r["stage"] == "benchmark"}
-    sizes = {r["name"]: r["metrics"]["weight_bytes"] / 1e6 for r in found if r["stage"] == "export"}
+    sizes = {r["name"]: r["metrics"]["bytes"] / 1e6 for r in found if r["stage"] == "export"}
     result = {
         name: {
             "seconds": round(metrics["cases"][0]["p50_ms"] / 1000, 3),

@@ -54,9 +54,9 @@ def test_a_sliced_pruned_quantized_model_goes_to_every_format(run, tmp_path) -> 
         metrics = records[name]["metrics"]
         assert metrics["parity"]["rows"] == 12
         assert metrics["parity"]["equal_tokens"] >= 0.8
-        assert metrics["weight_bytes"] <= metrics["disk_bytes"]
+        assert metrics["bytes"] <= metrics["disk_bytes"]
         assert metrics["resident_bytes"] > 1e6
-        assert records[name]["bytes"] == metrics["weight_bytes"]
+        assert records[name]["bytes"] == metrics["bytes"]
     # int8 takes a quarter; heads and neurons of the source are gone, zeros are not stored.
     dense = records["plain"]["bytes"]
     assert records["ct2"]["bytes"] < 0.45 * dense
@@ -259,7 +259,7 @@ def test_sizes_are_those_that_other_tools_tell(tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(data)
     (tmp_path / "config.json").write_bytes(b"{}")
     found = sizes(tmp_path)
-    assert found["weight_bytes"] == len(data) and found["disk_bytes"] == len(data) + 2
+    assert found["bytes"] == len(data) and found["disk_bytes"] == len(data) + 2
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as file:
         file.write(data)
