@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-q", "--quiet", action="store_true", help="print the final table alone")
     plan = recipe_command("plan", plan_command, "Show what a run would do. Loads no weights.")
     plan.add_argument("--json", action="store_true", help="a list of stages, as JSON")
+    plan.add_argument(
+        "-m", "--multirun", action="store_true", help="what a sweep shares, and what it would take"
+    )
 
     show = commands.add_parser("show", help="Show the results of a run.")
     show.set_defaults(command=show_command)
@@ -142,7 +145,7 @@ def _planned(recipe: str, overrides: Sequence[str]) -> tuple[Composed, Store, Pl
 def run_command(given: argparse.Namespace) -> int:
     """`compressor run`."""
     from compressor.runner import execute
-    from compressor.sweep import is_sweep, multirun
+    from compressor.sweeps.sweep import multirun
     from compressor.worker import started_by_launcher
 
     launcher = started_by_launcher()
@@ -153,15 +156,35 @@ def run_command(given: argparse.Namespace) -> int:
         )
     if given.multirun:
         return multirun(given.recipe, given.overrides, _console(), quiet=given.quiet)
-    if swept := [item for item in given.overrides if is_sweep(item)]:
-        raise RecipeError(f"{swept[0]!r} gives several values: add -m to run each of them")
+    _refuse_several(given.overrides)
     _, store, plan = _planned(given.recipe, given.overrides)
     execute(plan, store, None, _console(), quiet=given.quiet)
     return DONE
 
 
+def _refuse_several(overrides: Sequence[str]) -> None:
+    from compressor.sweeps.points import is_sweep
+
+    if swept := [item for item in overrides if is_sweep(item)]:
+        raise RecipeError(f"{swept[0]!r} gives several values: add -m for a sweep over them")
+
+
+def _plan_sweep(given: argparse.Namespace) -> int:
+    """`compressor plan -m`."""
+    from compressor.sweeps.sweep import print_plan
+
+    if given.json:
+        raise RecipeError("--json is of one run's stages; a sweep's plan is a tree")
+    for problem in print_plan(given.recipe, given.overrides, _console()):
+        print(f"warning: {problem}", file=sys.stderr)
+    return DONE
+
+
 def plan_command(given: argparse.Namespace) -> int:
     """`compressor plan`."""
+    if given.multirun:
+        return _plan_sweep(given)
+    _refuse_several(given.overrides)
     _, store, plan = _planned(given.recipe, given.overrides)
     for problem in (*plan.warnings, *plan.unreached):
         print(f"warning: {problem}", file=sys.stderr)

@@ -21,7 +21,7 @@ from compressor.data.sources import Data, Split
 from compressor.errors import Problem, RecipeError, StageError, Unreachable, nearest
 from compressor.formats import versions
 from compressor.recipe import Composed, validation_problems
-from compressor.stage import Artifact, Planning, Report, Stage, stage_class, stage_kinds
+from compressor.stage import SIZES, Artifact, Planning, Report, Stage, stage_class, stage_kinds
 from compressor.store import Store
 
 
@@ -142,6 +142,7 @@ class _Planner:
         for name, values in self.composed.recipe.stages.items():
             self._type_stage(name, values or {})
         self._check_names()
+        self._check_objective()
         for name in dict.fromkeys(self.composed.recipe.pipeline):
             if name in self.stages:
                 self._place(name, *self.stages[name])
@@ -201,6 +202,23 @@ class _Planner:
             if name not in recipe.stages and name not in stage_kinds():
                 valid = {*recipe.stages, *stage_kinds()}
                 self._report(f"skip.{index}", f"no stage {name!r}; {nearest(name, valid)}")
+
+    def _check_objective(self) -> None:
+        """Report a goal whose stage does not run, or does not leave such a number."""
+        recipe = self.composed.recipe
+        for goal in recipe.objective.goals if recipe.objective is not None else ():
+            path, stage = f"objective.{goal.direction}", goal.stage.partition("@")[0]
+            if stage not in recipe.pipeline:
+                hint = nearest(stage, recipe.pipeline)
+                self._report(path, f"{goal.path}: no stage {stage!r} in the pipeline; {hint}")
+            elif stage in self.stages and {stage, self.stages[stage][0]} & set(recipe.skip):
+                message = f"{goal.path}: {stage!r} is skipped, and leaves nothing"
+                self.warnings.append(self.composed.problem(path, message))
+            elif stage in self.stages:
+                valid = {*self.stages[stage][1].measures, *SIZES}
+                if goal.metric not in valid:
+                    hint = nearest(goal.metric, valid)
+                    self._report(path, f"{stage!r} leaves no number {goal.metric!r}; {hint}")
 
     def _place(self, name: str, kind: str, stage: Stage) -> None:
         """Turn a stage into its node or, where it reports on several models, nodes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,12 @@ from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import version
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import (
     ConfigCompositionException,
@@ -31,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.data.sources import Data
 from compressor.errors import Problem, RecipeError, nearest
+from compressor.objective import Objective
 from compressor.stage import Launch
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$"
@@ -53,6 +60,7 @@ class Recipe(BaseModel):
     data: Data
     training: dict[str, Any] = Field({}, description="Defaults of stages that train.")
     launch: Launch = Field(default_factory=Launch)
+    objective: Objective | None = Field(None, description="What makes a point of a sweep better.")
 
 
 @dataclass(frozen=True)
@@ -176,15 +184,22 @@ def _siblings(path: Path) -> str:
 _SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
 
 
+def with_prefixes(overrides: Sequence[str]) -> list[str]:
+    """A user's overrides for Hydra. A field that the recipe does not mention can be set as well as
+    one that it does: whether it exists is for the typed stages to say, which know the nearest name.
+    """
+    return [f"++{item}" if _SETS_A_KEY.match(item) else item for item in overrides]
+
+
 def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     """The overrides that Hydra gets: the user's own, and where checked-in groups are found."""
-    root = recipes_folder()
-    # A field that the recipe does not mention can be set as well as one that it does: whether it
-    # exists is for the typed stages to say, which know the nearest name.
-    given = [f"++{item}" if _SETS_A_KEY.match(item) else item for item in overrides]
     # `pkg://` would import the folder; `file://` only reads it.
-    searchpath, job = quoted(f"file://{root}"), quoted(name)
-    return [*given, f"hydra.searchpath=[{searchpath}]", f"++hydra.job.name={job}"]
+    searchpath, job = quoted(f"file://{recipes_folder()}"), quoted(name)
+    return [
+        *with_prefixes(overrides),
+        f"hydra.searchpath=[{searchpath}]",
+        f"++hydra.job.name={job}",
+    ]
 
 
 def quoted(text: str) -> str:
@@ -193,7 +208,7 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-_COMPOSITION_ERRORS = (
+COMPOSITION_ERRORS = (
     HydraException,
     OmegaConfBaseException,
     yaml.YAMLError,
@@ -203,23 +218,54 @@ _COMPOSITION_ERRORS = (
 )
 
 
+class RecipeFolder(FileConfigSource):
+    """A folder of recipes. Of the folders in it only those with options to choose are groups.
+
+    To Hydra each folder is one, and `outputs=elsewhere` would choose an option of the group
+    `outputs` where runs have made a folder of that name beside the recipe.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        return "recipes"
+
+    def available(self) -> bool:
+        return Path(self.path).is_dir()
+
+    def is_group(self, config_path: str) -> bool:
+        return any(Path(self.path, config_path).glob("*.yaml"))
+
+
+@contextmanager
+def hydra_loader(folder: Path) -> Iterator[ConfigLoader]:
+    """Hydra, with the recipes of one folder. There is one Hydra in a process at a time."""
+    SourcesRegistry.instance().register(RecipeFolder)
+    GlobalHydra.instance().clear()
+    version.setbase("1.3")
+    path = create_config_search_path(f"{RecipeFolder.scheme()}://{folder.absolute()}")
+    Hydra.create_main_hydra2(task_name="compressor", config_search_path=path)
+    try:
+        with warnings.catch_warnings():
+            # Hydra warns of a `defaults` without `_self_`; the recipe's own keys then come last.
+            warnings.simplefilter("ignore", UserWarning)
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().clear()
+
+
 def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
     """Compose and validate a recipe. Raises RecipeError with everything that is wrong with it."""
     folder, name = find(recipe)
     given = hydra_overrides(name, overrides)
-    GlobalHydra.instance().clear()
-    with warnings.catch_warnings(), initialize_config_dir(str(folder), version_base="1.3"):
-        # Hydra warns of a `defaults` without `_self_`; the recipe's own keys then come last.
-        warnings.simplefilter("ignore", UserWarning)
-        loader = GlobalHydra.instance().config_loader()
+    with hydra_loader(folder) as loader:
         sources: list[Source] = []
         try:
             refuse_resolvers_in_defaults(folder, name, frozenset())
             sources = _sources(loader, name, given, folder)
             refuse_code(sources)
             values = container(hydra_compose(name, given), sources, overrides)
-        except _COMPOSITION_ERRORS as error:
-            problem = _hydra_problem(error, folder, name, overrides, sources)
+        except COMPOSITION_ERRORS as error:
+            problem = compose_problem(error, folder, name, overrides, sources)
             raise RecipeError([problem]) from error
     return from_config(values, name, tuple(sources), tuple(overrides))
 
@@ -351,7 +397,7 @@ def _refuse_resolvers(
         raise RecipeError([locate(path, message, sources, overrides)])
 
 
-def _hydra_problem(
+def compose_problem(
     error: Exception,
     folder: Path,
     name: str,
@@ -371,6 +417,8 @@ def _hydra_problem(
     if isinstance(error, OverrideParseException):
         return Problem("", f"cannot read the override {error.override!r}: expected key=value")
     text = str(error)
+    if setting := re.search(r"Key '([^']*)' not in '\w+'\s+full_key: (hydra\.\S+)", text):
+        return Problem(setting[2], f"no such setting {setting[1]!r} of this launcher")
     if "must be a DictConfig" in text:
         return Problem(
             "", "expected keys and values at the top, not a list", folder / f"{name}.yaml"

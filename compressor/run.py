@@ -20,11 +20,9 @@ import yaml
 from compressor import machine
 from compressor.plan import Node, Plan
 from compressor.recipe import redacted
-from compressor.stage import Report, stage_class
+from compressor.stage import SIZES, Report, stage_class
 from compressor.store import Store, write_json, write_text
 
-SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
-"""What a record says of the model that its stage gives, writes or looks at."""
 _PACKAGES = (
     *("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
     *("ctranslate2", "onnx", "onnxscript", "onnxruntime", "gguf", "llama_cpp_python"),

@@ -40,6 +40,10 @@ class Launch(BaseModel):
     )
 
 
+SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
+"""What a run's record says of the model that its stage gives, writes or looks at."""
+
+
 @dataclass(frozen=True)
 class Planning:
     """What a stage may look at while it is planned: the facts of its inputs, never their weights.
@@ -187,6 +191,8 @@ class Stage(BaseModel):
     """Whether it runs in several processes when `launch` asks for them."""
     isolated: ClassVar[bool] = False
     """Whether it runs in a process of its own, since it measures that process."""
+    measures: ClassVar[tuple[str, ...]] = ()
+    """The numbers among its metrics that a recipe's objective may be about."""
     reads: ClassVar[Reads] = "pairs"
     """What it reads of its splits: the rows as text, token ids of sources, or of targets too."""
 

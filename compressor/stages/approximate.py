@@ -52,6 +52,7 @@ class Approximate(Hyperparameters, Stage):
 
     version: ClassVar[int] = 1
     section: ClassVar[str | None] = "training"
+    measures: ClassVar[tuple[str, ...]] = ("train_loss", "validation_loss", "baseline_loss")
     section_keys: ClassVar[frozenset[str] | None] = frozenset(
         {
             *("batch_size", "micro_batch_size", "max_epochs", "max_steps"),

@@ -68,6 +68,10 @@ class Benchmark(Report):
     reads: ClassVar[Reads] = "sources"
     runs_exports: ClassVar[bool] = True
     together: ClassVar[bool] = True
+    measures: ClassVar[tuple[str, ...]] = (
+        *("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "speedup"),
+        *("texts_per_second", "tokens_per_second", "peak_bytes", "resident_bytes"),
+    )
 
     backend: BackendName | None = Field(
         None,

@@ -61,6 +61,11 @@ class Evaluate(Report):
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     reads: ClassVar[Reads] = "sources"
     runs_exports: ClassVar[bool] = True
+    measures: ClassVar[tuple[str, ...]] = (
+        *(*KEYS, "gen_len", "cut_off"),
+        *(*LABEL_SCORES, "accuracy", "loss"),
+        *("retention", "closeness", "samples_per_second"),
+    )
 
     backend: BackendName | None = Field(
         None,

@@ -76,6 +76,7 @@ class Export(Stage):
     version: ClassVar[int] = 2
     changes_model: ClassVar[bool] = False
     exports: ClassVar[bool] = True
+    measures: ClassVar[tuple[str, ...]] = ("disk_bytes", "gzip_bytes")
     reads: ClassVar[Reads] = "sources"
 
     format: FormatName = Field("huggingface", description="What will load it.")

@@ -108,6 +108,7 @@ class Finetune(Hyperparameters, Stage):
 
     version: ClassVar[int] = 1
     section: ClassVar[str | None] = "training"
+    measures: ClassVar[tuple[str, ...]] = ("train_loss", "validation_loss", "samples_per_second")
     splits: ClassVar[tuple[Split, ...]] = ("train", "validation")
     distributed: ClassVar[bool] = True
 

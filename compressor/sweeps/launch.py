@@ -1,0 +1,191 @@
+"""Points through a launcher of Hydra's: in this process, in others, on a cluster.
+
+What runs a point is `run_point`; where it runs decides the launcher that the command names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+
+from compressor.errors import RecipeError, StageError, Unreachable, nearest
+from compressor.plan import plan
+from compressor.recipe import (
+    COMPOSITION_ERRORS,
+    Composed,
+    Source,
+    compose_problem,
+    container,
+    find,
+    from_config,
+    hydra_loader,
+    hydra_overrides,
+    quoted,
+    with_prefixes,
+)
+from compressor.runner import execute
+from compressor.store import Store, write_json
+from compressor.sweeps.folder import OUTCOME
+from compressor.sweeps.points import Point
+
+LOG = "log.txt"
+LAUNCHERS = ("basic", "processes", "slurm", "ray_local")
+"""Hydra's own and the checked-in ones; those of its plugins are valid too."""
+PLUGINS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+"""A plugin's launcher → the extra of this package that installs it."""
+_IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+@dataclass
+class Launched:
+    """A launcher that is ready to run points into a sweep's folder."""
+
+    launcher: Launcher
+    here: bool
+    """Whether points run in this process, one after another, and can talk to the person."""
+    started: int = 0
+
+    def run(self, points: Sequence[Point]) -> None:
+        """Run points, and come back when all have ended. A point's failure is in its folder.
+
+        Raises StageError where the launcher itself fails: a worker that was killed, say.
+        """
+        jobs = [
+            [*with_prefixes(point.overrides), f"hydra.sweep.subdir={quoted(point.name)}"]
+            for point in points
+        ]
+        try:
+            self.launcher.launch(jobs, self.started)
+        except Exception as error:  # what a launcher's library raises
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise StageError(f"the launcher stopped: {reason}") from error
+        finally:
+            self.started += len(points)
+
+
+@contextmanager
+def launched(
+    recipe: str,
+    overrides: Sequence[str],
+    settings: Sequence[str],
+    folder: Path,
+    base: Composed,
+    *,
+    quiet: bool,
+) -> Iterator[Launched]:
+    """The launcher that a recipe, or `settings` (overrides of `hydra`), names.
+
+    `overrides`: of any one point, since a recipe may not compose without. Raises RecipeError.
+    """
+    root, name = find(recipe)
+    place = f"hydra.sweep.dir={quoted(str(folder.absolute()))}"
+    every = [*overrides, *settings]
+    with hydra_loader(root) as loader:
+        with _problems_told(root, name, every, base.sources):
+            given = hydra_overrides(name, [*every, place])
+            config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
+            here = config.hydra.launcher._target_ == _IN_THIS_PROCESS
+            task = partial(run_point, base=base, cwd=str(Path.cwd()), here=here, quiet=quiet)
+            launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks(config)),
+                task_function=task,
+                config=config,
+            )
+        yield Launched(launcher, here)
+
+
+@contextmanager
+def _problems_told(
+    root: Path, name: str, overrides: Sequence[str], sources: Sequence[Source]
+) -> Iterator[None]:
+    """Turn what Hydra raises into a RecipeError: a setting or a launcher that is not there."""
+    try:
+        yield
+    except COMPOSITION_ERRORS as error:
+        missing = getattr(error, "missing_cfg_file", None) or ""
+        launcher = missing.removeprefix("hydra/launcher/")
+        if launcher in PLUGINS:
+            package = f"pip install 'compressor[{PLUGINS[launcher]}]'"
+            raise RecipeError(
+                f"hydra/launcher: {launcher!r} is not installed: {package}"
+            ) from error
+        if launcher != missing:
+            hint = nearest(launcher, LAUNCHERS)
+            raise RecipeError(f"hydra/launcher: no launcher {launcher!r}; {hint}") from error
+        raise RecipeError([compose_problem(error, root, name, overrides, sources)]) from error
+
+
+def swept_in_recipe(recipe: str, overrides: Sequence[str]) -> list[str]:
+    """`hydra.sweeper.params` of a recipe, as overrides."""
+    root, name = find(recipe)
+    with hydra_loader(root) as loader, _problems_told(root, name, overrides, ()):
+        given = hydra_overrides(name, overrides)
+        config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
+        params = OmegaConf.select(config, "hydra.sweeper.params")
+    return [f"{key}={value}" for key, value in (params or {}).items()]
+
+
+def run_point(config: DictConfig, *, base: Composed, cwd: str, here: bool, quiet: bool) -> None:
+    """Run one point, wherever it was launched. What came of it is in its folder.
+
+    Beside other points it writes to a log of its own.
+    """
+    os.chdir(cwd)  # a launcher's worker may have begun elsewhere
+    settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    overrides = tuple(str(item).lstrip("+") for item in settings.overrides.task)
+    if here:
+        console = Console(width=None if sys.stdout.isatty() else 200)
+        console.rule(escape(folder.name), style="dim")
+        _run(config, overrides, folder, base, console, sys.stderr, quiet=quiet)
+        return
+    with (folder / LOG).open("w", encoding="utf-8", buffering=1) as log:
+        _run(config, overrides, folder, base, Console(file=log, width=200), log, quiet=quiet)
+
+
+def _run(
+    config: DictConfig,
+    overrides: tuple[str, ...],
+    folder: Path,
+    base: Composed,
+    console: Console,
+    errors: TextIO,
+    *,
+    quiet: bool,
+) -> None:
+    started = time.monotonic()
+    error = None
+    (folder / OUTCOME).unlink(missing_ok=True)
+    try:
+        values = container(config, base.sources, overrides)
+        job: str = HydraConfig.get().job.name
+        composed = from_config(values, job, base.sources, overrides)
+        store = Store.of(composed.recipe.outputs)
+        execute(plan(composed, store), store, folder, console, quiet=quiet)
+    except Exception as caught:  # noqa: BLE001  # a point that fails does not stop the others
+        error = str(caught)
+        if not isinstance(caught, RecipeError | StageError | Unreachable):
+            error = f"{type(caught).__name__}: {caught}".splitlines()[0]
+            text = "".join(traceback.format_exception(caught))
+            (folder / "error.txt").write_text(text, encoding="utf-8")
+        print(f"error: {error}", file=errors)
+    seconds = round(time.monotonic() - started, 3)
+    outcome: dict[str, Any] = {"overrides": overrides, "error": error, "seconds": seconds}
+    write_json(folder / OUTCOME, outcome)

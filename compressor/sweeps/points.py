@@ -1,0 +1,124 @@
+"""The points of a sweep: what each sets, and what its folder is called. Nothing runs here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+
+from compressor.errors import RecipeError
+
+LONGEST_NAME = 100
+"""Characters of a folder's name; a file system allows 255 bytes."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    name: str
+    """Of its folder: what makes it different, such as `lm_head=0.3,epochs=2`."""
+    overrides: tuple[str, ...]
+    """All that Hydra gets for it, in the order of the command."""
+    differs: Mapping[str, str]
+    """The keys that are not the same in every point, and this one's values."""
+
+
+def parsed(override: str) -> Override | None:
+    """An override in Hydra's grammar; None where it is in none, which composing reports."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def is_sweep(override: str) -> bool:
+    """Whether an override has several values: `a=1,2`, `a=range(1,4)`, `a=choice(x,y)` …"""
+    found = parsed(override)
+    return found is not None and found.is_sweep_override()
+
+
+def spanned(overrides: Sequence[str]) -> list[Point]:
+    """Every combination of the values, the last key's changing first, each once.
+
+    Raises RecipeError for a key whose values cannot be counted: an interval is for a search.
+    """
+    keys: list[str | None] = []
+    values: list[list[str]] = []
+    for override in overrides:
+        found = parsed(override)
+        several = found is not None and found.is_sweep_override()
+        keys.append(found.key_or_group if found is not None and several else None)
+        values.append(_values(found) if found is not None and several else [override])
+    combinations = dict.fromkeys(product(*values))
+    given = [
+        {key: text.partition("=")[2] for key, text in zip(keys, each, strict=True) if key}
+        for each in combinations
+    ]
+    return named(zip(combinations, given, strict=True))
+
+
+def _values(override: Override) -> list[str]:
+    """`key=value` for each value of a sweep."""
+    text = override.input_line
+    if not override.is_discrete_sweep():
+        raise RecipeError(f"{text!r} is an interval, for a search: give the recipe an `objective`")
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        raise RecipeError(f"{text!r}: name each value; a pattern is not expanded")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def named(points: Iterable[tuple[Sequence[str], Mapping[str, str]]]) -> list[Point]:
+    """Points of (overrides, key → value of what is swept), each with a name of its own."""
+    every = [(tuple(overrides), dict(values)) for overrides, values in points]
+    seen: dict[str, set[str]] = {}
+    for _, values in every:
+        for key, value in values.items():
+            seen.setdefault(key, set()).add(value)
+    varying = [key for key, found in seen.items() if len(found) > 1]
+    short = shortened(varying)
+    result: dict[str, Point] = {}
+    for overrides, values in every:
+        differs = {key: _unquoted(values[key]) for key in varying if key in values}
+        text = ",".join(f"{short[key]}={value}" for key, value in differs.items())
+        name = folder_name(text, overrides)
+        if name in result:
+            name = folder_name(text, overrides, unique=True)
+        result[name] = Point(name, overrides, differs)
+    return list(result.values())
+
+
+def folder_name(text: str, overrides: Sequence[str], *, unique: bool = False) -> str:
+    """`text` as a folder's name; with a digest of `overrides` where that alone might not tell."""
+    clean = re.sub(r"[^\w.=,+-]+", "_", text, flags=re.ASCII).lstrip(".") or "point"
+    if len(clean) <= LONGEST_NAME and not unique:
+        return clean
+    digest = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
+    return f"{clean[: LONGEST_NAME - 9]}-{digest}"
+
+
+def shortened(keys: Sequence[str]) -> dict[str, str]:
+    """Each key → its shortest end that no other has, such as `lm_head`."""
+    parts = {key: re.split(r"[./]", key) for key in keys}
+
+    def end(key: str, length: int) -> str:
+        return ".".join(parts[key][-length:])
+
+    found = {}
+    for key in keys:
+        lengths = range(1, len(parts[key]) + 1)
+        others = [other for other in keys if other != key]
+        alone = (n for n in lengths if all(end(key, n) != end(o, n) for o in others))
+        found[key] = end(key, next(alone, len(parts[key])))
+    return found
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value

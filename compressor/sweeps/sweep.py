@@ -1,0 +1,255 @@
+"""A multirun from command to table: plan every point, run what is missing, tell what came out.
+
+Points share one store, so that what they have in common runs once, whichever launcher runs them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from compressor.errors import Problem, RecipeError, StageError
+from compressor.plan import digest, plan
+from compressor.recipe import Composed, compose, redacted
+from compressor.store import Store
+from compressor.sweeps.folder import Standing, SweepFolder, asked
+from compressor.sweeps.launch import Launched, launched, swept_in_recipe
+from compressor.sweeps.points import Point, parsed, spanned
+from compressor.sweeps.tree import Planned, Recorded, SharedStages, print_tree
+from compressor.tables import Column, print_columns
+
+POLL_SECONDS = 2.0
+"""Between two looks at the points' folders."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A planned sweep over values that can be counted."""
+
+    recipe: str
+    settings: tuple[str, ...]
+    """Overrides of `hydra`: which launcher, and how."""
+    composed: tuple[Composed, ...]
+    shared: SharedStages
+    warnings: tuple[Problem, ...]
+
+    @property
+    def base(self) -> Composed:
+        return self.composed[0]
+
+    @property
+    def store(self) -> Store:
+        return Store.of(self.base.recipe.outputs)
+
+    @property
+    def points(self) -> list[Point]:
+        return [each.point for each in self.shared.planned]
+
+
+def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
+    """Compose and plan every point, so that a wrong value is told before anything is trained.
+
+    `reachable`: whether something on a network that cannot be reached is an error too.
+    Raises RecipeError with the problems of all points.
+    """
+    settings = [item for item in overrides if _is_hydras(item)]
+    own = [item for item in overrides if item not in settings]
+    set_here = {_key(item) for item in own}
+    own = [p for p in swept_in_recipe(recipe, overrides) if _key(p) not in set_here] + own
+    problems: list[Problem] = []
+    warnings: list[Problem] = []
+    composed, steps = [], []
+    for point in spanned(own):
+        try:
+            each = compose(recipe, point.overrides)
+            found = plan(each, Store.of(each.recipe.outputs))
+            if reachable:
+                found.require_reachable()
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        warnings += [*found.warnings, *found.unreached]
+        composed.append(each)
+        steps.append(Planned.of(point, found))
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    if len({each.recipe.outputs for each in composed}) > 1:
+        raise RecipeError("outputs: points share one store; it cannot differ between them")
+    warnings = list(dict.fromkeys(warnings))
+    return Grid(recipe, tuple(settings), tuple(composed), SharedStages(steps), tuple(warnings))
+
+
+def _is_hydras(override: str) -> bool:
+    return _key(override).startswith(("hydra.", "hydra/"))
+
+
+def _key(override: str) -> str:
+    found = parsed(override)
+    return override if found is None else found.key_or_group
+
+
+def print_plan(recipe: str, overrides: Sequence[str], console: Console) -> tuple[Problem, ...]:
+    """Print what a multirun would run; returns what is worth a warning."""
+    grid = planned(recipe, overrides, reachable=False)
+    print_tree(grid.shared, Recorded.read(grid.store), console)
+    return grid.warnings
+
+
+def multirun(recipe: str, overrides: Sequence[str], console: Console, *, quiet: bool) -> int:
+    """Run every point that is missing or failed; 0 if all succeeded, 1 if any failed.
+
+    Raises RecipeError before anything runs where a point is wrong.
+    """
+    grid = planned(recipe, overrides, reachable=True)
+    base, store = grid.base.recipe, grid.store
+    outputs = Path(base.outputs).expanduser()
+    folder = SweepFolder.open(outputs, base.name, asked(grid.composed))
+    say = f"another process runs this sweep, in {folder.path}; waiting for it"
+    with folder.alone(store, lambda: _say(console, say)):
+        missing = _missing(grid, folder)
+        done = len(grid.points) - len(missing)
+        if done and missing:
+            _say(console, f"{done} of {len(grid.points)} points are done; {len(missing)} to run")
+        trouble = None
+        first = grid.points[0].overrides
+        with (
+            launched(recipe, first, grid.settings, folder.path, grid.base, quiet=quiet) as launcher,
+            watched(grid, folder, console, here=launcher.here or not missing),
+        ):
+            trouble = _run(launcher, missing)
+    code = print_points(grid, folder, console)
+    if trouble is not None:
+        raise StageError(trouble)
+    return code
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _run(launcher: Launched, missing: Sequence[Point]) -> str | None:
+    """Run points; why the launcher could not, where it could not."""
+    try:
+        if missing:
+            launcher.run(missing)
+    except StageError as error:
+        return str(error)
+    return None
+
+
+def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
+    """The points without a result that is what they would make now; notes all in `sweep.json`."""
+    about = folder.about()
+    before = about["points"]
+    now = {
+        each.point.name: {
+            "differs": redacted(dict(each.point.differs)),
+            "overrides": redacted(list(each.point.overrides)),
+            "planned": digest([step.key for step in each.steps]),
+            "stages": len(each.steps),
+        }
+        for each in grid.shared.planned
+    }
+    recipe = grid.base.recipe
+    folder.update(
+        recipe=recipe.name,
+        description=recipe.description,
+        points=now,
+        distinct=grid.shared.distinct,
+        naive=grid.shared.naive,
+    )
+    return [
+        point
+        for point in grid.points
+        if before.get(point.name, {}).get("planned") != now[point.name]["planned"]
+        or not folder.is_done(point.name, grid.store)
+    ]
+
+
+@contextmanager
+def watched(grid: Grid, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
+    """Keep the sweep's page and table as the points' folders are, until the sweep has ended.
+
+    Where points do not run `here`, say what became of each.
+    """
+    ended = threading.Event()
+    told: set[str] = set()
+
+    def look() -> None:
+        for name, standing in standings(grid, folder).items():
+            if standing.state in {"done", "failed", "pruned"} and name not in told:
+                told.add(name)
+                _say(console, f"{name}: {summary(standing)}")
+
+    def follow() -> None:
+        while not ended.wait(POLL_SECONDS):
+            look()
+
+    told.update(n for n, s in standings(grid, folder).items() if here or s.state == "done")
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
+        if not here:
+            look()
+
+
+def standings(grid: Grid, folder: SweepFolder) -> dict[str, Standing]:
+    objective = grid.base.recipe.objective
+    goals = objective.goals if objective is not None else ()
+    return {point.name: folder.standing(point.name, goals) for point in grid.points}
+
+
+def summary(standing: Standing) -> str:
+    """What a person hears of a point that has ended."""
+    if standing.error is not None:
+        return f"failed: {standing.error}"
+    shown = ("rougeLsum", "micro_f1", "nonzero_ratio")
+    facts = [f"{k} {standing.metrics[k]:.4f}" for k in shown if k in standing.metrics]
+    cached = f"{standing.cached}/{standing.stages} cached"
+    return f"{standing.state} in {standing.seconds:.1f} s, {cached}  {'  '.join(facts)}"
+
+
+COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
+    ("nonzero_ratio", "non-zero", lambda v: f"{v:.4f}"),
+    ("bytes", "MB on disk", lambda v: f"{v / 1e6:.2f}"),
+    ("rougeLsum", "rougeLsum", lambda v: f"{v:.4f}"),
+    ("micro_f1", "micro F1", lambda v: f"{v:.4f}"),
+    ("latency_p50_ms", "latency p50", lambda v: f"{v:.1f} ms"),
+)
+"""Key of a point's number, heading, and how the value is written."""
+
+
+def print_points(grid: Grid, folder: SweepFolder, console: Console) -> int:
+    """Print the table of points; 0 if all are done, else 1."""
+    found = standings(grid, folder)
+    rows = list(found.values())
+    objective = grid.base.recipe.objective
+    columns = [
+        Column(heading, [write(r.metrics[key]) if key in r.metrics else "" for r in rows])
+        for key, heading, write in COLUMNS
+        if any(key in row.metrics for row in rows)
+    ]
+    for goal in objective.goals if objective is not None else ():
+        values = [row.metrics.get(goal.path) for row in rows]
+        columns.append(Column(goal.path, ["" if v is None else f"{v:.4g}" for v in values]))
+    columns += [
+        Column("cached", [f"{row.cached}/{row.stages}" if row.stages else "" for row in rows]),
+        Column("seconds", [f"{row.seconds:.1f}" for row in rows]),
+    ]
+    print_columns(Column("point", list(found), "left", widest=40), columns, console)
+    for name, row in found.items():
+        if row.state != "done":
+            _say(console, f"{name}: {summary(row) if row.error else 'did not end'}")
+    _say(console, f"sweep: {folder.path}")
+    return 0 if all(row.state in {"done", "pruned"} for row in rows) else 1

@@ -1,0 +1,196 @@
+"""The stages that points share: how many are distinct, and what they cost, before they run."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from compressor import machine
+from compressor.plan import Plan
+from compressor.store import MANIFEST, Store
+from compressor.sweeps.points import Point
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a point, as it was planned."""
+
+    name: str
+    kind: str
+    key: str
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A point and its stages, in their order."""
+
+    point: Point
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, point: Point, plan: Plan) -> Planned:
+        """What stays of a plan; a part that cannot be reached has a key of its own here."""
+        steps = [
+            Step(node.name, node.kind, node.key or f"{point.name}/{node.name}", node.cached)
+            for node in plan.nodes
+        ]
+        return cls(point, tuple(steps))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Seconds that stages took before, as the store tells."""
+
+    by_key: Mapping[str, float]
+    by_name: Mapping[tuple[str, str], float]
+    """(stage's kind, its name in the recipe) → the median."""
+
+    @classmethod
+    def read(cls, store: Store) -> Recorded:
+        """Read every manifest of the store; one that cannot be read says nothing."""
+        by_key: dict[str, float] = {}
+        by_name: dict[tuple[str, str], list[float]] = {}
+        for path in store.folder.glob(f"*/{MANIFEST}"):
+            try:
+                about = json.loads(path.read_text(encoding="utf-8"))
+                seconds, name = float(about["seconds"]), (str(about["stage"]), str(about["name"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            by_key[path.parent.name] = seconds
+            by_name.setdefault(name, []).append(seconds)
+        return cls(by_key, {name: median(each) for name, each in by_name.items()})
+
+    def seconds(self, step: Step) -> float | None:
+        """What this very stage took, or the median of those of its kind and name."""
+        return self.by_key.get(step.key, self.by_name.get((step.kind, step.name)))
+
+
+@dataclass(frozen=True)
+class SharedStages:
+    """What a sweep would run."""
+
+    planned: Sequence[Planned]
+
+    @cached_property
+    def users(self) -> Mapping[str, int]:
+        """Key → how many points have that stage."""
+        found: dict[str, int] = {}
+        for each in self.planned:
+            for step in each.steps:
+                found[step.key] = found.get(step.key, 0) + 1
+        return found
+
+    @property
+    def naive(self) -> int:
+        """Stages that the points would run if each ran alone."""
+        return sum(len(each.steps) for each in self.planned)
+
+    @property
+    def distinct(self) -> int:
+        return len(self.users)
+
+    @property
+    def to_run(self) -> list[Step]:
+        """Each distinct stage that the store lacks, once."""
+        steps = {step.key: step for each in self.planned for step in each.steps}
+        return [step for step in steps.values() if not step.cached]
+
+    def seconds(self, recorded: Recorded, at_once: int) -> float:
+        """Time to the end with `at_once` points at a time, in their order, each on a machine as
+        fast as those that made the store. A point that needs what another makes waits for it. A
+        stage that was never timed counts as nothing.
+        """
+        ready: dict[str, float] = {}  # key → when it is there
+        free = [0.0] * max(1, at_once)
+        for each in self.planned:
+            now = heapq.heappop(free)
+            for step in each.steps:
+                if step.cached:
+                    continue
+                if step.key not in ready:
+                    ready[step.key] = now + (recorded.seconds(step) or 0.0)
+                now = max(now, ready[step.key])
+            heapq.heappush(free, now)
+        return max(free)
+
+
+def print_tree(shared: SharedStages, recorded: Recorded, console: Console) -> None:
+    """The tree, the counts, and the time that each number of points at once would take."""
+    root = Tree(f"{len(shared.planned)} points", hide_root=False)
+    _grow(root, list(shared.planned), 0, recorded)
+    console.print(root)
+    to_run = shared.to_run
+    console.print(
+        f"{shared.distinct} distinct stages instead of {shared.naive}; "
+        f"{len(to_run)} to run, {shared.distinct - len(to_run)} in the store",
+        highlight=False,
+    )
+    unknown = sorted({step.name for step in to_run if recorded.seconds(step) is None})
+    if to_run and len(unknown) < len({step.name for step in to_run}):
+        _print_times(shared, recorded, console)
+    if unknown:
+        what = f"no recorded time of {', '.join(unknown)}"
+        console.print(f"{what}: run one point, and it is known", highlight=False, markup=False)
+
+
+def _grow(above: Tree, planned: Sequence[Planned], depth: int, recorded: Recorded) -> None:
+    """Add the stages from `depth` on: a branch for each, joined while all points have the same."""
+    branches: dict[str, list[Planned]] = {}
+    for each in planned:
+        if depth < len(each.steps):
+            branches.setdefault(each.steps[depth].key, []).append(each)
+    for same in branches.values():
+        end = depth + 1
+        while all(len(each.steps) > end for each in same) and (
+            len({each.steps[end].key for each in same}) == 1
+        ):
+            end += 1
+        steps = same[0].steps[depth:end]
+        text = " → ".join(
+            f"[dim]{escape(step.name)}[/dim]" if step.cached else escape(step.name)
+            for step in steps
+        )
+        seconds = [recorded.seconds(step) for step in steps if not step.cached]
+        cost = "cached" if not seconds else _time(seconds)
+        whose = same[0].point.name if len(same) == 1 else f"{len(same)} points"
+        branch = above.add(f"[bold]{escape(whose)}[/bold]: {text}  [dim]{cost}[/dim]")
+        _grow(branch, same, end, recorded)
+
+
+def _time(seconds: Sequence[float | None]) -> str:
+    known = [each for each in seconds if each is not None]
+    if not known:
+        return "time unknown"
+    return f"{'≥' if len(known) < len(seconds) else '≈'} {duration(sum(known))}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _print_times(shared: SharedStages, recorded: Recorded, console: Console) -> None:
+    """What each launcher would take. Points at once on one machine share its cores."""
+    count, cores = len(shared.planned), machine.cores()
+    shown = Table("points at once", "time", "launcher", header_style="bold")
+    choices = {
+        1: "the default, one after another",
+        min(count, cores): f"hydra/launcher=processes (at best: they share {cores} cores)",
+        count: "hydra/launcher=slurm or ray, a machine for each",
+    }
+    for at_once, launcher in choices.items():
+        shown.add_row(str(at_once), duration(shared.seconds(recorded, at_once)), launcher)
+    console.print(shown)
