@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NAME ?= finetune
 
-.PHONY: install demo test lint bench lock clean
+.PHONY: install demo test test-cluster lint bench lock clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,13 @@ demo: install
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto
+
+# Sweeps on a SLURM cluster of this one machine, and on Ray. As root: it installs Debian's slurm-wlm
+# and munge, and Ray's launcher into the environment, and starts daemons on the loopback interface.
+test-cluster: install
+	$(BIN)/python -m pip install --quiet "hydra-ray-launcher>=1.2.2"
+	tests/cluster/slurm.sh start
+	$(BIN)/python -m pytest tests/cluster; code=$$?; tests/cluster/slurm.sh stop; exit $$code
 
 lint: install
 	$(BIN)/ruff check .
