@@ -1,0 +1,105 @@
+"""What is known of a sweep at one moment: its points, and what it was asked for. No files here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from compressor.sweeps.pareto import Direction, front
+
+State = Literal["waiting", "running", "done", "failed", "pruned"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    name: str
+    """Its folder, relative to the sweep's."""
+    differs: Mapping[str, str]
+    """Key of the recipe → the text of its value here."""
+    state: State = "waiting"
+    """`pruned`: a search stopped it early."""
+    stage: str | None = None
+    """The stage that it is in, while it runs."""
+    error: str | None = None
+    cached: int = 0
+    """How many of its stages came from the store."""
+    stages: int = 0
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def measured(self, metric: str) -> float | None:
+        """The metric's value, or None where it is missing or not a finite number."""
+        value = self.metrics.get(metric)
+        return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Several runs of a recipe that differ in some overrides."""
+
+    recipe: str
+    points: Sequence[Point]
+    objectives: Sequence[tuple[str, Direction]] = ()
+    """Metrics that the points are compared by."""
+    description: str = ""
+    command: str = ""
+    started: datetime | None = None
+    running: bool = False
+    distinct_stages: int | None = None
+    """How many stages there are to run, with each shared one counted once."""
+    naive_stages: int | None = None
+    """How many the points would run if each ran alone."""
+
+    def keys(self) -> list[str]:
+        """Every key that differs between points, in the order in which they appear."""
+        return list(dict.fromkeys(key for point in self.points for key in point.differs))
+
+    def metrics(self) -> list[str]:
+        """Every metric of any point: the objectives first, then as they appear."""
+        named = dict.fromkeys(metric for point in self.points for metric in point.metrics)
+        asked = [metric for metric, _ in self.objectives if metric in named]
+        return list(dict.fromkeys([*asked, *named]))
+
+    def compared(self) -> list[tuple[str, Direction]]:
+        """The objectives that at least one done point has a value for."""
+        done = [point for point in self.points if point.state == "done"]
+        return [
+            (metric, direction)
+            for metric, direction in self.objectives
+            if any(point.measured(metric) is not None for point in done)
+        ]
+
+    def on_front(self) -> list[bool]:
+        """For each point, whether it is done and on the Pareto front of `compared`."""
+        compared = self.compared()
+        rows = [
+            [point.measured(metric) if point.state == "done" else None for metric, _ in compared]
+            for point in self.points
+        ]
+        return front(rows, [direction for _, direction in compared])
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Each key's shortest end, in whole words between dots, that no other key has.
+
+    `stages.prune.amounts.lm_head` is `lm_head`, unless another key ends so.
+    """
+    parts = {key: key.split(".") for key in keys}
+
+    def end(key: str, words: int) -> str:
+        return ".".join(parts[key][-words:])
+
+    found = {}
+    for key, words in parts.items():
+        taken = 1
+        while taken < len(words) and any(
+            other != key and end(other, taken) == end(key, taken) for other in parts
+        ):
+            taken += 1
+        found[key] = end(key, taken)
+    return found
