@@ -44,7 +44,7 @@ def _decimals(largest: float, *, whole: bool) -> int:
 
 def duration(seconds: float) -> str:
     """Such as `4.2 s`, `3 min 05 s`, `2 h 07 min`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

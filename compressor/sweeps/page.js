@@ -14,14 +14,12 @@ let range = memory.get("range", null);  // what a person has zoomed to
 let drawn = [];  // for each of Plotly's traces, the points that its marks stand for
 const FRONT = 0, LIT = 3;  // traces; 1 and 2 are marks
 
-/* Which metrics the front is about: the sweep's objectives, or what a person chose to look at. */
+/* Which metrics the front is about: the sweep's objectives, or the axes that a person chose. */
 function compared() {
-  const own = Object.keys(axes).every((axis) => axes[axis] === defaults[axis]);
-  if (own && data.objectives.length) return data.objectives;
-  return [...new Set(Object.values(axes))]
-    .filter((metric) => data.metrics[metric])
-    .map((metric) => [metric, data.metrics[metric]]);
+  const own = axes.x === defaults.x && axes.y === defaults.y;
+  return own && data.objectives.length ? data.objectives : seen();
 }
+const seen = () => [axes.x, axes.y].map((metric) => [metric, data.metrics[metric]]);
 
 /* Those of `some` points that no other one dominates. The same as `pareto.front`. */
 function front(some, aims) {
@@ -115,8 +113,7 @@ async function draw() {
   const isBest = new Set(best);
   const groups = [shown.filter((index) => !isBest.has(index)), shown.filter((index) => isBest.has(index))];
   const size = diameters(shown);
-  const shownAims = ["x", "y"].map((axis) => [axes[axis], data.metrics[axes[axis]]]);
-  const line = both ? front(groups[1], shownAims) : [];
+  const line = both ? front(groups[1], seen()) : [];
   line.sort((a, b) => value(a, "x") - value(b, "x") || value(a, "y") - value(b, "y"));
   const column = (some, axis) => some.map((index) => value(index, axis));
   // Up to the next point, what the point before it gives is the best to be had.
@@ -266,22 +263,29 @@ function connect() {
     tip.hidden = true;
     chart.classList.remove("over");
   };
+  let touched = false;  // by a finger or a pen, which cannot hover
+  addEventListener("pointerdown", (event) => {
+    touched = event.pointerType !== "mouse";
+    if (touched && !tip.contains(event.target)) leave();
+  }, true);
   const found = ({ points: [mark_] }) => drawn[mark_.curveNumber][mark_.pointIndex];
-  chart.on("plotly_hover", (event) => {
+  const enter = (event) => {
     const index = found(event);
     if (lit !== null && lit !== index) light(lit, false);
     if (lit !== index) light(index, true);
     lit = index;
     chart.classList.add("over");
-    showTip(index, event.event.clientX, event.event.clientY, coarse);
-  });
-  chart.on("plotly_unhover", () => { if (!coarse) leave(); });
-  // A finger cannot hover: its touch shows what a mouse shows, with a link to follow.
+    const { clientX, clientY } = event.event.changedTouches?.[0] ?? event.event;
+    showTip(index, clientX, clientY, touched);
+  };
+  chart.on("plotly_hover", enter);
+  chart.on("plotly_unhover", () => { if (!touched) leave(); });
+  // A touch shows what a mouse shows by hovering, with a link to follow; a click follows it.
   chart.on("plotly_click", (event) => {
     const { link } = points[found(event)];
-    if (!coarse && link) location.href = link;
+    if (touched) enter(event);
+    else if (link) location.href = link;
   });
-  if (coarse) addEventListener("pointerdown", (event) => { if (!tip.contains(event.target)) leave(); });
   addEventListener("scroll", leave, { passive: true });
   chart.on("plotly_relayout", (change) => {
     if (change["xaxis.range[0]"] === undefined && !change["xaxis.autorange"]) return;
