@@ -14,6 +14,7 @@ function chartLayout(own) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("text") },
     margin: { l: 8, r: 14, t: 14, b: 8 }, hovermode: "closest",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("dominated"), activecolor: colour("accent") },
     dragmode: coarse ? false : "zoom",  // a finger that moves scrolls the page
     ...own, xaxis: { ...axis, ...own.xaxis }, yaxis: { ...axis, ...own.yaxis },
   };

@@ -109,7 +109,8 @@ function follow(seconds, busy) {
 }
 
 /* Whether this page's file is another now. A script may not read files, but a frame may open this
-   one and say when it was written; a browser that will not have that counts as "yes". */
+   one and say when it was written; a browser that will not have that counts as "yes". The time in
+   the address is for pages that a server gives: an old copy would be no answer. */
 function changed() {
   return new Promise((answer) => {
     const frame = document.createElement("iframe");
@@ -126,7 +127,7 @@ function changed() {
     };
     const timer = setTimeout(end, 3000, true);
     addEventListener("message", hear);
-    frame.src = location.pathname + "?peek";
+    frame.src = `${location.pathname}?peek=${Date.now()}`;
     document.body.append(frame);
   });
 }

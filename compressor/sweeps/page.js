@@ -42,16 +42,20 @@ const isBytes = (metric) => /(^|_)bytes(_|$)/.test(metric);
 const arrows = { maximize: "more is better", minimize: "less is better" };
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 
-function axisLayout(axis) {
+function axisLayout(axis, values) {
   const metric = axes[axis], aim = data.metrics[metric];
   const counts = isBytes(metric) || /^(parameters|nonzero)$/.test(metric);
   const title = plain(metric) + (aim ? ` <span style="color:${colour("muted")}">(${arrows[aim]})</span>` : "");
   return {
     title: { text: title, font: { size: 13 }, standoff: 10 },
     tickformat: counts ? "~s" : "~g", hoverformat: "", ticksuffix: isBytes(metric) ? "B" : "",
+    ...(new Set(values).size === 1 ? around(values[0]) : {}),
     ...(range ? { range: range[axis], autorange: false } : {}),
   };
 }
+
+/* Plotly's own axis for a single value is far wider than it. */
+const around = (value) => ({ range: [value - 0.1 * Math.abs(value || 1), value + 0.1 * Math.abs(value || 1)] });
 
 /* Diameters in px: areas go from the least to the most. */
 function diameters(shown) {
@@ -130,7 +134,9 @@ async function draw() {
     { x: [], y: [], mode: "markers", hoverinfo: "skip", cliponaxis: false, marker: { size: [], color: "rgba(0,0,0,0)", line: { color: colour("text"), width: 2 } } },
   ];
   drawn = [[], ...groups, []];
-  const layout = chartLayout({ xaxis: axisLayout("x"), yaxis: axisLayout("y") });
+  const layout = chartLayout({
+    xaxis: axisLayout("x", column(shown, "x")), yaxis: axisLayout("y", column(shown, "y")),
+  });
   await Plotly.react(chart, traces, layout, chartConfig);
   const placed = labels(shown, groups[1], size);
   await Plotly.restyle(chart, {
@@ -200,7 +206,8 @@ function showTip(index, x, y, link) {
     parent.append(element);
     return element;
   };
-  add(tip, "strong", points[index].name);
+  const name = add(tip, "strong", points[index].name);
+  if (row(index).querySelector(".mark").title) add(name, "span", " · on the Pareto front");
   const list = add(tip, "dl", "");
   [...row(index).rows[0].cells].forEach((cell, at) => {
     const key = headings[at].dataset.key;

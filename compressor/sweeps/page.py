@@ -159,17 +159,17 @@ def _charted(sweep: Sweep) -> list[str]:
 
 def _data(sweep: Sweep, links: Sequence[str | None]) -> dict[str, Any]:
     """What the chart is drawn from."""
-    metrics = _charted(sweep)
+    metrics, keys = _charted(sweep), sweep.keys()
     return {
         "running": sweep.running,
         "metrics": {metric: _direction(metric, sweep) for metric in metrics},
         "objectives": sweep.compared(),
         "axes": _axes(sweep, metrics),
-        "labels": list(short_keys(sweep.keys()).values()),
+        "labels": list(short_keys(keys).values()),
         "points": [
             {
                 "name": point.name,
-                "label": " · ".join(point.differs.values()),
+                "label": " · ".join(point.differs.get(key, "–") for key in keys),
                 "link": link,
                 "done": point.state == "done",
                 "metrics": {metric: point.measured(metric) for metric in metrics},
