@@ -58,6 +58,16 @@ def test_front_is_what_its_definition_says(seed: int) -> None:
     assert front(rows, directions) == _by_definition(rows, directions)
 
 
+def test_front_across_blocks() -> None:
+    """More rows than are compared at a time, the best of each block among them."""
+    random_ = random.Random(1)
+    rows: list[list[float | None]] = [
+        [random_.random(), random_.random()] if random_.random() > 0.02 else [None, 0.0]
+        for _ in range(600)
+    ]
+    assert front(rows, BOTH) == _by_definition(rows, BOTH)
+
+
 def test_front_of_a_thousand_points_takes_no_time() -> None:
     """A sweep's page is written after every point: 1,000 rows of 3 in less than 0.1 s."""
     random_ = random.Random(0)
