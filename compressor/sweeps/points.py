@@ -47,21 +47,42 @@ def is_sweep(override: str) -> bool:
 def spanned(overrides: Sequence[str]) -> list[Point]:
     """Every combination of the values, the last key's changing first, each once.
 
-    Raises RecipeError for a key whose values cannot be counted: an interval is for a search.
+    Raises RecipeError for a key whose values cannot be counted (an interval is for a search), that
+    has none, or that is set a second time, since points would not be what their names say.
     """
     keys: list[str | None] = []
     values: list[list[str]] = []
     for override in overrides:
         found = parsed(override)
         several = found is not None and found.is_sweep_override()
-        keys.append(found.key_or_group if found is not None and several else None)
+        keys.append(_key(found) if found is not None and several else None)
         values.append(_values(found) if found is not None and several else [override])
+    _refuse_unclear(overrides, keys, values)
     combinations = dict.fromkeys(product(*values))
     given = [
         {key: text.partition("=")[2] for key, text in zip(keys, each, strict=True) if key}
         for each in combinations
     ]
     return named(zip(combinations, given, strict=True))
+
+
+def _key(override: Override) -> str:
+    """What an override sets: a key, or a group and where in the recipe its option lands."""
+    element: str = override.get_key_element()
+    return element.lstrip("+~")
+
+
+def _refuse_unclear(
+    overrides: Sequence[str], keys: Sequence[str | None], values: Sequence[Sequence[str]]
+) -> None:
+    """Raise RecipeError for a sweep over nothing, and for one over a key that is set elsewhere."""
+    plain = [_key(found) if (found := parsed(each)) else each for each in overrides]
+    for override, key, name, some in zip(overrides, keys, plain, values, strict=True):
+        if not some:
+            raise RecipeError(f"{override!r} has no value")
+        if key is not None and plain.count(name) > 1:
+            others = [o for o, p in zip(overrides, plain, strict=True) if p == name]
+            raise RecipeError(f"{name}: is set twice, by {' and by '.join(map(repr, others))}")
 
 
 def _values(override: Override) -> list[str]:

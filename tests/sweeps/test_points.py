@@ -61,6 +61,34 @@ def test_what_cannot_be_counted_is_refused() -> None:
             spanned([wrong])
 
 
+def test_a_sweep_over_nothing_is_refused() -> None:
+    """Regression: a range without a value gave no point, and a traceback."""
+    with pytest.raises(RecipeError, match=r"'seed=range\(3,3\)' has no value"):
+        spanned(["seed=range(3,3)"])
+
+
+@pytest.mark.parametrize(
+    "overrides", [["seed=1,2", "seed=3"], ["++seed=3", "seed=1,2"], ["seed=1,2", "seed=3,4"]]
+)
+def test_a_swept_key_is_set_once(overrides: list[str]) -> None:
+    """Regression: the last value counted, under names with the first ones."""
+    with pytest.raises(RecipeError, match="seed: is set twice") as refused:
+        spanned(overrides)
+    assert all(repr(override) in str(refused.value) for override in overrides)
+
+
+def test_one_group_may_be_chosen_for_two_places() -> None:
+    """Regression: both were the key `model`, and a point was named by the second one alone."""
+    points = spanned(["+model@first=a,b", "+model@second=a,b"])
+    assert [point.name for point in points] == [
+        "model_first=a,model_second=a",
+        "model_first=a,model_second=b",
+        "model_first=b,model_second=a",
+        "model_first=b,model_second=b",
+    ]
+    assert points[1].differs == {"model@first": "a", "model@second": "b"}
+
+
 def _planned(name: str, *keys: str, cached: str = "") -> Planned:
     steps = tuple(Step(key[0], "kind", key, key in cached.split()) for key in keys)
     return Planned(Point(name, (), {}), steps)
