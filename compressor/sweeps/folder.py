@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,13 +32,21 @@ class SweepFolder:
 
     @classmethod
     def open(cls, outputs: Path, recipe: str, asked: Any) -> SweepFolder:
-        """The newest folder that was made for the same, or a new one."""
-        parent, identity = outputs / "sweeps" / recipe, digest(asked)
+        """The newest folder that was made for the same, or a new one.
+
+        Of two processes that ask for the same at once, the second finds what the first has made.
+        """
+        identity = digest(asked)
+        with Store(outputs / "store").lock(f"sweep-{identity}", lambda: None):
+            return cls._found_or_made(outputs / "sweeps" / recipe, identity)
+
+    @classmethod
+    def _found_or_made(cls, parent: Path, identity: str) -> SweepFolder:
         for about in sorted(parent.glob(f"*/{ABOUT}"), reverse=True):
             try:
                 if json.loads(about.read_text(encoding="utf-8"))["identity"] == identity:
                     return cls(about.parent)
-            except (json.JSONDecodeError, KeyError, TypeError, OSError):
+            except (ValueError, KeyError, TypeError, OSError):  # half written, or another's
                 continue
         folder = cls(new_folder(parent))
         started = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -56,7 +64,7 @@ class SweepFolder:
     @contextmanager
     def alone(self, store: Store, waiting: Any) -> Iterator[None]:
         """Hold the right to run this sweep: another process with the same command waits."""
-        with store.lock(f"sweep-{digest(str(self.path.absolute()))}", waiting):
+        with store.lock(f"sweep-{digest(str(self.path.resolve()))}", waiting):
             yield
 
     def point(self, name: str) -> Path:
@@ -68,9 +76,14 @@ class SweepFolder:
             loaded: dict[str, Any] = json.loads(
                 (self.point(name) / OUTCOME).read_text(encoding="utf-8")
             )
-        except (OSError, json.JSONDecodeError):
+            return loaded if {"error", "seconds"} <= loaded.keys() else None
+        except (OSError, ValueError, AttributeError):
             return None
-        return loaded
+
+    def forget(self, name: str) -> None:
+        """Remove what an earlier try of a point left, so that it is not taken for one to come."""
+        for left in (OUTCOME, "metrics.json", "events.jsonl", "recipe.yaml", "error.txt"):
+            (self.point(name) / left).unlink(missing_ok=True)
 
     def is_done(self, name: str, store: Store) -> bool:
         """Whether a point ended well, and all that it made is still in the store."""
@@ -79,7 +92,7 @@ class SweepFolder:
             return False
         try:
             return all(store.has(record["key"]) for record in read_metrics(self.point(name)))
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             return False
 
     def standing(self, point: Point, goals: Sequence[Goal]) -> Standing:
@@ -89,7 +102,7 @@ class SweepFolder:
             return Standing(point.name, point.differs)
         try:
             records = read_metrics(self.point(point.name))
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             records = []
         ended = outcome or {"error": None, "seconds": 0.0}
         state: State = "running" if outcome is None else "done"
@@ -112,12 +125,13 @@ class SweepFolder:
     def _stage(self, name: str) -> str | None:
         """The stage that a point started last; None where it has not begun."""
         try:
-            lines = (self.point(name) / "events.jsonl").read_text(encoding="utf-8").splitlines()
+            text = (self.point(name) / "events.jsonl").read_text("utf-8", errors="replace")
         except OSError:
             return "" if (self.point(name) / "recipe.yaml").is_file() else None
-        for line in reversed(lines):
+        for line in reversed(text.splitlines()):
             if '"stage_started"' in line:
-                return str(json.loads(line)["name"])
+                with suppress(ValueError, KeyError):  # half a line, of a process that was killed
+                    return str(json.loads(line)["name"])
         return ""
 
 
@@ -134,6 +148,9 @@ def _numbers(records: Sequence[Mapping[str, Any]], goals: Sequence[Goal]) -> dic
 
 
 def asked(composed: Sequence[Composed]) -> list[Any]:
-    """What decides a sweep's results: its points' recipes, but not where or how they run."""
+    """What decides a sweep's results: its points' recipes, but not where or how they run, nor in
+    which order: `shuffle(…)` has another one each time.
+    """
     free = {"outputs", "launch"}
-    return [{k: v for k, v in each.values.items() if k not in free} for each in composed]
+    kept = [{k: v for k, v in each.values.items() if k not in free} for each in composed]
+    return sorted(kept, key=digest)

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -32,13 +33,13 @@ from compressor.recipe import (
     COMPOSITION_ERRORS,
     Composed,
     Source,
+    compose,
     compose_problem,
-    container,
     find,
-    from_config,
     hydra_loader,
     hydra_overrides,
     quoted,
+    redacted,
     with_prefixes,
 )
 from compressor.runner import execute
@@ -73,13 +74,17 @@ class Launched:
             for point in points
         ]
         try:
-            self.launcher.launch(jobs, self.started)
+            ended = self.launcher.launch(jobs, self.started)
         except Exception as error:  # what a launcher's library raises
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             more = "what it had started may still run; the same command goes on from there"
             raise StageError(f"the launcher stopped: {reason} ({more})") from error
         finally:
             self.started += len(points)
+        for point, job in zip(points, ended, strict=False):
+            if job.status == JobStatus.FAILED:  # outside of what its folder tells
+                problem = job._return_value
+                raise StageError(f"{point.name}: {type(problem).__name__}: {problem}")
 
 
 @contextmanager
@@ -91,10 +96,12 @@ def launched(
     base: Composed,
     *,
     quiet: bool,
+    planned: Mapping[str, str] | None = None,
 ) -> Iterator[Launched]:
     """The launcher that a recipe, or `settings` (overrides of `hydra`), names.
 
-    `overrides`: of any one point, since a recipe may not compose without. Raises RecipeError.
+    `overrides`: of any one point, since a recipe may not compose without. `planned`: the digests of
+    points' values, see `run_point`. Raises RecipeError.
     """
     root, name = find(recipe)
     place = f"hydra.sweep.dir={quoted(str(folder.absolute()))}"
@@ -104,7 +111,15 @@ def launched(
             given = hydra_overrides(name, [*every, place])
             config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
             here = config.hydra.launcher._target_ == _IN_THIS_PROCESS
-            task = partial(run_point, base=base, cwd=str(Path.cwd()), here=here, quiet=quiet)
+            task = partial(
+                run_point,
+                recipe=recipe,
+                planned=planned or {},
+                outputs=base.recipe.outputs,
+                cwd=str(Path.cwd()),
+                here=here,
+                quiet=quiet,
+            )
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks(config)),
                 task_function=task,
@@ -144,44 +159,55 @@ def swept_in_recipe(recipe: str, overrides: Sequence[str]) -> list[str]:
     return [f"{key}={value}" for key, value in (params or {}).items()]
 
 
-def run_point(config: DictConfig, *, base: Composed, cwd: str, here: bool, quiet: bool) -> None:
+def run_point(
+    _: DictConfig,
+    *,
+    recipe: str,
+    planned: Mapping[str, str],
+    outputs: str,
+    cwd: str,
+    here: bool,
+    quiet: bool,
+) -> None:
     """Run one point, wherever it was launched. What came of it is in its folder.
 
     Beside other points it writes to a log of its own. A job of a sweep whose command was killed may
-    still run this very point: it is waited for.
+    still run this very point: it is waited for. `planned`: of points, by name, the digest of their
+    values; one that has others now, since a file of the recipe was changed, fails.
     """
     os.chdir(cwd)  # a launcher's worker may have begun elsewhere
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    store = Store.of(base.recipe.outputs)
-    with store.lock(f"point-{digest(str(folder))}", lambda: None):
-        _run_in(folder, config, settings, base, here=here, quiet=quiet)
+    store = Store.of(outputs)
+    with store.lock(f"point-{digest(str(folder.resolve()))}", lambda: None):
+        _run_in(folder, recipe, settings, planned.get(folder.name), here=here, quiet=quiet)
 
 
 def _run_in(
     folder: Path,
-    config: DictConfig,
+    recipe: str,
     settings: HydraConf,
-    base: Composed,
+    planned: str | None,
     *,
     here: bool,
     quiet: bool,
 ) -> None:
-    overrides = tuple(str(item).lstrip("+") for item in settings.overrides.task)
+    overrides = tuple(str(item).removeprefix("++") for item in settings.overrides.task)
     if here:
-        console = Console(width=None if sys.stdout.isatty() else 200)
+        console = Console(width=None if sys.stdout.isatty() else 200, quiet=quiet)
         console.rule(escape(folder.name), style="dim")
-        _run(config, overrides, folder, base, console, sys.stderr, quiet=quiet)
+        _run(recipe, overrides, planned, folder, console, sys.stderr, quiet=quiet)
         return
     with (folder / LOG).open("w", encoding="utf-8", buffering=1) as log:
-        _run(config, overrides, folder, base, Console(file=log, width=200), log, quiet=quiet)
+        console = Console(file=log, width=200)
+        _run(recipe, overrides, planned, folder, console, log, quiet=quiet)
 
 
 def _run(
-    config: DictConfig,
+    recipe: str,
     overrides: tuple[str, ...],
+    planned: str | None,
     folder: Path,
-    base: Composed,
     console: Console,
     errors: TextIO,
     *,
@@ -191,9 +217,11 @@ def _run(
     error = None
     (folder / OUTCOME).unlink(missing_ok=True)
     try:
-        values = container(config, base.sources, overrides)
-        job: str = HydraConfig.get().job.name
-        composed = from_config(values, job, base.sources, overrides)
+        composed = compose(recipe, overrides)
+        if planned is not None and digest(composed.values) != planned:
+            raise RecipeError(
+                "the recipe has changed since the sweep began: give the command again"
+            )
         store = Store.of(composed.recipe.outputs)
         execute(plan(composed, store), store, folder, console, quiet=quiet)
     except Exception as caught:  # noqa: BLE001  # a point that fails does not stop the others
@@ -204,5 +232,6 @@ def _run(
             (folder / "error.txt").write_text(text, encoding="utf-8")
         print(f"error: {error}", file=errors)
     seconds = round(time.monotonic() - started, 3)
-    outcome: dict[str, Any] = {"overrides": overrides, "error": error, "seconds": seconds}
+    asked = redacted(list(overrides))
+    outcome: dict[str, Any] = {"overrides": asked, "error": error, "seconds": seconds}
     write_json(folder / OUTCOME, outcome)

@@ -67,6 +67,12 @@ class Grid:
     def points(self) -> list[Point]:
         return [each.point for each in self.shared.planned]
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of each point by name: what its values were when it was planned."""
+        names = [point.name for point in self.points]
+        return dict(zip(names, (digest(each.values) for each in self.composed), strict=True))
+
 
 def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     """Compose and plan every point, so that a wrong value is told before anything is trained.
@@ -142,7 +148,15 @@ def multirun(recipe: str, overrides: Sequence[str], console: Console, *, quiet: 
         trouble = None
         first = grid.points[0].overrides
         with (
-            launched(recipe, first, grid.settings, folder.path, grid.base, quiet=quiet) as launcher,
+            launched(
+                recipe,
+                first,
+                grid.settings,
+                folder.path,
+                grid.base,
+                quiet=quiet,
+                planned=grid.digests,
+            ) as launcher,
             watched(grid, folder, console, here=launcher.here or not missing),
         ):
             trouble = _run(launcher, missing)
@@ -179,18 +193,22 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
         }
         for each in grid.shared.planned
     }
+    missing = [
+        point
+        for point in grid.points
+        if before.get(point.name, {}).get("planned") != now[point.name]["planned"]
+        or not folder.is_done(point.name, grid.store)
+    ]
+    # Before the new plan is noted: killed in between, an old result must not pass for the new one.
+    for point in missing:
+        folder.forget(point.name)
     folder.update(
         command=shlex.join(["compressor", "run", *redacted([grid.recipe, "-m", *grid.overrides])]),
         points=now,
         distinct=grid.shared.distinct,
         naive=grid.shared.naive,
     )
-    return [
-        point
-        for point in grid.points
-        if before.get(point.name, {}).get("planned") != now[point.name]["planned"]
-        or not folder.is_done(point.name, grid.store)
-    ]
+    return missing
 
 
 @contextmanager
@@ -201,6 +219,7 @@ def watched(grid: Grid, folder: SweepFolder, console: Console, *, here: bool) ->
     """
     ended = threading.Event()
     seen: Sweep | None = None
+    unwritten: set[str] = set()
     told = {each.name for each in state(grid, folder).points if here or each.state == "done"}
 
     def look(*, running: bool) -> None:
@@ -212,8 +231,13 @@ def watched(grid: Grid, folder: SweepFolder, console: Console, *, here: bool) ->
                 _say(console, f"{each.name}: {summary(each)}")
         if now != seen:
             seen = now
-            write_page(folder.path / PAGE, now)
-            write_csv(folder.path / SPREADSHEET, now)
+            for name, write in ((PAGE, write_page), (SPREADSHEET, write_csv)):
+                try:
+                    write(folder.path / name, now)
+                except OSError as error:  # the points go on: a page can be had afterwards
+                    if name not in unwritten:
+                        _say(console, f"warning: cannot write {folder.path / name}: {error}")
+                    unwritten.add(name)
 
     def follow() -> None:
         while not ended.wait(POLL_SECONDS):

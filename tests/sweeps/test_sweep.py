@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+
+from compressor.errors import StageError
+from compressor.plan import digest
+from compressor.sweeps.folder import SweepFolder, asked
+from compressor.sweeps.launch import launched
+from compressor.sweeps.sweep import Grid, _missing, planned, state, watched
 
 HEAD = "stages.prune.amounts.lm_head"
 SWEEP = ("-m", f"{HEAD}=0.1,0.3,0.5")
@@ -105,6 +116,157 @@ def test_a_failing_point_stops_no_other_and_alone_runs_again(recipe, run) -> Non
     wrong = run("run", path, "-m", f"{HEAD}=0.2,1.5")
     assert wrong.code == 2
     assert len(list(folder.parent.iterdir())) == 1
+
+
+@pytest.fixture
+def grid(undisturbed, tmp_path, monkeypatch) -> tuple[Grid, SweepFolder]:
+    """The finished sweep, planned again, and a copy of its folder."""
+    where, _ = undisturbed
+    monkeypatch.chdir(where)
+    shutil.copytree(sweep_folder(where / "outputs"), tmp_path / "copy", symlinks=True)
+    return planned("mine.yaml", SWEEP[1:], reachable=True), SweepFolder(tmp_path / "copy")
+
+
+def states(grid: Grid, folder: SweepFolder) -> list[str]:
+    return [point.state for point in state(grid, folder).points]
+
+
+def test_a_result_of_another_plan_never_passes_for_one_of_this(grid) -> None:
+    """Regression: rows of data change, the same command is killed before a point's turn, and given
+    again: the old result was taken for the new one, since the new plan was noted already.
+    """
+    planned_, folder = grid
+    assert _missing(planned_, folder) == []
+    before = folder.about()["points"]
+    folder.update(points={name: {**each, "planned": "rows"} for name, each in before.items()})
+    assert _missing(planned_, folder) == planned_.points
+    assert states(planned_, folder) == ["waiting"] * 3
+    assert _missing(planned_, folder) == planned_.points
+
+
+def test_an_old_failure_is_not_told_again(grid) -> None:
+    """Regression: with a launcher, a point that had failed was told as failed before it ran again,
+    and its success then was not.
+    """
+    planned_, folder = grid
+    name = planned_.points[1].name
+    outcome = folder.point(name) / "point.json"
+    outcome.write_text(json.dumps({"error": "no memory", "seconds": 1.0}))
+    told = Console(file=io.StringIO(), width=200)
+    assert _missing(planned_, folder) == [planned_.points[1]]
+    with watched(planned_, folder, told, here=False):
+        assert states(planned_, folder) == ["done", "waiting", "done"]
+        assert told.file.getvalue() == ""
+        outcome.write_text(json.dumps({"error": None, "seconds": 2.0}))
+    assert told.file.getvalue().startswith(f"{name}: done in 2.0 s")
+
+
+def test_half_written_files_are_read_as_what_is_whole(grid) -> None:
+    """Regression: half a line of events, of a killed process, ended the sweep with a traceback."""
+    planned_, folder = grid
+    first, second, third = (folder.point(point.name) for point in planned_.points)
+    for left in (first, second):
+        (left / "point.json").unlink()
+    with (first / "events.jsonl").open("ab") as stream:
+        stream.write(b'{"event": "stage_started", "name": "\xc3')
+    (second / "events.jsonl").write_text("")
+    (third / "point.json").write_bytes(b'{"error": "\xc3')
+    assert [p.stage for p in state(planned_, folder).points] == ["evaluate", "", "evaluate"]
+    assert states(planned_, folder) == ["running"] * 3
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_sweep(grid) -> None:
+    """It is told once; the other file is written, and the points go on."""
+    planned_, folder = grid
+    (folder.path / "sweep.html").unlink()
+    (folder.path / "sweep.html").mkdir()
+    (folder.path / "sweep.csv").unlink()
+    told = Console(file=io.StringIO(), width=400)
+    with watched(planned_, folder, told, here=True):
+        (folder.point(POINTS[0]) / "point.json").unlink()
+    assert told.file.getvalue().count("cannot write") == 1
+    assert "sweep.html" in told.file.getvalue()
+    assert len((folder.path / "sweep.csv").read_text().splitlines()) == 4
+
+
+def test_two_that_ask_for_the_same_at_once_share_a_folder(tmp_path) -> None:
+    """Regression: the same command in two terminals made two folders, and neither knew."""
+    start = threading.Barrier(8)
+
+    def ask(number: int) -> Path:
+        start.wait()
+        return SweepFolder.open(tmp_path, "mine", [number % 2]).path
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(ask, range(8)))
+    assert len(set(found)) == 2
+    assert all(path == found[number % 2] for number, path in enumerate(found))
+
+
+def test_values_in_another_order_are_the_same_sweep(undisturbed, monkeypatch) -> None:
+    """`shuffle(…)` gives another order each time, and the same command finds its folder."""
+    monkeypatch.chdir(undisturbed[0])
+    one, other = (
+        asked(planned("mine.yaml", [f"{HEAD}={values}"], reachable=True).composed)
+        for values in ("0.1,0.3,0.5", "0.5,0.1,0.3")
+    )
+    assert digest(one) == digest(other)
+
+
+def launch(recipe: Path, planned_: Grid, folder: Path) -> None:
+    base = planned_.base
+    with launched(
+        str(recipe), ["seed=0"], [], folder, base, quiet=True, planned=planned_.digests
+    ) as launcher:
+        launcher.run(planned_.points)
+
+
+def test_a_recipe_that_is_edited_while_its_sweep_runs(recipe, tmp_path, monkeypatch) -> None:
+    """Regression: points that had not begun ran with what the file said by then, and their results
+    stood in the folder of what it had said before.
+    """
+    monkeypatch.chdir(tmp_path)
+    path = recipe()
+    planned_ = planned(str(path), ["seed=1,2"], reachable=True)
+    path.write_text(path.read_text().replace("lm_head: 0.3", "lm_head: 0.4"))
+    launch(path, planned_, tmp_path / "sweep")
+    for point in planned_.points:
+        outcome = SweepFolder(tmp_path / "sweep").outcome(point.name)
+        assert outcome is not None and "the recipe has changed" in outcome["error"]
+
+
+def test_what_stops_a_point_outside_of_its_own_folder_is_told(recipe, tmp_path, monkeypatch):
+    """Regression: a folder that cannot be written to gave "did not end", and no reason."""
+    monkeypatch.chdir(tmp_path)
+    path = recipe()
+    planned_ = planned(str(path), ["seed=1,2"], reachable=True)
+    (tmp_path / "sweep" / "seed=2" / "point.json").mkdir(parents=True)
+    path.write_text(path.read_text() + "\ndescription: edited, so that nothing is trained here\n")
+    with pytest.raises(StageError, match=r"seed=2: .*point\.json"):
+        launch(path, planned_, tmp_path / "sweep")
+
+
+def test_each_point_tells_of_its_own_files(recipe, run) -> None:
+    """Regression: a point was checked and described by the files of the first one, so that a stage
+    in another's file was unknown when it ran, and `recipe_files` named the wrong file.
+    """
+    path = recipe(("[load, finetune, prune, recover, evaluate]", "[load]"))
+    group = path.parent / "variant"
+    group.mkdir()
+    (group / "one.yaml").write_text("# @package _global_\nseed: 1\n")
+    later = "# @package _global_\nstages: {later: {stage: finetune}}\n"
+    (group / "two.yaml").write_text(later)
+    token = "hf_" + "a" * 30
+    done = run("run", path, "-q", "-m", "+variant=one,two", f"description={token}")
+    assert done.code == 0, done.err
+    folder = sweep_folder(path.parent / "outputs")
+    for name in ("one", "two"):
+        point = folder / f"variant={name}"
+        files = json.loads((point / "environment.json").read_text())["recipe_files"]
+        assert str(group / f"{name}.yaml") in files
+        overrides = json.loads((point / "point.json").read_text())["overrides"]
+        assert overrides == [f"+variant={name}", "description=<redacted>"]
+    assert done.out.count("parameters") == 1  # `-q` prints the final table alone
 
 
 @pytest.mark.parametrize(
