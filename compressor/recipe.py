@@ -438,10 +438,11 @@ def compose_problem(
     if isinstance(error, yaml.MarkedYAMLError):
         return _yaml_problem(error, folder, name)
     if isinstance(error, OverrideParseException):
-        return Problem("", f"cannot read the override {error.override!r}: expected key=value")
+        given = error.override.removeprefix("++")  # which `with_prefixes` puts there
+        return Problem("", f"cannot read the override {given!r}: expected key=value")
     text = str(error)
-    if setting := re.search(r"Key '([^']*)' not in '\w+'\s+full_key: (hydra\.\S+)", text):
-        return Problem(setting[2], f"no such setting {setting[1]!r} of this launcher")
+    if setting := re.search(r"Key '[^']*' .*\s+full_key: (hydra[./]\S+)", text):
+        return _missing_setting(setting[1], getattr(error, "parent_node", None))
     if "must be a DictConfig" in text:
         return Problem(
             "", "expected keys and values at the top, not a list", folder / f"{name}.yaml"
@@ -458,6 +459,18 @@ def compose_problem(
     if isinstance(error, ConfigCompositionException | HydraException):
         return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
     return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
+
+
+def _missing_setting(path: str, beside: Any) -> Problem:
+    """A setting of Hydra's, such as one of a launcher's, that is not among those `beside` it."""
+    if "/" in path:
+        return Problem(path, f"no such choice; {nearest(path, ['hydra/launcher'])}")
+    valid = {str(key) for key in beside if key != "_target_"} if OmegaConf.is_dict(beside) else ()
+    if not valid and path.startswith("hydra.launcher."):
+        message = "the default launcher has no settings: choose one, such as hydra/launcher="
+        return Problem(path, f"{message}processes")
+    name = path.rpartition(".")[2]
+    return Problem(path, f"no such setting {name!r}; {nearest(name, valid)}")
 
 
 def _yaml_problem(error: yaml.MarkedYAMLError, folder: Path, name: str) -> Problem:

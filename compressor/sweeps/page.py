@@ -6,7 +6,7 @@ The page has its data twice: as a table, which needs no script, and as JSON for 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -59,13 +59,14 @@ def page(sweep: Sweep, folder: Path) -> str:
     links = [_link(point, folder) for point in sweep.points]
     states = [point.state for point in sweep.points]
     counts = {state: states.count(state) for state in get_args(State)}
+    words = _WORDS if sweep.running else _WORDS | {"running": "not ended"}
     values = {
         "sweep": sweep,
         "columns": columns,
         "rows": list(zip(sweep.points, links, marks, strict=True)),
         "counts": counts,
-        "progress": _progress(counts),
-        "words": _WORDS,
+        "progress": _progress(counts, words),
+        "words": words,
         "some_are_rare": any(column.rare for column in columns),
         "duration": duration,
         "empty": _empty(sweep),
@@ -127,10 +128,10 @@ def _aim(metric: str, sweep: Sweep) -> str:
     return f"{metric}: {aims[direction]}" if direction else metric
 
 
-def _progress(counts: dict[str, int]) -> str:
+def _progress(counts: Mapping[str, int], words: Mapping[str, str]) -> str:
     """Such as "9 of 12 points done, 1 failed, 1 running"."""
     total = sum(counts.values())
-    some = [f"{counts[state]} {_WORDS[state]}" for state in _REST if counts[state]]
+    some = [f"{counts[state]} {words[state]}" for state in _REST if counts[state]]
     return ", ".join([f"{counts['done']} of {total} points done", *some])
 
 

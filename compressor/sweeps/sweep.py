@@ -81,6 +81,10 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     Raises RecipeError with the problems of all points.
     """
     settings = [item for item in overrides if _is_hydras(item)]
+    if swept := [item for item in settings if _key(item).startswith("hydra.sweeper.params")]:
+        raise RecipeError(
+            f"{swept[0]!r}: is for a recipe; here give the key itself, as in seed=1,2"
+        )
     own = [item for item in overrides if item not in settings]
     set_here = {_key(item) for item in own}
     own = [p for p in swept_in_recipe(recipe, overrides) if _key(p) not in set_here] + own
