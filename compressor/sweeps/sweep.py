@@ -81,10 +81,7 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     Raises RecipeError with the problems of all points.
     """
     settings = [item for item in overrides if _is_hydras(item)]
-    if swept := [item for item in settings if _key(item).startswith("hydra.sweeper.params")]:
-        raise RecipeError(
-            f"{swept[0]!r}: is for a recipe; here give the key itself, as in seed=1,2"
-        )
+    _refuse_settings(settings)
     own = [item for item in overrides if item not in settings]
     set_here = {_key(item) for item in own}
     own = [p for p in swept_in_recipe(recipe, overrides) if _key(p) not in set_here] + own
@@ -116,6 +113,17 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
         SharedStages(steps),
         tuple(warnings),
     )
+
+
+def _refuse_settings(settings: Sequence[str]) -> None:
+    """Raise RecipeError for what Hydra would take, and then neither it nor a sweep understands."""
+    for item in settings:
+        key = _key(item)
+        if key.startswith("hydra.sweeper.params"):
+            raise RecipeError(f"{item!r} is for a recipe: here give the key itself, as in seed=1,2")
+        if key in {"hydra.launcher", "hydra.sweeper"}:
+            meant = item.lstrip("+~").replace(".", "/", 1)
+            raise RecipeError(f"{item!r}: is chosen with a slash: {meant}")
 
 
 def _is_hydras(override: str) -> bool:

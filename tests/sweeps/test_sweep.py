@@ -332,6 +332,7 @@ def test_a_recipe_can_say_what_is_swept(recipe, run) -> None:
         (["hydra/launcher=processes", "hydra.launcher.n_job=3"], "did you mean 'n_jobs'?"),
         (["hydra.launcher.n_jobs=3"], "choose one, such as hydra/launcher=processes"),
         (["hydra.laucher.n_jobs=3"], "did you mean 'launcher'?"),
+        (["hydra.launcher=processes"], "is chosen with a slash: hydra/launcher=processes"),
         (["hydra/launcer=processes"], "did you mean 'hydra/launcher'?"),
         (["+hydra.sweeper.params.seed='1,2'"], "here give the key itself, as in seed=1,2"),
         ([f"{HEAD}=0.1,,0.3"], f"cannot read the override '{HEAD}=0.1,,0.3'"),
