@@ -352,7 +352,10 @@ def refuse_code(sources: Sequence[Source]) -> None:
                 continue
             overrides = full[1:3] == ["sweeper", "params"] and len(full) > 3
             own = overrides and full[3].lstrip("+~").startswith("hydra")
-            if full[1] not in _HYDRA_SETTINGS or "_target_" in full or own or "${" in value:
+            if overrides and len(full) > 4:
+                message = "expected a text with the values, such as '1,2'"
+                problems.append(Problem(".".join(full[:4]), message, source.file, line))
+            elif full[1] not in _HYDRA_SETTINGS or "_target_" in full or own or "${" in value:
                 message = (
                     "is not allowed: a recipe runs nothing; under `hydra` it may set "
                     f"{', '.join(sorted(_HYDRA_SETTINGS))}, to plain values"
@@ -360,7 +363,7 @@ def refuse_code(sources: Sequence[Source]) -> None:
                 problems.append(Problem(".".join(full), message, source.file, line))
                 break
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError(list(dict.fromkeys(problems)))
 
 
 def refuse_resolvers_in_defaults(folder: Path, name: str, seen: frozenset[str]) -> None:
@@ -442,7 +445,8 @@ def compose_problem(
         return Problem("", f"cannot read the override {given!r}: expected key=value")
     text = str(error)
     if setting := re.search(r"Key '[^']*' .*\s+full_key: (hydra[./]\S+)", text):
-        return _missing_setting(setting[1], getattr(error, "parent_node", None))
+        message = _missing_setting(setting[1], getattr(error, "parent_node", None))
+        return locate(setting[1], message, [Source(folder / f"{name}.yaml", "")], overrides)
     if "must be a DictConfig" in text:
         return Problem(
             "", "expected keys and values at the top, not a list", folder / f"{name}.yaml"
@@ -461,16 +465,17 @@ def compose_problem(
     return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
 
 
-def _missing_setting(path: str, beside: Any) -> Problem:
-    """A setting of Hydra's, such as one of a launcher's, that is not among those `beside` it."""
+def _missing_setting(path: str, beside: Any) -> str:
+    """What to say of a setting of Hydra's that is not among those `beside` it, where known."""
+    parent, _, name = path.rpartition(".")
     if "/" in path:
-        return Problem(path, f"no such choice; {nearest(path, ['hydra/launcher'])}")
-    valid = {str(key) for key in beside if key != "_target_"} if OmegaConf.is_dict(beside) else ()
-    if not valid and path.startswith("hydra.launcher."):
-        message = "the default launcher has no settings: choose one, such as hydra/launcher="
-        return Problem(path, f"{message}processes")
-    name = path.rpartition(".")[2]
-    return Problem(path, f"no such setting {name!r}; {nearest(name, valid)}")
+        return f"no such choice; {nearest(path, ['hydra/launcher'])}"
+    known = {"hydra": _HYDRA_SETTINGS, "hydra.sweeper": {"params"}}.get(parent, set())
+    if OmegaConf.is_dict(beside):
+        known = {str(key) for key in beside if key != "_target_"}
+        if parent == "hydra.launcher" and not known:
+            return "the default launcher has no settings: choose one: hydra/launcher=processes"
+    return f"no such setting {name!r}; {nearest(name, known)}" if known else "no such setting"
 
 
 def _yaml_problem(error: yaml.MarkedYAMLError, folder: Path, name: str) -> Problem:

@@ -40,6 +40,8 @@ from compressor.recipe import (
     hydra_overrides,
     quoted,
     redacted,
+    refuse_code,
+    refuse_resolvers_in_defaults,
     with_prefixes,
 )
 from compressor.runner import execute
@@ -153,10 +155,14 @@ def swept_in_recipe(recipe: str, overrides: Sequence[str]) -> list[str]:
     """`hydra.sweeper.params` of a recipe, as overrides."""
     root, name = find(recipe)
     with hydra_loader(root) as loader, _problems_told(root, name, overrides, ()):
+        refuse_resolvers_in_defaults(root, name, frozenset())
+        refuse_code([Source(root / f"{name}.yaml", "")])
         given = hydra_overrides(name, overrides)
         config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
         params = OmegaConf.select(config, "hydra.sweeper.params")
-    return [f"{key}={value}" for key, value in (params or {}).items()]
+        # Not resolved: planning a point refuses what a recipe may not read, in any of its files.
+        plain: Any = OmegaConf.to_container(params) if params is not None else {}
+    return [f"{key}={value}" for key, value in plain.items()]
 
 
 def run_point(

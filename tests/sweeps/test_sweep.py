@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from compressor.cli import main
 from compressor.errors import StageError
 from compressor.plan import digest
 from compressor.sweeps.folder import SweepFolder, asked
@@ -326,11 +327,38 @@ def test_a_recipe_can_say_what_is_swept(recipe, run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{sweeper: {params: {seed: [1, 2]}}}", "mine.yaml:9: hydra.sweeper.params.seed: expected"),
+        ("{sweeper: {params: {stages: {prune: {lm_head: '1,2'}}}}}", "such as '1,2'"),
+        ("{sweeper: {params: {description: '${name}'}}}", "to plain values"),
+        ("{sweeper: {params: {description: '${oc.env:HOME}'}}}", "to plain values"),
+        ("{sweeper: {parms: {seed: '1,2'}}}", "mine.yaml:9: hydra.sweeper.parms: no such setting"),
+        ("{sweepr: {params: {seed: '1,2'}}}", "it may set launcher, mode, sweeper"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_s_values_is_told(recipe, capsys, section, message) -> None:
+    """Exit code 2 and the line; no value of the environment is read on the way."""
+    path = recipe(("\nstages:", f"\nhydra: {section}\nstages:"))
+    assert main(["plan", str(path), "-m"]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert os.environ["HOME"] not in told.replace(str(path), "")
+
+
+def test_a_sweep_s_defaults_read_no_environment(recipe, capsys) -> None:
+    """Regression: with `-m` they were resolved before they were refused, and the error told one."""
+    path = recipe(("/model: tiny", "/model: '${oc.env:HOME}'"))
+    assert main(["plan", str(path), "-m", "seed=1,2"]) == 2
+    assert "a recipe runs nothing and reads no environment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["hydra/launcher=proceses"], "no launcher 'proceses'; did you mean 'processes'?"),
         (["hydra/launcher=processes", "hydra.launcher.n_job=3"], "did you mean 'n_jobs'?"),
-        (["hydra.launcher.n_jobs=3"], "choose one, such as hydra/launcher=processes"),
+        (["hydra.launcher.n_jobs=3"], "choose one: hydra/launcher=processes"),
         (["hydra.laucher.n_jobs=3"], "did you mean 'launcher'?"),
         (["hydra.launcher=processes"], "is chosen with a slash: hydra/launcher=processes"),
         (["hydra/launcer=processes"], "did you mean 'hydra/launcher'?"),
