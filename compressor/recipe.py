@@ -442,7 +442,8 @@ def compose_problem(
         return _yaml_problem(error, folder, name)
     if isinstance(error, OverrideParseException):
         given = error.override.removeprefix("++")  # which `with_prefixes` puts there
-        return Problem("", f"cannot read the override {given!r}: expected key=value")
+        expected = "expected key=value, where a value with signs such as ~ or = is quoted"
+        return Problem("", f"cannot read the override {given!r}: {expected}: 'key=\"~/x\"'")
     text = str(error)
     if setting := re.search(r"Key '[^']*' .*\s+full_key: (hydra[./]\S+)", text):
         message = _missing_setting(setting[1], getattr(error, "parent_node", None))

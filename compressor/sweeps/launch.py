@@ -185,7 +185,9 @@ def run_point(
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     store = Store.of(outputs)
-    with store.lock(f"point-{digest(str(folder.resolve()))}", lambda: None):
+    say = f"{folder.name}: a job of an earlier command still runs this point; waiting for it"
+    key = f"point-{digest(str(folder.resolve()))}"
+    with store.lock(key, lambda: print(say, file=sys.stderr, flush=True)):
         _run_in(folder, recipe, settings, planned.get(folder.name), here=here, quiet=quiet)
 
 

@@ -247,6 +247,30 @@ def test_what_stops_a_point_outside_of_its_own_folder_is_told(recipe, tmp_path, 
         launch(path, planned_, tmp_path / "sweep")
 
 
+def test_a_point_that_an_earlier_job_still_runs_is_waited_for(
+    recipe, tmp_path, monkeypatch, capsys
+) -> None:
+    """A worker outlived its command: the next one says what it waits for."""
+    monkeypatch.chdir(tmp_path)
+    path = recipe()
+    planned_ = planned(str(path), ["seed=1"], reachable=True)
+    path.write_text(path.read_text() + "\ndescription: edited, so that nothing is trained here\n")
+    held, told = threading.Event(), threading.Event()
+
+    def earlier() -> None:
+        folder = (tmp_path / "sweep" / "point").resolve()
+        with planned_.store.lock(f"point-{digest(str(folder))}", lambda: None):
+            held.set()
+            told.wait(0.5)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(earlier)
+        assert held.wait(10)
+        launch(path, planned_, tmp_path / "sweep")
+    assert "point: a job of an earlier command still runs this point" in capsys.readouterr().err
+    assert SweepFolder(tmp_path / "sweep").outcome("point") is not None
+
+
 def test_each_point_tells_of_its_own_files(recipe, run) -> None:
     """Regression: a point was checked and described by the files of the first one, so that a stage
     in another's file was unknown when it ran, and `recipe_files` named the wrong file.
