@@ -179,11 +179,12 @@ def _print_times(shared: SharedStages, recorded: Recorded, console: Console) -> 
     """What each launcher would take. Points at once on one machine share its cores."""
     count, cores = len(shared.planned), machine.cores()
     shown = Table("points at once", "time", "launcher", header_style="bold")
-    choices = {
-        1: "the default, one after another",
-        min(count, cores): f"hydra/launcher=processes (at best: they share {cores} cores)",
-        count: "hydra/launcher=slurm or ray, a machine for each",
-    }
-    for at_once, launcher in choices.items():
-        shown.add_row(str(at_once), duration(shared.seconds(recorded, at_once)), launcher)
+    choices = [
+        (1, "the default, one after another"),
+        (min(count, cores), f"hydra/launcher=processes (at best: they share {cores} cores)"),
+        (count, "hydra/launcher=slurm or ray_local, a machine for each"),
+    ]
+    for number, (at_once, launcher) in enumerate(choices):
+        if number == 0 or at_once > 1:
+            shown.add_row(str(at_once), duration(shared.seconds(recorded, at_once)), launcher)
     console.print(shown)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
+import pytest
+from rich.console import Console
+
+from compressor import machine
 from compressor.errors import RecipeError
 from compressor.sweeps.points import LONGEST_NAME, Point, shortened, spanned
-from compressor.sweeps.tree import Planned, Recorded, SharedStages, Step
+from compressor.sweeps.tree import Planned, Recorded, SharedStages, Step, print_tree
 
 HEAD = "stages.prune.amounts.lm_head"
 
@@ -105,3 +109,16 @@ def test_the_time_of_a_sweep_is_what_its_distinct_stages_cost() -> None:
     assert (shared.naive, shared.distinct) == (9, 5)
     assert [step.key for step in shared.to_run] == ["a", "b1", "b2", "b3"]
     assert [shared.seconds(recorded, at_once) for at_once in (1, 2, 3, 8)] == [22, 18, 14, 14]
+
+
+def test_a_plan_names_each_launcher_that_can_help(monkeypatch) -> None:
+    """Regression: where there are as many points as cores, `processes` was missing."""
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    known = Recorded({}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
+    for count, rows in ((1, ["1"]), (2, ["1", "2", "2"]), (3, ["1", "2", "3"])):
+        shared = SharedStages([_planned(f"p{i}", "a", f"b{i}") for i in range(count)])
+        console = Console(file=io.StringIO(), width=200)
+        print_tree(shared, known, console)
+        lines = console.file.getvalue().splitlines()
+        found = [line.split("│")[1].strip() for line in lines if line.startswith("│ ")]
+        assert found == rows
