@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # core, that makes small models 4 times slower (measured: 6.6 against 29 rows/s); this is as
     # fast as the default where nothing else runs. Read when torch is imported, so set before.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    _open_closed_outputs()
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     # argparse gives back what stands behind an option: `plan RECIPE --json model=tiny`.
@@ -61,6 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     return code
+
+
+def _open_closed_outputs() -> None:
+    """Where there is no standard output (`>&-`, some services), what is printed goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # stays open
 
 
 def _parser() -> argparse.ArgumentParser:

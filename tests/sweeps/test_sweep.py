@@ -350,6 +350,16 @@ def test_a_recipe_can_say_what_is_swept(recipe, run) -> None:
     assert "3 points" in run("plan", path, "-m", f"{HEAD}=0.1,0.2,0.4").out
 
 
+def test_a_closed_output_is_no_mistake(recipe, tmp_path) -> None:
+    """Regression: `>&-` was a traceback."""
+    path = recipe()
+    command = f"{sys.executable} -m compressor plan {path} -m seed=1,2 >&-"
+    done = subprocess.run(
+        command, shell=True, check=False, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
