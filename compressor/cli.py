@@ -143,7 +143,7 @@ def run_command(given: argparse.Namespace) -> int:
     """`compressor run`."""
     from compressor.runner import execute
     from compressor.sweep import is_sweep, multirun
-    from compressor.worker import started_by_launcher
+    from compressor.launcher import started_by_launcher
 
     launcher = started_by_launcher()
     if launcher is not None:

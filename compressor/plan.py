@@ -110,6 +110,7 @@ def plan(composed: Composed, store: Store) -> Plan:
     """Plan a recipe. Raises RecipeError with every problem that can be found without running."""
     planner = _Planner(composed, store)
     planner.run()
+    launching.check(composed.recipe.launch, planner._report)
     if planner.problems:
         raise RecipeError(list(dict.fromkeys(planner.problems)))
     return Plan(

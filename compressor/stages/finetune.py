@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from compressor.checkpoint import Checkpoint
     from compressor.data.examples import Examples
+    from compressor.training import AfterStep
 
 TARGETS = "targets"
 
@@ -59,13 +60,17 @@ class Gradual(Grouping):
             facts = facts.prune(names, count, exact=exact)
         return facts
 
-    def schedule(self, checkpoint: Checkpoint, seed: int) -> Callable[[int, int], None]:
+    def schedule(self, checkpoint: Checkpoint, seed: int) -> AfterStep:
         """What a training calls after each step. `checkpoint` is the one before the first."""
         pruner = Pruner(checkpoint, self, seed=seed)
         groups = self.all_groups(checkpoint.facts())
         left = {path: left_of(checkpoint, groups[path])[0] for path in flat(self.amounts)}
+        named, masks = set().union(*(groups[path] for path in left)), checkpoint.masks
+        sizes = {name: checkpoint.parameter(name).numel() for name in named}
 
-        def after_step(step: int, total: int) -> None:
+        def after_step(
+            step: int, total: int, whole: Callable[[], AbstractContextManager[Any]]
+        ) -> None:
             span = total * (self.end - self.start)
             progress = min(1.0, (step - total * self.start) / span) if step < total else 1.0
             done = math.floor(progress * self.times + 1e-9) / self.times
@@ -73,9 +78,14 @@ class Gradual(Grouping):
                 return
             for path, amount in flat(self.amounts).items():
                 goal = round(round(amount * left[path]) * (1 - (1 - done) ** 3))
-                gone = left[path] - left_of(checkpoint, groups[path])[0]
+                now = sum(
+                    int(masks[name].count_nonzero()) if name in masks else sizes[name]
+                    for name in groups[path]
+                )
+                gone = left[path] - now
                 if goal > gone:
-                    pruner.prune(groups[path], goal - gone)
+                    with whole():  # of all processes' weights, so that all choose the same
+                        pruner.prune(groups[path], goal - gone)
 
         return after_step
 
@@ -195,9 +205,11 @@ class Finetune(Hyperparameters, Stage):
             trackers_folder=folder,
             after_step=self.prune.schedule(checkpoint, context.seed) if self.prune else None,
             forward_weights=self._forward_weights(checkpoint),
+            scheme=context.scheme,
         )
         history = training.run()
-        history.write_losses(context.folder / "losses.csv")
+        if context.ranks.first:
+            history.write_losses(context.folder / "losses.csv")
         context.metrics.update(history.metrics())
         return checkpoint
 
