@@ -115,10 +115,11 @@ def run_processes(
 
 
 def last_lines(logs: Path) -> str:
-    """The end of what the first process that failed wrote, without the launcher's own report."""
+    """The end of what the first process that failed wrote: the others' errors follow from that."""
     lines = (logs / "log").read_text(errors="replace").strip().splitlines()
-    own = next((i for i, line in enumerate(lines) if "torch/distributed/elastic" in line), None)
-    return "\n".join(lines[:own][-LAST_LINES:] or lines[-LAST_LINES:])
+    starts = [i for i, line in enumerate(lines) if line.startswith("Traceback")]
+    end = starts[1] if len(starts) > 1 else len(lines)
+    return "\n".join(lines[:end][-LAST_LINES:])
 
 
 def _launcher(processes: Processes, logs: Path) -> list[str]:

@@ -177,7 +177,7 @@ class PartitionedWeights(Weights):
                 values = None if part is None else part.beside(value)
                 found[key] = self._gathered(name, part, values)
             else:
-                found[key] = value
+                found[key] = value.clone()  # it is the same one for all parameters
         return found
 
     def _gathered(self, name: str, part: Part | None, values: Tensor | None) -> Tensor:
