@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def launch(
     folder = task_folder(context)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    task = _task(kind, name, stage, inputs, context, processes) | {"session": session}
+    task = _task(kind, name, stage, inputs, context, processes)
+    task |= {"session": session, "id": uuid.uuid4().hex, "shared": processes.machines > 1}
     partial = folder / f".{TASK}"
     partial.write_text(json.dumps(task), encoding="utf-8")
     partial.rename(folder / TASK)  # whole, since another machine may be waiting for it

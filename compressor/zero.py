@@ -7,6 +7,7 @@ here is DeepSpeed's own memory of such a part; DeepSpeed computes the step and c
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ class PartitionedWeights(Weights):
         super().__init__(*given)
 
     def _shard(self) -> None:
+        if self.accelerator.device.type == "cpu":  # else it takes the first one it finds
+            os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
 
         self.named = named_parameters(self.model, self.loss)
