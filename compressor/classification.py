@@ -28,7 +28,7 @@ def of_sources(
     progress: Callable[[int], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> NDArray[np.float64]:
-    """The logits [N, L] of token ids, in their order; computed in shares where there are `ranks`."""
+    """The logits [N, L] of token ids, in their order; several `ranks` compute them in shares."""
     from compressor.data.examples import Examples
 
     model = checkpoint.model.eval()

@@ -89,9 +89,7 @@ def _task(
     }
 
 
-def run_processes(
-    task: Path, processes: Processes, logs: Path, say: Callable[[str], None]
-) -> int:
+def run_processes(task: Path, processes: Processes, logs: Path, say: Callable[[str], None]) -> int:
     """Start the processes of a task, pass on what rank 0 says, and give the launcher's exit code.
 
     `logs`: a folder for what they write to their standard errors.

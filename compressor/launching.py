@@ -102,6 +102,14 @@ def processes(launch: Launch) -> Processes:
     )
 
 
+def scheme_of(launch: Launch) -> Scheme:
+    """The scheme of `launch`, or the default one where `check` reports something."""
+    try:
+        return processes(launch).scheme
+    except ValueError:
+        return Scheme()
+
+
 def check(launch: Launch, problem: Callable[[str, str], None]) -> None:
     """Report a config that is not there, or that asks for what is not offered."""
     try:

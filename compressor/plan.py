@@ -159,9 +159,7 @@ class _Planner:
         except KeyError:
             path = f"stages.{name}.stage" if "stage" in values else f"stages.{name}"
             hint = nearest(kind, stage_kinds())
-            self.report(
-                path, f"no stage {kind!r}; {hint} (set `stage:` where the name is another)"
-            )
+            self.report(path, f"no stage {kind!r}; {hint} (set `stage:` where the name is another)")
             return
         merged = {**self._defaults(cls), **own}
         try:

@@ -58,7 +58,7 @@ def execute(
 ) -> Path:
     """Run a plan into `folder` (default: a new one under `runs/`), print its table, return it.
 
-    On another of several machines than the first: take part in that one's run, and return the store.
+    On another of several machines than the first: take part in that one's run; return the store.
     """
     plan.require_reachable()
     for warning in plan.warnings:

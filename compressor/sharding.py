@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -108,14 +108,19 @@ class Weights:
     def _clip(self, limit: float) -> float:
         return float(self.accelerator.clip_grad_norm_(self.trained, limit))
 
+    def parameter(self, name: str) -> nn.Parameter:
+        """The parameter of any of its names, of which `named` has the first."""
+        known = self.named.get(name)
+        return self.model.get_parameter(name) if known is None else known
+
     @torch.no_grad()
     def apply_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Set to zero, wherever it lies, what a whole mask has False."""
         for name, mask in masks.items():
-            apply_mask(self.named[name], mask)
+            apply_mask(self._part(name), self._part_of(name, mask))
 
-    def whole(self) -> AbstractContextManager[Any]:
-        """The model's parameters are whole inside, to be looked at; changes there may be lost."""
+    def whole(self, names: Iterable[str]) -> AbstractContextManager[Any]:
+        """These of the model's parameters are whole inside, to be looked at; changes may be lost."""
         return nullcontext()
 
     def not_finite(self, name: str) -> int:
@@ -128,7 +133,7 @@ class Weights:
         return int(torch.count_nonzero(self._part(name)[~self._part_of(name, mask)]))
 
     def _part(self, name: str) -> Tensor:
-        return self.named[name].detach()
+        return self.parameter(name).detach()
 
     def _part_of(self, name: str, whole: Tensor) -> Tensor:
         return whole
@@ -229,26 +234,23 @@ class FullyShardedWeights(Weights):
         norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
-    @torch.no_grad()
-    def apply_masks(self, masks: Mapping[str, Tensor]) -> None:
-        for name, mask in masks.items():
-            apply_mask(self._part(name), self._part_of(name, mask))
-
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        for unit in self.units:
-            unit.unshard()
+    def whole(self, names: Iterable[str]) -> Iterator[None]:
+        sharded = {id(p): p for p in map(self.parameter, names)}
+        whole = {own: nn.Parameter(_full(p.detach())) for own, p in sharded.items()}
+        set_parameters(self.model, self.model, whole)
         try:
             yield
         finally:
-            self._reshard()
+            back = {id(whole[own]): parameter for own, parameter in sharded.items()}
+            set_parameters(self.model, self.model, back)
 
     def _reshard(self) -> None:
         for unit in self.units:
             unit.reshard()
 
     def _part(self, name: str) -> Tensor:
-        return local(self.named[name]).detach()
+        return local(self.parameter(name)).detach()
 
     def _part_of(self, name: str, whole: Tensor) -> Tensor:
         return local(self._distributed(name, whole))
@@ -257,7 +259,7 @@ class FullyShardedWeights(Weights):
         """A whole tensor of a parameter's shape as that parameter lies; nothing is sent."""
         from torch.distributed.tensor import distribute_tensor
 
-        like: Any = self.named[name]
+        like: Any = self.parameter(name)
         whole = whole.to(local(like).device)
         # Every process has the whole, so that none needs the first one's.
         found: Tensor = distribute_tensor(whole, self.mesh, like.placements, src_data_rank=None)
@@ -291,9 +293,7 @@ class FullyShardedWeights(Weights):
         set_parameters(self.model, self.model, whole)
 
 
-def set_parameters(
-    module: nn.Module, like: nn.Module, whole: Mapping[int, nn.Parameter]
-) -> None:
+def set_parameters(module: nn.Module, like: nn.Module, whole: Mapping[int, nn.Parameter]) -> None:
     """Put, for each parameter of `like` under its name in `module`, what `whole` has for it."""
     for name, parameter in list(like.named_parameters(remove_duplicate=False)):
         if id(parameter) in whole:

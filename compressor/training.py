@@ -128,7 +128,8 @@ def _digest(mask: Tensor) -> int:
     return int.from_bytes(hashlib.sha256(packed.tobytes()).digest()[:8]) >> 1
 
 
-AfterStep = Callable[[int, int, Callable[[], AbstractContextManager[Any]]], None]
+Whole = Callable[[Iterable[str]], AbstractContextManager[Any]]
+AfterStep = Callable[[int, int, Whole], None]
 
 
 @dataclass
@@ -153,8 +154,8 @@ class Training:
     trackers_folder: Path | None = None
     after_step: AfterStep | None = None
     """Called with (steps done, total, whole) after each step, before masks are applied; may change
-    them. Inside of `whole()` the weights are whole, and the same on every rank; to change them
-    there is in vain. It must give the same on every rank."""
+    them. Inside of `whole(names)` these weights are whole, and the same on every rank; to change
+    them there is in vain. It must give the same on every rank."""
     forward_weights: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered while losses and gradients are computed, also for the validation loss: it may give
     the model other values meanwhile, and must give it back its own."""

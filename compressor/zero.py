@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -105,8 +105,8 @@ class PartitionedWeights(Weights):
         return norm
 
     def _parts(self, name: str) -> Part | None:
-        """This process's part of a parameter, or None where it has none of it."""
-        parameter: Any = self.named[name]
+        """What this process has of a parameter in the optimizer, or None."""
+        parameter: Any = self.parameter(name)
         if self.stage < 3:
             mapping = parameter._hp_mapping
             if mapping is None:
@@ -114,9 +114,9 @@ class PartitionedWeights(Weights):
             values = mapping.get_hp_fragment()
             group = next(g for g in self._groups() if _holds(g, values))
             return Part(mapping.lp_fragment_address.start, values, group)
-        values = self.optimizer._get_fp32_opt_state_partition(
-            parameter, release_swap_buffers=True
-        )[0]
+        values = self.optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=True)[
+            0
+        ]
         start = self.accelerator.process_index * values.numel()
         length = max(0, min(values.numel(), parameter.ds_numel - start))
         group = next(g for g in self._groups() if _holds(g, values))
@@ -133,7 +133,7 @@ class PartitionedWeights(Weights):
 
     def _copies(self, name: str) -> list[tuple[int, Tensor]]:
         """(first entry, flat) of all that this process has of a parameter's values."""
-        parameter: Any = self.named[name]
+        parameter: Any = self.parameter(name)
         part = self._parts(name)
         found = [(part.start, part.values)] if part is not None else []
         if self.stage < 3:
@@ -148,13 +148,13 @@ class PartitionedWeights(Weights):
             for start, values in self._copies(name):
                 apply_mask(values, flat[start : start + values.numel()])
 
-    def whole(self) -> AbstractContextManager[Any]:
+    def whole(self, names: Iterable[str]) -> AbstractContextManager[Any]:
         if self.stage < 3:
             return nullcontext()
         import deepspeed
 
         found: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-            list(self.named.values())
+            [self.parameter(name) for name in names]
         )
         return found
 

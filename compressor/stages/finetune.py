@@ -14,6 +14,7 @@ from compressor.architectures import Facts
 from compressor.data.rows import Rows
 from compressor.data.sources import Split
 from compressor.hyperparameters import Hyperparameters
+from compressor.launching import scheme_of
 from compressor.pruning import Amounts, Grouping, Pruner, flat, left_of
 from compressor.quantization import QuantizationAware
 from compressor.stage import Artifact, Context, Inputs, Planning, Stage
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from compressor.checkpoint import Checkpoint
     from compressor.data.examples import Examples
-    from compressor.training import AfterStep
+    from compressor.training import AfterStep, Whole
 
 TARGETS = "targets"
 
@@ -68,9 +69,7 @@ class Gradual(Grouping):
         named, masks = set().union(*(groups[path] for path in left)), checkpoint.masks
         sizes = {name: checkpoint.parameter(name).numel() for name in named}
 
-        def after_step(
-            step: int, total: int, whole: Callable[[], AbstractContextManager[Any]]
-        ) -> None:
+        def after_step(step: int, total: int, whole: Whole) -> None:
             span = total * (self.end - self.start)
             progress = min(1.0, (step - total * self.start) / span) if step < total else 1.0
             done = math.floor(progress * self.times + 1e-9) / self.times
@@ -84,7 +83,7 @@ class Gradual(Grouping):
                 )
                 gone = left[path] - now
                 if goal > gone:
-                    with whole():  # of all processes' weights, so that all choose the same
+                    with whole(groups[path]):  # so that every process chooses the same
                         pruner.prune(groups[path], goal - gone)
 
         return after_step
@@ -164,6 +163,9 @@ class Finetune(Hyperparameters, Stage):
         aware = self.quantization_aware
         if aware is None:
             return
+        if scheme_of(planning.launch).kind == "zero3":
+            message = "ZeRO's third stage cuts rows apart, which are rounded as one; take fsdp2 or "
+            planning.problem("quantization_aware", message + "zero2")
         if self.passes == 0:
             planning.problem("quantization_aware", "there are no steps: epochs is 0")
         if aware.weights == "int8" and "group_size" in aware.model_fields_set:
