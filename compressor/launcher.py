@@ -47,7 +47,7 @@ def launch(
     `session`: of a run on several machines, for the others to tell its tasks from older ones.
     Raises StageError with a worker's reason.
     """
-    folder = task_folder(context)
+    folder = task_folder(context).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     task = _task(kind, name, stage, inputs, context, processes)

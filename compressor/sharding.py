@@ -120,7 +120,7 @@ class Weights:
             apply_mask(self._part(name), self._part_of(name, mask))
 
     def whole(self, names: Iterable[str]) -> AbstractContextManager[Any]:
-        """These of the model's parameters are whole inside, to be looked at; changes may be lost."""
+        """Inside, these parameters of the model are whole, to be read; changes may be lost."""
         return nullcontext()
 
     def not_finite(self, name: str) -> int:
