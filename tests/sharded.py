@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tests.test_families import examples, fresh
 
 NO_DROPOUT: dict[str, dict[str, Any]] = {
     "t5": {"dropout_rate": 0.0},
+    "longt5": {"dropout_rate": 0.0},
     "bart": {"dropout": 0.0, "activation_dropout": 0.0, "attention_dropout": 0.0},
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
@@ -162,9 +164,62 @@ def overflown(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
     return stopped(model, where, scheme, loss=Steep(model.model))
 
 
+class Interrupted(Exception):
+    """As a kill would, but in the same process."""
+
+
+def interrupted(model: Checkpoint, where: Path, scheme: Scheme) -> None:
+    """Train up to the fourth step; the last checkpoint is of an earlier one."""
+
+    def after_step(step: int, total: int, whole: Any) -> None:
+        if step == 4:
+            raise Interrupted
+
+    with suppress(Interrupted):
+        train(model, where, scheme, {"checkpoint_seconds": 0}, after_step=after_step)
+
+
+def with_dropout(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+    model = start("t5", dropout_rate=0.1)
+    return model, train(model, where, scheme)
+
+
+def gone_on(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+    """Interrupted, and gone on from its checkpoint, with dropout."""
+    interrupted(start("t5", dropout_rate=0.1), where, scheme)
+    model = start("t5", dropout_rate=0.1)
+    return model, train(model, where, scheme)
+
+
+def taken_over(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+    """Gone on from what another number of processes has left, where a test has put it."""
+    model = start("t5")
+    return model, train(model, where, scheme)
+
+
+def left_over(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+    """Interrupted; the checkpoint stays, for another number of processes."""
+    model = start("t5")
+    interrupted(model, where, scheme)
+    return model, {"error": "interrupted"}
+
+
+def long_inputs(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+    """A stack whose layers one process calls in runs."""
+    model = start("longt5")
+    return model, train(model, where, scheme, {"gradient_checkpointing": True})
+
+
+def bfloat16(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+    model = start("t5")
+    return model, train(model, where, scheme, {"precision": "bfloat16"})
+
+
 CASES = {
     **{kind: plain(kind) for kind in NO_DROPOUT},
     **{case.__name__: case for case in (one_row, checkpointed, aware, gradual, masked, taught)},
+    **{case.__name__: case for case in (with_dropout, gone_on, taken_over, left_over)},
+    **{case.__name__: case for case in (long_inputs, bfloat16)},
     **{case.__name__: case for case in (not_a_number, overflown)},
 }
 NOT_OFFERED = {"zero3": {"aware"}}
@@ -174,7 +229,8 @@ def run(name: str, folder: Path, scheme: Scheme, *, first: bool) -> dict[str, An
     """One case; its weights and masks are left in the folder by the first process."""
     model, told = CASES[name](folder / f"{name}.resume", scheme)
     if first:
-        shutil.rmtree(folder / f"{name}.resume", ignore_errors=True)
+        if name != "left_over":
+            shutil.rmtree(folder / f"{name}.resume", ignore_errors=True)
         state: dict[str, Tensor] = {n: p.detach() for n, p in model.model.named_parameters()}
         if "error" in told:
             state = {}

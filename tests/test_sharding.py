@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,7 +17,9 @@ from compressor.launching import Scheme
 from tests import sharded
 
 ONE = Scheme()
-STOPPED = {"not_a_number", "overflown"}
+STOPPED = {"not_a_number", "overflown", "left_over"}
+ITS_OWN_DROPOUT = {"with_dropout", "gone_on"}
+WITHIN = {"aware": 1e-3, "bfloat16": 2e-2}
 ZERO = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra `deepspeed`")
 SCHEMES = ["ddp", "fsdp2", *(pytest.param(f"zero{n}", marks=ZERO) for n in (1, 2, 3))]
 
@@ -34,6 +37,7 @@ def alone(tmp_path_factory) -> Path:
 def pair(request, tmp_path_factory) -> Path:
     """Every case of a scheme in two processes of one launch."""
     folder = tmp_path_factory.mktemp(request.param)
+    sharded.interrupted(sharded.start("t5"), folder / "taken_over.resume", ONE)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
         *("--log-dir", str(folder / "logs"), "-m", "tests.sharded", request.param, str(folder)),
@@ -51,14 +55,14 @@ def told(folder: Path, name: str) -> dict:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("name", [name for name in sharded.CASES if name not in STOPPED])
+@pytest.mark.parametrize("name", sorted(sharded.CASES.keys() - STOPPED - ITS_OWN_DROPOUT))
 def test_two_processes_train_what_one_trains(alone, pair, name) -> None:
     """Losses, validation losses, weights and masks: momentum, decay, clipping and micro-batches
     included. Rounded weights may round apart, and then a loss differs a little more.
     """
     found, expected = told(pair, name), told(alone, name)
     assert len(expected["losses"]) == 6
-    within = 1e-3 if name == "aware" else 2e-5
+    within = WITHIN.get(name, 2e-5)
     assert found["losses"] == pytest.approx(expected["losses"], abs=within)
     assert found["validation"] == pytest.approx(expected["validation"], abs=within)
     mine, theirs = (load_file(folder / f"{name}.safetensors") for folder in (alone, pair))
@@ -68,7 +72,31 @@ def test_two_processes_train_what_one_trains(alone, pair, name) -> None:
             assert torch.equal(theirs[key], tensor), key
         else:  # Adam divides by a gradient's own size: where that is nearly 0, rounding shows
             apart = (theirs[key] - tensor).abs()
-            assert apart.mean() < 1e-4 and apart.max() < 2e-2, key
+            mean = 1e-2 if name == "bfloat16" else 1e-4
+            assert apart.mean() < mean and apart.max() < 6e-2, key
+
+
+def test_interrupted_it_goes_on_to_the_same_bits(pair) -> None:
+    """With dropout, in as many processes as before; another dropout gives other weights."""
+    mine, theirs = (load_file(pair / f"{n}.safetensors") for n in ("with_dropout", "gone_on"))
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items())
+    assert told(pair, "with_dropout")["losses"] == told(pair, "gone_on")["losses"]
+    assert told(pair, "with_dropout")["losses"] != told(pair, "t5")["losses"]
+
+
+def test_what_two_processes_leave_one_goes_on_from(alone, pair, tmp_path) -> None:
+    """Weights and the optimizer's averages, gathered from all shards (`taken_over` is the other
+    way round).
+    """
+    (checkpoint,) = (pair / "left_over.resume").glob("step-*")
+    assert 1 <= int(checkpoint.name[5:]) <= 3
+    shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    model = sharded.start("t5")
+    found = sharded.train(model, tmp_path, ONE)
+    assert found["losses"] == pytest.approx(told(alone, "t5")["losses"], abs=2e-5)
+    expected = load_file(alone / "t5.safetensors")
+    for name, parameter in model.model.named_parameters():
+        assert (parameter - expected[name]).abs().mean() < 1e-4, name
 
 
 def test_gradual_pruning_chooses_the_same_entries(alone, pair) -> None:
