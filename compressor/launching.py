@@ -40,7 +40,7 @@ class Launch(BaseModel):
     config_file: str | None = Field(
         None,
         description="An Accelerate config file, or the name of a checked-in one: ddp, fsdp2, "
-        "zero2, zero3, several_machines.",
+        "zero1, zero2, zero3, several_machines.",
     )
 
 
