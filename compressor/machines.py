@@ -64,6 +64,8 @@ class Helper:
     say: Callable[[str], None]
     taken: set[str] = field(default_factory=set)
     """Tasks that this machine has taken part in."""
+    doubtful: str | None = None
+    """A session that had another plan when this machine last looked."""
 
     def follow(self) -> None:
         """Take part until the first machine's run has ended. Raises StageError where it failed."""
@@ -72,14 +74,11 @@ class Helper:
         session: str | None = None
         while True:
             leader = self._leader()
-            if session is None and leader is not None:
-                self._require_same_plan(leader)
+            if leader is not None and leader["session"] != session and self._same_plan(leader):
                 session = leader["session"]
-            elif self._all_made() and leader is None:
+            elif leader is None and self._all_made():
                 return
-            elif session is not None and (leader is None or leader["session"] != session):
-                if self._all_made():
-                    return
+            elif leader is None and session is not None:
                 raise StageError("machine 0 has ended without all that was planned; see there")
             if session is not None and (task := self._task(session)) is not None:
                 self._take_part(*task)
@@ -100,13 +99,19 @@ class Helper:
         about: dict[str, Any] = json.loads(text)
         return about
 
-    def _require_same_plan(self, leader: dict[str, Any]) -> None:
-        for name, key in _keys(self.plan).items():
-            if leader["keys"].get(name) != key:
-                raise StageError(
-                    f"machine 0 runs another plan: {name!r} is not the same there; start the same "
-                    "recipe and overrides, with the same versions of torch and transformers"
-                )
+    def _same_plan(self, leader: dict[str, Any]) -> bool:
+        """Whether the first machine runs our plan. Raises StageError where it still does not.
+
+        A file of an earlier run is there for a moment after the first machine has begun.
+        """
+        other = [name for name, key in _keys(self.plan).items() if leader["keys"].get(name) != key]
+        if other and leader["session"] == self.doubtful:
+            raise StageError(
+                f"machine 0 runs another plan: {other[0]!r} is not the same there; start the same "
+                "recipe and overrides, with the same versions of torch and transformers"
+            )
+        self.doubtful = leader["session"] if other else None
+        return not other
 
     def _task(self, session: str) -> tuple[Path, str] | None:
         """A task of this session, and its stage, that this machine has not taken part in."""

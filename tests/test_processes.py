@@ -19,8 +19,13 @@ from safetensors.torch import load_file
 
 from compressor.checked_in import accelerate_configs, recipes_folder
 from compressor.data.pseudo_labels import FILE
+from compressor.errors import StageError
 from compressor.launching import Launch, Processes, Scheme, processes
+from compressor.machines import Helper, leading
+from compressor.plan import plan
 from compressor.ranks import Ranks
+from compressor.recipe import compose
+from compressor.store import Store
 from tests.conftest import Command, compressor
 
 SUMMARIES = """
@@ -244,6 +249,23 @@ def test_a_machine_says_when_the_first_one_fails(recipe, run) -> None:
     assert "machine 0 has ended without all that was planned" in told
     left = subprocess.run(["pgrep", "-f", str(path.parent)], capture_output=True, text=True)
     assert left.stdout == ""
+
+
+def test_a_machine_with_another_plan_is_told(recipe, monkeypatch) -> None:
+    """Another seed on the second machine: a StageError that names the first stage it is in."""
+    path = recipe()
+    monkeypatch.chdir(path.parent)
+    configs = machine_configs(path.parent)
+    store = Store(path.parent / "outputs/store")
+    planned = plan(compose(str(path), [configs[0]]), store)
+    found = processes(planned.composed.recipe.launch)
+    told: list[str] = []
+    with leading(planned, store, found, told.append) as session:
+        assert session is not None
+        mine = plan(compose(str(path), [configs[1], "seed=5"]), store)
+        with pytest.raises(StageError, match="another plan: 'load' is not the same there"):
+            Helper(mine, store, processes(mine.composed.recipe.launch), told.append).follow()
+    assert told == ["machine 1 of 2: lends 1 processes to machine 0's run"]
 
 
 def test_a_process_that_dies_ends_the_stage(recipe, run) -> None:
