@@ -13,7 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from compressor.errors import RecipeError
 from compressor.launching import Scheme
+from compressor.plan import plan
+from compressor.recipe import compose
+from compressor.store import Store
 from tests import sharded
 
 ONE = Scheme()
@@ -138,3 +142,13 @@ def test_what_is_not_finite_stops_all_processes(alone, pair) -> None:
         assert "last checkpoint before that step" in gradient
     else:
         assert gradient == told(alone, "overflown")["error"]
+
+
+@ZERO
+def test_rounded_weights_are_refused_where_rows_are_cut_apart(recipe, tmp_path) -> None:
+    """ZeRO's third stage, at planning, with what to take instead; the second is fine."""
+    path = str(recipe(("finetune: {epochs: 1}", "finetune: {quantization_aware: int8}")))
+    store = Store(tmp_path / "store")
+    with pytest.raises(RecipeError, match=r"quantization_aware: ZeRO's third stage .* fsdp2 or ze"):
+        plan(compose(path, ["launch.config_file=zero3"]), store)
+    assert plan(compose(path, ["launch.config_file=zero2"]), store).nodes
