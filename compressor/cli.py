@@ -144,9 +144,9 @@ def _planned(recipe: str, overrides: Sequence[str]) -> tuple[Composed, Store, Pl
 
 def run_command(given: argparse.Namespace) -> int:
     """`compressor run`."""
+    from compressor.launcher import started_by_launcher
     from compressor.runner import execute
     from compressor.sweeps.sweep import multirun
-    from compressor.worker import started_by_launcher
 
     launcher = started_by_launcher()
     if launcher is not None:
