@@ -38,6 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compressor.data.sources import Data
 from compressor.errors import Problem, RecipeError, nearest
 from compressor.objective import Objective
+from compressor.search import Search
 from compressor.stage import Launch
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$"
@@ -61,6 +62,7 @@ class Recipe(BaseModel):
     training: dict[str, Any] = Field({}, description="Defaults of stages that train.")
     launch: Launch = Field(default_factory=Launch)
     objective: Objective | None = Field(None, description="What makes a point of a sweep better.")
+    search: Search | None = Field(None, description="How `run -m` looks for the best point.")
 
 
 @dataclass(frozen=True)

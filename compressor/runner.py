@@ -11,7 +11,7 @@ from rich.console import Console
 
 from compressor.engine import Engine
 from compressor.plan import Plan
-from compressor.progress import Progress
+from compressor.progress import Progress, Watch
 from compressor.run import Run, new_folder, table
 from compressor.store import Store
 from compressor.tables import (
@@ -51,16 +51,25 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def execute(
-    plan: Plan, store: Store, folder: Path | None, console: Console, *, quiet: bool = False
+    plan: Plan,
+    store: Store,
+    folder: Path | None,
+    console: Console,
+    *,
+    quiet: bool = False,
+    watch: Watch | None = None,
 ) -> Path:
-    """Run a plan into `folder` (default: a new one under `runs/`), print its table, return it."""
+    """Run a plan into `folder` (default: a new one under `runs/`), print its table, return it.
+
+    `watch` hears all events, and may raise Stopped.
+    """
     plan.require_reachable()
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     recipe = plan.composed.recipe
     folder = folder or new_folder(Path(recipe.outputs).expanduser() / "runs" / recipe.name)
     run = Run.create(folder, plan, store)
-    progress = Progress(console, folder / "events.jsonl", quiet=quiet)
+    progress = Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch)
     Engine(plan, store, run, progress).execute()
     print_results(run.records, console)
     console.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)

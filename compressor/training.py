@@ -187,6 +187,7 @@ class Training:
         history = self._restore()
         if history.step:
             self.progress.say(f"  goes on from step {history.step} of {total}")
+            self.progress.event("resumed", validation_losses=history.validation_losses)
         with self._dropout(), self.progress.bar(self.title, total, history.step) as bar:
             while history.step < total:
                 self._epoch(history, total, bar)

@@ -24,12 +24,14 @@ from compressor import machine
 from compressor.data.sources import Data
 from compressor.errors import StageError, Unreachable
 from compressor.processes import environment
-from compressor.progress import Progress
+from compressor.progress import Progress, print_event
 from compressor.stage import Context, Inputs, Launch, Stage, stage_class
 from compressor.store import Store
 
 TASK, RESULT, FAILURE = "task.json", "result.json", "failure.json"
 PARENT_POLL_SECONDS = 0.2
+ENDING_SECONDS = 45.0
+"""How long a launcher has to end its workers, which torch's kills after 30."""
 
 
 def writer_lock(key: str) -> str:
@@ -66,7 +68,6 @@ def launch(
         "folder": str(context.folder),
         "resume": str(context.resume),
         "run_folder": str(context.run_folder),
-        "events": str(context.progress.events) if context.progress.events else None,
         "quiet": context.progress.quiet,
         "data": context.data.model_dump(mode="json"),
         "seed": context.seed,
@@ -85,12 +86,10 @@ def launch(
     try:
         assert process.stdout is not None
         for line in process.stdout:  # rank 0's progress; the others are quiet
-            context.progress.say(line.decode(errors="replace").rstrip("\n"))
+            context.progress.relay(line.decode(errors="replace"))
         code = process.wait()
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _end(process)
         log.close()
     if (failure := task_folder / FAILURE).is_file():
         raise StageError(json.loads(failure.read_text(encoding="utf-8"))["reason"])
@@ -104,6 +103,19 @@ def launch(
     task_folder.rmdir()
     model: dict[str, Any] | None = result["model"]
     return model
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that is still there, and what it started. torch's launcher has to be asked:
+    it gives each worker a session of its own.
+    """
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _launcher(stage: Stage, launch: Launch) -> list[str]:
@@ -168,8 +180,9 @@ def main(path: Path) -> int:
     task = json.loads(path.read_text(encoding="utf-8"))
     _end_with(task["parent"])
     rank = int(os.environ.get("RANK", "0"))
-    events = Path(task["events"]) if task["events"] and rank == 0 else None
-    progress = Progress(Console(file=sys.stdout), events, quiet=task["quiet"] or rank != 0)
+    watch = print_event if rank == 0 else None
+    quiet = task["quiet"] or rank != 0
+    progress = Progress(Console(file=sys.stdout), quiet=quiet, watch=watch)
     stage = stage_class(task["kind"]).model_validate(task["stage"])
     model_folder = task["model_folder"]
     inputs = Inputs(

@@ -32,6 +32,8 @@ class Standing:
     stage: str = ""
     """That it is in, or was in when it ended."""
     error: str | None = None
+    pruned: str | None = None
+    """Why it was stopped early."""
     cached: int = 0
     stages: int = 0
     """Records so far, and how many of them were in the store already."""
@@ -119,6 +121,7 @@ class SweepFolder:
             state,
             stage=stage or "",
             error=ended["error"],
+            pruned=ended.get("pruned"),
             cached=sum(record["cached"] for record in records),
             stages=len(records),
             seconds=ended["seconds"],

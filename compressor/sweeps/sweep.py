@@ -6,11 +6,11 @@ Points share one store, so that what they have in common runs once, whichever la
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -26,6 +26,16 @@ from compressor.tables import Column, print_columns
 
 POLL_SECONDS = 2.0
 """Between two looks at the points' folders."""
+
+
+class Sweep(Protocol):
+    """Points that are run, or have been; of a search, those that were drawn so far."""
+
+    @property
+    def base(self) -> Composed: ...
+
+    @property
+    def points(self) -> Sequence[Point]: ...
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,7 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     `reachable`: whether something on a network that cannot be reached is an error too.
     Raises RecipeError with the problems of all points.
     """
-    settings = [item for item in overrides if _is_hydras(item)]
-    own = [item for item in overrides if item not in settings]
-    set_here = {_key(item) for item in own}
-    own = [p for p in swept_in_recipe(recipe, overrides) if _key(p) not in set_here] + own
+    settings, own = divided(recipe, overrides)
     problems: list[Problem] = []
     warnings: list[Problem] = []
     composed, steps = [], []
@@ -83,6 +90,15 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
         raise RecipeError("outputs: points share one store; it cannot differ between them")
     warnings = list(dict.fromkeys(warnings))
     return Grid(recipe, tuple(settings), tuple(composed), SharedStages(steps), tuple(warnings))
+
+
+def divided(recipe: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides of `hydra`, those of points), the second with what the recipe itself sweeps."""
+    settings = [item for item in overrides if _is_hydras(item)]
+    own = [item for item in overrides if item not in settings]
+    set_here = {_key(item) for item in own}
+    own = [p for p in swept_in_recipe(recipe, overrides) if _key(p) not in set_here] + own
+    return settings, own
 
 
 def _is_hydras(override: str) -> bool:
@@ -173,7 +189,7 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
 
 
 @contextmanager
-def watched(grid: Grid, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
+def watched(grid: Sweep, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
     """Keep the sweep's page and table as the points' folders are, until the sweep has ended.
 
     Where points do not run `here`, say what became of each.
@@ -203,7 +219,7 @@ def watched(grid: Grid, folder: SweepFolder, console: Console, *, here: bool) ->
             look()
 
 
-def standings(grid: Grid, folder: SweepFolder) -> dict[str, Standing]:
+def standings(grid: Sweep, folder: SweepFolder) -> dict[str, Standing]:
     objective = grid.base.recipe.objective
     goals = objective.goals if objective is not None else ()
     return {point.name: folder.standing(point.name, goals) for point in grid.points}
@@ -213,6 +229,8 @@ def summary(standing: Standing) -> str:
     """What a person hears of a point that has ended."""
     if standing.error is not None:
         return f"failed: {standing.error}"
+    if standing.pruned is not None:
+        return f"stopped early: {standing.pruned}"
     shown = ("rougeLsum", "micro_f1", "nonzero_ratio")
     facts = [f"{k} {standing.metrics[k]:.4f}" for k in shown if k in standing.metrics]
     cached = f"{standing.cached}/{standing.stages} cached"
@@ -230,8 +248,13 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 """Key of a point's number, heading, and how the value is written."""
 
 
-def print_points(grid: Grid, folder: SweepFolder, console: Console) -> int:
-    """Print the table of points; 0 if all are done, else 1."""
+def print_points(
+    grid: Sweep, folder: SweepFolder, console: Console, *, best: Collection[str] | None = None
+) -> int:
+    """Print the table of points; 0 if all are done, or were stopped early, else 1.
+
+    `best`: of a search, the names of the best points, which are marked.
+    """
     found = standings(grid, folder)
     rows = list(found.values())
     objective = grid.base.recipe.objective
@@ -243,6 +266,8 @@ def print_points(grid: Grid, folder: SweepFolder, console: Console) -> int:
     for goal in objective.goals if objective is not None else ():
         values = [row.metrics.get(goal.path) for row in rows]
         columns.append(Column(goal.path, ["" if v is None else f"{v:.4g}" for v in values]))
+    if best is not None:
+        columns.append(Column("best", ["*" if name in best else "" for name in found]))
     columns += [
         Column("cached", [f"{row.cached}/{row.stages}" if row.stages else "" for row in rows]),
         Column("seconds", [f"{row.seconds:.1f}" for row in rows]),
@@ -250,6 +275,7 @@ def print_points(grid: Grid, folder: SweepFolder, console: Console) -> int:
     print_columns(Column("point", list(found), "left", widest=40), columns, console)
     for name, row in found.items():
         if row.state != "done":
-            _say(console, f"{name}: {summary(row) if row.error else 'did not end'}")
+            ended = row.error or row.pruned
+            _say(console, f"{name}: {summary(row) if ended else 'did not end'}")
     _say(console, f"sweep: {folder.path}")
     return 0 if all(row.state in {"done", "pruned"} for row in rows) else 1
