@@ -8,6 +8,7 @@ like is compared with like, and a search may have any number of goals. It runs w
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,10 @@ class StageLosses:
         self._values.append(loss)
         epoch = len(self._values)
         self._trial.report(loss, epoch)
-        if self._trial.should_prune():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, where no loss is a number
+            stop = self._trial.should_prune()
+        if stop:
             reason = (
                 f"after epoch {epoch} of {self.stage!r} the best validation loss, "
                 f"{min(self._values):.4g}, is above the {self._limit} of the trials before"

@@ -199,7 +199,7 @@ def watched(grid: Sweep, folder: SweepFolder, console: Console, *, here: bool) -
 
     def look() -> None:
         for name, standing in standings(grid, folder).items():
-            if standing.state in {"done", "failed", "pruned"} and name not in told:
+            if not here and standing.state in {"done", "failed", "pruned"} and name not in told:
                 told.add(name)
                 _say(console, f"{name}: {summary(standing)}")
 
@@ -207,7 +207,7 @@ def watched(grid: Sweep, folder: SweepFolder, console: Console, *, here: bool) -
         while not ended.wait(POLL_SECONDS):
             look()
 
-    told.update(n for n, s in standings(grid, folder).items() if here or s.state == "done")
+    told.update(n for n, s in standings(grid, folder).items() if s.state in {"done", "pruned"})
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
