@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NAME ?= finetune
 
-.PHONY: install demo test lint bench lock clean
+.PHONY: install demo test test-browser test-cluster lint bench lock clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,20 @@ demo: install
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto
+
+# Sweeps on a SLURM cluster of this one machine, and on Ray. As root: it installs Debian's slurm-wlm
+# and munge, and Ray's launcher into the environment, and starts daemons on the loopback interface.
+test-cluster: install
+	$(BIN)/python -m pip install --quiet "hydra-ray-launcher>=1.2.2"
+	tests/cluster/slurm.sh start
+	$(BIN)/python -m pytest tests/cluster; code=$$?; tests/cluster/slurm.sh stop; exit $$code
+
+# The tests of pages in a real browser, Debian's chromium; without it they are skipped, and say so.
+test-browser: install
+	command -v chromium > /dev/null || test "$$(id -u)" != 0 || { apt-get update --quiet=2 && \
+		apt-get install --quiet=2 --yes --no-install-recommends chromium; }
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock -e '.[browser]'
+	$(BIN)/python -m pytest -rs tests/sweeps/test_page.py
 
 lint: install
 	$(BIN)/ruff check .

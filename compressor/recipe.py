@@ -6,14 +6,15 @@ Hydra composes; this module finds the recipe, turns every error of Hydra, YAML a
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from hydra import compose as hydra_compose
@@ -30,6 +31,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -65,6 +67,13 @@ class Recipe(BaseModel):
     search: Search | None = Field(None, description="How `run -m` looks for the best point.")
 
 
+@lru_cache(maxsize=256)
+def _tree(file: Path, changed: int, size: int) -> yaml.Node | None:
+    """A file is parsed again only when it has changed: a sweep reads it for each point."""
+    loaded: yaml.Node | None = yaml.compose(file.read_text(encoding="utf-8"))
+    return loaded
+
+
 @dataclass(frozen=True)
 class Source:
     """One file that went into a composed recipe, and the package that its keys landed in."""
@@ -75,8 +84,8 @@ class Source:
     @cached_property
     def tree(self) -> yaml.Node | None:
         """The YAML nodes with their line numbers."""
-        loaded: yaml.Node | None = yaml.compose(self.file.read_text(encoding="utf-8"))
-        return loaded
+        about = self.file.stat()
+        return _tree(self.file, about.st_mtime_ns, about.st_size)
 
     def line(self, path: Sequence[str]) -> tuple[int, int] | None:
         """(how many parts of `path` this file has, line of the last of them), or None."""
@@ -195,8 +204,8 @@ def with_prefixes(overrides: Sequence[str]) -> list[str]:
 
 def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     """The overrides that Hydra gets: the user's own, and where checked-in groups are found."""
-    # `pkg://` would import the folder; `file://` only reads it.
-    searchpath, job = quoted(f"file://{recipes_folder()}"), quoted(name)
+    # `pkg://` would import the folder; this only reads it.
+    searchpath, job = quoted(f"{RecipeFolder.scheme()}://{recipes_folder()}"), quoted(name)
     return [
         *with_prefixes(overrides),
         f"hydra.searchpath=[{searchpath}]",
@@ -227,12 +236,26 @@ class RecipeFolder(FileConfigSource):
     `outputs` where runs have made a folder of that name beside the recipe.
     """
 
+    _loaded: ClassVar[dict[tuple[str, int, int, str], ConfigResult]] = {}
+
     @staticmethod
     def scheme() -> str:
         return "recipes"
 
     def available(self) -> bool:
         return Path(self.path).is_dir()
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """A file is parsed again only when it has changed: a sweep composes it for each point."""
+        file = Path(self.path, self._normalize_file_name(config_path))
+        try:
+            about = file.stat()
+        except OSError:
+            return super().load_config(config_path)
+        key = (str(file), about.st_mtime_ns, about.st_size, self.provider)
+        if key not in self._loaded:
+            self._loaded[key] = super().load_config(config_path)
+        return copy.deepcopy(self._loaded[key])
 
     def is_group(self, config_path: str) -> bool:
         return any(Path(self.path, config_path).glob("*.yaml"))

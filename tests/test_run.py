@@ -175,29 +175,6 @@ def test_two_processes_killed_go_on_and_leave_nobody_behind(recipe, run) -> None
     assert left.stdout == ""
 
 
-def test_a_multirun_trains_the_shared_beginning_once(recipe, run) -> None:
-    """Three prune ratios: one `finetune`; a point that fails does not stop the others."""
-    path = recipe()
-    swept = run("run", path, "-m", "stages.prune.amounts.lm_head=0.1,0.3,0.5")
-    assert swept.code == 0, swept.err
-    points = sorted(path.parent.glob("outputs/sweeps/mine/*/*/metrics.json"))
-    assert len(points) == 3
-    fresh = [
-        record["key"]
-        for point in points
-        for record in json.loads(point.read_text())
-        if record["name"] == "finetune" and not record["cached"]
-    ]
-    assert len(fresh) == 1
-    again = run("run", path, "-m", "stages.recover.learning_rate=0.001,1e30")
-    assert again.code == 1
-    assert "failed" in again.out
-    assert "weights before that step are kept" in again.err
-    wrong = run("run", path, "-m", "stages.prune.amounts.lm_head=0.2,1.5")
-    assert wrong.code == 2
-    assert len(list(path.parent.glob("outputs/sweeps/mine/*"))) == 2
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_weights(recipe, run) -> None:
     """Exit code 1, one message, no artifact of the failed stage, the last weights kept."""
     path = recipe()

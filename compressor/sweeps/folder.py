@@ -8,39 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from compressor.objective import Goal
 from compressor.plan import digest
 from compressor.recipe import Composed
 from compressor.run import new_folder, read_metrics, table
 from compressor.store import Store, write_json
+from compressor.sweeps.points import Point
+from compressor.sweeps.state import Standing, State
 
 ABOUT, OUTCOME = "sweep.json", "point.json"
-
-State = Literal["waiting", "running", "done", "failed", "pruned"]
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How far a point is, as its folder tells."""
-
-    state: State
-    stage: str = ""
-    """That it is in, or was in when it ended."""
-    error: str | None = None
-    pruned: str | None = None
-    """Why it was stopped early."""
-    cached: int = 0
-    stages: int = 0
-    """Records so far, and how many of them were in the store already."""
-    seconds: float = 0.0
-    model: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the last model that was looked at, and those of the objective by their path."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +82,13 @@ class SweepFolder:
         except (OSError, json.JSONDecodeError):
             return False
 
-    def standing(self, name: str, goals: Sequence[Goal]) -> Standing:
+    def standing(self, point: Point, goals: Sequence[Goal]) -> Standing:
         """How far a point is."""
-        outcome = self.outcome(name)
-        stage = self._stage(name)
+        outcome, stage = self.outcome(point.name), self._stage(point.name)
         if outcome is None and stage is None:
-            return Standing("waiting")
+            return Standing(point.name, point.differs)
         try:
-            records = read_metrics(self.point(name))
+            records = read_metrics(self.point(point.name))
         except (OSError, json.JSONDecodeError):
             records = []
         ended = outcome or {"error": None, "seconds": 0.0}
@@ -118,14 +98,15 @@ class SweepFolder:
         elif ended.get("pruned"):
             state = "pruned"
         return Standing(
+            point.name,
+            point.differs,
             state,
-            stage=stage or "",
+            stage=stage,
             error=ended["error"],
             pruned=ended.get("pruned"),
             cached=sum(record["cached"] for record in records),
             stages=len(records),
             seconds=ended["seconds"],
-            model=_last_row(records).get("model", ""),
             metrics=_numbers(records, goals),
         )
 
@@ -141,13 +122,9 @@ class SweepFolder:
         return ""
 
 
-def _last_row(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    rows = table(records) if records else []
-    return rows[-1] if rows else {}
-
-
 def _numbers(records: Sequence[Mapping[str, Any]], goals: Sequence[Goal]) -> dict[str, float]:
-    row = _last_row(records)
+    rows = table(records) if records else []
+    row = rows[-1] if rows else {}
     found = {
         key: value
         for key, value in row.items()

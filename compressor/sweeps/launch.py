@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hydra._internal.callbacks import Callbacks
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from compressor.errors import RecipeError, StageError, Stopped, Unreachable, nearest
-from compressor.plan import plan
+from compressor.plan import digest, plan
 from compressor.progress import Watch
 from compressor.recipe import (
     COMPOSITION_ERRORS,
@@ -76,7 +77,8 @@ class Launched:
             self.launcher.launch(jobs, self.started)
         except Exception as error:  # what a launcher's library raises
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise StageError(f"the launcher stopped: {reason}") from error
+            more = "what it had started may still run; the same command goes on from there"
+            raise StageError(f"the launcher stopped: {reason} ({more})") from error
         finally:
             self.started += len(points)
 
@@ -168,11 +170,27 @@ def run_point(
 ) -> None:
     """Run one point, wherever it was launched. What came of it is in its folder.
 
-    Beside other points it writes to a log of its own.
+    Beside other points it writes to a log of its own. A job of a sweep whose command was killed may
+    still run this very point: it is waited for.
     """
     os.chdir(cwd)  # a launcher's worker may have begun elsewhere
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
+    store = Store.of(base.recipe.outputs)
+    with store.lock(f"point-{digest(str(folder))}", lambda: None):
+        _run_in(folder, config, settings, base, here=here, quiet=quiet, watch=watch)
+
+
+def _run_in(
+    folder: Path,
+    config: DictConfig,
+    settings: HydraConf,
+    base: Composed,
+    *,
+    here: bool,
+    quiet: bool,
+    watch: Callable[[str], Watch] | None,
+) -> None:
     overrides = tuple(str(item).lstrip("+") for item in settings.overrides.task)
     if here:
         console = Console(width=None if sys.stdout.isatty() else 200)

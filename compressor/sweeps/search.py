@@ -23,7 +23,7 @@ from compressor.sweeps.folder import OUTCOME, SweepFolder
 from compressor.sweeps.launch import Launched, launched
 from compressor.sweeps.points import Point, folder_name
 from compressor.sweeps.search_plan import PlannedSearch, planned_search, require_optuna
-from compressor.sweeps.sweep import print_points, watched
+from compressor.sweeps.sweep import print_points, state, watched
 
 if TYPE_CHECKING:
     from compressor.sweeps.study import Study, Trial
@@ -68,7 +68,7 @@ def _search(asked: PlannedSearch, folder: SweepFolder, console: Console, *, quie
         while trouble is None and (drawn := study.next()):
             trouble = trials.run(launcher, drawn)
             _say(console, trials.progress())
-    code = print_points(trials, folder, console, best=trials.best)
+    code = print_points(state(trials, folder), folder, console)
     _print_best(trials, console)
     if trouble is not None:
         raise StageError(trouble)
@@ -86,6 +86,10 @@ class Trials:
     @property
     def base(self) -> Composed:
         return self.asked.base
+
+    @property
+    def counts(self) -> None:
+        """What trials share is known when they were drawn."""
 
     @property
     def best(self) -> list[str]:
@@ -132,7 +136,7 @@ class Trials:
         if outcome["pruned"] is not None:
             return self.study.tell(number, TrialState.PRUNED)
         found = self._values(point)
-        lacking = [path for path, value in found.items() if value is None or math.isnan(value)]
+        lacking = [path for path, v in found.items() if v is None or not math.isfinite(v)]
         if lacking:
             error = f"its objective is no number: {', '.join(lacking)}"
             write_json(self.folder.point(point.name) / OUTCOME, outcome | {"error": error})
@@ -150,11 +154,11 @@ class Trials:
 
     def _note(self) -> None:
         """Bring `sweep.json` up to date."""
-        recipe, search = self.base.recipe, self.asked.search
-        stages = len(self.asked.middle.steps)
+        asked, search = self.asked, self.asked.search
+        stages = len(asked.middle.steps)
+        given = redacted([asked.recipe, "-m", *asked.overrides])
         self.folder.update(
-            recipe=recipe.name,
-            description=recipe.description,
+            command=shlex.join(["compressor", "run", *given]),
             points={
                 point.name: {
                     "differs": redacted(dict(point.differs)),
@@ -165,8 +169,8 @@ class Trials:
             },
             search={
                 **search.model_dump(mode="json"),
-                "objective": {goal.path: goal.direction for goal in self.asked.objective.goals},
-                "space": self.asked.space.describe(),
+                "objective": {goal.path: goal.direction for goal in asked.objective.goals},
+                "space": asked.space.describe(),
                 "best": self.best,
             },
         )

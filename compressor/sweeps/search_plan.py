@@ -13,6 +13,7 @@ from rich.text import Text
 
 from compressor.errors import Problem, RecipeError
 from compressor.objective import Objective
+from compressor.pages.numbers import duration
 from compressor.plan import digest, plan
 from compressor.recipe import Composed, compose
 from compressor.search import Search
@@ -20,7 +21,7 @@ from compressor.store import Store
 from compressor.sweeps.points import Point
 from compressor.sweeps.space import Space, space_of
 from compressor.sweeps.sweep import divided
-from compressor.sweeps.tree import Planned, Recorded, SharedStages, Step, duration
+from compressor.sweeps.tree import Planned, Recorded, SharedStages, Step
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class PlannedSearch:
     """A search whose space was tried at both ends of each interval and at each choice."""
 
     recipe: str
+    overrides: tuple[str, ...]
+    """As they were given."""
     settings: tuple[str, ...]
     """Overrides of `hydra`: which launcher, and how."""
     space: Space
@@ -102,7 +105,13 @@ def planned_search(recipe: str, overrides: Sequence[str], *, reachable: bool) ->
         raise RecipeError(list(dict.fromkeys(problems)))
     warnings = list(dict.fromkeys(warnings))
     return PlannedSearch(
-        recipe, tuple(settings), space, composed[0], SharedStages(steps), tuple(warnings)
+        recipe,
+        tuple(overrides),
+        tuple(settings),
+        space,
+        composed[0],
+        SharedStages(steps),
+        tuple(warnings),
     )
 
 

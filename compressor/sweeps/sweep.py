@@ -5,30 +5,44 @@ Points share one store, so that what they have in common runs once, whichever la
 
 from __future__ import annotations
 
+import shlex
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 
 from compressor.errors import Problem, RecipeError, StageError
+from compressor.objective import Direction
 from compressor.plan import digest, plan
 from compressor.recipe import Composed, compose, redacted
 from compressor.store import Store
-from compressor.sweeps.folder import Standing, SweepFolder, asked
+from compressor.sweeps.folder import SweepFolder, asked
 from compressor.sweeps.launch import Launched, launched, swept_in_recipe
+from compressor.sweeps.page import write_page
 from compressor.sweeps.points import Point, parsed, spanned
+from compressor.sweeps.spreadsheet import write_csv
+from compressor.sweeps.state import Standing, Sweep
 from compressor.sweeps.tree import Planned, Recorded, SharedStages, print_tree
 from compressor.tables import Column, print_columns
 
 POLL_SECONDS = 2.0
 """Between two looks at the points' folders."""
+PAGE, SPREADSHEET = "sweep.html", "sweep.csv"
+TRADE_OFF: tuple[tuple[str, Direction], ...] = (
+    ("rougeLsum", "maximize"),
+    ("micro_f1", "maximize"),
+    ("bytes", "minimize"),
+    ("latency_p50_ms", "minimize"),
+)
+"""What points are compared by where the recipe has no objective: of these, what was measured."""
 
 
-class Sweep(Protocol):
+class Points(Protocol):
     """Points that are run, or have been; of a search, those that were drawn so far."""
 
     @property
@@ -37,12 +51,18 @@ class Sweep(Protocol):
     @property
     def points(self) -> Sequence[Point]: ...
 
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """(distinct stages, stages of all points), where they are known before the points run."""
+
 
 @dataclass(frozen=True)
 class Grid:
     """A planned sweep over values that can be counted."""
 
     recipe: str
+    overrides: tuple[str, ...]
+    """As they were given."""
     settings: tuple[str, ...]
     """Overrides of `hydra`: which launcher, and how."""
     composed: tuple[Composed, ...]
@@ -60,6 +80,10 @@ class Grid:
     @property
     def points(self) -> list[Point]:
         return [each.point for each in self.shared.planned]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return self.shared.distinct, self.shared.naive
 
 
 def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
@@ -89,7 +113,14 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     if len({each.recipe.outputs for each in composed}) > 1:
         raise RecipeError("outputs: points share one store; it cannot differ between them")
     warnings = list(dict.fromkeys(warnings))
-    return Grid(recipe, tuple(settings), tuple(composed), SharedStages(steps), tuple(warnings))
+    return Grid(
+        recipe,
+        tuple(overrides),
+        tuple(settings),
+        tuple(composed),
+        SharedStages(steps),
+        tuple(warnings),
+    )
 
 
 def divided(recipe: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -139,7 +170,7 @@ def multirun(recipe: str, overrides: Sequence[str], console: Console, *, quiet: 
             watched(grid, folder, console, here=launcher.here or not missing),
         ):
             trouble = _run(launcher, missing)
-    code = print_points(grid, folder, console)
+    code = print_points(state(grid, folder), folder, console)
     if trouble is not None:
         raise StageError(trouble)
     return code
@@ -172,10 +203,8 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
         }
         for each in grid.shared.planned
     }
-    recipe = grid.base.recipe
     folder.update(
-        recipe=recipe.name,
-        description=recipe.description,
+        command=shlex.join(["compressor", "run", *redacted([grid.recipe, "-m", *grid.overrides])]),
         points=now,
         distinct=grid.shared.distinct,
         naive=grid.shared.naive,
@@ -189,40 +218,59 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
 
 
 @contextmanager
-def watched(grid: Sweep, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
+def watched(grid: Points, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
     """Keep the sweep's page and table as the points' folders are, until the sweep has ended.
 
     Where points do not run `here`, say what became of each.
     """
     ended = threading.Event()
-    told: set[str] = set()
+    seen: Sweep | None = None
+    told = {e.name for e in state(grid, folder).points if e.state in {"done", "pruned"}}
 
-    def look() -> None:
-        for name, standing in standings(grid, folder).items():
-            if not here and standing.state in {"done", "failed", "pruned"} and name not in told:
-                told.add(name)
-                _say(console, f"{name}: {summary(standing)}")
+    def look(*, running: bool) -> None:
+        nonlocal seen
+        now = state(grid, folder, running=running)
+        for each in now.points:
+            over = each.state in {"done", "failed", "pruned"}
+            if over and not here and each.name not in told:
+                told.add(each.name)
+                _say(console, f"{each.name}: {summary(each)}")
+        if now != seen:
+            seen = now
+            write_page(folder.path / PAGE, now)
+            write_csv(folder.path / SPREADSHEET, now)
 
     def follow() -> None:
         while not ended.wait(POLL_SECONDS):
-            look()
+            look(running=True)
 
-    told.update(n for n, s in standings(grid, folder).items() if s.state in {"done", "pruned"})
     follower = threading.Thread(target=follow, daemon=True)
+    look(running=True)
     follower.start()
     try:
         yield
     finally:
         ended.set()
         follower.join()
-        if not here:
-            look()
+        look(running=False)
 
 
-def standings(grid: Sweep, folder: SweepFolder) -> dict[str, Standing]:
-    objective = grid.base.recipe.objective
-    goals = objective.goals if objective is not None else ()
-    return {point.name: folder.standing(point.name, goals) for point in grid.points}
+def state(grid: Points, folder: SweepFolder, *, running: bool = False) -> Sweep:
+    """The sweep as its folder is now."""
+    recipe, about = grid.base.recipe, folder.about()
+    goals = recipe.objective.goals if recipe.objective is not None else ()
+    distinct, naive = grid.counts or (None, None)
+    return Sweep(
+        recipe.name,
+        [folder.standing(point, goals) for point in grid.points],
+        [(goal.path, goal.direction) for goal in goals] or TRADE_OFF,
+        description=recipe.description,
+        command=about["command"],
+        started=datetime.fromisoformat(about["started"]),
+        running=running,
+        distinct_stages=distinct,
+        naive_stages=naive,
+    )
 
 
 def summary(standing: Standing) -> str:
@@ -248,34 +296,29 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 """Key of a point's number, heading, and how the value is written."""
 
 
-def print_points(
-    grid: Sweep, folder: SweepFolder, console: Console, *, best: Collection[str] | None = None
-) -> int:
-    """Print the table of points; 0 if all are done, or were stopped early, else 1.
-
-    `best`: of a search, the names of the best points, which are marked.
-    """
-    found = standings(grid, folder)
-    rows = list(found.values())
-    objective = grid.base.recipe.objective
+def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
+    """Print the table of points; 0 if all are done, else 1."""
+    rows = sweep.points
+    goals = [path for path, _ in sweep.objectives if "." in path]
+    named = {path.rpartition(".")[2] for path in goals}
     columns = [
         Column(heading, [write(r.metrics[key]) if key in r.metrics else "" for r in rows])
         for key, heading, write in COLUMNS
-        if any(key in row.metrics for row in rows)
+        if key not in named and any(key in row.metrics for row in rows)
     ]
-    for goal in objective.goals if objective is not None else ():
-        values = [row.metrics.get(goal.path) for row in rows]
-        columns.append(Column(goal.path, ["" if v is None else f"{v:.4g}" for v in values]))
-    if best is not None:
-        columns.append(Column("best", ["*" if name in best else "" for name in found]))
     columns += [
         Column("cached", [f"{row.cached}/{row.stages}" if row.stages else "" for row in rows]),
         Column("seconds", [f"{row.seconds:.1f}" for row in rows]),
     ]
-    print_columns(Column("point", list(found), "left", widest=40), columns, console)
-    for name, row in found.items():
+    if sweep.compared():
+        columns.append(Column("front", ["●" if on else "" for on in sweep.on_front()], "left"))
+    print_columns(Column("point", [r.name for r in rows], "left", widest=40), columns, console)
+    if aims := ", ".join(f"{path} ({aim[:3]}.)" for path, aim in sweep.compared()):
+        _say(console, f"● on the Pareto front of {aims}")
+    for row in rows:
         if row.state != "done":
             ended = row.error or row.pruned
-            _say(console, f"{name}: {summary(row) if ended else 'did not end'}")
+            _say(console, f"{row.name}: {summary(row) if ended else 'did not end'}")
     _say(console, f"sweep: {folder.path}")
+    _say(console, f"page: {folder.path / PAGE}")
     return 0 if all(row.state in {"done", "pruned"} for row in rows) else 1

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from compressor import machine
+from compressor.pages.numbers import duration
 from compressor.plan import Plan
 from compressor.store import MANIFEST, Store
 from compressor.sweeps.points import Point
@@ -172,14 +173,6 @@ def _time(seconds: Sequence[float | None]) -> str:
     if not known:
         return "time unknown"
     return f"{'≥' if len(known) < len(seconds) else '≈'} {duration(sum(known))}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def _print_times(shared: SharedStages, recorded: Recorded, console: Console) -> None:

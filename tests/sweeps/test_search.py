@@ -517,6 +517,6 @@ search: {trials: 6, sampler: nsga2, random_trials: 4, at_once: 2}
     ]
     about = json.loads((folder / "sweep.json").read_text())
     assert about["search"]["best"] == front
-    marked = [line for line in done.out.splitlines() if " * " in line]
+    marked = [line for line in done.out.splitlines() if "●" in line and "│" in line]
     assert len(marked) == len(front) and all(line[2:5].isdigit() for line in marked)
     assert f"compressor run {path} " in done.out

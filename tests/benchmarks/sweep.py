@@ -1,0 +1,94 @@
+"""A sweep on the store against the same runs without it, and against what its stages cost alone.
+
+    make bench NAME=sweep
+
+Six prune ratios of the demo. In turn: three runs with a store each, the sweep, three more runs. The
+ideal is what those runs measured: the shared stages once, their mean, and the six tails. Not asked:
+quality, and how long planning or imports take by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from compressor.processes import environment
+from tests.benchmarks.report import write
+
+KEY = "stages.prune.amounts.lm_head"
+VALUES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+
+
+def timed(folder: Path, *arguments: str) -> float:
+    """Seconds of one command, from its start to its end."""
+    started = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "compressor", "run", "demo", *arguments],
+        cwd=folder,
+        env=environment(),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return time.monotonic() - started
+
+
+def stages(folder: Path) -> dict[str, float]:
+    """Key → seconds of each stage that a run, or any point of a sweep, made."""
+    return {
+        record["key"]: record["made_in_seconds"]
+        for path in folder.rglob("metrics.json")
+        for record in json.loads(path.read_text(encoding="utf-8"))
+        if not record["cached"]
+    }
+
+
+def main() -> None:
+    """Run both, compare, write `outputs/bench/sweep.json`."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        alone: list[dict[str, Any]] = []
+
+        def run_alone(value: float) -> None:
+            outputs = f"alone-{value}"
+            seconds = timed(folder, f"{KEY}={value}", f"outputs={outputs}")
+            alone.append({"seconds": seconds, "stages": stages(folder / outputs / "runs")})
+
+        for value in VALUES[:3]:
+            run_alone(value)
+        swept = timed(folder, "-m", f"{KEY}={','.join(map(str, VALUES))}", "outputs=swept")
+        made = stages(folder / "swept" / "sweeps")
+        again = timed(folder, "-m", f"{KEY}={','.join(map(str, VALUES))}", "outputs=swept")
+        for value in VALUES[3:]:
+            run_alone(value)
+
+    everywhere = set.intersection(*(set(each["stages"]) for each in alone))
+    shared = statistics.mean(sum(each["stages"][k] for k in everywhere) for each in alone)
+    tails = [sum(s for k, s in each["stages"].items() if k not in everywhere) for each in alone]
+    ideal = shared + sum(tails)
+    without = sum(each["seconds"] for each in alone)
+    write(
+        "sweep",
+        {
+            "points": len(VALUES),
+            "seconds": round(swept, 1),
+            "seconds_of_the_same_command_again": round(again, 2),
+            "seconds_without_the_store": round(without, 1),
+            "shared_stages_seconds": round(shared, 1),
+            "tails_seconds": [round(tail, 1) for tail in tails],
+            "over_shared_once_and_tails": round(swept / ideal, 3),
+            "over_its_own_stages": round(swept / sum(made.values()), 3),
+            "times_faster_than_without": round(without / swept, 2),
+            "distinct_stages": len(made),
+            "stages_without_the_store": sum(len(each["stages"]) for each in alone),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""SLURM and Ray for real, on one machine: `make test-cluster`. Skipped where they are not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import RECIPE, compressor
+from tests.sweeps.test_sweep import SWEEP, made, sweep_folder, table
+
+
+def _slurm_is_up() -> bool:
+    if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
+        return False
+    asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, check=False)
+    return asked.returncode == 0 and bool(asked.stdout.strip())
+
+
+needs_slurm = pytest.mark.skipif(
+    not _slurm_is_up(), reason="no SLURM here: tests/cluster/slurm.sh start"
+)
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None,
+    reason="needs pip install 'compressor[ray]'",
+)
+SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1")
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The table of the same sweep by Hydra's basic launcher."""
+    folder = tmp_path_factory.mktemp("basic")
+    (folder / "mine.yaml").write_text(RECIPE)
+    done = compressor("run", "mine.yaml", *SWEEP, cwd=folder)
+    assert done.code == 0, done.err
+    return table(sweep_folder(folder / "outputs"))
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(SLURM, marks=needs_slurm, id="slurm"),
+        pytest.param(("hydra/launcher=ray_local",), marks=needs_ray, id="ray"),
+    ],
+)
+def test_a_launcher_gives_the_basic_one_s_bits_and_runs_nothing_twice(
+    expected, tmp_path, launcher
+) -> None:
+    """Two points at once; what both need is made by one, and the same command starts none again."""
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    done = compressor("run", "mine.yaml", *SWEEP, *launcher, cwd=tmp_path, RAY_AUTH_MODE="disabled")
+    assert done.code == 0, done.err
+    folder = sweep_folder(tmp_path / "outputs")
+    assert table(folder) == expected
+    assert len(made(folder)) == len(set(made(folder))) == 11
+    ended = [path.stat().st_mtime_ns for path in sorted(folder.glob("*/point.json"))]
+    again = compressor("run", "mine.yaml", *SWEEP, *launcher, cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert [path.stat().st_mtime_ns for path in sorted(folder.glob("*/point.json"))] == ended
+
+
+@needs_slurm
+def test_jobs_that_outlive_a_killed_command_are_joined_by_the_next(expected, tmp_path) -> None:
+    """SLURM's jobs go on when the command that submitted them is killed; the same command submits
+    its points again, and each waits for the job that has the point already.
+    """
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    command = [sys.executable, "-m", "compressor", "run", "mine.yaml", *SWEEP, *SLURM]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/**/events.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = compressor("run", "mine.yaml", *SWEEP, *SLURM, cwd=tmp_path)
+    assert done.code == 0, done.err
+    folder = sweep_folder(tmp_path / "outputs")
+    assert table(folder) == expected
+
+
+@needs_slurm
+def test_cancelled_jobs_are_run_by_the_same_command(expected, tmp_path) -> None:
+    """As when they run out of time. This cluster keeps no accounts, so that submitit cannot learn
+    of it and waits: the command is ended by hand, without a traceback, and given again.
+    """
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compressor", "run", "mine.yaml", *SWEEP, *SLURM],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/**/events.jsonl")):
+        time.sleep(0.05)
+    subprocess.run(["scancel", "--name", "mine"], check=True)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, out
+    assert "the same command goes on from here" in out
+    assert "Traceback" not in out
+    done = compressor("run", "mine.yaml", *SWEEP, *SLURM, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert table(sweep_folder(tmp_path / "outputs")) == expected

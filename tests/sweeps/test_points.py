@@ -1,0 +1,79 @@
+"""What points a sweep has, what they are called, and what they share."""
+
+from __future__ import annotations
+
+import pytest
+
+from compressor.errors import RecipeError
+from compressor.sweeps.points import LONGEST_NAME, Point, shortened, spanned
+from compressor.sweeps.tree import Planned, Recorded, SharedStages, Step
+
+HEAD = "stages.prune.amounts.lm_head"
+
+
+def names(*overrides: str) -> list[str]:
+    return [point.name for point in spanned(overrides)]
+
+
+def test_every_combination_once_named_by_what_differs() -> None:
+    """What is the same in all points is in no name; a key is as short as it can be."""
+    assert names("seed=3", f"{HEAD}=0.1,0.3", "training.learning_rate=range(1,3)") == [
+        "lm_head=0.1,learning_rate=1",
+        "lm_head=0.1,learning_rate=2",
+        "lm_head=0.3,learning_rate=1",
+        "lm_head=0.3,learning_rate=2",
+    ]
+    (first, *_) = spanned(["seed=3", f"{HEAD}=0.1,0.3"])
+    assert first == Point("lm_head=0.1", ("seed=3", f"{HEAD}=0.1"), {HEAD: "0.1"})
+    assert names("seed=3") == ["point"]
+    assert names("seed=3,3") == ["point"]
+    assert names("model=tiny,t5_small") == ["model=tiny", "model=t5_small"]
+    assert names("~a,b", "seed=1,2") == ["seed=1", "seed=2"]
+
+
+def test_keys_are_shortened_to_what_no_other_ends_with() -> None:
+    """Two groups of the same part keep what tells them apart."""
+    feed = "stages.prune.amounts.encoder.feed_forward"
+    other = "stages.prune.amounts.decoder.feed_forward"
+    assert shortened([feed, other, HEAD]) == {
+        feed: "encoder.feed_forward",
+        other: "decoder.feed_forward",
+        HEAD: "lm_head",
+    }
+    assert shortened(["a.seed", "seed"]) == {"a.seed": "a.seed", "seed": "seed"}
+
+
+def test_a_name_is_one_folder_whatever_the_values_are() -> None:
+    """No separator, no climbing, no more characters than a file system takes, no two alike."""
+    assert names("outputs='../up','/etc/x'") == ["outputs=.._up", "outputs=_etc_x"]
+    assert names("label='a b','a/b'")[0] == "label=a_b"
+    assert len(set(names("label='a b','a/b'"))) == 2
+    long = names(f"label={'x' * 300},{'x' * 299}y")
+    assert len(set(long)) == 2
+    assert all(len(name) <= LONGEST_NAME for name in long)
+    assert not any("/" in name or name.startswith(".") for name in names("a=.,..,...,'/'"))
+
+
+def test_what_cannot_be_counted_is_refused() -> None:
+    """An interval has no number of points; a pattern is not expanded."""
+    for wrong in (f"{HEAD}=interval(0, 1)", "model=glob(*)"):
+        with pytest.raises(RecipeError, match=wrong.partition("=")[0]):
+            spanned([wrong])
+
+
+def _planned(name: str, *keys: str, cached: str = "") -> Planned:
+    steps = tuple(Step(key[0], "kind", key, key in cached.split()) for key in keys)
+    return Planned(Point(name, (), {}), steps)
+
+
+def test_the_time_of_a_sweep_is_what_its_distinct_stages_cost() -> None:
+    """By hand: a (10 s) is shared, b1 to b3 (4 s each) are not, c is in the store.
+
+    One at a time: 10 + 3 · 4. Two: the second waits for a, ends at 14 as the first does, and the
+    third runs after it. Three: all end at 14.
+    """
+    shared = SharedStages([_planned(f"p{i}", "c", "a", f"b{i}", cached="c") for i in (1, 2, 3)])
+    recorded = Recorded({"c": 99.0}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
+    assert (shared.naive, shared.distinct) == (9, 5)
+    assert [step.key for step in shared.to_run] == ["a", "b1", "b2", "b3"]
+    assert [shared.seconds(recorded, at_once) for at_once in (1, 2, 3, 8)] == [22, 18, 14, 14]
