@@ -69,8 +69,8 @@ def _values(override: Override) -> list[str]:
     text = override.input_line
     if not override.is_discrete_sweep():
         raise RecipeError(
-            f"{text!r} is an interval, which a grid cannot count: give the recipe a `search`, such "
-            "as `search: {trials: 30}`, and an `objective`"
+            f"{text!r} is an interval, for a search: give the recipe a `search`, such as "
+            "`search: {trials: 30}`, and an `objective`"
         )
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         raise RecipeError(f"{text!r}: name each value; a pattern is not expanded")

@@ -27,14 +27,14 @@ class Standing:
     stage: str | None = None
     """The stage that it is in, while it runs."""
     error: str | None = None
-    pruned: str | None = None
-    """Why it was stopped early."""
     cached: int = 0
     """How many of its stages came from the store."""
     stages: int = 0
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the last model that was looked at, and those of the objective by their path."""
+    pruned: str | None = None
+    """Why it was stopped early."""
 
     def measured(self, metric: str) -> float | None:
         """The metric's value, or None where it is missing or not a finite number."""
