@@ -82,7 +82,10 @@ def _parser() -> argparse.ArgumentParser:
 
     run = recipe_command("run", run_command, "Run a recipe; what the store has is not run again.")
     run.add_argument(
-        "-m", "--multirun", action="store_true", help="sweep over overrides such as a=0.1,0.3"
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="sweep over overrides such as a=0.1,0.3, or search where the recipe has a `search`",
     )
     run.add_argument("-q", "--quiet", action="store_true", help="print the final table alone")
     plan = recipe_command("plan", plan_command, "Show what a run would do. Loads no weights.")

@@ -146,16 +146,27 @@ def print_search_plan(
 
 def _print_steps(asked: PlannedSearch, recorded: Recorded, console: Console) -> None:
     """The stages that run once, those that run in each trial, and their time where it is known."""
-    for title, steps in zip(("shared by all trials", "in each trial"), asked.steps, strict=True):
-        to_run = [step for step in steps if not step.cached or title == "in each trial"]
-        times = [recorded.seconds(step) for step in to_run]
-        known = sum(time for time in times if time is not None)
-        unknown = [step.name for step, time in zip(to_run, times, strict=True) if time is None]
-        cost = "cached" if steps and not to_run else duration(known) if known else ""
-        if unknown:
-            cost = f"{cost}{' and ' if cost else ''}unknown: {', '.join(unknown)}"
+    shared, own = asked.steps
+    to_run = [step for step in shared if not step.cached]
+    for title, steps, costs in (
+        ("shared by all trials", shared, to_run),
+        ("in each trial", own, own),
+    ):
         names = " → ".join(step.name for step in steps) or "nothing"
-        _say(console, f"{title}: {names}{f'  ({cost})' if cost else ''}")
+        seconds = _seconds(costs, recorded)
+        known = "cached" if not costs else duration(seconds) if seconds else "time unknown"
+        _say(console, f"{title}: {names}  ({known})" if steps else f"{title}: {names}")
+    if unknown := [s.name for s in (*to_run, *own) if recorded.seconds(s) is None]:
+        what = f"no recorded time of {', '.join(unknown)}"
+        _say(console, f"{what}, which counts as nothing: run one trial, and it is known")
+    total = _seconds(to_run, recorded) + asked.search.trials * _seconds(own, recorded)
+    if total:
+        _say(console, f"at most {duration(total)} in all, one trial after another")
+
+
+def _seconds(steps: Sequence[Step], recorded: Recorded) -> float:
+    """What steps took before; one that was never timed counts as nothing."""
+    return sum(recorded.seconds(step) or 0.0 for step in steps)
 
 
 def _say(console: Console, text: str) -> None:

@@ -321,6 +321,11 @@ def test_a_trial_is_stopped_where_the_median_says(tmp_path: Path) -> None:
     assert heard(journal, "f", [float("nan"), float("nan")]) == 2
     assert heard(journal, "c", [0.1]) == 1  # run again after a kill: it was stopped before
     assert heard(journal, "a", [9.0, 9.0, 9.0]) == 0  # and what had ended counts once, as it was
+    resumed = EpochWatch(journal, StopEarly(after_trials=2, after_epochs=2), "g")
+    resumed("stage_started", {"name": "finetune"})
+    resumed("resumed", {"validation_losses": [9.0]})  # told before it was killed
+    with pytest.raises(Stopped, match=r"after epoch 2 of 'finetune'.* 8.5, is above the median"):
+        resumed("epoch", {"epoch": 2, "validation_loss": 8.5})
     study = optuna.load_study(
         study_name="validation loss of finetune", storage=open_journal(journal)
     )
@@ -381,6 +386,8 @@ def test_bad_trials_are_stopped_and_failing_ones_stop_no_other(
             assert "learning rate 1e+30" in outcome["error"] and outcome["error"] in done.out
     about = json.loads((folder / "sweep.json").read_text())
     assert about["search"]["best"] == [name for name in sorted(ended) if name.endswith("=0.01")]
+    page = (folder / "sweep.html").read_text()
+    assert all(name in page for name in ended) and "stopped early" in page
     store = Store(tmp_path / "outputs" / "store")
     keys = {path.name for path in store.folder.iterdir() if len(path.name) == 64}
     assert len(keys) == 2  # load, and the one training that ended
