@@ -13,6 +13,8 @@ from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.storages.journal._file import BaseJournalFileLock
 
+from compressor.errors import StageError
+
 JOURNAL = "search.jsonl"
 
 
@@ -34,7 +36,10 @@ class SystemLock(BaseJournalFileLock):
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """The journal, without the half of a line that a killed process may have left at its end."""
+    """The journal, without the half of a line that a killed process may have left at its end.
+
+    Raises StageError where it was changed by another hand.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     lock = SystemLock(path)
     lock.acquire()
@@ -44,4 +49,10 @@ def open_journal(path: Path) -> JournalStorage:
                 stream.truncate(content.rfind(b"\n") + 1)
     finally:
         lock.release()
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except (ValueError, KeyError, AssertionError) as error:
+        advice = "move its folder away, and the search begins anew on the same store"
+        raise StageError(
+            f"{path} is damaged ({type(error).__name__}: {error}); {advice}"
+        ) from error

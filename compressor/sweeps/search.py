@@ -56,7 +56,8 @@ def _search(asked: PlannedSearch, folder: SweepFolder, console: Console, *, quie
     watch = partial(EpochWatch, journal, stop) if stop is not None else None
     first, trouble = asked.middle.point.overrides, None
     if done := [trial for trial in study.trials if trial.ended]:
-        _say(console, f"{len(done)} of {asked.search.trials} trials are done")
+        total = max(len(done), asked.search.trials)
+        _say(console, f"{len(done)} of {total} trials are done")
     with (
         launched(
             *(asked.recipe, first, asked.settings, folder.path, asked.base),

@@ -19,7 +19,7 @@ from filelock import FileLock
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from compressor.errors import RecipeError, Stopped
+from compressor.errors import RecipeError, StageError, Stopped
 from compressor.objective import Goal
 from compressor.search import Search, StopEarly
 from compressor.store import Store
@@ -287,6 +287,9 @@ def test_a_killed_process_does_not_hold_the_journal(tmp_path: Path) -> None:
     drawn(journal, Search(trials=2), 2, GOALS)
     assert time.monotonic() - started < 10
     assert all(json.loads(line) for line in journal.read_text().splitlines())
+    journal.write_text("{}\n" + journal.read_text())
+    with pytest.raises(StageError, match="is damaged"):
+        open_journal(journal)
 
 
 # Stopping early
