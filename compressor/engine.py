@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor import launcher, worker
-from compressor.errors import DamagedArtifact, StageError, Unreachable
+from compressor.errors import DamagedArtifact, StageError, Stopped, Unreachable
 from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan, framework_versions
 from compressor.progress import Progress
@@ -37,12 +37,16 @@ class Engine:
         self._verified: set[str] = set()
 
     def execute(self) -> None:
-        """Bring every node into the store. Raises StageError at the first that fails."""
+        """Bring every node into the store. Raises StageError at the first that fails, and Stopped
+        where the progress' `watch` does.
+        """
         for node in self.plan.nodes:
             started = time.monotonic()
             self.progress.event("stage_started", name=node.name, key=node.key)
             try:
                 manifest, cached = self._ensure(node)
+            except Stopped:
+                raise
             except (StageError, Unreachable) as error:
                 self.progress.event("stage_failed", name=node.name, error=str(error))
                 raise StageError(f"stage {node.name!r}: {error}") from error
@@ -54,8 +58,12 @@ class Engine:
                 raise StageError(f"stage {node.name!r}: {reason} (see {report})") from error
             seconds = time.monotonic() - started
             self.run.add(node, manifest, cached=cached, seconds=seconds)
-            self.progress.event("stage_ended", name=node.name, cached=cached, seconds=seconds)
             self._tell(node, manifest, cached=cached, seconds=seconds)
+            losses = manifest["metrics"].get("validation_losses")
+            told = {} if losses is None else {"validation_losses": losses}
+            self.progress.event(
+                "stage_ended", name=node.name, cached=cached, seconds=seconds, **told
+            )
 
     def _tell(
         self, node: Node, manifest: Mapping[str, Any], *, cached: bool, seconds: float

@@ -26,6 +26,8 @@ from compressor.worker import FAILURE, PARENT, RESULT, TASK
 
 LAST_LINES = 12
 """Of a log, what an error message shows."""
+ENDING_SECONDS = 45.0
+"""How long a launcher has to end its workers, which torch's kills after 30."""
 
 
 def task_folder(context: Context) -> Path:
@@ -55,7 +57,7 @@ def launch(
     partial = folder / f".{TASK}"
     partial.write_text(json.dumps(task), encoding="utf-8")
     partial.rename(folder / TASK)  # whole, since another machine may be waiting for it
-    code = run_processes(folder / TASK, processes, folder, context.progress.say)
+    code = run_processes(folder / TASK, processes, folder, context.progress.relay)
     if (failure := folder / FAILURE).is_file():
         raise StageError(json.loads(failure.read_text(encoding="utf-8"))["reason"])
     if code != 0 or not (folder / RESULT).is_file():
@@ -80,7 +82,6 @@ def _task(
         "folder": str(context.folder.absolute()),
         "resume": str(context.resume.absolute()),
         "run_folder": str(context.run_folder.absolute()) if context.run_folder else None,
-        "events": str(context.progress.events) if context.progress.events else None,
         "quiet": context.progress.quiet,
         "data": context.data.model_dump(mode="json"),
         "seed": context.seed,
@@ -89,8 +90,8 @@ def _task(
     }
 
 
-def run_processes(task: Path, processes: Processes, logs: Path, say: Callable[[str], None]) -> int:
-    """Start the processes of a task, pass on what rank 0 says, and give the launcher's exit code.
+def run_processes(task: Path, processes: Processes, logs: Path, hear: Callable[[str], None]) -> int:
+    """Start the processes of a task, have rank 0 heard, and give the launcher's exit code.
 
     `logs`: a folder for what they write to their standard errors.
     """
@@ -106,12 +107,23 @@ def run_processes(task: Path, processes: Processes, logs: Path, say: Callable[[s
         try:
             assert process.stdout is not None
             for line in process.stdout:  # rank 0's progress; the others are quiet
-                say(line.decode(errors="replace").rstrip("\n"))
+                hear(line.decode(errors="replace").rstrip("\n"))
             return process.wait()
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that is still there, and what it started. torch's launcher has to be asked:
+    it gives each worker a session of its own.
+    """
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def last_lines(logs: Path) -> str:

@@ -206,6 +206,9 @@ class _Planner:
     def _check_objective(self) -> None:
         """Report a goal whose stage does not run, or does not leave such a number."""
         recipe = self.composed.recipe
+        if recipe.search is not None and recipe.objective is None:
+            example = "objective: {maximize: evaluate.rougeLsum}"
+            self.report("search", f"needs an objective, to know what is better: `{example}`")
         for goal in recipe.objective.goals if recipe.objective is not None else ():
             path, stage = f"objective.{goal.direction}", goal.stage.partition("@")[0]
             if stage not in recipe.pipeline:

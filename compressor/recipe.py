@@ -42,6 +42,7 @@ from compressor.data.sources import Data
 from compressor.errors import Problem, RecipeError, nearest
 from compressor.launching import Launch
 from compressor.objective import Objective
+from compressor.search import Search
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$"
 STAGE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -64,6 +65,7 @@ class Recipe(BaseModel):
     training: dict[str, Any] = Field({}, description="Defaults of stages that train.")
     launch: Launch = Field(default_factory=Launch)
     objective: Objective | None = Field(None, description="What makes a point of a sweep better.")
+    search: Search | None = Field(None, description="How `run -m` looks for the best point.")
 
 
 @lru_cache(maxsize=256)

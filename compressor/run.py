@@ -27,6 +27,7 @@ from compressor.store import Store, write_json, write_text
 _PACKAGES = (
     *("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
     *("ctranslate2", "onnx", "onnxscript", "onnxruntime", "gguf", "llama_cpp_python"),
+    *("deepspeed", "optuna", "hydra-core"),
 )
 
 

@@ -14,7 +14,7 @@ from compressor.errors import RecipeError
 from compressor.launching import processes
 from compressor.machines import Helper, leading
 from compressor.plan import Plan
-from compressor.progress import Progress
+from compressor.progress import Progress, Watch
 from compressor.run import Run, new_folder, table
 from compressor.store import Store
 from compressor.tables import (
@@ -54,11 +54,18 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def execute(
-    plan: Plan, store: Store, folder: Path | None, console: Console, *, quiet: bool = False
+    plan: Plan,
+    store: Store,
+    folder: Path | None,
+    console: Console,
+    *,
+    quiet: bool = False,
+    watch: Watch | None = None,
 ) -> Path:
     """Run a plan into `folder` (default: a new one under `runs/`), print its table, return it.
 
     On another of several machines than the first: take part in that one's run; return the store.
+    `watch` hears all events, and may raise Stopped.
     """
     plan.require_reachable()
     for warning in plan.warnings:
@@ -72,7 +79,7 @@ def execute(
         return store.folder
     folder = folder or new_folder(Path(recipe.outputs).expanduser() / "runs" / recipe.name)
     run = Run.create(folder, plan, store)
-    progress = Progress(console, folder / "events.jsonl", quiet=quiet)
+    progress = Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch)
     with leading(plan, store, started, progress.say) as session:
         Engine(plan, store, run, progress, session=session).execute()
     print_results(run.records, console)

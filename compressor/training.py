@@ -174,6 +174,7 @@ class Training:
         history.go_on(self.scheme.kind if self.world > 1 else "one process", self.world)
         if history.step:
             self.progress.say(f"  goes on from step {history.step} of {total}")
+            self.progress.event("resumed", validation_losses=history.validation_losses)
         with self._dropout(), self.progress.bar(self.title, total, history.step) as bar:
             while history.step < total:
                 self._epoch(history, total, bar)

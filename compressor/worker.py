@@ -21,7 +21,7 @@ from rich.console import Console
 from compressor.data.sources import Data
 from compressor.errors import StageError, Unreachable
 from compressor.launching import Launch, Scheme
-from compressor.progress import Progress
+from compressor.progress import Progress, print_event
 from compressor.ranks import Ranks
 from compressor.stage import Context, Inputs, Stage, stage_class
 from compressor.store import Store
@@ -84,8 +84,9 @@ def main(path: Path) -> int:
     for name in SHARDING:
         os.environ.pop(name, None)
     ranks = Ranks.of_environment()
-    events = Path(task["events"]) if task["events"] and ranks.first else None
-    progress = Progress(Console(file=sys.stdout), events, quiet=task["quiet"] or not ranks.first)
+    watch = print_event if ranks.first else None
+    quiet = task["quiet"] or not ranks.first
+    progress = Progress(Console(file=sys.stdout), quiet=quiet, watch=watch)
     stage = stage_class(task["kind"]).model_validate(task["stage"])
     model_folder = task["model_folder"]
     inputs = Inputs(

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +26,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from compressor.errors import RecipeError, StageError, Unreachable, nearest
+from compressor.errors import RecipeError, StageError, Stopped, Unreachable, nearest
 from compressor.plan import digest, plan
+from compressor.progress import Watch
 from compressor.recipe import (
     COMPOSITION_ERRORS,
     Composed,
@@ -91,10 +92,12 @@ def launched(
     base: Composed,
     *,
     quiet: bool,
+    watch: Callable[[str], Watch] | None = None,
 ) -> Iterator[Launched]:
     """The launcher that a recipe, or `settings` (overrides of `hydra`), names.
 
-    `overrides`: of any one point, since a recipe may not compose without. Raises RecipeError.
+    `overrides`: of any one point, since a recipe may not compose without. `watch`: from a point's
+    name, what hears its events where it runs; it travels there. Raises RecipeError.
     """
     root, name = find(recipe)
     place = f"hydra.sweep.dir={quoted(str(folder.absolute()))}"
@@ -104,7 +107,9 @@ def launched(
             given = hydra_overrides(name, [*every, place])
             config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
             here = config.hydra.launcher._target_ == _IN_THIS_PROCESS
-            task = partial(run_point, base=base, cwd=str(Path.cwd()), here=here, quiet=quiet)
+            task = partial(
+                run_point, base=base, cwd=str(Path.cwd()), here=here, quiet=quiet, watch=watch
+            )
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks(config)),
                 task_function=task,
@@ -136,15 +141,33 @@ def _problems_told(
 
 def swept_in_recipe(recipe: str, overrides: Sequence[str]) -> list[str]:
     """`hydra.sweeper.params` of a recipe, as overrides."""
+    params = _select(recipe, overrides, "hydra.sweeper.params")
+    return [f"{key}={value}" for key, value in (params or {}).items()]
+
+
+def is_search(recipe: str, overrides: Sequence[str]) -> bool:
+    """Whether a multirun of a recipe is a search: it has a `search`, valid or not."""
+    return _select(recipe, overrides, "search") is not None
+
+
+def _select(recipe: str, overrides: Sequence[str], key: str) -> Any:
+    """What a multirun's config has at `key`, without the values that are swept."""
     root, name = find(recipe)
     with hydra_loader(root) as loader, _problems_told(root, name, overrides, ()):
         given = hydra_overrides(name, overrides)
         config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
-        params = OmegaConf.select(config, "hydra.sweeper.params")
-    return [f"{key}={value}" for key, value in (params or {}).items()]
+        return OmegaConf.select(config, key)
 
 
-def run_point(config: DictConfig, *, base: Composed, cwd: str, here: bool, quiet: bool) -> None:
+def run_point(
+    config: DictConfig,
+    *,
+    base: Composed,
+    cwd: str,
+    here: bool,
+    quiet: bool,
+    watch: Callable[[str], Watch] | None = None,
+) -> None:
     """Run one point, wherever it was launched. What came of it is in its folder.
 
     Beside other points it writes to a log of its own. A job of a sweep whose command was killed may
@@ -155,7 +178,7 @@ def run_point(config: DictConfig, *, base: Composed, cwd: str, here: bool, quiet
     folder = Path(settings.runtime.output_dir)
     store = Store.of(base.recipe.outputs)
     with store.lock(f"point-{digest(str(folder))}", lambda: None):
-        _run_in(folder, config, settings, base, here=here, quiet=quiet)
+        _run_in(folder, config, settings, base, here=here, quiet=quiet, watch=watch)
 
 
 def _run_in(
@@ -166,15 +189,17 @@ def _run_in(
     *,
     here: bool,
     quiet: bool,
+    watch: Callable[[str], Watch] | None,
 ) -> None:
     overrides = tuple(str(item).lstrip("+") for item in settings.overrides.task)
     if here:
         console = Console(width=None if sys.stdout.isatty() else 200)
         console.rule(escape(folder.name), style="dim")
-        _run(config, overrides, folder, base, console, sys.stderr, quiet=quiet)
+        _run(config, overrides, folder, base, console, sys.stderr, quiet=quiet, watch=watch)
         return
     with (folder / LOG).open("w", encoding="utf-8", buffering=1) as log:
-        _run(config, overrides, folder, base, Console(file=log, width=200), log, quiet=quiet)
+        console = Console(file=log, width=200)
+        _run(config, overrides, folder, base, console, log, quiet=quiet, watch=watch)
 
 
 def _run(
@@ -186,16 +211,21 @@ def _run(
     errors: TextIO,
     *,
     quiet: bool,
+    watch: Callable[[str], Watch] | None,
 ) -> None:
     started = time.monotonic()
-    error = None
+    error = pruned = None
     (folder / OUTCOME).unlink(missing_ok=True)
     try:
         values = container(config, base.sources, overrides)
         job: str = HydraConfig.get().job.name
         composed = from_config(values, job, base.sources, overrides)
         store = Store.of(composed.recipe.outputs)
-        execute(plan(composed, store), store, folder, console, quiet=quiet)
+        hears = watch(folder.name) if watch is not None else None
+        execute(plan(composed, store), store, folder, console, quiet=quiet, watch=hears)
+    except Stopped as reason:
+        pruned = str(reason)
+        console.print(f"stopped early: {pruned}", highlight=False, markup=False, soft_wrap=True)
     except Exception as caught:  # noqa: BLE001  # a point that fails does not stop the others
         error = str(caught)
         if not isinstance(caught, RecipeError | StageError | Unreachable):
@@ -204,5 +234,10 @@ def _run(
             (folder / "error.txt").write_text(text, encoding="utf-8")
         print(f"error: {error}", file=errors)
     seconds = round(time.monotonic() - started, 3)
-    outcome: dict[str, Any] = {"overrides": overrides, "error": error, "seconds": seconds}
+    outcome: dict[str, Any] = {
+        "overrides": overrides,
+        "error": error,
+        "pruned": pruned,
+        "seconds": seconds,
+    }
     write_json(folder / OUTCOME, outcome)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -42,6 +42,20 @@ TRADE_OFF: tuple[tuple[str, Direction], ...] = (
 """What points are compared by where the recipe has no objective: of these, what was measured."""
 
 
+class Points(Protocol):
+    """Points that are run, or have been; of a search, those that were drawn so far."""
+
+    @property
+    def base(self) -> Composed: ...
+
+    @property
+    def points(self) -> Sequence[Point]: ...
+
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """(distinct stages, stages of all points), where they are known before the points run."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """A planned sweep over values that can be counted."""
@@ -67,6 +81,10 @@ class Grid:
     def points(self) -> list[Point]:
         return [each.point for each in self.shared.planned]
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        return self.shared.distinct, self.shared.naive
+
 
 def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     """Compose and plan every point, so that a wrong value is told before anything is trained.
@@ -74,10 +92,7 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     `reachable`: whether something on a network that cannot be reached is an error too.
     Raises RecipeError with the problems of all points.
     """
-    settings = [item for item in overrides if _is_hydras(item)]
-    own = [item for item in overrides if item not in settings]
-    set_here = {_key(item) for item in own}
-    own = [p for p in swept_in_recipe(recipe, overrides) if _key(p) not in set_here] + own
+    settings, own = divided(recipe, overrides)
     problems: list[Problem] = []
     warnings: list[Problem] = []
     composed, steps = [], []
@@ -106,6 +121,15 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
         SharedStages(steps),
         tuple(warnings),
     )
+
+
+def divided(recipe: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides of `hydra`, those of points), the second with what the recipe itself sweeps."""
+    settings = [item for item in overrides if _is_hydras(item)]
+    own = [item for item in overrides if item not in settings]
+    set_here = {_key(item) for item in own}
+    own = [p for p in swept_in_recipe(recipe, overrides) if _key(p) not in set_here] + own
+    return settings, own
 
 
 def _is_hydras(override: str) -> bool:
@@ -194,20 +218,21 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
 
 
 @contextmanager
-def watched(grid: Grid, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
+def watched(grid: Points, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
     """Keep the sweep's page and table as the points' folders are, until the sweep has ended.
 
     Where points do not run `here`, say what became of each.
     """
     ended = threading.Event()
     seen: Sweep | None = None
-    told = {each.name for each in state(grid, folder).points if here or each.state == "done"}
+    told = {e.name for e in state(grid, folder).points if e.state in {"done", "pruned"}}
 
     def look(*, running: bool) -> None:
         nonlocal seen
         now = state(grid, folder, running=running)
         for each in now.points:
-            if each.state in {"done", "failed", "pruned"} and each.name not in told:
+            over = each.state in {"done", "failed", "pruned"}
+            if over and not here and each.name not in told:
                 told.add(each.name)
                 _say(console, f"{each.name}: {summary(each)}")
         if now != seen:
@@ -230,10 +255,11 @@ def watched(grid: Grid, folder: SweepFolder, console: Console, *, here: bool) ->
         look(running=False)
 
 
-def state(grid: Grid, folder: SweepFolder, *, running: bool = False) -> Sweep:
+def state(grid: Points, folder: SweepFolder, *, running: bool = False) -> Sweep:
     """The sweep as its folder is now."""
     recipe, about = grid.base.recipe, folder.about()
     goals = recipe.objective.goals if recipe.objective is not None else ()
+    distinct, naive = grid.counts or (None, None)
     return Sweep(
         recipe.name,
         [folder.standing(point, goals) for point in grid.points],
@@ -242,8 +268,8 @@ def state(grid: Grid, folder: SweepFolder, *, running: bool = False) -> Sweep:
         command=about["command"],
         started=datetime.fromisoformat(about["started"]),
         running=running,
-        distinct_stages=grid.shared.distinct,
-        naive_stages=grid.shared.naive,
+        distinct_stages=distinct,
+        naive_stages=naive,
     )
 
 
@@ -251,6 +277,8 @@ def summary(standing: Standing) -> str:
     """What a person hears of a point that has ended."""
     if standing.error is not None:
         return f"failed: {standing.error}"
+    if standing.pruned is not None:
+        return f"stopped early: {standing.pruned}"
     shown = ("rougeLsum", "micro_f1", "nonzero_ratio")
     facts = [f"{k} {standing.metrics[k]:.4f}" for k in shown if k in standing.metrics]
     cached = f"{standing.cached}/{standing.stages} cached"
@@ -278,9 +306,6 @@ def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
         for key, heading, write in COLUMNS
         if key not in named and any(key in row.metrics for row in rows)
     ]
-    for path in goals:
-        values = [row.metrics.get(path) for row in rows]
-        columns.append(Column(path, ["" if v is None else f"{v:.4g}" for v in values]))
     columns += [
         Column("cached", [f"{row.cached}/{row.stages}" if row.stages else "" for row in rows]),
         Column("seconds", [f"{row.seconds:.1f}" for row in rows]),
@@ -291,8 +316,9 @@ def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
     if aims := ", ".join(f"{path} ({aim[:3]}.)" for path, aim in sweep.compared()):
         _say(console, f"● on the Pareto front of {aims}")
     for row in rows:
-        if row.state not in {"done", "pruned"}:
-            _say(console, f"{row.name}: {summary(row) if row.error else 'did not end'}")
+        if row.state != "done":
+            ended = row.error or row.pruned
+            _say(console, f"{row.name}: {summary(row) if ended else 'did not end'}")
     _say(console, f"sweep: {folder.path}")
     _say(console, f"page: {folder.path / PAGE}")
     return 0 if all(row.state in {"done", "pruned"} for row in rows) else 1
