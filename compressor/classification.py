@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from compressor.data.batching import evaluation_batches
+from compressor.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from compressor.checkpoint import Checkpoint
@@ -25,18 +26,23 @@ def of_sources(
     sources: Sequence[list[int]],
     *,
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> NDArray[np.float64]:
-    """The logits [N, L] of token ids, in their order."""
+    """The logits [N, L] of token ids, in their order; several `ranks` compute them in shares."""
     from compressor.data.examples import Examples
 
     model = checkpoint.model.eval()
     examples = Examples(list(sources), [[0]] * len(sources), "class")
-    found = torch.empty(len(sources), model.config.num_labels, dtype=torch.float64)
-    for batch in evaluation_batches(examples.lengths(), tokens=BATCH_TOKENS):
+    found: dict[int, NDArray[np.float64]] = {}
+    batches = evaluation_batches(examples.lengths(), tokens=BATCH_TOKENS)
+    for batch, done in ranks.shares(batches):
         inputs = examples.batch(batch, checkpoint.pad_id)
         del inputs["labels"]
         out = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
-        found[batch] = out.logits.double().cpu()
+        found |= dict(zip(batch, out.logits.double().cpu().numpy(), strict=True))
         if progress is not None:
-            progress(len(batch))
-    return found.numpy()
+            progress(done)
+    found = ranks.together(found)
+    if not found:
+        return np.empty((0, model.config.num_labels))
+    return np.stack([found[row] for row in range(len(sources))])

@@ -90,7 +90,10 @@ def _parser() -> argparse.ArgumentParser:
 
     run = recipe_command("run", run_command, "Run a recipe; what the store has is not run again.")
     run.add_argument(
-        "-m", "--multirun", action="store_true", help="sweep over overrides such as a=0.1,0.3"
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="sweep over overrides such as a=0.1,0.3, or search where the recipe has a `search`",
     )
     run.add_argument("-q", "--quiet", action="store_true", help="print the final table alone")
     plan = recipe_command("plan", plan_command, "Show what a run would do. Loads no weights.")
@@ -152,9 +155,8 @@ def _planned(recipe: str, overrides: Sequence[str]) -> tuple[Composed, Store, Pl
 
 def run_command(given: argparse.Namespace) -> int:
     """`compressor run`."""
+    from compressor.launcher import started_by_launcher
     from compressor.runner import execute
-    from compressor.sweeps.sweep import multirun
-    from compressor.worker import started_by_launcher
 
     launcher = started_by_launcher()
     if launcher is not None:
@@ -163,11 +165,21 @@ def run_command(given: argparse.Namespace) -> int:
             "`compressor run …` by itself and set launch.num_processes=N (or launch.config_file)"
         )
     if given.multirun:
-        return multirun(given.recipe, given.overrides, _console(), quiet=given.quiet)
+        return _run_sweep(given)
     _refuse_several(given.overrides)
     _, store, plan = _planned(given.recipe, given.overrides)
     execute(plan, store, None, _console(), quiet=given.quiet)
     return DONE
+
+
+def _run_sweep(given: argparse.Namespace) -> int:
+    """`compressor run -m`: a search where the recipe has one, else a grid."""
+    from compressor.sweeps.launch import is_search
+    from compressor.sweeps.search import search
+    from compressor.sweeps.sweep import multirun
+
+    sweep = search if is_search(given.recipe, given.overrides) else multirun
+    return sweep(given.recipe, given.overrides, _console(), quiet=given.quiet)
 
 
 def _refuse_several(overrides: Sequence[str]) -> None:
@@ -179,11 +191,14 @@ def _refuse_several(overrides: Sequence[str]) -> None:
 
 def _plan_sweep(given: argparse.Namespace) -> int:
     """`compressor plan -m`."""
+    from compressor.sweeps.launch import is_search
+    from compressor.sweeps.search_plan import print_search_plan
     from compressor.sweeps.sweep import print_plan
 
     if given.json:
         raise RecipeError("--json is of one run's stages; a sweep's plan is a tree")
-    for problem in print_plan(given.recipe, given.overrides, _console()):
+    show = print_search_plan if is_search(given.recipe, given.overrides) else print_plan
+    for problem in show(given.recipe, given.overrides, _console()):
         print(f"warning: {problem}", file=sys.stderr)
     return DONE
 

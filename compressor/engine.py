@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor import worker
-from compressor.errors import DamagedArtifact, StageError, Unreachable
+from compressor import launcher, worker
+from compressor.errors import DamagedArtifact, StageError, Stopped, Unreachable
+from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan, framework_versions
 from compressor.progress import Progress
 from compressor.run import Run
@@ -21,17 +22,31 @@ from compressor.store import Store
 class Engine:
     """Runs one plan on one store, into one run directory."""
 
-    def __init__(self, plan: Plan, store: Store, run: Run, progress: Progress) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        run: Run,
+        progress: Progress,
+        *,
+        session: str | None = None,
+    ) -> None:
+        """`session`: of a run on several machines, what the others know it by."""
         self.plan, self.store, self.run, self.progress = plan, store, run, progress
+        self.session = session
         self._verified: set[str] = set()
 
     def execute(self) -> None:
-        """Bring every node into the store. Raises StageError at the first that fails."""
+        """Bring every node into the store. Raises StageError at the first that fails, and Stopped
+        where the progress' `watch` does.
+        """
         for node in self.plan.nodes:
             started = time.monotonic()
             self.progress.event("stage_started", name=node.name, key=node.key)
             try:
                 manifest, cached = self._ensure(node)
+            except Stopped:
+                raise
             except (StageError, Unreachable) as error:
                 self.progress.event("stage_failed", name=node.name, error=str(error))
                 raise StageError(f"stage {node.name!r}: {error}") from error
@@ -43,8 +58,12 @@ class Engine:
                 raise StageError(f"stage {node.name!r}: {reason} (see {report})") from error
             seconds = time.monotonic() - started
             self.run.add(node, manifest, cached=cached, seconds=seconds)
-            self.progress.event("stage_ended", name=node.name, cached=cached, seconds=seconds)
             self._tell(node, manifest, cached=cached, seconds=seconds)
+            losses = manifest["metrics"].get("validation_losses")
+            told = {} if losses is None else {"validation_losses": losses}
+            self.progress.event(
+                "stage_ended", name=node.name, cached=cached, seconds=seconds, **told
+            )
 
     def _tell(
         self, node: Node, manifest: Mapping[str, Any], *, cached: bool, seconds: float
@@ -140,10 +159,12 @@ class Engine:
             self._folder(node.model),
             {role: self.store.path(self._key(name)) for role, name in node.artifacts.items()},
         )
-        launch = context.launch
-        several = node.stage.distributed and (launch.num_processes > 1 or launch.config_file)
-        if several or node.stage.isolated:
-            model = worker.launch(node.kind, node.name, node.stage, inputs, context)
+        backend = "torch" if node.model is None else self.plan.node(node.model).stage.runs_in()
+        started = processes(context.launch) if node.stage.in_parallel(backend) else Processes()
+        if started.several or node.stage.isolated:
+            model = launcher.launch(
+                node.kind, node.name, node.stage, inputs, context, started, self.session
+            )
         else:
             model = worker.run_stage(node.stage, inputs, context)
         if model is not None:

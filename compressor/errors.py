@@ -36,6 +36,10 @@ class StageError(Exception):
     """A stage could not do its work (exit code 1), for a reason that the user can act on."""
 
 
+class Stopped(Exception):
+    """A run was ended early on purpose: it is not worth going on with. Not a failure."""
+
+
 class Unreachable(Exception):
     """Something that a recipe names lies on a hub that cannot be reached from here."""
 

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from compressor.data.batching import evaluation_batches
 from compressor.decoded import Decoded, at_limits, token_ids, valid_limits
 from compressor.long_inputs import encode
+from compressor.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
@@ -66,6 +67,7 @@ def decode(
     batch_tokens: int = BATCH_TOKENS,
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Decoded:
     """What `model.generate(do_sample=False, …)` gives for each source, token for token.
 
@@ -74,7 +76,8 @@ def decode(
     else but lengths, beams and sampling, to the model's generation config. A batch has at most
     `batch_tokens` positions (longest source + `max_length`, times rows and beams), and at least
     one row. `device` moves the model, which stays there. `progress` gets the number of rows just
-    done. ValueError for a `max_length` below 1.
+    done. ValueError for a `max_length` below 1. Of several `ranks` each decodes some of the
+    batches, and has all rows at the end; all must be given the same.
 
     Rows of like length share a batch. Another batch changes float32 logits by about 1e-6, which
     can turn a tie between two tokens.
@@ -88,6 +91,7 @@ def decode(
         batch_tokens=batch_tokens,
         device=device,
         progress=progress,
+        ranks=ranks,
     )[max_length]
 
 
@@ -101,6 +105,7 @@ def sweep(
     batch_tokens: int = BATCH_TOKENS,
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[int, Decoded]:
     """`decode` at each of `max_lengths`; greedily, for the price of the longest alone.
 
@@ -118,7 +123,7 @@ def sweep(
 
     def rows(limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
         own = settings if forced_end else settings | {"forced_eos_token_id": None}
-        return _decode(model, sources, limit, own, batch_tokens, progress)
+        return _decode(model, sources, limit, own, batch_tokens, progress, ranks)
 
     return at_limits(rows, limits, model.generation_config.to_dict(), greedy=num_beams == 1)
 
@@ -130,23 +135,26 @@ def _decode(
     settings: dict[str, Any],
     batch_tokens: int,
     progress: Callable[[int], None] | None,
+    ranks: Ranks,
 ) -> tuple[list[list[int]], float]:
     """Rows up to their end token, in the order of `sources`, and the seconds they took."""
     started = time.perf_counter()
-    tokens: list[list[int]] = [[] for _ in sources]
+    found: dict[int, list[int]] = {}
     training = model.training
     model.eval()
     try:
         lengths = [len(source) + limit for source in sources]
-        for batch in evaluation_batches(lengths, tokens=batch_tokens // settings["num_beams"]):
+        batches = evaluation_batches(lengths, tokens=batch_tokens // settings["num_beams"])
+        for batch, done in ranks.shares(batches):
             if limit > 1:  # `generate` refuses to give nothing
                 rows = _generate(model, [sources[index] for index in batch], limit, settings)
-                for index, row in zip(batch, rows, strict=True):
-                    tokens[index] = row
+                found |= dict(zip(batch, rows, strict=True))
             if progress is not None:
-                progress(len(batch))
+                progress(done)
     finally:
         model.train(training)
+    found = ranks.together(found)
+    tokens = [found.get(index, []) for index in range(len(sources))]
     return tokens, time.perf_counter() - started
 
 

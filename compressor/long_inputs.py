@@ -58,7 +58,12 @@ def _scores_at_once(device: torch.device) -> int:
 
 
 def _wants_runs(stack: Any, batch: torch.Size) -> bool:
-    """Long inputs do; with gradient checkpointing, which takes as long, all do."""
+    """Long inputs do; with gradient checkpointing, which takes as long, all do.
+
+    Not where the stack's layers are sharded: then only calling a layer brings its weights.
+    """
+    if hasattr(stack.block[0], "unshard") or hasattr(next(stack.parameters()), "ds_id"):
+        return False
     checkpointed = stack.training and getattr(stack, "gradient_checkpointing", False)
     return is_long(stack.config, batch) or (checkpointed and stack.config.model_type == "longt5")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from compressor import launching
 from compressor.architectures import Facts
 from compressor.backends import BackendName
 from compressor.data.sources import Data, Split
@@ -110,6 +111,7 @@ def plan(composed: Composed, store: Store) -> Plan:
     """Plan a recipe. Raises RecipeError with every problem that can be found without running."""
     planner = _Planner(composed, store)
     planner.run()
+    launching.check(composed.recipe.launch, planner.report)
     if planner.problems:
         raise RecipeError(list(dict.fromkeys(planner.problems)))
     return Plan(
@@ -147,7 +149,7 @@ class _Planner:
             if name in self.stages:
                 self._place(name, *self.stages[name])
 
-    def _report(self, path: str, message: str) -> None:
+    def report(self, path: str, message: str) -> None:
         self.problems.append(self.composed.problem(path, message))
 
     def _type_stage(self, name: str, values: Mapping[str, Any]) -> None:
@@ -158,16 +160,14 @@ class _Planner:
         except KeyError:
             path = f"stages.{name}.stage" if "stage" in values else f"stages.{name}"
             hint = nearest(kind, stage_kinds())
-            self._report(
-                path, f"no stage {kind!r}; {hint} (set `stage:` where the name is another)"
-            )
+            self.report(path, f"no stage {kind!r}; {hint} (set `stage:` where the name is another)")
             return
         merged = {**self._defaults(cls), **own}
         try:
             self.stages[name] = (kind, cls.model_validate(merged))
         except ValidationError as error:
             for path, message in validation_problems(error, cls, merged):
-                self._report(self._full_path(name, cls, own, path), message)
+                self.report(self._full_path(name, cls, own, path), message)
 
     def _defaults(self, cls: type[Stage]) -> dict[str, Any]:
         """What the recipe's groups say of a stage's fields."""
@@ -187,30 +187,33 @@ class _Planner:
         for index, name in enumerate(recipe.pipeline):
             if name not in recipe.stages:
                 hint = nearest(name, recipe.stages)
-                self._report(f"pipeline.{index}", f"no stage {name!r} under `stages`; {hint}")
+                self.report(f"pipeline.{index}", f"no stage {name!r} under `stages`; {hint}")
             elif name in recipe.pipeline[:index]:
                 message = f"{name!r} stands twice; give the second a name of its own with `stage:`"
-                self._report(f"pipeline.{index}", message)
+                self.report(f"pipeline.{index}", message)
         for name in recipe.stages:
             if name not in recipe.pipeline and not self.composed.in_a_file(f"stages.{name}"):
                 hint = nearest(name, recipe.pipeline)
-                self._report(f"stages.{name}", f"no stage {name!r} in this recipe; {hint}")
+                self.report(f"stages.{name}", f"no stage {name!r} in this recipe; {hint}")
             elif name not in recipe.pipeline:
                 message = "is not in the pipeline and does nothing"
                 self.warnings.append(self.composed.problem(f"stages.{name}", message))
         for index, name in enumerate(recipe.skip):
             if name not in recipe.stages and name not in stage_kinds():
                 valid = {*recipe.stages, *stage_kinds()}
-                self._report(f"skip.{index}", f"no stage {name!r}; {nearest(name, valid)}")
+                self.report(f"skip.{index}", f"no stage {name!r}; {nearest(name, valid)}")
 
     def _check_objective(self) -> None:
         """Report a goal whose stage does not run, or does not leave such a number."""
         recipe = self.composed.recipe
+        if recipe.search is not None and recipe.objective is None:
+            example = "objective: {maximize: evaluate.rougeLsum}"
+            self.report("search", f"needs an objective, to know what is better: `{example}`")
         for goal in recipe.objective.goals if recipe.objective is not None else ():
             path, stage = f"objective.{goal.direction}", goal.stage.partition("@")[0]
             if stage not in recipe.pipeline:
                 hint = nearest(stage, recipe.pipeline)
-                self._report(path, f"{goal.path}: no stage {stage!r} in the pipeline; {hint}")
+                self.report(path, f"{goal.path}: no stage {stage!r} in the pipeline; {hint}")
             elif stage in self.stages and {stage, self.stages[stage][0]} & set(recipe.skip):
                 message = f"{goal.path}: {stage!r} is skipped, and leaves nothing"
                 self.warnings.append(self.composed.problem(path, message))
@@ -218,7 +221,7 @@ class _Planner:
                 valid = {*self.stages[stage][1].measures, *SIZES}
                 if goal.metric not in valid:
                     hint = nearest(goal.metric, valid)
-                    self._report(path, f"{stage!r} leaves no number {goal.metric!r}; {hint}")
+                    self.report(path, f"{stage!r} leaves no number {goal.metric!r}; {hint}")
 
     def _place(self, name: str, kind: str, stage: Stage) -> None:
         """Turn a stage into its node or, where it reports on several models, nodes."""
@@ -254,7 +257,7 @@ class _Planner:
             if node is not None:
                 found[role] = node
             elif other in self.gave_model:  # skipped, with no model before it
-                self._report(f"stages.{name}.{role}", f"{other!r} is skipped, and gives no model")
+                self.report(f"stages.{name}.{role}", f"{other!r} is skipped, and gives no model")
         for role, wanted in stage.artifacts().items():
             node = self._artifact(wanted, f"stages.{name}.{role}", model)
             if node is not None:
@@ -287,7 +290,7 @@ class _Planner:
             what = f"{other!r} comes later in the pipeline, or is skipped"
         else:
             what = f"no stage {other!r} before it; {hint}"
-        self._report(path, what)
+        self.report(path, what)
         return None
 
     def _place_report(self, name: str, kind: str, stage: Report) -> None:
@@ -325,7 +328,7 @@ class _Planner:
             runs_exports = isinstance(stage, Report) and stage.runs_exports
             return self._earlier(stage.model, name, "model", exports=runs_exports)
         if self.last_model is None:
-            self._report(f"stages.{name}", "needs a model, but no stage before it gives one")
+            self.report(f"stages.{name}", "needs a model, but no stage before it gives one")
         return self.last_model
 
     def _earlier(self, model: str, name: str, key: str, *, exports: bool = False) -> str | None:
@@ -348,15 +351,15 @@ class _Planner:
             if key == "models":
                 self.warnings.append(self.composed.problem(path, message))
             else:
-                self._report(path, message)
+                self.report(path, message)
         elif known is not None and not known[1].changes_model and not is_export:
-            self._report(path, f"{model!r} gives no model; {nearest(model, valid)}")
+            self.report(path, f"{model!r} gives no model; {nearest(model, valid)}")
         elif model in recipe.pipeline and model not in self.stages:
             pass  # that stage is wrong itself, and reported
         elif model in recipe.pipeline:
-            self._report(path, f"{model!r} comes later in the pipeline; {name!r} cannot take it")
+            self.report(path, f"{model!r} comes later in the pipeline; {name!r} cannot take it")
         else:
-            self._report(path, f"no stage {model!r}; {nearest(model, valid)}")
+            self.report(path, f"no stage {model!r}; {nearest(model, valid)}")
         return None
 
     def _add_together(self, name: str, kind: str, stage: Report, models: list[str]) -> None:
@@ -402,7 +405,7 @@ class _Planner:
             data=recipe.data,
             launch=recipe.launch,
             outputs=self.store.folder.parent,
-            problem=lambda path, message: self._report(full(path, "data."), message),
+            problem=lambda path, message: self.report(full(path, "data."), message),
             unreached=lambda path, message: self.unreached.append(
                 self.composed.problem(full(path, "data"), message)
             ),
@@ -418,7 +421,7 @@ class _Planner:
             self.checked_splits.add(split)
             data = self.composed.recipe.data
             try:
-                data.check(split, lambda path, message: self._report(f"data.{path}", message))
+                data.check(split, lambda path, message: self.report(f"data.{path}", message))
             except Unreachable as error:
                 self.unreached.append(self.composed.problem("data", str(error)))
 
@@ -448,7 +451,7 @@ class _Planner:
             return None
         except (ValueError, OSError) as error:
             if not self.problems:  # else the checks above have told it, most likely
-                self._report(f"stages.{name}", str(error).splitlines()[0])
+                self.report(f"stages.{name}", str(error).splitlines()[0])
             return None
         return {
             "stage": kind,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,27 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+RECORD = "\x1e"
+"""Begins an event among the lines that a process of ours prints (RFC 7464)."""
+Watch = Callable[[str, Mapping[str, Any]], None]
+"""Hears the kind and the values of each event. It may raise `Stopped`, which ends the run."""
+
 
 class Progress:
-    """Tells a person and `events.jsonl` what happens. `quiet` says nothing to the person."""
+    """Tells a person, `events.jsonl` and `watch` what happens. `quiet` says nothing to the person.
 
-    def __init__(self, console: Console, events: Path | None = None, *, quiet: bool = False):
-        self.console, self.events, self.quiet = console, events, quiet
+    A run that `watch` ends by raising `Stopped` was not worth going on with.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        events: Path | None = None,
+        *,
+        quiet: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
+        self.console, self.events, self.quiet, self.watch = console, events, quiet, watch
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one event. A line is written whole, so that a reader can follow the file."""
@@ -35,6 +50,17 @@ class Progress:
             line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
             with self.events.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
+        if self.watch is not None:
+            self.watch(kind, values)
+
+    def relay(self, line: str) -> None:
+        """Take a line that a process of ours printed: an event, or a line for the person."""
+        text, mark, record = line.rstrip("\n").partition(RECORD)
+        if text or not mark:
+            self.say(text)
+        if mark:
+            values = json.loads(record)
+            self.event(values.pop("event"), **values)
 
     def say(self, text: str, style: str = "") -> None:
         """A line for the person."""
@@ -57,6 +83,11 @@ class Progress:
         )
         with Bars(*columns, console=self.console, transient=True) as bars:
             yield Bar(self, title, total, done, bars)
+
+
+def print_event(kind: str, values: Mapping[str, Any]) -> None:
+    """The `watch` of a process whose parent reads what it prints: see `Progress.relay`."""
+    print(RECORD + json.dumps({"event": kind, **values}), flush=True)
 
 
 class Bar:

@@ -37,10 +37,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from compressor.checked_in import recipes_folder
 from compressor.data.sources import Data
 from compressor.errors import Problem, RecipeError, nearest
+from compressor.launching import Launch
 from compressor.objective import Objective
-from compressor.stage import Launch
+from compressor.search import Search
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$"
 STAGE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -63,6 +65,7 @@ class Recipe(BaseModel):
     training: dict[str, Any] = Field({}, description="Defaults of stages that train.")
     launch: Launch = Field(default_factory=Launch)
     objective: Objective | None = Field(None, description="What makes a point of a sweep better.")
+    search: Search | None = Field(None, description="How `run -m` looks for the best point.")
 
 
 @lru_cache(maxsize=256)
@@ -147,18 +150,11 @@ def locate(path: str, message: str, sources: Sequence[Source], overrides: Sequen
     return Problem(path, message, best[2].file, best[1])
 
 
-def recipes_folder() -> Path:
-    """The checked-in recipes: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"
-
-
 def recipe_names() -> list[str]:
     """The names of the checked-in recipes; groups (`model/`, `data/` …) are not among them."""
     root = recipes_folder()
     names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
-    groups = ("model/", "data/", "training/", "hydra/")
+    groups = ("model/", "data/", "training/", "hydra/", "accelerate/")
     return sorted(name for name in names if not name.startswith(groups) and name != "base")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from compressor import machine
+from compressor.launching import processes
 from compressor.plan import Node, Plan
 from compressor.recipe import redacted
 from compressor.stage import SIZES, Report, stage_class
@@ -26,6 +27,7 @@ from compressor.store import Store, write_json, write_text
 _PACKAGES = (
     *("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
     *("ctranslate2", "onnx", "onnxscript", "onnxruntime", "gguf", "llama_cpp_python"),
+    *("deepspeed", "optuna", "hydra-core"),
 )
 
 
@@ -74,7 +76,19 @@ class Run:
                 not node.stage.changes_model
             ):
                 link(self.store.path(node.key) / name, self.folder / name)
+        self._note_changes(record)
         self.write()
+
+    def _note_changes(self, record: Mapping[str, Any]) -> None:
+        """Say in `environment.json` where a training went on in other processes than before."""
+        changes = record["metrics"].get("changes_of_processes")
+        if changes:
+            path = self.folder / "environment.json"
+            about = json.loads(path.read_text(encoding="utf-8"))
+            about.setdefault("resumed", []).extend(
+                {"stage": record["name"], **change} for change in changes
+            )
+            write_json(path, about)
 
     def _for_each_model(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """A record for each model of a report on all at once; the first has the time."""
@@ -137,7 +151,7 @@ def environment(plan: Plan) -> dict[str, Any]:
         "command": redacted([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "recipe_files": [str(source.file) for source in plan.composed.sources],
         "overrides": redacted(list(plan.composed.overrides)),
-        "processes": plan.composed.recipe.launch.num_processes,
+        "processes": processes(plan.composed.recipe.launch).count,
         "git": _git_commit(),
     }
 

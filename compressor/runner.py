@@ -10,8 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from compressor.engine import Engine
+from compressor.errors import RecipeError
+from compressor.launching import processes
+from compressor.machines import Helper, leading
 from compressor.plan import Plan
-from compressor.progress import Progress
+from compressor.progress import Progress, Watch
 from compressor.run import Run, new_folder, table
 from compressor.store import Store
 from compressor.tables import (
@@ -51,17 +54,34 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def execute(
-    plan: Plan, store: Store, folder: Path | None, console: Console, *, quiet: bool = False
+    plan: Plan,
+    store: Store,
+    folder: Path | None,
+    console: Console,
+    *,
+    quiet: bool = False,
+    watch: Watch | None = None,
 ) -> Path:
-    """Run a plan into `folder` (default: a new one under `runs/`), print its table, return it."""
+    """Run a plan into `folder` (default: a new one under `runs/`), print its table, return it.
+
+    On another of several machines than the first: take part in that one's run; return the store.
+    `watch` hears all events, and may raise Stopped.
+    """
     plan.require_reachable()
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     recipe = plan.composed.recipe
+    started = processes(recipe.launch)
+    if started.machines > 1 and folder is not None:
+        raise RecipeError("launch.config_file: a sweep runs on one machine; run points one by one")
+    if started.machine > 0:
+        Helper(plan, store, started, Progress(console, quiet=quiet).say).follow()
+        return store.folder
     folder = folder or new_folder(Path(recipe.outputs).expanduser() / "runs" / recipe.name)
     run = Run.create(folder, plan, store)
-    progress = Progress(console, folder / "events.jsonl", quiet=quiet)
-    Engine(plan, store, run, progress).execute()
+    progress = Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch)
+    with leading(plan, store, started, progress.say) as session:
+        Engine(plan, store, run, progress, session=session).execute()
     print_results(run.records, console)
     console.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)
     return folder

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.architectures import Facts
 from compressor.backends import BackendName
+from compressor.launching import Launch, Scheme
+from compressor.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from compressor.backends import Model
@@ -24,20 +26,6 @@ if TYPE_CHECKING:
     from compressor.data.rows import Rows
     from compressor.data.sources import Data, Reads, Split
     from compressor.progress import Progress
-
-
-class Launch(BaseModel):
-    """How a stage that can use several processes is started. Never part of a key.
-
-    Example: `launch: {num_processes: 2}`
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_processes: int = Field(1, ge=1, description="Processes on this machine.")
-    config_file: str | None = Field(
-        None, description="An Accelerate config file, for several machines; decides everything."
-    )
 
 
 SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
@@ -128,8 +116,11 @@ class Inputs:
         assert folder is not None, "planning gives a model to every stage that needs one"
         return Checkpoint.load(folder)
 
-    def open(self, *, threads: int | None = None) -> Model:
-        """The model that a report looks at, run by what it is made for; an export's, or torch."""
+    def open(self, *, threads: int | None = None, ranks: Ranks = ALONE) -> Model:
+        """The model that a report looks at, run by what it is made for; an export's, or torch.
+
+        `ranks`: processes that each compute a share of what torch runs, and find the whole.
+        """
         from compressor.backends import EXPORT, open_export
 
         assert self.folder is not None, "planning gives a model to every report"
@@ -138,10 +129,10 @@ class Inputs:
             from compressor.formats import Exported
 
             about = Exported.load(exported).model_dump()
-            return open_export(exported, about, threads=threads)
+            return open_export(exported, about, threads=threads, ranks=ranks)
         from compressor.backends.pytorch import TorchModel
 
-        return TorchModel(self.checkpoint(), threads=threads)
+        return TorchModel(self.checkpoint(), threads=threads, ranks=ranks)
 
 
 @dataclass(frozen=True)
@@ -164,6 +155,10 @@ class Context:
     metrics: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
     """Of an export: what tables show of it instead of what they show of its source."""
+    ranks: Ranks = ALONE
+    """Which of the processes that run the stage this is; only the first one's files count."""
+    scheme: Scheme = field(default_factory=Scheme)
+    """How a training's weights lie over them."""
 
     def rows(self, split: Split) -> Rows:
         return self.data.load(split)
@@ -188,7 +183,7 @@ class Stage(BaseModel):
     splits: ClassVar[tuple[Split, ...]] = ()
     """The splits of the data that the result depends on."""
     distributed: ClassVar[bool] = False
-    """Whether it runs in several processes when `launch` asks for them."""
+    """Whether it can run in several processes when `launch` asks for them."""
     isolated: ClassVar[bool] = False
     """Whether it runs in a process of its own, since it measures that process."""
     measures: ClassVar[tuple[str, ...]] = ()
@@ -234,6 +229,10 @@ class Stage(BaseModel):
     def runs_in(self) -> BackendName:
         """What runs the model that this stage gives or writes."""
         return "torch"
+
+    def in_parallel(self, backend: BackendName) -> bool:
+        """Whether several processes run it together for a model that `backend` runs."""
+        return self.distributed
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint | None:
         """Do the work. A stage that `changes_model` returns the new checkpoint."""

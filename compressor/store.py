@@ -108,6 +108,18 @@ class Store:
         finally:
             lock.release()
 
+    def is_locked(self, key: str) -> bool:
+        """Whether some process holds the right to write `key`."""
+        folder = self.folder / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
     def begin(self, key: str) -> Path:
         """An empty folder to write `key` in. Call it under `lock(key)`."""
         partial = self.folder / "partial" / key

@@ -3,31 +3,29 @@
 What it promises: without dropout the result depends on the number of processes or micro-batches by
 rounding alone, since a step's loss is the mean over all real label tokens of its global batch; a
 killed run goes on from its last checkpoint to the same bits; masked entries are zero after every
-step.
+step. How weights lie over processes is `sharding`'s, what a checkpoint holds `training_state`'s.
 """
 
 from __future__ import annotations
 
-import csv
 import ctypes
-import json
+import hashlib
 import math
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from compressor import training_state
 from compressor.data.batching import (
     evaluation_batches,
     global_batches,
@@ -36,9 +34,10 @@ from compressor.data.batching import (
 from compressor.dropout import FasterDropout
 from compressor.errors import StageError
 from compressor.hyperparameters import Hyperparameters
+from compressor.launching import Scheme
 from compressor.progress import Bar, Progress
-from compressor.sparsity.select import apply_mask
-from compressor.store import flush
+from compressor.sharding import weights_for
+from compressor.training_state import History
 
 EVALUATION_TOKENS = 16_384
 """Padded source tokens of one batch of the validation loss: bounds its memory."""
@@ -62,37 +61,6 @@ class TrainingRows(Protocol):
 
     def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
         """These rows as the loss takes them; for no rows, a batch with a loss of 0."""
-
-
-@dataclass
-class History:
-    """What happened so far; saved with every checkpoint."""
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    """The loss of each optimizer step: mean over the label tokens of its global batch."""
-    validation_losses: list[float] = field(default_factory=list)
-    samples: int = 0
-    seconds: float = 0.0
-    resumed: int = 0
-
-    def metrics(self) -> dict[str, Any]:
-        """What tables show of a training; a step's own loss is in `losses.csv`."""
-        tail = self.losses[-max(1, len(self.losses) // 20) :]
-        return {
-            "train_loss": math.fsum(tail) / len(tail) if tail else None,
-            "validation_loss": self.validation_losses[-1] if self.validation_losses else None,
-            "validation_losses": self.validation_losses,
-            "steps": self.step,
-            "samples_per_second": self.samples / self.seconds if self.seconds else None,
-            "resumed": self.resumed,
-        }
-
-    def write_losses(self, path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(("step", "loss"))
-            writer.writerows(enumerate(self.losses, 1))
 
 
 def accelerator_for(settings: Hyperparameters, trackers_folder: Path | None) -> Accelerator:
@@ -129,7 +97,7 @@ def learning_rate(step: int, total: int, settings: Hyperparameters) -> float:
 
 @torch.no_grad()
 def summed_loss(
-    loss: nn.Module,
+    loss: Callable[[dict[str, Tensor]], Tensor],
     examples: TrainingRows,
     pad_id: int,
     device: torch.device,
@@ -139,7 +107,10 @@ def summed_loss(
 ) -> Tensor:
     """The loss summed over the label tokens of every row, or of a rank's share: float64, [1]."""
     summed = torch.zeros(1, device=device, dtype=torch.float64)
-    for rows in evaluation_batches(examples.lengths(), tokens=EVALUATION_TOKENS)[rank::world]:
+    batches = evaluation_batches(examples.lengths(), tokens=EVALUATION_TOKENS)
+    # As many turns on every rank: where weights are sharded, all take part in each.
+    batches += [[] for _ in range(-len(batches) % world)]
+    for rows in batches[rank::world]:
         batch = examples.batch(rows, pad_id)
         summed += loss({name: tensor.to(device) for name, tensor in batch.items()}).double()
     return summed
@@ -149,6 +120,16 @@ def mean_loss(loss: nn.Module, examples: TrainingRows, pad_id: int, device: torc
     """Mean loss over every label token of the rows, each counted once."""
     tokens = sum(len(target) for target in examples.targets)
     return summed_loss(loss, examples, pad_id, device).item() / tokens
+
+
+def _digest(mask: Tensor) -> int:
+    """The first 63 bits of a mask's SHA-256."""
+    packed = mask.contiguous().cpu().view(torch.uint8).numpy()
+    return int.from_bytes(hashlib.sha256(packed.tobytes()).digest()[:8]) >> 1
+
+
+Whole = Callable[[Iterable[str]], AbstractContextManager[Any]]
+AfterStep = Callable[[int, int, Whole], None]
 
 
 @dataclass
@@ -171,26 +152,34 @@ class Training:
     progress: Progress
     title: str = "train"
     trackers_folder: Path | None = None
-    after_step: Callable[[int, int], None] | None = None
-    """Called with (steps done, total) after each step, before masks are applied; may change them.
-    It must give the same on every rank."""
+    after_step: AfterStep | None = None
+    """Called with (steps done, total, whole) after each step, before masks are applied; may change
+    them. Inside of `whole(names)` these weights are whole, and the same on every rank; to change
+    them there is in vain. It must give the same on every rank."""
     forward_weights: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered while losses and gradients are computed, also for the validation loss: it may give
     the model other values meanwhile, and must give it back its own."""
     measure: nn.Module | None = None
     """What the validation loss is, summed as `loss` is; default: `loss`."""
+    scheme: Scheme = field(default_factory=Scheme)
+    """How the weights lie over several processes."""
 
     def run(self) -> History:
         """Train to the end. Raises StageError at the first loss that is not finite."""
         self._prepare()
         total = self.total_steps
-        history = self._restore()
+        history = training_state.restore(
+            self.resume, self.weights, self.masks, self.accelerator, self.seed
+        )
+        history.go_on(self.scheme.kind if self.world > 1 else "one process", self.world)
         if history.step:
             self.progress.say(f"  goes on from step {history.step} of {total}")
+            self.progress.event("resumed", validation_losses=history.validation_losses)
         with self._dropout(), self.progress.bar(self.title, total, history.step) as bar:
             while history.step < total:
                 self._epoch(history, total, bar)
         self._assert_sound()
+        self.weights.finish()
         for tracker in self.accelerator.trackers:  # not end_training(): see worker.main
             tracker.finish()
         self.model.eval()
@@ -214,30 +203,16 @@ class Training:
             assert isinstance(self.model, PreTrainedModel)
             self.model.gradient_checkpointing_enable()
         self.model.train()
-        self.parameters = [p for p in self._named().values() if p.requires_grad]
-        device = self.accelerator.device
-        self.loss.to(device)
         for name, mask in self.masks.items():
-            self.masks[name] = mask.to(device)
-        optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
+            self.masks[name] = mask.to(self.accelerator.device)
+        measure = self.measure or self.loss
+        self.weights = weights_for(
+            self.scheme, self.accelerator, self.model, self.loss, measure, settings
         )
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.loss, optimizer)
         self._saved_at = time.monotonic()
         self._save_seconds = 0.0
         if settings.trackers:
             self.accelerator.init_trackers(self.title)
-
-    def _named(self) -> dict[str, nn.Parameter]:
-        """The model's parameters, and then those that the loss itself has to train."""
-        named = dict(self.model.named_parameters())
-        models = {id(parameter) for parameter in named.values()}
-        own = ((n, p) for n, p in self.loss.named_parameters() if p.requires_grad)
-        return named | {f"loss.{n}": p for n, p in own if id(p) not in models}
 
     @contextmanager
     def _dropout(self) -> Iterator[None]:
@@ -311,10 +286,10 @@ class Training:
         with self.forward_weights():
             for index, rows in enumerate(micro_batches):
                 last = index == len(micro_batches) - 1
-                with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                    loss = self.wrapped(self._batch(self.train, rows))
-                    # DDP averages gradients over ranks; the mean wanted is over tokens.
-                    self.accelerator.backward(loss * (self.world / tokens))
+                with self.weights.micro_batch(last=last):
+                    loss = self.weights.summed(self._batch(self.train, rows))
+                    # Gradients are averaged over ranks; the mean wanted is over tokens.
+                    self.weights.backward(loss * (self.world / tokens))
                 summed[0] += loss.detach()
         if self.rank == 0 and self._checkpoint_due():
             summed[1] = 1
@@ -323,26 +298,25 @@ class Training:
         mean, due = summed[0].item() / tokens, summed[1].item() > 0
         if not math.isfinite(mean):
             self._stop(history, f"the loss is {mean}", rate)
-        limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit))
+        norm = self.weights.step(rate)
         if not math.isfinite(norm):
             self._stop(history, f"the gradient's norm is {norm}", rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         if self.after_step is not None:
-            self.after_step(history.step + 1, total)
-        self._mask()
+            self.after_step(history.step + 1, total, self.weights.whole)
+        self.weights.apply_masks(self.masks)
         return mean, due
 
     def _stop(self, history: History, what: str, rate: float) -> NoReturn:
         """End the training before a step that would spoil the weights."""
-        self._save(history)
+        if not self.weights.spoiled:
+            self._save(history)
+        kept = "weights before that step are kept"
+        if self.weights.spoiled:
+            kept = "last checkpoint before that step is kept, where there was one yet,"
         raise StageError(
-            f"{what} at step {history.step + 1}, learning rate {rate:g}; the "
-            f"weights before that step are kept in {self.resume}; the usual cures: a lower "
-            "learning_rate, more warmup_steps, precision: float32"
+            f"{what} at step {history.step + 1}, learning rate {rate:g}; the {kept} in "
+            f"{self.resume}; the usual cures: a lower learning_rate, more warmup_steps, "
+            "precision: float32"
         )
 
     def _share(self, batch: list[int]) -> list[list[int]]:
@@ -355,37 +329,46 @@ class Training:
         batch = examples.batch(rows, self.pad_id)
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
-    @torch.no_grad()
-    def _mask(self) -> None:
-        for name, mask in self.masks.items():
-            apply_mask(self.model.get_parameter(name), mask)
-
     def _assert_sound(self) -> None:
-        """What is pruned is zero, and everything is finite: also after the very last step."""
-        for name, parameter in self._named().items():
-            if not bool(torch.isfinite(parameter).all()):
+        """On every rank: all is finite, what is pruned is zero, and all agree on what that is."""
+        names = list(self.weights.named)
+        not_finite = self._total(map(self.weights.not_finite, names))
+        for name, wrong in zip(names, not_finite, strict=True):
+            if wrong:
                 raise StageError(
                     f"{name} is not finite after the last step; lower learning_rate, or raise "
                     "warmup_steps"
                 )
-        for name, mask in self.masks.items():
-            alive = int(torch.count_nonzero(self.model.get_parameter(name)[~mask]))
-            if alive:
-                raise StageError(f"{alive} pruned entries of {name} came alive while training")
+        alive = self._total(self.weights.alive(*item) for item in self.masks.items())
+        for name, count in zip(self.masks, alive, strict=True):
+            if count:
+                raise StageError(f"{count} pruned entries of {name} came alive while training")
+        if self.world > 1:
+            kept = torch.tensor([_digest(mask) for mask in self.masks.values()])
+            every = self.accelerator.gather(kept.to(self.accelerator.device)[None])
+            if not bool((every == every[0]).all()):
+                raise StageError("the processes do not agree on what is pruned")
+
+    def _total(self, counts: Iterable[int]) -> list[int]:
+        """Counts of every rank's part, of all parts together."""
+        found = torch.tensor(list(counts), dtype=torch.int64, device=self.accelerator.device)
+        if self.world > 1 and found.numel():
+            every = self.accelerator.gather(found[None])
+            found = every.sum(0) if self.weights.sharded else every.amax(0)
+        total: list[int] = found.tolist()
+        return total
 
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Mean loss over every label token of the validation rows, each counted once."""
         assert self.validation is not None
         self.model.eval()
-        device = self.accelerator.device
-        # Preparing `loss` gave it autocast, but not `measure`.
-        with self.forward_weights(), self.accelerator.autocast():
+        with self.forward_weights():
             summed = summed_loss(
-                self.measure or self.loss,
+                self.weights.measured,
                 self.validation,
                 self.pad_id,
-                device,
+                self.accelerator.device,
                 rank=self.rank,
                 world=self.world,
             )
@@ -394,82 +377,13 @@ class Training:
             summed = self.accelerator.reduce(summed, "sum")
         return summed.item() / sum(len(target) for target in self.validation.targets)
 
-    # Checkpoints: whole, or not at all; rank 0 writes, every rank reads.
-
     def _checkpoint_due(self) -> bool:
         wait = max(self.settings.checkpoint_seconds, self._save_seconds / OWN_CHECKPOINT_SHARE)
         return time.monotonic() - self._saved_at >= wait
 
     def _save(self, history: History) -> None:
         started = time.monotonic()
-        final = self.resume / f"step-{history.step}"
-        if final.exists():  # only after a restore, and then with what it says
-            self.accelerator.wait_for_everyone()
-            return
-        state = self._generator_state().to(self.accelerator.device)
-        generators = self.accelerator.gather(state[None])
-        if self.rank == 0:
-            partial = self.resume / ".partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            tensors = {f"model.{n}": p.detach() for n, p in self._named().items()}
-            for name, parameter in self._named().items():
-                state = self.optimizer.state.get(parameter, {})
-                tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
-            tensors["generators"] = generators
-            if self.after_step is not None:
-                tensors |= {f"mask.{name}": mask for name, mask in self.masks.items()}
-            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial / "tensors")
-            (partial / "history.json").write_text(json.dumps(asdict(history)), encoding="utf-8")
-            for path in partial.iterdir():
-                flush(path)
-            older = list(self.resume.glob("step-*"))
-            partial.rename(final)
-            flush(self.resume)
-            for path in older:
-                shutil.rmtree(path)
-        self.accelerator.wait_for_everyone()
+        own = self.masks if self.after_step is not None else {}
+        training_state.save(self.resume, history, self.weights, own, self.accelerator)
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - started
-
-    def _restore(self) -> History:
-        """Load the last checkpoint into model, optimizer and generators, if there is one."""
-        found = sorted(self.resume.glob("step-*"), key=lambda path: int(path.name[5:]))
-        self.accelerator.wait_for_everyone()  # nobody may write before everyone has looked
-        if not found:
-            return History()
-        tensors = load_file(found[-1] / "tensors")
-        history = History(**json.loads((found[-1] / "history.json").read_text(encoding="utf-8")))
-        history.resumed += 1
-        with torch.no_grad():
-            for name, parameter in self._named().items():
-                parameter.copy_(tensors[f"model.{name}"])
-                prefix = f"optimizer.{name}."
-                state = {
-                    key.removeprefix(prefix): value
-                    for key, value in tensors.items()
-                    if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-                }
-                if state:
-                    device = parameter.device
-                    self.optimizer.state[parameter] = {k: v.to(device) for k, v in state.items()}
-        for name in [name for name in tensors if name.startswith("mask.")]:
-            self.masks[name.removeprefix("mask.")] = tensors[name].to(self.accelerator.device)
-        generators = tensors["generators"]
-        if len(generators) == self.world:
-            # A copy: torch reads a generator's state from where the whole tensor begins.
-            self._set_generator_state(generators[self.rank].clone())
-        else:  # another number of processes than before: the same data, other dropout
-            torch.manual_seed(self.seed + self.rank + 7919 * history.step)
-        return history
-
-    def _generator_state(self) -> Tensor:
-        """The state of the generator that dropout draws from, as bytes, on the CPU."""
-        device = self.accelerator.device
-        return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-    def _set_generator_state(self, state: Tensor) -> None:
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(state, self.accelerator.device)
-        else:
-            torch.set_rng_state(state)

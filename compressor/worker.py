@@ -1,4 +1,4 @@
-"""Where a stage really runs: in this process, or in several that Accelerate's launcher starts.
+"""What each of the processes does that run a stage: `compressor.launcher` starts them.
 
 The parent composes and plans once; workers read a frozen copy of what they need. Rank 0 alone
 writes. A worker whose parent is gone ends itself, so that nobody writes beside the next run.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,15 +18,19 @@ from typing import Any
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from compressor import machine
 from compressor.data.sources import Data
 from compressor.errors import StageError, Unreachable
-from compressor.processes import environment
-from compressor.progress import Progress
-from compressor.stage import Context, Inputs, Launch, Stage, stage_class
+from compressor.launching import Launch, Scheme
+from compressor.progress import Progress, print_event
+from compressor.ranks import Ranks
+from compressor.stage import Context, Inputs, Stage, stage_class
 from compressor.store import Store
 
 TASK, RESULT, FAILURE = "task.json", "result.json", "failure.json"
+PARENT = "COMPRESSOR_PARENT"
+"""The variable that tells a worker its parent: on each of several machines another one."""
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""What Accelerate's launcher sets for its own sharding; ours is `compressor.sharding`."""
 PARENT_POLL_SECONDS = 0.2
 
 
@@ -44,94 +46,6 @@ def run_stage(stage: Stage, inputs: Inputs, context: Context) -> dict[str, Any] 
         return None
     checkpoint.save(context.folder)
     return checkpoint.measure(context.folder)
-
-
-def launch(
-    kind: str, name: str, stage: Stage, inputs: Inputs, context: Context
-) -> dict[str, Any] | None:
-    """Run a stage in processes of its own: `context.launch`'s, or one where it is not distributed.
-
-    Returns what `run_stage` does. Raises StageError with a worker's reason.
-    """
-    task_folder = context.resume.with_suffix(".task")
-    task_folder.mkdir(parents=True, exist_ok=True)
-    for old in task_folder.iterdir():
-        old.unlink()
-    task = {
-        "kind": kind,
-        "name": name,
-        "stage": stage.model_dump(mode="json"),
-        "model_folder": str(inputs.folder) if inputs.folder else None,
-        "artifacts": {role: str(path) for role, path in inputs.artifacts.items()},
-        "folder": str(context.folder),
-        "resume": str(context.resume),
-        "run_folder": str(context.run_folder),
-        "events": str(context.progress.events) if context.progress.events else None,
-        "quiet": context.progress.quiet,
-        "data": context.data.model_dump(mode="json"),
-        "seed": context.seed,
-        "launch": context.launch.model_dump(mode="json"),
-        "parent": os.getpid(),
-    }
-    path = task_folder / TASK
-    path.write_text(json.dumps(task), encoding="utf-8")
-    process = subprocess.Popen(
-        [*_launcher(stage, context.launch), "-m", "compressor.worker", str(path)],
-        env=environment(machine.threads(context.launch.num_processes if stage.distributed else 1)),
-        stdout=subprocess.PIPE,
-        stderr=(log := (task_folder / "log").open("wb")),
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:  # rank 0's progress; the others are quiet
-            context.progress.say(line.decode(errors="replace").rstrip("\n"))
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.close()
-    if (failure := task_folder / FAILURE).is_file():
-        raise StageError(json.loads(failure.read_text(encoding="utf-8"))["reason"])
-    if code != 0 or not (task_folder / RESULT).is_file():
-        last = (task_folder / "log").read_text(errors="replace").strip().splitlines()[-12:]
-        raise StageError(f"a worker process ended with code {code}:\n" + "\n".join(last))
-    result = json.loads((task_folder / RESULT).read_text(encoding="utf-8"))
-    context.metrics.update(result["metrics"])
-    for old in task_folder.iterdir():
-        old.unlink()
-    task_folder.rmdir()
-    model: dict[str, Any] | None = result["model"]
-    return model
-
-
-def _launcher(stage: Stage, launch: Launch) -> list[str]:
-    if not stage.distributed:
-        return [sys.executable]
-    if launch.config_file:
-        return [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            launch.config_file,
-        ]
-    # Accelerate's own command runs one process where `--cpu --num_processes 2` asks for two; its
-    # Accelerator reads what torch's launcher sets all the same.
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc_per_node", str(launch.num_processes)),
-    ]
-
-
-def started_by_launcher() -> str | None:
-    """The launcher that started this process, where it was one of those that start many."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "torchrun"
-    if "ACCELERATE_MIXED_PRECISION" in os.environ or "ACCELERATE_USE_CPU" in os.environ:
-        return "accelerate launch"
-    return None
 
 
 def _end_with(parent: int) -> None:
@@ -166,10 +80,13 @@ def main(path: Path) -> int:
     here destroys the group, and the process ends without the interpreter's farewell.
     """
     task = json.loads(path.read_text(encoding="utf-8"))
-    _end_with(task["parent"])
-    rank = int(os.environ.get("RANK", "0"))
-    events = Path(task["events"]) if task["events"] and rank == 0 else None
-    progress = Progress(Console(file=sys.stdout), events, quiet=task["quiet"] or rank != 0)
+    _end_with(int(os.environ[PARENT]))
+    for name in SHARDING:
+        os.environ.pop(name, None)
+    ranks = Ranks.of_environment()
+    watch = print_event if ranks.first else None
+    quiet = task["quiet"] or not ranks.first
+    progress = Progress(Console(file=sys.stdout), quiet=quiet, watch=watch)
     stage = stage_class(task["kind"]).model_validate(task["stage"])
     model_folder = task["model_folder"]
     inputs = Inputs(
@@ -183,11 +100,13 @@ def main(path: Path) -> int:
         seed=task["seed"],
         launch=Launch.model_validate(task["launch"]),
         progress=progress,
-        run_folder=Path(task["run_folder"]),
+        run_folder=Path(task["run_folder"]) if task["run_folder"] else None,
         name=task["name"],
+        ranks=ranks,
+        scheme=Scheme.model_validate(task["scheme"]),
     )
     try:
-        if rank == 0:
+        if ranks.first:
             store = Store(context.folder.parent.parent)
             with store.lock(writer_lock(context.folder.name), lambda: None):
                 model = run_stage(stage, inputs, context)
@@ -196,7 +115,7 @@ def main(path: Path) -> int:
         else:
             stage.run(inputs, context)
     except (StageError, Unreachable) as error:
-        if rank == 0 or not (path.parent / FAILURE).exists():
+        if ranks.first or not (path.parent / FAILURE).exists():
             failure = json.dumps({"reason": str(error)})
             (path.parent / FAILURE).write_text(failure, encoding="utf-8")
         return 1

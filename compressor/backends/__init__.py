@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from compressor.ranks import ALONE, Ranks
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -48,10 +50,13 @@ class Model(Protocol):
         """A classifier's logits [rows, labels], in the order of the rows."""
 
 
-def open_export(folder: Path, about: Mapping[str, Any], *, threads: int | None = None) -> Model:
+def open_export(
+    folder: Path, about: Mapping[str, Any], *, threads: int | None = None, ranks: Ranks = ALONE
+) -> Model:
     """The model in a directory that `export` wrote, run by what its format is made for.
 
-    `about` is what its `compressor.json` says; `threads` how many it computes with.
+    `about` is what its `compressor.json` says; `threads` how many it computes with. What torch
+    runs is shared out over `ranks`.
     """
     if about["format"] == "ctranslate2":
         from compressor.backends import ctranslate2
@@ -67,4 +72,4 @@ def open_export(folder: Path, about: Mapping[str, Any], *, threads: int | None =
         return LlamaCppModel(folder, threads)
     from compressor.backends import pytorch
 
-    return pytorch.load(folder, about, threads=threads)
+    return pytorch.load(folder, about, threads=threads, ranks=ranks)

@@ -18,6 +18,7 @@ from compressor.checkpoint import (
 )
 from compressor.packed_model import FILE as PACKED
 from compressor.packed_model import load_packed
+from compressor.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,14 +28,21 @@ if TYPE_CHECKING:
 
 
 class TorchModel:
-    """A checkpoint's model, on a GPU where there is one."""
+    """A checkpoint's model, on a GPU where there is one.
+
+    Of several `ranks` each computes a share of the batches that one process would make, and has
+    what all of them found. Every one of them must ask for the same.
+    """
 
     backend: BackendName = "torch"
 
-    def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, threads: int | None = None, ranks: Ranks = ALONE
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.checkpoint = checkpoint
+        ranks.join()
+        self.checkpoint, self.ranks = checkpoint, ranks
         self.tokenizer: Any = checkpoint.tokenizer
         checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.device = str(checkpoint.model.device)
@@ -56,6 +64,7 @@ class TorchModel:
             num_beams=num_beams,
             min_length=min_length,
             progress=progress,
+            ranks=self.ranks,
         )
 
     def logits(
@@ -65,7 +74,9 @@ class TorchModel:
         each row: the last one where it tells the next, else the first.
         """
         if self.checkpoint.head == "sequence_classification":
-            return classification.of_sources(self.checkpoint, sources, progress=progress)
+            return classification.of_sources(
+                self.checkpoint, sources, progress=progress, ranks=self.ranks
+            )
         place = -1 if self.checkpoint.head == "causal_lm" else 0
         model, found = self.checkpoint.model, []
         with torch.inference_mode():
@@ -75,10 +86,12 @@ class TorchModel:
         return torch.stack(found).numpy()
 
 
-def load(folder: Path, about: Mapping[str, Any], *, threads: int | None = None) -> TorchModel:
+def load(
+    folder: Path, about: Mapping[str, Any], *, threads: int | None = None, ranks: Ranks = ALONE
+) -> TorchModel:
     """An exported model of the format `huggingface` or `packed`."""
     head = about["head"]
     packed = (folder / PACKED).is_file()
     model = load_packed(folder) if packed else load_pretrained(folder, head, dtype="auto")
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    return TorchModel(Checkpoint(model, tokenizer, head), threads=threads)
+    return TorchModel(Checkpoint(model, tokenizer, head), threads=threads, ranks=ranks)

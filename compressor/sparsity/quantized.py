@@ -73,11 +73,21 @@ def rounded(model: nn.Module, kinds: Mapping[str, Kind], group_size: int) -> Ite
     Gradients taken meanwhile go to the weights as they are: straight through the rounding
     (arXiv 1308.3432). The values are swapped, not the parameters, so that everything that holds a
     parameter (ties, DDP, an optimizer, a checkpointed layer that computes again) sees the same.
+
+    A parameter of which this process has some rows has these rounded, in place, as the whole one's
+    would be: scales are of a row or of a part of one.
     """
     own: list[tuple[nn.Parameter, Tensor]] = []
+    rows: list[tuple[Tensor, Tensor]] = []
     try:
         for name, kind in kinds.items():
             parameter = model.get_parameter(name)
+            if hasattr(parameter, "to_local"):
+                part = parameter.to_local().detach()
+                rows.append((part, part.clone()))
+                if len(part):
+                    part.copy_(dequantize(*quantize(part, kind, group_size)))
+                continue
             values = dequantize(*quantize(parameter, kind, group_size)).to(parameter.dtype)
             own.append((parameter, parameter.data))
             parameter.data = values
@@ -85,6 +95,8 @@ def rounded(model: nn.Module, kinds: Mapping[str, Kind], group_size: int) -> Ite
     finally:
         for parameter, data in own:
             parameter.data = data
+        for part, values in rows:
+            part.copy_(values)
 
 
 def put_quantized(model: nn.Module, made: Mapping[str, Quantized]) -> None:

@@ -51,6 +51,9 @@ class Evaluate(Report):
     What an `export` wrote is scored as what it is made for runs it: name that stage in `models`.
     With beams, CTranslate2 ends a search by rules of its own, and an export's check is greedy.
 
+    With several processes each one computes a share of the batches that one would make, and the
+    first scores all of it. What torch does not run stays with one process.
+
     Example: `evaluate: {models: [load, recover], against: load, max_length: [20, 50, 128]}`
     Example: `evaluate: {models: [load, quantize], demo_text: "One text, several summaries."}`
     Example: `evaluate: {models: [finetune, quantize], threshold: tuned}`
@@ -61,6 +64,7 @@ class Evaluate(Report):
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     reads: ClassVar[Reads] = "sources"
     runs_exports: ClassVar[bool] = True
+    distributed: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = (
         *(*KEYS, "gen_len", "cut_off"),
         *(*LABEL_SCORES, "accuracy", "loss"),
@@ -105,6 +109,9 @@ class Evaluate(Report):
             del own["threshold"]
         return own
 
+    def in_parallel(self, backend: BackendName) -> bool:
+        return backend == "torch"
+
     @property
     def limits(self) -> list[int]:
         return sorted(
@@ -138,12 +145,12 @@ class Evaluate(Report):
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode or classify, write `predictions.csv`, score."""
-        model = inputs.open()
+        model = inputs.open(ranks=context.ranks)
         if model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
         labelled = context.data.task != "summarization"
         (self._labels if labelled else self._summaries)(model, context)
-        if "against" in inputs.artifacts:
+        if "against" in inputs.artifacts and context.ranks.first:
             manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))
             names, main = (LABEL_SCORES, MAIN_OF_LABELS) if labelled else (KEYS, MAIN)
             self._compare(names, main, manifest["metrics"], context)
@@ -164,11 +171,14 @@ class Evaluate(Report):
                 progress=bar.advance,
             )
         seconds = time.perf_counter() - started
+        demo = None if self.demo_text is None else self._demo(self.demo_text, model, context)
+        if not context.ranks.first:
+            return
         lengths = self._score(rows, decoded, model.tokenizer, context)
         longest = lengths[str(self.limits[-1])]
         context.metrics.update(longest, samples_per_second=len(rows) / seconds, lengths=lengths)
-        if self.demo_text is not None:
-            context.metrics["demo"] = self._demo(self.demo_text, model, context)
+        if demo is not None:
+            context.metrics["demo"] = demo
 
     def _labels(self, model: Model, context: Context) -> None:
         from compressor.data.examples import source_ids
@@ -188,6 +198,8 @@ class Evaluate(Report):
                 sources = source_ids(tune.texts, model.tokenizer, context.data)
                 tuned = model.logits(sources, progress=bar.advance)
                 thresholds = best_thresholds(probabilities(tuned, task), tune.labels)
+        if not context.ranks.first:
+            return
         path = context.folder / "predictions.csv"
         given = probabilities(found, task)
         labelled.write(path, rows, given, names, thresholds, task)

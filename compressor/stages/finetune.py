@@ -14,6 +14,7 @@ from compressor.architectures import Facts
 from compressor.data.rows import Rows
 from compressor.data.sources import Split
 from compressor.hyperparameters import Hyperparameters
+from compressor.launching import scheme_of
 from compressor.pruning import Amounts, Grouping, Pruner, flat, left_of
 from compressor.quantization import QuantizationAware
 from compressor.stage import Artifact, Context, Inputs, Planning, Stage
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from compressor.checkpoint import Checkpoint
     from compressor.data.examples import Examples
+    from compressor.training import AfterStep, Whole
 
 TARGETS = "targets"
 
@@ -59,13 +61,15 @@ class Gradual(Grouping):
             facts = facts.prune(names, count, exact=exact)
         return facts
 
-    def schedule(self, checkpoint: Checkpoint, seed: int) -> Callable[[int, int], None]:
+    def schedule(self, checkpoint: Checkpoint, seed: int) -> AfterStep:
         """What a training calls after each step. `checkpoint` is the one before the first."""
         pruner = Pruner(checkpoint, self, seed=seed)
         groups = self.all_groups(checkpoint.facts())
         left = {path: left_of(checkpoint, groups[path])[0] for path in flat(self.amounts)}
+        named, masks = set().union(*(groups[path] for path in left)), checkpoint.masks
+        sizes = {name: checkpoint.parameter(name).numel() for name in named}
 
-        def after_step(step: int, total: int) -> None:
+        def after_step(step: int, total: int, whole: Whole) -> None:
             span = total * (self.end - self.start)
             progress = min(1.0, (step - total * self.start) / span) if step < total else 1.0
             done = math.floor(progress * self.times + 1e-9) / self.times
@@ -73,9 +77,14 @@ class Gradual(Grouping):
                 return
             for path, amount in flat(self.amounts).items():
                 goal = round(round(amount * left[path]) * (1 - (1 - done) ** 3))
-                gone = left[path] - left_of(checkpoint, groups[path])[0]
+                now = sum(
+                    int(masks[name].count_nonzero()) if name in masks else sizes[name]
+                    for name in groups[path]
+                )
+                gone = left[path] - now
                 if goal > gone:
-                    pruner.prune(groups[path], goal - gone)
+                    with whole(groups[path]):  # so that every process chooses the same
+                        pruner.prune(groups[path], goal - gone)
 
         return after_step
 
@@ -155,6 +164,9 @@ class Finetune(Hyperparameters, Stage):
         aware = self.quantization_aware
         if aware is None:
             return
+        if scheme_of(planning.launch).kind == "zero3":
+            message = "ZeRO's third stage cuts rows apart, which are rounded as one; take fsdp2 or "
+            planning.problem("quantization_aware", message + "zero2")
         if self.passes == 0:
             planning.problem("quantization_aware", "there are no steps: epochs is 0")
         if aware.weights == "int8" and "group_size" in aware.model_fields_set:
@@ -196,9 +208,11 @@ class Finetune(Hyperparameters, Stage):
             trackers_folder=folder,
             after_step=self.prune.schedule(checkpoint, context.seed) if self.prune else None,
             forward_weights=self._forward_weights(checkpoint),
+            scheme=context.scheme,
         )
         history = training.run()
-        history.write_losses(context.folder / "losses.csv")
+        if context.ranks.first:
+            history.write_losses(context.folder / "losses.csv")
         context.metrics.update(history.metrics())
         return checkpoint
 

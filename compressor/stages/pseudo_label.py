@@ -18,7 +18,8 @@ class PseudoLabel(Stage):
     Rush, 2010.13002): a `finetune` or `distill` with `targets:` set to this stage's name learns
     these texts instead of the references. The student may have another tokenizer, since texts are
     handed over. `targets.jsonl` has a line for each row; where a text is empty, the reference is
-    learned. The metrics compare the texts with the references, as `evaluate` does.
+    learned. The metrics compare the texts with the references, as `evaluate` does. Several
+    processes share the decoding, as there.
 
     Example: `pseudo_label: {model: teacher, max_length: 64, num_beams: 4}`
     """
@@ -27,6 +28,7 @@ class PseudoLabel(Stage):
     changes_model: ClassVar[bool] = False
     splits: ClassVar[tuple[Split, ...]] = ("train",)
     reads: ClassVar[Reads] = "sources"
+    distributed: ClassVar[bool] = True
 
     max_length: int = Field(128, ge=2, description="Limit of a text, in tokens.")
     min_length: int = Field(0, ge=0, description="A text has at least as many tokens.")
@@ -48,6 +50,7 @@ class PseudoLabel(Stage):
         checkpoint = inputs.checkpoint()
         rows = context.rows("train")
         sources = checkpoint.examples(rows, context.data).sources
+        context.ranks.join()
         model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         with context.progress.bar("decode", len(rows)) as bar:
             decoded = decode(
@@ -57,7 +60,10 @@ class PseudoLabel(Stage):
                 num_beams=self.num_beams,
                 min_length=self.min_length,
                 progress=bar.advance,
+                ranks=context.ranks,
             )
+        if not context.ranks.first:
+            return
         assert checkpoint.tokenizer is not None, "`examples` says so first"
         texts = checkpoint.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
         labels = [

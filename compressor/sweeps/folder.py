@@ -116,6 +116,7 @@ class SweepFolder:
             state,
             stage=stage,
             error=ended["error"],
+            pruned=ended.get("pruned"),
             cached=sum(record["cached"] for record in records),
             stages=len(records),
             seconds=ended["seconds"],

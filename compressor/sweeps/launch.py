@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from compressor.errors import RecipeError, StageError, Unreachable, nearest
+from compressor.errors import RecipeError, StageError, Stopped, Unreachable, nearest
 from compressor.plan import digest, plan
+from compressor.progress import Watch
 from compressor.recipe import (
     COMPOSITION_ERRORS,
     Composed,
@@ -47,7 +48,7 @@ from compressor.recipe import (
 from compressor.runner import execute
 from compressor.store import Store, write_json
 from compressor.sweeps.folder import OUTCOME
-from compressor.sweeps.points import Point
+from compressor.sweeps.points import Point, parsed
 
 LOG = "log.txt"
 LAUNCHERS = ("basic", "processes", "slurm", "ray_local")
@@ -99,11 +100,13 @@ def launched(
     *,
     quiet: bool,
     planned: Mapping[str, str] | None = None,
+    watch: Callable[[str], Watch] | None = None,
 ) -> Iterator[Launched]:
     """The launcher that a recipe, or `settings` (overrides of `hydra`), names.
 
     `overrides`: of any one point, since a recipe may not compose without. `planned`: the digests of
-    points' values, see `run_point`. Raises RecipeError.
+    points' values, see `run_point`. `watch`: from a point's name, what hears its events where it
+    runs; it travels there. Raises RecipeError.
     """
     root, name = find(recipe)
     place = f"hydra.sweep.dir={quoted(str(folder.absolute()))}"
@@ -121,6 +124,7 @@ def launched(
                 cwd=str(Path.cwd()),
                 here=here,
                 quiet=quiet,
+                watch=watch,
             )
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks(config)),
@@ -153,16 +157,38 @@ def _problems_told(
 
 def swept_in_recipe(recipe: str, overrides: Sequence[str]) -> list[str]:
     """`hydra.sweeper.params` of a recipe, as overrides."""
+    params = _select(recipe, overrides, "hydra.sweeper.params")
+    return [f"{key}={value}" for key, value in (params or {}).items()]
+
+
+def is_search(recipe: str, overrides: Sequence[str]) -> bool:
+    """Whether a multirun of a recipe is a search: it has a `search`, valid or not."""
+    return _select(recipe, overrides, "search") is not None
+
+
+def _select(recipe: str, overrides: Sequence[str], key: str) -> Any:
+    """What a multirun's config has at `key`, without the values that are swept."""
+    _refuse_settings(overrides)
     root, name = find(recipe)
     with hydra_loader(root) as loader, _problems_told(root, name, overrides, ()):
         refuse_resolvers_in_defaults(root, name, frozenset())
         refuse_code([Source(root / f"{name}.yaml", "")])
         given = hydra_overrides(name, overrides)
         config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
-        params = OmegaConf.select(config, "hydra.sweeper.params")
+        found = OmegaConf.select(config, key)
         # Not resolved: planning a point refuses what a recipe may not read, in any of its files.
-        plain: Any = OmegaConf.to_container(params) if params is not None else {}
-    return [f"{key}={value}" for key, value in plain.items()]
+        return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+
+
+def _refuse_settings(overrides: Sequence[str]) -> None:
+    """Raise RecipeError for what Hydra would take, and then neither it nor a sweep understands."""
+    for item in overrides:
+        key = found.key_or_group if (found := parsed(item)) else item
+        if key.startswith("hydra.sweeper.params"):
+            raise RecipeError(f"{item!r} is for a recipe: here give the key itself, as in seed=1,2")
+        if key in {"hydra.launcher", "hydra.sweeper"}:
+            meant = item.lstrip("+~").replace(".", "/", 1)
+            raise RecipeError(f"{item!r}: is chosen with a slash: {meant}")
 
 
 def run_point(
@@ -174,6 +200,7 @@ def run_point(
     cwd: str,
     here: bool,
     quiet: bool,
+    watch: Callable[[str], Watch] | None = None,
 ) -> None:
     """Run one point, wherever it was launched. What came of it is in its folder.
 
@@ -188,7 +215,8 @@ def run_point(
     say = f"{folder.name}: a job of an earlier command still runs this point; waiting for it"
     key = f"point-{digest(str(folder.resolve()))}"
     with store.lock(key, lambda: print(say, file=sys.stderr, flush=True)):
-        _run_in(folder, recipe, settings, planned.get(folder.name), here=here, quiet=quiet)
+        expected = planned.get(folder.name)
+        _run_in(folder, recipe, settings, expected, here=here, quiet=quiet, watch=watch)
 
 
 def _run_in(
@@ -199,16 +227,17 @@ def _run_in(
     *,
     here: bool,
     quiet: bool,
+    watch: Callable[[str], Watch] | None,
 ) -> None:
     overrides = tuple(str(item).removeprefix("++") for item in settings.overrides.task)
     if here:
         console = Console(width=None if sys.stdout.isatty() else 200, quiet=quiet)
         console.rule(escape(folder.name), style="dim")
-        _run(recipe, overrides, planned, folder, console, sys.stderr, quiet=quiet)
+        _run(recipe, overrides, planned, folder, console, sys.stderr, quiet=quiet, watch=watch)
         return
     with (folder / LOG).open("w", encoding="utf-8", buffering=1) as log:
         console = Console(file=log, width=200)
-        _run(recipe, overrides, planned, folder, console, log, quiet=quiet)
+        _run(recipe, overrides, planned, folder, console, log, quiet=quiet, watch=watch)
 
 
 def _run(
@@ -220,9 +249,10 @@ def _run(
     errors: TextIO,
     *,
     quiet: bool,
+    watch: Callable[[str], Watch] | None,
 ) -> None:
     started = time.monotonic()
-    error = None
+    error = pruned = None
     (folder / OUTCOME).unlink(missing_ok=True)
     try:
         composed = compose(recipe, overrides)
@@ -231,7 +261,11 @@ def _run(
                 "the recipe has changed since the sweep began: give the command again"
             )
         store = Store.of(composed.recipe.outputs)
-        execute(plan(composed, store), store, folder, console, quiet=quiet)
+        hears = watch(folder.name) if watch is not None else None
+        execute(plan(composed, store), store, folder, console, quiet=quiet, watch=hears)
+    except Stopped as reason:
+        pruned = str(reason)
+        console.print(f"stopped early: {pruned}", highlight=False, markup=False, soft_wrap=True)
     except Exception as caught:  # noqa: BLE001  # a point that fails does not stop the others
         error = str(caught)
         if not isinstance(caught, RecipeError | StageError | Unreachable):
@@ -240,6 +274,10 @@ def _run(
             (folder / "error.txt").write_text(text, encoding="utf-8")
         print(f"error: {error}", file=errors)
     seconds = round(time.monotonic() - started, 3)
-    asked = redacted(list(overrides))
-    outcome: dict[str, Any] = {"overrides": asked, "error": error, "seconds": seconds}
+    outcome: dict[str, Any] = {
+        "overrides": redacted(list(overrides)),
+        "error": error,
+        "pruned": pruned,
+        "seconds": seconds,
+    }
     write_json(folder / OUTCOME, outcome)

@@ -89,7 +89,10 @@ def _values(override: Override) -> list[str]:
     """`key=value` for each value of a sweep."""
     text = override.input_line
     if not override.is_discrete_sweep():
-        raise RecipeError(f"{text!r} is an interval, for a search: give the recipe an `objective`")
+        raise RecipeError(
+            f"{text!r} is an interval, for a search: give the recipe a `search`, such as "
+            "`search: {trials: 30}`, and an `objective`"
+        )
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         raise RecipeError(f"{text!r}: name each value; a pattern is not expanded")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]

@@ -33,6 +33,8 @@ class Standing:
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the last model that was looked at, and those of the objective by their path."""
+    pruned: str | None = None
+    """Why it was stopped early."""
 
     def measured(self, metric: str) -> float | None:
         """The metric's value, or None where it is missing or not a finite number."""

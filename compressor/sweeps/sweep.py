@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -40,6 +40,20 @@ TRADE_OFF: tuple[tuple[str, Direction], ...] = (
     ("latency_p50_ms", "minimize"),
 )
 """What points are compared by where the recipe has no objective: of these, what was measured."""
+
+
+class Points(Protocol):
+    """Points that are run, or have been; of a search, those that were drawn so far."""
+
+    @property
+    def base(self) -> Composed: ...
+
+    @property
+    def points(self) -> Sequence[Point]: ...
+
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """(distinct stages, stages of all points), where they are known before the points run."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,10 @@ class Grid:
         names = [point.name for point in self.points]
         return dict(zip(names, (digest(each.values) for each in self.composed), strict=True))
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        return self.shared.distinct, self.shared.naive
+
 
 def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     """Compose and plan every point, so that a wrong value is told before anything is trained.
@@ -80,11 +98,7 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     `reachable`: whether something on a network that cannot be reached is an error too.
     Raises RecipeError with the problems of all points.
     """
-    settings = [item for item in overrides if _is_hydras(item)]
-    _refuse_settings(settings)
-    own = [item for item in overrides if item not in settings]
-    set_here = {_key(item) for item in own}
-    own = [p for p in swept_in_recipe(recipe, overrides) if _key(p) not in set_here] + own
+    settings, own = divided(recipe, overrides)
     problems: list[Problem] = []
     warnings: list[Problem] = []
     composed, steps = [], []
@@ -115,15 +129,13 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     )
 
 
-def _refuse_settings(settings: Sequence[str]) -> None:
-    """Raise RecipeError for what Hydra would take, and then neither it nor a sweep understands."""
-    for item in settings:
-        key = _key(item)
-        if key.startswith("hydra.sweeper.params"):
-            raise RecipeError(f"{item!r} is for a recipe: here give the key itself, as in seed=1,2")
-        if key in {"hydra.launcher", "hydra.sweeper"}:
-            meant = item.lstrip("+~").replace(".", "/", 1)
-            raise RecipeError(f"{item!r}: is chosen with a slash: {meant}")
+def divided(recipe: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides of `hydra`, those of points), the second with what the recipe itself sweeps."""
+    settings = [item for item in overrides if _is_hydras(item)]
+    own = [item for item in overrides if item not in settings]
+    set_here = {_key(item) for item in own}
+    own = [p for p in swept_in_recipe(recipe, overrides) if _key(p) not in set_here] + own
+    return settings, own
 
 
 def _is_hydras(override: str) -> bool:
@@ -224,7 +236,7 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
 
 
 @contextmanager
-def watched(grid: Grid, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
+def watched(grid: Points, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
     """Keep the sweep's page and table as the points' folders are, until the sweep has ended.
 
     Where points do not run `here`, say what became of each.
@@ -232,13 +244,14 @@ def watched(grid: Grid, folder: SweepFolder, console: Console, *, here: bool) ->
     ended = threading.Event()
     seen: Sweep | None = None
     unwritten: set[str] = set()
-    told = {each.name for each in state(grid, folder).points if here or each.state == "done"}
+    told = {e.name for e in state(grid, folder).points if e.state in {"done", "pruned"}}
 
     def look(*, running: bool) -> None:
         nonlocal seen
         now = state(grid, folder, running=running)
         for each in now.points:
-            if each.state in {"done", "failed", "pruned"} and each.name not in told:
+            over = each.state in {"done", "failed", "pruned"}
+            if over and not here and each.name not in told:
                 told.add(each.name)
                 _say(console, f"{each.name}: {summary(each)}")
         if now != seen:
@@ -266,10 +279,11 @@ def watched(grid: Grid, folder: SweepFolder, console: Console, *, here: bool) ->
         look(running=False)
 
 
-def state(grid: Grid, folder: SweepFolder, *, running: bool = False) -> Sweep:
+def state(grid: Points, folder: SweepFolder, *, running: bool = False) -> Sweep:
     """The sweep as its folder is now."""
     recipe, about = grid.base.recipe, folder.about()
     goals = recipe.objective.goals if recipe.objective is not None else ()
+    distinct, naive = grid.counts or (None, None)
     return Sweep(
         recipe.name,
         [folder.standing(point, goals) for point in grid.points],
@@ -278,8 +292,8 @@ def state(grid: Grid, folder: SweepFolder, *, running: bool = False) -> Sweep:
         command=about["command"],
         started=datetime.fromisoformat(about["started"]),
         running=running,
-        distinct_stages=grid.shared.distinct,
-        naive_stages=grid.shared.naive,
+        distinct_stages=distinct,
+        naive_stages=naive,
     )
 
 
@@ -287,6 +301,8 @@ def summary(standing: Standing) -> str:
     """What a person hears of a point that has ended."""
     if standing.error is not None:
         return f"failed: {standing.error}"
+    if standing.pruned is not None:
+        return f"stopped early: {standing.pruned}"
     shown = ("rougeLsum", "micro_f1", "nonzero_ratio")
     facts = [f"{k} {standing.metrics[k]:.4f}" for k in shown if k in standing.metrics]
     cached = f"{standing.cached}/{standing.stages} cached"
@@ -314,9 +330,6 @@ def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
         for key, heading, write in COLUMNS
         if key not in named and any(key in row.metrics for row in rows)
     ]
-    for path in goals:
-        values = [row.metrics.get(path) for row in rows]
-        columns.append(Column(path, ["" if v is None else f"{v:.4g}" for v in values]))
     columns += [
         Column("cached", [f"{row.cached}/{row.stages}" if row.stages else "" for row in rows]),
         Column("seconds", [f"{row.seconds:.1f}" for row in rows]),
@@ -327,8 +340,9 @@ def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
     if aims := ", ".join(f"{path} ({aim[:3]}.)" for path, aim in sweep.compared()):
         _say(console, f"● on the Pareto front of {aims}")
     for row in rows:
-        if row.state not in {"done", "pruned"}:
-            _say(console, f"{row.name}: {summary(row) if row.error else 'did not end'}")
+        if row.state != "done":
+            ended = row.error or row.pruned
+            _say(console, f"{row.name}: {summary(row) if ended else 'did not end'}")
     _say(console, f"sweep: {folder.path}")
     _say(console, f"page: {folder.path / PAGE}")
     return 0 if all(row.state in {"done", "pruned"} for row in rows) else 1

@@ -1,0 +1,166 @@
+"""Starts the processes that a stage runs in, waits for them, and tells why they failed.
+
+One process is started as it is; several by torch's launcher, or by Accelerate's where there is a
+config. What a process does is `compressor.worker`'s. Nothing that is started outlives its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compressor import machine
+from compressor.errors import StageError
+from compressor.launching import Processes
+from compressor.processes import environment
+from compressor.stage import Context, Inputs, Stage
+from compressor.worker import FAILURE, PARENT, RESULT, TASK
+
+LAST_LINES = 12
+"""Of a log, what an error message shows."""
+ENDING_SECONDS = 45.0
+"""How long a launcher has to end its workers, which torch's kills after 30."""
+
+
+def task_folder(context: Context) -> Path:
+    """Where a stage's task, its processes' logs and their result are while they run."""
+    return context.resume.with_suffix(".task")
+
+
+def launch(
+    kind: str,
+    name: str,
+    stage: Stage,
+    inputs: Inputs,
+    context: Context,
+    processes: Processes,
+    session: str | None = None,
+) -> dict[str, Any] | None:
+    """Run a stage in processes of its own, and give what `run_stage` gives.
+
+    `session`: of a run on several machines, for the others to tell its tasks from older ones.
+    Raises StageError with a worker's reason.
+    """
+    folder = task_folder(context).absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    task = _task(kind, name, stage, inputs, context, processes)
+    task |= {"session": session, "id": uuid.uuid4().hex, "shared": processes.machines > 1}
+    partial = folder / f".{TASK}"
+    partial.write_text(json.dumps(task), encoding="utf-8")
+    partial.rename(folder / TASK)  # whole, since another machine may be waiting for it
+    code = run_processes(folder / TASK, processes, folder, context.progress.relay)
+    if (failure := folder / FAILURE).is_file():
+        raise StageError(json.loads(failure.read_text(encoding="utf-8"))["reason"])
+    if code != 0 or not (folder / RESULT).is_file():
+        raise StageError(f"a worker process ended with code {code}:\n{last_lines(folder)}")
+    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    context.metrics.update(result["metrics"])
+    shutil.rmtree(folder, ignore_errors=True)
+    model: dict[str, Any] | None = result["model"]
+    return model
+
+
+def _task(
+    kind: str, name: str, stage: Stage, inputs: Inputs, context: Context, processes: Processes
+) -> dict[str, Any]:
+    """All that a worker knows."""
+    return {
+        "kind": kind,
+        "name": name,
+        "stage": stage.model_dump(mode="json"),
+        "model_folder": str(inputs.folder.absolute()) if inputs.folder else None,
+        "artifacts": {role: str(path.absolute()) for role, path in inputs.artifacts.items()},
+        "folder": str(context.folder.absolute()),
+        "resume": str(context.resume.absolute()),
+        "run_folder": str(context.run_folder.absolute()) if context.run_folder else None,
+        "quiet": context.progress.quiet,
+        "data": context.data.model_dump(mode="json"),
+        "seed": context.seed,
+        "launch": context.launch.model_dump(mode="json"),
+        "scheme": processes.scheme.model_dump(mode="json"),
+    }
+
+
+def run_processes(task: Path, processes: Processes, logs: Path, hear: Callable[[str], None]) -> int:
+    """Start the processes of a task, have rank 0 heard, and give the launcher's exit code.
+
+    `logs`: a folder for what they write to their standard errors.
+    """
+    threads = machine.threads(processes.here)
+    with (logs / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*_launcher(processes, logs), "-m", "compressor.worker", str(task)],
+            env=environment(threads) | {PARENT: str(os.getpid())},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:  # rank 0's progress; the others are quiet
+                hear(line.decode(errors="replace").rstrip("\n"))
+            return process.wait()
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that is still there, and what it started. torch's launcher has to be asked:
+    it gives each worker a session of its own.
+    """
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def last_lines(logs: Path) -> str:
+    """The end of what the first process that failed wrote: the others' errors follow from that."""
+    lines = (logs / "log").read_text(errors="replace").strip().splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("Traceback")]
+    end = starts[1] if len(starts) > 1 else len(lines)
+    return "\n".join(lines[:end][-LAST_LINES:])
+
+
+def _launcher(processes: Processes, logs: Path) -> list[str]:
+    """The command that starts a module in each process. Without a place of ours for its own logs
+    torch's launcher leaves a folder in the system's for temporary files, each time.
+    """
+    if not processes.several:
+        return [sys.executable]
+    own = logs / "launcher"
+    if processes.config_file is None:
+        # Accelerate's own command runs one process where `--cpu --num_processes 2` asks for two;
+        # its Accelerator reads what torch's launcher sets all the same.
+        return [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", str(processes.count), "--log-dir", str(own)),
+        ]
+    # Without a port of its own, two runs on one machine must not ask for the same.
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", str(processes.config_file), "--log_dir", str(own)),
+        *("--num_processes", str(processes.count)),
+        *("--main_process_port", str(processes.port or 0)),
+    ]
+
+
+def started_by_launcher() -> str | None:
+    """The launcher that started this process, where it was one of those that start many."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "torchrun"
+    if "ACCELERATE_MIXED_PRECISION" in os.environ or "ACCELERATE_USE_CPU" in os.environ:
+        return "accelerate launch"
+    return None

@@ -1,0 +1,338 @@
+"""How the weights of a training lie over its processes: whole in each (DDP), or in shards (FSDP2).
+
+Both are used through `Weights`; DeepSpeed's ZeRO is in `compressor.zero`. No batches, no schedule.
+
+Accelerate starts the process group; the sharding is torch's own, because Accelerate 1.15 ignores
+FSDP on CPUs, where it is tested, and there and on GPUs it should be the same code.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from compressor.hyperparameters import Hyperparameters
+from compressor.launching import Scheme
+from compressor.sparsity.select import apply_mask
+
+Batch = dict[str, Tensor]
+
+
+def named_parameters(model: nn.Module, loss: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's parameters, and then those that the loss itself has to train."""
+    named = dict(model.named_parameters())
+    models = {id(parameter) for parameter in named.values()}
+    own = ((n, p) for n, p in loss.named_parameters() if p.requires_grad)
+    return named | {f"loss.{n}": p for n, p in own if id(p) not in models}
+
+
+def adamw(parameters: list[nn.Parameter], settings: Hyperparameters) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+class Weights:
+    """What a training asks of its weights. Here every process has them whole.
+
+    Every method that talks of tensors by name must be called on every process, in the same order.
+    """
+
+    sharded = False
+    spoiled = False
+    """Whether a step was made with a gradient that was not finite."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        loss: nn.Module,
+        measure: nn.Module,
+        settings: Hyperparameters,
+    ) -> None:
+        """`loss` is trained; `measure` gives the validation loss. `model` is inside of both."""
+        self.accelerator, self.model, self.settings = accelerator, model, settings
+        self.loss, self.measure = loss, measure
+        loss.to(accelerator.device)
+        self._shard()
+
+    def _shard(self) -> None:
+        self.named = named_parameters(self.model, self.loss)
+        self.trained = [p for p in self.named.values() if p.requires_grad]
+        optimizer = adamw(self.trained, self.settings)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.loss, optimizer)
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Around a micro-batch's two passes: gradients need not be reduced before the last."""
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def summed(self, batch: Batch) -> Tensor:
+        """The training's loss of a batch."""
+        loss: Tensor = self.wrapped(batch)
+        return loss
+
+    def measured(self, batch: Batch) -> Tensor:
+        """The validation's loss of a batch."""
+        with self.accelerator.autocast():  # preparing `loss` gave it autocast, but not `measure`
+            loss: Tensor = self.measure(batch)
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def step(self, rate: float) -> float:
+        """Clip the gradients and make an optimizer step; the norm, over all processes.
+
+        There is no step where the norm is not finite, or else the weights are `spoiled` after it.
+        """
+        limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
+        norm = self._clip(limit)
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _clip(self, limit: float) -> float:
+        return float(self.accelerator.clip_grad_norm_(self.trained, limit))
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The parameter of any of its names, of which `named` has the first."""
+        known = self.named.get(name)
+        return self.model.get_parameter(name) if known is None else known
+
+    @torch.no_grad()
+    def apply_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Set to zero, wherever it lies, what a whole mask has False."""
+        for name, mask in masks.items():
+            apply_mask(self._part(name), self._part_of(name, mask))
+
+    def whole(self, names: Iterable[str]) -> AbstractContextManager[Any]:
+        """Inside, these parameters of the model are whole, to be read; changes may be lost."""
+        return nullcontext()
+
+    def not_finite(self, name: str) -> int:
+        """How many entries of this process's part are not finite."""
+        part = self._part(name)
+        return part.numel() - int(torch.isfinite(part).sum())
+
+    def alive(self, name: str, mask: Tensor) -> int:
+        """How many entries of this process's part are not zero where the whole mask is False."""
+        return int(torch.count_nonzero(self._part(name)[~self._part_of(name, mask)]))
+
+    def _part(self, name: str) -> Tensor:
+        return self.parameter(name).detach()
+
+    def _part_of(self, name: str, whole: Tensor) -> Tensor:
+        return whole
+
+    def whole_tensor(self, name: str) -> Tensor:
+        """A parameter, whole, on every process."""
+        return self.named[name].detach()
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The optimizer's state of a parameter, whole; empty before the first step."""
+        return dict(self.optimizer.state.get(self.named[name], {}))
+
+    @torch.no_grad()
+    def load(self, name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Take a whole parameter, and its optimizer's whole state where there is one."""
+        parameter = self.named[name]
+        parameter.copy_(tensor)
+        if state:
+            moved = {key: value.to(parameter.device) for key, value in state.items()}
+            self.optimizer.state[parameter] = moved
+
+    def finish(self) -> None:
+        """Leave the model with whole weights, as plain as it was."""
+
+
+class Objective(nn.Module):
+    """A training's loss and its validation's in one module: the root of what is sharded."""
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        measure: nn.Module,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        super().__init__()
+        self.loss, self.measure = loss, measure
+        self.autocast = autocast
+
+    def forward(self, batch: Batch, *, measured: bool = False) -> Tensor:
+        with self.autocast():
+            loss: Tensor = (self.measure if measured else self.loss)(batch)
+        return loss
+
+
+class FullyShardedWeights(Weights):
+    """FSDP2: every parameter in slices of its first dimension, a layer gathered as it computes.
+
+    What the loss does not train, such as a teacher, stays whole in every process.
+    """
+
+    sharded = True
+
+    def __init__(self, *given: Any, scheme: Scheme) -> None:
+        self.scheme = scheme
+        super().__init__(*given)
+
+    def _shard(self) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        device = self.accelerator.device.type
+        self.mesh = init_device_mesh(device, (self.accelerator.num_processes,))
+        self.root = Objective(self.loss, self.measure, self.accelerator.autocast)
+        self.plain_layers = {name: _empty_copy(layer) for name, layer in layers(self.model)}
+        frozen = {p for p in self.root.parameters() if not p.requires_grad}
+        frozen -= set(self.model.parameters())
+        for name in self.plain_layers:
+            fully_shard(
+                self.model.get_submodule(name),
+                mesh=self.mesh,
+                reshard_after_forward=self.scheme.reshard_after_forward,
+            )
+        fully_shard(self.root, mesh=self.mesh, ignored_params=frozen)
+        self.units: list[Any] = [self.model.get_submodule(name) for name in self.plain_layers]
+        self.units.append(self.root)
+        self.named = named_parameters(self.model, self.loss)
+        self.trained = [p for p in self.named.values() if p.requires_grad]
+        self.optimizer = adamw(self.trained, self.settings)
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        self.root.set_requires_gradient_sync(last)  # type: ignore[operator]
+        yield
+
+    def summed(self, batch: Batch) -> Tensor:
+        loss: Tensor = self.root(batch)
+        return loss
+
+    def measured(self, batch: Batch) -> Tensor:
+        loss: Tensor = self.root(batch, measured=True)
+        self._reshard()  # which a backward pass would have done
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+
+    def _clip(self, limit: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    @contextmanager
+    def whole(self, names: Iterable[str]) -> Iterator[None]:
+        sharded = {id(p): p for p in map(self.parameter, names)}
+        whole = {own: nn.Parameter(_full(p.detach())) for own, p in sharded.items()}
+        set_parameters(self.model, self.model, whole)
+        try:
+            yield
+        finally:
+            back = {id(whole[own]): parameter for own, parameter in sharded.items()}
+            set_parameters(self.model, self.model, back)
+
+    def _reshard(self) -> None:
+        for unit in self.units:
+            unit.reshard()
+
+    def _part(self, name: str) -> Tensor:
+        return local(self.parameter(name)).detach()
+
+    def _part_of(self, name: str, whole: Tensor) -> Tensor:
+        return local(self._distributed(name, whole))
+
+    def _distributed(self, name: str, whole: Tensor) -> Tensor:
+        """A whole tensor of a parameter's shape as that parameter lies; nothing is sent."""
+        from torch.distributed.tensor import distribute_tensor
+
+        like: Any = self.parameter(name)
+        whole = whole.to(local(like).device)
+        # Every process has the whole, so that none needs the first one's.
+        found: Tensor = distribute_tensor(whole, self.mesh, like.placements, src_data_rank=None)
+        return found
+
+    def whole_tensor(self, name: str) -> Tensor:
+        return _full(self.named[name].detach())
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        return {key: _full(value) for key, value in super().state(name).items()}
+
+    @torch.no_grad()
+    def load(self, name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> None:
+        parameter = self.named[name]
+        local(parameter).copy_(self._part_of(name, tensor))
+        if state:
+            self.optimizer.state[parameter] = {
+                key: self._distributed(name, value) if value.shape == tensor.shape else value
+                for key, value in state.items()
+            }
+
+    def finish(self) -> None:
+        whole = {id(p): nn.Parameter(self.whole_tensor(n)) for n, p in self.named.items()}
+        for path, plain in self.plain_layers.items():
+            sharded = self.model.get_submodule(path)
+            plain.to_empty(device=self.accelerator.device)
+            for name, buffer in sharded.named_buffers():
+                plain.get_buffer(name).copy_(buffer)
+            set_parameters(plain, sharded, whole)
+            self.model.set_submodule(path, plain.train(sharded.training))
+        set_parameters(self.model, self.model, whole)
+
+
+def set_parameters(module: nn.Module, like: nn.Module, whole: Mapping[int, nn.Parameter]) -> None:
+    """Put, for each parameter of `like` under its name in `module`, what `whole` has for it."""
+    for name, parameter in list(like.named_parameters(remove_duplicate=False)):
+        if id(parameter) in whole:
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, whole[id(parameter)])
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a model's stacks: what its outermost lists of modules hold."""
+    lists: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{n}.") for n in lists):
+            lists.append(name)
+            yield from ((f"{name}.{child}", layer) for child, layer in module.named_children())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor, in place: all of it, unless it is one of FSDP2's."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+def _full(tensor: Any) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def _empty_copy(layer: nn.Module) -> nn.Module:
+    """The layer's modules, without memory for its tensors."""
+    return copy.deepcopy(layer).to("meta")
+
+
+def weights_for(scheme: Scheme, *given: Any) -> Weights:
+    """The weights of a training, in one of several processes, as a scheme has them lie."""
+    accelerator: Accelerator = given[0]
+    if accelerator.num_processes == 1 or scheme.kind == "ddp":
+        return Weights(*given)
+    if scheme.kind == "fsdp2":
+        return FullyShardedWeights(*given, scheme=scheme)
+    from compressor.zero import PartitionedWeights
+
+    return PartitionedWeights(*given, scheme=scheme)

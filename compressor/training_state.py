@@ -1,0 +1,163 @@
+"""A training that can go on after it was killed: what happened so far, and every whole tensor.
+
+Rank 0 writes, every rank reads, and neither depends on how many there are or on how the weights lie
+over them: a checkpoint of two processes goes on in one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compressor.sharding import Weights
+from compressor.store import flush
+
+TENSORS, HISTORY = "tensors", "history.json"
+
+
+@dataclass
+class History:
+    """What happened so far; saved with every checkpoint."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    """The loss of each optimizer step: mean over the label tokens of its global batch."""
+    validation_losses: list[float] = field(default_factory=list)
+    samples: int = 0
+    seconds: float = 0.0
+    resumed: int = 0
+    scheme: str = ""
+    """How the weights lay over the processes, and how many these were."""
+    processes: int = 0
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Where it went on in another number of processes, or under another scheme."""
+
+    def go_on(self, scheme: str, processes: int) -> None:
+        """Note what it runs in from here on."""
+        if self.processes and (self.scheme, self.processes) != (scheme, processes):
+            change = {
+                "at_step": self.step,
+                "processes": [self.processes, processes],
+                "scheme": [self.scheme, scheme],
+            }
+            self.changes.append(change)
+        self.scheme, self.processes = scheme, processes
+
+    def metrics(self) -> dict[str, Any]:
+        """What tables show of a training; a step's own loss is in `losses.csv`."""
+        tail = self.losses[-max(1, len(self.losses) // 20) :]
+        changes = {"changes_of_processes": self.changes} if self.changes else {}
+        return {
+            "train_loss": math.fsum(tail) / len(tail) if tail else None,
+            "validation_loss": self.validation_losses[-1] if self.validation_losses else None,
+            "validation_losses": self.validation_losses,
+            "steps": self.step,
+            "samples_per_second": self.samples / self.seconds if self.seconds else None,
+            "resumed": self.resumed,
+        } | changes
+
+    def write_losses(self, path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(("step", "loss"))
+            writer.writerows(enumerate(self.losses, 1))
+
+
+def last_checkpoint(resume: Path) -> Path | None:
+    """The folder of the last whole checkpoint."""
+    return max(resume.glob("step-*"), key=lambda path: int(path.name[5:]), default=None)
+
+
+def save(
+    resume: Path,
+    history: History,
+    weights: Weights,
+    masks: Mapping[str, Tensor],
+    accelerator: Accelerator,
+) -> None:
+    """Write a checkpoint, whole or not at all, and remove the older ones.
+
+    `masks`: those that the training itself makes.
+    """
+    final = resume / f"step-{history.step}"
+    if final.exists():  # only after a restore, and then with what it says
+        accelerator.wait_for_everyone()
+        return
+    generators = accelerator.gather(_generator_state(accelerator).to(accelerator.device)[None])
+    tensors: dict[str, Tensor] = {}
+    for name in weights.named:  # gathered one by one: the first rank alone has all at once
+        found = {f"model.{name}": weights.whole_tensor(name)}
+        found |= {f"optimizer.{name}.{key}": t for key, t in weights.state(name).items()}
+        if accelerator.is_main_process:
+            tensors |= {key: tensor.cpu().contiguous() for key, tensor in found.items()}
+    if accelerator.is_main_process:
+        tensors["generators"] = generators.cpu()
+        tensors |= {f"mask.{name}": mask.cpu().contiguous() for name, mask in masks.items()}
+        partial = resume / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(tensors, partial / TENSORS)
+        (partial / HISTORY).write_text(json.dumps(asdict(history)), encoding="utf-8")
+        for path in partial.iterdir():
+            flush(path)
+        older = list(resume.glob("step-*"))
+        partial.rename(final)
+        flush(resume)
+        for path in older:
+            shutil.rmtree(path)
+    accelerator.wait_for_everyone()
+
+
+def restore(
+    resume: Path, weights: Weights, masks: dict[str, Tensor], accelerator: Accelerator, seed: int
+) -> History:
+    """Load the last checkpoint into weights, masks and generators, if there is one."""
+    found = last_checkpoint(resume)
+    accelerator.wait_for_everyone()  # nobody may write before everyone has looked
+    if found is None:
+        return History()
+    history = History(**json.loads((found / HISTORY).read_text(encoding="utf-8")))
+    history.resumed += 1
+    with safe_open(found / TENSORS, "pt") as tensors:
+        names = set(tensors.keys())
+        for name in weights.named:
+            prefix = f"optimizer.{name}."
+            keys = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
+            state = {key: tensors.get_tensor(prefix + key) for key in keys if "." not in key}
+            weights.load(name, tensors.get_tensor(f"model.{name}"), state)
+        for name in [name for name in names if name.startswith("mask.")]:
+            mask = tensors.get_tensor(name).to(accelerator.device)
+            masks[name.removeprefix("mask.")] = mask
+        generators = tensors.get_tensor("generators")
+    rank = accelerator.process_index
+    if len(generators) == accelerator.num_processes:
+        # A copy: torch reads a generator's state from where the whole tensor begins.
+        _set_generator_state(accelerator, generators[rank].clone())
+    else:  # another number of processes than before: the same data, other dropout
+        torch.manual_seed(seed + rank + 7919 * history.step)
+    return history
+
+
+def _generator_state(accelerator: Accelerator) -> Tensor:
+    """The state of the generator that dropout draws from, as bytes, on the CPU."""
+    device = accelerator.device
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_generator_state(accelerator: Accelerator, state: Tensor) -> None:
+    if accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(state, accelerator.device)
+    else:
+        torch.set_rng_state(state)
