@@ -304,7 +304,7 @@ def _print_formats() -> None:
 
 def recipes_command(_: argparse.Namespace) -> int:
     """`compressor recipes`."""
-    from compressor.recipe import recipe_names
+    from compressor.recipe_files import recipe_names
 
     print("\n".join(recipe_names()))
     return DONE

@@ -21,9 +21,10 @@ from compressor.backends import BackendName
 from compressor.data.sources import Data, Split
 from compressor.errors import Problem, RecipeError, StageError, Unreachable, nearest
 from compressor.formats import versions
-from compressor.recipe import Composed, validation_problems
+from compressor.recipe import Composed
 from compressor.stage import SIZES, Artifact, Planning, Report, Stage, stage_class, stage_kinds
 from compressor.store import Store
+from compressor.validation import validation_problems
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import pytest
 from compressor.errors import RecipeError
 from compressor.machine import gpus
 from compressor.plan import Plan, plan
-from compressor.recipe import compose, recipe_names
+from compressor.recipe import compose
+from compressor.recipe_files import recipe_names
 from compressor.store import Store
 
 TRAINED = {"finetune", "prune", "recover", "evaluate"}

@@ -28,23 +28,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from compressor.errors import RecipeError, StageError, Stopped, Unreachable, nearest
-from compressor.plan import digest, plan
-from compressor.progress import Watch
-from compressor.recipe import (
+from compressor.hydra_loading import (
     COMPOSITION_ERRORS,
-    Composed,
-    Source,
-    compose,
     compose_problem,
-    find,
     hydra_loader,
     hydra_overrides,
     quoted,
-    redacted,
-    refuse_code,
-    refuse_resolvers_in_defaults,
     with_prefixes,
 )
+from compressor.plan import digest, plan
+from compressor.progress import Watch
+from compressor.recipe import Composed, compose, redacted
+from compressor.recipe_files import Source, find, refuse_code, refuse_resolvers_in_defaults
 from compressor.runner import execute
 from compressor.store import Store, write_json
 from compressor.sweeps.folder import OUTCOME

@@ -1,0 +1,206 @@
+"""Hydra as it is used here: folders of recipes, overrides, and its errors in plain words."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import version
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from compressor.checked_in import recipes_folder
+from compressor.errors import Problem, nearest
+from compressor.recipe_files import HYDRA_SETTINGS, Source, locate
+
+_SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
+
+
+def with_prefixes(overrides: Sequence[str]) -> list[str]:
+    """A user's overrides for Hydra. A field that the recipe does not mention can be set as well as
+    one that it does: whether it exists is for the typed stages to say, which know the nearest name.
+    """
+    return [f"++{item}" if _SETS_A_KEY.match(item) else item for item in overrides]
+
+
+def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides that Hydra gets: the user's own, and where checked-in groups are found."""
+    # `pkg://` would import the folder; this only reads it.
+    searchpath, job = quoted(f"{RecipeFolder.scheme()}://{recipes_folder()}"), quoted(name)
+    return [
+        *with_prefixes(overrides),
+        f"hydra.searchpath=[{searchpath}]",
+        f"++hydra.job.name={job}",
+    ]
+
+
+def quoted(text: str) -> str:
+    """A string in Hydra's override grammar, whatever is in it."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", text)
+    return f"'{escaped}'"
+
+
+COMPOSITION_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    OSError,
+    ValueError,  # a group set to null; a file that is not UTF-8
+    RecursionError,  # a recipe among its own defaults
+)
+
+
+class RecipeFolder(FileConfigSource):
+    """A folder of recipes. Of the folders in it only those with options to choose are groups.
+
+    To Hydra each folder is one, and `outputs=elsewhere` would choose an option of the group
+    `outputs` where runs have made a folder of that name beside the recipe.
+    """
+
+    _loaded: ClassVar[dict[tuple[str, int, int, str], ConfigResult]] = {}
+
+    @staticmethod
+    def scheme() -> str:
+        return "recipes"
+
+    def available(self) -> bool:
+        return Path(self.path).is_dir()
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """A file is parsed again only when it has changed: a sweep composes it for each point."""
+        file = Path(self.path, self._normalize_file_name(config_path))
+        try:
+            about = file.stat()
+        except OSError:
+            return super().load_config(config_path)
+        key = (str(file), about.st_mtime_ns, about.st_size, self.provider)
+        if key not in self._loaded:
+            self._loaded[key] = super().load_config(config_path)
+        return copy.deepcopy(self._loaded[key])
+
+    def is_group(self, config_path: str) -> bool:
+        return any(Path(self.path, config_path).glob("*.yaml"))
+
+
+@contextmanager
+def hydra_loader(folder: Path) -> Iterator[ConfigLoader]:
+    """Hydra, with the recipes of one folder. There is one Hydra in a process at a time."""
+    SourcesRegistry.instance().register(RecipeFolder)
+    GlobalHydra.instance().clear()
+    version.setbase("1.3")
+    path = create_config_search_path(f"{RecipeFolder.scheme()}://{folder.absolute()}")
+    Hydra.create_main_hydra2(task_name="compressor", config_search_path=path)
+    try:
+        with warnings.catch_warnings():
+            # Hydra warns of a `defaults` without `_self_`; the recipe's own keys then come last.
+            warnings.simplefilter("ignore", UserWarning)
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def compose_problem(
+    error: Exception,
+    folder: Path,
+    name: str,
+    overrides: Sequence[str],
+    sources: Sequence[Source],
+) -> Problem:
+    """What a person needs of Hydra's, OmegaConf's or YAML's error."""
+    if isinstance(error, RecursionError):
+        return Problem("defaults", "the recipe is among its own defaults", folder / f"{name}.yaml")
+    if isinstance(error, UnicodeDecodeError):
+        return Problem("", "not UTF-8 text", folder / f"{name}.yaml")
+    cause = error.__cause__
+    while cause is not None and not isinstance(error, yaml.MarkedYAMLError):
+        error, cause = (cause, cause.__cause__) if isinstance(cause, Exception) else (error, None)
+    if isinstance(error, yaml.MarkedYAMLError):
+        return _yaml_problem(error, folder, name)
+    if isinstance(error, OverrideParseException):
+        given = error.override.removeprefix("++")  # which `with_prefixes` puts there
+        expected = "expected key=value, where a value with signs such as ~ or = is quoted"
+        return Problem("", f"cannot read the override {given!r}: {expected}: 'key=\"~/x\"'")
+    text = str(error)
+    if setting := re.search(r"Key '[^']*' .*\s+full_key: (hydra[./]\S+)", text):
+        message = _missing_setting(setting[1], getattr(error, "parent_node", None))
+        return locate(setting[1], message, [Source(folder / f"{name}.yaml", "")], overrides)
+    if "must be a DictConfig" in text:
+        return Problem(
+            "", "expected keys and values at the top, not a list", folder / f"{name}.yaml"
+        )
+    if isinstance(error, MissingConfigException):
+        return _missing_config(error, folder, name)
+    if struct := re.search(r"Key '([^']*)' is not in struct\s+full_key: (\S+)", text):
+        key, full = struct[1], struct[2]
+        valid = _valid_keys(folder, name, full.rpartition(".")[0])
+        return Problem(full, f"no such key in this recipe; {nearest(key, valid)}")
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
+        return locate(str(error.full_key), text, sources, overrides)
+    if isinstance(error, ConfigCompositionException | HydraException):
+        return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
+    return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
+
+
+def _missing_setting(path: str, beside: Any) -> str:
+    """What to say of a setting of Hydra's that is not among those `beside` it, where known."""
+    parent, _, name = path.rpartition(".")
+    if "/" in path:
+        return f"no such choice; {nearest(path, ['hydra/launcher'])}"
+    known = {"hydra": HYDRA_SETTINGS, "hydra.sweeper": {"params"}}.get(parent, set())
+    if OmegaConf.is_dict(beside):
+        known = {str(key) for key in beside if key != "_target_"}
+        if parent == "hydra.launcher" and not known:
+            return "the default launcher has no settings: choose one: hydra/launcher=processes"
+    return f"no such setting {name!r}; {nearest(name, known)}" if known else "no such setting"
+
+
+def _yaml_problem(error: yaml.MarkedYAMLError, folder: Path, name: str) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    message = f"not valid YAML: {error.problem or error.context}"
+    file: Path | None = folder / f"{name}.yaml"
+    if mark is not None and mark.name and Path(mark.name).is_file():
+        file = Path(mark.name)
+    return Problem("", message, file, mark.line + 1 if mark is not None else None)
+
+
+def _missing_config(error: MissingConfigException, folder: Path, name: str) -> Problem:
+    """A group's option or a parent recipe that is not there."""
+    missing = error.missing_cfg_file or ""
+    group, _, option = missing.lstrip("/").rpartition("/")
+    roots = {folder, recipes_folder()}
+    options = {path.stem for root in roots for path in (root / group).glob("*.yaml")} - {"base"}
+    what = f"{group}={option}" if group else option
+    hint = nearest(option, options) if options else f"no group {group!r}"
+    file = folder / f"{name}.yaml"
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if option and option in line:
+            return Problem("defaults", f"no {what!r}; {hint}", file, number)
+    return Problem("", f"no {what!r}; {hint}")
+
+
+def _valid_keys(folder: Path, name: str, parent: str) -> list[str]:
+    """The keys of `parent` in the recipe as it is without overrides."""
+    config = hydra_compose(name, hydra_overrides(name, []))
+    node = OmegaConf.select(config, parent) if parent else config
+    return [str(key) for key in node] if OmegaConf.is_dict(node) else []

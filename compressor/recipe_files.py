@@ -1,0 +1,186 @@
+"""Recipes as files: which there are, where each key was written, and what no file may say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import yaml
+
+from compressor.checked_in import recipes_folder
+from compressor.errors import Problem, RecipeError, nearest
+
+
+@lru_cache(maxsize=256)
+def _tree(file: Path, changed: int, size: int) -> yaml.Node | None:
+    """A file is parsed again only when it has changed: a sweep reads it for each point."""
+    loaded: yaml.Node | None = yaml.compose(file.read_text(encoding="utf-8"))
+    return loaded
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file that went into a composed recipe, and the package that its keys landed in."""
+
+    file: Path
+    package: str
+
+    @cached_property
+    def tree(self) -> yaml.Node | None:
+        """The YAML nodes with their line numbers."""
+        about = self.file.stat()
+        return _tree(self.file, about.st_mtime_ns, about.st_size)
+
+    def line(self, path: Sequence[str]) -> tuple[int, int] | None:
+        """(how many parts of `path` this file has, line of the last of them), or None."""
+        package = [part for part in self.package.split(".") if part and part != "_global_"]
+        if list(path[: len(package)]) != package or self.tree is None:
+            return None
+        node, depth, line = self.tree, len(package), 1
+        for part in path[len(package) :]:
+            found = _child(node, part)
+            if found is None:
+                break
+            line, node = found
+            depth += 1
+        reached = depth > len(package) or (package and len(path) == len(package))
+        return (depth, line) if reached else None
+
+
+def _child(node: yaml.Node, part: str) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == part:
+                return key.start_mark.line + 1, value
+    if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+        value = node.value[int(part)]
+        return value.start_mark.line + 1, value
+    return None
+
+
+def locate(path: str, message: str, sources: Sequence[Source], overrides: Sequence[str]) -> Problem:
+    """A problem with the place that last set `path`, or the longest part of it that is set."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+        if path == key or (path.startswith(f"{key}.") and key not in {"model", "data", "training"}):
+            return Problem(path, f"{message} (set on the command line: {override})")
+    best: tuple[int, int, Source] | None = None
+    for source in sources:
+        found = source.line(path.split("."))
+        if found is not None and (best is None or found[0] >= best[0]):
+            best = (*found, source)
+    if best is None:
+        return Problem(path, message, sources[-1].file if sources else None)
+    return Problem(path, message, best[2].file, best[1])
+
+
+def recipe_names() -> list[str]:
+    """The names of the checked-in recipes; groups (`model/`, `data/` …) are not among them."""
+    root = recipes_folder()
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    groups = ("model/", "data/", "training/", "hydra/", "accelerate/")
+    return sorted(name for name in names if not name.startswith(groups) and name != "base")
+
+
+def find(recipe: str) -> tuple[Path, str]:
+    """(config folder, config name) of a checked-in name or of a path to a user's own file."""
+    path = Path(recipe).expanduser()
+    root = recipes_folder()
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        if not path.is_file():
+            if path.is_dir():
+                raise RecipeError(f"{recipe!r} is a folder, not a recipe file")
+            raise RecipeError(f"no recipe file {recipe!r} in {Path.cwd()}{_siblings(path)}")
+        if path.suffix != ".yaml":
+            raise RecipeError(f"{recipe}: a recipe's file name ends in .yaml")
+        resolved = path.resolve()
+        if resolved.is_relative_to(root.resolve()):
+            return root, resolved.relative_to(root.resolve()).with_suffix("").as_posix()
+        return resolved.parent, resolved.stem
+    if (root / f"{recipe}.yaml").is_file() and recipe in recipe_names():
+        return root, recipe
+    raise RecipeError(
+        f"no recipe {recipe!r}; {nearest(recipe, recipe_names())} "
+        "(a recipe of your own is given as a path that ends in .yaml)"
+    )
+
+
+def _siblings(path: Path) -> str:
+    there = [item.name for item in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    return f"; {nearest(path.name, there)}" if there else ""
+
+
+HYDRA_SETTINGS = frozenset({"sweeper", "launcher", "mode"})
+"""What a recipe may say to Hydra: how a sweep goes. The rest can import code or read secrets."""
+
+
+def refuse_code(sources: Sequence[Source]) -> None:
+    """Raise RecipeError where a recipe's `hydra:` section has what could make Hydra run code."""
+    problems = []
+    for source in sources:
+        if source.file.is_relative_to(recipes_folder()) or source.tree is None:
+            continue
+        package = [part for part in source.package.split(".") if part not in {"", "_global_"}]
+        for path, value, line in _scalars(source.tree):
+            full = [*package, *(part for part in path if part != "<<")]
+            if full[:1] != ["hydra"] or len(full) < 2:
+                continue
+            overrides = full[1:3] == ["sweeper", "params"] and len(full) > 3
+            own = overrides and full[3].lstrip("+~").startswith("hydra")
+            if overrides and len(full) > 4:
+                message = "expected a text with the values, such as '1,2'"
+                problems.append(Problem(".".join(full[:4]), message, source.file, line))
+            elif full[1] not in HYDRA_SETTINGS or "_target_" in full or own or "${" in value:
+                message = (
+                    "is not allowed: a recipe runs nothing; under `hydra` it may set "
+                    f"{', '.join(sorted(HYDRA_SETTINGS))}, to plain values"
+                )
+                problems.append(Problem(".".join(full), message, source.file, line))
+                break
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+
+
+def refuse_resolvers_in_defaults(folder: Path, name: str, seen: frozenset[str]) -> None:
+    """Raise RecipeError where a file's `defaults`, or those of a file beside it, run a resolver.
+
+    Hydra resolves them while it looks for the files, before anything else can be checked.
+    """
+    path = folder / f"{name}.yaml"
+    if name in seen or not path.is_file():
+        return
+    tree = Source(path, "").tree
+    for keys, value, line in _scalars(tree) if tree is not None else ():
+        if keys[:1] != ("defaults",):
+            continue
+        for text in (value, *keys):
+            if runs_something(text):
+                message = f"{text} is not allowed: a recipe runs nothing and reads no environment"
+                raise RecipeError([Problem("defaults", message, path, line)])
+        for other in (value, "/".join((*(k for k in keys[1:] if not k.isdigit()), value))):
+            refuse_resolvers_in_defaults(folder, other.lstrip("/"), seen | {name})
+
+
+def _scalars(
+    node: yaml.Node, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], str, int]]:
+    """(path of keys and indices, value, line) of every scalar of a YAML file, and of empty ends."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _scalars(value, (*above, str(key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _scalars(value, (*above, str(index)))
+    else:
+        yield above, str(node.value), node.start_mark.line + 1
+
+
+_PLAIN = re.compile(r"\$\{[\w.\[\]]+\}")
+"""`${a.b}`: the value of another key. Any other interpolation runs a resolver."""
+
+
+def runs_something(text: str) -> bool:
+    return "${" in _PLAIN.sub("", text)
