@@ -33,12 +33,7 @@ from compressor.tables import Column, print_columns
 POLL_SECONDS = 2.0
 """Between two looks at the points' folders."""
 PAGE, SPREADSHEET = "sweep.html", "sweep.csv"
-TRADE_OFF: tuple[tuple[str, Direction], ...] = (
-    ("rougeLsum", "maximize"),
-    ("micro_f1", "maximize"),
-    ("bytes", "minimize"),
-    ("latency_p50_ms", "minimize"),
-)
+QUALITIES, SIZES, TIMES = ("rougeLsum", "micro_f1"), ("bytes", "nonzero_ratio"), ("latency_p50_ms",)
 """What points are compared by where the recipe has no objective: of these, what was measured."""
 
 
@@ -284,10 +279,11 @@ def state(grid: Points, folder: SweepFolder, *, running: bool = False) -> Sweep:
     recipe, about = grid.base.recipe, folder.about()
     goals = recipe.objective.goals if recipe.objective is not None else ()
     distinct, naive = grid.counts or (None, None)
+    points = [folder.standing(point, goals) for point in grid.points]
     return Sweep(
         recipe.name,
-        [folder.standing(point, goals) for point in grid.points],
-        [(goal.path, goal.direction) for goal in goals] or TRADE_OFF,
+        points,
+        [(goal.path, goal.direction) for goal in goals] or trade_off(points),
         description=recipe.description,
         command=about["command"],
         started=datetime.fromisoformat(about["started"]),
@@ -295,6 +291,16 @@ def state(grid: Points, folder: SweepFolder, *, running: bool = False) -> Sweep:
         distinct_stages=distinct,
         naive_stages=naive,
     )
+
+
+def trade_off(points: Sequence[Standing]) -> list[tuple[str, Direction]]:
+    """Quality, size and latency. Where the bytes of all are the same, as those of pruned weights
+    are, the size that tells points apart is the share of weights that are not zero.
+    """
+    bytes_of_all = {each.metrics["bytes"] for each in points if "bytes" in each.metrics}
+    size = SIZES[len(bytes_of_all) == 1 < len(points)]
+    up: list[tuple[str, Direction]] = [(name, "maximize") for name in QUALITIES]
+    return [*up, *((name, "minimize") for name in (size, *TIMES))]
 
 
 def summary(standing: Standing) -> str:

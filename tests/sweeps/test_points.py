@@ -10,6 +10,8 @@ from rich.console import Console
 from compressor import machine
 from compressor.errors import RecipeError
 from compressor.sweeps.points import LONGEST_NAME, Point, shortened, spanned
+from compressor.sweeps.state import Standing
+from compressor.sweeps.sweep import trade_off
 from compressor.sweeps.tree import Planned, Recorded, SharedStages, Step, print_tree
 
 HEAD = "stages.prune.amounts.lm_head"
@@ -91,6 +93,21 @@ def test_one_group_may_be_chosen_for_two_places() -> None:
         "model_first=b,model_second=b",
     ]
     assert points[1].differs == {"model@first": "a", "model@second": "b"}
+
+
+def test_points_of_one_size_in_bytes_are_compared_by_what_is_not_zero() -> None:
+    """Pruned weights take the same bytes: the front is then over the non-zero ratio."""
+
+    def compared(*sizes: float) -> list[str]:
+        points = [
+            Standing(str(n), {}, "done", metrics={"rougeLsum": 0.5, "bytes": size})
+            for n, size in enumerate(sizes)
+        ]
+        return [name for name, _ in trade_off(points)]
+
+    assert compared(7, 7, 7) == ["rougeLsum", "micro_f1", "nonzero_ratio", "latency_p50_ms"]
+    assert compared(7, 8, 7) == ["rougeLsum", "micro_f1", "bytes", "latency_p50_ms"]
+    assert compared(7) == ["rougeLsum", "micro_f1", "bytes", "latency_p50_ms"]
 
 
 def _planned(name: str, *keys: str, cached: str = "") -> Planned:
