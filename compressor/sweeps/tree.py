@@ -20,6 +20,9 @@ from compressor.plan import Plan
 from compressor.store import MANIFEST, Store
 from compressor.sweeps.points import Point
 
+LONGEST_CHAIN = 5
+"""Stages of a branch that are all named."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -157,10 +160,13 @@ def _grow(above: Tree, planned: Sequence[Planned], depth: int, recorded: Recorde
         ):
             end += 1
         steps = same[0].steps[depth:end]
-        text = " → ".join(
+        names = [
             f"[dim]{escape(step.name)}[/dim]" if step.cached else escape(step.name)
             for step in steps
-        )
+        ]
+        if len(names) > LONGEST_CHAIN:
+            names[2:-1] = [f"… {len(names) - 3} more …"]
+        text = " → ".join(names)
         seconds = [recorded.seconds(step) for step in steps if not step.cached]
         cost = "cached" if not seconds else _time(seconds)
         whose = same[0].point.name if len(same) == 1 else f"{len(same)} points"
