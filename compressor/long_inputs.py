@@ -62,10 +62,11 @@ def _wants_runs(stack: Any, batch: torch.Size) -> bool:
 
     Not where the stack's layers are sharded: then only calling a layer brings its weights.
     """
-    if hasattr(stack.block[0], "unshard") or hasattr(next(stack.parameters()), "ds_id"):
-        return False
     checkpointed = stack.training and getattr(stack, "gradient_checkpointing", False)
-    return is_long(stack.config, batch) or (checkpointed and stack.config.model_type == "longt5")
+    wanted = is_long(stack.config, batch) or (checkpointed and stack.config.model_type == "longt5")
+    if not wanted:  # of whatever architecture
+        return False
+    return not (hasattr(stack.block[0], "unshard") or hasattr(next(stack.parameters()), "ds_id"))
 
 
 def encode(encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
