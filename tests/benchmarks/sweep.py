@@ -2,10 +2,10 @@
 
     make bench NAME=sweep
 
-Six prune ratios of the demo. In turn: half of the runs with a store each, the sweep, the other half.
-The ideal is what those runs measured: the shared stages once, their mean, and six tails. `--alone 3`
-runs three of the six, and takes their mean tail for each. Not asked: quality, and how long planning or
-imports take by themselves.
+Six prune ratios of the demo. In turn: half of the runs with a store each, the sweep, the other
+half. The ideal is what those runs measured: the shared stages once, their mean, and six tails.
+`--alone 3` runs three of the six, and takes their mean tail for each. Not asked: quality, and how
+long planning or imports take by themselves.
 """
 
 from __future__ import annotations
