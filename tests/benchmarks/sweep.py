@@ -41,13 +41,17 @@ def timed(folder: Path, *arguments: str) -> float:
 
 
 def stages(folder: Path) -> dict[str, float]:
-    """Key → seconds of each stage that a run, or any point of a sweep, made."""
-    return {
-        record["key"]: record["made_in_seconds"]
-        for path in folder.rglob("metrics.json")
-        for record in json.loads(path.read_text(encoding="utf-8"))
-        if not record["cached"]
-    }
+    """Key → seconds of each stage that a run, or any point of a sweep, made.
+
+    A report on several models at once has a record for each, and its time in the first.
+    """
+    found: dict[str, float] = {}
+    for path in folder.rglob("metrics.json"):
+        for record in json.loads(path.read_text(encoding="utf-8")):
+            if not record["cached"]:
+                key = record["key"]
+                found[key] = found.get(key, 0.0) + record["made_in_seconds"]
+    return found
 
 
 def main() -> None:
