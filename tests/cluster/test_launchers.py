@@ -19,7 +19,12 @@ from tests.sweeps.test_sweep import SWEEP, made, sweep_folder, table
 def _slurm_is_up() -> bool:
     if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
         return False
-    asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, check=False)
+    try:
+        asked = subprocess.run(
+            ["sinfo", "--noheader"], capture_output=True, text=True, check=False, timeout=10
+        )
+    except subprocess.TimeoutExpired:  # its settings are here, and its daemons are not
+        return False
     return asked.returncode == 0 and bool(asked.stdout.strip())
 
 
