@@ -95,9 +95,7 @@ class Store:
         The lock is the operating system's: it ends with the process that holds it, however that
         process ends.
         """
-        folder = self.folder / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{key}.lock")
+        lock = self._file_lock(key)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -110,15 +108,18 @@ class Store:
 
     def is_locked(self, key: str) -> bool:
         """Whether some process holds the right to write `key`."""
-        folder = self.folder / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{key}.lock")
+        lock = self._file_lock(key)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             return True
         lock.release()
         return False
+
+    def _file_lock(self, key: str) -> FileLock:
+        folder = self.folder / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{key}.lock")
 
     def begin(self, key: str) -> Path:
         """An empty folder to write `key` in. Call it under `lock(key)`."""

@@ -14,13 +14,13 @@ from rich.text import Text
 from compressor.errors import Problem, RecipeError
 from compressor.objective import Objective
 from compressor.pages.numbers import duration
-from compressor.plan import digest, plan
-from compressor.recipe import Composed, compose
+from compressor.plan import digest
+from compressor.recipe import Composed
 from compressor.search import Search
 from compressor.store import Store
 from compressor.sweeps.points import Point
 from compressor.sweeps.space import Space, space_of
-from compressor.sweeps.sweep import divided
+from compressor.sweeps.sweep import divided, plan_points
 from compressor.sweeps.tree import Planned, Recorded, SharedStages, Step
 
 
@@ -85,33 +85,13 @@ def planned_search(recipe: str, overrides: Sequence[str], *, reachable: bool) ->
     """
     settings, own = divided(recipe, overrides)
     space = space_of(own)
-    problems: list[Problem] = []
-    warnings: list[Problem] = []
-    composed, steps = [], []
-    for values in space.probes:
-        try:
-            each = compose(recipe, space.at(values))
-            found = plan(each, Store.of(each.recipe.outputs))
-            if reachable:
-                found.require_reachable()
-        except RecipeError as error:
-            problems += error.problems
-            continue
-        warnings += [*found.warnings, *found.unreached]
-        composed.append(each)
-        title = ",".join(f"{key}={value}" for key, value in values.items())
-        steps.append(Planned.of(Point(title, space.at(values), values), found))
-    if problems:
-        raise RecipeError(list(dict.fromkeys(problems)))
-    warnings = list(dict.fromkeys(warnings))
+    probes = [
+        Point(",".join(f"{k}={v}" for k, v in values.items()), space.at(values), values)
+        for values in space.probes
+    ]
+    composed, shared, warnings = plan_points(recipe, probes, reachable=reachable)
     return PlannedSearch(
-        recipe,
-        tuple(overrides),
-        tuple(settings),
-        space,
-        composed[0],
-        SharedStages(steps),
-        tuple(warnings),
+        recipe, tuple(overrides), tuple(settings), space, composed[0], shared, warnings
     )
 
 

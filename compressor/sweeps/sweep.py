@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 
@@ -20,6 +20,7 @@ from compressor.errors import Problem, RecipeError, StageError
 from compressor.objective import Direction
 from compressor.plan import digest, plan
 from compressor.recipe import Composed, compose, redacted
+from compressor.runner import COLUMNS
 from compressor.store import Store
 from compressor.sweeps.folder import SweepFolder, asked
 from compressor.sweeps.launch import Launched, launched, swept_in_recipe
@@ -94,10 +95,21 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     Raises RecipeError with the problems of all points.
     """
     settings, own = divided(recipe, overrides)
+    composed, shared, warnings = plan_points(recipe, spanned(own), reachable=reachable)
+    return Grid(recipe, tuple(overrides), tuple(settings), composed, shared, warnings)
+
+
+def plan_points(
+    recipe: str, points: Iterable[Point], *, reachable: bool
+) -> tuple[tuple[Composed, ...], SharedStages, tuple[Problem, ...]]:
+    """Compose and plan each point: its recipe, all their stages, what is worth a warning.
+
+    Raises RecipeError with the problems of all points.
+    """
     problems: list[Problem] = []
     warnings: list[Problem] = []
     composed, steps = [], []
-    for point in spanned(own):
+    for point in points:
         try:
             each = compose(recipe, point.overrides)
             found = plan(each, Store.of(each.recipe.outputs))
@@ -113,15 +125,7 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
         raise RecipeError(list(dict.fromkeys(problems)))
     if len({each.recipe.outputs for each in composed}) > 1:
         raise RecipeError("outputs: points share one store; it cannot differ between them")
-    warnings = list(dict.fromkeys(warnings))
-    return Grid(
-        recipe,
-        tuple(overrides),
-        tuple(settings),
-        tuple(composed),
-        SharedStages(steps),
-        tuple(warnings),
-    )
+    return tuple(composed), SharedStages(steps), tuple(dict.fromkeys(warnings))
 
 
 def divided(recipe: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -315,15 +319,8 @@ def summary(standing: Standing) -> str:
     return f"{standing.state} in {standing.seconds:.1f} s, {cached}  {'  '.join(facts)}"
 
 
-COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
-    ("nonzero_ratio", "non-zero", lambda v: f"{v:.4f}"),
-    ("bytes", "MB on disk", lambda v: f"{v / 1e6:.2f}"),
-    ("rougeLsum", "rougeLsum", lambda v: f"{v:.4f}"),
-    ("micro_f1", "micro F1", lambda v: f"{v:.4f}"),
-    ("latency_p50_ms", "latency p50", lambda v: f"{v:.1f} ms"),
-)
-"""Key of a point's number, heading, and how the value is written."""
+SHOWN = ("parameters", "nonzero_ratio", "bytes", "rougeLsum", "micro_f1", "latency_p50_ms")
+"""The numbers of a point that its table has, as a run's table writes them."""
 
 
 def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
@@ -334,8 +331,11 @@ def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
     columns = [
         Column(heading, [write(r.metrics[key]) if key in r.metrics else "" for r in rows])
         for key, heading, write in COLUMNS
-        if key not in named and any(key in row.metrics for row in rows)
+        if key in SHOWN and key not in named and any(key in row.metrics for row in rows)
     ]
+    for path in goals:
+        values = [row.metrics.get(path) for row in rows]
+        columns.append(Column(path, ["" if v is None else f"{v:.4g}" for v in values]))
     columns += [
         Column("cached", [f"{row.cached}/{row.stages}" if row.stages else "" for row in rows]),
         Column("seconds", [f"{row.seconds:.1f}" for row in rows]),

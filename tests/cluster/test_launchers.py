@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -71,24 +72,30 @@ def test_a_launcher_gives_the_basic_one_s_bits_and_runs_nothing_twice(
     assert [path.stat().st_mtime_ns for path in sorted(folder.glob("*/point.json"))] == ended
 
 
+def _started(folder: Path) -> subprocess.Popen[str]:
+    """The sweep's command, once a job of it has begun."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compressor", "run", "mine.yaml", *SWEEP, *SLURM],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(folder.glob("outputs/**/events.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
 @needs_slurm
 def test_jobs_that_outlive_a_killed_command_are_joined_by_the_next(expected, tmp_path) -> None:
     """SLURM's jobs go on when the command that submitted them is killed; the same command submits
     its points again, and each waits for the job that has the point already.
     """
     (tmp_path / "mine.yaml").write_text(RECIPE)
-    command = [sys.executable, "-m", "compressor", "run", "mine.yaml", *SWEEP, *SLURM]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/**/events.jsonl")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = _started(tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = compressor("run", "mine.yaml", *SWEEP, *SLURM, cwd=tmp_path)
@@ -103,16 +110,7 @@ def test_cancelled_jobs_are_run_by_the_same_command(expected, tmp_path) -> None:
     of it and waits: the command is ended by hand, without a traceback, and given again.
     """
     (tmp_path / "mine.yaml").write_text(RECIPE)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compressor", "run", "mine.yaml", *SWEEP, *SLURM],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/**/events.jsonl")):
-        time.sleep(0.05)
+    process = _started(tmp_path)
     subprocess.run(["scancel", "--name", "mine"], check=True)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)

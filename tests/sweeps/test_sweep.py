@@ -339,6 +339,27 @@ def test_two_processes_give_the_same_bits_and_run_nothing_twice(undisturbed, tmp
     assert (folder / "lm_head=0.3" / "log.txt").read_text().count("recover") >= 1
 
 
+def test_the_table_has_the_values_of_the_objective(recipe, run) -> None:
+    """Each goal is a column by its path, and the front is over the goals; nothing is trained."""
+    path = recipe()
+    goals = "objective={maximize: prune.nonzero, minimize: prune.nonzero_ratio}"
+    done = run("run", path, *SWEEP, "training=none", goals)
+    assert done.code == 0, done.err
+    assert "prune.nonzero_ratio" in done.out
+    assert "on the Pareto front of prune.nonzero (max.), prune.nonzero_ratio (min.)" in done.out
+    (row,) = (line for line in done.out.splitlines() if line.startswith("│ lm_head=0.3"))
+    record = next(
+        record
+        for record in json.loads(
+            (sweep_folder(path.parent / "outputs") / "lm_head=0.3" / "metrics.json").read_text()
+        )
+        if record["name"] == "prune"
+    )
+    cells = [cell.strip() for cell in row.split("│")]
+    assert f"{record['nonzero_ratio']:.4g}" in cells
+    assert f"{record['nonzero']:.4g}" in cells
+
+
 def test_a_recipe_can_say_what_is_swept(recipe, run) -> None:
     """`hydra.sweeper.params`, as in any Hydra program; the command line has the last word."""
     params = f"hydra: {{sweeper: {{params: {{{HEAD}: '0.1,0.2'}}}}}}\nstages:"
