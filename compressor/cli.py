@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
         "--scores", action="store_true", help="precision, recall and F1 of every ROUGE as well"
     )
 
+    text = "Follow a run from another terminal."
+    watch = commands.add_parser("watch", help=text, description=text)
+    watch.set_defaults(command=watch_command)
+    watch.add_argument("run", type=Path, help="a run's directory")
+
     stages = commands.add_parser("stages", help="List the stages, or describe one.")
     stages.set_defaults(command=stages_command)
     stages.add_argument("stage", nargs="?")
@@ -164,12 +171,33 @@ def run_command(given: argparse.Namespace) -> int:
             f"started under {launcher!r}, which would start every stage several times; start "
             "`compressor run …` by itself and set launch.num_processes=N (or launch.config_file)"
         )
-    if given.multirun:
-        return _run_sweep(given)
-    _refuse_several(given.overrides)
-    _, store, plan = _planned(given.recipe, given.overrides)
-    execute(plan, store, None, _console(), quiet=given.quiet)
+    with _ended_as_by_hand():
+        if given.multirun:
+            return _run_sweep(given)
+        _refuse_several(given.overrides)
+        _, store, plan = _planned(given.recipe, given.overrides)
+        execute(plan, store, None, _console(), quiet=given.quiet)
     return DONE
+
+
+@contextmanager
+def _ended_as_by_hand() -> Iterator[None]:
+    """Inside, a request to end (SIGTERM, as of `kill` or SLURM; SIGHUP, of a terminal that closes)
+    ends this process as Ctrl-C does: workers are ended, and the terminal is left as it was.
+    """
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signals = [signal.SIGTERM, signal.SIGHUP]
+    ours = [each for each in signals if signal.getsignal(each) == signal.SIG_DFL]  # not nohup's
+    for each in ours:
+        signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def _run_sweep(given: argparse.Namespace) -> int:
@@ -256,6 +284,17 @@ def show_command(given: argparse.Namespace) -> int:
     if given.scores:
         print_scores(records, _console())
     return DONE
+
+
+def watch_command(given: argparse.Namespace) -> int:
+    """`compressor watch`."""
+    from compressor.watch import watch
+
+    try:
+        return DONE if watch(given.run, _console()) else FAILED
+    except KeyboardInterrupt:
+        print("\nnot watching any more; the run goes on", file=sys.stderr)
+        return DONE
 
 
 def stages_command(given: argparse.Namespace) -> int:

@@ -16,12 +16,13 @@ from compressor.objective import Objective
 from compressor.pages.numbers import duration
 from compressor.plan import digest
 from compressor.recipe import Composed
+from compressor.recorded import Recorded
 from compressor.search import Search
 from compressor.store import Store
 from compressor.sweeps.points import Point
 from compressor.sweeps.space import Space, space_of
 from compressor.sweeps.sweep import divided, plan_points
-from compressor.sweeps.tree import Planned, Recorded, SharedStages, Step
+from compressor.sweeps.tree import Planned, SharedStages, Step
 
 
 @dataclass(frozen=True)
