@@ -233,38 +233,25 @@ def _plan_sweep(given: argparse.Namespace) -> int:
 
 def plan_command(given: argparse.Namespace) -> int:
     """`compressor plan`."""
+    from compressor.plan_tree import print_plan
+    from compressor.recorded import Recorded
+
     if given.multirun:
         return _plan_sweep(given)
     _refuse_several(given.overrides)
     _, store, plan = _planned(given.recipe, given.overrides)
     for problem in (*plan.warnings, *plan.unreached):
         print(f"warning: {problem}", file=sys.stderr)
+    recorded = Recorded.read(store)
     if given.json:
-        print(json.dumps([node.summary() for node in plan.nodes], indent=2))
-        return DONE
-    from rich.table import Table
-
-    shown = Table(
-        "stage", "kind", "", "parameters", "non-zero", "MB", "seconds", header_style="bold"
-    )
-    for column in shown.columns[3:]:
-        column.justify = "right"
-    for node in plan.nodes:
-        facts = node.facts
-        near = "" if facts is None or facts.exact else "≈ "
-        most = "" if facts is None or facts.exact_size else "≤ "
-        mark = "cached" if node.cached else "unknown" if node.key is None else "to run"
-        seconds = store.manifest(node.key)["seconds"] if node.cached and node.key else None
-        shown.add_row(
-            node.name,
-            node.kind,
-            mark,
-            f"{most}{facts.parameters / 1e6:.2f} M" if facts else "?",
-            f"{near}{facts.nonzero_ratio:.4f}" if facts else "?",
-            f"{most}{facts.bytes / 1e6:.2f}" if facts else "?",
-            f"{seconds:.1f}" if seconds is not None else "",
+        print(
+            json.dumps(
+                [node.summary() | {"seconds": recorded.seconds(node)} for node in plan.nodes],
+                indent=2,
+            )
         )
-    _console().print(shown)
+    else:
+        print_plan(plan, recorded, _console())
     return DONE
 
 

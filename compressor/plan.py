@@ -54,6 +54,8 @@ class Node:
         return {
             "name": self.name,
             "stage": self.kind,
+            "model": self.model,
+            "artifacts": dict(self.artifacts),
             "key": self.key,
             "cached": self.cached,
             "parameters": facts.parameters if facts else None,
