@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.checked_in import accelerate_configs
 from compressor.errors import nearest
+from compressor.extras import installing
 
 Kind = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 DEFAULT_PORT = 29_500
@@ -188,7 +189,7 @@ def _deepspeed_problems(own: Mapping[str, Any]) -> Iterator[str]:
         if str(own.get(key, "none")) != "none":
             yield f"deepspeed_config.{key} is not offered: everything stays on the devices"
     if find_spec("deepspeed") is None:
-        yield "DeepSpeed is not installed: pip install 'compressor[deepspeed]'"
+        yield f"DeepSpeed is not installed: {installing('deepspeed')}"
 
 
 def _scheme(values: Mapping[str, Any]) -> Scheme:
