@@ -16,10 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from compressor.data.examples import source_ids
 from compressor.errors import StageError
+from compressor.field_types import SETTINGS, Integer
 from compressor.processes import environment
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ class Parity(BaseModel):
     Example: `parity: {rows: 64, tokens: 0.95}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    rows: int = Field(32, ge=1, description="Rows of the test split, from its beginning.")
-    max_length: int | None = Field(
+    rows: Integer = Field(32, ge=1, description="Rows of the test split, from its beginning.")
+    max_length: Integer | None = Field(
         None, ge=2, description="Limit of a summary, in tokens; default: `data.max_target_length`."
     )
     tokens: float | None = Field(
