@@ -116,6 +116,17 @@ def _parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="List the checked-in recipes.")
     recipes.set_defaults(command=recipes_command)
 
+    schema = commands.add_parser("schema", help="Print the JSON Schema of recipes, for editors.")
+    schema.set_defaults(command=schema_command)
+    which = schema.add_mutually_exclusive_group()
+    which.add_argument(
+        "--composed", action="store_true", help="of a whole recipe, such as a run's recipe.yaml"
+    )
+    which.add_argument(
+        "--group", choices=("model", "data", "training"), help="of a file in this group"
+    )
+    schema.add_argument("--output", type=Path, metavar="FILE", help="write it there")
+
     for name, command, text in (
         ("summarize", summarize_command, "Summarize a text from the standard input."),
         ("classify", classify_command, "Print the labels' probabilities of a text from the input."),
@@ -307,6 +318,22 @@ def recipes_command(_: argparse.Namespace) -> int:
     from compressor.recipe_files import recipe_names
 
     print("\n".join(recipe_names()))
+    return DONE
+
+
+def schema_command(given: argparse.Namespace) -> int:
+    """`compressor schema`."""
+    from compressor import schema
+    from compressor.store import write_text
+
+    if given.group is not None:
+        made = schema.group_schema(given.group)
+    else:
+        made = schema.composed_schema() if given.composed else schema.file_schema()
+    if given.output is None:
+        print(schema.text(made), end="")
+    else:
+        write_text(given.output, schema.text(made))
     return DONE
 
 

@@ -28,6 +28,8 @@ _T = TypeVar("_T")
 
 Integer = Annotated[int, BeforeValidator(whole)]
 """A whole number; 1e3 and 3.0 are some."""
+Counted = Annotated[Integer, Field(ge=1)]
+"""How many there are of something."""
 Index = Annotated[int, BeforeValidator(_index), Field(ge=0)]
 """A place in a list, from 0, as the key of a mapping."""
 Listed = Annotated[tuple[_T, ...], Strict(strict=False)]

@@ -92,7 +92,9 @@ def _field_problems(model: type[BaseModel], values: Mapping[str, Any]) -> list[t
     try:
         model.model_validate(values)
     except ValidationError as error:
+        if not error.errors()[0]["loc"]:  # a rule between fields
+            return []
         problems = validation_problems(error, model, values)
         required = {name for name, field in model.model_fields.items() if field.is_required()}
-        return [(path, message) for path, message in problems if path and path not in required]
+        return [(path, message) for path, message in problems if path not in required]
     return []

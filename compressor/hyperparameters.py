@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, Strict
 
 from compressor.errors import nearest
-from compressor.field_types import SETTINGS, Integer, Listed
+from compressor.field_types import SETTINGS, Counted, Integer, Listed
 from compressor.machine import gpus
 
 Precision = Literal["auto", "float32", "bfloat16", "fp32", "bf16"]
@@ -42,15 +42,15 @@ class Hyperparameters(BaseModel):
     model_config = SETTINGS
 
     epochs: Integer = Field(1, ge=0, description="Passes over the training split.")
-    max_epochs: Integer | None = Field(
-        None, ge=0, description="A cap on `epochs`, for quick runs of long recipes."
+    max_epochs: Annotated[Integer, Field(ge=0)] | None = Field(
+        None, description="A cap on `epochs`, for quick runs of long recipes."
     )
-    max_steps: Integer | None = Field(None, ge=1, description="A cap on optimizer steps.")
+    max_steps: Counted | None = Field(None, description="A cap on optimizer steps.")
     batch_size: Integer = Field(
         8, ge=1, description="Rows of one optimizer step, over all processes together."
     )
-    micro_batch_size: Integer | None = Field(
-        None, ge=1, description="Rows that one process computes at once; null is all of its share."
+    micro_batch_size: Counted | None = Field(
+        None, description="Rows that one process computes at once; null is all of its share."
     )
     learning_rate: float = Field(
         5e-5, gt=0, description="At the end of the warm-up; then linear to 0."

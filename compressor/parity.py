@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -53,8 +53,8 @@ class Parity(BaseModel):
     model_config = SETTINGS
 
     rows: Integer = Field(32, ge=1, description="Rows of the test split, from its beginning.")
-    max_length: Integer | None = Field(
-        None, ge=2, description="Limit of a summary, in tokens; default: `data.max_target_length`."
+    max_length: Annotated[Integer, Field(ge=2)] | None = Field(
+        None, description="Limit of a summary, in tokens; default: `data.max_target_length`."
     )
     tokens: float | None = Field(
         None,

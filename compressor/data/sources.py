@@ -20,7 +20,7 @@ from compressor import hub
 from compressor.data import bills, messages
 from compressor.data.rows import ROW, Rows, Task, require_labels, rows_of
 from compressor.errors import StageError, Unreachable, nearest
-from compressor.field_types import SETTINGS, Integer, Listed
+from compressor.field_types import SETTINGS, Counted, Integer, Listed
 from compressor.schema_rules import Schema, rules, when, where
 
 Split = Literal["train", "validation", "test"]
@@ -49,9 +49,9 @@ class SplitRows(BaseModel):
 
     model_config = SETTINGS
 
-    train: Integer | None = Field(None, ge=1)
-    validation: Integer | None = Field(None, ge=1)
-    test: Integer | None = Field(None, ge=1)
+    train: Counted | None = Field(None)
+    validation: Counted | None = Field(None)
+    test: Counted | None = Field(None)
 
 
 class DataBase(BaseModel):

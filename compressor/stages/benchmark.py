@@ -15,7 +15,7 @@ from compressor import machine
 from compressor.architectures import Facts
 from compressor.backends import BackendName
 from compressor.data.sources import Reads, Split
-from compressor.field_types import Integer, Listed
+from compressor.field_types import Counted, Integer, Listed
 from compressor.schema_rules import rules, when, where
 from compressor.stage import Context, Inputs, Planning, Report
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 LEAST_BATCHES = 3
 """However few `texts` there are for a batch size."""
 
-Counted = Annotated[Integer, Field(ge=1)]
 Length = Annotated[Integer, WithJsonSchema({"type": "integer", "minimum": 2})]
 
 

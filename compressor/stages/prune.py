@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from compressor.architectures import Facts, entries
 from compressor.data.sources import Split
 from compressor.errors import StageError
-from compressor.field_types import SETTINGS, Integer, Listed
+from compressor.field_types import SETTINGS, Counted, Listed
 from compressor.pruning import (
     Amounts,
     Grouping,
@@ -47,8 +47,8 @@ class Target(BaseModel):
     nonzero_ratio: float | None = Field(
         None, gt=0, le=1, description="Non-zero entries / all parameters of the model."
     )
-    bytes: Integer | None = Field(
-        None, ge=1, description="Of the weights as `export: {format: packed}` writes them."
+    bytes: Counted | None = Field(
+        None, description="Of the weights as `export: {format: packed}` writes them."
     )
     values: Literal["int8", "bfloat16", "float32"] = Field(
         "int8", description="What a packed file's values are, for `bytes`."

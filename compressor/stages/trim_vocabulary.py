@@ -17,7 +17,7 @@ from compressor.architectures import Facts, Units
 from compressor.data.sources import Reads, Split
 from compressor.data.vocabulary import Vocabulary
 from compressor.errors import StageError
-from compressor.field_types import Integer, Listed
+from compressor.field_types import Counted, Integer, Listed
 from compressor.schema_rules import given, rules
 from compressor.stage import Context, Inputs, Planning, Stage
 
@@ -59,10 +59,8 @@ class TrimVocabulary(Stage):
     from_splits: Listed[Split] = Field(
         ("train", "validation"), min_length=1, description="Splits whose rows decide."
     )
-    size: Integer | None = Field(
-        None, ge=1, description="Exactly so many rows of the embedding stay."
-    )
-    keep: Integer | None = Field(None, ge=1, description="At least so many pieces stay.")
+    size: Counted | None = Field(None, description="Exactly so many rows of the embedding stay.")
+    keep: Counted | None = Field(None, description="At least so many pieces stay.")
     multiple_of: Integer = Field(
         1, ge=1, description="Round the number of rows up to a multiple of this, by more pieces."
     )
