@@ -28,9 +28,11 @@ _T = TypeVar("_T")
 
 Integer = Annotated[int, BeforeValidator(whole)]
 """A whole number; 1e3 and 3.0 are some."""
-Counted = Annotated[Integer, Field(ge=1)]
+# A range stands before the validator: behind it, pydantic leaves it out of the schema.
+Natural = Annotated[int, Field(ge=0), BeforeValidator(whole)]
+Counted = Annotated[int, Field(ge=1), BeforeValidator(whole)]
 """How many there are of something."""
-Index = Annotated[int, BeforeValidator(_index), Field(ge=0)]
+Index = Annotated[int, Field(ge=0), BeforeValidator(_index)]
 """A place in a list, from 0, as the key of a mapping."""
 Listed = Annotated[tuple[_T, ...], Strict(strict=False)]
 """What a recipe writes as a list."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, Strict
 
 from compressor.errors import nearest
-from compressor.field_types import SETTINGS, Counted, Integer, Listed
+from compressor.field_types import SETTINGS, Counted, Integer, Listed, Natural
 from compressor.machine import gpus
 
 Precision = Literal["auto", "float32", "bfloat16", "fp32", "bf16"]
@@ -42,7 +42,7 @@ class Hyperparameters(BaseModel):
     model_config = SETTINGS
 
     epochs: Integer = Field(1, ge=0, description="Passes over the training split.")
-    max_epochs: Annotated[Integer, Field(ge=0)] | None = Field(
+    max_epochs: Natural | None = Field(
         None, description="A cap on `epochs`, for quick runs of long recipes."
     )
     max_steps: Counted | None = Field(None, description="A cap on optimizer steps.")

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from pydantic.json_schema import models_json_schema
 
-from compressor.data.sources import Data
+from compressor.data.sources import Data, DataBase
 from compressor.form import SECTIONS
 from compressor.recipe import STAGE_NAME, Recipe
 from compressor.schema_rules import Schema, given, some_of, when, where
@@ -162,10 +162,19 @@ def _recipe_field(name: str) -> str:
     return Recipe.model_fields[name].description or ""
 
 
+def source_class(data: Mapping[str, Any]) -> type[DataBase]:
+    """What reads a recipe's `data`. Raises KeyError on a source that there is not."""
+    return _source_classes()[data["source"]]
+
+
+def _source_classes() -> dict[str, type[DataBase]]:
+    classes: tuple[type[DataBase], ...] = get_args(get_args(Data)[0])
+    return {get_args(cls.model_fields["source"].annotation)[0]: cls for cls in classes}
+
+
 def _sources() -> dict[str, str]:
     """Value of `data.source` → name of its definition."""
-    classes = get_args(get_args(Data)[0])
-    return {get_args(cls.model_fields["source"].annotation)[0]: cls.__name__ for cls in classes}
+    return {source: cls.__name__ for source, cls in _source_classes().items()}
 
 
 def _stages(other: Schema) -> Schema:
