@@ -7,6 +7,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from compressor.schema import composed_schema, unwrapped
@@ -32,11 +33,17 @@ class Field:
     description: str
 
 
+@cache
+def _definitions() -> Mapping[str, Schema]:
+    definitions: Mapping[str, Schema] = composed_schema()["definitions"]
+    return definitions
+
+
 class Fields:
     """The settings of all stages; the schema is made once."""
 
     def __init__(self) -> None:
-        self._definitions: Mapping[str, Schema] = composed_schema()["definitions"]
+        self._definitions = _definitions()
 
     def of(self, kind: str) -> list[Field]:
         """A stage's settings, nested ones after the one that they are in."""

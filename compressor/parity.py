@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from compressor.data.examples import source_ids
 from compressor.errors import StageError
 from compressor.field_types import SETTINGS, Integer, whole
 from compressor.processes import environment
@@ -123,6 +122,8 @@ def gate(
     measured, and the limits. Raises StageError where a limit is passed, and then leaves the rows
     and what both models made of them in `evidence`.
     """
+    from compressor.data.examples import source_ids
+
     rows = rows.first(settings.rows)
     limit = settings.max_length or data.max_target_length
     assert checkpoint.tokenizer is not None, "`export` says so first"

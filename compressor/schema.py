@@ -44,9 +44,8 @@ def file_schema() -> Schema:
 
 def group_schema(group: Group) -> Schema:
     """The schema of a group's file, such as `recipes/model/tiny.yaml`."""
-    recipe, definitions = _loose()
-    name = recipe["properties"][group]["$ref"].removeprefix(_ROOM)
-    part = definitions.pop(name)
+    _, definitions = _loose()
+    part = definitions.pop(group)
     for each in (part, *(branch["then"] for branch in part.get("allOf", ()))):
         if "properties" in each:
             each["properties"] = {"defaults": _DEFAULTS} | each["properties"]
@@ -271,10 +270,13 @@ def _loose() -> tuple[Schema, dict[str, Schema]]:
     loose = _partial(recipe)
     del loose["properties"]["pipeline"]["anyOf"][0]["minItems"]
     loose["properties"]["name"]["anyOf"].append({"type": "null"})
-    stages = _stages({"anyOf": [{"$ref": _ROOM + "staged"}, {"type": "null"}]})
+    other = _or_interpolated({"anyOf": [{"$ref": _ROOM + "staged"}, {"type": "null"}]})
+    stages = _stages(other)
     for kind, schema in stages["properties"].items():
         schema["else"] = {"anyOf": [{"$ref": _ROOM + kind}, {"type": "null"}]}
-    loose["properties"] |= parts | {"stages": stages}
+    stages["properties"] = {k: _or_interpolated(v) for k, v in stages["properties"].items()}
+    loose["properties"] |= {k: _or_interpolated(v) for k, v in parts.items()}
+    loose["properties"]["stages"] = _or_interpolated(stages)
     return loose, definitions
 
 
@@ -309,6 +311,12 @@ def _interpolated(schema: Schema) -> Schema:
     rest = {key: value for key, value in schema.items() if key not in about}
     choices = rest.get("anyOf") if list(rest) == ["anyOf"] else [rest]
     return about | {"anyOf": [*(choices or ()), {"$ref": _ROOM + "interpolation"}]}
+
+
+def _or_interpolated(schema: Schema) -> Schema:
+    """A mapping, or what stands for all of it; mistakes in a mapping are told as those of one."""
+    interpolation = {"$ref": _ROOM + "interpolation"}
+    return {"if": {"type": "string"}, "then": interpolation, "else": schema}
 
 
 def _any_of(schemas: Iterable[Schema], key: str, values: list[str]) -> Schema:
