@@ -28,7 +28,6 @@ from compressor.store import Store, write_text
 
 WIDTH = 100
 _SCHEMA_LINE = "# yaml-language-server: $schema={}"
-_AT_THE_TOP = ("", "_global_")
 _TOP = ("seed", "outputs", "skip", "launch", "objective", "search")
 
 
@@ -207,11 +206,11 @@ def _left_out(cls: type[Stage], said: set[str]) -> Iterator[tuple[str, Any]]:
 
 def _sweep(sources: Sequence[Source]) -> dict[str, Any]:
     """What a recipe's files say to Hydra, as later ones have it."""
-    found = OmegaConf.create()
-    for source in sources:
-        said = OmegaConf.load(source.file).get("hydra") if source.package in _AT_THE_TOP else None
-        found = OmegaConf.merge(found, said or {})
-    values: Any = OmegaConf.to_container(found)
+    files: list[Any] = [
+        OmegaConf.load(each.file) for each in sources if each.package in _AT_THE_TOP
+    ]
+    said = OmegaConf.merge(*(file.get("hydra") or {} for file in files))
+    values: Any = OmegaConf.to_container(said)
     return {key: value for key, value in values.items() if key in HYDRA_SETTINGS}
 
 

@@ -19,6 +19,7 @@ from jsonschema import Draft7Validator
 from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 from omegaconf import OmegaConf
+from pydantic import ValidationError
 
 from compressor.checked_in import recipes_folder
 from compressor.fields import Fields, described
@@ -26,7 +27,7 @@ from compressor.form import form_problems
 from compressor.recipe import compose
 from compressor.recipe_files import recipe_names
 from compressor.schema import Group, composed_schema, file_schema, group_schema, text
-from compressor.stage import stage_kinds
+from compressor.stage import stage_class, stage_kinds
 from tests.recipe_values import as_json, changed, fitting
 
 OFFLINE = ("model=tiny", "data=bills")
@@ -79,6 +80,7 @@ def agree(values: dict[str, Any]) -> None:
     """Assert that schema and form say the same of composed values."""
     problems = form_problems(values)
     if problems and all(any(each in message for each in UNSAID) for _, message in problems):
+        event("what a schema cannot say")
         return
     errors = [
         f"{list(each.absolute_path)}: {each.message}" for each in COMPOSED.iter_errors(values)
@@ -239,6 +241,58 @@ def test_an_editor_marks_a_mistake_where_it_is(recipe: str, place: str) -> None:
 def test_a_file_may_leave_to_others_what_they_say(recipe: str) -> None:
     """A part of a stage whose kind its parent names, `???`, `${…}`, and what is Hydra's."""
     assert [each.message for each in FILE.iter_errors(as_json(yaml.safe_load(recipe)))] == []
+
+
+def test_a_number_is_one_however_it_is_written_and_nothing_else_is() -> None:
+    """1e3 and 3.0 are whole numbers, 1 is a float; a text, and true, are no numbers, nor 1 true."""
+    finetune = stage_class("finetune")
+    made = finetune.model_validate({"max_steps": 1e3, "epochs": 3.0, "clip_norm": 1})
+    assert [type(each) for each in (made.max_steps, made.epochs, made.clip_norm)] == [
+        int,
+        int,
+        float,
+    ]
+    for wrong in (
+        {"epochs": "3"},
+        {"epochs": True},
+        {"epochs": 2.5},
+        {"learning_rate": "1e-3"},
+        {"learning_rate": True},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"gradient_checkpointing": 1},
+        {"gradient_checkpointing": "yes"},
+        {"trackers": "wandb"},
+        {"label": 3},
+    ):
+        with pytest.raises(ValidationError):
+            finetune.model_validate(wrong)
+
+
+def test_one_and_one_point_zero_are_one_unit_and_all() -> None:
+    """Where a whole number counts and a float is a share, 1.0 is a share and 2.0 two."""
+    found = stage_class("slice").model_validate({"heads": 1.0, "feed_forward": 2.0, "layers": 1})
+    assert [(each, type(each)) for each in (found.heads, found.feed_forward, found.layers)] == [
+        (1.0, float), (2, int), (1, int)
+    ]  # fmt: skip
+    layers = stage_class("shrink").model_validate(
+        {"encoder_layers": [0.0, 2], "decoder_layers": 1.0}
+    )
+    assert (layers.encoder_layers, type(layers.decoder_layers)) == ([0, 2], float)
+
+
+def test_a_stage_is_the_same_after_the_way_to_another_process() -> None:
+    """A worker reads its stage as JSON: lists for tuples, texts for the numbers of layers."""
+    for values in (
+        {"teacher": "t", "layers": {"decoder": {0: 1, 1: 3}}, "quantization_aware": "int8"},
+        {
+            "teacher": "t",
+            "prune": {"amounts": {"encoder": {"feed_forward": 0.5}}},
+            "betas": [0, 0.9],
+        },
+    ):
+        stage = stage_class("distill").model_validate(values)
+        assert type(stage).model_validate(as_json(stage.model_dump(mode="json"))) == stage
 
 
 @pytest.mark.parametrize("kind", stage_kinds())
