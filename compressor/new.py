@@ -206,9 +206,8 @@ def _left_out(cls: type[Stage], said: set[str]) -> Iterator[tuple[str, Any]]:
 
 def _sweep(sources: Sequence[Source]) -> dict[str, Any]:
     """What a recipe's files say to Hydra, as later ones have it."""
-    files: list[Any] = [
-        OmegaConf.load(each.file) for each in sources if each.package in _AT_THE_TOP
-    ]
+    at_the_top = (source.file for source in sources if source.package in ("", "_global_"))
+    files: list[Any] = [OmegaConf.load(file) for file in at_the_top]
     said = OmegaConf.merge(*(file.get("hydra") or {} for file in files))
     values: Any = OmegaConf.to_container(said)
     return {key: value for key, value in values.items() if key in HYDRA_SETTINGS}
