@@ -119,9 +119,30 @@ def _parser() -> argparse.ArgumentParser:
     stages = commands.add_parser("stages", help="List the stages, or describe one.")
     stages.set_defaults(command=stages_command)
     stages.add_argument("stage", nargs="?")
+    stages.add_argument("--json", action="store_true", help="with every setting, as JSON")
 
     recipes = commands.add_parser("recipes", help="List the checked-in recipes.")
     recipes.set_defaults(command=recipes_command)
+
+    new = commands.add_parser("new", help="Begin a recipe of your own, from another one.")
+    new.set_defaults(command=new_command)
+    new.add_argument("file", type=Path, help="the new recipe's file, such as my.yaml")
+    new.add_argument(
+        "--from", dest="parent", default="demo", metavar="RECIPE", help="default: demo"
+    )
+    new.add_argument("--full", action="store_true", help="have all of it, instead of extending it")
+    new.add_argument("--force", action="store_true", help="replace a file that is there")
+
+    schema = commands.add_parser("schema", help="Print the JSON Schema of recipes, for editors.")
+    schema.set_defaults(command=schema_command)
+    which = schema.add_mutually_exclusive_group()
+    which.add_argument(
+        "--composed", action="store_true", help="of a whole recipe, such as a run's recipe.yaml"
+    )
+    which.add_argument(
+        "--group", choices=("model", "data", "training"), help="of a file in this group"
+    )
+    schema.add_argument("--output", type=Path, metavar="FILE", help="write it there")
 
     for name, command, text in (
         ("summarize", summarize_command, "Summarize a text from the standard input."),
@@ -287,28 +308,27 @@ def watch_command(given: argparse.Namespace) -> int:
 def stages_command(given: argparse.Namespace) -> int:
     """`compressor stages`."""
     import inspect
+    import shutil
 
     from compressor.errors import nearest
     from compressor.stage import stage_class, stage_kinds
 
+    if given.stage not in (None, *stage_kinds()):
+        raise RecipeError(f"no stage {given.stage!r}; {nearest(given.stage, stage_kinds())}")
+    if given.json:
+        from compressor.fields import as_json
+
+        print(json.dumps(as_json([given.stage] if given.stage else stage_kinds()), indent=2))
+        return DONE
     if given.stage is None:
         for kind in stage_kinds():
             first = (inspect.getdoc(stage_class(kind)) or "").splitlines()[0]
             print(f"{kind:<16} {first}")
         return DONE
-    if given.stage not in stage_kinds():
-        raise RecipeError(f"no stage {given.stage!r}; {nearest(given.stage, stage_kinds())}")
-    cls = stage_class(given.stage)
-    print(inspect.getdoc(cls))
-    print()
-    for name, field in cls.model_fields.items():
-        default = (
-            "required"
-            if field.is_required()
-            else f"default {field.get_default(call_default_factory=True)!r}"
-        )
-        print(f"  {name}: {default}\n      {field.description or ''}")
-    if cls.exports:
+    from compressor.fields import described
+
+    print(described(given.stage, min(100, max(40, shutil.get_terminal_size().columns))))
+    if stage_class(given.stage).exports:
         _print_formats()
     return DONE
 
@@ -333,6 +353,31 @@ def recipes_command(_: argparse.Namespace) -> int:
     from compressor.recipe_files import recipe_names
 
     print("\n".join(recipe_names()))
+    return DONE
+
+
+def new_command(given: argparse.Namespace) -> int:
+    """`compressor new`."""
+    from compressor.new import new
+
+    new(given.file, given.parent, full=given.full, force=given.force)
+    print(f"wrote {given.file}\nedit it, then: compressor plan {given.file}")
+    return DONE
+
+
+def schema_command(given: argparse.Namespace) -> int:
+    """`compressor schema`."""
+    from compressor import schema
+    from compressor.store import write_text
+
+    if given.group is not None:
+        made = schema.group_schema(given.group)
+    else:
+        made = schema.composed_schema() if given.composed else schema.file_schema()
+    if given.output is None:
+        print(schema.text(made), end="")
+    else:
+        write_text(given.output, schema.text(made))
     return DONE
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from compressor.checked_in import accelerate_configs
 from compressor.errors import nearest
 from compressor.extras import installing
+from compressor.field_types import SETTINGS, Integer
 
 Kind = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 DEFAULT_PORT = 29_500
@@ -31,9 +32,9 @@ class Launch(BaseModel):
     Example: `launch: {config_file: fsdp2, num_processes: 4}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    num_processes: int = Field(
+    num_processes: Integer = Field(
         1,
         ge=1,
         description="Processes on this machine; with a config file, 2 or more replace its number.",

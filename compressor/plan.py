@@ -13,18 +13,16 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from pydantic import ValidationError
-
 from compressor import launching
 from compressor.architectures import Facts
 from compressor.backends import BackendName
 from compressor.data.sources import Data, Split
 from compressor.errors import Problem, RecipeError, StageError, Unreachable, nearest
+from compressor.form import full_path, typed_stages
 from compressor.formats import versions
 from compressor.recipe import Composed
-from compressor.stage import SIZES, Artifact, Planning, Report, Stage, stage_class, stage_kinds
+from compressor.stage import SIZES, Artifact, Planning, Report, Stage, stage_kinds
 from compressor.store import Store
-from compressor.validation import validation_problems
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,7 @@ class _Planner:
     checked_splits: set[Split] = field(default_factory=set)
 
     def run(self) -> None:
-        for name, values in self.composed.recipe.stages.items():
-            self._type_stage(name, values or {})
+        self.stages = typed_stages(self.composed.recipe, self.report)
         self._check_names()
         self._check_objective()
         for name in dict.fromkeys(self.composed.recipe.pipeline):
@@ -154,36 +151,6 @@ class _Planner:
 
     def report(self, path: str, message: str) -> None:
         self.problems.append(self.composed.problem(path, message))
-
-    def _type_stage(self, name: str, values: Mapping[str, Any]) -> None:
-        own = {key: value for key, value in values.items() if key != "stage"}
-        kind = str(values.get("stage", name))
-        try:
-            cls = stage_class(kind)
-        except KeyError:
-            path = f"stages.{name}.stage" if "stage" in values else f"stages.{name}"
-            hint = nearest(kind, stage_kinds())
-            self.report(path, f"no stage {kind!r}; {hint} (set `stage:` where the name is another)")
-            return
-        merged = {**self._defaults(cls), **own}
-        try:
-            self.stages[name] = (kind, cls.model_validate(merged))
-        except ValidationError as error:
-            for path, message in validation_problems(error, cls, merged):
-                self.report(self._full_path(name, cls, own, path), message)
-
-    def _defaults(self, cls: type[Stage]) -> dict[str, Any]:
-        """What the recipe's groups say of a stage's fields."""
-        group: dict[str, Any] = getattr(self.composed.recipe, cls.section) if cls.section else {}
-        keys = cls.section_keys
-        return {key: value for key, value in group.items() if keys is None or key in keys}
-
-    def _full_path(self, name: str, cls: type[Stage], own: Mapping[str, Any], path: str) -> str:
-        """A field's path in the recipe: below the stage, or below the group it came from."""
-        first = path.partition(".")[0]
-        if first not in own and first in self._defaults(cls):
-            return f"{cls.section}.{path}"
-        return f"stages.{name}.{path}" if path else f"stages.{name}"
 
     def _check_names(self) -> None:
         recipe = self.composed.recipe
@@ -398,10 +365,9 @@ class _Planner:
     ) -> Planning:
         """What stage `name` may look at; what it reports goes to the full path in the recipe."""
         recipe = self.composed.recipe
-        own = recipe.stages[name] or {}
 
         def full(path: str, data: str) -> str:
-            return path if path.startswith(data) else self._full_path(name, type(stage), own, path)
+            return path if path.startswith(data) else full_path(recipe, name, type(stage), path)
 
         return Planning(
             facts=self.nodes[model].facts if model is not None and model in self.nodes else None,

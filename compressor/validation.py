@@ -17,7 +17,7 @@ def validation_problems(
     """(key path, message) of each of pydantic's errors, in a recipe's words."""
     problems = []
     for item in error.errors(include_url=False):
-        location = _real_location(item["loc"], values)
+        location = _real_location([part for part in item["loc"] if part != "[key]"], values)
         path, kind = ".".join(map(str, location)), item["type"]
         if kind == "extra_forbidden":
             owner = _field_names(model, item["loc"][:-1])
