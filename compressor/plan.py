@@ -5,6 +5,7 @@ Everything that can be known to be wrong is found here, and told all at once.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -138,6 +139,8 @@ class _Planner:
     """Stage name → the node that has the model as it was after that stage."""
     placed: set[str] = field(default_factory=set)
     """Stages that are not skipped and have their nodes, or a problem that was reported."""
+    lacks_model: bool = False
+    """Whether a stage without a model was found: those after it lack the same."""
     skipped_exports: set[str] = field(default_factory=set)
     checked_splits: set[Split] = field(default_factory=set)
 
@@ -156,12 +159,16 @@ class _Planner:
         recipe = self.composed.recipe
         for index, name in enumerate(recipe.pipeline):
             if name not in recipe.stages:
+                if difflib.get_close_matches(name, recipe.stages.keys() - self.stages.keys()):
+                    continue  # that stage's name is wrong, most likely, and reported
                 hint = nearest(name, recipe.stages)
                 self.report(f"pipeline.{index}", f"no stage {name!r} under `stages`; {hint}")
             elif name in recipe.pipeline[:index]:
                 message = f"{name!r} stands twice; give the second a name of its own with `stage:`"
                 self.report(f"pipeline.{index}", message)
         for name in recipe.stages:
+            if name not in recipe.pipeline and name not in self.stages:
+                continue  # reported
             if name not in recipe.pipeline and not self.composed.in_a_file(f"stages.{name}"):
                 hint = nearest(name, recipe.pipeline)
                 self.report(f"stages.{name}", f"no stage {name!r} in this recipe; {hint}")
@@ -297,9 +304,19 @@ class _Planner:
         if stage.model is not None:
             runs_exports = isinstance(stage, Report) and stage.runs_exports
             return self._earlier(stage.model, name, "model", exports=runs_exports)
-        if self.last_model is None:
-            self.report(f"stages.{name}", "needs a model, but no stage before it gives one")
+        if self.last_model is None and not self.lacks_model:
+            self.lacks_model = True
+            message = (
+                "needs a model, but no stage before it gives one; a pipeline begins with `load`"
+            )
+            if self._all_sound_before(name):
+                self.report(f"stages.{name}", message)
         return self.last_model
+
+    def _all_sound_before(self, name: str) -> bool:
+        """Whether every stage before `name` in the pipeline is what it should be."""
+        pipeline = self.composed.recipe.pipeline
+        return all(each in self.stages for each in pipeline[: pipeline.index(name)])
 
     def _earlier(self, model: str, name: str, key: str, *, exports: bool = False) -> str | None:
         """The node with the model of stage `model`, which stage `name` refers to at `key`.

@@ -38,6 +38,7 @@ from compressor.recipe_files import (
     runs_something,
 )
 from compressor.search import Search
+from compressor.stage import stage_kinds
 from compressor.validation import validation_problems
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.?"
@@ -140,7 +141,12 @@ def from_config(
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems = validation_problems(error, Recipe, values)
+        problems = [
+            (path, "no such key at the top; a stage's settings stand below `stages:`")
+            if path in stage_kinds()
+            else (path, message)
+            for path, message in validation_problems(error, Recipe, values)
+        ]
         raise RecipeError([locate(p, m, sources, overrides) for p, m in problems]) from error
     return Composed(recipe, values, sources, overrides)
 
