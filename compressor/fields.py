@@ -16,7 +16,10 @@ from compressor.stage import Stage, stage_class
 
 NOTHING = "-"
 """The default of a setting that is off, or that something else decides, which its text says."""
+BELOW = "as below"
 _WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
+
+_PLURALS = {"whole number": "whole numbers", "number": "numbers", "text": "texts"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Field:
     type: str
     range: str
     """Of numbers and of how many a list has; "" where there is none."""
+    form: str
+    """Type and range together, for each of the things that it may be."""
     default: str
     """As YAML; `required` where it must be set."""
     description: str
@@ -59,7 +64,8 @@ class Fields:
                 path=f"{above}{name}",
                 type=" or ".join(dict.fromkeys(self._words(each) for each in choices)),
                 range=" or ".join(dict.fromkeys(filter(None, map(self._range, choices)))),
-                default="required" if required else _default(field, nested=nested is not None),
+                form=" or ".join(dict.fromkeys(self._form(each) for each in choices)),
+                default="required" if required else _default(field, choices),
                 description=field.get("description", ""),
             )
             if nested is not None:
@@ -95,11 +101,17 @@ class Fields:
         if schema.get("type") == "array":
             items = schema.get("items", {})
             items = items[0] if isinstance(items, list) else items
-            return f"list of {self._several(items)}"
+            several = self._several(items)
+            return f"list of {_PLURALS.get(several, several)}"
         if schema.get("type") == "object":
             more = schema.get("additionalProperties")
-            return f"name: {self._several(more)}" if isinstance(more, dict) else "mapping"
+            return f"{{name: {self._several(more)}}}" if isinstance(more, dict) else "mapping"
         return _WORDS.get(schema.get("type", ""), "anything")
+
+    def _form(self, schema: Schema) -> str:
+        words, limits = self._words(schema), self._range(schema)
+        comma = "," if limits[:1].isalnum() or words.endswith("}") else ""
+        return f"{words}{comma} {limits}" if limits else words
 
     def _several(self, schema: Schema) -> str:
         each = dict.fromkeys(self._words(self._open(each)) for each in self._choices(schema))
@@ -109,10 +121,10 @@ class Fields:
         if schema.get("type") == "array":
             items = schema.get("items", {})
             if isinstance(items, list):
-                return f"{len(items)} of {self._range(self._open(items[0]))}"
+                return f"{len(items)}, each {self._range(self._open(items[0]))}"
             each = " or ".join(filter(None, map(self._range, self._choices(items))))
             least = f"{schema['minItems']} or more" if schema.get("minItems") else ""
-            return " of ".join(filter(None, (least, each)))
+            return ", ".join(filter(None, (least, each and f"each {each}")))
         if isinstance(schema.get("additionalProperties"), dict):
             inside = map(self._range, self._choices(schema["additionalProperties"]))
             return " or ".join(dict.fromkeys(filter(None, inside)))
@@ -139,10 +151,12 @@ def _in_order(
         yield name, properties[name]
 
 
-def _default(schema: Schema, *, nested: bool) -> str:
-    value = schema.get("default")
-    if isinstance(value, dict) and nested:
-        return "as below"
+def _default(schema: Schema, choices: Sequence[Schema]) -> str:
+    if "default" not in schema:  # made anew for each stage: an empty mapping, or its own defaults
+        return BELOW if "properties" in choices[0] else "{}"
+    value = schema["default"]
+    if isinstance(value, dict) and any("properties" in each for each in choices):
+        return BELOW
     return NOTHING if value is None else as_yaml(value)
 
 
@@ -173,12 +187,12 @@ def described(kind: str, width: int) -> str:
     cls = stage_class(kind)
     doc = "\n".join(_wrapped(unwrapped(inspect.getdoc(cls) or ""), width))
     rows = Fields().of(kind)
-    notes = [f"Settings of `{kind}`, each with its default:"]
+    head = ""
     if cls.section is not None:
-        which = "all of them" if cls.section_keys is None else ", ".join(sorted(cls.section_keys))
-        notes.append(f"(the recipe's group `{cls.section}:` may give other defaults: {which})")
-    head = "\n".join(line for note in notes for line in textwrap.wrap(note, width))
-    return f"{doc}\n\n{head}\n\n" + "\n".join(_lines(rows, width))
+        which = "" if cls.section_keys is None else f" ({', '.join(sorted(cls.section_keys))})"
+        note = f"A recipe's group `{cls.section}:` gives other defaults{which}."
+        head = "\n".join(textwrap.wrap(note, width)) + "\n\n"
+    return f"{doc}\n\n{head}" + "\n".join(_lines(rows, width))
 
 
 def _wrapped(doc: str, width: int) -> Iterator[str]:
@@ -194,9 +208,9 @@ def _lines(rows: Sequence[Field], width: int) -> Iterator[str]:
     """Each setting: name, type and range, default; and below it what it means."""
     name_width = min(30, max(len(row.path) for row in rows) + 2)
     value_width = width - name_width - 14
+    yield f"{'setting':<{name_width}}{'value':<{value_width}}default"
     for row in rows:
-        about = f"{row.type}, {row.range}" if row.range else row.type
-        cells = textwrap.wrap(about, value_width - 2) or [""]
+        cells = textwrap.wrap(row.form, value_width - 2) or [""]
         defaults = textwrap.wrap(row.default, 14, break_on_hyphens=False) or [""]
         names = [row.path] if len(row.path) < name_width else [row.path, ""]
         if len(names) == 2:

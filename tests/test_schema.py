@@ -304,20 +304,21 @@ def test_a_stage_prints_its_settings_on_80_columns(kind: str) -> None:
 def test_a_setting_is_told_in_plain_words() -> None:
     """Type, range and default of fields of several kinds."""
     told = {
-        (kind, each.path): (each.type, each.range, each.default)
+        (kind, each.path): (each.form, each.default)
         for kind in ("finetune", "prune", "distill", "evaluate")
         for each in Fields().of(kind)
     }
-    assert told["finetune", "epochs"] == ("whole number", "≥ 0", "1")
-    assert told["finetune", "max_steps"] == ("whole number", "≥ 1", "-")
-    assert told["finetune", "prune.end"] == ("number", "> 0, ≤ 1", "0.7")
-    assert told["prune", "target.values"] == ("int8, bfloat16, float32", "", '"int8"')
-    assert told["distill", "teacher"] == ("text", "", "required")
-    assert told["evaluate", "max_length"] == (
-        "whole number or list of whole number",
-        "≥ 2 or 1 or more of ≥ 2",
-        "128",
-    )
+    assert told["finetune", "epochs"] == ("whole number ≥ 0", "1")
+    assert told["finetune", "max_steps"] == ("whole number ≥ 1", "-")
+    assert told["finetune", "prune.end"] == ("number > 0, ≤ 1", "0.7")
+    assert told["prune", "amounts"] == ("{name: number or {name: number}}, ≥ 0, ≤ 1", "-")
+    assert told["prune", "target.values"] == ("int8, bfloat16, float32", '"int8"')
+    assert told["prune", "only"] == ("list of texts", "[]")
+    assert told["distill", "teacher"] == ("text", "required")
+    assert told["distill", "losses"] == ("mapping", "as below")
+    assert told["distill", "layers"] == ("{name: {name: whole number}}", "{}")
+    whole_numbers = "whole number ≥ 2 or list of whole numbers, 1 or more, each ≥ 2"
+    assert told["evaluate", "max_length"] == (whole_numbers, "128")
 
 
 def test_the_commands_import_no_torch() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from compressor import hub
 from compressor.data import bills, messages
@@ -32,7 +32,10 @@ Problem = Callable[[str, str], None]
 MIN_LABELS = {"multi_label": 1, "single_label": 2}
 """One class to choose from is no choice."""
 Label = Annotated[str, Field(json_schema_extra={"pattern": "^[^;]+$"})]
-Share = Annotated[float, Field(gt=0, lt=0.5)]
+Share = Annotated[
+    float,
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5}),
+]
 """Of train's rows, so that enough are left to train on."""
 _OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
 """Reader → what it is told: "NA" and "null" are texts like any others."""
@@ -253,6 +256,13 @@ class Held(DataBase):
         "of its own, or for the splits that are named; what is neither is validation's rows.",
     )
     seed: Integer = Field(0, description="Of the shuffle before rows are held out.")
+
+    @model_validator(mode="after")
+    def _leaves_rows_to_train_on(self) -> Self:
+        shares = self.holdout.values() if isinstance(self.holdout, dict) else [self.holdout]
+        if any(share is not None and not 0 < share < 0.5 for share in shares):
+            raise ValueError("expected a holdout above 0 and below 0.5")
+        return self
 
     def _held(self, named: Collection[str]) -> dict[Split, float]:
         """Each split that is held out of train → its share, given the splits that are `named`."""
