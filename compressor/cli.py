@@ -102,12 +102,25 @@ def _parser() -> argparse.ArgumentParser:
         "-m", "--multirun", action="store_true", help="what a sweep shares, and what it would take"
     )
 
-    show = commands.add_parser("show", help="Show the results of a run.")
-    show.set_defaults(command=show_command)
-    show.add_argument("run", type=Path, help="a run's directory")
+    def past_command(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        many = "+" if name == "compare" else None
+        sub.add_argument(
+            "run", nargs=many, help="a run's directory, or a recipe's name for its latest run"
+        )
+        sub.add_argument(
+            "--outputs", type=Path, default=Path("outputs"), help="where a recipe's runs are"
+        )
+        sub.add_argument("--json", action="store_true", help="all of it, as JSON")
+        return sub
+
+    show = past_command("show", show_command, "Show a run and its results, or a sweep's points.")
     show.add_argument(
         "--scores", action="store_true", help="precision, recall and F1 of every ROUGE as well"
     )
+    why = past_command("why", why_command, "Say why a stage ran, or that it came from the store.")
+    why.add_argument("stage", help="a stage of the run")
 
     stages = commands.add_parser("stages", help="List the stages, or describe one.")
     stages.set_defaults(command=stages_command)
@@ -242,19 +255,34 @@ def plan_command(given: argparse.Namespace) -> int:
 
 def show_command(given: argparse.Namespace) -> int:
     """`compressor show`."""
-    from compressor.run import read_metrics
-    from compressor.runner import print_results
-    from compressor.tables import print_scores
+    from compressor.explain import show
+    from compressor.explain.past import PastRun, find
 
-    if not (given.run / "metrics.json").is_file():
-        raise RecipeError(f"{given.run} is no run's directory: it has no metrics.json")
-    try:
-        records = read_metrics(given.run)
-    except json.JSONDecodeError as error:
-        raise RecipeError(f"{given.run / 'metrics.json'} is not JSON: {error}") from error
-    print_results(records, _console())
-    if given.scores:
-        print_scores(records, _console())
+    folder = find(given.run, given.outputs)
+    if show.is_sweep(folder):
+        if given.json:
+            raise RecipeError(f"--json is of one run; {folder} is a sweep's: it has a sweep.csv")
+        show.print_sweep(folder, _console())
+        return DONE
+    run = PastRun.read(folder)
+    if given.json:
+        print(json.dumps(show.about(run), indent=2))
+        return DONE
+    show.print_run(run, _console(), scores=given.scores)
+    return DONE
+
+
+def why_command(given: argparse.Namespace) -> int:
+    """`compressor why`."""
+    from compressor.explain.past import PastRun, find
+    from compressor.explain.why import explain, print_explanation
+
+    found = explain(PastRun.read(find(given.run, given.outputs)), given.stage)
+    if given.json:
+        print(json.dumps([each.as_json() for each in found], indent=2))
+        return DONE
+    for each in found:
+        print_explanation(each, _console())
     return DONE
 
 
