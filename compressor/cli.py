@@ -119,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--scores", action="store_true", help="precision, recall and F1 of every ROUGE as well"
     )
+    compare = past_command("compare", compare_command, "Compare runs with the first of them.")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts too")
     why = past_command("why", why_command, "Say why a stage ran, or that it came from the store.")
     why.add_argument("stage", help="a stage of the run")
 
@@ -269,6 +271,28 @@ def show_command(given: argparse.Namespace) -> int:
         print(json.dumps(show.about(run), indent=2))
         return DONE
     show.print_run(run, _console(), scores=given.scores)
+    return DONE
+
+
+def compare_command(given: argparse.Namespace) -> int:
+    """`compressor compare`."""
+    from compressor.explain.compare import compare
+    from compressor.explain.compare_tables import print_comparison
+    from compressor.explain.past import PastRun, find
+
+    if len(given.run) < 2:
+        raise RecipeError("compare: expected at least two runs, the baseline first")
+    found = compare([PastRun.read(find(name, given.outputs)) for name in given.run])
+    if given.html is not None:
+        from compressor.explain.page import write_page
+
+        write_page(given.html, found)
+    if given.json:
+        print(json.dumps(found.as_json(), indent=2))
+        return DONE
+    print_comparison(found, _console())
+    if given.html is not None:
+        print(f"page: {given.html}")
     return DONE
 
 
