@@ -123,6 +123,16 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts too")
     why = past_command("why", why_command, "Say why a stage ran, or that it came from the store.")
     why.add_argument("stage", help="a stage of the run")
+    again = past_command(
+        "reproduce", reproduce_command, "Run a run's recipe again, and compare what comes out."
+    )
+    again.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="secrets: they are not recorded"
+    )
+    again.add_argument("--into", type=Path, metavar="DIR", help="the outputs of the new run")
+    again.add_argument(
+        "--venv", type=Path, metavar="DIR", help="run in an environment with the recorded versions"
+    )
 
     stages = commands.add_parser("stages", help="List the stages, or describe one.")
     stages.set_defaults(command=stages_command)
@@ -308,6 +318,27 @@ def why_command(given: argparse.Namespace) -> int:
     for each in found:
         print_explanation(each, _console())
     return DONE
+
+
+def reproduce_command(given: argparse.Namespace) -> int:
+    """`compressor reproduce`: 0 where all is equal that should be, else 1."""
+    from compressor.explain.past import PastRun, find
+    from compressor.explain.reproduce import in_environment, into, recipe_values, reproduce
+    from compressor.explain.reproduction import print_reproduction
+
+    run = PastRun.read(find(given.run, given.outputs))
+    run.require_records()
+    values = recipe_values(run, given.overrides)
+    folder = into(run, given.into, given.outputs)
+    console = _console(stderr=given.json)
+    if given.venv is not None:
+        return in_environment(given.venv, run, folder, given.overrides, as_json=given.json)
+    found = reproduce(run, folder, values, console)
+    if given.json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        print_reproduction(found, console)
+    return DONE if found.equal else FAILED
 
 
 def stages_command(given: argparse.Namespace) -> int:
