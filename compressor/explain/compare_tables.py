@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from compressor.differences import MISSING
-from compressor.explain.compare import LATENCIES, METHOD, Comparison, Pair, Step, Told
+from compressor.explain.compare import LATENCIES, METHOD, Comparison, Pair, Score, Step, Told
 from compressor.explain.show import line, state
 from compressor.pages.numbers import shown
 
@@ -64,13 +64,20 @@ def _pairs(number: int, found: Comparison) -> list[Pair]:
 
 
 def _print_scores(number: int, found: Comparison, console: Console) -> None:
-    from compressor.tables import NAME_WIDTH, Column, print_columns
-
     pairs = _pairs(number, found)
     rows = [(pair, score) for pair in pairs for score in pair.scores]
-    if not rows:
+    if rows:
+        _print_rows(rows, _title(number, found), console)
+    elif not pairs:
         _say(console, f"{_title(number, found)}: no model that both evaluated")
-        return
+    for pair in pairs:
+        if pair.unpaired is not None:
+            _say(console, f"{pair.name}: not paired, {pair.unpaired}")
+
+
+def _print_rows(rows: Sequence[tuple[Pair, Score]], title: str, console: Console) -> None:
+    from compressor.tables import NAME_WIDTH, Column, print_columns
+
     first = Column("model", [pair_name(pair) for pair, _ in rows], "left", NAME_WIDTH)
     columns = [
         Column("metric", [score.metric for _, score in rows], "left"),
@@ -81,10 +88,7 @@ def _print_scores(number: int, found: Comparison, console: Console) -> None:
         Column("p", [p_text(score.p) for _, score in rows]),
         Column("rows", ["" if pair.rows is None else str(pair.rows) for pair, _ in rows]),
     ]
-    print_columns(first, columns, console, title=_title(number, found))
-    for pair in pairs:
-        if pair.unpaired is not None:
-            _say(console, f"{pair.name}: not paired, {pair.unpaired}")
+    print_columns(first, columns, console, title=title)
 
 
 def pair_name(pair: Pair) -> str:
