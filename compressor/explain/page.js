@@ -40,13 +40,14 @@ function drawDifferences() {
       )),
     };
   });
+  const ends = rows.flatMap(({ scores: { [metric]: s } }) => [s.difference, s.low ?? 0, s.high ?? 0]);
   const name = (pair) => {
     const text = plain(shortened(pair.name, narrow() ? 16 : 44));
     return pair.headline ? `<b>${text}</b>` : text;
   };
   differencesChart.style.height = `${96 + 34 * rows.length}px`;
   return Plotly.react(differencesChart, traces, chartLayout({
-    xaxis: { title: { text: plain(`${metric}, this minus baseline`), font: { size: 13 }, standoff: 10 }, tickformat: "~g", rangemode: "tozero" },
+    xaxis: { title: { text: plain(`${metric}, this minus baseline`), font: { size: 13 }, standoff: 10 }, tickformat: "~g", ...around([0, ...ends], 0.06) },
     yaxis: { tickmode: "array", tickvals: rows.map((_, at) => at), ticktext: rows.map(name), range: [rows.length - 0.5, -0.5], showgrid: false, ticks: "" },
     shapes: [{ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: colour("muted"), width: 1 } }],
   }), chartConfig);
@@ -59,7 +60,8 @@ function drawModels() {
     const mine = some.filter((model) => model.run === run);
     return {
       x: mine.map((model) => model.bytes), y: mine.map((model) => model.scores[metric]),
-      mode: mine.length <= 6 && !narrow() ? "markers+text" : "markers", cliponaxis: false,
+      // Labels of two runs have room, above and below; those of further ones are told by hovering.
+      mode: run < 2 && mine.length <= 6 && !narrow() ? "markers+text" : "markers", cliponaxis: false,
       text: mine.map((model) => plain(shortened(model.label, 24))),
       textposition: run % 2 ? "bottom center" : "top center", textfont: { size: 12, color: colour("text") },
       marker: { size: 12, symbol: runSymbol(run), color: runColour(run), line: { color: colour("surface"), width: 1 } },
@@ -73,10 +75,10 @@ function drawModels() {
   }), chartConfig);
 }
 
-/* Room beside the marks for their labels. */
-function around(values) {
+/* A range with room beside the marks: a share of what lies between them. */
+function around(values, share = 0.12) {
   const [least, most] = [Math.min(...values), Math.max(...values)];
-  const room = 0.12 * (most - least) || 0.1 * Math.abs(most) || 0.1;
+  const room = share * (most - least) || 0.1 * Math.abs(most) || 0.1;
   return values.length ? { range: [least - room, most + room] } : {};
 }
 

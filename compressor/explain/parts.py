@@ -111,6 +111,8 @@ class _Search:
         if one is None or other is None:
             whose = "earlier" if one is None else "later"
             return Cause(name, unknown=f"what the {whose} one was made of is no longer known")
+        if one.get("stage") != other.get("stage"):  # then no setting of one is one of the other's
+            return Cause(name, (Difference("stage", one.get("stage"), other.get("stage")),))
         own = tuple(differences(_own(one), _own(other)))
         reads, read = inputs(one), inputs(other)
         shared = [role for role in read if role in reads and read[role] != reads[role]]
