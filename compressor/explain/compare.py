@@ -191,6 +191,9 @@ def told(every: Sequence[Mapping[str, Any]]) -> tuple[Told, ...]:
     """The innermost keys that are not the same in all of `every`."""
     flat = [dict(_leaves(each)) for each in every]
     paths = dict.fromkeys(path for each in flat for path in each)
+    # An empty mapping here, and one with keys there: the keys tell it.
+    above = {path.rpartition(".")[0] for path in paths}
+    paths = dict.fromkeys(path for path in paths if path not in above)
     rows = [Told(path, tuple(each.get(path, MISSING) for each in flat)) for path in paths]
     return tuple(row for row in rows if any(differences(row.values[0], v) for v in row.values[1:]))
 

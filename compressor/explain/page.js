@@ -21,22 +21,26 @@ const narrow = () => innerWidth < 600;
 /* A line for each pair, the first one at the top; a run has a colour and a shape. */
 function drawDifferences() {
   const rows = data.pairs.filter((pair) => pair.scores[metric]?.difference != null);
-  const traces = [...new Set(rows.map((pair) => pair.run))].map((run) => {
-    const mine = rows.filter((pair) => pair.run === run);
+  const isTested = (pair) => pair.scores[metric].low !== null;
+  const runs = [...new Set(rows.map((pair) => pair.run))];
+  const groups = runs.flatMap((run) => [true, false].map((tested) => ({
+    run, tested, mine: rows.filter((pair) => pair.run === run && isTested(pair) === tested),
+  })));
+  const traces = groups.filter(({ mine }) => mine.length).map(({ run, tested, mine }) => {
     const scores = mine.map((pair) => pair.scores[metric]);
-    const tested = scores.map((score) => score.low !== null);
-    const reach = (end) => scores.map((s) => (s.low === null ? 0 : Math.abs(s[end] - s.difference)));
+    const reach = (end) => scores.map((score) => Math.abs(score[end] - score.difference));
+    const bars = { type: "data", symmetric: false, array: reach("high"), arrayminus: reach("low"), color: runColour(run), thickness: 2, width: 5 };
     return {
       x: scores.map((score) => score.difference), y: mine.map((pair) => rows.indexOf(pair)),
       mode: "markers", cliponaxis: false, hoverlabel: hover(), hoverinfo: "text",
-      error_x: { type: "data", symmetric: false, array: reach("high"), arrayminus: reach("low"), color: runColour(run), thickness: 2, width: 5 },
+      ...(tested ? { error_x: bars } : {}),
       marker: {
-        size: 11, symbol: tested.map((one) => runSymbol(run) + (one ? "" : "-open")), color: runColour(run),
-        line: { color: tested.map((one) => (one ? colour("surface") : runColour(run))), width: 1.5 },
+        size: 11, symbol: runSymbol(run) + (tested ? "" : "-open"), color: runColour(run),
+        line: { color: tested ? colour("surface") : runColour(run), width: 1.5 },
       },
       hovertext: mine.map((pair, at) => lines(
         pair.name, data.names[run], `${metric} ${scores[at].text}`,
-        tested[at] ? `95 % ${scores[at].interval}, p ${scores[at].p}` : "not tested",
+        tested ? `95 % ${scores[at].interval}, p ${scores[at].p}` : "not tested",
       )),
     };
   });
@@ -60,26 +64,26 @@ function drawModels() {
     const mine = some.filter((model) => model.run === run);
     return {
       x: mine.map((model) => model.bytes), y: mine.map((model) => model.scores[metric]),
-      // Labels of two runs have room, above and below; those of further ones are told by hovering.
+      // Labels of two runs have room, left and right; those of further ones are told by hovering.
       mode: run < 2 && mine.length <= 6 && !narrow() ? "markers+text" : "markers", cliponaxis: false,
       text: mine.map((model) => plain(shortened(model.label, 24))),
-      textposition: run % 2 ? "bottom center" : "top center", textfont: { size: 12, color: colour("text") },
+      textposition: run % 2 ? "middle right" : "middle left", textfont: { size: 12, color: colour("text") },
       marker: { size: 12, symbol: runSymbol(run), color: runColour(run), line: { color: colour("surface"), width: 1 } },
       hoverlabel: hover(), hoverinfo: "text",
       hovertext: mine.map((model) => lines(model.label, name, model.size, `${metric} ${model.scores[metric].toFixed(4)}`)),
     };
   });
   return Plotly.react(modelsChart, traces, chartLayout({
-    xaxis: { title: { text: "bytes", font: { size: 13 }, standoff: 10 }, tickformat: "~s", ticksuffix: "B", ...around(some.map((model) => model.bytes)) },
+    xaxis: { title: { text: "bytes", font: { size: 13 }, standoff: 10 }, tickformat: "~s", ticksuffix: "B", ...around(some.map((model) => model.bytes), 0.2, 0) },
     yaxis: { title: { text: plain(metric), font: { size: 13 }, standoff: 10 }, tickformat: "~g", ...around(some.map((model) => model.scores[metric])) },
   }), chartConfig);
 }
 
-/* A range with room beside the marks: a share of what lies between them. */
-function around(values, share = 0.12) {
+/* A range with room beside the marks: a share of what lies between them, but for `least_of_all`. */
+function around(values, share = 0.12, least_of_all = -Infinity) {
   const [least, most] = [Math.min(...values), Math.max(...values)];
   const room = share * (most - least) || 0.1 * Math.abs(most) || 0.1;
-  return values.length ? { range: [least - room, most + room] } : {};
+  return values.length ? { range: [Math.max(least_of_all, least - room), most + room] } : {};
 }
 
 async function draw() {

@@ -22,23 +22,24 @@ _TORCH_INDEX = "https://download.pytorch.org/whl/"
 
 
 def requirements(recorded: Mapping[str, str | None]) -> list[str]:
-    """What pip is told to install: the recorded versions, without compressor itself.
-
-    A build of torch for one kind of device is on torch's own index, which is named too.
-    """
-    found = [
+    """What pip is told to install: the recorded versions, without compressor itself."""
+    return [
         f"{name}=={version}"
         for name, version in recorded.items()
         if version is not None and name != "compressor"
     ]
+
+
+def index(recorded: Mapping[str, str | None]) -> list[str]:
+    """Arguments for pip: where a build of torch for one kind of device is; none for a plain one."""
     build = (recorded.get("torch") or "").partition("+")[2]
-    return [*found, "--extra-index-url", _TORCH_INDEX + build] if build else found
+    return ["--extra-index-url", _TORCH_INDEX + build] if build else []
 
 
 def pip_command(recorded: Mapping[str, str | None]) -> str | None:
     """The command that restores versions; None where there is none to restore."""
     wanted = requirements(recorded)
-    return shlex.join(["pip", "install", *wanted]) if wanted else None
+    return shlex.join(["pip", "install", *wanted, *index(recorded)]) if wanted else None
 
 
 def environment(folder: Path, run: PastRun) -> Path:
@@ -54,21 +55,26 @@ def environment(folder: Path, run: PastRun) -> Path:
     folder = folder.expanduser().absolute()
     if folder.exists() and not (folder / "pyvenv.cfg").is_file() and any(folder.iterdir()):
         raise RecipeError(f"--venv: {folder} is there and is no virtual environment")
-    recorded = str(run.environment.get("python", ""))
-    if recorded.split(".")[:2] != platform.python_version().split(".")[:2]:
+    made_by = str(run.environment.get("python", ""))
+    if made_by.split(".")[:2] != platform.python_version().split(".")[:2]:
         raise RecipeError(
-            f"--venv: the run was made by Python {recorded}, and this is "
+            f"--venv: the run was made by Python {made_by}, and this is "
             f"{platform.python_version()}: start `compressor reproduce` with that Python"
         )
     venv.create(folder, with_pip=True)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    wanted = [*requirements(packages(run)), source()]
+    recorded, tree = packages(run), source()
+    if where := index(recorded):  # for torch alone: nothing else is to be looked for there
+        _pip(python, ["--no-deps", f"torch=={recorded['torch']}", *where])
+    _pip(python, [*requirements(recorded), tree])
+    return python
+
+
+def _pip(python: Path, wanted: Sequence[str]) -> None:
     # What pip says is for the person; the standard output is for the result.
     command = [str(python), "-m", "pip", "install", "--quiet", *wanted]
-    done = subprocess.run(command, stdout=sys.stderr, check=False)
-    if done.returncode != 0:
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
         raise StageError(f"--venv: pip could not install {shlex.join(wanted)}")
-    return python
 
 
 def source() -> str:

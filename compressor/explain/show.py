@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -181,7 +182,7 @@ def _print_about(run: PastRun, console: Console) -> None:
         "run": str(run.folder),
         "recipe": run.recipe,
         "what": " ".join(str(run.values.get("description") or "").split()),
-        "command": " ".join(map(str, command)),
+        "command": shlex.join(map(str, command)).replace("__main__.py", "compressor", 1),
         "started": f"{run.started:%Y-%m-%d %H:%M:%S}" if environment.get("started") else "",
         "machine": ", ".join(
             str(machine[key]) for key in ("system", "processor", "device") if machine.get(key)

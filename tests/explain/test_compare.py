@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from compressor.explain.compare import compare
+from compressor.differences import MISSING
+from compressor.explain.compare import compare, told
 from compressor.explain.paired import compared, scored
 from compressor.explain.past import PastRun
 from compressor.metrics.predictions import Prediction, write_predictions
@@ -83,6 +84,16 @@ def test_two_runs_of_one_recipe(runs: Any) -> None:
     assert stages["load"] == ("same key", None)
     assert stages["base"] == ("differs", "parameters.learning_rate 0.003 → 0.004")
     assert stages["prune"][1].startswith("its model base differs: parameters.learning_rate")
+
+
+def test_an_empty_mapping_is_told_by_the_keys_of_another() -> None:
+    """`quantize: {}` beside `quantize: {weights: int4}`: one row; True is not 1."""
+    rows = told([{"stages": {"quantize": {}}, "a": 1}, {"stages": {"quantize": {"weights": "int4"}},
+                                                         "a": True}])  # fmt: skip
+    assert {row.path: row.values for row in rows} == {
+        "stages.quantize.weights": (MISSING, "int4"),
+        "a": (1, True),
+    }
 
 
 def test_scores_are_the_runs_own(runs: Any) -> None:

@@ -142,11 +142,12 @@ def test_another_metric_is_drawn_and_kept(evil: Any, open_page: Callable[..., An
     place, folders = evil
     page = open_page(_written(place, folders[:2]))
     assert page.input_value("#metric") == "micro_f1"
-    assert page.evaluate("differencesChart.data[0].marker.symbol") == ["square"]
+    assert page.evaluate("differencesChart.data[0].marker.symbol") == "square"
     page.select_option("#metric", "roc_auc")
     page.wait_for_selector("#models[data-drawn='roc_auc']", state="attached")
-    assert page.evaluate("differencesChart.data[0].marker.symbol") == ["square-open"]
+    assert page.evaluate("differencesChart.data[0].marker.symbol") == "square-open"
     assert "not tested" in _hover(page, "differences", 0)
+    assert page.locator("#differences .errorbars path.xerror").count() == 0
     page.reload()
     page.wait_for_selector("#models[data-drawn='roc_auc']", state="attached")
     assert page.text_content("#models .ytitle") == "roc_auc"
