@@ -110,7 +110,8 @@ class PastRun:
         for _, place in self._links():
             if place.is_symlink():
                 target = Path(os.path.normpath(place.parent / place.readlink()))
-                return Store(target.parent)
+                if target.parent.is_dir():  # else the run has been moved without it
+                    return Store(target.parent)
         for above in self.folder.absolute().parents:
             if (above / "store").is_dir():
                 return Store(above / "store")

@@ -7,7 +7,7 @@ what restores versions in `restored`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import chdir
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,12 +178,18 @@ def _began(causes: Mapping[str, Cause]) -> list[str]:
     return list(found)
 
 
-def in_environment(
-    place: Path, run: PastRun, folder: Path, given: Sequence[str], *, as_json: bool
-) -> int:
-    """Reproduce in a virtual environment with the recorded versions; the exit code."""
-    from compressor.explain.restored import environment, run_in
+def in_environment(python: Path, run: PastRun, folder: Path, given: Sequence[str]) -> int:
+    """Reproduce with the Python of a virtual environment; the exit code."""
+    from compressor.explain.restored import run_in
 
-    python = environment(place, run)
-    arguments = ["reproduce", str(run.folder.resolve()), *given, "--into", str(folder)]
-    return run_in(python, [*arguments, *(["--json"] if as_json else [])])
+    return run_in(python, ["reproduce", str(run.folder.resolve()), *given, "--into", str(folder)])
+
+
+@contextmanager
+def kept_if_filled(folder: Path) -> Iterator[None]:
+    """Remove a folder, made for what comes inside, that is still empty at the end."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()

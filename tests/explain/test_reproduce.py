@@ -148,3 +148,15 @@ def test_this_compressor_can_be_installed_elsewhere(own: Callable[[], Any], runs
     place, folder = _copied(own, runs, runs.first)
     said = place.call("reproduce", folder, "--venv", place.folder / "outputs")
     assert said.code == 2 and "is no virtual environment" in said.err
+
+
+def test_a_recipe_that_cannot_be_planned_leaves_no_folder(
+    own: Callable[[], Any], runs: Any
+) -> None:
+    """Its data file is gone: one error with the key, and nothing half made."""
+    place = own()
+    run = _of_files(place)
+    (place.folder / "rows/train.jsonl").unlink()
+    said = place.call("reproduce", run)
+    assert said.code == 2 and "data.files.train: no file 'rows/train.jsonl'" in said.err
+    assert list((place.folder / "outputs/reproductions/files").iterdir()) == []
