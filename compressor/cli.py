@@ -104,17 +104,42 @@ def _parser() -> argparse.ArgumentParser:
         "-m", "--multirun", action="store_true", help="what a sweep shares, and what it would take"
     )
 
-    show = commands.add_parser("show", help="Show the results of a run.")
-    show.set_defaults(command=show_command)
-    show.add_argument("run", type=Path, help="a run's directory")
+    def past_command(
+        name: str, command: Any, text: str, *, as_json: bool = True
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        many = "+" if name == "compare" else None
+        sub.add_argument(
+            "run", nargs=many, help="a run's directory, or a recipe's name for its latest run"
+        )
+        sub.add_argument(
+            "--outputs", type=Path, default=Path("outputs"), help="where a recipe's runs are"
+        )
+        if as_json:
+            sub.add_argument("--json", action="store_true", help="all of it, as JSON")
+        return sub
+
+    show = past_command("show", show_command, "Show a run and its results, or a sweep's points.")
     show.add_argument(
         "--scores", action="store_true", help="precision, recall and F1 of every ROUGE as well"
     )
+    compare = past_command("compare", compare_command, "Compare runs with the first of them.")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts too")
+    why = past_command("why", why_command, "Say why a stage ran, or that it came from the store.")
+    why.add_argument("stage", help="a stage of the run")
+    again = past_command(
+        "reproduce", reproduce_command, "Run a run's recipe again, and compare what comes out."
+    )
+    again.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="secrets: they are not recorded"
+    )
+    again.add_argument("--into", type=Path, metavar="DIR", help="the outputs of the new run")
+    again.add_argument(
+        "--venv", type=Path, metavar="DIR", help="run in an environment with the recorded versions"
+    )
 
-    text = "Follow a run from another terminal."
-    watch = commands.add_parser("watch", help=text, description=text)
-    watch.set_defaults(command=watch_command)
-    watch.add_argument("run", type=Path, help="a run's directory")
+    past_command("watch", watch_command, "Follow a run from another terminal.", as_json=False)
 
     stages = commands.add_parser("stages", help="List the stages, or describe one.")
     stages.set_defaults(command=stages_command)
@@ -278,31 +303,99 @@ def plan_command(given: argparse.Namespace) -> int:
 
 def show_command(given: argparse.Namespace) -> int:
     """`compressor show`."""
-    from compressor.run import read_metrics
-    from compressor.runner import print_results
-    from compressor.tables import print_scores
+    from compressor.explain import show
+    from compressor.explain.past import PastRun, find
 
-    if not (given.run / "metrics.json").is_file():
-        raise RecipeError(f"{given.run} is no run's directory: it has no metrics.json")
-    try:
-        records = read_metrics(given.run)
-    except json.JSONDecodeError as error:
-        raise RecipeError(f"{given.run / 'metrics.json'} is not JSON: {error}") from error
-    print_results(records, _console())
-    if given.scores:
-        print_scores(records, _console())
+    folder = find(given.run, given.outputs)
+    if show.is_sweep(folder):
+        if given.json:
+            raise RecipeError(f"--json is of one run; {folder} is a sweep's: it has a sweep.csv")
+        show.print_sweep(folder, _console())
+        return DONE
+    run = PastRun.read(folder)
+    if given.json:
+        print(json.dumps(show.about(run), indent=2))
+        return DONE
+    show.print_run(run, _console(), scores=given.scores)
     return DONE
 
 
 def watch_command(given: argparse.Namespace) -> int:
     """`compressor watch`."""
+    from compressor.explain.past import find
     from compressor.watch import watch
 
     try:
-        return DONE if watch(given.run, _console()) else FAILED
+        return DONE if watch(find(given.run, given.outputs), _console()) else FAILED
     except KeyboardInterrupt:
         print("\nnot watching any more; the run goes on", file=sys.stderr)
         return DONE
+
+
+def compare_command(given: argparse.Namespace) -> int:
+    """`compressor compare`."""
+    from compressor.explain.compare import compare
+    from compressor.explain.compare_tables import print_comparison
+    from compressor.explain.past import PastRun, find
+
+    if len(given.run) < 2:
+        raise RecipeError("compare: expected at least two runs, the baseline first")
+    found = compare([PastRun.read(find(name, given.outputs)) for name in given.run])
+    if given.html is not None:
+        from compressor.explain.page import write_page
+
+        write_page(given.html, found)
+    if given.json:
+        print(json.dumps(found.as_json(), indent=2))
+        return DONE
+    print_comparison(found, _console())
+    if given.html is not None:
+        print(f"page: {given.html}")
+    return DONE
+
+
+def why_command(given: argparse.Namespace) -> int:
+    """`compressor why`."""
+    from compressor.explain.past import PastRun, find
+    from compressor.explain.why import explain, print_explanation
+
+    found = explain(PastRun.read(find(given.run, given.outputs)), given.stage)
+    if given.json:
+        print(json.dumps([each.as_json() for each in found], indent=2))
+        return DONE
+    for each in found:
+        print_explanation(each, _console())
+    return DONE
+
+
+def reproduce_command(given: argparse.Namespace) -> int:
+    """`compressor reproduce`: 0 where all is equal that should be, else 1."""
+    from compressor.explain.past import PastRun, find
+    from compressor.explain.reproduce import (
+        in_environment,
+        into,
+        kept_if_filled,
+        recipe_values,
+        reproduce,
+    )
+    from compressor.explain.reproduction import print_reproduction
+    from compressor.explain.restored import environment
+
+    run = PastRun.read(find(given.run, given.outputs))
+    run.require_records()
+    values = recipe_values(run, given.overrides)
+    python = environment(given.venv, run) if given.venv is not None else None
+    folder = into(run, given.into, given.outputs)
+    with kept_if_filled(folder):
+        if python is not None:
+            as_json = ["--json"] * given.json
+            return in_environment(python, run, folder, [*given.overrides, *as_json])
+        found = reproduce(run, folder, values, _console(stderr=given.json))
+    if given.json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        print_reproduction(found, _console())
+    return DONE if found.equal else FAILED
 
 
 def stages_command(given: argparse.Namespace) -> int:

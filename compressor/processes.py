@@ -1,9 +1,14 @@
-"""What a process of this package that is started beside the first one finds around it."""
+"""Processes of this package: what one finds around it, and whether one is still there."""
 
 from __future__ import annotations
 
 import os
+import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
@@ -15,3 +20,20 @@ def environment(threads: int | None = None) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     own = {"OMP_NUM_THREADS": str(threads)} if threads is not None else {}
     return {**os.environ, **own, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+def described() -> dict[str, Any]:
+    """How others find the process that asks: `host`, its `id` there, and when it was `created`."""
+    process = psutil.Process()
+    return {"host": platform.node(), "id": process.pid, "created": process.create_time()}
+
+
+def is_there(process: Mapping[str, Any]) -> bool:
+    """Whether a process that was `described` runs; of another host's, which nobody knows, True."""
+    if process["host"] != platform.node():
+        return True
+    try:
+        created = psutil.Process(process["id"]).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return abs(created - float(process["created"])) < 1.0

@@ -27,7 +27,7 @@ from compressor.store import Store, write_json, write_text
 _PACKAGES = (
     *("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
     *("ctranslate2", "onnx", "onnxscript", "onnxruntime", "gguf", "llama_cpp_python"),
-    *("deepspeed", "optuna", "hydra-core"),
+    *("deepspeed", "optuna", "hydra-core", "numpy", "scikit-learn", "rouge_score", "nltk"),
 )
 
 
@@ -148,6 +148,7 @@ def environment(plan: Plan) -> dict[str, Any]:
         "cores": machine.cores(),
         "gpus": [gpu.name for gpu in machine.gpus()],
         "packages": versions,
+        "directory": str(Path.cwd()),
         "command": redacted([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "recipe_files": [str(source.file) for source in plan.composed.sources],
         "overrides": redacted(list(plan.composed.overrides)),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 
 from compressor.engine import Engine
@@ -18,6 +15,7 @@ from compressor.errors import RecipeError, Stopped
 from compressor.launching import processes
 from compressor.machines import Helper, leading
 from compressor.plan import Plan
+from compressor.processes import described
 from compressor.progress import Progress, Watch
 from compressor.recorded import Recorded
 from compressor.run import Run, new_folder, table
@@ -107,10 +105,8 @@ def _told(plan: Plan, store: Store, progress: Progress) -> Iterator[None]:
         }
         for node in plan.nodes
     ]
-    process = {"host": platform.node(), "id": os.getpid()}
-    process["created"] = psutil.Process().create_time()
     name = plan.composed.recipe.name
-    progress.event("run_started", recipe=name, stages=stages, process=process)
+    progress.event("run_started", recipe=name, stages=stages, process=described())
     state, reason = "failed", None
     try:
         yield

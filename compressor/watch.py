@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 
 from compressor.display import display
 from compressor.errors import RecipeError
+from compressor.processes import is_there
 from compressor.run import read_metrics
 from compressor.runner import print_results
 
@@ -51,8 +50,6 @@ def watch(folder: Path, console: Console) -> bool:
 def _no_run(folder: Path) -> str:
     if (folder / "sweep.html").is_file():
         return f"{folder} is a sweep's: open its sweep.html, or name the folder of a point"
-    if not folder.is_dir():
-        return f"{folder}: there is no such folder; `compressor run` prints that of its run"
     return f"{folder} is no run's directory: it has no {EVENTS}"
 
 
@@ -62,7 +59,9 @@ def _events(path: Path) -> Iterator[Mapping[str, Any]]:
     with path.open("rb") as stream:
         rest = b""
         while True:
-            gone = not _runs(process)  # asked before the file is read: nothing comes after that
+            gone = process is None or not is_there(
+                process
+            )  # asked before the file is read: nothing comes after that
             *lines, rest = (rest + stream.read()).split(b"\n")
             for event in filter(None, map(_parsed, lines)):
                 if event["event"] == "run_started":
@@ -83,16 +82,3 @@ def _parsed(line: bytes) -> Mapping[str, Any] | None:
         return None
     known = isinstance(event, dict) and {"time", "event"} <= event.keys()
     return event if known else None
-
-
-def _runs(process: Mapping[str, Any] | None) -> bool:
-    """Whether a run's process is there. Of another machine's that cannot be known: it is, then."""
-    if process is None:
-        return False
-    if process["host"] != platform.node():
-        return True
-    try:
-        began = psutil.Process(process["id"]).create_time()
-    except psutil.NoSuchProcess:
-        return False
-    return abs(began - float(process["created"])) < 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,28 +57,53 @@ def is_labelled(path: Path) -> bool:
         return f",{PROBABILITY}" in file.readline().replace('"', "")
 
 
-def score(path: Path) -> dict[str, Any]:
-    """`metrics.labels.summarize` of a file that `write` wrote, its `labels` by name.
+@dataclass(frozen=True)
+class Labelled:
+    """What a file that `write` wrote says of its N rows and L labels."""
+
+    rows: list[tuple[str, ...]]
+    """What tells each row from others: its number, source and labels, as far as there are such."""
+    names: list[str]
+    truth: NDArray[np.int64]
+    """[N, L] of 0 and 1."""
+    given: NDArray[np.int64]
+    """[N, L] of 0 and 1."""
+    scores: NDArray[np.float64]
+    """[N, L], probabilities."""
+
+
+def read(path: Path) -> Labelled:
+    """Read a file that `write` wrote.
 
     Raises ValueError, with the file, line and column, for anything else.
     """
     import numpy as np
 
-    from compressor.metrics.labels import summarize
-
     with records(path, ("reference", "prediction")) as lines:
-        truth, given, scores = [], [], []
+        rows, truth, given, scores = [], [], [], []
         names: list[str] = []
         for where, record in lines:
             columns = [column for column in record if column.startswith(PROBABILITY)]
             names = [column.removeprefix(PROBABILITY) for column in columns]
+            rows.append(tuple(record.get(name, "") for name in ("row", "source", "reference")))
             truth.append(_there(record["reference"], names, where))
             given.append(_there(record["prediction"], names, where))
             scores.append([_probability(record[column], where) for column in columns])
     if not truth:
         raise ValueError(f"{path} has no rows to score")
-    scored = summarize(np.array(truth), np.array(given), np.array(scores))
-    scored["labels"] = dict(zip(names, scored["labels"], strict=True))
+    return Labelled(rows, names, np.array(truth), np.array(given), np.array(scores))
+
+
+def score(path: Path) -> dict[str, Any]:
+    """`metrics.labels.summarize` of a file that `write` wrote, its `labels` by name.
+
+    Raises ValueError as `read` does.
+    """
+    from compressor.metrics.labels import summarize
+
+    found = read(path)
+    scored = summarize(found.truth, found.given, found.scores)
+    scored["labels"] = dict(zip(found.names, scored["labels"], strict=True))
     return scored
 
 

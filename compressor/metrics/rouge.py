@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compressor.data.sentences import sentences
+from compressor.metrics.bootstrap import bootstrap_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,9 +25,6 @@ MEASURES = ("precision", "recall", "f1")
 """The columns of the arrays of `score_rows`."""
 KEYS = tuple(f"{name}{end}" for name in NAMES for end in ("_precision", "_recall", ""))
 """What `summarize_scores` calls the means; F1 goes by the bare name."""
-
-_BOOTSTRAP_CELLS = 2**21
-"""Values drawn at a time: 16 MiB of indices and 16 MiB of values, whatever the number of rows."""
 
 
 class _Words:
@@ -72,33 +70,6 @@ def score_rows(predictions: Sequence[str], references: Sequence[str]) -> dict[st
         for name in NAMES:
             scores[name][row] = found[name]
     return scores
-
-
-def bootstrap_interval(
-    values: Sequence[float] | Scores, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979) of the mean of `values`, one value a row.
-
-    The spread over test rows alone: not over training seeds. The same arguments give the same
-    interval. Raises ValueError for no values, or a `level` outside 0..1.
-    """
-    import numpy as np
-
-    rows = np.asarray(values, dtype=np.float64)
-    if rows.ndim != 1 or rows.size == 0:
-        raise ValueError(f"expected a list of at least one value, got the shape {rows.shape}")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"expected 0 < level < 1 and resamples ≥ 1, got {level} and {resamples}")
-    random = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    block = max(1, _BOOTSTRAP_CELLS // rows.size)
-    for start in range(0, resamples, block):
-        count = min(block, resamples - start)
-        means[start : start + count] = rows[
-            random.integers(rows.size, size=(count, rows.size))
-        ].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def retention(student: float, teacher: float) -> float | None:

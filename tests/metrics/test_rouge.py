@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compressor.metrics.bootstrap import bootstrap_interval
 from compressor.metrics.rouge import (
     NAMES,
-    bootstrap_interval,
     closeness,
     retention,
     score_rows,
@@ -146,7 +146,7 @@ def test_interval_does_not_depend_on_the_size_of_its_blocks(
     """Drawing a few resamples at a time, as for many rows, changes no resample."""
     values = np.random.default_rng(4).random(64)
     whole = bootstrap_interval(values, resamples=100)
-    monkeypatch.setattr("compressor.metrics.rouge._BOOTSTRAP_CELLS", 640)
+    monkeypatch.setattr("compressor.metrics.bootstrap._CELLS", 640)
     assert bootstrap_interval(values, resamples=100) == pytest.approx(whole, rel=1e-12)
 
 

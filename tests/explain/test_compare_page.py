@@ -1,0 +1,199 @@
+"""The page of `compare --html`, as a file and in a real browser (`make test-browser`)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{ 7*7 }}"""
+
+
+def _renamed(folder: Path, label: str, description: str) -> None:
+    """Give the last model of a run another label, and the run a description."""
+    records = json.loads((folder / "metrics.json").read_text())
+    for record in records:
+        if record["name"] in {"recover", "classify"}:
+            record["label"] = label
+    (folder / "metrics.json").write_text(json.dumps(records))
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
+    values["description"] = description
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.fixture
+def evil(own: Callable[[], Any], runs: Any) -> tuple[Any, list[Path]]:
+    """Runs whose texts are markup: two of labels, and two of summaries."""
+    place = own()
+    names = (runs.labels, runs.fewer_labels, runs.first, runs.changed)
+    folders = [place.folder / run.relative_to(runs.place.folder) for run in names]
+    for folder in folders:
+        _renamed(folder, f"<b>{EVIL}", EVIL)
+    return place, folders
+
+
+def _written(place: Any, folders: list[Path]) -> Path:
+    said = place.call("compare", *folders, "--html", place.folder / "new" / "compared.html")
+    assert said.code == 0, said.err
+    assert said.out.endswith(f"page: {place.folder}/new/compared.html\n")
+    path: Path = place.folder / "new" / "compared.html"
+    return path
+
+
+def test_the_page_needs_no_script_to_be_read(evil: Any) -> None:
+    """Every number is in a table; texts of recipes are escaped, and the policy forbids requests."""
+    place, folders = evil
+    text = _written(place, folders[:2]).read_text("utf-8")
+    static = text[text.index("<body>") : text.index('<script type="application/json"')]
+    assert "<script" not in static and "&lt;script&gt;" in static and "{{ 7*7 }}" in static
+    assert "micro_f1" in static and "training.learning_rate" in static
+    assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
+    assert text.count("<script") == 6 and text.count("</script>") == 6
+
+
+# --- a real browser -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, driven by Playwright."""
+    driver = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine: make test-browser installs it")
+    with driver.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a page; at the end there was no error and no request elsewhere."""
+    complaints: list[str] = []
+    contexts = []
+
+    def elsewhere(route: Any) -> None:
+        complaints.append(f"request: {route.request.url}")
+        route.abort()
+
+    def opened(path: Path, width: int = 1280, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+        contexts.append(context)
+        context.route(lambda url: not url.startswith("file:"), elsewhere)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
+        page.goto(path.as_uri())
+        page.wait_for_selector("#models[data-drawn]", state="attached")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def _marks(page: Any, chart: str) -> int:
+    count: int = page.locator(f"#{chart} .scatterlayer path.point").count()
+    return count
+
+
+def _hover(page: Any, chart: str, number: int) -> str:
+    """What a mark tells."""
+    mark = page.locator(f"#{chart} .scatterlayer path.point").nth(number)
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector(f"#{chart} .hoverlayer .hovertext")
+    text: str = page.locator(f"#{chart} .hoverlayer .hovertext").first.text_content()
+    return text
+
+
+def test_charts_tables_and_hover(evil: Any, open_page: Callable[..., Any]) -> None:
+    """A mark for each model with its interval; hovering tells it; all texts are texts."""
+    place, folders = evil
+    page = open_page(_written(place, folders[2:]))
+    assert page.title() != "broken" and page.locator("img").count() == 0
+    assert (_marks(page, "differences"), _marks(page, "models")) == (2, 4)
+    assert page.locator("#differences .errorbars path.xerror").count() == 2
+    told = _hover(page, "differences", 0)
+    assert "base" in told and "rougeLsum 0.0" in told and "95 %" in told and "p " in told
+    assert "<b></script><script>document.title" in _hover(page, "models", 1)
+    labels = page.locator("#models .textpoint").all_text_contents()
+    assert sum(label.startswith("<b></script>") for label in labels) == 2
+    assert EVIL.partition("\u2028")[0] in page.inner_text(".runs")
+    assert page.locator("#scores tbody tr").count() == 6
+    assert page.locator("#scores tr.headline").count() == 3
+
+
+def test_another_metric_is_drawn_and_kept(evil: Any, open_page: Callable[..., Any]) -> None:
+    """Measures of labels that are not tested have hollow marks. A reload keeps the choice."""
+    place, folders = evil
+    page = open_page(_written(place, folders[:2]))
+    assert page.input_value("#metric") == "micro_f1"
+    assert page.evaluate("differencesChart.data[0].marker.symbol") == "square"
+    page.select_option("#metric", "roc_auc")
+    page.wait_for_selector("#models[data-drawn='roc_auc']", state="attached")
+    assert page.evaluate("differencesChart.data[0].marker.symbol") == "square-open"
+    assert "not tested" in _hover(page, "differences", 0)
+    assert page.locator("#differences .errorbars path.xerror").count() == 0
+    page.reload()
+    page.wait_for_selector("#models[data-drawn='roc_auc']", state="attached")
+    assert page.text_content("#models .ytitle") == "roc_auc"
+
+
+def test_headings_sort(evil: Any, open_page: Callable[..., Any]) -> None:
+    """Differences as numbers, both ways; and the three runs have a column each."""
+    place, folders = evil
+    page = open_page(_written(place, folders[:3]))
+    heading = page.locator("#sizes th[data-key='before']")
+    column = "rows => rows.map((row) => Number(row.cells[3].dataset.value))"
+    for direction in ("ascending", "descending"):
+        heading.locator("button").click()
+        assert heading.get_attribute("aria-sort") == direction
+        values = page.eval_on_selector_all("#sizes tbody tr", column)
+        assert values == sorted(values, reverse=direction == "descending") and len(values) == 6
+    assert page.locator("#recipe thead th").count() == 4
+    assert "not paired" in page.inner_text("main")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_both_themes(evil: Any, open_page: Callable[..., Any], theme: str) -> None:
+    """Ground, axis and marks change with the machine's theme, while the page is open too."""
+    place, folders = evil
+    page = open_page(_written(place, folders[2:]), color_scheme=theme)
+
+    def lightness(script: str) -> float:
+        return sum(map(int, re.findall(r"\d+", page.evaluate(script))[:3])) / 765
+
+    ground = "getComputedStyle(document.body).backgroundColor"
+    axis = "getComputedStyle(document.querySelector('#models .xtick text')).fill"
+    colours = set()
+    for now in (theme, {"light": "dark", "dark": "light"}[theme]):
+        page.emulate_media(color_scheme=now)
+        page.wait_for_timeout(500)
+        assert (lightness(ground) > 0.5) == (now == "light")
+        assert (lightness(axis) > 0.5) == (now == "dark")
+        colours.add(page.evaluate("modelsChart.data[1].marker.color"))
+    assert len(colours) == 2
+
+
+def test_a_phone_needs_no_sideways_scroll(evil: Any, open_page: Callable[..., Any]) -> None:
+    """At 390 px tables scroll in their boxes, and charts are as wide as the page."""
+    place, folders = evil
+    page = open_page(_written(place, folders[2:]), width=390, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    for chart in ("differences", "models"):
+        right = f"document.querySelector('#{chart} .main-svg').getBoundingClientRect().right"
+        assert page.evaluate(right) <= 390
