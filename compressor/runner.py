@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from compressor.engine import Engine
-from compressor.errors import RecipeError
+from compressor.errors import RecipeError, Stopped
 from compressor.launching import processes
 from compressor.machines import Helper, leading
 from compressor.plan import Plan
 from compressor.progress import Progress, Watch
+from compressor.report import ASKED, asked, write_reports
 from compressor.run import Run, new_folder, table
-from compressor.store import Store
+from compressor.store import Store, write_json
 from compressor.tables import (
-    CLOSENESS,
+    COLUMNS,
     NAME_WIDTH,
     Column,
     print_cases,
@@ -26,32 +28,6 @@ from compressor.tables import (
     print_demos,
     print_exports,
 )
-
-COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
-    ("nonzero_ratio", "non-zero", lambda v: f"{v:.4f}"),
-    ("bytes", "MB on disk", lambda v: f"{v / 1e6:.2f}"),
-    ("rouge1", "rouge1", lambda v: f"{v:.4f}"),
-    ("rouge2", "rouge2", lambda v: f"{v:.4f}"),
-    ("rougeLsum", "rougeLsum", lambda v: f"{v:.4f}"),
-    ("gen_len", "gen len", lambda v: f"{v:.1f}"),
-    ("loss", "loss", lambda v: f"{v:.4f}"),
-    ("micro_f1", "micro F1", lambda v: f"{v:.4f}"),
-    ("macro_f1", "macro F1", lambda v: f"{v:.4f}"),
-    ("roc_auc", "ROC-AUC", lambda v: f"{v:.4f}"),
-    ("average_precision", "avg precision", lambda v: f"{v:.4f}"),
-    ("retention", "retention", lambda v: f"{100 * v:.1f} %"),
-    ("closeness", CLOSENESS, lambda v: f"{v:.4f}"),
-    ("latency_p50_ms", "latency p50", lambda v: f"{v:.1f} ms"),
-    ("latency_p95_ms", "p95", lambda v: f"{v:.1f} ms"),
-    ("latency_p99_ms", "p99", lambda v: f"{v:.1f} ms"),
-    ("speedup", "× faster", lambda v: f"{v:.2f}"),
-    ("texts_per_second", "texts/s", lambda v: f"{v:.1f}"),
-    ("tokens_per_second", "tokens/s", lambda v: f"{v:.0f}"),
-    ("resident_bytes", "resident MB", lambda v: f"{v / 1e6:.0f}"),
-)
-"""Key in a table's row, heading, and how the value is written."""
-
 
 def execute(
     plan: Plan,
@@ -79,12 +55,30 @@ def execute(
         return store.folder
     folder = folder or new_folder(Path(recipe.outputs).expanduser() / "runs" / recipe.name)
     run = Run.create(folder, plan, store)
+    write_json(folder / ASKED, asked(plan))
     progress = Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch)
-    with leading(plan, store, started, progress.say) as session:
+    with _reported(folder), leading(plan, store, started, progress.say) as session:
         Engine(plan, store, run, progress, session=session).execute()
     print_results(run.records, console)
     console.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)
     return folder
+
+
+@contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    """Leave a report of what is done inside, also where an error or Ctrl-C ends it."""
+    try:
+        yield
+    except Stopped as reason:
+        write_reports(folder, "stopped", str(reason))
+        raise
+    except KeyboardInterrupt:
+        write_reports(folder, "interrupted")
+        raise
+    except Exception as error:
+        write_reports(folder, "failed", str(error) or type(error).__name__)
+        raise
+    write_reports(folder, "done")
 
 
 def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:

@@ -7,6 +7,8 @@ the browser hold it to that. What a page shows is known to those who write it.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -43,8 +45,33 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(asset=_asset, plotly=_plotly)
+    environment.globals.update(asset=_asset, plotly=_plotly, json_for_script=json_for_script)
     return environment
+
+
+def json_for_script(value: Any) -> Markup:
+    """A value as JSON that can stand in a script element: no text in it ends the element.
+
+    Letters of other alphabets stay as they are, in a half of the bytes of their escapes; numbers
+    that are not finite, which JSON does not have, become null.
+    """
+    from markupsafe import Markup
+
+    text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return Markup(text)  # noqa: S704  # nothing in it is markup
+
+
+def finite(value: Any) -> Any:
+    """A nested value with None for each number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def _asset(name: str) -> Markup:
