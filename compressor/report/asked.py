@@ -18,8 +18,10 @@ from compressor.recipe import Composed, compose, redacted
 
 ASKED = "asked.json"
 """The file's name in a run's folder."""
-_OWN = {"name", "outputs", "hydra"}
-"""Keys that say nothing of what a recipe does; `description` is shown as it is."""
+_OWN = {"name", "description", "outputs", "hydra"}
+"""Keys that say nothing of what a recipe does."""
+_OF_DATA = {"task", "prefix", "max_source_length", "max_target_length"}
+"""Settings of the data, defaults filled in, that say how its models are used."""
 
 
 def asked(plan: Plan) -> dict[str, Any]:
@@ -27,8 +29,9 @@ def asked(plan: Plan) -> dict[str, Any]:
 
     `parent`: None, or its name and where this recipe's files differ from it. `changed`: where the
     command's overrides made the recipe differ from its own file. Either list of differences is None
-    where one of the two recipes composes only with overrides. Costs a composition for each of the
-    two files, about 0.15 s, and none for a recipe without parent and overrides.
+    where one of the two recipes composes only with overrides. `data`: how texts are read. Costs a
+    composition for each of the two files, about 0.15 s, and none for a recipe that has neither
+    parent nor overrides.
     """
     composed = plan.composed
     own, parent = _own_and_parent(composed)
@@ -43,7 +46,8 @@ def asked(plan: Plan) -> dict[str, Any]:
     nodes = [
         {"name": n.name, "stage": n.kind, "label": n.label, "model": n.model} for n in plan.nodes
     ]
-    return found | {"nodes": nodes}
+    data = composed.recipe.data.model_dump(mode="json", include=_OF_DATA)
+    return found | {"nodes": nodes, "data": data}
 
 
 def _own_and_parent(composed: Composed) -> tuple[Path | None, Path | None]:

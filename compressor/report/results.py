@@ -47,6 +47,16 @@ class Results:
     def name(self) -> str:
         return str(self.recipe.get("name") or self.folder.parent.name)
 
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The recipe's data, with what it leaves to defaults."""
+        return {**(self.recipe.get("data") or {}), **(self.asked.get("data") or {})}
+
+    @property
+    def labelled(self) -> bool:
+        """Whether rows have labels, and not summaries."""
+        return self.data.get("task", "summarization") != "summarization"
+
     @cached_property
     def by_name(self) -> dict[str, Record]:
         return {str(record["name"]): record for record in self.records}
