@@ -46,7 +46,7 @@ def asked(plan: Plan) -> dict[str, Any]:
     nodes = [
         {"name": n.name, "stage": n.kind, "label": n.label, "model": n.model} for n in plan.nodes
     ]
-    data = composed.recipe.data.model_dump(mode="json", include=_OF_DATA)
+    data = redacted(composed.recipe.data.model_dump(mode="json", include=_OF_DATA))
     return found | {"nodes": nodes, "data": data}
 
 

@@ -38,8 +38,10 @@ function style(at) {
 /* --- what each stage did ------------------------------------------------------------------------ */
 function waterfall(parent) {
   const chain = data.waterfall[chosen("waterfall")];
+  const title = (panel) => headings[panel.metric] ?? panel.metric;
   parent.replaceChildren();
-  const drawn = chain.panels.map((panel) => {
+  const boxes = chain.panels.map((panel) => plot(parent, panel.metric, title(panel)));  // all, before one is as wide as the room
+  const drawn = chain.panels.map((panel, index) => {
     const [scale, unit] = units[panel.metric] ?? [1, ""];
     const values = panel.steps.map((step) => step.value * scale);
     const largest = Math.max(...values.map(Math.abs));
@@ -61,17 +63,17 @@ function waterfall(parent) {
       decreasing: { marker: { color: colour(good ? "good" : "bad") } },
       totals: { marker: { color: colour("c0") } },
     };
-    return react(plot(parent, panel.metric, headings[panel.metric] ?? panel.metric), [trace], {
+    return react(boxes[index], [trace], {
       xaxis: { tickvals: trace.x, ticktext: panel.steps.map((step) => short(step.label, 22)), tickangle: values.length > 4 ? -40 : 0, showgrid: false, ticks: "" },
-      yaxis: { tickformat: "~g", range: [least - room, most + room], zeroline: true, zerolinecolor: colour("dominated") },
+      yaxis: { tickformat: "~g", range: room ? [least - room, most + room] : undefined, zeroline: true, zerolinecolor: colour("dominated") },
     });
   });
   const notes = [];
-  const metrics = (key) => chain.panels.filter((panel) => panel[key]).map((panel) => headings[panel.metric] ?? panel.metric).join(" and ");
+  const metrics = (key) => chain.panels.filter((panel) => panel[key]).map(title).join(" and ");
   if (metrics("joined")) notes.push(`Where a stage's model was not measured, its effect is in the next one that was: names joined by +, in ${metrics("joined")}.`);
   if (metrics("unchanged")) notes.push("Of bytes, stages that changed nothing are left out.");
   for (const panel of chain.panels) {
-    if (panel.after.length) notes.push(`Not measured after the last step, in ${headings[panel.metric] ?? panel.metric}: ${panel.after.join(", ")}.`);
+    if (panel.after.length) notes.push(`Not measured after the last step, in ${title(panel)}: ${panel.after.join(", ")}.`);
   }
   document.getElementById("waterfall-note").textContent = notes.join(" ");
   return Promise.all(drawn);
@@ -172,13 +174,14 @@ function lengths(parent) {
 function labels(parent) {
   const { names, models } = data.labels, box = plot(parent, "labels");
   box.style.height = 110 + names.length * (12 + 9 * models.length) + "px";
+  const apart = (at) => (at - (models.length - 1) / 2) * 0.6 / models.length;
   const traces = models.map((model, at) => ({
-    type: "bar", orientation: "h", y: names.map((_, index) => index), x: model.f1, name: plain(model.name), marker: { color: style(at).color },
+    y: names.map((_, index) => index + apart(at)), x: model.f1, mode: "markers", name: plain(model.name), marker: { color: style(at).color, size: 9 },
     customdata: names.map(plain), hovertemplate: `${plain(model.name)}, %{customdata}<br>F1 <b>%{x:.4f}</b><extra></extra>`,
   }));
   return react(box, traces, {
-    barmode: "group", showlegend: models.length > 1, legend: { ...legend(), traceorder: "normal" },
-    xaxis: { range: [0, 1], title: titled("F1") }, yaxis: { tickvals: names.map((_, at) => at), ticktext: names.map((name) => short(name)), autorange: "reversed", showgrid: false, ticks: "" },
+    showlegend: models.length > 1, legend: legend(), xaxis: { range: [-0.02, 1.02], title: titled("F1") },
+    yaxis: { tickvals: names.map((_, at) => at), ticktext: names.map((name) => short(name)), range: [names.length - 0.5, -0.5], showgrid: false, ticks: "" },
   });
 }
 
@@ -217,7 +220,7 @@ function cases(parent) {
   box.style.height = 120 + names.length * (24 + 12 * data.cases.length) + "px";
   return react(box, traces, {
     showlegend: data.cases.length > 1, legend: legend(), xaxis: { title: titled("ms a batch"), rangemode: "tozero" },
-    yaxis: { tickvals: names.map((_, at) => at), ticktext: names.map((name) => short(name, parent.clientWidth < 560 ? 16 : 40)), autorange: "reversed", range: [names.length - 0.5, -0.5], showgrid: false, ticks: "" },
+    yaxis: { tickvals: names.map((_, at) => at), ticktext: names.map((name) => short(name, parent.clientWidth < 560 ? 16 : 40)), range: [names.length - 0.5, -0.5], showgrid: false, ticks: "" },
   });
 }
 

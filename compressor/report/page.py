@@ -119,8 +119,11 @@ def _facts(results: Results) -> list[str]:
     done = planned - len(not_run(results))
     cached = sum(bool(r["cached"]) for r in _nodes(results))
     facts.append(f"{done} of {planned} stages done" if done < planned else f"{planned} stages")
-    facts.append(f"{cached} of them from the store" if cached else "none from the store")
-    return [*facts, duration(seconds)]
+    facts.append(f"{cached} of them cached" if cached else "none cached")
+    facts.append(duration(seconds))
+    if cached:
+        facts.append(f"{duration(sum(r['made_in_seconds'] for r in results.records))} to make")
+    return facts
 
 
 def _nodes(results: Results) -> list[Record]:
@@ -236,10 +239,10 @@ def _stage_columns(results: Results) -> list[Column]:
     sizes = [r if gives_model(r) or r["stage"] == "export" else {} for r in records]
     metrics = [r["metrics"] for r in records]
     wanted: list[tuple[str, str, str, list[Any]]] = [
-        ("seconds", "s, this run", "seconds that this run spent on it",
-         [r["seconds"] for r in records]),
-        ("made_in", "s, when made", "seconds that it took when it was made",
-         [r["made_in_seconds"] for r in records]),
+        ("seconds", "s now", "seconds that this run spent on it",
+         _once(records, "seconds")),
+        ("made_in", "s to make", "seconds that it took when it was made",
+         _once(records, "made_in_seconds")),
         *((key, _SIZE_HEADINGS[key], _TITLES[key], [size.get(key) for size in sizes])
           for key in SIZES if key != "nonzero"),
         ("resident_bytes", "resident", _TITLES["resident_bytes"],
@@ -250,18 +253,28 @@ def _stage_columns(results: Results) -> list[Column]:
     found = []
     for key, heading, title, values in wanted:
         if any(value is not None for value in values):
-            cells = shown(key, values) if key not in _SECONDS else [f"{v:.1f}" for v in values]
+            cells = shown(key, values) if key not in _SECONDS else _seconds(values)
             padded = [*values, *rest]
             found.append(Column(key, heading, title, [*cells, *[""] * len(rest)], _sorted(padded)))
     return found
 
 
+def _once(records: Sequence[Record], key: str) -> list[float | None]:
+    """A time of each piece of work, at its first record: a report on several models has more."""
+    first = {record["key"]: number for number, record in reversed(list(enumerate(records)))}
+    return [r[key] if first[r["key"]] == number else None for number, r in enumerate(records)]
+
+
+def _seconds(values: Sequence[float | None]) -> list[str]:
+    return ["" if value is None else f"{value:,.1f}" for value in values]
+
+
 _SECONDS = ("seconds", "made_in")
 _SIZE_HEADINGS = {"parameters": "parameters", "nonzero_ratio": "non-zero", "bytes": "bytes"}
 _WORDS = {
-    "train_loss": "training loss",
-    "validation_loss": "validation loss",
-    "latency_p50_ms": "latency p50, ms",
+    "train_loss": "train loss",
+    "validation_loss": "val. loss",
+    "latency_p50_ms": "p50 ms",
     "micro_f1": "micro F1",
     "macro_f1": "macro F1",
 }

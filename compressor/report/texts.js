@@ -105,6 +105,7 @@
     start = Math.max(0, Math.min(start, Math.floor((rows.length - 1) / many) * many));
     list.replaceChildren(...rows.slice(start, start + many).map(item));
     if (!rows.length) add(list, "p", filter.value ? "No row has that." : "No row has other labels.", "empty");
+    document.getElementById("texts-pages").hidden = rows.length <= many;
     document.getElementById("texts-where").textContent = rows.length
       ? `${start + 1} – ${Math.min(start + many, rows.length)} of ${rows.length}` : "";
     document.getElementById("texts-before").disabled = start === 0;
@@ -117,6 +118,5 @@
   model?.addEventListener("change", () => { start = 0; show(); });
   filter.addEventListener("input", () => { start = 0; show(); });
   document.getElementById("texts-choices").hidden = false;
-  document.getElementById("texts-pages").hidden = false;
   show();
 }
