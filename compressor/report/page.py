@@ -74,6 +74,7 @@ def page(results: Results) -> str:
         "ended": ENDED[results.ended],
         "facts": _facts(results),
         "command": command(results.environment),
+        "again": shlex.join(["compressor", "reproduce", str(results.folder)]),
         "recipe_text": (results.folder / "recipe.yaml").read_text(encoding="utf-8"),
         "differences": differences(results.asked),
         "main": main_table(results),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compressor.metrics.label_predictions import write
@@ -11,6 +12,7 @@ from compressor.metrics.rouge import score_rows
 from compressor.data.rows import Rows
 from compressor.report.results import Results
 from compressor.report.texts import MOST_BYTES, fitting, label_f1, rows
+from compressor.store import write_json
 from tests.report.made import made, predicted, record, scores
 
 
@@ -33,7 +35,7 @@ def _two_models(folder: Path, row_scores: bool = True) -> Path:
     ):
         own = score_rows(written, references)["rougeLsum"][:, 2].tolist() if row_scores else None
         predicted(folder, number, stage, written, own, sources=sources, references=references)
-    (folder / "metrics.json").write_text(__import__("json").dumps(records))
+    write_json(folder / "metrics.json", records)
     return folder
 
 
@@ -70,15 +72,13 @@ def test_rows_of_labels_are_compared_by_their_labels(tmp_path: Path) -> None:
         record("evaluate@small", "evaluate", "small", metrics={"micro_f1": 0.5}),
     ]
     made(tmp_path, [r for r in records if r["stage"] != "evaluate"])
-    (tmp_path / "metrics.json").write_text(__import__("json").dumps(records))
+    write_json(tmp_path / "metrics.json", records)
     table = Rows(texts=["one", "two"], labels=[[1, 0], [0, 1]])
     for number, (name, given) in enumerate(
         {"evaluate@base": [[0.9, 0.1], [0.1, 0.9]], "evaluate@small": [[0.9, 0.8], [0.1, 0.9]]}.items()
     ):
         folder = tmp_path / "stages" / f"{number:02d}-{name}"
         folder.mkdir(parents=True)
-        import numpy as np
-
         write(folder / "predictions.csv", table, np.array(given), ["joy", "anger"], [0.5, 0.5],
               "multi_label")  # fmt: skip
     found = rows(Results.read(tmp_path))
