@@ -29,6 +29,7 @@ from compressor.tables import (
     print_exports,
 )
 
+
 def execute(
     plan: Plan,
     store: Store,

@@ -172,12 +172,13 @@ def print_exports(records: Sequence[Record], console: Console) -> None:
             Column(heading, [_megabytes(m.get(key), digits=2) for _, m in exports])
             for heading, key in SIZES
         ),
-        Column("equal to its source", [_parity(m.get("parity")) for _, m in exports], "left"),
+        Column("equal to its source", [parity(m.get("parity")) for _, m in exports], "left"),
     ]
     print_columns(first, columns, console)
 
 
-def _parity(found: Mapping[str, Any] | None) -> str:
+def parity(found: Mapping[str, Any] | None) -> str:
+    """What an export's check found, in words."""
     if found is None:
         return "not checked"
     if "equal_tokens" in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import asdict
+from itertools import pairwise
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_a_curve_is_bounded_and_ends_with_the_training(steps: int) -> None:
     found = curve(losses)
     ends = [0, *(step for step, _ in found)]
     assert len(found) <= CURVE_POINTS and ends == sorted(set(ends)) and ends[-1] == steps
-    widths = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    widths = [after - before for before, after in pairwise(ends)]
     total = sum(width * loss for width, (_, loss) in zip(widths, found, strict=True))
     assert total == pytest.approx(sum(losses))
 

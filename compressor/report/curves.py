@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compressor.metrics.rouge import NAMES
@@ -107,10 +107,11 @@ def sensitivity(results: Results) -> list[dict[str, Any]]:
 
 def cases(results: Results) -> list[dict[str, Any]]:
     """Every case that a benchmark timed, of every model; empty where there is one case alone."""
-    found: list[dict[str, Any]] = []
-    for record in results.of("benchmark"):
-        for case in record["metrics"].get("cases", ()):
-            found.append({"model": results.label(record["model"]), **case})
+    found = [
+        {"model": results.label(record["model"]), **case}
+        for record in results.of("benchmark")
+        for case in record["metrics"].get("cases", ())
+    ]
     return found if len({case_name(case) for case in found}) > 1 else []
 
 
@@ -122,3 +123,13 @@ def case_name(case: Mapping[str, Any]) -> str:
     if case.get("output_tokens") is not None:
         parts.append(f"{case['output_tokens']} out")
     return ", ".join([*parts, f"{case['threads']} thread{'s' * (case['threads'] != 1)}"])
+
+
+def by_model(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each model its cases, with p50, p95 and p99 in milliseconds."""
+    found: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        model = found.setdefault(case["model"], {"name": case["model"], "cases": [], "ms": []})
+        model["cases"].append(case_name(case))
+        model["ms"].append([case["p50_ms"], case["p95_ms"], case["p99_ms"]])
+    return list(found.values())

@@ -17,6 +17,13 @@ from compressor.stage import stage_class, stage_kinds
 
 Ended = Literal["done", "failed", "interrupted", "stopped"]
 """`stopped`: by a search, which found that it was not worth going on with."""
+ENDED = {
+    "done": "done",
+    "failed": "failed",
+    "interrupted": "interrupted",
+    "stopped": "stopped early",
+}
+"""What a reader is told."""
 Record = Mapping[str, Any]
 
 QUALITY = ("rougeLsum", "micro_f1", "macro_f1")
@@ -55,7 +62,7 @@ class Results:
     @property
     def labelled(self) -> bool:
         """Whether rows have labels, and not summaries."""
-        return self.data.get("task", "summarization") != "summarization"
+        return str(self.data.get("task", "summarization")) != "summarization"
 
     @cached_property
     def by_name(self) -> dict[str, Record]:
@@ -118,6 +125,12 @@ class Results:
             if against in self.measured:
                 return str(against)
         return next(iter(self.measured), None)
+
+    @cached_property
+    def not_run(self) -> list[Mapping[str, Any]]:
+        """The planned stages that have no record, in their order."""
+        done = {part for r in self.records for part in (r["name"], r["name"].partition("@")[0])}
+        return [node for node in self.asked.get("nodes") or () if node["name"] not in done]
 
     @cached_property
     def artifacts(self) -> dict[str, Path]:

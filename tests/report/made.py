@@ -16,7 +16,7 @@ from compressor.store import write_json
 
 EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{ 7*7 }}"""
 GROUPS = ("encoder.self_attention", "encoder.feed_forward", "decoder.feed_forward")
-WORDS = "the bill directs a secretary to give technical assistance for rural water and roads".split()
+WORDS = ("the", "bill", "directs", "a", "secretary", "to", "give", "assistance", "for", "water")
 
 
 def record(name: str, stage: str, model: str | None, **values: Any) -> dict[str, Any]:
@@ -58,7 +58,9 @@ def trained(steps: int = 60, start: float = 4.0) -> dict[str, Any]:
     }
 
 
-def scores(quality: float, limits: Sequence[int] = (20, 40, 64), count: int = 200) -> dict[str, Any]:
+def scores(
+    quality: float, limits: Sequence[int] = (20, 40, 64), count: int = 200
+) -> dict[str, Any]:
     """The metrics of an evaluation of summaries."""
 
     def at(share: float) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def timed(p50: float) -> dict[str, Any]:
 
 
 def usual() -> list[dict[str, Any]]:
-    """A run with everything: train, measure sensitivity, prune, repair, quantize, report, export."""
+    """A run with everything: training, sensitivity, pruning, int8, reports, an export."""
     pruned = {"nonzero": 400, "nonzero_ratio": 0.4}
     curve = {
         "weights": 2_000_000,
@@ -199,7 +201,9 @@ def made(
     }
     write_json(folder / "environment.json", {**plain, **(environment or {})})
     nodes = [{k: r[k] for k in ("name", "stage", "label", "model")} for r in records]
-    write_json(folder / "asked.json", {"parent": None, "changed": [], "nodes": nodes, **(asked or {})})
+    write_json(
+        folder / "asked.json", {"parent": None, "changed": [], "nodes": nodes, **(asked or {})}
+    )
     write_json(folder / "metrics.json", list(records))
     sources = source or texts(rows, 1, 60)
     references = texts(len(sources), 2)

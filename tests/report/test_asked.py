@@ -38,7 +38,7 @@ def test_a_recipe_is_held_to_the_one_it_extends(tmp_path: Path) -> None:
 
 
 def test_a_recipe_without_parent_has_the_commands_changes(tmp_path: Path) -> None:
-    """demo extends no recipe (`/base` and groups are none): the overrides alone."""
+    """Demo extends no recipe (`/base` and groups are none): the overrides alone."""
     found = _asked("demo", ["seed=3"], tmp_path)
     assert found["parent"] is None
     assert found["changed"] == [{"path": "seed", "before": 0, "after": 3}]

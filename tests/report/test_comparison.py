@@ -21,7 +21,7 @@ def _panel(chain: dict[str, Any], metric: str) -> dict[str, Any]:
 
 
 def test_a_stage_that_was_not_measured_counts_with_the_next(tmp_path: Path) -> None:
-    """base 0.9, prune 0.09, recover not measured, quantize 0.85: three steps and the result."""
+    """Base 0.9, prune 0.09, recover not measured, quantize 0.85: three steps and the result."""
     (chain,) = _waterfalls(tmp_path, usual())
     quality = _panel(chain, "rougeLsum")
     labels = [step["label"] for step in quality["steps"]]

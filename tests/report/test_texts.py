@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compressor.data.rows import Rows
 from compressor.metrics.label_predictions import write
 from compressor.metrics.rouge import score_rows
-from compressor.data.rows import Rows
 from compressor.report.results import Results
 from compressor.report.texts import MOST_BYTES, fitting, label_f1, rows
 from compressor.store import write_json
@@ -75,7 +75,10 @@ def test_rows_of_labels_are_compared_by_their_labels(tmp_path: Path) -> None:
     write_json(tmp_path / "metrics.json", records)
     table = Rows(texts=["one", "two"], labels=[[1, 0], [0, 1]])
     for number, (name, given) in enumerate(
-        {"evaluate@base": [[0.9, 0.1], [0.1, 0.9]], "evaluate@small": [[0.9, 0.8], [0.1, 0.9]]}.items()
+        {
+            "evaluate@base": [[0.9, 0.1], [0.1, 0.9]],
+            "evaluate@small": [[0.9, 0.8], [0.1, 0.9]],
+        }.items()
     ):
         folder = tmp_path / "stages" / f"{number:02d}-{name}"
         folder.mkdir(parents=True)
