@@ -35,10 +35,10 @@ def asked(plan: Plan) -> dict[str, Any]:
     """
     composed = plan.composed
     own, parent = _own_and_parent(composed)
-    alone = _alone(own) if own is not None and (composed.overrides or parent) else None
+    alone = _alone(*_as_now(own)) if own is not None and (composed.overrides or parent) else None
     found: dict[str, Any] = {"parent": None, "changed": []}
     if parent is not None:
-        above = _alone(parent)
+        above = _alone(*_as_now(parent))
         differs = None if alone is None or above is None else _listed(above, alone)
         found["parent"] = {"name": _name(parent), "differences": differs}
     if composed.overrides:
@@ -58,9 +58,16 @@ def _own_and_parent(composed: Composed) -> tuple[Path | None, Path | None]:
     return own, files[-2] if len(files) > 1 else None
 
 
+def _as_now(file: Path) -> tuple[Path, int]:
+    return file, file.stat().st_mtime_ns
+
+
 @cache
-def _alone(file: Path) -> Mapping[str, Any] | None:
-    """A recipe's values without any override; None where it needs some. Once for a whole sweep."""
+def _alone(file: Path, changed: int) -> Mapping[str, Any] | None:
+    """A recipe's values without any override; None where it needs some.
+
+    Composed once for all points of a sweep, while the file is as it was `changed`.
+    """
     try:
         return compose(str(file)).values
     except RecipeError:

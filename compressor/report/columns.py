@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.pages.numbers import shown
-from compressor.report import curves
 from compressor.report.results import ENDED, QUALITY, Record, Results, gives_model
 from compressor.run import table
 from compressor.stage import SIZES
@@ -166,7 +165,7 @@ def case_columns(cases: Sequence[Mapping[str, Any]]) -> list[Column]:
     if not cases:
         return []
     models = [case["model"] for case in cases]
-    names = [curves.case_name(case) for case in cases]
+    names = [case["case"] for case in cases]
     found = [
         Column("model", "model", "", models, models, number=False),
         Column("case", "case", "", names, names, number=False),

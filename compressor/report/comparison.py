@@ -30,6 +30,11 @@ def waterfalls(results: Results) -> list[dict[str, Any]]:
     return found
 
 
+def _together(labels: Sequence[str]) -> str:
+    """The name of a step of several stages."""
+    return " + ".join(labels) if len(labels) <= 3 else f"{labels[0]} … {labels[-1]}"
+
+
 def _panel(results: Results, chain: Sequence[str], metric: str) -> dict[str, Any]:
     """The steps of one metric along a chain.
 
@@ -51,7 +56,7 @@ def _panel(results: Results, chain: Sequence[str], metric: str) -> dict[str, Any
             unchanged = True
         else:
             joined = joined or len(waiting) > 1
-            steps.append({"label": " + ".join(waiting), "value": value - last, "total": False})
+            steps.append({"label": _together(waiting), "value": value - last, "total": False})
         waiting, last = [], value
     if last is not None:
         steps.append({"label": "result", "value": last, "total": True})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from compressor.metrics.rouge import NAMES
@@ -106,23 +106,32 @@ def sensitivity(results: Results) -> list[dict[str, Any]]:
 
 
 def cases(results: Results) -> list[dict[str, Any]]:
-    """Every case that a benchmark timed, of every model; empty where there is one case alone."""
+    """Every case that a benchmark timed, of every model; empty where there is one case alone.
+
+    `case` is its name, of what differs between cases: such as "batch 32, 512 tokens in".
+    """
     found = [
         {"model": results.label(record["model"]), **case}
         for record in results.of("benchmark")
         for case in record["metrics"].get("cases", ())
     ]
-    return found if len({case_name(case) for case in found}) > 1 else []
+    varied = {axis for axis in _CASE if len({case.get(axis) for case in found}) > 1}
+    return [case | {"case": _case_name(case, varied)} for case in found] if varied else []
 
 
-def case_name(case: Mapping[str, Any]) -> str:
-    """Such as "batch 32, 512 tokens in, 64 out, 2 threads"."""
-    parts = [f"batch {case['batch_size']}"]
-    if case.get("input_tokens") is not None:
-        parts.append(f"{case['input_tokens']} tokens in")
-    if case.get("output_tokens") is not None:
-        parts.append(f"{case['output_tokens']} out")
-    return ", ".join([*parts, f"{case['threads']} thread{'s' * (case['threads'] != 1)}"])
+_CASE = {
+    "batch_size": "batch {}",
+    "input_tokens": "{} tokens in",
+    "output_tokens": "{} tokens out",
+    "threads": "threads: {}",
+}
+"""What a benchmark varies, and how a reader is told."""
+
+
+def _case_name(case: Mapping[str, Any], varied: Collection[str]) -> str:
+    texts = [form.format(case[axis]) for axis, form in _CASE.items()
+             if axis in varied and case.get(axis) is not None]  # fmt: skip
+    return ", ".join(texts) or "rows as they are"
 
 
 def by_model(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -130,6 +139,6 @@ def by_model(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for case in cases:
         model = found.setdefault(case["model"], {"name": case["model"], "cases": [], "ms": []})
-        model["cases"].append(case_name(case))
+        model["cases"].append(case["case"])
         model["ms"].append([case["p50_ms"], case["p95_ms"], case["p99_ms"]])
     return list(found.values())

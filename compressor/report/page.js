@@ -40,6 +40,8 @@ function waterfall(parent) {
   const chain = data.waterfall[chosen("waterfall")];
   const title = (panel) => headings[panel.metric] ?? panel.metric;
   parent.replaceChildren();
+  const steps = Math.max(...chain.panels.map((panel) => panel.steps.length));
+  parent.classList.toggle("long", steps > 10);
   const boxes = chain.panels.map((panel) => plot(parent, panel.metric, title(panel)));  // all, before one is as wide as the room
   const drawn = chain.panels.map((panel, index) => {
     const [scale, unit] = units[panel.metric] ?? [1, ""];
@@ -55,7 +57,7 @@ function waterfall(parent) {
     const trace = {
       type: "waterfall", x: values.map((_, at) => at), y: values.map((v, at) => (at === values.length - 1 ? 0 : v)),
       measure: panel.steps.map((step, at) => (at === 0 ? "absolute" : step.total ? "total" : "relative")),
-      text: values.length <= 14 ? texts : undefined, textposition: "outside", cliponaxis: false, textfont: { size: 11, color: colour("text") },
+      text: values.length <= (parent.clientWidth < 560 ? 10 : 24) ? texts : undefined, textposition: "outside", cliponaxis: false, textfont: { size: 11, color: colour("text") },
       customdata: panel.steps.map((step, at) => [plain(step.label), texts[at] + unit]),
       hovertemplate: "%{customdata[0]}<br><b>%{customdata[1]}</b><extra></extra>",
       connector: { line: { color: colour("dominated"), width: 1 } },
@@ -64,13 +66,13 @@ function waterfall(parent) {
       totals: { marker: { color: colour("c0") } },
     };
     return react(boxes[index], [trace], {
-      xaxis: { tickvals: trace.x, ticktext: panel.steps.map((step) => short(step.label, 22)), tickangle: values.length > 4 ? -40 : 0, showgrid: false, ticks: "" },
-      yaxis: { tickformat: "~g", range: room ? [least - room, most + room] : undefined, zeroline: true, zerolinecolor: colour("dominated") },
+      xaxis: { tickvals: trace.x, ticktext: panel.steps.map((step) => short(step.label, 22)), tickangle: values.length > 20 ? -60 : values.length > 4 ? -40 : 0, showgrid: false, ticks: "" },
+      yaxis: { tickformat: "~g", range: room ? [least - room, most + room] : [-0.1, 1], zeroline: true, zerolinecolor: colour("dominated") },
     });
   });
   const notes = [];
   const metrics = (key) => chain.panels.filter((panel) => panel[key]).map(title).join(" and ");
-  if (metrics("joined")) notes.push(`Where a stage's model was not measured, its effect is in the next one that was: names joined by +, in ${metrics("joined")}.`);
+  if (metrics("joined")) notes.push(`Where a stage's model was not measured, its effect is in the next one that was: names joined by + or …, in ${metrics("joined")}.`);
   if (metrics("unchanged")) notes.push("Of bytes, stages that changed nothing are left out.");
   for (const panel of chain.panels) {
     if (panel.after.length) notes.push(`Not measured after the last step, in ${title(panel)}: ${panel.after.join(", ")}.`);
@@ -119,7 +121,7 @@ function sparsity(parent) {
   const z = cells.map((row) => row.map((pair) => (pair ? 1 - pair[1] / pair[0] : null)));
   const box = plot(parent, "sparsity");
   box.style.height = 90 + 30 * names.length + "px";
-  const few = layers.length <= (parent.clientWidth < 560 ? 7 : 16);
+  const wide = (parent.clientWidth - (parent.clientWidth < 560 ? 170 : 260)) / layers.length;  // px of a cell
   const trace = {
     type: "heatmap", z, zmin: 0, zmax: 1, x: layers.map((_, at) => at), y: names.map((_, at) => at), xgap: 2, ygap: 2, hoverongaps: false,
     colorscale: [[0, colour("raised")], [1, colour("c0")]],
@@ -127,8 +129,8 @@ function sparsity(parent) {
     hovertemplate: "%{customdata[0]}<br><b>%{z:.2%}</b> zero: %{customdata[1]} of %{customdata[2]}<extra></extra>",
     colorbar: { thickness: 10, tickformat: ".0%", outlinewidth: 0, tickfont: { color: colour("muted") }, len: 1 }, showscale: parent.clientWidth >= 560,
   };
-  const text = (share) => (share && share < 1 ? (100 * share).toFixed(1) : 100 * share) + " %";
-  const annotations = !few ? [] : z.flatMap((row, y) => row.flatMap((share, x) => (share === null ? [] : [{
+  const text = (share) => (share && share < 1 && wide >= 56 ? (100 * share).toFixed(1) : Math.round(100 * share)) + " %";
+  const annotations = wide < 38 ? [] : z.flatMap((row, y) => row.flatMap((share, x) => (share === null ? [] : [{
     x, y, text: text(share), showarrow: false, font: { size: 12, color: share > 0.5 ? colour("surface") : colour("text") },
   }])));
   return react(box, [trace], {

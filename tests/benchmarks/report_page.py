@@ -4,7 +4,8 @@
 
 A run's folder made by hand, in the formats that a run writes; sources of 1,000 characters. The page
 is made in a process of its own (imports included), then opened in Debian's chromium: the time from
-navigation until the text is painted, and until the charts of the first screen are drawn. Medians.
+navigation until the text is painted, and until the charts of the first screen are drawn, and what
+of it the page's main thread computed, which other work on the machine does not lengthen. Medians.
 """
 
 from __future__ import annotations
@@ -60,14 +61,15 @@ def _make(folder: Path) -> tuple[float, float]:
 def _open(page: Path) -> dict[str, float]:
     from playwright.sync_api import sync_playwright
 
-    painted, drawn = [], []
+    painted, drawn, busy = [], [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=CHROMIUM_FLAGS
         )
         for _ in range(ROUNDS):
             tab = browser.new_page(viewport={"width": 1280, "height": 900})
-            tab.goto("about:blank")
+            session = tab.context.new_cdp_session(tab)
+            session.send("Performance.enable", {"timeDomain": "threadTicks"})
             started = time.perf_counter()
             tab.goto(page.as_uri(), wait_until="commit")
             tab.wait_for_selector("#waterfall[data-drawn]", state="attached")
@@ -76,11 +78,14 @@ def _open(page: Path) -> dict[str, float]:
                 "performance.getEntriesByName('first-contentful-paint')[0].startTime"
             )
             painted.append(paint / 1000)
+            found = session.send("Performance.getMetrics")["metrics"]
+            busy += [each["value"] for each in found if each["name"] == "TaskDuration"]
             tab.close()
         browser.close()
     return {
         "seconds_to_text": statistics.median(painted),
         "seconds_to_charts": statistics.median(drawn),
+        "cpu_seconds_of_main_thread": statistics.median(busy),
     }
 
 
