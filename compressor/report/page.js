@@ -35,6 +35,12 @@ function style(at) {
   return { color: colours[at % 8], dash: dashes[Math.floor(at / 8) % 4] };
 }
 
+/* With a fixed number of decimals, and more where these would all be zero. */
+function rounded(value, digits) {
+  const text = value.toFixed(digits);
+  return value && !Number(text) ? value.toPrecision(1) : text;
+}
+
 /* --- what each stage did ------------------------------------------------------------------------ */
 function waterfall(parent) {
   const chain = data.waterfall[chosen("waterfall")];
@@ -53,7 +59,7 @@ function waterfall(parent) {
     const levels = values.map((value, at) => (level = panel.steps[at].total ? value : level + value));
     const [least, most] = [Math.min(0, ...levels), Math.max(0, ...levels)], room = 0.12 * (most - least);
     const texts = panel.steps.map((step, at) =>
-      (step.total || values[at] < 0 ? "" : "+") + values[at].toFixed(digits).replace("-", "−"));
+      (step.total || values[at] < 0 ? "" : "+") + rounded(values[at], digits).replace("-", "−"));
     const trace = {
       type: "waterfall", x: values.map((_, at) => at), y: values.map((v, at) => (at === values.length - 1 ? 0 : v)),
       measure: panel.steps.map((step, at) => (at === 0 ? "absolute" : step.total ? "total" : "relative")),
