@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NAME ?= finetune
 
-.PHONY: install demo test test-browser test-cluster lint bench lock clean
+.PHONY: install demo test test-browser test-cluster lint bench schema lock clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,12 @@ lint: install
 # make bench NAME=finetune writes outputs/bench/finetune.json
 bench: install
 	$(BIN)/python -m tests.benchmarks.$(NAME)
+
+# The schemas that editors check recipes with; a test says when they are not current.
+schema: install
+	$(BIN)/compressor schema --output recipes/schema/recipe.json
+	for group in model data training; do \
+		$(BIN)/compressor schema --group $$group --output recipes/schema/$$group.json; done
 
 # The lock file again, from pyproject.toml and today's releases, on the pinned torch. Without the
 # extra gguf: llama.cpp's Python package is compiled as it is installed, which takes minutes.

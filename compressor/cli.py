@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,12 +111,38 @@ def _parser() -> argparse.ArgumentParser:
         "--scores", action="store_true", help="precision, recall and F1 of every ROUGE as well"
     )
 
+    text = "Follow a run from another terminal."
+    watch = commands.add_parser("watch", help=text, description=text)
+    watch.set_defaults(command=watch_command)
+    watch.add_argument("run", type=Path, help="a run's directory")
+
     stages = commands.add_parser("stages", help="List the stages, or describe one.")
     stages.set_defaults(command=stages_command)
     stages.add_argument("stage", nargs="?")
+    stages.add_argument("--json", action="store_true", help="with every setting, as JSON")
 
     recipes = commands.add_parser("recipes", help="List the checked-in recipes.")
     recipes.set_defaults(command=recipes_command)
+
+    new = commands.add_parser("new", help="Begin a recipe of your own, from another one.")
+    new.set_defaults(command=new_command)
+    new.add_argument("file", type=Path, help="the new recipe's file, such as my.yaml")
+    new.add_argument(
+        "--from", dest="parent", default="demo", metavar="RECIPE", help="default: demo"
+    )
+    new.add_argument("--full", action="store_true", help="have all of it, instead of extending it")
+    new.add_argument("--force", action="store_true", help="replace a file that is there")
+
+    schema = commands.add_parser("schema", help="Print the JSON Schema of recipes, for editors.")
+    schema.set_defaults(command=schema_command)
+    which = schema.add_mutually_exclusive_group()
+    which.add_argument(
+        "--composed", action="store_true", help="of a whole recipe, such as a run's recipe.yaml"
+    )
+    which.add_argument(
+        "--group", choices=("model", "data", "training"), help="of a file in this group"
+    )
+    schema.add_argument("--output", type=Path, metavar="FILE", help="write it there")
 
     for name, command, text in (
         ("summarize", summarize_command, "Summarize a text from the standard input."),
@@ -164,12 +192,33 @@ def run_command(given: argparse.Namespace) -> int:
             f"started under {launcher!r}, which would start every stage several times; start "
             "`compressor run …` by itself and set launch.num_processes=N (or launch.config_file)"
         )
-    if given.multirun:
-        return _run_sweep(given)
-    _refuse_several(given.overrides)
-    _, store, plan = _planned(given.recipe, given.overrides)
-    execute(plan, store, None, _console(), quiet=given.quiet)
+    with _ended_as_by_hand():
+        if given.multirun:
+            return _run_sweep(given)
+        _refuse_several(given.overrides)
+        _, store, plan = _planned(given.recipe, given.overrides)
+        execute(plan, store, None, _console(), quiet=given.quiet)
     return DONE
+
+
+@contextmanager
+def _ended_as_by_hand() -> Iterator[None]:
+    """Inside, a request to end (SIGTERM, as of `kill` or SLURM; SIGHUP, of a terminal that closes)
+    ends this process as Ctrl-C does: workers are ended, and the terminal is left as it was.
+    """
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signals = [signal.SIGTERM, signal.SIGHUP]
+    ours = [each for each in signals if signal.getsignal(each) == signal.SIG_DFL]  # not nohup's
+    for each in ours:
+        signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def _run_sweep(given: argparse.Namespace) -> int:
@@ -205,38 +254,25 @@ def _plan_sweep(given: argparse.Namespace) -> int:
 
 def plan_command(given: argparse.Namespace) -> int:
     """`compressor plan`."""
+    from compressor.plan_tree import print_plan
+    from compressor.recorded import Recorded
+
     if given.multirun:
         return _plan_sweep(given)
     _refuse_several(given.overrides)
     _, store, plan = _planned(given.recipe, given.overrides)
     for problem in (*plan.warnings, *plan.unreached):
         print(f"warning: {problem}", file=sys.stderr)
+    recorded = Recorded.read(store)
     if given.json:
-        print(json.dumps([node.summary() for node in plan.nodes], indent=2))
-        return DONE
-    from rich.table import Table
-
-    shown = Table(
-        "stage", "kind", "", "parameters", "non-zero", "MB", "seconds", header_style="bold"
-    )
-    for column in shown.columns[3:]:
-        column.justify = "right"
-    for node in plan.nodes:
-        facts = node.facts
-        near = "" if facts is None or facts.exact else "≈ "
-        most = "" if facts is None or facts.exact_size else "≤ "
-        mark = "cached" if node.cached else "unknown" if node.key is None else "to run"
-        seconds = store.manifest(node.key)["seconds"] if node.cached and node.key else None
-        shown.add_row(
-            node.name,
-            node.kind,
-            mark,
-            f"{most}{facts.parameters / 1e6:.2f} M" if facts else "?",
-            f"{near}{facts.nonzero_ratio:.4f}" if facts else "?",
-            f"{most}{facts.bytes / 1e6:.2f}" if facts else "?",
-            f"{seconds:.1f}" if seconds is not None else "",
+        print(
+            json.dumps(
+                [node.summary() | {"seconds": recorded.seconds(node)} for node in plan.nodes],
+                indent=2,
+            )
         )
-    _console().print(shown)
+    else:
+        print_plan(plan, recorded, _console())
     return DONE
 
 
@@ -258,31 +294,41 @@ def show_command(given: argparse.Namespace) -> int:
     return DONE
 
 
+def watch_command(given: argparse.Namespace) -> int:
+    """`compressor watch`."""
+    from compressor.watch import watch
+
+    try:
+        return DONE if watch(given.run, _console()) else FAILED
+    except KeyboardInterrupt:
+        print("\nnot watching any more; the run goes on", file=sys.stderr)
+        return DONE
+
+
 def stages_command(given: argparse.Namespace) -> int:
     """`compressor stages`."""
     import inspect
+    import shutil
 
     from compressor.errors import nearest
     from compressor.stage import stage_class, stage_kinds
 
+    if given.stage not in (None, *stage_kinds()):
+        raise RecipeError(f"no stage {given.stage!r}; {nearest(given.stage, stage_kinds())}")
+    if given.json:
+        from compressor.fields import as_json
+
+        print(json.dumps(as_json([given.stage] if given.stage else stage_kinds()), indent=2))
+        return DONE
     if given.stage is None:
         for kind in stage_kinds():
             first = (inspect.getdoc(stage_class(kind)) or "").splitlines()[0]
             print(f"{kind:<16} {first}")
         return DONE
-    if given.stage not in stage_kinds():
-        raise RecipeError(f"no stage {given.stage!r}; {nearest(given.stage, stage_kinds())}")
-    cls = stage_class(given.stage)
-    print(inspect.getdoc(cls))
-    print()
-    for name, field in cls.model_fields.items():
-        default = (
-            "required"
-            if field.is_required()
-            else f"default {field.get_default(call_default_factory=True)!r}"
-        )
-        print(f"  {name}: {default}\n      {field.description or ''}")
-    if cls.exports:
+    from compressor.fields import described
+
+    print(described(given.stage, min(100, max(40, shutil.get_terminal_size().columns))))
+    if stage_class(given.stage).exports:
         _print_formats()
     return DONE
 
@@ -307,6 +353,31 @@ def recipes_command(_: argparse.Namespace) -> int:
     from compressor.recipe_files import recipe_names
 
     print("\n".join(recipe_names()))
+    return DONE
+
+
+def new_command(given: argparse.Namespace) -> int:
+    """`compressor new`."""
+    from compressor.new import new
+
+    new(given.file, given.parent, full=given.full, force=given.force)
+    print(f"wrote {given.file}\nedit it, then: compressor plan {given.file}")
+    return DONE
+
+
+def schema_command(given: argparse.Namespace) -> int:
+    """`compressor schema`."""
+    from compressor import schema
+    from compressor.store import write_text
+
+    if given.group is not None:
+        made = schema.group_schema(given.group)
+    else:
+        made = schema.composed_schema() if given.composed else schema.file_schema()
+    if given.output is None:
+        print(schema.text(made), end="")
+    else:
+        write_text(given.output, schema.text(made))
     return DONE
 
 

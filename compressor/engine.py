@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor import launcher, worker
+from compressor.display import METRICS
 from compressor.errors import DamagedArtifact, StageError, Stopped, Unreachable
 from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan, framework_versions
@@ -58,24 +59,17 @@ class Engine:
                 raise StageError(f"stage {node.name!r}: {reason} (see {report})") from error
             seconds = time.monotonic() - started
             self.run.add(node, manifest, cached=cached, seconds=seconds)
-            self._tell(node, manifest, cached=cached, seconds=seconds)
-            losses = manifest["metrics"].get("validation_losses")
-            told = {} if losses is None else {"validation_losses": losses}
-            self.progress.event(
-                "stage_ended", name=node.name, cached=cached, seconds=seconds, **told
-            )
+            self._tell(node, manifest, cached=cached, seconds=round(seconds, 3))
 
     def _tell(
         self, node: Node, manifest: Mapping[str, Any], *, cached: bool, seconds: float
     ) -> None:
-        what = "cached" if cached else f"{seconds:.1f} s"
         model, metrics = manifest["model"], manifest["metrics"]
-        facts = ""
-        if model["parameters"] is not None:
-            facts = f"{model['parameters'] / 1e6:7.2f} M  non-zero {model['nonzero_ratio']:.4f}"
-        shown = ("validation_loss", "baseline_loss", "rougeLsum", "micro_f1", "latency_p50_ms")
-        facts += "".join(f"  {k} {metrics[k]:.4g}" for k in shown if metrics.get(k) is not None)
-        self.progress.say(f"{node.name:<22} {what:>9}  {facts}", style="dim" if cached else "")
+        told: dict[str, Any] = {name: model[name] for name in ("parameters", "nonzero_ratio")}
+        told["metrics"] = {name: metrics[name] for name in METRICS if metrics.get(name) is not None}
+        if (losses := metrics.get("validation_losses")) is not None:
+            told["validation_losses"] = losses
+        self.progress.event("stage_ended", name=node.name, cached=cached, seconds=seconds, **told)
 
     def _ensure(self, node: Node) -> tuple[dict[str, Any], bool]:
         """The manifest of a node, and whether it was in the store already."""

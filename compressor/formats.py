@@ -20,6 +20,7 @@ from compressor.backends.onnx_support import SUPPORTED as ONNX
 from compressor.data.rows import Task
 from compressor.data.sources import DataBase, Truncate
 from compressor.errors import StageError
+from compressor.extras import installing
 from compressor.quantization import Grid
 
 FormatName = Literal["huggingface", "packed", "ctranslate2", "onnx", "gguf"]
@@ -114,7 +115,7 @@ def refusal(name: FormatName, facts: Facts) -> str | None:
     missing = [package for package in found.packages if find_spec(package) is None]
     if missing:
         needs = f"{name!r} needs {', '.join(missing)}"
-        return f'{needs}, which is not installed: pip install "compressor[{found.extra}]"'
+        return f"{needs}, which is not installed: {installing(found.extra)}"
     return None
 
 

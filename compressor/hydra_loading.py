@@ -26,7 +26,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from compressor.checked_in import recipes_folder
@@ -152,8 +152,10 @@ def compose_problem(
         return _missing_config(error, folder, name)
     if struct := re.search(r"Key '([^']*)' is not in struct\s+full_key: (\S+)", text):
         key, full = struct[1], struct[2]
-        valid = _valid_keys(folder, name, full.rpartition(".")[0])
-        return Problem(full, f"no such key in this recipe; {nearest(key, valid)}")
+        config = hydra_compose(name, hydra_overrides(name, []))
+        valid = _valid_keys(config, full.rpartition(".")[0])
+        hint = _longer(key, config) if "." not in full else None
+        return Problem(full, f"no such key in this recipe; {hint or nearest(key, valid)}")
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
         return locate(str(error.full_key), text, sources, overrides)
@@ -177,11 +179,30 @@ def _missing_setting(path: str, beside: Any) -> str:
 
 def _yaml_problem(error: yaml.MarkedYAMLError, folder: Path, name: str) -> Problem:
     mark = error.problem_mark or error.context_mark
-    message = f"not valid YAML: {error.problem or error.context}"
+    message = f"not valid YAML: {_yaml_cure(error)}"
     file: Path | None = folder / f"{name}.yaml"
     if mark is not None and mark.name and Path(mark.name).is_file():
         file = Path(mark.name)
     return Problem("", message, file, mark.line + 1 if mark is not None else None)
+
+
+def _yaml_cure(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, and what to look for: YAML notices many a mistake some lines after it."""
+    problem, begun = error.problem or error.context or "", error.context_mark
+    if "'\\t'" in problem:
+        return "a tab; YAML is indented with spaces alone"
+    flow = re.search(r"flow (sequence|mapping)", error.context or "")
+    if flow is not None and begun is not None:
+        opened, closed = "[]" if flow[1] == "sequence" else "{}"
+        return f"the {opened!r} of line {begun.line + 1} is not closed by {closed!r} before this"
+    if problem == "mapping values are not allowed here":
+        cure = "quote a text that has ': ' in it, or give the line before its ':'"
+        return f"a key that cannot stand here; {cure}"
+    if "could not find expected ':'" in problem:
+        return "the line before this is no `key: value`; it lacks its ':'"
+    if problem.startswith("expected <block end>"):
+        return f"{problem}; is this line indented as those of the same list or mapping are?"
+    return problem
 
 
 def _missing_config(error: MissingConfigException, folder: Path, name: str) -> Problem:
@@ -199,8 +220,26 @@ def _missing_config(error: MissingConfigException, folder: Path, name: str) -> P
     return Problem("", f"no {what!r}; {hint}")
 
 
-def _valid_keys(folder: Path, name: str, parent: str) -> list[str]:
-    """The keys of `parent` in the recipe as it is without overrides."""
-    config = hydra_compose(name, hydra_overrides(name, []))
+def _valid_keys(config: DictConfig, parent: str) -> list[str]:
+    """The keys of `parent` in a recipe."""
     node = OmegaConf.select(config, parent) if parent else config
     return [str(key) for key in node] if OmegaConf.is_dict(node) else []
+
+
+def _longer(key: str, config: DictConfig) -> str | None:
+    """Where a key that somebody gave alone, such as `epochs`, stands in the recipe, if it does."""
+    places = list(_paths(OmegaConf.to_container(config, resolve=False), key))
+    if not places:
+        return None
+    return f"did you mean {' or '.join(places[:3])}{' …' if len(places) > 3 else ''}?"
+
+
+def _paths(node: Any, key: str, above: str = "") -> Iterator[str]:
+    """The dotted paths at which `key` stands below a node."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        path = f"{above}.{name}" if above else str(name)
+        if path == "hydra":
+            continue
+        if name == key:
+            yield path
+        yield from _paths(value, key, path)

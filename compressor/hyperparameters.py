@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field, Strict
 
 from compressor.errors import nearest
+from compressor.field_types import SETTINGS, Counted, Integer, Listed, Natural
 from compressor.machine import gpus
 
 Precision = Literal["auto", "float32", "bfloat16", "fp32", "bf16"]
@@ -18,6 +19,7 @@ _ALIASES: dict[str, Literal["float32", "bfloat16"]] = {
     "bfloat16": "bfloat16",
     "bf16": "bfloat16",
 }
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 _TRACKER_MODULES = {
     "tensorboard": "tensorboard",
@@ -37,25 +39,27 @@ class Hyperparameters(BaseModel):
     Example: `training: {learning_rate: 2.0e-4, batch_size: 8, warmup_steps: 100}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    epochs: int = Field(1, ge=0, description="Passes over the training split.")
-    max_epochs: int | None = Field(
-        None, ge=0, description="A cap on `epochs`, for quick runs of long recipes."
+    epochs: Integer = Field(1, ge=0, description="Passes over the training split.")
+    max_epochs: Natural | None = Field(
+        None, description="A cap on `epochs`, for quick runs of long recipes."
     )
-    max_steps: int | None = Field(None, ge=1, description="A cap on optimizer steps.")
-    batch_size: int = Field(
+    max_steps: Counted | None = Field(None, description="A cap on optimizer steps.")
+    batch_size: Integer = Field(
         8, ge=1, description="Rows of one optimizer step, over all processes together."
     )
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="Rows that one process computes at once; null is all of its share."
+    micro_batch_size: Counted | None = Field(
+        None, description="Rows that one process computes at once; null is all of its share."
     )
     learning_rate: float = Field(
         5e-5, gt=0, description="At the end of the warm-up; then linear to 0."
     )
-    warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    warmup_steps: Integer = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled, as in AdamW (1711.05101).")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay of its averages.")
+    betas: Annotated[tuple[Decay, Decay], Strict(strict=False)] = Field(
+        (0.9, 0.999), description="AdamW's decay of its averages."
+    )
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
     precision: Precision = Field(
         "auto",
@@ -68,7 +72,7 @@ class Hyperparameters(BaseModel):
     checkpoint_seconds: float = Field(
         20.0, ge=0, description="Time between two checkpoints, from which a killed run goes on."
     )
-    trackers: tuple[str, ...] = Field(
+    trackers: Listed[str] = Field(
         (), description="Accelerate's trackers: tensorboard, wandb, mlflow, …"
     )
 

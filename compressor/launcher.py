@@ -82,7 +82,6 @@ def _task(
         "folder": str(context.folder.absolute()),
         "resume": str(context.resume.absolute()),
         "run_folder": str(context.run_folder.absolute()) if context.run_folder else None,
-        "quiet": context.progress.quiet,
         "data": context.data.model_dump(mode="json"),
         "seed": context.seed,
         "launch": context.launch.model_dump(mode="json"),

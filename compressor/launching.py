@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.checked_in import accelerate_configs
 from compressor.errors import nearest
+from compressor.extras import installing
+from compressor.field_types import SETTINGS, Integer
 
 Kind = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 DEFAULT_PORT = 29_500
@@ -30,9 +32,9 @@ class Launch(BaseModel):
     Example: `launch: {config_file: fsdp2, num_processes: 4}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    num_processes: int = Field(
+    num_processes: Integer = Field(
         1,
         ge=1,
         description="Processes on this machine; with a config file, 2 or more replace its number.",
@@ -188,7 +190,7 @@ def _deepspeed_problems(own: Mapping[str, Any]) -> Iterator[str]:
         if str(own.get(key, "none")) != "none":
             yield f"deepspeed_config.{key} is not offered: everything stays on the devices"
     if find_spec("deepspeed") is None:
-        yield "DeepSpeed is not installed: pip install 'compressor[deepspeed]'"
+        yield f"DeepSpeed is not installed: {installing('deepspeed')}"
 
 
 def _scheme(values: Mapping[str, Any]) -> Scheme:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compressor.field_types import SETTINGS
+from compressor.schema_rules import rules, where
+
 Direction = Literal["maximize", "minimize"]
+_Path = Annotated[str, Field(json_schema_extra={"pattern": r"\."})]
+Paths = _Path | Annotated[list[_Path], Field(json_schema_extra={"uniqueItems": True})]
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,20 @@ class Objective(BaseModel):
     Example: `objective: {maximize: evaluate.rougeLsum, minimize: [export.bytes]}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS | ConfigDict(
+        json_schema_extra=rules(
+            {
+                "anyOf": [
+                    where(**{direction: written})
+                    for direction in ("maximize", "minimize")
+                    for written in ({"type": "string"}, {"type": "array", "minItems": 1})
+                ]
+            }
+        )
+    )
 
-    maximize: str | list[str] = Field([], description="What is better when it is larger.")
-    minimize: str | list[str] = Field([], description="What is better when it is smaller.")
+    maximize: Paths = Field([], description="What is better when it is larger.")
+    minimize: Paths = Field([], description="What is better when it is smaller.")
 
     @model_validator(mode="after")
     def _some(self) -> Objective:

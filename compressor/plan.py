@@ -5,6 +5,7 @@ Everything that can be known to be wrong is found here, and told all at once.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,18 +14,16 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from pydantic import ValidationError
-
 from compressor import launching
 from compressor.architectures import Facts
 from compressor.backends import BackendName
 from compressor.data.sources import Data, Split
 from compressor.errors import Problem, RecipeError, StageError, Unreachable, nearest
+from compressor.form import full_path, typed_stages
 from compressor.formats import versions
 from compressor.recipe import Composed
-from compressor.stage import SIZES, Artifact, Planning, Report, Stage, stage_class, stage_kinds
+from compressor.stage import SIZES, Artifact, Planning, Report, Stage, stage_kinds
 from compressor.store import Store
-from compressor.validation import validation_problems
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class Node:
         return {
             "name": self.name,
             "stage": self.kind,
+            "model": self.model,
+            "artifacts": dict(self.artifacts),
             "key": self.key,
             "cached": self.cached,
             "parameters": facts.parameters if facts else None,
@@ -138,12 +139,13 @@ class _Planner:
     """Stage name → the node that has the model as it was after that stage."""
     placed: set[str] = field(default_factory=set)
     """Stages that are not skipped and have their nodes, or a problem that was reported."""
+    lacks_model: bool = False
+    """Whether a stage without a model was found: those after it lack the same."""
     skipped_exports: set[str] = field(default_factory=set)
     checked_splits: set[Split] = field(default_factory=set)
 
     def run(self) -> None:
-        for name, values in self.composed.recipe.stages.items():
-            self._type_stage(name, values or {})
+        self.stages = typed_stages(self.composed.recipe, self.report)
         self._check_names()
         self._check_objective()
         for name in dict.fromkeys(self.composed.recipe.pipeline):
@@ -153,46 +155,20 @@ class _Planner:
     def report(self, path: str, message: str) -> None:
         self.problems.append(self.composed.problem(path, message))
 
-    def _type_stage(self, name: str, values: Mapping[str, Any]) -> None:
-        own = {key: value for key, value in values.items() if key != "stage"}
-        kind = str(values.get("stage", name))
-        try:
-            cls = stage_class(kind)
-        except KeyError:
-            path = f"stages.{name}.stage" if "stage" in values else f"stages.{name}"
-            hint = nearest(kind, stage_kinds())
-            self.report(path, f"no stage {kind!r}; {hint} (set `stage:` where the name is another)")
-            return
-        merged = {**self._defaults(cls), **own}
-        try:
-            self.stages[name] = (kind, cls.model_validate(merged))
-        except ValidationError as error:
-            for path, message in validation_problems(error, cls, merged):
-                self.report(self._full_path(name, cls, own, path), message)
-
-    def _defaults(self, cls: type[Stage]) -> dict[str, Any]:
-        """What the recipe's groups say of a stage's fields."""
-        group: dict[str, Any] = getattr(self.composed.recipe, cls.section) if cls.section else {}
-        keys = cls.section_keys
-        return {key: value for key, value in group.items() if keys is None or key in keys}
-
-    def _full_path(self, name: str, cls: type[Stage], own: Mapping[str, Any], path: str) -> str:
-        """A field's path in the recipe: below the stage, or below the group it came from."""
-        first = path.partition(".")[0]
-        if first not in own and first in self._defaults(cls):
-            return f"{cls.section}.{path}"
-        return f"stages.{name}.{path}" if path else f"stages.{name}"
-
     def _check_names(self) -> None:
         recipe = self.composed.recipe
         for index, name in enumerate(recipe.pipeline):
             if name not in recipe.stages:
+                if difflib.get_close_matches(name, recipe.stages.keys() - self.stages.keys()):
+                    continue  # that stage's name is wrong, most likely, and reported
                 hint = nearest(name, recipe.stages)
                 self.report(f"pipeline.{index}", f"no stage {name!r} under `stages`; {hint}")
             elif name in recipe.pipeline[:index]:
                 message = f"{name!r} stands twice; give the second a name of its own with `stage:`"
                 self.report(f"pipeline.{index}", message)
         for name in recipe.stages:
+            if name not in recipe.pipeline and name not in self.stages:
+                continue  # reported
             if name not in recipe.pipeline and not self.composed.in_a_file(f"stages.{name}"):
                 hint = nearest(name, recipe.pipeline)
                 self.report(f"stages.{name}", f"no stage {name!r} in this recipe; {hint}")
@@ -328,9 +304,19 @@ class _Planner:
         if stage.model is not None:
             runs_exports = isinstance(stage, Report) and stage.runs_exports
             return self._earlier(stage.model, name, "model", exports=runs_exports)
-        if self.last_model is None:
-            self.report(f"stages.{name}", "needs a model, but no stage before it gives one")
+        if self.last_model is None and not self.lacks_model:
+            self.lacks_model = True
+            message = (
+                "needs a model, but no stage before it gives one; a pipeline begins with `load`"
+            )
+            if self._all_sound_before(name):
+                self.report(f"stages.{name}", message)
         return self.last_model
+
+    def _all_sound_before(self, name: str) -> bool:
+        """Whether every stage before `name` in the pipeline is what it should be."""
+        pipeline = self.composed.recipe.pipeline
+        return all(each in self.stages for each in pipeline[: pipeline.index(name)])
 
     def _earlier(self, model: str, name: str, key: str, *, exports: bool = False) -> str | None:
         """The node with the model of stage `model`, which stage `name` refers to at `key`.
@@ -396,10 +382,9 @@ class _Planner:
     ) -> Planning:
         """What stage `name` may look at; what it reports goes to the full path in the recipe."""
         recipe = self.composed.recipe
-        own = recipe.stages[name] or {}
 
         def full(path: str, data: str) -> str:
-            return path if path.startswith(data) else self._full_path(name, type(stage), own, path)
+            return path if path.startswith(data) else full_path(recipe, name, type(stage), path)
 
         return Planning(
             facts=self.nodes[model].facts if model is not None and model in self.nodes else None,

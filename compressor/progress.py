@@ -1,6 +1,19 @@
-"""What a person sees while a run works, and the same as lines of `events.jsonl`.
+"""What happens in a run, told as events: to `events.jsonl`, to a person, to whoever watches.
 
-On a terminal: a line for each stage, bars for the one that runs. Otherwise plain lines, few.
+An event is a kind and values that JSON can hold:
+
+- `run_started`: `recipe`; `stages`, each with `name`, `stage` (its kind) and `seconds` (what it is
+  expected to take, or null); `process`: `host`, `id` and `created` (when it began)
+- `stage_started`: `name`, `key`
+- `progress`: `title`, `done`, `total`, `notes` (such as loss and rows/s); `ended` in the last one
+- `epoch`: `epoch`, `validation_loss`; `resumed`: `validation_losses`
+- `said`: `text`, a line for the person
+- `stage_ended`: `name`, `cached`, `seconds`, `parameters`, `nonzero_ratio`, `metrics` (few) and,
+  where it trained, `validation_losses`
+- `stage_failed`: `name`, `error`
+- `run_ended`: `state` (`done`, `failed`, `stopped` early by a search, or `interrupted`), `error`
+
+How a person sees them is `compressor.display`'s.
 """
 
 from __future__ import annotations
@@ -10,28 +23,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
+
+from compressor.display import display
 
 RECORD = "\x1e"
 """Begins an event among the lines that a process of ours prints (RFC 7464)."""
 Watch = Callable[[str, Mapping[str, Any]], None]
 """Hears the kind and the values of each event. It may raise `Stopped`, which ends the run."""
+MOVES_SECONDS = 0.5
+"""The least time between two `progress` events of one bar."""
+WRITTEN_SHARE = 1 / 200
+"""Of the time that a bar has taken, the least between two of its events in the file: a day of
+training leaves some 2,000 lines."""
 
 
 class Progress:
     """Tells a person, `events.jsonl` and `watch` what happens. `quiet` says nothing to the person.
 
-    A run that `watch` ends by raising `Stopped` was not worth going on with.
+    A run that `watch` ends by raising `Stopped` was not worth going on with. Use it as a context
+    where a person looks on: a terminal is then left as it was found.
     """
 
     def __init__(
@@ -42,19 +56,48 @@ class Progress:
         quiet: bool = False,
         watch: Watch | None = None,
     ) -> None:
-        self.console, self.events, self.quiet, self.watch = console, events, quiet, watch
+        self.events, self.watch = events, watch
+        self._display = None if quiet else display(console)
+        self._moved: dict[str, tuple[float, float]] = {}  # title → when it began, and was written
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._display is not None:
+            self._display.close()
 
     def event(self, kind: str, **values: Any) -> None:
-        """Append one event. A line is written whole, so that a reader can follow the file."""
-        if self.events is not None:
-            line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
+        """Tell one event. In the file its line is written whole: a reader can follow it."""
+        now = time.time()
+        if self._display is not None:
+            self._display.hear(kind, values, now)
+        if self.events is not None and self._is_written(kind, values):
+            line = json.dumps({"time": round(now, 3), "event": kind, **values})
             with self.events.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
         if self.watch is not None:
             self.watch(kind, values)
 
+    def _is_written(self, kind: str, values: Mapping[str, Any]) -> bool:
+        """Whether the file gets it: of a long bar's moves it gets fewer and fewer."""
+        if kind != "progress":
+            return True
+        now, title = time.monotonic(), values["title"]
+        began, written = self._moved.get(title, (now, -1.0))
+        due = written < 0 or values["ended"] or now - written >= (now - began) * WRITTEN_SHARE
+        self._moved[title] = (began, now if due else written)
+        if values["ended"]:
+            del self._moved[title]
+        return due
+
     def relay(self, line: str) -> None:
-        """Take a line that a process of ours printed: an event, or a line for the person."""
+        """Take a line that a process of ours printed: an event, or what a library had to say."""
         text, mark, record = line.rstrip("\n").partition(RECORD)
         if text or not mark:
             self.say(text)
@@ -62,27 +105,19 @@ class Progress:
             values = json.loads(record)
             self.event(values.pop("event"), **values)
 
-    def say(self, text: str, style: str = "") -> None:
+    def say(self, text: str) -> None:
         """A line for the person."""
-        if not self.quiet:
-            self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.event("said", text=text)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A bar from `done` to `total`; `Bar.advance(1, loss="2.31")` moves it."""
-        if self.quiet or not self.console.is_terminal:
-            yield Bar(self, title, total, done, None)
-            return
-        columns = (
-            TextColumn("  {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[notes]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Bars(*columns, console=self.console, transient=True) as bars:
-            yield Bar(self, title, total, done, bars)
+        bar = Bar(self, title, total, done)
+        bar.tell(ended=False)
+        try:
+            yield bar
+        finally:
+            bar.tell(ended=True)
 
 
 def print_event(kind: str, values: Mapping[str, Any]) -> None:
@@ -93,32 +128,20 @@ def print_event(kind: str, values: Mapping[str, Any]) -> None:
 class Bar:
     """One piece of work whose size is known."""
 
-    LINE_SECONDS = 15.0
-    """Without a terminal: the least time between two lines."""
-
-    def __init__(self, progress: Progress, title: str, total: int, done: int, bars: Bars | None):
-        self.progress, self.title, self.total, self.done, self.bars = (
-            progress,
-            title,
-            total,
-            done,
-            bars,
-        )
-        self._last_line = self._started = time.monotonic()
-        self._start = done
-        if bars is not None:
-            self._task = bars.add_task(title, total=total, completed=done, notes="")
+    def __init__(self, progress: Progress, title: str, total: int, done: int) -> None:
+        self.progress, self.title, self.total, self.done = progress, title, total, done
+        self._notes: dict[str, str] = {}
+        self._told = 0.0
 
     def advance(self, steps: int = 1, **notes: str) -> None:
         """Move by `steps`, and show `notes` (such as loss and samples/s) beside the bar."""
         self.done += steps
-        text = "  ".join(f"{name} {value}" for name, value in notes.items())
-        if self.bars is not None:
-            self.bars.update(self._task, completed=self.done, notes=text)
-            return
-        now = time.monotonic()
-        if now - self._last_line >= self.LINE_SECONDS:
-            self._last_line = now
-            pace = (now - self._started) / max(1, self.done - self._start)
-            left = f"{pace * (self.total - self.done):.0f} s left"
-            self.progress.say(f"  {self.title} {self.done}/{self.total}  {text}  {left}")
+        self._notes = notes
+        if time.monotonic() - self._told >= MOVES_SECONDS:
+            self.tell(ended=False)
+
+    def tell(self, *, ended: bool) -> None:
+        """Tell where it stands."""
+        self._told = time.monotonic()
+        about = {"done": self.done, "total": self.total, "notes": self._notes, "ended": ended}
+        self.progress.event("progress", title=self.title, **about)

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from compressor.architectures import Facts
 from compressor.errors import nearest
+from compressor.field_types import SETTINGS, Integer, Listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from compressor.data.examples import Examples
     from compressor.stage import Context
 
-Amount = Annotated[float, Field(ge=0, le=1, strict=False, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=1)]
 Importance = Literal["magnitude", "random", "taylor", "wanda", "sparsegpt"]
 CALIBRATED = frozenset({"taylor", "wanda", "sparsegpt"})
 """Importances that look at rows of the data."""
@@ -69,9 +70,9 @@ def nested(amounts: Mapping[str, float]) -> dict[str, Any]:
 class Grouping(BaseModel):
     """Which weights are pruned together, and by which importance."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    groups: dict[str, tuple[str, ...]] = Field(
+    groups: dict[str, Listed[str]] = Field(
         {},
         description="Groups of your own: name → patterns of parameter names, such as "
         "`encoder.block.[012].*.wi.weight` (`*` any text, `?` a letter, `[…]` one of these).",
@@ -81,7 +82,7 @@ class Grouping(BaseModel):
         description="magnitude |w|; random; taylor |w · dL/dw|; wanda |w| · ‖x‖, compared inside a "
         "row; sparsegpt, which also updates what stays.",
     )
-    calibration_rows: int = Field(
+    calibration_rows: Integer = Field(
         64, ge=1, description="Training rows that taylor, wanda and sparsegpt look at."
     )
 

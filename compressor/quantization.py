@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from compressor.architectures import Facts
+from compressor.field_types import SETTINGS, Integer
 
 Weights = Literal["int8", "int4", "bfloat16", "float16"]
 Activations = Literal["float", "bfloat16", "int8"]
@@ -41,9 +44,9 @@ class Quantization(BaseModel):
 class Grid(BaseModel):
     """The integers that weights are rounded to."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    group_size: int = Field(
+    group_size: Integer = Field(
         32, ge=8, multiple_of=8, description="Columns that share a scale, with int4."
     )
     embeddings: bool = Field(
@@ -88,6 +91,12 @@ class QuantizationAware(Grid):
     @classmethod
     def _by_name(cls, given: Any) -> Any:
         return {"weights": given} if isinstance(given, str) else given
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"enum": list(get_args(Kind))}, handler(core_schema)]}
 
     def key_parts(self) -> dict[str, Any]:
         """What decides the weights."""

@@ -10,16 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hydra import compose as hydra_compose
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
 from compressor.checked_in import recipes_folder
 from compressor.data.sources import Data
 from compressor.errors import Problem, RecipeError
+from compressor.field_types import SETTINGS, Integer
 from compressor.hydra_loading import (
     COMPOSITION_ERRORS,
     compose_problem,
@@ -37,30 +38,55 @@ from compressor.recipe_files import (
     runs_something,
 )
 from compressor.search import Search
+from compressor.stage import stage_kinds
 from compressor.validation import validation_problems
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$"
-STAGE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_PART = r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.?"
+NAME = rf"^{_PART}(/{_PART})*$"
+"""A folder below `outputs/runs`: no part of it climbs out."""
+STAGE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def _stage_name(name: str) -> str:
+    if not re.fullmatch(STAGE_NAME, name):
+        raise ValueError("a stage's name has letters, digits and _ only, and begins with no digit")
+    return name
+
+
+StageName = Annotated[str, AfterValidator(_stage_name)]
 
 
 class Recipe(BaseModel):
     """A composed recipe. `stages` stay mappings here: planning makes them typed, one by one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    name: str = Field(pattern=NAME, description="Names the folder of its runs.")
+    name: str = Field(
+        description="Names the folder of its runs.", json_schema_extra={"pattern": NAME}
+    )
     description: str = Field("", description="What it is for, in a line or two.")
-    seed: int = Field(0, ge=0, description="Of every random choice that a stage makes.")
+    seed: Integer = Field(0, ge=0, description="Of every random choice that a stage makes.")
     outputs: str = Field("outputs", description="Folder of store, runs and sweeps.")
     pipeline: list[str] = Field(min_length=1, description="Names of stages, in their order.")
     skip: list[str] = Field([], description="Names or kinds of stages left out of the pipeline.")
-    stages: dict[str, dict[str, Any] | None] = Field(description="The settings of each stage.")
+    stages: dict[StageName, dict[str, Any] | None] = Field(
+        description="The settings of each stage."
+    )
     model: dict[str, Any] = Field({}, description="Defaults of `load` stages (a `model/` group).")
     data: Data
     training: dict[str, Any] = Field({}, description="Defaults of stages that train.")
     launch: Launch = Field(default_factory=Launch)
     objective: Objective | None = Field(None, description="What makes a point of a sweep better.")
     search: Search | None = Field(None, description="How `run -m` looks for the best point.")
+
+    @field_validator("name")
+    @classmethod
+    def _stays_in_its_folder(cls, value: str) -> str:
+        if not re.fullmatch(NAME, value):
+            raise ValueError(
+                "expected letters, digits, '_', '-' and single '.', in parts between single '/'"
+            )
+        return value
 
 
 @dataclass(frozen=True)
@@ -115,14 +141,13 @@ def from_config(
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems = validation_problems(error, Recipe, values)
+        problems = [
+            (path, "no such key at the top; a stage's settings stand below `stages:`")
+            if path in stage_kinds()
+            else (path, message)
+            for path, message in validation_problems(error, Recipe, values)
+        ]
         raise RecipeError([locate(p, m, sources, overrides) for p, m in problems]) from error
-    if bad := [name for name in recipe.stages if not STAGE_NAME.match(name)]:
-        message = "a stage's name has letters, digits and _ only, and begins with no digit"
-        places = [locate(f"stages.{name}", message, sources, overrides) for name in bad]
-        raise RecipeError(places)
-    if ".." in recipe.name:
-        raise RecipeError([locate("name", "must not climb out of outputs/", sources, overrides)])
     return Composed(recipe, values, sources, overrides)
 
 

@@ -72,7 +72,11 @@ def locate(path: str, message: str, sources: Sequence[Source], overrides: Sequen
         found = source.line(path.split("."))
         if found is not None and (best is None or found[0] >= best[0]):
             best = (*found, source)
-    if best is None:
+    if best is None or best[0] <= path.count("."):  # in no file, or only what is above it
+        for override in overrides:
+            if override.lstrip("+~").startswith(f"{path}."):
+                return Problem(path, f"{message} (set on the command line: {override})")
+    if best is None or best[2].file == recipes_folder() / "base.yaml":  # which a recipe fills
         return Problem(path, message, sources[-1].file if sources else None)
     return Problem(path, message, best[2].file, best[1])
 

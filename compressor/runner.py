@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from compressor.engine import Engine
@@ -16,6 +19,7 @@ from compressor.launching import processes
 from compressor.machines import Helper, leading
 from compressor.plan import Plan
 from compressor.progress import Progress, Watch
+from compressor.recorded import Recorded
 from compressor.report import ASKED, asked, write_reports
 from compressor.run import Run, new_folder, table
 from compressor.store import Store, write_json
@@ -57,8 +61,12 @@ def execute(
     folder = folder or new_folder(Path(recipe.outputs).expanduser() / "runs" / recipe.name)
     run = Run.create(folder, plan, store)
     write_json(folder / ASKED, asked(plan))
-    progress = Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch)
-    with _reported(folder), leading(plan, store, started, progress.say) as session:
+    with (
+        _reported(folder),
+        Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch) as progress,
+        _told(plan, store, progress),
+        leading(plan, store, started, progress.say) as session,
+    ):
         Engine(plan, store, run, progress, session=session).execute()
     print_results(run.records, console)
     console.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)
@@ -80,6 +88,39 @@ def _reported(folder: Path) -> Iterator[None]:
         write_reports(folder, "failed", str(error) or type(error).__name__)
         raise
     write_reports(folder, "done")
+
+
+@contextmanager
+def _told(plan: Plan, store: Store, progress: Progress) -> Iterator[None]:
+    """Tell that a run begins, and how it ends."""
+    recorded = Recorded.read(store) if any(not node.cached for node in plan.nodes) else None
+    stages = [
+        {
+            "name": node.name,
+            "stage": node.kind,
+            "seconds": recorded.seconds(node) if recorded and not node.cached else 0.0,
+        }
+        for node in plan.nodes
+    ]
+    process = {"host": platform.node(), "id": os.getpid()}
+    process["created"] = psutil.Process().create_time()
+    name = plan.composed.recipe.name
+    progress.event("run_started", recipe=name, stages=stages, process=process)
+    state, reason = "failed", None
+    try:
+        yield
+        state = "done"
+    except Stopped as error:
+        state, reason = "stopped", str(error)
+        raise
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    except BaseException as error:
+        reason = str(error)
+        raise
+    finally:
+        progress.event("run_ended", state=state, error=reason)
 
 
 def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from compressor.errors import nearest
+from compressor.field_types import SETTINGS, Integer
 
 SAMPLERS = ("gp", "nsga2", "random", "tpe")
 """Those of Optuna that are offered: they keep what they need as text, and draw the same again."""
@@ -19,10 +20,14 @@ class StopEarly(BaseModel):
     Example: `stop_early: {after_trials: 5, after_epochs: 1, percentile: 50}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    after_trials: int = Field(5, ge=1, description="Trials that end a stage before any is stopped.")
-    after_epochs: int = Field(1, ge=1, description="Epochs of a stage before it may be stopped.")
+    after_trials: Integer = Field(
+        5, ge=1, description="Trials that end a stage before any is stopped."
+    )
+    after_epochs: Integer = Field(
+        1, ge=1, description="Epochs of a stage before it may be stopped."
+    )
     percentile: float = Field(
         50, ge=0, le=100, description="Share of the trials, in %, that is good enough; 50: median."
     )
@@ -37,13 +42,23 @@ class Search(BaseModel):
     Example: `search: {trials: 30, sampler: tpe, stop_early: {after_trials: 5}}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    trials: int = Field(ge=1, description="In total, over all times that the search is continued.")
-    sampler: str = Field("tpe", description="What draws: tpe, gp, nsga2 or random.")
-    seed: int = Field(0, ge=0, description="Of what is drawn; the stages have the recipe's seed.")
-    at_once: int = Field(1, ge=1, description="Trials drawn, and given to the launcher, together.")
-    random_trials: int = Field(
+    trials: Integer = Field(
+        ge=1, description="In total, over all times that the search is continued."
+    )
+    sampler: str = Field(
+        "tpe",
+        description="What draws: tpe, gp, nsga2 or random.",
+        json_schema_extra={"enum": list(SAMPLERS)},
+    )
+    seed: Integer = Field(
+        0, ge=0, description="Of what is drawn; the stages have the recipe's seed."
+    )
+    at_once: Integer = Field(
+        1, ge=1, description="Trials drawn, and given to the launcher, together."
+    )
+    random_trials: Integer = Field(
         10, ge=2, description="Before tpe and gp learn from trials; the population of nsga2."
     )
     stop_early: StopEarly | None = Field(None, description="When to stop a trial; default: never.")

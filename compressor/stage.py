@@ -13,10 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from compressor.architectures import Facts
 from compressor.backends import BackendName
+from compressor.field_types import SETTINGS, Listed
 from compressor.launching import Launch, Scheme
 from compressor.ranks import ALONE, Ranks
 
@@ -167,7 +168,7 @@ class Context:
 class Stage(BaseModel):
     """The base of every stage. Fields of this class can be set on any stage in a recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
     version: ClassVar[int] = 1
     """Raise it when the result for the same inputs changes: it is part of the key."""
@@ -255,7 +256,7 @@ class Report(Stage):
     in `Inputs.artifacts` under the name of its node, and leaves `metrics["models"]`, by that name.
     """
 
-    models: tuple[str, ...] = Field(
+    models: Listed[str] = Field(
         (), description="Names of stages whose models are looked at; default: the one before."
     )
 

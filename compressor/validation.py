@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from compressor.errors import nearest
 
@@ -17,25 +19,117 @@ def validation_problems(
     """(key path, message) of each of pydantic's errors, in a recipe's words."""
     problems = []
     for item in error.errors(include_url=False):
-        location = _real_location(item["loc"], values)
-        path, kind = ".".join(map(str, location)), item["type"]
-        if kind == "extra_forbidden":
-            owner = _field_names(model, item["loc"][:-1])
-            problems.append((path, f"no such key; {nearest(str(item['loc'][-1]), owner)}"))
-        elif kind == "missing":
-            problems.append((path, "is missing, and has no default"))
-        elif kind.startswith("union_tag"):
-            expected = item.get("ctx", {}).get("expected_tags", "")
-            tag = str(item.get("ctx", {}).get("tag", ""))
-            names = re.findall(r"'([^']+)'", str(expected))
-            hint = nearest(tag, names) if names else "expected a number or a mapping"
-            problems.append((path, f"{tag!r} is not valid; {hint}" if tag else hint))
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            shown = repr(item["input"])
-            shown = shown if len(shown) <= 60 else shown[:57] + "…"
-            problems.append((path, f"{message[0].lower()}{message[1:]}, got {shown}"))
+        location = _real_location([part for part in item["loc"] if part != "[key]"], values)
+        path = ".".join(map(str, location))
+        problems.append((path, _message(item, model)))
     return list(dict.fromkeys(problems))
+
+
+def _message(item: ErrorDetails, model: type[BaseModel]) -> str:
+    """What one of pydantic's errors means to somebody who writes a recipe."""
+    kind, given, context = item["type"], item["input"], item.get("ctx", {})
+    name = str(item["loc"][-1]) if item["loc"] else ""
+    if kind == "extra_forbidden":
+        return _no_such_key(name, _field_names(model, item["loc"][:-1]))
+    if kind == "missing":
+        return f"is missing{_meaning(name, model, item['loc'][:-1])}"
+    if kind.startswith("union_tag"):
+        return _no_such_tag(context)
+    if name == "[key]":
+        return f"{given!r} is no key; a list is written in brackets, such as [8, 16]"
+    if kind in _BOUNDS:
+        expected = f"expected {_BOUNDS[kind]} {context[_BOUND_OF[kind]]:g}"
+    elif kind == "literal_error":
+        names = re.findall(r"'([^']+)'", str(context["expected"]))
+        close = f"; {nearest(given, names)}" if isinstance(given, str) and len(names) > 1 else ""
+        expected = f"expected {context['expected']}"
+        return f"{expected}, got {_shown(given)}{close if 'mean' in close else ''}"
+    elif kind == "too_short":
+        expected = f"expected at least {context['min_length']} in the list"
+    else:
+        expected = _EXPECTED.get(kind) or item["msg"].removeprefix("Value error, ")
+        expected = expected[0].lower() + expected[1:]
+    shown = _shown(given)
+    got = "" if expected.endswith(f"got {shown}") else f", got {shown}"
+    return f"{expected}{got}{_share(kind, given)}{_dash(kind, given)}"
+
+
+_BOUNDS = {
+    "greater_than": "more than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
+_BOUND_OF = {
+    "greater_than": "gt",
+    "greater_than_equal": "ge",
+    "less_than": "lt",
+    "less_than_equal": "le",
+}
+_EXPECTED = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "string_type": "expected a text",
+    "list_type": "expected a list, such as [a, b]",
+    "tuple_type": "expected a list, such as [a, b]",
+    "dict_type": "expected keys and values",
+    "model_type": "expected keys and values",
+    "model_attributes_type": "expected keys and values",
+    "finite_number": "expected a finite number",
+}
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML writes it, cut where it is long."""
+    plain = value is None or isinstance(value, bool)
+    shown = json.dumps(value) if plain else repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "…"
+
+
+def _share(kind: str, given: Any) -> str:
+    """How a percentage is written, where somebody seems to have meant one."""
+    if kind in ("less_than", "less_than_equal") and isinstance(given, int | float):
+        percent: float | None = given if 1 < given <= 100 else None
+    elif kind == "float_type" and isinstance(given, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", given)
+        percent = float(found[1]) if found else None
+    else:
+        percent = None
+    return "" if percent is None else f"; {percent:g} % is {percent / 100:g}"
+
+
+def _dash(kind: str, given: Any) -> str:
+    """What is wrong with `-load`, which YAML reads as a text."""
+    if kind in ("list_type", "tuple_type") and isinstance(given, str) and given.startswith("-"):
+        return "; a space is missing after the '-'"
+    return ""
+
+
+def _no_such_key(name: str, owner: Sequence[str]) -> str:
+    before, colon, _ = name.partition(":")
+    if colon and before in owner:
+        return f"no such key; a space is missing after the ':' of `{before}:`"
+    return f"no such key; {nearest(name, owner)}"
+
+
+def _no_such_tag(context: Mapping[str, Any]) -> str:
+    """A union's value that does not say, or not rightly, which of its kinds it is."""
+    tag, names = str(context.get("tag", "")), str(context.get("expected_tags", ""))
+    if context.get("discriminator") == "'source'" and not tag:
+        group = "`- /data: bills`, or say `data=bills`"
+        return f"has no `source`; take a group of it in `defaults`, such as {group}"
+    valid = re.findall(r"'([^']+)'", names)
+    hint = nearest(tag, valid) if valid else "expected a number or a mapping"
+    return f"{tag!r} is not valid; {hint}" if tag else hint
+
+
+def _meaning(name: str, model: type[BaseModel], location: Sequence[str | int]) -> str:
+    """What a field that is missing is for, where it is one of the model's own."""
+    field = model.model_fields.get(name) if not location else None
+    about = field.description if field is not None else None
+    return f"; {about[0].lower()}{about[1:].rstrip('.')}" if about else ", and has no default"
 
 
 def _real_location(location: Sequence[str | int], values: Any) -> list[str | int]:

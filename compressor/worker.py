@@ -85,8 +85,7 @@ def main(path: Path) -> int:
         os.environ.pop(name, None)
     ranks = Ranks.of_environment()
     watch = print_event if ranks.first else None
-    quiet = task["quiet"] or not ranks.first
-    progress = Progress(Console(file=sys.stdout), quiet=quiet, watch=watch)
+    progress = Progress(Console(file=sys.stdout), quiet=True, watch=watch)
     stage = stage_class(task["kind"]).model_validate(task["stage"])
     model_folder = task["model_folder"]
     inputs = Inputs(

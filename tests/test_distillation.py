@@ -591,7 +591,10 @@ ALIKE = "layers: {encoder: {0: 0, 1: 1}}"
             ],
             "distill.cache_logits: there is nothing to cache: losses.logits is 0",
         ),
-        ([(TEACHER, f"{TEACHER}\n    temperature: 0")], "distill.temperature: input should be gr"),
+        (
+            [(TEACHER, f"{TEACHER}\n    temperature: 0")],
+            "distill.temperature: expected more than 0, got 0",
+        ),
     ],
 )
 def test_what_cannot_be_distilled_is_found_while_planning(tmp_path, changes, expected) -> None:

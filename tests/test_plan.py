@@ -140,8 +140,9 @@ def test_json_of_a_plan_has_the_documented_fields(run) -> None:
     stages = json.loads(result.out)
     assert result.code == 0
     assert [stage["name"] for stage in stages] == ["load", "prune_1"]
-    expected = {"name", "stage", "key", "cached", "parameters", "nonzero_ratio", "bytes"}
+    expected = {"name", "stage", "key", "cached", "parameters", "nonzero_ratio", "bytes", "seconds"}
     assert all(expected <= set(stage) for stage in stages)
+    assert [stage["model"] for stage in stages] == [None, "load"]
 
 
 def test_all_errors_of_a_recipe_are_told_at_once_with_line_and_nearest_name(recipe) -> None:

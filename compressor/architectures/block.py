@@ -5,7 +5,9 @@ No tensors here: the module is `compressor.block.Block`.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from compressor.field_types import SETTINGS, Integer
 
 KEY = "encoder_blocks"
 """The config's list with one entry a layer of the encoder: null where the layer is the
@@ -22,11 +24,11 @@ class BlockSizes(BaseModel):
     Example: `{heads: 12, head_size: 32, depth: 2, dropout: 0.1}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    heads: int = Field(12, ge=1, description="Attention heads of the block.")
-    head_size: int = Field(32, ge=1, description="Width of each head.")
-    depth: int = Field(
+    heads: Integer = Field(12, ge=1, description="Attention heads of the block.")
+    head_size: Integer = Field(32, ge=1, description="Width of each head.")
+    depth: Integer = Field(
         2, ge=0, description="Linear layers with GELU before each projection of the block."
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout before the residual is added.")

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 
 from compressor.errors import StageError
+from compressor.extras import installing
 
 SUPPORTED: Mapping[str, frozenset[str]] = {
     "seq2seq_lm": frozenset({"t5", "mt5", "bart", "mbart", "pegasus", "marian"}),
@@ -29,5 +30,5 @@ def require(*packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise StageError(
-                f'the package {package} is not installed; pip install "compressor[onnx]" brings it'
+                f"the package {package} is not installed; {installing('onnx')} brings it"
             )

@@ -14,12 +14,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from compressor import hub
 from compressor.data import bills, messages
 from compressor.data.rows import ROW, Rows, Task, require_labels, rows_of
 from compressor.errors import StageError, Unreachable, nearest
+from compressor.field_types import SETTINGS, Counted, Integer, Listed
+from compressor.schema_rules import Schema, rules, when, where
 
 Split = Literal["train", "validation", "test"]
 Reads = Literal["texts", "sources", "pairs"]
@@ -29,25 +31,47 @@ Problem = Callable[[str, str], None]
 
 MIN_LABELS = {"multi_label": 1, "single_label": 2}
 """One class to choose from is no choice."""
+Label = Annotated[str, Field(json_schema_extra={"pattern": "^[^;]+$"})]
+Share = Annotated[
+    float,
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5}),
+]
+"""Of train's rows, so that enough are left to train on."""
 _OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
 """Reader → what it is told: "NA" and "null" are texts like any others."""
 _READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
+def _labels(least: int) -> Schema:
+    """What `labels` are where at least so many are wanted."""
+    return {"minItems": least, "uniqueItems": True}
+
+
 class SplitRows(BaseModel):
     """How many rows of each split are used, from its beginning; null is all of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    train: int | None = Field(None, ge=1)
-    validation: int | None = Field(None, ge=1)
-    test: int | None = Field(None, ge=1)
+    train: Counted | None = Field(None)
+    validation: Counted | None = Field(None)
+    test: Counted | None = Field(None)
 
 
 class DataBase(BaseModel):
     """What every source has: columns, prefix and the limits in tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS | ConfigDict(
+        json_schema_extra=rules(
+            *(
+                when(where(task={"const": task}), where(labels=_labels(least)))
+                for task, least in MIN_LABELS.items()
+            ),
+            when(
+                {"not": where(task={"enum": list(MIN_LABELS)})},
+                {"properties": {"labels": {"maxItems": 0}}},
+            ),
+        )
+    )
 
     task: Task = Field(
         "summarization",
@@ -56,7 +80,7 @@ class DataBase(BaseModel):
     )
     text: str = Field("text", description="Column of the text to be summarized or labelled.")
     summary: str = Field("summary", description="Column of the reference summary.")
-    labels: tuple[str, ...] = Field(
+    labels: Listed[Label] = Field(
         (),
         description="The labels' names. multi_label: a column of 0 and 1 for each, unless `label` "
         "is set; single_label: what stands in the column `label`.",
@@ -67,8 +91,12 @@ class DataBase(BaseModel):
         "`label`. multi_label: column of a list of a row's labels, instead of a column for each.",
     )
     prefix: str = Field("", description="Put before each text; T5 wants `summarize: `.")
-    max_source_length: int = Field(512, ge=1, description="Tokens of a source; the rest is cut.")
-    max_target_length: int = Field(128, ge=1, description="Tokens of a target; the rest is cut.")
+    max_source_length: Integer = Field(
+        512, ge=1, description="Tokens of a source; the rest is cut."
+    )
+    max_target_length: Integer = Field(
+        128, ge=1, description="Tokens of a target; the rest is cut."
+    )
     truncate: Truncate = Field(
         "tokens",
         description="Where a text that is too long is cut: after the last token that fits, or the "
@@ -143,7 +171,7 @@ class Bills(DataBase):
     """
 
     source: Literal["bills"]
-    seed: int = Field(0, description="Another seed is another set of bills.")
+    seed: Integer = Field(0, description="Another seed is another set of bills.")
 
     def _count(self, split: Split) -> int:
         count: int = getattr(self.rows, split) or {"train": 4000}.get(split, 200)
@@ -172,12 +200,22 @@ class Messages(DataBase):
     Example: `data: {source: messages, task: multi_label, rows: {train: 4000}}`
     """
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            {"properties": {"labels": _labels(MIN_LABELS["multi_label"])}},
+            when(
+                where(task={"const": "single_label"}),
+                {"properties": {"labels": _labels(MIN_LABELS["single_label"])}},
+            ),
+        )
+    )
+
     source: Literal["messages"]
     task: Literal["multi_label", "single_label"] = Field(
         "multi_label", description="Several labels a message, none included, or exactly one."
     )
-    labels: tuple[str, ...] = Field(messages.LABELS, description="Which of the six are learned.")
-    seed: int = Field(0, description="Another seed is another set of messages.")
+    labels: Listed[Label] = Field(messages.LABELS, description="Which of the six are learned.")
+    seed: Integer = Field(0, description="Another seed is another set of messages.")
 
     def _count(self, split: Split) -> int:
         count: int = getattr(self.rows, split) or {"train": 4000}.get(split, 500)
@@ -212,12 +250,12 @@ class Messages(DataBase):
 class Held(DataBase):
     """What sources share that can hold rows out of their train split."""
 
-    holdout: float | dict[Literal["validation", "test"], float] | None = Field(
+    holdout: Share | dict[Literal["validation", "test"], Share] | None = Field(
         None,
         description="Share of train's rows, shuffled, that is held out for each split without rows "
         "of its own, or for the splits that are named; what is neither is validation's rows.",
     )
-    seed: int = Field(0, description="Of the shuffle before rows are held out.")
+    seed: Integer = Field(0, description="Of the shuffle before rows are held out.")
 
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> Self:
@@ -381,7 +419,7 @@ class Hub(Held):
     files: dict[str, str] | None = Field(
         None, description="The hub's splits made of its files: split → file; default: as it says."
     )
-    holdout: float | dict[Literal["validation", "test"], float] = Field(
+    holdout: Share | dict[Literal["validation", "test"], Share] = Field(
         0.1,
         description="Share of train's rows, shuffled, that is held out for each split without rows "
         "of its own, or for the splits that are named; what is neither is validation's rows.",

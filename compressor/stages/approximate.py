@@ -13,6 +13,7 @@ from compressor.architectures import Facts, Stack
 from compressor.architectures.block import BlockSizes
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
+from compressor.field_types import Integer, Listed
 from compressor.hyperparameters import Hyperparameters
 from compressor.stage import Context, Inputs, Planning, Stage
 
@@ -62,12 +63,12 @@ class Approximate(Hyperparameters, Stage):
     distributed: ClassVar[bool] = True
     reads: ClassVar[Reads] = "sources"
 
-    epochs: int = Field(2, ge=0, description="Passes over the rows; 0 trains nothing.")
+    epochs: Integer = Field(2, ge=0, description="Passes over the rows; 0 trains nothing.")
     learning_rate: float = Field(
         1e-3, gt=0, description="At the end of the warm-up; then linear to 0."
     )
     weight_decay: float = Field(1e-4, ge=0, description="Decoupled, as in AdamW (1711.05101).")
-    layers: tuple[int, ...] = Field(
+    layers: Listed[Integer] = Field(
         min_length=1, description="Which layers of the encoder, from 0: one, or neighbours."
     )
     block: BlockSizes = Field(
@@ -82,9 +83,9 @@ class Approximate(Hyperparameters, Stage):
     loss: Literal["l1", "mse"] = Field(
         "l1", description="Mean over elements of the absolute difference, or of its square."
     )
-    sequence_length: int = Field(128, ge=1, description="Positions of a row of noise.")
-    batches: int = Field(1000, ge=1, description="Batches of noise in an epoch.")
-    validation_batches: int = Field(100, ge=1, description="Batches of noise to validate with.")
+    sequence_length: Integer = Field(128, ge=1, description="Positions of a row of noise.")
+    batches: Integer = Field(1000, ge=1, description="Batches of noise in an epoch.")
+    validation_batches: Integer = Field(100, ge=1, description="Batches of noise to validate with.")
 
     def draws(self) -> bool:
         return True

@@ -12,6 +12,7 @@ from pydantic import Field
 from compressor.architectures import Facts
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
+from compressor.field_types import Integer, Listed
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ class Baseline(Stage):
     splits: ClassVar[tuple[Split, ...]] = ("train", "validation", "test")
     reads: ClassVar[Reads] = "texts"
 
-    sentences: int = Field(3, ge=1, description="Sentences of the text that are its summary.")
-    words: int = Field(2, ge=1, le=3, description="Longest run of words that is a feature.")
-    min_rows: int = Field(2, ge=1, description="A feature is in at least as many rows.")
-    inverse_regularization: tuple[float, ...] = Field(
+    sentences: Integer = Field(3, ge=1, description="Sentences of the text that are its summary.")
+    words: Integer = Field(2, ge=1, le=3, description="Longest run of words that is a feature.")
+    min_rows: Integer = Field(2, ge=1, description="A feature is in at least as many rows.")
+    inverse_regularization: Listed[float] = Field(
         (1.0, 3.0), min_length=1, description="scikit-learn's C; larger fits the rows closer."
     )
 

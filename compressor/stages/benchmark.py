@@ -7,14 +7,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 
 from compressor import machine
 from compressor.architectures import Facts
 from compressor.backends import BackendName
 from compressor.data.sources import Reads, Split
+from compressor.field_types import Counted, Integer, Listed
+from compressor.schema_rules import rules, when, where
 from compressor.stage import Context, Inputs, Planning, Report
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 LEAST_BATCHES = 3
 """However few `texts` there are for a batch size."""
+
+Length = Annotated[Integer, WithJsonSchema({"type": "integer", "minimum": 2})]
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,12 @@ class Benchmark(Report):
     Example: `benchmark: {input_lengths: [512, 2048, 8192], batch_sizes: [1], training_step: true}`
     """
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            when(where(training_step={"const": True}), where(input_lengths={"minItems": 1}))
+        )
+    )
+
     version: ClassVar[int] = 2
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     reads: ClassVar[Reads] = "sources"
@@ -78,21 +88,21 @@ class Benchmark(Report):
         description="What must run the models: torch, ctranslate2 or onnxruntime; default: what "
         "each is made for. Planning tells of a model that is made for another.",
     )
-    max_length: int = Field(64, ge=2, description="Limit of a summary, in tokens.")
-    batch_sizes: tuple[int, ...] = Field((1, 32), min_length=1, description="Texts read at once.")
-    input_lengths: tuple[int, ...] = Field(
+    max_length: Integer = Field(64, ge=2, description="Limit of a summary, in tokens.")
+    batch_sizes: Listed[Counted] = Field((1, 32), min_length=1, description="Texts read at once.")
+    input_lengths: Listed[Length] = Field(
         (), description="Lengths of input, in tokens; default: the rows as they are."
     )
-    output_lengths: tuple[int, ...] = Field(
+    output_lengths: Listed[Counted] = Field(
         (), description="Lengths of summaries, in tokens; default: as the model ends them."
     )
-    threads: tuple[int, ...] = Field(
+    threads: Listed[Counted] = Field(
         (), description="Numbers of threads to compute with; default: one for each core."
     )
-    texts: int = Field(
+    texts: Integer = Field(
         48, ge=1, description="Texts timed for each combination; at least 3 batches are."
     )
-    warm_up: int = Field(2, ge=0, description="Batches read before any is timed.")
+    warm_up: Integer = Field(2, ge=0, description="Batches read before any is timed.")
     training_step: bool = Field(
         False,
         description="Measure a training step at each of `input_lengths` too; of a quantized model: "
@@ -104,9 +114,6 @@ class Benchmark(Report):
 
     @model_validator(mode="after")
     def _sizes(self) -> Benchmark:
-        for name, least in (("batch_sizes", 1), ("threads", 1), ("output_lengths", 1)):
-            if any(each < least for each in getattr(self, name)):
-                raise ValueError(f"{name}: expected whole numbers of at least {least}")
         if any(tokens < 2 for tokens in self.input_lengths):
             raise ValueError("input_lengths: expected lengths of at least 2 tokens")
         if self.training_step and not self.input_lengths:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from compressor.architectures import Facts, matched_layers
 from compressor.errors import StageError, nearest
+from compressor.field_types import SETTINGS, Index, Integer
+from compressor.schema_rules import rules
 from compressor.stage import Context, Inputs, Planning
 from compressor.stages.finetune import Finetune
 
@@ -20,6 +22,18 @@ if TYPE_CHECKING:
 
 TEACHER = "teacher"
 
+PARTS = ("labels", "logits", "hidden", "attention")
+LayerMap = Annotated[
+    dict[Index, Integer],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]+$"},
+            "additionalProperties": {"type": "integer"},
+        }
+    ),
+]
+
 
 class Losses(BaseModel):
     """The weight of each part of the loss.
@@ -27,7 +41,16 @@ class Losses(BaseModel):
     Example: `losses: {labels: 0.5, logits: 0.5}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS | ConfigDict(
+        json_schema_extra=rules(
+            {
+                "not": {
+                    "required": ["labels", "logits"],  # whose defaults are not 0
+                    "properties": {part: {"const": 0} for part in PARTS},
+                }
+            }
+        )
+    )
 
     labels: float = Field(0.5, ge=0, description="Cross-entropy with the labels.")
     logits: float = Field(0.5, ge=0, description="T² · KL(teacher ‖ student), over the vocabulary.")
@@ -72,7 +95,7 @@ class Distill(Finetune):
     temperature: float = Field(
         2.0, gt=0, description="Divides both models' logits before they are compared."
     )
-    layers: dict[Literal["encoder", "decoder"], dict[int, int]] = Field(
+    layers: dict[Literal["encoder", "decoder"], LayerMap] = Field(
         default_factory=dict,
         description="Student's layer → teacher's, from 0, for hidden states and attention maps; a "
         "stack that is not named is matched evenly, last to last; {} leaves it out.",

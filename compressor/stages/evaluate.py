@@ -14,6 +14,7 @@ from compressor.backends import BackendName
 from compressor.data.rows import Rows
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
+from compressor.field_types import Integer, whole
 from compressor.metrics.labels import SCORES as LABEL_SCORES
 from compressor.metrics.rouge import KEYS
 from compressor.stage import Context, Inputs, Planning, Report
@@ -77,9 +78,18 @@ class Evaluate(Report):
         description="What must run the models: torch, ctranslate2 or onnxruntime; default: what "
         "each is made for. Planning tells of a model that is made for another.",
     )
-    max_length: int | list[int] = Field(128, description="Limits, in tokens, at least 2.")
-    min_length: int = Field(0, ge=0, description="A summary has at least as many tokens.")
-    num_beams: int = Field(1, ge=1, description="1 is greedy.")
+    max_length: int | list[int] = Field(
+        128,
+        description="Limits, in tokens, at least 2.",
+        json_schema_extra={
+            "anyOf": [
+                {"type": "integer", "minimum": 2},
+                {"type": "array", "items": {"type": "integer", "minimum": 2}, "minItems": 1},
+            ]
+        },
+    )
+    min_length: Integer = Field(0, ge=0, description="A summary has at least as many tokens.")
+    num_beams: Integer = Field(1, ge=1, description="1 is greedy.")
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["tuned"] = Field(
         0.5,
         description="Probability from which one of several labels is given; tuned: for each label "
@@ -94,6 +104,11 @@ class Evaluate(Report):
 
     def data_splits(self) -> tuple[Split, ...]:
         return ("validation", "test") if self.threshold == "tuned" else ("test",)
+
+    @field_validator("max_length", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return [whole(each) for each in value] if isinstance(value, list) else whole(value)
 
     @field_validator("max_length")
     @classmethod

@@ -49,11 +49,11 @@ class Export(Stage):
     ctranslate2: `ctranslate2.Translator`, or `Encoder` with the classifier's head beside it. int8
     has one scale a row and computes in integers, tables of embeddings included; the `_…` after it
     is the type of all else.
-    Needs `pip install "compressor[ctranslate2]"`.
+    Needs the package `ctranslate2`.
 
     onnx: `encoder.onnx` and `decoder.onnx`, or a classifier's `model.onnx`, and `weights.bin`; ONNX
     Runtime computes, and `compressor.load` decodes in numpy. int8 has one scale a row, and integer
-    products of blocks of 32. Needs `pip install "compressor[onnx]"`.
+    products of blocks of 32. Needs `onnx`, `onnxscript` and `onnxruntime`.
 
     gguf: one file with its tokenizer, for llama.cpp and what is built on it; `compressor.load` runs
     it on the CPU. int8 is Q8_0: blocks of 32 entries of a row share one float16 scale, so that an
@@ -62,7 +62,7 @@ class Export(Stage):
     no deeper than the encoder), GPT-2, Llama, Qwen2 and Qwen3; no SentencePiece BPE (Llama 2), no
     sliding window, no YaRN. A search's settings are beside the file. T5's tokenizer differs from
     transformers' in that it drops spaces at the end of a text and before `<extra_id_…>`. Needs
-    `pip install "compressor[gguf]"`, which compiles llama.cpp.
+    `gguf` and `llama-cpp-python`, whose installation compiles llama.cpp.
 
     A process of its own, which imports nothing that the format does not need, then loads the
     directory and reads rows of the test split. It must give what the stage's model gives, within

@@ -14,6 +14,8 @@ from compressor.architectures import ConfigError, Facts, architecture, facts
 from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
+from compressor.field_types import SETTINGS, Integer
+from compressor.schema_rules import rules, some_of
 from compressor.stage import Context, Inputs, Planning, Stage
 from compressor.store import MANIFEST, file_digest
 
@@ -37,9 +39,9 @@ class TrainTokenizer(BaseModel):
     Example: `tokenizer: {vocab_size: 1500}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    vocab_size: int = Field(ge=300, description="Number of pieces, special ones included.")
+    vocab_size: Integer = Field(ge=300, description="Number of pieces, special ones included.")
     data: Data | None = Field(None, description="Rows to train on; default: the recipe's data.")
 
 
@@ -52,6 +54,8 @@ class Load(Stage):
     Example: `load: {source: google-t5/t5-small, revision: main}`
     Example: `load: {config: {model_type: t5, d_model: 128}, tokenizer: {vocab_size: 1500}}`
     """
+
+    model_config = ConfigDict(json_schema_extra=rules(some_of("source", "config")))
 
     version: ClassVar[int] = 1
     needs_model: ClassVar[bool] = False

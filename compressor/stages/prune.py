@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from compressor.architectures import Facts, entries
 from compressor.data.sources import Split
 from compressor.errors import StageError
+from compressor.field_types import SETTINGS, Counted, Listed
 from compressor.pruning import (
     Amounts,
     Grouping,
@@ -22,6 +23,7 @@ from compressor.pruning import (
     n_of_m,
     nested,
 )
+from compressor.schema_rules import given, one_of, rules, when, where
 from compressor.stage import Artifact, Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -40,13 +42,13 @@ class Target(BaseModel):
     Example: `target: {nonzero_ratio: 0.3}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS | ConfigDict(json_schema_extra=rules(one_of("nonzero_ratio", "bytes")))
 
     nonzero_ratio: float | None = Field(
         None, gt=0, le=1, description="Non-zero entries / all parameters of the model."
     )
-    bytes: int | None = Field(
-        None, ge=1, description="Of the weights as `export: {format: packed}` writes them."
+    bytes: Counted | None = Field(
+        None, description="Of the weights as `export: {format: packed}` writes them."
     )
     values: Literal["int8", "bfloat16", "float32"] = Field(
         "int8", description="What a packed file's values are, for `bytes`."
@@ -92,18 +94,30 @@ class Prune(Grouping, Stage):
     Example: `prune: {pattern: "2:4", only: [feed_forward], importance: sparsegpt}`
     """
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            {"oneOf": [given("amounts"), given("target"), where(pattern={"pattern": ":"})]},
+            when(given("amounts"), {"properties": {"only": {"maxItems": 0}}}),
+            when(given("target"), {"properties": {"importance": {"not": {"const": "sparsegpt"}}}}),
+        )
+    )
+
     version: ClassVar[int] = 3
 
     amounts: Amounts | None = Field(None, description="Group → share to prune, in [0, 1].")
     of: Literal["remaining", "all"] = Field(
         "remaining", description="What an amount is a share of: what is left, or all entries."
     )
-    pattern: str = Field("unstructured", description="Or N:M: N of M neighbours in a row stay.")
+    pattern: str = Field(
+        "unstructured",
+        description="Or N:M: N of M neighbours in a row stay.",
+        json_schema_extra={"pattern": "^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"},
+    )
     target: Target | None = Field(None, description="Instead of amounts: how small to get.")
     sensitivity: str = Field(
         "sensitivity", description="With a target: the earlier stage that measured the curves."
     )
-    only: tuple[str, ...] = Field(
+    only: Listed[str] = Field(
         (), description="With a pattern or target: the groups that take part; default: all."
     )
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compressor.architectures import Facts
 from compressor.data.sources import Reads, Split
+from compressor.field_types import Integer
 from compressor.stage import Context, Inputs, Planning, Stage
 
 
@@ -30,9 +31,9 @@ class PseudoLabel(Stage):
     reads: ClassVar[Reads] = "sources"
     distributed: ClassVar[bool] = True
 
-    max_length: int = Field(128, ge=2, description="Limit of a text, in tokens.")
-    min_length: int = Field(0, ge=0, description="A text has at least as many tokens.")
-    num_beams: int = Field(1, ge=1, description="1 is greedy.")
+    max_length: Integer = Field(128, ge=2, description="Limit of a text, in tokens.")
+    min_length: Integer = Field(0, ge=0, description="A text has at least as many tokens.")
+    num_beams: Integer = Field(1, ge=1, description="1 is greedy.")
 
     def preview(self, planning: Planning) -> Facts | None:
         if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from compressor.architectures import Facts
 from compressor.data.rows import Rows
 from compressor.data.sources import Split
+from compressor.field_types import Integer, Listed
 from compressor.pruning import (
     Grouping,
     Pruner,
@@ -38,21 +39,20 @@ class Sensitivity(Grouping, Report):
 
     version: ClassVar[int] = 1
 
-    amounts: tuple[float, ...] = Field(
+    amounts: Listed[Annotated[float, Field(gt=0, le=1)]] = Field(
         (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-        description="Shares of what is left in a group, ascending, above 0 and at most 1.",
+        min_length=1,
+        description="Shares of what is left in a group, above 0 and at most 1.",
     )
-    rows: int = Field(64, ge=1, description="Validation rows that are looked at.")
+    rows: Integer = Field(64, ge=1, description="Validation rows that are looked at.")
     rouge: bool = Field(False, description="Summarize the rows too, and score: slow.")
-    max_length: int = Field(64, ge=2, description="Limit of those summaries, in tokens.")
-    only: tuple[str, ...] = Field((), description="The groups that are measured; default: all.")
+    max_length: Integer = Field(64, ge=2, description="Limit of those summaries, in tokens.")
+    only: Listed[str] = Field((), description="The groups that are measured; default: all.")
 
     @field_validator("amounts")
     @classmethod
     def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or list(value) != sorted(set(value)) or value[0] <= 0 or value[-1] > 1:
-            raise ValueError("expected ascending numbers above 0 and at most 1")
-        return value
+        return tuple(sorted(set(value)))
 
     def draws(self) -> bool:
         return self.importance == "random"

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from compressor.architectures import Facts, evenly_spaced
+from compressor.field_types import whole
+from compressor.schema_rules import rules, some_of
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
 
-Layers = int | float | list[int]
+Layers = Annotated[
+    int | float | list[int],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer"},
+                {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                {"type": "array", "items": {"type": "integer"}},
+            ]
+        }
+    ),
+]
 _LAYERS = "How many stay, their share in (0, 1], or which (from 0)."
 
 
@@ -26,14 +39,19 @@ class Shrink(Stage):
     Example: `shrink: {encoder_layers: 0.5, decoder_layers: 0.5}`
     """
 
+    model_config = ConfigDict(json_schema_extra=rules(some_of("encoder_layers", "decoder_layers")))
+
     version: ClassVar[int] = 1
 
     encoder_layers: Layers | None = Field(None, description=_LAYERS)
     decoder_layers: Layers | None = Field(None, description=_LAYERS)
 
-    @field_validator("encoder_layers", "decoder_layers")
+    @field_validator("encoder_layers", "decoder_layers", mode="before")
     @classmethod
     def _is_a_share(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [whole(each) for each in value]
+        value = value if value == 1 else whole(value)  # 1.0 is a share: all
         if isinstance(value, float) and not 0 < value <= 1:
             raise ValueError(
                 f"expected a whole number of layers, or a share in (0, 1], got {value}"

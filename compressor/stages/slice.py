@@ -5,14 +5,16 @@ is in `architectures/`, the maths in `compressor.sparsity.slicing`. `shrink` dro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from compressor.architectures import Facts, UnitKind, Units
 from compressor.data.sources import Split
 from compressor.errors import StageError, nearest
+from compressor.field_types import SETTINGS, Integer, whole
 from compressor.pruning import Grouping, Pruner, calibration
+from compressor.schema_rules import rules, some_of, where
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -28,23 +30,38 @@ def _refuse(path: str, message: str) -> None:
     raise StageError(f"{path}: {message}")
 
 
+_WIDTHS = ("heads", "feed_forward", "layers")
+Width = Annotated[
+    int | float,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            ]
+        }
+    ),
+]
+
+
 class Widths(BaseModel):
     """How wide a model, or one stack of it, is to be.
 
     Example: `encoder: {feed_forward: 0.5}`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SETTINGS
 
-    heads: int | float | None = Field(None, description=f"{_WIDTH}; of each attention.")
-    feed_forward: int | float | None = Field(None, description=f"{_WIDTH}; of each layer.")
-    layers: int | float | None = Field(None, description=f"{_WIDTH}; of each stack.")
+    heads: Width | None = Field(None, description=f"{_WIDTH}; of each attention.")
+    feed_forward: Width | None = Field(None, description=f"{_WIDTH}; of each layer.")
+    layers: Width | None = Field(None, description=f"{_WIDTH}; of each stack.")
 
-    @field_validator("heads", "feed_forward", "layers", mode="before")
+    @field_validator(*_WIDTHS, mode="before")
     @classmethod
     def _is_a_width(cls, value: Any) -> Any:
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if value is None or whole or (isinstance(value, float) and 0 < value <= 1):
+        value = value if value == 1 else whole(value)  # 1.0 is a share: all
+        counted = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if value is None or counted or (isinstance(value, float) and 0 < value <= 1):
             return value
         raise ValueError("expected a whole number of at least 1, or a share in (0, 1] such as 0.5")
 
@@ -75,6 +92,18 @@ class Slice(Widths, Stage):
     `slice: {heads: 4, feed_forward: 1000, multiple_of: 8}`
     """
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            {
+                "anyOf": [
+                    some_of(*_WIDTHS),
+                    where(encoder={"type": "object"} | some_of(*_WIDTHS)),
+                    where(decoder={"type": "object"} | some_of(*_WIDTHS)),
+                ]
+            }
+        )
+    )
+
     version: ClassVar[int] = 2
 
     encoder: Widths | None = Field(
@@ -83,7 +112,7 @@ class Slice(Widths, Stage):
     decoder: Widths | None = Field(
         None, description="Widths of this stack alone, where the config has one for each stack."
     )
-    multiple_of: int = Field(
+    multiple_of: Integer = Field(
         1, ge=1, description="Round the number of neurons up to a multiple of this."
     )
     importance: Literal["magnitude", "random", "taylor"] = Field(
@@ -91,7 +120,7 @@ class Slice(Widths, Stage):
         description="What a unit is judged by: the L2 norm of its weights, nothing, or the sum of "
         "|w · dL/dw| over its weights.",
     )
-    calibration_rows: int = Field(64, ge=1, description="Training rows that taylor looks at.")
+    calibration_rows: Integer = Field(64, ge=1, description="Training rows that taylor looks at.")
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Slice:

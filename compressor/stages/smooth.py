@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compressor.architectures import Facts
 from compressor.data.sources import Split
+from compressor.field_types import Integer
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Smooth(Stage):
         le=1,
         description="How much of the outliers moves into weights; 0.5 shares them evenly.",
     )
-    calibration_rows: int = Field(32, ge=1, description="Training rows that are looked at.")
+    calibration_rows: Integer = Field(32, ge=1, description="Training rows that are looked at.")
 
     def data_splits(self) -> tuple[Split, ...]:
         return ("train",)

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from compressor.architectures import Facts, Units
 from compressor.data.sources import Reads, Split
 from compressor.data.vocabulary import Vocabulary
 from compressor.errors import StageError
+from compressor.field_types import Counted, Integer, Listed
+from compressor.schema_rules import given, rules
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -47,15 +49,19 @@ class TrimVocabulary(Stage):
     Example: `trim_vocabulary: {multiple_of: 8}` or `trim_vocabulary: {size: 8000}`
     """
 
+    model_config = ConfigDict(
+        json_schema_extra=rules({"not": {"allOf": [given("size"), given("keep")]}})
+    )
+
     version: ClassVar[int] = 1
     reads: ClassVar[Reads] = "texts"
 
-    from_splits: tuple[Split, ...] = Field(
+    from_splits: Listed[Split] = Field(
         ("train", "validation"), min_length=1, description="Splits whose rows decide."
     )
-    size: int | None = Field(None, ge=1, description="Exactly so many rows of the embedding stay.")
-    keep: int | None = Field(None, ge=1, description="At least so many pieces stay.")
-    multiple_of: int = Field(
+    size: Counted | None = Field(None, description="Exactly so many rows of the embedding stay.")
+    keep: Counted | None = Field(None, description="At least so many pieces stay.")
+    multiple_of: Integer = Field(
         1, ge=1, description="Round the number of rows up to a multiple of this, by more pieces."
     )
     characters: bool = Field(

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from compressor.errors import RecipeError, StageError, Stopped, Unreachable, nearest
+from compressor.extras import installing
 from compressor.hydra_loading import (
     COMPOSITION_ERRORS,
     compose_problem,
@@ -140,10 +141,8 @@ def _problems_told(
         missing = getattr(error, "missing_cfg_file", None) or ""
         launcher = missing.removeprefix("hydra/launcher/")
         if launcher in PLUGINS:
-            package = f"pip install 'compressor[{PLUGINS[launcher]}]'"
-            raise RecipeError(
-                f"hydra/launcher: {launcher!r} is not installed: {package}"
-            ) from error
+            cure = installing(PLUGINS[launcher])
+            raise RecipeError(f"hydra/launcher: {launcher!r} is not installed: {cure}") from error
         if launcher != missing:
             hint = nearest(launcher, LAUNCHERS)
             raise RecipeError(f"hydra/launcher: no launcher {launcher!r}; {hint}") from error

@@ -12,16 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.errors import Problem, RecipeError
+from compressor.extras import installing
 from compressor.objective import Objective
 from compressor.pages.numbers import duration
 from compressor.plan import digest
 from compressor.recipe import Composed
+from compressor.recorded import Recorded
 from compressor.search import Search
 from compressor.store import Store
 from compressor.sweeps.points import Point
 from compressor.sweeps.space import Space, space_of
 from compressor.sweeps.sweep import divided, plan_points
-from compressor.sweeps.tree import Planned, Recorded, SharedStages, Step
+from compressor.sweeps.tree import Planned, SharedStages, Step
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def planned_search(recipe: str, overrides: Sequence[str], *, reachable: bool) ->
 def require_optuna() -> None:
     """Raise RecipeError where Optuna is not installed."""
     if find_spec("optuna") is None:
-        raise RecipeError("search: Optuna is not installed: pip install 'compressor[search]'")
+        raise RecipeError(f"search: Optuna is not installed: {installing('search')}")
 
 
 def print_search_plan(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +15,7 @@ from rich.tree import Tree
 from compressor import machine
 from compressor.pages.numbers import duration
 from compressor.plan import Plan
-from compressor.store import MANIFEST, Store
+from compressor.recorded import Recorded
 from compressor.sweeps.points import Point
 
 LONGEST_CHAIN = 5
@@ -49,34 +47,6 @@ class Planned:
             for node in plan.nodes
         ]
         return cls(point, tuple(steps))
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """Seconds that stages took before, as the store tells."""
-
-    by_key: Mapping[str, float]
-    by_name: Mapping[tuple[str, str], float]
-    """(stage's kind, its name in the recipe) → the median."""
-
-    @classmethod
-    def read(cls, store: Store) -> Recorded:
-        """Read every manifest of the store; one that cannot be read says nothing."""
-        by_key: dict[str, float] = {}
-        by_name: dict[tuple[str, str], list[float]] = {}
-        for path in store.folder.glob(f"*/{MANIFEST}"):
-            try:
-                about = json.loads(path.read_text(encoding="utf-8"))
-                seconds, name = float(about["seconds"]), (str(about["stage"]), str(about["name"]))
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            by_key[path.parent.name] = seconds
-            by_name.setdefault(name, []).append(seconds)
-        return cls(by_key, {name: median(each) for name, each in by_name.items()})
-
-    def seconds(self, step: Step) -> float | None:
-        """What this very stage took, or the median of those of its kind and name."""
-        return self.by_key.get(step.key, self.by_name.get((step.kind, step.name)))
 
 
 @dataclass(frozen=True)

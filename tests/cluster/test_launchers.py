@@ -34,7 +34,7 @@ needs_slurm = pytest.mark.skipif(
 )
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None,
-    reason="needs pip install 'compressor[ray]'",
+    reason="needs pip install hydra-ray-launcher",
 )
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1")
 

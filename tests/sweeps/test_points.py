@@ -9,10 +9,11 @@ from rich.console import Console
 
 from compressor import machine
 from compressor.errors import RecipeError
+from compressor.recorded import Recorded
 from compressor.sweeps.points import LONGEST_NAME, Point, shortened, spanned
 from compressor.sweeps.state import Standing
 from compressor.sweeps.sweep import trade_off
-from compressor.sweeps.tree import Planned, Recorded, SharedStages, Step, print_tree
+from compressor.sweeps.tree import Planned, SharedStages, Step, print_tree
 
 HEAD = "stages.prune.amounts.lm_head"
 

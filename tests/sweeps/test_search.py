@@ -175,7 +175,7 @@ def test_plan_says_the_space_and_what_trials_share(
         text=True,
     )
     assert missing.returncode == 2
-    assert "pip install 'compressor[search]'" in missing.stderr
+    assert "pip install 'optuna>=5.0'" in missing.stderr
 
 
 # The study

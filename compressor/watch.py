@@ -1,0 +1,98 @@
+"""Follows a run from another terminal, by the events that it writes. Nothing here changes a run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from compressor.display import display
+from compressor.errors import RecipeError
+from compressor.run import read_metrics
+from compressor.runner import print_results
+
+EVENTS = "events.jsonl"
+POLL_SECONDS = 0.3
+
+
+def watch(folder: Path, console: Console) -> bool:
+    """Show a run as its own terminal does, until it has ended. Whether it ended well.
+
+    Raises RecipeError where `folder` is no run's.
+    """
+    if not (folder / EVENTS).is_file():
+        raise RecipeError(_no_run(folder))
+    shown = display(console)
+    last: Mapping[str, Any] = {}
+    try:
+        for event in _events(folder / EVENTS):
+            last = event
+            values = {key: value for key, value in event.items() if key not in ("time", "event")}
+            shown.hear(event["event"], values, event["time"])
+    finally:
+        shown.close()
+    if last.get("event") != "run_ended":
+        console.print("the run's process has ended, or was killed: the same command goes on")
+        return False
+    if last["state"] == "done":
+        print_results(read_metrics(folder), console)
+        return True
+    reason = f": {last['error']}" if last["error"] else ""
+    console.print(f"{last['state']}{reason}", highlight=False, markup=False, soft_wrap=True)
+    return False
+
+
+def _no_run(folder: Path) -> str:
+    if (folder / "sweep.html").is_file():
+        return f"{folder} is a sweep's: open its sweep.html, or name the folder of a point"
+    if not folder.is_dir():
+        return f"{folder}: there is no such folder; `compressor run` prints that of its run"
+    return f"{folder} is no run's directory: it has no {EVENTS}"
+
+
+def _events(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The events of a run as they come, until the last or until its process is gone."""
+    process: Mapping[str, Any] | None = None
+    with path.open("rb") as stream:
+        rest = b""
+        while True:
+            gone = not _runs(process)  # asked before the file is read: nothing comes after that
+            *lines, rest = (rest + stream.read()).split(b"\n")
+            for event in filter(None, map(_parsed, lines)):
+                if event["event"] == "run_started":
+                    process, gone = event["process"], False
+                yield event
+                if event["event"] == "run_ended":
+                    process = None
+            if gone:
+                return
+            time.sleep(POLL_SECONDS)
+
+
+def _parsed(line: bytes) -> Mapping[str, Any] | None:
+    """An event, or None for what is none: half a line of a process that was killed."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    known = isinstance(event, dict) and {"time", "event"} <= event.keys()
+    return event if known else None
+
+
+def _runs(process: Mapping[str, Any] | None) -> bool:
+    """Whether a run's process is there. Of another machine's that cannot be known: it is, then."""
+    if process is None:
+        return False
+    if process["host"] != platform.node():
+        return True
+    try:
+        began = psutil.Process(process["id"]).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return abs(began - float(process["created"])) < 1.0

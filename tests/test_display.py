@@ -1,0 +1,110 @@
+"""What a person sees of a run, made from its events."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from rich.console import Console, Group
+
+from compressor.display import Log, Screen, Seen, below
+
+STAGES = [
+    {"name": "load", "stage": "load", "seconds": 2.0},
+    {"name": "base", "stage": "finetune", "seconds": 90.0},
+    {"name": "evaluate", "stage": "evaluate", "seconds": 30.0},
+]
+LOADED = {"name": "load", "cached": True, "seconds": 0.01, "parameters": 1_510_000}
+LOADED |= {"nonzero_ratio": 1.0, "metrics": {}}
+
+
+def moved(done: int, *, ended: bool = False) -> dict[str, Any]:
+    return {"title": "train", "done": done, "total": 100, "notes": {"loss": "2.3"}, "ended": ended}
+
+
+def text(seen: Seen, now: float, width: int = 80) -> list[str]:
+    """What is drawn below the lines, as plain text."""
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as captured:
+        console.print(Group(*below(seen, now)))
+    return captured.get().splitlines()
+
+
+def begun() -> Seen:
+    seen = Seen()
+    seen.hear("run_started", {"recipe": "demo", "stages": STAGES}, 1000.0)
+    seen.hear("stage_started", {"name": "load"}, 1000.0)
+    seen.hear("stage_ended", LOADED, 1001.0)
+    seen.hear("stage_started", {"name": "base"}, 1001.0)
+    return seen
+
+
+def test_below_are_the_stage_that_runs_its_bars_and_what_is_left() -> None:
+    """After 20 s of a stage that took 90 before, with 30 after it, 100 are left."""
+    seen = begun()
+    seen.hear("progress", moved(10), 1001.0)
+    seen.hear("progress", moved(30), 1021.0)
+    seen.hear("epoch", {"epoch": 1, "validation_loss": 2.25}, 1021.0)
+    running, bar, losses, then, whole = text(seen, 1021.0)
+    assert running == "base                      20.0 s, 1 min 30 s before"
+    assert bar.startswith("  train ") and "30/100 loss 2.3  1 min 10 s left" in bar
+    assert losses == "  validation loss after each epoch: 2.25"
+    assert then == "then evaluate"
+    assert whole == "demo: 1 of 3 stages, 21.0 s, about 1 min 40 s left"
+
+
+def test_no_time_is_promised_that_is_not_known() -> None:
+    """Where one stage never ran before, the rest of the run has no known time."""
+    stages = [STAGES[0], STAGES[1] | {"seconds": None}]
+    seen = Seen()
+    seen.hear("run_started", {"recipe": "demo", "stages": stages}, 0.0)
+    assert text(seen, 5.0) == ["then load, base", "demo: 0 of 2 stages, 5.0 s"]
+
+
+def test_a_bar_is_gone_with_its_end_and_with_its_stage() -> None:
+    """Neither an ended bar nor that of a stage which failed in the middle stays."""
+    seen = begun()
+    seen.hear("progress", moved(10), 1001.0)
+    seen.hear("progress", moved(100, ended=True), 1002.0)
+    assert not seen.bars
+    seen.hear("progress", moved(10), 1003.0)
+    seen.hear("stage_failed", {"name": "base", "error": "no"}, 1004.0)
+    assert not seen.bars and seen.stage is None
+
+
+def test_lines_are_never_wider_than_the_terminal() -> None:
+    """Long names are cut at the terminal's width: the drawing moves up line by line."""
+    seen = begun()
+    seen.hear("progress", moved(10), 1001.0)
+    seen.stages["evaluate_" + "x" * 200] = None
+    for width in (20, 40, 80):
+        assert max(len(line) for line in text(seen, 1002.0, width)) <= width
+
+
+def test_a_name_with_markup_shows_as_it_is() -> None:
+    """Square brackets from a recipe or a library are text, on a terminal and elsewhere."""
+    for display in (Log, Screen):
+        out = io.StringIO()
+        display(Console(file=out, width=80)).hear("said", {"text": "[red]5[/red] rows"}, 0.0)
+        assert "[red]5[/red] rows" in out.getvalue()
+
+
+def test_without_a_terminal_a_bar_says_a_line_now_and_then() -> None:
+    """In a minute of events, one a second, four lines: one each 15 seconds."""
+    out = io.StringIO()
+    log = Log(Console(file=out, width=200))
+    for second in range(61):
+        log.hear("progress", moved(second), float(second))
+    lines = out.getvalue().splitlines()
+    assert [re.sub(r"\s+", " ", line) for line in lines] == [
+        f" train {done}/100 loss 2.3 {left} left"
+        for done, left in ((15, "1 min 25 s"), (30, "1 min 10 s"), (45, "55.0 s"), (60, "40.0 s"))
+    ]
+
+
+def test_a_second_run_in_the_same_folder_begins_anew() -> None:
+    """A point of a sweep that was killed goes on in its folder: its old events count no more."""
+    seen = begun()
+    seen.hear("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
+    assert text(seen, 2003.0) == ["then load", "demo: 0 of 1 stages, 3.0 s, about 2.0 s left"]

@@ -1,0 +1,115 @@
+"""`compressor new`: what it writes is the recipe that it is made from, commented or not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft7Validator
+from omegaconf import OmegaConf
+
+from compressor.errors import RecipeError
+from compressor.new import new
+from compressor.plan import plan
+from compressor.recipe import Composed, compose
+from compressor.recipe_files import recipe_names
+from compressor.schema import file_schema
+from compressor.store import Store
+from tests.recipe_values import as_json
+
+SCHEMA = Draft7Validator(file_schema())
+SETTING = re.compile(r"^( *)#(?=\S|  )", re.MULTILINE)
+
+
+def keys(composed: Composed) -> dict[str, str | None]:
+    nodes = plan(composed, Store(Path("/nonexistent"))).nodes
+    return {node.name: node.key for node in nodes}
+
+
+def values(composed: Composed) -> dict[str, Any]:
+    """What a recipe says, without its name and with each stage's kind."""
+    found = dict(as_json(composed.values)) | {"name": ""}
+    stages = composed.recipe.stages.items()
+    found["stages"] = {name: {"stage": name} | (own or {}) for name, own in stages}
+    return found
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_new_recipe_plans_to_the_keys_of_the_one_it_extends(name: str, tmp_path: Path) -> None:
+    """As it is written, and with the # of every setting taken away; and its schema accepts both."""
+    file, original = tmp_path / "mine.yaml", compose(name)
+    expected = keys(original)
+    new(file, name)
+    assert values(compose(str(file))) == values(original)
+    assert keys(compose(str(file))) == expected
+    assert SCHEMA.is_valid(as_json(OmegaConf.to_container(OmegaConf.load(file))))
+    text = SETTING.sub(r"\1", file.read_text())
+    assert text != file.read_text()
+    file.write_text(text)
+    uncommented = compose(str(file))
+    assert keys(uncommented) == expected
+    assert {**values(uncommented), "stages": 0} == {**values(original), "stages": 0}
+    assert SCHEMA.is_valid(as_json(OmegaConf.to_container(OmegaConf.load(file))))
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_search", "homework/v6", "bert/emotions"])
+def test_a_full_recipe_says_all_of_the_one_it_is_made_from(name: str, tmp_path: Path) -> None:
+    """It extends `base` alone; also what it says to Hydra is there."""
+    file = tmp_path / "mine.yaml"
+    new(file, name, full=True)
+    assert "/base" in file.read_text() and name not in re.findall(
+        r"^defaults: .*", file.read_text()
+    )
+    assert values(compose(str(file))) == values(compose(name))
+    sweeps = OmegaConf.load(file).get("hydra")
+    assert (sweeps is not None) == (name == "demo_search")
+
+
+def test_a_new_recipe_still_takes_other_groups(tmp_path: Path) -> None:
+    """Nothing in it stands over `model=`, `data=` and `training=` of the command line."""
+    file, overrides = tmp_path / "mine.yaml", ("model=tiny", "data=bills", "training=quick")
+    new(file, "homework/v3")
+    found = keys(compose(str(file), overrides))
+    assert None not in found.values()
+    assert found == keys(compose("homework/v3", overrides))
+
+
+def test_one_setting_is_changed_by_taking_its_sign_away(tmp_path: Path) -> None:
+    """`#epochs: 2` of one stage becomes `epochs: 3`, and all else stays."""
+    file = tmp_path / "mine.yaml"
+    new(file, "demo")
+    text = file.read_text()
+    assert text.count("    #epochs: 2") == 1
+    file.write_text(text.replace("    #epochs: 2", "    epochs: 3"))
+    changed, original = values(compose(str(file))), values(compose("demo"))
+    assert changed["stages"]["base"].pop("epochs") == 3
+    assert original["stages"]["base"].pop("epochs") == 2
+    assert changed == original
+
+
+def test_new_refuses_what_would_not_work(tmp_path: Path) -> None:
+    """A file that is there, another ending, an unknown recipe, and one that would extend itself."""
+    (tmp_path / "there.yaml").write_text("seed: 1\n")
+    for file, parent, expected in (
+        ("there.yaml", "demo", "--force"),
+        ("mine.yml", "demo", "ends in .yaml"),
+        ("mine.yaml", "homework/v7", "did you mean 'homework/v"),
+        ("nowhere/mine.yaml", "demo", "no folder"),
+        ("demo.yaml", "demo", "extend itself"),
+    ):
+        with pytest.raises(RecipeError, match=expected):
+            new(tmp_path / file, parent)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.yaml"]
+    new(tmp_path / "there.yaml", "demo", force=True)
+    assert "defaults: [/demo, _self_]" in (tmp_path / "there.yaml").read_text()
+
+
+def test_the_command_says_what_to_do_next(run) -> None:
+    """It writes from `demo`; a second time it refuses, with exit code 2."""
+    done = run("new", "mine.yaml")
+    assert done.code == 0
+    assert "compressor plan mine.yaml" in done.out
+    assert run("plan", "mine.yaml").code == 0
+    assert run("new", "mine.yaml").code == 2

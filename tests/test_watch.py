@@ -1,0 +1,165 @@
+"""Events of a run, and following them from another terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from compressor.progress import Progress
+from tests.conftest import Command, compressor
+
+
+@pytest.fixture
+def started(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start a run in the background that takes some seconds, and end it at the latest here."""
+    path = recipe(("epochs: 1}\n  prune", "epochs: 400}\n  prune"))
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(**how: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "compressor", "run", str(path)]
+        processes.append(subprocess.Popen(command, cwd=tmp_path, **how))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def run_folder(tmp_path: Path, seconds: float = 60) -> Path:
+    """The folder of the run, once a training has told of its progress."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for path in (tmp_path / "outputs" / "runs").glob("*/*/events.jsonl"):
+            if '"title": "train"' in path.read_text():
+                return path.parent
+        time.sleep(0.1)
+    raise AssertionError("no training has begun")
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_watched_from_elsewhere_and_its_kill_is_told(
+    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """Who watches sees what has ended, and is told when the run's process is gone for good."""
+    process = started(stdout=subprocess.DEVNULL)
+    folder = run_folder(tmp_path)
+    command = [sys.executable, "-m", "compressor", "watch", str(folder)]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert watching.stdout is not None
+        assert watching.stdout.readline().startswith("load  ")
+        assert watching.poll() is None, "it must follow while the run works"
+        process.kill()
+        process.wait()
+        out, _ = watching.communicate(timeout=30)
+    finally:
+        watching.kill()
+    assert watching.returncode == 1
+    assert out.endswith("the run's process has ended, or was killed: the same command goes on\n")
+
+
+def test_a_terminal_is_left_as_it_was_by_kill(
+    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """SIGTERM ends a run as Ctrl-C does: the cursor is shown again, and the run says so."""
+    ours, theirs = pty.openpty()
+    process = started(stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown, asked = b"", False
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # Linux's way to say that the other side is closed
+                break
+            shown += piece
+            if b"train" in shown and not asked:
+                process.send_signal(signal.SIGTERM)
+                asked = True
+    assert process.wait(timeout=30) == 1
+    text = shown.decode()
+    assert "\x1b[?25l" in text, "it draws bars, and hides the cursor meanwhile"
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    assert "the same command goes on from here" in text
+    (folder,) = (tmp_path / "outputs" / "runs").glob("*/*")
+    last = events(folder)[-1]
+    assert (last["event"], last["state"]) == ("run_ended", "interrupted")
+
+
+def test_the_events_of_a_run_say_all_that_is_shown(
+    recipe: Callable[..., Path], run: Callable[..., Command]
+) -> None:
+    """From first to last, in workers' processes too; watching an ended run shows its results."""
+    done = run("run", recipe(), "launch.num_processes=2", "skip=[recover]")
+    assert done.code == 0, done.err
+    told = events(done.run_folder)
+    assert [told[0]["event"], told[-1]["event"]] == ["run_started", "run_ended"]
+    assert [stage["name"] for stage in told[0]["stages"]] == [
+        *("load", "finetune", "prune"),
+        "evaluate",
+    ]
+    assert told[-1]["state"] == "done"
+    moves = [event for event in told if event["event"] == "progress"]
+    assert {"train", "decode"} <= {event["title"] for event in moves}
+    assert all(event["done"] == event["total"] for event in moves if event["ended"])
+    seen = compressor("watch", str(done.run_folder))
+    assert seen.code == 0
+    assert seen.out.splitlines()[-3:] == done.out.splitlines()[-4:-1]
+    ended = re.findall(r"^(\w+) +[\d.]+ s ", done.out, re.MULTILINE)
+    assert ended == ["load", "finetune", "prune", "evaluate"]
+
+
+def test_of_a_long_bar_few_events_are_written(tmp_path: Path) -> None:
+    """Each move is told to who watches, and the file has the first, the last, and fewer between."""
+    heard: list[int] = []
+    path = tmp_path / "events.jsonl"
+    progress = Progress(
+        Console(quiet=True), path, quiet=True, watch=lambda _, values: heard.append(values["done"])
+    )
+    with progress.bar("train", 1000) as bar:
+        for _ in range(1000):
+            bar.advance()
+            bar.tell(ended=False)
+            if bar.done == 500:
+                time.sleep(0.3)  # 0.5 % of it is more than the moves before took together
+    written = [json.loads(line)["done"] for line in path.read_text().splitlines()]
+    assert len(heard) > 1000
+    assert (written[0], written[-1]) == (0, 1000)
+    assert len(written) < len(heard)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda folder: None, "there is no such folder"),
+        (lambda folder: folder.mkdir(), "is no run's directory: it has no events.jsonl"),
+    ],
+)
+def test_what_is_no_run_is_not_watched(
+    make: Callable[[Path], None], told: str, tmp_path: Path
+) -> None:
+    """A wrong folder is the person's mistake, told as such."""
+    make(tmp_path / "run")
+    done = compressor("watch", str(tmp_path / "run"))
+    assert done.code == 2
+    assert told in done.err
