@@ -35,7 +35,7 @@ test-browser: install
 	command -v chromium > /dev/null || test "$$(id -u)" != 0 || { apt-get update --quiet=2 && \
 		apt-get install --quiet=2 --yes --no-install-recommends chromium; }
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock -e '.[browser]'
-	$(BIN)/python -m pytest -rs tests/sweeps/test_page.py tests/explain/test_compare_page.py
+	$(BIN)/python -m pytest -rs tests/sweeps/test_page.py tests/explain/test_compare_page.py tests/report
 
 lint: install
 	$(BIN)/ruff check .

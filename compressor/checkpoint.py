@@ -37,6 +37,7 @@ from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.block import Block, has_blocks, put_block, put_blocks
 from compressor.data.examples import Examples, tokenize, tokenize_labelled
 from compressor.errors import StageError
+from compressor.places import Count, by_place
 from compressor.quantization import Quantization
 from compressor.sparsity.int8 import Int8Embedding
 from compressor.sparsity.quantized import LAYERS, counts, dequantize, put_quantized, set_activations
@@ -148,8 +149,11 @@ class Checkpoint:
                 apply_mask(self.parameter(name), mask.to(self.model.device))
 
     def measure(self, folder: Path) -> dict[str, Any]:
-        """What tables show of a saved model: counts from its tensors, bytes from its files."""
-        parameters = nonzero = 0
+        """What tables show of a saved model: counts from its tensors, bytes from its files.
+
+        `groups` has them by group and layer, as `places.by_place` gives them.
+        """
+        found: list[Count] = []
         state = self.model.state_dict()
         buffers = _plain_buffers(self.model)
         for name, tensor in distinct(state).items():
@@ -157,14 +161,15 @@ class Checkpoint:
                 continue
             scale = state.get(f"{name}_scale")
             whole = tensor.numel(), int(torch.count_nonzero(tensor))
-            entries, alive = whole if scale is None else counts(tensor, scale)
-            parameters += entries
-            nonzero += alive
+            found.append(Count(name, *(whole if scale is None else counts(tensor, scale))))
+        parameters = sum(count.weights for count in found)
+        nonzero = sum(count.nonzero for count in found)
         return {
             "parameters": parameters,
             "nonzero": nonzero,
             "nonzero_ratio": nonzero / parameters,
             "bytes": weights_file(folder).stat().st_size,
+            "groups": by_place(self.facts(), found),
         }
 
 

@@ -16,7 +16,7 @@ from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan, framework_versions
 from compressor.progress import Progress
 from compressor.run import Run
-from compressor.stage import Context, Inputs
+from compressor.stage import SIZES, Context, Inputs
 from compressor.store import Store
 
 
@@ -164,9 +164,9 @@ class Engine:
         if model is not None:
             return model
         if node.model is None:
-            return dict.fromkeys(("parameters", "nonzero", "nonzero_ratio", "bytes"))
+            return dict.fromkeys(SIZES)
         described: dict[str, Any] = self.store.manifest(self._key(node.model))["model"]
-        return described | context.sizes
+        return {key: described[key] for key in SIZES} | context.sizes
 
     def _key(self, name: str) -> str:
         key = self.plan.node(name).key

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from compressor.plan import Plan
 from compressor.processes import described
 from compressor.progress import Progress, Watch
 from compressor.recorded import Recorded
+from compressor.report import ASKED, Ended, asked, write_reports
 from compressor.run import Run, new_folder, table
-from compressor.store import Store
+from compressor.store import Store, write_json
 from compressor.tables import (
-    CLOSENESS,
+    COLUMNS,
     NAME_WIDTH,
     Column,
     print_cases,
@@ -29,31 +30,6 @@ from compressor.tables import (
     print_demos,
     print_exports,
 )
-
-COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
-    ("nonzero_ratio", "non-zero", lambda v: f"{v:.4f}"),
-    ("bytes", "MB on disk", lambda v: f"{v / 1e6:.2f}"),
-    ("rouge1", "rouge1", lambda v: f"{v:.4f}"),
-    ("rouge2", "rouge2", lambda v: f"{v:.4f}"),
-    ("rougeLsum", "rougeLsum", lambda v: f"{v:.4f}"),
-    ("gen_len", "gen len", lambda v: f"{v:.1f}"),
-    ("loss", "loss", lambda v: f"{v:.4f}"),
-    ("micro_f1", "micro F1", lambda v: f"{v:.4f}"),
-    ("macro_f1", "macro F1", lambda v: f"{v:.4f}"),
-    ("roc_auc", "ROC-AUC", lambda v: f"{v:.4f}"),
-    ("average_precision", "avg precision", lambda v: f"{v:.4f}"),
-    ("retention", "retention", lambda v: f"{100 * v:.1f} %"),
-    ("closeness", CLOSENESS, lambda v: f"{v:.4f}"),
-    ("latency_p50_ms", "latency p50", lambda v: f"{v:.1f} ms"),
-    ("latency_p95_ms", "p95", lambda v: f"{v:.1f} ms"),
-    ("latency_p99_ms", "p99", lambda v: f"{v:.1f} ms"),
-    ("speedup", "× faster", lambda v: f"{v:.2f}"),
-    ("texts_per_second", "texts/s", lambda v: f"{v:.1f}"),
-    ("tokens_per_second", "tokens/s", lambda v: f"{v:.0f}"),
-    ("resident_bytes", "resident MB", lambda v: f"{v / 1e6:.0f}"),
-)
-"""Key in a table's row, heading, and how the value is written."""
 
 
 def execute(
@@ -82,9 +58,10 @@ def execute(
         return store.folder
     folder = folder or new_folder(Path(recipe.outputs).expanduser() / "runs" / recipe.name)
     run = Run.create(folder, plan, store)
+    write_json(folder / ASKED, asked(plan))
     with (
         Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch) as progress,
-        _told(plan, store, progress),
+        _told(plan, run, progress),
         leading(plan, store, started, progress.say) as session,
     ):
         Engine(plan, store, run, progress, session=session).execute()
@@ -94,9 +71,9 @@ def execute(
 
 
 @contextmanager
-def _told(plan: Plan, store: Store, progress: Progress) -> Iterator[None]:
-    """Tell that a run begins, and how it ends."""
-    recorded = Recorded.read(store) if any(not node.cached for node in plan.nodes) else None
+def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
+    """Tell that a run begins, and how it ends; and leave a report of it, however that is."""
+    recorded = Recorded.read(run.store) if any(not node.cached for node in plan.nodes) else None
     stages = [
         {
             "name": node.name,
@@ -107,7 +84,8 @@ def _told(plan: Plan, store: Store, progress: Progress) -> Iterator[None]:
     ]
     name = plan.composed.recipe.name
     progress.event("run_started", recipe=name, stages=stages, process=described())
-    state, reason = "failed", None
+    state: Ended = "failed"
+    reason: str | None = None
     try:
         yield
         state = "done"
@@ -118,10 +96,11 @@ def _told(plan: Plan, store: Store, progress: Progress) -> Iterator[None]:
         state = "interrupted"
         raise
     except BaseException as error:
-        reason = str(error)
+        reason = str(error) or type(error).__name__
         raise
     finally:
         progress.event("run_ended", state=state, error=reason)
+        write_reports(run.folder, state, reason)
 
 
 def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:

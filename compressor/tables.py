@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,31 @@ DEMO_CHARACTERS = 1000
 """How much of a demo text is printed."""
 BORDER, PADDING = 1, 2
 """Characters that a table has beside its columns, and a column beside its text and its border."""
+
+COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
+    ("nonzero_ratio", "non-zero", lambda v: f"{v:.4f}"),
+    ("bytes", "MB on disk", lambda v: f"{v / 1e6:.2f}"),
+    ("rouge1", "rouge1", lambda v: f"{v:.4f}"),
+    ("rouge2", "rouge2", lambda v: f"{v:.4f}"),
+    ("rougeLsum", "rougeLsum", lambda v: f"{v:.4f}"),
+    ("gen_len", "gen len", lambda v: f"{v:.1f}"),
+    ("loss", "loss", lambda v: f"{v:.4f}"),
+    ("micro_f1", "micro F1", lambda v: f"{v:.4f}"),
+    ("macro_f1", "macro F1", lambda v: f"{v:.4f}"),
+    ("roc_auc", "ROC-AUC", lambda v: f"{v:.4f}"),
+    ("average_precision", "avg precision", lambda v: f"{v:.4f}"),
+    ("retention", "retention", lambda v: f"{100 * v:.1f} %"),
+    ("closeness", CLOSENESS, lambda v: f"{v:.4f}"),
+    ("latency_p50_ms", "latency p50", lambda v: f"{v:.1f} ms"),
+    ("latency_p95_ms", "p95", lambda v: f"{v:.1f} ms"),
+    ("latency_p99_ms", "p99", lambda v: f"{v:.1f} ms"),
+    ("speedup", "× faster", lambda v: f"{v:.2f}"),
+    ("texts_per_second", "texts/s", lambda v: f"{v:.1f}"),
+    ("tokens_per_second", "tokens/s", lambda v: f"{v:.0f}"),
+    ("resident_bytes", "resident MB", lambda v: f"{v / 1e6:.0f}"),
+)
+"""Key in a table's row, heading, and how the value is written."""
 
 SIZES = (
     ("claimed MB", "claimed_bytes"),
@@ -147,12 +172,13 @@ def print_exports(records: Sequence[Record], console: Console) -> None:
             Column(heading, [_megabytes(m.get(key), digits=2) for _, m in exports])
             for heading, key in SIZES
         ),
-        Column("equal to its source", [_parity(m.get("parity")) for _, m in exports], "left"),
+        Column("equal to its source", [parity(m.get("parity")) for _, m in exports], "left"),
     ]
     print_columns(first, columns, console)
 
 
-def _parity(found: Mapping[str, Any] | None) -> str:
+def parity(found: Mapping[str, Any] | None) -> str:
+    """What an export's check found, in words."""
     if found is None:
         return "not checked"
     if "equal_tokens" in found:

@@ -171,6 +171,7 @@ class Training:
         history = training_state.restore(
             self.resume, self.weights, self.masks, self.accelerator, self.seed
         )
+        history.steps_per_epoch = self.steps_per_epoch
         history.go_on(self.scheme.kind if self.world > 1 else "one process", self.world)
         if history.step:
             self.progress.say(f"  goes on from step {history.step} of {total}")
@@ -187,9 +188,12 @@ class Training:
         return history
 
     @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.train) / self.settings.batch_size)
+
+    @property
     def total_steps(self) -> int:
-        per_epoch = math.ceil(len(self.train) / self.settings.batch_size)
-        total = per_epoch * self.settings.passes
+        total = self.steps_per_epoch * self.settings.passes
         return total if self.settings.max_steps is None else min(total, self.settings.max_steps)
 
     def _prepare(self) -> None:
@@ -242,7 +246,7 @@ class Training:
     def _epoch(self, history: History, total: int, bar: Bar) -> None:
         """The rest of the epoch that `history.step` is in, then the validation loss."""
         settings = self.settings
-        epoch, done = divmod(history.step, math.ceil(len(self.train) / settings.batch_size))
+        epoch, done = divmod(history.step, self.steps_per_epoch)
         batches = global_batches(
             self.train.lengths(),
             [len(target) for target in self.train.targets],

@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from compressor.sharding import Weights
 from compressor.store import flush
 
 TENSORS, HISTORY = "tensors", "history.json"
+CURVE_POINTS = 200
+"""The most points of a loss curve in a run's records, however long the training."""
 
 
 @dataclass
@@ -43,6 +45,8 @@ class History:
     processes: int = 0
     changes: list[dict[str, Any]] = field(default_factory=list)
     """Where it went on in another number of processes, or under another scheme."""
+    steps_per_epoch: int = 0
+    """0 in a checkpoint from before this was kept."""
 
     def go_on(self, scheme: str, processes: int) -> None:
         """Note what it runs in from here on."""
@@ -56,13 +60,22 @@ class History:
         self.scheme, self.processes = scheme, processes
 
     def metrics(self) -> dict[str, Any]:
-        """What tables show of a training; a step's own loss is in `losses.csv`."""
+        """What tables and charts show of a training; a step's own loss is in `losses.csv`.
+
+        `train_losses` and `validation_curve` are [step, loss] pairs. They follow from what every
+        checkpoint holds, so a training that was killed and goes on leaves the same ones.
+        """
         tail = self.losses[-max(1, len(self.losses) // 20) :]
         changes = {"changes_of_processes": self.changes} if self.changes else {}
         return {
             "train_loss": math.fsum(tail) / len(tail) if tail else None,
             "validation_loss": self.validation_losses[-1] if self.validation_losses else None,
             "validation_losses": self.validation_losses,
+            "train_losses": curve(self.losses),
+            "validation_curve": [
+                [min(epoch * self.steps_per_epoch, self.step), loss]
+                for epoch, loss in enumerate(self.validation_losses, 1)
+            ],
             "steps": self.step,
             "samples_per_second": self.samples / self.seconds if self.seconds else None,
             "resumed": self.resumed,
@@ -73,6 +86,19 @@ class History:
             writer = csv.writer(stream)
             writer.writerow(("step", "loss"))
             writer.writerows(enumerate(self.losses, 1))
+
+
+def curve(losses: Sequence[float], most: int = CURVE_POINTS) -> list[tuple[int, float]]:
+    """At most `most` pairs of a step, from 1, and the mean loss of the equally many steps up to it.
+
+    The last pair may stand for fewer. Where there are no more than `most` steps, each is a pair.
+    """
+    width = max(1, -(-len(losses) // most))
+    parts = [losses[start : start + width] for start in range(0, len(losses), width)]
+    return [
+        (min((number + 1) * width, len(losses)), math.fsum(part) / len(part))
+        for number, part in enumerate(parts)
+    ]
 
 
 def last_checkpoint(resume: Path) -> Path | None:

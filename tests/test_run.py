@@ -44,6 +44,7 @@ def test_a_run_leaves_what_explains_it_and_a_second_run_repeats_nothing(recipe, 
     folder = path.parent / first.run_folder
     names = {item.name for item in folder.iterdir()}
     assert {"recipe.yaml", "environment.json", "metrics.json", "predictions.csv"} <= names
+    assert {"report.html", "README.md"} <= names
     records = json.loads((folder / "metrics.json").read_text())
     assert [r["name"] for r in records] == ["load", "finetune", "prune", "recover", "evaluate"]
     assert not any(record["cached"] for record in records)
@@ -108,7 +109,10 @@ def _wait_for_steps(path: Path, above: int, process: subprocess.Popen[bytes]) ->
 
 
 def test_a_run_killed_five_times_ends_with_the_weights_of_an_undisturbed_one(recipe, run) -> None:
-    """SIGKILL at random moments of training, launched again each time: the same SHA-256."""
+    """SIGKILL at random moments of training, launched again each time: the same SHA-256.
+
+    Its loss curves are the very same, too.
+    """
     path = recipe(LONGER, ("tiny", "tiny"))
     undisturbed = run("run", path, "outputs=undisturbed", "model.config.dropout_rate=0.1")
     assert undisturbed.code == 0, undisturbed.err
@@ -128,6 +132,9 @@ def test_a_run_killed_five_times_ends_with_the_weights_of_an_undisturbed_one(rec
     assert final.code == 0, final.err
     assert "goes on from step" in final.out
     assert file_digest(weights(path.parent / final.run_folder, "finetune")) == expected
+    for curve in ("train_losses", "validation_curve"):
+        one, other = (r.record("finetune")["metrics"][curve] for r in (undisturbed, final))
+        assert one == other and len(one) > 5
     assert list((path.parent / "outputs/store/partial").iterdir()) == []
 
 

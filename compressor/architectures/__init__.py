@@ -291,8 +291,12 @@ class Facts:
         return parts | {kind: names for kind, names in unions.items() if kind not in parts}
 
     def _physical(self, name: str) -> str:
-        ties: Mapping[str, str] = architecture(self.model_type).ties(self.config)
-        return name if name in self.shapes else ties.get(name, name)
+        return name if name in self.shapes else self.ties().get(name, name)
+
+    def ties(self) -> Mapping[str, str]:
+        """Name of a parameter → the name it goes by where the two are one tensor."""
+        found: Mapping[str, str] = architecture(self.model_type).ties(self.config)
+        return found
 
     def linear(self) -> list[str]:
         """The parameters that are the weight of an `nn.Linear`."""

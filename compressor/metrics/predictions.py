@@ -83,13 +83,16 @@ def read_predictions(path: Path) -> list[Prediction]:
         ]
 
 
-def score_predictions(path: Path) -> dict[int | None, dict[str, Any]]:
+def score_predictions(
+    path: Path, rows: dict[int | None, list[float]] | None = None
+) -> dict[int | None, dict[str, Any]]:
     """ROUGE of a predictions file for each `max_length` in it, ascending.
 
     A value is `rouge.summarize_scores` plus `gen_len`, the mean of `tokens`, and `cut_off`, the
     share of rows cut off. Any CSV with the columns `reference` and `prediction` will do: without
     `max_length` there is one entry, under None; without `tokens` or `cut_off`, no such value.
-    Raises ValueError as `read_predictions` does, and for a file without rows.
+    `rows`, where given, is filled: for each `max_length` each row's rougeLsum (F1), in the file's
+    order. Raises ValueError as `read_predictions` does, and for a file without rows.
     """
     from compressor.metrics.rouge import score_rows, summarize_scores
 
@@ -107,7 +110,10 @@ def score_predictions(path: Path) -> dict[int | None, dict[str, Any]]:
     scored: dict[int | None, dict[str, Any]] = {}
     for length in sorted(groups, key=lambda key: key or 0):
         predictions, references, tokens_, cuts = zip(*groups[length], strict=True)
-        summary = summarize_scores(score_rows(predictions, references))
+        scores = score_rows(predictions, references)
+        summary = summarize_scores(scores)
+        if rows is not None:
+            rows[length] = scores["rougeLsum"][:, 2].tolist()
         if None not in tokens_:
             summary["gen_len"] = sum(tokens_) / len(tokens_)
         if None not in cuts:

@@ -18,7 +18,7 @@ from compressor.field_types import Integer, whole
 from compressor.metrics.labels import SCORES as LABEL_SCORES
 from compressor.metrics.rouge import KEYS
 from compressor.stage import Context, Inputs, Planning, Report
-from compressor.store import MANIFEST
+from compressor.store import MANIFEST, write_json
 
 if TYPE_CHECKING:
     from compressor.backends import Model
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAIN, MAIN_OF_LABELS = "rougeLsum", "micro_f1"
 """What the retention in tables is of."""
+ROW_SCORES = "row_scores.json"
 
 
 class Evaluate(Report):
@@ -229,7 +230,10 @@ class Evaluate(Report):
     def _score(
         self, rows: Rows, decoded: dict[int, Decoded], tokenizer: Any, context: Context
     ) -> dict[str, dict[str, Any]]:
-        """Write `predictions.csv`, and score it as `compressor score` does."""
+        """Write `predictions.csv`, and score it as `compressor score` does.
+
+        `row_scores.json` has each row's own rougeLsum at the longest limit.
+        """
         from compressor.metrics.predictions import Prediction, score_predictions, write_predictions
 
         predictions = []
@@ -249,7 +253,11 @@ class Evaluate(Report):
                 )
         path = context.folder / "predictions.csv"
         write_predictions(path, predictions)
-        return {str(limit): scores for limit, scores in score_predictions(path).items()}
+        rows_: dict[int | None, list[float]] = {}
+        scored = score_predictions(path, rows_)
+        longest = {"max_length": self.limits[-1], MAIN: rows_[self.limits[-1]]}
+        write_json(context.folder / ROW_SCORES, longest)
+        return {str(limit): scores for limit, scores in scored.items()}
 
     def _demo(self, text: str, model: Model, context: Context) -> dict[str, Any]:
         """What the model makes of the demo text: prefix, truncation and decoding as for a row."""

@@ -21,7 +21,6 @@ from compressor.objective import Direction
 from compressor.plan import digest, plan
 from compressor.recipe import Composed, compose, redacted
 from compressor.recorded import Recorded
-from compressor.runner import COLUMNS
 from compressor.store import Store
 from compressor.sweeps.folder import SweepFolder, asked
 from compressor.sweeps.launch import Launched, launched, swept_in_recipe
@@ -30,7 +29,7 @@ from compressor.sweeps.points import Point, parsed, spanned
 from compressor.sweeps.spreadsheet import write_csv
 from compressor.sweeps.state import Standing, Sweep
 from compressor.sweeps.tree import Planned, SharedStages, print_tree
-from compressor.tables import Column, print_columns
+from compressor.tables import COLUMNS, Column, print_columns
 
 POLL_SECONDS = 2.0
 """Between two looks at the points' folders."""

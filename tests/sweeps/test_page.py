@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,10 +22,6 @@ from compressor.sweeps.state import Standing, Sweep
 
 HEAD, FEED = "stages.prune.amounts.lm_head", "stages.prune.amounts.feed_forward"
 AIMS: list[tuple[str, Direction]] = [("rougeLsum", "maximize"), ("bytes", "minimize")]
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{ 7*7 }}"""
 MARKS = "#chart .scatterlayer path.point"
 
@@ -183,19 +178,6 @@ def test_every_text_is_a_text(tmp_path: Path) -> None:
 
 
 # --- a real browser -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's chromium, driven by Playwright."""
-    driver = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine: make test-browser installs it")
-    with driver.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 Open = Callable[..., Any]
