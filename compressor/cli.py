@@ -175,7 +175,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         use = commands.add_parser(name, help=text, description=text)
         use.set_defaults(command=command)
-        use.add_argument("place", type=Path, help="a run's folder, or a directory from `export`")
+        use.add_argument(
+            "place",
+            type=Path,
+            help="a directory from `export`, a run's, or a recipe's name for its latest run",
+        )
         use.add_argument("--lines", action="store_true", help="each line is a text of its own")
         if name == "summarize":
             use.add_argument("--max-length", type=int, help="limit of a summary, in tokens")
@@ -183,7 +187,11 @@ def _parser() -> argparse.ArgumentParser:
 
     score = commands.add_parser("score", help="Score a predictions.csv again.")
     score.set_defaults(command=score_command)
-    score.add_argument("file", type=Path, help="with columns `prediction` and `reference`")
+    score.add_argument(
+        "file",
+        type=Path,
+        help="with columns `prediction` and `reference`; or a recipe's name, for its latest run's",
+    )
     score.add_argument("--json", action="store_true", help="all measures, as JSON")
     return parser
 
@@ -483,6 +491,14 @@ def _texts(given: argparse.Namespace) -> list[str]:
     return texts
 
 
+def _place(given: Path) -> Path:
+    """What a person named: what lies there, or else the latest run of a recipe of that name."""
+    from compressor.explain.past import find
+
+    is_file = given.exists() or given.suffix == ".csv"
+    return given if is_file else find(str(given), Path("outputs"))
+
+
 def summarize_command(given: argparse.Namespace) -> int:
     """`compressor summarize`."""
     import compressor
@@ -491,7 +507,7 @@ def summarize_command(given: argparse.Namespace) -> int:
         raise RecipeError(f"--max-length: expected at least 2, got {given.max_length}")
     if given.num_beams < 1:
         raise RecipeError(f"--num-beams: expected at least 1, got {given.num_beams}")
-    texts, loaded = _texts(given), compressor.load(given.place)
+    texts, loaded = _texts(given), compressor.load(_place(given.place))
     for summary in loaded.summarize(texts, max_length=given.max_length, num_beams=given.num_beams):
         print(" ".join(summary.split("\n")))
     return DONE
@@ -501,7 +517,7 @@ def classify_command(given: argparse.Namespace) -> int:
     """`compressor classify`."""
     import compressor
 
-    texts, loaded = _texts(given), compressor.load(given.place)
+    texts, loaded = _texts(given), compressor.load(_place(given.place))
     for labels in loaded.classify(texts):
         ordered = sorted(labels.items(), key=lambda item: -item[1])
         print("  ".join(f"{name} {probability:.4f}" for name, probability in ordered))
@@ -515,10 +531,12 @@ def score_command(given: argparse.Namespace) -> int:
     from compressor.metrics.label_predictions import is_labelled, score
     from compressor.metrics.predictions import score_predictions
 
+    file = _place(given.file)
+    file = file / "predictions.csv" if file.is_dir() else file
     try:
-        if given.file.is_file() and is_labelled(given.file):
-            return _print_label_scores(score(given.file), as_json=given.json)
-        scores = score_predictions(given.file)
+        if file.is_file() and is_labelled(file):
+            return _print_label_scores(score(file), as_json=given.json)
+        scores = score_predictions(file)
     except ValueError as error:
         raise RecipeError([Problem("", str(error))]) from error
     if given.json:

@@ -181,7 +181,7 @@ def _refuse_resolvers(
         raise RecipeError([locate(path, message, sources, overrides)])
 
 
-_SECRET_KEY = re.compile(r"(_token$|^token$|secret|password|api_?key|credential)", re.IGNORECASE)
+_SECRET_KEY = re.compile(r"((^|[._])token$|secret|password|api_?key|credential)", re.IGNORECASE)
 
 
 _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
@@ -194,5 +194,8 @@ def redacted(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [redacted(item, key) for item in value]
     if isinstance(value, str):
+        name, given, _ = value.partition("=")  # an override of the command's
+        if given and _SECRET_KEY.search(name):
+            return f"{name}=<redacted>"
         return "<redacted>" if _SECRET_KEY.search(key) else _SECRET_VALUE.sub("<redacted>", value)
     return value

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from compressor import load_model
+from compressor.recipe import redacted
 from compressor.store import file_digest
 
 LONGER = ("{epochs: 1}\n  prune", "{epochs: 6}\n  prune")
@@ -327,3 +328,18 @@ def test_the_wheel_has_the_recipes_and_runs_them_from_any_folder(tmp_path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path / "site"))
     assert "evaluate@base" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("data.api_key=abc=def", "data.api_key=<redacted>"),
+        ("+model.token=abc", "+model.token=<redacted>"),
+        ("stages.finetune.epochs=3", "stages.finetune.epochs=3"),
+        ({"data": {"password": "abc", "rows": 3}}, {"data": {"password": "<redacted>", "rows": 3}}),
+        (["see", "hf_" + "a" * 24], ["see", "<redacted>"]),
+    ],
+)
+def test_a_secret_is_written_to_no_file(given: Any, written: Any) -> None:
+    """Neither a recipe's value nor an override of the command that looks like one."""
+    assert redacted(given) == written
