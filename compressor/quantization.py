@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -67,6 +67,14 @@ class Grid(BaseModel):
         }
         large = [n for n in tables if facts.shapes[n][0] >= SMALL_TABLE]
         return kinds | dict.fromkeys(large if self.embeddings else (), "int8")
+
+    def fitting(self, weights: Kind, facts: Facts) -> Self:
+        """With the largest groups, at most as large, that divide some weight of a model."""
+        for size in range(self.group_size, 0, -8):
+            grid = self.model_copy(update={"group_size": size})
+            if weights in grid.kinds(weights, facts).values():
+                return self if size == self.group_size else grid
+        return self
 
     def check(self, weights: Kind, facts: Facts, problem: Callable[[str, str], None]) -> None:
         """Report groups that fit no weight."""

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,8 @@ from compressor import machine
 from compressor.architectures import Facts
 from compressor.backends import BackendName
 from compressor.data.sources import Reads, Split
-from compressor.stage import Context, Inputs, Planning, Report
+from compressor.hyperparameters import FEW_ROWS
+from compressor.stage import Context, Inputs, Planning, Report, Scale
 
 if TYPE_CHECKING:
     from compressor.progress import Bar
@@ -157,6 +158,20 @@ class Benchmark(Report):
                 sorted(set(self.batch_sizes)),
             )
         ]
+
+    def rehearsed(self, scale: Scale) -> Self:
+        """Every model, a few texts of each size that is affordable."""
+        longest = scale.source_length
+        changed = {
+            "texts": 1,
+            "warm_up": min(1, self.warm_up),
+            "max_length": min(8, self.max_length),
+            "batch_sizes": tuple(sorted({min(FEW_ROWS, size) for size in self.batch_sizes})),
+            "input_lengths": tuple(sorted({min(longest, n) for n in self.input_lengths})),
+            "output_lengths": tuple(sorted({min(8, n) for n in self.output_lengths})),
+        }
+        changed = {k: v for k, v in changed.items() if v != getattr(self, k)}
+        return self.model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Start a process for each model, and time them in turn."""

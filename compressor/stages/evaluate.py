@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -16,13 +16,15 @@ from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
 from compressor.metrics.labels import SCORES as LABEL_SCORES
 from compressor.metrics.rouge import KEYS
-from compressor.stage import Context, Inputs, Planning, Report
+from compressor.stage import Context, Inputs, Planning, Report, Scale
 from compressor.store import MANIFEST
 
 if TYPE_CHECKING:
     from compressor.backends import Model
     from compressor.decoded import Decoded
 
+FEW_TOKENS = 64
+"""The longest summary of a rehearsal, in tokens."""
 MAIN, MAIN_OF_LABELS = "rougeLsum", "micro_f1"
 """What the retention in tables is of."""
 
@@ -142,6 +144,14 @@ class Evaluate(Report):
             )
             planning.problem("threshold", message)
         return facts
+
+    def rehearsed(self, scale: Scale) -> Self:
+        """All limits up to `FEW_TOKENS`, and that one for those beyond it."""
+        if self.limits[-1] <= FEW_TOKENS:
+            return self
+        limits = sorted({min(limit, FEW_TOKENS) for limit in self.limits})
+        changed = {"max_length": limits if isinstance(self.max_length, list) else limits[0]}
+        return self.model_copy(update=changed | {"min_length": min(self.min_length, FEW_TOKENS)})
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode or classify, write `predictions.csv`, score."""
