@@ -145,8 +145,12 @@ class Scale:
     """The one that it takes in the rehearsal, of the same kind."""
     others: Mapping[str, tuple[Facts | None, Facts | None]] = field(default_factory=dict)
     """Role → the same two of a model that it reads beside its own."""
+    runs_like: Mapping[str, str] = field(default_factory=dict)
+    """Role → what computes that model, and its kind of weights; equal where the same code does."""
     source_length: int = 1024
     """Tokens of the longest source there."""
+    summaries: bool = True
+    """Whether summaries are written; else labels are given."""
 
     def layers(self, stack: str) -> tuple[int, int]:
         """How many layers a stack has, in the recipe and in the rehearsal."""

@@ -160,12 +160,15 @@ class Benchmark(Report):
         ]
 
     def rehearsed(self, scale: Scale) -> Self:
-        """Every model, a few texts of each size that is affordable."""
-        longest = scale.source_length
+        """The first model of those that are computed alike; a few texts of each size."""
+        longest, first = scale.source_length, dict[str, str]()
+        for name in self.models:
+            first.setdefault(scale.runs_like.get(name, name), name)
         changed = {
+            "models": tuple(first.values()),
             "texts": 1,
             "warm_up": min(1, self.warm_up),
-            "max_length": min(8, self.max_length),
+            "max_length": min(8, self.max_length) if scale.summaries else self.max_length,
             "batch_sizes": tuple(sorted({min(FEW_ROWS, size) for size in self.batch_sizes})),
             "input_lengths": tuple(sorted({min(longest, n) for n in self.input_lengths})),
             "output_lengths": tuple(sorted({min(8, n) for n in self.output_lengths})),

@@ -147,11 +147,15 @@ class Evaluate(Report):
 
     def rehearsed(self, scale: Scale) -> Self:
         """All limits up to `FEW_TOKENS`, and that one for those beyond it."""
-        if self.limits[-1] <= FEW_TOKENS:
+        if not scale.summaries or self.limits[-1] <= FEW_TOKENS:
             return self
         limits = sorted({min(limit, FEW_TOKENS) for limit in self.limits})
-        changed = {"max_length": limits if isinstance(self.max_length, list) else limits[0]}
-        return self.model_copy(update=changed | {"min_length": min(self.min_length, FEW_TOKENS)})
+        changed: dict[str, Any] = {
+            "max_length": limits if isinstance(self.max_length, list) else limits[0]
+        }
+        if self.min_length > FEW_TOKENS:
+            changed["min_length"] = FEW_TOKENS
+        return self.model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode or classify, write `predictions.csv`, score."""

@@ -1,0 +1,80 @@
+"""What a person reads of a rehearsal: a line for each stage, and how it differs from the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from compressor.architectures import Facts
+from compressor.stages.load import Load
+
+if TYPE_CHECKING:
+    from compressor.rehearsal.rehearse import Rehearsal
+
+
+@dataclass
+class Line:
+    """A stage of the table."""
+
+    name: str
+    kind: str
+    passed: bool | None = None
+    """None: it was not reached."""
+    seconds: float = 0.0
+    checks: list[str] = field(default_factory=list)
+
+
+MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("–", "dim")}
+
+
+def print_result(rehearsal: Rehearsal, console: Console, seconds: float) -> None:
+    """The table, what differs from the real run, and what was not reached."""
+    table = Table("stage", "", "seconds", "checked", header_style="bold")
+    table.columns[2].justify = "right"
+    for line in rehearsal.lines:
+        took = "" if line.passed is None else f"{line.seconds:.1f}"
+        checks = "not reached" if line.passed is None else "\n".join(line.checks)
+        table.add_row(Text(line.name), MARKS[line.passed], took, Text(checks))
+    console.print(table)
+    console.print(Text("The rehearsal differs from the run in:", "bold"))
+    for text in _differences(rehearsal):
+        console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+    passed = all(line.passed for line in rehearsal.lines)
+    word = "passed" if passed else "failed"
+    console.print(f"rehearsal {word}, {seconds:.0f} s", highlight=False, markup=False)
+
+
+def _differences(rehearsal: Rehearsal) -> Iterator[str]:
+    yield from rehearsal.notes
+    derived = rehearsal.derived
+    if derived is None:
+        return
+    for node in rehearsal.real.nodes:
+        small = derived.stages.get(node.name)
+        if isinstance(small, Load) and node.facts is not None and small.config is not None:
+            yield f"{node.name}: a fresh model for {_size(node.facts)}"
+    if rehearsal.plan is not None:
+        for node in rehearsal.plan.nodes:
+            if isinstance(node.stage, Load) and node.facts is not None:
+                yield f"{node.name}: of {_size(node.facts)}"
+    launch = rehearsal.real.composed.recipe.launch
+    if launch.num_processes > 1 or launch.config_file is not None:
+        yield "launch: one process, and two for a stage of each kind, on the CPU"
+    for change in derived.changes:
+        yield f"{change.path}: {_short(change.before)} → {_short(change.after)}"
+
+
+def _size(facts: Facts) -> str:
+    stacks = facts.stacks()
+    layers = " + ".join(str(stack.layers) for stack in stacks.values())
+    return f"{facts.model_type}, {layers} layers, {facts.parameters / 1e6:.2f} M parameters"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
