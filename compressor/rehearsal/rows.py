@@ -217,9 +217,12 @@ def _without_content(
     """Of how many texts no token is left, beside special ones and those of a source's prefix."""
     prefix = "" if target else data.prefix
     special = set(tokenizer.all_special_ids)
-    own = {"truncate": data.truncate, "target": target, "begin": len(prefix)}
-    ids = encode([prefix + text for text in texts], tokenizer, limit, **own)
-    (alone,) = encode([prefix], tokenizer, limit, **own)
+
+    def read(some: list[str]) -> list[list[int]]:
+        begin = len(prefix)
+        return encode(some, tokenizer, limit, truncate=data.truncate, begin=begin, target=target)
+
+    ids, (alone,) = read([prefix + text for text in texts]), read([prefix])
     nothing = [token for token in alone if token not in special]
     left = ([token for token in row if token not in special] for row in ids)
     return sum(row == nothing[: len(row)] for row in left)
