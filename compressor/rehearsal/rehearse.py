@@ -77,14 +77,12 @@ class Rehearsal:
         """A directory for each `load`, where its tokenizer is here or can be fetched."""
         loads = {n.name: n.stage for n in self.real.nodes if isinstance(n.stage, Load)}
         found = {name: self._tokenizer(name, load) for name, load in loads.items()}
-        out_of_reach = [name for name, own in found.items() if own == TRAINED and not isinstance(
-            loads[name].tokenizer, TrainTokenizer)]  # fmt: skip
-        if out_of_reach:  # a teacher and its student have one vocabulary
-            found = {
-                name: own and TRAINED if own is not None else None for name, own in found.items()
-            }
-            names = ", ".join(out_of_reach)
-            self.notes.append(f"{names}: the tokenizer is out of reach; one is trained on the rows")
+        trained = {n for n, load in loads.items() if isinstance(load.tokenizer, TrainTokenizer)}
+        unreached = [n for n, own in found.items() if own == TRAINED and n not in trained]
+        if unreached:  # a teacher and its student have one vocabulary, and so have these
+            found = {name: None if own is None else TRAINED for name, own in found.items()}
+            what = "out of reach; one is trained on the rows"
+            self.notes.append(f"tokenizer of {', '.join(unreached)}: {what}")
         return found
 
     def _tokenizer(self, name: str, load: Load) -> str | None:
@@ -166,9 +164,8 @@ class Rehearsal:
             planned.require_reachable()
         except RecipeError as error:
             reason = "; ".join(str(problem) for problem in error.problems)
-            raise StageError(
-                f"this recipe cannot be rehearsed: on a small model {reason}"
-            ) from error
+            message = f"this recipe cannot be rehearsed; of its small model: {reason}"
+            raise StageError(message) from error
         return planned
 
     def _line(self, name: str) -> Line:

@@ -24,7 +24,7 @@ COUNTS: dict[Split, int] = {"train": 9, "validation": 4, "test": 4}
 and 1, of which the last leaves nothing to one of two processes."""
 LOOKED_AT = 200
 """Of summaries, how many rows of each split are read to look for empty ones."""
-SOURCE_TOKENS, TARGET_TOKENS = 1024, 128
+SOURCE_TOKENS, TARGET_TOKENS = 512, 128
 """The longest rows of a rehearsal; a recipe's limits below these stay."""
 MOSTLY = 0.5
 """The share of rows without a target, or a text, from which nothing can be learned."""
@@ -94,7 +94,7 @@ def _generated(data: Data, split: Split) -> Rows:
     """Rows of the same task: bills, as long as the limit allows; messages with the same labels."""
     count, labels = COUNTS[split], len(data.labels)
     if data.task == "summarization":
-        length = math.ceil(min(SOURCE_TOKENS, data.max_source_length) / 2 / _WORDS_OF_A_BILL)
+        length = math.ceil(min(SOURCE_TOKENS, data.max_source_length) / 4 / _WORDS_OF_A_BILL)
         made = list(bills(count * length, seed=data_seed(data), split=split))
         parts = [made[row * length : (row + 1) * length] for row in range(count)]
         texts = ["\n".join(each["text"] for each in part) for part in parts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.architectures import Facts
+from compressor.differences import Difference
 from compressor.stages.load import Load
 
 if TYPE_CHECKING:
@@ -54,25 +55,32 @@ def _differences(rehearsal: Rehearsal) -> Iterator[str]:
     derived = rehearsal.derived
     if derived is None:
         return
-    for node in rehearsal.real.nodes:
-        small = derived.stages.get(node.name)
-        if isinstance(small, Load) and node.facts is not None and small.config is not None:
-            yield f"{node.name}: a fresh model for {_size(node.facts)}"
-    if rehearsal.plan is not None:
-        for node in rehearsal.plan.nodes:
-            if isinstance(node.stage, Load) and node.facts is not None:
-                yield f"{node.name}: of {_size(node.facts)}"
+    for node in () if rehearsal.plan is None else rehearsal.plan.nodes:
+        real = rehearsal.real.node(node.name).facts
+        if isinstance(node.stage, Load) and real is not None and node.facts is not None:
+            yield f"{node.name}: fresh, of {_size(node.facts)}; the recipe's has {_size(real)}"
     launch = rehearsal.real.composed.recipe.launch
     if launch.num_processes > 1 or launch.config_file is not None:
         yield "launch: one process, and two for a stage of each kind, on the CPU"
-    for change in derived.changes:
-        yield f"{change.path}: {_short(change.before)} → {_short(change.after)}"
+    yield from _changes(derived.changes)
+
+
+def _changes(changes: Iterable[Difference]) -> Iterator[str]:
+    """A line for each change, with the names of all stages that have the same."""
+    stages: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        what = f"{_short(change.before)} → {_short(change.after)}"
+        group, _, rest = change.path.partition(".")
+        name, _, key = rest.partition(".") if group == "stages" else ("", "", change.path)
+        stages.setdefault((key, what), []).append(name)
+    for (key, what), names in stages.items():
+        whose = f" ({', '.join(names)})" if any(names) else ""
+        yield f"{key}: {what}{whose}"
 
 
 def _size(facts: Facts) -> str:
-    stacks = facts.stacks()
-    layers = " + ".join(str(stack.layers) for stack in stacks.values())
-    return f"{facts.model_type}, {layers} layers, {facts.parameters / 1e6:.2f} M parameters"
+    layers = " + ".join(str(stack.layers) for stack in facts.stacks().values())
+    return f"{layers} layers, {facts.parameters / 1e6:.2f} M parameters ({facts.model_type})"
 
 
 def _short(value: Any) -> str:
