@@ -46,7 +46,8 @@ def small_config(real: Facts, layers: int) -> dict[str, Any]:
     activation, what is tied, the table of positions. A model that is no wider keeps its widths.
     """
     module = architecture(real.model_type)
-    config = {k: v for k, v in real.config.items() if k not in {*_NO_PART, *module.ALIASES}}
+    left_out = {*_NO_PART, *module.ALIASES}
+    config = {k: v for k, v in real.config.items() if k not in left_out and v is not None}
     for stack in real.stacks().values():
         kept = evenly_spaced(stack.layers, min(layers, stack.layers))
         config |= stack.config_after(real.config, kept)
