@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -99,12 +98,11 @@ def run_processes(
     *,
     module: str = "compressor.worker",
     variables: Mapping[str, str] | None = None,
-    seconds: float | None = None,
 ) -> int:
     """Start the processes of a task, have rank 0 heard, and give the launcher's exit code.
 
     `logs`: a folder for what they write to their standard errors. `module`: what they run on the
-    task, with these environment `variables` beside the parent's. After `seconds` they are ended.
+    task, with these environment `variables` beside the parent's.
     """
     threads = machine.threads(processes.here)
     with (logs / "log").open("wb") as log:
@@ -115,16 +113,12 @@ def run_processes(
             stderr=log,
             start_new_session=True,
         )
-        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, process.terminate)
-        timer.daemon = True
-        timer.start()
         try:
             assert process.stdout is not None
             for line in process.stdout:  # rank 0's progress; the others are quiet
                 hear(line.decode(errors="replace").rstrip("\n"))
             return process.wait()
         finally:
-            timer.cancel()
             _end(process)
 
 

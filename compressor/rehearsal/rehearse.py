@@ -58,10 +58,11 @@ class Rehearsal:
         progress = Progress(self.console, run.folder / "events.jsonl", quiet=True, watch=self._hear)
         for node in self.plan.nodes:
             self.lines.append(Line(node.name, node.kind))
-        Engine(self.plan, store, run, progress).execute()
-        for node in self.plan.nodes:
-            self._look_at(node, store)
-        self._together(store)
+        with Together(self.plan, self.real, store, self.folder / "two_processes") as together:
+            Engine(self.plan, store, run, progress).execute()
+            for node in self.plan.nodes:
+                self._look_at(node, store)
+            self._compare(together)
 
     def _step(self, name: str, work: Any) -> Any:
         """Something that is done before the stages, with a line of its own."""
@@ -189,10 +190,8 @@ class Rehearsal:
             line.passed = False
             raise StageError(f"stage {node.name!r}: {error}") from error
 
-    def _together(self, store: Store) -> None:
+    def _compare(self, together: Together) -> None:
         """Run the kinds of stages that can be distributed under two processes."""
-        assert self.plan is not None
-        together = Together(self.plan, self.real, store, self.folder / "two_processes")
         verdicts = together.run()
         for verdict in verdicts:
             line = self._line(verdict.node)

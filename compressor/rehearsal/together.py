@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from rich.console import Console
@@ -26,9 +28,9 @@ from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan
 from compressor.progress import Progress
 from compressor.rehearsal.comparison import ROUNDING, compare
-from compressor.rehearsal.pair import STARTED
+from compressor.rehearsal.pair import LATE, STARTED
 from compressor.stage import Context, Inputs, Stage
-from compressor.store import MANIFEST, Store
+from compressor.store import MANIFEST, Store, write_json
 
 START_SECONDS, TIMES_LONGER = 180.0, 20.0
 """How long two processes may take: to start, and for each second of one process."""
@@ -68,9 +70,37 @@ class Together:
 
     def __init__(self, plan: Plan, real: Plan, store: Store, folder: Path) -> None:
         """`real`: the recipe's own plan, whose `launch` names the scheme."""
-        self.plan, self.store, self.folder = plan, store, folder
+        self.plan, self.store, self.folder = plan, store, folder.absolute()
         self.launch = real.composed.recipe.launch
         self.processes = self._two()
+        self._list = self.folder / "tasks.json"
+        self._code: Future[int] | None = None
+
+    def __enter__(self) -> Self:
+        """Start the two processes, which import torch while the rehearsal itself runs."""
+        if any(self._distributed(node) for node in self.plan.nodes):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._code = Future[int]()
+            threading.Thread(target=self._hold, args=[self._code], daemon=True).start()
+        return self
+
+    def _hold(self, code: Future[int]) -> None:
+        """Start the two processes, and wait for their end."""
+        try:
+            code.set_result(self._launch(self._list, self.processes, self.folder))
+        except BaseException as error:  # noqa: BLE001  # told where the result is asked for
+            code.set_exception(error)
+
+    def __exit__(self, *_: object) -> None:
+        """Send the two processes home, where they still wait for tasks."""
+        if self._code is not None and not self._list.exists():
+            write_json(self._list, {"tasks": [], "seconds": START_SECONDS})
+            self._code.result()
+
+    def _launch(self, listed: Path, started: Processes, logs: Path) -> int:
+        return launcher.run_processes(
+            listed, started, logs, _hear, module="compressor.rehearsal.pair", variables=ON_THE_CPU
+        )
 
     @property
     def words(self) -> str:
@@ -99,15 +129,11 @@ class Together:
         """
         seen: dict[Any, Node] = {}
         for node in self.plan.nodes:
-            backend = "torch" if node.model is None else self._stage(node.model).runs_in()
-            if not node.stage.in_parallel(backend) or _without_steps(node.stage):
+            if not self._distributed(node):
                 continue
             folder = self._folder(node.model)
-            pruned = (
-                node.stage.changes_model
-                and folder is not None
-                and (folder / "masks.safetensors").is_file()
-            )
+            masks = folder is not None and (folder / "masks.safetensors").is_file()
+            pruned = masks and node.stage.changes_model
             settings = frozenset(
                 name for name in node.stage.model_fields_set - _TELL_NOTHING
                 if getattr(node.stage, name) != type(node.stage).model_fields[name].default
@@ -115,8 +141,11 @@ class Together:
             seen.setdefault((node.kind, settings, pruned), node)
         return list(seen.values())
 
-    def _stage(self, name: str) -> Stage:
-        return self.plan.node(name).stage
+    def _distributed(self, node: Node) -> bool:
+        """Whether several processes would run a stage, and have something to do."""
+        runs_in = "torch" if node.model is None else self.plan.node(node.model).stage.runs_in()
+        idle = isinstance(node.stage, Hyperparameters) and node.stage.passes == 0
+        return node.stage.in_parallel(runs_in) and not idle
 
     def _folder(self, name: str | None) -> Path | None:
         if name is None:
@@ -175,11 +204,8 @@ class Together:
         if machine.gpus():
             written = self._written(task, context, Processes())
             listed = task.folder / "one.json"
-            listed.write_text(json.dumps([str(written)]), encoding="utf-8")
-            launcher.run_processes(
-                listed, Processes(), written.parent, _hear,
-                module="compressor.rehearsal.pair", variables=ON_THE_CPU,
-            )  # fmt: skip
+            write_json(listed, {"tasks": [str(written)], "seconds": START_SECONDS})
+            self._launch(listed, Processes(), written.parent)
             result = json.loads((written.parent / worker.RESULT).read_text(encoding="utf-8"))
             task.metrics = result["metrics"]
         else:
@@ -200,17 +226,13 @@ class Together:
     def _start(self, tasks: Sequence[_Task]) -> str:
         """Run the tasks in one pair of processes. Why they ended, if not by having done all."""
         paths = [self._written(t, self._context(t, "two"), self.processes) for t in tasks]
-        listed = self.folder / "tasks.json"
-        listed.write_text(json.dumps([str(path) for path in paths]), encoding="utf-8")
         limit = START_SECONDS + TIMES_LONGER * sum(task.seconds for task in tasks)
-        started = time.monotonic()
-        code = launcher.run_processes(
-            listed.absolute(), self.processes, self.folder, _hear,
-            module="compressor.rehearsal.pair", variables=ON_THE_CPU, seconds=limit,
-        )  # fmt: skip
+        write_json(self._list, {"tasks": [str(path) for path in paths], "seconds": limit})
+        assert self._code is not None, "there are tasks, for which they were started"
+        code = self._code.result()
         if code == 0:
             return ""
-        if time.monotonic() - started >= limit:
+        if any((path.parent / LATE).is_file() for path in paths):
             return f"two processes had not ended after {limit:.0f} s, and were ended"
         last = launcher.last_lines(self.folder)
         return f"a process ended with code {code}; {self.folder / 'log'} ends:\n{last}"
@@ -246,10 +268,6 @@ class Together:
 
 
 _TELL_NOTHING = frozenset({"model", "models", "label", "against", *Hyperparameters.model_fields})
-
-
-def _without_steps(stage: Stage) -> bool:
-    return isinstance(stage, Hyperparameters) and stage.passes == 0
 
 
 def _told(files: Sequence[str]) -> list[str]:
