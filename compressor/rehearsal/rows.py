@@ -49,9 +49,9 @@ def take(data: Data, splits: Collection[Split]) -> Taken:
     Raises StageError where the recipe's rows are there and cannot be read.
     """
     try:
-        read = {split: _some_of(data).load(split) for split in sorted(splits)}
+        read = {split: _some_of(data).load(split) for split in COUNTS if split in splits}
     except Unreachable as error:
-        made = {split: _generated(data, split) for split in sorted(splits)}
+        made = {split: _generated(data, split) for split in COUNTS if split in splits}
         return Taken(made, {}, generated=str(error))
     rows = {split: _few(each, split, data) for split, each in read.items()}
     return Taken(rows, read)
@@ -184,7 +184,8 @@ class Empty:
         what = "a target length of 0" if self.target else "a text length of 0"
         return (
             f"{self.count} of {self.of} rows of {self.split} that were looked at have {what}: "
-            f"nothing of column {self.column!r} is left after tokenization and truncation"
+            f"column {self.column!r} has no text there, or none is left after tokenization and "
+            "truncation"
         )
 
 
@@ -214,7 +215,7 @@ def _without_content(
     *,
     target: bool,
 ) -> int:
-    """Of how many texts no token is left, beside special ones and those of a source's prefix."""
+    """How many texts are blank, or have no token left beside special ones and their prefix's."""
     prefix = "" if target else data.prefix
     special = set(tokenizer.all_special_ids)
 
@@ -225,4 +226,8 @@ def _without_content(
     ids, (alone,) = read([prefix + text for text in texts]), read([prefix])
     nothing = [token for token in alone if token not in special]
     left = ([token for token in row if token not in special] for row in ids)
-    return sum(row == nothing[: len(row)] for row in left)
+    # A tokenizer of bytes has tokens for white space, of which nothing can be learned either.
+    return sum(
+        row == nothing[: len(row)] or not text.strip()
+        for row, text in zip(left, texts, strict=True)
+    )

@@ -53,17 +53,17 @@ def test_what_is_out_of_reach_is_generated_with_the_same_labels(tmp_path: Path) 
 
 
 def test_rows_without_content_are_counted() -> None:
-    """Of four targets one is empty, one is white, and the limit of one token leaves the others no
+    """Of four targets one is empty and one blank, and the limit of one token leaves the others no
     more than their end; a source of one letter is not empty beside its prefix.
     """
     tokenizer = train_tokenizer(["summarize: a text of some words"], vocab_size=300)
     own = {"source": "bills", "prefix": "summarize: ", "summary": "digest"}
-    rows = {"train": Rows(["x", "", "some words", "y"], ["", "a", "b", "c"])}
+    rows = {"train": Rows(["x", "", "some words", "y"], ["", " ", "b", "c"])}
     data = ADAPTER.validate_python(own)
     found = empty_rows(data, rows, tokenizer)
     assert [(e.column, e.count, e.of, e.target) for e in found] == [
         ("text", 1, 4, False),
-        ("digest", 1, 4, True),
+        ("digest", 2, 4, True),
     ]
     assert not any(each.hopeless for each in found)
     short = ADAPTER.validate_python({**own, "max_target_length": 1})
