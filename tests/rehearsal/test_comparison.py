@@ -37,7 +37,7 @@ def test_rounding_is_no_difference(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight", "loss", "text", "metric", "said"),
     [
-        (0.11, 2.5, "same", 2.5, "model.safetensors: w: what two processes changed differs by 0.1"),
+        (0.11, 2.5, "same", 2.5, "model.safetensors: what two processes changed differs by 0.1"),
         (0.1, 2.6, "same", 2.5, "losses.csv: 2.5 in one process is 2.6 in two"),
         (0.1, 2.5, "other", 2.5, "predictions.csv: the texts differ"),
         (0.1, 2.5, "same", 2.6, "loss is 2.5 in one process and 2.6 in two"),
@@ -62,3 +62,30 @@ def test_a_file_that_only_one_wrote_is_named(tmp_path: Path) -> None:
     (two / "more.txt").write_text("")
     found = compare(one, two, None, ({}, {}), FLOAT32)
     assert found.wrong == "only one of the two wrote more.txt"
+
+
+def test_one_tensor_that_went_another_way_is_named(tmp_path: Path) -> None:
+    """Four entries among a million that moved as much are hardly a part of the whole; a tensor that
+    moved by rounding alone may go any way.
+    """
+    start = {"large": torch.zeros(1000, 1000), "norm": torch.zeros(4), "bias": torch.zeros(4)}
+    moved = {"large": torch.full((1000, 1000), 0.1), "norm": torch.full((4,), 0.1)}
+    folders = [tmp_path / name for name in ("before", "one", "two", "three")]
+    for folder, tensors in zip(
+        folders,
+        (
+            start,
+            moved | {"bias": torch.full((4,), 1e-9)},
+            moved | {"bias": torch.full((4,), -1e-9)},
+            moved | {"bias": torch.full((4,), 1e-9), "norm": torch.full((4,), -0.1)},
+        ),
+        strict=True,
+    ):
+        folder.mkdir()
+        save_file(tensors, folder / "model.safetensors")
+    before, one, two, three = folders
+    assert compare(one, two, before, ({}, {}), FLOAT32).wrong == ""
+    found = compare(one, three, before, ({}, {}), FLOAT32)
+    assert found.wrong.startswith(
+        "model.safetensors: norm: what two processes changed differs by 2"
+    )
