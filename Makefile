@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NAME ?= finetune
 
-.PHONY: install demo test test-browser test-cluster lint bench lock clean
+.PHONY: install demo test test-browser test-cluster lint bench rehearse lock clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ lint: install
 # make bench NAME=finetune writes outputs/bench/finetune.json
 bench: install
 	$(BIN)/python -m tests.benchmarks.$(NAME)
+
+# Every checked-in recipe's chain on a tiny model, about a minute each. RECIPES="deploy distill" for some.
+rehearse: install
+	$(BIN)/python -m tests.benchmarks.rehearse $(RECIPES)
 
 # The lock file again, from pyproject.toml and today's releases, on the pinned torch. Without the
 # extra gguf: llama.cpp's Python package is compiled as it is installed, which takes minutes.

@@ -169,9 +169,8 @@ class Together:
         stage, model = node.stage, self._folder(node.model)
         trains = stage.changes_model
         if trains:
-            stage = type(stage).model_validate(
-                _without_dropout(stage.model_dump(mode="json", exclude_unset=True))
-            )
+            every = stage.model_dump(mode="json")  # a block's dropout may be its default
+            stage = type(stage).model_validate(_without_dropout(every))
         if trains and model is not None:
             model = _copied(model, folder / "model")
         others = {role: self._folder(other) for role, other in node.artifacts.items()}
