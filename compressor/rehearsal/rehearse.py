@@ -18,7 +18,7 @@ from rich.console import Console
 from compressor import hub
 from compressor.engine import Engine
 from compressor.errors import RecipeError, StageError, Unreachable
-from compressor.plan import Node, Plan, plan
+from compressor.plan import Plan, plan
 from compressor.progress import Progress
 from compressor.recipe import from_config
 from compressor.rehearsal.checks import look_at
@@ -45,12 +45,11 @@ class Rehearsal:
     lines: list[Line] = field(default_factory=list)
     derived: Derived | None = None
     plan: Plan | None = None
-    generated: bool = False
 
     def run(self) -> None:
         """Raises StageError at the first thing that is wrong; `lines` then ends with it."""
         tokenizers = self._tokenizers()
-        data = self._step("rows", lambda line: self._rows(tokenizers, line))
+        data = self._step("(rows)", lambda line: self._rows(tokenizers, line))
         self.derived = derive(self.real, Substitutes(data, tokenizers, self.folder / "outputs"))
         self.plan = self._planned(self.derived)
         store = Store.of(str(self.folder / "outputs"))
@@ -60,8 +59,6 @@ class Rehearsal:
             self.lines.append(Line(node.name, node.kind))
         with Together(self.plan, self.real, store, self.folder / "two_processes") as together:
             Engine(self.plan, store, run, progress).execute()
-            for node in self.plan.nodes:
-                self._look_at(node, store)
             self._compare(together)
 
     def _step(self, name: str, work: Any) -> Any:
@@ -104,7 +101,7 @@ class Rehearsal:
 
             own = self.folder / "tokenizers" / name
             load_tokenizer(source, revision=commit).save_pretrained(own)
-        except (Unreachable, OSError, ValueError):
+        except (Unreachable, OSError):  # of a commit that is cached, but not these files of it
             return TRAINED
         return str(own)
 
@@ -124,7 +121,6 @@ class Rehearsal:
         counts = ", ".join(f"{len(rows)} of {split}" for split, rows in taken.rows.items())
         what = "generated rows in the place of the recipe's" if taken.generated else "rows"
         self.notes.append(f"{counts} {what}" + (f": {taken.generated}" if taken.generated else ""))
-        self.generated = bool(taken.generated)
         self._look_for_empty(taken, tokenizers, line)
         return values
 
@@ -176,16 +172,18 @@ class Rehearsal:
         if kind == "stage_ended":
             line = self._line(values["name"])
             line.passed, line.seconds = True, values["seconds"]
+            self._look_at(line)
             self._say(line)
         elif kind == "stage_failed":
             self._line(values["name"]).passed = False
 
-    def _look_at(self, node: Node, store: Store) -> None:
-        assert node.key is not None
+    def _look_at(self, line: Line) -> None:
+        """Look at what a stage left, before the next one runs."""
         assert self.plan is not None
-        line = self._line(node.name)
+        node, recipe = self.plan.node(line.name), self.plan.composed.recipe
+        assert node.key is not None
         try:
-            line.checks += look_at(node, store.path(node.key), self.plan.composed.recipe.data)
+            line.checks += look_at(node, Store.of(recipe.outputs).path(node.key), recipe.data)
         except StageError as error:
             line.passed = False
             raise StageError(f"stage {node.name!r}: {error}") from error
@@ -236,7 +234,7 @@ def rehearse(real: Plan, console: Console, *, quiet: bool = False) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     seconds = time.monotonic() - started
-    print_result(rehearsal, console, seconds)
+    print_result(rehearsal, console, seconds, failed=bool(failure))
     if failure:
         print(f"error: {failure}\nwhat the rehearsal left: {folder}", file=sys.stderr)
         return False

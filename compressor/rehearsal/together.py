@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -95,7 +95,7 @@ class Together:
         """Send the two processes home, where they still wait for tasks."""
         if self._code is not None and not self._list.exists():
             write_json(self._list, {"tasks": [], "seconds": START_SECONDS})
-            self._code.result()
+            wait([self._code])
 
     def _launch(self, listed: Path, started: Processes, logs: Path) -> int:
         return launcher.run_processes(

@@ -121,7 +121,7 @@ def test_targets_that_are_empty_are_found_before_anything_runs(tmp_path: Path) -
     assert done.code == 1
     assert "30 of 40 rows of train that were looked at have a target length of 0" in done.err
     assert "'digest'" in done.err
-    assert "✗" in line(done, "rows")
+    assert "✗" in line(done, "(rows)")
     (folder,) = kept(tmp_path)
     assert str(folder) in done.err
 
