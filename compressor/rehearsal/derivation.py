@@ -101,10 +101,12 @@ class _Scaled:
         return node.stage.rehearsed(scale)
 
     def _runs_like(self, node: Node) -> str:
-        weights = node.facts.weights if node.facts is not None else "unknown"
-        blocks = node.facts is not None and any(any(s.blocks) for s in node.facts.stacks().values())
-        what = f"{node.stage.runs_in()}, {weights}{', blocks' if blocks else ''}"
-        return f"export of {node.name}" if node.stage.exports else what
+        """What decides which code computes a node's model."""
+        facts = node.facts
+        if node.stage.exports or facts is None:
+            return node.name
+        blocks = any(any(stack.blocks) for stack in facts.stacks().values())
+        return f"{facts.model_type}, {facts.weights}, {'blocks' if blocks else 'layers'}"
 
     def _both(self, node: str | None) -> tuple[Facts | None, Facts | None]:
         if node is None:

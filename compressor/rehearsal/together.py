@@ -3,7 +3,7 @@
 Every kind of stage that the rehearsal has is run so, on its CPU with gloo, all in one pair of
 processes, since starting them takes longer than the stages do. A training is compared without
 dropout, of which each process draws its own: both ways of running then read a model whose config
-has none.
+has none. A report on so few rows is one batch: one process computes it, and the other has no share.
 """
 
 from __future__ import annotations

@@ -199,6 +199,22 @@ def test_two_layers_become_a_block_in_three(tmp_path: Path) -> None:
     assert [layers(small.node(n).facts) for n in ("load", "noise", "dropped")] == [[3], [2], [2]]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "timed"),
+    [
+        ("sft/headlines", ("original", "quantize")),
+        ("bert/distil_tiny", ("teacher", "labels")),
+        ("deploy", ("base", "quantize", "ct2", "onnx")),
+    ],
+)
+def test_one_model_is_timed_of_those_that_are_computed_alike(
+    recipe: str, timed: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Of each architecture and kind of weights the first, and each export."""
+    _, found, _ = derived(recipe, tmp_path)
+    assert settings(found, "benchmark").models == timed
+
+
 LARGE = {"bart": {"encoder_attention_heads": 16, "decoder_attention_heads": 16}}
 
 
