@@ -18,8 +18,9 @@ from pathlib import Path
 
 from compressor import worker
 
-STARTED, LATE = "started", "late"
-"""Files beside a task: it was begun; time was over before it had ended."""
+STARTED, LATE, ENDED = "started", "late", "ended"
+"""Files beside a task: it was begun; time was over before it had ended; a process, whose number is
+behind the name, has ended it well."""
 _POLL_SECONDS = 0.1
 _NEEDED = ("compressor.checkpoint", "compressor.training", "compressor.generation")
 
@@ -41,6 +42,7 @@ def main(path: Path) -> int:
         (task.parent / STARTED).touch()
         if worker.perform(task, ranks):
             return 1
+        (task.parent / f"{ENDED}-{ranks.rank}").touch()
     return 0
 
 

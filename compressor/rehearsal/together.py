@@ -28,7 +28,7 @@ from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan
 from compressor.progress import Progress
 from compressor.rehearsal.comparison import ROUNDING, compare
-from compressor.rehearsal.pair import LATE, STARTED
+from compressor.rehearsal.pair import ENDED, LATE, STARTED
 from compressor.stage import Context, Inputs, Stage
 from compressor.store import MANIFEST, Store, write_json
 
@@ -242,7 +242,7 @@ class Together:
         for task in tasks:
             folder = task.folder / "two" / "store" / "partial"
             place = folder / "artifact.task"
-            if (place / worker.RESULT).is_file():
+            if len(list(place.glob(f"{ENDED}-*"))) == self.processes.count:
                 result = json.loads((place / worker.RESULT).read_text(encoding="utf-8"))
                 found.append(self._compared(task, folder / "artifact", result["metrics"]))
             elif (place / STARTED).is_file() or (failure and not found):
@@ -251,7 +251,9 @@ class Together:
                     told = json.loads((place / worker.FAILURE).read_text(encoding="utf-8"))
                     reason = told["reason"]
                 found.append(Verdict(task.node.name, task.seconds, wrong=reason))
-                break
+                return found
+        if failure:  # after the last task
+            found.append(Verdict(tasks[-1].node.name, tasks[-1].seconds, wrong=failure))
         return found
 
     def _compared(self, task: _Task, two: Path, metrics: Any) -> Verdict:
