@@ -71,7 +71,7 @@ def _reports(node: Node, metrics: Mapping[str, Any]) -> Iterator[str]:
         yield "labels given and scored"
     elif node.kind == "benchmark":
         cases = {name: len(each["cases"]) for name, each in metrics["models"].items()}
-        yield f"timed {', '.join(cases)}: cases each: {max(cases.values())}"
+        yield f"timed {', '.join(cases)}; {max(cases.values())} cases each"
     elif node.kind == "sensitivity":
         yield f"{len(metrics['groups'])} groups measured"
 

@@ -32,8 +32,9 @@ from compressor.rehearsal.pair import ENDED, LATE, STARTED
 from compressor.stage import Context, Inputs, Stage
 from compressor.store import MANIFEST, Store, write_json
 
-START_SECONDS, TIMES_LONGER = 180.0, 20.0
-"""How long two processes may take: to start, and for each second of one process."""
+GRACE_SECONDS, TIMES_LONGER = 60.0, 20.0
+"""How long two processes may take, once they have imported all: in any case, and for each second of
+one process."""
 ON_THE_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 """What has torch and this package find no GPU: two processes may not share one."""
 _DROPS = ("dropout", "pdrop", "layerdrop")
@@ -94,7 +95,7 @@ class Together:
     def __exit__(self, *_: object) -> None:
         """Send the two processes home, where they still wait for tasks."""
         if self._code is not None and not self._list.exists():
-            write_json(self._list, {"tasks": [], "seconds": START_SECONDS})
+            write_json(self._list, {"tasks": [], "seconds": GRACE_SECONDS})
             wait([self._code])
 
     def _launch(self, listed: Path, started: Processes, logs: Path) -> int:
@@ -203,7 +204,7 @@ class Together:
         if machine.gpus():
             written = self._written(task, context, Processes())
             listed = task.folder / "one.json"
-            write_json(listed, {"tasks": [str(written)], "seconds": START_SECONDS})
+            write_json(listed, {"tasks": [str(written)], "seconds": GRACE_SECONDS})
             self._launch(listed, Processes(), written.parent)
             result = json.loads((written.parent / worker.RESULT).read_text(encoding="utf-8"))
             task.metrics = result["metrics"]
@@ -225,7 +226,7 @@ class Together:
     def _start(self, tasks: Sequence[_Task]) -> str:
         """Run the tasks in one pair of processes. Why they ended, if not by having done all."""
         paths = [self._written(t, self._context(t, "two"), self.processes) for t in tasks]
-        limit = START_SECONDS + TIMES_LONGER * sum(task.seconds for task in tasks)
+        limit = GRACE_SECONDS + TIMES_LONGER * sum(task.seconds for task in tasks)
         write_json(self._list, {"tasks": [str(path) for path in paths], "seconds": limit})
         assert self._code is not None, "there are tasks, for which they were started"
         code = self._code.result()
