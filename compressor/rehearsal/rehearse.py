@@ -140,7 +140,8 @@ class Rehearsal:
                     raise StageError(f"data: {empty} (read with the tokenizer of {name!r})")
                 line.checks.append(f"{empty}")
         looked = ", ".join(f"{len(rows)} of {split}" for split, rows in taken.looked_at.items())
-        line.checks.insert(0, f"looked for empty texts and targets: {looked}")
+        what = "texts and targets" if data.task == "summarization" else "texts"
+        line.checks.insert(0, f"looked for empty {what}: {looked}")
 
     def _reader(self, own: str | None, taken: Taken) -> Any:
         if own is None:

@@ -23,7 +23,7 @@ COUNTS: dict[Split, int] = {"train": 9, "validation": 4, "test": 4}
 """Rows of a rehearsal; more to train on where each label is to have one. Nine make steps of 4, 4
 and 1, of which the last leaves nothing to one of two processes."""
 LOOKED_AT = 200
-"""Of summaries, how many rows of each split are read to look for empty ones."""
+"""How many rows of each split are looked at, to find empty ones."""
 SOURCE_TOKENS, TARGET_TOKENS = 512, 128
 """The longest rows of a rehearsal; a recipe's limits below these stay."""
 MOSTLY = 0.5
@@ -38,7 +38,7 @@ class Taken:
 
     rows: dict[Split, Rows]
     looked_at: dict[Split, Rows]
-    """The recipe's own rows that were read; none where `rows` are generated in their place."""
+    """The recipe's own rows that are looked at; none where `rows` are generated in their place."""
     generated: str = ""
     """Why they are generated, where they are."""
 
@@ -49,12 +49,22 @@ def take(data: Data, splits: Collection[Split]) -> Taken:
     Raises StageError where the recipe's rows are there and cannot be read.
     """
     try:
-        read = {split: _some_of(data).load(split) for split in COUNTS if split in splits}
+        read = _read(data, splits)
     except Unreachable as error:
         made = {split: _generated(data, split) for split in COUNTS if split in splits}
         return Taken(made, {}, generated=str(error))
     rows = {split: _few(each, split, data) for split, each in read.items()}
-    return Taken(rows, read)
+    return Taken(rows, {split: each.first(LOOKED_AT) for split, each in read.items()})
+
+
+def _read(data: Data, splits: Collection[Split]) -> dict[Split, Rows]:
+    """Rows of each split, and no file twice where validation is scored."""
+    some, found = _some_of(data), dict[Split, Rows]()
+    for split in COUNTS:
+        if split in splits:
+            again = split == "test" and data.scores_validation and "validation" in found
+            found[split] = found["validation"] if again else some.load(split)
+    return found
 
 
 def _some_of(data: Data) -> Data:
@@ -200,10 +210,9 @@ def empty_rows(data: Data, looked_at: dict[Split, Rows], tokenizer: Any) -> list
         if data.task == "summarization":
             counts.append((data.summary, rows.summaries, data.max_target_length, True))
         for column, texts, limit, target in counts:
-            some = texts[:LOOKED_AT]
-            count = _without_content(some, tokenizer, limit, data, target=target)
+            count = _without_content(texts, tokenizer, limit, data, target=target)
             if count:
-                found.append(Empty(split, column, count, len(some), target))
+                found.append(Empty(split, column, count, len(texts), target))
     return found
 
 

@@ -25,11 +25,14 @@ def files(folder: Path, rows: list[dict[str, Any]], **own: Any) -> Any:
 
 def test_every_label_has_a_row_to_train_on(tmp_path: Path) -> None:
     """The first nine rows, and beyond them the first with a label that none of those has."""
-    rows = [{"text": f"text {i}", "labels": ["a"] if i != 70 else ["b", "c"]} for i in range(90)]
+    rows = [{"text": f"text {i}", "labels": ["a"] if i != 70 else ["b", "c"]} for i in range(290)]
     data = files(tmp_path, rows, task="multi_label", labels=["a", "b", "c"], label="labels")
     taken = take(data, {"train", "validation", "test"})
     assert taken.rows["train"].texts == [*(f"text {i}" for i in range(9)), "text 70"]
     assert len(taken.rows["validation"]) == 4
+    assert {split: len(rows) for split, rows in taken.looked_at.items()} == {
+        "train": 200, "validation": 200, "test": 200,
+    }  # fmt: skip
     folder = tmp_path / "rows"
     folder.mkdir()
     small = ADAPTER.validate_python(small_data(data, taken, folder))
