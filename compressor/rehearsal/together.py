@@ -9,10 +9,9 @@ has none. A report on so few rows is one batch: one process computes it, and the
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan
 from compressor.progress import Progress
 from compressor.rehearsal.comparison import ROUNDING, compare
+from compressor.rehearsal.dropout import settings_without_dropout, without_dropout
 from compressor.rehearsal.pair import ENDED, LATE, STARTED
 from compressor.stage import Context, Inputs, Stage
 from compressor.store import MANIFEST, Store, write_json
@@ -37,7 +37,6 @@ GRACE_SECONDS, TIMES_LONGER = 60.0, 20.0
 one process."""
 ON_THE_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 """What has torch and this package find no GPU: two processes may not share one."""
-_DROPS = ("dropout", "pdrop", "layerdrop")
 
 
 @dataclass(frozen=True)
@@ -171,9 +170,9 @@ class Together:
         trains = stage.changes_model
         if trains:
             every = stage.model_dump(mode="json")  # a block's dropout may be its default
-            stage = type(stage).model_validate(_without_dropout(every))
+            stage = type(stage).model_validate(settings_without_dropout(every))
         if trains and model is not None:
-            model = _copied(model, folder / "model")
+            model = without_dropout(model, folder / "model")
         others = {role: self._folder(other) for role, other in node.artifacts.items()}
         artifacts = {role: path.absolute() for role, path in others.items() if path is not None}
         return _Task(node, stage, Inputs(model, artifacts), folder)
@@ -284,29 +283,6 @@ def _told(files: Sequence[str]) -> list[str]:
     told = [words for name, words in known.items() if name in files]
     other = [f"same {name}" for name in files if "/" not in name and name.endswith(".jsonl")]
     return [*told, *other]
-
-
-def _copied(model: Path, folder: Path) -> Path:
-    """A model's folder with no dropout in its config."""
-    shutil.copytree(model, folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(_without_dropout(config)), encoding="utf-8")
-    return folder
-
-
-def _without_dropout(values: Any) -> Any:
-    """A config, or a stage's settings, with every probability of dropout at 0."""
-    if isinstance(values, Mapping):
-        return {key: 0.0 if _drops(key, each) else _without_dropout(each)
-                for key, each in values.items()}  # fmt: skip
-    if isinstance(values, list):
-        return [_without_dropout(each) for each in values]
-    return values
-
-
-def _drops(key: str, value: Any) -> bool:
-    return isinstance(value, float) and any(part in str(key) for part in _DROPS)
 
 
 def _hear(line: str) -> None:
