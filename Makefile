@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NAME ?= finetune
 
-.PHONY: install demo test test-browser test-cluster lint bench schema lock clean
+.PHONY: install demo test test-browser test-cluster lint bench rehearse schema lock clean
 
 install: $(VENV)/.installed
 
@@ -52,6 +52,10 @@ schema: install
 	$(BIN)/compressor schema --output recipes/schema/recipe.json
 	for group in model data training; do \
 		$(BIN)/compressor schema --group $$group --output recipes/schema/$$group.json; done
+
+# Every checked-in recipe's chain on a tiny model, about a minute each. RECIPES="deploy distill" for some.
+rehearse: install
+	$(BIN)/python -m tests.benchmarks.rehearse $(RECIPES)
 
 # The lock file again, from pyproject.toml and today's releases, on the pinned torch. Without the
 # extra gguf: llama.cpp's Python package is compiled as it is installed, which takes minutes.

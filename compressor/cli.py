@@ -98,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
         help="sweep over overrides such as a=0.1,0.3, or search where the recipe has a `search`",
     )
     run.add_argument("-q", "--quiet", action="store_true", help="print the final table alone")
+    run.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run the whole chain on a tiny model and a few rows, and check it; keeps nothing",
+    )
     plan = recipe_command("plan", plan_command, "Show what a run would do. Loads no weights.")
     plan.add_argument("--json", action="store_true", help="a list of stages, as JSON")
     plan.add_argument(
@@ -226,6 +231,8 @@ def run_command(given: argparse.Namespace) -> int:
             "`compressor run …` by itself and set launch.num_processes=N (or launch.config_file)"
         )
     with _ended_as_by_hand():
+        if given.rehearse:
+            return _rehearse(given)
         if given.multirun:
             return _run_sweep(given)
         _refuse_several(given.overrides)
@@ -252,6 +259,17 @@ def _ended_as_by_hand() -> Iterator[None]:
     finally:
         for each in ours:
             signal.signal(each, signal.SIG_DFL)
+
+
+def _rehearse(given: argparse.Namespace) -> int:
+    """`compressor run --rehearse`."""
+    from compressor.rehearsal.rehearse import rehearse
+
+    if given.multirun:
+        raise RecipeError("--rehearse is of one run: leave out -m, and give one value of each key")
+    _refuse_several(given.overrides)
+    _, _, plan = _planned(given.recipe, given.overrides)
+    return DONE if rehearse(plan, _console(), quiet=given.quiet) else FAILED
 
 
 def _run_sweep(given: argparse.Namespace) -> int:

@@ -68,6 +68,7 @@ class DistillationLoss(nn.Module):
         self.temperature = temperature
         self.layers = {stack: dict(pairs) for stack, pairs in (layers or {}).items() if pairs}
         self.projections = nn.ModuleDict()
+        self.only_stack = "decoder" if student.config.model_type in CAUSAL_TYPES else "encoder"  # type: ignore[union-attr, operator]
         if not {"hidden", "attention"} & self.weights.keys():
             return
         if teacher is None:
@@ -75,7 +76,6 @@ class DistillationLoss(nn.Module):
         if "attention" in self.weights:  # only this way of computing it gives the probabilities
             for model in (student, teacher):
                 model.set_attn_implementation("eager")  # type: ignore[operator]
-        self.only_stack = "decoder" if student.config.model_type in CAUSAL_TYPES else "encoder"  # type: ignore[union-attr, operator]
         mine, theirs = (int(model.config.hidden_size) for model in (student, teacher))  # type: ignore[union-attr, arg-type]
         projected = self.layers if "hidden" in self.weights and mine != theirs else ()
         for stack in projected:

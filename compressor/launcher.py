@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def launch(
     folder = task_folder(context).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    task = _task(kind, name, stage, inputs, context, processes)
+    task = task_of(kind, name, stage, inputs, context, processes)
     task |= {"session": session, "id": uuid.uuid4().hex, "shared": processes.machines > 1}
     partial = folder / f".{TASK}"
     partial.write_text(json.dumps(task), encoding="utf-8")
@@ -69,7 +69,7 @@ def launch(
     return model
 
 
-def _task(
+def task_of(
     kind: str, name: str, stage: Stage, inputs: Inputs, context: Context, processes: Processes
 ) -> dict[str, Any]:
     """All that a worker knows."""
@@ -89,16 +89,25 @@ def _task(
     }
 
 
-def run_processes(task: Path, processes: Processes, logs: Path, hear: Callable[[str], None]) -> int:
+def run_processes(
+    task: Path,
+    processes: Processes,
+    logs: Path,
+    hear: Callable[[str], None],
+    *,
+    module: str = "compressor.worker",
+    variables: Mapping[str, str] | None = None,
+) -> int:
     """Start the processes of a task, have rank 0 heard, and give the launcher's exit code.
 
-    `logs`: a folder for what they write to their standard errors.
+    `logs`: a folder for what they write to their standard errors. `module`: what they run on the
+    task, with these environment `variables` beside the parent's.
     """
     threads = machine.threads(processes.here)
     with (logs / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*_launcher(processes, logs), "-m", "compressor.worker", str(task)],
-            env=environment(threads) | {PARENT: str(os.getpid())},
+            [*_launcher(processes, logs), "-m", module, str(task)],
+            env=environment(threads) | dict(variables or {}) | {PARENT: str(os.getpid())},
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, Field
 
@@ -137,6 +137,30 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Beside what a stage of the recipe runs, and beside what it runs in a rehearsal of it."""
+
+    real: Facts | None
+    """The model that the stage takes in the recipe; None where it takes none, or none is known."""
+    small: Facts | None
+    """The one that it takes in the rehearsal, of the same kind."""
+    others: Mapping[str, tuple[Facts | None, Facts | None]] = field(default_factory=dict)
+    """Role → the same two of a model that it reads beside its own."""
+    runs_like: Mapping[str, str] = field(default_factory=dict)
+    """Role → what computes that model, and its kind of weights; equal where the same code does."""
+    source_length: int = 1024
+    """Tokens of the longest source there."""
+    summaries: bool = True
+    """Whether summaries are written; else labels are given."""
+
+    def layers(self, stack: str) -> tuple[int, int]:
+        """How many layers a stack has, in the recipe and in the rehearsal."""
+        assert self.real is not None, "asked of models that are known"
+        assert self.small is not None, "asked of models that are known"
+        return self.real.stacks()[stack].layers, self.small.stacks()[stack].layers
+
+
+@dataclass(frozen=True)
 class Context:
     """What a running stage may use: a folder to write in, data, progress, and a place for metrics.
 
@@ -234,6 +258,14 @@ class Stage(BaseModel):
     def in_parallel(self, backend: BackendName) -> bool:
         """Whether several processes run it together for a model that `backend` runs."""
         return self.distributed
+
+    def rehearsed(self, scale: Scale) -> Self:
+        """The same work with settings that fit a model of few layers and a few rows, in seconds.
+
+        What has to change is told as a difference between the rehearsal and the recipe. A stage
+        that counts layers, widths, rows or steps overrides this.
+        """
+        return self
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint | None:
         """Do the work. A stage that `changes_model` returns the new checkpoint."""

@@ -73,17 +73,26 @@ def _is_zombie(stat: Path) -> bool:
 
 
 def main(path: Path) -> int:
-    """Run the task of a file, as one of several processes. The caller must leave by `os._exit`.
+    """Run the task of a file, as one of several processes. See `begin` for how to leave."""
+    return perform(path, begin())
+
+
+def begin() -> Ranks:
+    """Make this process one of those that run a stage. The caller must leave by `os._exit`.
 
     torch frees a process group while it holds the interpreter's lock, and waits for gloo's threads,
     of which one may wait for that lock to let go of a tensor: neither goes on, ever. So nothing
     here destroys the group, and the process ends without the interpreter's farewell.
     """
-    task = json.loads(path.read_text(encoding="utf-8"))
     _end_with(int(os.environ[PARENT]))
     for name in SHARDING:
         os.environ.pop(name, None)
-    ranks = Ranks.of_environment()
+    return Ranks.of_environment()
+
+
+def perform(path: Path, ranks: Ranks) -> int:
+    """Run the task of a file. What came of it is beside that file; 1 where the stage failed."""
+    task = json.loads(path.read_text(encoding="utf-8"))
     watch = print_event if ranks.first else None
     progress = Progress(Console(file=sys.stdout), quiet=True, watch=watch)
     stage = stage_class(task["kind"]).model_validate(task["stage"])

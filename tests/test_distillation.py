@@ -18,7 +18,12 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from compressor.architectures import matched_layers
 from compressor.checkpoint import Checkpoint
@@ -180,6 +185,34 @@ def test_the_difference_of_known_attention_maps() -> None:
     assert attention_difference(student, teacher, keys).item() == pytest.approx(expected)
     same = attention_difference(student, teacher.expand(1, 2, 1, 3), keys)
     assert same.item() == pytest.approx((0.25 + 0.25 + 0.81 + 0.81) / 4)
+
+
+def test_a_classifier_learns_a_teachers_logits_alone() -> None:
+    """Without hidden states and attention maps, as `bert/distil_tiny` has it: for each label, T² ·
+    KL of the two probabilities, summed over labels and rows. This once ended in an AttributeError.
+    """
+    student, teacher = (
+        AutoModelForSequenceClassification.from_config(
+            AutoConfig.for_model(
+                "bert", **PICO["bert"], num_labels=3, problem_type="multi_label_classification"
+            )
+        ).eval()
+        for _ in range(2)
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in (*student.parameters(), *teacher.parameters()):
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    rows = [([5, 6, 7], [1, 0, 1]), ([8, 9], [0, 0, 0])]
+    given = collate(rows, pad_id=0, layout="labels")
+    with torch.no_grad():
+        found = DistillationLoss(student, teacher, {"logits": 1.0}, temperature=2.0)(given)
+        expected = 0.0
+        for source, _ in rows:
+            ids = torch.tensor([source])
+            p, q = ((m(input_ids=ids).logits[0] / 2).sigmoid() for m in (teacher, student))
+            expected += float((p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum())
+    assert float(found) == pytest.approx(4 * expected, rel=1e-4)
 
 
 def test_labels_alone_are_the_label_loss() -> None:

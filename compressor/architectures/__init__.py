@@ -36,6 +36,7 @@ _MODULES = {
 - `DEFAULTS`: for each model type, what a config leaves out, as transformers fills it in;
 - `ALIASES`: other names that transformers takes for some of these keys (they win over them);
 - `HEADS`: what can stand on the body (see `stages.load.Load.head`);
+- `WIDTHS`: which keys of a config are widths, as `Widths` says;
 - `stacks(config)`: stack → `Stack`; `groups(config)`: group path → names of its weights;
 - `parameters(config, untied_head=…)`: name → shape of every distinct parameter;
 - `ties(config)`: name of a parameter → the name it goes by where the two are one tensor;
@@ -46,6 +47,21 @@ _MODULES = {
 
 `config` always has every key of `DEFAULTS`, and `head`.
 """
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Which keys of a config say how wide a model is: what a narrower one of its kind changes."""
+
+    hidden: str
+    """The width of the states that layers hand on; heads share it where there is no `head_size`."""
+    feed_forward: tuple[str, ...]
+    heads: tuple[str, ...]
+    key_heads: str = ""
+    """How many heads have keys of their own, where queries may share them."""
+    head_size: str = ""
+    embedding: str = ""
+    """The width of the word embedding, where it has one of its own."""
 
 
 @dataclass(frozen=True)
@@ -453,6 +469,26 @@ def entries(amount: float, left: int, size: int, *, of_all: bool) -> int:
 def evenly_spaced(layers: int, keep: int) -> list[int]:
     """`keep` of `layers` indices, evenly spaced from the first: 6 → 3 keeps 0, 2, 4."""
     return [index * layers // keep for index in range(keep)]
+
+
+def scaled(count: int, of: int, to: int) -> int:
+    """How many of `to` are what `count` are `of`: 3 of 6 are 1 of 2. None become none, not all all.
+
+    At least 1; and where some of `of` are left out, so is one of `to`, if there are two.
+    """
+    return max(1, min(round(count * to / of), to if count >= of else to - 1))
+
+
+def scaled_layers(layers: Sequence[int], of: int, to: int) -> list[int]:
+    """Which of `to` layers stand for some of `of`: as large a part, those most of which are listed.
+
+    Layer i stands for `i * of / to` and those up to the next: of 12, the last 10 are 1 of 2.
+    """
+    listed = [0] * to
+    for layer in layers:
+        listed[layer * to // of] += 1
+    order = sorted(range(to), key=lambda place: (-listed[place], place))
+    return sorted(order[: scaled(len(layers), of, to)])
 
 
 def matched_layers(student: int, teacher: int) -> dict[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units, blocks
+from compressor.architectures import Shape, Stack, Units, Widths, blocks
 from compressor.architectures.block import KEY
 
 _BART: dict[str, Any] = {
@@ -26,6 +26,11 @@ _MARIAN = {
 DEFAULTS = {"bart": _BART, "mbart": _BART, "pegasus": _BART, "marian": _BART | _MARIAN}
 ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers"}
 HEADS = ("seq2seq_lm",)
+WIDTHS = Widths(
+    "d_model",
+    ("encoder_ffn_dim", "decoder_ffn_dim"),
+    ("encoder_attention_heads", "decoder_attention_heads"),
+)
 
 _SHARED = "model.shared.weight"
 _EMBEDDINGS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units, blocks, labels
+from compressor.architectures import Shape, Stack, Units, Widths, blocks, labels
 from compressor.architectures.block import KEY
 
 _BERT: dict[str, Any] = {
@@ -26,6 +26,9 @@ _ELECTRA = {
 DEFAULTS = {"bert": _BERT, "roberta": _BERT | {"vocab_size": 50265}, "electra": _BERT | _ELECTRA}
 ALIASES: dict[str, str] = {}
 HEADS = ("none", "sequence_classification")
+WIDTHS = Widths(
+    "hidden_size", ("intermediate_size",), ("num_attention_heads",), embedding="embedding_size"
+)
 RESERVED_POSITIONS = {"roberta": 2}
 """Rows of the table of positions that no token has: RoBERTa counts from behind its padding's."""
 

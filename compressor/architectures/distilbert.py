@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units, blocks, labels
+from compressor.architectures import Shape, Stack, Units, Widths, blocks, labels
 from compressor.architectures.block import KEY
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -20,6 +20,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
 HEADS = ("none", "sequence_classification")
+WIDTHS = Widths("dim", ("hidden_dim",), ("n_heads",))
 
 _ATTENTION = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
 

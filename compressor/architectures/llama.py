@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units, labels
+from compressor.architectures import Shape, Stack, Units, Widths, labels
 
 _LLAMA: dict[str, Any] = {
     "vocab_size": 32000,
@@ -25,6 +25,13 @@ DEFAULTS = {
 }
 ALIASES: dict[str, str] = {}
 HEADS = ("causal_lm", "sequence_classification", "none")
+WIDTHS = Widths(
+    "hidden_size",
+    ("intermediate_size",),
+    ("num_attention_heads",),
+    key_heads="num_key_value_heads",
+    head_size="head_dim",
+)
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _FEED_FORWARD = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

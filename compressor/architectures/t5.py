@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Channels, ConfigError, Shape, Stack, Units
+from compressor.architectures import Channels, ConfigError, Shape, Stack, Units, Widths
 
 _T5: dict[str, Any] = {
     "vocab_size": 32128,
@@ -31,6 +31,7 @@ ALIASES = {
     "head_dim": "d_kv",
 }
 HEADS = ("seq2seq_lm",)
+WIDTHS = Widths("d_model", ("d_ff",), ("num_heads",), head_size="d_kv")
 _ENCODER_ATTENTION = {
     "local": "LocalSelfAttention",
     "transient-global": "TransientGlobalSelfAttention",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -13,8 +13,9 @@ from compressor.backends import BackendName
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError, nearest
 from compressor.formats import FORMATS, Exported, FormatName, Weights, refusal, stored
+from compressor.hyperparameters import FEW_ROWS
 from compressor.parity import Parity
-from compressor.stage import Context, Inputs, Planning, Stage
+from compressor.stage import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,6 +149,12 @@ class Export(Stage):
         if planning.data.truncate == "sentences":
             reason = "llama.cpp's tokenizer does not tell where a token ends; set 'tokens' for gguf"
             planning.problem("data.truncate", reason)
+
+    def rehearsed(self, scale: Scale) -> Self:
+        """Checked in any case, on few rows and short summaries."""
+        own = self.parity or Parity()
+        short = {"rows": min(FEW_ROWS, own.rows), "max_length": min(16, own.max_length or 16)}
+        return self.model_copy(update={"parity": own.model_copy(update=short)})
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Write, measure, and run in a fresh process."""

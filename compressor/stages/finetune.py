@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -19,7 +19,7 @@ from compressor.launching import scheme_of
 from compressor.pruning import Amounts, Grouping, Pruner, flat, left_of
 from compressor.quantization import QuantizationAware
 from compressor.schema_rules import rules
-from compressor.stage import Artifact, Context, Inputs, Planning, Stage
+from compressor.stage import Artifact, Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -165,6 +165,16 @@ class Finetune(Hyperparameters, Stage):
         elif facts is not None and self.prune is not None:
             return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
         return facts
+
+    def rehearsed(self, scale: Scale) -> Self:
+        """A few steps, each with a few rows."""
+        changed = self.few_steps()
+        if self.prune is not None:
+            changed["prune"] = self.prune.regrouped(scale.real, scale.small)
+        if self.quantization_aware is not None and scale.small is not None:
+            aware = self.quantization_aware
+            changed["quantization_aware"] = aware.fitting(aware.weights, scale.small)
+        return self.model_copy(update=changed)
 
     def _check_rounding(self, planning: Planning) -> None:
         aware = self.quantization_aware

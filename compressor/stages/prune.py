@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -24,7 +24,7 @@ from compressor.pruning import (
     nested,
 )
 from compressor.schema_rules import given, one_of, rules, when, where
-from compressor.stage import Artifact, Context, Inputs, Planning, Stage
+from compressor.stage import Artifact, Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
@@ -226,6 +226,24 @@ class Prune(Grouping, Stage):
         else:
             facts = facts.prune(names, count, exact=exact)
         return facts
+
+    def rehearsed(self, scale: Scale) -> Self:
+        """Amounts as they are; of a target, as large a part of what can go at all."""
+        changed = self.regrouped(scale.real, scale.small)
+        if self.target is None or scale.real is None or scale.small is None:
+            return changed
+        shares = []
+        for facts, own in ((scale.real, self), (scale.small, changed)):
+            paths = [path for path, _ in own._paths(facts)]
+            groups = own.all_groups(facts)
+            names = frozenset(name for path in paths for name in groups.get(path, ()))
+            there = facts.parameters - sum(count for _, count in facts.masked)
+            shares.append((there, facts.remaining(names)[0]))
+        (there, can_go), (there_small, can_go_small) = shares
+        part = (there - self.target.kept(scale.real)) / max(1, can_go)
+        kept = there_small - round(min(1.0, max(0.0, part)) * can_go_small)
+        ratio = round(kept / scale.small.parameters, 6)
+        return changed.model_copy(update={"target": Target(nonzero_ratio=ratio)})
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Mask, and count what went from each group."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field
 
 from compressor.architectures import Facts
 from compressor.data.sources import Reads, Split
 from compressor.field_types import Integer
-from compressor.stage import Context, Inputs, Planning, Stage
+from compressor.stage import Context, Inputs, Planning, Scale, Stage
+
+FEW_TOKENS = 32
+"""The longest text of a rehearsal, in tokens."""
 
 
 class PseudoLabel(Stage):
@@ -39,6 +42,12 @@ class PseudoLabel(Stage):
         if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":
             planning.problem("", "writes with sequence-to-sequence models only")
         return planning.facts
+
+    def rehearsed(self, scale: Scale) -> Self:
+        if self.max_length <= FEW_TOKENS:
+            return self
+        short = {"max_length": FEW_TOKENS, "min_length": min(self.min_length, FEW_TOKENS)}
+        return self.model_copy(update=short)
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode, write `targets.jsonl`, compare with the references."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
@@ -10,6 +10,7 @@ from compressor.architectures import Facts
 from compressor.data.rows import Rows
 from compressor.data.sources import Split
 from compressor.field_types import Integer, Listed
+from compressor.hyperparameters import FEW_ROWS
 from compressor.pruning import (
     Grouping,
     Pruner,
@@ -17,7 +18,7 @@ from compressor.pruning import (
     default_groups,
     left_of,
 )
-from compressor.stage import Context, Inputs, Planning, Report
+from compressor.stage import Context, Inputs, Planning, Report, Scale
 from compressor.store import write_json
 
 if TYPE_CHECKING:
@@ -79,6 +80,17 @@ class Sensitivity(Grouping, Report):
         named = self.only or default_groups(self, facts)
         key = "only." if self.only else ""
         return [(path, f"{key}{i}" if key else "") for i, path in enumerate(named)]
+
+    def rehearsed(self, scale: Scale) -> Self:
+        """The first, the middle and the last of the amounts, on few rows."""
+        middle = self.amounts[len(self.amounts) // 2]
+        changed = {
+            "amounts": tuple(sorted({self.amounts[0], middle, self.amounts[-1]})),
+            "rows": min(FEW_ROWS, self.rows),
+            "max_length": min(16, self.max_length),
+        }
+        changed = {k: v for k, v in changed.items() if v != getattr(self, k)}
+        return self.regrouped(scale.real, scale.small).model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Measure, write the curves and the plot."""

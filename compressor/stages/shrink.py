@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from compressor.architectures import Facts, evenly_spaced
+from compressor.architectures import Facts, evenly_spaced, scaled, scaled_layers
 from compressor.field_types import whole
 from compressor.schema_rules import rules, some_of
-from compressor.stage import Context, Inputs, Planning, Stage
+from compressor.stage import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
@@ -93,6 +93,19 @@ class Shrink(Stage):
                 continue
             kept[stack] = _kept(layers, count)
         return facts.keep_layers(kept) if kept else facts
+
+    def rehearsed(self, scale: Scale) -> Self:
+        """As large a part of each stack; a share stays as it is."""
+        if scale.real is None or scale.small is None:
+            return self
+        changed: dict[str, Layers] = {}
+        for stack, layers in self._wanted().items():
+            counts = scale.layers(stack)
+            if isinstance(layers, list):
+                changed[f"{stack}_layers"] = scaled_layers(layers, *counts)
+            elif isinstance(layers, int):
+                changed[f"{stack}_layers"] = scaled(layers, *counts)
+        return self.model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Build the smaller model and copy the kept layers, renumbered, into it."""

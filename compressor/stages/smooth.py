@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field
 
 from compressor.architectures import Facts
 from compressor.data.sources import Split
 from compressor.field_types import Integer
-from compressor.stage import Context, Inputs, Planning, Stage
+from compressor.hyperparameters import FEW_ROWS
+from compressor.stage import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
@@ -55,6 +56,11 @@ class Smooth(Stage):
             planning.problem("", f"knows T5 and mT5, and this is a {facts.model_type}")
         planning.check_rows(trains=True)
         return facts
+
+    def rehearsed(self, scale: Scale) -> Self:
+        if self.calibration_rows <= FEW_ROWS:
+            return self
+        return self.model_copy(update={"calibration_rows": FEW_ROWS})
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Look at some rows, then rescale."""

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -19,7 +19,7 @@ from compressor.data.vocabulary import Vocabulary
 from compressor.errors import StageError
 from compressor.field_types import Counted, Integer, Listed
 from compressor.schema_rules import given, rules
-from compressor.stage import Context, Inputs, Planning, Stage
+from compressor.stage import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,6 +109,17 @@ class TrimVocabulary(Stage):
     def _rounded(self, pieces: int, rows: int) -> int:
         """How many rows stay for so many pieces, of so many rows."""
         return min(rows, -(-pieces // self.multiple_of) * self.multiple_of)
+
+    def rehearsed(self, scale: Scale) -> Self:
+        """Of a smaller vocabulary all may be in use: then as many rows as there are stay."""
+        if scale.real is None or scale.small is None:
+            return self
+        sizes = [facts.units("vocabulary") for facts in (scale.real, scale.small)]
+        if not all(sizes) or sizes[0][0].count == sizes[1][0].count:
+            return self
+        rows = sizes[1][0].count
+        changed = {name: rows for name in ("size", "keep") if (getattr(self, name) or 0) > 0}
+        return self.model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Count, choose, cut, renumber, and encode every row again."""
