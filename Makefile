@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NAME ?= finetune
 
-.PHONY: install demo test test-browser test-cluster lint bench rehearse schema lock clean
+.PHONY: install demo test test-browser test-cluster test-docs lint bench rehearse schema lock clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,10 @@ test-browser: install
 		apt-get install --quiet=2 --yes --no-install-recommends chromium; }
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock -e '.[browser]'
 	$(BIN)/python -m pytest -rs tests/sweeps/test_page.py tests/explain/test_compare_page.py tests/report
+
+# Every command of the README, with a few rows and steps; FULL=1 make test-docs: as it stands there.
+test-docs: install
+	$(BIN)/python -m pytest -m docs --durations=0 tests/test_readme.py
 
 lint: install
 	$(BIN)/ruff check .
