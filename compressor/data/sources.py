@@ -340,11 +340,13 @@ class Files(Held):
     """
 
     source: Literal["files"]
-    files: dict[Split, str] = Field(description="A path for each split.")
+    files: dict[Split, str | None] = Field(
+        description="A path for each split; null where there is no file, as of one held out."
+    )
 
     @property
     def _named(self) -> Collection[str]:
-        return self.files.keys()
+        return [split for split, path in self.files.items() if path is not None]
 
     def _path(self, split: Split) -> Path | None:
         name = self.files.get(self._where(split, self._named)[1])
@@ -356,7 +358,7 @@ class Files(Held):
             return None  # `check` reports it
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        held = self._held(self.files)
+        held = self._held(self._named)
         split, whose = self._where(split, self._named)
         part = (
             {"held": held, "seed": self.seed, "split": split} if held and whose == "train" else {}
