@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from compressor.store import Store
 
 DONE, FAILED, WRONG = 0, 1, 2
+REPEAT_SECONDS = 5.0
+"""A second request to end within this time asks for nothing new."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -245,10 +248,17 @@ def run_command(given: argparse.Namespace) -> int:
 def _ended_as_by_hand() -> Iterator[None]:
     """Inside, a request to end (SIGTERM, as of `kill` or SLURM; SIGHUP, of a terminal that closes)
     ends this process as Ctrl-C does: workers are ended, and the terminal is left as it was.
+
+    One that follows at once is the same request: of a terminal that closes the system tells, and
+    the shell again. It must not cut short what the first one began.
     """
+    asked = -REPEAT_SECONDS
 
     def end(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal asked
+        before, asked = asked, time.monotonic()
+        if asked - before >= REPEAT_SECONDS:
+            raise KeyboardInterrupt
 
     signals = [signal.SIGTERM, signal.SIGHUP]
     ours = [each for each in signals if signal.getsignal(each) == signal.SIG_DFL]  # not nohup's
