@@ -362,7 +362,8 @@ def watch_command(given: argparse.Namespace) -> int:
     from compressor.watch import watch
 
     try:
-        return DONE if watch(find(given.run, given.outputs), _console()) else FAILED
+        with _ended_as_by_hand():
+            return DONE if watch(find(given.run, given.outputs), _console()) else FAILED
     except KeyboardInterrupt:
         print("\nnot watching any more; the run goes on", file=sys.stderr)
         return DONE
@@ -422,7 +423,7 @@ def reproduce_command(given: argparse.Namespace) -> int:
     values = recipe_values(run, given.overrides)
     python = environment(given.venv, run) if given.venv is not None else None
     folder = into(run, given.into, given.outputs)
-    with kept_if_filled(folder):
+    with kept_if_filled(folder), _ended_as_by_hand():
         if python is not None:
             as_json = ["--json"] * given.json
             return in_environment(python, run, folder, [*given.overrides, *as_json])

@@ -59,6 +59,8 @@ class Progress:
         self.events, self.watch = events, watch
         self._display = None if quiet else display(console)
         self._moved: dict[str, tuple[float, float]] = {}  # title → when it began, and was written
+        if events is not None:
+            _end_last_line(events)
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +139,13 @@ class Progress:
             yield bar
         finally:
             bar.tell(ended=True)
+
+
+def _end_last_line(path: Path) -> None:
+    """End the half a line that a killed process has left, so that the next event has its own."""
+    if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        with path.open("ab") as stream:
+            stream.write(b"\n")
 
 
 def print_event(kind: str, values: Mapping[str, Any]) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
 
 from compressor.display import Log, Screen, Seen, below
+from compressor.processes import environment
 
 STAGES = [
     {"name": "load", "stage": "load", "seconds": 2.0},
@@ -108,3 +115,57 @@ def test_a_second_run_in_the_same_folder_begins_anew() -> None:
     seen = begun()
     seen.hear("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
     assert text(seen, 2003.0) == ["then load", "demo: 0 of 1 stages, 3.0 s, about 2.0 s left"]
+
+
+def test_a_stage_that_takes_longer_than_before_makes_the_others_no_shorter() -> None:
+    """After 120 s of a stage that took 90 before, the 30 of the one after it are still to come."""
+    assert text(begun(), 1121.0)[-1] == "demo: 1 of 3 stages, 2 min 01 s, about 30.0 s left"
+
+
+def test_what_is_drawn_may_change_meanwhile() -> None:
+    """Live draws in a thread of its own, while bars come and go: neither disturbs the other."""
+    screen = Screen(Console(file=io.StringIO(), width=80, force_terminal=True))
+    screen.hear("run_started", {"recipe": "demo", "stages": STAGES}, 0.0)
+    assert screen._live is not None
+    drawn, errors = screen._live.renderable, []
+    screen.close()
+    console = Console(file=io.StringIO(), width=80)
+
+    def draw() -> None:
+        try:
+            for _ in range(300):
+                list(drawn.__rich_console__(console, console.options))
+        except (RuntimeError, AssertionError) as error:
+            errors.append(error)
+
+    thread, switching = threading.Thread(target=draw), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        while thread.is_alive():
+            screen.hear("stage_started", {"name": "base"}, 1.0)
+            for number in range(30):
+                screen.hear("progress", moved(10) | {"title": str(number)}, 2.0)
+            screen.hear("stage_ended", LOADED | {"name": "base"}, 3.0)
+    finally:
+        sys.setswitchinterval(switching)
+        thread.join()
+    assert errors == []
+
+
+def test_errors_that_go_to_a_file_are_not_drawn(tmp_path: Path) -> None:
+    """`compressor run … 2> errors.txt` on a terminal: what a library warns of is in the file."""
+    lines = (
+        "import sys; from rich.console import Console; from compressor.display import Screen",
+        "screen = Screen(Console())",
+        "screen.hear('run_started', {'recipe': 'demo', 'stages': []}, 0.0)",
+        "print('careful', file=sys.stderr); screen.close()",
+    )
+    ours, theirs = pty.openpty()
+    with (tmp_path / "errors.txt").open("wb") as errors:
+        command = [sys.executable, "-c", "\n".join(lines)]
+        done = subprocess.run(command, stdout=theirs, stderr=errors, env=environment(), timeout=60)
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 0
+    assert (tmp_path / "errors.txt").read_text() == "careful\n"

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 
 from compressor.cli import _ended_as_by_hand
-from compressor.processes import environment
+from compressor.processes import described, environment, is_there
 from compressor.progress import Progress
 from tests.conftest import Command, compressor
 
@@ -237,3 +238,56 @@ def test_an_event_is_found_in_a_line_that_others_have_written_into(tmp_path: Pat
         progress.relay(line)
     said = ["before", "loss", "after", "loss", "loss", '{"event": "sa', "[1]"]
     assert heard == [("said", text) for text in said]
+
+
+def test_a_watch_that_is_ended_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    """SIGTERM to who looks on: the cursor comes back, and the run is not what has ended."""
+    (tmp_path / "recipe.yaml").write_text("name: demo\n")
+    stages = [{"name": "load", "stage": "load", "seconds": None}]
+    progress = Progress(Console(quiet=True), tmp_path / "events.jsonl", quiet=True)
+    progress.event("run_started", recipe="demo", stages=stages, process=described())
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "compressor", "watch", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment())
+    os.close(theirs)
+    shown, asked = b"", False
+    while process.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:
+                break
+        if b"0 of 1 stages" in shown and not asked:
+            asked = True
+            process.terminate()
+    os.close(ours)
+    assert process.wait(timeout=30) == 0
+    text = shown.decode()
+    assert "not watching any more; the run goes on" in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_what_a_killed_run_wrote_by_half_does_not_hide_the_next_ones_start(tmp_path: Path) -> None:
+    """A point of a sweep goes on in its folder: its first event is on a line of its own."""
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"time": 1.0, "event": "stage_st')
+    Progress(Console(quiet=True), path, quiet=True).event("run_started", recipe="demo")
+    half, whole = path.read_text().splitlines()
+    assert half == '{"time": 1.0, "event": "stage_st'
+    assert json.loads(whole)["event"] == "run_started"
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_gone() -> None:
+    """A zombie: of a run that was killed in a container, whose first process waits for nobody."""
+    process = subprocess.Popen(["sleep", "60"])
+    about = described() | {
+        "id": process.pid,
+        "created": psutil.Process(process.pid).create_time(),
+    }
+    assert is_there(about)
+    process.kill()
+    end = time.monotonic() + 10
+    while is_there(about) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not is_there(about)
+    assert process.wait() == -signal.SIGKILL
