@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from compressor.store import Store
 
 DONE, FAILED, WRONG = 0, 1, 2
+REPEAT_SECONDS = 5.0
+"""A second request to end within this time asks for nothing new."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -245,10 +248,17 @@ def run_command(given: argparse.Namespace) -> int:
 def _ended_as_by_hand() -> Iterator[None]:
     """Inside, a request to end (SIGTERM, as of `kill` or SLURM; SIGHUP, of a terminal that closes)
     ends this process as Ctrl-C does: workers are ended, and the terminal is left as it was.
+
+    One that follows at once is the same request: of a terminal that closes the system tells, and
+    the shell again. It must not cut short what the first one began.
     """
+    asked = -REPEAT_SECONDS
 
     def end(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal asked
+        before, asked = asked, time.monotonic()
+        if asked - before >= REPEAT_SECONDS:
+            raise KeyboardInterrupt
 
     signals = [signal.SIGTERM, signal.SIGHUP]
     ours = [each for each in signals if signal.getsignal(each) == signal.SIG_DFL]  # not nohup's
@@ -352,7 +362,8 @@ def watch_command(given: argparse.Namespace) -> int:
     from compressor.watch import watch
 
     try:
-        return DONE if watch(find(given.run, given.outputs), _console()) else FAILED
+        with _ended_as_by_hand():
+            return DONE if watch(find(given.run, given.outputs), _console()) else FAILED
     except KeyboardInterrupt:
         print("\nnot watching any more; the run goes on", file=sys.stderr)
         return DONE
@@ -412,7 +423,7 @@ def reproduce_command(given: argparse.Namespace) -> int:
     values = recipe_values(run, given.overrides)
     python = environment(given.venv, run) if given.venv is not None else None
     folder = into(run, given.into, given.outputs)
-    with kept_if_filled(folder):
+    with kept_if_filled(folder), _ended_as_by_hand():
         if python is not None:
             as_json = ["--json"] * given.json
             return in_environment(python, run, folder, [*given.overrides, *as_json])

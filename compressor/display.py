@@ -6,9 +6,11 @@ lines, few. What the events are is told in `compressor.progress`.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -177,11 +179,12 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self.console, self.seen = console, Seen()
-        self._now = 0.0
+        self._seeing = Lock()  # a thread of Live's draws what events change meanwhile
         self._live: Live | None = None
 
     def hear(self, kind: str, values: Mapping[str, Any], now: float) -> None:
-        lines = self.seen.hear(kind, values, now)
+        with self._seeing:
+            lines = self.seen.hear(kind, values, now)
         if kind == "run_started":
             self._open()
         for line in lines:
@@ -191,8 +194,13 @@ class Screen:
 
     def _open(self) -> None:
         if self._live is None:
-            below = _Below(self.seen)
-            self._live = Live(below, console=self.console, transient=True, refresh_per_second=4)
+            self._live = Live(
+                _Below(self.seen, self._seeing),
+                console=self.console,
+                transient=True,
+                refresh_per_second=4,
+                redirect_stderr=sys.stderr.isatty(),  # else it is a file's: `2> errors.txt`
+            )
             self._live.start()
 
     def close(self) -> None:
@@ -205,11 +213,13 @@ class Screen:
 class _Below:
     """What is being done. Drawn anew each time, so that times go on between events."""
 
-    def __init__(self, seen: Seen) -> None:
-        self.seen = seen
+    def __init__(self, seen: Seen, seeing: Lock) -> None:
+        self.seen, self._seeing = seen, seeing
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Group(*below(self.seen, time.time()))
+        with self._seeing:
+            shown = below(self.seen, time.time())
+        yield Group(*shown)
 
 
 def below(seen: Seen, now: float) -> Sequence[RenderableType]:
@@ -244,13 +254,17 @@ def _running(seen: Seen, now: float) -> Text:
 
 
 def _ahead(seen: Seen, now: float) -> str:
-    """The time that is left, where every stage's is known from before."""
+    """The time that is left, where every stage's is known from before.
+
+    A stage that takes longer than before makes those after it no shorter.
+    """
     names = [*seen.waiting, *([seen.stage] if seen.stage else [])]
-    known = [seconds for name in names if (seconds := seen.stages[name]) is not None]
+    known = {name: s for name in names if (s := seen.stages.get(name)) is not None}
     if not names or len(known) < len(names):
         return ""
-    passed = now - seen.stage_started if seen.stage else 0.0
-    return f", about {duration(max(0.0, sum(known) - passed))} left"
+    if seen.stage:
+        known[seen.stage] = max(0.0, known[seen.stage] - (now - seen.stage_started))
+    return f", about {duration(sum(known.values()))} left"
 
 
 def _bar(title: str, bar: Moving, now: float) -> Table:

@@ -33,7 +33,10 @@ def is_there(process: Mapping[str, Any]) -> bool:
     if process["host"] != platform.node():
         return True
     try:
-        created = psutil.Process(process["id"]).create_time()
+        found = psutil.Process(process["id"])
+        if found.status() == psutil.STATUS_ZOMBIE:  # it has ended, and its parent has not looked
+            return False
+        created = found.create_time()
     except psutil.NoSuchProcess:
         return False
     return abs(created - float(process["created"])) < 1.0

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -59,6 +59,8 @@ class Progress:
         self.events, self.watch = events, watch
         self._display = None if quiet else display(console)
         self._moved: dict[str, tuple[float, float]] = {}  # title → when it began, and was written
+        if events is not None:
+            _end_last_line(events)
 
     def __enter__(self) -> Self:
         return self
@@ -70,17 +72,25 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         if self._display is not None:
-            self._display.close()
+            with suppress(OSError, SystemExit):  # of a terminal that is gone nothing is left
+                self._display.close()
 
     def event(self, kind: str, **values: Any) -> None:
-        """Tell one event. In the file its line is written whole: a reader can follow it."""
+        """Tell one event. In the file its line is written whole: a reader can follow it.
+
+        The file is first, since the terminal may be gone, and that ends a run: as by hand, where
+        a reader of what is printed has closed its end of the pipe.
+        """
         now = time.time()
-        if self._display is not None:
-            self._display.hear(kind, values, now)
         if self.events is not None and self._is_written(kind, values):
             line = json.dumps({"time": round(now, 3), "event": kind, **values})
             with self.events.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
+        if self._display is not None:
+            try:
+                self._display.hear(kind, values, now)
+            except SystemExit as error:  # which rich makes of a BrokenPipeError
+                raise KeyboardInterrupt from error
         if self.watch is not None:
             self.watch(kind, values)
 
@@ -97,13 +107,24 @@ class Progress:
         return due
 
     def relay(self, line: str) -> None:
-        """Take a line that a process of ours printed: an event, or what a library had to say."""
+        """Take a line that a process of ours printed: an event, or what a library had to say.
+
+        Where several print at once, one may have written into the line of another.
+        """
         text, mark, record = line.rstrip("\n").partition(RECORD)
         if text or not mark:
             self.say(text)
-        if mark:
-            values = json.loads(record)
-            self.event(values.pop("event"), **values)
+        if not mark:
+            return
+        try:
+            values, end = json.JSONDecoder().raw_decode(record)
+            kind = values.pop("event")
+        except (ValueError, TypeError, AttributeError, KeyError):  # an event cut in two: a text
+            self.say(record)
+            return
+        self.event(kind, **values)
+        if rest := record[end:]:
+            self.relay(rest)
 
     def say(self, text: str) -> None:
         """A line for the person."""
@@ -118,6 +139,13 @@ class Progress:
             yield bar
         finally:
             bar.tell(ended=True)
+
+
+def _end_last_line(path: Path) -> None:
+    """End the half a line that a killed process has left, so that the next event has its own."""
+    if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        with path.open("ab") as stream:
+            stream.write(b"\n")
 
 
 def print_event(kind: str, values: Mapping[str, Any]) -> None:

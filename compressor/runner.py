@@ -99,8 +99,10 @@ def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
         reason = str(error) or type(error).__name__
         raise
     finally:
-        progress.event("run_ended", state=state, error=reason)
-        write_reports(run.folder, state, reason)
+        try:
+            progress.event("run_ended", state=state, error=reason)
+        finally:  # the terminal may be gone
+            write_reports(run.folder, state, reason)
 
 
 def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
 
 from compressor.display import Log, Screen, Seen, below
+from compressor.processes import environment
 
 STAGES = [
     {"name": "load", "stage": "load", "seconds": 2.0},
@@ -108,3 +115,55 @@ def test_a_second_run_in_the_same_folder_begins_anew() -> None:
     seen = begun()
     seen.hear("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
     assert text(seen, 2003.0) == ["then load", "demo: 0 of 1 stages, 3.0 s, about 2.0 s left"]
+
+
+def test_a_stage_that_takes_longer_than_before_makes_the_others_no_shorter() -> None:
+    """After 120 s of a stage that took 90 before, the 30 of the one after it are still to come."""
+    assert text(begun(), 1121.0)[-1] == "demo: 1 of 3 stages, 2 min 01 s, about 30.0 s left"
+
+
+def test_what_is_drawn_may_change_meanwhile() -> None:
+    """Live draws in a thread of its own: a stage that ends while a bar is drawn waits for that."""
+    drawing, go_on = threading.Event(), threading.Event()
+
+    class Slow(dict[str, str]):
+        def items(self) -> Any:
+            drawing.set()
+            assert go_on.wait(10)
+            return super().items()
+
+    screen = Screen(Console(file=io.StringIO(), width=80, force_terminal=True))
+    screen.hear("run_started", {"recipe": "demo", "stages": STAGES}, 0.0)
+    screen.hear("stage_started", {"name": "base"}, 1.0)
+    for title in ("train", "validate"):
+        notes = {"notes": Slow(loss="2.3"), "title": title}
+        screen.hear("progress", moved(10) | notes, 2.0)
+    assert drawing.wait(10), "four times a second"
+    ended = threading.Thread(
+        target=screen.hear, args=("stage_ended", LOADED | {"name": "base"}, 3.0)
+    )
+    ended.start()
+    ended.join(0.2)
+    assert len(screen.seen.bars) == 2
+    go_on.set()
+    ended.join(10)
+    assert not screen.seen.bars
+    screen.close()
+
+
+def test_errors_that_go_to_a_file_are_not_drawn(tmp_path: Path) -> None:
+    """`compressor run … 2> errors.txt` on a terminal: what a library warns of is in the file."""
+    lines = (
+        "import sys; from rich.console import Console; from compressor.display import Screen",
+        "screen = Screen(Console())",
+        "screen.hear('run_started', {'recipe': 'demo', 'stages': []}, 0.0)",
+        "print('careful', file=sys.stderr); screen.close()",
+    )
+    ours, theirs = pty.openpty()
+    with (tmp_path / "errors.txt").open("wb") as errors:
+        command = [sys.executable, "-c", "\n".join(lines)]
+        done = subprocess.run(command, stdout=theirs, stderr=errors, env=environment(), timeout=60)
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 0
+    assert (tmp_path / "errors.txt").read_text() == "careful\n"

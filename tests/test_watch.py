@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 
+from compressor.cli import _ended_as_by_hand
+from compressor.processes import described, environment, is_there
 from compressor.progress import Progress
 from tests.conftest import Command, compressor
 
@@ -163,3 +166,128 @@ def test_what_is_no_run_is_not_watched(
     done = compressor("watch", str(tmp_path / "run"))
     assert done.code == 2
     assert told in done.err
+
+
+def test_a_run_whose_terminal_is_closed_leaves_its_report(
+    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """Kernel and shell both send SIGHUP, and writing fails: the end is told all the same."""
+    ours, theirs = pty.openpty()
+    process = started(stdout=theirs, stderr=theirs, stdin=theirs, start_new_session=True)
+    os.close(theirs)
+    folder = run_folder(tmp_path)
+    os.close(ours)
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 1
+    last = events(folder)[-1]
+    assert (last["event"], last["state"]) == ("run_ended", "interrupted")
+    assert "<title>mine: interrupted</title>" in (folder / "report.html").read_text("utf-8")
+
+
+def test_a_request_to_end_that_comes_again_at_once_cuts_nothing_short() -> None:
+    """What the first one began, such as a report of the run, comes to its end."""
+    done = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            time.sleep(0.1)
+            done.append("written")
+
+    with _ended_as_by_hand(), pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["written"]
+
+
+def test_a_reader_that_goes_ends_a_run_as_by_hand(tmp_path: Path) -> None:
+    """`compressor run … | head`: no library's exit, and the file has what nobody could read."""
+    lines = (
+        "import sys; from pathlib import Path; from rich.console import Console",
+        "from compressor.progress import Progress",
+        "sys.stdin.read()",
+        "try: Progress(Console(), Path('events.jsonl')).say('a line')",
+        "except KeyboardInterrupt: sys.exit(7)",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(timeout=30) == 7
+    assert [event["text"] for event in events(tmp_path)] == ["a line"]
+
+
+def test_an_event_is_found_in_a_line_that_others_have_written_into(tmp_path: Path) -> None:
+    """Of workers that print at once nothing is lost, and none of it ends the run."""
+    heard: list[tuple[str, Any]] = []
+    progress = Progress(
+        Console(quiet=True), quiet=True, watch=lambda kind, v: heard.append((kind, v["text"]))
+    )
+    event = '\x1e{"event": "said", "text": "loss"}'
+    for line in (f"before{event}after\n", event + event, '\x1e{"event": "sa', "\x1e[1]"):
+        progress.relay(line)
+    said = ["before", "loss", "after", "loss", "loss", '{"event": "sa', "[1]"]
+    assert heard == [("said", text) for text in said]
+
+
+def test_a_watch_that_is_ended_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    """SIGTERM to who looks on: the cursor comes back, and the run is not what has ended."""
+    (tmp_path / "recipe.yaml").write_text("name: demo\n")
+    stages = [{"name": "load", "stage": "load", "seconds": None}]
+    progress = Progress(Console(quiet=True), tmp_path / "events.jsonl", quiet=True)
+    progress.event("run_started", recipe="demo", stages=stages, process=described())
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "compressor", "watch", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment())
+    os.close(theirs)
+    shown, asked = b"", False
+    while process.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:
+                break
+        if b"0 of 1 stages" in shown and not asked:
+            asked = True
+            process.terminate()
+    os.close(ours)
+    assert process.wait(timeout=30) == 0
+    text = shown.decode()
+    assert "not watching any more; the run goes on" in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_what_a_killed_run_wrote_by_half_does_not_hide_the_next_ones_start(tmp_path: Path) -> None:
+    """A point of a sweep goes on in its folder: its first event is on a line of its own."""
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"time": 1.0, "event": "stage_st')
+    Progress(Console(quiet=True), path, quiet=True).event("run_started", recipe="demo")
+    half, whole = path.read_text().splitlines()
+    assert half == '{"time": 1.0, "event": "stage_st'
+    assert json.loads(whole)["event"] == "run_started"
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_gone() -> None:
+    """A zombie: of a run that was killed in a container, whose first process waits for nobody."""
+    process = subprocess.Popen(["sleep", "60"])
+    about = described() | {
+        "id": process.pid,
+        "created": psutil.Process(process.pid).create_time(),
+    }
+    assert is_there(about)
+    process.kill()
+    end = time.monotonic() + 10
+    while is_there(about) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not is_there(about)
+    assert process.wait() == -signal.SIGKILL

@@ -12,7 +12,12 @@ from compressor.report.markdown import plain
 from compressor.report.results import Results
 from compressor.report.subject import Subject
 
-LIBRARIES = {"ctranslate2": "ctranslate2", "onnx": "onnx", "gguf": "gguf"}
+LIBRARIES = {
+    "ctranslate2": "ctranslate2",
+    "onnx": "onnx",
+    "gguf": "gguf",
+    "packed": "compressor",
+}
 """Format of an export → the hub's name of what runs it; transformers for the others."""
 METRIC_TYPES = {
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "rouge"),
@@ -71,6 +76,8 @@ def _front_matter(results: Results, subject: Subject | None) -> str:
 def _tags(subject: Subject | None, exported: str) -> list[str]:
     """What was done to the model, by the kinds of stages on its way."""
     done = [TAGS[r["stage"]] for r in (subject.chain if subject else ()) if r["stage"] in TAGS]
+    if subject and str(subject.exported.get("weights", "")).startswith("int"):
+        done.append(TAGS["quantize"])
     return list(dict.fromkeys(["compressor", *done, *filter(LIBRARIES.get, [exported])]))
 
 

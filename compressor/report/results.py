@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,8 @@ Record = Mapping[str, Any]
 
 QUALITY = ("rougeLsum", "micro_f1", "macro_f1")
 LOSS = ("loss", "validation_loss")
+OTHER_LOSS = ("approximate",)
+"""Stages whose own loss is of hidden states, and cannot be held to one of labels."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,14 @@ class Results:
         for name in (*QUALITY, LOSS[0]):
             if any(_is_number(each.get(name)) for each in self.measured.values()):
                 return name
-        trained = any(_is_number(r["metrics"].get(LOSS[1])) for r in self.models)
+        trained = any(self.value(str(r["name"]), LOSS[1]) is not None for r in self.models)
         return LOSS[1] if trained else None
 
     def value(self, model: str, metric: str) -> float | None:
         """A number of a model: measured of it, or of its training, or one of its sizes."""
         record = self.by_name[model]
-        places = (self.measured.get(model, {}), record["metrics"], record)
+        own = {} if record["stage"] in OTHER_LOSS else record["metrics"]
+        places = (self.measured.get(model, {}), own, record)
         for place in places:
             if _is_number(place.get(metric)):
                 return float(place[metric])
@@ -146,7 +150,10 @@ def gives_model(record: Record) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is one that can be drawn: a training that diverged has a loss that is not."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def _json(path: Path) -> dict[str, Any]:

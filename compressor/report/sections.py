@@ -118,7 +118,7 @@ def _size_cells(record: Record, resident: float | None = None) -> list[str]:
 def sizes(subject: Subject) -> str:
     """Four kinds, which are never the same: of the original and of this model."""
     results, rows = subject.results, []
-    for name in dict.fromkeys(filter(None, (results.original, subject.source))):
+    for name in dict.fromkeys(filter(None, (subject.original, subject.source))):
         resident = results.measured.get(name, {}).get("resident_bytes")
         rows.append([plain(results.label(name)), *_size_cells(results.by_name[name], resident)])
     text = (
@@ -168,31 +168,51 @@ def use(subject: Subject) -> str:
     """Lines that run as they stand, in the run's folder."""
     results, form = subject.results, subject.exported.get("format")
     verb = "classify" if results.labelled else "summarize"
-    if form is None:
+    whole = subject.head in ("seq2seq_lm", "sequence_classification")  # the others write nothing
+    if form is None and whole:
         return block(f"compressor {verb} . < text.txt", "console")
     if form == "huggingface" and not results.of("approximate"):  # its blocks are no transformers'
-        return block(_transformers_lines(results.data, labelled=results.labelled), "python")
-    lines = ["import compressor", "", 'model = compressor.load("model")']
-    lines.append(f'print(model.{verb}(["A text."]))')
+        return block(_transformers_lines(results.data, subject.head), "python")
+    place = "model" if form else "."
+    lines = ["import compressor", "", f'model = compressor.load("{place}")']
+    lines.append(f'print(model.{verb if whole else "logits"}(["A text."]))')
+    if form is None:
+        return block("\n".join(lines), "python")
     opens = f"In the format {code(str(form))}, which `compressor.load` opens:"
     return f"{opens}\n\n{block(chr(10).join(lines), 'python')}"
 
 
-def _transformers_lines(data: Mapping[str, Any], *, labelled: bool) -> str:
-    auto = "AutoModelForSequenceClassification" if labelled else "AutoModelForSeq2SeqLM"
+_CLASSES = {
+    "seq2seq_lm": "AutoModelForSeq2SeqLM",
+    "causal_lm": "AutoModelForCausalLM",
+    "sequence_classification": "AutoModelForSequenceClassification",
+}
+"""A model's head → the class of transformers that loads it; AutoModel for others."""
+
+
+def _transformers_lines(data: Mapping[str, Any], head: str) -> str:
+    auto = _CLASSES.get(head, "AutoModel")
     limit = f"truncation=True, max_length={data['max_source_length']}"
+    end = " + tokenizer.eos_token" if head == "causal_lm" else ""  # where the summary begins
     lines = [
         f"from transformers import AutoTokenizer, {auto}",
         "",
         'tokenizer = AutoTokenizer.from_pretrained("model")',
         f'model = {auto}.from_pretrained("model")',
-        f'text = {data.get("prefix", "")!r} + "A text."',
+        f'text = {data.get("prefix", "")!r} + "A text."{end}',
         f'inputs = tokenizer(text, return_tensors="pt", {limit})',
     ]
-    if labelled:
+    if head == "sequence_classification":
         likely = "softmax(-1)" if data.get("task") == "single_label" else "sigmoid()"
         lines.append(f"likely = model(**inputs).logits[0].{likely}.tolist()")
         lines.append("print(dict(zip(model.config.id2label.values(), likely)))")
+    elif head == "causal_lm":
+        limit = f"max_new_tokens={data['max_target_length']}"
+        lines.append(f"output = model.generate(**inputs, {limit})")
+        lines.append('written = output[0, inputs["input_ids"].shape[1] :]')
+        lines.append("print(tokenizer.decode(written, skip_special_tokens=True))")
+    elif head == "none":
+        lines.append("print(model(**inputs).last_hidden_state.shape)")
     else:
         lines.append(f"output = model.generate(**inputs, max_length={data['max_target_length']})")
         lines.append("print(tokenizer.decode(output[0], skip_special_tokens=True))")
@@ -217,8 +237,7 @@ def limitations(subject: Subject) -> str:
 def _of_zeros(subject: Subject) -> list[str]:
     """That zeros alone make nothing smaller or faster, where there are some."""
     results = subject.results
-    record, original = results.by_name[subject.source], results.original or subject.source
-    before = results.by_name[original]
+    record, before = results.by_name[subject.source], results.by_name[subject.original]
     if record["nonzero_ratio"] >= DENSE or record["parameters"] != before["parameters"]:
         return []
     kept = f"{record['nonzero_ratio']:.4f} of its parameters are not zero"
@@ -235,8 +254,11 @@ def _of_zeros(subject: Subject) -> list[str]:
 
 def _of_scores(subject: Subject) -> list[str]:
     """How far its scores can be trusted."""
-    metrics = subject.results.measured.get(subject.source, {})
+    metrics = subject.metrics
     if not any(name in metrics for name in QUALITY):
+        if any(name in subject.results.measured.get(subject.source, ()) for name in QUALITY):
+            source, weights = code(subject.label), plain(str(subject.exported["weights"]))
+            return [f"The scores are those of {source}; the export, in {weights}, was not scored."]
         return ["Its quality was not measured."]
     found = []
     count, interval = metrics.get("count"), (metrics.get("intervals") or {}).get("rougeLsum")

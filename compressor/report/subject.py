@@ -56,12 +56,29 @@ class Subject:
         return self.results.measured.get(self.source, {}) if same else {}
 
     @property
+    def original(self) -> str:
+        """The model that it is held to: itself, where its export alone was looked at."""
+        original = self.results.original
+        return self.source if original in (None, self.record["name"]) else str(original)
+
+    @property
     def origin(self) -> str | None:
         """What its first stage loaded: a hub id or a path; None for fresh weights."""
+        source = self._loaded.get("source")
+        return None if source is None else str(source)
+
+    @property
+    def head(self) -> str:
+        """What stands on its body, such as `causal_lm`."""
+        labelled = "sequence_classification" if self.results.labelled else None
+        return str(labelled or self._loaded.get("head") or "seq2seq_lm")
+
+    @property
+    def _loaded(self) -> Mapping[str, Any]:
+        """The settings of its first stage."""
         stages, chain = self.results.recipe.get("stages") or {}, self.chain
         own = (stages.get(chain[0]["name"]) or {}) if chain else {}
-        source = {**(self.results.recipe.get("model") or {}), **own}.get("source")
-        return None if source is None else str(source)
+        return {**(self.results.recipe.get("model") or {}), **own}
 
     @property
     def base_model(self) -> str | None:

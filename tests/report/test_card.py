@@ -17,7 +17,8 @@ from compressor.report.card import card
 from compressor.report.page import page
 from compressor.report.results import Results
 from tests.conftest import RECIPE, Command, compressor
-from tests.report.made import EVIL, made, read_json, record, usual
+from tests.pico import PICO
+from tests.report.made import EVIL, made, read_json, record, scores, usual
 from tests.report.test_page import labelled
 
 SCALES = (1.0, 1e-3, 1e-6, 1e-9, 100.0)
@@ -154,6 +155,70 @@ def test_limitations_follow_from_the_numbers(tmp_path: Path) -> None:
         "source": "files", "max_source_length": 64, "max_target_length": 32}})))  # fmt: skip
     assert "not zero, yet" not in other and "generated" not in other
     assert "Few rows: 200 were scored" in other and "0.8900 … 0.9200" in other
+
+
+def exported(weights: str) -> list[dict[str, Any]]:
+    """The usual run; its export has the weights of `recover`, in another type."""
+    records = usual()
+    records[-1]["metrics"] |= {"format": "packed", "weights": weights}
+    return records
+
+
+def test_an_export_that_was_scored_itself_has_these_scores(tmp_path: Path) -> None:
+    """Its source was not: it is no model without a quality, and no original of itself."""
+    own = record("evaluate@export", "evaluate", "export", metrics=scores(0.6))
+    records = [*(each for each in exported("int8") if each["stage"] != "evaluate"), own]
+    records = [each for each in records if each["stage"] != "benchmark"]
+    folder = made(tmp_path, records, rows=2, recipe={"stages": {}})
+    text = card(Results.read(folder))
+    assert "was not measured" not in text
+    assert "the bootstrap interval of rougeLsum is 0.5900 … 0.6200" in text
+    (sizes,) = re.findall(r"(?s)## Sizes\n(.*?)\n## ", text)
+    assert re.findall(r"(?m)^\| (\S+) \|", sizes) == ["model", "---", "recover", "`export`"]
+
+
+def test_scores_of_other_weights_are_not_an_exports(tmp_path: Path) -> None:
+    """Recover was scored, its int8 export was not: retention and interval are not the export's."""
+    kept = {"retention": 0.9, "closeness": 0.91}
+    own = record("evaluate@recover", "evaluate", "recover", metrics=scores(0.81) | kept)
+    folder = made(tmp_path, [*exported("int8"), own], rows=2)
+    text = card(Results.read(folder))
+    assert "The scores are those of `recover`; the export, in int8, was not scored." in text
+    assert "It keeps" not in text and "model-index" not in text
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    about = ModelCard.load(folder / "README.md").data
+    assert "quantized" in (about.tags or ()) and about.library_name == "compressor"
+    same = made(tmp_path / "same", [*exported("float32"), own], rows=2)
+    assert "It keeps 90.0 % of the main score of base." in card(Results.read(same))
+
+
+@pytest.mark.parametrize("head", ["causal_lm", "none"])
+def test_the_lines_for_a_model_that_is_no_encoder_decoder_run(
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A decoder is loaded as one, and reads a source that ends as in its training."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
+
+    data = {"max_source_length": 8, "max_target_length": 4, "prefix": "summarize: "}
+    recipe = {"model": {"head": head}, "data": data}
+    folder = made(tmp_path, recipe=recipe)
+    (lines,) = re.findall(r"```python\n(.*?)```", card(Results.read(folder)), re.DOTALL)
+    config = GPT2Config(**PICO["gpt2"], bos_token_id=1, eos_token_id=1)
+    auto = AutoModelForCausalLM if head == "causal_lm" else AutoModel
+    auto.from_config(config).save_pretrained(folder / "model")
+    words = Tokenizer(models.WordLevel({"?": 0, "</s>": 1, "A": 2, "text.": 3}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="?")
+    tokenizer.save_pretrained(folder / "model")
+    monkeypatch.chdir(folder)
+    exec(lines, found := {})
+    assert found["inputs"]["input_ids"][0].tolist() == [0, 2, 3] + [1] * (head == "causal_lm")
+    if head == "causal_lm":
+        assert found["written"].tolist() == found["output"][0, 4:].tolist()
+    assert capsys.readouterr().out.endswith("\n")
+    alone = made(tmp_path / "alone", usual()[:6], recipe=recipe)
+    assert 'compressor.load(".")' in card(Results.read(alone))
 
 
 def test_markup_stays_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,36 @@ def test_without_an_evaluation_the_validation_loss_is_the_quality(tmp_path: Path
     (chain,) = _waterfalls(tmp_path, records)
     steps = _panel(chain, "validation_loss")["steps"]
     assert [s["value"] for s in steps] == [3.0, -1.0, 2.0]
+
+
+def test_a_loss_that_is_no_number_is_none_of_the_steps(tmp_path: Path) -> None:
+    """A training that diverged is not drawn as a loss of zero: it joins the next that has one."""
+    records = [
+        record("base", "finetune", None, metrics=trained() | {"validation_loss": 3.0}),
+        record("wild", "finetune", "base", metrics=trained() | {"validation_loss": math.nan}),
+        record("more", "finetune", "wild", metrics=trained() | {"validation_loss": 2.0}),
+    ]
+    (chain,) = _waterfalls(tmp_path, records)
+    steps = _panel(chain, "validation_loss")["steps"]
+    assert [(s["label"], s["value"]) for s in steps] == [
+        ("base", 3.0), ("wild + more", -1.0), ("result", 2.0),
+    ]  # fmt: skip
+
+
+def test_a_loss_of_hidden_states_is_not_held_to_one_of_labels(tmp_path: Path) -> None:
+    """`approximate` leaves the difference of a block's outputs as its validation loss."""
+    records = [
+        record("base", "finetune", None, metrics=trained() | {"validation_loss": 3.0}),
+        record("block", "approximate", "base", metrics=trained() | {"validation_loss": 0.1}),
+        record("more", "finetune", "block", metrics=trained() | {"validation_loss": 2.5}),
+    ]
+    (chain,) = _waterfalls(tmp_path, records)
+    steps = _panel(chain, "validation_loss")["steps"]
+    assert [(s["label"], s["value"]) for s in steps] == [
+        ("base", 3.0), ("block + more", -0.5), ("result", 2.5),
+    ]  # fmt: skip
+    alone = made(tmp_path / "alone", records[1:2], rows=1)
+    assert Results.read(alone).quality is None
 
 
 def test_nothing_to_compare_is_no_waterfall(tmp_path: Path) -> None:
