@@ -13,6 +13,10 @@ class Missing:
     def __repr__(self) -> str:
         return "(not there)"
 
+    def __reduce__(self) -> str:
+        """A copy, such as `dataclasses.asdict` makes, is `MISSING` itself."""
+        return "MISSING"
+
 
 MISSING = Missing()
 

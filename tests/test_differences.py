@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -18,6 +20,13 @@ def test_it_names_the_innermost_keys_in_order() -> None:
         Difference("stages.old", {"epochs": 1}, MISSING),
         Difference("stages.new", MISSING, None),
     ]
+
+
+def test_what_is_missing_stays_so_in_a_copy() -> None:
+    """`asdict` copies all that is no dataclass, and a copy is told by `is` from a value."""
+    copied = asdict(Difference("stages.new", MISSING, None))
+    assert copied["before"] is MISSING
+    assert pickle.loads(pickle.dumps(MISSING)) is MISSING
 
 
 def test_a_list_is_one_value() -> None:

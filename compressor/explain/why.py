@@ -152,26 +152,33 @@ class _History:
 
     def _changed(self, base: Explanation) -> Explanation:
         """What differs from the same stage of an earlier run, or the most similar artifact."""
-        notes: list[str] = []
+        unfinished: list[str] = []
+        gone: list[str] = []
         later = _side(self.run)
         for before in self._with_stage(base.name):
             key = before.nodes()[base.name]
+            if key == base.key:  # an artifact of it would have been taken, or been made again
+                what = f"began it with the same key and did not end it ({state(before)})"
+                unfinished.append(f"{before.folder} {what}")
+                continue
             if before.key_parts(key) is None:
-                notes.append(f"what {before.folder} had is no longer in the store")
-                notes += _recipes(before, self.run) if len(notes) == 1 else []
+                gone.append(f"what {before.folder} had is no longer in the store")
+                gone += _recipes(before, self.run) if len(gone) == 1 else []
                 continue
             found = cause(base.name, key, base.key, _side(before), later)
             origin = Origin(key, _made(before, key), before.folder, base.name)
-            return replace(base, reason="changed", origin=origin, cause=found, notes=tuple(notes))
+            notes = (*unfinished, *gone)
+            return replace(base, reason="changed", origin=origin, cause=found, notes=notes)
         similar = self._most_similar(base)
         if similar is None:
-            reason: Reason = "changed" if notes else "first"
-            return replace(base, reason=reason, notes=tuple(notes))
+            reason: Reason = "changed" if gone else "first"
+            return replace(base, reason=reason, notes=(*unfinished, *gone))
         store = self.run.store
         assert store is not None, "an artifact is in a store"
         found = cause(base.name, similar.key, base.key, later, later)
-        notes.append("no earlier run of this recipe is left that had this stage")
-        return replace(base, reason="changed", origin=similar, cause=found, notes=tuple(notes))
+        none_left = "no earlier run of this recipe is left that had this stage"
+        notes = (*unfinished, *gone, *([] if unfinished else [none_left]))
+        return replace(base, reason="changed", origin=similar, cause=found, notes=notes)
 
     def _with_stage(self, name: str) -> Iterator[PastRun]:
         """Earlier runs of the same recipe that had the stage, the latest first."""

@@ -70,6 +70,23 @@ def test_what_differs_is_told_by_name(own: Callable[[], Any], runs: Any) -> None
     assert by_name["load"].equal and by_name["evaluate@base"].equal
 
 
+def test_a_metric_that_one_of_the_two_lacks_is_written_as_json(
+    own: Callable[[], Any], runs: Any
+) -> None:
+    """A training of more steps leaves more losses: they were nothing before, which is null."""
+    _, folder = _copied(own, runs, runs.first)
+    records = json.loads((folder / "metrics.json").read_text())
+    last = records[1]["metrics"]["train_losses"].pop()
+    (folder / "metrics.json").write_text(json.dumps(records))
+    found = reproduction(PastRun.read(folder), PastRun.read(runs.first), {}).as_json()
+    (base,) = [each for each in json.loads(json.dumps(found))["stages"] if each["name"] == "base"]
+    place = len(records[1]["metrics"]["train_losses"])
+    assert base["metrics"] == [
+        {"path": f"train_losses.{place}.{i}", "before": None, "after": value, "found": "different"}
+        for i, value in enumerate(last)
+    ]
+
+
 def test_a_run_that_did_not_finish_is_held_to_what_it_reached(runs: Any) -> None:
     """What came after its failure is no difference."""
     found = reproduction(PastRun.read(runs.failed), PastRun.read(runs.first), {})

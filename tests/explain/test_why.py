@@ -70,6 +70,21 @@ def test_a_failed_stage_is_explained_as_well(runs: Any) -> None:
     assert "because parameters.learning_rate 0.003 → 1e+30" in said.out
 
 
+def test_a_stage_that_an_earlier_run_did_not_end_is_held_to_one_before_it(
+    own: Callable[[], Any], runs: Any
+) -> None:
+    """Its key is the same, and says nothing; what was once changed does, and who began it."""
+    place = own()
+    before = set((place.folder / "outputs/runs/mine").iterdir())
+    assert place.call("run", "mine.yaml", "stages.base.learning_rate=1e30").code == 1
+    (again,) = set((place.folder / "outputs/runs/mine").iterdir()) - before
+    (said,) = json.loads(place.call("why", again, "base", "--json").out)
+    assert said["because"] == ["parameters.learning_rate 0.003 → 1e+30"]
+    (note,) = said["notes"]
+    assert runs.failed.name in note
+    assert "began it with the same key and did not end it (failed in base" in note
+
+
 @pytest.mark.parametrize("stage", ["prun", "evaluate@recove"])
 def test_an_unknown_stage_gets_the_nearest(runs: Any, stage: str) -> None:
     """Exit code 2, with the run and the name."""
