@@ -223,21 +223,20 @@ class _Below:
 
 
 def below(seen: Seen, now: float) -> Sequence[RenderableType]:
-    """The stage that runs with its bars, what comes after it, and how much is done."""
+    """A bar of all stages; in it the one that runs, with its own; and what comes after it."""
     shown: list[RenderableType] = []
+    if seen.stages and seen.started is not None:
+        passed = f"{duration(max(0.0, now - seen.started))}{_ahead(seen, now)}"
+        shown.append(_bar(seen.recipe, len(seen.ended), len(seen.stages), f"stages, {passed}"))
     if seen.stage is not None:
         shown.append(_running(seen, now))
-        shown += [_bar(title, bar, now) for title, bar in seen.bars.items()]
+        shown += [_inner(title, bar, now) for title, bar in seen.bars.items()]
         if seen.losses:
             losses = "  ".join(f"{loss:.4g}" for loss in seen.losses[-6:])
             cut = "… " if len(seen.losses) > 6 else ""
             shown.append(_line(f"  validation loss after each epoch: {cut}{losses}", "dim"))
     if seen.waiting:
         shown.append(_line(f"then {', '.join(seen.waiting)}", "dim"))
-    if seen.stages and seen.started is not None:
-        passed = duration(max(0.0, now - seen.started))
-        done = f"{len(seen.ended)} of {len(seen.stages)} stages, {passed}"
-        shown.append(_line(f"{seen.recipe}: {done}{_ahead(seen, now)}", "bold"))
     return shown
 
 
@@ -267,17 +266,18 @@ def _ahead(seen: Seen, now: float) -> str:
     return f", about {duration(sum(known.values()))} left"
 
 
-def _bar(title: str, bar: Moving, now: float) -> Table:
+def _inner(title: str, bar: Moving, now: float) -> Table:
     left = bar.left(now)
+    ahead = "" if left is None else f"  {duration(left)} left"
+    return _bar(f"  {title}", bar.done, bar.total, f"{_notes(bar.notes)}{ahead}")
+
+
+def _bar(title: str, done: int, total: int, about: str) -> Table:
     row = Table.grid(padding=(0, 1))
-    row.add_column(no_wrap=True)
+    row.add_column(no_wrap=True, min_width=12)
     row.add_column(width=24)
     row.add_column(no_wrap=True)
     row.add_column(no_wrap=True, overflow="ellipsis")
-    row.add_row(
-        f"  {title}",
-        ProgressBar(total=max(1, bar.total), completed=bar.done, width=24),
-        f"{bar.done}/{bar.total}",
-        Text(f"{_notes(bar.notes)}{'' if left is None else f'  {duration(left)} left'}"),
-    )
+    made = ProgressBar(total=max(1, total), completed=done, width=24)
+    row.add_row(Text(title), made, f"{done}/{total}", Text(about))
     return row
