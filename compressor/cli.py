@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -260,7 +261,8 @@ def _ended_as_by_hand() -> Iterator[None]:
         if asked - before >= REPEAT_SECONDS:
             raise KeyboardInterrupt
 
-    signals = [signal.SIGTERM, signal.SIGHUP]
+    is_main = threading.current_thread() is threading.main_thread()  # no other can be told
+    signals = [signal.SIGTERM, signal.SIGHUP] if is_main else []
     ours = [each for each in signals if signal.getsignal(each) == signal.SIG_DFL]  # not nohup's
     for each in ours:
         signal.signal(each, end)
