@@ -186,13 +186,16 @@ def test_a_run_whose_terminal_is_closed_leaves_its_report(
     assert "<title>mine: interrupted</title>" in (folder / "report.html").read_text("utf-8")
 
 
-def test_a_request_to_end_that_comes_again_at_once_cuts_nothing_short() -> None:
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_end_that_comes_again_at_once_cuts_nothing_short(
+    first: signal.Signals,
+) -> None:
     """What the first one began, such as a report of the run, comes to its end."""
     done = []
 
     def work() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), first)
             time.sleep(5)
         finally:
             for number in (signal.SIGHUP, signal.SIGTERM):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compressor.cli import _ended_as_by_hand
 from compressor.errors import RecipeError
 from compressor.explain.past import PastRun
 from compressor.explain.reproduce import recipe_values, surroundings
 from compressor.explain.reproduction import reproduction
-from compressor.explain.restored import pip_command, source
+from compressor.explain.restored import pip_command, run_in, source
 
 ONLY_LOAD = """
 defaults: [/base, /model: tiny, _self_]
@@ -160,3 +162,19 @@ def test_a_recipe_that_cannot_be_planned_leaves_no_folder(
     said = place.call("reproduce", run)
     assert said.code == 2 and "data.files.train: no file 'rows/train.jsonl'" in said.err
     assert list((place.folder / "outputs/reproductions/files").iterdir()) == []
+
+
+def test_the_other_python_is_ended_as_by_hand_and_waited_for(tmp_path: Path) -> None:
+    """SIGTERM while it reproduces: it has a moment to end its workers and to write its report."""
+    python, written = tmp_path / "python", tmp_path / "python.written"
+    lines = (
+        "#!/bin/sh",
+        "trap 'sleep 0.6; touch \"$0.written\"; exit 1' TERM",
+        f"kill -TERM {os.getpid()}",
+        "while :; do sleep 0.05; done",
+    )
+    python.write_text("\n".join(lines))
+    python.chmod(0o755)
+    with _ended_as_by_hand(), pytest.raises(KeyboardInterrupt):
+        run_in(python, ["reproduce", "."])
+    assert written.is_file()
