@@ -192,6 +192,15 @@ def test_scores_of_other_weights_are_not_an_exports(tmp_path: Path) -> None:
     assert "It keeps 90.0 % of the main score of base." in card(Results.read(same))
 
 
+def test_scores_of_integers_are_not_those_of_floats(tmp_path: Path) -> None:
+    """A quantized model is scored as it computes; its export as float32 computes otherwise."""
+    records = usual()
+    records[-1] |= {"model": "quantize"}
+    text = card(Results.read(made(tmp_path, records, rows=2)))
+    said = "The scores are those of `quantize`; the export, in float32, was not scored."
+    assert said in text and "model-index" not in text
+
+
 @pytest.mark.parametrize("head", ["causal_lm", "none"])
 def test_the_lines_for_a_model_that_is_no_encoder_decoder_run(
     head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
