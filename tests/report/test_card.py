@@ -192,6 +192,14 @@ def test_scores_of_other_weights_are_not_an_exports(tmp_path: Path) -> None:
     assert "It keeps 90.0 % of the main score of base." in card(Results.read(same))
 
 
+def test_the_bytes_beside_zeros_are_the_exports_own(tmp_path: Path) -> None:
+    """Of an int8 model that is written as float32, the files are as large as they are."""
+    records = usual()
+    records[-1] |= {"model": "quantize", "bytes": 8_000_000}
+    text = card(Results.read(made(tmp_path, records, rows=2)))
+    assert "Its weights have 8.00 MB, the original's 0.00 MB." in text
+
+
 def test_scores_of_integers_are_not_those_of_floats(tmp_path: Path) -> None:
     """A quantized model is scored as it computes; its export as float32 computes otherwise."""
     records = usual()
