@@ -277,7 +277,7 @@ def _of_scores(subject: Subject) -> list[str]:
 
 def reproduce(results: Results) -> str:
     """The commands that give it again."""
-    lines = ["compressor reproduce ."]
+    lines = ["compressor reproduce ."] if results.records else []  # else it has nothing to compare
     if given := command(results.environment):
         lines.append(f"{given}     # the command of this run")
     text = "In this folder, with the versions that `environment.json` names; `recipe.yaml` is the "

@@ -145,6 +145,14 @@ def test_what_was_not_measured_is_said_and_not_made_up(tmp_path: Path) -> None:
     assert "This run is not complete" in text and "out of memory" in text
 
 
+def test_a_run_without_any_result_names_no_command_that_compares(tmp_path: Path) -> None:
+    """`compressor reproduce` refuses such a run; the run's own command goes on from there."""
+    results = Results.read(made(tmp_path, []), "interrupted")
+    for text in (card(results), page(results)):
+        assert "compressor reproduce" not in text
+        assert "compressor run demo" in text
+
+
 def test_limitations_follow_from_the_numbers(tmp_path: Path) -> None:
     """Zeros of no use, few rows with their interval, generated data: each only where it is so."""
     text = card(Results.read(made(tmp_path)))
