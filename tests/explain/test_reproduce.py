@@ -36,7 +36,8 @@ def test_a_pico_run_comes_out_bit_for_bit(runs: Any, tmp_path: Path) -> None:
     assert found["equal"] and found["recorded"] == str(runs.first)
     assert found == json.loads((tmp_path / "again/reproduction.json").read_text())
     files = {each["name"]: each["compared_files"] for each in found["stages"]}
-    assert files["recover"] == 8 and files["evaluate@recover"] == 1
+    # Of an evaluation: predictions.csv and each row's score.
+    assert files["recover"] == 8 and files["evaluate@recover"] == 2
     made = PastRun.read(Path(found["made"]))
     assert not any(record["cached"] for record in made.records)
     assert made.store is not None and made.store.folder == tmp_path / "again/store"
