@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import DamagedArtifact
-from compressor.store import MANIFEST, Store
+from compressor.store import MANIFEST, Store, write_text
 
 KEY = "ab" * 32
 
@@ -107,3 +107,12 @@ def test_the_manifest_is_json_that_a_person_can_read(tmp_path: Path) -> None:
     text = (store.path(KEY) / MANIFEST).read_text()
     assert json.loads(text)["stage"] == "load"
     assert text.count("\n") > 5
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_half(tmp_path: Path) -> None:
+    """UTF-8 has no half of a surrogate pair: the write ends in its middle."""
+    write_text(tmp_path / "card.md", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "card.md", "new" * 100_000 + "\ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
+    assert (tmp_path / "card.md").read_text() == "old"

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,13 +186,16 @@ def test_a_run_whose_terminal_is_closed_leaves_its_report(
     assert "<title>mine: interrupted</title>" in (folder / "report.html").read_text("utf-8")
 
 
-def test_a_request_to_end_that_comes_again_at_once_cuts_nothing_short() -> None:
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_end_that_comes_again_at_once_cuts_nothing_short(
+    first: signal.Signals,
+) -> None:
     """What the first one began, such as a report of the run, comes to its end."""
     done = []
 
     def work() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), first)
             time.sleep(5)
         finally:
             for number in (signal.SIGHUP, signal.SIGTERM):
@@ -202,6 +206,20 @@ def test_a_request_to_end_that_comes_again_at_once_cuts_nothing_short() -> None:
     with _ended_as_by_hand(), pytest.raises(KeyboardInterrupt):
         work()
     assert done == ["written"]
+
+
+def test_a_run_may_be_started_in_a_thread() -> None:
+    """Only a process' main thread can hear of signals; in another there is nothing to set."""
+    entered = []
+
+    def work() -> None:
+        with _ended_as_by_hand():
+            entered.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered == [signal.SIG_DFL]
 
 
 def test_a_reader_that_goes_ends_a_run_as_by_hand(tmp_path: Path) -> None:

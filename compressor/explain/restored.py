@@ -101,6 +101,11 @@ def run_in(python: Path, arguments: Sequence[str]) -> int:
     environment_ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     start = "import sys; from compressor.cli import main; sys.exit(main())"
     sys.stdout.flush()
-    return subprocess.run(
-        [str(python), "-I", "-c", start, *arguments], env=environment_, check=False
-    ).returncode
+    command = [str(python), "-I", "-c", start, *arguments]
+    process = subprocess.Popen(command, env=environment_)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # it has workers to end, and a report to write
+        process.terminate()
+        process.wait()
+        raise

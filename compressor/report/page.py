@@ -44,7 +44,7 @@ def page(results: Results) -> str:
         "ended": ENDED[results.ended],
         "facts": _facts(results),
         "command": command(results.environment),
-        "again": shlex.join(["compressor", "reproduce", str(results.folder)]),
+        "again": again(results),
         "recipe_text": (results.folder / "recipe.yaml").read_text(encoding="utf-8"),
         "differences": differences(results.asked),
         "main": columns.main_table(results),
@@ -77,6 +77,13 @@ def command(environment: Mapping[str, Any]) -> str:
     if given and given[0].startswith("__main__"):  # `python -m compressor`
         given[0] = "compressor"
     return shlex.join(given)
+
+
+def again(results: Results) -> str:
+    """The command that makes it again, and compares where there is something to compare."""
+    if not results.records:
+        return command(results.environment)
+    return shlex.join(["compressor", "reproduce", str(results.folder)])
 
 
 def _facts(results: Results) -> list[str]:

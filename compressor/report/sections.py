@@ -244,10 +244,11 @@ def _of_zeros(subject: Subject) -> list[str]:
     if subject.exported.get("format") == "packed":
         text = "The packed file leaves the zeros out; a model that is loaded from it has them, and"
         return [f"{kept}. {text} is no faster for them."]
+    own = f"{subject.record['bytes'] / 1e6:.2f} MB"
     text = (
         f"{kept}, yet zeros are stored and multiplied as any other number: by themselves they make "
-        f"it neither smaller nor faster. Its weights have {record['bytes'] / 1e6:.2f} MB, the "
-        f"original's {before['bytes'] / 1e6:.2f} MB."
+        f"it neither smaller nor faster. Its weights have {own}, the original's "
+        f"{before['bytes'] / 1e6:.2f} MB."
     )
     return [text]
 
@@ -276,7 +277,7 @@ def _of_scores(subject: Subject) -> list[str]:
 
 def reproduce(results: Results) -> str:
     """The commands that give it again."""
-    lines = ["compressor reproduce ."]
+    lines = ["compressor reproduce ."] if results.records else []  # else it has nothing to compare
     if given := command(results.environment):
         lines.append(f"{given}     # the command of this run")
     text = "In this folder, with the versions that `environment.json` names; `recipe.yaml` is the "

@@ -52,7 +52,9 @@ class Subject:
         own = self.results.measured.get(self.record["name"], {})
         if own or not self.exported:
             return own
-        same = self.exported.get("weights") == "float32"
+        # A quantized model may compute in integers, what is exported of it as float32 does not.
+        quantized = any(record["stage"] == "quantize" for record in self.chain)
+        same = self.exported.get("weights") == "float32" and not quantized
         return self.results.measured.get(self.source, {}) if same else {}
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 from compressor.objective import Goal
 from compressor.plan import digest
 from compressor.recipe import Composed
+from compressor.report import ASKED, CARD, REPORT
 from compressor.run import new_folder, read_metrics, table
 from compressor.store import Store, write_json
 from compressor.sweeps.points import Point
@@ -82,7 +83,8 @@ class SweepFolder:
 
     def forget(self, name: str) -> None:
         """Remove what an earlier try of a point left, so that it is not taken for one to come."""
-        for left in (OUTCOME, "metrics.json", "events.jsonl", "recipe.yaml", "error.txt"):
+        own = (OUTCOME, "metrics.json", "events.jsonl", "recipe.yaml", "error.txt")
+        for left in (*own, ASKED, REPORT, CARD):
             (self.point(name) / left).unlink(missing_ok=True)
 
     def is_done(self, name: str, store: Store) -> bool:

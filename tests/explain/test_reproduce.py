@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compressor.cli import _ended_as_by_hand
 from compressor.errors import RecipeError
 from compressor.explain.past import PastRun
 from compressor.explain.reproduce import recipe_values, surroundings
 from compressor.explain.reproduction import reproduction
-from compressor.explain.restored import pip_command, source
+from compressor.explain.restored import pip_command, run_in, source
 
 ONLY_LOAD = """
 defaults: [/base, /model: tiny, _self_]
@@ -34,7 +36,8 @@ def test_a_pico_run_comes_out_bit_for_bit(runs: Any, tmp_path: Path) -> None:
     assert found["equal"] and found["recorded"] == str(runs.first)
     assert found == json.loads((tmp_path / "again/reproduction.json").read_text())
     files = {each["name"]: each["compared_files"] for each in found["stages"]}
-    assert files["recover"] == 8 and files["evaluate@recover"] == 1
+    # Of an evaluation: predictions.csv and each row's score.
+    assert files["recover"] == 8 and files["evaluate@recover"] == 2
     made = PastRun.read(Path(found["made"]))
     assert not any(record["cached"] for record in made.records)
     assert made.store is not None and made.store.folder == tmp_path / "again/store"
@@ -177,3 +180,19 @@ def test_a_recipe_that_cannot_be_planned_leaves_no_folder(
     said = place.call("reproduce", run)
     assert said.code == 2 and "data.files.train: no file 'rows/train.jsonl'" in said.err
     assert list((place.folder / "outputs/reproductions/files").iterdir()) == []
+
+
+def test_the_other_python_is_ended_as_by_hand_and_waited_for(tmp_path: Path) -> None:
+    """SIGTERM while it reproduces: it has a moment to end its workers and to write its report."""
+    python, written = tmp_path / "python", tmp_path / "python.written"
+    lines = (
+        "#!/bin/sh",
+        "trap 'sleep 0.6; touch \"$0.written\"; exit 1' TERM",
+        f"kill -TERM {os.getpid()}",
+        "while :; do sleep 0.05; done",
+    )
+    python.write_text("\n".join(lines))
+    python.chmod(0o755)
+    with _ended_as_by_hand(), pytest.raises(KeyboardInterrupt):
+        run_in(python, ["reproduce", "."])
+    assert written.is_file()

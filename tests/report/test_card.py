@@ -145,6 +145,14 @@ def test_what_was_not_measured_is_said_and_not_made_up(tmp_path: Path) -> None:
     assert "This run is not complete" in text and "out of memory" in text
 
 
+def test_a_run_without_any_result_names_no_command_that_compares(tmp_path: Path) -> None:
+    """`compressor reproduce` refuses such a run; the run's own command goes on from there."""
+    results = Results.read(made(tmp_path, []), "interrupted")
+    for text in (card(results), page(results)):
+        assert "compressor reproduce" not in text
+        assert "compressor run demo" in text
+
+
 def test_limitations_follow_from_the_numbers(tmp_path: Path) -> None:
     """Zeros of no use, few rows with their interval, generated data: each only where it is so."""
     text = card(Results.read(made(tmp_path)))
@@ -190,6 +198,23 @@ def test_scores_of_other_weights_are_not_an_exports(tmp_path: Path) -> None:
     assert "quantized" in (about.tags or ()) and about.library_name == "compressor"
     same = made(tmp_path / "same", [*exported("float32"), own], rows=2)
     assert "It keeps 90.0 % of the main score of base." in card(Results.read(same))
+
+
+def test_the_bytes_beside_zeros_are_the_exports_own(tmp_path: Path) -> None:
+    """Of an int8 model that is written as float32, the files are as large as they are."""
+    records = usual()
+    records[-1] |= {"model": "quantize", "bytes": 8_000_000}
+    text = card(Results.read(made(tmp_path, records, rows=2)))
+    assert "Its weights have 8.00 MB, the original's 0.00 MB." in text
+
+
+def test_scores_of_integers_are_not_those_of_floats(tmp_path: Path) -> None:
+    """A quantized model is scored as it computes; its export as float32 computes otherwise."""
+    records = usual()
+    records[-1] |= {"model": "quantize"}
+    text = card(Results.read(made(tmp_path, records, rows=2)))
+    said = "The scores are those of `quantize`; the export, in float32, was not scored."
+    assert said in text and "model-index" not in text
 
 
 @pytest.mark.parametrize("head", ["causal_lm", "none"])

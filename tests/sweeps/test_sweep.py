@@ -445,3 +445,12 @@ def test_a_folder_beside_a_recipe_is_no_group_of_options(recipe, run) -> None:
     assert done.code == 0, done.err
     assert (path.parent / "elsewhere" / "store").is_dir()
     assert not any((path.parent / "outputs").iterdir())
+
+
+def test_a_point_that_is_made_again_shows_no_report_of_before(tmp_path: Path) -> None:
+    """Killed on its way, it would be taken for done: by its page, its card, or its results."""
+    (tmp_path / "seed=1").mkdir()
+    for name in ("report.html", "README.md", "asked.json", "metrics.json", "log.txt"):
+        (tmp_path / "seed=1" / name).write_text("old")
+    SweepFolder(tmp_path).forget("seed=1")
+    assert [path.name for path in (tmp_path / "seed=1").iterdir()] == ["log.txt"]
