@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -480,7 +481,7 @@ def new_command(given: argparse.Namespace) -> int:
     from compressor.new import new
 
     new(given.file, given.parent, full=given.full, force=given.force)
-    print(f"wrote {given.file}\nedit it, then: compressor plan {given.file}")
+    print(f"wrote {given.file}\nedit it, then: compressor plan {shlex.quote(str(given.file))}")
     return DONE
 
 

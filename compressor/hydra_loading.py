@@ -144,24 +144,57 @@ def compose_problem(
     if setting := re.search(r"Key '[^']*' .*\s+full_key: (hydra[./]\S+)", text):
         message = _missing_setting(setting[1], getattr(error, "parent_node", None))
         return locate(setting[1], message, [Source(folder / f"{name}.yaml", "")], overrides)
-    if "must be a DictConfig" in text:
-        return Problem(
-            "", "expected keys and values at the top, not a list", folder / f"{name}.yaml"
-        )
+    if (problem := _list_problem(text, folder / f"{name}.yaml", sources, overrides)) is not None:
+        return problem
     if isinstance(error, MissingConfigException):
         return _missing_config(error, folder, name)
     if struct := re.search(r"Key '([^']*)' is not in struct\s+full_key: (\S+)", text):
-        key, full = struct[1], struct[2]
-        config = hydra_compose(name, hydra_overrides(name, []))
-        valid = _valid_keys(config, full.rpartition(".")[0])
-        hint = _longer(key, config) if "." not in full else None
-        return Problem(full, f"no such key in this recipe; {hint or nearest(key, valid)}")
+        return _no_such_key(struct[1], struct[2], hydra_compose(name, hydra_overrides(name, [])))
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
         return locate(str(error.full_key), text, sources, overrides)
     if isinstance(error, ConfigCompositionException | HydraException):
         return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
     return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
+
+
+def _no_such_key(key: str, full: str, config: DictConfig) -> Problem:
+    """A key of an override that the recipe has not, with where it may be meant."""
+    dotted = full.replace("/", ".")
+    hint = _longer(key, config) if "." not in full else None
+    if dotted != full and OmegaConf.select(config, dotted) is not None:
+        hint = f"did you mean {dotted!r}?"
+    valid = _valid_keys(config, full.rpartition(".")[0])
+    return Problem(full, f"no such key in this recipe; {hint or nearest(key, valid)}")
+
+
+def _list_problem(
+    text: str, file: Path, sources: Sequence[Source], overrides: Sequence[str]
+) -> Problem | None:
+    """A list where keys and values are expected, or the other way round: OmegaConf does not say
+    where it is, but another file has the other of the two.
+    """
+    if "must be a DictConfig" in text:
+        return Problem("", "expected keys and values at the top, not a list", file)
+    if "Cannot merge" not in text or "ListConfig" not in text:
+        return None
+    seen: dict[str, str] = {}
+    for source in sources:
+        above = [part for part in source.package.split(".") if part and part != "_global_"]
+        for path, kind in _collections(source.tree, ".".join(above)):
+            if seen.setdefault(path, kind) != kind:
+                return locate(path, f"expected {seen[path]}, got {kind}", sources, overrides)
+    return None
+
+
+def _collections(node: yaml.Node | None, path: str) -> Iterator[tuple[str, str]]:
+    """The path of each mapping and list of a file, with which of the two it is, in words."""
+    if isinstance(node, yaml.SequenceNode):
+        yield path, "a list"
+    elif isinstance(node, yaml.MappingNode):
+        yield path, "keys and values"
+        for key, value in node.value:
+            yield from _collections(value, f"{path}.{key.value}" if path else str(key.value))
 
 
 def _missing_setting(path: str, beside: Any) -> str:
@@ -192,6 +225,10 @@ def _yaml_cure(error: yaml.MarkedYAMLError) -> str:
     if "'\\t'" in problem:
         return "a tab; YAML is indented with spaces alone"
     flow = re.search(r"flow (sequence|mapping)", error.context or "")
+    if "quoted scalar" in (error.context or "") and begun is not None:
+        return f"the quote that opens in line {begun.line + 1} is not closed"
+    if problem == "but found another document":
+        return "a second document begins here; a recipe is one, without `---`"
     if flow is not None and begun is not None:
         opened, closed = "[]" if flow[1] == "sequence" else "{}"
         return f"the {opened!r} of line {begun.line + 1} is not closed by {closed!r} before this"

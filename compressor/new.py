@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from compressor.errors import RecipeError, nearest
 from compressor.fields import Fields
 from compressor.form import SECTIONS, kind_of
 from compressor.plan import plan
-from compressor.recipe import Composed, Recipe, compose, from_config
+from compressor.recipe import NAME, Composed, Recipe, compose, from_config
 from compressor.recipe_files import HYDRA_SETTINGS, Source, recipe_names
 from compressor.schema import source_class, unwrapped
 from compressor.stage import Stage, stage_class
@@ -42,9 +43,20 @@ def new(file: Path, parent: str, *, full: bool = False, force: bool = False) -> 
     if not full and parent not in recipe_names():
         hint = nearest(parent, recipe_names())
         raise RecipeError(f"no checked-in recipe {parent!r}; {hint} (--full copies any recipe)")
-    if not full and (file.parent / f"{parent}.yaml").absolute() == file.absolute():
-        raise RecipeError(f"{file} would extend itself, not {parent!r}: take another name for it")
-    write_text(file, text(compose(parent), parent, schema_place(file), full=full))
+    if not re.fullmatch(NAME, file.stem):
+        signs = "letters (a to z), digits, '_', '-' and single '.'"
+        raise RecipeError(f"{file}: a recipe is called as its file is, with {signs}")
+    composed = compose(parent)
+    above = {recipes_folder() / "base.yaml", *(() if full else _files(composed))}
+    if file.name in {each.relative_to(recipes_folder()).as_posix() for each in above}:
+        what = f"not the checked-in {file.stem!r}: take another name for it"
+        raise RecipeError(f"{file} would extend itself, {what}")
+    write_text(file, text(composed, parent, schema_place(file), full=full))
+
+
+def _files(composed: Composed) -> list[Path]:
+    """The checked-in files that a recipe is made of."""
+    return [source.file for source in composed.sources]
 
 
 def schema_place(file: Path) -> str:

@@ -162,6 +162,8 @@ class _Planner:
                 if difflib.get_close_matches(name, recipe.stages.keys() - self.stages.keys()):
                     continue  # that stage's name is wrong, most likely, and reported
                 hint = nearest(name, recipe.stages)
+                if len(name.split()) > 1 and set(name.split()) <= recipe.stages.keys():
+                    hint = "a ',' is missing between its names"
                 self.report(f"pipeline.{index}", f"no stage {name!r} under `stages`; {hint}")
             elif name in recipe.pipeline[:index]:
                 message = f"{name!r} stands twice; give the second a name of its own with `stage:`"
@@ -267,6 +269,8 @@ class _Planner:
             what = f"{other!r} comes later in the pipeline, or is skipped"
         else:
             what = f"no stage {other!r} before it; {hint}"
+            if not fitting:
+                what = f"it needs a {wanted.kind!r} stage before it in the pipeline"
         self.report(path, what)
         return None
 

@@ -33,6 +33,7 @@ from compressor.recipe_files import (
     Source,
     find,
     locate,
+    refuse_base_behind,
     refuse_code,
     refuse_resolvers_in_defaults,
     runs_something,
@@ -118,6 +119,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
             refuse_resolvers_in_defaults(folder, name, frozenset())
             sources = _sources(loader, name, given, folder)
             refuse_code(sources)
+            refuse_base_behind(sources, folder / f"{name}.yaml")
             values = container(hydra_compose(name, given), sources, overrides)
         except COMPOSITION_ERRORS as error:
             problem = compose_problem(error, folder, name, overrides, sources)
@@ -137,18 +139,34 @@ def from_config(
 ) -> Composed:
     """Validate composed values. A recipe that names itself nothing is called `name`."""
     values = {key: value for key, value in dict(values).items() if key != "hydra"}
+    given_name = bool(values.get("name"))
     values["name"] = values.get("name") or name
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems = [
-            (path, "no such key at the top; a stage's settings stand below `stages:`")
-            if path in stage_kinds()
-            else (path, message)
+            (path, _told(path, message, values, named=given_name))
             for path, message in validation_problems(error, Recipe, values)
         ]
+        if any("did you mean 'pipeline'?" in message for _, message in problems):
+            problems = [(path, message) for path, message in problems if path != "pipeline"]
         raise RecipeError([locate(p, m, sources, overrides) for p, m in problems]) from error
     return Composed(recipe, values, sources, overrides)
+
+
+def _told(path: str, message: str, values: Mapping[str, Any], *, named: bool) -> str:
+    """What is wrong at the top of a recipe, in words that are about recipes."""
+    pipeline = values.get("pipeline")
+    stages = pipeline if isinstance(pipeline, list) else []
+    if path == "pipeline" and not pipeline:
+        return "lists no stage; it has their names in order, such as [load, finetune, evaluate]"
+    if path.startswith("pipeline.") and "expected a text" in message:
+        return "expected the name of a stage, whose settings stand below `stages:`"
+    if path == "name" and not named:
+        return f"{message}: the file's name, where no `name:` is set"
+    if path in stage_kinds() or path in stages:
+        return "no such key at the top; a stage's settings stand below `stages:`"
+    return message
 
 
 def _sources(loader: Any, name: str, overrides: list[str], folder: Path) -> list[Source]:

@@ -94,9 +94,9 @@ def find(recipe: str) -> tuple[Path, str]:
     path = Path(recipe).expanduser()
     root = recipes_folder()
     if path.suffix in {".yaml", ".yml"} or path.is_file():
+        if path.is_dir():
+            raise RecipeError(f"{recipe!r} is a folder, not a recipe file")
         if not path.is_file():
-            if path.is_dir():
-                raise RecipeError(f"{recipe!r} is a folder, not a recipe file")
             raise RecipeError(f"no recipe file {recipe!r} in {Path.cwd()}{_siblings(path)}")
         if path.suffix != ".yaml":
             raise RecipeError(f"{recipe}: a recipe's file name ends in .yaml")
@@ -106,9 +106,12 @@ def find(recipe: str) -> tuple[Path, str]:
         return resolved.parent, resolved.stem
     if (root / f"{recipe}.yaml").is_file() and recipe in recipe_names():
         return root, recipe
+    if path.is_dir():
+        raise RecipeError(f"{recipe!r} is a folder, not a recipe file")
+    own = path.with_name(f"{path.name}.yaml")
+    hint = f"did you mean '{own}'?" if own.is_file() else nearest(recipe, recipe_names())
     raise RecipeError(
-        f"no recipe {recipe!r}; {nearest(recipe, recipe_names())} "
-        "(a recipe of your own is given as a path that ends in .yaml)"
+        f"no recipe {recipe!r}; {hint} (a recipe of your own is given as a path that ends in .yaml)"
     )
 
 
@@ -146,6 +149,17 @@ def refuse_code(sources: Sequence[Source]) -> None:
                 break
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
+
+
+def refuse_base_behind(sources: Sequence[Source], own: Path) -> None:
+    """Raise RecipeError where a recipe's keys come before `base`, which then empties its pipeline:
+    where `_self_` is not the last of its `defaults`.
+    """
+    files = [source.file.resolve() for source in sources]
+    base, own = (recipes_folder() / "base.yaml").resolve(), own.resolve()
+    if base in files and own in files and files.index(own) < files.index(base):
+        message = "`_self_` stands before what sets this file's keys anew; put it last"
+        raise RecipeError([locate("defaults", message, [Source(own, "")], ())])
 
 
 def refuse_resolvers_in_defaults(folder: Path, name: str, seen: frozenset[str]) -> None:

@@ -17,12 +17,24 @@ def validation_problems(
     error: ValidationError, model: type[BaseModel], values: Any
 ) -> list[tuple[str, str]]:
     """(key path, message) of each of pydantic's errors, in a recipe's words."""
-    problems = []
+    problems: list[tuple[str, str]] = []
+    no_keys: set[str] = set()
     for item in error.errors(include_url=False):
         location = _real_location([part for part in item["loc"] if part != "[key]"], values)
-        path = ".".join(map(str, location))
+        path = ".".join(map(str, [*location, *_discriminator(item)]))
+        if "[key]" in item["loc"]:
+            no_keys.add(path)
+        elif path in no_keys:  # of what is no key, the value means nothing
+            continue
         problems.append((path, _message(item, model)))
     return list(dict.fromkeys(problems))
+
+
+def _discriminator(item: ErrorDetails) -> list[str]:
+    """The key whose value says which of a union's kinds it is, where that value is wrong."""
+    context = item.get("ctx", {})
+    known = item["type"] == "union_tag_invalid" and context.get("discriminator") == "'source'"
+    return ["source"] if known else []
 
 
 def _message(item: ErrorDetails, model: type[BaseModel]) -> str:
@@ -36,7 +48,8 @@ def _message(item: ErrorDetails, model: type[BaseModel]) -> str:
     if kind.startswith("union_tag"):
         return _no_such_tag(context)
     if name == "[key]":
-        return f"{given!r} is no key; a list is written in brackets, such as [8, 16]"
+        lists = "a list is written in brackets, such as [8, 16]"
+        return f"{given!r} is no key; {lists}, and a decimal number with a point, such as 0.3"
     if kind in _BOUNDS:
         expected = f"expected {_BOUNDS[kind]} {context[_BOUND_OF[kind]]:g}"
     elif kind == "literal_error":
@@ -46,12 +59,15 @@ def _message(item: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{expected}, got {_shown(given)}{close if 'mean' in close else ''}"
     elif kind == "too_short":
         expected = f"expected at least {context['min_length']} in the list"
+    elif kind in ("model_type", "model_attributes_type"):
+        expected = f"expected keys and values, of {', '.join(_field_names(model, item['loc']))}"
     else:
         expected = _EXPECTED.get(kind) or item["msg"].removeprefix("Value error, ")
         expected = expected[0].lower() + expected[1:]
     shown = _shown(given)
-    got = "" if expected.endswith(f"got {shown}") else f", got {shown}"
-    return f"{expected}{got}{_share(kind, given)}{_dash(kind, given)}"
+    of_all = kind == "value_error" and isinstance(given, Mapping)  # what a rule is about, it says
+    got = "" if of_all or expected.endswith(f"got {shown}") else f", got {shown}"
+    return f"{expected}{got}{_share(kind, given)}{_dash(kind, given)}{_quotes(kind, given)}"
 
 
 _BOUNDS = {
@@ -75,8 +91,6 @@ _EXPECTED = {
     "list_type": "expected a list, such as [a, b]",
     "tuple_type": "expected a list, such as [a, b]",
     "dict_type": "expected keys and values",
-    "model_type": "expected keys and values",
-    "model_attributes_type": "expected keys and values",
     "finite_number": "expected a finite number",
 }
 
@@ -107,10 +121,23 @@ def _dash(kind: str, given: Any) -> str:
     return ""
 
 
+def _quotes(kind: str, given: Any) -> str:
+    """How a text is written that YAML reads as a number: `2:4` is 124 to it."""
+    if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):
+        return (
+            "; a text that looks like a number, such as '2:4', stands in quotes "
+            "(on the command line in both kinds: \"'…'\")"
+        )
+    return ""
+
+
 def _no_such_key(name: str, owner: Sequence[str]) -> str:
     before, colon, _ = name.partition(":")
     if colon and before in owner:
         return f"no such key; a space is missing after the ':' of `{before}:`"
+    before, equals, value = name.partition("=")
+    if equals and before.strip() in owner:
+        return f"no such key; in a file it is `{before.strip()}: {value.strip()}`"
     return f"no such key; {nearest(name, owner)}"
 
 

@@ -149,7 +149,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, run, content, expected) -
         (["run", "demo", "-m", "training=quick,quik"], "did you mean 'quick'?"),
         (["run", "demo", "data=files"], "files.yaml:"),
         (["run", "demo", "data=null"], "must be a string"),
-        (["run", "."], "no recipe"),
+        (["run", "."], "is a folder"),
         (["run", "demo", "stages.prune=[oops"], "override"),
         (["stages", "prun"], "did you mean 'prune'?"),
         (["score", "nothere.csv"], "nothere.csv"),
@@ -289,3 +289,18 @@ def test_your_own_rows_run_end_to_end(recipe, run, tmp_path) -> None:
     files(tmp_path, rows=24)
     result = run("run", with_files(recipe), "stages.evaluate.max_length=8")
     assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("mine.yaml", "mine", "did you mean 'mine.yaml'?"),
+        ("my mine.yaml", "my mine.yaml", "the file's name, where no `name:` is set"),
+    ],
+)
+def test_a_recipe_that_is_named_wrongly_is_told(recipe, run, name, given, expected) -> None:
+    """Its ending is left out; its file's name is none for a folder of runs."""
+    recipe(name=name)
+    result = run("plan", given)
+    assert result.code == 2
+    assert expected in result.err

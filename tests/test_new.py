@@ -90,7 +90,9 @@ def test_one_setting_is_changed_by_taking_its_sign_away(tmp_path: Path) -> None:
 
 
 def test_new_refuses_what_would_not_work(tmp_path: Path) -> None:
-    """A file that is there, another ending, an unknown recipe, and one that would extend itself."""
+    """A file that is there, another ending, an unknown recipe, one that would extend itself, also
+    as the parent of its parent, and a name that no recipe can have.
+    """
     (tmp_path / "there.yaml").write_text("seed: 1\n")
     for file, parent, expected in (
         ("there.yaml", "demo", "--force"),
@@ -98,6 +100,9 @@ def test_new_refuses_what_would_not_work(tmp_path: Path) -> None:
         ("mine.yaml", "homework/v7", "did you mean 'homework/v"),
         ("nowhere/mine.yaml", "demo", "no folder"),
         ("demo.yaml", "demo", "extend itself"),
+        ("base.yaml", "demo", "extend itself, not the checked-in 'base'"),
+        ("my recipe.yaml", "demo", "called as its file is, with letters"),
+        ("größe.yaml", "demo", "called as its file is, with letters"),
     ):
         with pytest.raises(RecipeError, match=expected):
             new(tmp_path / file, parent)

@@ -14,7 +14,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from compressor import hub
 from compressor.data import bills, messages
@@ -257,12 +264,13 @@ class Held(DataBase):
     )
     seed: Integer = Field(0, description="Of the shuffle before rows are held out.")
 
-    @model_validator(mode="after")
-    def _leaves_rows_to_train_on(self) -> Self:
-        shares = self.holdout.values() if isinstance(self.holdout, dict) else [self.holdout]
+    @field_validator("holdout")
+    @classmethod
+    def _leaves_rows_to_train_on(cls, value: Any) -> Any:
+        shares = value.values() if isinstance(value, dict) else [value]
         if any(share is not None and not 0 < share < 0.5 for share in shares):
             raise ValueError("expected a holdout above 0 and below 0.5")
-        return self
+        return value
 
     def _held(self, named: Collection[str]) -> dict[Split, float]:
         """Each split that is held out of train → its share, given the splits that are `named`."""

@@ -146,6 +146,9 @@ class Evaluate(Report):
             for limit in (limit for limit in self.limits if limit > facts.positions):
                 message = f"the model has {facts.positions} positions, and {limit} is more"
                 planning.problem("max_length", message)
+        if self.min_length > self.limits[-1] and not labelled:
+            message = f"{self.min_length} is more than max_length, {self.limits[-1]}"
+            planning.problem("min_length", message)
         unused = (
             {"max_length", "min_length", "num_beams", "demo_text"} if labelled else {"threshold"}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ PACKED = "packed.safetensors"
 """What `export: {format: packed}` writes."""
 _READ = frozenset({".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py"})
 """Endings of the files of a model directory that transformers may read."""
+_ALL_BUT = 0.85
+"""As alike as `n_layers` and `num_layers`; no key of a known config is so like one it is not."""
 _EMBEDDINGS = ("shared.weight", "embed_tokens.weight", "wte.weight")
 """How the names of tables end that a language model's head may be tied to."""
 _TOKENIZER_PATTERNS = ("*token*", "vocab*", "merges.txt", "*.model", "added_tokens.json")
@@ -139,12 +142,23 @@ class Load(Stage):
             hint = nearest(self.head, module.HEADS)
             planning.problem("head", f"{model_type} has no head {self.head!r}; {hint}")
             return None
+        if self.source is None:
+            self._check_keys({*module.DEFAULTS[model_type], *module.ALIASES}, planning)
         config = {**config, **self._labels(planning.data)}
         try:
             return facts(config, head=self.head, untied_head=untied)
         except ConfigError as error:
             planning.problem(f"config.{error.key}" if self.source is None else "source", str(error))
             return None
+
+    def _check_keys(self, known: set[str], planning: Planning) -> None:
+        """Report a key that is all but one that sizes the model: transformers would pass over it.
+
+        Others stay: a config has keys, such as its task's, that decide nothing here.
+        """
+        for key in sorted((self.config or {}).keys() - known):
+            if close := difflib.get_close_matches(key, known, n=1, cutoff=_ALL_BUT):
+                planning.problem(f"config.{key}", f"no such key; did you mean {close[0]!r}?")
 
     def _config(self, planning: Planning) -> tuple[Mapping[str, Any] | None, bool | None]:
         """(config, whether the head is a tensor of its own, where that is known)."""
