@@ -215,6 +215,23 @@ def test_a_folder_whose_config_is_no_config_is_refused(recipe, run, tmp_path) ->
         assert expected in result.err
 
 
+def test_weights_that_are_cut_off_are_found_while_planning(recipe, run, tmp_path) -> None:
+    """A copy that was broken off, in its header or behind it; the same file whole is planned."""
+    folder, path = tmp_path / "mine", recipe(("load: {}", "load: {source: ./mine}"))
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "t5", "d_model": 32, "num_layers": 1}')
+    header = b'{"a": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}'
+    whole = len(header).to_bytes(8, "little") + header + bytes(32)
+    for length in (40, len(whole) - 1):
+        (folder / "model.safetensors").write_bytes(whole[:length])
+        result = run("plan", path)
+        assert result.code == 2
+        assert f"model.safetensors' is cut off: {length} of " in result.err
+    assert f"{length} of {len(whole)} bytes; copy it again" in result.err
+    (folder / "model.safetensors").write_bytes(whole)
+    assert "cut off" not in run("plan", path).err
+
+
 def test_names_with_spaces_and_brackets_are_only_names(recipe, run) -> None:
     """A recipe's file name and a label go through Hydra and the tables as they are."""
     path = recipe(("prune: {", "prune: {label: '[bold]x[/nothing]', "), name="my (1st), it's.yaml")

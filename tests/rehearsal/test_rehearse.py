@@ -126,6 +126,17 @@ def test_targets_that_are_empty_are_found_before_anything_runs(tmp_path: Path) -
     assert str(folder) in done.err
 
 
+def test_a_tokenizer_that_cannot_be_read_is_told_by_its_stage(tmp_path: Path) -> None:
+    """Of a local directory, in a file that is half there."""
+    (tmp_path / "mine.yaml").write_text(TWO.format(stage="evaluate"))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/tokenizer.json").write_text('{"broken')
+    (tmp_path / "own/config.json").write_text('{"model_type": "t5"}')
+    done = rehearse(tmp_path, "model.tokenizer=own")
+    assert done.code == 1
+    assert "the tokenizer of 'load' cannot be read: " in done.err
+
+
 def test_an_export_that_is_damaged_is_found(tmp_path: Path, package: Path) -> None:
     """One tensor of what transformers is to load is written as zeros."""
     stage = package / "compressor/stages/export.py"
