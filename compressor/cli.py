@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = given.command is run_command and not given.rehearse
+        hint = "; the same command goes on from here" if goes_on else ""
+        print(f"\ninterrupted{hint}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:  # the reader of our output (`| head`) has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
