@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # argparse gives back what stands behind an option: `plan RECIPE --json model=tiny`.
     unknown = [item for item in rest if item.startswith("-") or not hasattr(given, "overrides")]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        settings = [item.lstrip("-") for item in unknown if "=" in item]
+        hint = f"; a setting has no dashes: {' '.join(settings)}" if settings else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if rest:
         given.overrides = [*given.overrides, *rest]
     if given.command is None:
@@ -60,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = given.command is run_command and not given.rehearse
+        hint = "; the same command goes on from here" if goes_on else ""
+        print(f"\ninterrupted{hint}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:  # the reader of our output (`| head`) has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,9 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
         sub.add_argument("recipe", help="a checked-in recipe, such as homework/v3, or a .yaml file")
-        sub.add_argument(
-            "overrides", nargs="*", help="Hydra overrides, such as stages.finetune.epochs=3"
-        )
+        # Without a default argparse says, where the recipe is missing, that these are as well.
+        text = "Hydra overrides, such as stages.finetune.epochs=3"
+        sub.add_argument("overrides", nargs="*", default=[], help=text)
         return sub
 
     run = recipe_command("run", run_command, "Run a recipe; what the store has is not run again.")
@@ -142,7 +146,11 @@ def _parser() -> argparse.ArgumentParser:
         "reproduce", reproduce_command, "Run a run's recipe again, and compare what comes out."
     )
     again.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="secrets: they are not recorded"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="secrets: they are not recorded",
     )
     again.add_argument("--into", type=Path, metavar="DIR", help="the outputs of the new run")
     again.add_argument(

@@ -164,6 +164,8 @@ def _no_such_key(key: str, full: str, config: DictConfig) -> Problem:
     hint = _longer(key, config) if "." not in full else None
     if dotted != full and OmegaConf.select(config, dotted) is not None:
         hint = f"did you mean {dotted!r}?"
+    if full in OmegaConf.load(recipes_folder() / "base.yaml"):
+        hint = "`/base`, which has it, is not among the `defaults`: put it first"
     valid = _valid_keys(config, full.rpartition(".")[0])
     return Problem(full, f"no such key in this recipe; {hint or nearest(key, valid)}")
 

@@ -1,9 +1,10 @@
 """JSON Schemas (draft 7, which VS Code's YAML extension reads) of recipes and of the groups' files.
 
-`composed_schema` is exact: it accepts what `compressor.form` accepts, of a whole recipe, with what
-it extends. `file_schema` is for a file as a person writes it, which may leave to its parents
-whatever they say: nothing is required, and no rule between two fields is checked. There, `${…}` and
-`???` stand for any value.
+`composed_schema` accepts what `compressor.form` accepts, of a whole recipe, with what it extends.
+It cannot say that one value is less than another, or not the same: that a gradual prune starts
+before it ends, N < M of a pattern, two goals that are one number. `file_schema` is for a file as a
+person writes it, which may leave to its parents whatever they say: nothing is required, and no rule
+between two fields is checked. There, `${…}` and `???` stand for any value.
 """
 
 from __future__ import annotations

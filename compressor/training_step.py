@@ -37,7 +37,7 @@ def train(
         max_steps=1,
         learning_rate=1e-30,
         gradient_checkpointing=gradient_checkpointing,
-        checkpoint_seconds=float("inf"),
+        checkpoint_seconds=1e9,
     )
     device = checkpoint.model.device
     peak = Peak(str(device))

@@ -47,9 +47,12 @@ def _message(item: ErrorDetails, model: type[BaseModel]) -> str:
         return f"is missing{_meaning(name, model, item['loc'][:-1])}"
     if kind.startswith("union_tag"):
         return _no_such_tag(context)
-    if name == "[key]":
+    if name == "[key]" and kind == "literal_error":
+        names = re.findall(r"'([^']+)'", str(context["expected"]))
+        return f"no such key; {nearest(str(given), names)}"
+    if name == "[key]" or kind == "invalid_key":
         lists = "a list is written in brackets, such as [8, 16]"
-        return f"{given!r} is no key; {lists}, and a decimal number with a point, such as 0.3"
+        return f"{given!r} is no key; {lists}, and a number without a comma, such as 0.3 or 4000"
     if kind in _BOUNDS:
         expected = f"expected {_BOUNDS[kind]} {context[_BOUND_OF[kind]]:g}"
     elif kind == "literal_error":

@@ -409,7 +409,7 @@ def test_a_fine_tunings_learning_rate_is_not_the_blocks(tmp_path: Path) -> None:
     assert (stage.learning_rate, stage.weight_decay, stage.warmup_steps) == (1e-3, 1e-4, 0)
     capped = planned(tmp_path, ("checkpoint_seconds: 0}", "checkpoint_seconds: 0, max_steps: 3}"))
     assert capped.node("noise").stage.max_steps == 3
-    with pytest.raises(RecipeError, match=r"stages\.noise\.learning_rate: .*greater than 0"):
+    with pytest.raises(RecipeError, match=r"stages\.noise\.learning_rate: .*more than 0"):
         planned(tmp_path, ("    batches: 10", "    learning_rate: 0\n    batches: 10"))
 
 

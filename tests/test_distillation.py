@@ -610,7 +610,10 @@ ALIKE = "layers: {encoder: {0: 0, 1: 1}}"
         ([(ALIKE, "layers: {decoder: {0: 2}}")], "decoder.0: 2 is outside 0 … 1, the teacher"),
         ([(ALIKE, "layers: {decoder: {1: 0}}")], "decoder.1: 1 is outside 0 … 0, the student"),
         ([(ALIKE, "layers: {encoder: {}, decoder: {}}")], "leaves no layer"),
-        ([(ALIKE, "layers: {encode: {0: 1}}")], "'encoder' or 'decoder'"),
+        (
+            [(ALIKE, "layers: {encode: {0: 1}}")],
+            "layers.encode: no such key; did you mean 'encoder'?",
+        ),
         ([("{hidden: 0.5", "{hiden: 0.5")], "losses.hiden: no such key; did you mean 'hidden'?"),
         ([("{hidden: 0.5, attention: 5.0}", "{labels: 0, logits: 0}")], "all weights are zero"),
         (

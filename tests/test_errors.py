@@ -151,6 +151,9 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, run, content, expected) -
         (["run", "demo", "data=null"], "must be a string"),
         (["run", "."], "is a folder"),
         (["run", "demo", "stages.prune=[oops"], "override"),
+        (["run", "demo", "--seed=3"], "a setting has no dashes: seed=3"),
+        (["run"], "required: recipe\n"),
+        (["reproduce"], "required: run\n"),
         (["stages", "prun"], "did you mean 'prune'?"),
         (["score", "nothere.csv"], "nothere.csv"),
         (["show", "nothere"], "no run's directory"),
@@ -210,6 +213,23 @@ def test_a_folder_whose_config_is_no_config_is_refused(recipe, run, tmp_path) ->
         result = run("plan", recipe(("load: {}", "load: {source: ./mine}")))
         assert result.code == 2
         assert expected in result.err
+
+
+def test_weights_that_are_cut_off_are_found_while_planning(recipe, run, tmp_path) -> None:
+    """A copy that was broken off, in its header or behind it; the same file whole is planned."""
+    folder, path = tmp_path / "mine", recipe(("load: {}", "load: {source: ./mine}"))
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "t5", "d_model": 32, "num_layers": 1}')
+    header = b'{"a": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}'
+    whole = len(header).to_bytes(8, "little") + header + bytes(32)
+    for length in (40, len(whole) - 1):
+        (folder / "model.safetensors").write_bytes(whole[:length])
+        result = run("plan", path)
+        assert result.code == 2
+        assert f"model.safetensors' is cut off: {length} of " in result.err
+    assert f"{length} of {len(whole)} bytes; copy it again" in result.err
+    (folder / "model.safetensors").write_bytes(whole)
+    assert "cut off" not in run("plan", path).err
 
 
 def test_names_with_spaces_and_brackets_are_only_names(recipe, run) -> None:

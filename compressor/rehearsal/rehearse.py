@@ -132,7 +132,10 @@ class Rehearsal:
             line.checks.append("generated: the recipe's own were not looked at")
             return
         for name, own in tokenizers.items():
-            tokenizer = self._reader(own, taken)
+            try:
+                tokenizer = self._reader(own, taken)
+            except (OSError, ValueError) as error:
+                raise StageError(f"the tokenizer of {name!r} cannot be read: {error}") from error
             if tokenizer is None:
                 continue
             for empty in empty_rows(data, taken.looked_at, tokenizer):

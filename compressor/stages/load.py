@@ -205,6 +205,10 @@ class Load(Stage):
             hint = f"; {nearest(directory.name, there)}" if there else ""
             planning.problem("source", f"{what} {str(directory)!r}{hint}")
             return None, None
+        for file in sorted(directory.glob("*.safetensors")):
+            if short := _cut_off(file):
+                planning.problem("source", f"{str(file)!r} is cut off: {short}; copy it again")
+                return None, None
         weights = directory / "model.safetensors"
         if (directory / WITH_BLOCKS).is_file():
             weights = directory / WITH_BLOCKS
@@ -433,12 +437,29 @@ def _digests(directory: Path) -> dict[str, str]:
 
 
 def _safetensors_names(path: Path) -> set[str]:
-    """The tensor names of a safetensors file, from its header (8 bytes of length, then JSON)."""
+    """The tensor names of a safetensors file."""
+    return set(_safetensors_header(path)[0])
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file (8 bytes of length, then JSON), and how long both are.
+
+    An empty one of what is no such file: the run will say what is wrong with it.
+    """
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > 100_000_000:
-            return set()
+            return {}, 0
         try:
-            return set(json.loads(stream.read(length)))
-        except ValueError:
-            return set()  # the run will say what is wrong with the file
+            return dict(json.loads(stream.read(length))), 8 + length
+        except (TypeError, ValueError):
+            return {}, 8 + length
+
+
+def _cut_off(path: Path) -> str:
+    """How much of a safetensors file is there, where its header names more; "" where all is."""
+    header, begin = _safetensors_header(path)
+    tensors = [each for each in header.values() if isinstance(each, dict)]
+    ends = [each["data_offsets"][1] for each in tensors if "data_offsets" in each]
+    there, whole = path.stat().st_size, begin + max(ends, default=0)
+    return f"{there:,} of {whole:,} bytes" if there < whole else ""

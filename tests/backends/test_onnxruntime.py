@@ -380,5 +380,5 @@ def test_what_cannot_be_written_or_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(StageError, match="cannot load the model in"):
         OnnxModel.load(tmp_path)
-    with pytest.raises(StageError, match=r'no_such_package .* pip install "compressor\[onnx\]"'):
+    with pytest.raises(StageError, match=r"no_such_package .* pip install 'onnx>="):
         require("no_such_package")

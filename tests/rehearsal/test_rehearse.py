@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,6 +129,41 @@ def test_targets_that_are_empty_are_found_before_anything_runs(tmp_path: Path) -
     assert "✗" in line(done, "(rows)")
     (folder,) = kept(tmp_path)
     assert str(folder) in done.err
+
+
+def test_a_tokenizer_that_cannot_be_read_is_told_by_its_stage(tmp_path: Path) -> None:
+    """Of a local directory, in a file that is half there."""
+    (tmp_path / "mine.yaml").write_text(TWO.format(stage="evaluate"))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/tokenizer.json").write_text('{"broken')
+    (tmp_path / "own/config.json").write_text('{"model_type": "t5"}')
+    done = rehearse(tmp_path, "model.tokenizer=own")
+    assert done.code == 1
+    assert "the tokenizer of 'load' cannot be read: " in done.err
+
+
+def test_one_that_is_interrupted_leaves_nothing_and_promises_nothing(tmp_path: Path) -> None:
+    """Its folder goes; unlike a run's, the same command does not go on from there."""
+    (tmp_path / "mine.yaml").write_text(TWO.format(stage="evaluate"))
+    (tmp_path / "temporary").mkdir()
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "compressor", "run", "mine.yaml", "--rehearse"],
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    limit = time.monotonic() + 60
+    while not kept(tmp_path) and time.monotonic() < limit:
+        time.sleep(0.05)
+    time.sleep(0.3)  # until what removes the folder is in charge of it
+    begun.send_signal(signal.SIGINT)
+    _, err = begun.communicate(timeout=60)
+    # CPython ends itself by the signal where that met a dataclass being made, handled or not.
+    assert begun.returncode in (1, -signal.SIGINT)
+    assert err.splitlines()[-1] == "interrupted"
+    assert not kept(tmp_path)
 
 
 def test_an_export_that_is_damaged_is_found(tmp_path: Path, package: Path) -> None:

@@ -270,7 +270,7 @@ def test_what_no_model_can_be_is_found_when_planned(tmp_path, make, stage, path,
     [
         ("{heads: 0}", "", ["stages.slice.heads", "at least 1", "got 0"]),
         ("{heads: 1.5}", "", ["stages.slice.heads", "share in (0, 1]", "got 1.5"]),
-        ("{heads: true}", "", ["stages.slice.heads", "got True"]),
+        ("{heads: true}", "", ["stages.slice.heads", "got true"]),
         ("{headz: 2}", "", ["stages.slice.headz", "did you mean 'heads'?"]),
         ("{encoder: {feedforward: 2}}", "", ["encoder.feedforward", "'feed_forward'"]),
         ("{importance: magnitud, heads: 1}", "", ["stages.slice.importance"]),
