@@ -196,10 +196,13 @@ class _History:
         if own is None or store is None:
             return None
         limit = _made(self.run, base.key) or ""
+        keys = [record["key"] for record in self.run.records]
+        later = keys[keys.index(base.key) :] if base.key in keys else []  # `made` has whole seconds
         found: list[tuple[int, str, Origin]] = []
         for manifest in _manifests(store):
             made, parts, key = str(manifest["made"]), manifest["key_parts"], manifest["key"]
-            if parts.get("stage") != own["stage"] or key == base.key or made > (limit or made):
+            is_earlier = key != base.key and key not in later and made <= (limit or made)
+            if parts.get("stage") != own["stage"] or not is_earlier:
                 continue
             count = len(differences(_flat_inputs(parts), _flat_inputs(own)))
             found.append((count, key, Origin(key, made, None, str(manifest.get("name")))))
