@@ -28,7 +28,7 @@ configure() {
     local host cores memory
     host=$(hostname --short)
     getent hosts "$host" >/dev/null || echo "127.0.0.1 $host" >>/etc/hosts
-    cores=$(nproc)
+    cores=$(getconf _NPROCESSORS_ONLN)  # nproc would take OMP_NUM_THREADS for it
     memory=$(awk '/MemTotal/ { print int($2 / 1024 * 0.9) }' /proc/meminfo)
     mkdir -p "$STATE"/{ctld,slurmd} /etc/slurm
     if [ -f "$CONF" ] && ! grep -qF "$MARK" "$CONF"; then
@@ -77,7 +77,7 @@ start() {
     install_packages
     configure
     start_munge
-    pgrep -x slurmctld >/dev/null || slurmctld
+    pgrep -x slurmctld >/dev/null || slurmctld -c  # without the jobs of one that was killed
     pgrep -x slurmd >/dev/null || slurmd
     for _ in $(seq 60); do
         if sinfo --noheader --states=idle,mixed,allocated --format=%n 2>/dev/null | grep -q .; then
