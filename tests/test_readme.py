@@ -37,6 +37,10 @@ CLUSTER = os.geteuid() == 0 and shutil.which("apt-get") is not None
 SMALL = "training.max_steps=2 data.rows.train=24 data.rows.validation=4 data.rows.test=4"
 """What a run's command gets, unless FULL is asked for."""
 SMALLER = {
+    "launch.num_processes=2": "skip=[benchmark] seed=2",  # of its own, or the store would answer
+    "launch.config_file=fsdp2": "skip=[benchmark] seed=3",
+    "launch.config_file=recipes": "skip=[benchmark] seed=4",
+    "hydra/launcher=slurm": "skip=[benchmark] seed=5",
     "run demo": "skip=[benchmark]",
     "run deploy": "skip=[benchmark]",
     "run distill": "stages.distill.max_steps=2 stages.labels.max_steps=2",
