@@ -164,7 +164,7 @@ def test_a_killed_training_goes_on_in_other_processes(recipe, run) -> None:
     an undisturbed run but for rounding, and `environment.json` tells of both changes.
     """
     path = recipe(
-        ("{epochs: 1}\n  prune", "{epochs: 60}\n  prune"),
+        ("{epochs: 1}\n  prune", "{epochs: 150}\n  prune"),
         ("learning_rate: 0.003", "learning_rate: 0.0005"),
     )
     only = "skip=[prune, recover, evaluate]"

@@ -196,7 +196,7 @@ def test_two_processes_prune_gradually_alike(recipe, run) -> None:
         ("amounts: {mine: 0.2}, groups: {mine: []}", "amounts.mine", "no weights"),
         ("pattern: '4:2'", "pattern", "N:M with N < M"),
         ("pattern: '2:4', amounts: {lm_head: 0.1}", "", "set one of amounts"),
-        ("target: {nonzero_ratio: 0.5}", "sensitivity", "no stage 'sensitivity' before it"),
+        ("target: {nonzero_ratio: 0.5}", "sensitivity", "needs a 'sensitivity' stage before it"),
         ("target: {nonzero_ratio: 0.5, bytes: 3}", "target", "set nonzero_ratio or bytes"),
         ("pattern: '2:4', only: [decoder.feedforward]", "only.0", "did you mean 'feed_forward'?"),
     ],

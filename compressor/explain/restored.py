@@ -17,9 +17,6 @@ from compressor.errors import RecipeError, StageError
 from compressor.explain.past import PastRun
 from compressor.explain.show import packages
 
-_TORCH_INDEX = "https://download.pytorch.org/whl/"
-"""Where torch's builds for one kind of device are, such as 2.13.0+cpu."""
-
 
 def requirements(recorded: Mapping[str, str | None]) -> list[str]:
     """What pip is told to install: the recorded versions, without compressor itself."""
@@ -30,16 +27,10 @@ def requirements(recorded: Mapping[str, str | None]) -> list[str]:
     ]
 
 
-def index(recorded: Mapping[str, str | None]) -> list[str]:
-    """Arguments for pip: where a build of torch for one kind of device is; none for a plain one."""
-    build = (recorded.get("torch") or "").partition("+")[2]
-    return ["--extra-index-url", _TORCH_INDEX + build] if build else []
-
-
 def pip_command(recorded: Mapping[str, str | None]) -> str | None:
     """The command that restores versions; None where there is none to restore."""
     wanted = requirements(recorded)
-    return shlex.join(["pip", "install", *wanted, *index(recorded)]) if wanted else None
+    return shlex.join(["pip", "install", *wanted]) if wanted else None
 
 
 def environment(folder: Path, run: PastRun) -> Path:
@@ -64,8 +55,6 @@ def environment(folder: Path, run: PastRun) -> Path:
     venv.create(folder, with_pip=True)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     recorded, tree = packages(run), source()
-    if where := index(recorded):  # for torch alone: nothing else is to be looked for there
-        _pip(python, ["--no-deps", f"torch=={recorded['torch']}", *where])
     _pip(python, [*requirements(recorded), tree])
     return python
 
@@ -74,7 +63,9 @@ def _pip(python: Path, wanted: Sequence[str]) -> None:
     # What pip says is for the person; the standard output is for the result.
     command = [str(python), "-m", "pip", "install", "--quiet", *wanted]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
-        raise StageError(f"--venv: pip could not install {shlex.join(wanted)}")
+        builds = [each for each in wanted if "+" in each.partition("==")[2]]
+        hint = f"; {builds[0]} is a build that pip has to be told the index of" if builds else ""
+        raise StageError(f"--venv: pip could not install {shlex.join(wanted)}{hint}")
 
 
 def source() -> str:

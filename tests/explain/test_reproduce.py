@@ -155,8 +155,7 @@ def test_versions_come_with_the_command_that_restores_them(
     about["machine"]["threads"] = 7
     (folder / "environment.json").write_text(json.dumps(about))
     said = "\n".join(surroundings(PastRun.read(folder)))
-    index = "--extra-index-url https://download.pytorch.org/whl/cpu"
-    assert f"pip install torch==2.1.0+cpu {index}" in said
+    assert "pip install torch==2.1.0+cpu" in said
     assert "compressor was 0.0.1" in said and "transformers" not in said
     assert "OMP_NUM_THREADS=7" in said
     assert pip_command({"compressor": "0.0.1"}) is None
@@ -188,7 +187,7 @@ def test_the_other_python_is_ended_as_by_hand_and_waited_for(tmp_path: Path) -> 
     lines = (
         "#!/bin/sh",
         "trap 'sleep 0.6; touch \"$0.written\"; exit 1' TERM",
-        f"kill -TERM {os.getpid()}",
+        f"sleep 0.5; kill -TERM {os.getpid()}",  # once it is waited for
         "while :; do sleep 0.05; done",
     )
     python.write_text("\n".join(lines))
