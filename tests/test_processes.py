@@ -164,7 +164,9 @@ def test_a_killed_training_goes_on_in_other_processes(recipe, run) -> None:
     an undisturbed run but for rounding, and `environment.json` tells of both changes.
     """
     path = recipe(
-        ("{epochs: 1}\n  prune", "{epochs: 150}\n  prune"),
+        ("{epochs: 1}\n  prune", "{epochs: 30}\n  prune"),
+        ("train: 64", "train: 192"),  # longer steps, not more: rounding adds up over these
+        ("batch_size: 8", "batch_size: 24"),
         ("learning_rate: 0.003", "learning_rate: 0.0005"),
     )
     only = "skip=[prune, recover, evaluate]"
