@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import TypeAdapter
 from rich.console import Console
@@ -130,12 +131,17 @@ def perform(path: Path, ranks: Ranks) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def leave_after(begin: Callable[[Path], int]) -> NoReturn:
+    """Do what the file of this process's command says, and leave as `main` says that one must."""
     try:
-        exit_code = main(Path(sys.argv[1]))
+        code = begin(Path(sys.argv[1]))
     except Exception:  # noqa: BLE001  # whatever it is, the process leaves the same way
         traceback.print_exc()
-        exit_code = 1
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(exit_code)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    leave_after(main)

@@ -113,3 +113,29 @@ def browser() -> Iterator[Any]:
         opened = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def open_file(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a page's file; at the end there was no error and no request elsewhere."""
+    complaints: list[str] = []
+    contexts = []
+
+    def elsewhere(route: Any) -> None:
+        complaints.append(f"request: {route.request.url}")
+        route.abort()
+
+    def opened(path: Path, width: int = 1280, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+        contexts.append(context)
+        context.route(lambda url: not url.startswith("file:"), elsewhere)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []

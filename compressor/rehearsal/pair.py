@@ -10,10 +10,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 from compressor import worker
@@ -53,11 +51,4 @@ def _give_up(begun: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        exit_code = main(Path(sys.argv[1]))
-    except Exception:  # noqa: BLE001  # whatever it is, the process leaves the same way
-        traceback.print_exc()
-        exit_code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+    worker.leave_after(main)

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{ 7*7 }}"""
 
 
@@ -64,44 +59,16 @@ def test_the_page_needs_no_script_to_be_read(evil: Any) -> None:
 # --- a real browser -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's chromium, driven by Playwright."""
-    driver = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine: make test-browser installs it")
-    with driver.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Open a page; at the end there was no error and no request elsewhere."""
-    complaints: list[str] = []
-    contexts = []
+def open_page(open_file: Callable[..., Any]) -> Callable[..., Any]:
+    """Open a comparison's page, and wait for its charts."""
 
-    def elsewhere(route: Any) -> None:
-        complaints.append(f"request: {route.request.url}")
-        route.abort()
-
-    def opened(path: Path, width: int = 1280, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
-        contexts.append(context)
-        context.route(lambda url: not url.startswith("file:"), elsewhere)
-        page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
-        page.goto(path.as_uri())
+    def opened(path: Path, **options: Any) -> Any:
+        page = open_file(path, **options)
         page.wait_for_selector("#models[data-drawn]", state="attached")
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == []
+    return opened
 
 
 def _marks(page: Any, chart: str) -> int:

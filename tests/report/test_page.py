@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -236,30 +236,14 @@ Open = Callable[..., Any]
 
 
 @pytest.fixture
-def open_report(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Write a run's page and open it; at the end there was no error and no request elsewhere."""
-    complaints: list[str] = []
-    contexts = []
+def open_report(open_file: Open) -> Open:
+    """Write a run's page and open it."""
 
-    def elsewhere(route: Any) -> None:
-        complaints.append(f"request: {route.request.url}")
-        route.abort()
-
-    def opened(folder: Path, width: int = 1280, **options: Any) -> Any:
+    def opened(folder: Path, **options: Any) -> Any:
         (folder / "report.html").write_text(rendered(Results.read(folder)), encoding="utf-8")
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        context.route(lambda url: not url.startswith("file:"), elsewhere)
-        page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
-        page.goto((folder / "report.html").as_uri())
-        return page
+        return open_file(folder / "report.html", **options)
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == []
+    return opened
 
 
 def _draw(page: Any, chart: str) -> Any:

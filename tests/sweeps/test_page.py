@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -184,32 +184,17 @@ Open = Callable[..., Any]
 
 
 @pytest.fixture
-def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Write a sweep's page and open it; at the end there was no error and no request elsewhere."""
-    complaints: list[str] = []
-    contexts = []
+def open_page(open_file: Open, tmp_path: Path) -> Open:
+    """Write a sweep's page and open it."""
 
-    def elsewhere(route: Any) -> None:
-        complaints.append(f"request: {route.request.url}")
-        route.abort()
-
-    def opened(sweep: Sweep, width: int = 1280, **options: Any) -> Any:
+    def opened(sweep: Sweep, **options: Any) -> Any:
         write_page(tmp_path / "sweep.html", sweep)
-        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
-        contexts.append(context)
-        context.route(lambda url: not url.startswith("file:"), elsewhere)
-        page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
-        page.goto((tmp_path / "sweep.html").as_uri())
+        page = open_file(tmp_path / "sweep.html", **options)
         if page.locator("#chart").count():
             page.wait_for_selector("#chart[data-drawn]", state="attached")
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == []
+    return opened
 
 
 def _until(page: Any, true: Callable[[], bool]) -> None:
