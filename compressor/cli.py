@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compressor import __version__
-from compressor.errors import Problem, RecipeError, StageError, Unreachable
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from compressor.plan import Plan
-    from compressor.recipe import Composed
-    from compressor.store import Store
-
-DONE, FAILED, WRONG = 0, 1, 2
-REPEAT_SECONDS = 5.0
-"""A second request to end within this time asks for nothing new."""
+from compressor import commands as do
+from compressor.commands import DONE, FAILED, WRONG
+from compressor.errors import RecipeError, StageError, Unreachable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        goes_on = given.command is run_command and not given.rehearse
+        goes_on = given.command is do.run_command and not given.rehearse
         hint = "; the same command goes on from here" if goes_on else ""
         print(f"\ninterrupted{hint}", file=sys.stderr)
         return FAILED
@@ -99,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", default=[], help=text)
         return sub
 
-    run = recipe_command("run", run_command, "Run a recipe; what the store has is not run again.")
+    run = recipe_command(
+        "run", do.run_command, "Run a recipe; what the store has is not run again."
+    )
     run.add_argument(
         "-m",
         "--multirun",
@@ -112,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run the whole chain on a tiny model and a few rows, and check it; keeps nothing",
     )
-    plan = recipe_command("plan", plan_command, "Show what a run would do. Loads no weights.")
+    plan = recipe_command("plan", do.plan_command, "Show what a run would do. Loads no weights.")
     plan.add_argument("--json", action="store_true", help="a list of stages, as JSON")
     plan.add_argument(
         "-m", "--multirun", action="store_true", help="what a sweep shares, and what it would take"
@@ -134,16 +121,18 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--json", action="store_true", help="all of it, as JSON")
         return sub
 
-    show = past_command("show", show_command, "Show a run and its results, or a sweep's points.")
+    show = past_command("show", do.show_command, "Show a run and its results, or a sweep's points.")
     show.add_argument(
         "--scores", action="store_true", help="precision, recall and F1 of every ROUGE as well"
     )
-    compare = past_command("compare", compare_command, "Compare runs with the first of them.")
+    compare = past_command("compare", do.compare_command, "Compare runs with the first of them.")
     compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts too")
-    why = past_command("why", why_command, "Say why a stage ran, or that it came from the store.")
+    why = past_command(
+        "why", do.why_command, "Say why a stage ran, or that it came from the store."
+    )
     why.add_argument("stage", help="a stage of the run")
     again = past_command(
-        "reproduce", reproduce_command, "Run a run's recipe again, and compare what comes out."
+        "reproduce", do.reproduce_command, "Run a run's recipe again, and compare what comes out."
     )
     again.add_argument(
         "overrides",
@@ -157,18 +146,18 @@ def _parser() -> argparse.ArgumentParser:
         "--venv", type=Path, metavar="DIR", help="run in an environment with the recorded versions"
     )
 
-    past_command("watch", watch_command, "Follow a run from another terminal.", as_json=False)
+    past_command("watch", do.watch_command, "Follow a run from another terminal.", as_json=False)
 
     stages = commands.add_parser("stages", help="List the stages, or describe one.")
-    stages.set_defaults(command=stages_command)
+    stages.set_defaults(command=do.stages_command)
     stages.add_argument("stage", nargs="?")
     stages.add_argument("--json", action="store_true", help="with every setting, as JSON")
 
     recipes = commands.add_parser("recipes", help="List the checked-in recipes.")
-    recipes.set_defaults(command=recipes_command)
+    recipes.set_defaults(command=do.recipes_command)
 
     new = commands.add_parser("new", help="Begin a recipe of your own, from another one.")
-    new.set_defaults(command=new_command)
+    new.set_defaults(command=do.new_command)
     new.add_argument("file", type=Path, help="the new recipe's file, such as my.yaml")
     new.add_argument(
         "--from", dest="parent", default="demo", metavar="RECIPE", help="default: demo"
@@ -177,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--force", action="store_true", help="replace a file that is there")
 
     schema = commands.add_parser("schema", help="Print the JSON Schema of recipes, for editors.")
-    schema.set_defaults(command=schema_command)
+    schema.set_defaults(command=do.schema_command)
     which = schema.add_mutually_exclusive_group()
     which.add_argument(
         "--composed", action="store_true", help="of a whole recipe, such as a run's recipe.yaml"
@@ -188,8 +177,12 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument("--output", type=Path, metavar="FILE", help="write it there")
 
     for name, command, text in (
-        ("summarize", summarize_command, "Summarize a text from the standard input."),
-        ("classify", classify_command, "Print the labels' probabilities of a text from the input."),
+        ("summarize", do.summarize_command, "Summarize a text from the standard input."),
+        (
+            "classify",
+            do.classify_command,
+            "Print the labels' probabilities of a text from the input.",
+        ),
     ):
         use = commands.add_parser(name, help=text, description=text)
         use.set_defaults(command=command)
@@ -204,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
             use.add_argument("--num-beams", type=int, default=1, help="1 is greedy")
 
     score = commands.add_parser("score", help="Score a predictions.csv again.")
-    score.set_defaults(command=score_command)
+    score.set_defaults(command=do.score_command)
     score.add_argument(
         "file",
         type=Path,
@@ -212,417 +205,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--json", action="store_true", help="all measures, as JSON")
     return parser
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    # Not a terminal: lines are for files and pipes, which have no width.
-    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 200
-    return Console(stderr=stderr, width=width)
-
-
-def _planned(recipe: str, overrides: Sequence[str]) -> tuple[Composed, Store, Plan]:
-    from compressor.plan import plan
-    from compressor.recipe import compose
-    from compressor.store import Store
-
-    composed = compose(recipe, overrides)
-    store = Store.of(composed.recipe.outputs)
-    return composed, store, plan(composed, store)
-
-
-def run_command(given: argparse.Namespace) -> int:
-    """`compressor run`."""
-    from compressor.launcher import started_by_launcher
-    from compressor.runner import execute
-
-    launcher = started_by_launcher()
-    if launcher is not None:
-        raise RecipeError(
-            f"started under {launcher!r}, which would start every stage several times; start "
-            "`compressor run …` by itself and set launch.num_processes=N (or launch.config_file)"
-        )
-    with _ended_as_by_hand():
-        if given.rehearse:
-            return _rehearse(given)
-        if given.multirun:
-            return _run_sweep(given)
-        _refuse_several(given.overrides)
-        _, store, plan = _planned(given.recipe, given.overrides)
-        execute(plan, store, None, _console(), quiet=given.quiet)
-    return DONE
-
-
-@contextmanager
-def _ended_as_by_hand() -> Iterator[None]:
-    """Inside, a request to end (SIGTERM, as of `kill` or SLURM; SIGHUP, of a terminal that closes)
-    ends this process as Ctrl-C does: workers are ended, and the terminal is left as it was.
-
-    One that follows at once, or follows Ctrl-C, is the same request: of a terminal that closes the
-    system tells, and the shell again. It must not cut short what the first one began.
-    """
-    asked = -REPEAT_SECONDS
-
-    def end_by_hand(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = time.monotonic()
-        raise KeyboardInterrupt
-
-    def end(number: int, frame: object) -> None:
-        nonlocal asked
-        before, asked = asked, time.monotonic()
-        if asked - before >= REPEAT_SECONDS:
-            raise KeyboardInterrupt
-
-    is_main = threading.current_thread() is threading.main_thread()  # no other can be told
-    signals = [signal.SIGTERM, signal.SIGHUP] if is_main else []
-    ours = [each for each in signals if signal.getsignal(each) == signal.SIG_DFL]  # not nohup's
-    by_hand = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    for each in ours:
-        signal.signal(each, end)
-    if by_hand:
-        signal.signal(signal.SIGINT, end_by_hand)
-    try:
-        yield
-    finally:
-        for each in ours:
-            signal.signal(each, signal.SIG_DFL)
-        if by_hand:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _rehearse(given: argparse.Namespace) -> int:
-    """`compressor run --rehearse`."""
-    from compressor.rehearsal.rehearse import rehearse
-
-    if given.multirun:
-        raise RecipeError("--rehearse is of one run: leave out -m, and give one value of each key")
-    _refuse_several(given.overrides)
-    _, _, plan = _planned(given.recipe, given.overrides)
-    return DONE if rehearse(plan, _console(), quiet=given.quiet) else FAILED
-
-
-def _run_sweep(given: argparse.Namespace) -> int:
-    """`compressor run -m`: a search where the recipe has one, else a grid."""
-    from compressor.sweeps.launch import is_search
-    from compressor.sweeps.search import search
-    from compressor.sweeps.sweep import multirun
-
-    sweep = search if is_search(given.recipe, given.overrides) else multirun
-    return sweep(given.recipe, given.overrides, _console(), quiet=given.quiet)
-
-
-def _refuse_several(overrides: Sequence[str]) -> None:
-    from compressor.sweeps.points import is_sweep
-
-    if swept := [item for item in overrides if is_sweep(item)]:
-        raise RecipeError(f"{swept[0]!r} gives several values: add -m for a sweep over them")
-
-
-def _plan_sweep(given: argparse.Namespace) -> int:
-    """`compressor plan -m`."""
-    from compressor.sweeps.launch import is_search
-    from compressor.sweeps.search_plan import print_search_plan
-    from compressor.sweeps.sweep import print_plan
-
-    if given.json:
-        raise RecipeError("--json is of one run's stages; a sweep's plan is a tree")
-    show = print_search_plan if is_search(given.recipe, given.overrides) else print_plan
-    for problem in show(given.recipe, given.overrides, _console()):
-        print(f"warning: {problem}", file=sys.stderr)
-    return DONE
-
-
-def plan_command(given: argparse.Namespace) -> int:
-    """`compressor plan`."""
-    from compressor.plan_tree import print_plan
-    from compressor.recorded import Recorded
-
-    if given.multirun:
-        return _plan_sweep(given)
-    _refuse_several(given.overrides)
-    _, store, plan = _planned(given.recipe, given.overrides)
-    for problem in (*plan.warnings, *plan.unreached):
-        print(f"warning: {problem}", file=sys.stderr)
-    recorded = Recorded.read(store)
-    if given.json:
-        print(
-            json.dumps(
-                [node.summary() | {"seconds": recorded.seconds(node)} for node in plan.nodes],
-                indent=2,
-            )
-        )
-    else:
-        print_plan(plan, recorded, _console())
-    return DONE
-
-
-def show_command(given: argparse.Namespace) -> int:
-    """`compressor show`."""
-    from compressor.explain import show
-    from compressor.explain.past import PastRun, find
-
-    folder = find(given.run, given.outputs)
-    if show.is_sweep(folder):
-        if given.json:
-            raise RecipeError(f"--json is of one run; {folder} is a sweep's: it has a sweep.csv")
-        show.print_sweep(folder, _console())
-        return DONE
-    run = PastRun.read(folder)
-    if given.json:
-        print(json.dumps(show.about(run), indent=2))
-        return DONE
-    show.print_run(run, _console(), scores=given.scores)
-    return DONE
-
-
-def watch_command(given: argparse.Namespace) -> int:
-    """`compressor watch`."""
-    from compressor.explain.past import find
-    from compressor.watch import watch
-
-    try:
-        with _ended_as_by_hand():
-            return DONE if watch(find(given.run, given.outputs), _console()) else FAILED
-    except KeyboardInterrupt:
-        print("\nnot watching any more; the run goes on", file=sys.stderr)
-        return DONE
-
-
-def compare_command(given: argparse.Namespace) -> int:
-    """`compressor compare`."""
-    from compressor.explain.compare import compare
-    from compressor.explain.compare_tables import print_comparison
-    from compressor.explain.past import PastRun, find
-
-    if len(given.run) < 2:
-        raise RecipeError("compare: expected at least two runs, the baseline first")
-    found = compare([PastRun.read(find(name, given.outputs)) for name in given.run])
-    if given.html is not None:
-        from compressor.explain.page import write_page
-
-        write_page(given.html, found)
-    if given.json:
-        print(json.dumps(found.as_json(), indent=2))
-        return DONE
-    print_comparison(found, _console())
-    if given.html is not None:
-        print(f"page: {given.html}")
-    return DONE
-
-
-def why_command(given: argparse.Namespace) -> int:
-    """`compressor why`."""
-    from compressor.explain.past import PastRun, find
-    from compressor.explain.why import explain, print_explanation
-
-    found = explain(PastRun.read(find(given.run, given.outputs)), given.stage)
-    if given.json:
-        print(json.dumps([each.as_json() for each in found], indent=2))
-        return DONE
-    for each in found:
-        print_explanation(each, _console())
-    return DONE
-
-
-def reproduce_command(given: argparse.Namespace) -> int:
-    """`compressor reproduce`: 0 where all is equal that should be, else 1."""
-    from compressor.explain.past import PastRun, find
-    from compressor.explain.reproduce import (
-        in_environment,
-        into,
-        kept_if_filled,
-        recipe_values,
-        reproduce,
-    )
-    from compressor.explain.reproduction import print_reproduction
-    from compressor.explain.restored import environment
-
-    run = PastRun.read(find(given.run, given.outputs))
-    run.require_records()
-    values = recipe_values(run, given.overrides)
-    python = environment(given.venv, run) if given.venv is not None else None
-    folder = into(run, given.into, given.outputs)
-    with kept_if_filled(folder), _ended_as_by_hand():
-        if python is not None:
-            as_json = ["--json"] * given.json
-            return in_environment(python, run, folder, [*given.overrides, *as_json])
-        found = reproduce(run, folder, values, _console(stderr=given.json))
-    if given.json:
-        print(json.dumps(found.as_json(), indent=2))
-    else:
-        print_reproduction(found, _console())
-    return DONE if found.equal else FAILED
-
-
-def stages_command(given: argparse.Namespace) -> int:
-    """`compressor stages`."""
-    import inspect
-    import shutil
-
-    from compressor.errors import nearest
-    from compressor.stage import stage_class, stage_kinds
-
-    if given.stage not in (None, *stage_kinds()):
-        raise RecipeError(f"no stage {given.stage!r}; {nearest(given.stage, stage_kinds())}")
-    if given.json:
-        from compressor.fields import as_json
-
-        print(json.dumps(as_json([given.stage] if given.stage else stage_kinds()), indent=2))
-        return DONE
-    if given.stage is None:
-        for kind in stage_kinds():
-            first = (inspect.getdoc(stage_class(kind)) or "").splitlines()[0]
-            print(f"{kind:<16} {first}")
-        return DONE
-    from compressor.fields import described
-
-    print(described(given.stage, min(100, max(40, shutil.get_terminal_size().columns))))
-    if stage_class(given.stage).exports:
-        _print_formats()
-    return DONE
-
-
-def _print_formats() -> None:
-    """What can be exported to what."""
-    from rich.table import Table
-
-    from compressor.formats import FORMATS, matrix
-
-    print()
-    shown = Table("head", "model", *FORMATS, header_style="bold")
-    for head, model_type, taken in matrix():
-        shown.add_row(head, model_type, *("yes" if each else "" for each in taken))
-    shown.add_section()
-    shown.add_row("weights", "", *("\n".join(each.weights) for each in FORMATS.values()))
-    _console().print(shown)
-
-
-def recipes_command(_: argparse.Namespace) -> int:
-    """`compressor recipes`."""
-    from compressor.recipe_files import recipe_names
-
-    print("\n".join(recipe_names()))
-    return DONE
-
-
-def new_command(given: argparse.Namespace) -> int:
-    """`compressor new`."""
-    from compressor.new import new
-
-    new(given.file, given.parent, full=given.full, force=given.force)
-    print(f"wrote {given.file}\nedit it, then: compressor plan {shlex.quote(str(given.file))}")
-    return DONE
-
-
-def schema_command(given: argparse.Namespace) -> int:
-    """`compressor schema`."""
-    from compressor import schema
-    from compressor.store import write_text
-
-    if given.group is not None:
-        made = schema.group_schema(given.group)
-    else:
-        made = schema.composed_schema() if given.composed else schema.file_schema()
-    if given.output is None:
-        print(schema.text(made), end="")
-    else:
-        write_text(given.output, schema.text(made))
-    return DONE
-
-
-def _texts(given: argparse.Namespace) -> list[str]:
-    """What came in on the standard input."""
-    text = sys.stdin.read().removesuffix("\n")  # which `echo` puts there
-    texts = text.split("\n") if given.lines else [text]
-    if not any(each.strip() for each in texts):
-        raise RecipeError("there is no text on the standard input: compressor … < text")
-    return texts
-
-
-def _place(given: Path) -> Path:
-    """What a person named: what lies there, or else the latest run of a recipe of that name."""
-    from compressor.explain.past import find
-
-    is_file = given.exists() or given.suffix == ".csv"
-    return given if is_file else find(str(given), Path("outputs"))
-
-
-def summarize_command(given: argparse.Namespace) -> int:
-    """`compressor summarize`."""
-    import compressor
-
-    if given.max_length is not None and given.max_length < 2:
-        raise RecipeError(f"--max-length: expected at least 2, got {given.max_length}")
-    if given.num_beams < 1:
-        raise RecipeError(f"--num-beams: expected at least 1, got {given.num_beams}")
-    texts, loaded = _texts(given), compressor.load(_place(given.place))
-    for summary in loaded.summarize(texts, max_length=given.max_length, num_beams=given.num_beams):
-        print(" ".join(summary.split("\n")))
-    return DONE
-
-
-def classify_command(given: argparse.Namespace) -> int:
-    """`compressor classify`."""
-    import compressor
-
-    texts, loaded = _texts(given), compressor.load(_place(given.place))
-    for labels in loaded.classify(texts):
-        ordered = sorted(labels.items(), key=lambda item: -item[1])
-        print("  ".join(f"{name} {probability:.4f}" for name, probability in ordered))
-    return DONE
-
-
-def score_command(given: argparse.Namespace) -> int:
-    """`compressor score`."""
-    from rich.table import Table
-
-    from compressor.metrics.label_predictions import is_labelled, score
-    from compressor.metrics.predictions import score_predictions
-
-    file = _place(given.file)
-    file = file / "predictions.csv" if file.is_dir() else file
-    try:
-        if file.is_file() and is_labelled(file):
-            return _print_label_scores(score(file), as_json=given.json)
-        scores = score_predictions(file)
-    except ValueError as error:
-        raise RecipeError([Problem("", str(error))]) from error
-    if given.json:
-        print(json.dumps({str(limit): values for limit, values in scores.items()}, indent=2))
-        return DONE
-    names = ("rouge1", "rouge2", "rougeL", "rougeLsum", "gen_len", "cut_off")
-    shown = Table("max_length", *names, "rougeLsum 95 %", header_style="bold")
-    for limit, values in scores.items():
-        low, high = values["intervals"]["rougeLsum"]
-        cells = (f"{values[name]:.4f}" if name in values else "" for name in names)
-        shown.add_row("" if limit is None else str(limit), *cells, f"{low:.4f} … {high:.4f}")
-    _console().print(shown)
-    return DONE
-
-
-def _print_label_scores(scores: Mapping[str, Any], *, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(scores, indent=2))
-        return DONE
-    from rich.markup import escape
-    from rich.table import Table
-
-    names = ("positives", "given", "f1", "roc_auc", "average_precision")
-    shown = Table("label", *names, header_style="bold")
-    for name, values in scores["labels"].items():
-        shown.add_row(escape(name), *(_number(values[key]) for key in names))
-    shown.add_section()
-    means = (scores[key] for key in ("macro_f1", "roc_auc", "average_precision"))
-    shown.add_row("mean", "", "", *map(_number, means))
-    _console().print(shown)
-    print(f"micro F1 {scores['micro_f1']:.4f}, rows without a mistake {scores['accuracy']:.4f}")
-    return DONE
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ import psutil
 import pytest
 from rich.console import Console
 
-from compressor.cli import _ended_as_by_hand
 from compressor.processes import described, environment, is_there
 from compressor.progress import Progress
+from compressor.signals import ended_as_by_hand
 from tests.conftest import Command, compressor
 
 
@@ -203,7 +203,7 @@ def test_a_request_to_end_that_comes_again_at_once_cuts_nothing_short(
             time.sleep(0.1)
             done.append("written")
 
-    with _ended_as_by_hand(), pytest.raises(KeyboardInterrupt):
+    with ended_as_by_hand(), pytest.raises(KeyboardInterrupt):
         work()
     assert done == ["written"]
 
@@ -213,7 +213,7 @@ def test_a_run_may_be_started_in_a_thread() -> None:
     entered = []
 
     def work() -> None:
-        with _ended_as_by_hand():
+        with ended_as_by_hand():
             entered.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from compressor.cli import _ended_as_by_hand
 from compressor.errors import RecipeError
 from compressor.explain.past import PastRun
 from compressor.explain.reproduce import recipe_values, surroundings
 from compressor.explain.reproduction import reproduction
 from compressor.explain.restored import pip_command, run_in, source
+from compressor.signals import ended_as_by_hand
 
 ONLY_LOAD = """
 defaults: [/base, /model: tiny, _self_]
@@ -181,7 +181,7 @@ def test_a_recipe_that_cannot_be_planned_leaves_no_folder(
     assert list((place.folder / "outputs/reproductions/files").iterdir()) == []
 
 
-def test_the_other_python_is_ended_as_by_hand_and_waited_for(tmp_path: Path) -> None:
+def test_the_other_python_isended_as_by_hand_and_waited_for(tmp_path: Path) -> None:
     """SIGTERM while it reproduces: it has a moment to end its workers and to write its report."""
     python, written = tmp_path / "python", tmp_path / "python.written"
     lines = (
@@ -192,6 +192,6 @@ def test_the_other_python_is_ended_as_by_hand_and_waited_for(tmp_path: Path) -> 
     )
     python.write_text("\n".join(lines))
     python.chmod(0o755)
-    with _ended_as_by_hand(), pytest.raises(KeyboardInterrupt):
+    with ended_as_by_hand(), pytest.raises(KeyboardInterrupt):
         run_in(python, ["reproduce", "."])
     assert written.is_file()

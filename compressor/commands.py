@@ -1,0 +1,398 @@
+"""What each command does: asks the package, and prints its answer. How it is given is in `cli`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.errors import Problem, RecipeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from compressor.plan import Plan
+    from compressor.recipe import Composed
+    from compressor.store import Store
+
+from compressor.signals import ended_as_by_hand
+
+DONE, FAILED, WRONG = 0, 1, 2
+"""Exit codes."""
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    # Not a terminal: lines are for files and pipes, which have no width.
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 200
+    return Console(stderr=stderr, width=width)
+
+
+def _planned(recipe: str, overrides: Sequence[str]) -> tuple[Composed, Store, Plan]:
+    from compressor.plan import plan
+    from compressor.recipe import compose
+    from compressor.store import Store
+
+    composed = compose(recipe, overrides)
+    store = Store.of(composed.recipe.outputs)
+    return composed, store, plan(composed, store)
+
+
+def run_command(given: argparse.Namespace) -> int:
+    """`compressor run`."""
+    from compressor.launcher import started_by_launcher
+    from compressor.runner import execute
+
+    launcher = started_by_launcher()
+    if launcher is not None:
+        raise RecipeError(
+            f"started under {launcher!r}, which would start every stage several times; start "
+            "`compressor run …` by itself and set launch.num_processes=N (or launch.config_file)"
+        )
+    with ended_as_by_hand():
+        if given.rehearse:
+            return _rehearse(given)
+        if given.multirun:
+            return _run_sweep(given)
+        _refuse_several(given.overrides)
+        _, store, plan = _planned(given.recipe, given.overrides)
+        execute(plan, store, None, _console(), quiet=given.quiet)
+    return DONE
+
+
+def _rehearse(given: argparse.Namespace) -> int:
+    """`compressor run --rehearse`."""
+    from compressor.rehearsal.rehearse import rehearse
+
+    if given.multirun:
+        raise RecipeError("--rehearse is of one run: leave out -m, and give one value of each key")
+    _refuse_several(given.overrides)
+    _, _, plan = _planned(given.recipe, given.overrides)
+    return DONE if rehearse(plan, _console(), quiet=given.quiet) else FAILED
+
+
+def _run_sweep(given: argparse.Namespace) -> int:
+    """`compressor run -m`: a search where the recipe has one, else a grid."""
+    from compressor.sweeps.launch import is_search
+    from compressor.sweeps.search import search
+    from compressor.sweeps.sweep import multirun
+
+    sweep = search if is_search(given.recipe, given.overrides) else multirun
+    return sweep(given.recipe, given.overrides, _console(), quiet=given.quiet)
+
+
+def _refuse_several(overrides: Sequence[str]) -> None:
+    from compressor.sweeps.points import is_sweep
+
+    if swept := [item for item in overrides if is_sweep(item)]:
+        raise RecipeError(f"{swept[0]!r} gives several values: add -m for a sweep over them")
+
+
+def _plan_sweep(given: argparse.Namespace) -> int:
+    """`compressor plan -m`."""
+    from compressor.sweeps.launch import is_search
+    from compressor.sweeps.search_plan import print_search_plan
+    from compressor.sweeps.sweep import print_plan
+
+    if given.json:
+        raise RecipeError("--json is of one run's stages; a sweep's plan is a tree")
+    show = print_search_plan if is_search(given.recipe, given.overrides) else print_plan
+    for problem in show(given.recipe, given.overrides, _console()):
+        print(f"warning: {problem}", file=sys.stderr)
+    return DONE
+
+
+def plan_command(given: argparse.Namespace) -> int:
+    """`compressor plan`."""
+    from compressor.plan_tree import print_plan
+    from compressor.recorded import Recorded
+
+    if given.multirun:
+        return _plan_sweep(given)
+    _refuse_several(given.overrides)
+    _, store, plan = _planned(given.recipe, given.overrides)
+    for problem in (*plan.warnings, *plan.unreached):
+        print(f"warning: {problem}", file=sys.stderr)
+    recorded = Recorded.read(store)
+    if given.json:
+        print(
+            json.dumps(
+                [node.summary() | {"seconds": recorded.seconds(node)} for node in plan.nodes],
+                indent=2,
+            )
+        )
+    else:
+        print_plan(plan, recorded, _console())
+    return DONE
+
+
+def show_command(given: argparse.Namespace) -> int:
+    """`compressor show`."""
+    from compressor.explain import show
+    from compressor.explain.past import PastRun, find
+
+    folder = find(given.run, given.outputs)
+    if show.is_sweep(folder):
+        if given.json:
+            raise RecipeError(f"--json is of one run; {folder} is a sweep's: it has a sweep.csv")
+        show.print_sweep(folder, _console())
+        return DONE
+    run = PastRun.read(folder)
+    if given.json:
+        print(json.dumps(show.about(run), indent=2))
+        return DONE
+    show.print_run(run, _console(), scores=given.scores)
+    return DONE
+
+
+def watch_command(given: argparse.Namespace) -> int:
+    """`compressor watch`."""
+    from compressor.explain.past import find
+    from compressor.watch import watch
+
+    try:
+        with ended_as_by_hand():
+            return DONE if watch(find(given.run, given.outputs), _console()) else FAILED
+    except KeyboardInterrupt:
+        print("\nnot watching any more; the run goes on", file=sys.stderr)
+        return DONE
+
+
+def compare_command(given: argparse.Namespace) -> int:
+    """`compressor compare`."""
+    from compressor.explain.compare import compare
+    from compressor.explain.compare_tables import print_comparison
+    from compressor.explain.past import PastRun, find
+
+    if len(given.run) < 2:
+        raise RecipeError("compare: expected at least two runs, the baseline first")
+    found = compare([PastRun.read(find(name, given.outputs)) for name in given.run])
+    if given.html is not None:
+        from compressor.explain.page import write_page
+
+        write_page(given.html, found)
+    if given.json:
+        print(json.dumps(found.as_json(), indent=2))
+        return DONE
+    print_comparison(found, _console())
+    if given.html is not None:
+        print(f"page: {given.html}")
+    return DONE
+
+
+def why_command(given: argparse.Namespace) -> int:
+    """`compressor why`."""
+    from compressor.explain.past import PastRun, find
+    from compressor.explain.why import explain, print_explanation
+
+    found = explain(PastRun.read(find(given.run, given.outputs)), given.stage)
+    if given.json:
+        print(json.dumps([each.as_json() for each in found], indent=2))
+        return DONE
+    for each in found:
+        print_explanation(each, _console())
+    return DONE
+
+
+def reproduce_command(given: argparse.Namespace) -> int:
+    """`compressor reproduce`: 0 where all is equal that should be, else 1."""
+    from compressor.explain.past import PastRun, find
+    from compressor.explain.reproduce import (
+        in_environment,
+        into,
+        kept_if_filled,
+        recipe_values,
+        reproduce,
+    )
+    from compressor.explain.reproduction import print_reproduction
+    from compressor.explain.restored import environment
+
+    run = PastRun.read(find(given.run, given.outputs))
+    run.require_records()
+    values = recipe_values(run, given.overrides)
+    python = environment(given.venv, run) if given.venv is not None else None
+    folder = into(run, given.into, given.outputs)
+    with kept_if_filled(folder), ended_as_by_hand():
+        if python is not None:
+            as_json = ["--json"] * given.json
+            return in_environment(python, run, folder, [*given.overrides, *as_json])
+        found = reproduce(run, folder, values, _console(stderr=given.json))
+    if given.json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        print_reproduction(found, _console())
+    return DONE if found.equal else FAILED
+
+
+def stages_command(given: argparse.Namespace) -> int:
+    """`compressor stages`."""
+    import inspect
+    import shutil
+
+    from compressor.errors import nearest
+    from compressor.stage import stage_class, stage_kinds
+
+    if given.stage not in (None, *stage_kinds()):
+        raise RecipeError(f"no stage {given.stage!r}; {nearest(given.stage, stage_kinds())}")
+    if given.json:
+        from compressor.fields import as_json
+
+        print(json.dumps(as_json([given.stage] if given.stage else stage_kinds()), indent=2))
+        return DONE
+    if given.stage is None:
+        for kind in stage_kinds():
+            first = (inspect.getdoc(stage_class(kind)) or "").splitlines()[0]
+            print(f"{kind:<16} {first}")
+        return DONE
+    from compressor.fields import described
+
+    print(described(given.stage, min(100, max(40, shutil.get_terminal_size().columns))))
+    if stage_class(given.stage).exports:
+        _print_formats()
+    return DONE
+
+
+def _print_formats() -> None:
+    """What can be exported to what."""
+    from rich.table import Table
+
+    from compressor.formats import FORMATS, matrix
+
+    print()
+    shown = Table("head", "model", *FORMATS, header_style="bold")
+    for head, model_type, taken in matrix():
+        shown.add_row(head, model_type, *("yes" if each else "" for each in taken))
+    shown.add_section()
+    shown.add_row("weights", "", *("\n".join(each.weights) for each in FORMATS.values()))
+    _console().print(shown)
+
+
+def recipes_command(_: argparse.Namespace) -> int:
+    """`compressor recipes`."""
+    from compressor.recipe_files import recipe_names
+
+    print("\n".join(recipe_names()))
+    return DONE
+
+
+def new_command(given: argparse.Namespace) -> int:
+    """`compressor new`."""
+    from compressor.new import new
+
+    new(given.file, given.parent, full=given.full, force=given.force)
+    print(f"wrote {given.file}\nedit it, then: compressor plan {shlex.quote(str(given.file))}")
+    return DONE
+
+
+def schema_command(given: argparse.Namespace) -> int:
+    """`compressor schema`."""
+    from compressor import schema
+    from compressor.store import write_text
+
+    if given.group is not None:
+        made = schema.group_schema(given.group)
+    else:
+        made = schema.composed_schema() if given.composed else schema.file_schema()
+    if given.output is None:
+        print(schema.text(made), end="")
+    else:
+        write_text(given.output, schema.text(made))
+    return DONE
+
+
+def _texts(given: argparse.Namespace) -> list[str]:
+    """What came in on the standard input."""
+    text = sys.stdin.read().removesuffix("\n")  # which `echo` puts there
+    texts = text.split("\n") if given.lines else [text]
+    if not any(each.strip() for each in texts):
+        raise RecipeError("there is no text on the standard input: compressor … < text")
+    return texts
+
+
+def _place(given: Path) -> Path:
+    """What a person named: what lies there, or else the latest run of a recipe of that name."""
+    from compressor.explain.past import find
+
+    is_file = given.exists() or given.suffix == ".csv"
+    return given if is_file else find(str(given), Path("outputs"))
+
+
+def summarize_command(given: argparse.Namespace) -> int:
+    """`compressor summarize`."""
+    import compressor
+
+    if given.max_length is not None and given.max_length < 2:
+        raise RecipeError(f"--max-length: expected at least 2, got {given.max_length}")
+    if given.num_beams < 1:
+        raise RecipeError(f"--num-beams: expected at least 1, got {given.num_beams}")
+    texts, loaded = _texts(given), compressor.load(_place(given.place))
+    for summary in loaded.summarize(texts, max_length=given.max_length, num_beams=given.num_beams):
+        print(" ".join(summary.split("\n")))
+    return DONE
+
+
+def classify_command(given: argparse.Namespace) -> int:
+    """`compressor classify`."""
+    import compressor
+
+    texts, loaded = _texts(given), compressor.load(_place(given.place))
+    for labels in loaded.classify(texts):
+        ordered = sorted(labels.items(), key=lambda item: -item[1])
+        print("  ".join(f"{name} {probability:.4f}" for name, probability in ordered))
+    return DONE
+
+
+def score_command(given: argparse.Namespace) -> int:
+    """`compressor score`."""
+    from rich.table import Table
+
+    from compressor.metrics.label_predictions import is_labelled, score
+    from compressor.metrics.predictions import score_predictions
+
+    file = _place(given.file)
+    file = file / "predictions.csv" if file.is_dir() else file
+    try:
+        if file.is_file() and is_labelled(file):
+            return _print_label_scores(score(file), as_json=given.json)
+        scores = score_predictions(file)
+    except ValueError as error:
+        raise RecipeError([Problem("", str(error))]) from error
+    if given.json:
+        print(json.dumps({str(limit): values for limit, values in scores.items()}, indent=2))
+        return DONE
+    names = ("rouge1", "rouge2", "rougeL", "rougeLsum", "gen_len", "cut_off")
+    shown = Table("max_length", *names, "rougeLsum 95 %", header_style="bold")
+    for limit, values in scores.items():
+        low, high = values["intervals"]["rougeLsum"]
+        cells = (f"{values[name]:.4f}" if name in values else "" for name in names)
+        shown.add_row("" if limit is None else str(limit), *cells, f"{low:.4f} … {high:.4f}")
+    _console().print(shown)
+    return DONE
+
+
+def _print_label_scores(scores: Mapping[str, Any], *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(scores, indent=2))
+        return DONE
+    from rich.markup import escape
+    from rich.table import Table
+
+    names = ("positives", "given", "f1", "roc_auc", "average_precision")
+    shown = Table("label", *names, header_style="bold")
+    for name, values in scores["labels"].items():
+        shown.add_row(escape(name), *(_number(values[key]) for key in names))
+    shown.add_section()
+    means = (scores[key] for key in ("macro_f1", "roc_auc", "average_precision"))
+    shown.add_row("mean", "", "", *map(_number, means))
+    _console().print(shown)
+    print(f"micro F1 {scores['micro_f1']:.4f}, rows without a mistake {scores['accuracy']:.4f}")
+    return DONE
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
