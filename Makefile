@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NAME ?= finetune
 
-.PHONY: install demo test test-browser test-cluster test-docs lint bench rehearse schema lock clean
+.PHONY: install demo test test-browser test-cluster test-docs test-faults lint bench rehearse schema lock clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,11 @@ test-browser: install
 # Every command of the README, with a few rows and steps; FULL=1 make test-docs: as it stands there.
 test-docs: install
 	$(BIN)/python -m pytest -m docs --durations=0 tests/test_readme.py
+
+# The campaign of faults in full: kills, damage, full disks, hostile input, load. About half an hour;
+# as root it also mounts small file systems. Writes outputs/faults.md. `make test` has its short form.
+test-faults: install
+	FAULTS=1 $(BIN)/python -m pytest --numprocesses auto --durations=20 tests/faults
 
 lint: install
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{ 8191*8191 }}"""
+EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{9**9}}"""
 
 
 def _renamed(folder: Path, label: str, description: str) -> None:
@@ -50,7 +50,7 @@ def test_the_page_needs_no_script_to_be_read(evil: Any) -> None:
     place, folders = evil
     text = _written(place, folders[:2]).read_text("utf-8")
     static = text[text.index("<body>") : text.index('<script type="application/json"')]
-    assert "<script" not in static and "&lt;script&gt;" in static and "{{ 8191*8191 }}" in static
+    assert "<script" not in static and "&lt;script&gt;" in static and "{{9**9}}" in static
     assert "micro_f1" in static and "training.learning_rate" in static
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
     assert text.count("<script") == 6 and text.count("</script>") == 6

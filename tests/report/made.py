@@ -14,7 +14,7 @@ import yaml
 from compressor.metrics.predictions import Prediction, write_predictions
 from compressor.store import write_json
 
-EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{ 8191*8191 }}"""
+EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{9**9}}"""
 GROUPS = ("encoder.self_attention", "encoder.feed_forward", "decoder.feed_forward")
 WORDS = ("the", "bill", "directs", "a", "secretary", "to", "give", "assistance", "for", "water")
 

@@ -195,7 +195,7 @@ def test_every_text_is_a_text(tmp_path: Path) -> None:
     assert page.words.count("<script>document.title='broken'</script>") > 15
     scripts = [sum(tag == "script" for tag, _ in each.tags) for each in (page, plain)]
     assert scripts[0] == scripts[1]
-    assert "67092481" not in page.words.split("Environment")[0].split("Outcome")[0]
+    assert "387420489" not in page.words.split("Environment")[0].split("Outcome")[0]
 
 
 def test_a_page_that_cannot_be_made_is_told_and_leaves_the_rest(

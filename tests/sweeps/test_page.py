@@ -22,7 +22,7 @@ from compressor.sweeps.state import Standing, Sweep
 
 HEAD, FEED = "stages.prune.amounts.lm_head", "stages.prune.amounts.feed_forward"
 AIMS: list[tuple[str, Direction]] = [("rougeLsum", "maximize"), ("bytes", "minimize")]
-EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{ 8191*8191 }}"""
+EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{9**9}}"""
 MARKS = "#chart .scatterlayer path.point"
 
 
@@ -173,7 +173,7 @@ def test_every_text_is_a_text(tmp_path: Path) -> None:
     ]
     page = _read(tmp_path, Sweep(EVIL, points, command=EVIL, description=EVIL))
     assert page.found.count(EVIL) == 7  # title, heading, description, command, key, value, error
-    assert "ok?" in page.found and "67092481" not in page.found
+    assert "ok?" in page.found and "387420489" not in page.found
     assert [tag for tag, _ in page.tags].count("script") == 6
 
 

@@ -1,0 +1,15 @@
+"""The campaign of faults: what is done to runs, stores and recipes, and what has to come of it.
+
+`make test` tries each kind a few times; `make test-faults` (FAULTS=1) as often as `trials` says.
+"""
+
+from __future__ import annotations
+
+import os
+
+LONG = os.environ.get("FAULTS") == "1"
+
+
+def trials(long: int, short: int) -> int:
+    """How often something random is tried."""
+    return long if LONG else short
