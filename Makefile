@@ -3,18 +3,25 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NAME ?= finetune
+WHEELS := $(VENV)/wheels
+TORCH = $(shell grep -o '^torch==[^ ]*' requirements.lock)
 
-.PHONY: install demo test test-browser test-cluster test-docs test-faults lint bench rehearse schema lock clean
+.PHONY: install demo test test-browser test-cluster test-docs test-faults lint bench rehearse schema lock audit clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	# torch first and by itself: where a CPU build is configured for pip it is taken, and what
-	# depends on torch then installs nothing more.
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --quiet -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps -e .
+	# torch first and by itself: where a CPU build is configured for pip it is taken, though pip,
+	# given hashes, would rather have the registry's, with several GB of CUDA packages.
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(WHEELS) "$(TORCH)"
+	grep -qF -- "$$($(BIN)/python -m pip hash $(WHEELS)/torch-*.whl | tail -1)" requirements.lock \
+		|| { echo "$(TORCH): the lock does not know this file; see .ci/lock"; exit 1; }
+	$(BIN)/python -m pip install --quiet --no-deps --no-index --find-links $(WHEELS) "$(TORCH)"
+	rm -r $(WHEELS)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
+	# Of a torch with CUDA: what it needs beside, in the versions that it names.
+	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
 demo: install
@@ -34,7 +41,7 @@ test-cluster: install
 test-browser: install
 	command -v chromium > /dev/null || test "$$(id -u)" != 0 || { apt-get update --quiet=2 && \
 		apt-get install --quiet=2 --yes --no-install-recommends chromium; }
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock -e '.[browser]'
+	$(BIN)/python -m pip install --quiet -e '.[browser]'
 	$(BIN)/python -m pytest -rs tests/sweeps/test_page.py tests/explain/test_compare_page.py tests/report
 
 # Every command of the README, with a few rows and steps; FULL=1 make test-docs: as it stands there.
@@ -66,17 +73,15 @@ schema: install
 rehearse: install
 	$(BIN)/python -m tests.benchmarks.rehearse $(RECIPES)
 
-# The lock file again, from pyproject.toml and today's releases, on the pinned torch. Without the
-# extra gguf: llama.cpp's Python package is compiled as it is installed, which takes minutes.
+# The lock file again, with today's releases: about ten minutes.
 lock:
-	$(BIN)/python -m pip install --quiet pip-tools
-	echo 'torch==2.13.0' > build-constraint.txt
-	$(BIN)/pip-compile --quiet --strip-extras \
-		--extra dev --extra tensorboard --extra sentencepiece --no-emit-index-url \
-		--no-emit-find-links --no-header --no-annotate --constraint build-constraint.txt \
-		--output-file requirements.lock pyproject.toml
-	sed -i 's/^torch==2\.13\.0+cpu$$/torch==2.13.0/' requirements.lock
-	rm build-constraint.txt
+	.ci/lock
+
+# What is known of weaknesses in what the lock pins, asked of the registry; AUDIT="-s osv" asks elsewhere.
+audit: install
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	build/audit/bin/pip-audit --disable-pip --require-hashes --requirement requirements.lock $(AUDIT)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache build dist outputs/store outputs/runs outputs/sweeps outputs/bench
