@@ -12,6 +12,7 @@ from typing import Any
 from compressor import launcher, worker
 from compressor.display import METRICS
 from compressor.errors import DamagedArtifact, StageError, Stopped, Unreachable
+from compressor.finite import require_finite_metrics
 from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan, framework_versions
 from compressor.progress import Progress
@@ -129,6 +130,7 @@ class Engine:
         try:
             self.plan.require_unchanged(node)
             model = self._run_stage(node, context)
+            require_finite_metrics(context.metrics)
             self.plan.require_unchanged(node)
         except BaseException:
             self.store.abandon(node.key)

@@ -46,6 +46,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 OWN_CHECKPOINT_SHARE = 0.02
 """The largest share of the time that writing checkpoints may take."""
 
+CURES = "the usual cures: a lower learning_rate, more warmup_steps, precision: float32"
+
 
 class TrainingRows(Protocol):
     """Rows that batches can be made of, in any order; `Examples` are such."""
@@ -271,7 +273,12 @@ class Training:
             if save and batch is not batches[-1]:
                 self._save(history)
         if self.validation is not None:
-            history.validation_losses.append(self.validation_loss())
+            found = self.validation_loss()
+            if not math.isfinite(found):  # no checkpoint: it would go on behind this epoch
+                raise StageError(
+                    f"the validation loss is {found} after step {history.step}; {CURES}"
+                )
+            history.validation_losses.append(found)
             self.progress.event(
                 "epoch", epoch=epoch + 1, validation_loss=history.validation_losses[-1]
             )
@@ -319,8 +326,7 @@ class Training:
             kept = "last checkpoint before that step is kept, where there was one yet,"
         raise StageError(
             f"{what} at step {history.step + 1}, learning rate {rate:g}; the {kept} in "
-            f"{self.resume}; the usual cures: a lower learning_rate, more warmup_steps, "
-            "precision: float32"
+            f"{self.resume}; {CURES}"
         )
 
     def _share(self, batch: list[int]) -> list[list[int]]:

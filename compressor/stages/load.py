@@ -276,6 +276,9 @@ class Load(Stage):
                 f"{model.get_input_embeddings().num_embeddings} rows; raise config.vocab_size"
             )
         checkpoint = Checkpoint(model.eval(), tokenizer, self.head)
+        checkpoint.require_finite(
+            "the source is damaged, or its training had diverged: take an earlier checkpoint of it"
+        )
         if self._classifies and tokenizer is not None and model.config.model_type in CAUSAL_TYPES:
             model.config.pad_token_id = checkpoint.pad_id  # it looks for the last token before
         if task and self._starts_at_labels:
