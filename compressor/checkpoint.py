@@ -132,10 +132,18 @@ class Checkpoint:
 
     @property
     def pad_id(self) -> int:
-        """What fills a batch. Decoders often come without a pad; what is masked may be anything."""
+        """What fills a batch. Decoders often come without a pad; what is masked may be anything.
+
+        Raises StageError where there is neither a pad nor an eos.
+        """
         assert self.tokenizer is not None, "`examples` says so first"
         own: int | None = self.tokenizer.pad_token_id
-        pad: int = self.tokenizer.eos_token_id if own is None or self.head == "causal_lm" else own
+        eos: int | None = self.tokenizer.eos_token_id
+        pad = eos if own is None or self.head == "causal_lm" else own
+        if pad is None:
+            raise StageError(
+                "the tokenizer has no pad and no eos token, one of which fills batches"
+            )
         return pad
 
     def parameter(self, name: str) -> nn.Parameter:

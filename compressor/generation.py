@@ -159,10 +159,10 @@ def _decode(
     return tokens, time.perf_counter() - started
 
 
-class _RefuseNaN(LogitsProcessor):
-    """Ends a beam search whose log-probabilities are not numbers: it would go on, with any token."""
+class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # the base class is untyped
+    """Ends a beam search that has NaN for log-probabilities: it would go on, with any token."""
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores as they are. Raises StageError."""
         if bool(scores.amax().isnan()):
             raise StageError(NOT_FINITE)
@@ -202,8 +202,13 @@ def _generate(
 
 
 def _padded(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, both rows x longest row, on the model's device."""
-    rows = [torch.tensor(source) for source in sources]
+    """Ids and mask, both rows x longest row, on the model's device.
+
+    Rows that are all empty, of a tokenizer that ends none, have one masked pad, as in training.
+    """
+    rows = [torch.tensor(source, dtype=torch.int64) for source in sources]
+    if not any(sources):
+        rows[0] = rows[0].new_full((1,), model.config.pad_token_id or 0)
     ids = pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id or 0)
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
@@ -212,7 +217,7 @@ def _padded(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple[T
 
 def _encoded(model: PreTrainedModel, sources: list[Sequence[int]]) -> BaseModelOutput:
     """Encoder states, rows x longest x width, of rows of which the longest come first."""
-    longest = len(sources[0])
+    longest = max(1, len(sources[0]))
     tokens = _ENCODE_TOKENS if model.device.type == "cpu" else longest * len(sources)
     states = []
     for piece in evaluation_batches(list(map(len, sources)), tokens=tokens):

@@ -357,7 +357,7 @@ class Pruner:
         for (name, weight), goes in zip(rows.items(), counts, strict=True):
             try:
                 new, mask = sparsegpt(weight, hessians.pop(name), old[name], goes, n_m)
-            except torch.linalg.LinAlgError as error:
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it is there
                 raise StageError(f"the Hessian of {name} has no inverse; {TOO_LARGE}") from error
             weights[name].data.copy_(_as_rows(new, modules[name]))
             masks[name] = _as_rows(mask, modules[name]).contiguous()

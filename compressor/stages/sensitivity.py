@@ -148,9 +148,12 @@ class _Measure:
         self, checkpoint: Checkpoint, rows: Rows, context: Context, stage: Sensitivity
     ) -> None:
         from compressor.losses import LabelLoss
+        from compressor.training import NO_LABELS
 
         self.checkpoint, self.rows, self.stage = checkpoint, rows, stage
         self.examples = checkpoint.examples(rows, context.data)
+        if not any(self.examples.targets):
+            raise StageError(NO_LABELS.format("validation"))
         self.loss = LabelLoss(checkpoint.model)
 
     def __call__(self, what: str) -> dict[str, float]:
