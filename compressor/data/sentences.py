@@ -82,7 +82,7 @@ def _in_line(line: str) -> Iterator[tuple[int, int]]:
         assert seen is not None, "each part of the pattern may be empty"
         part = line[begin : seen.end()]
         found = _joined(_punkt().span_tokenize(part))
-        if seen.end() < len(line):
+        if len(part) > LONGEST:
             found = [span for span in found if span[1] <= LONGEST] or [(0, _cut(part))]
         yield from ((begin + start, begin + stop) for start, stop in found)
         begin += found[-1][1]
