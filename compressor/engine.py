@@ -175,7 +175,7 @@ class Engine:
         return processes(context.launch) if node.stage.in_parallel(backend) else Processes()
 
     def _computed_with(self, node: Node, context: Context) -> dict[str, int]:
-        """What decides, beside the key, in which order sums are taken: of a result its last bits."""
+        """What decides the order of sums, which no key holds: of a result its last bits."""
         started = self._processes(node, context)
         return {"processes": started.count, "threads": machine.threads(started.here)}
 

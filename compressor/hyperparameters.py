@@ -114,7 +114,7 @@ class Hyperparameters(BaseModel):
     def check_decay(self, problem: Callable[[str, str], None]) -> None:
         """Report a decay that would blow the weights up: AdamW takes rate x decay of each away."""
         share = self.learning_rate * self.weight_decay
-        if share >= 1:
+        if share >= 1 and self.weight_decay > 1:  # else the rate alone makes it diverge
             message = f"each step would take {share:g} of every weight away (learning_rate x "
             problem("weight_decay", message + "weight_decay); expected less than 1")
 

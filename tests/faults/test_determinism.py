@@ -25,10 +25,11 @@ ELSEWHERE = {
     "USER": "somebody", "LOGNAME": "somebody",
 }  # fmt: skip
 MANY: dict[str, Any] = {
-    "pipeline": (
-        "load finetune sensitivity prune recover slice shrink pseudo_label distill "
-        "trim_vocabulary smooth quantize baseline evaluate export packed"
-    ).split(),
+    "pipeline": [
+        *("load", "finetune", "sensitivity", "prune", "recover", "slice", "shrink"),
+        *("pseudo_label", "distill", "trim_vocabulary", "smooth", "quantize"),
+        *("baseline", "evaluate", "export", "packed"),
+    ],
     "stages": {
         "load": {},
         "finetune": {"epochs": 1},
@@ -125,13 +126,13 @@ def test_a_recipe_gives_the_same_bits_in_fresh_stores(tmp_path: Path, tell: Tell
     found = differing(first, more)
     assert all(each.same_key for each in found)
     assert {m.found for each in found for m in each.metrics} <= {"rounding"}
-    tell("determinism", "a recipe with 3 threads instead of 1",
-         f"the same bits in all but {len(found)} of {len(order)} stages, those by rounding")  # fmt: skip
+    told = f"the same bits in all but {len(found)} of {len(order)} stages, those by rounding"
+    tell("determinism", "a recipe with 3 threads instead of 1", told)
 
 
 @pytest.mark.skipif(not LONG, reason="two runs: FAULTS=1")
 def test_two_processes_give_what_one_gives_but_for_rounding(tmp_path: Path, tell: Tell) -> None:
-    """Without dropout. The keys are the same; records tell how many processes and threads it was."""
+    """Without dropout. The keys are the same; records tell how many processes it was."""
     recipe = yaml.safe_load(RECIPE)
     recipe["model"]["config"]["dropout_rate"] = 0.0
     one = ran_by_hand(tmp_path / "one", recipe)
