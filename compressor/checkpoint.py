@@ -37,6 +37,7 @@ from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.block import Block, has_blocks, put_block, put_blocks
 from compressor.data.examples import Examples, tokenize, tokenize_labelled
 from compressor.errors import StageError
+from compressor.finite import require_finite
 from compressor.places import Count, by_place
 from compressor.quantization import Quantization
 from compressor.sparsity.int8 import Int8Embedding
@@ -131,10 +132,18 @@ class Checkpoint:
 
     @property
     def pad_id(self) -> int:
-        """What fills a batch. Decoders often come without a pad; what is masked may be anything."""
+        """What fills a batch. Decoders often come without a pad; what is masked may be anything.
+
+        Raises StageError where there is neither a pad nor an eos.
+        """
         assert self.tokenizer is not None, "`examples` says so first"
         own: int | None = self.tokenizer.pad_token_id
-        pad: int = self.tokenizer.eos_token_id if own is None or self.head == "causal_lm" else own
+        eos: int | None = self.tokenizer.eos_token_id
+        pad = eos if own is None or self.head == "causal_lm" else own
+        if pad is None:
+            raise StageError(
+                "the tokenizer has no pad and no eos token, one of which fills batches"
+            )
         return pad
 
     def parameter(self, name: str) -> nn.Parameter:
@@ -147,6 +156,15 @@ class Checkpoint:
         with torch.no_grad():
             for name, mask in self.masks.items():
                 apply_mask(self.parameter(name), mask.to(self.model.device))
+
+    def require_finite(self, cure: str = "a setting of this stage is too extreme") -> None:
+        """Raise StageError that names a weight which is NaN or infinite; `cure`: what to do then.
+
+        A buffer that stands for no weight may be: Marian's bias has -inf for what is never written.
+        """
+        buffers = _plain_buffers(self.model)
+        weights = distinct(self.model.state_dict())
+        require_finite({n: w for n, w in weights.items() if n not in buffers}, "", cure)
 
     def measure(self, folder: Path) -> dict[str, Any]:
         """What tables show of a saved model: counts from its tensors, bytes from its files.
@@ -505,7 +523,8 @@ def cast(model: PreTrainedModel, weights: str) -> int:
     for name, tensor in tensors.items():
         tensor.data = tensor.data.to(getattr(torch, weights))
         if not bool(torch.isfinite(tensor).all()):
-            raise StageError(f"{name} has an entry that {weights} cannot hold; take bfloat16")
+            instead = "bfloat16" if weights == "float16" else "float32 or int8"
+            raise StageError(f"{name} has an entry that {weights} cannot hold; take {instead}")
     return len(tensors)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from compressor.data.batching import evaluation_batches
+from compressor.decoded import NOT_FINITE
+from compressor.errors import StageError
 from compressor.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def of_sources(
         inputs = examples.batch(batch, checkpoint.pad_id)
         del inputs["labels"]
         out = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
+        if not bool(torch.isfinite(out.logits).all()):
+            raise StageError(NOT_FINITE)
         found |= dict(zip(batch, out.logits.double().cpu().numpy(), strict=True))
         if progress is not None:
             progress(done)

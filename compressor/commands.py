@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import Problem, RecipeError
+from compressor.finite import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -144,7 +145,7 @@ def show_command(given: argparse.Namespace) -> int:
         return DONE
     run = PastRun.read(folder)
     if given.json:
-        print(json.dumps(show.about(run), indent=2))
+        print(json_text(show.about(run)))
         return DONE
     show.print_run(run, _console(), scores=given.scores)
     return DONE
@@ -177,7 +178,7 @@ def compare_command(given: argparse.Namespace) -> int:
 
         write_page(given.html, found)
     if given.json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json_text(found.as_json()))
         return DONE
     print_comparison(found, _console())
     if given.html is not None:
@@ -192,7 +193,7 @@ def why_command(given: argparse.Namespace) -> int:
 
     found = explain(PastRun.read(find(given.run, given.outputs)), given.stage)
     if given.json:
-        print(json.dumps([each.as_json() for each in found], indent=2))
+        print(json_text([each.as_json() for each in found]))
         return DONE
     for each in found:
         print_explanation(each, _console())
@@ -223,7 +224,7 @@ def reproduce_command(given: argparse.Namespace) -> int:
             return in_environment(python, run, folder, [*given.overrides, *as_json])
         found = reproduce(run, folder, values, _console(stderr=given.json))
     if given.json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json_text(found.as_json()))
     else:
         print_reproduction(found, _console())
     return DONE if found.equal else FAILED
@@ -363,7 +364,7 @@ def score_command(given: argparse.Namespace) -> int:
     except ValueError as error:
         raise RecipeError([Problem("", str(error))]) from error
     if given.json:
-        print(json.dumps({str(limit): values for limit, values in scores.items()}, indent=2))
+        print(json_text({str(limit): values for limit, values in scores.items()}))
         return DONE
     names = ("rouge1", "rouge2", "rougeL", "rougeLsum", "gen_len", "cut_off")
     shown = Table("max_length", *names, "rougeLsum 95 %", header_style="bold")
@@ -377,7 +378,7 @@ def score_command(given: argparse.Namespace) -> int:
 
 def _print_label_scores(scores: Mapping[str, Any], *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(scores, indent=2))
+        print(json_text(scores))
         return DONE
     from rich.markup import escape
     from rich.table import Table

@@ -13,6 +13,12 @@ _AFTER_FORCED_EOS = (
 )
 """Settings that `generate` applies after the forced last token, which then need not win."""
 
+NOT_FINITE = (
+    "the model's logits are NaN or infinite, so that no token is the likeliest: its activations "
+    "overflow, as float16's do in some models (take bfloat16), or its weights are far too large, "
+    "as after a training that diverged"
+)
+
 
 @dataclass(frozen=True)
 class Decoded:

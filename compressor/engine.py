@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor import launcher, worker
+from compressor import launcher, machine, worker
 from compressor.display import METRICS
 from compressor.errors import DamagedArtifact, StageError, Stopped, Unreachable
+from compressor.finite import require_finite_metrics
 from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan, framework_versions
 from compressor.progress import Progress
@@ -129,6 +130,7 @@ class Engine:
         try:
             self.plan.require_unchanged(node)
             model = self._run_stage(node, context)
+            require_finite_metrics(context.metrics)
             self.plan.require_unchanged(node)
         except BaseException:
             self.store.abandon(node.key)
@@ -142,6 +144,7 @@ class Engine:
             "seconds": round(time.monotonic() - started, 3),
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "frameworks": framework_versions(),
+            "computed_with": self._computed_with(node, context),
             "process": os.getpid(),
         }
         self._verified.add(node.key)
@@ -153,8 +156,7 @@ class Engine:
             self._folder(node.model),
             {role: self.store.path(self._key(name)) for role, name in node.artifacts.items()},
         )
-        backend = "torch" if node.model is None else self.plan.node(node.model).stage.runs_in()
-        started = processes(context.launch) if node.stage.in_parallel(backend) else Processes()
+        started = self._processes(node, context)
         if started.several or node.stage.isolated:
             model = launcher.launch(
                 node.kind, node.name, node.stage, inputs, context, started, self.session
@@ -167,6 +169,15 @@ class Engine:
             return dict.fromkeys(SIZES)
         described: dict[str, Any] = self.store.manifest(self._key(node.model))["model"]
         return {key: described[key] for key in SIZES} | context.sizes
+
+    def _processes(self, node: Node, context: Context) -> Processes:
+        backend = "torch" if node.model is None else self.plan.node(node.model).stage.runs_in()
+        return processes(context.launch) if node.stage.in_parallel(backend) else Processes()
+
+    def _computed_with(self, node: Node, context: Context) -> dict[str, int]:
+        """What decides the order of sums, which no key holds: of a result its last bits."""
+        started = self._processes(node, context)
+        return {"processes": started.count, "threads": machine.threads(started.here)}
 
     def _key(self, name: str) -> str:
         key = self.plan.node(name).key

@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.generation import logits_process
+from transformers.generation import LogitsProcessor, LogitsProcessorList, logits_process
 from transformers.modeling_outputs import BaseModelOutput
 
 from compressor.data.batching import evaluation_batches
-from compressor.decoded import Decoded, at_limits, token_ids, valid_limits
+from compressor.decoded import NOT_FINITE, Decoded, at_limits, token_ids, valid_limits
+from compressor.errors import StageError
 from compressor.long_inputs import encode
 from compressor.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
-    from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+    from transformers import PreTrainedModel, StoppingCriteriaList
 
 BATCH_TOKENS = 16_384
 """Positions in a batch, source and target: a cache of 0.4 GB in T5-small, 1.6 GB in BART-large."""
@@ -158,6 +159,16 @@ def _decode(
     return tokens, time.perf_counter() - started
 
 
+class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # the base class is untyped
+    """Ends a beam search that has NaN for log-probabilities: it would go on, with any token."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores as they are. Raises StageError."""
+        if bool(scores.amax().isnan()):
+            raise StageError(NOT_FINITE)
+        return scores
+
+
 @torch.inference_mode()
 def _generate(
     model: PreTrainedModel, sources: list[Sequence[int]], limit: int, settings: dict[str, Any]
@@ -179,6 +190,9 @@ def _generate(
         past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
         cache_implementation=None,
         custom_generate=_greedy if settings["num_beams"] == 1 else None,
+        logits_processor=None
+        if settings["num_beams"] == 1
+        else LogitsProcessorList([_RefuseNaN()]),
         **settings,
     )
     tokens = output if isinstance(output, list) else output[:, 1:].tolist()
@@ -188,8 +202,13 @@ def _generate(
 
 
 def _padded(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, both rows x longest row, on the model's device."""
-    rows = [torch.tensor(source) for source in sources]
+    """Ids and mask, both rows x longest row, on the model's device.
+
+    Rows that are all empty, of a tokenizer that ends none, have one masked pad, as in training.
+    """
+    rows = [torch.tensor(source, dtype=torch.int64) for source in sources]
+    if not any(sources):
+        rows[0] = rows[0].new_full((1,), model.config.pad_token_id or 0)
     ids = pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id or 0)
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
@@ -198,7 +217,7 @@ def _padded(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple[T
 
 def _encoded(model: PreTrainedModel, sources: list[Sequence[int]]) -> BaseModelOutput:
     """Encoder states, rows x longest x width, of rows of which the longest come first."""
-    longest = len(sources[0])
+    longest = max(1, len(sources[0]))
     tokens = _ENCODE_TOKENS if model.device.type == "cpu" else longest * len(sources)
     states = []
     for piece in evaluation_batches(list(map(len, sources)), tokens=tokens):
@@ -229,9 +248,13 @@ def _greedy(
     while live:
         output = model(decoder_input_ids=input_ids[:, -1:], return_dict=True, **model_kwargs)
         scores = logits_processor(input_ids, output.logits[:, -1].float())
-        input_ids = torch.cat([input_ids, scores.argmax(-1, keepdim=True)], dim=1)
+        best = scores.argmax(-1, keepdim=True)  # NaN is the largest there is
+        strange = ~(scores.gather(1, best)[:, 0] < torch.inf) & ~ended
+        input_ids = torch.cat([input_ids, best], dim=1)
         ended |= stopping_criteria(input_ids, None)
-        count = int(ended.sum())
+        count, wrong = torch.stack([ended.sum(), strange.sum()]).tolist()
+        if wrong:
+            raise StageError(NOT_FINITE)
         if count < len(live) and not (rows_may_leave and count >= _DROP_SHARE * len(live)):
             continue
         for place in ended.nonzero().flatten().tolist():

@@ -111,6 +111,13 @@ class Hyperparameters(BaseModel):
             elif importlib.util.find_spec(_TRACKER_MODULES[name]) is None:
                 problem(key, f"{name!r} is not installed: pip install {name}")
 
+    def check_decay(self, problem: Callable[[str, str], None]) -> None:
+        """Report a decay that would blow the weights up: AdamW takes rate x decay of each away."""
+        share = self.learning_rate * self.weight_decay
+        if share >= 1 and self.weight_decay > 1:  # else the rate alone makes it diverge
+            message = f"each step would take {share:g} of every weight away (learning_rate x "
+            problem("weight_decay", message + "weight_decay); expected less than 1")
+
     def key_parts(self) -> dict[str, Any]:
         """What decides the weights, as it is after caps and defaults."""
         left_out = {"checkpoint_seconds", "trackers", "epochs", "max_epochs"}

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from compressor.architectures import Facts, scaled_layers
-from compressor.errors import nearest
+from compressor.errors import StageError, nearest
 from compressor.field_types import SETTINGS, Integer, Listed
+from compressor.finite import require_finite
 from compressor.hyperparameters import FEW_ROWS
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ Amount = Annotated[float, Field(ge=0, le=1)]
 Importance = Literal["magnitude", "random", "taylor", "wanda", "sparsegpt"]
 CALIBRATED = frozenset({"taylor", "wanda", "sparsegpt"})
 """Importances that look at rows of the data."""
+TOO_LARGE = (
+    "activations or gradients on the calibration rows are too large for the importance; take "
+    "importance: magnitude, or a model whose training has not diverged"
+)
 
 
 def _kind(value: Any) -> str:
@@ -302,6 +307,7 @@ class Pruner:
         if kind == "wanda":
             modules = self._modules(weights)
             norms = importance.input_norms(modules, *self._calibration())
+            require_finite(norms, "the norm of what comes into ", TOO_LARGE)
             norms = {
                 n: x[:, None] if importance.is_transposed(modules[n]) else x
                 for n, x in norms.items()
@@ -309,6 +315,7 @@ class Pruner:
             return importance.wanda_scores(weights, norms)
         if kind == "taylor":
             scores = importance.taylor_scores(weights, *self._calibration())
+            require_finite(scores, "the taylor importance of ", TOO_LARGE)
         else:
             scores = importance.random_scores(weights, self.seed)
         return {n: s.masked_fill(~masks[n], 0) if n in masks else s for n, s in scores.items()}
@@ -336,6 +343,7 @@ class Pruner:
 
         modules, masks = self._modules(weights), self.checkpoint.masks
         hessians = importance.hessians(modules, *self._calibration())
+        require_finite(hessians, "the Hessian of ", TOO_LARGE)
         rows = {n: _as_rows(w.detach(), modules[n]) for n, w in weights.items()}
         old = {
             n: _as_rows(masks[n], modules[n])
@@ -347,7 +355,10 @@ class Pruner:
         if n_m is None:
             counts = [*block_counts(list(old.values()), count)]
         for (name, weight), goes in zip(rows.items(), counts, strict=True):
-            new, mask = sparsegpt(weight, hessians.pop(name), old[name], goes, n_m)
+            try:
+                new, mask = sparsegpt(weight, hessians.pop(name), old[name], goes, n_m)
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it is there
+                raise StageError(f"the Hessian of {name} has no inverse; {TOO_LARGE}") from error
             weights[name].data.copy_(_as_rows(new, modules[name]))
             masks[name] = _as_rows(mask, modules[name]).contiguous()
 

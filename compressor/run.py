@@ -65,6 +65,7 @@ class Run:
             **manifest["model"],
             "seconds": round(seconds, 3),
             "made_in_seconds": manifest["seconds"],
+            "computed_with": manifest.get("computed_with"),
             "metrics": manifest["metrics"],
         }
         if isinstance(node.stage, Report) and node.stage.together:

@@ -46,6 +46,14 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 OWN_CHECKPOINT_SHARE = 0.02
 """The largest share of the time that writing checkpoints may take."""
 
+NO_LOSS = 1e-6
+"""A mean loss up to this may have a gradient that float32 takes for 0, since all is learned."""
+NO_LABELS = (
+    "no row of the split {!r} has a token to predict: all targets are empty, and the tokenizer "
+    "ends none of them"
+)
+CURES = "the usual cures: a lower learning_rate, more warmup_steps, precision: float32"
+
 
 class TrainingRows(Protocol):
     """Rows that batches can be made of, in any order; `Examples` are such."""
@@ -165,8 +173,11 @@ class Training:
     """How the weights lie over several processes."""
 
     def run(self) -> History:
-        """Train to the end. Raises StageError at the first loss that is not finite."""
+        """Train to the end. Raises StageError at the first loss or gradient that is not finite, and
+        where nothing can be learned: at the first gradient that is 0 everywhere, of a loss above 0.
+        """
         self._prepare()
+        self._require_labels()
         total = self.total_steps
         history = training_state.restore(
             self.resume, self.weights, self.masks, self.accelerator, self.seed
@@ -186,6 +197,12 @@ class Training:
         self.model.eval()
         self.model.to("cpu")
         return history
+
+    def _require_labels(self) -> None:
+        """Raise StageError where a split has nothing to learn from, or to measure by."""
+        for split, rows in (("train", self.train), ("validation", self.validation)):
+            if rows is not None and not any(map(len, rows.targets)):
+                raise StageError(NO_LABELS.format(split))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -271,7 +288,12 @@ class Training:
             if save and batch is not batches[-1]:
                 self._save(history)
         if self.validation is not None:
-            history.validation_losses.append(self.validation_loss())
+            found = self.validation_loss()
+            if not math.isfinite(found):  # no checkpoint: it would go on behind this epoch
+                raise StageError(
+                    f"the validation loss is {found} after step {history.step}; {CURES}"
+                )
+            history.validation_losses.append(found)
             self.progress.event(
                 "epoch", epoch=epoch + 1, validation_loss=history.validation_losses[-1]
             )
@@ -293,18 +315,20 @@ class Training:
                 with self.weights.micro_batch(last=last):
                     loss = self.weights.summed(self._batch(self.train, rows))
                     # Gradients are averaged over ranks; the mean wanted is over tokens.
-                    self.weights.backward(loss * (self.world / tokens))
+                    self.weights.backward(loss * (self.world / max(1, tokens)))
                 summed[0] += loss.detach()
         if self.rank == 0 and self._checkpoint_due():
             summed[1] = 1
         if self.world > 1:
             summed = self.accelerator.reduce(summed, "sum")
-        mean, due = summed[0].item() / tokens, summed[1].item() > 0
+        mean, due = summed[0].item() / max(1, tokens), summed[1].item() > 0
         if not math.isfinite(mean):
             self._stop(history, f"the loss is {mean}", rate)
         norm = self.weights.step(rate)
         if not math.isfinite(norm):
             self._stop(history, f"the gradient's norm is {norm}", rate)
+        if norm == 0 and mean > NO_LOSS:  # T5's norms turn activations that overflow to zeros
+            self._stop(history, f"the loss is {mean:.3f} and its gradient is 0 everywhere", rate)
         if self.after_step is not None:
             self.after_step(history.step + 1, total, self.weights.whole)
         self.weights.apply_masks(self.masks)
@@ -319,8 +343,7 @@ class Training:
             kept = "last checkpoint before that step is kept, where there was one yet,"
         raise StageError(
             f"{what} at step {history.step + 1}, learning rate {rate:g}; the {kept} in "
-            f"{self.resume}; the usual cures: a lower learning_rate, more warmup_steps, "
-            "precision: float32"
+            f"{self.resume}; {CURES}"
         )
 
     def _share(self, batch: list[int]) -> list[list[int]]:

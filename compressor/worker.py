@@ -45,6 +45,7 @@ def run_stage(stage: Stage, inputs: Inputs, context: Context) -> dict[str, Any] 
     checkpoint = stage.run(inputs, context)
     if checkpoint is None:
         return None
+    checkpoint.require_finite()
     checkpoint.save(context.folder)
     return checkpoint.measure(context.folder)
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.backends.generation_settings import Settings, is_one_of
+from compressor.decoded import NOT_FINITE
+from compressor.errors import StageError
 
 Tokens = NDArray[np.int64]
 Scores = NDArray[np.float32]
@@ -45,7 +47,7 @@ def greedy(decoder: Decoder, count: int, settings: Settings) -> list[list[int]]:
     live = np.arange(count)
     ended = np.zeros(count, dtype=bool)
     while len(live) and tokens.shape[1] < settings.max_length:
-        scores = settings.process(tokens, decoder.step(tokens[:, -1]))
+        scores = settings.process(tokens, _numbers(decoder.step(tokens[:, -1])))
         tokens = np.concatenate([tokens, scores.argmax(axis=1)[:, None]], axis=1)
         ended |= is_one_of(tokens[:, -1], settings.eos)
         if ended.all() or ended.sum() >= max(1, _DROP_SHARE * len(live)):
@@ -137,7 +139,7 @@ class _Beams:
         """Log-probability, beam and token of the best continuations, each [rows, kept]."""
         rows = len(self.running)
         flat = self.running[:, :, : self.length].reshape(rows * self.beams, -1)
-        scores = self.settings.process(flat, _log_softmax(decoder.step(flat[:, -1])))
+        scores = self.settings.process(flat, _log_softmax(_numbers(decoder.step(flat[:, -1]))))
         vocabulary = scores.shape[1]
         scores = (scores.reshape(rows, self.beams, -1) + self.scores[:, :, None]).reshape(rows, -1)
         chosen = _top(scores, self.kept)
@@ -166,6 +168,13 @@ class _Beams:
         worst = np.where(self.is_finished, self.finished_scores.min(axis=1, keepdims=True), _NEVER)
         better: NDArray[np.bool_] = np.any(possible > worst, axis=1)
         return better
+
+
+def _numbers(logits: Scores) -> Scores:
+    """The logits as they are. Raises StageError where the largest of a row is NaN or infinite."""
+    if not bool((logits.max(axis=1) < np.inf).all()):
+        raise StageError(NOT_FINITE)
+    return logits
 
 
 def _log_softmax(logits: Scores) -> Scores:

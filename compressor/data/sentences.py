@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import string
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _ABBREVIATIONS = """
@@ -28,6 +29,8 @@ _STARTERS = """
 """Words that, capitalised after an abbreviation, begin a sentence: "in the U.S. The next"."""
 
 
+LONGEST = 20_000
+"""Characters of a sentence: some 3,500 words, ten times those of the longest in English novels."""
 _WORD = r"[^ \t\n\r\v\f]*"  # Punkt's words are parted by ASCII white space
 _LOOK_AHEAD = re.compile(rf"{_WORD}(?:\s+\S+)?{_WORD}\s?")
 """What decides whether a sentence ends in a word: the rest of it, and the next one."""
@@ -53,21 +56,55 @@ def spans(text: str) -> list[tuple[int, int]]:
     The end of a line ends a sentence (join hard-wrapped lines first), otherwise only white space
     does; that apart, every character is in one. Rules, not a model: the Punkt algorithm (Kiss &
     Strunk 2006) with a short fixed list of abbreviations, so nothing is fetched and the result is
-    the same everywhere. It takes the end of a question inside a quotation for a sentence's end.
+    the same everywhere. It takes the end of a question inside a quotation for a sentence's end. A
+    sentence of more than `LONGEST` characters is several: text without any end takes time, and
+    memory, in proportion to its length.
     """
     found: list[tuple[int, int]] = []
     line_start = 0
     for whole in text.splitlines(keepends=True):
-        line, end = whole.strip(), -1
         offset = line_start + len(whole) - len(whole.lstrip())
         line_start += len(whole)
-        for start, stop in _punkt().span_tokenize(line) if line else ():
-            if start == end:  # without a space: Punkt parts the last "!" of "Yes!!" from the rest
-                found[-1] = found[-1][0], offset + stop
-            else:
-                found.append((offset + start, offset + stop))
-            end = stop
+        found += [(offset + start, offset + stop) for start, stop in _in_line(whole.strip())]
     return found
+
+
+def _in_line(line: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of each sentence of one line, read in parts that begin where a sentence does.
+
+    The words around an end decide it, so they are those of the whole line, to which nltk gives five
+    seconds of computing and then an error: some megabytes, or less of "A. A. A. A.".
+    """
+    begin = 0
+    while begin < len(line):
+        limit = min(begin + LONGEST, len(line))
+        seen = _LOOK_AHEAD.match(line, limit, begin + 2 * LONGEST)
+        assert seen is not None, "each part of the pattern may be empty"
+        part = line[begin : seen.end()]
+        found = _joined(_punkt().span_tokenize(part))
+        if len(part) > LONGEST:
+            found = [span for span in found if span[1] <= LONGEST] or [(0, _cut(part))]
+        yield from ((begin + start, begin + stop) for start, stop in found)
+        begin += found[-1][1]
+        while begin < len(line) and line[begin].isspace():
+            begin += 1
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those with a space between them: Punkt parts the last "!" of "Yes!!" from the rest."""
+    found: list[tuple[int, int]] = []
+    for start, stop in spans:
+        if found and start == found[-1][1]:
+            found[-1] = found[-1][0], stop
+        else:
+            found.append((start, stop))
+    return found
+
+
+def _cut(text: str) -> int:
+    """Where the last whole word of the first `LONGEST` characters ends, or they do, in one word."""
+    words = text[:LONGEST].rsplit(maxsplit=1)
+    return len(words[0]) if len(words) > 1 else LONGEST
 
 
 def sentences(text: str) -> list[str]:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from compressor.backends.tokens import Tokens
 
 
+LONG = 200_000
+"""Characters. Of a longer text only the beginning is tokenized, where that has enough tokens: a
+row of 10 MB takes 3 GB as the tokens of all of it."""
+
+
 def encode(
     texts: list[str],
     tokenizer: PreTrainedTokenizerBase | Tokens,
@@ -41,6 +46,7 @@ def encode(
         given = {"text_target": part} if target else {"text": part}
         return tokenizer(**given, truncation=True, max_length=room, add_special_tokens=special)
 
+    texts = [_beginning(text, tokenizer, read, limit) for text in texts]
     if truncate == "tokens":
         ids: list[list[int]] = read(texts, limit).input_ids
     else:
@@ -49,6 +55,18 @@ def encode(
         room = limit if by_itself else max(1, limit - 1)
         ids = _cut_at_sentences(texts, lambda part: read(part, room), room, begin)
     return ids if eos is None else [_ended(row, limit, eos) for row in ids]
+
+
+def _beginning(
+    text: str, tokenizer: PreTrainedTokenizerBase | Tokens, read: Any, limit: int
+) -> str:
+    """As much of a text as has its first `limit` tokens, and much more behind them."""
+    size = LONG
+    while len(text) > size and tokenizer.truncation_side == "right":
+        if len(read([text[: size // 2]], limit).input_ids[0]) >= limit:
+            return text[:size]
+        size *= 10
+    return text
 
 
 def _require_places(tokenizer: PreTrainedTokenizerBase | Tokens) -> None:

@@ -56,6 +56,8 @@ class Outcome:
     measures: bool = False
     """Whether the stage measures the machine at one moment, so that nothing of it is compared."""
     seconds: tuple[float | None, float | None] = (None, None)
+    computed_with: tuple[Mapping[str, int] | None, Mapping[str, int] | None] = (None, None)
+    """Processes, and threads of each; None of a run from before they were recorded."""
 
     @property
     def equal(self) -> bool:
@@ -133,6 +135,7 @@ def _outcome(
         compared_files=None if files is None else files[1],
         measures=measures,
         seconds=(one["made_in_seconds"], other["made_in_seconds"]),
+        computed_with=(one.get("computed_with"), other.get("computed_with")),
     )
 
 
@@ -212,6 +215,12 @@ def print_reproduction(found: Reproduction, console: Console) -> None:
             say(f"{each.name}: {metric.path} {metric.before!r} → {metric.after!r}, {what}")
         for name in each.files:
             say(f"{each.name}: {name} is another file")
+        then, now = each.computed_with
+        if not each.equal and each.same_key and then and now and then != now:
+            say(
+                f"{each.name}: computed with {_with(then)} then and {_with(now)} now, which take "
+                "sums in another order: last bits may differ, and what hangs on them"
+            )
     unknown = [e.name for e in rows if _files_text(e) == "not known"]
     if unknown:
         say(f"not compared, since they are in the store no more: files of {', '.join(unknown)}")
@@ -219,6 +228,10 @@ def print_reproduction(found: Reproduction, console: Console) -> None:
         say("the recorded run did not finish: what it did not reach could not be compared")
     same = "everything that should be equal is equal"
     say(f"{same if found.equal else 'not the same'}: {found.made} and {found.recorded}")
+
+
+def _with(computed: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in computed.items())
 
 
 def _key(each: Outcome) -> str:

@@ -8,13 +8,14 @@ the browser hold it to that. What a page shows is known to those who write it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from compressor.finite import finite
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -61,17 +62,6 @@ def json_for_script(value: Any) -> Markup:
     for mark in "<>&\u2028\u2029":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return Markup(text)  # noqa: S704  # nothing in it is markup
-
-
-def finite(value: Any) -> Any:
-    """A nested value with None for each number that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def _asset(name: str) -> Markup:

@@ -41,6 +41,11 @@ def allocate(curves: Mapping[str, Curve], base: float, total: int) -> dict[str, 
 
     Raises ValueError where all curves together do not reach `total`.
     """
+    empty = dict.fromkeys((name for name, curve in curves.items() if not curve.left), 0)
+    if empty:  # a group of which nothing is left has no shares
+        rest = {name: curve for name, curve in curves.items() if curve.left}
+        found = allocate(rest, base, total) | empty
+        return {name: found[name] for name in curves}
     most = {name: int(curve.amounts[-1] * curve.left) for name, curve in curves.items()}
     if total > sum(most.values()):
         raise ValueError(f"{total} entries must go, and {sum(most.values())} can")

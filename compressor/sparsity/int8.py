@@ -17,10 +17,12 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 for each row: (int8 of the same shape, float32 scale of shape (rows, 1)).
 
     `scale = max|row| / 127`, `q = round(row / scale)` in [-127, 127]; the error of an entry is at
-    most `scale / 2`, and a zero stays a zero. A row of zeros has scale 1.
+    most `scale / 2`, and a zero stays a zero. A row of zeros has scale 1, and so has one
+    whose entries are too small for a scale to be a float32 above 0: it becomes zeros.
     """
     peak = weight.detach().float().abs().amax(dim=1, keepdim=True)
-    scale = torch.where(peak > 0, peak / 127, torch.ones_like(peak))
+    scale = peak / 127
+    scale = torch.where(scale == 0, torch.ones_like(peak), scale)
     return torch.round(weight.detach().float() / scale).clamp_(-127, 127).to(torch.int8), scale
 
 

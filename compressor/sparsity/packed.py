@@ -77,8 +77,8 @@ def pack(tensor: Tensor, values: Values) -> Packed:
 
     Matrices of at least `SMALL` entries are rounded to `values` (int8: one scale a row, an error of
     at most scale / 2); other floating tensors stay float32, and integers what they are. The mask
-    is found from the entries that are not zero after rounding. Raises ValueError where int8 is to
-    hold an entry that is not finite.
+    is found from the entries that are not zero after rounding. Raises ValueError where an
+    entry is not finite, or rounds to what is not.
     """
     tensor = tensor.detach().cpu()
     if not tensor.is_floating_point():
@@ -86,10 +86,11 @@ def pack(tensor: Tensor, values: Values) -> Packed:
     tensor = tensor.float()
     if tensor.ndim != 2 or tensor.numel() < SMALL or values == "float32":
         return _smaller(tensor, None)
+    rounded = tensor.bfloat16() if values == "bfloat16" else tensor
+    if not torch.isfinite(rounded).all():
+        raise ValueError(f"an entry is not finite, or too large for {values}")
     if values == "bfloat16":
-        return _smaller(tensor.bfloat16(), None)
-    if not torch.isfinite(tensor).all():
-        raise ValueError("an entry is not finite, which int8 cannot hold")
+        return _smaller(rounded, None)
     return pack_int8(*quantize_rows(tensor))
 
 

@@ -129,6 +129,7 @@ class Approximate(Hyperparameters, Stage):
 
     def _check_settings(self, planning: Planning) -> None:
         self.check_trackers(planning.problem)
+        self.check_decay(planning.problem)
         if self.gradient_checkpointing:
             planning.problem("gradient_checkpointing", "one block has no memory to save by it")
         if self.inputs == "random":

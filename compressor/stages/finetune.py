@@ -159,6 +159,7 @@ class Finetune(Hyperparameters, Stage):
             planning.problem("", message)
         planning.check_rows(trains=True)
         self.check_trackers(planning.problem)
+        self.check_decay(planning.problem)
         self._check_rounding(planning)
         if facts is not None and self.prune is not None and self.passes == 0:
             planning.problem("prune", "there are no steps to prune in: epochs is 0")

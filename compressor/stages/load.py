@@ -146,10 +146,31 @@ class Load(Stage):
             self._check_keys({*module.DEFAULTS[model_type], *module.ALIASES}, planning)
         config = {**config, **self._labels(planning.data)}
         try:
-            return facts(config, head=self.head, untied_head=untied)
+            found = facts(config, head=self.head, untied_head=untied)
         except ConfigError as error:
             planning.problem(f"config.{error.key}" if self.source is None else "source", str(error))
             return None
+        self._check_vocabulary(found, planning)
+        return found
+
+    def _check_vocabulary(self, found: Facts, planning: Planning) -> None:
+        """Report more pieces than the embedding has rows, where both are known without a hub."""
+        rows = found.config.get("vocab_size")
+        if not isinstance(rows, int):
+            return
+        key = "tokenizer"
+        if isinstance(self.tokenizer, TrainTokenizer):
+            key, pieces = "tokenizer.vocab_size", self.tokenizer.vocab_size
+        else:
+            directory = _local(self.tokenizer) if self.tokenizer else self._directory()
+            key = key if self.tokenizer else "source"
+            pieces = 0 if directory is None else _pieces(directory / "tokenizer.json")
+        if pieces > rows:
+            planning.problem(
+                key,
+                f"the tokenizer has {pieces:,} pieces, the model's embedding only {rows:,} rows; "
+                "set config.vocab_size to at least as many, or take the model's own tokenizer",
+            )
 
     def _check_keys(self, known: set[str], planning: Planning) -> None:
         """Report a key that is all but one that sizes the model: transformers would pass over it.
@@ -276,6 +297,9 @@ class Load(Stage):
                 f"{model.get_input_embeddings().num_embeddings} rows; raise config.vocab_size"
             )
         checkpoint = Checkpoint(model.eval(), tokenizer, self.head)
+        checkpoint.require_finite(
+            "the source is damaged, or its training had diverged: take an earlier checkpoint of it"
+        )
         if self._classifies and tokenizer is not None and model.config.model_type in CAUSAL_TYPES:
             model.config.pad_token_id = checkpoint.pad_id  # it looks for the last token before
         if task and self._starts_at_labels:
@@ -426,6 +450,17 @@ def _local(source: str) -> Path | None:
     path = Path(source).expanduser()
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     return path if looks_local or path.is_dir() else None
+
+
+def _pieces(path: Path) -> int:
+    """How many ids a `tokenizer.json` gives, counted from 0; 0 where there is none to read."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary, added = document["model"]["vocab"], document["added_tokens"]
+        own = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        return 1 + max([*own, *(token["id"] for token in added)], default=-1)
+    except (OSError, ValueError, KeyError, TypeError):  # the run will say what is wrong with it
+        return 0
 
 
 def _digests(directory: Path) -> dict[str, str]:

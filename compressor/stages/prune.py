@@ -304,7 +304,7 @@ class Prune(Grouping, Stage):
             counts = allocate(curves, measured["loss"], facts.parameters - kept - masked)
         except ValueError as error:
             raise StageError(f"target: {error}, at the amounts that were measured") from error
-        amounts = {n: round(c / curves[n].left, DIGITS) for n, c in counts.items()}
+        amounts = {n: round(c / max(1, curves[n].left), DIGITS) for n, c in counts.items()}
         context.metrics["amounts"] = nested(amounts)
         context.progress.say(f"  amounts: {json.dumps(nested(amounts))}")
         return counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator
@@ -9,6 +10,7 @@ from pydantic import Field, field_validator
 from compressor.architectures import Facts
 from compressor.data.rows import Rows
 from compressor.data.sources import Split
+from compressor.errors import StageError
 from compressor.field_types import Integer, Listed
 from compressor.hyperparameters import FEW_ROWS
 from compressor.pruning import (
@@ -106,7 +108,7 @@ class Sensitivity(Grouping, Report):
         facts = checkpoint.facts()
         groups = self.all_groups(facts)
         measure = _Measure(checkpoint, rows, context, self)
-        base = measure()
+        base = measure("the model as it is")
         curves: dict[str, Any] = {}
         examples = calibration(self, checkpoint, context)
         pruner = Pruner(checkpoint, self, seed=context.seed, examples=examples)
@@ -118,7 +120,8 @@ class Sensitivity(Grouping, Report):
                 for amount in self.amounts:
                     with pruner.restored(groups[path]):  # at once, as `prune` will
                         pruner.prune(groups[path], round(amount * left))
-                        points.append({"amount": amount, **measure()})
+                        where = f"{path} pruned at {amount:g}"
+                        points.append({"amount": amount, **measure(where)})
                     bar.advance(group=path, loss=f"{points[-1]['loss']:.3f}")
                 curves[path] = {"weights": size, "left": left, "points": points}
         result = {**base, "rows": len(rows), "groups": curves}
@@ -145,12 +148,16 @@ class _Measure:
         self, checkpoint: Checkpoint, rows: Rows, context: Context, stage: Sensitivity
     ) -> None:
         from compressor.losses import LabelLoss
+        from compressor.training import NO_LABELS
 
         self.checkpoint, self.rows, self.stage = checkpoint, rows, stage
         self.examples = checkpoint.examples(rows, context.data)
+        if not any(self.examples.targets):
+            raise StageError(NO_LABELS.format("validation"))
         self.loss = LabelLoss(checkpoint.model)
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self, what: str) -> dict[str, float]:
+        """The loss, and rougeLsum. Raises StageError where there is none of `what`."""
         from compressor.training import mean_loss
 
         tokenizer, model = self.checkpoint.tokenizer, self.checkpoint.model
@@ -158,6 +165,11 @@ class _Measure:
         measured = {
             "loss": mean_loss(self.loss, self.examples, self.checkpoint.pad_id, model.device)
         }
+        if not math.isfinite(measured["loss"]):
+            raise StageError(
+                f"the loss of {what} is {measured['loss']} on the validation rows: its activations "
+                "overflow, as after a training that diverged"
+            )
         if self.stage.rouge:
             from compressor.generation import decode
             from compressor.metrics.rouge import score_rows, summarize_scores

@@ -13,6 +13,7 @@ from compressor.architectures import Facts, UnitKind, Units
 from compressor.data.sources import Split
 from compressor.errors import StageError, nearest
 from compressor.field_types import SETTINGS, Integer, whole
+from compressor.finite import require_finite
 from compressor.hyperparameters import FEW_ROWS
 from compressor.pruning import Grouping, Pruner, calibration
 from compressor.schema_rules import rules, some_of, where
@@ -296,7 +297,9 @@ class Slice(Widths, Stage):
         """A score that is not negative for each entry of the matrices."""
         weights = {name: checkpoint.parameter(name) for name in names}
         if self.importance == "magnitude":
-            return {name: weight.detach().square() for name, weight in weights.items()}
+            squares = {name: weight.detach().square() for name, weight in weights.items()}
+            require_finite(squares, "the square of ", "its largest entry is beyond 1.8e19")
+            return squares
         judged_by = Grouping(importance=self.importance, calibration_rows=self.calibration_rows)
         examples = calibration(judged_by, checkpoint, context)
         return Pruner(checkpoint, judged_by, seed=context.seed, examples=examples).scores(weights)

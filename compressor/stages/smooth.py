@@ -9,6 +9,7 @@ from pydantic import Field
 from compressor.architectures import Facts
 from compressor.data.sources import Split
 from compressor.field_types import Integer
+from compressor.finite import require_finite
 from compressor.hyperparameters import FEW_ROWS
 from compressor.stage import Context, Inputs, Planning, Scale, Stage
 
@@ -80,6 +81,11 @@ class Smooth(Stage):
                 rows = list(range(start, min(start + CALIBRATION_BATCH, len(examples))))
                 batch = examples.batch(rows, checkpoint.pad_id)
                 model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        require_finite(
+            peaks,
+            "what comes into ",
+            "activations on the calibration rows overflow, as after a training that diverged",
+        )
         done = rescale(model, channels, peaks, self.alpha)
         model.to("cpu")
         context.metrics["channels"] = sum(len(factor) for factor in done)
