@@ -322,6 +322,25 @@ def _place(given: Path) -> Path:
     return given if is_file else find(str(given), Path("outputs"))
 
 
+def gc_command(given: argparse.Namespace) -> int:
+    """`compressor gc`: 1 where something could not be removed."""
+    from compressor.garbage.removal import Asked, collect
+    from compressor.garbage.told import as_json, print_collected
+    from compressor.store import Store
+
+    store = Store.of(str(given.outputs))
+    asked = Asked(given.older_than, given.max_size)
+    with ended_as_by_hand():
+        found = collect(
+            store, given.outputs, asked, dry_run=given.dry_run, say=_console(stderr=True).print
+        )
+    if given.json:
+        print(json.dumps(as_json(found, dry_run=given.dry_run), indent=2))
+    else:
+        print_collected(found, store, asked, _console(), dry_run=given.dry_run)
+    return FAILED if found.failed else DONE
+
+
 def summarize_command(given: argparse.Namespace) -> int:
     """`compressor summarize`."""
     import compressor
