@@ -341,6 +341,22 @@ def gc_command(given: argparse.Namespace) -> int:
     return FAILED if found.failed else DONE
 
 
+def doctor_command(given: argparse.Namespace) -> int:
+    """`compressor doctor`: 1 where something is broken."""
+    from compressor.doctor.examine import examine
+    from compressor.doctor.told import as_json, print_findings
+    from compressor.store import Store
+
+    store, console = Store.of(str(given.outputs)), _console(stderr=True)
+    with ended_as_by_hand():
+        found = examine(store, given.outputs, console, quick=given.quick, repair=given.repair)
+    if given.json:
+        print(json.dumps(as_json(found), indent=2))
+    else:
+        print_findings(found, _console())
+    return FAILED if any(each.state == "error" for each in found) else DONE
+
+
 def summarize_command(given: argparse.Namespace) -> int:
     """`compressor summarize`."""
     import compressor

@@ -174,8 +174,7 @@ class _Removed:
     def _alone(self, name: str) -> Iterator[bool]:
         """Whether no other process holds a lock; inside, none can take it."""
         if self.dry:
-            place = self.store.folder / "locks" / f"{name}.lock"
-            yield not (place.exists() and self.store.is_locked(name))
+            yield not self.store.is_locked_now(name)
             return
         with self.store.lock_at_once(name) as mine:
             yield mine

@@ -19,7 +19,7 @@ from compressor.store import COLLECTING, MANIFEST, Store
 
 Kind = Literal["artifact", "checkpoint", "unfinished", "damaged", "temporary", "lock", "trash"]
 """`checkpoint`: what a killed training goes on from. `unfinished`: other work that was not
-committed. `temporary`: a file that was being written. `trash`: what an earlier `gc` was removing."""
+committed. `temporary`: a file that was being written. `trash`: what an earlier `gc` had renamed."""
 KEY = re.compile(r"[0-9a-f]{64}")
 TRASH = "trash-"
 """Begins the new name of what `gc` removes, which a full disk has room for: a folder it may not."""
@@ -58,7 +58,7 @@ def survey(store: Store) -> list[Item]:
         if KEY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
     ]
     trash = [_left(place, "trash", None) for place in trashed(store)]
-    return [*trash, *_no_older_than_inputs(found), *_leftovers(store)]
+    return [*trash, *_no_older_than_inputs(found), *leftovers(store)]
 
 
 def _artifact(folder: Path) -> Item:
@@ -119,7 +119,7 @@ def trashed(store: Store) -> list[Path]:
     return [place for place in _children(store.folder) if place.name.startswith(TRASH)]
 
 
-def _leftovers(store: Store) -> Iterator[Item]:
+def leftovers(store: Store) -> Iterator[Item]:
     """What killed runs and damage left."""
     for place in _children(store.folder / "partial"):
         key = place.name.partition(".")[0]
