@@ -12,12 +12,13 @@ from compressor.doctor.finding import Finding, State
 from compressor.errors import DamagedArtifact
 from compressor.garbage.survey import KEY, Item, leftovers, measured, trashed
 from compressor.garbage.told import size
-from compressor.store import MANIFEST, Store
+from compressor.recorded import NOTES
+from compressor.store import KEEPERS, MANIFEST, Store
 
 AREA = "store"
 _GC = "compressor gc"
 _AGAIN = "the next run that needs it sets it aside and makes it again; --repair does so now"
-_OURS = {"partial", "damaged", "locks", "outputs"}
+_OURS = {"partial", "damaged", "locks", KEEPERS, NOTES}
 
 
 def artifacts(
