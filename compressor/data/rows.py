@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, overload
 
+from compressor.data.resident import let_go
 from compressor.errors import StageError, nearest
 
 Task = Literal["summarization", "multi_label", "single_label"]
@@ -13,6 +14,8 @@ ROW = "__row"
 """The column of row numbers, in a table of which rows were taken."""
 LISTED = 10_000
 """Up to so many rows are read at once, as lists; of more, texts are read when asked for."""
+RESIDENT = 2**27
+"""Characters that are read before the file's pages are let go."""
 _PIECE = 1_000
 """Texts that are read at a time."""
 _TRUTH: Mapping[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}
@@ -96,10 +99,11 @@ class Texts(Sequence[str]):
     In order, or many at once by a slice, that is as quick as a list; one alone takes some 0.1 ms.
     """
 
-    def __init__(self, table: Any, column: str, start: int = 0, end: int | None = None) -> None:
-        """Rows from `start` to before `end` of a `datasets.Dataset`."""
+    def __init__(self, table: Any, column: str) -> None:
+        """Of a `datasets.Dataset`."""
         self._table, self._column = table.select_columns([column]), column
-        self._rows = range(start, len(table) if end is None else end)
+        self._rows = range(len(table))
+        self._read = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -112,6 +116,11 @@ class Texts(Sequence[str]):
         found: str | list[str] = self._table[
             list(self._rows[place]) if isinstance(place, slice) else self._rows[place]
         ][self._column]
+        texts = [found] if isinstance(found, str) else found
+        self._read += sum(len(text) for text in texts if isinstance(text, str))
+        if self._read > RESIDENT:
+            self._read = 0
+            let_go([self._table.data.column(self._column)])
         return found
 
     def __iter__(self) -> Iterator[str]:
