@@ -1,4 +1,4 @@
-"""Many at once: runs on one store, artifacts in it. `tests/benchmarks/load.py` has what it costs."""
+"""Many at once: runs on one store, artifacts in it. What that costs is in `benchmarks.load`."""
 
 from __future__ import annotations
 
