@@ -148,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
 
     past_command("watch", do.watch_command, "Follow a run from another terminal.", as_json=False)
 
+    _add_gc(commands)
+    _add_doctor(commands)
+
     stages = commands.add_parser("stages", help="List the stages, or describe one.")
     stages.set_defaults(command=do.stages_command)
     stages.add_argument("stage", nargs="?")
@@ -205,6 +208,51 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--json", action="store_true", help="all measures, as JSON")
     return parser
+
+
+def _add_gc(commands: Any) -> None:
+    from compressor.garbage.amounts import age, size
+
+    text = (
+        "Remove from the store what no run or sweep under the outputs names, and what killed runs "
+        "left. What a run names, or a process uses, stays: to free more, delete run folders first."
+    )
+    gc = commands.add_parser("gc", help="Remove what no run uses from the store.", description=text)
+    gc.set_defaults(command=do.gc_command)
+    gc.add_argument(
+        "--older-than",
+        type=age,
+        metavar="AGE",
+        help="only what was made, and last used by a run, longer ago: 90m, 12h, 30d, 8w",
+    )
+    gc.add_argument(
+        *("--max-size", "--keep"),
+        type=size,
+        metavar="SIZE",
+        help="the longest unused first, until the store is at most so large: 500MB, 20GB, 1.5TB",
+    )
+    gc.add_argument("--dry-run", action="store_true", help="list what would go; remove nothing")
+    gc.add_argument("--outputs", type=Path, default=Path("outputs"), help="where the store is")
+    gc.add_argument("--json", action="store_true", help="all of it, as JSON")
+
+
+def _add_doctor(commands: Any) -> None:
+    text = (
+        "Check every artifact of the store against its checksums, what killed runs left, links, "
+        "locks, the disk, versions and devices. Exit code 1 where something is broken."
+    )
+    doctor = commands.add_parser(
+        "doctor", help="Check the store, this machine and what is installed.", description=text
+    )
+    doctor.set_defaults(command=do.doctor_command)
+    doctor.add_argument("--quick", action="store_true", help="sizes of files alone, not contents")
+    doctor.add_argument(
+        "--repair",
+        action="store_true",
+        help="set damaged artifacts aside, so that the next run makes them again",
+    )
+    doctor.add_argument("--outputs", type=Path, default=Path("outputs"), help="where the store is")
+    doctor.add_argument("--json", action="store_true", help="all of it, as JSON")
 
 
 if __name__ == "__main__":

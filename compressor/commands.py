@@ -323,6 +323,41 @@ def _place(given: Path) -> Path:
     return given if is_file else find(str(given), Path("outputs"))
 
 
+def gc_command(given: argparse.Namespace) -> int:
+    """`compressor gc`: 1 where something could not be removed."""
+    from compressor.garbage.removal import Asked, collect
+    from compressor.garbage.told import as_json, print_collected
+    from compressor.store import Store
+
+    store = Store.of(str(given.outputs))
+    asked = Asked(given.older_than, given.max_size)
+    with ended_as_by_hand():
+        found = collect(
+            store, given.outputs, asked, dry_run=given.dry_run, say=_console(stderr=True).print
+        )
+    if given.json:
+        print(json.dumps(as_json(found, dry_run=given.dry_run), indent=2))
+    else:
+        print_collected(found, store, asked, _console(), dry_run=given.dry_run)
+    return FAILED if found.failed else DONE
+
+
+def doctor_command(given: argparse.Namespace) -> int:
+    """`compressor doctor`: 1 where something is broken."""
+    from compressor.doctor.examine import examine
+    from compressor.doctor.told import as_json, print_findings
+    from compressor.store import Store
+
+    store, console = Store.of(str(given.outputs)), _console(stderr=True)
+    with ended_as_by_hand():
+        found = examine(store, given.outputs, console, quick=given.quick, repair=given.repair)
+    if given.json:
+        print(json.dumps(as_json(found), indent=2))
+    else:
+        print_findings(found, _console())
+    return FAILED if any(each.state == "error" for each in found) else DONE
+
+
 def summarize_command(given: argparse.Namespace) -> int:
     """`compressor summarize`."""
     import compressor

@@ -18,7 +18,7 @@ from compressor.plan import Node, Plan, framework_versions
 from compressor.progress import Progress
 from compressor.run import Run
 from compressor.stage import SIZES, Context, Inputs
-from compressor.store import Store
+from compressor.store import Store, writer_lock
 
 
 class Engine:
@@ -76,6 +76,7 @@ class Engine:
         """The manifest of a node, and whether it was in the store already."""
         assert node.key is not None, "a plan with an unreachable part is refused before it runs"
         if self.store.has(node.key):
+            self.store.touch(node.key)
             return self.store.manifest(node.key), True
         others = f"{node.name}: another process makes this; waiting for it"
         with self.store.lock(node.key, lambda: self.progress.say(others)):
@@ -113,7 +114,7 @@ class Engine:
         """Run a stage in a folder of its own and commit it. A failure commits nothing."""
         assert node.key is not None
         # A worker that outlives a killed parent for a moment must have stopped writing.
-        with self.store.lock(worker.writer_lock(node.key), lambda: None):
+        with self.store.lock(writer_lock(node.key), lambda: None):
             folder = self.store.begin(node.key)
         recipe = self.plan.composed.recipe
         context = Context(

@@ -95,7 +95,7 @@ class Loaded:
             raise StageError("the model has no tokenizer, and reads no texts")
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, got one text")
-        return source_ids(texts, self._model.tokenizer, self.about)
+        return source_ids(texts, self._model.tokenizer, self.about)[:]
 
     def _require(self, what: str, *, labelled: bool) -> None:
         wanted = "sequence_classification" if labelled else "seq2seq_lm"

@@ -127,7 +127,7 @@ def gate(
     rows = rows.first(settings.rows)
     limit = settings.max_length or data.max_target_length
     assert checkpoint.tokenizer is not None, "`export` says so first"
-    sources = source_ids(rows.texts, checkpoint.tokenizer, data)
+    sources = source_ids(rows.texts, checkpoint.tokenizer, data)[:]
     expected = _outputs_of(checkpoint, sources, limit)
     got, told = _in_a_fresh_process(folder, rows.texts, limit)
     if told["read"] != sources:

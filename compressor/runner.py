@@ -57,8 +57,10 @@ def execute(
         Helper(plan, store, started, Progress(console, quiet=quiet).say).follow()
         return store.folder
     folder = folder or new_folder(Path(recipe.outputs).expanduser() / "runs" / recipe.name)
-    run = Run.create(folder, plan, store)
-    write_json(folder / ASKED, asked(plan))
+    about = asked(plan)
+    with store.keeping(lambda: print("`compressor gc` is at work; waiting", file=sys.stderr)):
+        run = Run.create(folder, plan, store)
+        write_json(folder / ASKED, about)  # names what the run counts on
     with (
         Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch) as progress,
         _told(plan, run, progress),

@@ -7,13 +7,14 @@ rename. What an artifact means is known to stages alone.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,16 @@ from filelock import FileLock, Timeout
 from compressor.errors import DamagedArtifact, RecipeError
 
 MANIFEST = "manifest.json"
+COLLECTING = "gc"
+"""The lock of the store that a run holds while it writes down the keys of its plan, and `gc` while
+it reads what runs have written: each sees all that the other has done, or nothing of it."""
+KEEPERS = "outputs"
+"""The folder of notes on who uses a store that is a link: see `Store.keeping`."""
+
+
+def writer_lock(key: str) -> str:
+    """The name of the lock that the one process that writes an artifact's files holds."""
+    return f"{key}.writer"
 
 
 @dataclass(frozen=True)
@@ -71,9 +82,14 @@ class Store:
                 raise DamagedArtifact(key, f"{name} has another size than when it was written")
         return manifest
 
-    def verify(self, key: str) -> dict[str, Any]:
-        """Read every file and compare it with the manifest. Raises DamagedArtifact."""
+    def verify(self, key: str, *, sizes_alone: bool = False) -> dict[str, Any]:
+        """Read every file and compare it with the manifest. Raises DamagedArtifact.
+
+        `sizes_alone`: read none, which a changed byte passes.
+        """
         manifest = self._check_sizes(key)
+        if sizes_alone:
+            return manifest
         for name, entry in manifest["files"].items():
             if file_digest(self.path(key) / name) != entry["sha256"]:
                 raise DamagedArtifact(key, f"{name} has changed since it was written")
@@ -115,6 +131,58 @@ class Store:
             return True
         lock.release()
         return False
+
+    @contextmanager
+    def lock_at_once(self, key: str) -> Iterator[bool]:
+        """Hold the right to write `key`, and leave no lock file; False where another has it.
+
+        Who waits with the file open finds that it has no name any more, and makes a new one.
+        """
+        lock = self._file_lock(key)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            yield True  # a full disk has no room for a lock: whoever held it would have one
+            return
+        try:
+            yield True
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+    @contextmanager
+    def keeping(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Inside, a run or sweep writes down the keys that it counts on, and no `gc` removes any.
+
+        What was there before may be gone inside; what is there inside stays while it is named.
+        """
+        with self.lock(COLLECTING, waiting):
+            self._note_outputs()
+            yield
+
+    def _note_outputs(self) -> None:
+        """Where the store is a link, tell whoever collects it from elsewhere whose runs use it."""
+        if self.folder.is_symlink():
+            place = str(self.folder.parent.resolve())
+            name = hashlib.sha256(place.encode()).hexdigest()[:16]
+            note = self.folder / KEEPERS / name
+            if not note.is_file():
+                note.parent.mkdir(exist_ok=True)
+                write_text(note, f"{place}\n")
+
+    def touch(self, key: str) -> None:
+        """Note that an artifact is used: `gc` counts its age from then on."""
+        with suppress(OSError):  # another user's, or of a store that can only be read
+            os.utime(self.path(key) / MANIFEST)
+
+    def is_locked_now(self, key: str) -> bool:
+        """`is_locked`, which makes no file where nobody has ever locked `key`."""
+        return (self.folder / "locks" / f"{key}.lock").exists() and self.is_locked(key)
 
     def _file_lock(self, key: str) -> FileLock:
         folder = self.folder / "locks"

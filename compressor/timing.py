@@ -115,7 +115,7 @@ class _Session:
             raise StageError("the model has no tokenizer; set model.tokenizer")
         about = Texts.model_validate(start["about"])
         self.labelled = about.head == "sequence_classification"
-        first = source_ids(start["texts"][:1], self.model.tokenizer, about)
+        first = source_ids(start["texts"][:1], self.model.tokenizer, about)[:]
         self._read(first, {"max_length": 2, "min_length": 0})
         self.resident = psutil.Process().memory_info().rss - before
         self.sources = source_ids(start["texts"], self.model.tokenizer, about)

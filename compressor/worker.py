@@ -25,7 +25,7 @@ from compressor.launching import Launch, Scheme
 from compressor.progress import Progress, print_event
 from compressor.ranks import Ranks
 from compressor.stage import Context, Inputs, Stage, stage_class
-from compressor.store import Store
+from compressor.store import Store, writer_lock
 
 TASK, RESULT, FAILURE = "task.json", "result.json", "failure.json"
 PARENT = "COMPRESSOR_PARENT"
@@ -33,11 +33,6 @@ PARENT = "COMPRESSOR_PARENT"
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 """What Accelerate's launcher sets for its own sharding; ours is `compressor.sharding`."""
 PARENT_POLL_SECONDS = 0.2
-
-
-def writer_lock(key: str) -> str:
-    """The name of the lock that the one process that writes an artifact's files holds."""
-    return f"{key}.writer"
 
 
 def run_stage(stage: Stage, inputs: Inputs, context: Context) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from compressor.data.batching import Layout, collate
+from compressor.data.ids import IdRows
 from compressor.data.rows import Rows
 from compressor.data.sources import DataBase, Truncate
 from compressor.data.truncation import encode
@@ -42,8 +43,8 @@ class Examples:
     of several labels.
     """
 
-    sources: list[list[int]]
-    targets: list[list[int]]
+    sources: Sequence[list[int]]
+    targets: Sequence[list[int]]
     layout: Layout = "pairs"
     """How rows become batches: "pairs" for an encoder-decoder, "joined" for a decoder; "class" for
     a classifier of one class a row, "labels" for one of several labels."""
@@ -58,6 +59,8 @@ class Examples:
         """How many tokens of each row a model reads at once."""
         if self.layout == "joined":
             return [len(s) + len(t) for s, t in zip(self.sources, self.targets, strict=True)]
+        if isinstance(self.sources, IdRows):
+            return self.sources.lengths()
         return [len(source) for source in self.sources]
 
     def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
@@ -84,10 +87,11 @@ def tokenize(
     eos = None
     if joined and (eos := tokenizer.eos_token_id) is None:
         raise StageError("the tokenizer has no eos token, with which a summary must end")
-    sources, targets = source_ids(rows.texts, tokenizer, data, eos=eos), []
+    sources, targets = source_ids(rows.texts, tokenizer, data, eos=eos), IdRows()
     for start in range(0, len(rows), CHUNK):
-        part, limit = rows.summaries[start : start + CHUNK], data.max_target_length
-        targets += encode(part, tokenizer, limit, truncate=data.truncate, target=True, eos=eos)
+        part, limit = list(rows.summaries[start : start + CHUNK]), data.max_target_length
+        found = encode(part, tokenizer, limit, truncate=data.truncate, target=True, eos=eos)
+        targets.extend(found)
     return Examples(sources, targets, "joined" if joined else "pairs")
 
 
@@ -97,13 +101,13 @@ def source_ids(
     data: Reading,
     *,
     eos: int | None = None,
-) -> list[list[int]]:
+) -> IdRows:
     """Token ids of each text with the prefix, at most `max_source_length`; ended with `eos`."""
-    ids: list[list[int]] = []
+    ids = IdRows()
     limit, begin = data.max_source_length, len(data.prefix)
     for start in range(0, len(texts), CHUNK):
         part = [data.prefix + text for text in texts[start : start + CHUNK]]
-        ids += encode(part, tokenizer, limit, truncate=data.truncate, begin=begin, eos=eos)
+        ids.extend(encode(part, tokenizer, limit, truncate=data.truncate, begin=begin, eos=eos))
     return ids
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, overload
 
+from compressor.data.resident import let_go
 from compressor.errors import StageError, nearest
 
 Task = Literal["summarization", "multi_label", "single_label"]
 ROW = "__row"
 """The column of row numbers, in a table of which rows were taken."""
+LISTED = 10_000
+"""Up to so many rows are read at once, as lists; of more, texts are read when asked for."""
+RESIDENT = 2**27
+"""Characters that are read before the file's pages are let go."""
+_PIECE = 1_000
+"""Texts that are read at a time."""
 _TRUTH: Mapping[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}
 """What a 0/1 column may hold. False, True, 0.0 and 1.0 are equal to, and hash as, 0 and 1."""
 
@@ -19,8 +26,8 @@ _TRUTH: Mapping[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}
 class Rows:
     """The rows of one split, in their order: source texts, without prefix, and what they teach."""
 
-    texts: list[str]
-    summaries: list[str] = field(default_factory=list)
+    texts: Sequence[str]
+    summaries: Sequence[str] = field(default_factory=list)
     """The reference of each text, where the task is summarization."""
     labels: list[list[int]] = field(default_factory=list)
     """multi_label: 0 or 1 for each label; single_label: the one label's number alone."""
@@ -62,15 +69,20 @@ def rows_of(table: Any, data: Columns, split: str, whose: str, limit: int | None
         table = table.select(range(min(limit, len(table))))
     if len(table) == 0:
         raise StageError(f"data: the split {split!r} of {whose} has no rows")
-    numbers = list(table[ROW]) if ROW in table.column_names else list(range(len(table)))
+    numbers = list(table[ROW]) if ROW in table.column_names else range(len(table))
 
     def cells(column: str) -> _Cells:
         names = _class_names(table.features[column])
         return _Cells(list(table[column]), column, whose, numbers, names)
 
-    texts = cells(data.text).texts()
+    def texts_of(column: str) -> Sequence[str]:
+        if len(table) > LISTED:
+            return _read_when_asked(table, whose, column, numbers)
+        return cells(column).texts()
+
+    texts = texts_of(data.text)
     if data.task == "summarization":
-        return Rows(texts, cells(data.summary).texts())
+        return Rows(texts, texts_of(data.summary))
     if data.task == "multi_label" and data.label is None:
         labels = [list(row) for row in zip(*(cells(n).truths() for n in data.labels), strict=True)]
     elif data.task == "multi_label":
@@ -79,6 +91,53 @@ def rows_of(table: Any, data: Columns, split: str, whose: str, limit: int | None
         labels = [[number] for number in cells(data.columns()["label"]).classes(data.labels)]
     require_labels(labels, data, split, whose)
     return Rows(texts, [], labels)
+
+
+class Texts(Sequence[str]):
+    """A column's texts, read from the table's file when they are asked for: 5 GB stay on the disk.
+
+    In order, or many at once by a slice, that is as quick as a list; one alone takes some 0.1 ms.
+    """
+
+    def __init__(self, table: Any, column: str) -> None:
+        """Of a `datasets.Dataset`."""
+        self._table, self._column = table.select_columns([column]), column
+        self._rows = range(len(table))
+        self._read = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        found: str | list[str] = self._table[
+            list(self._rows[place]) if isinstance(place, slice) else self._rows[place]
+        ][self._column]
+        texts = [found] if isinstance(found, str) else found
+        self._read += sum(len(text) for text in texts if isinstance(text, str))
+        if self._read > RESIDENT:
+            self._read = 0
+            let_go([self._table.data.column(self._column)])
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _PIECE):
+            yield from self[start : start + _PIECE]
+
+
+def _read_when_asked(table: Any, whose: str, column: str, numbers: Sequence[int]) -> Texts:
+    """The texts of a long table. Raises StageError at what is no text, as for a short one."""
+    texts = Texts(table, column)
+    of_text = str(table.data.schema.field(column).type) in {"string", "large_string"}
+    if of_text and table.data.column(column).null_count == 0:
+        return texts
+    for start in range(0, len(texts), _PIECE):
+        part = slice(start, start + _PIECE)
+        _Cells(list(texts[part]), column, whose, numbers[part], None).texts()
+    return texts
 
 
 def require_labels(labels: list[list[int]], data: Columns, split: str, whose: str) -> None:
@@ -111,7 +170,7 @@ class _Cells:
     values: list[Any]
     column: str
     whose: str
-    rows: list[int]
+    rows: Sequence[int]
     names: list[str] | None
 
     def _wrong(self, place: int, what: str) -> StageError:

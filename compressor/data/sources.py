@@ -7,12 +7,11 @@ more than it must; running asks it for the rows.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TextIO
 
 from pydantic import (
     BaseModel,
@@ -25,6 +24,7 @@ from pydantic import (
 
 from compressor import hub
 from compressor.data import bills, messages
+from compressor.data.file_digest import file_sha256
 from compressor.data.rows import ROW, Rows, Task, require_labels, rows_of
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.field_types import SETTINGS, Counted, Integer, Listed
@@ -47,6 +47,10 @@ Share = Annotated[
 _OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
 """Reader → what it is told: "NA" and "null" are texts like any others."""
 _READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+_PIECE = 2**16
+"""Characters of a JSON array that are read to find its first item."""
 
 
 def _labels(least: int) -> Schema:
@@ -364,14 +368,12 @@ class Files(Held):
         path = self._path(split)
         if path is None or not path.is_file():
             return None  # `check` reports it
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         held = self._held(self._named)
         split, whose = self._where(split, self._named)
         part = (
             {"held": held, "seed": self.seed, "split": split} if held and whose == "train" else {}
         )
-        return {"sha256": digest, **self.column_key(), **part}
+        return {"sha256": file_sha256(path), **self.column_key(), **part}
 
     def check(self, split: Split, problem: Problem) -> None:
         if not self._check_split(split, self._named, "files", problem):
@@ -496,13 +498,29 @@ def _columns(path: Path) -> list[str] | None:
         if first is None:
             return None
         if first.lstrip().startswith("["):  # one array of all rows
-            rows = json.loads(first + stream.read())
-            if not rows:
+            row = _first_of_array(first, stream)
+            if row is None:
                 return None
-            row = rows[0]
         else:
             row = json.loads(first)
         return list(row) if isinstance(row, dict) else []
+
+
+def _first_of_array(text: str, stream: TextIO) -> Any:
+    """The first item of a JSON array that begins with `text`; None where it has none.
+
+    No more is read than that takes. Raises ValueError where it is no JSON.
+    """
+    while True:
+        rest = text.lstrip()[1:].lstrip()
+        if rest.startswith("]"):
+            return None
+        try:
+            return json.JSONDecoder().raw_decode(rest)[0]
+        except json.JSONDecodeError:
+            if not (more := stream.read(max(_PIECE, len(text)))):
+                raise
+            text += more
 
 
 def _known_column(name: str, columns: list[str], field: str, whose: str, problem: Problem) -> None:

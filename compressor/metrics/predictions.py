@@ -97,12 +97,14 @@ def score_predictions(
     from compressor.metrics.rouge import score_rows, summarize_scores
 
     groups: dict[int | None, list[tuple[str, str, int | None, bool | None]]] = {}
+    same: dict[str, str] = {}  # each limit has the references again
     with records(path, ("reference", "prediction")) as lines:
         for where, record in lines:
             length = _integer(record, "max_length", where) if "max_length" in record else None
             tokens = _integer(record, "tokens", where) if "tokens" in record else None
             cut_off = _truth(record, "cut_off", where) if "cut_off" in record else None
-            texts = bare(record["prediction"]), bare(record["reference"])
+            reference = bare(record["reference"])
+            texts = bare(record["prediction"]), same.setdefault(reference, reference)
             groups.setdefault(length, []).append((*texts, tokens, cut_off))
     if not groups:
         raise ValueError(f"{path} has no rows to score")

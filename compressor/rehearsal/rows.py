@@ -217,7 +217,7 @@ def empty_rows(data: Data, looked_at: dict[Split, Rows], tokenizer: Any) -> list
 
 
 def _without_content(
-    texts: list[str],
+    texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
     data: Data,

@@ -28,7 +28,8 @@ def asked(plan: Plan) -> dict[str, Any]:
     """The recipe's parent, what differs from it, what the command changed, and the stages to come.
 
     `parent`: None, or its name and where this recipe's files differ from it. `changed`: where the
-    command's overrides made the recipe differ from its own file. Either list of differences is None
+    command's overrides made the recipe differ from its own file. The stages' keys are what the run
+    counts on, which `compressor gc` keeps. Either list of differences is None
     where one of the two recipes composes only with overrides. `data`: how texts are read. Costs a
     composition for each of the two files, about 0.15 s, and none for a recipe that has neither
     parent nor overrides.
@@ -44,7 +45,8 @@ def asked(plan: Plan) -> dict[str, Any]:
     if composed.overrides:
         found["changed"] = None if alone is None else _listed(alone, composed.values)
     nodes = [
-        {"name": n.name, "stage": n.kind, "label": n.label, "model": n.model} for n in plan.nodes
+        {"name": n.name, "stage": n.kind, "label": n.label, "model": n.model, "key": n.key}
+        for n in plan.nodes
     ]
     data = redacted(composed.recipe.data.model_dump(mode="json", include=_OF_DATA))
     return found | {"nodes": nodes, "data": data}

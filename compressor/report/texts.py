@@ -16,6 +16,8 @@ from compressor.stages.evaluate import MAIN, ROW_SCORES
 FILE = "predictions.csv"
 MOST_BYTES = 5_500_000
 """Of all texts in a page: with Plotly's 4.8 MB and the rest it stays below 12 MB."""
+ROW_BYTES = 60
+"""Of a row beside its texts: its number, scores and the names of its parts."""
 SHORTEST_SOURCE = 200
 """Characters: rows are left out before sources are cut to less."""
 
@@ -81,7 +83,7 @@ def fitting(
 
     Sources are cut first, to no less than `SHORTEST_SOURCE`; then the rows that lost least go.
     """
-    texts = [_bytes([line["r"], *line["t"]]) for line in lines]
+    texts = [ROW_BYTES + _bytes([line["r"], *line["t"]]) for line in lines]
     sources = [_bytes([line["s"]]) for line in lines]
     if sum(texts) + sum(sources) <= most:
         return list(lines), None
@@ -115,10 +117,11 @@ def _worst(line: Mapping[str, Any]) -> float:
 def _written(results: Results) -> list[Written]:
     """What each model wrote, the original first; models with other rows than it are left out."""
     found: dict[str, Written] = {}
+    once: dict[str, str] = {}  # the texts that all models have are held once
     for record in results.of("evaluate"):
         folder = results.artifacts.get(record["name"])
         if folder is not None and (folder / FILE).is_file() and record["model"] in results.by_name:
-            found[record["model"]] = _read(record["model"], folder)
+            found[record["model"]] = _read(record["model"], folder, once)
     first = found.pop(results.original or "", None) or _pop_first(found)
     if first is None:
         return []
@@ -131,17 +134,17 @@ def _pop_first(found: dict[str, Written]) -> Written | None:
     return None if name is None else found.pop(name)
 
 
-def _read(model: str, folder: Path) -> Written:
+def _read(model: str, folder: Path, same: dict[str, str]) -> Written:
     """The rows of a file of predictions, at its longest `max_length`."""
     path = folder / FILE
     if is_labelled(path):
-        lines = list(_lines(path))
+        lines = list(_lines(path, same))
         scores = [label_f1(reference, text) for _, reference, text in lines]
         return Written(model, *_columns(lines), scores, labelled=True)
     about: dict[str, Any] = {}
     if (folder / ROW_SCORES).is_file():  # an older artifact has none
         about = json.loads((folder / ROW_SCORES).read_text(encoding="utf-8"))
-    lines = list(_lines(path, longest=True))
+    lines = list(_lines(path, same, longest=True))
     kept = about.get(MAIN)
     scored = kept if kept is not None and len(kept) == len(lines) else None
     return Written(model, *_columns(lines), scored, labelled=False)
@@ -151,8 +154,13 @@ def _columns(lines: Sequence[tuple[str, str, str]]) -> tuple[list[str], list[str
     return [s for s, _, _ in lines], [r for _, r, _ in lines], [t for _, _, t in lines]
 
 
-def _lines(path: Path, *, longest: bool = False) -> Iterator[tuple[str, str, str]]:
-    """Source, reference and prediction of each row; of several `max_length`s, at the last one."""
+def _lines(
+    path: Path, same: dict[str, str], *, longest: bool = False
+) -> Iterator[tuple[str, str, str]]:
+    """Source, reference and prediction of each row; of several `max_length`s, at the last one.
+
+    `same`: texts that were read before, of which no second copy is made.
+    """
     names = ("source", "reference", "prediction")
     kept: list[tuple[str, str, str]] = []
     limit = ""
@@ -161,7 +169,8 @@ def _lines(path: Path, *, longest: bool = False) -> Iterator[tuple[str, str, str
             if longest and record["max_length"] != limit:  # ascending, as `evaluate` writes them
                 limit, kept = record["max_length"], []
             source, reference, text = (bare(record[name]) for name in names)
-            kept.append((source, reference, text))
+            both = same.setdefault(source, source), same.setdefault(reference, reference)
+            kept.append((*both, text))
     yield from kept
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
@@ -253,23 +253,24 @@ class Evaluate(Report):
         """
         from compressor.metrics.predictions import Prediction, score_predictions, write_predictions
 
-        predictions = []
-        for limit in self.limits:
-            texts = tokenizer.batch_decode(decoded[limit].tokens, skip_special_tokens=True)
-            for index, text in enumerate(texts):
-                predictions.append(
-                    Prediction(
+        def predictions() -> Iterator[Prediction]:
+            for limit in self.limits:
+                tokens, cut_off = decoded[limit].tokens, decoded[limit].cut_off
+                texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+                both = zip(rows.texts, rows.summaries, texts, strict=True)
+                for index, (source, reference, text) in enumerate(both):
+                    yield Prediction(
                         row=index,
                         max_length=limit,
-                        source=rows.texts[index],
-                        reference=rows.summaries[index],
+                        source=source,
+                        reference=reference,
                         prediction=text,
-                        tokens=len(decoded[limit].tokens[index]),
-                        cut_off=decoded[limit].cut_off[index],
+                        tokens=len(tokens[index]),
+                        cut_off=cut_off[index],
                     )
-                )
+
         path = context.folder / "predictions.csv"
-        write_predictions(path, predictions)
+        write_predictions(path, predictions())
         rows_: dict[int | None, list[float]] = {}
         scored = score_predictions(path, rows_)
         longest = {"max_length": self.limits[-1], MAIN: rows_[self.limits[-1]]}

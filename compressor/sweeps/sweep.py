@@ -6,6 +6,7 @@ Points share one store, so that what they have in common runs once, whichever la
 from __future__ import annotations
 
 import shlex
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -183,6 +184,8 @@ def multirun(recipe: str, overrides: Sequence[str], console: Console, *, quiet: 
             watched(grid, folder, console, here=launcher.here or not missing),
         ):
             trouble = _run(launcher, missing)
+        if trouble is None:  # each point's own folder names what it counts on
+            folder.update(keys=[])
     code = print_points(state(grid, folder), folder, console)
     if trouble is not None:
         raise StageError(trouble)
@@ -225,12 +228,16 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
     # Before the new plan is noted: killed in between, an old result must not pass for the new one.
     for point in missing:
         folder.forget(point.name)
-    folder.update(
-        command=shlex.join(["compressor", "run", *redacted([grid.recipe, "-m", *grid.overrides])]),
-        points=now,
-        distinct=grid.shared.distinct,
-        naive=grid.shared.naive,
-    )
+    with grid.store.keeping(lambda: print("`compressor gc` is at work; waiting", file=sys.stderr)):
+        folder.update(
+            command=shlex.join(
+                ["compressor", "run", *redacted([grid.recipe, "-m", *grid.overrides])]
+            ),
+            points=now,
+            distinct=grid.shared.distinct,
+            naive=grid.shared.naive,
+            keys=sorted(grid.shared.users),  # of points to come, which have no folder yet
+        )
     return missing
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -95,16 +96,16 @@ def _line(number: int, source: int, text: int, lost: float) -> dict:
 
 
 def test_sources_are_cut_before_rows_go() -> None:
-    """10 rows of 1,000 + 100 bytes in 5,000: all rows, with sources of (5,000 - 1,000) / 10."""
+    """10 rows of 1,000 + 100 + 60 bytes in 5,000: all, with sources of (5,000 - 1,600) / 10."""
     shown, cut = fitting([_line(n, 1000, 100, 0.0) for n in range(10)], most=5000)
-    assert len(shown) == 10 and cut == 400
-    assert all(len(line["s"]) == 402 for line in shown)  # and " …"
+    assert len(shown) == 10 and cut == 340
+    assert all(len(line["s"]) == 342 for line in shown)  # and " …"
 
 
 def test_the_rows_that_lost_the_most_stay() -> None:
-    """300 bytes a row at the least: 3 of 10 rows fit into 1,000, the three lowest."""
+    """360 bytes a row at the least: 3 of 10 rows fit into 1,100, the three lowest."""
     lines = [_line(n, 1000, 100, lost) for n, lost in enumerate([0, -5, 1, -9, 2, 3, -7, 4, 5, 6])]
-    shown, cut = fitting(lines, most=1000)
+    shown, cut = fitting(lines, most=1100)
     assert [line["n"] for line in shown] == [1, 3, 6] and cut is not None and cut >= 200
 
 
@@ -114,3 +115,15 @@ def test_letters_of_several_bytes_count_as_such() -> None:
     shown, _ = fitting(lines)
     size = sum(len(line["s"].encode()) for line in shown)
     assert 0.8 * MOST_BYTES < size <= 1.01 * MOST_BYTES
+
+
+def test_a_hundred_thousand_short_rows_are_a_page_that_opens() -> None:
+    """Their texts alone are 4 MB, and were let in; with what is around them they made 15 MB."""
+    lines = [
+        {"n": n, "s": "s" * 20, "r": "r" * 10, "t": ["t" * 10], "d": [-0.1234], "q": 0.1234}
+        for n in range(100_000)
+    ]
+    shown, cut = fitting(lines)
+    assert cut is not None
+    assert 15_000 < len(shown) < 100_000
+    assert len(json.dumps(shown)) < 1.5 * MOST_BYTES

@@ -1,0 +1,68 @@
+"""What stages took before: from the manifests, each of which is read once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from compressor.recorded import NOTES, Recorded
+from compressor.store import Store
+from tests.faults.artifacts import commit, key_of, manifest_of
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Three artifacts, each of which took a second."""
+    store = Store(tmp_path / "store")
+    for number in range(3):
+        commit(store, number)
+    return store
+
+
+def test_each_manifest_is_read_once(store: Store) -> None:
+    """A plan, and each point of a sweep, opened all of a store's manifests: 10,000 files."""
+    first = Recorded.read(store)
+    assert first.by_key == {key_of(number): 1.0 for number in range(3)}
+    assert first.by_name[("load", "number 1")] == 1.0
+    for number in range(3):
+        path = manifest_of(store, key_of(number))
+        path.write_text(path.read_text().replace('"seconds": 1.0', '"seconds": 7.0'))
+    commit(store, 3)
+    assert Recorded.read(store).by_key == {key_of(number): 1.0 for number in range(4)}
+
+
+def test_what_is_gone_is_not_told_and_notes_can_be_lost(store: Store) -> None:
+    """Half a line, another's file, none at all: what the manifests say is read again."""
+    whole = Recorded.read(store)
+    shutil.rmtree(store.path(key_of(0)))
+    left = {key_of(1): 1.0, key_of(2): 1.0}
+    assert Recorded.read(store).by_key == left
+    notes = store.folder / NOTES
+    text = notes.read_text()
+    for damaged in (text[: len(text) // 2], "\x00\xff[1, 2]\nnull\n{}\n[1,2,3,4,5]\n", ""):
+        notes.write_text(damaged)
+        assert Recorded.read(store).by_key == left
+    notes.unlink()
+    again = Recorded.read(store)
+    assert again.by_key == left
+    assert again.by_name[("load", "number 1")] == whole.by_name[("load", "number 1")]
+
+
+def test_notes_of_what_is_gone_do_not_pile_up(store: Store) -> None:
+    """A store that is collected and filled again for years keeps few."""
+    Recorded.read(store)
+    line = (store.folder / NOTES).read_text().splitlines()[0]
+    gone = [line.replace(line[2:66], f"{number:064d}") for number in range(2_000)]
+    (store.folder / NOTES).write_text("\n".join(gone) + "\n")
+    assert len(Recorded.read(store).by_key) == 3
+    assert not (store.folder / NOTES).exists()
+    assert len(Recorded.read(store).by_key) == 3
+    assert len((store.folder / NOTES).read_text().splitlines()) == 3
+
+
+def test_a_store_that_is_not_there_or_cannot_be_written_says_what_it_can(tmp_path: Path) -> None:
+    """Nothing is made where nothing is."""
+    assert Recorded.read(Store(tmp_path / "none")) == Recorded({}, {})
+    assert list(tmp_path.iterdir()) == []
