@@ -75,6 +75,7 @@ class Engine:
         """The manifest of a node, and whether it was in the store already."""
         assert node.key is not None, "a plan with an unreachable part is refused before it runs"
         if self.store.has(node.key):
+            self.store.tidy(node.key)
             return self.store.manifest(node.key), True
         others = f"{node.name}: another process makes this; waiting for it"
         with self.store.lock(node.key, lambda: self.progress.say(others)):

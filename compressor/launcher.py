@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from compressor.errors import StageError
 from compressor.launching import Processes
 from compressor.processes import environment
 from compressor.stage import Context, Inputs, Stage
-from compressor.worker import FAILURE, PARENT, RESULT, TASK
+from compressor.worker import FAILURE, RESULT, TASK
 
 LAST_LINES = 12
 """Of a log, what an error message shows."""
@@ -97,28 +98,37 @@ def run_processes(
     *,
     module: str = "compressor.worker",
     variables: Mapping[str, str] | None = None,
+    over: threading.Event | None = None,
 ) -> int:
     """Start the processes of a task, have rank 0 heard, and give the launcher's exit code.
 
     `logs`: a folder for what they write to their standard errors. `module`: what they run on the
-    task, with these environment `variables` beside the parent's.
+    task, with these environment `variables` beside the parent's. `over`: set by another thread, it
+    ends them.
     """
     threads = machine.threads(processes.here)
     with (logs / "log").open("wb") as log:
         process = subprocess.Popen(
             [*_launcher(processes, logs), "-m", module, str(task)],
-            env=environment(threads) | dict(variables or {}) | {PARENT: str(os.getpid())},
+            env=environment(threads) | dict(variables or {}),
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
         )
         try:
+            if over is not None:
+                threading.Thread(target=_end_when, args=[over, process], daemon=True).start()
             assert process.stdout is not None
             for line in process.stdout:  # rank 0's progress; the others are quiet
                 hear(line.decode(errors="replace").rstrip("\n"))
             return process.wait()
         finally:
             _end(process)
+
+
+def _end_when(over: threading.Event, process: subprocess.Popen[bytes]) -> None:
+    over.wait()
+    _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

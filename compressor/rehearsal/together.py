@@ -75,6 +75,7 @@ class Together:
         self.processes = self._two()
         self._list = self.folder / "tasks.json"
         self._code: Future[int] | None = None
+        self._over = threading.Event()
 
     def __enter__(self) -> Self:
         """Start the two processes, which import torch while the rehearsal itself runs."""
@@ -92,14 +93,20 @@ class Together:
             code.set_exception(error)
 
     def __exit__(self, *_: object) -> None:
-        """Send the two processes home, where they still wait for tasks."""
-        if self._code is not None and not self._list.exists():
-            write_json(self._list, {"tasks": [], "seconds": GRACE_SECONDS})
+        """End the two processes, where they still wait for tasks; or work, and nobody asks."""
+        if self._code is not None and not self._code.done():
+            self._over.set()
             wait([self._code])
 
     def _launch(self, listed: Path, started: Processes, logs: Path) -> int:
         return launcher.run_processes(
-            listed, started, logs, _hear, module="compressor.rehearsal.pair", variables=ON_THE_CPU
+            listed,
+            started,
+            logs,
+            _hear,
+            module="compressor.rehearsal.pair",
+            variables=ON_THE_CPU,
+            over=self._over,
         )
 
     @property
