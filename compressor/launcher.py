@@ -62,7 +62,10 @@ def launch(
     if (failure := folder / FAILURE).is_file():
         raise StageError(json.loads(failure.read_text(encoding="utf-8"))["reason"])
     if code != 0 or not (folder / RESULT).is_file():
-        raise StageError(f"a worker process ended with code {code}:\n{last_lines(folder)}")
+        told = f"a worker process ended with code {code}:\n{last_lines(folder)}"
+        if processes.machines > 1:
+            told += "\nwhere a connection was closed, another machine's was the first: see there"
+        raise StageError(told)
     result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     context.metrics.update(result["metrics"])
     shutil.rmtree(folder, ignore_errors=True)
@@ -158,17 +161,18 @@ def _launcher(processes: Processes, logs: Path) -> list[str]:
     """
     if not processes.several:
         return [sys.executable]
+    own_launcher = (sys.executable, "-m", "compressor.launched")
     own = logs / "launcher"
     if processes.config_file is None:
         # Accelerate's own command runs one process where `--cpu --num_processes 2` asks for two;
         # its Accelerator reads what torch's launcher sets all the same.
         return [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *(*own_launcher, "torch.distributed.run", "--standalone"),
             *("--nproc_per_node", str(processes.count), "--log-dir", str(own)),
         ]
     # Without a port of its own, two runs on one machine must not ask for the same.
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *(*own_launcher, "accelerate.commands.launch"),
         *("--config_file", str(processes.config_file), "--log_dir", str(own)),
         *("--num_processes", str(processes.count)),
         *("--main_process_port", str(processes.port or 0)),

@@ -30,17 +30,24 @@ def environment(threads: int | None = None) -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that it works for ends, however that ends; or the launcher
-    between them, which would have seen to it that no process of several goes on without another.
+    """End this process with the one that it works for, as `environment` of that one says."""
+    end_with(int(os.environ[PARENT]))
+
+
+def end_with(parent: int) -> None:
+    """End this process when `parent` ends, however that ends; or the launcher between them, which
+    would have seen to it that no process of several goes on without another.
     """
-    parent, launcher = int(os.environ[PARENT]), os.getppid()
+    launcher, name = os.getppid(), f"end with {parent}"
+    if any(thread.name == name for thread in threading.enumerate()):
+        return
 
     def watch() -> None:
         while _runs(parent) and os.getppid() == launcher:
             time.sleep(PARENT_POLL_SECONDS)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, name=name, daemon=True).start()
 
 
 def _runs(process: int) -> bool:

@@ -188,7 +188,7 @@ def strike(
     place: Place, kind: str, seconds: float, number: signal.Signals, *then: signal.Signals
 ) -> bool:
     """Run a kind, wait until its stage has run for so long, send signals; whether that hit it."""
-    ended = {path for path in place.runs}
+    ended = set(place.runs)
     started = place.start(kind)
 
     def begun() -> bool:
@@ -202,7 +202,7 @@ def strike(
     for other in then:
         time.sleep(0.05)
         started.send(other)
-    code = started.wait()
+    started.wait()
     if hit and is_done(place, started):  # on its way out: what has heard of it does not go on
         assert all(event["time"] <= sent + 0.1 for event in place.events()), place.events()[-5:]
         return False
