@@ -30,9 +30,9 @@ class Engine:
         run: Run,
         progress: Progress,
         *,
-        session: str | None = None,
+        session: launcher.Session | None = None,
     ) -> None:
-        """`session`: of a run on several machines, what the others know it by."""
+        """`session`: of a run on several machines."""
         self.plan, self.store, self.run, self.progress = plan, store, run, progress
         self.session = session
         self._verified: set[str] = set()

@@ -15,6 +15,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ ENDING_SECONDS = 45.0
 """How long a launcher has to end its workers, which torch's kills after 30."""
 
 
+@dataclass
+class Session:
+    """A run on several machines, as the first of them has it."""
+
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """What the others tell its tasks from those of older runs by."""
+    gone: set[int] = field(default_factory=set)
+    """Machines that had come, and have ended."""
+    one_is_gone: threading.Event = field(default_factory=threading.Event)
+
+
 def task_folder(context: Context) -> Path:
     """Where a stage's task, its processes' logs and their result are while they run."""
     return context.resume.with_suffix(".task")
@@ -43,28 +55,36 @@ def launch(
     inputs: Inputs,
     context: Context,
     processes: Processes,
-    session: str | None = None,
+    session: Session | None = None,
 ) -> dict[str, Any] | None:
     """Run a stage in processes of its own, and give what `run_stage` gives.
 
-    `session`: of a run on several machines, for the others to tell its tasks from older ones.
-    Raises StageError with a worker's reason.
+    `session`: of a run on several machines. Raises StageError with a worker's reason, or where
+    another machine has ended.
     """
     folder = task_folder(context).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     task = task_of(kind, name, stage, inputs, context, processes)
-    task |= {"session": session, "id": uuid.uuid4().hex, "shared": processes.machines > 1}
+    task |= {
+        "session": session.name if session else None,
+        "id": uuid.uuid4().hex,
+        "shared": processes.machines > 1,
+    }
     partial = folder / f".{TASK}"
     partial.write_text(json.dumps(task), encoding="utf-8")
     partial.rename(folder / TASK)  # whole, since another machine may be waiting for it
-    code = run_processes(folder / TASK, processes, folder, context.progress.relay)
+    over = session.one_is_gone if session else None
+    code = run_processes(folder / TASK, processes, folder, context.progress.relay, over=over)
     if (failure := folder / FAILURE).is_file():
         raise StageError(json.loads(failure.read_text(encoding="utf-8"))["reason"])
     if code != 0 or not (folder / RESULT).is_file():
+        if session and session.gone:
+            numbers = ", ".join(map(str, sorted(session.gone)))
+            raise StageError(
+                f"machine {numbers} has ended; see there, and give the same command again on each"
+            )
         told = f"a worker process ended with code {code}:\n{last_lines(folder)}"
-        if processes.machines > 1:
-            told += "\nwhere a connection was closed, another machine's was the first: see there"
         raise StageError(told)
     result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     context.metrics.update(result["metrics"])

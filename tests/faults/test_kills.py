@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from compressor.stage import stage_kinds
+from compressor.store import Store
 from tests.faults import LONG, trials
 from tests.faults.conftest import Tell
 from tests.faults.kills import (
+    INTERRUPTED,
     Place,
     Undisturbed,
     after_a_kill,
     after_the_end,
+    arguments,
+    every_artifact_is_whole,
     is_done,
+    no_lock_is_held,
+    nobody_is_left,
     signals,
     strike,
+    wait_for,
+    write_recipes,
 )
 from tests.faults.warm import OPERATIONS, SIGNAL_AT, Warm
 
@@ -28,7 +40,7 @@ KINDS = [
     *("prune", "pseudo_label", "quantize", "sensitivity", "shrink", "slice", "smooth"),
     "trim_vocabulary",
 ]
-QUICK = ("distill", "evaluate", "load", "prune")
+QUICK = ("baseline", "prune")
 """In which the short form kills, once each."""
 AT_ONCE = 4
 """Kills before a run is let come to its end."""
@@ -102,11 +114,11 @@ def test_a_run_killed_between_any_two_file_operations_leaves_whole_ones(
     key = undisturbed.made(kind)
     done = operations(undisturbed.without(kind, tmp_path / "counted"), kind)
     chance = random.Random(kind)
-    decide = nasty(done, key)
+    decide = nasty(done, key)[: trials(12, 2)]
     assert decide, done
     others = [n for n in range(len(done)) if n not in decide]
     struck = {signal.SIGKILL: 0, signal.SIGINT: 0}
-    for at in decide + sorted(chance.sample(others, min(len(others), trials(12, 1)))):
+    for at in decide + sorted(chance.sample(others, min(len(others), trials(12, 0)))):
         number = signal.SIGKILL if at in decide else chance.choice([*struck])
         place = undisturbed.without(kind, tmp_path / str(at))
         started = place.start(kind, **{SIGNAL_AT: f"{int(number)} {at}"})
@@ -152,3 +164,58 @@ def test_a_second_request_takes_no_report_away(
         after_the_end(place, undisturbed, kind)
         names = ", then ".join(number.name for number in numbers)
         tell("kills", f"{names} in `{kind}`", "the same files, nothing left behind")
+
+
+def heeds_ctrl_c() -> None:
+    """A shell's `&` starts processes that do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_a_command_killed_while_it_starts_leaves_nothing(tmp_path: Path, tell: Tell) -> None:
+    """A plain command, from the interpreter's start over its imports to the first stage: without a
+    traceback as soon as `main` runs, and without anything in the store.
+    """
+    write_recipes(tmp_path)
+    chance, struck = random.Random(8), Counter[signal.Signals]()
+    for number in range(trials(24, 2)):
+        sent, folder = signals(chance), tmp_path / str(number)
+        command = [*arguments("finetune"), f"outputs={folder}"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "compressor", *command],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=heeds_ctrl_c,  # noqa: PLW1509  # this process has one thread
+        )
+        time.sleep(chance.uniform(0, 2.5))
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in {1, -sent}, err
+        assert "Traceback" not in err or "in main" not in err, err
+        if process.returncode == 1 and "Traceback" not in err:
+            assert err.splitlines()[-1] == INTERRUPTED
+        if (folder / "store").is_dir():
+            every_artifact_is_whole(Store(folder / "store"))
+            no_lock_is_held(Store(folder / "store"))
+        struck[sent] += 1
+    for sent, times in struck.items():
+        tell("kills", f"{sent.name} while the command starts", "no traceback, no artifact", times)
+
+
+def test_a_rehearsal_that_is_interrupted_early_ends_at_once(
+    warm: Warm, tmp_path: Path, tell: Tell
+) -> None:
+    """Its two processes are ended while they import torch; they used to be waited for, 9 s."""
+    place = Place(tmp_path, warm)
+    started = place.begin(*arguments("finetune"), "--rehearse")
+    here = place.folder / "temporary"
+    assert wait_for(lambda: any(here.glob("compressor-rehearsal-*/two_processes/log")), started)
+    assert started.send(signal.SIGINT)
+    began = time.monotonic()
+    assert started.wait() == 1, started.err
+    assert time.monotonic() - began < 6
+    assert started.err.splitlines()[-1] == "interrupted"
+    nobody_is_left(place)
+    assert list(here.iterdir()) == []
+    tell("kills", "SIGINT early in `run --rehearse`", "ends at once, nothing left behind")

@@ -1,8 +1,8 @@
-"""A process that has imported what a run imports, and forks one for each command that it is given.
+"""A process that has imported what a run imports, and forks one for each command it is given.
 
-`python -m tests.faults.warm` is that process. What it forks is a process of its own, with a session,
-a folder and outputs of its own, that calls the command's `main`: a kill costs no 5 s of imports
-before it. What happens while a program starts is for commands that are started plainly.
+`python -m tests.faults.warm` is that process. What it forks is a process of its own, with a
+session, a folder and outputs of its own, that calls the command's `main`: a kill costs no 5 s of
+imports before it. What happens while a program starts is for commands that are started plainly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NoReturn, Self, TextIO
@@ -120,7 +121,7 @@ _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "shu
 
 def _count_operations(told: TextIO, asked: str) -> None:
     """Have CPython tell of each change to a file, by an audit hook, before it is done."""
-    below, process, done = os.getcwd(), os.getpid(), 0
+    below, process, done = str(Path.cwd()), os.getpid(), 0
     number, at = map(int, asked.split()) if asked else (0, -1)
 
     def hear(event: str, given: tuple[Any, ...]) -> None:
@@ -128,7 +129,7 @@ def _count_operations(told: TextIO, asked: str) -> None:
         writes = event == "open" and isinstance(given[2], int) and given[2] & 3
         if not (writes or event in _CHANGES) or os.getpid() != process:
             return
-        path = os.path.join(os.getcwd(), os.fsdecode(given[0])) if given[0] != told.name else ""  # noqa: PTH118
+        path = os.path.join(below, os.fsdecode(given[0])) if given[0] != told.name else ""  # noqa: PTH118
         if isinstance(given[0], int) or not path.startswith(f"{below}/outputs/"):
             return
         told.write(f"{event} {path.removeprefix(below)}\n")
@@ -147,6 +148,7 @@ def _become(request: dict[str, Any]) -> NoReturn:
     os.setsid()
     os.chdir(request["cwd"])
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # read again from there
     for number, name in ((0, os.devnull), (1, "out"), (2, "err")):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         opened = os.open(name, flags, 0o600)
@@ -158,7 +160,7 @@ def _become(request: dict[str, Any]) -> NoReturn:
     )
     sys.stderr.reconfigure(line_buffering=True)
     if SIGNAL_AT in request["environment"]:
-        told = open(OPERATIONS, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
+        told = Path(OPERATIONS).open("w", encoding="utf-8")  # noqa: SIM115  # stays open
         _count_operations(told, request["environment"][SIGNAL_AT])
     sys.argv = ["compressor", *request["arguments"]]
     sys.exit(main(request["arguments"]))
