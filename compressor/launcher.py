@@ -150,8 +150,10 @@ def run_processes(
 
 
 def _end_when(over: threading.Event, process: subprocess.Popen[bytes]) -> None:
+    """Without asking: workers end with their launcher, slow to hear while it imports."""
     over.wait()
-    _end(process)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -82,7 +82,13 @@ class Together:
         if any(self._distributed(node) for node in self.plan.nodes):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._code = Future[int]()
-            threading.Thread(target=self._hold, args=[self._code], daemon=True).start()
+            thread = threading.Thread(target=self._hold, args=[self._code], daemon=True)
+            try:
+                thread.start()
+            except BaseException:  # interrupted: what is not entered is not left either
+                if thread.is_alive():
+                    self.__exit__()
+                raise
         return self
 
     def _hold(self, code: Future[int]) -> None:

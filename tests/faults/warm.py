@@ -7,6 +7,7 @@ imports before it. What happens while a program starts is for commands that are 
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -135,14 +136,13 @@ def _count_operations(told: TextIO, asked: str) -> None:
         told.write(f"{event} {path.removeprefix(below)}\n")
         done += 1
         if done == at + 1:
-            told.flush()
             os.kill(process, number)
 
     sys.addaudithook(hear)
 
 
 def _become(request: dict[str, Any]) -> NoReturn:
-    """In the forked process: be the command, from its start to the interpreter's own end."""
+    """In the forked process: be the command, but for the interpreter's farewell to all modules."""
     from compressor.cli import main
 
     os.setsid()
@@ -160,10 +160,17 @@ def _become(request: dict[str, Any]) -> NoReturn:
     )
     sys.stderr.reconfigure(line_buffering=True)
     if SIGNAL_AT in request["environment"]:
-        told = Path(OPERATIONS).open("w", encoding="utf-8")  # noqa: SIM115  # stays open
+        told = Path(OPERATIONS).open("w", 1, encoding="utf-8")  # noqa: SIM115  # stays open
         _count_operations(told, request["environment"][SIGNAL_AT])
     sys.argv = ["compressor", *request["arguments"]]
-    sys.exit(main(request["arguments"]))
+    try:
+        code = main(request["arguments"])
+    except SystemExit as error:  # of argparse
+        code = int(error.code or 0)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _serve() -> None:
