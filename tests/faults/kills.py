@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,12 @@ class Undisturbed:
             if (artifact / MANIFEST).is_file() and artifact.name != key:
                 shutil.copytree(artifact, place.store.path(artifact.name), copy_function=os.link)
         return place
+
+
+@cache
+def undisturbed_in(folder: Path, warm: Warm) -> Undisturbed:
+    """The same one for all tests of a process."""
+    return Undisturbed(Place(folder, warm))
 
 
 def wait_for(condition: Callable[[], bool], started: Started, seconds: float = 60.0) -> bool:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,10 +29,11 @@ from tests.faults.kills import (
     nobody_is_left,
     signals,
     strike,
+    undisturbed_in,
     wait_for,
     write_recipes,
 )
-from tests.faults.warm import OPERATIONS, SIGNAL_AT, Warm
+from tests.faults.warm import OPERATIONS, SIGNAL_AT, Warm, shared
 
 KINDS = [
     *("approximate", "baseline", "benchmark", "distill", "evaluate", "export", "finetune", "load"),
@@ -47,14 +47,13 @@ AT_ONCE = 4
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with Warm() as started:
-        yield started
+def warm() -> Warm:
+    return shared()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return Undisturbed(Place(tmp_path_factory.mktemp("undisturbed"), warm))
+    return undisturbed_in(tmp_path_factory.getbasetemp() / "undisturbed", warm)
 
 
 def test_no_kind_of_stage_is_left_out() -> None:

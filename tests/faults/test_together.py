@@ -7,7 +7,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,9 @@ from tests.faults.kills import (
     no_lock_is_held,
     nobody_is_left,
     signals,
+    undisturbed_in,
 )
-from tests.faults.warm import Started, Warm
+from tests.faults.warm import Started, Warm, shared
 
 OVERLAPPING = (
     ("load", "finetune", "prune"),
@@ -37,14 +37,13 @@ QUICK = (("load", "prune"), ("load", "prune", "shrink"), ("load", "shrink"))
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with Warm() as started:
-        yield started
+def warm() -> Warm:
+    return shared()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return Undisturbed(Place(tmp_path_factory.mktemp("undisturbed"), warm))
+    return undisturbed_in(tmp_path_factory.getbasetemp() / "undisturbed", warm)
 
 
 def beside(place: Place, number: int, pipeline: tuple[str, ...]) -> Started:

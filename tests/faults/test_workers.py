@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -28,7 +28,7 @@ from tests.faults.kills import (
     nobody_is_left,
     wait_for,
 )
-from tests.faults.warm import Started, Warm
+from tests.faults.warm import Started, Warm, shared
 from tests.test_processes import machine_configs
 
 LONGER = ("stages.finetune.epochs=25",)
@@ -37,9 +37,8 @@ long_form = pytest.mark.skipif(not LONG, reason="takes minutes: FAULTS=1, as mak
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with Warm() as started:
-        yield started
+def warm() -> Warm:
+    return shared()
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +129,7 @@ def test_a_rank_that_is_stopped_is_waited_for(
 @long_form
 @pytest.mark.parametrize(
     ("kind", "module", "told"),
-    [("benchmark", "compressor.worker", "a worker process ended with code -9"),
-     ("benchmark", "compressor.timing", "the timed process ended with code -9"),
+    [("benchmark", "compressor.timing", "the timed process ended with code -9"),
      ("export", "compressor.parity", "the exported model does not run in a fresh process")],
 )  # fmt: skip
 def test_a_process_that_a_report_needs_is_killed(

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, Self, TextIO
 
@@ -61,6 +62,14 @@ class Warm:
     def poll(self, pid: int) -> int | None:
         code: int | None = self._ask(pid=pid)["code"]
         return code
+
+
+@cache
+def shared() -> Warm:
+    """One for all tests of a process, until that ends."""
+    started = Warm().__enter__()
+    atexit.register(started.__exit__)
+    return started
 
 
 class Started:
