@@ -84,10 +84,10 @@ def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
         for node in plan.nodes
     ]
     name = plan.composed.recipe.name
-    progress.event("run_started", recipe=name, stages=stages, process=described())
     state: Ended = "failed"
     reason: str | None = None
     try:
+        progress.event("run_started", recipe=name, stages=stages, process=described())
         yield
         state = "done"
     except Stopped as error:

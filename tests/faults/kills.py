@@ -230,14 +230,20 @@ def after_a_kill(place: Place, started: Started, number: signal.Signals | None) 
     elif number is not None:
         assert started.code == 1, (started.code, started.out, started.err, place.events()[-3:])
         assert started.err.splitlines()[-1] == INTERRUPTED, started.err
-        state = [event.get("state") for event in place.events() if event["event"] == "run_ended"]
-        assert state[-1:] in (["interrupted"], ["done"]), place.events()[-1]
-        page = (place.runs[-1] / "report.html").read_text("utf-8")
-        assert f": {state[-1]}</title>" in page or state[-1] == "done"
+        if place.events():  # the run's folder is made before its first event is told
+            is_reported(place)
         assert list((place.folder / "temporary").iterdir()) == []
     nobody_is_left(place)
     every_artifact_is_whole(place.store)
     no_lock_is_held(place.store)
+
+
+def is_reported(place: Place) -> None:
+    """The latest run has told that it was interrupted, to who reads its events or its page."""
+    last = place.events()[-1]
+    assert last["event"] == "run_ended" and last["state"] in {"interrupted", "done"}, last
+    page = (place.runs[-1] / "report.html").read_text("utf-8")
+    assert f": {last['state']}</title>" in page or last["state"] == "done"
 
 
 def nobody_is_left(place: Place) -> None:
