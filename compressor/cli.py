@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         goes_on = given.command is do.run_command and not given.rehearse
-        hint = "; the same command goes on from here" if goes_on else ""
-        print(f"\ninterrupted{hint}", file=sys.stderr)
+        with suppress(KeyboardInterrupt, BrokenPipeError):
+            hint = "; the same command goes on from here" if goes_on else ""
+            print(f"\ninterrupted{hint}", file=sys.stderr)
+        # CPython ends a process by SIGINT, whatever is returned here, where that met code that was
+        # made from a text, as a dataclass is; until it runs another text.
+        exec("")  # noqa: S102
         return FAILED
     except BrokenPipeError:  # the reader of our output (`| head`) has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    finally:
+        # All is done and told: Ctrl-C now ends the interpreter's farewell, without its tracebacks.
+        if threading.current_thread() is threading.main_thread():
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return code
 
 

@@ -55,14 +55,14 @@ def run_command(given: argparse.Namespace) -> int:
             f"started under {launcher!r}, which would start every stage several times; start "
             "`compressor run …` by itself and set launch.num_processes=N (or launch.config_file)"
         )
-    with ended_as_by_hand():
+    with ended_as_by_hand() as watch:
         if given.rehearse:
             return _rehearse(given)
         if given.multirun:
             return _run_sweep(given)
         _refuse_several(given.overrides)
         _, store, plan = _planned(given.recipe, given.overrides)
-        execute(plan, store, None, _console(), quiet=given.quiet)
+        execute(plan, store, None, _console(), quiet=given.quiet, watch=watch)
     return DONE
 
 

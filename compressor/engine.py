@@ -31,9 +31,9 @@ class Engine:
         run: Run,
         progress: Progress,
         *,
-        session: str | None = None,
+        session: launcher.Session | None = None,
     ) -> None:
-        """`session`: of a run on several machines, what the others know it by."""
+        """`session`: of a run on several machines."""
         self.plan, self.store, self.run, self.progress = plan, store, run, progress
         self.session = session
         self._verified: set[str] = set()
@@ -77,6 +77,7 @@ class Engine:
         assert node.key is not None, "a plan with an unreachable part is refused before it runs"
         if self.store.has(node.key):
             self.store.touch(node.key)
+            self.store.tidy(node.key)
             return self.store.manifest(node.key), True
         others = f"{node.name}: another process makes this; waiting for it"
         with self.store.lock(node.key, lambda: self.progress.say(others)):

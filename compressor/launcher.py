@@ -12,8 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,23 @@ from compressor.errors import StageError
 from compressor.launching import Processes
 from compressor.processes import environment
 from compressor.stage import Context, Inputs, Stage
-from compressor.worker import FAILURE, PARENT, RESULT, TASK
+from compressor.worker import FAILURE, RESULT, TASK
 
 LAST_LINES = 12
 """Of a log, what an error message shows."""
 ENDING_SECONDS = 45.0
 """How long a launcher has to end its workers, which torch's kills after 30."""
+
+
+@dataclass
+class Session:
+    """A run on several machines, as the first of them has it."""
+
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """What the others tell its tasks from those of older runs by."""
+    gone: set[int] = field(default_factory=set)
+    """Machines that had come, and have ended."""
+    one_is_gone: threading.Event = field(default_factory=threading.Event)
 
 
 def task_folder(context: Context) -> Path:
@@ -42,26 +55,37 @@ def launch(
     inputs: Inputs,
     context: Context,
     processes: Processes,
-    session: str | None = None,
+    session: Session | None = None,
 ) -> dict[str, Any] | None:
     """Run a stage in processes of its own, and give what `run_stage` gives.
 
-    `session`: of a run on several machines, for the others to tell its tasks from older ones.
-    Raises StageError with a worker's reason.
+    `session`: of a run on several machines. Raises StageError with a worker's reason, or where
+    another machine has ended.
     """
     folder = task_folder(context).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     task = task_of(kind, name, stage, inputs, context, processes)
-    task |= {"session": session, "id": uuid.uuid4().hex, "shared": processes.machines > 1}
+    task |= {
+        "session": session.name if session else None,
+        "id": uuid.uuid4().hex,
+        "shared": processes.machines > 1,
+    }
     partial = folder / f".{TASK}"
     partial.write_text(json.dumps(task), encoding="utf-8")
     partial.rename(folder / TASK)  # whole, since another machine may be waiting for it
-    code = run_processes(folder / TASK, processes, folder, context.progress.relay)
+    over = session.one_is_gone if session else None
+    code = run_processes(folder / TASK, processes, folder, context.progress.relay, over=over)
     if (failure := folder / FAILURE).is_file():
         raise StageError(json.loads(failure.read_text(encoding="utf-8"))["reason"])
     if code != 0 or not (folder / RESULT).is_file():
-        raise StageError(f"a worker process ended with code {code}:\n{last_lines(folder)}")
+        if session and session.gone:
+            numbers = ", ".join(map(str, sorted(session.gone)))
+            raise StageError(
+                f"machine {numbers} has ended; see there, and give the same command again on each"
+            )
+        told = f"a worker process ended with code {code}:\n{last_lines(folder)}"
+        raise StageError(told)
     result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     context.metrics.update(result["metrics"])
     shutil.rmtree(folder, ignore_errors=True)
@@ -97,28 +121,39 @@ def run_processes(
     *,
     module: str = "compressor.worker",
     variables: Mapping[str, str] | None = None,
+    over: threading.Event | None = None,
 ) -> int:
     """Start the processes of a task, have rank 0 heard, and give the launcher's exit code.
 
     `logs`: a folder for what they write to their standard errors. `module`: what they run on the
-    task, with these environment `variables` beside the parent's.
+    task, with these environment `variables` beside the parent's. `over`: set by another thread, it
+    ends them.
     """
     threads = machine.threads(processes.here)
     with (logs / "log").open("wb") as log:
         process = subprocess.Popen(
             [*_launcher(processes, logs), "-m", module, str(task)],
-            env=environment(threads) | dict(variables or {}) | {PARENT: str(os.getpid())},
+            env=environment(threads) | dict(variables or {}),
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
         )
         try:
+            if over is not None:
+                threading.Thread(target=_end_when, args=[over, process], daemon=True).start()
             assert process.stdout is not None
             for line in process.stdout:  # rank 0's progress; the others are quiet
                 hear(line.decode(errors="replace").rstrip("\n"))
             return process.wait()
         finally:
             _end(process)
+
+
+def _end_when(over: threading.Event, process: subprocess.Popen[bytes]) -> None:
+    """Without asking: workers end with their launcher, slow to hear while it imports."""
+    over.wait()
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -148,17 +183,18 @@ def _launcher(processes: Processes, logs: Path) -> list[str]:
     """
     if not processes.several:
         return [sys.executable]
+    own_launcher = (sys.executable, "-m", "compressor.launched")
     own = logs / "launcher"
     if processes.config_file is None:
         # Accelerate's own command runs one process where `--cpu --num_processes 2` asks for two;
         # its Accelerator reads what torch's launcher sets all the same.
         return [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *(*own_launcher, "torch.distributed.run", "--standalone"),
             *("--nproc_per_node", str(processes.count), "--log-dir", str(own)),
         ]
     # Without a port of its own, two runs on one machine must not ask for the same.
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *(*own_launcher, "accelerate.commands.launch"),
         *("--config_file", str(processes.config_file), "--log_dir", str(own)),
         *("--num_processes", str(processes.count)),
         *("--main_process_port", str(processes.port or 0)),

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from typing import Any
 
 from compressor import launcher
 from compressor.errors import StageError
+from compressor.launcher import Session
 from compressor.launching import Processes
 from compressor.plan import Plan
 from compressor.store import Store, write_json
@@ -41,17 +42,40 @@ def _keys(plan: Plan) -> dict[str, str | None]:
 @contextmanager
 def leading(
     plan: Plan, store: Store, processes: Processes, say: Callable[[str], None]
-) -> Iterator[str | None]:
+) -> Iterator[Session | None]:
     """On the first machine: its session while it runs the plan; None where there is no other."""
     if processes.machines == 1:
         yield None
         return
-    name, session = _name(processes), uuid.uuid4().hex
+    name, session, ended = _name(processes), Session(), threading.Event()
     waiting = f"another run uses {processes.address}:{processes.port}; waiting for it"
     with store.lock(name, lambda: say(waiting)):
-        about = {"session": session, "keys": _keys(plan)}
+        about = {"session": session.name, "keys": _keys(plan)}
         write_json(store.folder / "locks" / f"{name}.json", about)
-        yield session
+        others = [f"{name}.{machine}" for machine in range(1, processes.machines)]
+        watch = threading.Thread(target=_watch, args=[store, others, session, ended], daemon=True)
+        watch.start()
+        try:
+            yield session
+        finally:
+            ended.set()
+            watch.join()
+
+
+def _watch(store: Store, others: list[str], session: Session, ended: threading.Event) -> None:
+    """Note which of the other machines, that hold these locks while they take part, are gone.
+
+    Without that the processes here would wait for theirs.
+    """
+    come: set[int] = set()
+    while not ended.wait(POLL_SECONDS):
+        here = {number for number, lock in enumerate(others, 1) if store.is_locked(lock)}
+        come |= here
+        session.gone = come - here
+        if session.gone:
+            session.one_is_gone.set()
+        else:
+            session.one_is_gone.clear()
 
 
 @dataclass
@@ -69,6 +93,17 @@ class Helper:
 
     def follow(self) -> None:
         """Take part until the first machine's run has ended. Raises StageError where it failed."""
+        name = f"{_name(self.processes)}.{self.processes.machine}"
+        with self.store.lock(name, lambda: self._say_if_taken(name)):
+            self._follow()
+
+    def _say_if_taken(self, name: str) -> None:
+        """The first machine looks at this lock, too, for a moment."""
+        time.sleep(POLL_SECONDS)
+        if self.store.is_locked(name):
+            self.say(f"another run is machine {self.processes.machine}; waiting for it")
+
+    def _follow(self) -> None:
         place = f"machine {self.processes.machine} of {self.processes.machines}"
         self.say(f"{place}: lends {self.processes.here} processes to machine 0's run")
         session: str | None = None

@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from compressor.errors import StageError
 from compressor.field_types import SETTINGS, Integer, whole
-from compressor.processes import environment
+from compressor.processes import end_with_parent, environment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -277,6 +277,7 @@ def main(folder: Path, task_file: Path, out: Path) -> None:
 
     from compressor.loaded import load
 
+    end_with_parent()
     task = json.loads(task_file.read_text(encoding="utf-8"))
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     loaded = load(folder)

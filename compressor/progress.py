@@ -148,6 +148,16 @@ def _end_last_line(path: Path) -> None:
             stream.write(b"\n")
 
 
+def parsed_event(line: bytes) -> dict[str, Any] | None:
+    """An event of a file, or None for what is none: half a line of a process that was killed."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    known = isinstance(event, dict) and {"time", "event"} <= event.keys()
+    return event if known else None
+
+
 def print_event(kind: str, values: Mapping[str, Any]) -> None:
     """The `watch` of a process whose parent reads what it prints: see `Progress.relay`."""
     print(RECORD + json.dumps({"event": kind, **values}), flush=True)

@@ -20,6 +20,7 @@ from compressor.progress import Progress, Watch
 from compressor.recorded import Recorded
 from compressor.report import ASKED, Ended, asked, write_reports
 from compressor.run import Run, new_folder, table
+from compressor.signals import heard_at_the_end
 from compressor.store import Store, write_json
 from compressor.tables import (
     COLUMNS,
@@ -85,10 +86,10 @@ def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
         for node in plan.nodes
     ]
     name = plan.composed.recipe.name
-    progress.event("run_started", recipe=name, stages=stages, process=described())
     state: Ended = "failed"
     reason: str | None = None
     try:
+        progress.event("run_started", recipe=name, stages=stages, process=described())
         yield
         state = "done"
     except Stopped as error:
@@ -101,10 +102,11 @@ def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
         reason = str(error) or type(error).__name__
         raise
     finally:
-        try:
-            progress.event("run_ended", state=state, error=reason)
-        finally:  # the terminal may be gone
-            write_reports(run.folder, state, reason)
+        with heard_at_the_end():  # Ctrl-C a second time takes nobody's report away
+            try:
+                progress.event("run_ended", state=state, error=reason)
+            finally:  # the terminal may be gone
+                write_reports(run.folder, state, reason)
 
 
 def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:

@@ -200,6 +200,23 @@ class Store:
         """Where a stage keeps what it needs to go on after it was killed; gone once committed."""
         return self.folder / "partial" / f"{key}.resume"
 
+    def task(self, key: str) -> Path:
+        """Where the processes that make it have their task and logs; gone once committed."""
+        return self.folder / "partial" / f"{key}.task"
+
+    def tidy(self, key: str) -> None:
+        """Remove what is left to go on from where there is an artifact already: by a process that
+        was killed between the two, or by a try in several processes before one that was alone.
+        """
+        if any(path.exists() for path in (self.resume(key), self.task(key))):
+            with suppress(Timeout), self._file_lock(key).acquire(timeout=0):
+                if self.has(key):
+                    self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        for path in (self.resume(key), self.task(key)):
+            shutil.rmtree(path, ignore_errors=True)
+
     def abandon(self, key: str) -> None:
         """Remove what a failed try wrote, but not what the next one can go on from."""
         shutil.rmtree(self.folder / "partial" / key, ignore_errors=True)
@@ -217,7 +234,7 @@ class Store:
         self.set_aside(key)  # nothing, or what has no valid manifest: this has been made anew
         partial.rename(target)
         flush(self.folder)
-        shutil.rmtree(self.resume(key), ignore_errors=True)
+        self._forget(key)
         return manifest
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from compressor.errors import StageError
-from compressor.processes import environment
+from compressor.processes import end_with_parent, environment
 
 if TYPE_CHECKING:
     from compressor.formats import Texts
@@ -183,6 +183,7 @@ class _Session:
 
 def main() -> None:
     """Answer requests until there are no more."""
+    end_with_parent()  # its input ends too, but is not looked at while a batch is read
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from compressor.display import display
 from compressor.errors import RecipeError
 from compressor.processes import is_there
+from compressor.progress import parsed_event
 from compressor.run import read_metrics
 from compressor.runner import print_results
 
@@ -63,7 +63,7 @@ def _events(path: Path) -> Iterator[Mapping[str, Any]]:
                 process
             )  # asked before the file is read: nothing comes after that
             *lines, rest = (rest + stream.read()).split(b"\n")
-            for event in filter(None, map(_parsed, lines)):
+            for event in filter(None, map(parsed_event, lines)):
                 if event["event"] == "run_started":
                     process, gone = event["process"], False
                 yield event
@@ -72,13 +72,3 @@ def _events(path: Path) -> Iterator[Mapping[str, Any]]:
             if gone:
                 return
             time.sleep(POLL_SECONDS)
-
-
-def _parsed(line: bytes) -> Mapping[str, Any] | None:
-    """An event, or None for what is none: half a line of a process that was killed."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    known = isinstance(event, dict) and {"time", "event"} <= event.keys()
-    return event if known else None

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,17 +20,15 @@ from rich.console import Console
 from compressor.data.sources import Data
 from compressor.errors import StageError, Unreachable
 from compressor.launching import Launch, Scheme
+from compressor.processes import end_with_parent
 from compressor.progress import Progress, print_event
 from compressor.ranks import Ranks
 from compressor.stage import Context, Inputs, Stage, stage_class
 from compressor.store import Store, writer_lock
 
 TASK, RESULT, FAILURE = "task.json", "result.json", "failure.json"
-PARENT = "COMPRESSOR_PARENT"
-"""The variable that tells a worker its parent: on each of several machines another one."""
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 """What Accelerate's launcher sets for its own sharding; ours is `compressor.sharding`."""
-PARENT_POLL_SECONDS = 0.2
 
 
 def run_stage(stage: Stage, inputs: Inputs, context: Context) -> dict[str, Any] | None:
@@ -43,30 +39,6 @@ def run_stage(stage: Stage, inputs: Inputs, context: Context) -> dict[str, Any] 
     checkpoint.require_finite()
     checkpoint.save(context.folder)
     return checkpoint.measure(context.folder)
-
-
-def _end_with(parent: int) -> None:
-    """End this process when `parent` ends, however it ends."""
-
-    def watch() -> None:
-        while True:
-            time.sleep(PARENT_POLL_SECONDS)
-            try:
-                os.kill(parent, 0)
-            except ProcessLookupError:
-                os._exit(1)
-            state = Path(f"/proc/{parent}/stat")
-            if state.parent.parent.joinpath("self").exists() and _is_zombie(state):
-                os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _is_zombie(stat: Path) -> bool:
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return True
 
 
 def main(path: Path) -> int:
@@ -81,7 +53,7 @@ def begin() -> Ranks:
     of which one may wait for that lock to let go of a tensor: neither goes on, ever. So nothing
     here destroys the group, and the process ends without the interpreter's farewell.
     """
-    _end_with(int(os.environ[PARENT]))
+    end_with_parent()
     for name in SHARDING:
         os.environ.pop(name, None)
     return Ranks.of_environment()

@@ -140,7 +140,9 @@ class _Scaled:
 
     def derived(self) -> Derived:
         values = dict(self.plan.composed.values)
-        stages, changes = dict(values["stages"]), list[Difference]()
+        pipeline = set(values["pipeline"])  # the others do nothing, in the recipe as well
+        stages = {name: own for name, own in values["stages"].items() if name in pipeline}
+        changes = list[Difference]()
         for name, stage in self.stages.items():
             own = values["stages"][name] or {}
             kind = {"stage": own["stage"]} if "stage" in own else {}

@@ -75,13 +75,20 @@ class Together:
         self.processes = self._two()
         self._list = self.folder / "tasks.json"
         self._code: Future[int] | None = None
+        self._over = threading.Event()
 
     def __enter__(self) -> Self:
         """Start the two processes, which import torch while the rehearsal itself runs."""
         if any(self._distributed(node) for node in self.plan.nodes):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._code = Future[int]()
-            threading.Thread(target=self._hold, args=[self._code], daemon=True).start()
+            thread = threading.Thread(target=self._hold, args=[self._code], daemon=True)
+            try:
+                thread.start()
+            except BaseException:  # interrupted: what is not entered is not left either
+                if thread.is_alive():
+                    self.__exit__()
+                raise
         return self
 
     def _hold(self, code: Future[int]) -> None:
@@ -92,14 +99,20 @@ class Together:
             code.set_exception(error)
 
     def __exit__(self, *_: object) -> None:
-        """Send the two processes home, where they still wait for tasks."""
-        if self._code is not None and not self._list.exists():
-            write_json(self._list, {"tasks": [], "seconds": GRACE_SECONDS})
+        """End the two processes, where they still wait for tasks; or work, and nobody asks."""
+        if self._code is not None and not self._code.done():
+            self._over.set()
             wait([self._code])
 
     def _launch(self, listed: Path, started: Processes, logs: Path) -> int:
         return launcher.run_processes(
-            listed, started, logs, _hear, module="compressor.rehearsal.pair", variables=ON_THE_CPU
+            listed,
+            started,
+            logs,
+            _hear,
+            module="compressor.rehearsal.pair",
+            variables=ON_THE_CPU,
+            over=self._over,
         )
 
     @property

@@ -38,10 +38,13 @@ from compressor.hydra_loading import (
     with_prefixes,
 )
 from compressor.plan import digest, plan
-from compressor.progress import Watch
+from compressor.processes import end_with, is_there
+from compressor.progress import Progress, Watch, parsed_event
 from compressor.recipe import Composed, compose, redacted
 from compressor.recipe_files import Source, find, refuse_code, refuse_resolvers_in_defaults
+from compressor.report import write_reports
 from compressor.runner import execute
+from compressor.signals import heard_at_the_end
 from compressor.store import Store, write_json
 from compressor.sweeps.folder import OUTCOME
 from compressor.sweeps.points import Point, parsed
@@ -51,6 +54,8 @@ LAUNCHERS = ("basic", "processes", "slurm", "ray_local")
 """Hydra's own and the checked-in ones; those of its plugins are valid too."""
 PLUGINS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 """A plugin's launcher → the extra of this package that installs it."""
+_KILLED_SECONDS = 3.0
+"""How long a process that was killed may take to be gone."""
 _IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
@@ -59,6 +64,7 @@ class Launched:
     """A launcher that is ready to run points into a sweep's folder."""
 
     launcher: Launcher
+    folder: Path
     here: bool
     """Whether points run in this process, one after another, and can talk to the person."""
     started: int = 0
@@ -66,7 +72,8 @@ class Launched:
     def run(self, points: Sequence[Point]) -> None:
         """Run points, and come back when all have ended. A point's failure is in its folder.
 
-        Raises StageError where the launcher itself fails: a worker that was killed, say.
+        Raises StageError where the launcher itself fails: a worker that was killed, say. Where it
+        is interrupted, and has ended the processes of points with it, these have their reports.
         """
         jobs = [
             [*with_prefixes(point.overrides), f"hydra.sweep.subdir={quoted(point.name)}"]
@@ -74,6 +81,11 @@ class Launched:
         ]
         try:
             ended = self.launcher.launch(jobs, self.started)
+        except KeyboardInterrupt:
+            with heard_at_the_end():
+                for point in points:
+                    _tell_of_killed(self.folder / point.name)
+            raise
         except Exception as error:  # what a launcher's library raises
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             more = "what it had started may still run; the same command goes on from there"
@@ -84,6 +96,26 @@ class Launched:
             if job.status == JobStatus.FAILED:  # outside of what its folder tells
                 problem = job._return_value
                 raise StageError(f"{point.name}: {type(problem).__name__}: {problem}")
+
+
+def _tell_of_killed(folder: Path) -> None:
+    """End the events of a point whose process was killed, and write its report. A cluster's job,
+    which does not end with the command, is left alone.
+    """
+    path = folder / "events.jsonl"
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    events = [each for each in map(parsed_event, lines) if each is not None]
+    states = {"run_started", "run_ended"}
+    last = next((each for each in reversed(events) if each["event"] in states), None)
+    if last is None or last["event"] == "run_ended":
+        return
+    deadline = time.monotonic() + _KILLED_SECONDS
+    while is_there(last["process"]):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+    Progress(Console(), path, quiet=True).event("run_ended", state="interrupted", error=None)
+    write_reports(folder, "interrupted")
 
 
 @contextmanager
@@ -118,6 +150,7 @@ def launched(
                 planned=planned or {},
                 outputs=base.recipe.outputs,
                 cwd=str(Path.cwd()),
+                command=os.getpid(),
                 here=here,
                 quiet=quiet,
                 watch=watch,
@@ -127,7 +160,7 @@ def launched(
                 task_function=task,
                 config=config,
             )
-        yield Launched(launcher, here)
+        yield Launched(launcher, folder, here)
 
 
 @contextmanager
@@ -192,6 +225,7 @@ def run_point(
     planned: Mapping[str, str],
     outputs: str,
     cwd: str,
+    command: int,
     here: bool,
     quiet: bool,
     watch: Callable[[str], Watch] | None = None,
@@ -200,9 +234,12 @@ def run_point(
 
     Beside other points it writes to a log of its own. A job of a sweep whose command was killed may
     still run this very point: it is waited for. `planned`: of points, by name, the digest of their
-    values; one that has others now, since a file of the recipe was changed, fails.
+    values; one that has others now, since a file of the recipe was changed, fails. `command`: the
+    process that the sweep was asked of; what it started itself ends with it.
     """
     os.chdir(cwd)  # a launcher's worker may have begun elsewhere
+    if os.getppid() == command:  # joblib's, of which nothing else would say that nobody waits
+        end_with(command)
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     store = Store.of(outputs)
