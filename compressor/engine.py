@@ -159,7 +159,7 @@ class Engine:
             {role: self.store.path(self._key(name)) for role, name in node.artifacts.items()},
         )
         started = self._processes(node, context)
-        if started.several or node.stage.isolated:
+        if started.several:
             model = launcher.launch(
                 node.kind, node.name, node.stage, inputs, context, started, self.session
             )

@@ -209,8 +209,6 @@ class Stage(BaseModel):
     """The splits of the data that the result depends on."""
     distributed: ClassVar[bool] = False
     """Whether it can run in several processes when `launch` asks for them."""
-    isolated: ClassVar[bool] = False
-    """Whether it runs in a process of its own, since it measures that process."""
     measures: ClassVar[tuple[str, ...]] = ()
     """The numbers among its metrics that a recipe's objective may be about."""
     reads: ClassVar[Reads] = "pairs"
