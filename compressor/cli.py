@@ -13,6 +13,7 @@ from compressor import __version__
 from compressor import commands as do
 from compressor.commands import DONE, FAILED, WRONG
 from compressor.errors import RecipeError, StageError, Unreachable
+from compressor.printed import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = given.command(given)
     except RecipeError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            complain("error", problem)
         if len(error.problems) > 1:
             print(f"{len(error.problems)} errors", file=sys.stderr)
         return WRONG
     except (StageError, Unreachable) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain("error", error)
         return FAILED
     except KeyboardInterrupt:
         goes_on = given.command is do.run_command and not given.rehearse
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain("error", error)
         return FAILED
     return code
 

@@ -31,7 +31,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from compressor.checked_in import recipes_folder
 from compressor.errors import Problem, nearest
-from compressor.recipe_files import HYDRA_SETTINGS, Source, locate
+from compressor.recipe_files import HYDRA_SETTINGS, Source, locate, tree
 
 _SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
 
@@ -66,7 +66,7 @@ COMPOSITION_ERRORS = (
     yaml.YAMLError,
     OSError,
     ValueError,  # a group set to null; a file that is not UTF-8
-    RecursionError,  # a recipe among its own defaults
+    RecursionError,  # a thousand recipes of which each extends the next
 )
 
 
@@ -93,6 +93,7 @@ class RecipeFolder(FileConfigSource):
             about = file.stat()
         except OSError:
             return super().load_config(config_path)
+        tree(file)  # refuses what would be too much for the loader
         key = (str(file), about.st_mtime_ns, about.st_size, self.provider)
         if key not in self._loaded:
             self._loaded[key] = super().load_config(config_path)
@@ -128,7 +129,8 @@ def compose_problem(
 ) -> Problem:
     """What a person needs of Hydra's, OmegaConf's or YAML's error."""
     if isinstance(error, RecursionError):
-        return Problem("defaults", "the recipe is among its own defaults", folder / f"{name}.yaml")
+        message = "too many levels: of `defaults` that extend each other, or of values"
+        return Problem("", message, folder / f"{name}.yaml")
     if isinstance(error, UnicodeDecodeError):
         return Problem("", "not UTF-8 text", folder / f"{name}.yaml")
     cause = error.__cause__

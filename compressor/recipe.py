@@ -35,6 +35,7 @@ from compressor.recipe_files import (
     locate,
     refuse_base_behind,
     refuse_code,
+    refuse_misread,
     refuse_resolvers_in_defaults,
     runs_something,
 )
@@ -116,9 +117,10 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
     with hydra_loader(folder) as loader:
         sources: list[Source] = []
         try:
-            refuse_resolvers_in_defaults(folder, name, frozenset())
+            refuse_resolvers_in_defaults(folder, name)
             sources = _sources(loader, name, given, folder)
             refuse_code(sources)
+            refuse_misread(sources)
             refuse_base_behind(sources, folder / f"{name}.yaml")
             values = container(hydra_compose(name, given), sources, overrides)
         except COMPOSITION_ERRORS as error:
@@ -197,23 +199,3 @@ def _refuse_resolvers(
     elif isinstance(values, str) and runs_something(values):
         message = f"{values} is not allowed: a recipe runs nothing and reads no environment"
         raise RecipeError([locate(path, message, sources, overrides)])
-
-
-_SECRET_KEY = re.compile(r"((^|[._])token$|secret|password|api_?key|credential)", re.IGNORECASE)
-
-
-_SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
-
-
-def redacted(value: Any, key: str = "") -> Any:
-    """A value as it may be written to a file: what looks like a secret is replaced."""
-    if isinstance(value, dict):
-        return {name: redacted(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list):
-        return [redacted(item, key) for item in value]
-    if isinstance(value, str):
-        name, given, _ = value.partition("=")  # an override of the command's
-        if given and _SECRET_KEY.search(name):
-            return f"{name}=<redacted>"
-        return "<redacted>" if _SECRET_KEY.search(key) else _SECRET_VALUE.sub("<redacted>", value)
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,29 @@ import yaml
 
 from compressor.checked_in import recipes_folder
 from compressor.errors import Problem, RecipeError, nearest
+from compressor.yaml_limits import misread, text_of
 
 
 @lru_cache(maxsize=256)
 def _tree(file: Path, changed: int, size: int) -> yaml.Node | None:
     """A file is parsed again only when it has changed: a sweep reads it for each point."""
-    loaded: yaml.Node | None = yaml.compose(file.read_text(encoding="utf-8"))
+    try:
+        text = text_of(file)
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise RecipeError([Problem("", str(error), file)]) from error
+    loaded: yaml.Node | None = yaml.compose(text)
     return loaded
+
+
+def tree(file: Path) -> yaml.Node | None:
+    """The YAML nodes of a recipe's file. Raises RecipeError for one that is too large, or no file.
+
+    Every file of a recipe comes through here before anything else reads it.
+    """
+    about = file.stat()
+    return _tree(file, about.st_mtime_ns, about.st_size)
 
 
 @dataclass(frozen=True)
@@ -31,8 +48,7 @@ class Source:
     @cached_property
     def tree(self) -> yaml.Node | None:
         """The YAML nodes with their line numbers."""
-        about = self.file.stat()
-        return _tree(self.file, about.st_mtime_ns, about.st_size)
+        return tree(self.file)
 
     def line(self, path: Sequence[str]) -> tuple[int, int] | None:
         """(how many parts of `path` this file has, line of the last of them), or None."""
@@ -151,6 +167,17 @@ def refuse_code(sources: Sequence[Source]) -> None:
         raise RecipeError(list(dict.fromkeys(problems)))
 
 
+def refuse_misread(sources: Sequence[Source]) -> None:
+    """Raise RecipeError where YAML would read a number as another one than is written."""
+    problems = [
+        Problem("", message, source.file, line)
+        for source in sources
+        for message, line in misread(source.tree)
+    ]
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+
+
 def refuse_base_behind(sources: Sequence[Source], own: Path) -> None:
     """Raise RecipeError where a recipe's keys come before `base`, which then empties its pipeline:
     where `_self_` is not the last of its `defaults`.
@@ -162,24 +189,45 @@ def refuse_base_behind(sources: Sequence[Source], own: Path) -> None:
         raise RecipeError([locate("defaults", message, [Source(own, "")], ())])
 
 
-def refuse_resolvers_in_defaults(folder: Path, name: str, seen: frozenset[str]) -> None:
-    """Raise RecipeError where a file's `defaults`, or those of a file beside it, run a resolver.
+def refuse_resolvers_in_defaults(folder: Path, name: str, seen: tuple[str, ...] = ()) -> None:
+    """Raise RecipeError where a file's `defaults`, or those of a file beside it, run a resolver,
+    or lead back to the file itself.
 
-    Hydra resolves them while it looks for the files, before anything else can be checked.
+    Hydra resolves them while it looks for the files, before anything else can be checked; and goes
+    round in a circle for 8 seconds.
     """
     path = folder / f"{name}.yaml"
-    if name in seen or not path.is_file():
+    if not path.is_file():
         return
-    tree = Source(path, "").tree
-    for keys, value, line in _scalars(tree) if tree is not None else ():
+    found = Source(path, "").tree
+    for keys, value, line in _scalars(found) if found is not None else ():
         if keys[:1] != ("defaults",):
             continue
         for text in (value, *keys):
             if runs_something(text):
                 message = f"{text} is not allowed: a recipe runs nothing and reads no environment"
                 raise RecipeError([Problem("defaults", message, path, line)])
-        for other in (value, "/".join((*(k for k in keys[1:] if not k.isdigit()), value))):
-            refuse_resolvers_in_defaults(folder, other.lstrip("/"), seen | {name})
+        other = _meant(name, keys[1:], value)
+        if other in (*seen, name):
+            message = "the recipe is among its own defaults"
+            raise RecipeError([Problem("defaults", message, path, line)])
+        if other is not None:
+            refuse_resolvers_in_defaults(folder, other, (*seen, name))
+
+
+def _meant(name: str, keys: Sequence[str], value: str) -> str | None:
+    """The file, without its ending, that an entry of `defaults` in the file `name` means.
+
+    `keys`: of the entry, from its place in the list. None where it means no file of its own.
+    """
+    group, *_ = [*(key for key in keys if not key.isdigit()), ""]
+    words = group.split()
+    if value == "_self_" or "override" in words[:-1]:
+        return None
+    group = words[-1].partition("@")[0] if words else ""
+    entry = "/".join(filter(None, (group, value.partition("@")[0])))
+    above = "" if entry.startswith("/") else posixpath.dirname(name)
+    return posixpath.normpath(posixpath.join(above, entry.lstrip("/"))).lstrip("/")
 
 
 def _scalars(

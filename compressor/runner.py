@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,11 @@ from compressor.errors import RecipeError, Stopped
 from compressor.launching import processes
 from compressor.machines import Helper, leading
 from compressor.plan import Plan
+from compressor.printed import complain
 from compressor.processes import described
 from compressor.progress import Progress, Watch
 from compressor.recorded import Recorded
+from compressor.redaction import redacted_text
 from compressor.report import ASKED, Ended, asked, write_reports
 from compressor.run import Run, new_folder, table
 from compressor.store import Store, write_json
@@ -48,7 +49,7 @@ def execute(
     """
     plan.require_reachable()
     for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        complain("warning", warning)
     recipe = plan.composed.recipe
     started = processes(recipe.launch)
     if started.machines > 1 and folder is not None:
@@ -102,7 +103,7 @@ def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
         try:
             progress.event("run_ended", state=state, error=reason)
         finally:  # the terminal may be gone
-            write_reports(run.folder, state, reason)
+            write_reports(run.folder, state, reason and redacted_text(reason))
 
 
 def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:

@@ -18,14 +18,12 @@ from compressor.explain.past import ENVIRONMENT, RECIPE, PastRun
 from compressor.explain.reproduction import Reproduction, reproduction
 from compressor.explain.restored import pip_command
 from compressor.explain.show import installed, packages
+from compressor.redaction import REDACTED
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from compressor.plan import Plan
-
-REDACTED = "<redacted>"
-"""What `recipe.redacted` leaves of a secret."""
 
 
 def into(run: PastRun, given: Path | None, outputs: Path) -> Path:

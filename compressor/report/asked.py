@@ -14,7 +14,8 @@ from compressor.checked_in import recipes_folder
 from compressor.differences import MISSING, Difference, differences
 from compressor.errors import RecipeError
 from compressor.plan import Plan
-from compressor.recipe import Composed, compose, redacted
+from compressor.recipe import Composed, compose
+from compressor.redaction import redacted
 
 ASKED = "asked.json"
 """The file's name in a run's folder."""

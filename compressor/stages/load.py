@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compressor import hub
-from compressor.architectures import ConfigError, Facts, architecture, facts
+from compressor.architectures import ConfigError, Facts, architecture, facts, with_whole_numbers
 from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
@@ -89,6 +89,11 @@ class Load(Stage):
     trust_remote_code: bool = Field(
         False, description="Let the source's own Python code run. Only for sources you wrote."
     )
+
+    @field_validator("config")
+    @classmethod
+    def _counts_in_whole_numbers(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else with_whole_numbers(value)
 
     @property
     def _classifies(self) -> bool:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from compressor.errors import StageError
-from compressor.recipe import Composed, redacted
+from compressor.recipe import Composed
+from compressor.redaction import redacted
 from compressor.run import read_metrics
 from compressor.store import write_json
 from compressor.sweeps.folder import OUTCOME, SweepFolder

@@ -19,8 +19,9 @@ from rich.console import Console
 from compressor.errors import Problem, RecipeError, StageError
 from compressor.objective import Direction
 from compressor.plan import digest, plan
-from compressor.recipe import Composed, compose, redacted
+from compressor.recipe import Composed, compose
 from compressor.recorded import Recorded
+from compressor.redaction import redacted
 from compressor.store import Store
 from compressor.sweeps.folder import SweepFolder, asked
 from compressor.sweeps.launch import Launched, launched, swept_in_recipe

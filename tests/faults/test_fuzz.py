@@ -1,0 +1,169 @@
+"""10,000 wrong recipes and commands: each is refused soon and in a sentence, or does its work.
+
+`FAULTS=1` tries them all, in parts; `make test` one in fifty. Each part draws its own.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from compressor.cli import main
+from tests.conftest import RECIPE
+from tests.faults import LONG, fuzzed, trials
+
+SECONDS = 2.0
+"""Of this process on a core: a busy machine takes longer, and no more of those."""
+LINE = 2_000
+"""Characters of a message that a person can still read."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
+"""What a terminal would act on; a line break and a tab are none of these."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+class Standard(io.StringIO):
+    """An output as the system has it: bytes that are no UTF-8 go back as they came."""
+
+    encoding = "utf-8"
+    errors = "strict"
+
+    def write(self, text: str) -> int:
+        text.encode("utf-8", "backslashreplace")
+        return super().write(text)
+
+
+def told(*arguments: str) -> Told:
+    """What a command says, run in this process. An exception is a defect, and fails the test."""
+    out, err = Standard(), Standard()
+    began = time.process_time()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main(arguments)
+        except SystemExit as ended:  # of argparse
+            code = ended.code if isinstance(ended.code, int) else 1
+    return Told(code, out.getvalue(), err.getvalue(), time.process_time() - began)
+
+
+def judge(found: Told) -> None:
+    """Assert what is promised of every command, whatever it was given."""
+    assert found.code in (0, 1, 2)
+    assert "Traceback" not in found.err + found.out
+    if found.code:
+        assert found.seconds < SECONDS, f"{found.seconds:.2f} s"
+        assert "error: " in found.err, found.err
+        assert max(map(len, found.err.splitlines())) < LINE, found.err[:LINE]
+    assert not _CONTROL.search(found.err + found.out), repr(found.err + found.out)
+    assert not Path("struck").exists(), "a recipe has run something"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe, and with what odd names of the commands stand for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("mine.yaml").write_text(RECIPE, encoding="utf-8")
+    for name in ("run", "empty", "broken"):
+        Path(name).mkdir()
+    for name in ("metrics.json", "recipe.yaml", "events.jsonl", "sweep.json"):
+        Path("broken", name).write_bytes(b'{"a": [\xff')
+    Path("broken.csv").write_bytes(b'prediction,reference\n"a\xff\n')
+    Path("empty.csv").touch()
+    Path("loop").symlink_to("loop")
+    Path("loop.yaml").symlink_to("loop.yaml")
+    Path("folder.yaml").mkdir()
+    os.mkfifo("fifo")
+    os.mkfifo("fifo.yaml")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("A text.\n"))
+    return tmp_path
+
+
+Case = Callable[[Any], Told]
+
+
+def of_text(content: bytes) -> Told:
+    """Plan a recipe of these bytes."""
+    Path("mine.yaml").write_bytes(content)
+    return told("plan", "mine.yaml")
+
+
+def of_pair(pair: tuple[bytes, bytes]) -> Told:
+    """Plan a recipe that may extend another beside it."""
+    Path("other.yaml").write_bytes(pair[1])
+    return of_text(pair[0])
+
+
+def of_overrides(given: list[str]) -> Told:
+    """Plan with these, as a sweep where the last one says so."""
+    many = ["-m"] if len("".join(given)) % 3 == 0 else []
+    return told("plan", "mine.yaml", *many, *given)
+
+
+def of_command(given: list[str]) -> Told:
+    """Any command."""
+    return told(*given)
+
+
+AREAS: dict[str, tuple[str, st.SearchStrategy[Any], Case, int]] = {
+    "text": ("YAML text, bytes and tags", fuzzed.texts(), of_text, 3000),
+    "tree": ("values and keys", fuzzed.trees(), of_text, 3000),
+    "defaults": ("`defaults`", fuzzed.defaults(), of_pair, 1000),
+    "overrides": ("overrides and sweeps", fuzzed.overrides(), of_overrides, 2000),
+    "command": ("commands and arguments", fuzzed.commands(), of_command, 1000),
+}
+PARTS = [
+    (name, part, 250 if LONG else about[3] // 50)
+    for name, about in AREAS.items()
+    for part in range(trials(about[3] // 250, 1))
+]
+
+
+@pytest.mark.parametrize(("area", "part", "count"), PARTS)
+def test_no_recipe_and_no_command_shows_a_traceback(
+    area: str, part: int, count: int, place: Path, tell: Any
+) -> None:
+    """Exit code 0, 1 or 2, a sentence that a person can read, within 2 s of processor time."""
+    title, strategy, case, _ = AREAS[area]
+    codes: Counter[int] = Counter()
+
+    @seed(part)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def each(value: Any) -> None:
+        found = case(value)
+        judge(found)
+        codes[found.code] += 1
+
+    told("plan", "mine.yaml")  # what is imported once is in nobody's time
+    each()
+    assert codes[2] > 0 < codes[0], "either all or none were wrong: nothing was tried"
+    for code in sorted(codes):
+        outcome = "exit 0: it is none" if code == 0 else f"exit {code}: one sentence, within 2 s"
+        tell("recipes", f"fuzzed: {title}", outcome, codes[code])
