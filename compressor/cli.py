@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from compressor import __version__
 from compressor import commands as do
 from compressor.commands import DONE, FAILED, WRONG
 from compressor.errors import RecipeError, StageError, Unreachable
-from compressor.printed import complain
+from compressor.printed import complain, printable
+from compressor.redaction import redacted_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command, of which it repeats parts, as any other error is told."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(redacted_text(message)))
+
+
 def _open_closed_outputs() -> None:
     """Where there is no standard output (`>&-`, some services), what is printed goes nowhere."""
     for name in ("stdout", "stderr"):
@@ -69,7 +77,7 @@ def _open_closed_outputs() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="compressor", description="Compress transformer models from YAML recipes."
     )
     parser.set_defaults(command=None)

@@ -17,8 +17,10 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path
+from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -30,8 +32,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from compressor.checked_in import recipes_folder
-from compressor.errors import Problem, nearest
-from compressor.recipe_files import HYDRA_SETTINGS, Source, locate, tree
+from compressor.errors import Problem, RecipeError, nearest
+from compressor.recipe_files import HYDRA_SETTINGS, Source, locate, runs_something, tree
 
 _SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
 
@@ -41,6 +43,31 @@ def with_prefixes(overrides: Sequence[str]) -> list[str]:
     one that it does: whether it exists is for the typed stages to say, which know the nearest name.
     """
     return [f"++{item}" if _SETS_A_KEY.match(item) else item for item in overrides]
+
+
+_HYDRAS = frozenset(HydraConf.__dataclass_fields__) - HYDRA_SETTINGS
+
+
+def refuse_overrides(overrides: Sequence[str]) -> None:
+    """Raise RecipeError for an override without a key, and for one that would have Hydra run code
+    or read the environment. What Hydra cannot read at all, composing reports.
+    """
+    for item in overrides:
+        try:
+            found = OverridesParser.create().parse_override(item)
+        except HydraException:
+            continue
+        key = str(found.key_or_group)
+        if not key:
+            raise RecipeError(f"cannot read the override {item!r}: expected key=value")
+        first, *rest = re.split(r"[./]", key)
+        if first != "hydra" or not rest:
+            continue
+        if rest[0] in _HYDRAS or "_target_" in item or runs_something(item):
+            raise RecipeError(
+                f"{item!r} is not allowed: Hydra runs nothing here but a sweep; of its settings "
+                "there are hydra/launcher=… and those of the launcher, hydra.launcher.…=…"
+            )
 
 
 def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:

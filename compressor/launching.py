@@ -18,6 +18,7 @@ from compressor.checked_in import accelerate_configs
 from compressor.errors import nearest
 from compressor.extras import installing
 from compressor.field_types import SETTINGS, Integer
+from compressor.home import expanded
 from compressor.yaml_limits import text_of
 
 Kind = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
@@ -122,7 +123,7 @@ def check(launch: Launch, problem: Callable[[str, str], None]) -> None:
 
 
 def _find(name: str) -> Path:
-    path, checked_in = Path(name).expanduser(), accelerate_configs()
+    path, checked_in = expanded(name), accelerate_configs()
     if path.is_file():
         return path
     if name in checked_in:

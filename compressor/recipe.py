@@ -26,6 +26,7 @@ from compressor.hydra_loading import (
     compose_problem,
     hydra_loader,
     hydra_overrides,
+    refuse_overrides,
 )
 from compressor.launching import Launch
 from compressor.objective import Objective
@@ -46,12 +47,15 @@ from compressor.validation import validation_problems
 _PART = r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.?"
 NAME = rf"^{_PART}(/{_PART})*$"
 """A folder below `outputs/runs`: no part of it climbs out."""
-STAGE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+STAGE_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"
+"""A part of a folder's name, of which file systems allow 255 bytes."""
 
 
 def _stage_name(name: str) -> str:
     if not re.fullmatch(STAGE_NAME, name):
-        raise ValueError("a stage's name has letters, digits and _ only, and begins with no digit")
+        raise ValueError(
+            "a stage's name has letters, digits and _ only, 100 at most, and begins with no digit"
+        )
     return name
 
 
@@ -64,7 +68,9 @@ class Recipe(BaseModel):
     model_config = SETTINGS
 
     name: str = Field(
-        description="Names the folder of its runs.", json_schema_extra={"pattern": NAME}
+        max_length=200,
+        description="Names the folder of its runs.",
+        json_schema_extra={"pattern": NAME},
     )
     description: str = Field("", description="What it is for, in a line or two.")
     seed: Integer = Field(0, ge=0, description="Of every random choice that a stage makes.")
@@ -113,6 +119,7 @@ class Composed:
 def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
     """Compose and validate a recipe. Raises RecipeError with everything that is wrong with it."""
     folder, name = find(recipe)
+    refuse_overrides(overrides)
     given = hydra_overrides(name, overrides)
     with hydra_loader(folder) as loader:
         sources: list[Source] = []

@@ -13,6 +13,7 @@ import yaml
 
 from compressor.checked_in import recipes_folder
 from compressor.errors import Problem, RecipeError, nearest
+from compressor.home import expanded
 from compressor.yaml_limits import misread, text_of
 
 
@@ -107,7 +108,7 @@ def recipe_names() -> list[str]:
 
 def find(recipe: str) -> tuple[Path, str]:
     """(config folder, config name) of a checked-in name or of a path to a user's own file."""
-    path = Path(recipe).expanduser()
+    path = expanded(recipe)
     root = recipes_folder()
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         if path.is_dir():
@@ -156,6 +157,12 @@ def refuse_code(sources: Sequence[Source]) -> None:
             if overrides and len(full) > 4:
                 message = "expected a text with the values, such as '1,2'"
                 problems.append(Problem(".".join(full[:4]), message, source.file, line))
+            elif full[1] == "launcher" and not _is_plain(full[2:], value):
+                message = (
+                    "is not allowed in a recipe: it could run a command; on the command line it is "
+                    f"yours to give: {'.'.join(full)}=…"
+                )
+                problems.append(Problem(".".join(full), message, source.file, line))
             elif full[1] not in HYDRA_SETTINGS or "_target_" in full or own or "${" in value:
                 message = (
                     "is not allowed: a recipe runs nothing; under `hydra` it may set "
@@ -165,6 +172,28 @@ def refuse_code(sources: Sequence[Source]) -> None:
                 break
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
+
+
+_LAUNCHER_TEXTS = frozenset(
+    (
+        *("partition", "qos", "comment", "constraint", "exclude", "gres", "account", "name"),
+        *("mem_per_gpu", "mem_per_cpu", "prefer"),
+    )
+)
+"""A launcher's settings that are texts and no more. Others are commands, which SLURM's jobs and
+Ray's workers run, or folders that are written to.
+"""
+
+
+_NO_TEXT = re.compile(r"[-+]?[\d._]+(e[-+]?\d+)?|true|false|null|~?", re.IGNORECASE)
+
+
+def _is_plain(keys: Sequence[str], value: str) -> bool:
+    """Whether a launcher's setting is a number, a yes or no, or a text that nothing runs."""
+    if "_target_" in keys or "${" in value:  # which are told otherwise
+        return True
+    is_text = bool(keys) and keys[-1] in _LAUNCHER_TEXTS
+    return bool(re.fullmatch(r"[^\n\r`$]*", value) if is_text else _NO_TEXT.fullmatch(value))
 
 
 def refuse_misread(sources: Sequence[Source]) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from compressor.engine import Engine
 from compressor.errors import RecipeError, Stopped
+from compressor.home import expanded
 from compressor.launching import processes
 from compressor.machines import Helper, leading
 from compressor.plan import Plan
@@ -57,7 +58,7 @@ def execute(
     if started.machine > 0:
         Helper(plan, store, started, Progress(console, quiet=quiet).say).follow()
         return store.folder
-    folder = folder or new_folder(Path(recipe.outputs).expanduser() / "runs" / recipe.name)
+    folder = folder or new_folder(expanded(recipe.outputs) / "runs" / recipe.name)
     run = Run.create(folder, plan, store)
     write_json(folder / ASKED, asked(plan))
     with (

@@ -88,16 +88,15 @@ class _Counted:
 def misread(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
     """(message, line) of each number that YAML 1.1 reads in base 8, which nobody means by it."""
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield from misread(key)
+        for _, value in node.value:
             yield from misread(value)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
             yield from misread(value)
     elif isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:int":
         digits = node.value.replace("_", "")
-        if node.style is None and _OCTAL.fullmatch(digits):
-            decimal = f"{'-' if digits[0] == '-' else ''}{digits.lstrip('+-0') or 0}"
+        if node.style is None and _OCTAL.fullmatch(digits) and int(digits, 8):
+            decimal = f"{'-' if digits[0] == '-' else ''}{digits.lstrip('+-0')}"
             message = (
                 f"{node.value} is {int(digits, 8)} to YAML, which reads a number that begins with "
                 f"0 in base 8; write {decimal}, or {node.value!r} for a text"

@@ -35,6 +35,7 @@ from compressor.hydra_loading import (
     hydra_loader,
     hydra_overrides,
     quoted,
+    refuse_overrides,
     with_prefixes,
 )
 from compressor.plan import digest, plan
@@ -164,6 +165,7 @@ def is_search(recipe: str, overrides: Sequence[str]) -> bool:
 
 def _select(recipe: str, overrides: Sequence[str], key: str) -> Any:
     """What a multirun's config has at `key`, without the values that are swept."""
+    refuse_overrides(overrides)
     _refuse_settings(overrides)
     root, name = find(recipe)
     with hydra_loader(root) as loader, _problems_told(root, name, overrides, ()):

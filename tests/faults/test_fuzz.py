@@ -9,11 +9,8 @@ import io
 import os
 import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from compressor.cli import main
 from tests.conftest import RECIPE
 from tests.faults import LONG, fuzzed, trials
+from tests.faults.commands import Told, told
 
 SECONDS = 2.0
 """Of this process on a core: a busy machine takes longer, and no more of those."""
@@ -31,39 +28,6 @@ LINE = 2_000
 """Characters of a message that a person can still read."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
 """What a terminal would act on; a line break and a tab are none of these."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float
-
-
-class Standard(io.StringIO):
-    """An output as the system has it: bytes that are no UTF-8 go back as they came."""
-
-    encoding = "utf-8"
-    errors = "strict"
-
-    def write(self, text: str) -> int:
-        text.encode("utf-8", "backslashreplace")
-        return super().write(text)
-
-
-def told(*arguments: str) -> Told:
-    """What a command says, run in this process. An exception is a defect, and fails the test."""
-    out, err = Standard(), Standard()
-    began = time.process_time()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = main(arguments)
-        except SystemExit as ended:  # of argparse
-            code = ended.code if isinstance(ended.code, int) else 1
-    return Told(code, out.getvalue(), err.getvalue(), time.process_time() - began)
 
 
 def judge(found: Told) -> None:
