@@ -22,7 +22,6 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
-    ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
@@ -87,11 +86,14 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
+_LONGEST = 600
+"""Characters of a message of others that a person is shown: it may repeat a whole value."""
 COMPOSITION_ERRORS = (
     HydraException,
     OmegaConfBaseException,
     yaml.YAMLError,
     OSError,
+    AssertionError,  # Hydra's, of an entry of `defaults` that is neither a text nor `group: option`
     ValueError,  # a group set to null; a file that is not UTF-8
     RecursionError,  # a thousand recipes of which each extends the next
 )
@@ -158,6 +160,9 @@ def compose_problem(
     if isinstance(error, RecursionError):
         message = "too many levels: of `defaults` that extend each other, or of values"
         return Problem("", message, folder / f"{name}.yaml")
+    if isinstance(error, AssertionError):
+        message = "an entry that is neither a recipe's name nor `group: option`"
+        return Problem("defaults", message, folder / f"{name}.yaml")
     if isinstance(error, UnicodeDecodeError):
         return Problem("", "not UTF-8 text", folder / f"{name}.yaml")
     cause = error.__cause__
@@ -182,9 +187,9 @@ def compose_problem(
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
         return locate(str(error.full_key), text, sources, overrides)
-    if isinstance(error, ConfigCompositionException | HydraException):
-        return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
-    return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
+    message = " ".join(text.split())
+    message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]} …"
+    return Problem("", message, folder / f"{name}.yaml")
 
 
 def _no_such_key(key: str, full: str, config: DictConfig) -> Problem:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 
+from compressor.errors import Problem
 from compressor.redaction import redacted_text
 
 ACTING = re.compile(
@@ -25,4 +27,8 @@ def printable(text: str) -> str:
 
 def complain(kind: str, text: object) -> None:
     """Print `error: …` or `warning: …` on the standard error, without a secret in it."""
-    print(f"{kind}: {printable(redacted_text(str(text)))}", file=sys.stderr)
+    if isinstance(text, Problem):  # whose path may be a secret's, and whose message is not it
+        told = str(replace(text, message=redacted_text(text.message)))
+    else:
+        told = redacted_text(str(text))
+    print(f"{kind}: {printable(told)}", file=sys.stderr)

@@ -58,7 +58,7 @@ class Run:
         record = {
             "name": node.name,
             "stage": node.kind,
-            "label": node.label,
+            "label": redacted(node.label),
             "model": node.model,
             "key": node.key,
             "cached": cached,

@@ -48,7 +48,7 @@ def asked(plan: Plan) -> dict[str, Any]:
         {"name": n.name, "stage": n.kind, "label": n.label, "model": n.model} for n in plan.nodes
     ]
     data = redacted(composed.recipe.data.model_dump(mode="json", include=_OF_DATA))
-    return found | {"nodes": nodes, "data": data}
+    return found | {"nodes": redacted(nodes), "data": data}
 
 
 def _own_and_parent(composed: Composed) -> tuple[Path | None, Path | None]:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tests.conftest import RECIPE
 from tests.faults import LONG, fuzzed, trials
 from tests.faults.commands import Told, told
+from tests.recipe_values import changed
 
 SECONDS = 2.0
 """Of this process on a core: a busy machine takes longer, and no more of those."""
@@ -89,12 +90,13 @@ def of_command(given: list[str]) -> Told:
     return told(*given)
 
 
+SMALL: dict[str, Any] = fuzzed.VALUES | {"pipeline": ["load", "finetune", "prune", "evaluate"]}
 AREAS: dict[str, tuple[str, st.SearchStrategy[Any], Case, int]] = {
-    "text": ("YAML text, bytes and tags", fuzzed.texts(), of_text, 3000),
-    "tree": ("values and keys", fuzzed.trees(), of_text, 3000),
+    "text": ("YAML text, bytes and tags", fuzzed.texts(), of_text, 2500),
+    "tree": ("values and keys", fuzzed.trees(), of_text, 1500),
     "defaults": ("`defaults`", fuzzed.defaults(), of_pair, 1000),
-    "overrides": ("overrides and sweeps", fuzzed.overrides(), of_overrides, 2000),
-    "command": ("commands and arguments", fuzzed.commands(), of_command, 1000),
+    "overrides": ("overrides and sweeps", fuzzed.overrides(), of_overrides, 3000),
+    "command": ("commands and arguments", fuzzed.commands(), of_command, 2000),
 }
 PARTS = [
     (name, part, 250 if LONG else about[3] // 50)
@@ -131,3 +133,43 @@ def test_no_recipe_and_no_command_shows_a_traceback(
     for code in sorted(codes):
         outcome = "exit 0: it is none" if code == 0 else f"exit {code}: one sentence, within 2 s"
         tell("recipes", f"fuzzed: {title}", outcome, codes[code])
+
+
+LIMITS = [
+    "launch.num_processes=1",
+    "training.max_steps=2",
+    "data.rows={train:16,validation:4,test:2}",
+]
+"""So that what planning accepts is small, whatever was changed."""
+
+
+def test_what_planning_accepts_runs_or_says_why_not(place: Path, tell: Any) -> None:
+    """A run of it ends with 0, or with a reason that was foreseen: no traceback's file."""
+    wanted = trials(24, 2)
+    codes: Counter[int] = Counter()
+
+    @seed(0)
+    @settings(
+        max_examples=wanted * 40,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(changed(SMALL))
+    def each(values: dict[str, Any]) -> None:
+        if codes.total() >= wanted or values == SMALL:
+            return
+        Path("mine.yaml").write_bytes(fuzzed.dumped(values))
+        if told("plan", "mine.yaml", *LIMITS).code == 0:
+            found = told("run", "mine.yaml", *LIMITS)
+            assert found.code in (0, 1), found.err
+            assert "Traceback" not in found.err + found.out
+            assert "error.txt" not in found.err, found.err
+            codes[found.code] += 1
+
+    each()
+    assert codes.total() == wanted and codes[0] > 0
+    for code, times in codes.items():
+        outcome = "exit 0" if code == 0 else "exit 1: one sentence, which was foreseen"
+        tell("recipes", "fuzzed, accepted by planning, and run", outcome, times)
