@@ -145,7 +145,7 @@ LIMITS = [
 
 def test_what_planning_accepts_runs_or_says_why_not(place: Path, tell: Any) -> None:
     """A run of it ends with 0, or with a reason that was foreseen: no traceback's file."""
-    wanted = trials(24, 2)
+    wanted = trials(20, 2)
     codes: Counter[int] = Counter()
 
     @seed(0)

@@ -167,6 +167,7 @@ def test_no_csv_has_a_formula(tmp_path: Path, tell: Any) -> None:
     tell("hostile", "texts that are formulas, in every CSV", "shown as texts; read back exactly")
 
 
+ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 ORDERS = {
     "clears the screen": "\x1b[2J\x1b[1;1H",
     "sets the clipboard": "\x1b]52;c;cm0gLXJmIH4=\x07",
@@ -186,10 +187,10 @@ def test_a_text_gives_a_terminal_no_orders(text: str, tmp_path: Path, tell: Any)
     console.print(Text(f"a {text} b", "red"))
     console.print(f"a {text} b", highlight=False, markup=False, soft_wrap=True)
     shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
-    assert shown.count("a ") == 2 and printable(shown) == shown, repr(shown)
+    assert shown.count("a ") == 2 and not ACTING.search(shown), repr(shown)
     assert "\x1b[31m" in stream.getvalue(), "rich's own colour is no order of the text's"
     found = told("plan", str(tmp_path / f"no{text}.yaml"))
-    assert found.code == 2 and printable(found.err) == found.err
+    assert found.code == 2 and not ACTING.search(found.err)
     assert printable("a\tb\nc é 😀") == "a\tb\nc é 😀"
     tell("hostile", "escape sequences in what is printed", "written out: \\x1b")
 

@@ -246,7 +246,9 @@ def test_every_way_to_read_a_model_is_a_safe_one() -> None:
             for ending, keyword in SAFE_ONLY_WITH.items():
                 if name.endswith(ending) and name not in WITHOUT_CODE:
                     seen.add(name)
-                    given = {each.arg for each in call.keywords}
+                    given = {each.arg: ast.unparse(each.value) for each in call.keywords}
+                    if "AUTO_CLASSES" in name:
+                        assert given.get("weights_only") == "True", f"{path}:{call.lineno}"
                     assert keyword in given, f"{path}:{call.lineno}: {name} without {keyword}"
     assert {"AutoConfig.from_pretrained", "AutoTokenizer.from_pretrained", "np.load"} <= seen
 
