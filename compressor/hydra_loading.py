@@ -187,9 +187,11 @@ def compose_problem(
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
         return locate(str(error.full_key), text, sources, overrides)
-    message = " ".join(text.split())
-    message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]} …"
-    return Problem("", message, folder / f"{name}.yaml")
+    return Problem("", _short(" ".join(text.split())), folder / f"{name}.yaml")
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= _LONGEST else f"{message[:_LONGEST]} …"
 
 
 def _no_such_key(key: str, full: str, config: DictConfig) -> Problem:
@@ -248,7 +250,7 @@ def _missing_setting(path: str, beside: Any) -> str:
 
 def _yaml_problem(error: yaml.MarkedYAMLError, folder: Path, name: str) -> Problem:
     mark = error.problem_mark or error.context_mark
-    message = f"not valid YAML: {_yaml_cure(error)}"
+    message = _short(f"not valid YAML: {_yaml_cure(error)}")
     file: Path | None = folder / f"{name}.yaml"
     if mark is not None and mark.name and Path(mark.name).is_file():
         file = Path(mark.name)

@@ -129,7 +129,8 @@ def test_no_recipe_and_no_command_shows_a_traceback(
 
     told("plan", "mine.yaml")  # what is imported once is in nobody's time
     each()
-    assert codes[2] > 0 < codes[0], "either all or none were wrong: nothing was tried"
+    assert codes[2] > 0, "none was wrong: nothing was tried"
+    assert codes[0] > 0 or not LONG, "all were wrong: nothing was tried"
     for code in sorted(codes):
         outcome = "exit 0: it is none" if code == 0 else f"exit {code}: one sentence, within 2 s"
         tell("recipes", f"fuzzed: {title}", outcome, codes[code])
