@@ -350,7 +350,7 @@ def head_of(folder: Path) -> Head:
     if not (folder / "config.json").is_file():
         raise StageError(f"no model in {folder}: expected a config.json")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
     for head, classes in CLASS_NAMES.items():
@@ -365,7 +365,7 @@ def _load_with_blocks(
 ) -> PreTrainedModel:
     """What `load_pretrained` gives of a model with blocks, also from under another head."""
     try:
-        model = build(AutoConfig.from_pretrained(folder, **config), head)
+        model = build(AutoConfig.from_pretrained(folder, trust_remote_code=False, **config), head)
         state = load_file(folder / WITH_BLOCKS)
         load_generation_config(model, folder)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -422,7 +422,13 @@ def has_tokenizer(folder: Path) -> bool:
 
 def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
     """A fast tokenizer from a folder or, with `revision`, from the hub."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **where)
+    try:
+        # Without a word on it, transformers asks on the standard input whether code may run.
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, **where
+        )
+    except ValueError as error:
+        raise StageError(f"cannot load the tokenizer of {source}: {_first_line(error)}") from error
     return tokenizer
 
 
@@ -539,7 +545,7 @@ def _quantization(about: Mapping[str, Any]) -> Quantization | None:
 def _load_quantized(folder: Path, head: Head, quantization: Quantization) -> PreTrainedModel:
     state = load_file(weights_file(folder))
     # Only a head that is a tensor of its own is in the file under its own name.
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model = build(config, head, untied_head="lm_head.weight" in state)
     if quantization.half:
         cast(model, quantization.weights)

@@ -11,12 +11,14 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from compressor import __version__
 from compressor import commands as do
 from compressor.commands import DONE, FAILED, WRONG
 from compressor.errors import RecipeError, StageError, Unreachable
+from compressor.printed import complain, printable
+from compressor.redaction import redacted_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = given.command(given)
     except RecipeError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            complain("error", problem)
         if len(error.problems) > 1:
             print(f"{len(error.problems)} errors", file=sys.stderr)
         return WRONG
     except (StageError, Unreachable) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain("error", error)
         return FAILED
     except KeyboardInterrupt:
         goes_on = given.command is do.run_command and not given.rehearse
@@ -63,13 +65,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain("error", error)
         return FAILED
     finally:
         # All is done and told: Ctrl-C now ends the interpreter's farewell, without its tracebacks.
         if threading.current_thread() is threading.main_thread():
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command, of which it repeats parts, as any other error is told."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(redacted_text(message)))
 
 
 def _open_closed_outputs() -> None:
@@ -80,7 +89,7 @@ def _open_closed_outputs() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="compressor", description="Compress transformer models from YAML recipes."
     )
     parser.set_defaults(command=None)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from compressor.recipe import Composed
     from compressor.store import Store
 
+from compressor.printed import complain, printable
 from compressor.signals import ended_as_by_hand
 
 DONE, FAILED, WRONG = 0, 1, 2
@@ -27,11 +28,11 @@ DONE, FAILED, WRONG = 0, 1, 2
 
 
 def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
+    from compressor.console import PlainConsole
 
     # Not a terminal: lines are for files and pipes, which have no width.
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else 200
-    return Console(stderr=stderr, width=width)
+    return PlainConsole(stderr=stderr, width=width)
 
 
 def _planned(recipe: str, overrides: Sequence[str]) -> tuple[Composed, Store, Plan]:
@@ -104,7 +105,7 @@ def _plan_sweep(given: argparse.Namespace) -> int:
         raise RecipeError("--json is of one run's stages; a sweep's plan is a tree")
     show = print_search_plan if is_search(given.recipe, given.overrides) else print_plan
     for problem in show(given.recipe, given.overrides, _console()):
-        print(f"warning: {problem}", file=sys.stderr)
+        complain("warning", problem)
     return DONE
 
 
@@ -118,7 +119,7 @@ def plan_command(given: argparse.Namespace) -> int:
     _refuse_several(given.overrides)
     _, store, plan = _planned(given.recipe, given.overrides)
     for problem in (*plan.warnings, *plan.unreached):
-        print(f"warning: {problem}", file=sys.stderr)
+        complain("warning", problem)
     recorded = Recorded.read(store)
     if given.json:
         print(
@@ -368,7 +369,7 @@ def summarize_command(given: argparse.Namespace) -> int:
         raise RecipeError(f"--num-beams: expected at least 1, got {given.num_beams}")
     texts, loaded = _texts(given), compressor.load(_place(given.place))
     for summary in loaded.summarize(texts, max_length=given.max_length, num_beams=given.num_beams):
-        print(" ".join(summary.split("\n")))
+        print(printable(" ".join(summary.split("\n"))))
     return DONE
 
 
@@ -379,7 +380,7 @@ def classify_command(given: argparse.Namespace) -> int:
     texts, loaded = _texts(given), compressor.load(_place(given.place))
     for labels in loaded.classify(texts):
         ordered = sorted(labels.items(), key=lambda item: -item[1])
-        print("  ".join(f"{name} {probability:.4f}" for name, probability in ordered))
+        print(printable("  ".join(f"{name} {share:.4f}" for name, share in ordered)))
     return DONE
 
 

@@ -16,9 +16,10 @@ from compressor.finite import require_finite_metrics
 from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan, framework_versions
 from compressor.progress import Progress
+from compressor.redaction import redacted, redacted_text
 from compressor.run import Run
 from compressor.stage import SIZES, Context, Inputs
-from compressor.store import Store, writer_lock
+from compressor.store import Store, write_text, writer_lock
 
 
 class Engine:
@@ -54,7 +55,7 @@ class Engine:
                 raise StageError(f"stage {node.name!r}: {error}") from error
             except Exception as error:  # what a library raises; the cause is kept
                 report = self.run.folder / "error.txt"
-                report.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+                write_text(report, redacted_text("".join(traceback.format_exception(error))))
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 self.progress.event("stage_failed", name=node.name, error=reason)
                 raise StageError(f"stage {node.name!r}: {reason} (see {report})") from error
@@ -140,7 +141,7 @@ class Engine:
         about = {
             "stage": node.kind,
             "name": node.name,
-            "key_parts": dict(node.key_parts),
+            "key_parts": redacted(dict(node.key_parts)),
             "model": model,
             "metrics": context.metrics,
             "seconds": round(time.monotonic() - started, 3),

@@ -17,10 +17,11 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path
+from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
-    ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
@@ -30,8 +31,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from compressor.checked_in import recipes_folder
-from compressor.errors import Problem, nearest
-from compressor.recipe_files import HYDRA_SETTINGS, Source, locate
+from compressor.errors import Problem, RecipeError, nearest
+from compressor.recipe_files import HYDRA_SETTINGS, Source, locate, runs_something, tree
 
 _SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
 
@@ -41,6 +42,31 @@ def with_prefixes(overrides: Sequence[str]) -> list[str]:
     one that it does: whether it exists is for the typed stages to say, which know the nearest name.
     """
     return [f"++{item}" if _SETS_A_KEY.match(item) else item for item in overrides]
+
+
+_HYDRAS = frozenset(HydraConf.__dataclass_fields__) - HYDRA_SETTINGS
+
+
+def refuse_overrides(overrides: Sequence[str]) -> None:
+    """Raise RecipeError for an override without a key, and for one that would have Hydra run code
+    or read the environment. What Hydra cannot read at all, composing reports.
+    """
+    for item in overrides:
+        try:
+            found = OverridesParser.create().parse_override(item)
+        except HydraException:
+            continue
+        key = str(found.key_or_group)
+        if not key:
+            raise RecipeError(f"cannot read the override {item!r}: expected key=value")
+        first, *rest = re.split(r"[./]", key)
+        if first != "hydra" or not rest:
+            continue
+        if rest[0] in _HYDRAS or "_target_" in item or runs_something(item):
+            raise RecipeError(
+                f"{item!r} is not allowed: Hydra runs nothing here but a sweep; of its settings "
+                "there are hydra/launcher=… and those of the launcher, hydra.launcher.…=…"
+            )
 
 
 def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
@@ -60,13 +86,16 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
+_LONGEST = 600
+"""Characters of a message of others that a person is shown: it may repeat a whole value."""
 COMPOSITION_ERRORS = (
     HydraException,
     OmegaConfBaseException,
     yaml.YAMLError,
     OSError,
+    AssertionError,  # Hydra's, of an entry of `defaults` that is neither a text nor `group: option`
     ValueError,  # a group set to null; a file that is not UTF-8
-    RecursionError,  # a recipe among its own defaults
+    RecursionError,  # a thousand recipes of which each extends the next
 )
 
 
@@ -93,6 +122,7 @@ class RecipeFolder(FileConfigSource):
             about = file.stat()
         except OSError:
             return super().load_config(config_path)
+        tree(file)  # refuses what would be too much for the loader
         key = (str(file), about.st_mtime_ns, about.st_size, self.provider)
         if key not in self._loaded:
             self._loaded[key] = super().load_config(config_path)
@@ -128,7 +158,11 @@ def compose_problem(
 ) -> Problem:
     """What a person needs of Hydra's, OmegaConf's or YAML's error."""
     if isinstance(error, RecursionError):
-        return Problem("defaults", "the recipe is among its own defaults", folder / f"{name}.yaml")
+        message = "too many levels: of `defaults` that extend each other, or of values"
+        return Problem("", message, folder / f"{name}.yaml")
+    if isinstance(error, AssertionError):
+        message = "an entry that is neither a recipe's name nor `group: option`"
+        return Problem("defaults", message, folder / f"{name}.yaml")
     if isinstance(error, UnicodeDecodeError):
         return Problem("", "not UTF-8 text", folder / f"{name}.yaml")
     cause = error.__cause__
@@ -153,9 +187,11 @@ def compose_problem(
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
         return locate(str(error.full_key), text, sources, overrides)
-    if isinstance(error, ConfigCompositionException | HydraException):
-        return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
-    return Problem("", " ".join(text.split()), folder / f"{name}.yaml")
+    return Problem("", _short(" ".join(text.split())), folder / f"{name}.yaml")
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= _LONGEST else f"{message[:_LONGEST]} …"
 
 
 def _no_such_key(key: str, full: str, config: DictConfig) -> Problem:
@@ -214,7 +250,7 @@ def _missing_setting(path: str, beside: Any) -> str:
 
 def _yaml_problem(error: yaml.MarkedYAMLError, folder: Path, name: str) -> Problem:
     mark = error.problem_mark or error.context_mark
-    message = f"not valid YAML: {_yaml_cure(error)}"
+    message = _short(f"not valid YAML: {_yaml_cure(error)}")
     file: Path | None = folder / f"{name}.yaml"
     if mark is not None and mark.name and Path(mark.name).is_file():
         file = Path(mark.name)

@@ -18,6 +18,8 @@ from compressor.checked_in import accelerate_configs
 from compressor.errors import nearest
 from compressor.extras import installing
 from compressor.field_types import SETTINGS, Integer
+from compressor.home import expanded
+from compressor.yaml_limits import text_of
 
 Kind = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 DEFAULT_PORT = 29_500
@@ -121,7 +123,7 @@ def check(launch: Launch, problem: Callable[[str, str], None]) -> None:
 
 
 def _find(name: str) -> Path:
-    path, checked_in = Path(name).expanduser(), accelerate_configs()
+    path, checked_in = expanded(name), accelerate_configs()
     if path.is_file():
         return path
     if name in checked_in:
@@ -133,8 +135,8 @@ def _find(name: str) -> Path:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        values = yaml.safe_load(text_of(path))
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"{path}: expected a mapping, as `accelerate config` writes")

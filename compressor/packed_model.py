@@ -103,7 +103,7 @@ def load_packed(folder: Path) -> PreTrainedModel:
     """
     about, packed = _read(folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         # Parameters without memory: no time goes into values that are replaced below.
         with init_empty_weights(include_buffers=False):
             model = build(config, about.head)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from compressor.errors import StageError
 from compressor.field_types import SETTINGS, Integer, whole
+from compressor.metrics.predictions import guarded
 from compressor.processes import end_with_parent, environment
 
 if TYPE_CHECKING:
@@ -268,7 +269,8 @@ def _keep(
         writer = csv.writer(stream)
         writer.writerow(("row", "source", "of the source model", "of the export"))
         for index, (text, (wanted, found)) in enumerate(zip(rows.texts, pairs, strict=True)):
-            writer.writerow((index, text, wanted, found))
+            cells = (each if isinstance(each, list) else guarded(each) for each in (wanted, found))
+            writer.writerow((index, guarded(text), *cells))
 
 
 def main(folder: Path, task_file: Path, out: Path) -> None:

@@ -29,6 +29,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from compressor.display import display
+from compressor.redaction import redacted_text
 
 RECORD = "\x1e"
 """Begins an event among the lines that a process of ours prints (RFC 7464)."""
@@ -82,6 +83,9 @@ class Progress:
         a reader of what is printed has closed its end of the pipe.
         """
         now = time.time()
+        for name in ("text", "error"):  # of which some are a library's own words
+            if isinstance(values.get(name), str):
+                values[name] = redacted_text(values[name])
         if self.events is not None and self._is_written(kind, values):
             line = json.dumps({"time": round(now, 3), "event": kind, **values})
             with self.events.open("a", encoding="utf-8") as stream:

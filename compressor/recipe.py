@@ -26,6 +26,7 @@ from compressor.hydra_loading import (
     compose_problem,
     hydra_loader,
     hydra_overrides,
+    refuse_overrides,
 )
 from compressor.launching import Launch
 from compressor.objective import Objective
@@ -35,6 +36,7 @@ from compressor.recipe_files import (
     locate,
     refuse_base_behind,
     refuse_code,
+    refuse_misread,
     refuse_resolvers_in_defaults,
     runs_something,
 )
@@ -45,12 +47,15 @@ from compressor.validation import validation_problems
 _PART = r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.?"
 NAME = rf"^{_PART}(/{_PART})*$"
 """A folder below `outputs/runs`: no part of it climbs out."""
-STAGE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+STAGE_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"
+"""A part of a folder's name, of which file systems allow 255 bytes."""
 
 
 def _stage_name(name: str) -> str:
     if not re.fullmatch(STAGE_NAME, name):
-        raise ValueError("a stage's name has letters, digits and _ only, and begins with no digit")
+        raise ValueError(
+            "a stage's name has letters, digits and _ only, 100 at most, and begins with no digit"
+        )
     return name
 
 
@@ -63,7 +68,9 @@ class Recipe(BaseModel):
     model_config = SETTINGS
 
     name: str = Field(
-        description="Names the folder of its runs.", json_schema_extra={"pattern": NAME}
+        max_length=200,
+        description="Names the folder of its runs.",
+        json_schema_extra={"pattern": NAME},
     )
     description: str = Field("", description="What it is for, in a line or two.")
     seed: Integer = Field(0, ge=0, description="Of every random choice that a stage makes.")
@@ -112,13 +119,15 @@ class Composed:
 def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
     """Compose and validate a recipe. Raises RecipeError with everything that is wrong with it."""
     folder, name = find(recipe)
+    refuse_overrides(overrides)
     given = hydra_overrides(name, overrides)
     with hydra_loader(folder) as loader:
         sources: list[Source] = []
         try:
-            refuse_resolvers_in_defaults(folder, name, frozenset())
+            refuse_resolvers_in_defaults(folder, name)
             sources = _sources(loader, name, given, folder)
             refuse_code(sources)
+            refuse_misread(sources)
             refuse_base_behind(sources, folder / f"{name}.yaml")
             values = container(hydra_compose(name, given), sources, overrides)
         except COMPOSITION_ERRORS as error:
@@ -197,23 +206,3 @@ def _refuse_resolvers(
     elif isinstance(values, str) and runs_something(values):
         message = f"{values} is not allowed: a recipe runs nothing and reads no environment"
         raise RecipeError([locate(path, message, sources, overrides)])
-
-
-_SECRET_KEY = re.compile(r"((^|[._])token$|secret|password|api_?key|credential)", re.IGNORECASE)
-
-
-_SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
-
-
-def redacted(value: Any, key: str = "") -> Any:
-    """A value as it may be written to a file: what looks like a secret is replaced."""
-    if isinstance(value, dict):
-        return {name: redacted(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list):
-        return [redacted(item, key) for item in value]
-    if isinstance(value, str):
-        name, given, _ = value.partition("=")  # an override of the command's
-        if given and _SECRET_KEY.search(name):
-            return f"{name}=<redacted>"
-        return "<redacted>" if _SECRET_KEY.search(key) else _SECRET_VALUE.sub("<redacted>", value)
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,30 @@ import yaml
 
 from compressor.checked_in import recipes_folder
 from compressor.errors import Problem, RecipeError, nearest
+from compressor.home import expanded
+from compressor.yaml_limits import misread, text_of
 
 
 @lru_cache(maxsize=256)
 def _tree(file: Path, changed: int, size: int) -> yaml.Node | None:
     """A file is parsed again only when it has changed: a sweep reads it for each point."""
-    loaded: yaml.Node | None = yaml.compose(file.read_text(encoding="utf-8"))
+    try:
+        text = text_of(file)
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise RecipeError([Problem("", str(error), file)]) from error
+    loaded: yaml.Node | None = yaml.compose(text)
     return loaded
+
+
+def tree(file: Path) -> yaml.Node | None:
+    """The YAML nodes of a recipe's file. Raises RecipeError for one that is too large, or no file.
+
+    Every file of a recipe comes through here before anything else reads it.
+    """
+    about = file.stat()
+    return _tree(file, about.st_mtime_ns, about.st_size)
 
 
 @dataclass(frozen=True)
@@ -31,8 +49,7 @@ class Source:
     @cached_property
     def tree(self) -> yaml.Node | None:
         """The YAML nodes with their line numbers."""
-        about = self.file.stat()
-        return _tree(self.file, about.st_mtime_ns, about.st_size)
+        return tree(self.file)
 
     def line(self, path: Sequence[str]) -> tuple[int, int] | None:
         """(how many parts of `path` this file has, line of the last of them), or None."""
@@ -91,7 +108,7 @@ def recipe_names() -> list[str]:
 
 def find(recipe: str) -> tuple[Path, str]:
     """(config folder, config name) of a checked-in name or of a path to a user's own file."""
-    path = Path(recipe).expanduser()
+    path = expanded(recipe)
     root = recipes_folder()
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         if path.is_dir():
@@ -140,6 +157,12 @@ def refuse_code(sources: Sequence[Source]) -> None:
             if overrides and len(full) > 4:
                 message = "expected a text with the values, such as '1,2'"
                 problems.append(Problem(".".join(full[:4]), message, source.file, line))
+            elif full[1] == "launcher" and not _is_plain(full[2:], value):
+                message = (
+                    "is not allowed in a recipe: it could run a command; on the command line it is "
+                    f"yours to give: {'.'.join(full)}=…"
+                )
+                problems.append(Problem(".".join(full), message, source.file, line))
             elif full[1] not in HYDRA_SETTINGS or "_target_" in full or own or "${" in value:
                 message = (
                     "is not allowed: a recipe runs nothing; under `hydra` it may set "
@@ -147,6 +170,39 @@ def refuse_code(sources: Sequence[Source]) -> None:
                 )
                 problems.append(Problem(".".join(full), message, source.file, line))
                 break
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+
+
+_LAUNCHER_TEXTS = frozenset(
+    (
+        *("partition", "qos", "comment", "constraint", "exclude", "gres", "account", "name"),
+        *("mem_per_gpu", "mem_per_cpu", "prefer"),
+    )
+)
+"""A launcher's settings that are texts and no more. Others are commands, which SLURM's jobs and
+Ray's workers run, or folders that are written to.
+"""
+
+
+_NO_TEXT = re.compile(r"[-+]?[\d._]+(e[-+]?\d+)?|true|false|null|~?", re.IGNORECASE)
+
+
+def _is_plain(keys: Sequence[str], value: str) -> bool:
+    """Whether a launcher's setting is a number, a yes or no, or a text that nothing runs."""
+    if "_target_" in keys or "${" in value:  # which are told otherwise
+        return True
+    is_text = bool(keys) and keys[-1] in _LAUNCHER_TEXTS
+    return bool(re.fullmatch(r"[^\n\r`$]*", value) if is_text else _NO_TEXT.fullmatch(value))
+
+
+def refuse_misread(sources: Sequence[Source]) -> None:
+    """Raise RecipeError where YAML would read a number as another one than is written."""
+    problems = [
+        Problem("", message, source.file, line)
+        for source in sources
+        for message, line in misread(source.tree)
+    ]
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
 
@@ -162,24 +218,45 @@ def refuse_base_behind(sources: Sequence[Source], own: Path) -> None:
         raise RecipeError([locate("defaults", message, [Source(own, "")], ())])
 
 
-def refuse_resolvers_in_defaults(folder: Path, name: str, seen: frozenset[str]) -> None:
-    """Raise RecipeError where a file's `defaults`, or those of a file beside it, run a resolver.
+def refuse_resolvers_in_defaults(folder: Path, name: str, seen: tuple[str, ...] = ()) -> None:
+    """Raise RecipeError where a file's `defaults`, or those of a file beside it, run a resolver,
+    or lead back to the file itself.
 
-    Hydra resolves them while it looks for the files, before anything else can be checked.
+    Hydra resolves them while it looks for the files, before anything else can be checked; and goes
+    round in a circle for 8 seconds.
     """
     path = folder / f"{name}.yaml"
-    if name in seen or not path.is_file():
+    if not path.is_file():
         return
-    tree = Source(path, "").tree
-    for keys, value, line in _scalars(tree) if tree is not None else ():
+    found = Source(path, "").tree
+    for keys, value, line in _scalars(found) if found is not None else ():
         if keys[:1] != ("defaults",):
             continue
         for text in (value, *keys):
             if runs_something(text):
                 message = f"{text} is not allowed: a recipe runs nothing and reads no environment"
                 raise RecipeError([Problem("defaults", message, path, line)])
-        for other in (value, "/".join((*(k for k in keys[1:] if not k.isdigit()), value))):
-            refuse_resolvers_in_defaults(folder, other.lstrip("/"), seen | {name})
+        other = _meant(name, keys[1:], value)
+        if other in (*seen, name):
+            message = "the recipe is among its own defaults"
+            raise RecipeError([Problem("defaults", message, path, line)])
+        if other is not None:
+            refuse_resolvers_in_defaults(folder, other, (*seen, name))
+
+
+def _meant(name: str, keys: Sequence[str], value: str) -> str | None:
+    """The file, without its ending, that an entry of `defaults` in the file `name` means.
+
+    `keys`: of the entry, from its place in the list. None where it means no file of its own.
+    """
+    group, *_ = [*(key for key in keys if not key.isdigit()), ""]
+    words = group.split()
+    if value == "_self_" or "override" in words[:-1]:
+        return None
+    group = words[-1].partition("@")[0] if words else ""
+    entry = "/".join(filter(None, (group, value.partition("@")[0])))
+    above = "" if entry.startswith("/") else posixpath.dirname(name)
+    return posixpath.normpath(posixpath.join(above, entry.lstrip("/"))).lstrip("/")
 
 
 def _scalars(

@@ -20,7 +20,7 @@ import yaml
 from compressor import machine
 from compressor.launching import processes
 from compressor.plan import Node, Plan
-from compressor.recipe import redacted
+from compressor.redaction import redacted
 from compressor.stage import SIZES, Report, stage_class
 from compressor.store import Store, write_json, write_text
 
@@ -58,7 +58,7 @@ class Run:
         record = {
             "name": node.name,
             "stage": node.kind,
-            "label": node.label,
+            "label": redacted(node.label),
             "model": node.model,
             "key": node.key,
             "cached": cached,

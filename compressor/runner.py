@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +11,15 @@ from rich.console import Console
 
 from compressor.engine import Engine
 from compressor.errors import RecipeError, Stopped
+from compressor.home import expanded
 from compressor.launching import processes
 from compressor.machines import Helper, leading
 from compressor.plan import Plan
+from compressor.printed import complain
 from compressor.processes import described
 from compressor.progress import Progress, Watch
 from compressor.recorded import Recorded
+from compressor.redaction import redacted_text
 from compressor.report import ASKED, Ended, asked, write_reports
 from compressor.run import Run, new_folder, table
 from compressor.signals import heard_at_the_end
@@ -49,7 +51,7 @@ def execute(
     """
     plan.require_reachable()
     for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        complain("warning", warning)
     recipe = plan.composed.recipe
     started = processes(recipe.launch)
     if started.machines > 1 and folder is not None:
@@ -57,9 +59,9 @@ def execute(
     if started.machine > 0:
         Helper(plan, store, started, Progress(console, quiet=quiet).say).follow()
         return store.folder
-    folder = folder or new_folder(Path(recipe.outputs).expanduser() / "runs" / recipe.name)
+    folder = folder or new_folder(expanded(recipe.outputs) / "runs" / recipe.name)
     about = asked(plan)
-    with store.keeping(lambda: print("`compressor gc` is at work; waiting", file=sys.stderr)):
+    with store.keeping(_say_collecting):
         run = Run.create(folder, plan, store)
         write_json(folder / ASKED, about)  # names what the run counts on
     with (
@@ -71,6 +73,10 @@ def execute(
     print_results(run.records, console)
     console.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)
     return folder
+
+
+def _say_collecting() -> None:
+    complain("note", "`compressor gc` is at work; waiting")
 
 
 @contextmanager
@@ -106,7 +112,7 @@ def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
             try:
                 progress.event("run_ended", state=state, error=reason)
             finally:  # the terminal may be gone
-                write_reports(run.folder, state, reason)
+                write_reports(run.folder, state, reason and redacted_text(reason))
 
 
 def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from compressor.errors import DamagedArtifact, RecipeError
+from compressor.home import expanded
 
 MANIFEST = "manifest.json"
 COLLECTING = "gc"
@@ -45,7 +47,9 @@ class Store:
     @classmethod
     def of(cls, outputs: str) -> Store:
         """The store under a recipe's `outputs`. Raises RecipeError where that is no folder."""
-        folder = Path(outputs).expanduser()
+        folder = expanded(outputs)
+        if "\0" in outputs or (outputs.startswith("~") and folder == Path(outputs)):
+            raise RecipeError(f"outputs: {outputs!r} is no folder's name")
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not there.is_dir():
             raise RecipeError(f"outputs: {str(there)!r} is a file, not a folder")
@@ -224,7 +228,10 @@ class Store:
     def commit(self, key: str, partial: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         """Make the files in `partial` the artifact `key`. Returns its manifest."""
         files = {}
+        mode = _file_mode(partial)
         for path in sorted(item for item in partial.rglob("*") if item.is_file()):
+            if stat.S_IMODE(path.stat().st_mode) != mode:
+                path.chmod(mode)
             flush(path)
             name = path.relative_to(partial).as_posix()
             files[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
@@ -242,6 +249,20 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _file_mode(folder: Path) -> int:
+    """The permissions that a file of this user's gets, by the mask that is set.
+
+    Some libraries (safetensors) make theirs for the owner alone, whatever the mask says, and a
+    group could not use the store that it shares.
+    """
+    probe = folder / f".{MANIFEST}.mode"
+    probe.touch()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
 
 
 def flush(path: Path) -> None:

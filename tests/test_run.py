@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from compressor import load_model
-from compressor.recipe import redacted
+from compressor.redaction import redacted
 from compressor.store import file_digest
 
 LONGER = ("{epochs: 1}\n  prune", "{epochs: 6}\n  prune")

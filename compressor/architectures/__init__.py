@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from compressor.architectures.block import KEY, BlockSizes
 from compressor.errors import nearest
+from compressor.field_types import whole
 
 Shape = tuple[int, ...]
 
@@ -425,6 +426,27 @@ def model_types(head: str) -> list[str]:
     return [each for each in _MODULES if head in architecture(each).HEADS]
 
 
+def _counted(model_type: str) -> set[str]:
+    """The keys of a config that say how many there are of something."""
+    defaults = architecture(model_type).DEFAULTS[model_type]
+    return {
+        key
+        for key, default in defaults.items()
+        if default is None or (isinstance(default, int) and not isinstance(default, bool))
+    }
+
+
+def with_whole_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in which 3.0 layers are 3, as everywhere in a recipe; all else as it is."""
+    model_type = str(config.get("model_type", ""))
+    try:
+        counted = _counted(model_type)
+    except KeyError:  # which planning reports
+        return dict(config)
+    counted |= {alias for alias, key in architecture(model_type).ALIASES.items() if key in counted}
+    return {key: whole(value) if key in counted else value for key, value in config.items()}
+
+
 def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: str) -> Facts:
     """What a config says of a model. `untied_head` None: as the config says."""
     model_type = str(config.get("model_type", ""))
@@ -432,10 +454,9 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
     given = {key: value for key, value in config.items() if value is not None}
     given |= {key: given[alias] for alias, key in module.ALIASES.items() if alias in given}
     full = {**module.DEFAULTS[model_type], **given, "head": head}
-    for key in module.DEFAULTS[model_type].keys() & given.keys():
-        default, value = module.DEFAULTS[model_type][key], given[key]
-        counts = default is None or (isinstance(default, int) and not isinstance(default, bool))
-        if counts and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+    for key in _counted(model_type) & given.keys():
+        value = given[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(key, f"expected a whole number of at least 1, got {value!r}")
     shapes = module.parameters(full, untied_head=untied_head)
     return Facts(model_type=model_type, config=full, shapes=shapes)

@@ -7,9 +7,11 @@ more than it must; running asks it for the rows.
 from __future__ import annotations
 
 import csv
+import difflib
 import json
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TextIO
 
@@ -28,6 +30,7 @@ from compressor.data.file_digest import file_sha256
 from compressor.data.rows import ROW, Rows, Task, require_labels, rows_of
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.field_types import SETTINGS, Counted, Integer, Listed
+from compressor.home import expanded
 from compressor.schema_rules import Schema, rules, when, where
 
 Split = Literal["train", "validation", "test"]
@@ -46,6 +49,18 @@ Share = Annotated[
 """Of train's rows, so that enough are left to train on."""
 _OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
 """Reader → what it is told: "NA" and "null" are texts like any others."""
+LONGEST_LINE = 64_000_000
+"""Characters of a line that planning reads; a text of 10 MB has room."""
+MOST_COLUMNS = 10_000
+"""With ten times as many, the reader takes minutes for one row."""
+DEEPEST_ROW = 900
+"""Brackets of a row below which nothing is too deep; Python's own reader takes a few more."""
+_PACKED = frozenset((".gz", ".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar", ".tar", ".tgz"))
+_PACKED_BEGIN = (
+    *(b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"BZh", b"\xfd7zXZ\x00"),
+    *(b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07"),
+)
+"""What `datasets` unpacks without being asked, whatever a file's name says."""
 _READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -362,7 +377,7 @@ class Files(Held):
 
     def _path(self, split: Split) -> Path | None:
         name = self.files.get(self._where(split, self._named)[1])
-        return Path(name).expanduser() if name else None
+        return expanded(name) if name else None
 
     def content_key(self, split: Split) -> Any:
         path = self._path(split)
@@ -380,20 +395,33 @@ class Files(Held):
             return
         path, key = self._path(split), f"files.{self._where(split, self._named)[1]}"
         assert path is not None, "a split that has rows has a file"
-        if not path.is_file():
+        if path.exists() and not path.is_file():
+            problem(key, f"{str(path)!r} is no regular file: neither a folder nor a pipe is read")
+        elif not path.is_file():
             there = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
             hint = nearest(path.name, there) if there else f"{path.parent} is not a folder"
             problem(key, f"no file {str(path)!r}; {hint}")
         elif path.suffix not in _READERS:
-            problem(key, f"cannot read {path.suffix or path.name!r}; one of {', '.join(_READERS)}")
+            unpack = "; unpack it first" if path.suffix in _PACKED else ""
+            valid = ", ".join(_READERS)
+            problem(key, f"cannot read {path.suffix or path.name!r}; one of {valid}{unpack}")
+        elif _is_packed(path):
+            problem(key, f"cannot read {path}: it is a compressed file or an archive; unpack it")
         else:
             try:
                 columns = _columns(path)
             except (ValueError, OSError, csv.Error) as error:  # Arrow's errors are ValueErrors
                 problem(key, f"cannot read {path}: {str(error).splitlines()[0]}")
                 return
+            except RecursionError:
+                problem(key, f"cannot read {path}: a value of its first row is nested too deeply")
+                return
             if columns is None:
                 problem(key, f"{path} is empty")
+                return
+            if len(columns) > MOST_COLUMNS:
+                many = f"{path} has {len(columns):,} columns, more than {MOST_COLUMNS:,}"
+                problem(key, f"{many}; keep those that are read")
                 return
             for field, column in self.columns().items():
                 _known_column(column, columns, field, f"{path} has", problem)
@@ -405,13 +433,17 @@ class Files(Held):
         disable_progress_bars()  # a file is read in no time, and the stage has a bar of its own
         path = self._path(split)
         assert path is not None, "checked when planned"
+        if _is_packed(path):  # `datasets` would unpack it, to whatever size, into its cache
+            raise StageError(f"data: cannot read {path}: it is a compressed file or an archive")
+        if _READERS[path.suffix] == "json":
+            _refuse_deep(path)
         try:
             kind = _READERS[path.suffix]
             table = load_dataset(
                 kind, data_files=str(path), split="train", **_OPTIONS.get(kind, {})
             )
-        except (DatasetGenerationError, ValueError, OSError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+        except (DatasetGenerationError, ValueError, OSError, RecursionError) as error:
+            reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
             raise StageError(f"data: cannot read {path}: {reason}") from error
         return self._rows(table, split, str(path))
 
@@ -490,18 +522,21 @@ def _columns(path: Path) -> list[str] | None:
         parquet = pyarrow.parquet.ParquetFile(path)
         return list(parquet.schema_arrow.names) if parquet.metadata.num_rows else None
     with path.open(encoding="utf-8-sig", newline="") as stream:
+        lines = _lines(stream)
         if path.suffix == ".csv":
-            reader = csv.reader(stream)
+            reader = csv.reader(lines)
             header = next(reader, None)
             return header if next(reader, None) is not None else None
-        first = next((line for line in stream if line.strip()), None)
-        if first is None:
-            return None
-        if first.lstrip().startswith("["):  # one array of all rows
-            row = _first_of_array(first, stream)
+        begin = stream.read(_PIECE)
+        if begin.lstrip().startswith("["):  # one array of all rows
+            row = _first_of_array(begin, stream)
             if row is None:
                 return None
         else:
+            stream.seek(0)
+            first = next((line for line in lines if line.strip()), None)
+            if first is None:
+                return None
             row = json.loads(first)
         return list(row) if isinstance(row, dict) else []
 
@@ -518,13 +553,60 @@ def _first_of_array(text: str, stream: TextIO) -> Any:
         try:
             return json.JSONDecoder().raw_decode(rest)[0]
         except json.JSONDecodeError:
+            if len(text) > LONGEST_LINE:
+                raise ValueError(f"a row has more than {LONGEST_LINE:,} characters") from None
             if not (more := stream.read(max(_PIECE, len(text)))):
                 raise
             text += more
 
 
+def _lines(stream: TextIO) -> Iterator[str]:
+    """The lines of a file. Raises ValueError for one that is too long to be a line of a table."""
+    while line := stream.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"a line has more than {LONGEST_LINE:,} characters")
+        yield line
+
+
+def _refuse_deep(path: Path) -> None:
+    """Raise StageError for a row that is nested so deeply that Arrow's reader of JSON would end the
+    process. Only rows with many brackets are looked into: the others cannot be.
+    """
+    with path.open("rb") as stream:
+        number = 0
+        while line := stream.readline():
+            number += 1
+            if line.count(b"[") + line.count(b"{") < DEEPEST_ROW:
+                continue
+            try:
+                json.loads(line)
+            except RecursionError as error:
+                where = f"line {number}: a value is nested too deeply"
+                raise StageError(f"data: cannot read {path}: {where}") from error
+            except ValueError:  # not JSON, which the reader says better; an array over many lines
+                if _depth(line) > DEEPEST_ROW:
+                    where = f"line {number}: a value is nested too deeply"
+                    raise StageError(f"data: cannot read {path}: {where}") from None
+
+
+def _depth(line: bytes) -> int:
+    """How many brackets of a text are open at most, those within its strings included."""
+    depth = deepest = 0
+    for bracket in re.findall(rb"[\[\]{}]", line):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether a file begins as compressed ones and archives do, or has a tar's mark."""
+    with path.open("rb") as stream:
+        begin = stream.read(262)
+    return begin.startswith(_PACKED_BEGIN) or begin[257:262] == b"ustar"
+
+
 def _known_column(name: str, columns: list[str], field: str, whose: str, problem: Problem) -> None:
     if name not in columns:
-        problem(
-            field, f"no column {name!r}: {whose} {', '.join(columns)}; {nearest(name, columns)}"
-        )
+        shown = ", ".join(columns[:20]) + (f" and {len(columns) - 20} more" * (len(columns) > 20))
+        close = difflib.get_close_matches(name, columns[:1000], n=1) or columns[:20]
+        problem(field, f"no column {name!r}: {whose} {shown:.1000}; {nearest(name, close):.1000}")

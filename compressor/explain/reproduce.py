@@ -18,14 +18,13 @@ from compressor.explain.past import ENVIRONMENT, RECIPE, PastRun
 from compressor.explain.reproduction import Reproduction, reproduction
 from compressor.explain.restored import pip_command
 from compressor.explain.show import installed, packages
+from compressor.home import expanded
+from compressor.redaction import REDACTED
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from compressor.plan import Plan
-
-REDACTED = "<redacted>"
-"""What `recipe.redacted` leaves of a secret."""
 
 
 def into(run: PastRun, given: Path | None, outputs: Path) -> Path:
@@ -37,7 +36,7 @@ def into(run: PastRun, given: Path | None, outputs: Path) -> Path:
 
     if given is None:
         return new_folder((run.outputs or outputs) / "reproductions" / run.recipe).resolve()
-    folder = given.expanduser().absolute()
+    folder = expanded(given).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(f"--into: {given} is not empty; a run is made again in a fresh folder")
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,12 @@ from rich.console import Console
 from compressor import hub
 from compressor.engine import Engine
 from compressor.errors import RecipeError, StageError, Unreachable
+from compressor.home import expanded
 from compressor.plan import Plan, plan
+from compressor.printed import complain
 from compressor.progress import Progress
 from compressor.recipe import from_config
+from compressor.redaction import redacted_text
 from compressor.rehearsal.checks import look_at
 from compressor.rehearsal.derivation import Derived, Substitutes, derive
 from compressor.rehearsal.models import TRAINED
@@ -89,7 +92,7 @@ class Rehearsal:
         source = load.tokenizer or load.source
         if source is None:
             return None
-        directory = Path(source).expanduser()
+        directory = expanded(source)
         if directory.is_dir():
             from compressor.checkpoint import has_tokenizer
 
@@ -223,7 +226,7 @@ def rehearse(real: Plan, console: Console, *, quiet: bool = False) -> bool:
     Everything is written to a temporary folder, which stays where something failed.
     """
     for problem in (*real.warnings, *real.unreached):
-        print(f"warning: {problem}", file=sys.stderr)
+        complain("warning", problem)
     folder, started = Path(mkdtemp(prefix="compressor-rehearsal-")), time.monotonic()
     rehearsal, failure = Rehearsal(real, console, folder, quiet), ""
     try:
@@ -232,7 +235,7 @@ def rehearse(real: Plan, console: Console, *, quiet: bool = False) -> bool:
         failure = str(error)
     except Exception as error:  # noqa: BLE001  # what a library raises in a check; the cause is kept
         log = folder / "error.txt"
-        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        log.write_text(redacted_text("".join(traceback.format_exception(error))), "utf-8")
         failure = f"{type(error).__name__}: {error}".splitlines()[0] + f" (see {log})"
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -240,7 +243,7 @@ def rehearse(real: Plan, console: Console, *, quiet: bool = False) -> bool:
     seconds = time.monotonic() - started
     print_result(rehearsal, console, seconds, failed=bool(failure))
     if failure:
-        print(f"error: {failure}\nwhat the rehearsal left: {folder}", file=sys.stderr)
+        complain("error", f"{failure}\nwhat the rehearsal left: {folder}")
         return False
     shutil.rmtree(folder, ignore_errors=True)
     return True

@@ -6,10 +6,11 @@ made of what the run's folder has, so nothing here measures, loads weights or as
 
 from __future__ import annotations
 
-import sys
 import traceback
 from pathlib import Path
 
+from compressor.printed import complain
+from compressor.redaction import redacted_text
 from compressor.report.asked import ASKED as ASKED
 from compressor.report.asked import asked as asked
 from compressor.report.results import Ended as Ended
@@ -46,7 +47,7 @@ def write_reports(folder: Path, ended: Ended, error: str | None = None) -> None:
 
 def _tell(folder: Path, name: str, error: Exception) -> None:
     """Say on the standard error that a file is not there, and keep the traceback."""
-    text = "".join(traceback.format_exception(error))
+    text = redacted_text("".join(traceback.format_exception(error)))
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     try:
         with (folder / TRACEBACK).open("a", encoding="utf-8", errors="replace") as stream:
@@ -54,4 +55,4 @@ def _tell(folder: Path, name: str, error: Exception) -> None:
         see = f" (see {folder / TRACEBACK})"
     except OSError:  # a full disk, say: then the reason is all there is
         see = ""
-    print(f"warning: {name} was not written: {reason}{see}", file=sys.stderr)
+    complain("warning", f"{name} was not written: {reason}{see}")

@@ -14,7 +14,8 @@ from compressor.checked_in import recipes_folder
 from compressor.differences import MISSING, Difference, differences
 from compressor.errors import RecipeError
 from compressor.plan import Plan
-from compressor.recipe import Composed, compose, redacted
+from compressor.recipe import Composed, compose
+from compressor.redaction import redacted
 
 ASKED = "asked.json"
 """The file's name in a run's folder."""
@@ -49,7 +50,7 @@ def asked(plan: Plan) -> dict[str, Any]:
         for n in plan.nodes
     ]
     data = redacted(composed.recipe.data.model_dump(mode="json", include=_OF_DATA))
-    return found | {"nodes": nodes, "data": data}
+    return found | {"nodes": redacted(nodes), "data": data}
 
 
 def _own_and_parent(composed: Composed) -> tuple[Path | None, Path | None]:

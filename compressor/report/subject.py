@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from compressor.home import expanded
 from compressor.report.results import Record, Results
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -88,4 +88,4 @@ class Subject:
         origin = self.origin
         if origin is None or not _HUB_ID.match(origin) or origin.startswith("."):
             return None
-        return None if Path(origin).expanduser().exists() else origin
+        return None if expanded(origin).exists() else origin

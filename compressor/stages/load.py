@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compressor import hub
-from compressor.architectures import ConfigError, Facts, architecture, facts
+from compressor.architectures import ConfigError, Facts, architecture, facts, with_whole_numbers
 from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.field_types import SETTINGS, Integer
+from compressor.home import expanded
+from compressor.redaction import is_secret
 from compressor.schema_rules import rules, some_of
 from compressor.stage import Context, Inputs, Planning, Stage
 from compressor.store import MANIFEST, file_digest
@@ -90,6 +92,11 @@ class Load(Stage):
         False, description="Let the source's own Python code run. Only for sources you wrote."
     )
 
+    @field_validator("config")
+    @classmethod
+    def _counts_in_whole_numbers(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else with_whole_numbers(value)
+
     @property
     def _classifies(self) -> bool:
         return self.head == "sequence_classification"
@@ -142,6 +149,9 @@ class Load(Stage):
             hint = nearest(self.head, module.HEADS)
             planning.problem("head", f"{model_type} has no head {self.head!r}; {hint}")
             return None
+        for key in _secrets(self.config or {}):
+            message = "looks like a secret, and a config is written with every model that is made"
+            planning.problem(f"config.{key}", message)
         if self.source is None:
             self._check_keys({*module.DEFAULTS[model_type], *module.ALIASES}, planning)
         config = {**config, **self._labels(planning.data)}
@@ -239,7 +249,7 @@ class Load(Stage):
             untied = "lm_head.weight" in names and any(n.endswith(_EMBEDDINGS) for n in names)
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # not JSON, or not UTF-8
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or too deep
             planning.problem("source", f"{path} is not JSON: {error}")
             return None, None
         if not isinstance(config, dict):
@@ -258,7 +268,7 @@ class Load(Stage):
         elif self.source is not None:
             found["commit"] = hub.commit(self.source, self.revision, "model")
         if isinstance(self.tokenizer, str):
-            path = Path(self.tokenizer).expanduser()
+            path = expanded(self.tokenizer)
             found["tokenizer"] = (
                 _digests(path) if path.is_dir() else hub.commit(self.tokenizer, "main", "model")
             )
@@ -371,7 +381,7 @@ class Load(Stage):
         source = self.tokenizer or self.source
         if source is None:
             return None
-        directory = Path(source).expanduser()
+        directory = expanded(source)
         if directory.is_dir():
             return load_tokenizer(directory) if has_tokenizer(directory) else None
         revision = self.revision if self.tokenizer is None else "main"
@@ -445,9 +455,18 @@ def start_at_labels(model: PreTrainedModel, labels: list[list[int]]) -> None:
             last.bias.copy_(((numbers + 0.5) / (count + 0.5 * len(numbers))).log())
 
 
+def _secrets(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The key paths of a config that name a secret."""
+    for key, value in config.items():
+        if is_secret(str(key)):
+            yield f"{above}{key}"
+        elif isinstance(value, Mapping):
+            yield from _secrets(value, f"{above}{key}.")
+
+
 def _local(source: str) -> Path | None:
     """The local directory that a name stands for, there or not; None for a name of the hub."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     return path if looks_local or path.is_dir() else None
 
@@ -487,7 +506,7 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
             return {}, 0
         try:
             return dict(json.loads(stream.read(length))), 8 + length
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return {}, 8 + length
 
 
@@ -495,6 +514,8 @@ def _cut_off(path: Path) -> str:
     """How much of a safetensors file is there, where its header names more; "" where all is."""
     header, begin = _safetensors_header(path)
     tensors = [each for each in header.values() if isinstance(each, dict)]
-    ends = [each["data_offsets"][1] for each in tensors if "data_offsets" in each]
+    offsets = [each.get("data_offsets") for each in tensors]
+    ends = [pair[1] for pair in offsets if isinstance(pair, list) and len(pair) == 2]
+    ends = [end for end in ends if isinstance(end, int)]  # of another form the run will tell
     there, whole = path.stat().st_size, begin + max(ends, default=0)
     return f"{there:,} of {whole:,} bytes" if there < whole else ""

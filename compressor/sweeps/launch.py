@@ -24,9 +24,9 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.markup import escape
 
+from compressor.console import PlainConsole
 from compressor.errors import RecipeError, StageError, Stopped, Unreachable, nearest
 from compressor.extras import installing
 from compressor.hydra_loading import (
@@ -35,17 +35,20 @@ from compressor.hydra_loading import (
     hydra_loader,
     hydra_overrides,
     quoted,
+    refuse_overrides,
     with_prefixes,
 )
 from compressor.plan import digest, plan
+from compressor.printed import printable
 from compressor.processes import end_with, is_there
 from compressor.progress import Progress, Watch, parsed_event
-from compressor.recipe import Composed, compose, redacted
+from compressor.recipe import Composed, compose
 from compressor.recipe_files import Source, find, refuse_code, refuse_resolvers_in_defaults
+from compressor.redaction import redacted, redacted_text
 from compressor.report import write_reports
 from compressor.runner import execute
 from compressor.signals import heard_at_the_end
-from compressor.store import Store, write_json
+from compressor.store import Store, write_json, write_text
 from compressor.sweeps.folder import OUTCOME
 from compressor.sweeps.points import Point, parsed
 
@@ -114,7 +117,7 @@ def _tell_of_killed(folder: Path) -> None:
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)
-    Progress(Console(), path, quiet=True).event("run_ended", state="interrupted", error=None)
+    Progress(PlainConsole(), path, quiet=True).event("run_ended", state="interrupted", error=None)
     write_reports(folder, "interrupted")
 
 
@@ -195,10 +198,11 @@ def is_search(recipe: str, overrides: Sequence[str]) -> bool:
 
 def _select(recipe: str, overrides: Sequence[str], key: str) -> Any:
     """What a multirun's config has at `key`, without the values that are swept."""
+    refuse_overrides(overrides)
     _refuse_settings(overrides)
     root, name = find(recipe)
     with hydra_loader(root) as loader, _problems_told(root, name, overrides, ()):
-        refuse_resolvers_in_defaults(root, name, frozenset())
+        refuse_resolvers_in_defaults(root, name)
         refuse_code([Source(root / f"{name}.yaml", "")])
         given = hydra_overrides(name, overrides)
         config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
@@ -262,12 +266,12 @@ def _run_in(
 ) -> None:
     overrides = tuple(str(item).removeprefix("++") for item in settings.overrides.task)
     if here:
-        console = Console(width=None if sys.stdout.isatty() else 200, quiet=quiet)
+        console = PlainConsole(width=None if sys.stdout.isatty() else 200, quiet=quiet)
         console.rule(escape(folder.name), style="dim")
         _run(recipe, overrides, planned, folder, console, sys.stderr, quiet=quiet, watch=watch)
         return
     with (folder / LOG).open("w", encoding="utf-8", buffering=1) as log:
-        console = Console(file=log, width=200)
+        console = PlainConsole(file=log, width=200)
         _run(recipe, overrides, planned, folder, console, log, quiet=quiet, watch=watch)
 
 
@@ -276,7 +280,7 @@ def _run(
     overrides: tuple[str, ...],
     planned: str | None,
     folder: Path,
-    console: Console,
+    console: PlainConsole,
     errors: TextIO,
     *,
     quiet: bool,
@@ -302,8 +306,9 @@ def _run(
         if not isinstance(caught, RecipeError | StageError | Unreachable):
             error = f"{type(caught).__name__}: {caught}".splitlines()[0]
             text = "".join(traceback.format_exception(caught))
-            (folder / "error.txt").write_text(text, encoding="utf-8")
-        print(f"error: {error}", file=errors)
+            write_text(folder / "error.txt", redacted_text(text))
+        error = redacted_text(error)
+        print(f"error: {printable(error)}", file=errors)
     seconds = round(time.monotonic() - started, 3)
     outcome: dict[str, Any] = {
         "overrides": redacted(list(overrides)),

@@ -12,16 +12,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 
 from compressor.errors import Problem, RecipeError, StageError
+from compressor.home import expanded
 from compressor.objective import Direction
 from compressor.plan import digest, plan
-from compressor.recipe import Composed, compose, redacted
+from compressor.recipe import Composed, compose
 from compressor.recorded import Recorded
+from compressor.redaction import redacted
 from compressor.store import Store
 from compressor.sweeps.folder import SweepFolder, asked
 from compressor.sweeps.launch import Launched, launched, swept_in_recipe
@@ -161,7 +162,7 @@ def multirun(recipe: str, overrides: Sequence[str], console: Console, *, quiet: 
     """
     grid = planned(recipe, overrides, reachable=True)
     base, store = grid.base.recipe, grid.store
-    outputs = Path(base.outputs).expanduser()
+    outputs = expanded(base.outputs)
     folder = SweepFolder.open(outputs, base.name, asked(grid.composed))
     say = f"another process runs this sweep, in {folder.path}; waiting for it"
     with folder.alone(store, lambda: _say(console, say)):
