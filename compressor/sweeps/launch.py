@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from compressor.progress import Watch
 from compressor.recipe import Composed, compose, redacted
 from compressor.recipe_files import Source, find, refuse_code, refuse_resolvers_in_defaults
 from compressor.runner import execute
+from compressor.shortage import told
 from compressor.store import Store, write_json
 from compressor.sweeps.folder import OUTCOME
 from compressor.sweeps.points import Point, parsed
@@ -75,7 +76,7 @@ class Launched:
         try:
             ended = self.launcher.launch(jobs, self.started)
         except Exception as error:  # what a launcher's library raises
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = told(error) or f"{type(error).__name__}: {error}".splitlines()[0]
             more = "what it had started may still run; the same command goes on from there"
             raise StageError(f"the launcher stopped: {reason} ({more})") from error
         finally:
@@ -83,7 +84,8 @@ class Launched:
         for point, job in zip(points, ended, strict=False):
             if job.status == JobStatus.FAILED:  # outside of what its folder tells
                 problem = job._return_value
-                raise StageError(f"{point.name}: {type(problem).__name__}: {problem}")
+                reason = told(problem) or f"{type(problem).__name__}: {problem}"
+                raise StageError(f"{point.name}: {reason}")
 
 
 @contextmanager
@@ -263,9 +265,10 @@ def _run(
     except Exception as caught:  # noqa: BLE001  # a point that fails does not stop the others
         error = str(caught)
         if not isinstance(caught, RecipeError | StageError | Unreachable):
-            error = f"{type(caught).__name__}: {caught}".splitlines()[0]
+            error = told(caught) or f"{type(caught).__name__}: {caught}".splitlines()[0]
             text = "".join(traceback.format_exception(caught))
-            (folder / "error.txt").write_text(text, encoding="utf-8")
+            with suppress(OSError):  # of a full disk: then the reason is all there is
+                (folder / "error.txt").write_text(text, encoding="utf-8")
         print(f"error: {error}", file=errors)
     seconds = round(time.monotonic() - started, 3)
     outcome: dict[str, Any] = {
