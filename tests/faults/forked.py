@@ -50,8 +50,9 @@ class Ended:
 class Forked:
     """The process that others are forked from. Use it as a context."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, **environment: str) -> None:
+        """`environment`: variables that libraries read as they are imported."""
+        self.folder, self.environment = folder, environment
 
     def __enter__(self) -> Self:
         self._log = (self.folder / "forked.log").open("w")
@@ -61,7 +62,11 @@ class Forked:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+                **self.environment,
+            },
         )
         return self
 
