@@ -88,6 +88,8 @@ class Forked:
 
         `limits`: name of a resource → its limit. `more_memory`: bytes of address space beyond what
         the process has as it begins. `user`: the id that it runs as. `environment`: variables.
+        `kill_at`: a pattern of paths below `cwd`; all is killed as soon as one is there. `group`: a
+        file that takes the ids of the processes of a control group.
         """
         out, err = self.folder / "out.txt", self.folder / "err.txt"
         task = {
@@ -118,6 +120,8 @@ def _child(task: dict[str, Any]) -> int:
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
     os.chdir(task["cwd"])
+    if "group" in task:
+        Path(task["group"]).write_text(str(os.getpid()))
     os.environ.update(task.get("environment", {}))
     sys.argv = ["compressor", *task["arguments"]]
     for name, limit in task.get("limits", {}).items():
@@ -161,18 +165,21 @@ def _serve() -> None:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        answers.write(f"{_ended(child, task['seconds'])}\n")
+        answers.write(f"{_ended(child, task)}\n")
         answers.flush()
 
 
-def _ended(child: int, seconds: float) -> int:
+def _ended(child: int, task: dict[str, Any]) -> int:
     """The exit code of a child, which is killed with all that it started when its time is over."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + task["seconds"]
     while time.monotonic() < deadline:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
+        if "kill_at" in task and any(Path(task["cwd"]).glob(task["kill_at"])):
+            os.killpg(child, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        time.sleep(0.002)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return -signal.SIGALRM
