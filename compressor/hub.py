@@ -111,7 +111,7 @@ def files(repository: str, commit_hash: str, patterns: Sequence[str]) -> Path:
 
 def _bound_waits() -> None:
     """Have requests without a time limit of their own end: the hub's library waits for ever."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils._http import get_session
 
     get_session().timeout = SILENCE_SECONDS
 

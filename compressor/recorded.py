@@ -41,7 +41,7 @@ class Recorded:
             try:
                 about = json.loads(path.read_text(encoding="utf-8"))
                 seconds, name = float(about["seconds"]), (str(about["stage"]), str(about["name"]))
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
             by_key[path.parent.name] = seconds
             by_name.setdefault(name, []).append(seconds)

@@ -87,7 +87,7 @@ def _parsed(line: bytes) -> Mapping[str, Any] | None:
     """An event, or None for what is none: half a line of a process that was killed."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     known = isinstance(event, dict) and {"time", "event"} <= event.keys()
     return event if known else None

@@ -157,7 +157,7 @@ def _serve() -> None:
             code = 1
             try:
                 code = _child(task)
-            except BaseException:
+            except BaseException:  # noqa: BLE001  # the log is what tells of it
                 import traceback
 
                 traceback.print_exc()

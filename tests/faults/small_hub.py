@@ -48,95 +48,93 @@ class SmallHub:
         return True
 
 
-def _handler(hub: SmallHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    hub: SmallHub
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_: Any) -> None: ...
+    def log_message(self, *_: Any) -> None: ...
 
-        def do_HEAD(self) -> None:
-            self.answer(body=False)
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
 
-        def do_GET(self) -> None:
-            self.answer(body=True)
+    def do_GET(self) -> None:
+        self.answer(body=True)
 
-        def answer(self, *, body: bool) -> None:
-            path = urlsplit(self.path).path
-            name = path.rpartition(f"/{COMMIT}/")[2] if "/resolve/" in path else "api"
-            self.close_connection = True
-            for status in (401, 403, 404, 429, 500):
-                if hub.fails(name, str(status)):
-                    code = {"X-Error-Code": "RepoNotFound"} if status == 404 else {}
-                    self.send(status, b'{"error": "as it was told"}', code)
-                    return
-            if hub.fails(name, "silent"):
-                hub.ended.wait(60)
+    def answer(self, *, body: bool) -> None:
+        path = urlsplit(self.path).path
+        name = path.rpartition(f"/{COMMIT}/")[2] if "/resolve/" in path else "api"
+        self.close_connection = True
+        for status in (401, 403, 404, 429, 500):
+            if self.hub.fails(name, str(status)):
+                code = {"X-Error-Code": "RepoNotFound"} if status == 404 else {}
+                self.send(status, b'{"error": "as it was told"}', code)
                 return
-            if name == "api":
-                self.about(path)
-            elif (hub.folder / name).is_file():
-                self.file(name, body=body)
-            else:
-                self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        if self.hub.fails(name, "silent"):
+            self.hub.ended.wait(60)
+            return
+        if name == "api":
+            self.about(path)
+        elif (self.hub.folder / name).is_file():
+            self.file(name, body=body)
+        else:
+            self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
 
-        def about(self, path: str) -> None:
-            names = sorted(p.name for p in hub.folder.iterdir())
-            if "/tree/" in path:
-                found: Any = [
-                    {"type": "file", "path": name, "oid": 40 * "0",
-                     "size": (hub.folder / name).stat().st_size}
-                    for name in names
-                ]  # fmt: skip
-            else:
-                siblings = [{"rfilename": name} for name in names]
-                found = {"id": "small/model", "sha": COMMIT, "siblings": siblings}
-            self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+    def about(self, path: str) -> None:
+        names = sorted(p.name for p in self.hub.folder.iterdir())
+        if "/tree/" in path:
+            found: Any = [
+                {"type": "file", "path": name, "oid": 40 * "0",
+                 "size": (self.hub.folder / name).stat().st_size}
+                for name in names
+            ]  # fmt: skip
+        else:
+            siblings = [{"rfilename": name} for name in names]
+            found = {"id": "small/model", "sha": COMMIT, "siblings": siblings}
+        self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
 
-        def file(self, name: str, *, body: bool) -> None:
-            content = (hub.folder / name).read_bytes()
-            headers = {"ETag": f'"{etag(content)}"', "X-Repo-Commit": COMMIT}
-            if not body:
-                self.send(200, content, headers, body=False)
-                return
-            if hub.fails(name, "wrong"):
-                content = content[:-1] + bytes([content[-1] ^ 1])
-            if hub.fails(name, "short"):
-                content = content[: len(content) // 2]
-            begin = 0
-            if (asked := self.headers.get("Range")) is not None:
-                begin = int(asked.removeprefix("bytes=").partition("-")[0])
-                headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-            self.send(206 if begin else 200, content[begin:], headers, name=name)
+    def file(self, name: str, *, body: bool) -> None:
+        content = (self.hub.folder / name).read_bytes()
+        headers = {"ETag": f'"{etag(content)}"', "X-Repo-Commit": COMMIT}
+        if not body:
+            self.send(200, content, headers, body=False)
+            return
+        if self.hub.fails(name, "wrong"):
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        if self.hub.fails(name, "short"):
+            content = content[: len(content) // 2]
+        begin = 0
+        if (asked := self.headers.get("Range")) is not None:
+            begin = int(asked.removeprefix("bytes=").partition("-")[0])
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        self.send(206 if begin else 200, content[begin:], headers, name=name)
 
-        def send(
-            self, status: int, content: bytes, headers: dict[str, str], *,
-            body: bool = True, name: str = ""
-        ) -> None:  # fmt: skip
-            self.send_response(status)
-            headers = {"Content-Length": str(len(content)), "Connection": "close", **headers}
-            for key, value in headers.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if not body:
-                return
-            half = len(content) // 2
-            if name and hub.fails(name, "cut"):
-                self.wfile.write(content[:half])
-            elif name and hub.fails(name, "stall"):
-                self.wfile.write(content[:half])
-                self.wfile.flush()
-                hub.ended.wait(60)
-            else:
-                self.wfile.write(content)
-
-    return Handler
+    def send(
+        self, status: int, content: bytes, headers: dict[str, str], *,
+        body: bool = True, name: str = ""
+    ) -> None:  # fmt: skip
+        self.send_response(status)
+        headers = {"Content-Length": str(len(content)), "Connection": "close", **headers}
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if not body:
+            return
+        half = len(content) // 2
+        if name and self.hub.fails(name, "cut"):
+            self.wfile.write(content[:half])
+        elif name and self.hub.fails(name, "stall"):
+            self.wfile.write(content[:half])
+            self.wfile.flush()
+            self.hub.ended.wait(60)
+        else:
+            self.wfile.write(content)
 
 
 @contextmanager
 def small_hub() -> Iterator[SmallHub]:
     """A hub that serves until the context ends."""
     hub = SmallHub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

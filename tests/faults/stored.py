@@ -32,7 +32,7 @@ def whole_only(outputs: Path) -> None:
         store.verify(key)
     partial = store.folder / "partial"
     left = [p.name for p in partial.iterdir()] if partial.is_dir() else []
-    assert all(name.endswith(".resume") for name in left), left
+    assert all(name.endswith((".resume", ".task")) for name in left), left
     assert not list(partial.glob("*.resume/.partial"))
     for lock in (store.folder / "locks").glob("*.lock"):
         assert not store.is_locked(lock.name.removesuffix(".lock")), lock
