@@ -405,6 +405,8 @@ def has_tokenizer(folder: Path) -> bool:
 def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
     """A fast tokenizer from a folder or, with `revision`, from the hub."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **where)
+    # Whether HF_HUB_OFFLINE was set would be saved with it: the same artifact in other bytes.
+    tokenizer.init_kwargs.pop("local_files_only", None)
     return tokenizer
 
 

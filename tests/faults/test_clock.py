@@ -61,7 +61,10 @@ def negative(value: Any, path: str = "") -> list[str]:
 def test_runs_under_a_clock_that_jumps(
     clock: tuple[dict[str, str], Path], whole: Path, tmp_path: Path, tell: Tell
 ) -> None:
-    """The same bytes, no negative seconds in any record, and each run a folder of its own."""
+    """The same bytes, no negative seconds in any record, and each run a folder of its own.
+
+    These run with HF_HUB_OFFLINE=1 and the undisturbed one without: tokenizers said so in a file.
+    """
     variables, shift = clock
     (tmp_path / "mini.yaml").write_text(MINI)
     ended = threading.Event()
@@ -84,7 +87,11 @@ def test_runs_under_a_clock_that_jumps(
     assert len(set(folders)) == 5
     started = [json.loads((each / "environment.json").read_text())["started"] for each in folders]
     assert len({text[:10] for text in started}) > 1, "the clock did not jump"
-    assert artifacts(tmp_path / "outputs") == artifacts(whole / "outputs")
+    found, expected = artifacts(tmp_path / "outputs"), artifacts(whole / "outputs")
+    assert {
+        (stage, name) for stage in expected for name in expected[stage]
+        if found[stage].get(name) != expected[stage][name]
+    } == set()  # fmt: skip
     whole_only(tmp_path / "outputs")
     for folder in folders:
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
