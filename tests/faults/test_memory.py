@@ -35,6 +35,7 @@ def group() -> Iterator[Path]:
     own.rmdir()
 
 
+@pytest.mark.skipif(not LONG, reason="models of 30 MB; `make test-faults`")
 def test_memory_that_is_refused_is_told_with_what_to_lower(
     forked: Forked, whole: Path, mine: Path, tell: Tell
 ) -> None:
@@ -59,6 +60,7 @@ def test_memory_that_is_refused_is_told_with_what_to_lower(
     assert artifacts(mine / "outputs") == artifacts(mine / "undisturbed")
 
 
+@pytest.mark.skipif(not LONG, reason="models of 30 MB; `make test-faults`")
 def test_torchs_refusal_names_the_settings_that_need_less(
     forked: Forked, mine: Path, tell: Tell
 ) -> None:
