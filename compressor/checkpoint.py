@@ -429,6 +429,8 @@ def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
         )
     except ValueError as error:
         raise StageError(f"cannot load the tokenizer of {source}: {_first_line(error)}") from error
+    # Whether HF_HUB_OFFLINE was set would be saved with it: the same artifact in other bytes.
+    tokenizer.init_kwargs.pop("local_files_only", None)
     return tokenizer
 
 

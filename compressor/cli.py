@@ -19,6 +19,7 @@ from compressor.commands import DONE, FAILED, WRONG
 from compressor.errors import RecipeError, StageError, Unreachable
 from compressor.printed import complain, printable
 from compressor.redaction import redacted_text
+from compressor.shortage import told
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (`| head`) has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except OSError as error:
-        complain("error", error)
+    except (OSError, MemoryError) as error:
+        complain("error", told(error) or error)
         return FAILED
     finally:
         # All is done and told: Ctrl-C now ends the interpreter's farewell, without its tracebacks.

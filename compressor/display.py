@@ -55,8 +55,10 @@ class Moving:
 
     def left(self, now: float) -> float | None:
         """Seconds to its end at its pace since it was first heard of."""
-        moved = self.done - self.began_at
-        return (now - self.began) / moved * (self.total - self.done) if moved > 0 else None
+        moved, passed = self.done - self.began_at, now - self.began
+        if moved <= 0 or passed < 0:  # a clock that was set back tells nothing
+            return None
+        return passed / moved * (self.total - self.done)
 
 
 @dataclass

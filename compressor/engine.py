@@ -6,10 +6,11 @@ import os
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from compressor import launcher, machine, worker
+from compressor import launcher, machine, shortage, worker
 from compressor.display import METRICS
 from compressor.errors import DamagedArtifact, StageError, Stopped, Unreachable
 from compressor.finite import require_finite_metrics
@@ -50,18 +51,31 @@ class Engine:
                 manifest, cached = self._ensure(node)
             except Stopped:
                 raise
-            except (StageError, Unreachable) as error:
-                self.progress.event("stage_failed", name=node.name, error=str(error))
-                raise StageError(f"stage {node.name!r}: {error}") from error
             except Exception as error:  # what a library raises; the cause is kept
-                report = self.run.folder / "error.txt"
-                write_text(report, redacted_text("".join(traceback.format_exception(error))))
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                reason = self._reason(node, error)
                 self.progress.event("stage_failed", name=node.name, error=reason)
-                raise StageError(f"stage {node.name!r}: {reason} (see {report})") from error
+                raise StageError(f"stage {node.name!r}: {reason}") from error
             seconds = time.monotonic() - started
             self.run.add(node, manifest, cached=cached, seconds=seconds)
             self._tell(node, manifest, cached=cached, seconds=round(seconds, 3))
+
+    def _reason(self, node: Node, error: Exception) -> str:
+        """Why a stage failed, in a line or, where a process's log is shown, a few."""
+        known = isinstance(error, StageError | Unreachable)
+        cause = error.__cause__ if known else error
+        short = None if cause is None else shortage.told(cause, self.store.folder)
+        if cause is not None and short is not None and shortage.is_of_memory(cause):
+            short += node.stage.less_memory()
+        if known:
+            return f"{error} ({short})" if short is not None else str(error)
+        if short is not None:
+            return short
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        report = self.run.folder / "error.txt"
+        with suppress(OSError):  # of a disk that is full too: then the reason is all there is
+            write_text(report, redacted_text("".join(traceback.format_exception(error))))
+            return f"{reason} (see {report})"
+        return reason
 
     def _tell(
         self, node: Node, manifest: Mapping[str, Any], *, cached: bool, seconds: float
@@ -76,18 +90,49 @@ class Engine:
     def _ensure(self, node: Node) -> tuple[dict[str, Any], bool]:
         """The manifest of a node, and whether it was in the store already."""
         assert node.key is not None, "a plan with an unreachable part is refused before it runs"
-        if self.store.has(node.key):
+        if (there := self._usable(node, node.key)) is not None:
             self.store.touch(node.key)
             self.store.tidy(node.key)
-            return self.store.manifest(node.key), True
+            return there, True
         others = f"{node.name}: another process makes this; waiting for it"
         with self.store.lock(node.key, lambda: self.progress.say(others)):
-            if self.store.has(node.key):
-                return self.store.manifest(node.key), True
+            if (there := self._usable(node, node.key)) is not None:
+                return there, True
             if (aside := self.store.set_aside(node.key)) is not None:
                 self.progress.say(f"{node.name}: damaged in the store, made again; see {aside}")
             self._verify_inputs(node)
             return self._make(node), False
+
+    def _usable(self, node: Node, key: str) -> dict[str, Any] | None:
+        """The manifest of an artifact that is there: whole by its sizes and, where it is what the
+        run hands to a person, by every byte.
+
+        What only other stages read is compared with its digests when one of them does.
+        """
+        if not self.store.has(key):
+            return None
+        if key not in self._verified and self._is_handed_over(node):
+            try:
+                self._verify(key, node.name)
+            except (DamagedArtifact, FileNotFoundError) as error:
+                self.progress.say(f"{node.name}: {error}")
+                return None
+        try:
+            return self.store.manifest(key)
+        except FileNotFoundError:  # removed in the meantime
+            return None
+
+    def _is_handed_over(self, node: Node) -> bool:
+        """Whether a run links it as a result: scores and texts, an export, the last model."""
+        read = {name for each in self.plan.nodes for name in (each.model, *each.artifacts.values())}
+        return not node.stage.changes_model or node.name not in read
+
+    def _verify(self, key: str, name: str) -> None:
+        """Compare every file with its digest. Raises DamagedArtifact, FileNotFoundError."""
+        self.store.verify(key)
+        for strange in self.store.set_strange_aside(key):
+            self.progress.say(f"{name}: {strange} is none of its files, and is set aside")
+        self._verified.add(key)
 
     def _verify_inputs(self, node: Node) -> None:
         """Every byte that a stage will read is what was written; otherwise it is made again."""
@@ -97,7 +142,7 @@ class Engine:
             if source.key in self._verified:
                 continue
             try:
-                self.store.verify(source.key)
+                self._verify(source.key, name)
             except (DamagedArtifact, FileNotFoundError) as error:
                 self.progress.say(f"{name}: {error}; made again")
                 with self.store.lock(source.key, lambda: None):

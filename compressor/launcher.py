@@ -23,6 +23,7 @@ from compressor import machine
 from compressor.errors import StageError
 from compressor.launching import Processes
 from compressor.processes import environment
+from compressor.shortage import ended_by
 from compressor.stage import Context, Inputs, Stage
 from compressor.worker import FAILURE, RESULT, TASK
 
@@ -84,8 +85,7 @@ def launch(
             raise StageError(
                 f"machine {numbers} has ended; see there, and give the same command again on each"
             )
-        told = f"a worker process ended with code {code}:\n{last_lines(folder)}"
-        raise StageError(told)
+        raise StageError(how_ended(code, folder))
     result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     context.metrics.update(result["metrics"])
     shutil.rmtree(folder, ignore_errors=True)
@@ -167,6 +167,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def how_ended(code: int, logs: Path) -> str:
+    """What is known of a worker that left no reason: the signal that ended it, its last lines."""
+    found = last_lines(logs)
+    killed = ended_by(code, (logs / "log").read_text(errors="replace"))
+    how = killed if killed is not None else f"ended with code {code}"
+    return f"a worker process {how}" + (f":\n{found}" if found else "")
 
 
 def last_lines(logs: Path) -> str:

@@ -29,7 +29,9 @@ from typing import Any, Self
 from rich.console import Console
 
 from compressor.display import display
+from compressor.printed import complain
 from compressor.redaction import redacted_text
+from compressor.shortage import told
 
 RECORD = "\x1e"
 """Begins an event among the lines that a process of ours prints (RFC 7464)."""
@@ -59,9 +61,11 @@ class Progress:
     ) -> None:
         self.events, self.watch = events, watch
         self._display = None if quiet else display(console)
+        self._unwritten = self._said_unwritten = False
         self._moved: dict[str, tuple[float, float]] = {}  # title → when it began, and was written
         if events is not None:
-            _end_last_line(events)
+            with suppress(OSError):  # as in `_write`
+                _end_last_line(events)
 
     def __enter__(self) -> Self:
         return self
@@ -88,8 +92,7 @@ class Progress:
                 values[name] = redacted_text(values[name])
         if self.events is not None and self._is_written(kind, values):
             line = json.dumps({"time": round(now, 3), "event": kind, **values})
-            with self.events.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+            self._write(self.events, line)
         if self._display is not None:
             try:
                 self._display.hear(kind, values, now)
@@ -97,6 +100,23 @@ class Progress:
                 raise KeyboardInterrupt from error
         if self.watch is not None:
             self.watch(kind, values)
+
+    def _write(self, events: Path, line: str) -> None:
+        """Append a line. Where that fails the work goes on, which may be worth hours; it is said
+        once. What is left of a line is ended before the next one.
+        """
+        try:
+            if self._unwritten:
+                _end_last_line(events)
+            with events.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+            self._unwritten = False
+        except OSError as error:
+            said, self._unwritten = self._said_unwritten, True
+            self._said_unwritten = True
+            if not said:
+                reason = told(error, events) or str(error)
+                complain("warning", f"what happens is not recorded: {reason}")
 
     def _is_written(self, kind: str, values: Mapping[str, Any]) -> bool:
         """Whether the file gets it: of a long bar's moves it gets fewer and fewer."""
@@ -156,7 +176,7 @@ def parsed_event(line: bytes) -> dict[str, Any] | None:
     """An event of a file, or None for what is none: half a line of a process that was killed."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     known = isinstance(event, dict) and {"time", "event"} <= event.keys()
     return event if known else None

@@ -87,7 +87,7 @@ def _told(store: Store, key: str) -> _Took | None:
     try:
         about = json.loads((store.path(key) / MANIFEST).read_text(encoding="utf-8"))
         return str(about["stage"]), str(about["name"]), float(about["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -99,7 +99,7 @@ def _noted(path: Path) -> dict[str, _Took]:
     except OSError:
         return found
     for line in lines:
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, RecursionError):
             key, kind, name, seconds = json.loads(line)
             found[str(key)] = (str(kind), str(name), float(seconds))
     return found

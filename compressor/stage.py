@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from compressor.progress import Progress
 
 
+_TAKES_MEMORY = (
+    *("micro_batch_size", "batch_size", "batch_sizes", "num_beams", "input_lengths"),
+    *("calibration_rows", "rows"),
+)
+"""Settings of stages that decide how much is computed at once."""
 SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
 """What a run's record says of the model that its stage gives, writes or looks at."""
 
@@ -264,6 +269,13 @@ class Stage(BaseModel):
         that counts layers, widths, rows or steps overrides this.
         """
         return self
+
+    def less_memory(self) -> str:
+        """What to say after "out of memory": the settings of this stage that need less of it."""
+        own = [name for name in _TAKES_MEMORY if name in type(self).model_fields]
+        lower = ", ".join([*own, "data.max_source_length"])
+        same = "; micro_batch_size leaves the result as it is" if "micro_batch_size" in own else ""
+        return f"; lower {lower}{same}"
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint | None:
         """Do the work. A stage that `changes_model` returns the new checkpoint."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -31,6 +31,10 @@ COLLECTING = "gc"
 it reads what runs have written: each sees all that the other has done, or nothing of it."""
 KEEPERS = "outputs"
 """The folder of notes on who uses a store that is a link: see `Store.keeping`."""
+SELF = "sha256"
+"""Where a manifest has the digest of all else that it says."""
+_NOT_A_FILE = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}
+"""What reading a manifest says where a link, a file or a folder stands in its place."""
 
 
 def writer_lock(key: str) -> str:
@@ -72,8 +76,17 @@ class Store:
             loaded: dict[str, Any] = json.loads((self.path(key) / MANIFEST).read_text("utf-8"))
             if loaded["key"] != key or not isinstance(loaded["files"], dict):
                 raise DamagedArtifact(key, "its manifest is another's")
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            # One from before it had a digest of its own is taken as it is.
+            if SELF in loaded and loaded[SELF] != _manifest_digest(loaded):
+                raise DamagedArtifact(key, "its manifest has changed since it was written")
+            if not all(map(_is_entry, loaded["files"].items())):
+                raise DamagedArtifact(key, "its manifest names what is no file of its own")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:  # of JSON, of UTF-8
             raise DamagedArtifact(key, "its manifest cannot be read") from error
+        except OSError as error:
+            if error.errno not in _NOT_A_FILE:
+                raise
+            raise DamagedArtifact(key, f"its manifest is no file: {error.strerror}") from error
         return loaded
 
     def _check_sizes(self, key: str) -> dict[str, Any]:
@@ -101,12 +114,31 @@ class Store:
 
     def set_aside(self, key: str) -> Path | None:
         """Move a damaged artifact out of the way, for a person to look at."""
-        if not self.path(key).exists():
+        if not os.path.lexists(self.path(key)):  # a link to nowhere is in the way too
             return None
         target = self.folder / "damaged" / f"{key}-{time.time_ns()}"
         target.parent.mkdir(parents=True, exist_ok=True)
         self.path(key).rename(target)
         return target
+
+    def set_strange_aside(self, key: str) -> list[str]:
+        """Move files that the manifest does not name out of a whole artifact, and give their names.
+
+        Beside a model a file can change what is loaded. Hidden ones are nobody's input.
+        """
+        folder, named = self.path(key), {*self.manifest(key)["files"], MANIFEST}
+        found = [p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()]
+        names = [path.relative_to(folder) for path in found]
+        strange = [
+            name
+            for name in names
+            if name.as_posix() not in named and not any(p.startswith(".") for p in name.parts)
+        ]
+        for name in strange:
+            target = self.folder / "damaged" / f"{key}-{time.time_ns()}" / name
+            target.parent.mkdir(parents=True)
+            (folder / name).rename(target)
+        return [name.as_posix() for name in strange]
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
@@ -235,7 +267,9 @@ class Store:
             flush(path)
             name = path.relative_to(partial).as_posix()
             files[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        manifest = {"key": key, **about, "files": files}
+        # As it will be read: JSON has texts for keys, and lists for tuples.
+        manifest: dict[str, Any] = json.loads(json.dumps({"key": key, **about, "files": files}))
+        manifest[SELF] = _manifest_digest(manifest)
         write_json(partial / MANIFEST, manifest)
         target = self.path(key)
         self.set_aside(key)  # nothing, or what has no valid manifest: this has been made anew
@@ -243,6 +277,22 @@ class Store:
         flush(self.folder)
         self._forget(key)
         return manifest
+
+
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says beside it."""
+    said = {name: value for name, value in manifest.items() if name != SELF}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _is_entry(item: tuple[str, Any]) -> bool:
+    """Whether a manifest's entry is of a file below the artifact's folder."""
+    name, entry = item
+    path = PurePosixPath(name)
+    parts = path.parts and all(p != ".." and len(p.encode()) < 256 for p in path.parts)
+    inside = parts and not path.is_absolute() and "\0" not in name
+    sizes = isinstance(entry, dict) and isinstance(entry.get("bytes"), int)
+    return bool(inside) and sizes and isinstance(entry.get("sha256"), str)
 
 
 def file_digest(path: Path) -> str:
@@ -291,6 +341,9 @@ def write_text(path: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:  # a full disk, say, which half a file would keep full
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:  # a full disk, say, which half a file would keep full
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of a disk that is full it names none, else our own
+            error.filename = str(path)
         raise

@@ -179,6 +179,9 @@ class Training:
         self._prepare()
         self._require_labels()
         total = self.total_steps
+        if self.rank == 0 and (damage := training_state.set_damaged_aside(self.resume)):
+            self.progress.say(f"  {damage}")
+        self.accelerator.wait_for_everyone()
         history = training_state.restore(
             self.resume, self.weights, self.masks, self.accelerator, self.seed
         )
@@ -411,6 +414,10 @@ class Training:
     def _save(self, history: History) -> None:
         started = time.monotonic()
         own = self.masks if self.after_step is not None else {}
-        training_state.save(self.resume, history, self.weights, own, self.accelerator)
+        short = training_state.save(self.resume, history, self.weights, own, self.accelerator)
+        if short is not None:  # the training itself can end well all the same
+            self.progress.say(
+                f"  no checkpoint at step {history.step}, the training goes on: {short}"
+            )
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - started

@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from compressor.sharding import Weights
-from compressor.store import flush
+from compressor.shortage import told
+from compressor.store import file_digest, flush
 
-TENSORS, HISTORY = "tensors", "history.json"
+TENSORS, HISTORY, DIGESTS = "tensors", "history.json", "sha256.json"
 CURVE_POINTS = 200
 """The most points of a loss curve in a run's records, however long the training."""
 
@@ -112,15 +113,16 @@ def save(
     weights: Weights,
     masks: Mapping[str, Tensor],
     accelerator: Accelerator,
-) -> None:
+) -> str | None:
     """Write a checkpoint, whole or not at all, and remove the older ones.
 
-    `masks`: those that the training itself makes.
+    `masks`: those that the training itself makes. Gives the reason, on the first rank, where the
+    file system did not take it: then the older one stays.
     """
     final = resume / f"step-{history.step}"
     if final.exists():  # only after a restore, and then with what it says
         accelerator.wait_for_everyone()
-        return
+        return None
     generators = accelerator.gather(_generator_state(accelerator).to(accelerator.device)[None])
     tensors: dict[str, Tensor] = {}
     for name in weights.named:  # gathered one by one: the first rank alone has all at once
@@ -128,22 +130,69 @@ def save(
         found |= {f"optimizer.{name}.{key}": t for key, t in weights.state(name).items()}
         if accelerator.is_main_process:
             tensors |= {key: tensor.cpu().contiguous() for key, tensor in found.items()}
+    short: str | None = None
     if accelerator.is_main_process:
         tensors["generators"] = generators.cpu()
         tensors |= {f"mask.{name}": mask.cpu().contiguous() for name, mask in masks.items()}
-        partial = resume / ".partial"
+        short = _write(resume, final, tensors, history)
+    accelerator.wait_for_everyone()
+    return short
+
+
+def _write(resume: Path, final: Path, tensors: dict[str, Tensor], history: History) -> str | None:
+    """Write a checkpoint in place of the older ones, or say why that cannot be."""
+    partial = resume / ".partial"
+    try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(tensors, partial / TENSORS)
         (partial / HISTORY).write_text(json.dumps(asdict(history)), encoding="utf-8")
+        digests = {name: file_digest(partial / name) for name in (TENSORS, HISTORY)}
+        (partial / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
         for path in partial.iterdir():
             flush(path)
         older = list(resume.glob("step-*"))
         partial.rename(final)
         flush(resume)
         for path in older:
-            shutil.rmtree(path)
-    accelerator.wait_for_everyone()
+            shutil.rmtree(path, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)  # half a one would keep a full disk full
+        return told(error, partial) or f"{partial}: {error}"
+    return None
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where they are what was written.
+
+    One from before digests were kept is taken as it is.
+    """
+    if not (checkpoint / DIGESTS).exists():
+        return None
+    try:
+        digests = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
+        for name in (TENSORS, HISTORY):
+            if file_digest(checkpoint / name) != digests[name]:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def set_damaged_aside(resume: Path) -> str | None:
+    """Put a checkpoint whose files are not what was written out of the way; what is told of it.
+
+    Call it on one rank, before any restores.
+    """
+    shutil.rmtree(resume / ".partial", ignore_errors=True)
+    found = last_checkpoint(resume)
+    damage = None if found is None else _damage(found)
+    if found is None or damage is None:
+        return None
+    aside = resume / f"damaged-{found.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    found.rename(aside)
+    return f"the checkpoint at {found.name[5:]} steps is damaged ({damage}); see {aside}"
 
 
 def restore(

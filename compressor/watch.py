@@ -11,10 +11,10 @@ from rich.console import Console
 
 from compressor.display import display
 from compressor.errors import RecipeError
+from compressor.explain.past import PastRun
+from compressor.explain.show import print_measured
 from compressor.processes import is_there
 from compressor.progress import parsed_event
-from compressor.run import read_metrics
-from compressor.runner import print_results
 
 EVENTS = "events.jsonl"
 POLL_SECONDS = 0.3
@@ -29,21 +29,30 @@ def watch(folder: Path, console: Console) -> bool:
         raise RecipeError(_no_run(folder))
     shown = display(console)
     last: Mapping[str, Any] = {}
+    strange = 0
     try:
         for event in _events(folder / EVENTS):
             last = event
             values = {key: value for key, value in event.items() if key not in ("time", "event")}
-            shown.hear(event["event"], values, event["time"])
+            try:
+                shown.hear(event["event"], values, event["time"])
+            except (KeyError, TypeError, ValueError, AttributeError):
+                strange += 1
     finally:
         shown.close()
+    if strange:
+        text = (
+            f"{strange} lines of {folder / EVENTS} cannot be shown: damaged, or of another version"
+        )
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     if last.get("event") != "run_ended":
         console.print("the run's process has ended, or was killed: the same command goes on")
         return False
-    if last["state"] == "done":
-        print_results(read_metrics(folder), console)
+    if last.get("state") == "done":
+        print_measured(PastRun.read(folder), console)
         return True
-    reason = f": {last['error']}" if last["error"] else ""
-    console.print(f"{last['state']}{reason}", highlight=False, markup=False, soft_wrap=True)
+    reason = f": {last['error']}" if last.get("error") else ""
+    console.print(f"{last.get('state')}{reason}", highlight=False, markup=False, soft_wrap=True)
     return False
 
 
@@ -59,13 +68,13 @@ def _events(path: Path) -> Iterator[Mapping[str, Any]]:
     with path.open("rb") as stream:
         rest = b""
         while True:
-            gone = process is None or not is_there(
-                process
-            )  # asked before the file is read: nothing comes after that
+            gone = process is None or not is_there(process)  # before the file is read: nothing
+            # comes after that
             *lines, rest = (rest + stream.read()).split(b"\n")
             for event in filter(None, map(parsed_event, lines)):
                 if event["event"] == "run_started":
-                    process, gone = event["process"], False
+                    process = event.get("process")
+                    gone = False
                 yield event
                 if event["event"] == "run_ended":
                     process = None

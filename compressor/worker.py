@@ -23,8 +23,9 @@ from compressor.launching import Launch, Scheme
 from compressor.processes import end_with_parent
 from compressor.progress import Progress, print_event
 from compressor.ranks import Ranks
+from compressor.shortage import is_of_memory, told
 from compressor.stage import Context, Inputs, Stage, stage_class
-from compressor.store import Store, writer_lock
+from compressor.store import Store, write_json, writer_lock
 
 TASK, RESULT, FAILURE = "task.json", "result.json", "failure.json"
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
@@ -93,10 +94,26 @@ def perform(path: Path, ranks: Ranks) -> int:
             stage.run(inputs, context)
     except (StageError, Unreachable) as error:
         if ranks.first or not (path.parent / FAILURE).exists():
-            failure = json.dumps({"reason": str(error)})
-            (path.parent / FAILURE).write_text(failure, encoding="utf-8")
+            _leave_reason(path.parent / FAILURE, str(error))
         return 1
+    except Exception as error:
+        reason = told(error, context.folder)
+        if reason is None:
+            raise
+        more = stage.less_memory() if is_of_memory(error) else ""
+        _leave_reason(path.parent / FAILURE, f"{reason}{more}")
+        raise
     return 0
+
+
+def _leave_reason(path: Path, reason: str) -> None:
+    """Tell the parent why this process ends. Another rank may do so at the same time, and the disk
+    may be full: then it learns of it all the same, by what rank 0 prints.
+    """
+    try:
+        write_json(path, {"reason": reason})
+    except OSError:
+        print(f"a worker process ends: {reason}", flush=True)
 
 
 def leave_after(begin: Callable[[Path], int]) -> NoReturn:

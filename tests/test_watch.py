@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from rich.console import Console
 
@@ -298,10 +297,7 @@ def test_what_a_killed_run_wrote_by_half_does_not_hide_the_next_ones_start(tmp_p
 def test_a_process_that_ended_and_was_not_waited_for_is_gone() -> None:
     """A zombie: of a run that was killed in a container, whose first process waits for nobody."""
     process = subprocess.Popen(["sleep", "60"])
-    about = described() | {
-        "id": process.pid,
-        "created": psutil.Process(process.pid).create_time(),
-    }
+    about = described(process.pid)
     assert is_there(about)
     process.kill()
     end = time.monotonic() + 10

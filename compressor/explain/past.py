@@ -226,7 +226,7 @@ def _records(path: Path) -> list[Record]:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, or nested too deep
         raise RecipeError(f"{path} is not JSON: {error}") from error
 
 
@@ -257,7 +257,7 @@ def _events(path: Path) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict):
             found.append(event)

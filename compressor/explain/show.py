@@ -131,11 +131,20 @@ def _files(folder: Path) -> list[str]:
 
 def print_run(run: PastRun, console: Console, *, scores: bool = False) -> None:
     """Everything of a run, for a person. Raises RecipeError where a record cannot be shown."""
+    _print_about(run, console)
+    _print_stages(run, console)
+    print_measured(run, console, scores=scores)
+    if gone := removed(run):
+        _say(console, f"no longer in the store: {', '.join(gone)}")
+    for name in _files(run.folder):
+        _say(console, f"{name}: {run.folder / name}")
+
+
+def print_measured(run: PastRun, console: Console, *, scores: bool = False) -> None:
+    """The tables of what a run measured. Raises RecipeError where a record cannot be shown."""
     from compressor.runner import print_results
     from compressor.tables import print_scores
 
-    _print_about(run, console)
-    _print_stages(run, console)
     try:
         if run.records:
             print_results(run.records, console)
@@ -145,16 +154,14 @@ def print_run(run: PastRun, console: Console, *, scores: bool = False) -> None:
         # A stage's metrics are its own: one of another version may have left others.
         what = f"{type(error).__name__}: {error}"
         raise RecipeError(f"{run.folder / METRICS}: its metrics cannot be shown: {what}") from error
-    if gone := removed(run):
-        _say(console, f"no longer in the store: {', '.join(gone)}")
-    for name in _files(run.folder):
-        _say(console, f"{name}: {run.folder / name}")
 
 
 def _print_about(run: PastRun, console: Console) -> None:
     environment = run.environment
-    machine = environment.get("machine") or {}
-    command = environment.get("command") or ()
+    machine = environment.get("machine")
+    machine = machine if isinstance(machine, dict) else {}  # another version's, or damaged
+    command = environment.get("command")
+    command = command if isinstance(command, list) else ()
     facts = {
         "run": str(run.folder),
         "recipe": run.recipe,

@@ -230,7 +230,7 @@ def _earlier(run: PastRun) -> list[Path]:
 def _started(folder: Path) -> datetime:
     try:
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         environment = {}
     return PastRun(folder, [], environment if isinstance(environment, dict) else {}, {}).started
 
@@ -240,7 +240,7 @@ def _records_with(folder: Path, key: str) -> list[Record]:
     try:
         text = (folder / METRICS).read_text(encoding="utf-8")
         loaded = json.loads(text) if key in text else []
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     return [r for r in loaded if isinstance(r, dict) and r.get("key") == key]
 
@@ -251,7 +251,7 @@ def _manifests(store: Store) -> Iterator[dict[str, Any]]:
             loaded = json.loads(path.read_text(encoding="utf-8"))
             if {"key", "made", "key_parts"} <= loaded.keys():
                 yield loaded
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue
 
 

@@ -15,6 +15,7 @@ from compressor.report.asked import ASKED as ASKED
 from compressor.report.asked import asked as asked
 from compressor.report.results import Ended as Ended
 from compressor.report.results import Results
+from compressor.shortage import told
 from compressor.store import write_text
 
 REPORT, CARD = "report.html", "README.md"
@@ -47,12 +48,15 @@ def write_reports(folder: Path, ended: Ended, error: str | None = None) -> None:
 
 def _tell(folder: Path, name: str, error: Exception) -> None:
     """Say on the standard error that a file is not there, and keep the traceback."""
+    if (short := told(error, folder / name)) is not None:  # a full disk, say
+        complain("warning", f"{name} was not written: {short}")
+        return
     text = redacted_text("".join(traceback.format_exception(error)))
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     try:
         with (folder / TRACEBACK).open("a", encoding="utf-8", errors="replace") as stream:
             stream.write(text)
         see = f" (see {folder / TRACEBACK})"
-    except OSError:  # a full disk, say: then the reason is all there is
+    except OSError:  # then the reason is all there is
         see = ""
     complain("warning", f"{name} was not written: {reason}{see}")

@@ -351,19 +351,12 @@ class Load(Stage):
         return model
 
     def _download(self, context: Context) -> Path:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
         assert self.source is not None
         commit = hub.commit(self.source, self.revision, "model")
         patterns = ["*.json", "*.safetensors", *_TOKENIZER_PATTERNS]
-        try:
-            folder = Path(snapshot_download(self.source, revision=commit, allow_patterns=patterns))
-            if not any(folder.glob("*.safetensors")):
-                patterns.append("*.bin")
-                snapshot_download(self.source, revision=commit, allow_patterns=patterns)
-        except (LocalEntryNotFoundError, OSError) as error:
-            raise Unreachable(f"{self.source}: {error}") from error
+        folder = hub.files(self.source, commit, patterns)
+        if not any(folder.glob("*.safetensors")):
+            folder = hub.files(self.source, commit, [*patterns, "*.bin"])
         context.metrics["commit"] = commit
         return folder
 
@@ -385,7 +378,9 @@ class Load(Stage):
         if directory.is_dir():
             return load_tokenizer(directory) if has_tokenizer(directory) else None
         revision = self.revision if self.tokenizer is None else "main"
-        return load_tokenizer(source, revision=hub.commit(source, revision, "model"))
+        commit = hub.commit(source, revision, "model")
+        hub.files(source, commit, ["*.json", *_TOKENIZER_PATTERNS])  # into the cache, whole
+        return load_tokenizer(source, revision=commit)
 
 
 def label_config(data: Data) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from compressor.recipe_files import Source, find, refuse_code, refuse_resolvers_
 from compressor.redaction import redacted, redacted_text
 from compressor.report import write_reports
 from compressor.runner import execute
+from compressor.shortage import told
 from compressor.signals import heard_at_the_end
 from compressor.store import Store, write_json, write_text
 from compressor.sweeps.folder import OUTCOME
@@ -90,7 +91,7 @@ class Launched:
                     _tell_of_killed(self.folder / point.name)
             raise
         except Exception as error:  # what a launcher's library raises
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = told(error) or f"{type(error).__name__}: {error}".splitlines()[0]
             more = "what it had started may still run; the same command goes on from there"
             raise StageError(f"the launcher stopped: {reason} ({more})") from error
         finally:
@@ -98,7 +99,8 @@ class Launched:
         for point, job in zip(points, ended, strict=False):
             if job.status == JobStatus.FAILED:  # outside of what its folder tells
                 problem = job._return_value
-                raise StageError(f"{point.name}: {type(problem).__name__}: {problem}")
+                reason = told(problem) or f"{type(problem).__name__}: {problem}"
+                raise StageError(f"{point.name}: {reason}")
 
 
 def _tell_of_killed(folder: Path) -> None:
@@ -304,9 +306,10 @@ def _run(
     except Exception as caught:  # noqa: BLE001  # a point that fails does not stop the others
         error = str(caught)
         if not isinstance(caught, RecipeError | StageError | Unreachable):
-            error = f"{type(caught).__name__}: {caught}".splitlines()[0]
+            error = told(caught) or f"{type(caught).__name__}: {caught}".splitlines()[0]
             text = "".join(traceback.format_exception(caught))
-            write_text(folder / "error.txt", redacted_text(text))
+            with suppress(OSError):  # of a full disk: then the reason is all there is
+                write_text(folder / "error.txt", redacted_text(text))
         error = redacted_text(error)
         print(f"error: {printable(error)}", file=errors)
     seconds = round(time.monotonic() - started, 3)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from rich.console import Console
 
+from compressor import shortage
 from compressor.errors import Problem, RecipeError, StageError
 from compressor.home import expanded
 from compressor.objective import Direction
@@ -268,7 +269,8 @@ def watched(grid: Points, folder: SweepFolder, console: Console, *, here: bool) 
                     write(folder.path / name, now)
                 except OSError as error:  # the points go on: a page can be had afterwards
                     if name not in unwritten:
-                        _say(console, f"warning: cannot write {folder.path / name}: {error}")
+                        reason = shortage.told(error) or error
+                        _say(console, f"warning: cannot write {folder.path / name}: {reason}")
                     unwritten.add(name)
 
     def follow() -> None:

@@ -70,7 +70,8 @@ def test_an_interrupted_run_is_told_from_a_finished_one(own: Callable[[], Any], 
     events = (folder / "events.jsonl").read_text().splitlines(keepends=True)
     at = next(i for i, e in enumerate(events) if '"stage_started", "name": "prune"' in e)
     begun = json.loads(events[0])
-    begun["process"]["created"] = 0.0  # of a process that is gone: another one has its id now
+    # Of a process that is gone: another one has its id now.
+    begun["process"] |= {"created": 0.0, "since_boot": 0.0}
     events[0] = json.dumps(begun) + "\n"
     records = json.loads((folder / "metrics.json").read_text())[:2]
     (folder / "metrics.json").write_text(json.dumps(records))

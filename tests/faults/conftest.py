@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,63 @@ import pytest
 
 from compressor.store import write_text
 from tests.faults import LONG
+from tests.faults.forked import Forked
+from tests.faults.small_hub import SmallHub, small_hub
 
 TABLE = Path(__file__).parent.parent.parent / "outputs" / "faults.md"
 Tell = Callable[..., None]
+MINI = """
+defaults: [/base, /model: tiny, /data: bills, _self_]
+pipeline: [load, finetune, prune, evaluate]
+model:
+  config: {vocab_size: 300, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 1, num_decoder_layers: 1}
+  tokenizer: {vocab_size: 300}
+data: {rows: {train: 32, validation: 8, test: 4}, max_source_length: 32, max_target_length: 16}
+training: {batch_size: 8, learning_rate: 0.003, warmup_steps: 2, checkpoint_seconds: 0}
+stages:
+  load: {}
+  finetune: {epochs: 1}
+  prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}
+  evaluate: {max_length: [8]}
+"""
+"""A second's work."""
 _ROWS = pytest.StashKey[list[tuple[str, str, int, str]]]()
+
+
+@pytest.fixture(scope="session")
+def forked_and_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Forked, SmallHub]]:
+    """Commands that begin at once, which ask a hub of the loopback if they ask any."""
+    folder = tmp_path_factory.mktemp("forked")
+    with small_hub() as hub:
+        waits = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
+        where = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0"}
+        with Forked(folder, **waits, **where, HF_HUB_DISABLE_TELEMETRY="1") as forked:
+            yield forked, hub
+
+
+@pytest.fixture
+def forked(forked_and_hub: tuple[Forked, SmallHub]) -> Forked:
+    """The command in a process that is forked: `forked("run", …, cwd=tmp_path)`."""
+    return forked_and_hub[0]
+
+
+@pytest.fixture(scope="session")
+def whole(
+    forked_and_hub: tuple[Forked, SmallHub], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with `mini.yaml` and the `outputs` of a run of it that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "mini.yaml").write_text(MINI)
+    done = forked_and_hub[0]("run", "mini.yaml", cwd=folder)
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture
+def mine(whole: Path, tmp_path: Path) -> Path:
+    """A folder with `mini.yaml` and no outputs yet."""
+    shutil.copy(whole / "mini.yaml", tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

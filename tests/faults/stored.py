@@ -1,0 +1,73 @@
+"""What a store holds, and how its files are damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from compressor.store import Store
+
+
+def artifacts(outputs: Path) -> dict[str, dict[str, str]]:
+    """Stage → file → SHA-256 of every artifact, each compared with its files byte by byte.
+
+    `losses.csv` and all else is there; what a run measures of time is in no file.
+    """
+    store = Store(outputs / "store")
+    found = {}
+    for path in sorted(store.folder.glob("*/manifest.json")):
+        manifest = store.verify(path.parent.name)
+        found[manifest["name"]] = {n: each["sha256"] for n, each in manifest["files"].items()}
+    return found
+
+
+def whole_only(outputs: Path) -> None:
+    """Assert that there is no half artifact, no half checkpoint, and no lock that is held."""
+    store = Store(outputs / "store")
+    if not store.folder.is_dir():
+        return
+    keys = [p.name for p in store.folder.iterdir() if len(p.name) == 64]
+    for key in keys:
+        store.verify(key)
+    partial = store.folder / "partial"
+    left = [p.name for p in partial.iterdir()] if partial.is_dir() else []
+    assert all(name.endswith((".resume", ".task")) for name in left), left
+    assert not list(partial.glob("*.resume/.partial"))
+    for lock in (store.folder / "locks").glob("*.lock"):
+        assert not store.is_locked(lock.name.removesuffix(".lock")), lock
+
+
+def key_of(outputs: Path, stage: str) -> str:
+    """The key of a stage's artifact."""
+    for path in (outputs / "store").glob("*/manifest.json"):
+        if json.loads(path.read_text())["name"] == stage:
+            return path.parent.name
+    raise KeyError(stage)
+
+
+def flip(path: Path) -> None:
+    """Change one bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _replaced(path: Path, put: Callable[[Path], None]) -> None:
+    path.unlink()
+    put(path)
+
+
+DAMAGE: Mapping[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "one bit flipped": flip,
+    "deleted": Path.unlink,
+    "emptied": lambda path: path.write_bytes(b""),
+    "a folder in its place": lambda path: _replaced(path, Path.mkdir),
+    "a link to /etc/passwd in its place": lambda path: _replaced(
+        path, lambda place: place.symlink_to("/etc/passwd")
+    ),
+    "a link to itself in its place": lambda path: _replaced(
+        path, lambda place: place.symlink_to(place.name)
+    ),
+}

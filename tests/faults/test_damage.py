@@ -1,0 +1,310 @@
+"""Files of the store, of checkpoints and of runs are damaged: never a wrong result in silence."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compressor.errors import DamagedArtifact
+from compressor.store import Store
+from tests.faults import LONG, trials
+from tests.faults.conftest import Tell
+from tests.faults.forked import Forked
+from tests.faults.stored import DAMAGE, artifacts, flip, key_of, whole_only
+
+STAGES = ("load", "finetune", "prune", "evaluate")
+LONGER = ("mini.yaml", "-q", "stages.finetune.epochs=12", "skip=[prune, evaluate]")
+KILL_AT = "outputs/store/partial/*.resume/step-*"
+
+
+def copied(whole: Path, folder: Path) -> Path:
+    """The outputs of the undisturbed run, as one's own."""
+    shutil.copytree(whole / "outputs", folder / "outputs", symlinks=True)
+    return folder / "outputs"
+
+
+def measured(outputs: Path) -> list[Any]:
+    """What the latest run says that its stages measured, without their times."""
+    run = max((outputs / "runs" / "mini").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    records = json.loads((run / "metrics.json").read_text())
+    timed = ("samples_per_second", "seconds")
+    return [{k: v for k, v in r["metrics"].items() if k not in timed} for r in records]
+
+
+@pytest.mark.parametrize("kind", DAMAGE if LONG else ["truncated", "a link to itself in its place"])
+def test_a_damaged_file_of_an_artifact_is_found_by_whoever_reads_it(
+    kind: str, forked: Forked, whole: Path, mine: Path, tell: Tell
+) -> None:
+    """Whichever file, whichever stage: the artifact is made again, to the same bytes."""
+    draw = random.Random(kind)
+    expected = artifacts(whole / "outputs")
+    for _ in range(trials(6, 1)):
+        outputs = copied(whole, mine)
+        stage = draw.choice(STAGES)
+        folder = outputs / "store" / key_of(outputs, stage)
+        for later in STAGES[STAGES.index(stage) + 1 :][:1]:  # so that somebody reads it
+            shutil.rmtree(outputs / "store" / key_of(outputs, later))
+        path = draw.choice(sorted(p for p in folder.rglob("*") if p.is_file()))
+        DAMAGE[kind](path)
+        with pytest.raises((DamagedArtifact, FileNotFoundError)):
+            Store(outputs / "store").verify(folder.name)
+        done = forked("run", "mini.yaml", "-q", cwd=mine)
+        assert done.code == 0, (stage, path.name, done.err)
+        assert artifacts(outputs) == expected
+        whole_only(outputs)
+        assert measured(outputs) == measured(whole / "outputs")
+        shutil.rmtree(outputs)
+        tell("damage", f"a file of an artifact: {kind}", "made again, the same bytes")
+
+
+def _without_digest(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in manifest.items() if key != "sha256"}
+
+
+def _renamed(name: str) -> Callable[[dict[str, Any]], Any]:
+    def edit(manifest: dict[str, Any]) -> Any:
+        files = dict(manifest["files"])
+        files[name] = files.pop("predictions.csv")
+        return {**_without_digest(manifest), "files": files}
+
+    return edit
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "another metric": lambda m: {**m, "metrics": {**m["metrics"], "rougeLsum": 0.99}},
+    "another digest": lambda m: {
+        **_without_digest(m),
+        "files": {name: {**each, "sha256": 64 * "0"} for name, each in m["files"].items()},
+    },
+    "another key": lambda m: {**_without_digest(m), "key": 64 * "0"},
+    "a name that climbs out": _renamed("../../x"),
+    "an absolute name": _renamed("/etc/passwd"),
+    "a name of 5,000 letters": _renamed("x" * 5000),
+    "no files": lambda m: {**_without_digest(m), "files": None},
+    "a file without a size": lambda m: {**_without_digest(m), "files": {"predictions.csv": 3}},
+    "null": lambda _: None,
+    "a list": lambda _: [],
+    "ten million bytes more": lambda m: {**m, "more": "x" * 10_000_000},
+    "deeper than JSON is read": lambda _: "deep",
+}
+
+
+def test_an_edited_manifest_is_no_artifacts(
+    forked: Forked, whole: Path, mine: Path, tell: Tell
+) -> None:
+    """Of a cached stage that no other reads nothing but sizes was looked at: metrics that were
+    edited, or had a flipped bit, went into the run's tables.
+    """
+    expected = artifacts(whole / "outputs")
+    names = list(EDITS) if LONG else ["another metric", "a name that climbs out"]
+    for name in names:
+        outputs = copied(whole, mine)
+        path = outputs / "store" / key_of(outputs, "evaluate") / "manifest.json"
+        edited = EDITS[name](json.loads(path.read_text()))
+        path.write_text("[" * 100_000 if edited == "deep" else json.dumps(edited))
+        done = forked("run", "mini.yaml", cwd=mine)
+        assert done.code == 0, (name, done.err)
+        assert artifacts(outputs) == expected, name
+        assert measured(outputs) == measured(whole / "outputs"), name
+        assert len(list((outputs / "store" / "damaged").iterdir())) == 1
+        shutil.rmtree(outputs)
+        tell("damage", "an edited manifest", "set aside, made again, the same numbers")
+
+
+def test_a_bit_of_the_texts_that_a_cached_run_links_is_seen(
+    forked: Forked, whole: Path, mine: Path, tell: Tell
+) -> None:
+    """`predictions.csv` of the same size was linked into the run, and into its report."""
+    outputs = copied(whole, mine)
+    flip(outputs / "store" / key_of(outputs, "evaluate") / "predictions.csv")
+    done = forked("run", "mini.yaml", cwd=mine)
+    assert done.code == 0
+    assert "predictions.csv has changed since it was written" in done.out
+    linked = done.run_folder / "predictions.csv"
+    (before,) = (whole / "outputs" / "runs" / "mini").glob("*/predictions.csv")
+    assert linked.read_bytes() == before.read_bytes()
+    tell("damage", "a bit of a cached predictions.csv", "made again, the same texts")
+
+
+def test_a_file_that_no_manifest_names_changes_no_model(
+    forked: Forked, whole: Path, mine: Path, tell: Tell
+) -> None:
+    """Masks put beside a model's weights were loaded with them; a hidden file is let be."""
+    outputs = copied(whole, mine)
+    store = outputs / "store"
+    model, pruned = (store / key_of(outputs, name) for name in ("finetune", "prune"))
+    shutil.copy(pruned / "masks.safetensors", model)
+    (model / ".DS_Store").write_text("")
+    shutil.rmtree(pruned)
+    done = forked("run", "mini.yaml", cwd=mine)
+    assert done.code == 0
+    assert "finetune: masks.safetensors is none of its files, and is set aside" in done.out
+    assert len(list(store.glob("damaged/*/masks.safetensors"))) == 1
+    assert (model / ".DS_Store").exists()
+    (model / ".DS_Store").unlink()
+    assert artifacts(outputs) == artifacts(whole / "outputs")
+    tell("damage", "a file that no manifest names", "set aside, the same weights")
+
+
+@pytest.fixture(scope="module")
+def longer(
+    forked_and_hub: tuple[Forked, Any], whole: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The undisturbed run of a training that lasts long enough to be killed in it."""
+    folder = tmp_path_factory.mktemp("longer")
+    shutil.copy(whole / "mini.yaml", folder)
+    assert forked_and_hub[0]("run", *LONGER, cwd=folder).code == 0
+    return folder
+
+
+@pytest.mark.parametrize("kind", DAMAGE if LONG else ["one bit flipped"])
+def test_a_training_does_not_go_on_from_a_damaged_checkpoint(
+    kind: str, forked: Forked, longer: Path, mine: Path, tell: Tell
+) -> None:
+    """A flipped bit of a weight was trained on in silence; half a history failed every run."""
+    draw = random.Random(kind)
+    for _ in range(trials(3, 1)):
+        killed = forked("run", *LONGER, cwd=mine, kill_at=KILL_AT)
+        assert killed.code == -9, "the training ended before it could be killed"
+        (checkpoint,) = mine.glob(KILL_AT)
+        name = draw.choice(["tensors", "history.json", "sha256.json"])
+        DAMAGE[kind](checkpoint / name)
+        done = forked("run", *LONGER, cwd=mine)
+        assert done.code == 0, (name, done.err)
+        assert artifacts(mine / "outputs") == artifacts(longer / "outputs")
+        whole_only(mine / "outputs")
+        shutil.rmtree(mine / "outputs")
+        tell(
+            "damage",
+            f"a checkpoint of a training: {kind}",
+            "begins anew where it was damaged; the same bits",
+        )
+
+
+def test_a_lock_that_is_a_folder_is_told(forked: Forked, mine: Path, tell: Tell) -> None:
+    """It names the lock, and once it is gone the same command goes on."""
+    store = mine / "outputs" / "store"
+    key = json.loads(forked("plan", "mini.yaml", "--json", cwd=mine).out)[0]["key"]
+    (store / "locks" / f"{key}.lock").mkdir(parents=True)
+    failed = forked("run", "mini.yaml", "-q", cwd=mine)
+    assert failed.code == 1
+    assert f"{key}.lock" in failed.err
+    (store / "locks" / f"{key}.lock").rmdir()
+    assert forked("run", "mini.yaml", "-q", cwd=mine).code == 0
+    tell("damage", "a lock that is a folder", "exit 1: which lock")
+
+
+# Files of a run's folder
+
+NEW: tuple[Any, ...] = (None, "text", 3, -1.5, [], {}, True, ["a"], {"a": None}, float("inf"))
+FILES = ("environment.json", "metrics.json", "asked.json", "events.jsonl", "recipe.yaml", "store")
+COMMANDS = ("show", "scores", "json", "compare", "html", "why", "watch", "score")
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place of a JSON value."""
+    below: Any = ()
+    if isinstance(value, dict):
+        below = value.items()
+    elif isinstance(value, list):
+        below = enumerate(value[:2])
+    return [path, *(place for key, each in below for place in places(each, (*path, key)))]
+
+
+def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    found = json.loads(json.dumps(value))
+    inner = found
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = new
+    return found
+
+
+def _damage_one(outputs: Path, run: Path, draw: random.Random) -> str:
+    """Put another value somewhere into a file of a run, or cut it; what was done."""
+    name = draw.choice(FILES)
+    path = run / name
+    if name == "store":
+        path = draw.choice(sorted(outputs.glob("store/*/manifest.json")))
+    text = path.read_text()
+    if draw.random() < 0.2:
+        path.write_text(text[: draw.randrange(len(text))])
+        return f"{name} cut off"
+    lines = text.splitlines() if name == "events.jsonl" else [text]
+    at, new = draw.randrange(len(lines)), draw.choice(NEW)
+    is_yaml = name == "recipe.yaml"
+    value = yaml.safe_load(lines[at]) if is_yaml else json.loads(lines[at])
+    if name == "store":
+        value = _without_digest(value)
+    where = draw.choice(places(value))
+    changed = put(value, where, new)
+    lines[at] = yaml.safe_dump(changed) if is_yaml else json.dumps(changed)
+    path.write_text("\n".join(lines) + "\n")
+    return f"{name}: {where} = {new!r}"
+
+
+def test_commands_on_a_damaged_run_say_what_is_wrong_or_show_what_they_can(
+    forked: Forked, whole: Path, mine: Path, tell: Tell
+) -> None:
+    """No traceback, no other exit code than 0, 1 and 2, and a reason with the last two."""
+    for seed in range(trials(60, 3)):
+        draw = random.Random(seed)
+        outputs = copied(whole, mine)
+        (run,) = (outputs / "runs" / "mini").iterdir()
+        (sound,) = (whole / "outputs" / "runs" / "mini").iterdir()
+        what = _damage_one(outputs, run, draw)
+        commands = {
+            "show": ["show", run], "scores": ["show", run, "--scores"],
+            "json": ["show", run, "--json"], "compare": ["compare", sound, run],
+            "html": ["compare", run, sound, "--html", "compared.html"],
+            "why": ["why", run, "prune"], "watch": ["watch", run], "score": ["score", run],
+        }  # fmt: skip
+        for command in draw.sample(COMMANDS, 3):
+            ended = forked(*commands[command], cwd=mine, seconds=30)
+            assert ended.code in (0, 1, 2), (seed, what, command, ended)
+            assert ended.code == 0 or ended.err or ended.out, (seed, what, command)
+        shutil.rmtree(outputs)
+        tell("damage", "a value or the end of a run's file", "shown, or one error: which file")
+
+
+def test_a_machine_that_is_a_text_is_shown_without(forked: Forked, whole: Path, mine: Path) -> None:
+    """`show` took it for a mapping, and gave a traceback."""
+    (run,) = (copied(whole, mine) / "runs" / "mini").iterdir()
+    about = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**about, "machine": "a text", "command": 3}))
+    shown = forked("show", run, cwd=mine)
+    assert shown.code == 0 and "finished" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("run_started", {"process": None}),
+        ("run_started", {"process": {"host": 3}}),
+        ("progress", {"title": []}),
+        ("stage_ended", {"name": None, "seconds": "long"}),
+        ("run_ended", {"state": None}),
+    ],
+)
+def test_watch_shows_what_it_can_of_another_versions_events(
+    kind: str, change: dict[str, Any], forked: Forked, whole: Path, mine: Path
+) -> None:
+    """A key that an older version did not write, or of another type, was a traceback."""
+    (run,) = (copied(whole, mine) / "runs" / "mini").iterdir()
+    path = run / "events.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    at = next(i for i, event in enumerate(events) if event["event"] == kind)
+    events[at] = {k: v for k, v in (events[at] | change).items() if v is not None}
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    watched = forked("watch", run, cwd=mine, seconds=30)
+    assert watched.code == int(kind == "run_ended"), watched
+    assert "evaluate" in watched.out

@@ -1,0 +1,102 @@
+"""The network goes away, or brings something else, while files of a hub come in."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.faults import LONG
+from tests.faults.conftest import Tell
+from tests.faults.forked import Forked
+from tests.faults.small_hub import SmallHub
+from tests.faults.stored import artifacts, flip, whole_only
+
+RECIPE = """
+defaults: [/base, /model: tiny, /data: bills, _self_]
+pipeline: [load, evaluate]
+model: {source: small/model, tokenizer: null, config: null}
+data: {rows: {train: 8, validation: 4, test: 4}, max_source_length: 32, max_target_length: 16}
+stages: {load: {}, evaluate: {max_length: 8}}
+"""
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+FAULTS = [
+    ("cut", WEIGHTS, 1, "could not be fetched"),
+    ("wrong", WEIGHTS, 1, "came damaged"),
+    ("wrong", TOKENIZER, 1, "came damaged"),
+    ("cut", CONFIG, 2, "could not be fetched"),
+    ("500", "api", 2, "answered 500"),
+    ("404", "api", 2, "the hub has no model 'small/model'"),
+    ("stall", WEIGHTS, 1, "timed out"),
+    ("short", WEIGHTS, 1, "Consistency check failed"),
+    ("short", TOKENIZER, 1, "could not be fetched"),
+    ("wrong", CONFIG, 2, "came damaged"),
+    ("401", "api", 2, "hf auth login"),
+    ("403", "api", 2, "answered 403"),
+    ("429", "api", 2, "answered 429"),
+    ("silent", "api", 2, "cannot be reached"),
+    ("500", WEIGHTS, 1, "answered 500"),
+    ("403", WEIGHTS, 1, "answered 403"),
+    ("silent", CONFIG, 2, "could not be fetched"),
+]
+TRIED = FAULTS if LONG else [FAULTS[1], FAULTS[3]]
+
+
+@pytest.fixture
+def hub(forked_and_hub: tuple[Forked, SmallHub], whole: Path, tmp_path: Path) -> SmallHub:
+    """A hub with the model of the undisturbed run, and a cache with nothing."""
+    forked, hub = forked_and_hub
+    (load,) = (whole / "outputs" / "runs" / "mini").glob("*/stages/*-load")
+    shutil.copytree(load.resolve(), tmp_path / "model")
+    for name in ("manifest.json", "checkpoint.json"):
+        (tmp_path / "model" / name).unlink()
+    hub.folder, hub.fault, hub.struck = tmp_path / "model", "", 0
+    shutil.rmtree(Path(forked.environment["HF_HOME"]), ignore_errors=True)
+    (tmp_path / "hub.yaml").write_text(RECIPE)
+    return hub
+
+
+@pytest.mark.parametrize(("fault", "file", "code", "said"), TRIED)
+def test_what_the_network_does_to_a_download_is_one_error_and_nothing_stays(
+    forked: Forked, hub: SmallHub, whole: Path, tmp_path: Path, tell: Tell,
+    fault: str, file: str, code: int, said: str,
+) -> None:  # fmt: skip
+    """A connection that was cut while `config.json` came in gave a traceback; a body of the right
+    length with other bytes was taken for the model, and stayed in the cache for later runs.
+    """
+    hub.fault, hub.file = fault, file
+    failed = forked("run", "hub.yaml", "-q", cwd=tmp_path, seconds=100)
+    assert hub.struck
+    assert failed.code == code, failed.err
+    assert said in failed.err
+    assert failed.err.count("error: ") == 1
+    hub.fault = ""
+    done = forked("run", "hub.yaml", "-q", cwd=tmp_path)
+    assert done.code == 0, done.err
+    whole_only(tmp_path / "outputs")
+    expected = artifacts(whole / "outputs")["load"]
+    assert artifacts(tmp_path / "outputs")["load"][WEIGHTS] == expected[WEIGHTS]
+    what = {"cut": "cut off", "wrong": "other bytes", "short": "a shorter body", "stall": "stalls"}
+    happened = f"one error, exit {code}; with the network back the same command finishes"
+    tell("network", f"{what.get(fault, fault)}: {file}", happened)
+
+
+@pytest.mark.skipif(not LONG, reason="three runs; `make test-faults`")
+def test_a_file_that_was_damaged_in_the_hubs_cache_is_fetched_again(
+    forked: Forked, hub: SmallHub, whole: Path, tmp_path: Path, tell: Tell
+) -> None:
+    """The hub's library takes whatever lies in its cache; a flipped bit of weights was loaded, and
+    a key that is made of the commit alone said that they were the commit's.
+    """
+    assert forked("run", "hub.yaml", "-q", "skip=[evaluate]", cwd=tmp_path).code == 0
+    (cached,) = Path(forked.environment["HF_HOME"]).rglob(WEIGHTS)
+    flip(cached.resolve())
+    shutil.rmtree(tmp_path / "outputs")
+    failed = forked("run", "hub.yaml", "-q", "skip=[evaluate]", cwd=tmp_path)
+    assert failed.code == 1
+    assert f"{WEIGHTS} of 'small/model' came damaged, or was damaged" in failed.err
+    assert forked("run", "hub.yaml", "-q", "skip=[evaluate]", cwd=tmp_path).code == 0
+    found, expected = artifacts(tmp_path / "outputs"), artifacts(whole / "outputs")
+    assert found["load"][WEIGHTS] == expected["load"][WEIGHTS]
+    tell("network", "a bit flipped in the hub's cache", "one error, exit 1; then fetched again")
