@@ -322,6 +322,7 @@ def load_pretrained(
     if (folder / WITH_BLOCKS).is_file():
         return _load_with_blocks(folder, head, config or {}, dtype)
     try:
+        own = {} if trust_remote_code else {"config": load_config(folder, config)}
         model, info = AUTO_CLASSES[head].from_pretrained(
             folder,
             dtype=dtype,
@@ -330,7 +331,7 @@ def load_pretrained(
             weights_only=True,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=bool(config),
-            **(config or {}),
+            **(own or config or {}),
         )
     except (SafetensorError, UnpicklingError, OSError, ValueError, RuntimeError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
@@ -345,12 +346,25 @@ def load_pretrained(
     return loaded
 
 
+def load_config(folder: Path, values: Mapping[str, Any] | None = None) -> PretrainedConfig:
+    """The config of a model directory, with `values` instead of its own. Runs no code of it.
+
+    What computes attention is not for the file to say: it could name a repository of the hub, whose
+    code transformers would fetch and run (as in CVE-2026-4372).
+    """
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, **(values or {})
+    )
+    config._attn_implementation = None  # transformers then chooses; also for configs in this one
+    return config
+
+
 def head_of(folder: Path) -> Head:
     """The head that a model directory's config names. Raises StageError."""
     if not (folder / "config.json").is_file():
         raise StageError(f"no model in {folder}: expected a config.json")
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = load_config(folder)
     except (OSError, ValueError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
     for head, classes in CLASS_NAMES.items():
@@ -365,7 +379,7 @@ def _load_with_blocks(
 ) -> PreTrainedModel:
     """What `load_pretrained` gives of a model with blocks, also from under another head."""
     try:
-        model = build(AutoConfig.from_pretrained(folder, trust_remote_code=False, **config), head)
+        model = build(load_config(folder, config), head)
         state = load_file(folder / WITH_BLOCKS)
         load_generation_config(model, folder)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -547,7 +561,7 @@ def _quantization(about: Mapping[str, Any]) -> Quantization | None:
 def _load_quantized(folder: Path, head: Head, quantization: Quantization) -> PreTrainedModel:
     state = load_file(weights_file(folder))
     # Only a head that is a tensor of its own is in the file under its own name.
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = load_config(folder)
     model = build(config, head, untied_head="lm_head.weight" in state)
     if quantization.half:
         cast(model, quantization.weights)

@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from compressor.checkpoint import (
     Checkpoint,
     Head,
     build,
+    load_config,
     load_generation_config,
     save_config,
 )
@@ -103,7 +103,7 @@ def load_packed(folder: Path) -> PreTrainedModel:
     """
     about, packed = _read(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = load_config(folder)
         # Parameters without memory: no time goes into values that are replaced below.
         with init_empty_weights(include_buffers=False):
             model = build(config, about.head)

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import modeling_utils
+from transformers.integrations import hub_kernels
 
 import compressor
 from compressor.cli import main
@@ -213,6 +215,27 @@ def test_a_tokenizer_s_code_does_not_run(
     tell("hostile", "a tokenizer with code", "exit 1: it is named, and does not run")
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_does_not_choose_what_computes_attention(
+    key: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Any
+) -> None:
+    """It may name a repository of the hub, whose kernels are code: transformers went for them, and
+    only because the package that fetches kernels was not installed did it fail.
+    """
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {key: "evil/kernel"}))
+    asked = []
+    monkeypatch.setattr(hub_kernels, "get_kernel", lambda *given, **_: asked.append(given))
+    monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", asked.append)
+    assert loaded().code == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a text"))
+    summarized = told("summarize", "model")
+    assert summarized.code == 0, summarized.err
+    (saved,) = tmp_path.glob("outputs/store/*/config.json")
+    assert "evil" not in saved.read_text() and asked == []
+    tell("hostile", "a config that names kernels of the hub", "they are not fetched")
+
+
 def test_code_runs_where_the_recipe_alone_says_so(model: Path) -> None:
     """The key that allows it is the recipe's own; it is off by default."""
     from compressor.stages.load import Load
@@ -242,7 +265,8 @@ def test_every_way_to_read_a_model_is_a_safe_one() -> None:
     for path in PACKAGE.rglob("*.py"):
         for call in calls(ast.parse(path.read_text(encoding="utf-8"))):
             name = name_of(call)
-            assert name not in NEVER, f"{path}:{call.lineno}: {name}"
+            harmless = ast.unparse(call) == "exec('')"  # the command line's: a text without code
+            assert name not in NEVER or harmless, f"{path}:{call.lineno}: {name}"
             for ending, keyword in SAFE_ONLY_WITH.items():
                 if name.endswith(ending) and name not in WITHOUT_CODE:
                     seen.add(name)
