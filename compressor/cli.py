@@ -248,7 +248,7 @@ def _add_gc(commands: Any) -> None:
         help="only what was made, and last used by a run, longer ago: 90m, 12h, 30d, 8w",
     )
     gc.add_argument(
-        *("--max-size", "--keep"),
+        "--max-size",
         type=size,
         metavar="SIZE",
         help="the longest unused first, until the store is at most so large: 500MB, 20GB, 1.5TB",

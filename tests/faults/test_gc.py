@@ -350,7 +350,12 @@ def test_a_store_that_is_not_there_is_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [["--older-than", "30"], ["--older-than=-1d"], ["--max-size", "1e3GB"], ["--keep", "99999PB"]],
+    [
+        ["--older-than", "30"],
+        ["--older-than=-1d"],
+        ["--max-size", "1e3GB"],
+        ["--max-size", "99999PB"],
+    ],
 )
 def test_an_amount_that_is_none_is_refused(tmp_path: Path, given: list[str]) -> None:
     """Exit code 2, and what was expected."""
