@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from compressor.recipe import Composed
     from compressor.store import Store
 
+from compressor.home import expanded
 from compressor.printed import complain, printable
 from compressor.signals import ended_as_by_hand
 
@@ -330,11 +331,12 @@ def gc_command(given: argparse.Namespace) -> int:
     from compressor.garbage.told import as_json, print_collected
     from compressor.store import Store
 
-    store = Store.of(str(given.outputs))
+    outputs = expanded(given.outputs)
+    store = Store.of(str(outputs))
     asked = Asked(given.older_than, given.max_size)
     with ended_as_by_hand():
         found = collect(
-            store, given.outputs, asked, dry_run=given.dry_run, say=_console(stderr=True).print
+            store, outputs, asked, dry_run=given.dry_run, say=_console(stderr=True).print
         )
     if given.json:
         print(json.dumps(as_json(found, dry_run=given.dry_run), indent=2))
@@ -349,9 +351,10 @@ def doctor_command(given: argparse.Namespace) -> int:
     from compressor.doctor.told import as_json, print_findings
     from compressor.store import Store
 
-    store, console = Store.of(str(given.outputs)), _console(stderr=True)
+    outputs, console = expanded(given.outputs), _console(stderr=True)
+    store = Store.of(str(outputs))
     with ended_as_by_hand():
-        found = examine(store, given.outputs, console, quick=given.quick, repair=given.repair)
+        found = examine(store, outputs, console, quick=given.quick, repair=given.repair)
     if given.json:
         print(json.dumps(as_json(found), indent=2))
     else:

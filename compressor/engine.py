@@ -39,6 +39,8 @@ class Engine:
         self.plan, self.store, self.run, self.progress = plan, store, run, progress
         self.session = session
         self._verified: set[str] = set()
+        self._told_of: set[str] = set()
+        """Damaged artifacts of which a person knows."""
 
     def execute(self) -> None:
         """Bring every node into the store. Raises StageError at the first that fails, and Stopped
@@ -115,7 +117,9 @@ class Engine:
             try:
                 self._verify(key, node.name)
             except (DamagedArtifact, FileNotFoundError) as error:
-                self.progress.say(f"{node.name}: {error}")
+                if key not in self._told_of:  # it is looked at again under its lock
+                    self.progress.say(f"{node.name}: {error}")
+                self._told_of.add(key)
                 return None
         try:
             return self.store.manifest(key)

@@ -23,7 +23,7 @@ from compressor.errors import StageError
 from compressor.launcher import Session
 from compressor.launching import Processes
 from compressor.plan import Plan
-from compressor.store import Store, write_json
+from compressor.store import MACHINES, Store, write_json
 from compressor.worker import FAILURE, TASK
 
 POLL_SECONDS = 0.2
@@ -32,7 +32,7 @@ POLL_SECONDS = 0.2
 
 def _name(processes: Processes) -> str:
     """What both sides know a run on several machines by: the address that its processes meet at."""
-    return re.sub(r"[^A-Za-z0-9.-]", "_", f"machines-{processes.address}-{processes.port}")
+    return re.sub(r"[^A-Za-z0-9.-]", "_", f"{MACHINES}{processes.address}-{processes.port}")
 
 
 def _keys(plan: Plan) -> dict[str, str | None]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from compressor.store import MANIFEST, Store
+from compressor.store import MANIFEST, Store, own_text
 
 NOTES = "seconds.jsonl"
 """The file in the store: key, kind, name and seconds of an artifact a line."""
@@ -85,7 +85,7 @@ def _artifacts(folder: Path) -> list[os.DirEntry[str]]:
 def _told(store: Store, key: str) -> _Took | None:
     """What a manifest says."""
     try:
-        about = json.loads((store.path(key) / MANIFEST).read_text(encoding="utf-8"))
+        about = json.loads(own_text(store.path(key) / MANIFEST))
         return str(about["stage"]), str(about["name"]), float(about["seconds"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -95,8 +95,8 @@ def _noted(path: Path) -> dict[str, _Took]:
     """The notes; a line that two processes wrote into is none."""
     found: dict[str, _Took] = {}
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = own_text(path).splitlines()
+    except (OSError, UnicodeDecodeError):
         return found
     for line in lines:
         with suppress(ValueError, TypeError, RecursionError):
@@ -112,5 +112,6 @@ def _note(path: Path, new: Mapping[str, _Took], *, anew: bool) -> None:
         if anew:
             path.unlink()
         else:
-            with path.open("a", encoding="utf-8") as stream:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            with os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8") as stream:
                 stream.write(text)

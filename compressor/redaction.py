@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from typing import Any
 
 REDACTED = "<redacted>"
@@ -32,7 +33,13 @@ _PIECES = frozenset(
 _FORMS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), REDACTED),
     (re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]+@"), rf"\1{REDACTED}@"),
-    (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
+    # With a digit or a sign that words have not: "a basic fine-tuning" is no login.
+    (
+        re.compile(
+            r"\b(Bearer|Basic)\s+(?=[A-Za-z._~/-]*[0-9+=])[A-Za-z0-9._~+/=-]{12,}", re.IGNORECASE
+        ),
+        rf"\1 {REDACTED}",
+    ),
 )
 _ASSIGNED = re.compile(r"([\w.-]+)['\"]?\s*[=:]\s*")
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|(?:(?:Bearer|Basic)\s+)?[^\s,;&'\"}\])]+")
@@ -77,10 +84,18 @@ def redacted_text(text: str) -> str:
     kept, done = [], 0
     for found in _ASSIGNED.finditer(text):
         begin = found.end()
-        if begin >= done and is_secret(found[1]) and (value := _VALUE.match(text, begin)):
+        value = _VALUE.match(text, begin)
+        if value is None or begin < done or _is_of_text(found, value[0]):
+            continue
+        if is_secret(found[1]):
             kept += [text[done:begin], REDACTED]
             done = value.end()
     return _forms("".join([*kept, text[done:]]))
+
+
+def _is_of_text(found: re.Match[str], value: str) -> bool:
+    """Whether `token: 0` is of a sentence on tokens: what follows is too short for a secret."""
+    return found[0].rstrip().lower() == "token:" and len(value.strip("'\"")) < _SHORTEST
 
 
 def _forms(text: str) -> str:
@@ -93,9 +108,14 @@ def _forms(text: str) -> str:
 
 def _secret_variables() -> list[str]:
     """What the environment's variables with telling names hold, the longest first."""
+    return _secrets_of(tuple(os.environ.items()))
+
+
+@lru_cache(maxsize=2)
+def _secrets_of(variables: tuple[tuple[str, str], ...]) -> list[str]:
     held = {
         value
-        for name, value in os.environ.items()
+        for name, value in variables
         if len(value) >= _SHORTEST and not value.startswith("/") and is_secret(name)
     }
     return sorted(held, key=len, reverse=True)

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from compressor import machine
+from compressor.finite import finite
 from compressor.launching import processes
 from compressor.plan import Node, Plan
 from compressor.redaction import redacted
@@ -104,7 +105,8 @@ class Run:
         return found
 
     def write(self) -> None:
-        write_json(self.folder / "metrics.json", self.records)
+        # Manifests of earlier versions may have NaN.
+        write_json(self.folder / "metrics.json", finite(self.records))
 
 
 def new_folder(parent: Path) -> Path:

@@ -60,9 +60,8 @@ def execute(
         Helper(plan, store, started, Progress(console, quiet=quiet).say).follow()
         return store.folder
     folder = folder or new_folder(expanded(recipe.outputs) / "runs" / recipe.name)
-    about = asked(plan)
-    with store.keeping(_say_collecting):
-        run = Run.create(folder, plan, store)
+    run, about = Run.create(folder, plan, store), asked(plan)
+    with store.keeping(say_collecting):
         write_json(folder / ASKED, about)  # names what the run counts on
     with (
         Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch) as progress,
@@ -75,7 +74,8 @@ def execute(
     return folder
 
 
-def _say_collecting() -> None:
+def say_collecting() -> None:
+    """Why a run or sweep does not begin at once."""
     complain("note", "`compressor gc` is at work; waiting")
 
 

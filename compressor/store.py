@@ -15,24 +15,30 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from compressor.errors import DamagedArtifact, RecipeError
+from compressor.errors import DamagedArtifact, RecipeError, StageError
 from compressor.home import expanded
 
 MANIFEST = "manifest.json"
 COLLECTING = "gc"
 """The lock of the store that a run holds while it writes down the keys of its plan, and `gc` while
 it reads what runs have written: each sees all that the other has done, or nothing of it."""
+MACHINES = "machines-"
+"""Begins the names of locks by which the machines of one run see each other: to hold one for a
+moment, as who asks for it does, is to come and go."""
 KEEPERS = "outputs"
 """The folder of notes on who uses a store that is a link: see `Store.keeping`."""
 SELF = "sha256"
 """Where a manifest has the digest of all else that it says."""
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Of a path that somebody else may have made: no link is followed, no pipe is waited for."""
 _NOT_A_FILE = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}
 """What reading a manifest says where a link, a file or a folder stands in its place."""
 
@@ -73,7 +79,7 @@ class Store:
     def manifest(self, key: str) -> dict[str, Any]:
         """The manifest. Raises FileNotFoundError, or DamagedArtifact where it is not one."""
         try:
-            loaded: dict[str, Any] = json.loads((self.path(key) / MANIFEST).read_text("utf-8"))
+            loaded: dict[str, Any] = json.loads(own_text(self.path(key) / MANIFEST))
             if loaded["key"] != key or not isinstance(loaded["files"], dict):
                 raise DamagedArtifact(key, "its manifest is another's")
             # One from before it had a digest of its own is taken as it is.
@@ -121,24 +127,28 @@ class Store:
         self.path(key).rename(target)
         return target
 
-    def set_strange_aside(self, key: str) -> list[str]:
-        """Move files that the manifest does not name out of a whole artifact, and give their names.
+    def strange(self, key: str) -> list[str]:
+        """Names of files in a whole artifact that its manifest does not name.
 
         Beside a model a file can change what is loaded. Hidden ones are nobody's input.
         """
         folder, named = self.path(key), {*self.manifest(key)["files"], MANIFEST}
         found = [p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()]
         names = [path.relative_to(folder) for path in found]
-        strange = [
-            name
+        return sorted(
+            name.as_posix()
             for name in names
             if name.as_posix() not in named and not any(p.startswith(".") for p in name.parts)
-        ]
+        )
+
+    def set_strange_aside(self, key: str) -> list[str]:
+        """Move what is `strange` out of an artifact, and give the names."""
+        strange = self.strange(key)
         for name in strange:
             target = self.folder / "damaged" / f"{key}-{time.time_ns()}" / name
             target.parent.mkdir(parents=True)
-            (folder / name).rename(target)
-        return [name.as_posix() for name in strange]
+            (self.path(key) / name).rename(target)
+        return strange
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
@@ -197,8 +207,13 @@ class Store:
 
         What was there before may be gone inside; what is there inside stays while it is named.
         """
-        with self.lock(COLLECTING, waiting):
-            self._note_outputs()
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.lock(COLLECTING, waiting))
+                self._note_outputs()
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise  # else nothing can be removed here either, and what is there can be used
             yield
 
     def _note_outputs(self) -> None:
@@ -226,7 +241,13 @@ class Store:
         return FileLock(folder / f"{key}.lock")
 
     def begin(self, key: str) -> Path:
-        """An empty folder to write `key` in. Call it under `lock(key)`."""
+        """An empty folder to write `key` in. Call it under `lock(key)`.
+
+        Raises StageError where it would lie behind a link, which might lead anywhere.
+        """
+        for name in ("partial", "damaged", "locks"):
+            if (self.folder / name).is_symlink():
+                raise StageError(f"{self.folder / name} is a link: expected a folder of the store")
         partial = self.folder / "partial" / key
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -245,7 +266,8 @@ class Store:
         was killed between the two, or by a try in several processes before one that was alone.
         """
         if any(path.exists() for path in (self.resume(key), self.task(key))):
-            with suppress(Timeout), self._file_lock(key).acquire(timeout=0):
+            # OSError: of a store that can only be read.
+            with suppress(Timeout, OSError), self._file_lock(key).acquire(timeout=0):
                 if self.has(key):
                     self._forget(key)
 
@@ -322,6 +344,15 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def own_text(path: Path) -> str:
+    """The text of a regular file. Raises OSError for a link, and for a pipe without waiting."""
+    descriptor = os.open(path, os.O_RDONLY | _AS_IT_IS)
+    with os.fdopen(descriptor, encoding="utf-8") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENXIO, "no regular file", str(path))
+        return stream.read()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -87,6 +87,7 @@ def is_name_alone(command: str) -> bool:
     return re.fullmatch(r"compressor \w+", command) is not None and command not in {
         "compressor recipes",
         "compressor schema",
+        "compressor doctor",
     }
 
 

@@ -524,9 +524,13 @@ def _columns(path: Path) -> list[str] | None:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         lines = _lines(stream)
         if path.suffix == ".csv":
-            reader = csv.reader(lines)
-            header = next(reader, None)
-            return header if next(reader, None) is not None else None
+            usual = csv.field_size_limit(LONGEST_LINE)
+            try:
+                reader = csv.reader(lines)
+                header = next(reader, None)
+                return header if next(reader, None) is not None else None
+            finally:
+                csv.field_size_limit(usual)
         begin = stream.read(_PIECE)
         if begin.lstrip().startswith("["):  # one array of all rows
             row = _first_of_array(begin, stream)

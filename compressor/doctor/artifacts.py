@@ -51,7 +51,7 @@ def _artifact(store: Store, key: str, *, quick: bool, repair: bool) -> list[Find
     if place.is_symlink():
         return [Finding(AREA, "error", "is a link, and no artifact", str(place), "remove it")]
     try:
-        manifest = store.verify(key, sizes_alone=quick)
+        store.verify(key, sizes_alone=quick)
     except (DamagedArtifact, OSError) as error:
         if not place.exists():  # removed meanwhile
             return []
@@ -59,11 +59,12 @@ def _artifact(store: Store, key: str, *, quick: bool, repair: bool) -> list[Find
         if isinstance(error, FileNotFoundError):
             reason = f"it has no {MANIFEST}"
         return [_aside(store, key, reason) if repair else _damaged(place, reason)]
-    extra = sorted(_files(place) - manifest["files"].keys() - {MANIFEST})
+    extra = store.set_strange_aside(key) if repair else store.strange(key)
     if not extra:
         return []
     message = f"has {len(extra)} files that its manifest does not name: {', '.join(extra[:3])}"
-    return [Finding(AREA, "warning", message, str(place), "remove them: nothing reads them")]
+    cure = "the next run that reads it sets them aside: they can change what is loaded"
+    return [Finding(AREA, "warning", message, str(place), "set aside" if repair else cure)]
 
 
 def _damaged(place: Path, reason: str) -> Finding:
@@ -104,7 +105,7 @@ def left_behind(store: Store) -> Iterator[Finding]:
     known = {
         "unfinished": "of runs that ended before they were done",
         "checkpoint": "of trainings that were killed: the same run goes on from them",
-        "damaged": "set aside since they were damaged: look at them, or remove them",
+        "damaged": "set aside, damaged or strange to their artifact: look at them, or remove them",
     }
     items = list(leftovers(store))
     for kind, message in known.items():

@@ -14,7 +14,7 @@ from compressor.errors import RecipeError, nearest
 from compressor.explain.parts import Cause, Side, cause, inputs, written
 from compressor.explain.past import METRICS, PastRun, Record, order, run_folders
 from compressor.explain.show import state
-from compressor.store import MANIFEST, Store
+from compressor.store import MANIFEST, Store, own_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -248,7 +248,7 @@ def _records_with(folder: Path, key: str) -> list[Record]:
 def _manifests(store: Store) -> Iterator[dict[str, Any]]:
     for path in sorted(store.folder.glob(f"*/{MANIFEST}")):
         try:
-            loaded = json.loads(path.read_text(encoding="utf-8"))
+            loaded = json.loads(own_text(path))
             if {"key", "made", "key_parts"} <= loaded.keys():
                 yield loaded
         except (OSError, ValueError, AttributeError, RecursionError):

@@ -19,7 +19,7 @@ from compressor.store import KEEPERS, Store
 _KEY = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _FILES = frozenset({"metrics.json", "asked.json", "recipe.yaml", "events.jsonl", "sweep.json"})
 """Of a run or a sweep: the files that can name an artifact."""
-_TEMPORARY = re.compile(r"\..+\.(\d+)")
+_TEMPORARY = re.compile(r"\..+\.(\d{1,9})")
 """What `compressor.store.write_text` writes, beside a file of that name: its process's id."""
 _WRITTEN = (".json", ".yaml", ".html", ".csv", ".md", ".txt")
 _BLOCK_BYTES = 1 << 20
@@ -47,7 +47,10 @@ def outputs_of(store: Store, outputs: Path) -> list[Path]:
     found = {outputs.resolve(), store.folder.resolve().parent}
     notes = store.folder / KEEPERS
     for note in sorted(notes.iterdir()) if notes.is_dir() else ():
-        place = Path(note.read_text(encoding="utf-8").strip())
+        try:
+            place = Path(note.read_text(encoding="utf-8").strip())
+        except (UnicodeDecodeError, IsADirectoryError) as error:
+            raise StageError(f"{note} does not tell whose runs use this store: {error}") from error
         if not place.is_dir():
             raise StageError(
                 f"the runs under {str(place)!r} use this store, and that folder is not to be found "
@@ -60,8 +63,8 @@ def outputs_of(store: Store, outputs: Path) -> list[Path]:
 def named(store: Store, roots: list[Path]) -> Named:
     """What stands in the folders of all runs and sweeps below some outputs folders.
 
-    Links to folders are followed, but for those into the store. Raises StageError where a folder or
-    a file of a run cannot be read: nobody then knows what it keeps.
+    Links to the folders of runs are followed, those in them are not. Raises StageError where a
+    folder or a file of a run cannot be read: nobody then knows what it keeps.
     """
     reader = _Reader(store.folder.resolve())
     try:
@@ -95,6 +98,8 @@ class _Reader:
                 keys = _KEY.findall(os.fsencode(place.readlink()))
                 self.found.add(map(bytes.decode, keys), owner or folder)
                 if not place.exists():  # it leads nowhere, or to itself
+                    continue
+                if owner is not None and entry.is_dir():  # only the name counts
                     continue
             if entry.is_dir():
                 self.read(place, owner)

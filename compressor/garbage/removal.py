@@ -62,7 +62,7 @@ class Collected:
 
     @property
     def bytes_freed(self) -> int:
-        return sum(removal.item.bytes for removal in self.removed)
+        return sum(each.item.bytes for each in self.removed if each.item.kind != "temporary")
 
 
 def collect(
@@ -99,7 +99,7 @@ def _chosen(store: Store, outputs: Path, asked: Asked, removed: _Removed) -> Col
             found.kept["small enough already"] += 1
         elif (refused := removed.remove(item)) is None:
             found.removed.append(Removal(item, why.goes))
-            left -= item.bytes
+            left -= item.bytes if item.kind != "temporary" else 0  # which lies in a run's folder
         elif refused == IN_USE:
             found.kept[IN_USE] += 1
         else:

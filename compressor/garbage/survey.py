@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.store import COLLECTING, MANIFEST, Store
+from compressor.store import COLLECTING, MACHINES, MANIFEST, Store, own_text
 
 Kind = Literal["artifact", "checkpoint", "unfinished", "damaged", "temporary", "lock", "trash"]
 """`checkpoint`: what a killed training goes on from. `unfinished`: other work that was not
@@ -65,7 +65,7 @@ def _artifact(folder: Path) -> Item:
     size, changed = measured(folder)
     item = Item(folder, "artifact", folder.name, size, changed)
     try:
-        about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        about = json.loads(own_text(folder / MANIFEST))
         parts = about.get("key_parts") or {}
         return replace(
             item,
@@ -74,7 +74,7 @@ def _artifact(folder: Path) -> Item:
             stage=str(about.get("stage")),
             name=str(about.get("name")),
         )
-    except (OSError, ValueError, AttributeError):  # no manifest, or not one of ours
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # none of ours
         return item
 
 
@@ -128,7 +128,8 @@ def leftovers(store: Store) -> Iterator[Item]:
     for place in _children(store.folder / "damaged"):
         yield _left(place, "damaged", None)
     for place in _children(store.folder / "locks"):
-        if place.name.endswith(".lock") and place.stem != COLLECTING:
+        asked = place.stem == COLLECTING or place.name.startswith(MACHINES)
+        if place.name.endswith(".lock") and not asked:
             yield _left(place, "lock", None)
 
 

@@ -190,7 +190,7 @@ class Together:
         artifacts = {role: path.absolute() for role, path in others.items() if path is not None}
         return _Task(node, stage, Inputs(model, artifacts), folder)
 
-    def _context(self, task: _Task, place: str, *, quiet: bool = True) -> Context:
+    def _context(self, task: _Task, place: str) -> Context:
         store = Store(task.folder / place / "store")
         recipe = self.plan.composed.recipe
         return Context(
@@ -199,7 +199,7 @@ class Together:
             data=self.plan.data_for(task.node),
             seed=recipe.seed,
             launch=recipe.launch,
-            progress=Progress(Console(), quiet=quiet),
+            progress=Progress(Console(), quiet=True),
             name=task.node.name,
         )
 

@@ -50,6 +50,10 @@ class TrainTokenizer(BaseModel):
     data: Data | None = Field(None, description="Rows to train on; default: the recipe's data.")
 
 
+_OF_THE_RUN = {"attn_implementation", "_attn_implementation", "experts_implementation"}
+"""Keys of a config that say how a model is run, and could name code of the hub."""
+
+
 class Load(Stage):
     """Load a model: a hub id, a local directory, or a fresh one from a config.
 
@@ -187,6 +191,8 @@ class Load(Stage):
 
         Others stay: a config has keys, such as its task's, that decide nothing here.
         """
+        for key in sorted((self.config or {}).keys() & _OF_THE_RUN):
+            planning.problem(f"config.{key}", "is for what runs the model to choose; leave it out")
         for key in sorted((self.config or {}).keys() - known):
             if close := difflib.get_close_matches(key, known, n=1, cutoff=_ALL_BUT):
                 planning.problem(f"config.{key}", f"no such key; did you mean {close[0]!r}?")
@@ -332,6 +338,7 @@ class Load(Stage):
         if self.head == "seq2seq_lm":
             values.setdefault("decoder_start_token_id", values.get("pad_token_id", 0))
         config = AutoConfig.for_model(model_type, **values)
+        config._attn_implementation = None  # as in `checkpoint.load_config`
         if getattr(config, "forced_eos_token_id", None) and "forced_eos_token_id" not in values:
             config.forced_eos_token_id = (
                 config.eos_token_id
@@ -473,7 +480,8 @@ def _pieces(path: Path) -> int:
         vocabulary, added = document["model"]["vocab"], document["added_tokens"]
         own = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
         return 1 + max([*own, *(token["id"] for token in added)], default=-1)
-    except (OSError, ValueError, KeyError, TypeError):  # the run will say what is wrong with it
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        # The run will say what is wrong with it.
         return 0
 
 

@@ -6,6 +6,7 @@ What runs a point is `run_point`; where it runs decides the launcher that the co
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 import traceback
@@ -86,9 +87,10 @@ class Launched:
         try:
             ended = self.launcher.launch(jobs, self.started)
         except KeyboardInterrupt:
+            deadline = time.monotonic() + _KILLED_SECONDS
             with heard_at_the_end():
                 for point in points:
-                    _tell_of_killed(self.folder / point.name)
+                    _tell_of_killed(self.folder / point.name, deadline)
             raise
         except Exception as error:  # what a launcher's library raises
             reason = told(error) or f"{type(error).__name__}: {error}".splitlines()[0]
@@ -103,9 +105,9 @@ class Launched:
                 raise StageError(f"{point.name}: {reason}")
 
 
-def _tell_of_killed(folder: Path) -> None:
+def _tell_of_killed(folder: Path, deadline: float) -> None:
     """End the events of a point whose process was killed, and write its report. A cluster's job,
-    which does not end with the command, is left alone.
+    which does not end with the command, is left alone, as is one that runs after the `deadline`.
     """
     path = folder / "events.jsonl"
     lines = path.read_bytes().splitlines() if path.is_file() else []
@@ -114,8 +116,10 @@ def _tell_of_killed(folder: Path) -> None:
     last = next((each for each in reversed(events) if each["event"] in states), None)
     if last is None or last["event"] == "run_ended":
         return
-    deadline = time.monotonic() + _KILLED_SECONDS
-    while is_there(last["process"]):
+    process = last.get("process") or {}
+    if process.get("host") != platform.node():
+        return
+    while is_there(process):
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)

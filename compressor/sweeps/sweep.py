@@ -6,7 +6,6 @@ Points share one store, so that what they have in common runs once, whichever la
 from __future__ import annotations
 
 import shlex
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,11 @@ from compressor.errors import Problem, RecipeError, StageError
 from compressor.home import expanded
 from compressor.objective import Direction
 from compressor.plan import digest, plan
+from compressor.printed import complain
 from compressor.recipe import Composed, compose
 from compressor.recorded import Recorded
 from compressor.redaction import redacted
+from compressor.runner import say_collecting
 from compressor.store import Store
 from compressor.sweeps.folder import SweepFolder, asked
 from compressor.sweeps.launch import Launched, launched, swept_in_recipe
@@ -230,7 +231,7 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
     # Before the new plan is noted: killed in between, an old result must not pass for the new one.
     for point in missing:
         folder.forget(point.name)
-    with grid.store.keeping(lambda: print("`compressor gc` is at work; waiting", file=sys.stderr)):
+    with grid.store.keeping(say_collecting):
         folder.update(
             command=shlex.join(
                 ["compressor", "run", *redacted([grid.recipe, "-m", *grid.overrides])]
@@ -270,7 +271,7 @@ def watched(grid: Points, folder: SweepFolder, console: Console, *, here: bool) 
                 except OSError as error:  # the points go on: a page can be had afterwards
                     if name not in unwritten:
                         reason = shortage.told(error) or error
-                        _say(console, f"warning: cannot write {folder.path / name}: {reason}")
+                        complain("warning", f"cannot write {folder.path / name}: {reason}")
                     unwritten.add(name)
 
     def follow() -> None:

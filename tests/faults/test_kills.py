@@ -83,7 +83,8 @@ def test_a_run_killed_in_any_stage_ends_as_if_it_had_not_been(
         assert last.wait() == 0, last.err
         after_the_end(place, undisturbed, kind)
     for sent, times in struck.items():
-        tell("kills", f"{sent.name} in `{kind}`", "the same files, nothing left behind", times)
+        fault = f"{sent.name} at random moments of all kinds of stage"
+        tell("kills", fault, "the same files, nothing left behind", times)
 
 
 def operations(place: Place, kind: str) -> list[str]:
@@ -133,7 +134,7 @@ def test_a_run_killed_between_any_two_file_operations_leaves_whole_ones(
         struck[number] += 1
     assert struck[signal.SIGKILL] >= len(decide)
     for number, times in struck.items():
-        fault = f"{number.name} before a chosen file operation of `{kind}`"
+        fault = f"{number.name} before chosen file operations, such as a commit's rename"
         tell("kills", fault, "the same files, nothing left behind", times)
 
 
