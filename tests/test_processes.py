@@ -286,7 +286,7 @@ def test_a_process_that_dies_ends_the_stage(recipe, run) -> None:
     os.kill(int(workers[1]), signal.SIGKILL)
     told = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 1
-    assert "stage 'finetune': a worker process ended with code" in told
+    assert "stage 'finetune': a worker process was killed by signal 9 (SIGKILL)" in told
     assert list(path.parent.glob("outputs/store/partial/*.resume/step-*"))
 
 

@@ -137,7 +137,7 @@ class Rehearsal:
         for name, own in tokenizers.items():
             try:
                 tokenizer = self._reader(own, taken)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, StageError) as error:
                 raise StageError(f"the tokenizer of {name!r} cannot be read: {error}") from error
             if tokenizer is None:
                 continue

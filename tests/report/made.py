@@ -204,7 +204,8 @@ def made(
     write_json(
         folder / "asked.json", {"parent": None, "changed": [], "nodes": nodes, **(asked or {})}
     )
-    write_json(folder / "metrics.json", list(records))
+    # With NaN where there is one, which earlier versions wrote.
+    (folder / "metrics.json").write_text(json.dumps(list(records)))
     sources = source or texts(rows, 1, 60)
     references = texts(len(sources), 2)
     for number, each in enumerate(records):
