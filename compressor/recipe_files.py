@@ -150,6 +150,8 @@ def refuse_code(sources: Sequence[Source]) -> None:
         package = [part for part in source.package.split(".") if part not in {"", "_global_"}]
         for path, value, line in _scalars(source.tree):
             full = [*package, *(part for part in path if part != "<<")]
+            if full == ["hydra"]:  # Hydra itself fails at a null
+                problems.append(Problem("hydra", "expected keys and values", source.file, line))
             if full[:1] != ["hydra"] or len(full) < 2:
                 continue
             overrides = full[1:3] == ["sweeper", "params"] and len(full) > 3

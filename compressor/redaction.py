@@ -94,8 +94,10 @@ def redacted_text(text: str) -> str:
 
 
 def _is_of_text(found: re.Match[str], value: str) -> bool:
-    """Whether `token: 0` is of a sentence on tokens: what follows is too short for a secret."""
-    return found[0].rstrip().lower() == "token:" and len(value.strip("'\"")) < _SHORTEST
+    """Whether `start token: 0` is of a sentence on tokens: too short for a secret, after a word."""
+    after_a_word = re.search(r"[a-z] $", found.string[max(0, found.start() - 2) : found.start()])
+    short = len(value.strip("'\"")) < _SHORTEST
+    return bool(after_a_word) and short and found[0].rstrip().lower() == "token:"
 
 
 def _forms(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +45,13 @@ def ended_as_by_hand() -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
         if asked >= 0 and kind != "run_ended":
             raise KeyboardInterrupt
 
+    usual = sys.unraisablehook
+
+    def unless_asked(ignored: Any) -> None:
+        # A finalizer that meets it ends nothing: it is asked again, and Python need not tell of it.
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            usual(ignored)
+
     is_main = threading.current_thread() is threading.main_thread()  # no other can be told
     signals = [signal.SIGTERM, signal.SIGHUP] if is_main else []
     ours = [each for each in signals if signal.getsignal(each) == signal.SIG_DFL]  # not nohup's
@@ -52,9 +60,11 @@ def ended_as_by_hand() -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
         signal.signal(each, end)
     if by_hand:
         signal.signal(signal.SIGINT, end_by_hand)
+    sys.unraisablehook = unless_asked
     try:
         yield ask_again
     finally:
+        sys.unraisablehook = usual
         for each in ours:
             signal.signal(each, signal.SIG_DFL)
         if by_hand:

@@ -21,6 +21,8 @@ from compressor.errors import nearest
 from compressor.field_types import whole
 
 Shape = tuple[int, ...]
+MOST_LAYERS, MOST_OF_ANYTHING = 1_000, 10**9
+"""What a config may say at most: planning looks at each layer, and multiplies sizes."""
 
 HALF = ("bfloat16", "float16")
 """Floating-point types of two bytes an entry."""
@@ -458,6 +460,9 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
         value = given[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(key, f"expected a whole number of at least 1, got {value!r}")
+        most = MOST_LAYERS if "layer" in key else MOST_OF_ANYTHING
+        if value > most:
+            raise ConfigError(key, f"expected at most {most:,}, got {value:.3g}")
     shapes = module.parameters(full, untied_head=untied_head)
     return Facts(model_type=model_type, config=full, shapes=shapes)
 

@@ -6,7 +6,8 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
+from math import prod
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
@@ -14,6 +15,8 @@ from hydra.errors import HydraException
 
 from compressor.errors import RecipeError
 
+MOST = 20_000
+"""Points of a sweep: each has a folder."""
 LONGEST_NAME = 100
 """Characters of a folder's name; a file system allows 255 bytes."""
 
@@ -58,6 +61,8 @@ def spanned(overrides: Sequence[str]) -> list[Point]:
         keys.append(_key(found) if found is not None and several else None)
         values.append(_values(found) if found is not None and several else [override])
     _refuse_unclear(overrides, keys, values)
+    if (count := prod(map(len, values))) > MOST:
+        raise RecipeError(f"a sweep of {count:,} points; expected at most {MOST:,}: take a search")
     combinations = dict.fromkeys(product(*values))
     given = [
         {key: text.partition("=")[2] for key, text in zip(keys, each, strict=True) if key}
@@ -95,7 +100,13 @@ def _values(override: Override) -> list[str]:
         )
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         raise RecipeError(f"{text!r}: name each value; a pattern is not expanded")
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    try:
+        values = list(islice(override.sweep_string_iterator(), MOST + 1))
+    except ValueError as error:  # of range(1,2,0)
+        raise RecipeError(f"{text!r}: {error}") from error
+    if len(values) > MOST:
+        raise RecipeError(f"{text!r} has more than {MOST:,} values")
+    return [f"{override.get_key_element()}={value}" for value in values]
 
 
 def named(points: Iterable[tuple[Sequence[str], Mapping[str, str]]]) -> list[Point]:

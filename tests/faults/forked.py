@@ -6,6 +6,7 @@ is what any process of it sees: its own arguments, folder, outputs, limits and u
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import json
 import os
@@ -145,6 +146,7 @@ def _child(task: dict[str, Any]) -> int:
 def _serve() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
+    codecs.lookup("utf-8-sig")  # another user may not read where Python lies
     from compressor.stage import stage_class, stage_kinds
 
     for kind in stage_kinds():

@@ -118,10 +118,10 @@ def trees(draw: st.DrawFn) -> bytes:
             found[str(last)] = owner.pop(last)
         elif how == "key" and isinstance(owner, dict):
             owner[draw(st.sampled_from([None, 1, True, "", "_target_", "a.b", "${seed}", "é"]))] = (
-                draw(odd)
+                copy.deepcopy(draw(odd))
             )
         else:
-            owner[last] = draw(odd)
+            owner[last] = copy.deepcopy(draw(odd))  # what is drawn may be drawn again
     return dumped(found)
 
 

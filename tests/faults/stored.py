@@ -59,7 +59,7 @@ def _replaced(path: Path, put: Callable[[Path], None]) -> None:
 
 
 DAMAGE: Mapping[str, Callable[[Path], object]] = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-2]),  # and no line feed alone
     "one bit flipped": flip,
     "deleted": Path.unlink,
     "emptied": lambda path: path.write_bytes(b""),

@@ -97,7 +97,9 @@ def ran_by_hand(folder: Path, recipe: dict[str, Any], *overrides: str, **variabl
 
 def differing(before: PastRun, after: PastRun) -> list[Outcome]:
     found = reproduction(before, after, {})
-    assert all(each.there == "both" and each.compared_files for each in found.outcomes)
+    assert all(
+        each.there == "both" and (each.compared_files or each.measures) for each in found.outcomes
+    )
     return [each for each in found.outcomes if not each.equal]
 
 

@@ -248,10 +248,10 @@ def test_a_run_leaves_no_secret_in_any_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Any
 ) -> None:
     """Neither in its folder nor in the store, of a run that fails and one that does not."""
-    secrets = {"hf_" + "aB3x" * 8, "geheim-of-a-login", "variable-geheim-9"}
+    one, login, variable = "hf_" + "aB3x" * 8, "geheim-of-a-login", "variable-geheim-9"
+    secrets = (one, login, variable)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MY_SERVICE_TOKEN", "variable-geheim-9")
-    one, login, variable = sorted(secrets, key=len, reverse=True)
     text = RECIPE.replace("\nstages:", f"\ndescription: see https://anna:{login}@h/x\nstages:")
     Path("mine.yaml").write_text(text)
     given = [f"stages.finetune.label={one}", f"data.prefix='{variable} '"]

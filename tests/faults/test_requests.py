@@ -29,6 +29,22 @@ from tests.test_processes import machine_configs
 KEY = "cd" * 32
 
 
+def test_a_request_that_a_finalizer_meets_is_not_told_as_a_traceback(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Python printed "Exception ignored in", with a traceback, and went on."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with ended_as_by_hand() as ask_again:
+        Finalized()
+        with pytest.raises(KeyboardInterrupt):
+            ask_again("stage_ended", {})
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_request_that_a_library_swallows_is_made_again(
     number: signal.Signals, tell: Tell
