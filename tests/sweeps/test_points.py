@@ -143,7 +143,7 @@ def test_a_plan_names_each_launcher_that_can_help(monkeypatch) -> None:
 
 
 def test_more_points_than_anybody_runs_are_refused_at_once() -> None:
-    """A range of twenty million was spanned for minutes, and one without a step raised ValueError."""
+    """A range of twenty million took minutes, and one without a step raised ValueError."""
     for given in (["seed=range(1,20000000)"], [f"{key}=range(0,300)" for key in "ab"]):
         with pytest.raises(RecipeError, match="20,000"):
             spanned(given)
