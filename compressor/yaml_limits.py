@@ -73,9 +73,8 @@ class _Counted:
             if ended is not None:
                 self.sizes[ended] = self.total - before
         elif isinstance(event, yaml.NodeEvent):
-            if (
-                tag := getattr(event, "tag", None)
-            ) is not None:  # PyYAML itself fails at `!!bool x` and `!!timestamp x`
+            if (tag := getattr(event, "tag", None)) is not None:
+                # PyYAML itself fails at `!!bool x` and `!!timestamp x`.
                 tag = tag.replace("tag:yaml.org,2002:", "!!")
                 cure = "write the value without one, a text in quotes"
                 return f"line {line}: the tag {tag:.60} is not allowed; {cure}"

@@ -52,6 +52,7 @@ def _artifact(store: Store, key: str, *, quick: bool, repair: bool) -> list[Find
         return [Finding(AREA, "error", "is a link, and no artifact", str(place), "remove it")]
     try:
         store.verify(key, sizes_alone=quick)
+        extra = store.set_strange_aside(key) if repair else store.strange(key)
     except (DamagedArtifact, OSError) as error:
         if not place.exists():  # removed meanwhile
             return []
@@ -59,7 +60,6 @@ def _artifact(store: Store, key: str, *, quick: bool, repair: bool) -> list[Find
         if isinstance(error, FileNotFoundError):
             reason = f"it has no {MANIFEST}"
         return [_aside(store, key, reason) if repair else _damaged(place, reason)]
-    extra = store.set_strange_aside(key) if repair else store.strange(key)
     if not extra:
         return []
     message = f"has {len(extra)} files that its manifest does not name: {', '.join(extra[:3])}"
