@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from compressor.store import write_text
-from tests.faults import LONG
 from tests.faults.forked import Forked
 from tests.faults.small_hub import SmallHub, small_hub
 
@@ -100,7 +99,7 @@ class _Table:
             self.rows += [tuple(row) for name, row in report.user_properties if name == "tried"]
 
     def pytest_sessionfinish(self) -> None:
-        if LONG and self.rows:
+        if self.rows:
             TABLE.parent.mkdir(exist_ok=True)
             write_text(TABLE, as_table(self.rows))
 
