@@ -58,10 +58,10 @@ def test_a_row_of_megabytes_takes_time_and_memory_by_its_length(
     tmp_path: Path, tell: Tell, kind: str, part: str
 ) -> None:
     """10 MB used to be 3.4 GB of tokens, of which 48 are read, and more than five seconds of nltk's
-    expressions, which ended the run with their TimeoutError. torch and the rest take 0.5 GB.
+    expressions, which ended the run with their TimeoutError. torch and the rest take 0.5 to 0.8 GB.
     """
     seconds, megabytes = in_its_own_process(tmp_path, kind, of_length(part, SIZE))
-    assert megabytes < 600 + 60 * SIZE / 1e6
+    assert megabytes < 900 + 60 * SIZE / 1e6
     assert seconds < 20 + 6 * SIZE / 1e6
     tell("numbers", f"a text of {SIZE // 10**6} MB in one row, {kind}", "done in bounded memory")
 

@@ -139,8 +139,10 @@ def _count_operations(told: TextIO, asked: str) -> None:
         writes = event == "open" and isinstance(given[2], int) and given[2] & 3
         if not (writes or event in _CHANGES) or os.getpid() != process:
             return
-        path = os.path.join(below, os.fsdecode(given[0])) if given[0] != told.name else ""  # noqa: PTH118
-        if isinstance(given[0], int) or not path.startswith(f"{below}/outputs/"):
+        if isinstance(given[0], int) or given[0] == told.name:  # a descriptor that is open already
+            return
+        path = os.path.join(below, os.fsdecode(given[0]))  # noqa: PTH118
+        if not path.startswith(f"{below}/outputs/"):
             return
         told.write(f"{event} {path.removeprefix(below)}\n")
         done += 1
