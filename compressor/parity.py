@@ -167,7 +167,8 @@ def _in_a_fresh_process(
 ) -> tuple[Outputs, dict[str, Any]]:
     import numpy as np
 
-    with TemporaryDirectory() as temporary:
+    # Beside the export: interrupted as it is removed, it goes with what was not finished.
+    with TemporaryDirectory(prefix=".check-", dir=folder.parent) as temporary:
         task, out = Path(temporary) / "task.json", Path(temporary)
         task.write_text(json.dumps({"texts": list(texts), "limit": limit}), encoding="utf-8")
         done = subprocess.run(
