@@ -12,6 +12,7 @@ import pytest
 
 from compressor.data.sentences import LONGEST, ends, sentences, spans
 from compressor.data.truncation import LONG, encode
+from compressor.memory import Peak
 from compressor.processes import environment
 from tests.faults import trials
 from tests.faults.conftest import Tell
@@ -43,13 +44,14 @@ def in_its_own_process(folder: Path, kind: str, text: str) -> tuple[float, int]:
 
 
 def main(folder: Path, kind: str) -> None:
-    text = (folder / "text").read_text(encoding="utf-8")
+    """A process's own peak: the system's `ru_maxrss` begins at that of the one that started it."""
+    peak, text = Peak(), (folder / "text").read_text(encoding="utf-8")
     settings = {"finetune": {"epochs": 1}, "evaluate": {"max_length": 6}, "baseline": {}}[kind]
     for truncate in ("tokens", "sentences"):
         data = rows_of_text(folder / truncate, [text], ["A short summary."], truncate=truncate)
         ran(kind, pico_t5(), data, folder / truncate, **settings)  # type: ignore[arg-type]
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print(used.ru_utime + used.ru_stime, used.ru_maxrss // 1024)
+    print(used.ru_utime + used.ru_stime, (peak.bytes() or 0) // 10**6)
 
 
 @pytest.mark.parametrize("kind", ["evaluate", "finetune", "baseline"][: trials(3, 1)])
@@ -61,7 +63,7 @@ def test_a_row_of_megabytes_takes_time_and_memory_by_its_length(
     expressions, which ended the run with their TimeoutError. torch and the rest take 0.5 to 0.8 GB.
     """
     seconds, megabytes = in_its_own_process(tmp_path, kind, of_length(part, SIZE))
-    assert megabytes < 900 + 60 * SIZE / 1e6
+    assert 100 < megabytes < 900 + 60 * SIZE / 1e6
     assert seconds < 20 + 6 * SIZE / 1e6
     tell("numbers", f"a text of {SIZE // 10**6} MB in one row, {kind}", "done in bounded memory")
 
