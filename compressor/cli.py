@@ -17,7 +17,7 @@ from compressor import __version__
 from compressor import commands as do
 from compressor.commands import DONE, FAILED, WRONG
 from compressor.errors import RecipeError, StageError, Unreachable
-from compressor.printed import complain, printable
+from compressor.printed import brief, complain, printable
 from compressor.redaction import redacted_text
 from compressor.shortage import told
 
@@ -79,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong with a command, of which it repeats parts, as any other error is told."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(redacted_text(message)))
+        super().error(printable(brief(redacted_text(message))))
 
 
 def _open_closed_outputs() -> None:

@@ -7,12 +7,14 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
@@ -21,6 +23,7 @@ from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import (
     HydraException,
     MissingConfigException,
@@ -32,6 +35,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from compressor.checked_in import recipes_folder
 from compressor.errors import Problem, RecipeError, nearest
+from compressor.printed import brief
 from compressor.recipe_files import HYDRA_SETTINGS, Source, locate, runs_something, tree
 
 _SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
@@ -44,6 +48,15 @@ def with_prefixes(overrides: Sequence[str]) -> list[str]:
     return [f"++{item}" if _SETS_A_KEY.match(item) else item for item in overrides]
 
 
+@lru_cache(maxsize=100_000)
+def parsed(override: str) -> Override | None:
+    """An override in Hydra's grammar; None where it is in none, which composing reports."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
 _HYDRAS = frozenset(HydraConf.__dataclass_fields__) - HYDRA_SETTINGS
 
 
@@ -52,9 +65,7 @@ def refuse_overrides(overrides: Sequence[str]) -> None:
     or read the environment. What Hydra cannot read at all, composing reports.
     """
     for item in overrides:
-        try:
-            found = OverridesParser.create().parse_override(item)
-        except HydraException:
+        if (found := parsed(item)) is None:
             continue
         key = str(found.key_or_group)
         if not key:
@@ -80,14 +91,33 @@ def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     ]
 
 
+def sets_a_value(override: str, roots: Sequence[Path]) -> bool:
+    """Whether an override leaves the recipe's files as they are, which are below `roots`, and sets
+    or deletes something of what they merge into. In doubt it does not.
+    """
+    found = parsed(override)
+    if found is None or found.is_sweep_override() or found.package is not None:
+        return False
+    key = str(found.key_or_group)
+    parts = re.split(r"[./]", key)
+    groups = (RecipeFolder("", f"{RecipeFolder.scheme()}://{root}") for root in roots)
+    return "/" not in key and parts[0] != "hydra" and not any(g.is_group(key) for g in groups)
+
+
+def set_values(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Apply overrides that `sets_a_value` has found to be such, as Hydra does after it has merged
+    the files. Raises one of COMPOSITION_ERRORS.
+    """
+    given = [each for item in with_prefixes(overrides) if (each := parsed(item)) is not None]
+    ConfigLoaderImpl._apply_overrides_to_config(given, config)
+
+
 def quoted(text: str) -> str:
     """A string in Hydra's override grammar, whatever is in it."""
     escaped = re.sub(r"(\\*)'", r"\1\1\'", text)
     return f"'{escaped}'"
 
 
-_LONGEST = 600
-"""Characters of a message of others that a person is shown: it may repeat a whole value."""
 COMPOSITION_ERRORS = (
     HydraException,
     OmegaConfBaseException,
@@ -187,11 +217,7 @@ def compose_problem(
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
         return locate(str(error.full_key), text, sources, overrides)
-    return Problem("", _short(" ".join(text.split())), folder / f"{name}.yaml")
-
-
-def _short(message: str) -> str:
-    return message if len(message) <= _LONGEST else f"{message[:_LONGEST]} …"
+    return Problem("", brief(" ".join(text.split())), folder / f"{name}.yaml")
 
 
 def _no_such_key(key: str, full: str, config: DictConfig) -> Problem:
@@ -250,7 +276,7 @@ def _missing_setting(path: str, beside: Any) -> str:
 
 def _yaml_problem(error: yaml.MarkedYAMLError, folder: Path, name: str) -> Problem:
     mark = error.problem_mark or error.context_mark
-    message = _short(f"not valid YAML: {_yaml_cure(error)}")
+    message = brief(f"not valid YAML: {_yaml_cure(error)}")
     file: Path | None = folder / f"{name}.yaml"
     if mark is not None and mark.name and Path(mark.name).is_file():
         file = Path(mark.name)

@@ -19,10 +19,18 @@ ACTING = re.compile(
 )
 """Control characters but tab and line feed, and those that turn the direction of writing."""
 
+_LONGEST = 600
+"""Characters."""
+
 
 def printable(text: str) -> str:
     r"""A text with each character that a terminal would act on written out: `\x1b`, `\u202e`."""
     return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def brief(message: str) -> str:
+    """As much as a person reads of a message of others, which may repeat a whole value."""
+    return message if len(message) <= _LONGEST else f"{message[:_LONGEST]} …"
 
 
 def complain(kind: str, text: object) -> None:

@@ -6,6 +6,7 @@ with file, line and key path.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from compressor.hydra_loading import (
     hydra_loader,
     hydra_overrides,
     refuse_overrides,
+    set_values,
+    sets_a_value,
 )
 from compressor.launching import Launch
 from compressor.objective import Objective
@@ -120,20 +123,62 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
     """Compose and validate a recipe. Raises RecipeError with everything that is wrong with it."""
     folder, name = find(recipe)
     refuse_overrides(overrides)
-    given = hydra_overrides(name, overrides)
     with hydra_loader(folder) as loader:
         sources: list[Source] = []
         try:
-            refuse_resolvers_in_defaults(folder, name)
-            sources = _sources(loader, name, given, folder)
-            refuse_code(sources)
-            refuse_misread(sources)
-            refuse_base_behind(sources, folder / f"{name}.yaml")
-            values = container(hydra_compose(name, given), sources, overrides)
+            merged = _merged(loader, folder, name, overrides, sources)
+            values = container(merged, sources, overrides)
         except COMPOSITION_ERRORS as error:
             problem = compose_problem(error, folder, name, overrides, sources)
             raise RecipeError([problem]) from error
     return from_config(values, name, tuple(sources), tuple(overrides))
+
+
+class Composer:
+    """Composes one recipe with overrides again and again, as `compose` does; what files they choose
+    is read and merged once, a tenth of a second's work.
+    """
+
+    def __init__(self, recipe: str) -> None:
+        self._recipe = recipe
+        self._merged: dict[tuple[str, ...], tuple[tuple[Source, ...], DictConfig]] = {}
+
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        """Raises RecipeError with everything that is wrong with the recipe."""
+        folder, name = find(self._recipe)
+        refuse_overrides(overrides)
+        roots = (folder, recipes_folder())
+        given = [item for item in overrides if sets_a_value(item, roots)]
+        chosen = tuple(item for item in overrides if item not in given)
+        try:
+            if chosen not in self._merged:
+                read: list[Source] = []
+                with hydra_loader(folder) as loader:
+                    merged = _merged(loader, folder, name, chosen, read)
+                self._merged[chosen] = tuple(read), merged
+            sources, merged = self._merged[chosen]
+            config = copy.deepcopy(merged)
+            set_values(config, given)
+            values = container(config, sources, overrides)
+        except COMPOSITION_ERRORS:  # told by what has Hydra at hand
+            return compose(self._recipe, overrides)
+        return from_config(values, name, sources, tuple(overrides))
+
+
+def _merged(
+    loader: Any, folder: Path, name: str, overrides: Sequence[str], sources: list[Source]
+) -> DictConfig:
+    """A recipe's files and overrides as one config; adds the files to `sources`.
+
+    Raises RecipeError, or one of COMPOSITION_ERRORS.
+    """
+    given = hydra_overrides(name, overrides)
+    refuse_resolvers_in_defaults(folder, name)
+    sources += _sources(loader, name, given, folder)
+    refuse_code(sources)
+    refuse_misread(sources)
+    refuse_base_behind(sources, folder / f"{name}.yaml")
+    return hydra_compose(name, given)
 
 
 def container(config: DictConfig, sources: Sequence[Source], overrides: Sequence[str]) -> Any:

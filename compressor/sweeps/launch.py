@@ -35,6 +35,7 @@ from compressor.hydra_loading import (
     compose_problem,
     hydra_loader,
     hydra_overrides,
+    parsed,
     quoted,
     refuse_overrides,
     with_prefixes,
@@ -52,7 +53,7 @@ from compressor.shortage import told
 from compressor.signals import heard_at_the_end
 from compressor.store import Store, write_json, write_text
 from compressor.sweeps.folder import OUTCOME
-from compressor.sweeps.points import Point, parsed
+from compressor.sweeps.points import Point
 
 LOG = "log.txt"
 LAUNCHERS = ("basic", "processes", "slurm", "ray_local")

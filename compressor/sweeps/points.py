@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from itertools import islice, product
 from math import prod
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
-from hydra.errors import HydraException
 
 from compressor.errors import RecipeError
+from compressor.hydra_loading import parsed
 
 MOST = 20_000
 """Points of a sweep: each has a folder."""
@@ -31,14 +30,6 @@ class Point:
     """All that Hydra gets for it, in the order of the command."""
     differs: Mapping[str, str]
     """The keys that are not the same in every point, and this one's values."""
-
-
-def parsed(override: str) -> Override | None:
-    """An override in Hydra's grammar; None where it is in none, which composing reports."""
-    try:
-        return OverridesParser.create().parse_override(override)
-    except HydraException:
-        return None
 
 
 def is_sweep(override: str) -> bool:
@@ -127,6 +118,19 @@ def named(points: Iterable[tuple[Sequence[str], Mapping[str, str]]]) -> list[Poi
             name = folder_name(text, overrides, unique=True)
         result[name] = Point(name, overrides, differs)
     return list(result.values())
+
+
+def telling(points: Sequence[Point]) -> list[int]:
+    """The places of the points, those first that have a value which none before them has: where a
+    value is wrong, it is found in as many points as there are values, not combinations of them.
+    """
+    seen: set[tuple[str, str]] = set()
+    new: list[int] = []
+    rest: list[int] = []
+    for place, point in enumerate(points):
+        (rest if seen.issuperset(point.differs.items()) else new).append(place)
+        seen.update(point.differs.items())
+    return new + rest
 
 
 def folder_name(text: str, overrides: Sequence[str], *, unique: bool = False) -> str:

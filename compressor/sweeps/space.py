@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
 
 from compressor.errors import Problem, RecipeError, nearest
-from compressor.sweeps.points import parsed, shortened
+from compressor.hydra_loading import parsed
+from compressor.sweeps.points import shortened
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

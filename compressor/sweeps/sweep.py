@@ -18,10 +18,11 @@ from rich.console import Console
 from compressor import shortage
 from compressor.errors import Problem, RecipeError, StageError
 from compressor.home import expanded
+from compressor.hydra_loading import parsed
 from compressor.objective import Direction
 from compressor.plan import digest, plan
 from compressor.printed import complain
-from compressor.recipe import Composed, compose
+from compressor.recipe import Composed, Composer
 from compressor.recorded import Recorded
 from compressor.redaction import redacted
 from compressor.runner import say_collecting
@@ -29,12 +30,14 @@ from compressor.store import Store
 from compressor.sweeps.folder import SweepFolder, asked
 from compressor.sweeps.launch import Launched, launched, swept_in_recipe
 from compressor.sweeps.page import write_page
-from compressor.sweeps.points import Point, parsed, spanned
+from compressor.sweeps.points import Point, spanned, telling
 from compressor.sweeps.spreadsheet import write_csv
 from compressor.sweeps.state import Standing, Sweep
 from compressor.sweeps.tree import Planned, SharedStages, print_tree
 from compressor.tables import COLUMNS, Column, print_columns
 
+WRONG = 3
+"""Points after which a sweep is refused without a look at the others."""
 POLL_SECONDS = 2.0
 """Between two looks at the points' folders."""
 PAGE, SPREADSHEET = "sweep.html", "sweep.csv"
@@ -96,7 +99,7 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     """Compose and plan every point, so that a wrong value is told before anything is trained.
 
     `reachable`: whether something on a network that cannot be reached is an error too.
-    Raises RecipeError with the problems of all points.
+    Raises RecipeError with the problems of the points that are wrong, or of the first WRONG.
     """
     settings, own = divided(recipe, overrides)
     composed, shared, warnings = plan_points(recipe, spanned(own), reachable=reachable)
@@ -108,28 +111,35 @@ def plan_points(
 ) -> tuple[tuple[Composed, ...], SharedStages, tuple[Problem, ...]]:
     """Compose and plan each point: its recipe, all their stages, what is worth a warning.
 
-    Raises RecipeError with the problems of all points.
+    Raises RecipeError with the problems of the points that are wrong, or of the first WRONG.
     """
     problems: list[Problem] = []
     warnings: list[Problem] = []
-    composed, steps = [], []
-    for point in points:
+    every, composer, wrong = list(points), Composer(recipe), 0
+    planned: dict[int, tuple[Composed, Planned]] = {}
+    for looked, place in enumerate(telling(every), 1):
+        point = every[place]
         try:
-            each = compose(recipe, point.overrides)
+            each = composer.compose(point.overrides)
             found = plan(each, Store.of(each.recipe.outputs))
             if reachable:
                 found.require_reachable()
         except RecipeError as error:
             problems += error.problems
+            wrong += 1
+            if wrong == WRONG and looked < len(every):
+                left = f"{len(every) - looked:,} points were not looked at: {wrong} are wrong"
+                problems.append(Problem("", left))
+                break
             continue
         warnings += [*found.warnings, *found.unreached]
-        composed.append(each)
-        steps.append(Planned.of(point, found))
+        planned[place] = each, Planned.of(point, found)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    if len({each.recipe.outputs for each in composed}) > 1:
+    if len({each.recipe.outputs for each, _ in planned.values()}) > 1:
         raise RecipeError("outputs: points share one store; it cannot differ between them")
-    return tuple(composed), SharedStages(steps), tuple(dict.fromkeys(warnings))
+    composed, steps = zip(*(planned[place] for place in range(len(every))), strict=True)
+    return composed, SharedStages(list(steps)), tuple(dict.fromkeys(warnings))
 
 
 def divided(recipe: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
