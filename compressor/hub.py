@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Literal
 
 from compressor.errors import Unreachable
 from compressor.shortage import told
-from compressor.store import file_digest
+from compressor.store import file_digest, write_text
 
 Kind = Literal["model", "dataset"]
 SILENCE_SECONDS = 60.0
@@ -39,6 +39,7 @@ def commit(repository: str, revision: str, kind: Kind) -> str:
             ask = api.model_info if kind == "model" else api.dataset_info
             sha = ask(repository, revision=revision, timeout=5).sha
             assert sha is not None
+            _note(repository, revision, kind, sha)
             return sha
         except RepositoryNotFoundError as error:
             raise ValueError(_not_found(repository, kind, error)) from error
@@ -50,8 +51,8 @@ def commit(repository: str, revision: str, kind: Kind) -> str:
             if not _is_of_network(error):
                 raise
             why = _reason(error)  # the cache below may know
-    cached = _cache_folder(repository, kind) / "refs" / revision
-    if cached.is_file():
+    cached = _reference(repository, revision, kind)
+    if cached is not None and cached.is_file():
         return cached.read_text().strip()
     raise Unreachable(
         f"{kind} {repository!r} is not on this machine and the hub cannot be reached from here{why}"
@@ -67,7 +68,7 @@ def file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        with _unreachable(f"{name} of {repository!r}"):
+        with unreachable(f"{name} of {repository!r}"):
             _knock(repository, name, commit_hash, kind)
             path = hf_hub_download(
                 repository, name, revision=commit_hash, repo_type=kind, etag_timeout=5
@@ -92,7 +93,7 @@ def files(repository: str, commit_hash: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        with _unreachable(repr(repository)):
+        with unreachable(repr(repository)):
             _bound_waits()
             found = snapshot_download(
                 repository, revision=commit_hash, allow_patterns=list(patterns), etag_timeout=5
@@ -161,8 +162,10 @@ def _is_whole(path: Path) -> bool:
 
 
 @contextmanager
-def _unreachable(what: str) -> Iterator[None]:
-    """Turn what the network does to a download into Unreachable."""
+def unreachable(what: str) -> Iterator[None]:
+    """Turn what the network does to a download into Unreachable. What is not there stays an error
+    of its own: FileNotFoundError, or the hub's answer 404.
+    """
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
@@ -217,6 +220,25 @@ def _not_found(repository: str, kind: Kind, error: Exception) -> str:
         return f"the {kind} {repository!r} is gated: accept its terms on the hub, and {login}"
     private = f", or it is private: then {login}" if _status(error) in (401, 403) else ""
     return f"the hub has no {kind} {repository!r}{private}"
+
+
+def _reference(repository: str, revision: str, kind: Kind) -> Path | None:
+    """Where the cache tells of a branch's or tag's commit; None of a name that leads elsewhere."""
+    if revision.startswith("/") or ".." in revision.split("/"):
+        return None
+    return _cache_folder(repository, kind) / "refs" / revision
+
+
+def _note(repository: str, revision: str, kind: Kind, sha: str) -> None:
+    """Have the cache tell of a commit as it does of what is fetched by a branch's name, so that the
+    same command needs no network. A commit that is not there takes no other's place.
+    """
+    reference = _reference(repository, revision, kind)
+    known = _cache_folder(repository, kind) / "snapshots" / sha
+    if reference is not None and (known.is_dir() or not reference.is_file()):
+        with suppress(OSError):  # of a cache that cannot be written
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_text(reference, sha)
 
 
 def _cache_folder(repository: str, kind: Kind) -> Path:

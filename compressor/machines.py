@@ -28,6 +28,8 @@ from compressor.worker import FAILURE, TASK
 
 POLL_SECONDS = 0.2
 """How often another machine looks for a task."""
+GONE_SECONDS = 5.0
+"""How long processes may take to end after the first machine's run has: all do at its end."""
 
 
 def _name(processes: Processes) -> str:
@@ -116,7 +118,7 @@ class Helper:
             elif leader is None and session is not None:
                 raise StageError("machine 0 has ended without all that was planned; see there")
             if session is not None and (task := self._task(session)) is not None:
-                self._take_part(*task)
+                self._take_part(session, *task)
             time.sleep(POLL_SECONDS)
 
     def _all_made(self) -> bool:
@@ -160,10 +162,30 @@ class Helper:
                 return path, about["name"]
         return None
 
-    def _take_part(self, task: Path, name: str) -> None:
+    def _take_part(self, session: str, task: Path, name: str) -> None:
         self.say(f"takes part in {name}")
-        with tempfile.TemporaryDirectory() as logs:
-            code = launcher.run_processes(task, self.processes, Path(logs), self.say)
-            if code != 0 and not (task.parent / FAILURE).is_file():
-                self.say(f"a worker process ended with code {code}:")
-                self.say(launcher.last_lines(Path(logs)))
+        over, ended = threading.Event(), threading.Event()
+        watch = threading.Thread(target=self._watch_leader, args=[session, over, ended])
+        watch.start()
+        try:
+            with tempfile.TemporaryDirectory() as logs:
+                code = launcher.run_processes(task, self.processes, Path(logs), self.say, over=over)
+                if code != 0 and not over.is_set() and not (task.parent / FAILURE).is_file():
+                    self.say(f"a worker process ended with code {code}:")
+                    self.say(launcher.last_lines(Path(logs)))
+        finally:
+            ended.set()
+            watch.join()
+
+    def _watch_leader(self, session: str, over: threading.Event, ended: threading.Event) -> None:
+        """Say that it is `over` when the first machine has ended and the processes here have not:
+        they would wait for its processes, before they meet for a quarter of an hour.
+        """
+        seen = time.monotonic()
+        while not ended.wait(POLL_SECONDS):
+            leader = self._leader()
+            if leader is not None and leader["session"] == session:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > GONE_SECONDS:
+                over.set()
+                return

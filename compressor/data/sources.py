@@ -443,7 +443,7 @@ class Files(Held):
                 kind, data_files=str(path), split="train", **_OPTIONS.get(kind, {})
             )
         except (DatasetGenerationError, ValueError, OSError, RecursionError) as error:
-            reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+            reason = _first_line(error.__cause__ or error)
             raise StageError(f"data: cannot read {path}: {reason}") from error
         return self._rows(table, split, str(path))
 
@@ -492,26 +492,47 @@ class Hub(Held):
             problem("dataset", str(error))
 
     def load(self, split: Split) -> Rows:
-        from datasets import enable_progress_bars, load_dataset
+        from datasets import enable_progress_bars
+        from datasets.exceptions import DatasetsError
 
         enable_progress_bars()  # of downloads
         commit = hub.commit(self.dataset, self.revision, "dataset")
+        what = f"data set {self.dataset!r}"
         try:
-            table = load_dataset(
-                self.dataset,
-                self.configuration,
-                data_files=self.files,
-                split=self.splits[self._where(split, self._named)[1]],
-                revision=commit,
-            )
-        except (ConnectionError, FileNotFoundError) as error:
-            raise Unreachable(f"data set {self.dataset!r}: {error}") from error
-        except ValueError as error:
-            raise StageError(f"data: {self.dataset!r}: {str(error).splitlines()[0]}") from error
+            with hub.unreachable(what):
+                builder = self._prepared(commit)
+            table = builder.as_dataset(split=self.splits[self._where(split, self._named)[1]])
+        except OSError as error:  # what `unreachable` leaves: something is not there
+            raise Unreachable(f"{what}: {_first_line(error)}") from error
+        except (DatasetsError, ValueError) as error:
+            reason = _first_line(error.__cause__ or error)
+            raise StageError(f"data: {self.dataset!r}: {reason}") from error
         return self._rows(table, split, self.dataset)
+
+    def _prepared(self, commit: str) -> Any:
+        """The data set's builder, its files read into the cache. Each file that comes in is
+        compared with what the hub names its content: the library takes any of the right length.
+        """
+        from datasets import load_dataset_builder
+
+        builder = load_dataset_builder(
+            self.dataset, self.configuration, data_files=self.files, revision=commit
+        )
+        if not Path(builder.cache_dir).is_dir():
+            given = builder.config.data_files or {}
+            for url in dict.fromkeys(str(url) for urls in given.values() for url in urls):
+                here = f"hf://datasets/{self.dataset}@{commit}/"
+                if url.startswith(here):
+                    hub.file(self.dataset, url.removeprefix(here), commit, "dataset")
+        builder.download_and_prepare()
+        return builder
 
 
 Data = Annotated[Bills | Messages | Files | Hub, Field(discriminator="source")]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _columns(path: Path) -> list[str] | None:

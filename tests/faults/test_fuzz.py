@@ -129,7 +129,8 @@ def test_no_recipe_and_no_command_shows_a_traceback(
         judge(found)
         codes[found.code] += 1
 
-    told("plan", "mine.yaml")  # what is imported once is in nobody's time
+    for first in ([], ["-m", "+search.trials=a,b"]):  # what is imported once is in nobody's time
+        told("plan", "mine.yaml", *first)
     each()
     assert codes[2] > 0, "none was wrong: nothing was tried"
     assert codes[0] > 0 or not LONG, "all were wrong: nothing was tried"

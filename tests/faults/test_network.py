@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.faults import LONG
+from compressor.data.bills import bills
+from tests.faults import LONG, trials
 from tests.faults.conftest import Tell
 from tests.faults.forked import Forked
 from tests.faults.small_hub import SmallHub
@@ -41,6 +43,25 @@ FAULTS = [
     ("silent", CONFIG, 2, "could not be fetched"),
 ]
 TRIED = FAULTS if LONG else [FAULTS[1], FAULTS[3]]
+
+
+OF_DATA = """
+defaults: [/base, /model: tiny, _self_]
+pipeline: [load, baseline]
+model:
+  config: {vocab_size: 300, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 1, num_decoder_layers: 1}
+  tokenizer: {vocab_size: 300}
+data: {source: hub, dataset: small/data, splits: {train: train}, max_source_length: 32}
+stages: {load: {}, baseline: {}}
+"""
+ROWS = "rows.jsonl"
+FAULTS_OF_DATA = [
+    ("wrong", "came damaged"),
+    ("cut", "could not be fetched"),
+    ("short", "could not be fetched"),
+    ("500", "answered 500"),
+    ("401", "hf auth login"),
+]
 
 
 @pytest.fixture
@@ -80,6 +101,35 @@ def test_what_the_network_does_to_a_download_is_one_error_and_nothing_stays(
     what = {"cut": "cut off", "wrong": "other bytes", "short": "a shorter body", "stall": "stalls"}
     happened = f"one error, exit {code}; with the network back the same command finishes"
     tell("network", f"{what.get(fault, fault)}: {file}", happened)
+
+
+@pytest.mark.parametrize(("fault", "said"), FAULTS_OF_DATA[: trials(5, 1)])
+def test_rows_of_the_hub_are_those_that_it_names(
+    forked: Forked, hub: SmallHub, tmp_path: Path, tell: Tell, fault: str, said: str
+) -> None:
+    """A file of rows that came with other bytes was read, and its numbers were the data set's, or
+    it could not be, for ever after, with a traceback, as it was where one ended early.
+    """
+    for path in hub.folder.iterdir():
+        path.unlink()
+    rows = bills(40, seed=0, split="train")
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    (hub.folder / ROWS).write_text(content)
+    (tmp_path / "data.yaml").write_text(OF_DATA)
+    hub.fault, hub.file = fault, ROWS
+    command = ("run", "data.yaml", "-q", f"data.files={{train: {ROWS}}}")
+    failed = forked(*command, cwd=tmp_path, seconds=100)
+    assert hub.struck
+    assert (failed.code, failed.err.count("error: ")) == (1, 1), failed.err
+    assert said in failed.err
+    hub.fault = ""
+    assert forked(*command, cwd=tmp_path).code == 0
+    hub.fault, hub.file = "500", ""  # all is in the store: the hub is not needed
+    again = forked(*command, cwd=tmp_path)
+    assert again.code == 0, again.err
+    what = {"cut": "cut off", "wrong": "other bytes", "short": "a shorter body"}
+    happened = "one error, exit 1; with the network back the same command finishes"
+    tell("network", f"{what.get(fault, fault)}: rows of a data set", happened)
 
 
 @pytest.mark.skipif(not LONG, reason="three runs; `make test-faults`")

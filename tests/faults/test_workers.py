@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from compressor.machines import POLL_SECONDS
 from compressor.processes import environment
+from compressor.store import MACHINES
 from tests.faults import LONG
 from tests.faults.conftest import Tell
 from tests.faults.kills import (
@@ -50,14 +53,24 @@ def steps(place: Place) -> list[Path]:
     return list(place.folder.glob("outputs/store/partial/*.resume/step-*"))
 
 
+def running(place: Place, module: str) -> list[psutil.Process]:
+    """Those that run a module, of the place's processes; some end while they are looked at."""
+    found = []
+    for process in place.processes():
+        with suppress(psutil.Error):
+            if module in process.cmdline():
+                found.append(process)
+    return found
+
+
 def the_launcher(place: Place) -> psutil.Process:
-    return next(p for p in place.processes() if "compressor.launched" in p.cmdline())
+    return running(place, "compressor.launched")[0]
 
 
 def a_rank(number: int) -> Callable[[Place], psutil.Process]:
     def found(place: Place) -> psutil.Process:
-        workers = [p for p in place.processes() if "compressor.worker" in p.cmdline()
-                   and "compressor.launched" not in p.cmdline()]  # fmt: skip
+        launchers = running(place, "compressor.launched")
+        workers = [p for p in running(place, "compressor.worker") if p not in launchers]
         return next(p for p in workers if p.environ()["RANK"] == str(number))
 
     return found
@@ -96,7 +109,7 @@ def test_one_of_a_training_s_processes_is_killed(
         assert code == -signal.SIGKILL
     else:
         assert code == 1 and started.err.count("error: ") == 1, started.err
-        assert "stage 'finetune': a worker process ended with code" in started.err
+        assert "stage 'finetune': a worker process was killed by signal 9" in started.err
         assert place.events()[-1]["state"] == "failed"
     nobody_is_left(place)
     last = place.start("finetune")
@@ -141,7 +154,7 @@ def test_a_process_that_a_report_needs_is_killed(
     found: list[psutil.Process] = []
 
     def there() -> bool:
-        found[:] = [p for p in place.processes() if module in p.cmdline()]
+        found[:] = running(place, module)
         return bool(found)
 
     assert wait_for(there, started)
@@ -202,9 +215,15 @@ def test_a_machine_of_two_is_killed(
     The first machine used to wait for one that had been killed before their processes met.
     """
     place, runs = train_on_two_machines(tmp_path, warm)
-    assert wait_for(
-        lambda: any(place.folder.glob("outputs/store/partial/*.task/task.json")), runs[0]
-    )
+
+    def other_is_there() -> bool:
+        locks = (place.store.folder / "locks").glob(f"{MACHINES}*.1.lock")
+        return any(place.store.is_locked(lock.stem) for lock in locks)
+
+    assert wait_for(other_is_there, runs[0])  # before that the first one waits for it, as it should
+    tasks = place.store.folder / "partial"
+    assert wait_for(lambda: any(tasks.glob("*.task/task.json")), runs[0])
+    time.sleep(3 * POLL_SECONDS)  # until each has seen the other; their processes meet later
     if moment == "while they train":
         assert wait_for(lambda: len(steps(place)) > 0, runs[0], 90)
     assert runs[victim].send(signal.SIGKILL)
@@ -264,6 +283,8 @@ def test_a_sweep_in_several_processes_is_killed(
         assert single.wait(200) == 0, single.err
     mine, theirs = ({p.name for p in each.store.folder.iterdir()} for each in (place, alone))
     assert mine == theirs
-    for key in theirs - {"partial", "locks"}:
+    keys = [name for name in theirs if len(name) == 64]
+    assert len(keys) == 1 + len(rates)
+    for key in keys:
         assert place.store.manifest(key)["files"] == alone.store.manifest(key)["files"]
     tell("workers", f"{sent.name} to a sweep of 2 points at once", "goes on, the same weights")

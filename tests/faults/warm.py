@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -178,6 +179,8 @@ def _become(request: dict[str, Any]) -> NoReturn:
         code = main(request["arguments"])
     except SystemExit as error:  # of argparse
         code = int(error.code or 0)
+    # As the interpreter does: what waits for threads (joblib's, for its processes) comes first.
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
