@@ -83,7 +83,7 @@ class Store:
             if loaded["key"] != key or not isinstance(loaded["files"], dict):
                 raise DamagedArtifact(key, "its manifest is another's")
             # One from before it had a digest of its own is taken as it is.
-            if SELF in loaded and loaded[SELF] != _manifest_digest(loaded):
+            if SELF in loaded and loaded[SELF] != manifest_digest(loaded):
                 raise DamagedArtifact(key, "its manifest has changed since it was written")
             if not all(map(_is_entry, loaded["files"].items())):
                 raise DamagedArtifact(key, "its manifest names what is no file of its own")
@@ -291,7 +291,7 @@ class Store:
             files[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         # As it will be read: JSON has texts for keys, and lists for tuples.
         manifest: dict[str, Any] = json.loads(json.dumps({"key": key, **about, "files": files}))
-        manifest[SELF] = _manifest_digest(manifest)
+        manifest[SELF] = manifest_digest(manifest)
         write_json(partial / MANIFEST, manifest)
         target = self.path(key)
         self.set_aside(key)  # nothing, or what has no valid manifest: this has been made anew
@@ -301,7 +301,7 @@ class Store:
         return manifest
 
 
-def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of what a manifest says beside it."""
     said = {name: value for name, value in manifest.items() if name != SELF}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

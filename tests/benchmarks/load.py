@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from compressor import machine
-from compressor.store import MANIFEST, Store
+from compressor.store import MANIFEST, SELF, Store, manifest_digest, write_json
 from tests.benchmarks.report import write
 
 ARTIFACTS = 10_000
@@ -73,7 +73,7 @@ stages:
 def fill(store: Store, count: int) -> None:
     """Copies of a store's artifacts under `count` other keys; their files are links."""
     real = [path for path in store.folder.iterdir() if (path / MANIFEST).is_file()]
-    texts = {path: (path / MANIFEST).read_text() for path in real}
+    manifests = {path: store.manifest(path.name) for path in real}
     for number in range(count):
         source = real[number % len(real)]
         key = hashlib.sha256(f"copy {number}".encode()).hexdigest()
@@ -82,7 +82,8 @@ def fill(store: Store, count: int) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             if path.name != MANIFEST:
                 os.link(path, place)
-        (store.path(key) / MANIFEST).write_text(texts[source].replace(source.name, key))
+        about = manifests[source] | {"key": key}
+        write_json(store.path(key) / MANIFEST, about | {SELF: manifest_digest(about)})
 
 
 def measured(*arguments: str, cwd: Path, code: str | None = None) -> dict[str, float]:
