@@ -76,7 +76,7 @@ def execute(
 
 def say_collecting() -> None:
     """Why a run or sweep does not begin at once."""
-    complain("note", "`compressor gc` is at work; waiting")
+    complain("note", "waiting for `compressor gc`, or another run that begins just now")
 
 
 @contextmanager
