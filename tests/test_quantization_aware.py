@@ -132,14 +132,16 @@ AWARE = "finetune: {epochs: 6, quantization_aware: int8}"
 def test_killed_it_goes_on_to_the_same_bits(recipe, run) -> None:
     """What is checkpointed are the float weights: the same SHA-256 as undisturbed."""
     path = recipe(("finetune: {epochs: 1}", AWARE), ("prune, recover, evaluate]", "evaluate]"))
-    undisturbed = run("run", path, "outputs=undisturbed", "skip=[evaluate]")
+    # Epochs enough that it still trains when it is seen to.
+    more = ("skip=[evaluate]", "stages.finetune.epochs=25")
+    undisturbed = run("run", path, "outputs=undisturbed", *more)
     assert undisturbed.code == 0, undisturbed.err
-    process = _start(path, "skip=[evaluate]")
+    process = _start(path, *more)
     _wait_for_steps(path, 1, process)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    final = run("run", path, "skip=[evaluate]")
+    final = run("run", path, *more)
     assert "goes on from step" in final.out
     digests = {
         file_digest(weights(path.parent / each.run_folder, "finetune"))
