@@ -324,3 +324,11 @@ def test_a_recipe_that_is_named_wrongly_is_told(recipe, run, name, given, expect
     result = run("plan", given)
     assert result.code == 2
     assert expected in result.err
+
+
+def test_an_argument_of_a_thousand_characters_is_not_repeated_whole(recipe, run) -> None:
+    """Regression: two of them were, twice each, in one line."""
+    result = run("plan", recipe(), f"--stages.prune.amounts={'a' * 1000}")
+    assert result.code == 2
+    assert "unrecognized arguments: --stages.prune.amounts=aaa" in result.err
+    assert max(map(len, result.err.splitlines())) < 700
