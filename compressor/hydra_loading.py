@@ -93,15 +93,16 @@ def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
 
 def sets_a_value(override: str, roots: Sequence[Path]) -> bool:
     """Whether an override leaves the recipe's files as they are, which are below `roots`, and sets
-    or deletes something of what they merge into. In doubt it does not.
+    or deletes something of what they merge into. In doubt: no.
     """
     found = parsed(override)
     if found is None or found.is_sweep_override() or found.package is not None:
         return False
     key = str(found.key_or_group)
-    parts = re.split(r"[./]", key)
+    if "/" in key or key.partition(".")[0] == "hydra":
+        return False
     groups = (RecipeFolder("", f"{RecipeFolder.scheme()}://{root}") for root in roots)
-    return "/" not in key and parts[0] != "hydra" and not any(g.is_group(key) for g in groups)
+    return not any(each.is_group(key) for each in groups)
 
 
 def set_values(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -36,8 +36,8 @@ from compressor.sweeps.state import Standing, Sweep
 from compressor.sweeps.tree import Planned, SharedStages, print_tree
 from compressor.tables import COLUMNS, Column, print_columns
 
-WRONG = 3
-"""Points after which a sweep is refused without a look at the others."""
+WRONG_POINTS = 3
+"""So many are told; a sweep is then refused without a look at its other points."""
 POLL_SECONDS = 2.0
 """Between two looks at the points' folders."""
 PAGE, SPREADSHEET = "sweep.html", "sweep.csv"
@@ -99,7 +99,7 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     """Compose and plan every point, so that a wrong value is told before anything is trained.
 
     `reachable`: whether something on a network that cannot be reached is an error too.
-    Raises RecipeError with the problems of the points that are wrong, or of the first WRONG.
+    Raises RecipeError with the problems of the points that are wrong, or of the first WRONG_POINTS.
     """
     settings, own = divided(recipe, overrides)
     composed, shared, warnings = plan_points(recipe, spanned(own), reachable=reachable)
@@ -111,12 +111,12 @@ def plan_points(
 ) -> tuple[tuple[Composed, ...], SharedStages, tuple[Problem, ...]]:
     """Compose and plan each point: its recipe, all their stages, what is worth a warning.
 
-    Raises RecipeError with the problems of the points that are wrong, or of the first WRONG.
+    Raises RecipeError with the problems of the points that are wrong, or of the first WRONG_POINTS.
     """
     problems: list[Problem] = []
     warnings: list[Problem] = []
     every, composer, wrong = list(points), Composer(recipe), 0
-    planned: dict[int, tuple[Composed, Planned]] = {}
+    found_at: dict[int, tuple[Composed, Planned]] = {}
     for looked, place in enumerate(telling(every), 1):
         point = every[place]
         try:
@@ -127,18 +127,18 @@ def plan_points(
         except RecipeError as error:
             problems += error.problems
             wrong += 1
-            if wrong == WRONG and looked < len(every):
+            if wrong == WRONG_POINTS and looked < len(every):
                 left = f"{len(every) - looked:,} points were not looked at: {wrong} are wrong"
                 problems.append(Problem("", left))
                 break
             continue
         warnings += [*found.warnings, *found.unreached]
-        planned[place] = each, Planned.of(point, found)
+        found_at[place] = each, Planned.of(point, found)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    if len({each.recipe.outputs for each, _ in planned.values()}) > 1:
+    if len({each.recipe.outputs for each, _ in found_at.values()}) > 1:
         raise RecipeError("outputs: points share one store; it cannot differ between them")
-    composed, steps = zip(*(planned[place] for place in range(len(every))), strict=True)
+    composed, steps = zip(*(found_at[place] for place in range(len(every))), strict=True)
     return composed, SharedStages(list(steps)), tuple(dict.fromkeys(warnings))
 
 

@@ -10,8 +10,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from compressor.data import rows as module
+from compressor.data.file_limits import columns
 from compressor.data.rows import Rows, Texts
-from compressor.data.sources import Data, _columns
+from compressor.data.sources import Data
 from compressor.errors import StageError
 
 
@@ -79,9 +80,9 @@ def test_the_columns_of_a_json_array_are_known_from_its_first_item(tmp_path: Pat
     path = tmp_path / "rows.json"
     first = {"text": "[{" * 40_000, "summary": 'a "quoted" ] one'}
     path.write_text("\n [\n" + json.dumps(first) + ",\n" + "x" * 10_000_000)
-    assert _columns(path) == ["text", "summary"]
+    assert columns(path) == ["text", "summary"]
     path.write_text("[ ]")
-    assert _columns(path) is None
+    assert columns(path) is None
     path.write_text('[{"text": ')
     with pytest.raises(ValueError, match="Expecting value"):
-        _columns(path)
+        columns(path)

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from compressor.console import PlainConsole
-from compressor.data.sources import LONGEST_LINE, MOST_COLUMNS, Files
+from compressor.data.file_limits import LONGEST_LINE, MOST_COLUMNS
+from compressor.data.sources import Files
 from compressor.errors import StageError
 from compressor.metrics.predictions import (
     Prediction,
