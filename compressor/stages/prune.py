@@ -102,7 +102,7 @@ class Prune(Grouping, Stage):
         )
     )
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     amounts: Amounts | None = Field(None, description="Group → share to prune, in [0, 1].")
     of: Literal["remaining", "all"] = Field(
