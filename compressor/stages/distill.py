@@ -204,7 +204,8 @@ class Distill(Finetune):
     def _layer_map(self, student: Facts, teacher: Facts) -> dict[str, dict[int, int]]:
         mine, theirs = _layers(student), _layers(teacher)
         even = {s: matched_layers(mine[s], theirs[s]) for s in mine if s in theirs}
-        return even | {str(stack): pairs for stack, pairs in self.layers.items()}
+        # In one order, however they are written: it decides which projection is drawn first.
+        return even | {str(s): dict(sorted(pairs.items())) for s, pairs in self.layers.items()}
 
     def _learning(
         self, checkpoint: Checkpoint, train: Examples, inputs: Inputs, context: Context

@@ -151,9 +151,13 @@ class Prune(Grouping, Stage):
         return {"sensitivity": curves} if self.target is not None else {}
 
     def parameters(self) -> dict[str, Any]:
-        """Calibration rows decide nothing where no row is looked at."""
+        """Calibration rows decide nothing where no row is looked at. Where they are looked at, a
+        group is scored in the model that the groups before it have left: their order decides.
+        """
         left_out = {"sensitivity"} | (set() if self.calibrated else {"calibration_rows"})
-        return {key: value for key, value in super().parameters().items() if key not in left_out}
+        fields = {key: v for key, v in super().parameters().items() if key not in left_out}
+        order = list(flat(self.amounts)) if self.amounts else [] if self.only else [*self.groups]
+        return fields | ({"order": order} if self.calibrated and len(order) > 1 else {})
 
     def _paths(self, facts: Facts) -> list[tuple[str, str]]:
         """(group, key in the recipe) of the groups that take part."""

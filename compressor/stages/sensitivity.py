@@ -63,6 +63,11 @@ class Sensitivity(Grouping, Report):
     def data_splits(self) -> tuple[Split, ...]:
         return ("train", "validation") if self.calibrated else ("validation",)
 
+    def parameters(self) -> dict[str, Any]:
+        """With the order of the recipe's own groups: a `prune` with a target follows it."""
+        order = [] if self.only else list(self.groups)
+        return super().parameters() | ({"order": order} if len(order) > 1 else {})
+
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
         if facts is None:
