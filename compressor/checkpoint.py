@@ -474,10 +474,23 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
 
     smaller = build(config, head, untied_head=bool(has_untied_head(model)))
     _load_exactly(smaller, renamed(model.state_dict().items()))
+    _keep_attention_scale(smaller, kept)
     if model.can_generate():
         smaller.generation_config = copy.deepcopy(model.generation_config)
     masks = renamed(checkpoint.masks.items())
     return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
+
+
+def _keep_attention_scale(model: PreTrainedModel, kept: Mapping[str, list[int]]) -> None:
+    """Have the layers of a GPT-2 that divides attention scores by a layer's number + 1 give, under
+    their new numbers, the scores that they gave: the factor goes into their queries.
+    """
+    if not getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
+        return
+    for new, old in enumerate(kept.get("decoder", ())):
+        projection = model.base_model.h[new].attn.c_attn
+        for tensor in (projection.weight.data, projection.bias.data):
+            tensor[..., : model.config.n_embd] *= (new + 1) / (old + 1)
 
 
 def replace_layers(checkpoint: Checkpoint, layers: Sequence[int], block: Block) -> Checkpoint:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.data.batching import IGNORED
+from compressor.dropout import disable_layer_drop
 from compressor.losses import CAUSAL_TYPES, LabelLoss, decoder_inputs
 
 LayerMap = Mapping[str, Mapping[int, int]]
@@ -73,6 +74,7 @@ class DistillationLoss(nn.Module):
             return
         if teacher is None:
             raise ValueError("hidden states and attention maps need the teacher itself")
+        disable_layer_drop(student)  # or a skipped layer's place would be the next one's
         if "attention" in self.weights:  # only this way of computing it gives the probabilities
             for model in (student, teacher):
                 model.set_attn_implementation("eager")  # type: ignore[operator]

@@ -1,11 +1,11 @@
-"""Dropout for training in float32 on a CPU. Nothing is changed in a model: it is a context."""
+"""Dropout for training in float32 on a CPU, as a context; and layer drop, which can be left out."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -51,3 +51,14 @@ def _arguments(
     inplace: bool = False,  # noqa: FBT001, FBT002
 ) -> tuple[Tensor, float, bool, bool]:
     return input, p, training, inplace
+
+
+def disable_layer_drop(model: nn.Module) -> bool:
+    """Have a BART or its kin run all layers in training; whether it would have skipped any.
+
+    The config stays as it is, so that a saved model skips layers in a later training.
+    """
+    stacks = [module for module in model.modules() if getattr(module, "layerdrop", 0)]
+    for stack in stacks:
+        stack.layerdrop = 0.0  # type: ignore[assignment]
+    return bool(stacks)

@@ -664,3 +664,20 @@ def test_a_skipped_teacher_is_the_model_before_it(tmp_path: Path) -> None:
     """`skip: [finetune]`: the teacher is what was loaded, as for every stage that refers to it."""
     nodes = planned(tmp_path, ("stages:\n", "skip: [finetune]\nstages:\n"))
     assert nodes.node("distill").artifacts == {"teacher": "load"}
+
+
+@pytest.mark.parametrize("kind", ["bart", "mbart", "pegasus", "marian"])
+def test_layer_drop_moves_no_layer_into_anothers_place(kind) -> None:
+    """The loss in training, without dropout, is the one of a model whose config drops no layer."""
+    still = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
+    skips = {"encoder_layerdrop": 0.9, "decoder_layerdrop": 0.9}
+    losses = [
+        DistillationLoss(
+            made(kind, 1, **still, **drop), made(kind, 2), ALL, layers=MAPS
+        ).train()(batch(kind))
+        for drop in ({}, skips)
+    ]  # fmt: skip
+    assert torch.equal(*losses)
+    student = made(kind, 1, **skips)
+    DistillationLoss(student, made(kind, 2), {"labels": 1.0})
+    assert student.get_encoder().layerdrop == 0.9  # which labels and logits do not mind

@@ -41,7 +41,7 @@ class Shrink(Stage):
 
     model_config = ConfigDict(json_schema_extra=rules(some_of("encoder_layers", "decoder_layers")))
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     encoder_layers: Layers | None = Field(None, description=_LAYERS)
     decoder_layers: Layers | None = Field(None, description=_LAYERS)

@@ -122,7 +122,7 @@ class Slice(Widths, Stage):
         )
     )
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     encoder: Widths | None = Field(
         None, description="Widths of this stack alone, where the config has one for each stack."
