@@ -228,6 +228,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="with columns `prediction` and `reference`; or a recipe's name, for its latest run's",
     )
+    score.add_argument(
+        "--rouge-tokenizer",
+        choices=("english", "unicode"),
+        help="ROUGE's words: stemmed ones of a-z and 0-9, or those of any script; default: by the "
+        "references",
+    )
     score.add_argument("--json", action="store_true", help="all measures, as JSON")
     return parser
 

@@ -393,15 +393,18 @@ def score_command(given: argparse.Namespace) -> int:
 
     from compressor.metrics.label_predictions import is_labelled, score
     from compressor.metrics.predictions import score_predictions
+    from compressor.metrics.rouge import warn_of_wordless
 
     file = _place(given.file)
     file = file / "predictions.csv" if file.is_dir() else file
     try:
         if file.is_file() and is_labelled(file):
             return _print_label_scores(score(file), as_json=given.json)
-        scores = score_predictions(file)
+        scores = score_predictions(file, tokenizer=given.rouge_tokenizer)
     except ValueError as error:
         raise RecipeError([Problem("", str(error))]) from error
+    if warning := warn_of_wordless(next(reversed(scores.values()))):
+        print(f"warning: {warning}", file=sys.stderr)
     if given.json:
         print(json_text({str(limit): values for limit, values in scores.items()}))
         return DONE
@@ -412,6 +415,7 @@ def score_command(given: argparse.Namespace) -> int:
         cells = (f"{values[name]:.4f}" if name in values else "" for name in names)
         shown.add_row("" if limit is None else str(limit), *cells, f"{low:.4f} … {high:.4f}")
     _console().print(shown)
+    print(f"ROUGE's tokenizer: {values['rouge_tokenizer']}")
     return DONE
 
 

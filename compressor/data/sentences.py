@@ -107,8 +107,22 @@ def _cut(text: str) -> int:
     return len(words[0]) if len(words) > 1 else LONGEST
 
 
+@functools.cache
+def _ends_without_space() -> Any:
+    """Find the full stops of other scripts, which need no space after them: "\u3002", "\u0964"."""
+    import regex  # type: ignore[import-untyped]  # no types
+
+    stops = r"[\p{Sentence_Terminal}--[\x00-\x7f\u2000-\u206f]]"
+    return regex.compile(rf"{stops}+[\p{{Pe}}\p{{Pf}}\"']*", regex.V1)
+
+
 def sentences(text: str) -> list[str]:
-    """The sentences of `text` (see `spans`), in order, none of them empty."""
+    """The sentences of `text` (see `spans`), in order, none of them empty.
+
+    Those of other scripts end with their own full stops, too.
+    """
+    if not text.isascii():
+        text = _ends_without_space().sub(r"\g<0>\n", text)
     return [text[start:stop] for start, stop in spans(text)]
 
 

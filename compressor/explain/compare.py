@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from compressor.differences import MISSING, differences
 from compressor.explain.paired import LABELS, SUMMARIES, Scored, compared, scored
@@ -14,6 +14,9 @@ from compressor.explain.parts import Side, cause
 from compressor.explain.past import PastRun, Record
 from compressor.explain.show import line, state
 from compressor.stage import SIZES
+
+if TYPE_CHECKING:
+    from compressor.metrics.rouge import RougeTokenizer
 
 METHOD = (
     "Paired bootstrap test (Koehn 2004): both models on the same 2,000 resamples of the test rows; "
@@ -51,6 +54,12 @@ class Model:
     def metrics(self) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self.evaluation["metrics"]
         return found
+
+    @property
+    def tokenizer(self) -> RougeTokenizer:
+        """ROUGE's; earlier versions had the English one alone, and did not name it."""
+        name: RougeTokenizer = self.metrics.get("rouge_tokenizer", "english")
+        return name
 
     def number(self, name: str) -> float | None:
         value = self.metrics.get(name)
@@ -248,7 +257,11 @@ def _compared(
     rows = unpaired = None
     scores: list[Score] = []
     try:
-        one, other = (read(_predictions(runs[m.run], m)) for m in (before, after))
+        if before.tokenizer != after.tokenizer:
+            raise ValueError(
+                f"ROUGE's tokenizer is {before.tokenizer!r} there and {after.tokenizer!r} here"
+            )
+        one, other = (read(_predictions(runs[m.run], m), m.tokenizer) for m in (before, after))
         tested = compared(one, other)
     except ValueError as error:
         unpaired, tested = str(error), {}
@@ -271,8 +284,8 @@ def _predictions(run: PastRun, model: Model) -> Path:
     return (folder / "predictions.csv").resolve()
 
 
-def _read(path: Path) -> Scored:
-    return scored(path)
+def _read(path: Path, tokenizer: RougeTokenizer) -> Scored:
+    return scored(path, tokenizer)
 
 
 def _sizes(before: Model, after: Model) -> Iterator[Size]:

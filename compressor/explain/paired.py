@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from compressor.metrics.rouge import RougeTokenizer
+
     Scores = NDArray[np.float64]
 
 SUMMARIES, LABELS = ("rougeLsum", "rouge1", "rouge2"), ("micro_f1", "macro_f1", "accuracy")
@@ -39,8 +41,10 @@ class Scored:
     columns: Mapping[str, Column]
 
 
-def scored(path: Path) -> Scored:
+def scored(path: Path, tokenizer: RougeTokenizer | None = None) -> Scored:
     """The rows of a `predictions.csv`; of summaries those at the longest `max_length`.
+
+    `tokenizer`: the one that the run's ROUGE had.
 
     Raises ValueError, with the file, line and column, where it is no such file.
     """
@@ -48,10 +52,10 @@ def scored(path: Path) -> Scored:
 
     if not path.is_file():
         raise ValueError(f"{path} is not there")
-    return _labels(path) if is_labelled(path) else _summaries(path)
+    return _labels(path) if is_labelled(path) else _summaries(path, tokenizer)
 
 
-def _summaries(path: Path) -> Scored:
+def _summaries(path: Path, tokenizer: RougeTokenizer | None) -> Scored:
     from compressor.metrics.predictions import read_predictions
     from compressor.metrics.rouge import MEASURES, score_rows
 
@@ -60,7 +64,8 @@ def _summaries(path: Path) -> Scored:
         raise ValueError(f"{path} has no rows to score")
     longest = max(each.max_length for each in every)
     some = [each for each in every if each.max_length == longest]
-    found = score_rows([each.prediction for each in some], [each.reference for each in some])
+    texts = [each.prediction for each in some], [each.reference for each in some]
+    found = score_rows(*texts, tokenizer)
     f1 = MEASURES.index("f1")
     return Scored(
         [(str(each.row), each.source, each.reference) for each in some],

@@ -10,7 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.metrics.rouge import RougeTokenizer
 
 _RISKY = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet may run a cell that begins so (OWASP, "CSV Injection")."""
@@ -84,17 +87,25 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def score_predictions(
-    path: Path, rows: dict[int | None, list[float]] | None = None
+    path: Path,
+    rows: dict[int | None, list[float]] | None = None,
+    tokenizer: RougeTokenizer | None = None,
 ) -> dict[int | None, dict[str, Any]]:
     """ROUGE of a predictions file for each `max_length` in it, ascending.
 
     A value is `rouge.summarize_scores` plus `gen_len`, the mean of `tokens`, and `cut_off`, the
-    share of rows cut off. Any CSV with the columns `reference` and `prediction` will do: without
-    `max_length` there is one entry, under None; without `tokens` or `cut_off`, no such value.
+    share of rows cut off, and `rouge.describe_tokenizer`. Any CSV with the columns `reference` and
+    `prediction` will do: without `max_length` there is one entry, under None; without `tokens` or
+    `cut_off`, no such value.
     `rows`, where given, is filled: for each `max_length` each row's rougeLsum (F1), in the file's
     order. Raises ValueError as `read_predictions` does, and for a file without rows.
     """
-    from compressor.metrics.rouge import score_rows, summarize_scores
+    from compressor.metrics.rouge import (
+        choose_tokenizer,
+        describe_tokenizer,
+        score_rows,
+        summarize_scores,
+    )
 
     groups: dict[int | None, list[tuple[str, str, int | None, bool | None]]] = {}
     same: dict[str, str] = {}  # each limit has the references again
@@ -110,10 +121,11 @@ def score_predictions(
         raise ValueError(f"{path} has no rows to score")
 
     scored: dict[int | None, dict[str, Any]] = {}
+    tokenizer = tokenizer or choose_tokenizer(row[1] for rows in groups.values() for row in rows)
     for length in sorted(groups, key=lambda key: key or 0):
         predictions, references, tokens_, cuts = zip(*groups[length], strict=True)
-        scores = score_rows(predictions, references)
-        summary = summarize_scores(scores)
+        scores = score_rows(predictions, references, tokenizer)
+        summary = summarize_scores(scores) | describe_tokenizer(references, tokenizer)
         if rows is not None:
             rows[length] = scores["rougeLsum"][:, 2].tolist()
         if None not in tokens_:

@@ -7,12 +7,17 @@ code that takes one, and is made only when asked for.
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from compressor.data.sentences import sentences
 from compressor.metrics.bootstrap import bootstrap_interval
+from compressor.metrics.words import split_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,9 +30,22 @@ MEASURES = ("precision", "recall", "f1")
 """The columns of the arrays of `score_rows`."""
 KEYS = tuple(f"{name}{end}" for name in NAMES for end in ("_precision", "_recall", ""))
 """What `summarize_scores` calls the means; F1 goes by the bare name."""
+RougeTokenizer = Literal["english", "unicode"]
+RougeTokenizerSetting = Annotated[
+    RougeTokenizer | None,
+    Field(
+        description="What ROUGE's words are. english: runs of a-z and 0-9, stemmed; unicode: words "
+        "of any script, or characters where it has no spaces. Default: unicode where more than 1 % "
+        "of the references' letters are not ASCII."
+    ),
+]
+MOST_BEYOND_ASCII = 0.01
+"""Share of the references' letters. German has 1.7 % of them, French 3 %; English, with the names
+and loanwords of newspapers, 0.1 %."""
+_NO_LETTER = re.compile(r"[\W_]+")
 
 
-class _Words:
+class _English:
     """rouge_score's own tokenizer with the Porter stemmer, remembering stems (a third faster)."""
 
     def __init__(self) -> None:
@@ -42,20 +60,71 @@ class _Words:
         return tokens
 
 
+class _Unicode:
+    """The words of any script, as they are written."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return split_words(text)
+
+
 @functools.cache
-def _scorer() -> Any:
+def _tokenizer(name: RougeTokenizer) -> _English | _Unicode:
+    return _English() if name == "english" else _Unicode()
+
+
+@functools.cache
+def _scorer(tokenizer: RougeTokenizer) -> Any:
     from rouge_score.rouge_scorer import (  # type: ignore[import-untyped]  # no types
         RougeScorer,
     )
 
-    return RougeScorer(NAMES, tokenizer=_Words())
+    return RougeScorer(NAMES, tokenizer=_tokenizer(tokenizer))
 
 
-def score_rows(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Scores]:
+def choose_tokenizer(references: Iterable[str]) -> RougeTokenizer:
+    """Choose ROUGE's tokenizer for an evaluation: `english` where nearly all letters are ASCII.
+
+    Looks at the references alone, so that all models that are scored on them are scored alike.
+    """
+    total = beyond_ascii = 0
+    for reference in references:
+        letters = _NO_LETTER.sub("", unicodedata.normalize("NFC", reference))
+        total += len(letters)
+        beyond_ascii += len(letters) - len(letters.encode("ascii", "ignore"))
+    return "unicode" if beyond_ascii > MOST_BEYOND_ASCII * total else "english"
+
+
+def describe_tokenizer(references: Iterable[str], tokenizer: RougeTokenizer) -> dict[str, Any]:
+    """Name the tokenizer, and count the references that have letters but no word (`wordless`).
+
+    Such a reference scores 0 whatever is predicted.
+    """
+    tokenize = _tokenizer(tokenizer).tokenize
+    wordless = sum(bool(_NO_LETTER.sub("", text)) and not tokenize(text) for text in references)
+    return {"rouge_tokenizer": tokenizer} | ({"wordless": wordless} if wordless else {})
+
+
+def warn_of_wordless(metrics: Mapping[str, Any]) -> str | None:
+    """Say how many references no prediction can match, where `describe_tokenizer` counted any."""
+    if not metrics.get("wordless"):
+        return None
+    return (
+        f"{metrics['wordless']} of {metrics['count']} references have letters but no word that "
+        f"ROUGE's tokenizer {metrics['rouge_tokenizer']!r} knows, and score 0; "
+        "`rouge_tokenizer: unicode` knows the words of all scripts"
+    )
+
+
+def score_rows(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    tokenizer: RougeTokenizer | None = None,
+) -> dict[str, Scores]:
     """Score each prediction against its reference.
 
     Returns, for each of `NAMES`, a float64 array of shape (rows, 3): precision, recall, F1, in
-    0..1. Words are lower-cased and stemmed (Porter), as `evaluate`'s `use_stemmer=True` does.
+    0..1. `english` words are lower-cased and stemmed (Porter), as `evaluate`'s `use_stemmer=True`
+    does; `unicode` ones are those of `split_words`; None: `choose_tokenizer` of the references.
     rougeLsum is over sentences, found by `sentences` on both sides. Where either text has no
     word, all is 0. Raises ValueError if the two differ in length.
     """
@@ -63,10 +132,11 @@ def score_rows(predictions: Sequence[str], references: Sequence[str]) -> dict[st
 
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
+    scorer = _scorer(tokenizer or choose_tokenizer(references))
     scores = {name: np.zeros((len(predictions), len(MEASURES))) for name in NAMES}
     for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         # Only rougeLsum sees the line ends; the other three take them for spaces.
-        found = _scorer().score("\n".join(sentences(reference)), "\n".join(sentences(prediction)))
+        found = scorer.score("\n".join(sentences(reference)), "\n".join(sentences(prediction)))
         for name in NAMES:
             scores[name][row] = found[name]
     return scores
@@ -112,12 +182,24 @@ def summarize_scores(
     return summary
 
 
+def score_texts(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    tokenizer: RougeTokenizer | None = None,
+) -> dict[str, Any]:
+    """The means of `score_rows`, and which words were counted: what a stage's metrics have."""
+    tokenizer = tokenizer or choose_tokenizer(references)
+    summary = summarize_scores(score_rows(predictions, references, tokenizer))
+    return summary | describe_tokenizer(references, tokenizer)
+
+
 _INPUTS = """
 Args:
     predictions (list of str): one text a row.
     references (list of str): one text a row.
     per_row (bool): also return `per_row`, a list of [precision, recall, F1] for each name.
     level (float): of the intervals, 0.95 unless told.
+    tokenizer (str): english or unicode; default: by the references.
 """
 
 
@@ -156,9 +238,12 @@ def _rouge_class() -> type[Any]:
             references: Sequence[str],
             per_row: bool = False,
             level: float = 0.95,
+            tokenizer: RougeTokenizer | None = None,
         ) -> dict[str, Any]:
-            rows = score_rows(predictions, references)
+            tokenizer = tokenizer or choose_tokenizer(references)
+            rows = score_rows(predictions, references, tokenizer)
             summary = summarize_scores(rows, level=level, seed=self.seed)
+            summary |= describe_tokenizer(references, tokenizer)
             if per_row:
                 summary["per_row"] = {name: scores.tolist() for name, scores in rows.items()}
             return summary

@@ -102,6 +102,12 @@ class Results:
         trained = any(self.value(str(r["name"]), LOSS[1]) is not None for r in self.models)
         return LOSS[1] if trained else None
 
+    @property
+    def rouge_tokenizers(self) -> str:
+        """Which words ROUGE counted; empty where nothing was scored, or by an earlier version."""
+        named = {record["metrics"].get("rouge_tokenizer") for record in self.records} - {None}
+        return " and ".join(sorted(named))
+
     def value(self, model: str, metric: str) -> float | None:
         """A number of a model: measured of it, or of its training, or one of its sizes."""
         record = self.by_name[model]

@@ -101,7 +101,9 @@ def scores(results: Results) -> str:
         [plain(str(row["model"])), *("" if row.get(k) is None else w(row[k]) for k, _, w in shown)]
         for row in rows
     ]
-    return table(["model", *(plain(heading) for _, heading, _ in shown)], cells)
+    text = table(["model", *(plain(heading) for _, heading, _ in shown)], cells)
+    named = results.rouge_tokenizers
+    return f"{text}\n\nROUGE's tokenizer: {named}." if named else text
 
 
 def _size_cells(record: Record, resident: float | None = None) -> list[str]:

@@ -13,6 +13,7 @@ from compressor.architectures import Facts
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
 from compressor.field_types import Integer, Listed
+from compressor.metrics.rouge import RougeTokenizerSetting
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ class Baseline(Stage):
     Example: `baseline: {inverse_regularization: [0.3, 1, 3], label: "TF-IDF"}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     changes_model: ClassVar[bool] = False
     needs_model: ClassVar[bool] = False
     splits: ClassVar[tuple[Split, ...]] = ("train", "validation", "test")
     reads: ClassVar[Reads] = "texts"
 
     sentences: Integer = Field(3, ge=1, description="Sentences of the text that are its summary.")
+    rouge_tokenizer: RougeTokenizerSetting = None
     words: Integer = Field(2, ge=1, le=3, description="Longest run of words that is a feature.")
     min_rows: Integer = Field(2, ge=1, description="A feature is in at least as many rows.")
     inverse_regularization: Listed[float] = Field(
@@ -57,7 +59,8 @@ class Baseline(Stage):
         """Reports settings that are the other task's."""
         labelled = planning.data.task != "summarization"
         of_labels = {"words", "min_rows", "inverse_regularization"}
-        for name in sorted(({"sentences"} if labelled else of_labels) & self.model_fields_set):
+        unused = {"sentences", "rouge_tokenizer"} if labelled else of_labels
+        for name in sorted(unused & self.model_fields_set):
             what = "labels" if labelled else "summaries"
             planning.problem(name, f"means nothing for {what}; data.task is {planning.data.task}")
         if any(value <= 0 for value in self.inverse_regularization):
@@ -73,11 +76,11 @@ class Baseline(Stage):
 
     def _lead(self, context: Context) -> None:
         from compressor.data.sentences import sentences
-        from compressor.metrics.rouge import score_rows, summarize_scores
+        from compressor.metrics.rouge import score_texts
 
         rows = context.rows("test")
         leads = [" ".join(sentences(text)[: self.sentences]) for text in rows.texts]
-        context.metrics.update(summarize_scores(score_rows(leads, rows.summaries)))
+        context.metrics.update(score_texts(leads, rows.summaries, self.rouge_tokenizer))
 
     def _regression(self, context: Context) -> None:
         from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]  # no types
@@ -86,12 +89,20 @@ class Baseline(Stage):
 
         from compressor.metrics.label_predictions import score, write
         from compressor.metrics.labels import mean_loss, probabilities
+        from compressor.metrics.rouge import choose_tokenizer
+        from compressor.metrics.words import split_words
 
         task, names = context.data.task, context.data.labels
         train, validation, test = (context.rows(s) for s in ("train", "validation", "test"))
         started = time.perf_counter()
+        words: dict[str, Any] = {}  # scikit-learn's, but they end at a vowel sign, or never
+        if choose_tokenizer(train.texts) == "unicode":
+            words = {"tokenizer": split_words, "token_pattern": None}
         vectorizer = TfidfVectorizer(
-            ngram_range=(1, self.words), min_df=min(self.min_rows, len(train)), sublinear_tf=True
+            ngram_range=(1, self.words),
+            min_df=min(self.min_rows, len(train)),
+            sublinear_tf=True,
+            **words,
         )
         try:
             features = vectorizer.fit_transform(train.texts)

@@ -16,7 +16,7 @@ from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
 from compressor.field_types import Integer, whole
 from compressor.metrics.labels import SCORES as LABEL_SCORES
-from compressor.metrics.rouge import KEYS
+from compressor.metrics.rouge import KEYS, RougeTokenizerSetting
 from compressor.stage import Context, Inputs, Planning, Report, Scale
 from compressor.store import MANIFEST, write_json
 
@@ -34,7 +34,8 @@ ROW_SCORES = "row_scores.json"
 class Evaluate(Report):
     """Score what a model gives for the test split: its summaries, or its labels.
 
-    Summaries: ROUGE-1/2/L/Lsum with bootstrap 95 % intervals.
+    Summaries: ROUGE-1/2/L/Lsum with bootstrap 95 % intervals; its words are English, or those of
+    any script (`rouge_tokenizer`), chosen by the references.
     Several `max_length`s cost one greedy decode at the longest, since a shorter limit's output is
     a prefix of a longer one's; with beams each is decoded. `max_length` counts the start token, as
     in transformers: 20 gives at most 19. `gen_len` is the mean of generated tokens, `cut_off` the
@@ -64,7 +65,7 @@ class Evaluate(Report):
     Example: `evaluate: {models: [finetune, ct2, onnx], against: finetune}`
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     reads: ClassVar[Reads] = "sources"
     runs_exports: ClassVar[bool] = True
@@ -97,6 +98,7 @@ class Evaluate(Report):
         description="Probability from which one of several labels is given; tuned: for each label "
         "the one with the best F1 on the validation split.",
     )
+    rouge_tokenizer: RougeTokenizerSetting = None
     against: str | None = Field(None, description="The stage whose model the others are held to.")
     demo_text: str | None = Field(
         None,
@@ -150,7 +152,9 @@ class Evaluate(Report):
             message = f"{self.min_length} is more than max_length, {self.limits[-1]}"
             planning.problem("min_length", message)
         unused = (
-            {"max_length", "min_length", "num_beams", "demo_text"} if labelled else {"threshold"}
+            {"max_length", "min_length", "num_beams", "demo_text", "rouge_tokenizer"}
+            if labelled
+            else {"threshold"}
         )
         for name in sorted(unused & self.model_fields_set):
             what = "labels" if labelled else "summaries"
@@ -252,6 +256,7 @@ class Evaluate(Report):
         `row_scores.json` has each row's own rougeLsum at the longest limit.
         """
         from compressor.metrics.predictions import Prediction, score_predictions, write_predictions
+        from compressor.metrics.rouge import warn_of_wordless
 
         def predictions() -> Iterator[Prediction]:
             for limit in self.limits:
@@ -272,7 +277,12 @@ class Evaluate(Report):
         path = context.folder / "predictions.csv"
         write_predictions(path, predictions())
         rows_: dict[int | None, list[float]] = {}
-        scored = score_predictions(path, rows_)
+        scored = score_predictions(path, rows_, self.rouge_tokenizer)
+        tokenizer = scored[self.limits[-1]]["rouge_tokenizer"]
+        if tokenizer != "english":
+            context.progress.say(f"  ROUGE's tokenizer: {tokenizer}")
+        if warning := warn_of_wordless(scored[self.limits[-1]]):
+            context.progress.say(f"  {warning}")
         longest = {"max_length": self.limits[-1], MAIN: rows_[self.limits[-1]]}
         write_json(context.folder / ROW_SCORES, longest)
         return {str(limit): scores for limit, scores in scored.items()}

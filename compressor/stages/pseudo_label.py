@@ -28,7 +28,7 @@ class PseudoLabel(Stage):
     Example: `pseudo_label: {model: teacher, max_length: 64, num_beams: 4}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     changes_model: ClassVar[bool] = False
     splits: ClassVar[tuple[Split, ...]] = ("train",)
     reads: ClassVar[Reads] = "sources"
@@ -55,7 +55,7 @@ class PseudoLabel(Stage):
 
         from compressor.data.pseudo_labels import FILE, Written, write_pseudo_labels
         from compressor.generation import decode
-        from compressor.metrics.rouge import score_rows, summarize_scores
+        from compressor.metrics.rouge import score_texts
 
         checkpoint = inputs.checkpoint()
         rows = context.rows("train")
@@ -82,7 +82,7 @@ class PseudoLabel(Stage):
         ]
         write_pseudo_labels(context.folder / FILE, labels)
         context.metrics.update(
-            summarize_scores(score_rows(texts, rows.summaries)),
+            score_texts(texts, rows.summaries),
             gen_len=sum(label.tokens for label in labels) / len(labels),
             cut_off=sum(label.cut_off for label in labels) / len(labels),
             empty=sum(label.empty for label in labels),

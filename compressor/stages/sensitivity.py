@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator
@@ -56,6 +57,10 @@ class Sensitivity(Grouping, Report):
     @classmethod
     def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(sorted(set(value)))
+
+    def identity(self, planning: Planning) -> Mapping[str, Any]:
+        """Which words ROUGE counts: 1 was English ones for every text."""
+        return {"rouge_words": 2} if self.rouge else {}
 
     def draws(self) -> bool:
         return self.importance == "random"

@@ -32,6 +32,8 @@ from compressor.data.sentences import ends, sentences, spans
         ('He cites the "Foo Act." It passed.', ['He cites the "Foo Act."', "It passed."]),
         ("lower case. like some models. \N{GRINNING FACE}",
          ["lower case.", "like some models.", "\N{GRINNING FACE}"]),
+        ("他说：“好！”然后走了。真的？？是。", ["他说：“好！”", "然后走了。", "真的？？", "是。"]),
+        ("सरकार आई। मानसून गया। U.S. law", ["सरकार आई।", "मानसून गया।", "U.S. law"]),
     ],
 )  # fmt: skip
 def test_sentences(text: str, expected: list[str]) -> None:

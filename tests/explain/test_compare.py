@@ -159,6 +159,22 @@ def test_predictions_that_are_gone_leave_the_plain_difference(
     assert all(score["p"] is None for score in pair["scores"])
 
 
+def test_rouges_of_two_tokenizers_are_not_paired(own: Callable[[], Any], runs: Any) -> None:
+    """They count other words; a run of an earlier version had English ones and names none."""
+    place = own()
+    first, changed = (
+        place.folder / run.relative_to(runs.place.folder) for run in (runs.first, runs.changed)
+    )
+    for folder, name in ((first, None), (changed, "unicode")):
+        records = json.loads((folder / "metrics.json").read_text())
+        assert records[-1]["metrics"].pop("rouge_tokenizer") == "english"
+        records[-1]["metrics"] |= {"rouge_tokenizer": name} if name else {}
+        (folder / "metrics.json").write_text(json.dumps(records))
+    pair = compare([PastRun.read(folder) for folder in (first, changed)]).pairs[-1]
+    assert pair.unpaired == "ROUGE's tokenizer is 'english' there and 'unicode' here"
+    assert compare([PastRun.read(first)] * 2).pairs[-1].unpaired is None
+
+
 def test_latencies_carry_a_warning(own: Callable[[], Any], runs: Any) -> None:
     """Two runs' latencies were measured at different times; the ratio is shown all the same."""
     place = own()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -128,3 +129,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """As a ValueError, like everything else that the user can put right."""
     with pytest.raises(ValueError, match=r"gone\.csv is not a file"):
         read_predictions(tmp_path / "gone.csv")
+
+
+def test_score_names_its_tokenizer_and_takes_another(tmp_path: Path, run) -> None:
+    """Identical Hindi is 1.0; asked for English words it is 0, and a warning says why."""
+    (tmp_path / "p.csv").write_text(
+        "reference,prediction\nसरकार ने नई योजना,सरकार ने नई योजना\n", encoding="utf-8"
+    )
+    done = run("score", "p.csv", "--json")
+    scores = json.loads(done.out)["None"]
+    assert (scores["rougeLsum"], scores["rouge_tokenizer"], done.err) == (1.0, "unicode", "")
+    done = run("score", "p.csv", "--rouge-tokenizer", "english")
+    assert "0.0000" in done.out and "ROUGE's tokenizer: english" in done.out
+    assert "warning: 1 of 1 references have letters but no word" in done.err

@@ -6,20 +6,26 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rouge_score import rouge_scorer  # type: ignore[import-untyped]
 
 from compressor.metrics.bootstrap import bootstrap_interval
 from compressor.metrics.rouge import (
     NAMES,
+    choose_tokenizer,
     closeness,
     retention,
     score_rows,
+    score_texts,
     summarize_scores,
+    warn_of_wordless,
 )
+from compressor.metrics.words import split_words
 
 OFFLINE = """
 import json, socket
@@ -187,3 +193,109 @@ def test_import_waits_for_nothing_heavy(tmp_path: Path) -> None:
     assert not {"numpy", "nltk", "evaluate", "torch", "rouge_score"} & set(
         python(code, tmp_path).split()
     )
+
+
+ENGLISH = (
+    ("The committees reported 3.5 running studies.", "A committee's report runs studies: 3.5!"),
+    ("Its café in São Paulo, naïvely re-opened", "The cafe in Sao Paulo naïvely opened again"),
+    *[("Grants are made to states for the libraries' funding", "It makes grants for libraries")]
+    * 9,
+)
+
+
+def test_english_is_scored_as_by_rouge_score_itself() -> None:
+    """Bit for bit, with stems, and with the stray accents of names among 600 letters."""
+    predictions, references = zip(*ENGLISH, strict=True)
+    assert choose_tokenizer(references) == "english"
+    rows = score_rows(predictions, references)
+    plain = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    for row, (prediction, reference) in enumerate(ENGLISH):
+        expected = plain.score(reference, prediction)
+        for name, score in expected.items():
+            assert rows[name][row].tolist() == list(score)
+
+
+SCRIPTS = {
+    "hindi": ("सरकार ने नई योजना की घोषणा की", "भारत में मानसून समय पर आया"),
+    "russian": ("Правительство утвердило новый бюджет", "Комитет изучит закон о воде"),
+    "chinese": ("政府批准了新的预算", "委员会将研究水法"),
+    "japanese": ("日本のコーヒーは高い", "新幹線が遅れた"),
+    "thai": ("รัฐบาลอนุมัติงบ", "ไทย"),
+    "arabic": ("وافقت الحكومة على ميزانية", "تدرس لجنة قانون مياه"),
+    "korean": ("정부가 새 예산을 승인했다", "위원회는 물법을 검토한다"),
+    "german": ("Größere Brücken für Köln", "Über Ämter müssen Bürger öfter üben"),
+    "digits": ("٢٠٢٤", "१७"),
+}
+
+
+def test_the_same_text_scores_one_in_every_script_and_another_text_zero() -> None:
+    """Regression: nothing but a-z and 0-9 was a word, and identical Hindi scored 0."""
+    for text, other in SCRIPTS.values():
+        rows = score_rows([text, text], [text, other])
+        for name in NAMES:
+            unigrams_alone = name == "rouge2" and " " not in text and len(text) < 5
+            assert unigrams_alone or rows[name][0].tolist() == [1, 1, 1], (text, name)
+            assert not rows[name][1].any()
+
+
+def test_other_scripts_score_what_counting_by_hand_gives() -> None:
+    """Precision and recall of words in Hindi, of characters in Chinese, of both in a mixture."""
+    hindi = score_rows(["सरकार की नई योजना"], ["सरकार ने नई योजना की"])
+    assert hindi["rouge1"][0].tolist() == pytest.approx([4 / 4, 4 / 5, 8 / 9])
+    assert hindi["rouge2"][0, :2].tolist() == pytest.approx([1 / 3, 1 / 4])
+    assert hindi["rougeL"][0, :2].tolist() == pytest.approx([3 / 4, 3 / 5])
+    chinese = score_rows(["政府批准新预算"], ["政府批准了新的预算"])
+    assert chinese["rouge1"][0].tolist() == pytest.approx([1, 7 / 9, 14 / 16])
+    assert chinese["rouge2"][0, :2].tolist() == pytest.approx([4 / 6, 4 / 8])
+    mixed = score_rows(["2024年 iPhone"], ["iPhone手机 2023年"])
+    assert mixed["rouge1"][0].tolist() == pytest.approx([2 / 3, 2 / 5, 4 / 8])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी में लिखी", ["हिन्दी", "में", "लिखी"]),
+        ("Ünïcode e\u0301te\u0301 ÉTÉ", ["ünïcode", "été", "été"]),
+        ("STRASSE Straße", ["strasse", "strasse"]),
+        ("İSTANBUL istanbul", ["istanbul", "istanbul"]),
+        ("ＡＢＣ １２３ ﾊﾟ", ["abc", "123", "パ"]),
+        ("Bundes\u00adtag می\u200cخواهم", ["bundestag", "میخواهم"]),
+        ("ក\u200bខ 'don\u2019t' 3.5", ["ក", "ខ", "don", "t", "3", "5"]),
+        ("コーヒー、人々。", ["コ", "ー", "ヒ", "ー", "人", "々"]),
+        ("น้ำ", ["น\u0e49\u0e4d", "า"]),
+        ("བོད་ཡིག", ["བོད", "ཡིག"]),
+        ("\u0301 \N{GRINNING FACE} _ ...", []),
+    ],
+)
+def test_unicode_words(text: str, words: list[str]) -> None:
+    """Marks stay with their letters; composed or not, wide or narrow, any case: equal."""
+    assert split_words(text) == words
+
+
+def test_the_references_alone_choose_the_tokenizer() -> None:
+    """Two models are scored alike, whatever they write; a decomposed text is as the composed."""
+    assert choose_tokenizer(["a grant"] * 50) == choose_tokenizer([]) == "english"
+    german = ["Die größte Brücke der Stadt wird für Bürger gesperrt"]
+    for form in ("NFC", "NFD"):
+        assert choose_tokenizer([unicodedata.normalize(form, text) for text in german]) == "unicode"
+    rows = score_rows(["政府", "a grant"], ["a grant", "a grant"])
+    assert rows["rouge1"][:, 2].tolist() == [0, 1]
+
+
+def test_lsum_sees_the_full_stops_of_other_scripts() -> None:
+    """A "。" and a "।" end a sentence without a space: sentences in another order lose nothing."""
+    for one, two in (("政府批准了预算。", "委员会研究水法。"), ("सरकार आई।", "मानसून गया।")):
+        rows = score_rows([one + two], [two + one])
+        assert rows["rougeL"][0, 2] < 1
+        assert rows["rougeLsum"][0].tolist() == [1, 1, 1]
+
+
+def test_references_without_a_word_are_counted() -> None:
+    """Two Chinese rows among English ones score 0 whatever is written, and are said to."""
+    references = ["a grant to the states of the union"] * 200 + ["政府", "水法", "!?", ""]
+    metrics = score_texts(references, references)
+    assert (metrics["rouge_tokenizer"], metrics["wordless"]) == ("english", 2)
+    assert "2 of 204 references have letters but no word" in (warn_of_wordless(metrics) or "")
+    metrics = score_texts(references, references, "unicode")
+    assert metrics["rouge1"] == pytest.approx(202 / 204)
+    assert "wordless" not in metrics and warn_of_wordless(metrics) is None

@@ -62,3 +62,25 @@ def test_a_demo_text_is_summarized_as_a_row_would_be(recipe, run) -> None:
     records = json.loads((path.parent / second.run_folder / "metrics.json").read_text())
     assert [r["name"] for r in records if not r["cached"]] == ["evaluate"]
     assert records[-1]["metrics"]["demo"]["summary"] == rows[0]["prediction"]
+
+
+def test_hindi_is_scored_by_its_own_words(recipe, run) -> None:
+    """A text's first sentence is its summary: lead-1 scores 1. A recipe may ask for the other."""
+    path = recipe(
+        ("/data: bills", "/data: files"),
+        ("[load, finetune, prune, recover, evaluate]", "[baseline, load, evaluate]"),
+        ("data: {rows: {train: 64, validation: 16, test: 8}", "data: {files: {train: rows.jsonl}"),
+        ("  load: {}", "  baseline: {sentences: 1}\n  load: {}"),
+    )
+    summaries = [f"सरकार ने {number} नई योजना की घोषणा की।" for number in range(16)]
+    rows = [{"text": f"{each} भारत में मानसून आया।", "summary": each} for each in summaries]
+    (path.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("run", path, "data.files.validation=rows.jsonl")
+    assert done.code == 0, done.err
+    lead, scored = (done.record(name)["metrics"] for name in ("baseline", "evaluate"))
+    assert (lead["rougeLsum"], lead["rouge_tokenizer"]) == (1.0, "unicode")
+    assert scored["rouge_tokenizer"] == scored["lengths"]["8"]["rouge_tokenizer"] == "unicode"
+    assert "ROUGE's tokenizer: unicode" in (done.run_folder / "README.md").read_text()
+    overrides = [f"stages.{name}.rouge_tokenizer=english" for name in ("baseline", "evaluate")]
+    done = run("run", path, "data.files.validation=rows.jsonl", *overrides)
+    assert done.record("baseline")["metrics"]["rouge_tokenizer"] == "english"
