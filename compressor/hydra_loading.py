@@ -37,6 +37,7 @@ from compressor.checked_in import recipes_folder
 from compressor.errors import Problem, RecipeError, nearest
 from compressor.printed import brief
 from compressor.recipe_files import HYDRA_SETTINGS, Source, locate, runs_something, tree
+from compressor.yaml_limits import text_of
 
 _SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
 
@@ -156,7 +157,10 @@ class RecipeFolder(FileConfigSource):
         tree(file)  # refuses what would be too much for the loader
         key = (str(file), about.st_mtime_ns, about.st_size, self.provider)
         if key not in self._loaded:
-            self._loaded[key] = super().load_config(config_path)
+            loaded = super().load_config(config_path)
+            # To Hydra a byte order mark is a part of the first line, such as `# @package _global_`.
+            loaded.header = self._get_header_dict(text_of(file))
+            self._loaded[key] = loaded
         return copy.deepcopy(self._loaded[key])
 
     def is_group(self, config_path: str) -> bool:

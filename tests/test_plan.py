@@ -210,3 +210,30 @@ def test_a_model_that_comes_later_cannot_be_taken(recipe) -> None:
     """A reference forward is told as one."""
     with pytest.raises(RecipeError, match="comes later in the pipeline"):
         planned(recipe(("prune: {", "prune: {model: recover, ")))
+
+
+FILES_OF_A_RECIPE = {
+    "mine.yaml": "defaults: [family/parent, _self_]\nseed: 3\n",
+    "family/parent.yaml": "# @package _global_\ndefaults:\n  - grandparent\n  - override /training: quick\n"
+    "  - _self_\npipeline: [load, finetune]\n",
+    "family/grandparent.yaml": "# @package _global_\n"
+    "defaults: [/base, /model: tiny, /data: few, _self_]\nstages: {load: {}, finetune: {}}\n",
+    "data/few.yaml": "# @package _global_\ndefaults: [/data/bills@data]\n"
+    "data: {rows: {train: 7, validation: 5}}\n",
+    "training/quick.yaml": "batch_size: 4\n",
+}
+
+
+def test_a_byte_order_mark_and_crlf_change_nothing_in_any_file_of_a_recipe(tmp_path) -> None:
+    """Regression: before a parent's `# @package _global_` the mark made Hydra overlook it."""
+    composed = []
+    for kind, mark, line_end in (("plain", "", "\n"), ("windows", "\ufeff", "\r\n")):
+        for name, text in FILES_OF_A_RECIPE.items():
+            path = tmp_path / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes((mark + text.replace("\n", line_end)).encode())
+        composed.append(compose(str(tmp_path / kind / "mine.yaml")).values)
+    plain, windows = composed
+    assert windows == plain
+    assert plain["data"]["rows"]["train"] == 7 and plain["training"]["batch_size"] == 4
+    assert plain["pipeline"] == ["load", "finetune"]
