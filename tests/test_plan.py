@@ -214,7 +214,8 @@ def test_a_model_that_comes_later_cannot_be_taken(recipe) -> None:
 
 FILES_OF_A_RECIPE = {
     "mine.yaml": "defaults: [family/parent, _self_]\nseed: 3\n",
-    "family/parent.yaml": "# @package _global_\ndefaults:\n  - grandparent\n  - override /training: quick\n"
+    "family/parent.yaml": "# @package _global_\ndefaults:\n  - grandparent\n"
+    "  - override /training: quick\n"
     "  - _self_\npipeline: [load, finetune]\n",
     "family/grandparent.yaml": "# @package _global_\n"
     "defaults: [/base, /model: tiny, /data: few, _self_]\nstages: {load: {}, finetune: {}}\n",
