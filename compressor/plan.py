@@ -42,6 +42,8 @@ class Node:
     key_parts: Mapping[str, Any]
     facts: Facts | None
     cached: bool
+    planning: Planning
+    """What the stage looked at."""
 
     @property
     def label(self) -> str:
@@ -83,10 +85,16 @@ class Plan:
         return data.pinned() if node.stage.data_splits() else data
 
     def require_unchanged(self, node: Node) -> None:
-        """Raise StageError where rows that `node` reads are no longer what its key says."""
+        """Raise StageError where what `node` reads is no longer what its key says."""
         for split, planned in (node.key_parts.get("data") or {}).items():
             if self.composed.recipe.data.content_key(split) != planned["content"]:
                 raise StageError(f"the {split} rows have changed since this run was planned")
+        identity = node.stage.identity(node.planning)
+        changed = [
+            part for part, is_ in node.key_parts["identity"].items() if identity[part] != is_
+        ]
+        if changed:
+            raise StageError(f"its {' and '.join(changed)} changed since this run was planned")
 
     def require_reachable(self) -> None:
         """Raise RecipeError where something the run needs cannot be reached from here."""
@@ -378,7 +386,7 @@ class _Planner:
         key = digest(parts) if parts is not None else None
         cached = key is not None and self.store.has(key)
         self.nodes[node] = Node(
-            node, kind, stage, model, artifacts, key, parts or {}, facts, cached
+            node, kind, stage, model, artifacts, key, parts or {}, facts, cached, planning
         )
 
     def _planning(
@@ -424,6 +432,21 @@ class _Planner:
         model: str | None,
         artifacts: Mapping[str, str],
     ) -> dict[str, Any] | None:
+        """What a node's key is made of; None where some of it cannot be reached from here.
+
+        The rule: equal keys, equal results. Whatever decides a byte that a stage leaves is in its
+        key by content, never by path or time, and is compared again before and after the stage runs
+        (`Plan.require_unchanged`): settings, the keys of what it reads from the store, rows, and by
+        `identity` files of the recipe's own, commits and the machine that a time is of. A mapping's
+        order is not in a key (`digest` sorts), so a stage either sorts it or names it there. And
+        what decides nothing is in no key: names, paths, labels, files that nobody reads.
+
+        Left out on purpose, since they move a result by its last bits or are said elsewhere:
+        threads, processes and the device (`computed_with`); variables of the environment, of which
+        no stage reads any; releases of packages other than torch, transformers, what writes or runs
+        an export (`packages`), trains a tokenizer, or scores (`identity`): `environment.json` has
+        them. `tests/test_keys.py` walks the files that runs open.
+        """
         recipe = self.composed.recipe
         reads = {**({"model": model} if model is not None else {}), **artifacts}
         inputs = {role: self.nodes[node].key for role, node in reads.items()}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 from transformers import T5Config
 
 from compressor.architectures import facts
 from compressor.checkpoint import Checkpoint, build
 from compressor.data.examples import Examples
+from compressor.errors import StageError
+from compressor.model_files import TOKENIZER_FILES
 from compressor.pruning import Grouping, Pruner
 from compressor.stages.distill import Distill
 from tests.pico import T5
@@ -99,3 +106,95 @@ def test_the_order_of_a_layer_map_decides_nothing(tmp_path) -> None:
     small = facts({"model_type": "t5", **T5}, head="seq2seq_lm")
     maps = [list(stage._layer_map(small, small)["encoder"].items()) for stage in stages]
     assert maps[0] == maps[1] == [(0, 1), (1, 0)]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with a model, as hubs and trainers leave them."""
+    folder = tmp_path / "model"
+    build(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm").save_pretrained(folder)
+    for name in (*READ, *UNREAD):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
+
+
+READ = (
+    *("source.spm", "target.spm", "vocab.bpe", "x.tiktoken", "spiece.model", "merges.txt"),
+    *("vocab.json", "target_vocab.json", "tokenizer.json", "tokenizer_config.json", "tekken.json"),
+    *("special_tokens_map.json", "added_tokens.json", "bpe.codes", "dict.txt", "vocab.txt"),
+    *("chat_template.jinja", "additional_chat_templates/tools.jinja", "sentencepiece.bpe.model"),
+)
+UNREAD = (
+    *("trainer_state.json", "training_args.bin", "README.md", "all_results.json", "optimizer.pt"),
+    *("events.out.tfevents.1", "pytorch_model.bin", "flax_model.msgpack", "notes.txt"),
+    *("consolidated.safetensors", "runs/config.json", "modelcard.json"),
+)
+
+
+LOAD = "defaults: [/base, /data: bills, _self_]\npipeline: [load]\nstages: {{load: {}}}\n"
+
+
+def load_key(tmp_path: Path, load: str) -> str | None:
+    path = tmp_path / "load.yaml"
+    path.write_text(LOAD.format(load))
+    return planned(path).node("load").key
+
+
+def test_the_files_of_a_models_folder_that_are_read_and_no_others_are_in_the_key(model) -> None:
+    """A changed tokenizer, config or weight is another key; a changed log is not."""
+    load, tmp_path = f"{{source: {model}}}", model.parent
+    key = load_key(tmp_path, load)
+    for name in (*READ, *UNREAD, "config.json", "generation_config.json", "model.safetensors"):
+        before = (model / name).read_bytes()
+        (model / name).write_bytes(before + b" ")
+        assert (load_key(tmp_path, load) == key) == (name in UNREAD), name
+        (model / name).write_bytes(before)
+    assert load_key(tmp_path, load) == key
+
+
+def test_a_tokenizers_folder_is_in_the_key_without_weights(model) -> None:
+    """`tokenizer: <folder>` reads no weights; its config says which tokenizer it is."""
+    tmp_path = model.parent
+    load = f"{{config: {{model_type: t5}}, tokenizer: {model}}}"
+    key = load_key(tmp_path, load)
+    for name, same in (("model.safetensors", True), ("config.json", False), ("source.spm", False)):
+        with (model / name).open("ab") as stream:
+            stream.write(b" ")
+        assert (load_key(tmp_path, load) == key) == same, name
+        key = load_key(tmp_path, load)
+
+
+def test_a_model_that_runs_its_own_code_has_every_file_in_its_key(model) -> None:
+    """Code may read what it likes, in folders below too, but not what git keeps there."""
+    load = f"{{source: {model}, trust_remote_code: true}}"
+    keys = [load_key(model.parent, load)]
+    for name in ("layers/attention.py", "trainer_state.json", ".git/index"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("x = 1")
+        keys.append(load_key(model.parent, load))
+    assert len(set(keys)) == 3 and keys[2] == keys[3]
+
+
+def test_every_file_that_a_tokenizer_of_transformers_is_read_from_is_in_keys() -> None:
+    """Their classes name them; a name that no pattern knows would change no key."""
+    folder = Path(transformers.__file__).parent
+    names = set()
+    for path in [*folder.glob("models/*/tokenization*.py"), *folder.glob("tokenization*.py")]:
+        for block in re.findall(r"VOCAB_FILES_NAMES = \{(.*?)\}", path.read_text(), re.DOTALL):
+            names |= set(re.findall(r': *"([^"]+\.\w+)"', block))
+    assert {"source.spm", "vocab.txt", "merges.txt", "spiece.model"} < names
+    assert [n for n in names if not any(fnmatch(n, each) for each in TOKENIZER_FILES)] == []
+
+
+def test_a_model_that_changes_after_planning_is_not_stored_under_its_old_key(model) -> None:
+    """As a second `load` finds it hours later; another file of the folder may change."""
+    path = model.parent / "load.yaml"
+    path.write_text(LOAD.format(f"{{source: {model}}}"))
+    plan = planned(path)
+    plan.require_unchanged(plan.node("load"))
+    (model / "README.md").write_text("# Better")
+    plan.require_unchanged(plan.node("load"))
+    (model / "source.spm").write_text("other")
+    with pytest.raises(StageError, match="its files changed since this run was planned"):
+        plan.require_unchanged(plan.node("load"))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Scores = NDArray[np.float64]
 
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+SCORERS = ("rouge_score", "nltk")
+"""The packages that do the counting."""
 MEASURES = ("precision", "recall", "f1")
 """The columns of the arrays of `score_rows`."""
 KEYS = tuple(f"{name}{end}" for name in NAMES for end in ("_precision", "_recall", ""))

@@ -13,7 +13,8 @@ from compressor.architectures import Facts
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
 from compressor.field_types import Integer, Listed
-from compressor.metrics.rouge import RougeTokenizerSetting
+from compressor.formats import versions
+from compressor.metrics.rouge import SCORERS, RougeTokenizerSetting
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ class Baseline(Stage):
     )
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """Another release of scikit-learn may fit other weights."""
+        """Another release of scikit-learn may fit other weights, of ROUGE's give other scores."""
         labelled = planning.data.task != "summarization"
-        return {"scikit-learn": metadata.version("scikit-learn")} if labelled else {}
+        return {"scikit-learn": metadata.version("scikit-learn")} if labelled else versions(SCORERS)
 
     def preview(self, planning: Planning) -> Facts | None:
         """Reports settings that are the other task's."""

@@ -15,8 +15,9 @@ from compressor.data.rows import Rows
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
 from compressor.field_types import Integer, whole
+from compressor.formats import versions
 from compressor.metrics.labels import SCORES as LABEL_SCORES
-from compressor.metrics.rouge import KEYS, RougeTokenizerSetting
+from compressor.metrics.rouge import KEYS, SCORERS, RougeTokenizerSetting
 from compressor.stage import Context, Inputs, Planning, Report, Scale
 from compressor.store import MANIFEST, write_json
 
@@ -121,6 +122,10 @@ class Evaluate(Report):
         if not limits or min(limits) < 2:
             raise ValueError("expected limits of at least 2 tokens")
         return value
+
+    def identity(self, planning: Planning) -> Mapping[str, Any]:
+        """Other releases of what counts words may give other scores."""
+        return versions(SCORERS) if planning.data.task == "summarization" else {}
 
     def parameters(self) -> dict[str, Any]:
         own = super().parameters()

@@ -16,11 +16,13 @@ from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.field_types import SETTINGS, Integer
+from compressor.formats import versions
 from compressor.home import expanded
+from compressor.model_files import TOKENIZER_FILES, digest_model, digest_tokenizer, weight_files
 from compressor.redaction import is_secret
 from compressor.schema_rules import rules, some_of
 from compressor.stage import Context, Inputs, Planning, Stage
-from compressor.store import MANIFEST, file_digest
+from compressor.store import MANIFEST
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,13 +31,10 @@ if TYPE_CHECKING:
 
 PACKED = "packed.safetensors"
 """What `export: {format: packed}` writes."""
-_READ = frozenset({".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py"})
-"""Endings of the files of a model directory that transformers may read."""
 _ALL_BUT = 0.85
 """As alike as `n_layers` and `num_layers`; no key of a known config is so like one it is not."""
 _EMBEDDINGS = ("shared.weight", "embed_tokens.weight", "wte.weight")
 """How the names of tables end that a language model's head may be tied to."""
-_TOKENIZER_PATTERNS = ("*token*", "vocab*", "merges.txt", "*.model", "added_tokens.json")
 
 
 class TrainTokenizer(BaseModel):
@@ -242,8 +241,11 @@ class Load(Stage):
             hint = f"; {nearest(directory.name, there)}" if there else ""
             planning.problem("source", f"{what} {str(directory)!r}{hint}")
             return None, None
-        for file in sorted(directory.glob("*.safetensors")):
-            if short := _cut_off(file):
+        for file in weight_files(directory):
+            if not file.is_file():
+                planning.problem("source", f"no file {str(file)!r}, which the index names")
+                return None, None
+            if file.suffix == ".safetensors" and (short := _cut_off(file)):
                 planning.problem("source", f"{str(file)!r} is cut off: {short}; copy it again")
                 return None, None
         weights = directory / "model.safetensors"
@@ -270,16 +272,20 @@ class Load(Stage):
             found |= {"task": planning.data.task, "labels": list(planning.data.labels)}
         directory = self._directory()
         if directory is not None:
-            found["files"] = _digests(directory)
+            found["files"] = digest_model(directory, with_code=self.trust_remote_code)
         elif self.source is not None:
             found["commit"] = hub.commit(self.source, self.revision, "model")
         if isinstance(self.tokenizer, str):
             path = expanded(self.tokenizer)
             found["tokenizer"] = (
-                _digests(path) if path.is_dir() else hub.commit(self.tokenizer, "main", "model")
+                digest_tokenizer(path)
+                if path.is_dir()
+                else hub.commit(self.tokenizer, "main", "model")
             )
-        elif self.tokenizer is not None and self.tokenizer.data is not None:
-            found["tokenizer"] = self.tokenizer.data.key("train", "texts")
+        elif self.tokenizer is not None:
+            found |= versions(("tokenizers",))  # another release may train another one
+            if self.tokenizer.data is not None:
+                found["tokenizer"] = self.tokenizer.data.key("train", "texts")
         return found
 
     def parameters(self) -> dict[str, Any]:
@@ -360,7 +366,7 @@ class Load(Stage):
     def _download(self, context: Context) -> Path:
         assert self.source is not None
         commit = hub.commit(self.source, self.revision, "model")
-        patterns = ["*.json", "*.safetensors", *_TOKENIZER_PATTERNS]
+        patterns = ["*.json", "*.safetensors", *TOKENIZER_FILES]
         folder = hub.files(self.source, commit, patterns)
         if not any(folder.glob("*.safetensors")):
             folder = hub.files(self.source, commit, [*patterns, "*.bin"])
@@ -386,7 +392,7 @@ class Load(Stage):
             return load_tokenizer(directory) if has_tokenizer(directory) else None
         revision = self.revision if self.tokenizer is None else "main"
         commit = hub.commit(source, revision, "model")
-        hub.files(source, commit, ["*.json", *_TOKENIZER_PATTERNS])  # into the cache, whole
+        hub.files(source, commit, ["*.json", *TOKENIZER_FILES])  # into the cache, whole
         return load_tokenizer(source, revision=commit)
 
 
@@ -483,14 +489,6 @@ def _pieces(path: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # The run will say what is wrong with it.
         return 0
-
-
-def _digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of each file of a model directory that may be read."""
-    files = [p for p in directory.iterdir() if p.is_file() and p.suffix in _READ]
-    if any(path.suffix == ".safetensors" for path in files):
-        files = [path for path in files if path.suffix != ".bin"]
-    return {path.name: file_digest(path) for path in sorted(files)}
 
 
 def _safetensors_names(path: Path) -> set[str]:

@@ -13,7 +13,9 @@ from compressor.data.rows import Rows
 from compressor.data.sources import Split
 from compressor.errors import StageError
 from compressor.field_types import Integer, Listed
+from compressor.formats import versions
 from compressor.hyperparameters import FEW_ROWS
+from compressor.metrics.rouge import SCORERS
 from compressor.pruning import (
     Grouping,
     Pruner,
@@ -59,8 +61,8 @@ class Sensitivity(Grouping, Report):
         return tuple(sorted(set(value)))
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """Which words ROUGE counts: 1 was English ones for every text."""
-        return {"rouge_words": 2} if self.rouge else {}
+        """Which words ROUGE counts (1 was English ones for every text), and what counts them."""
+        return {"rouge_words": 2, **versions(SCORERS)} if self.rouge else {}
 
     def draws(self) -> bool:
         return self.importance == "random"
