@@ -21,6 +21,7 @@ from transformers import (
 
 from compressor import generation
 from compressor.decoded import truncate
+from compressor.errors import StageError
 from compressor.generation import decode, sweep
 
 # Limits below min_length are meant.
@@ -207,6 +208,37 @@ def test_ended_rows_are_not_computed() -> None:
     model.generation_config.encoder_repetition_penalty = 1.1
     decode(model, texts(), max_length=30)
     assert {12} == set(seen)
+
+
+def test_rows_that_ended_are_not_gone_on_with_though_they_leave_late() -> None:
+    """Where no row leaves before all have ended, the decoder runs up to the last end."""
+    model, seen = pico("t5"), list[int]()
+    free = decode(model, texts(), max_length=30)
+    ending = [row for row, cut in zip(texts(), free.cut_off, strict=True) if not cut]
+    model.decoder.register_forward_pre_hook(lambda *_: seen.append(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "_DROP_SHARE", 2.0)
+        longest = max(map(len, decode(model, ending, max_length=30).tokens))
+    assert longest == len(seen) < 29
+
+
+def test_beams_count_as_rows_of_a_batch() -> None:
+    """A batch has no more positions than allowed, with three beams for each of its rows."""
+    model, seen = pico("t5"), list[int]()
+    model.decoder.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    decode(model, texts(), max_length=10, num_beams=3, batch_tokens=200)
+    assert 3 < max(seen) <= 200 // 10
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_logits_that_are_infinite_are_refused(num_beams: int) -> None:
+    """Of all tokens that one would be chosen, always."""
+    model = pico("bart")
+    model.final_logits_bias[0, 5] = torch.inf
+    with pytest.raises(StageError, match="NaN or infinite"):
+        decode(model, texts(), max_length=10, num_beams=num_beams)
 
 
 def test_shortest_limits(model: PreTrainedModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from compressor.errors import DamagedArtifact
 from compressor.store import MANIFEST, Store, write_text
 
-KEY = "ab" * 32
+KEY, OTHER = "ab" * 32, "cd" * 32
 
 
 def made(folder: Path, text: str = "hello") -> Store:
@@ -39,6 +40,36 @@ def test_what_was_begun_and_not_committed_is_no_artifact(tmp_path: Path) -> None
     (store.begin(KEY) / "half").write_text("x")
     assert not store.has(KEY)
     assert list(store.begin(KEY).iterdir()) == []
+
+
+def test_what_a_failed_try_can_go_on_from_stays_until_there_is_an_artifact(tmp_path: Path) -> None:
+    """A checkpoint outlives the try that failed, another artifact's too, and ends with a commit."""
+    store = Store(tmp_path / "store")
+    for key in (KEY, OTHER):
+        store.begin(key)
+        for place in (store.resume(key), store.task(key)):
+            place.mkdir()
+    store.abandon(KEY)
+    assert not (tmp_path / "store" / "partial" / KEY).exists()
+    assert store.resume(KEY).is_dir() and store.task(KEY).is_dir()
+    made(tmp_path)
+    assert not store.resume(KEY).exists() and not store.task(KEY).exists()
+    assert store.resume(OTHER).is_dir() and (tmp_path / "store" / "partial" / OTHER).is_dir()
+
+
+def test_an_artifacts_files_have_the_permissions_that_the_user_gives(tmp_path: Path) -> None:
+    """A library that makes its files for the owner alone does not keep a group out."""
+    store = Store(tmp_path / "store")
+    old = os.umask(0o027)
+    try:
+        partial = store.begin(KEY)
+        (partial / "weights").write_text("x")
+        (partial / "weights").chmod(0o600)
+        store.commit(KEY, partial, {"stage": "load"})
+    finally:
+        os.umask(old)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in store.path(KEY).iterdir()}
+    assert modes == {"weights": 0o640, MANIFEST: 0o640}
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "flip", "manifest", "link"])

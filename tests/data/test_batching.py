@@ -84,6 +84,14 @@ def test_the_smaller_batch_is_another_one_in_every_epoch() -> None:
     assert len({place for place, _ in small}) > 4
 
 
+def test_a_batch_begins_with_its_longest_source() -> None:
+    """Who gets one row more by `share` gets it at the end, where rows are short."""
+    sources, _ = lengths()
+    for batch in batches():
+        own = [sources[row] for row in batch]
+        assert own == sorted(own, reverse=True)
+
+
 def test_lists_of_other_lengths_are_refused() -> None:
     """A target for every source."""
     with pytest.raises(ValueError, match="as many targets as sources"):

@@ -13,6 +13,7 @@ from compressor.data.bills import bills
 from compressor.data.examples import tokenize
 from compressor.data.sources import Bills, Rows
 from compressor.data.tokenizer import train_tokenizer
+from compressor.data.truncation import encode
 from compressor.errors import RecipeError, StageError
 from compressor.plan import Plan, plan
 from compressor.recipe import compose
@@ -177,6 +178,22 @@ def test_at_every_limit_it_is_the_longest_row_of_sentences(request, name, joined
         assert found.sources[0] == found.sources[2] == expected(prefix, limit), limit
         assert found.targets[1] == found.targets[3] == expected("", limit), limit
         assert found.targets[2] == whole("")
+
+
+def test_a_sentence_that_takes_more_tokens_alone_is_not_cut_in_two() -> None:
+    """One token is "A. B", two are "A.": where there is room for one, the text is cut by tokens."""
+    ids = {word: index for index, word in enumerate(["</s>", "A", ".", " ", "B", ". ", ". B"])}
+    joins = [(".", " "), (". ", "B"), ("A", ". B")]
+    backend = Tokenizer(models.BPE(ids | {"A. B": 7}, joins))
+    joining = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    found = encode(["A. BA. B", "A. BB"], joining, 1, truncate="sentences")
+    assert found == [[7], [7]]
+    assert encode(["A. BB"], joining, 2, truncate="sentences") == [[7, 4]]
+
+
+def test_a_text_that_begins_with_much_that_is_no_token_is_read_to_its_tokens(words) -> None:
+    """Half a million spaces."""
+    assert encode([" " * 500_000 + "one two"], words, 9) == [[CLS, ONE, TWO, SEP]]
 
 
 def test_the_default_cuts_by_tokens(words) -> None:

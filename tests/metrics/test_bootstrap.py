@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compressor.metrics.bootstrap import paired_difference
+from compressor.metrics import bootstrap
+from compressor.metrics.bootstrap import paired_difference, resampled_means
 
 
 def _mean(means: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
@@ -39,6 +40,15 @@ def test_it_is_what_a_loop_over_resamples_gives() -> None:
         sums = before.sum(0, keepdims=True), after.sum(0, keepdims=True)
         assert found.difference == pytest.approx(float(score(sums[1])[0] - score(sums[0])[0])
                                                  / (40 if score is _mean else 1))  # fmt: skip
+
+
+def test_the_draws_do_not_depend_on_how_many_fit_into_memory(monkeypatch) -> None:
+    """Four resamples at a time, the last block with fewer."""
+    rows = np.random.default_rng(0).random((5, 2))
+    whole = resampled_means(rows, resamples=11, seed=3)
+    monkeypatch.setattr(bootstrap, "_CELLS", 4 * rows.size)
+    assert np.array_equal(resampled_means(rows, resamples=11, seed=3), whole)
+    assert not np.array_equal(resampled_means(rows, resamples=11, seed=4), whole)
 
 
 def test_equal_rows_do_not_differ() -> None:

@@ -48,6 +48,15 @@ def test_scores_of_each_label_and_their_means() -> None:
     assert found["accuracy"] == pytest.approx(2 / 4)
 
 
+def test_micro_counts_rows_and_macro_counts_labels() -> None:
+    """One label of 1 row, found; one of 3 rows, found once: F1 of 1 and 1/2, 2·2 / 6 together."""
+    truth = np.array([[1, 1], [0, 1], [0, 1], [0, 0]])
+    given = np.array([[1, 1], [0, 0], [0, 0], [0, 0]])
+    found = summarize(truth, given, given * 0.8 + 0.1)
+    assert found["macro_f1"] == pytest.approx((1 + 1 / 2) / 2)
+    assert found["micro_f1"] == pytest.approx(2 * 2 / (4 + 2))
+
+
 def test_one_label_alone_is_scored_as_one_of_many_is() -> None:
     """One right, one wrong, one missed: F1 is 2·1 / (2 + 2), not that of its absence."""
     truth, given = np.array([[1], [0], [1], [0], [0]]), np.array([[1], [1], [0], [0], [0]])
@@ -63,6 +72,11 @@ def test_a_label_without_both_kinds_of_rows_has_no_ranking() -> None:
     assert (found["roc_auc"], found["average_precision"]) == (1.0, 1.0)
     nothing = summarize(truth[:, 1:], truth[:, 1:], np.array([[0.1], [0.3]]))
     assert nothing["roc_auc"] is None
+
+
+def test_a_threshold_by_hand() -> None:
+    """F1 of the first 1, 2 and 3 rows: 2/3, 1/2, 4/5. Below the last there is nothing but 0."""
+    assert best_thresholds(np.array([[0.9], [0.6], [0.4]]), [[1], [0], [1]]) == [0.2]
 
 
 def test_the_best_threshold_of_all_is_taken() -> None:

@@ -33,6 +33,14 @@ def test_taylor_is_weight_times_gradient() -> None:
     assert linear.weight.grad is None
 
 
+def test_taylor_has_no_sign() -> None:
+    """A weight whose removal lowers the loss is kept as one whose removal raises it as much is."""
+    linear = layer([[1.0, -2.0]])
+    batches = [{"x": torch.tensor([[1.0, 1.0]])}]
+    scores = taylor_scores({"w": linear.weight}, lambda b: linear(b["x"]).square().sum(), batches)
+    assert scores["w"].tolist() == [[2.0, 4.0]]  # Wx = -1, gradients -2: w·g = -2 and 4
+
+
 def test_wanda_is_weight_times_input_norm() -> None:
     """‖x₁‖ = ‖(3, 4)‖ = 5 and ‖x₂‖ = 1 over the tokens of all batches."""
     linear = layer([[1.0, -4.0], [-2.0, 0.5]])
@@ -120,6 +128,13 @@ def test_working_in_blocks_changes_nothing() -> None:
         expected[:, column:] -= error[:, None] * factor[column, column:]
         expected[:, column] *= mask[:, column]
     assert torch.allclose(new, expected, atol=1e-3)
+
+
+def test_blocks_lose_in_proportion_to_what_is_left_in_them() -> None:
+    """Of 4 rows of 300 columns, the first 128 columns gone before: 172 columns lose all."""
+    mask = torch.ones(4, 300, dtype=torch.bool)
+    mask[:, :128] = False
+    assert block_counts([mask, mask[:, :130]], 4 * 87) == [[0, 256, 88], [0, 4]]
 
 
 def test_two_of_four_holds_in_every_row() -> None:

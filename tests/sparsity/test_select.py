@@ -119,6 +119,7 @@ def test_shares_add_up_and_follow_sizes() -> None:
     assert shares([3, 3, 3], 4) == [2, 1, 1]
     assert shares([10, 1, 0], 11) == [10, 1, 0]
     assert shares([0, 0], 0) == [0, 0]
+    assert shares([1, 2], 1) == [0, 1]
 
 
 def test_rows_lose_in_proportion_and_the_sum_is_exact() -> None:
@@ -129,6 +130,16 @@ def test_rows_lose_in_proportion_and_the_sum_is_exact() -> None:
     assert masks["a"].tolist() == [[False, False, True, True], [True, True, False, False]]
     prune_rows({"a": scores["a"] * masks["a"]}, masks, 3)
     assert masks["a"].tolist() == [[False, False, False, False], [True, False, False, False]]
+
+
+def test_an_entry_without_a_score_is_not_taken_for_one_that_is_gone() -> None:
+    """A row whose live entry scores 0, as of an input that is always 0, keeps what is masked."""
+    masks = {"a": torch.tensor([[True, False, True, True]])}
+    scores = {"a": torch.tensor([[0.0, 0.0, 1.0, 2.0]])}
+    prune_rows(scores, masks, 0)
+    assert masks["a"].tolist() == [[True, False, True, True]]
+    prune_rows(scores, masks, 1)
+    assert masks["a"].tolist() == [[False, False, True, True]]
 
 
 def test_two_of_four_keeps_the_two_best_of_each_four() -> None:
