@@ -44,6 +44,7 @@ _NO_LONGER_SAID: Mapping[str, Mapping[str, Any]] = {
     "bart": {"normalize_before": False, "normalize_embedding": True},
     "mbart": {"normalize_before": True, "normalize_embedding": True},
     "pegasus": {"normalize_before": True, "normalize_embedding": False},
+    "marian": {"normalize_before": False, "normalize_embedding": False},
     "bert": {"position_embedding_type": "absolute"},
     "roberta": {"position_embedding_type": "absolute"},
 }
@@ -71,6 +72,7 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     StageError where the model has a setting that would be lost.
     """
     from ctranslate2.converters import TransformersConverter
+    from transformers import BartConfig
 
     model, tokenizer = checkpoint.model, _padded_tokenizer(checkpoint)
     # The converters quantize tensors where they lie, and read a config that they can be told by.
@@ -92,7 +94,9 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
             return spec
 
     with _as_converters_read(copied), tempfile.TemporaryDirectory() as config:
-        body.config.save_pretrained(config)
+        # Marian's own converter begins with zeros for the pad's row, which training changes.
+        written = BartConfig() if body.config.model_type == "marian" else body.config
+        written.save_pretrained(config)
         try:
             Converter(config).convert(str(folder), quantization=weights, force=True)
         except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
@@ -128,8 +132,11 @@ def _as_converters_read(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _complete(spec: Any, model: PreTrainedModel, head: str, tokenizer: Any) -> None:
-    """What the converters leave out: a T5's size of a head, and the first token of a decode."""
+    """Add what the converters leave out: sizes and numbers of heads, the token that starts a decode."""
     config = model.config
+    if head == "seq2seq_lm" and config.model_type not in ("t5", "mt5"):
+        # The converter takes the encoder's for both.
+        vars(spec.decoder)["num_heads"] = np.int16(config.decoder_attention_heads)
     for name in ("bos_token", "eos_token", "unk_token"):
         if getattr(spec.config, name, "") is None:  # which CTranslate2 does not read
             setattr(spec.config, name, tokenizer.eos_token)
@@ -142,7 +149,7 @@ def _complete(spec: Any, model: PreTrainedModel, head: str, tokenizer: Any) -> N
     if config.model_type == "roberta":  # whose converter takes a pad of 0 for no pad
         table = model.roberta.embeddings.position_embeddings
         spec.encoder.position_encodings.encodings = table.weight[table.padding_idx + 1 :]
-    if head == "seq2seq_lm" and config.model_type != "marian":
+    if head == "seq2seq_lm":
         start = model.generation_config.decoder_start_token_id
         spec.config.decoder_start_token = tokenizer.convert_ids_to_tokens(start)
 

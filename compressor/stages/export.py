@@ -74,7 +74,7 @@ class Export(Stage):
     Example: `export: {model: recover, format: ctranslate2, weights: int8, parity: {rows: 64}}`
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     changes_model: ClassVar[bool] = False
     exports: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ("disk_bytes", "gzip_bytes")

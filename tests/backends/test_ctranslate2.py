@@ -23,7 +23,7 @@ LIMITS = [3, 9, 24]
 EOS, PAD = 1, 0
 BART_LIKE: dict[str, Any] = {
     "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "init_std": 0.3,
-    "decoder_layers": 3, "decoder_attention_heads": 2, "decoder_ffn_dim": 40,
+    "decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 40,
     "max_position_embeddings": 64,
 }  # fmt: skip
 T5_LIKE: dict[str, Any] = {
@@ -81,6 +81,9 @@ def checkpoint(model_type: str, seed: int = 0, **values: Any) -> Checkpoint:
         if not config.tie_word_embeddings:
             with torch.no_grad():
                 model.lm_head.weight.normal_()
+        if model_type == "marian":
+            with torch.no_grad():  # a pad's row is zero until it is trained
+                model.model.decoder.embed_tokens.weight[start].normal_(std=2)
         model.generation_config.forced_eos_token_id = None
         model.generation_config.update(
             eos_token_id=EOS, pad_token_id=config.pad_token_id, decoder_start_token_id=start
