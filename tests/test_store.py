@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import DamagedArtifact
-from compressor.store import MANIFEST, Store, write_text
+from compressor.store import MANIFEST, SELF, Store, file_digest, manifest_digest, write_text
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 
@@ -138,6 +138,38 @@ def test_the_manifest_is_json_that_a_person_can_read(tmp_path: Path) -> None:
     text = (store.path(KEY) / MANIFEST).read_text()
     assert json.loads(text)["stage"] == "load"
     assert text.count("\n") > 5
+
+
+def test_what_stands_in_an_artifacts_place_is_set_aside_by_a_commit(tmp_path: Path) -> None:
+    """A folder without a manifest, as of a copy that was broken off."""
+    store = Store(tmp_path / "store")
+    (store.path(KEY) / "model").mkdir(parents=True)
+    (store.path(KEY) / "model" / "half").write_text("x")
+    made(tmp_path)
+    assert store.verify(KEY)["files"].keys() == {"model/weights"}
+    assert [path.read_text() for path in (store.folder / "damaged").rglob("half")] == ["x"]
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "model/../../secret"])
+def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
+    """Whoever wrote it took care of its digest."""
+    store = made(tmp_path)
+    (store.folder / "secret").write_text("x")
+    manifest = store.manifest(KEY)
+    manifest["files"][name] = {"bytes": 1, "sha256": file_digest(store.folder / "secret")}
+    manifest[SELF] = manifest_digest(manifest)
+    (store.path(KEY) / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DamagedArtifact, match="names what is no file of its own"):
+        store.verify(KEY)
+
+
+def test_who_reads_a_file_that_is_written_anew_reads_the_old_one_to_its_end(tmp_path: Path) -> None:
+    """The new one takes its place, whole."""
+    write_text(tmp_path / "card.md", "old")
+    with (tmp_path / "card.md").open() as reader:
+        write_text(tmp_path / "card.md", "new and longer")
+        assert reader.read() == "old"
+    assert (tmp_path / "card.md").read_text() == "new and longer"
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_half(tmp_path: Path) -> None:

@@ -115,6 +115,14 @@ def test_a_file_gives_the_scores_it_was_written_from(tmp_path: Path, task) -> No
     assert "\n0,late,damage," in path.read_text()
 
 
+def test_a_label_is_given_from_its_threshold_on(tmp_path: Path) -> None:
+    """A probability that equals it is enough, one below is not."""
+    path = tmp_path / "predictions.csv"
+    scores = np.array([[0.5, 0.25], [0.49, 0.24]])
+    write(path, Rows(["a", "b"], [], [[1, 1], [1, 1]]), scores, NAMES, [0.5, 0.25], "multi_label")
+    assert [label["given"] for label in score(path)["labels"].values()] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [

@@ -77,6 +77,13 @@ def test_lsum_sees_sentences_written_on_one_line() -> None:
     assert rows["rougeLsum"][0] == pytest.approx([1, 1, 1])
 
 
+def test_lsum_compares_each_sentence_of_the_reference_with_each_of_the_prediction() -> None:
+    """One sentence against its two halves in the other order: all words are found, in no line."""
+    found = score_rows(["Fish birds. Cats dogs."], ["Cats dogs fish birds."])
+    assert found["rougeLsum"][0].tolist() == [1.0, 1.0, 1.0]
+    assert found["rougeL"][0].tolist() == [0.5, 0.5, 0.5]
+
+
 def test_words_are_compared_by_their_stems_without_case() -> None:
     """`use_stemmer=True`: "Running" matches "runs"."""
     assert score_rows(["Running"], ["runs"])["rouge1"][0, 2] == 1
@@ -113,6 +120,17 @@ def test_summary_is_json_of_means() -> None:
     assert (summary["rouge1"], summary["rouge1_precision"], summary["rouge1_recall"]) == (0.5,) * 3
     assert list(summary["intervals"]) == list(NAMES)
     assert summary["intervals"]["rouge1"] == [0, 1]
+
+
+def test_an_interval_is_of_f1() -> None:
+    """Of rows whose recall is always 1, and whose precision is not."""
+    rows = score_rows(["a b", "a c d e", "a"], ["a", "a", "a"])
+    summary = summarize_scores(rows, level=0.9, seed=5)
+    f1 = [2 / 3, 2 / 5, 1.0]
+    assert rows["rouge1"][:, 2].tolist() == pytest.approx(f1)
+    expected = bootstrap_interval(f1, level=0.9, seed=5)
+    assert summary["intervals"]["rouge1"] == pytest.approx(list(expected))
+    assert expected[0] < expected[1] <= 1
 
 
 def test_summary_of_nothing_is_refused() -> None:
