@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatch
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from compressor.checkpoint import Checkpoint, build
 from compressor.data.examples import Examples
 from compressor.errors import StageError
 from compressor.model_files import TOKENIZER_FILES
+from compressor.plan import framework_versions
 from compressor.pruning import Grouping, Pruner
 from compressor.stages.distill import Distill
+from compressor.stages.prune import Prune
 from tests.pico import T5
 from tests.test_plan import planned
 
@@ -37,6 +40,37 @@ def test_the_order_of_amounts_is_in_the_key_where_it_decides(recipe, importance)
     suffix = f", importance: {importance}"
     keys = {key_of(recipe, order + suffix) for order in (AMOUNTS, REVERSED)}
     assert len(keys) == (2 if importance in ORDERED else 1)
+
+
+def test_a_raised_version_makes_new_keys_for_the_stage_and_what_depends_on_it(
+    recipe, monkeypatch
+) -> None:
+    """What an earlier version of this package made is not used where results changed."""
+    path = recipe()
+    before = {node.name: node.key for node in planned(path).nodes}
+    monkeypatch.setattr(Prune, "version", Prune.version + 1)
+    after = {node.name: node.key for node in planned(path).nodes}
+    changed = [name for name in after if after[name] != before[name]]
+    assert changed == ["prune", "recover", "evaluate"]
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_another_version_of_a_library_that_computes_makes_new_keys(
+    recipe, monkeypatch, library
+) -> None:
+    """Of every stage: by its first two numbers, since a third mends and does not change."""
+    path = recipe()
+    real, keys = metadata.version, []
+    for version in ("1.2.3", "1.2.4+cpu", "1.3.0"):
+        monkeypatch.setattr(
+            metadata, "version", lambda name, v=version: v if name == library else real(name)
+        )
+        framework_versions.cache_clear()
+        keys.append([node.key for node in planned(path).nodes])
+    monkeypatch.undo()
+    framework_versions.cache_clear()
+    assert keys[0] == keys[1]
+    assert not set(keys[0]) & set(keys[2])
 
 
 @pytest.mark.parametrize("importance", ["magnitude", "random", "taylor", "wanda"])

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from compressor.sparsity.allocate import Curve, allocate
+from compressor.sparsity.allocate import Curve, _exactly, allocate
 
 
 def predicted(curves: dict[str, Curve], counts: dict[str, int]) -> float:
@@ -53,3 +53,19 @@ def test_more_than_the_curves_reach_is_refused() -> None:
     """Nothing is known beyond the last measured amount."""
     with pytest.raises(ValueError, match="901 entries must go, and 900 can"):
         allocate({"a": Curve(1000, [0.9], [1.0])}, 0.0, 901)
+
+
+def test_between_measured_points_a_curve_is_a_line_that_begins_at_the_base() -> None:
+    """By hand, of 100 entries each: 50 cost b 0.05 and the next 10 a 0.02; a alone would cost 0.14.
+    Where 10 of d cost a tenth of 0.3, those of c that 50 precede cost more, 0.04.
+    """
+    bent, cheap = Curve(100, [0.5, 1.0], [1.1, 1.3]), Curve(100, [0.5, 1.0], [1.05, 9.0])
+    assert allocate({"a": bent, "b": cheap}, 1.0, 60) == {"a": 10, "b": 50}
+    assert allocate({"c": bent, "d": Curve(100, [1.0], [1.3])}, 1.0, 60) == {"c": 50, "d": 10}
+
+
+def test_what_rounding_leaves_goes_to_the_largest_group_that_has_room() -> None:
+    """One too many is given back by the largest; two too few go where entries are left."""
+    most = {"a": 10, "b": 100, "c": 8}
+    assert _exactly({"a": 10, "b": 90}, most, 99, ["a", "b"]) == {"a": 10, "b": 89}
+    assert _exactly({"a": 10, "c": 5}, most, 17, ["a", "c"]) == {"a": 10, "c": 7}

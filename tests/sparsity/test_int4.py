@@ -37,7 +37,7 @@ def test_an_entry_moves_by_at_most_a_scale(group_size: int) -> None:
     error = (dequantize_groups(packed, scale) - weight).view(48, -1, group_size)
     scale = scale.float()[..., None]
     inner = weight.view(error.shape) / scale <= 7.5
-    assert torch.all(error[inner].abs() <= (scale.abs() * 0.54).expand_as(error)[inner])
+    assert torch.all(error[inner].abs() <= (scale.abs() * 0.50001).expand_as(error)[inner])
     assert torch.all(error.abs() <= scale.abs() * 1.04)
     assert torch.equal(
         unpack_entries(packed) == ZERO, dequantize_groups(packed, scale[..., 0]) == 0

@@ -10,7 +10,7 @@ from transformers import T5Config
 from compressor.checkpoint import Checkpoint, build, dequantized
 from compressor.quantization import Quantization
 from compressor.sparsity import int8
-from compressor.sparsity.int8 import Int8Linear, dequantize_rows, quantize_rows
+from compressor.sparsity.int8 import Int8Embedding, Int8Linear, dequantize_rows, quantize_rows
 from compressor.sparsity.quantized import quantize_weights, set_activations
 
 T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
@@ -26,6 +26,28 @@ def logits(model: nn.Module) -> torch.Tensor:
     ids = torch.arange(2, 12)[None]
     with torch.inference_mode():
         return model(input_ids=ids, decoder_input_ids=ids[:, :4]).logits
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_what_comes_in_has_as_many_steps_as_the_processor_has_bits(bits, monkeypatch) -> None:
+    """Through an identity, 1,000 values between -1 and 1 come out as some 2 ** bits."""
+    monkeypatch.setattr(int8, "activation_bits", lambda: bits)
+    layer = Int8Linear(1000, 1000, bias=False)
+    layer.weight, layer.weight_scale = quantize_rows(torch.eye(1000))
+    layer.integer = True
+    found = layer(torch.linspace(-1, 1, 1000)[None])
+    assert 0.9 * 2**bits < len(found.unique()) <= 2**bits + 1
+
+
+def test_a_table_that_multiplies_its_rows_does_so_in_int8() -> None:
+    """As BART's can: by 4, here, within half a step of its rows' scales."""
+    torch.manual_seed(0)
+    table = nn.Embedding(5, 8)
+    made = Int8Embedding(5, 8, None, embed_scale=4.0)
+    made.weight, made.weight_scale = quantize_rows(table.weight)
+    ids = torch.tensor([[4, 0, 2]])
+    error = (made(ids) - 4 * table(ids)).abs()
+    assert bool((error <= 2 * made.weight_scale[ids] + 1e-6).all())
 
 
 def test_rows_are_quantized_by_their_largest_entry() -> None:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import T5Config
 
+from compressor.checkpoint import Checkpoint, build
+from compressor.data.sources import Bills, SplitRows
+from compressor.data.tokenizer import train_tokenizer
+from compressor.energy import Counters
 from compressor.errors import RecipeError
+from compressor.formats import Texts
 from compressor.memory import Peak
 from compressor.plan import plan
+from compressor.quantization import Quantization
 from compressor.recipe import compose
+from compressor.sparsity.int8 import Int8Linear
+from compressor.sparsity.quantized import quantize_weights, quantized_layers
+from compressor.stages.benchmark import Benchmark, Case, _figures
 from compressor.store import Store
-from compressor.timing import of_length
+from compressor.timing import _Session, of_length
+from tests.pico import T5
 
 
 def test_each_length_has_its_latency_its_peak_and_that_of_a_training_step(recipe, run) -> None:
@@ -86,8 +99,6 @@ def test_settings_that_measure_nothing_are_refused(recipe, benchmark, expected) 
 
 def test_what_is_not_measured_is_no_part_of_a_key() -> None:
     """Nor is what must run a model, which the model says already."""
-    from compressor.stages.benchmark import Benchmark
-
     reading = Benchmark(input_lengths=(64,), backend="torch").parameters()
     assert {"training_step", "gradient_checkpointing", "backend"}.isdisjoint(reading)
     training = Benchmark(input_lengths=(64,), training_step=True).parameters()
@@ -101,6 +112,74 @@ def test_texts_of_a_length_are_those_of_the_rows_put_together() -> None:
     assert of_length(sources, 9) == [5, 6, 7, 8, 9, 5, 6, 7, 1]
     assert of_length(sources, 5, start=1) == [8, 9, 5, 6, 1]
     assert of_length(sources, 2, start=3) == [8, 1]
+
+
+class InThisProcess:
+    """Answers as a timed process does; keeps what it was asked and what its encoder read."""
+
+    def __init__(self, session: _Session) -> None:
+        self.session, self.reads, self.rows = session, list[Any](), list[list[list[int]]]()
+        encoder = session.model.checkpoint.model.encoder  # type: ignore[attr-defined]
+        encoder.register_forward_pre_hook(
+            lambda _, __, given: self.rows.append(given["input_ids"].tolist()), with_kwargs=True
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = getattr(self.session, request["do"])(request)
+        if request["do"] == "read":
+            self.reads.append((request, answer))
+        return answer
+
+
+def read_by(folder: Path, *, quantized: bool = False) -> InThisProcess:
+    """A session of a pico model, which may be int8."""
+    data = Bills(source="bills", rows=SplitRows(test=6), max_source_length=20, max_target_length=8)
+    texts = data.load("test").texts
+    tokenizer = train_tokenizer(texts, vocab_size=300)
+    torch.manual_seed(0)
+    config = T5Config(**T5 | {"vocab_size": len(tokenizer)}, decoder_start_token_id=0)
+    checkpoint = Checkpoint(build(config, "seq2seq_lm"), tokenizer, "seq2seq_lm")
+    if quantized:
+        quantize_weights(checkpoint.model)
+        checkpoint.quantization = Quantization(weights="int8", activations="int8")
+    checkpoint.save(folder)
+    about = Texts.of(data, head="seq2seq_lm", model_type="").model_dump(mode="json")
+    start = {"folder": str(folder), "threads": 1, "texts": texts, "about": about}
+    return InThisProcess(_Session(start))
+
+
+def test_what_a_first_pass_makes_is_made_while_the_model_is_loaded(tmp_path) -> None:
+    """Of int8 layers the weight in the layout of the processor's product: in no batch's time."""
+    session = read_by(tmp_path, quantized=True).session
+    layers = list(quantized_layers(session.model.checkpoint.model))  # type: ignore[attr-defined]
+    made = [layer._packed is not None for layer in layers if isinstance(layer, Int8Linear)]
+    assert all(made) and made
+
+
+def test_each_batch_has_the_rows_that_come_next_and_so_many_tokens(tmp_path, monkeypatch) -> None:
+    """Warm-up reads the first rows and does not count; the start token is no token written."""
+    reader = read_by(tmp_path)
+    monkeypatch.setattr(Counters, "joules", lambda *_: 8.0)
+    case = Case(batch_size=2, input_tokens=None, output_tokens=4, threads=1)
+    figures = Benchmark(texts=6, warm_up=2)._time(case, {"pico": reader})["pico"]
+    assert [request["start"] for request, _ in reader.reads] == [0, 0, 0, 2, 4]
+    assert [answer["tokens"] for _, answer in reader.reads] == [8] * 5
+    assert figures["batches"] == 3
+    assert figures["joules_per_text"] == 4.0
+    sources = list(reader.session.sources)
+    for place, read in zip([0, 2, 4], reader.rows[-3:], strict=True):
+        assert sorted(read) == sorted(sources[place : place + 2])
+
+
+def test_figures_by_hand() -> None:
+    """Batches of 4 in 0.1, 0.1 and 0.4 s, 6 tokens in each; the first model takes 0.2 s."""
+    case = Case(batch_size=4, input_tokens=None, output_tokens=None, threads=1)
+    figures = _figures(case, [0.1, 0.1, 0.4], [0.2, 0.2, 0.2], 18)
+    assert figures == {
+        "p50_ms": pytest.approx(100), "p95_ms": pytest.approx(370), "p99_ms": pytest.approx(394),
+        "batches": 3, "texts_per_second": pytest.approx(40),
+        "tokens_per_second": pytest.approx(60), "speedup": pytest.approx(2),
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset a process's peak")
