@@ -174,8 +174,12 @@ class Checkpoint:
         found: list[Count] = []
         state = self.model.state_dict()
         buffers = _plain_buffers(self.model)
+        tensor_bytes = 0
         for name, tensor in distinct(state).items():
-            if name in buffers or name.endswith("_scale"):
+            if name in buffers:
+                continue
+            tensor_bytes += tensor.nbytes
+            if name.endswith("_scale"):
                 continue
             scale = state.get(f"{name}_scale")
             whole = tensor.numel(), int(torch.count_nonzero(tensor))
@@ -186,7 +190,9 @@ class Checkpoint:
             "parameters": parameters,
             "nonzero": nonzero,
             "nonzero_ratio": nonzero / parameters,
+            "masked": sum(int((~mask).count_nonzero()) for mask in self.masks.values()),
             "bytes": weights_file(folder).stat().st_size,
+            "tensor_bytes": tensor_bytes,
             "groups": by_place(self.facts(), found),
         }
 

@@ -22,6 +22,13 @@ from compressor.run import Run
 from compressor.stage import SIZES, Context, Inputs
 from compressor.store import Store, write_text, writer_lock
 
+_COUNTED = {
+    "parameters": "parameters",
+    "tensor_bytes": "bytes of weights",
+    "masked": "pruned entries",
+}
+"""What a plan and a run both count of a model → how messages call it."""
+
 
 class Engine:
     """Runs one plan on one store, into one run directory."""
@@ -93,6 +100,7 @@ class Engine:
         """The manifest of a node, and whether it was in the store already."""
         assert node.key is not None, "a plan with an unreachable part is refused before it runs"
         if (there := self._usable(node, node.key)) is not None:
+            _require_as_planned(node, there["model"])
             self.store.touch(node.key)
             self.store.tidy(node.key)
             return there, True
@@ -182,6 +190,7 @@ class Engine:
         try:
             self.plan.require_unchanged(node)
             model = self._run_stage(node, context)
+            _require_as_planned(node, model)
             require_finite_metrics(context.metrics)
             self.plan.require_unchanged(node)
         except BaseException:
@@ -238,3 +247,22 @@ class Engine:
 
     def _folder(self, name: str | None) -> Path | None:
         return None if name is None else self.store.path(self._key(name))
+
+
+def _require_as_planned(node: Node, model: Mapping[str, Any]) -> None:
+    """Raise StageError where a model has other counts than its plan calls exact: the stages after
+    it were planned with those. What an earlier version has not counted is not compared.
+    """
+    facts = node.facts
+    if facts is None or not node.stage.changes_model or not facts.exact_size:
+        return
+    planned = {"parameters": facts.parameters, "tensor_bytes": facts.bytes}
+    if facts.exact:
+        planned["masked"] = sum(count for _, count in facts.masked)
+    wrong = [
+        f"{number:,} {_COUNTED[name]} were planned, {model[name]:,} were found"
+        for name, number in planned.items()
+        if model.get(name, number) != number
+    ]
+    if wrong:
+        raise StageError(f"the model is not the one that was planned: {'; '.join(wrong)}")

@@ -1,11 +1,17 @@
-"""A model's folder: which of its files are read. No torch here."""
+"""A model's folder: which of its files are read, and what tensors lie in them. No torch here."""
 
 from __future__ import annotations
 
 import json
+import math
+import pickle
+from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.data.file_digest import file_sha256
@@ -20,6 +26,35 @@ TOKENIZER_FILES = (
 written with the model into every artifact and export."""
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_CHUNK = 1 << 22
+_ENTRY_BYTES = {"Float": 4, "BFloat16": 2, "Half": 2, "Double": 8}
+"""Name of a torch storage → bytes of an entry."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its type, its shape, and where its bytes are."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    def equals(self, other: StoredTensor) -> bool:
+        """Whether both hold the same, byte for byte."""
+        if (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        if (self.file, self.begin) == (other.file, other.begin):
+            return True
+        with self.file.open("rb") as mine, other.file.open("rb") as theirs:
+            mine.seek(self.begin)
+            theirs.seek(other.begin)
+            for start in range(self.begin, self.end, _CHUNK):
+                size = min(_CHUNK, self.end - start)
+                if mine.read(size) != theirs.read(size):
+                    return False
+        return True
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -40,6 +75,90 @@ def read_index(path: Path) -> dict[str, str]:
         return {str(name): str(file) for name, file in named.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Name → tensor of all that `from_pretrained` takes from a folder, as the files' headers say.
+
+    Nothing of a file that is none of what it seems, or of torch's format before 1.6.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors" and path.is_file():
+            tensors |= _of_safetensors(path)
+        elif path.suffix == ".bin" and path.is_file():
+            tensors |= _of_torch(path)
+    return tensors
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file (8 bytes of length, then JSON), and how long both are.
+
+    An empty one of what is no such file: the run will say what is wrong with it.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > 100_000_000:
+            return {}, 0
+        try:
+            return dict(json.loads(stream.read(length))), 8 + length
+        except (TypeError, ValueError, RecursionError):
+            return {}, 8 + length
+
+
+def _of_safetensors(path: Path) -> dict[str, StoredTensor]:
+    header, start = read_header(path)
+    tensors = {}
+    for name, entry in header.items():
+        try:
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            tensors[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), begin, end)
+        except (KeyError, TypeError, ValueError):  # its metadata, or a damaged entry
+            continue
+    return tensors
+
+
+class _Descriptions(pickle.Unpickler):
+    """Reads what a `.bin` says of its tensors. It knows no name but those of torch's own format,
+    and makes tuples of them, so that nothing of the file's own runs.
+    """
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda *arguments: arguments[:3]
+        if module == "torch" and name.removesuffix("Storage") in _ENTRY_BYTES:
+            return name.removesuffix("Storage")
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _of_torch(path: Path) -> dict[str, StoredTensor]:
+    tensors = {}
+    try:
+        with ZipFile(path) as archive, path.open("rb") as stream:
+            pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(pickled) as described:
+                state = _Descriptions(described).load()
+            for name, (storage, offset, shape) in state.items():
+                _, dtype, number, *_ = storage
+                member = archive.getinfo(f"{pickled.removesuffix('.pkl')}/{number}")
+                stream.seek(member.header_offset + 26)  # the lengths of its name and extra field
+                lengths = stream.read(4)
+                start = member.header_offset + 30
+                start += int.from_bytes(lengths[:2], "little")
+                start += int.from_bytes(lengths[2:], "little")
+                begin = start + offset * _ENTRY_BYTES[dtype]
+                end = begin + math.prod(shape) * _ENTRY_BYTES[dtype]
+                tensors[name] = StoredTensor(path, dtype, tuple(shape), begin, end)
+    except (BadZipFile, pickle.UnpicklingError, OSError, EOFError, StopIteration, RecursionError):
+        return {}
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):  # of a damaged pickle
+        return {}
+    return tensors
 
 
 def digest_model(folder: Path, *, with_code: bool) -> dict[str, str]:

@@ -6,19 +6,26 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compressor import hub
 from compressor.architectures import ConfigError, Facts, architecture, facts, with_whole_numbers
-from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.field_types import SETTINGS, Integer
 from compressor.formats import versions
 from compressor.home import expanded
-from compressor.model_files import TOKENIZER_FILES, digest_model, digest_tokenizer, weight_files
+from compressor.model_files import (
+    TOKENIZER_FILES,
+    digest_model,
+    digest_tokenizer,
+    read_header,
+    stored_tensors,
+    weight_files,
+)
 from compressor.redaction import is_secret
 from compressor.schema_rules import rules, some_of
 from compressor.stage import Context, Inputs, Planning, Stage
@@ -33,6 +40,7 @@ PACKED = "packed.safetensors"
 """What `export: {format: packed}` writes."""
 _ALL_BUT = 0.85
 """As alike as `n_layers` and `num_layers`; no key of a known config is so like one it is not."""
+_HEAD = "lm_head.weight"
 _EMBEDDINGS = ("shared.weight", "embed_tokens.weight", "wte.weight")
 """How the names of tables end that a language model's head may be tied to."""
 
@@ -138,7 +146,7 @@ class Load(Stage):
             there = _local(self.tokenizer)
             if there is not None and not there.is_dir():
                 planning.problem("tokenizer", f"no directory {self.tokenizer!r}")
-        config, untied = self._config(planning)
+        config, folder = self._config(planning)
         if config is None:
             return None
         model_type = str(config.get("model_type"))
@@ -158,6 +166,7 @@ class Load(Stage):
         if self.source is None:
             self._check_keys({*module.DEFAULTS[model_type], *module.ALIASES}, planning)
         config = {**config, **self._labels(planning.data)}
+        untied = None if folder is None else self._untied_head(folder, config, module, planning)
         try:
             found = facts(config, head=self.head, untied_head=untied)
         except ConfigError as error:
@@ -196,17 +205,43 @@ class Load(Stage):
             if close := difflib.get_close_matches(key, known, n=1, cutoff=_ALL_BUT):
                 planning.problem(f"config.{key}", f"no such key; did you mean {close[0]!r}?")
 
-    def _config(self, planning: Planning) -> tuple[Mapping[str, Any] | None, bool | None]:
-        """(config, whether the head is a tensor of its own, where that is known)."""
+    def _untied_head(
+        self, folder: Path, config: Mapping[str, Any], module: ModuleType, planning: Planning
+    ) -> bool | None:
+        """Whether the head is a tensor of its own; None: as the config says.
+
+        As `from_pretrained` does it: what a config ties stays apart where the files have both with
+        other values. T5's configs always tie. Reports embeddings of which each has other values.
+        """
+        tensors, defaults = stored_tensors(folder), module.DEFAULTS[config["model_type"]]
+        given = {key: value for key, value in config.items() if value is not None}
+        full = {**defaults, **given, "head": self.head}
+        table = module.ties(full).get(_HEAD)
+        if not tensors:  # of the hub, and not here yet: LongT5's files have no head
+            return False if config["model_type"] == "longt5" else None
+        if table is None or ("tie_word_embeddings" in defaults and not full["tie_word_embeddings"]):
+            return None
+        tables = [name for name in tensors if name.endswith(_EMBEDDINGS)]
+        if not full.get("share_encoder_decoder_embeddings", True):  # Marian's two vocabularies
+            tables = [name for name in tables if name == table]
+        for name in tables[1:]:
+            if not tensors[name].equals(tensors[tables[0]]):
+                message = f"{name} has other values than {tables[0]} in {str(folder)!r}"
+                planning.problem("source", f"{message}; only one table for both is offered")
+                return None
+        return _HEAD in tensors and any(not tensors[_HEAD].equals(tensors[n]) for n in tables[:1])
+
+    def _config(self, planning: Planning) -> tuple[Mapping[str, Any] | None, Path | None]:
+        """(config, the folder that it is from)."""
         if self.source is None:
             return self.config, None
         directory = self._directory()
         if directory is not None:
-            return self._local_config(directory, planning)
+            return self._local_config(directory, planning), directory
         try:
             commit = hub.commit(self.source, self.revision, "model")
             path = hub.file(self.source, "config.json", commit, "model")
-            return json.loads(path.read_text(encoding="utf-8")), None
+            return json.loads(path.read_text(encoding="utf-8")), path.parent
         except Unreachable as error:
             hint = "; for a plan without it, set model.config" if self.config is None else ""
             planning.unreached("source", f"{error}{hint}")
@@ -215,9 +250,7 @@ class Load(Stage):
             planning.problem("source", str(error))
             return None, None
 
-    def _local_config(
-        self, directory: Path, planning: Planning
-    ) -> tuple[Mapping[str, Any] | None, bool | None]:
+    def _local_config(self, directory: Path, planning: Planning) -> Mapping[str, Any] | None:
         path = directory / "config.json"
         if (directory / MANIFEST).is_file():
             planning.problem(
@@ -226,44 +259,37 @@ class Load(Stage):
                 "plain transformers would lose; take a folder that `export` wrote, or put the "
                 "stages that made it into this recipe (they are cached)",
             )
-            return None, None
+            return None
         if (directory / PACKED).is_file():
             planning.problem(
                 "source",
                 f"{str(directory)!r} is a packed export, which `compressor.load_model` reads; "
                 "export with `format: huggingface` to load it here",
             )
-            return None, None
+            return None
         if not path.is_file():
             folder = directory.parent
             there = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
             what = "no config.json in" if directory.is_dir() else "no directory"
             hint = f"; {nearest(directory.name, there)}" if there else ""
             planning.problem("source", f"{what} {str(directory)!r}{hint}")
-            return None, None
+            return None
         for file in weight_files(directory):
             if not file.is_file():
                 planning.problem("source", f"no file {str(file)!r}, which the index names")
-                return None, None
+                return None
             if file.suffix == ".safetensors" and (short := _cut_off(file)):
                 planning.problem("source", f"{str(file)!r} is cut off: {short}; copy it again")
-                return None, None
-        weights = directory / "model.safetensors"
-        if (directory / WITH_BLOCKS).is_file():
-            weights = directory / WITH_BLOCKS
-        untied = None
-        if weights.is_file():
-            names = _safetensors_names(weights)
-            untied = "lm_head.weight" in names and any(n.endswith(_EMBEDDINGS) for n in names)
+                return None
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or too deep
             planning.problem("source", f"{path} is not JSON: {error}")
-            return None, None
+            return None
         if not isinstance(config, dict):
             planning.problem("source", f"{path} is no model's config: it holds no object")
-            return None, None
-        return config, untied
+            return None
+        return config
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """The commit, or the digests of a local directory's files; and of the tokenizer's."""
@@ -491,29 +517,9 @@ def _pieces(path: Path) -> int:
         return 0
 
 
-def _safetensors_names(path: Path) -> set[str]:
-    """The tensor names of a safetensors file."""
-    return set(_safetensors_header(path)[0])
-
-
-def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file (8 bytes of length, then JSON), and how long both are.
-
-    An empty one of what is no such file: the run will say what is wrong with it.
-    """
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > 100_000_000:
-            return {}, 0
-        try:
-            return dict(json.loads(stream.read(length))), 8 + length
-        except (TypeError, ValueError, RecursionError):
-            return {}, 8 + length
-
-
 def _cut_off(path: Path) -> str:
     """How much of a safetensors file is there, where its header names more; "" where all is."""
-    header, begin = _safetensors_header(path)
+    header, begin = read_header(path)
     tensors = [each for each in header.values() if isinstance(each, dict)]
     offsets = [each.get("data_offsets") for each in tensors]
     ends = [pair[1] for pair in offsets if isinstance(pair, list) and len(pair) == 2]
