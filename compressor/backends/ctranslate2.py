@@ -132,7 +132,7 @@ def _as_converters_read(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _complete(spec: Any, model: PreTrainedModel, head: str, tokenizer: Any) -> None:
-    """Add what the converters leave out: sizes and numbers of heads, the token that starts a decode."""
+    """Add what the converters leave out: sizes and numbers of heads, the first token written."""
     config = model.config
     if head == "seq2seq_lm" and config.model_type not in ("t5", "mt5"):
         # The converter takes the encoder's for both.
