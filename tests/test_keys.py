@@ -42,6 +42,15 @@ def test_the_order_of_amounts_is_in_the_key_where_it_decides(recipe, importance)
     assert len(keys) == (2 if importance in ORDERED else 1)
 
 
+def test_a_seed_is_in_the_key_of_what_draws_alone(model, recipe) -> None:
+    """A model of a folder is the same under every seed; one that is made is not."""
+    path = model.parent / "load.yaml"
+    path.write_text(LOAD.format(f"{{source: {model}}}"))
+    for load, seeds_differ in ((path, False), (recipe(), True)):
+        keys = {planned(load, f"seed={seed}").node("load").key for seed in (0, 1)}
+        assert len(keys) == 1 + seeds_differ
+
+
 def test_a_raised_version_makes_new_keys_for_the_stage_and_what_depends_on_it(
     recipe, monkeypatch
 ) -> None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from compressor.architectures import facts
+from compressor.architectures import Channels, facts
 from compressor.checkpoint import Checkpoint, build, dequantized
 from compressor.data.sources import Bills, SplitRows
 from compressor.data.tokenizer import train_tokenizer
 from compressor.errors import RecipeError
 from compressor.plan import plan
 from compressor.recipe import compose
-from compressor.sparsity.smoothing import factors
+from compressor.sparsity.smoothing import factors, input_peaks, rescale
 from compressor.stage import Context, Inputs, Launch
 from compressor.stages.quantize import Quantize
 from compressor.stages.smooth import Smooth
@@ -85,6 +85,35 @@ def test_factors_are_the_papers() -> None:
     inputs, weights = torch.tensor([16.0, 0.0, 9.0]), torch.tensor([4.0, 2.0, 0.0])
     assert factors(inputs, weights, 0.5).tolist() == [2.0, 1.0, 1.0]
     assert factors(inputs, weights, 1.0).tolist() == [16.0, 1.0, 1.0]
+
+
+def test_factors_stay_within_a_thousand() -> None:
+    """A channel that was hardly used says little."""
+    found = factors(torch.tensor([1e9, 1e-9, 5.0]), torch.ones(3), 1.0)
+    assert found.tolist() == pytest.approx([1e3, 1e-3, 5.0])
+
+
+def test_the_peaks_are_of_all_batches_and_of_either_sign() -> None:
+    """The largest magnitude that ever came in, in each channel."""
+    model = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 1)})
+    with input_peaks(model, ["layer.weight"]) as peaks:
+        for tokens in ([[1.0, -5.0], [0.5, 1.0]], [[3.0, 2.0]]):
+            model["layer"](torch.tensor([tokens]))
+    assert peaks["layer.weight"].tolist() == [3.0, 5.0]
+
+
+def test_a_channels_factor_is_of_the_largest_weight_that_reads_it() -> None:
+    """By hand: √4 / √9, where one reader has 1 at most and the other 9."""
+    model = torch.nn.ModuleDict(
+        {name: torch.nn.Linear(1, 1, bias=False) for name in ("writes", "one", "other")}
+    )
+    for name, value in (("writes", 6.0), ("one", 1.0), ("other", -9.0)):
+        model[name].weight.data.fill_(value)
+    channels = Channels(("writes.weight",), ("one.weight", "other.weight"))
+    (factor,) = rescale(model, [channels], {"one.weight": torch.tensor([4.0])}, 0.5)
+    assert factor.tolist() == pytest.approx([2 / 3])
+    values = [float(model[name].weight.detach()) for name in ("writes", "one", "other")]
+    assert values == pytest.approx([9.0, 2 / 3, -6.0])
 
 
 def test_every_channel_is_written_and_read_by_tensors_of_its_width() -> None:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from compressor.objective import Goal
 from compressor.sweeps.pareto import Direction, better, front
 from compressor.sweeps.points import shortened
 from compressor.sweeps.state import Standing, Sweep
@@ -126,3 +127,21 @@ def test_a_sweep_compares_what_was_measured_of_what_is_done() -> None:
     sweep = Sweep("demo", points, aims)
     assert sweep.compared() == aims[:2]
     assert sweep.on_front() == [True, False, False, False]
+
+
+def test_a_goal_is_the_last_models_number_unless_one_is_named() -> None:
+    """Of a report on several models; a metric comes before a size, and a truth is no number."""
+    records = [
+        {"name": "evaluate@load", "metrics": {"rougeLsum": 0.1, "sound": True}, "bytes": 7},
+        {"name": "evaluate@prune", "metrics": {"rougeLsum": 0.2}, "bytes": 5},
+        {"name": "other", "metrics": {"rougeLsum": 0.9}, "bytes": 3},
+    ]
+
+    def value(path: str) -> float | None:
+        return Goal(path, "maximize").value(records)
+
+    assert value("evaluate.rougeLsum") == 0.2
+    assert value("evaluate@load.rougeLsum") == 0.1
+    assert value("evaluate.bytes") == 5.0
+    assert value("evaluate@load.sound") is None
+    assert value("absent.rougeLsum") is None
