@@ -16,7 +16,7 @@ from zipfile import BadZipFile, ZipFile
 from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.data.file_digest import file_sha256
 
-CONFIGS = ("config.json", "generation_config.json", "adapter_config.json")
+CONFIGS = ("config.json", "generation_config.json")
 TOKENIZER_FILES = (
     *("*token*", "*vocab*", "merges.txt", "dict.txt", "tekken*.json"),
     *("*.model", "*.spm", "*.bpe", "*.codes", "*.tiktoken"),

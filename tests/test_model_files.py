@@ -147,6 +147,47 @@ def test_a_shard_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
         planned(tmp_path / "load.yaml")
 
 
+@pytest.mark.parametrize(
+    ("file", "values", "expected"),
+    [
+        ("adapter_config.json", {}, "source: .* has a PEFT adapter beside the model"),
+        ("config.json", {"transformers_weights": "x.safetensors"}, "source: its config's tran"),
+        (
+            "config.json",
+            {"auto_map": {"AutoModel": "a/b--c.D"}},
+            "trust_remote_code: .* 'a/b--c.D'",
+        ),
+    ],
+)
+def test_weights_and_code_from_elsewhere_are_refused(tmp_path, file, values, expected) -> None:
+    """No key would know what they are."""
+    write(tmp_path / "model", "t5", T5, as_saved)
+    path = tmp_path / "model" / file
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | values))
+    (tmp_path / "load.yaml").write_text(LOAD % ", trust_remote_code: true")
+    with pytest.raises(RecipeError, match=expected):
+        planned(tmp_path / "load.yaml", f"stages.load.source={tmp_path}/model")
+
+
+@pytest.mark.parametrize("files", [(), (WEIGHTS,)])
+def test_a_model_of_the_hub_is_counted_by_what_is_here_of_it(tmp_path, run, files) -> None:
+    """Of LongT5's published files only the config says that the head is untied. What was fetched
+    before is looked at: here a head of its own.
+    """
+    write(tmp_path / "model", "longt5", T5 | UNTIED, own_head if files else as_saved)
+    cached = tmp_path / "home" / "hub" / "models--long--t5"
+    (cached / "snapshots" / ("c" * 40)).mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("c" * 40)
+    for name in ("config.json", *files):
+        (tmp_path / "model" / name).rename(cached / "snapshots" / ("c" * 40) / name)
+    (tmp_path / "load.yaml").write_text(LOAD.replace("model%s", "long/t5"))
+    done = run("plan", "load.yaml", "--json", HF_HOME=str(tmp_path / "home"))
+    assert done.code == 0, done.err
+    assert json.loads(done.out)[0]["parameters"] == 8_864 + (50 * 16 if files else 0)
+
+
 def test_a_pickle_that_names_anything_else_is_not_read(tmp_path: Path) -> None:
     """Planning makes nothing of what a `.bin` names but torch's own tensors."""
 

@@ -149,6 +149,7 @@ class Load(Stage):
         config, folder = self._config(planning)
         if config is None:
             return None
+        self._check_one_folder(config, folder, planning)
         model_type = str(config.get("model_type"))
         where = "config.model_type" if self.source is None else "source"
         try:
@@ -204,6 +205,22 @@ class Load(Stage):
         for key in sorted((self.config or {}).keys() - known):
             if close := difflib.get_close_matches(key, known, n=1, cutoff=_ALL_BUT):
                 planning.problem(f"config.{key}", f"no such key; did you mean {close[0]!r}?")
+
+    def _check_one_folder(
+        self, config: Mapping[str, Any], folder: Path | None, planning: Planning
+    ) -> None:
+        """Report weights or code that come from where no key looks."""
+        if folder is not None and (folder / "adapter_config.json").is_file():
+            message = f"{str(folder)!r} has a PEFT adapter beside the model, which is not loaded; "
+            planning.problem("source", f"{message}merge it (`merge_and_unload`) and save that")
+        if self.source is not None and "transformers_weights" in config:
+            message = "its config's transformers_weights names a file of its own; call that file "
+            planning.problem("source", f"{message}model.safetensors, and leave the key out")
+        code = config.get("auto_map") if self.trust_remote_code else None
+        names = [str(name) for name in (code.values() if isinstance(code, dict) else ())]
+        if strange := next((name for name in names if "--" in name), None):
+            message = f"the config takes code from another repository, {strange!r}; copy it into "
+            planning.problem("trust_remote_code", f"{message}the model's folder")
 
     def _untied_head(
         self, folder: Path, config: Mapping[str, Any], module: ModuleType, planning: Planning
