@@ -27,8 +27,14 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: install
 	$(BIN)/compressor run demo
 
-test: lint
+test: lint build/transformers-4/.installed
 	$(BIN)/python -m pytest --numprocesses auto
+
+# transformers 4 beside the environment's own: exported models must be the same to both.
+build/transformers-4/.installed: .ci/transformers-4.txt | install
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --target $(@D) -r $<
+	touch $@
 
 # Sweeps on a SLURM cluster of this one machine, and on Ray. As root: it installs Debian's slurm-wlm
 # and munge, and Ray's launcher into the environment, and starts daemons on the loopback interface.

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError  # raised by weights_only loading; nothing is unpickled
@@ -38,6 +37,7 @@ from compressor.block import Block, has_blocks, put_block, put_blocks
 from compressor.data.examples import Examples, tokenize, tokenize_labelled
 from compressor.errors import StageError
 from compressor.finite import require_finite
+from compressor.losses import T5_TYPES
 from compressor.places import Count, by_place
 from compressor.quantization import Quantization
 from compressor.sparsity.int8 import Int8Embedding
@@ -266,8 +266,8 @@ def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
     if has_blocks(model):
         save_state(model, folder)
         return
-    with tie_as_read(model):
-        model.save_pretrained(folder, max_shard_size="1000GB")
+    model.save_pretrained(folder, max_shard_size="1000GB")
+    _complete_config(model, folder)
 
 
 def save_state(model: PreTrainedModel, folder: Path) -> None:
@@ -287,27 +287,61 @@ def weights_file(folder: Path) -> Path:
 def save_config(model: PreTrainedModel, folder: Path) -> None:
     """Write the config, and the generation config where there is one."""
     model.config.architectures = [type(model).__name__]
-    with tie_as_read(model):
-        model.config.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    _complete_config(model, folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 
 
-@contextmanager
-def tie_as_read(model: PreTrainedModel) -> Iterator[None]:
-    """Have `tie_word_embeddings` in T5's config say what transformers 5 reads out of it.
+def entries_as_read(config: PretrainedConfig) -> dict[str, Any]:
+    """The entries that a `config.json` needs for transformers 4 and 5 to read the same model in it.
 
-    When it reads a config it takes False to mean "decoder outputs are not scaled", and then sets
-    True; whether the head is tied it finds from the tensors in the file. Written as it stands,
-    the True would change the logits of a model whose outputs are not scaled.
+    By `tie_word_embeddings` both understand of a T5 whether decoder outputs are scaled, whatever
+    transformers 5 has in memory; whether the head is tied, 5 finds from the tensors in the file.
+    5 never scales an mT5's. 4 knows nothing of `rope_parameters`, and would take its own defaults.
+    """
+    entries: dict[str, Any] = {}
+    if config.model_type in T5_TYPES:
+        scaled = config.model_type != "mt5" and config.scale_decoder_outputs
+        entries["tie_word_embeddings"] = scaled
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "rope_theta" in rope:
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        entries["rope_theta"] = rope["rope_theta"]
+        entries["rope_scaling"] = scaling if rope.get("rope_type", "default") != "default" else None
+    return entries
+
+
+def _complete_config(model: PreTrainedModel, folder: Path) -> None:
+    """Add `entries_as_read` to the config that is written there."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | entries_as_read(model.config)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def fit_transformers_4(model: PreTrainedModel) -> bool:
+    """Change a model, and nothing that it computes, so that transformers 4 reads it as 5 does.
+
+    There a T5's head is tied if, and only if, outputs are scaled; and Pegasus and Marian look up
+    the words of encoder and decoder in one table. False: that cannot be, since two differ.
     """
     config = model.config
-    tied = config.tie_word_embeddings
-    config.tie_word_embeddings = getattr(config, "scale_decoder_outputs", tied)
-    try:
-        yield
-    finally:
-        config.tie_word_embeddings = tied
+    if config.model_type in T5_TYPES:
+        scaled = entries_as_read(config)["tie_word_embeddings"]
+        untied = has_untied_head(model)
+        if untied and scaled:
+            model.lm_head.weight.data *= config.d_model**-0.5
+            config.scale_decoder_outputs = False
+        elif not untied and not scaled:
+            model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    if config.model_type == "marian" and not config.share_encoder_decoder_embeddings:
+        return bool(config.decoder_vocab_size == config.vocab_size)
+    if config.model_type in ("pegasus", "marian") and has_untied_head(model):
+        tables = [stack.embed_tokens.weight for stack in (model.model.encoder, model.model.decoder)]
+        if not torch.equal(*tables):
+            return False
+        model.model.shared.weight.data.copy_(tables[0])
+    return True
 
 
 def load_pretrained(
@@ -452,6 +486,18 @@ def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
     # Whether HF_HUB_OFFLINE was set would be saved with it: the same artifact in other bytes.
     tokenizer.init_kwargs.pop("local_files_only", None)
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """`save_pretrained`, with the names that transformers 4 knows and 5 takes for its own."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if "extra_special_tokens" in config:
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkpoint:

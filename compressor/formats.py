@@ -123,6 +123,8 @@ def stored(facts: Facts, weights: Weights, name: FormatName = "huggingface") -> 
     """The facts of a model in a file of a format with such weights: matrices as they are called,
     with the format's scales of int8, and all else in the float type.
     """
+    if name == "huggingface":
+        facts = _with_readable_head(facts)
     matrices, _, other = weights.partition("_")
     int8 = {n for n, s in facts.shapes.items() if matrices == "int8" and len(s) > 1}
     if name == "onnx" and int8:
@@ -130,6 +132,22 @@ def stored(facts: Facts, weights: Weights, name: FormatName = "huggingface") -> 
     block = FORMATS[name].int8_block
     kept = other or ("float32" if int8 else matrices)
     return replace(facts.dequantized(), weights=kept, int8=frozenset(int8), int8_block=block)
+
+
+def _with_readable_head(facts: Facts) -> Facts:
+    """A T5 that does not scale its outputs is written with a head of its own, since transformers 4
+    reads no other: see `checkpoint.fit_transformers_4`.
+    """
+    config = facts.config
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+    if facts.model_type == "mt5":
+        scaled = False
+    elif facts.model_type not in ("t5", "longt5"):
+        return facts
+    if scaled or "lm_head.weight" in facts.shapes:
+        return facts
+    head = {"lm_head.weight": facts.shapes["shared.weight"]}
+    return replace(facts, shapes={**facts.shapes, **head})
 
 
 def matrix() -> list[tuple[str, str, list[bool]]]:

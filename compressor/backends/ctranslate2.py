@@ -10,9 +10,8 @@ import copy
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from compressor.errors import StageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from compressor.checkpoint import Checkpoint
 
@@ -93,7 +92,8 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
             _complete(spec, copied, checkpoint.head, tokenizer)
             return spec
 
-    with _as_converters_read(copied), tempfile.TemporaryDirectory() as config:
+    _fit_converters(copied.config)
+    with tempfile.TemporaryDirectory() as config:
         # Marian's own converter begins with zeros for the pad's row, which training changes.
         written = BartConfig() if body.config.model_type == "marian" else body.config
         written.save_pretrained(config)
@@ -120,15 +120,14 @@ def _padded_tokenizer(checkpoint: Checkpoint) -> Any:
     return tokenizer
 
 
-@contextmanager
-def _as_converters_read(model: PreTrainedModel) -> Iterator[None]:
-    """A copy's config as CTranslate2's converters expect it."""
-    from compressor.checkpoint import tie_as_read
+def _fit_converters(config: PretrainedConfig) -> None:
+    """Change a copy's config into what CTranslate2's converters expect."""
+    from compressor.checkpoint import entries_as_read
 
-    for key, value in _NO_LONGER_SAID.get(model.config.model_type, {}).items():
-        setattr(model.config, key, value)
-    with tie_as_read(model):
-        yield
+    for key, value in _NO_LONGER_SAID.get(config.model_type, {}).items():
+        setattr(config, key, value)
+    if "tie_word_embeddings" in (entries := entries_as_read(config)):
+        config.tie_word_embeddings = entries["tie_word_embeddings"]
 
 
 def _complete(spec: Any, model: PreTrainedModel, head: str, tokenizer: Any) -> None:

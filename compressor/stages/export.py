@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from compressor.checkpoint import Checkpoint
+    from compressor.progress import Progress
 
 
 EXACT_VALUES: dict[str, tuple[str, ...]] = {
@@ -31,6 +32,10 @@ EXACT_VALUES: dict[str, tuple[str, ...]] = {
     "float16": ("float32",),
 }
 """Weights of a quantized model → weights of a packed file that are the same numbers."""
+OWN_TABLES = (
+    "transformers 4 cannot load this model, transformers 5 can: its encoder and decoder look up "
+    "words in tables of their own"
+)
 ROUNDING = 1e-5
 """Of the largest logit: what float32 products of equal numbers may differ by."""
 
@@ -38,7 +43,8 @@ ROUNDING = 1e-5
 class Export(Stage):
     """Write `model/`, a directory that other programs load, and check it.
 
-    huggingface: plain transformers, `AutoModelFor….from_pretrained`. An int8 or int4 model is
+    huggingface: plain transformers, 5 or the last 4, `AutoModelFor….from_pretrained`. For them an
+    mT5 and a T5 v1.1 are written with the head as a tensor of its own. An int8 or int4 model is
     written with the float values that its weights stand for, since transformers has no such layer;
     a bfloat16 or float16 model in its own type. A model with a block (see `approximate`) is loaded
     by `compressor.load_model` alone.
@@ -158,6 +164,7 @@ class Export(Stage):
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Write, measure, and run in a fresh process."""
+        from compressor.checkpoint import save_tokenizer
         from compressor.ledger import sizes
 
         checkpoint, folder = inputs.checkpoint(), context.folder / "model"
@@ -165,9 +172,9 @@ class Export(Stage):
         own = checkpoint.quantization.weights if checkpoint.quantization else "float32"
         weights = self._stored(own)
         facts = stored(checkpoint.facts(), weights, self.format)
-        details = self._write(checkpoint, folder, weights)
+        details = self._write(checkpoint, folder, weights, context.progress)
         if checkpoint.tokenizer is not None:
-            checkpoint.tokenizer.save_pretrained(folder)
+            save_tokenizer(checkpoint.tokenizer, folder)
         Exported.of(
             context.data,
             head=checkpoint.head,
@@ -213,10 +220,12 @@ class Export(Stage):
             evidence=place,
         )
 
-    def _write(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
+    def _write(
+        self, checkpoint: Checkpoint, folder: Path, weights: Weights, progress: Progress
+    ) -> dict[str, Any]:
         """Write the model's own files; what is measured of them beyond their sizes."""
         if self.format == "huggingface":
-            return self._plain(checkpoint, folder, weights)
+            return self._plain(checkpoint, folder, weights, progress)
         if self.format == "packed":
             return self._packed(checkpoint, folder, weights)
         if self.format == "onnx":
@@ -246,13 +255,22 @@ class Export(Stage):
         onnx_graphs.write(checkpoint, folder, weights=weights)  # type: ignore[arg-type]  # planned
         return {}
 
-    def _plain(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
+    def _plain(
+        self, checkpoint: Checkpoint, folder: Path, weights: Weights, progress: Progress
+    ) -> dict[str, Any]:
         import torch
 
-        from compressor.checkpoint import dequantized, load_pretrained, save_pretrained
+        from compressor.checkpoint import (
+            dequantized,
+            fit_transformers_4,
+            load_pretrained,
+            save_pretrained,
+        )
 
         if checkpoint.quantization is not None:
             checkpoint = dequantized(checkpoint)
+        if not fit_transformers_4(checkpoint.model):
+            progress.say(f"  {OWN_TABLES}")
         model = checkpoint.model.to(getattr(torch, weights))
         save_pretrained(model, folder)
         again = load_pretrained(folder, checkpoint.head)
@@ -298,10 +316,10 @@ def _logits(model: PreTrainedModel) -> Tensor:
     """The first output for some ids: enough to tell one set of weights from another."""
     import torch
 
-    ids = torch.arange(2, 34).remainder(model.config.vocab_size)[None]
+    ids = torch.arange(2, 10).remainder(model.config.vocab_size)[None]  # few positions suffice
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids[:, :8]
+        inputs["decoder_input_ids"] = ids[:, :4]
     with torch.inference_mode():
         logits: Tensor = next(iter(model(**inputs).values()))
     return logits

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from compressor.backends import ctranslate2
-from compressor.checkpoint import Checkpoint, build
+from compressor.checkpoint import Checkpoint, build, untie_head
 from compressor.classification import of_sources
 from compressor.data.tokenizer import train_tokenizer
 from compressor.formats import FORMATS
@@ -116,6 +116,32 @@ def test_tokens_are_those_of_transformers_at_every_limit(model_type, tmp_path) -
     for limit in LIMITS:
         assert got[limit].tokens == expected[limit].tokens
         assert got[limit].cut_off == expected[limit].cut_off
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("model_type", ["t5", "mt5"])
+def test_log_probabilities_are_those_of_transformers(model_type, untied, scaled, tmp_path) -> None:
+    """Greedy tokens do not tell: an mT5's were of another scale, since its config is read as T5's
+    is, for which tied embeddings mean that outputs are scaled.
+    """
+    model = checkpoint(model_type)
+    if untied:
+        untie_head(model.model)
+    if model_type == "t5":
+        model.model.config.scale_decoder_outputs = scaled
+    rows, targets = sources(4), [row[:5] for row in sources(4)]
+    translator = exported(model, tmp_path / "model")
+    texts = [[translator._tokens[i] for i in row] for row in rows]
+    got = translator._model.score_batch(
+        texts, [[translator._tokens[i] for i in t] for t in targets]
+    )
+    for row, target, result in zip(rows, targets, got, strict=True):
+        with torch.inference_mode():
+            labels = torch.tensor([[*target, EOS]])
+            logits = model.model(input_ids=torch.tensor([row]), labels=labels).logits
+        expected = logits.log_softmax(-1).gather(-1, labels[..., None]).flatten()
+        np.testing.assert_allclose(result.log_probs, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
