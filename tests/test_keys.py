@@ -51,6 +51,21 @@ def test_a_seed_is_in_the_key_of_what_draws_alone(model, recipe) -> None:
         assert len(keys) == 1 + seeds_differ
 
 
+def test_the_model_that_others_are_compared_with_is_in_a_benchmarks_key(recipe) -> None:
+    """Their speedup is over the first."""
+    keys = set()
+    for models in ("[load, prune]", "[prune, load]"):
+        changes = (
+            ("recover, evaluate]", "benchmark]"),
+            (
+                "evaluate: {max_length: [8, 16]}",
+                f"benchmark: {{models: {models}, batch_sizes: [1]}}",
+            ),
+        )
+        keys |= {n.key for n in planned(recipe(*changes)).nodes if n.kind == "benchmark"}
+    assert len(keys) == 2
+
+
 def test_a_raised_version_makes_new_keys_for_the_stage_and_what_depends_on_it(
     recipe, monkeypatch
 ) -> None:

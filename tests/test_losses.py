@@ -131,6 +131,22 @@ def test_under_bfloat16_autocast_the_cross_entropy_is_float32(name: str) -> None
     assert found.item() == pytest.approx(expected, rel=2e-2)
 
 
+def test_a_model_in_bfloat16_has_its_cross_entropy_in_float32() -> None:
+    """Not only under autocast: of its own logits, the sum is right to float32's digits."""
+    model = bart().bfloat16().eval()
+    batch = {
+        "input_ids": torch.arange(4, 24).view(2, 10),
+        "attention_mask": torch.ones(2, 10, dtype=torch.int64),
+        "labels": torch.arange(30, 46).view(2, 8),
+    }
+    with torch.no_grad():
+        found = LabelLoss(model)(batch)
+        logits = model(**batch).logits.double()
+    expected = -logits.log_softmax(-1).gather(2, batch["labels"][..., None]).sum()
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_a_model_that_knows_nothing_pays_log_of_the_vocabulary_for_each_token() -> None:
     """By hand: a head of zeros gives ln 100 a label token; padding does not count."""
     model = made("t5_untied")

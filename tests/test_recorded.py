@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,21 @@ def test_each_manifest_is_read_once(store: Store) -> None:
         path.write_text(path.read_text().replace('"seconds": 1.0', '"seconds": 7.0'))
     commit(store, 3)
     assert Recorded.read(store).by_key == {key_of(number): 1.0 for number in range(4)}
+
+
+@dataclass(frozen=True)
+class Stage:
+    key: str | None
+    kind: str = "load"
+    name: str = "same"
+
+
+def test_a_stage_takes_what_it_took_and_a_new_one_what_those_of_its_name_did() -> None:
+    """The median of 1, 2 and 9 seconds; of another kind nothing is known."""
+    recorded = Recorded({"a": 1.0, "b": 2.0, "c": 9.0}, {("load", "same"): 2.0})
+    assert recorded.seconds(Stage("c")) == 9.0
+    assert recorded.seconds(Stage("new")) == recorded.seconds(Stage(None)) == 2.0
+    assert recorded.seconds(Stage("new", kind="prune")) is None
 
 
 def test_what_is_gone_is_not_told_and_notes_can_be_lost(store: Store) -> None:
