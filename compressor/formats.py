@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,12 +94,17 @@ FORMATS: Mapping[FormatName, Format] = {
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """major.minor of installed packages: what they write and compute may change with them."""
-    found = {}
-    for package in packages:
-        with suppress(metadata.PackageNotFoundError):
-            distribution = {"llama_cpp": "llama_cpp_python"}.get(package, package)
-            found[package] = ".".join(metadata.version(distribution).split(".")[:2])
-    return found
+    releases = {package: _release(package) for package in packages}
+    return {package: release for package, release in releases.items() if release is not None}
+
+
+@cache
+def _release(package: str) -> str | None:
+    """Sweeps ask for it thousands of times, and the answer lies in a file."""
+    distribution = {"llama_cpp": "llama_cpp_python"}.get(package, package)
+    with suppress(metadata.PackageNotFoundError):
+        return ".".join(metadata.version(distribution).split(".")[:2])
+    return None
 
 
 def refusal(name: FormatName, facts: Facts) -> str | None:

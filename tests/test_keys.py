@@ -97,6 +97,15 @@ def test_another_version_of_a_library_that_computes_makes_new_keys(
     assert not set(keys[0]) & set(keys[2])
 
 
+def test_what_trains_a_tokenizer_and_what_scores_are_in_keys(recipe) -> None:
+    """By their first two numbers, where they compute what the stage leaves."""
+    plan = planned(recipe())
+    for name, packages in (("load", ["tokenizers"]), ("evaluate", ["rouge_score", "nltk"])):
+        identity = plan.node(name).key_parts["identity"]
+        for package in packages:
+            assert metadata.version(package).startswith(f"{identity[package]}.")
+
+
 @pytest.mark.parametrize("importance", ["magnitude", "random", "taylor", "wanda"])
 def test_the_order_of_groups_changes_masks_just_where_it_is_in_the_key(importance) -> None:
     """Two groups of one model, pruned in either order."""
