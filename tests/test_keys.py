@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 from transformers import T5Config
 
 from compressor.architectures import facts
 from compressor.checkpoint import Checkpoint, build
 from compressor.data.examples import Examples
+from compressor.data.sources import Hub
 from compressor.errors import StageError
 from compressor.model_files import TOKENIZER_FILES
 from compressor.plan import framework_versions
@@ -163,6 +165,15 @@ def test_the_columns_of_generated_bills_are_in_the_key(recipe) -> None:
         for overrides in ((), ("data.text=summary", "data.summary=text"), ("data.text=text",))
     ]
     assert keys[0] == keys[2] != keys[1]
+
+
+@pytest.mark.parametrize("file", ["https://a.b/c.csv", "/c.csv", "data/../../c.csv"])
+def test_a_file_from_elsewhere_is_none_of_a_hubs_data_set(file) -> None:
+    """The commit says nothing of it."""
+    data = {"source": "hub", "dataset": "a/b", "splits": {"train": "train"}}
+    Hub.model_validate(data | {"files": {"train": "data/c-*.csv"}})
+    with pytest.raises(ValidationError, match="is no file of the data set"):
+        Hub.model_validate(data | {"files": {"train": file}})
 
 
 def test_the_order_of_a_layer_map_decides_nothing(tmp_path) -> None:

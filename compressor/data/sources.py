@@ -454,6 +454,17 @@ class Hub(Held):
         "of its own, or for the splits that are named; what is neither is validation's rows.",
     )
 
+    @field_validator("files")
+    @classmethod
+    def _are_of_the_commit(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        for file in (value or {}).values():
+            if "://" in file or file.startswith(("/", "~")) or ".." in file.split("/"):
+                raise ValueError(
+                    f"{file!r} is no file of the data set, whose commit is all that a key has of "
+                    "it; for a file of your own take `source: files`"
+                )
+        return value
+
     def content_key(self, split: Split) -> Any:
         commit = hub.commit(self.dataset, self.revision, "dataset")
         fields = {"configuration", "splits", "holdout", "seed", "dataset"}
