@@ -470,8 +470,8 @@ def load_generation_config(model: PreTrainedModel, folder: Path) -> None:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a model directory has a tokenizer's files."""
-    names = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-    return any((folder / name).is_file() for name in names)
+    names = ("tokenizer.json", "vocab.txt", "vocab.json")
+    return any((folder / name).is_file() for name in names) or any(folder.glob("*.model"))
 
 
 def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
@@ -481,7 +481,7 @@ def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, **where
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise StageError(f"cannot load the tokenizer of {source}: {_first_line(error)}") from error
     # Whether HF_HUB_OFFLINE was set would be saved with it: the same artifact in other bytes.
     tokenizer.init_kwargs.pop("local_files_only", None)

@@ -9,11 +9,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from compressor.architectures.block import FILE as WITH_BLOCKS
+from compressor.backends.tokens import MARIANS
 from compressor.data.file_digest import file_sha256
 
 CONFIGS = ("config.json", "generation_config.json")
@@ -24,6 +26,8 @@ TOKENIZER_FILES = (
 )
 """Names of what transformers' tokenizers are read from. A chat template decides no score, but is
 written with the model into every artifact and export."""
+_MODULES = {"protobuf": "google.protobuf"}
+"""Package → the module that it brings, where it has another name."""
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _CHUNK = 1 << 22
@@ -184,6 +188,23 @@ def _tokenizer_files(folder: Path) -> Iterator[Path]:
         if any(fnmatchcase(path.name, pattern) for pattern in TOKENIZER_FILES):
             yield path
     yield from (folder / _TEMPLATES).glob("*.jinja")
+
+
+def missing_packages(folder: Path) -> list[str]:
+    """Name the packages that reading a folder's tokenizer needs and that are not installed."""
+    needed: tuple[str, ...] = ()
+    if (folder / MARIANS).is_file():
+        needed = ("sentencepiece",)
+    elif any(folder.glob("*.model")) and not (folder / "tokenizer.json").is_file():
+        needed = ("sentencepiece", "protobuf")  # transformers converts it to a fast one
+    return [name for name in needed if not _is_installed(_MODULES.get(name, name))]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 def _is_hidden(path: Path) -> bool:

@@ -222,6 +222,8 @@ class Facts:
     """Columns of such a group."""
     exact_size: bool = True
     """False where `shapes` are only an upper bound: the rows decide how many pieces go."""
+    slow_tokenizer: bool = False
+    """Whether the model's tokenizer has no fast twin, as Marian's own."""
 
     @property
     def parameters(self) -> int:

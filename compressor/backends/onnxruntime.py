@@ -21,6 +21,7 @@ from compressor.backends.generation_settings import Settings
 from compressor.backends.onnx_support import RUNS, require
 from compressor.backends.tokens import FILE as TOKENIZER
 from compressor.backends.tokens import Tokens as Tokenizer
+from compressor.backends.tokens import is_marian
 from compressor.data.batching import evaluation_batches
 from compressor.decoded import Decoded, at_limits, valid_limits
 from compressor.errors import StageError
@@ -59,7 +60,8 @@ class OnnxModel:
             path = folder / f"{name}.json"
             if path.is_file():
                 configs[name] = json.loads(path.read_text(encoding="utf-8"))
-        tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).is_file() else None
+        reads_texts = (folder / TOKENIZER).is_file() or is_marian(folder)
+        tokenizer = Tokenizer.load(folder) if reads_texts else None
         return cls(sessions, configs, tokenizer)
 
     @property

@@ -13,14 +13,20 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+MARIANS = "source.spm"
+"""A file of Marian's tokenizer as it is published, which has no fast twin."""
+
+
+def is_marian(folder: Path) -> bool:
+    """Whether a folder has Marian's tokenizer as it is published, and no fast one."""
+    return (folder / MARIANS).is_file() and not (folder / FILE).is_file()
 
 
 class Encoded:
     """What `Tokens` gives for some texts."""
 
-    def __init__(self, encodings: list[Encoding]) -> None:
-        self.encodings = encodings
-        self.input_ids: list[list[int]] = [encoding.ids for encoding in encodings]
+    def __init__(self, input_ids: list[list[int]], encodings: Sequence[Encoding] = ()) -> None:
+        self.input_ids, self.encodings = input_ids, encodings
 
 
 class Tokens:
@@ -42,6 +48,10 @@ class Tokens:
         """The tokenizer that was saved in a model's directory. Raises StageError without one."""
         from tokenizers import Tokenizer
 
+        if is_marian(folder):
+            from compressor.backends.marian_tokens import MarianTokens
+
+            return MarianTokens(folder)
         if not (folder / FILE).is_file():
             raise StageError(f"{folder} has no {FILE}; the tokenizer must be a fast one")
         settings = {}
@@ -73,7 +83,8 @@ class Tokens:
         else:
             self._tokenizer.no_truncation()
         texts = list(text if text is not None else text_target or ())
-        return Encoded(self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens))
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        return Encoded([encoding.ids for encoding in encodings], encodings)
 
     def batch_decode(
         self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = False

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from compressor.architectures import HALF, Facts
 from compressor.backends import BackendName
+from compressor.backends.tokens import Tokens, is_marian
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError, nearest
 from compressor.formats import FORMATS, Exported, FormatName, Weights, refusal, stored
@@ -19,9 +20,11 @@ from compressor.stage import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from compressor.checkpoint import Checkpoint
+    from compressor.data.rows import Rows
+    from compressor.data.sources import DataBase
     from compressor.progress import Progress
 
 
@@ -126,6 +129,8 @@ class Export(Stage):
             return None
         if (reason := refusal(self.format, facts)) is not None:
             planning.problem("format", reason)
+        elif self.format == "ctranslate2" and facts.model_type == "marian":
+            self._check_marian(facts, planning)
         elif self.format == "onnx" and weights == "int8" and facts.model_type == "gpt2":
             message = "gpt2's layers are of a kind that onnx keeps float; take 'float32'"
             planning.problem("weights", message)
@@ -146,6 +151,16 @@ class Export(Stage):
             expected = " or ".join(map(repr, exact))
             message = f"the model is {facts.weights} already; expected {expected}"
             planning.problem("weights", f"{message}, got {weights!r}")
+
+    def _check_marian(self, facts: Facts, planning: Planning) -> None:
+        """Report a vocabulary that CTranslate2's converter cannot read: it cuts off the last token,
+        which is the pad of every published Marian.
+        """
+        if not facts.config.get("share_encoder_decoder_embeddings", True):
+            planning.problem("format", "CTranslate2 reads no Marian with two vocabularies")
+        elif facts.config.get("pad_token_id", 0) < facts.config["vocab_size"] - 1:
+            reason = "CTranslate2 reads a Marian only if its pad is the vocabulary's last token"
+            planning.problem("format", f"{reason}, as in published ones; take 'onnx'")
 
     def _check_gguf(self, facts: Facts, planning: Planning) -> None:
         """Report what llama.cpp cannot do of a model that it knows."""
@@ -175,6 +190,9 @@ class Export(Stage):
         details = self._write(checkpoint, folder, weights, context.progress)
         if checkpoint.tokenizer is not None:
             save_tokenizer(checkpoint.tokenizer, folder)
+            if self.parity is not None and self.runs_in() != "torch" and is_marian(folder):
+                rows = context.rows("test")
+                require_same_tokens(checkpoint.tokenizer, folder, rows, context.data)
         Exported.of(
             context.data,
             head=checkpoint.head,
@@ -199,8 +217,9 @@ class Export(Stage):
         tokenizer = checkpoint.tokenizer
         if tokenizer is None and (self.parity is not None or self.runs_in() != "torch"):
             raise StageError("the model has no tokenizer, and reads no rows; set model.tokenizer")
-        if self.runs_in() != "torch" and not tokenizer.is_fast:  # type: ignore[union-attr]
-            name = type(tokenizer).__name__
+        name = type(tokenizer).__name__
+        is_read = name == "MarianTokenizer" or tokenizer is None or tokenizer.is_fast
+        if self.runs_in() != "torch" and not is_read:
             raise StageError(f"{self.format!r} needs a fast tokenizer, and {name} is none")
 
     def _check(
@@ -310,6 +329,24 @@ class Export(Stage):
             "logits_difference": float((source - _logits(model)).abs().max()),
             "tensors": tensors,
         }
+
+
+def require_same_tokens(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, rows: Rows, data: DataBase
+) -> None:
+    """Raise StageError unless the tokenizer in `folder` reads and writes rows as the original."""
+    from compressor.data.examples import source_ids, tokenize
+
+    saved, expected = Tokens.load(folder), tokenize(rows, tokenizer, data)
+    read, ids = source_ids(rows.texts, saved, data), expected.targets[:]
+    written, again = (t.batch_decode(ids, skip_special_tokens=True) for t in (tokenizer, saved))
+    for row in range(len(rows)):
+        if read[row] != expected.sources[row] or written[row] != again[row]:
+            found = f"{again[row]!r:.80}, not {written[row]!r:.80}"
+            how = f"writes the summary of row {row} as {found}"
+            if read[row] != expected.sources[row]:
+                how = f"reads row {row} as other ids"
+            raise StageError(f"of the test split, the exported tokenizer {how}")
 
 
 def _logits(model: PreTrainedModel) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from compressor import hub
 from compressor.architectures import ConfigError, Facts, architecture, facts, with_whole_numbers
+from compressor.backends.tokens import MARIANS
 from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
+from compressor.extras import installing
 from compressor.field_types import SETTINGS, Integer
 from compressor.formats import versions
 from compressor.home import expanded
@@ -22,6 +26,7 @@ from compressor.model_files import (
     TOKENIZER_FILES,
     digest_model,
     digest_tokenizer,
+    missing_packages,
     read_header,
     stored_tensors,
     weight_files,
@@ -174,7 +179,30 @@ class Load(Stage):
             planning.problem(f"config.{error.key}" if self.source is None else "source", str(error))
             return None
         self._check_vocabulary(found, planning)
-        return found
+        return replace(found, slow_tokenizer=self._check_tokenizer(found, planning))
+
+    def _check_tokenizer(self, found: Facts, planning: Planning) -> bool:
+        """Report a tokenizer that cannot be read here; gives whether it is one without a fast twin.
+
+        Of one on the hub its files are not known: Marian's own is taken to be as all are published.
+        """
+        named = self.source if self.tokenizer is None else self.tokenizer
+        if not isinstance(named, str):
+            return False
+        key = "source" if self.tokenizer is None else "tokenizer"
+        directory = _local(named)
+        if directory is None:
+            is_slow = found.model_type == "marian" and key == "source"
+            missing = [] if not is_slow or find_spec("sentencepiece") else ["sentencepiece"]
+        else:
+            is_slow, missing = (directory / MARIANS).is_file(), missing_packages(directory)
+        if missing:
+            cure = f"not installed: {installing('sentencepiece')}"
+            planning.problem(key, f"its tokenizer needs {' and '.join(missing)}, {cure}")
+        if is_slow and planning.data.truncate == "sentences":
+            message = "Marian's tokenizer does not tell where in a text a token ends; set 'tokens'"
+            planning.problem("data.truncate", message)
+        return is_slow
 
     def _check_vocabulary(self, found: Facts, planning: Planning) -> None:
         """Report more pieces than the embedding has rows, where both are known without a hub."""
@@ -435,7 +463,10 @@ class Load(Stage):
             return load_tokenizer(directory) if has_tokenizer(directory) else None
         revision = self.revision if self.tokenizer is None else "main"
         commit = hub.commit(source, revision, "model")
-        hub.files(source, commit, ["*.json", *TOKENIZER_FILES])  # into the cache, whole
+        folder = hub.files(source, commit, ["*.json", *TOKENIZER_FILES])  # into the cache, whole
+        if missing := missing_packages(folder):
+            needs = f"the tokenizer of {source} needs {' and '.join(missing)}"
+            raise StageError(f"{needs}, not installed: {installing('sentencepiece')}")
         return load_tokenizer(source, revision=commit)
 
 

@@ -96,6 +96,9 @@ class TrimVocabulary(Stage):
         if not units:
             planning.problem("", f"{facts.model_type} has no vocabulary that could be trimmed")
             return facts
+        if facts.slow_tokenizer:
+            planning.problem("", "cannot trim Marian's own tokenizer, which is no fast one")
+            return facts
         rows = units[0].count
         for name in ("size", "keep"):
             asked = getattr(self, name)
