@@ -296,6 +296,10 @@ def test_the_references_alone_choose_the_tokenizer() -> None:
     german = ["Die größte Brücke der Stadt wird für Bürger gesperrt"]
     for form in ("NFC", "NFD"):
         assert choose_tokenizer([unicodedata.normalize(form, text) for text in german]) == "unicode"
+    cafe = "A café that the state closed in May may open again."
+    assert choose_tokenizer([cafe]) == choose_tokenizer([cafe, *["a grant " * 9] * 9]) == "english"
+    italian = "Il governo ha approvato la legge perché la città lo chiede. Più fondi alle scuole."
+    assert choose_tokenizer([italian]) == choose_tokenizer([italian] * 99) == "unicode"
     rows = score_rows(["政府", "a grant"], ["a grant", "a grant"])
     assert rows["rouge1"][:, 2].tolist() == [0, 1]
 
