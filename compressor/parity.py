@@ -207,7 +207,7 @@ def _compare(expected: Outputs, got: Outputs, rows: Rows, data: DataBase) -> dic
         from compressor.metrics.rouge import score_rows
 
         scores = [
-            float(score_rows(each.texts, rows.summaries)["rougeLsum"][:, 2].mean())
+            float(score_rows(each.texts, rows.references)["rougeLsum"][:, 2].mean())
             for each in (expected, got)
         ]
         return {

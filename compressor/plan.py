@@ -419,7 +419,13 @@ class _Planner:
             self.checked_splits.add(split)
             data = self.composed.recipe.data
             try:
-                data.check(split, lambda path, message: self.report(f"data.{path}", message))
+                data.check(
+                    split,
+                    lambda path, message: self.report(f"data.{path}", message),
+                    lambda path, message: self.warnings.append(
+                        self.composed.problem(f"data.{path}", message)
+                    ),
+                )
             except Unreachable as error:
                 self.unreached.append(self.composed.problem("data", str(error)))
 

@@ -62,6 +62,7 @@ class Progress:
         self.events, self.watch = events, watch
         self._display = None if quiet else display(console)
         self._unwritten = self._said_unwritten = False
+        self._said: set[str] = set()
         self._moved: dict[str, tuple[float, float]] = {}  # title → when it began, and was written
         if events is not None:
             with suppress(OSError):  # as in `_write`
@@ -153,6 +154,12 @@ class Progress:
     def say(self, text: str) -> None:
         """A line for the person."""
         self.event("said", text=text)
+
+    def say_once(self, text: str) -> None:
+        """A line for the person, unless it was said before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:

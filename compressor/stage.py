@@ -191,7 +191,10 @@ class Context:
     """How a training's weights lie over them."""
 
     def rows(self, split: Split) -> Rows:
-        return self.data.load(split)
+        rows = self.data.load(split)
+        if rows.note and self.ranks.first:
+            self.progress.say_once(rows.note)
+        return rows
 
 
 class Stage(BaseModel):

@@ -1,25 +1,31 @@
-"""Rows of text with what is learned of them, and how they come out of a table. No files here."""
+"""Rows of text with what is learned of them, and how they come out of a table. No files here.
+
+A table's rows are mappings of column → value. `RowReader` turns each into a `Row` or names the cell
+that is wrong; `collect` keeps few rows in lists and many in a file of Arrow.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, overload
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 from compressor.data.resident import let_go
 from compressor.errors import StageError, nearest
 
 Task = Literal["summarization", "multi_label", "single_label"]
-ROW = "__row"
-"""The column of row numbers, in a table of which rows were taken."""
 LISTED = 10_000
-"""Up to so many rows are read at once, as lists; of more, texts are read when asked for."""
+"""Up to so many rows are kept as lists; of more, texts are read from a file when asked for."""
 RESIDENT = 2**27
 """Characters that are read before the file's pages are let go."""
 _PIECE = 1_000
-"""Texts that are read at a time."""
-_TRUTH: Mapping[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}
-"""What a 0/1 column may hold. False, True, 0.0 and 1.0 are equal to, and hash as, 0 and 1."""
+"""Texts that are read or written at a time."""
+_NUMBER = re.compile(r"(-?\d+)(\.\d*)?")
+_MISSING: Any = object()
 
 
 @dataclass(frozen=True)
@@ -28,121 +34,327 @@ class Rows:
 
     texts: Sequence[str]
     summaries: Sequence[str] = field(default_factory=list)
-    """The reference of each text, where the task is summarization."""
+    """The reference of each text, where the task is summarization; of several, the first."""
     labels: list[list[int]] = field(default_factory=list)
     """multi_label: 0 or 1 for each label; single_label: the one label's number alone."""
+    several: Sequence[Sequence[str]] = field(default_factory=list)
+    """All references of each text, where a row has more than one."""
+    note: str = field(default="", compare=False)
+    """What a person should know of these rows."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def references(self) -> Sequence[str] | Sequence[Sequence[str]]:
+        """What a summary of each text is scored by."""
+        return self.several or self.summaries
+
     def first(self, count: int) -> Rows:
         """At most `count` rows from the beginning."""
-        return Rows(self.texts[:count], self.summaries[:count], self.labels[:count])
+        some = slice(count)
+        return Rows(self.texts[some], self.summaries[some], self.labels[some], self.several[some])
+
+    def take(self, places: Sequence[int]) -> Rows:
+        """The rows at `places`, in that order."""
+
+        def pick(values: Any) -> Any:
+            if isinstance(values, Column):
+                return values.take(places)
+            return [values[place] for place in places] if values else []
+
+        return Rows(*map(pick, (self.texts, self.summaries, self.labels, self.several)))
 
 
-class Columns(Protocol):
-    """What of a data source decides how its rows are read."""
+class Labels(Protocol):
+    """What of a data source says which labels its rows have."""
 
     @property
     def task(self) -> Task: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+
+class Columns(Labels, Protocol):
+    """What of a data source decides how its rows are read."""
+
     @property
     def text(self) -> str: ...
     @property
     def summary(self) -> str: ...
     @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
     def label(self) -> str | None: ...
+    @property
+    def label_separator(self) -> str | None: ...
     def columns(self) -> dict[str, str]: ...
 
 
-def rows_of(table: Any, data: Columns, split: str, whose: str, limit: int | None) -> Rows:
-    """The first `limit` rows of a `datasets.Dataset`. Raises StageError at what is not expected.
+class Row(NamedTuple):
+    """One row as it is used."""
 
-    A column `ROW`, where there is one, has the numbers that messages give to the rows.
+    text: str
+    references: list[str]
+    """At least one, where the task is summarization."""
+    labels: list[int]
+    empty: str
+    """The column that has no text, if one has none."""
+
+
+def find_value(row: Mapping[str, Any], column: str) -> Any:
+    """A row's value in a column; `answers.text` is the field `text` of `answers`, or of each item
+    of a list there. None where there is none.
     """
-    for key, name in data.columns().items():
-        if name not in table.column_names:
-            hint = nearest(name, table.column_names)
-            raise StageError(f"data.{key}: {whose} has no column {name!r}; {hint}")
-    if limit is not None:
-        table = table.select(range(min(limit, len(table))))
-    if len(table) == 0:
-        raise StageError(f"data: the split {split!r} of {whose} has no rows")
-    numbers = list(table[ROW]) if ROW in table.column_names else range(len(table))
-
-    def cells(column: str) -> _Cells:
-        names = _class_names(table.features[column])
-        return _Cells(list(table[column]), column, whose, numbers, names)
-
-    def texts_of(column: str) -> Sequence[str]:
-        if len(table) > LISTED:
-            return _read_when_asked(table, whose, column, numbers)
-        return cells(column).texts()
-
-    texts = texts_of(data.text)
-    if data.task == "summarization":
-        return Rows(texts, texts_of(data.summary))
-    if data.task == "multi_label" and data.label is None:
-        labels = [list(row) for row in zip(*(cells(n).truths() for n in data.labels), strict=True)]
-    elif data.task == "multi_label":
-        labels = cells(data.columns()["label"]).lists(data.labels)
-    else:
-        labels = [[number] for number in cells(data.columns()["label"]).classes(data.labels)]
-    require_labels(labels, data, split, whose)
-    return Rows(texts, [], labels)
+    value = _look_up(row, column)
+    return None if value is _MISSING else value
 
 
-class Texts(Sequence[str]):
-    """A column's texts, read from the table's file when they are asked for: 5 GB stay on the disk.
+def has_column(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a row has a value, if only null, in a column."""
+    return _look_up(row, column) is not _MISSING
+
+
+def _look_up(value: Any, column: str) -> Any:
+    if isinstance(value, Mapping):
+        if column in value:
+            return value[column]
+        head, dot, rest = column.partition(".")
+        return _look_up(value[head], rest) if dot and head in value else _MISSING
+    if isinstance(value, list):
+        fields = [_look_up(item, column) for item in value]
+        return _MISSING if fields and all(each is _MISSING for each in fields) else fields
+    return None if value is None else _MISSING
+
+
+class RowReader:
+    """Turns rows of a table into rows that are used. Raises StageError at a cell that is wrong."""
+
+    def __init__(
+        self, data: Columns, whose: str, class_names: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """`class_names`: column → what its numbers stand for, where the table says so."""
+        self._data, self._whose, self._names = data, whose, class_names or {}
+
+    def read(self, number: int, row: Mapping[str, Any]) -> Row:
+        """The row of this number, from 0."""
+        text = self._text(number, self._data.text, find_value(row, self._data.text))
+        blank = self._data.text if is_blank(text) else ""
+        if self._data.task != "summarization":
+            return Row(text, [], self._labels(number, row), blank)
+        column = self._data.summary
+        references = self._references(number, column, find_value(row, column))
+        return Row(text, references, [], blank or (column if is_blank(references[0]) else ""))
+
+    def _wrong(self, number: int, column: str, what: str) -> StageError:
+        return StageError(f"data: {self._whose}, row {number}, column {column!r}: {what}")
+
+    def _text(self, number: int, column: str, value: Any) -> str:
+        """A text, or a list of sentences as one."""
+        if isinstance(value, list):
+            return " ".join(self._text(number, column, sentence) for sentence in value)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            what = f"{type(value).__name__} {value!r:.40}, not text"
+            raise self._wrong(number, column, f"{what}; write it in quotes if it is one")
+        if not value.isascii() and re.search("[\ud800-\udfff]", value):
+            raise self._wrong(number, column, "half of a surrogate pair, which no text has")
+        return value
+
+    def _references(self, number: int, column: str, value: Any) -> list[str]:
+        if not isinstance(value, list):
+            return [self._text(number, column, value)]
+        texts = [self._text(number, column, each) for each in value]
+        return [text for text in texts if not is_blank(text)] or [""]
+
+    def _labels(self, number: int, row: Mapping[str, Any]) -> list[int]:
+        data = self._data
+        if data.task == "multi_label" and data.label is None:
+            return [self._truth(number, name, find_value(row, name)) for name in data.labels]
+        column = data.columns()["label"]
+        value = find_value(row, column)
+        if data.task == "single_label":
+            return [self._label(number, column, value)]
+        if data.label_separator is not None and not isinstance(value, list):
+            parts = str("" if value is None else value).split(data.label_separator)
+            value = [part for part in parts if not is_blank(part)]
+        if not isinstance(value, list):
+            hint = "; data.label_separator=',' splits a text" if isinstance(value, str) else ""
+            raise self._wrong(number, column, f"{value!r:.40}, not a list of labels{hint}")
+        given = {self._label(number, column, each) for each in value}
+        return [int(place in given) for place in range(len(data.labels))]
+
+    def _truth(self, number: int, column: str, value: Any) -> int:
+        text = str(value).strip().lower()
+        if text in ("true", "false"):
+            return int(text == "true")
+        if (
+            isinstance(value, int | float | str)
+            and _NUMBER.fullmatch(text)
+            and float(text) in (0, 1)
+        ):
+            return int(float(text))
+        what = "nothing" if value is None or not text else f"{value!r:.40}"
+        raise self._wrong(number, column, f"{what}, not 0 or 1")
+
+    def _label(self, number: int, column: str, value: Any) -> int:
+        """A label's place: by its name as it is written, or by its number where no name is one."""
+        names, own = self._data.labels, self._names.get(column)
+        text = "" if value is None else str(value)
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if is_number and own is not None and 0 <= value < len(own):
+            text = own[value]
+        for name in (text, text.strip(), text.lower() if isinstance(value, bool) else text):
+            if name in names:
+                return names.index(name)
+        whole = _NUMBER.fullmatch(text.strip())
+        if whole is not None and float(text) == int(whole[1]):  # 1.0, of a column with blanks
+            if (name := str(int(whole[1]))) in names:
+                return names.index(name)
+            if (
+                own is None
+                and not any(map(_NUMBER.fullmatch, names))
+                and int(name) in range(len(names))
+            ):
+                return int(name)
+        shown = value if text == str(value) else text
+        what = "nothing" if not text.strip() else f"{shown!r:.40}"
+        raise self._wrong(number, column, f"{what} is no label; {nearest(text, names)}")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing but white space."""
+    return not text or text.isspace()
+
+
+@dataclass(frozen=True)
+class Collected:
+    """All rows of a table."""
+
+    rows: Rows
+    empty: Mapping[int, str]
+    """Number of a row without a source or a target → the column that has none."""
+
+
+def collect(rows: Iterable[Row], path: Callable[[], Path] | None = None) -> Collected:
+    """Keep rows in lists or, where they are many, in a file at `path`; what is there is not made
+    again, so that its name must say what is in it.
+    """
+    from filelock import FileLock
+
+    rows = iter(rows)
+    few = list(islice(rows, LISTED + 1))
+    if len(few) > LISTED and path is not None:
+        place = path()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{place}.lock"):  # of several processes one makes it
+            if not place.is_file():
+                _store(chain(few, rows), place)
+        return open_collected(place)
+    few.extend(rows)
+    references = [row.references for row in few]
+    several = references if any(len(each) > 1 for each in references) else []
+    return Collected(
+        Rows(
+            [row.text for row in few],
+            [each[0] for each in references if each],
+            [row.labels for row in few if row.labels],
+            several,
+        ),
+        {number: row.empty for number, row in enumerate(few) if row.empty},
+    )
+
+
+def _store(rows: Iterator[Row], path: Path) -> None:
+    """Write rows to a file of Arrow, whole or not at all."""
+    import pyarrow as pa
+
+    text = pa.large_string()
+    schema = pa.schema(
+        {
+            "text": text,
+            "references": pa.list_(text),
+            "labels": pa.list_(pa.int32()),
+            "empty": pa.string(),
+        }
+    )
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+            while piece := list(islice(rows, _PIECE)):
+                columns = [
+                    pa.array(values, kind)
+                    for values, kind in zip(zip(*piece, strict=True), schema.types, strict=True)
+                ]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_collected(path: Path) -> Collected:
+    """The rows that `collect` has left in a file."""
+    import numpy as np
+    import pyarrow.compute as pc
+    from datasets import Dataset
+
+    table = Dataset.from_file(str(path))
+    columns = table.data
+    empty = columns.column("empty")
+    blank = np.flatnonzero(pc.not_equal(empty, "").to_numpy())
+    most = pc.max(pc.list_value_length(columns.column("references"))).as_py()
+    rows = Rows(
+        Column(table, "text"),
+        Column(table, "references", first=True) if most else [],
+        [] if most else list(table["labels"]),
+        Column(table, "references") if most > 1 else [],
+    )
+    return Collected(rows, {int(row): empty[int(row)].as_py() for row in blank})
+
+
+class Column(Sequence[Any]):
+    """A column's values, read from the table's file when they are asked for: 5 GB stay on the disk.
 
     In order, or many at once by a slice, that is as quick as a list; one alone takes some 0.1 ms.
     """
 
-    def __init__(self, table: Any, column: str) -> None:
-        """Of a `datasets.Dataset`."""
-        self._table, self._column = table.select_columns([column]), column
+    def __init__(self, table: Any, name: str, *, first: bool = False) -> None:
+        """Of a `datasets.Dataset`. `first`: of lists, their first values."""
+        self._table, self._name, self._first = table.select_columns([name]), name, first
         self._rows = range(len(table))
         self._read = 0
+
+    def take(self, places: Sequence[int]) -> Column:
+        """The values at `places`, in that order."""
+        return Column(self._table.select(places), self._name, first=self._first)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, place: int) -> Any: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        found: str | list[str] = self._table[
-            list(self._rows[place]) if isinstance(place, slice) else self._rows[place]
-        ][self._column]
-        texts = [found] if isinstance(found, str) else found
-        self._read += sum(len(text) for text in texts if isinstance(text, str))
+    def __getitem__(self, place: slice) -> list[Any]: ...
+    def __getitem__(self, place: int | slice) -> Any:
+        if isinstance(place, int):
+            place = self._rows[place]
+            return self[place : place + 1][0]
+        values = self._table[list(self._rows[place])][self._name]
+        if self._first:
+            values = [value[0] for value in values]
+        self._read += sum(len(value) for value in values if isinstance(value, str))
         if self._read > RESIDENT:
             self._read = 0
-            let_go([self._table.data.column(self._column)])
-        return found
+            let_go([self._table.data.column(self._name)])
+        return values
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Any]:
         for start in range(0, len(self), _PIECE):
             yield from self[start : start + _PIECE]
 
 
-def _read_when_asked(table: Any, whose: str, column: str, numbers: Sequence[int]) -> Texts:
-    """The texts of a long table. Raises StageError at what is no text, as for a short one."""
-    texts = Texts(table, column)
-    of_text = str(table.data.schema.field(column).type) in {"string", "large_string"}
-    if of_text and table.data.column(column).null_count == 0:
-        return texts
-    for start in range(0, len(texts), _PIECE):
-        part = slice(start, start + _PIECE)
-        _Cells(list(texts[part]), column, whose, numbers[part], None).texts()
-    return texts
-
-
-def require_labels(labels: list[list[int]], data: Columns, split: str, whose: str) -> None:
+def require_labels(labels: list[list[int]], data: Labels, split: str, whose: str) -> None:
     """Raise StageError for a label that no row to train on has: nothing could be learned of it."""
-    if split != "train":
+    if split != "train" or data.task == "summarization":
         return
     if data.task == "multi_label":
         there = {place for row in labels for place, one in enumerate(row) if one}
@@ -154,77 +366,3 @@ def require_labels(labels: list[list[int]], data: Columns, split: str, whose: st
             f"data.labels: no row of {whose} that is trained on has the label {absent[0]!r}; leave "
             "it out, or allow more rows (data.rows.train)"
         )
-
-
-def _class_names(feature: Any) -> list[str] | None:
-    """The names that a column's numbers stand for, where the table says so."""
-    feature = getattr(feature, "feature", feature)  # of a list, what is in it
-    names = getattr(feature, "names", None)
-    return list(names) if names else None
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """A column's values, and what messages call them."""
-
-    values: list[Any]
-    column: str
-    whose: str
-    rows: Sequence[int]
-    names: list[str] | None
-
-    def _wrong(self, place: int, what: str) -> StageError:
-        where = f"{self.whose}, row {self.rows[place]}, column {self.column!r}"
-        return StageError(f"data: {where}: {what}")
-
-    def texts(self) -> list[str]:
-        for place, value in enumerate(self.values):
-            if not isinstance(value, str):
-                what = "nothing" if value is None else f"{type(value).__name__} {value!r:.40}"
-                raise self._wrong(place, f"{what}, not text")
-        return self.values
-
-    def truths(self) -> list[int]:
-        found = []
-        for place, value in enumerate(self.values):
-            if not isinstance(value, int | float | str) or value not in _TRUTH:
-                what = "nothing" if value is None else f"{value!r:.40}"
-                raise self._wrong(place, f"{what}, not 0 or 1")
-            found.append(_TRUTH[value])
-        return found
-
-    def classes(self, names: Sequence[str]) -> list[int]:
-        """The one label of each row."""
-        read = self._reader(names)
-        return [read(place, value) for place, value in enumerate(self.values)]
-
-    def lists(self, names: Sequence[str]) -> list[list[int]]:
-        """0 or 1 for each label, of rows that each have a list of theirs."""
-        read, found = self._reader(names), []
-        for place, row in enumerate(self.values):
-            if not isinstance(row, list):
-                raise self._wrong(place, f"{row!r:.40}, not a list of labels")
-            there = {read(place, value) for value in row}
-            found.append([int(number in there) for number in range(len(names))])
-        return found
-
-    def _reader(self, names: Sequence[str]) -> Callable[[int, Any], int]:
-        """What gives a value's place in `names`: by name, or by number where no name is one."""
-        known: dict[Any, int] = {name: place for place, name in enumerate(names)}
-        own = list(names) if self.names is None else self.names
-        if not any(name.lstrip("-").isdigit() for name in names):
-            known |= {number: known[name] for number, name in enumerate(own) if name in known}
-
-        def read(place: int, value: Any) -> int:
-            if isinstance(value, float) and value.is_integer():  # a column with blanks is of floats
-                value = int(value)
-            key = value if value in known or isinstance(value, bool) else str(value)
-            if value is None or isinstance(value, bool) or key not in known:
-                what = "nothing" if value is None else f"{value!r:.40}"
-                strange = self.names is not None and isinstance(value, int)
-                if strange and 0 <= value < len(own):
-                    what = f"{own[value]!r}"
-                raise self._wrong(place, f"{what} is no label; {nearest(str(value), names)}")
-            return known[key]
-
-        return read

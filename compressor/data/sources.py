@@ -6,15 +6,20 @@ more than it must; running asks it for the rows.
 
 from __future__ import annotations
 
-import csv
 import difflib
+import hashlib
+import json
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     WithJsonSchema,
@@ -24,11 +29,31 @@ from pydantic import (
 
 from compressor import hub
 from compressor.data import bills, messages
-from compressor.data.file_digest import file_sha256
-from compressor.data.file_limits import MOST_COLUMNS, PACKED, columns, is_packed, refuse_deep
-from compressor.data.rows import ROW, Rows, Task, require_labels, rows_of
+from compressor.data.file_formats import (
+    FORMATS,
+    MOST_COLUMNS,
+    PACKED,
+    Format,
+    Table,
+    class_names,
+    data_sha256,
+    format_of,
+    open_table,
+    saved_split,
+    separator_of,
+    suggest_separator,
+)
+from compressor.data.rows import (
+    Collected,
+    RowReader,
+    Rows,
+    Task,
+    collect,
+    has_column,
+    require_labels,
+)
 from compressor.errors import StageError, Unreachable, nearest
-from compressor.field_types import SETTINGS, Counted, Integer, Listed
+from compressor.field_types import SETTINGS, Counted, Integer, Listed, whole
 from compressor.home import expanded
 from compressor.schema_rules import Schema, rules, when, where
 
@@ -40,15 +65,29 @@ Problem = Callable[[str, str], None]
 
 MIN_LABELS = {"multi_label": 1, "single_label": 2}
 """One class to choose from is no choice."""
+ColumnName = Annotated[
+    str,
+    BeforeValidator(
+        lambda value: str(whole(value)) if type(whole(value)) is int and value >= 0 else value
+    ),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}),
+]
+"""A column, by name; of a file without a header by number from 0."""
 Label = Annotated[str, Field(json_schema_extra={"pattern": "^[^;]+$"})]
 Share = Annotated[
     float,
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5}),
 ]
 """Of train's rows, so that enough are left to train on."""
-_OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
-"""Reader → what it is told: "NA" and "null" are texts like any others."""
-_READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+READER = 2
+"""Raise it when rows of the same bytes come out otherwise."""
+_TEXT_CELLS: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": []}
+PLANNED_ROWS, PLANNED_CHARACTERS = 10_000, 4_000_000
+"""How much of a file planning reads: some 0.1 s."""
+
+
+def _keep_silent(path: str, message: str) -> None:
+    """Report nothing."""
 
 
 def _labels(least: int) -> Schema:
@@ -87,14 +126,22 @@ class DataBase(BaseModel):
         description="What is learned of a text: its summary, which of several labels it has "
         "(multi_label), or which one (single_label).",
     )
-    text: str = Field("text", description="Column of the text to be summarized or labelled.")
-    summary: str = Field("summary", description="Column of the reference summary.")
+    text: ColumnName = Field(
+        "text",
+        description="Column of the text to be summarized or labelled; a list of sentences is "
+        "joined. `answers.text` is a field of the column `answers`, here and below.",
+    )
+    summary: ColumnName = Field(
+        "summary",
+        description="Column of the reference summary, or of a list of several: the best one "
+        "scores, the first one trains.",
+    )
     labels: Listed[Label] = Field(
         (),
         description="The labels' names. multi_label: a column of 0 and 1 for each, unless `label` "
         "is set; single_label: what stands in the column `label`.",
     )
-    label: str | None = Field(
+    label: ColumnName | None = Field(
         None,
         description="single_label: column of a row's one label, by name or number from 0; default: "
         "`label`. multi_label: column of a list of a row's labels, instead of a column for each.",
@@ -165,7 +212,7 @@ class DataBase(BaseModel):
         """A JSON value that differs where the split's rows differ."""
 
     @abstractmethod
-    def check(self, split: Split, problem: Problem) -> None:
+    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
         """Report what is wrong with a split, at the key (below `data`) that names it."""
 
     @abstractmethod
@@ -191,7 +238,7 @@ class Bills(DataBase):
         columns = self.columns()
         return made | ({} if columns == {"text": "text", "summary": "summary"} else columns)
 
-    def check(self, split: Split, problem: Problem) -> None:
+    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
         """Nothing can be wrong with generated rows, but a column that is not made."""
         if self.task != "summarization":
             problem("task", f"bills have summaries, and no labels for {self.task}; set data")
@@ -236,7 +283,7 @@ class Messages(DataBase):
         made = {"messages": messages.VERSION, "seed": self.seed, "split": split}
         return made | {"n": self._count(split), "task": self.task, "labels": list(self.labels)}
 
-    def check(self, split: Split, problem: Problem) -> None:
+    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
         """Nothing can be wrong with generated rows, but a column or a label that is not made."""
         _known_column(self.text, ["text"], "text", "messages have", problem)
         if self.label is not None:
@@ -258,9 +305,32 @@ class Messages(DataBase):
         return Rows(texts, [], labels)
 
 
-class Held(DataBase):
-    """What sources share that can hold rows out of their train split."""
+@dataclass(frozen=True)
+class Sample:
+    """The beginning of a file's rows, as a run will read them."""
 
+    columns: Sequence[str]
+    missing: Mapping[str, str]
+    """The field that names a column which no row has → the column."""
+    collected: Collected | StageError
+    is_whole: bool
+    """Whether these are all the rows that a run will read."""
+
+
+class Held(DataBase):
+    """What sources of other people's rows share: they can be empty, or held out of train."""
+
+    empty: Literal["error", "drop", "keep"] = Field(
+        "error",
+        description="What is done about rows whose text or summary is missing, empty or white "
+        "space: an error, or they are left out, or used as they are.",
+    )
+    label_separator: str | None = Field(
+        None,
+        min_length=1,
+        description="multi_label with `label`: what stands between the labels of a cell, such as "
+        "`,` of `3,10`; default: a row has a list.",
+    )
     holdout: Share | dict[Literal["validation", "test"], Share] | None = Field(
         None,
         description="Share of train's rows, shuffled, that is held out for each split without rows "
@@ -275,6 +345,11 @@ class Held(DataBase):
         if any(share is not None and not 0 < share < 0.5 for share in shares):
             raise ValueError("expected a holdout above 0 and below 0.5")
         return value
+
+    def column_key(self) -> dict[str, Any]:
+        more = {"label_separator": self.label_separator} if self.label_separator else {}
+        drop = {"empty": self.empty} if self.empty == "drop" else {}
+        return super().column_key() | more | drop
 
     def _held(self, named: Collection[str]) -> dict[Split, float]:
         """Each split that is held out of train → its share, given the splits that are `named`."""
@@ -316,37 +391,84 @@ class Held(DataBase):
         """Whether the rows of the test split are those of validation."""
         return self._where("test", self._named)[0] == "validation"
 
-    def _part(self, table: Any, split: Split, named: Collection[str]) -> Any:
-        """The rows of train, of which `table` has all, that a split gets; in the column `ROW` their
-        places in it. Raises StageError where they are too few.
+    def _part(self, places: Sequence[int], split: Split) -> Sequence[int]:
+        """Which of train's rows, of which `places` are all, a split gets. Raises StageError where
+        they are too few.
         """
-        held, count = self._held(named), len(table)
-        table = table.add_column(ROW, list(range(count)))
+        import numpy as np
+
+        held, count = self._held(self._named), len(places)
         if not held:
-            return table
+            return places
         sizes = {name: max(1, round(share * count)) for name, share in held.items()}
         if sum(sizes.values()) >= count:
             raise StageError(f"data.holdout: {count} rows are too few to hold any out and train")
-        order, start = table.shuffle(seed=self.seed), 0
+        order, start = np.random.default_rng(self.seed).permutation(count).tolist(), 0
         for name, size in sizes.items():
             if name == split:
-                return order.select(range(start, start + size))
+                return [places[place] for place in order[start : start + size]]
             start += size
-        return order.select(range(start, count))
+        return [places[place] for place in order[start:]]
 
-    def _rows(self, table: Any, split: Split, whose: str) -> Rows:
-        """The rows of a split, from the table that `_where` says they are in."""
+    def _most_rows(self, split: Split) -> int | None:
+        """How many rows of a table have to be read for a split; None where it is all of them."""
+        all_count = self.empty == "drop" or self._held(self._named)
+        return None if all_count else getattr(self.rows, split)
+
+    def _reads_all(self, split: Split) -> bool:
+        """Whether a row at a table's beginning is used, in whichever split."""
+        return not self._held(self._named) or getattr(self.rows, split) is None
+
+    def _choose(self, collected: Collected, split: Split, whose: str) -> Rows:
+        """The rows of a split, from those of the table that `_where` says they are in."""
         mine, source = self._where(split, self._named)
-        if source == "train":
-            table = self._part(table, mine, self._named)
-        return rows_of(table, self, split, whose, getattr(self.rows, split))
+        empty = collected.empty
+        places: Sequence[int] = range(len(collected.rows))
+        if self.empty == "drop" and empty:
+            places = [place for place in places if place not in empty]
+        if source == "train" and places:
+            places = self._part(places, mine)
+        places = places[: getattr(self.rows, split)]
+        if not places:
+            raise StageError(f"data: the split {split!r} of {whose} has no rows")
+        if self.empty != "drop" and empty:
+            chosen = set(places)
+            empty = {row: column for row, column in empty.items() if row in chosen}
+        rows = collected.rows
+        if len(places) < len(rows) or places != range(len(rows)):
+            rows = rows.take(places)
+        require_labels(rows.labels, self, split, whose)
+        return rows if not empty else replace(rows, note=self._judge_empty(empty, whose))
+
+    def _judge_empty(self, empty: Mapping[int, str], whose: str) -> str:
+        """What a person is told of empty rows. Raises StageError where they are an error."""
+        row, column = next(iter(empty.items()))
+        count = f"{len(empty):,} rows have" if len(empty) > 1 else "1 row has"
+        what = f"{whose}: {count} no text or no summary (row {row}, column {column!r}"
+        if self.task != "summarization":
+            what = f"{whose}: {count} no text (row {row}, column {column!r}"
+        what += ", is the first)" if len(empty) > 1 else ")"
+        if self.empty == "error":
+            raise StageError(f"data.empty: {what}; data.empty=drop leaves out such rows, keep not")
+        done = "left out" if self.empty == "drop" else "kept"
+        return f"{what}, {done} as data.empty={self.empty} says"
+
+    def _stored(self, content: Any) -> Path:
+        """Where rows that are too many for memory are kept, by what decides them."""
+        from datasets import config
+
+        about = {"reader": READER, "content": content, "columns": self.column_key()}
+        text = json.dumps(about | {"task": self.task}, sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()
+        return Path(config.HF_DATASETS_CACHE) / "compressor-rows" / f"{name}.arrow"
 
 
 class Files(Held):
-    """CSV, JSON or Parquet files, told apart by their endings: one a split, or one of which others
-    are held out.
+    """CSV, TSV, JSON, Parquet or Arrow files, told apart by their endings, or folders that
+    `datasets` saved: one a split, or one of which others are held out.
 
-    A JSON file is an array, or has a line for each row.
+    A JSON file is an array, or has a line for each row. The cells of CSV are texts as they stand:
+    `01`, `True`, `NA`.
     Example: `data: {source: files, files: {train: train.jsonl, validation: dev.jsonl}}`.
     Relative paths start at the current folder. Without a `test` file, `validation` serves.
     """
@@ -355,82 +477,193 @@ class Files(Held):
     files: dict[Split, str | None] = Field(
         description="A path for each split; null where there is no file, as of one held out."
     )
+    separator: str | None = Field(
+        None,
+        description="What stands between cells, such as `;` or `tab`; default: a tab in .tsv, else "
+        "a comma.",
+        json_schema_extra={"pattern": r"^([^\"'\r\n]|tab|\\t)$"},
+    )
+    quote: Literal['"', "'"] | None = Field(
+        '"',
+        description="What stands around a cell with separators or line ends in it; null: nothing "
+        "does, and quotation marks are text.",
+    )
+    header: bool | Listed[str] = Field(
+        True,
+        description="Whether a CSV's first line names the columns; false: they are called by "
+        "number, from 0. A list names the columns of a file that does not.",
+    )
+    encoding: str = Field("utf-8", description="Of CSV and JSON, such as cp1252.")
+
+    @field_validator("separator")
+    @classmethod
+    def _is_one_character(cls, value: str | None) -> str | None:
+        value = {"\\t": "\t", "tab": "\t"}.get(value or "", value)
+        if value is not None and (len(value) != 1 or value in "\"'\r\n"):
+            raise ValueError("a separator is one character, such as `;` or `tab`")
+        return value
+
+    @property
+    def _format(self) -> Format:
+        return Format(self.separator, self.quote, self.header, self.encoding)
 
     @property
     def _named(self) -> Collection[str]:
         return [split for split, path in self.files.items() if path is not None]
 
     def _path(self, split: Split) -> Path | None:
-        name = self.files.get(self._where(split, self._named)[1])
-        return expanded(name) if name else None
+        split = self._where(split, self._named)[1]
+        name = self.files.get(split)
+        return saved_split(expanded(name), split) if name else None
+
+    def _reading(self, path: Path) -> dict[str, Any]:
+        """What of the settings decides how this file is read, as a JSON value."""
+        kind = format_of(path)
+        usual, given = Format(), self._format
+        fields = {"csv": ("quote", "header", "encoding"), "json": ("encoding",)}.get(kind or "", ())
+        changed = {name: getattr(given, name) for name in fields}
+        changed = {name: v for name, v in changed.items() if v != getattr(usual, name)}
+        if kind == "csv" and (separator := separator_of(path, given)) != ",":
+            changed["separator"] = separator
+        return changed
 
     def content_key(self, split: Split) -> Any:
         path = self._path(split)
-        if path is None or not path.is_file():
+        if path is None or format_of(path) is None or not path.exists():
             return None  # `check` reports it
         held = self._held(self._named)
         split, whose = self._where(split, self._named)
         part = (
             {"held": held, "seed": self.seed, "split": split} if held and whose == "train" else {}
         )
-        return {"sha256": file_sha256(path), **self.column_key(), **part}
+        content = {"sha256": data_sha256(path), "reader": READER, **self._reading(path)}
+        return {**content, **self.column_key(), **part}
 
-    def check(self, split: Split, problem: Problem) -> None:
+    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
         if not self._check_split(split, self._named, "files", problem):
+            return
+        try:
+            "".encode(self.encoding)
+        except (LookupError, ValueError):
+            problem("encoding", f"no encoding {self.encoding!r}; utf-8, utf-16 or cp1252, say")
             return
         path, key = self._path(split), f"files.{self._where(split, self._named)[1]}"
         assert path is not None, "a split that has rows has a file"
-        if path.exists() and not path.is_file():
+        if path.is_dir() and (path / "dataset_dict.json").is_file():
+            parts = ", ".join(sorted(part.parent.name for part in path.glob("*/state.json")))
+            problem(key, f"{path} has the splits {parts}; name one of these folders")
+        elif path.exists() and not path.is_file() and format_of(path) is None:
             problem(key, f"{str(path)!r} is no regular file: neither a folder nor a pipe is read")
-        elif not path.is_file():
+        elif not path.exists():
             there = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
             hint = nearest(path.name, there) if there else f"{path.parent} is not a folder"
             problem(key, f"no file {str(path)!r}; {hint}")
-        elif path.suffix not in _READERS:
-            unpack = "; unpack it first" if path.suffix in PACKED else ""
-            valid = ", ".join(_READERS)
+        elif format_of(path) is None:
+            unpack = "; unpack it first" if path.suffix.lower() in PACKED else ""
+            valid = ", ".join(FORMATS)
             problem(key, f"cannot read {path.suffix or path.name!r}; one of {valid}{unpack}")
-        elif is_packed(path):
-            problem(key, f"cannot read {path}: it is a compressed file or an archive; unpack it")
         else:
             try:
-                found = columns(path)
-            except (ValueError, OSError, csv.Error) as error:  # Arrow's errors are ValueErrors
-                problem(key, f"cannot read {path}: {str(error).splitlines()[0]}")
-                return
-            except RecursionError:
-                problem(key, f"cannot read {path}: a value of its first row is nested too deeply")
-                return
-            if found is None:
+                self._check_rows(path, split, key, problem, warn)
+            except StageError as error:
+                match = re.fullmatch(r"data(?:\.([\w.]+))?: (.*)", str(error), re.DOTALL)
+                assert match is not None, "what reads rows says which setting is meant"
+                problem(match[1] or key, match[2])
+
+    def _check_rows(
+        self, path: Path, split: Split, key: str, problem: Problem, warn: Problem
+    ) -> None:
+        """Report what is wrong with a file's first rows. Raises StageError at a wrong row."""
+        sample = self._sample(path, split)
+        if len(sample.columns) > MOST_COLUMNS:
+            many = f"{path} has {len(sample.columns):,} columns, more than {MOST_COLUMNS:,}"
+            problem(key, f"{many}; keep those that are read")
+            return
+        if sample.missing:
+            self._report_missing(path, sample, problem)
+            return
+        if isinstance(sample.collected, StageError):
+            raise sample.collected
+        if sample.is_whole:
+            if not len(sample.collected.rows):
                 problem(key, f"{path} is empty")
-                return
-            if len(found) > MOST_COLUMNS:
-                many = f"{path} has {len(found):,} columns, more than {MOST_COLUMNS:,}"
-                problem(key, f"{many}; keep those that are read")
-                return
-            for field, column in self.columns().items():
-                _known_column(column, found, field, f"{path} has", problem)
+            elif note := self._choose(sample.collected, split, str(path)).note:
+                warn("empty", note)
+        elif self.empty == "error" and sample.collected.empty and self._reads_all(split):
+            self._judge_empty(sample.collected.empty, str(path))
+
+    def _report_missing(self, path: Path, sample: Sample, problem: Problem) -> None:
+        columns = list(sample.columns)
+        one = len(columns) == 1 and format_of(path) == "csv"
+        if one and (hint := suggest_separator(columns[0])):
+            field, column = next(iter(sample.missing.items()))
+            problem(field, f"no column {column!r}: {path} has one, {columns[0]!r:.200}{hint}")
+            return
+        for field, column in sample.missing.items():
+            _known_column(column, columns, field, f"{path} has", problem)
+
+    def _sample(self, path: Path, split: Split) -> Sample:
+        """The first rows of a file, read once while it stays as it is. Raises StageError."""
+        most = self._most_rows(split)
+        about = [data_sha256(path), self._reading(path), self.column_key(), self.task, most]
+        name = json.dumps([str(path), *about])
+        if name not in _SAMPLES:
+            if len(_SAMPLES) >= _MOST_SAMPLES:
+                _SAMPLES.clear()
+            _SAMPLES[name] = self._read_sample(path, most)
+        return _SAMPLES[name]
+
+    def _read_sample(self, path: Path, most: int | None) -> Sample:
+        wanted = self.columns()
+        table = open_table(path, self._format, list(wanted.values()))
+        if len(table.columns) > MOST_COLUMNS:
+            return Sample(table.columns, {}, Collected(Rows([]), {}), is_whole=True)
+        rows, characters = list[Mapping[str, Any]](), 0
+        for row in islice(table.rows, min(PLANNED_ROWS, most or PLANNED_ROWS)):
+            rows.append(row)
+            characters += sum(len(str(value)) for value in row.values())
+            if characters > PLANNED_CHARACTERS:
+                break
+        is_whole = len(rows) == most or next(table.rows, None) is None
+        columns = list(dict.fromkeys([*table.columns, *(name for row in rows for name in row)]))
+        missing = {
+            field: column
+            for field, column in wanted.items()
+            if column not in columns and not any(has_column(row, column) for row in rows)
+        }
+        if missing or not rows:
+            return Sample(columns, missing if columns else {}, Collected(Rows([]), {}), is_whole)
+        try:
+            collected = self._collect(Table(iter(rows), columns, table.class_names), path)
+        except StageError as error:
+            return Sample(columns, {}, error, is_whole)
+        return Sample(columns, {}, collected, is_whole)
+
+    def _collect(
+        self, table: Table, path: Path, place: Callable[[], Path] | None = None
+    ) -> Collected:
+        reader = RowReader(self, str(path), table.class_names)
+        return collect((reader.read(n, row) for n, row in enumerate(table.rows)), place)
 
     def load(self, split: Split) -> Rows:
-        from datasets import disable_progress_bars, load_dataset
-        from datasets.exceptions import DatasetGenerationError
-
-        disable_progress_bars()  # a file is read in no time, and the stage has a bar of its own
         path = self._path(split)
         assert path is not None, "checked when planned"
-        if is_packed(path):  # `datasets` would unpack it, to whatever size, into its cache
-            raise StageError(f"data: cannot read {path}: it is a compressed file or an archive")
-        if _READERS[path.suffix] == "json":
-            refuse_deep(path)
-        try:
-            kind = _READERS[path.suffix]
-            table = load_dataset(
-                kind, data_files=str(path), split="train", **_OPTIONS.get(kind, {})
-            )
-        except (DatasetGenerationError, ValueError, OSError, RecursionError) as error:
-            reason = _first_line(error.__cause__ or error)
-            raise StageError(f"data: cannot read {path}: {reason}") from error
-        return self._rows(table, split, str(path))
+        most = self._most_rows(split)
+        read = data_sha256(path)
+        table = open_table(path, self._format, list(self.columns().values()))
+        some = Table(islice(table.rows, most), table.columns, table.class_names)
+        content = [read, self._reading(path), most]
+        collected = self._collect(some, path, lambda: self._stored(content))
+        if data_sha256(path) != read:
+            raise StageError(f"data: {path} has changed while it was read")
+        rows = self._choose(collected, split, str(path))
+        if rows.note and self._sample(path, split).is_whole:  # planning has told it
+            rows = replace(rows, note="")
+        return rows
+
+
+_SAMPLES: dict[str, Sample] = {}
+_MOST_SAMPLES = 16
 
 
 class Hub(Held):
@@ -480,7 +713,7 @@ class Hub(Held):
         commit = hub.commit(self.dataset, self.revision, "dataset")
         return self.model_copy(update={"revision": commit})
 
-    def check(self, split: Split, problem: Problem) -> None:
+    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
         self._check_split(split, self._named, "splits", problem)
         try:
             hub.commit(self.dataset, self.revision, "dataset")
@@ -497,13 +730,31 @@ class Hub(Held):
         try:
             with hub.unreachable(what):
                 builder = self._prepared(commit)
-            table = builder.as_dataset(split=self.splits[self._where(split, self._named)[1]])
+            part = self.splits[self._where(split, self._named)[1]]
+            table = builder.as_dataset(split=part)
         except OSError as error:  # what `unreachable` leaves: something is not there
             raise Unreachable(f"{what}: {_first_line(error)}") from error
         except (DatasetsError, ValueError) as error:
             reason = _first_line(error.__cause__ or error)
             raise StageError(f"data: {self.dataset!r}: {reason}") from error
-        return self._rows(table, split, self.dataset)
+        return self._choose(self._collect(table, split, [commit, part]), split, self.dataset)
+
+    def _collect(self, table: Any, split: Split, content: list[str]) -> Collected:
+        """The rows of a `datasets.Dataset`. Raises StageError at what is not expected."""
+        wanted, most = self.columns(), self._most_rows(split)
+        heads = {name: name if name in table.column_names else name.partition(".")[0]
+                 for name in wanted.values()}  # fmt: skip
+        for field, name in wanted.items():
+            if heads[name] not in table.column_names:
+                hint = nearest(name, table.column_names)
+                message = f"{self.dataset} has no column {name!r}; {hint}"
+                raise StageError(f"data.{field}: {message}")
+        reader = RowReader(self, self.dataset, class_names(table.features.arrow_schema))
+        batches = table.select_columns(sorted(set(heads.values()))).with_format("arrow")
+        rows = (row for batch in batches.iter(1_000) for row in batch.to_pylist())
+        about = [self.dataset, self.configuration, self.files, *content, most]
+        read = (reader.read(number, row) for number, row in enumerate(islice(rows, most)))
+        return collect(read, lambda: self._stored(about))
 
     def _prepared(self, commit: str) -> Any:
         """The data set's builder, its files read into the cache. Each file that comes in is
@@ -511,9 +762,12 @@ class Hub(Held):
         """
         from datasets import load_dataset_builder
 
-        builder = load_dataset_builder(
-            self.dataset, self.configuration, data_files=self.files, revision=commit
-        )
+        where = (self.dataset, self.configuration)
+        builder = load_dataset_builder(*where, data_files=self.files, revision=commit)
+        if type(builder).__name__ == "Csv":  # whose cells are texts, as those of files here
+            builder = load_dataset_builder(
+                *where, data_files=self.files, revision=commit, **_TEXT_CELLS
+            )
         if not Path(builder.cache_dir).is_dir():
             given = builder.config.data_files or {}
             for url in dict.fromkeys(str(url) for urls in given.values() for url in urls):

@@ -64,11 +64,11 @@ def _summaries(path: Path, tokenizer: RougeTokenizer | None) -> Scored:
         raise ValueError(f"{path} has no rows to score")
     longest = max(each.max_length for each in every)
     some = [each for each in every if each.max_length == longest]
-    texts = [each.prediction for each in some], [each.reference for each in some]
+    texts = [each.prediction for each in some], [each.references for each in some]
     found = score_rows(*texts, tokenizer)
     f1 = MEASURES.index("f1")
     return Scored(
-        [(str(each.row), each.source, each.reference) for each in some],
+        [(str(each.row), each.source, *each.references) for each in some],
         {name: Column(found[name][:, f1 : f1 + 1], _mean) for name in SUMMARIES},
     )
 

@@ -6,7 +6,7 @@ import csv
 import difflib
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -37,18 +37,28 @@ class Prediction:
     """Tokens generated."""
     cut_off: bool
     """True if it reached `max_length` without an end of sequence."""
+    other_references: tuple[str, ...] = ()
+    """Where a row has several, those after the first."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.reference, *self.other_references)
 
 
-COLUMNS = tuple(field.name for field in fields(Prediction))
+COLUMNS = tuple(field.name for field in fields(Prediction))[:-1]
+OTHER_REFERENCE = "reference_"
+"""How the columns of other references begin; a number from 2 follows. An empty cell is none."""
 
 
-def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write `predictions` to `path`, whole or not at all, as UTF-8.
+def write_predictions(path: Path, predictions: Iterable[Prediction], references: int = 1) -> None:
+    """Write `predictions`, of at most so many `references`, to `path`, whole or not at all, as
+    UTF-8.
 
     Texts come back exactly from `read_predictions`; one that a spreadsheet would take for a
     formula carries a leading apostrophe in the file.
     """
-    write_table(path, COLUMNS, map(_cells, predictions))
+    others = [f"{OTHER_REFERENCE}{number}" for number in range(2, references + 1)]
+    write_table(path, (*COLUMNS, *others), (_cells(each, references) for each in predictions))
 
 
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
@@ -81,6 +91,7 @@ def read_predictions(path: Path) -> list[Prediction]:
                 prediction=bare(record["prediction"]),
                 tokens=_integer(record, "tokens", where),
                 cut_off=_truth(record, "cut_off", where),
+                other_references=_other_references(record),
             )
             for where, record in lines
         ]
@@ -107,15 +118,15 @@ def score_predictions(
         summarize_scores,
     )
 
-    groups: dict[int | None, list[tuple[str, str, int | None, bool | None]]] = {}
-    same: dict[str, str] = {}  # each limit has the references again
+    groups: dict[int | None, list[tuple[str, tuple[str, ...], int | None, bool | None]]] = {}
+    same: dict[tuple[str, ...], tuple[str, ...]] = {}  # each limit has the references again
     with records(path, ("reference", "prediction")) as lines:
         for where, record in lines:
             length = _integer(record, "max_length", where) if "max_length" in record else None
             tokens = _integer(record, "tokens", where) if "tokens" in record else None
             cut_off = _truth(record, "cut_off", where) if "cut_off" in record else None
-            reference = bare(record["reference"])
-            texts = bare(record["prediction"]), same.setdefault(reference, reference)
+            references = (bare(record["reference"]), *_other_references(record))
+            texts = bare(record["prediction"]), same.setdefault(references, references)
             groups.setdefault(length, []).append((*texts, tokens, cut_off))
     if not groups:
         raise ValueError(f"{path} has no rows to score")
@@ -123,9 +134,9 @@ def score_predictions(
     scored: dict[int | None, dict[str, Any]] = {}
     tokenizer = tokenizer or choose_tokenizer(row[1] for rows in groups.values() for row in rows)
     for length in sorted(groups, key=lambda key: key or 0):
-        predictions, references, tokens_, cuts = zip(*groups[length], strict=True)
-        scores = score_rows(predictions, references, tokenizer)
-        summary = summarize_scores(scores) | describe_tokenizer(references, tokenizer)
+        predictions, several, tokens_, cuts = zip(*groups[length], strict=True)
+        scores = score_rows(predictions, several, tokenizer)
+        summary = summarize_scores(scores) | describe_tokenizer(several, tokenizer)
         if rows is not None:
             rows[length] = scores["rougeLsum"][:, 2].tolist()
         if None not in tokens_:
@@ -136,11 +147,15 @@ def score_predictions(
     return scored
 
 
-def _cells(prediction: Prediction) -> list[str]:
-    return [
-        guarded(value) if isinstance(value, str) else str(value).lower()
-        for value in astuple(prediction)
-    ]
+def _cells(prediction: Prediction, references: int) -> list[str]:
+    *values, others = astuple(prediction)
+    values += [*others, *[""] * (references - 1 - len(others))]
+    return [guarded(value) if isinstance(value, str) else str(value).lower() for value in values]
+
+
+def _other_references(record: Mapping[str, str]) -> tuple[str, ...]:
+    names = [name for name in record if name.startswith(OTHER_REFERENCE)]
+    return tuple(bare(record[name]) for name in names if record[name])
 
 
 def guarded(text: str) -> str:

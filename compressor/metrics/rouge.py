@@ -33,6 +33,8 @@ MEASURES = ("precision", "recall", "f1")
 """The columns of the arrays of `score_rows`."""
 KEYS = tuple(f"{name}{end}" for name in NAMES for end in ("_precision", "_recall", ""))
 """What `summarize_scores` calls the means; F1 goes by the bare name."""
+Reference = str | Sequence[str]
+"""What a row is scored by: one text, or several of which the best counts."""
 RougeTokenizer = Literal["english", "unicode"]
 RougeTokenizerSetting = Annotated[
     RougeTokenizer | None,
@@ -84,14 +86,18 @@ def _scorer(tokenizer: RougeTokenizer) -> Any:
     return RougeScorer(NAMES, tokenizer=_tokenizer(tokenizer))
 
 
-def choose_tokenizer(references: Iterable[str]) -> RougeTokenizer:
+def _texts_of(reference: Reference) -> Sequence[str]:
+    return [reference] if isinstance(reference, str) else reference
+
+
+def choose_tokenizer(references: Iterable[Reference]) -> RougeTokenizer:
     """Choose ROUGE's tokenizer for an evaluation: `english` where nearly all letters are ASCII.
 
     Looks at the references alone, so that all models that are scored on them are scored alike.
     """
     total = beyond_ascii = 0
-    for reference in references:
-        letters = _NO_LETTER.sub("", unicodedata.normalize("NFC", reference))
+    for text in (text for reference in references for text in _texts_of(reference)):
+        letters = _NO_LETTER.sub("", unicodedata.normalize("NFC", text))
         total += len(letters)
         beyond_ascii += len(letters) - len(letters.encode("ascii", "ignore"))
     expected = BEYOND_ASCII * total
@@ -99,13 +105,18 @@ def choose_tokenizer(references: Iterable[str]) -> RougeTokenizer:
     return "unicode" if beyond_ascii > expected + 2 * math.sqrt(expected) else "english"
 
 
-def describe_tokenizer(references: Iterable[str], tokenizer: RougeTokenizer) -> dict[str, Any]:
+def describe_tokenizer(
+    references: Iterable[Reference], tokenizer: RougeTokenizer
+) -> dict[str, Any]:
     """Name the tokenizer, and count the references that have letters but no word (`wordless`).
 
     Such a reference scores 0 whatever is predicted.
     """
     tokenize = _tokenizer(tokenizer).tokenize
-    wordless = sum(bool(_NO_LETTER.sub("", text)) and not tokenize(text) for text in references)
+    wordless = sum(
+        all(_NO_LETTER.sub("", text) and not tokenize(text) for text in _texts_of(reference))
+        for reference in references
+    )
     return {"rouge_tokenizer": tokenizer} | ({"wordless": wordless} if wordless else {})
 
 
@@ -122,10 +133,10 @@ def warn_of_wordless(metrics: Mapping[str, Any]) -> str | None:
 
 def score_rows(
     predictions: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[Reference],
     tokenizer: RougeTokenizer | None = None,
 ) -> dict[str, Scores]:
-    """Score each prediction against its reference.
+    """Score each prediction against its reference; of several, each of `NAMES` takes the best F1.
 
     Returns, for each of `NAMES`, a float64 array of shape (rows, 3): precision, recall, F1, in
     0..1. `english` words are lower-cased and stemmed (Porter), as `evaluate`'s `use_stemmer=True`
@@ -141,7 +152,8 @@ def score_rows(
     scores = {name: np.zeros((len(predictions), len(MEASURES))) for name in NAMES}
     for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         # Only rougeLsum sees the line ends; the other three take them for spaces.
-        found = scorer.score("\n".join(sentences(reference)), "\n".join(sentences(prediction)))
+        targets = ["\n".join(sentences(text)) for text in _texts_of(reference)]
+        found = scorer.score_multi(targets, "\n".join(sentences(prediction)))
         for name in NAMES:
             scores[name][row] = found[name]
     return scores
@@ -189,7 +201,7 @@ def summarize_scores(
 
 def score_texts(
     predictions: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[Reference],
     tokenizer: RougeTokenizer | None = None,
 ) -> dict[str, Any]:
     """The means of `score_rows`, and which words were counted: what a stage's metrics have."""

@@ -87,11 +87,7 @@ def _few(rows: Rows, split: Split, data: Data) -> Rows:
                 chosen, seen = sorted({*chosen, place}), seen | own
             if len(seen) == len(data.labels):
                 break
-    return Rows(
-        [rows.texts[i] for i in chosen],
-        [rows.summaries[i] for i in chosen] if rows.summaries else [],
-        [rows.labels[i] for i in chosen] if rows.labels else [],
-    )
+    return rows.take(chosen)
 
 
 def _labels_of(given: Sequence[int], data: Data) -> set[int]:
@@ -145,7 +141,8 @@ def small_data(data: Data, taken: Taken, folder: Path) -> dict[str, Any]:
         files.pop("test", None)
     shared = ("task", "text", "summary", "labels", "label", "prefix", "truncate")
     limits = ("max_source_length", "max_target_length")
-    return {key: values[key] for key in (*shared, *limits)} | {"source": "files", "files": files}
+    kept = {key: values[key] for key in (*shared, *limits)}
+    return kept | {"empty": "keep", "source": "files", "files": files}
 
 
 def _first_have_all(data: Messages) -> bool:
@@ -161,7 +158,7 @@ def _first_have_all(data: Messages) -> bool:
 def _as_written(rows: Rows, data: Data) -> list[dict[str, Any]]:
     """Each row as a file of the recipe's columns has it."""
     if data.task == "summarization":
-        pairs = zip(rows.texts, rows.summaries, strict=True)
+        pairs = zip(rows.texts, rows.references, strict=True)
         return [{data.text: text, data.summary: summary} for text, summary in pairs]
     written = []
     for text, given in zip(rows.texts, rows.labels, strict=True):

@@ -81,7 +81,7 @@ class Baseline(Stage):
 
         rows = context.rows("test")
         leads = [" ".join(sentences(text)[: self.sentences]) for text in rows.texts]
-        context.metrics.update(score_texts(leads, rows.summaries, self.rouge_tokenizer))
+        context.metrics.update(score_texts(leads, rows.references, self.rouge_tokenizer))
 
     def _regression(self, context: Context) -> None:
         from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]  # no types

@@ -267,20 +267,23 @@ class Evaluate(Report):
             for limit in self.limits:
                 tokens, cut_off = decoded[limit].tokens, decoded[limit].cut_off
                 texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-                both = zip(rows.texts, rows.summaries, texts, strict=True)
-                for index, (source, reference, text) in enumerate(both):
+                both = zip(rows.texts, rows.references, texts, strict=True)
+                for index, (source, several, text) in enumerate(both):
+                    first, *others = [several] if isinstance(several, str) else several
                     yield Prediction(
                         row=index,
                         max_length=limit,
                         source=source,
-                        reference=reference,
+                        reference=first,
                         prediction=text,
                         tokens=len(tokens[index]),
                         cut_off=cut_off[index],
+                        other_references=tuple(others),
                     )
 
         path = context.folder / "predictions.csv"
-        write_predictions(path, predictions())
+        most = max((len(several) for several in rows.several), default=1)
+        write_predictions(path, predictions(), most)
         rows_: dict[int | None, list[float]] = {}
         scored = score_predictions(path, rows_, self.rouge_tokenizer)
         tokenizer = scored[self.limits[-1]]["rouge_tokenizer"]

@@ -82,7 +82,7 @@ class PseudoLabel(Stage):
         ]
         write_pseudo_labels(context.folder / FILE, labels)
         context.metrics.update(
-            score_texts(texts, rows.summaries),
+            score_texts(texts, rows.references),
             gen_len=sum(label.tokens for label in labels) / len(labels),
             cut_off=sum(label.cut_off for label in labels) / len(labels),
             empty=sum(label.empty for label in labels),

@@ -188,7 +188,7 @@ class _Measure:
 
             decoded = decode(model, self.examples.sources, max_length=self.stage.max_length)
             texts = tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
-            scores = score_rows(texts, self.rows.summaries)
+            scores = score_rows(texts, self.rows.references)
             measured["rougeLsum"] = summarize_scores(scores)["rougeLsum"]
         return measured
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from compressor.data import rows as module
-from compressor.data.file_limits import columns
-from compressor.data.rows import Rows, Texts
+from compressor.data.file_formats import Format, open_table
+from compressor.data.rows import Column, Rows
 from compressor.data.sources import Data
 from compressor.errors import StageError
 
@@ -23,9 +23,10 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def loaded(made: list[Any], name: str, *, long: bool, **more: Any) -> Rows:
         monkeypatch.setattr(module, "LISTED", 3 if long else 10**9)
         monkeypatch.setattr(module, "_PIECE", 4)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in made))
-        given = {"source": "files", "files": {"train": str(path)}, **more}
+        given = {"source": "files", "files": {"train": str(path)}, "empty": "keep", **more}
         data: Any = TypeAdapter(Data).validate_python(given)
         found: Rows = data.load("train")
         return found
@@ -43,7 +44,7 @@ def test_a_long_table_gives_the_rows_of_a_short_one(load: Any, more: Any) -> Non
         load(MADE, "s.jsonl", long=False, **more),
         load(MADE, "l.jsonl", long=True, **more),
     )
-    assert isinstance(long.texts, Texts)
+    assert isinstance(long.texts, Column)
     assert isinstance(short.texts, list)
     for mine, theirs in ((long.texts, short.texts), (long.summaries, short.summaries)):
         assert len(mine) == len(theirs) >= 7
@@ -56,10 +57,10 @@ def test_a_long_table_gives_the_rows_of_a_short_one(load: Any, more: Any) -> Non
 @pytest.mark.parametrize("row", [0, 5, 10])
 def test_a_long_table_tells_of_the_row_without_a_text(load: Any, row: int) -> None:
     """By its number and column, as a short one does, wherever it is."""
-    wrong = [dict(each) for each in MADE]
+    wrong = [{**each, "summary": "s"} for each in MADE]
     wrong[row]["summary"] = None  # type: ignore[assignment]
-    with pytest.raises(StageError, match=rf"row {row}, column 'summary': nothing, not text"):
-        load(wrong, "wrong.jsonl", long=True)
+    with pytest.raises(StageError, match=rf"1 row has no text or .* \(row {row}, column 'summary'"):
+        load(wrong, "wrong.jsonl", long=True, empty="error")
     numbers = [{**each, "summary": 1} for each in MADE]
     with pytest.raises(StageError, match=r"row 0, column 'summary': int 1, not text"):
         load(numbers, "numbers.jsonl", long=True)
@@ -75,14 +76,20 @@ def test_labels_of_a_long_table_are_those_of_a_short_one(load: Any) -> None:
     assert list(long.texts) == short.texts
 
 
-def test_the_columns_of_a_json_array_are_known_from_its_first_item(tmp_path: Path) -> None:
+def test_a_json_array_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
     """An array of 5 GB was read and parsed whole, for each plan; what follows may be anything."""
     path = tmp_path / "rows.json"
     first = {"text": "[{" * 40_000, "summary": 'a "quoted" ] one'}
+
+    def rows() -> Any:
+        return open_table(path, Format(), ["text", "summary"]).rows
+
     path.write_text("\n [\n" + json.dumps(first) + ",\n" + "x" * 10_000_000)
-    assert columns(path) == ["text", "summary"]
+    assert next(rows()) == first
     path.write_text("[ ]")
-    assert columns(path) is None
+    assert list(rows()) == []
+    path.write_text(json.dumps([first] * 50, indent=1))
+    assert list(rows()) == [first] * 50
     path.write_text('[{"text": ')
-    with pytest.raises(ValueError, match="Expecting value"):
-        columns(path)
+    with pytest.raises(StageError, match="row 0: Expecting value"):
+        next(rows())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from compressor.data.messages import LABELS, messages
-from compressor.data.rows import Rows, rows_of
+from compressor.data.rows import Rows
 from compressor.data.sources import Files, Messages
 from compressor.errors import StageError
 
@@ -21,7 +23,21 @@ def data(**changes: Any) -> Files:
 
 
 def read(source: Files, split: str = "train", limit: int | None = None, **columns: Any) -> Rows:
-    return rows_of(Dataset.from_dict({"text": TEXTS} | columns), source, split, "rows.csv", limit)
+    return read_table(Dataset.from_dict({"text": TEXTS} | columns), source, split, limit)
+
+
+def read_table(table: Dataset, source: Files, split: str = "train", limit: Any = None) -> Rows:
+    """What planning says of a table that is saved as a file, or else its rows."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.parquet"
+        table.to_parquet(path)
+        about: Any = {"files": dict.fromkeys(("train", split), str(path))}
+        source = Files.model_validate(source.model_dump() | about | {"rows": {split: limit}})
+        problems: list[str] = []
+        source.check(split, lambda key, message: problems.append(f"{key}: {message}"))  # type: ignore[arg-type]
+        if problems:
+            raise StageError("\n".join(problems))
+        return source.load(split)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("truths", [[1, 0, 1], [True, False, True], [1.0, 0.0, 1.0], list("101")])
@@ -99,11 +115,11 @@ def test_numbers_mean_what_the_table_says_they_mean(several: bool) -> None:
     table = Dataset.from_dict({"text": TEXTS, "label": values}, features=features)
     source = data(label="label") if several else data(task="single_label")
     expected = [[0, 1], [1, 0], [0, 1]] if several else [[1], [0], [1]]
-    assert rows_of(table, source, "train", "rows", None).labels == expected
+    assert read_table(table, source).labels == expected
     strange = [[2], [1], [0]] if several else [2, 1, 0]
     table = Dataset.from_dict({"text": TEXTS, "label": strange}, features=features)
     with pytest.raises(StageError, match="row 0, column 'label': 'other' is no label"):
-        rows_of(table, source, "train", "rows", None)
+        read_table(table, source)
 
 
 def test_a_label_without_rows_matters_only_where_it_is_learned() -> None:

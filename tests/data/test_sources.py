@@ -120,7 +120,7 @@ def test_a_wrong_cell_is_named_by_its_row_in_the_file_also_when_rows_are_held_ou
     lines = table.read_text().splitlines()
     lines[41] = "text 40,7,0"
     table.write_text("\n".join(lines) + "\n")
-    with pytest.raises(StageError, match="row 40, column 'toxic': 7, not 0 or 1"):
+    with pytest.raises(StageError, match="row 40, column 'toxic': '7', not 0 or 1"):
         texts(files(table, holdout=0.2))
 
 

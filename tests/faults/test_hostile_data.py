@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from compressor.console import PlainConsole
-from compressor.data.file_limits import LONGEST_LINE, MOST_COLUMNS
+from compressor.data.file_formats import LONGEST_LINE, MOST_COLUMNS
 from compressor.data.sources import Files
 from compressor.errors import StageError
 from compressor.metrics.predictions import (

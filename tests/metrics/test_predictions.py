@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from compressor.explain.paired import scored
 from compressor.metrics.predictions import (
     COLUMNS,
     Prediction,
@@ -142,3 +143,19 @@ def test_score_names_its_tokenizer_and_takes_another(tmp_path: Path, run) -> Non
     done = run("score", "p.csv", "--rouge-tokenizer", "english")
     assert "0.0000" in done.out and "ROUGE's tokenizer: english" in done.out
     assert "warning: 1 of 1 references have letters but no word" in done.err
+
+
+def test_several_references_come_back_and_are_scored_again(tmp_path: Path) -> None:
+    """As columns of their own, empty where a row has fewer; the best one scores."""
+    path = tmp_path / "predictions.csv"
+    rows = [
+        Prediction(0, 8, "s", "x y", "a b", 2, False, ("=a b", "z")),
+        Prediction(1, 8, "t", "a b", "a b", 2, False),
+    ]
+    write_predictions(path, rows, references=3)
+    assert path.read_text().splitlines()[0].endswith(",cut_off,reference_2,reference_3")
+    assert read_predictions(path) == rows
+    assert score_predictions(path)[8]["rouge1"] == 1
+    scored_rows = scored(path)
+    assert list(scored_rows.columns["rouge1"].rows[:, 0]) == [1, 1]
+    assert scored_rows.rows[0] == ("0", "s", "x y", "=a b", "z")

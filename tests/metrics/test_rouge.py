@@ -321,3 +321,15 @@ def test_references_without_a_word_are_counted() -> None:
     metrics = score_texts(references, references, "unicode")
     assert metrics["rouge1"] == pytest.approx(202 / 204)
     assert "wordless" not in metrics and warn_of_wordless(metrics) is None
+
+
+def test_each_rouge_takes_the_best_of_several_references() -> None:
+    """All words in another order, or two of them in theirs: 1-grams 4 of 4; 2-grams 1 of 3 and of
+    5; longest in order 2 of 4 and of 6. A row with one reference is scored as ever.
+    """
+    several = [["d c b a", "a b x y z w"], "a b"]
+    rows = score_rows(["a b c d", "a b c d"], several)
+    assert rows["rouge1"][0] == pytest.approx([1, 1, 1])
+    assert rows["rouge2"][0] == pytest.approx([1 / 3, 1 / 5, 1 / 4])
+    assert rows["rougeL"][0] == pytest.approx([1 / 2, 1 / 3, 2 / 5])
+    assert rows["rouge1"][1] == pytest.approx([1 / 2, 1, 2 / 3])

@@ -84,3 +84,39 @@ def test_hindi_is_scored_by_its_own_words(recipe, run) -> None:
     overrides = [f"stages.{name}.rouge_tokenizer=english" for name in ("baseline", "evaluate")]
     done = run("run", path, "data.files.validation=rows.jsonl", *overrides)
     assert done.record("baseline")["metrics"]["rouge_tokenizer"] == "english"
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_several_references_are_scored_the_same_everywhere(recipe, run, planned: bool) -> None:
+    """By the run, by `score` and by hand; empty rows are left out and told once."""
+    path = recipe(
+        ("/data: bills", "/data: files"),
+        ("[load, finetune, prune, recover, evaluate]", "[load, finetune, evaluate]"),
+        (
+            "data: {rows: {train: 64, validation: 16, test: 8}",
+            "data: {files: {train: rows.jsonl, validation: rows.jsonl}, empty: drop, prefix: ''",
+        ),
+        ("  prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}\n", ""),
+        ("  recover: {stage: finetune, epochs: 1}\n", ""),
+    )
+    rows = [
+        {"text": ["An act", "to fund parks."], "summary": ["Parks.", "", f"funds park {row}"]}
+        for row in range(12 if planned else 10_012)
+    ]
+    rows[-3]["summary"] = []
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (path.parent / "rows.jsonl").write_text(lines)
+    limits = ("data.rows.train=16", "data.rows.validation=4", "data.rows.test=20")
+    done = run("run", path, *limits)
+    assert done.code == 0, done.err
+    told = f"1 row has no text or no summary (row {len(rows) - 3}, column 'summary'), left out"
+    assert (done.out + done.err).count(told) == 1
+    with (done.run_folder / "predictions.csv").open() as stream:
+        written = list(csv.DictReader(stream))
+    count = min(len(rows) - 1, 20)
+    assert len(written) == 2 * count
+    assert {row["source"] for row in written} == {"An act to fund parks."}
+    assert {row["reference"] for row in written} == {"Parks."}
+    assert [row["reference_2"] for row in written[:5]] == [f"funds park {n}" for n in range(5)]
+    scores = json.loads(run("score", done.run_folder, "--json").out)
+    assert scores == done.record("evaluate")["metrics"]["lengths"]

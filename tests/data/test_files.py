@@ -1,0 +1,345 @@
+"""Files as people have them: a model learns what a cell says, or planning names the cell."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from compressor.data import rows as module
+from compressor.data.rows import Rows
+from compressor.data.sources import Files
+from compressor.errors import StageError
+
+PAIRS = [("annual report", "2024-01-01"), ("energy bill", "007"), ("a state; an act", "NA")]
+
+
+def source(path: Path, **settings: Any) -> Files:
+    return Files.model_validate({"source": "files", "files": {"train": str(path)}, **settings})
+
+
+def plan(data: Files) -> tuple[list[str], list[str]]:
+    """The problems and the warnings of planning."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    data.check(
+        "train",
+        lambda key, message: problems.append(f"{key}: {message}"),
+        lambda key, message: warnings.append(f"{key}: {message}"),
+    )
+    return problems, warnings
+
+
+def load(path: Path, **settings: Any) -> Rows:
+    data = source(path, **settings)
+    assert plan(data)[0] == []
+    return data.load("train")
+
+
+def refusal(path: Path, **settings: Any) -> str:
+    (problem,) = plan(source(path, **settings))[0]
+    return problem
+
+
+def pairs(rows: Rows) -> list[tuple[str, str]]:
+    return list(zip(rows.texts, rows.summaries, strict=True))
+
+
+def write_csv(path: Path, separator: str = ",", encoding: str = "utf-8") -> Path:
+    quoted = [[f'"{cell}"' for cell in row] for row in [("text", "summary"), *PAIRS]]
+    path.write_text("".join(separator.join(row) + "\r\n" for row in quoted), encoding=encoding)
+    return path
+
+
+@pytest.mark.parametrize("rows", [3, 12])
+def test_a_replaced_file_of_the_same_time_gives_its_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Same path, size and modification time, as a zip leaves it; few rows, and many."""
+    monkeypatch.setattr(module, "LISTED", 5)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path, keys = tmp_path / "rows.jsonl", []
+    for version in ("old", "new"):
+        made = [{"text": f"{version} {row}", "summary": version} for row in range(rows)]
+        (tmp_path / "made").write_text("".join(json.dumps(row) + "\n" for row in made))
+        os.utime(tmp_path / "made", (315532800, 315532800))
+        (tmp_path / "made").replace(path)
+        keys.append(source(path).content_key("train"))
+        assert list(load(path).texts) == [row["text"] for row in made]
+    assert keys[0] != keys[1]
+
+
+def test_rows_that_change_while_they_are_read_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rows of one file would be under another's key."""
+    path = write_csv(tmp_path / "rows.csv")
+    read = Files._collect
+
+    def change(*given: Any) -> Any:
+        collected = read(*given)
+        path.write_text("text,summary\nother,rows\n")
+        return collected
+
+    monkeypatch.setattr(Files, "_collect", change)
+    with pytest.raises(StageError, match="has changed while it was read"):
+        source(path).load("train")
+
+
+def test_the_same_bytes_read_otherwise_have_another_key(tmp_path: Path) -> None:
+    """Only what changes the rows counts: a name, a folder or a setting of other formats do not."""
+    table = write_csv(tmp_path / "rows.csv")
+    other = write_csv(tmp_path / "OTHER.CSV")
+    tabs = tmp_path / "rows.tsv"
+    tabs.write_bytes(table.read_bytes())
+    given: list[tuple[Path, dict[str, Any]]] = [
+        (table, {}), (tabs, {}), (table, {"separator": ";"}), (table, {"header": False}),
+        (table, {"encoding": "cp1252"}), (table, {"quote": None}), (table, {"empty": "drop"}),
+    ]  # fmt: skip
+    keys = [json.dumps(source(path, **more).content_key("train")) for path, more in given]
+    assert len(set(keys)) == len(given)
+    assert json.dumps(source(other, empty="keep").content_key("train")) == keys[0]
+    assert json.dumps(source(table, separator=",").content_key("train")) == keys[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "settings"),
+    [
+        ("rows.csv", ",", {}),
+        ("ROWS.CSV", ",", {}),
+        ("rows.tsv", "\t", {}),
+        ("rows.csv", "\t", {"separator": "tab"}),
+        ("rows.csv", ";", {"separator": ";"}),
+        ("rows.tsv", "|", {"separator": "|"}),
+        ("rows.csv", ",", {"encoding": "utf-16"}),
+    ],
+)
+def test_cells_are_texts_as_they_stand(
+    tmp_path: Path, name: str, separator: str, settings: Any
+) -> None:
+    """Dates, numbers with zeros before them and NA, whatever stands between them."""
+    path = write_csv(tmp_path / name, separator, settings.get("encoding", "utf-8"))
+    assert pairs(load(path, **settings)) == PAIRS
+
+
+def test_a_byte_order_mark_and_other_encodings_are_read(tmp_path: Path) -> None:
+    """Without the encoding's name the message says what to type."""
+    path = write_csv(tmp_path / "bom.csv", encoding="utf-8-sig")
+    assert pairs(load(path)) == PAIRS
+    path = tmp_path / "old.csv"
+    path.write_bytes("text,summary\nCafé,Größe\n".encode("cp1252"))
+    assert "data.encoding=cp1252" in refusal(path)
+    assert pairs(load(path, encoding="cp1252")) == [("Café", "Größe")]
+    path.write_text("text,summary\na,b\n", encoding="utf-16")
+    assert "data.encoding=utf-16" in refusal(path)
+    assert refusal(path, encoding="cp12520").startswith("encoding: no encoding 'cp12520'")
+
+
+def test_a_file_without_a_header_has_numbered_or_given_names(tmp_path: Path) -> None:
+    """The first line is a row too."""
+    path = tmp_path / "rows.csv"
+    path.write_text("1,a text,a summary\n2,another,other\n")
+    expected = [("a text", "a summary"), ("another", "other")]
+    assert pairs(load(path, header=False, text=1, summary=2)) == expected
+    assert pairs(load(path, header=["id", "text", "summary"])) == expected
+    assert "no column '3'" in refusal(path, header=False, text=1, summary=3)
+
+
+def test_what_is_no_table_of_cells_is_named_by_its_line(tmp_path: Path) -> None:
+    """Never is a row shifted, cut or swallowed."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text;summary\na;b\n")
+    assert "\"data.separator=';'\" divides its columns" in refusal(path)
+    assert "\"data.separator='tab'\"" in refusal(write_csv(tmp_path / "quoted.csv", "\t"))
+    path.write_text("text,summary\na,b\nc,d,e\n")
+    assert "line 3: 3 cells for 2 columns" in refusal(path)
+    path.write_text('text,summary\na,b\n"c,d\n')
+    assert "line 3: unexpected end of data; data.quote=null" in refusal(path)
+    path.write_text('text\tsummary\n"So" it is\tb "c"\n')
+    assert pairs(load(path, separator="tab", quote=None)) == [('"So" it is', 'b "c"')]
+
+
+@pytest.mark.parametrize("labels", [["True", "False"], ["01", "10"], ["1.5", "2.0"], ["NA", "0"]])
+def test_labels_in_csv_are_what_the_cells_say(tmp_path: Path, labels: list[str]) -> None:
+    """Whatever they look like, a number of a label included."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"t,{labels[row % 2]}\n" for row in range(4)))
+    rows = load(path, task="single_label", labels=labels)
+    assert rows.labels == [[0], [1], [0], [1]]
+    path.write_text("text,label\na,0\nb,1\n")
+    assert load(path, task="single_label", labels=["no", "yes"]).labels == [[0], [1]]
+    path.write_text("text,label\na,1\nb,2.5\nc,\n")
+    wrong = refusal(path, task="single_label", labels=["1", "2"])
+    assert "row 1, column 'label': '2.5' is no label" in wrong
+
+
+def test_truths_in_csv_are_0_and_1_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,a,b\nx,1,True\ny,0,FALSE\nz,0.0,1.0\n")
+    rows = load(path, task="multi_label", labels=["a", "b"])
+    assert rows.labels == [[1, 1], [0, 0], [0, 1]]
+
+
+def test_several_labels_in_a_cell_are_divided(tmp_path: Path) -> None:
+    """By number or name; an empty cell has none; without the setting the message names it."""
+    path = tmp_path / "rows.tsv"
+    path.write_text("x\t0,2\ny\t\nz\t1\n")
+    about = {
+        "task": "multi_label",
+        "labels": ["a", "b", "c"],
+        "header": False,
+        "text": 0,
+        "label": 1,
+    }
+    rows = load(path, label_separator=",", **about)
+    assert rows.labels == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    path.write_text("x\tb; c\ny\ta\n")
+    assert load(path, label_separator=";", **about).labels == [[0, 1, 1], [1, 0, 0]]
+    assert "row 0, column '1': 'b; c', not a list of labels; data.label_separator" in refusal(
+        path, **about
+    )
+
+
+BLANK = [("a", "x"), ("b", ""), (" \u3000", "y"), ("c", "z"), ("d", None)]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_empty_rows_are_an_error_or_left_out_or_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    """Counted and told, with the first one's number, before anything is trained."""
+    monkeypatch.setattr(module, "LISTED", 2 if many else 100)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": text, "summary": summary} for text, summary in BLANK]
+    del rows[4]["summary"]  # as if it were null
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = f"{path}: 3 rows have no text or no summary (row 1, column 'summary', is the first)"
+    assert refusal(path) == f"empty: {told}; data.empty=drop leaves out such rows, keep not"
+    with pytest.raises(StageError, match="3 rows have no text or no summary"):
+        source(path).load("train")
+    for empty, done in (("drop", "left out"), ("keep", "kept")):
+        assert plan(source(path, empty=empty)) == (
+            [],
+            [f"empty: {told}, {done} as data.empty={empty} says"],
+        )
+    assert pairs(load(path, empty="drop")) == [("a", "x"), ("c", "z")]
+    assert pairs(load(path, empty="keep")) == [(a, b or "") for a, b in BLANK]
+    assert pairs(load(path, rows={"train": 1})) == [("a", "x")]
+    assert pairs(load(path, rows={"train": 2}, empty="drop")) == [("a", "x"), ("c", "z")]
+    held = source(path, empty="drop", holdout={"validation": 0.4})
+    texts = [list(held.load(split).texts) for split in ("train", "validation")]
+    assert sorted(texts) == [["a"], ["c"]]
+
+
+def test_a_run_tells_of_empty_rows_that_planning_did_not_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressor.data.sources.PLANNED_ROWS", 1)
+    path = tmp_path / "rows.csv"
+    path.write_text("text,summary\na,b\nc,\n")
+    data = source(path, empty="drop")
+    assert plan(data) == ([], [])
+    assert "1 row has no text or no summary (row 1, column 'summary')" in data.load("train").note
+    with pytest.raises(StageError, match="1 row has"):
+        source(path).load("train")
+
+
+def test_json_gives_texts_lists_of_sentences_and_references(tmp_path: Path) -> None:
+    """Strings stay texts, whatever they look like; a number is named, with the way out."""
+    path = tmp_path / "rows.ndjson"
+    rows: list[dict[str, Any]] = [
+        {"id": 1, "text": ["One.", "Two."], "summary": ["first", " ", "second"]},
+        {"text": "2024-01-01", "summary": "2024-01-01T00:00:00", "answers": {"text": ["x", "y"]}},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = load(path)
+    assert pairs(found) == [("One. Two.", "first"), ("2024-01-01", "2024-01-01T00:00:00")]
+    assert list(found.references) == [["first", "second"], ["2024-01-01T00:00:00"]]
+    path.write_text(json.dumps({"text": "a", "summary": 1}))
+    assert "row 0, column 'summary': int 1, not text; write it in quotes" in refusal(path)
+    path.write_text('{"text": "a", "summary": "b"}\n{"text": "a",\n')
+    assert "line 2: " in refusal(path)
+    path.write_text('{"text": "a", "summary": "b"}\n["a", "b"]\n')
+    assert "line 2: ['a', 'b'] is no object" in refusal(path)
+
+
+def test_a_first_line_may_lack_a_column_and_a_name_may_have_a_dot(tmp_path: Path) -> None:
+    """A field of a column, or of each item of a list there."""
+    path = tmp_path / "rows.json"
+    rows: list[Any] = [
+        {"text": "a"},
+        {"text": "b", "answers": {"text": ["x", "y"], "start": [0, 4]}, "in": {"a": {"b": "c"}}},
+        {"text": "d", "answers": [{"text": "z"}, {"text": "w"}]},
+    ]
+    path.write_text(json.dumps(rows))
+    found = load(path, summary="answers.text", empty="drop")
+    assert list(found.references) == [["x", "y"], ["z", "w"]]
+    assert pairs(load(path, summary="in.a.b", empty="keep"))[1] == ("b", "c")
+    assert "no column 'answers.tex'" in refusal(path, summary="answers.tex")
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_several_references_of_many_rows_are_those_of_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    monkeypatch.setattr(module, "LISTED", 2 if many else 100)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / "rows.jsonl"
+    made = [{"text": f"t{n}", "summary": [f"s{n}", "other"][: 1 + n % 2]} for n in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    rows = load(path)
+    assert list(rows.references) == [row["summary"] for row in made]
+    assert list(rows.summaries) == [f"s{n}" for n in range(5)]
+    assert list(rows.first(2).references) == [["s0"], ["s1", "other"]]
+    assert list(rows.take([3, 0]).references) == [["s3", "other"], ["s0"]]
+
+
+def test_what_datasets_saved_is_read_from_its_folder(tmp_path: Path) -> None:
+    """Of one split, of several, and a file of it; its digest is that of its rows."""
+    table = Dataset.from_list([{"text": a, "summary": b} for a, b in PAIRS])
+    table.save_to_disk(tmp_path / "one", num_shards=2)
+    DatasetDict({"train": table, "dev": table.select([0])}).save_to_disk(tmp_path / "all")
+    assert pairs(load(tmp_path / "one")) == PAIRS
+    assert pairs(load(tmp_path / "all")) == PAIRS
+    (part, _) = sorted((tmp_path / "one").glob("*.arrow"))
+    assert pairs(load(part)) == PAIRS[:2]
+    before = source(tmp_path / "one").content_key("train")
+    table.select([0, 1]).save_to_disk(tmp_path / "two")
+    assert source(tmp_path / "two").content_key("train") != before
+    (tmp_path / "all/train").rename(tmp_path / "all/fit")
+    assert "has the splits dev, fit; name one of these folders" in refusal(tmp_path / "all")
+    (tmp_path / "empty").mkdir()
+    assert "neither a folder nor a pipe" in refusal(tmp_path / "empty")
+
+
+def test_held_out_rows_are_those_that_datasets_shuffled(tmp_path: Path) -> None:
+    """Whoever held rows out before has the same ones."""
+    path = tmp_path / "rows.jsonl"
+    made = [{"text": f"t{n}", "summary": "s"} for n in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    order = Dataset.from_list(made).shuffle(seed=7)["text"]
+    held = source(path, holdout={"validation": 0.2}, seed=7)
+    assert list(held.load("validation").texts) == order[:8]
+    assert list(held.load("train").texts) == order[8:]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_planning_reads_the_beginning_of_a_large_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever comes after may be anything."""
+    monkeypatch.setattr("compressor.data.sources.PLANNED_ROWS", 2)
+    path = tmp_path / name
+    rows = "text,summary\n" + "a,b\n" * 3
+    if name == "rows.jsonl":
+        rows = '{"text":"a","summary":"b"}\n' * 3
+    path.write_text(rows + '"{"]"\n' * 9)
+    data = source(path)
+    assert plan(data) == ([], [])
+    with pytest.raises(StageError, match=r"cannot read .*line "):
+        data.load("train")
