@@ -26,6 +26,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedTokenizerFast,
 )
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
@@ -33,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 from compressor.architectures import Facts, Stack, Units, architecture
 from compressor.architectures import facts as facts_of
 from compressor.architectures.block import FILE as WITH_BLOCKS
+from compressor.backends import EXPORT
 from compressor.block import Block, has_blocks, put_block, put_blocks
 from compressor.data.examples import Examples, tokenize, tokenize_labelled
 from compressor.errors import StageError
@@ -476,9 +478,10 @@ def has_tokenizer(folder: Path) -> bool:
 
 def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
     """A fast tokenizer from a folder or, with `revision`, from the hub."""
+    loader = PreTrainedTokenizerFast if _is_plain_tokenizer(Path(source)) else AutoTokenizer
     try:
         # Without a word on it, transformers asks on the standard input whether code may run.
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(
             source, trust_remote_code=False, **where
         )
     except (ValueError, ImportError) as error:
@@ -486,6 +489,17 @@ def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
     # Whether HF_HUB_OFFLINE was set would be saved with it: the same artifact in other bytes.
     tokenizer.init_kwargs.pop("local_files_only", None)
     return tokenizer
+
+
+def _is_plain_tokenizer(folder: Path) -> bool:
+    """Whether a folder that was written here has a tokenizer that is what its JSON says: for a
+    Qwen2, AutoTokenizer would take it for Qwen2's own, which cuts words otherwise.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.is_file() or not ((folder / ABOUT).is_file() or (folder / EXPORT).is_file()):
+        return False
+    name = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class")
+    return name in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -573,6 +587,8 @@ def keep_units(
     state = dict(distinct(model.state_dict()))
     for units, indices in kept:
         setattr(config, units.config_key, len(indices))
+        if units.config_key == "vocab_size" and hasattr(config, "decoder_vocab_size"):
+            config.decoder_vocab_size = len(indices)  # of the one vocabulary
         for name, axis in units.tensors.items():
             for tensors in (state, masks):
                 if name in tensors:

@@ -396,6 +396,8 @@ class Facts:
         shapes, config = dict(self.shapes), dict(self.config)
         for each in units:
             config[each.config_key] = width
+            if each.config_key == "vocab_size" and "decoder_vocab_size" in config:
+                config["decoder_vocab_size"] = width
             for name, axis in each.tensors.items():
                 if name in shapes:  # a tied name is not, nor is a buffer
                     shape = list(shapes[name])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -53,7 +53,7 @@ class TrimVocabulary(Stage):
         json_schema_extra=rules({"not": {"allOf": [given("size"), given("keep")]}})
     )
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: ClassVar[Reads] = "texts"
 
     from_splits: Listed[Split] = Field(
@@ -147,10 +147,18 @@ class TrimVocabulary(Stage):
         if model.can_generate():
             configs.append(model.generation_config.to_dict())
         named = {i for config in configs for i in _named(config) if 0 <= i < units.count}
+        if model.config.model_type == "roberta":  # counts positions from its pad's number
+            named |= set(range(model.config.pad_token_id + 1))
         kept = self._choose(vocabulary, used, named, units)
         document, order = vocabulary.only(kept)
         rows = self._rows(order, named, units)
         new = {row: index for index, row in enumerate(rows)}
+        pad = model.config.pad_token_id
+        if model.config.model_type == "roberta" and new[pad] != pad:
+            raise StageError(
+                f"cannot trim this RoBERTa: it counts positions from its pad's number, {pad}, "
+                f"which would be {new[pad]}"
+            )
 
         tokenizer = _rebuilt(old, document)
         self._check(old, tokenizer, new, context)
@@ -260,11 +268,22 @@ def _rebuilt(old: PreTrainedTokenizerBase, document: Mapping[str, Any]) -> PreTr
 
 def _named(config: Mapping[str, Any]) -> set[int]:
     """The token ids that a config or generation config asks for, which must have a row."""
-    found = set[int]()
+    named = set[int]()
     for key, value in config.items():
-        if key.endswith(("_token_id", "_token_ids")):
-            found |= {i for i in (value if isinstance(value, list) else [value]) if _is_id(i)}
-    return found
+        if key.endswith(("_token_id", "_token_ids")) or key == "force_words_ids":
+            named |= set(_ids(value))
+        elif key == "forced_decoder_ids":
+            named |= {token for _, token in value or () if _is_id(token)}
+    return named
+
+
+def _ids(value: Any) -> Iterator[int]:
+    """The token ids in a setting that is one, or a list of such settings."""
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _ids(entry)
+    elif _is_id(value):
+        yield value
 
 
 def _is_id(value: Any) -> bool:
@@ -274,20 +293,29 @@ def _is_id(value: Any) -> bool:
 def _renumbered(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """The settings of a config that hold token ids, with the new ones.
 
-    Raises StageError for `sequence_bias`, forced words and decoder ids, which are not renumbered.
+    What is forbidden, or made likelier, with a token that has left is left out.
     """
+
+    def renumber(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [renumber(entry) for entry in value]
+        return new.get(value, value) if _is_id(value) else value
+
+    def remain(words: Iterable[Any]) -> list[Any]:
+        return [word for word in words if all(index in new for index in _ids(word))]
+
     changed: dict[str, Any] = {}
     for key, value in config.items():
         if value is None:
             continue
-        if key in ("sequence_bias", "force_words_ids", "forced_decoder_ids"):
-            raise StageError(f"the generation config has {key}, which cannot be renumbered")
-        if key.endswith(("_token_id", "_token_ids")):
-            changed[key] = (
-                [new.get(i, i) for i in value] if isinstance(value, list) else new.get(value, value)
-            )
+        if key.endswith(("_token_id", "_token_ids")) or key == "force_words_ids":
+            changed[key] = renumber(value)
+        elif key == "forced_decoder_ids":
+            changed[key] = [[position, renumber(token)] for position, token in value]
+        elif key == "sequence_bias":
+            pairs = value.items() if isinstance(value, Mapping) else value
+            left = [[renumber(word), bias] for word, bias in pairs if remain([word])]
+            changed[key] = left or None
         elif key in _LISTS:
-            words = [entry if isinstance(entry, list) else [entry] for entry in value]
-            left = [[new[i] for i in word] for word in words if all(i in new for i in word)]
-            changed[key] = (left if key == "bad_words_ids" else [w[0] for w in left]) or None
+            changed[key] = renumber(remain(value)) or None
     return changed

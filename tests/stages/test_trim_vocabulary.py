@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BertConfig,
+    GenerationConfig,
     PreTrainedTokenizerFast,
     T5Config,
 )
@@ -36,6 +37,8 @@ from compressor.progress import Progress
 from compressor.stage import Context, Inputs, Launch, Planning
 from compressor.stages.trim_vocabulary import TrimVocabulary
 from tests.conftest import SHARED
+from tests.pico import PICO, UNTIED
+from tests.test_families import CASES, WINDOW, fresh
 
 DATA = Bills(source="bills", prefix="summarize: ", rows={"train": 6, "validation": 3})
 TEXTS = [text for row in bills(300, seed=7, split="train") for text in row.values()]
@@ -427,3 +430,131 @@ def test_t5s_own_tokenizer_is_trimmed_and_stays_trimmed_when_loaded(tmp_path) ->
     assert len(new) == metrics["pieces"] == result.model.config.vocab_size < 1000
     assert pieces(new, rows()) == pieces(old, rows())
     assert new("Größe: 1999 zebras").input_ids.count(new.unk_token_id) == 0
+
+
+def pad_behind(pieces_before: int) -> PreTrainedTokenizerFast:
+    """`characters_bpe` with its pad behind some characters that the rows do not use."""
+    document = json.loads(characters_bpe().backend_tokenizer.to_str())
+    vocab = sorted(document["model"]["vocab"], key=document["model"]["vocab"].get)
+    order = ["<unk>", *"ÜÄÖßλ"[:pieces_before], "<pad>", *vocab[1:]]
+    document["model"]["vocab"] = {piece: index for index, piece in enumerate(dict.fromkeys(order))}
+    ids = dict(document["model"]["vocab"])
+    for token in document["added_tokens"]:
+        token["id"] = ids.setdefault(token["content"], len(ids))
+    document["post_processor"] = None
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(document)), pad_token="<pad>",
+        eos_token="</s>", bos_token="<s>", unk_token="<unk>",
+    )  # fmt: skip
+    assert tokenizer.pad_token_id == pieces_before + 1
+    return tokenizer
+
+
+TRIMMED_FAMILIES = [
+    (kind, changes, head)
+    for kind, changes, head in CASES
+    if not changes or changes in (UNTIED, WINDOW)
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "head"), TRIMMED_FAMILIES)
+def test_every_family_gives_the_logits_it_gave(tmp_path, kind, changes, head) -> None:
+    """On padded rows; pad, bos and eos have other numbers then, and positions count as before."""
+    old = pad_behind(5)
+    special = {
+        f"{name}_token_id": getattr(old, f"{name}_token_id") for name in ("pad", "bos", "eos")
+    }
+    longest = {"max_position_embeddings": 64} if "max_position_embeddings" in PICO[kind] else {}
+    checkpoint = fresh(kind, changes | special | longest | {"vocab_size": len(old) + 3}, head)
+    model = checkpoint.model
+    checkpoint.tokenizer = old
+    with torch.no_grad():  # so large that every row and position shows
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dim() > 1:
+                parameter.mul_(5)
+    if model.can_generate():
+        model.generation_config = GenerationConfig(
+            **special, decoder_start_token_id=special["pad_token_id"], do_sample=False
+        )
+    result, _ = trimmed(TrimVocabulary(characters=False), checkpoint, tmp_path)
+    new = result.tokenizer
+    assert result.model.config.vocab_size < model.config.vocab_size - 50
+    assert (new.pad_token_id == old.pad_token_id) == (kind == "roberta")
+    planned = checkpoint.facts().resize(
+        checkpoint.facts().units("vocabulary"), result.model.config.vocab_size
+    )
+    assert planned.shapes == result.facts().shapes
+    assert planned.config.get("decoder_vocab_size") == getattr(
+        result.model.config, "decoder_vocab_size", None
+    )
+
+    texts = [text[:18].lower() for text in rows()[:1] + rows()[-1:]] + [rows()[0][:9]]
+    kept = [new.convert_ids_to_tokens(i) for i in range(len(new))]
+    old_rows = old.convert_tokens_to_ids(kept)
+
+    def logits(checkpoint: Checkpoint) -> torch.Tensor:
+        encoded = checkpoint.tokenizer(texts, return_tensors="pt", padding=True)
+        encoded.pop("token_type_ids", None)
+        if checkpoint.model.config.is_encoder_decoder:
+            encoded["decoder_input_ids"] = encoded.input_ids[:, :5]
+        with torch.inference_mode():
+            return next(iter(checkpoint.model(**encoded).values()))
+
+    expected, found = logits(checkpoint), logits(result)
+    if head.endswith("_lm"):
+        expected, found = expected[..., old_rows], found[..., : len(new)]
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, atol=1e-5 * scale, rtol=1e-5)
+
+
+def test_what_a_search_is_asked_keeps_its_effect(tmp_path) -> None:
+    """Biases, forced tokens and words: the same pieces are written; what has left is left out."""
+    old = byte_level()
+    checkpoint = t5(old)
+    with torch.no_grad():
+        checkpoint.parameter("shared.weight").mul_(20)
+    ids = old(rows()[0]).input_ids
+    used = list(dict.fromkeys(ids[:-1]))[:8]
+    left = trimmed(TrimVocabulary(), checkpoint, tmp_path / "once")[0].tokenizer.get_vocab()
+    unused = next(index for piece, index in old.get_vocab().items() if piece not in left)
+    settings = {
+        "sequence_bias": [[[used[0]], 30.0], [[used[0], used[1]], 30.0], [[unused], 99.0]],
+        "bad_words_ids": [[used[2], used[3]], [used[4]], [unused, used[5]]],
+        "suppress_tokens": [used[6], unused],
+        "begin_suppress_tokens": [used[0]],
+        "forced_bos_token_id": used[7],
+    }
+    checkpoint.model.generation_config.update(**settings)
+    result, _ = trimmed(TrimVocabulary(), checkpoint, tmp_path)
+    new = result.tokenizer
+
+    def named(tokenizer, config) -> dict:
+        def names(value):
+            if isinstance(value, list | tuple):
+                return [names(entry) for entry in value]
+            return tokenizer.convert_ids_to_tokens(value) if isinstance(value, int) else value
+
+        return {key: names(config[key]) for key in settings}
+
+    expected = named(
+        old,
+        {
+            **settings,
+            "sequence_bias": settings["sequence_bias"][:2],
+            "bad_words_ids": settings["bad_words_ids"][:2],
+            "suppress_tokens": [used[6]],
+        },
+    )
+    assert named(new, result.model.generation_config.to_dict()) == expected
+    written = [
+        each.tokenizer.convert_ids_to_tokens(
+            each.model.generate(
+                each.tokenizer(rows()[1], return_tensors="pt").input_ids,
+                max_new_tokens=8,
+                min_new_tokens=8,
+                do_sample=False,
+            )[0]
+        )
+        for each in (checkpoint, result)
+    ]
+    assert written[0] == written[1]
