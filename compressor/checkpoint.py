@@ -34,7 +34,6 @@ from transformers.utils import logging as transformers_logging
 from compressor.architectures import Facts, Stack, Units, architecture
 from compressor.architectures import facts as facts_of
 from compressor.architectures.block import FILE as WITH_BLOCKS
-from compressor.backends import EXPORT
 from compressor.block import Block, has_blocks, put_block, put_blocks
 from compressor.data.examples import Examples, tokenize, tokenize_labelled
 from compressor.errors import StageError
@@ -116,7 +115,7 @@ class Checkpoint:
         else:
             model = _load_quantized(folder, head, quantization)
         masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
-        tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+        tokenizer = load_tokenizer(folder, as_saved=True) if has_tokenizer(folder) else None
         return cls(model.eval(), tokenizer, head, masks, quantization)
 
     def facts(self) -> Facts:
@@ -476,9 +475,14 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names) or any(folder.glob("*.model"))
 
 
-def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a folder or, with `revision`, from the hub."""
-    loader = PreTrainedTokenizerFast if _is_plain_tokenizer(Path(source)) else AutoTokenizer
+def load_tokenizer(
+    source: str | Path, *, as_saved: bool = False, **where: Any
+) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a folder or, with `revision`, from the hub. `as_saved`: from a folder
+    that was written here.
+    """
+    plain = as_saved and _is_plain_tokenizer(Path(source))
+    loader = PreTrainedTokenizerFast if plain else AutoTokenizer
     try:
         # Without a word on it, transformers asks on the standard input whether code may run.
         tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(
@@ -492,11 +496,11 @@ def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
 
 
 def _is_plain_tokenizer(folder: Path) -> bool:
-    """Whether a folder that was written here has a tokenizer that is what its JSON says: for a
-    Qwen2, AutoTokenizer would take it for Qwen2's own, which cuts words otherwise.
+    """Whether a folder's tokenizer is what its JSON says: for a Qwen2, AutoTokenizer would take it
+    for Qwen2's own, which cuts words otherwise.
     """
     path = folder / "tokenizer_config.json"
-    if not path.is_file() or not ((folder / ABOUT).is_file() or (folder / EXPORT).is_file()):
+    if not path.is_file():
         return False
     name = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class")
     return name in ("TokenizersBackend", "PreTrainedTokenizerFast")
