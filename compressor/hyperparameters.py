@@ -58,8 +58,15 @@ class Hyperparameters(BaseModel):
     learning_rate: float = Field(
         5e-5, gt=0, description="At the end of the warm-up; then linear to 0."
     )
-    warmup_steps: Integer = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    warmup_steps: Integer = Field(
+        0, ge=0, description="Optimizer steps of linear warm-up; the first one's rate is 0."
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled, as in AdamW (1711.05101).")
+    decay_biases_and_norms: bool = Field(
+        False,
+        description="Decay biases and normalization weights too, which Hugging Face's Trainer "
+        "does not.",
+    )
     betas: Annotated[tuple[Decay, Decay], Strict(strict=False)] = Field(
         (0.9, 0.999), description="AdamW's decay of its averages."
     )

@@ -12,17 +12,21 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers.trainer_pt_utils import get_parameter_names
 
 from compressor.hyperparameters import Hyperparameters
 from compressor.launching import Scheme
 from compressor.sparsity.select import apply_mask
 
 Batch = dict[str, Tensor]
+_NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""The patterns of `transformers.Trainer.get_decay_parameter_names`, which is long to import."""
 
 
 def named_parameters(model: nn.Module, loss: nn.Module) -> dict[str, nn.Parameter]:
@@ -33,9 +37,23 @@ def named_parameters(model: nn.Module, loss: nn.Module) -> dict[str, nn.Paramete
     return named | {f"loss.{n}": p for n, p in own if id(p) not in models}
 
 
-def adamw(parameters: list[nn.Parameter], settings: Hyperparameters) -> torch.optim.AdamW:
+def names_that_decay(module: nn.Module) -> set[str]:
+    """Name the parameters that Hugging Face's Trainer decays: no biases, no normalizations."""
+    return set(get_parameter_names(module, [nn.LayerNorm], _NO_DECAY))
+
+
+def adamw(model: nn.Module, loss: nn.Module, settings: Hyperparameters) -> torch.optim.AdamW:
+    """Make the optimizer of all that `named_parameters` gives and that asks for a gradient."""
+    trained = {n: p for n, p in named_parameters(model, loss).items() if p.requires_grad}
+    decays = set(trained)
+    if not settings.decay_biases_and_norms:
+        decays = names_that_decay(model) | {f"loss.{name}" for name in names_that_decay(loss)}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in trained.items() if n in decays]},
+        {"params": [p for n, p in trained.items() if n not in decays], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(
-        parameters,
+        [group for group in groups if group["params"]],
         lr=settings.learning_rate,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
@@ -70,7 +88,7 @@ class Weights:
     def _shard(self) -> None:
         self.named = named_parameters(self.model, self.loss)
         self.trained = [p for p in self.named.values() if p.requires_grad]
-        optimizer = adamw(self.trained, self.settings)
+        optimizer = adamw(self.model, self.loss, self.settings)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.loss, optimizer)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
@@ -91,11 +109,13 @@ class Weights:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def step(self, rate: float) -> float:
+    def step(self, rate: float, masks: Mapping[str, Tensor]) -> float:
         """Clip the gradients and make an optimizer step; the norm, over all processes.
 
-        There is no step where the norm is not finite, or else the weights are `spoiled` after it.
+        What a whole mask has False is no weight: its gradient is in no norm and no average. There
+        is no step where the norm is not finite, or else the weights are `spoiled` after it.
         """
+        self._mask_gradients(masks)
         limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
         norm = self._clip(limit)
         if math.isfinite(norm):
@@ -104,6 +124,13 @@ class Weights:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    @torch.no_grad()
+    def _mask_gradients(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            gradient = self.parameter(name).grad
+            if gradient is not None:
+                apply_mask(local(gradient), self._part_of(name, mask))
 
     def _clip(self, limit: float) -> float:
         return float(self.accelerator.clip_grad_norm_(self.trained, limit))
@@ -211,7 +238,33 @@ class FullyShardedWeights(Weights):
         self.units.append(self.root)
         self.named = named_parameters(self.model, self.loss)
         self.trained = [p for p in self.named.values() if p.requires_grad]
-        self.optimizer = adamw(self.trained, self.settings)
+        self.optimizer = adamw(self.model, self.loss, self.settings)
+        self._note_gradients()
+
+    def _note_gradients(self) -> None:
+        """Have every parameter note when it gets a gradient here.
+
+        A model may use some of them for some inputs only. All processes have to reduce the same
+        gradients, so those that are missing count as 0, which is not known from the result.
+        """
+        self.with_gradient: set[str] = set()
+        self.root.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
+        for unit in self.units:
+            unit.unshard()
+            for name, parameter in named_parameters(self.model, self.loss).items():
+                if parameter.requires_grad and not hasattr(parameter, "to_local"):
+                    note = partial(_note, self.with_gradient, name)
+                    parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
+            unit.reshard()
+
+    def step(self, rate: float, masks: Mapping[str, Tensor]) -> float:
+        noted = [float(name in self.with_gradient) for name in self.named]
+        self.with_gradient.clear()
+        count = self.accelerator.reduce(torch.tensor(noted, device=self.accelerator.device), "sum")
+        for parameter, used in zip(self.named.values(), count.tolist(), strict=True):
+            if not used:  # in one process it would have none either, and be left as it is
+                parameter.grad = None
+        return super().step(rate, masks)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -291,6 +344,11 @@ class FullyShardedWeights(Weights):
             set_parameters(plain, sharded, whole)
             self.model.set_submodule(path, plain.train(sharded.training))
         set_parameters(self.model, self.model, whole)
+
+
+def _note(names: set[str], name: str, parameter: Tensor) -> None:
+    del parameter
+    names.add(name)
 
 
 def set_parameters(module: nn.Module, like: nn.Module, whole: Mapping[int, nn.Parameter]) -> None:

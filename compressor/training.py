@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -79,6 +80,8 @@ def accelerator_for(settings: Hyperparameters, trackers_folder: Path | None) -> 
         cpu=not torch.cuda.is_available(),
         log_with=list(settings.trackers) or None,
         project_dir=str(trackers_folder) if trackers_folder else None,
+        # A fixed table has no gradient, and some weights have none for some rows.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 
@@ -96,9 +99,12 @@ def keep_freed_memory() -> None:
 
 
 def learning_rate(step: int, total: int, settings: Hyperparameters) -> float:
-    """Linear warm-up to `learning_rate`, then linear decay that reaches 0 after step `total`."""
+    """Linear warm-up from 0 to `learning_rate`, then linear decay to 0 after step `total`.
+
+    The first step is 0, as in transformers' `get_linear_schedule_with_warmup`.
+    """
     if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
+        return settings.learning_rate * step / settings.warmup_steps
     left = total - step
     return settings.learning_rate * left / max(1, total - settings.warmup_steps)
 
@@ -327,7 +333,7 @@ class Training:
         mean, due = summed[0].item() / max(1, tokens), summed[1].item() > 0
         if not math.isfinite(mean):
             self._stop(history, f"the loss is {mean}", rate)
-        norm = self.weights.step(rate)
+        norm = self.weights.step(rate, self.masks)
         if not math.isfinite(norm):
             self._stop(history, f"the gradient's norm is {norm}", rate)
         if norm == 0 and mean > NO_LOSS:  # T5's norms turn activations that overflow to zeros

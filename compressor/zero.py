@@ -75,7 +75,7 @@ class PartitionedWeights(Weights):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }
-        optimizer = adamw(self.trained, self.settings)
+        optimizer = adamw(self.model, self.loss, self.settings)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=root, optimizer=optimizer, config=config, dist_init_required=False
         )
@@ -96,7 +96,9 @@ class PartitionedWeights(Weights):
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, rate: float) -> float:
+    def step(self, rate: float, masks: Mapping[str, Tensor]) -> float:
+        """As `Weights.step`, but DeepSpeed clips, and counts the gradients of what is pruned."""
+        del masks
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.engine.step()

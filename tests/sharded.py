@@ -20,9 +20,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from compressor.checkpoint import Checkpoint
+from compressor.data.examples import Examples
 from compressor.distillation import DistillationLoss
+from compressor.dropout import disable_layer_drop
 from compressor.errors import StageError
 from compressor.hyperparameters import Hyperparameters
 from compressor.launching import Scheme
@@ -31,17 +34,17 @@ from compressor.progress import Progress
 from compressor.sparsity.quantized import rounded
 from compressor.stages.finetune import Gradual
 from compressor.training import Training
+from tests import test_families as families
+from tests.pico import BLOCKS
 from tests.test_families import examples, fresh
 
-NO_DROPOUT: dict[str, dict[str, Any]] = {
-    "t5": {"dropout_rate": 0.0},
-    "longt5": {"dropout_rate": 0.0},
-    "bart": {"dropout": 0.0, "activation_dropout": 0.0, "attention_dropout": 0.0},
-    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    "llama": {},
+FAMILIES = {
+    "-".join([kind, head, *changes]): case
+    for case in families.CASES
+    for kind, changes, head in [case]
+    if head != "none" and changes != BLOCKS
 }
-HEADS = {"bert": "sequence_classification", "gpt2": "causal_lm", "llama": "causal_lm"}
+"""Every family that can be trained, with what makes it another one."""
 SETTINGS: dict[str, Any] = {
     "epochs": 9, "max_steps": 6, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 5e-3,
     "weight_decay": 0.1, "clip_norm": 0.5, "checkpoint_seconds": 1e9,
@@ -51,15 +54,24 @@ STILL = {"learning_rate": 1e-30}
 
 
 def start(kind: str, **changes: Any) -> Checkpoint:
+    return family(kind, changes, "seq2seq_lm")
+
+
+def family(kind: str, changes: dict[str, Any], head: str) -> Checkpoint:
     torch.manual_seed(7)
-    return fresh(kind, NO_DROPOUT[kind] | changes, HEADS.get(kind, "seq2seq_lm"))
+    config = AutoConfig.for_model(kind).to_dict().items()
+    no_dropout = {key: 0.0 for key, value in config if "drop" in key and isinstance(value, float)}
+    model = fresh(kind, no_dropout | changes, head)
+    model.model.requires_grad_(requires_grad=True)  # as after a reload, fixed tables too
+    disable_layer_drop(model.model)  # as `finetune` does in several processes
+    return model
 
 
 def train(
     model: Checkpoint, where: Path, scheme: Scheme, more: dict[str, Any] | None = None, **rest: Any
 ) -> dict[str, Any]:
     """Train a checkpoint in place, and tell what happened."""
-    rows = examples(model.head, 13)
+    rows = rest.pop("rows", None) or examples(model.head, 13)
     training = Training(
         **{"loss": LabelLoss(model.model)} | rest, model=model.model, train=rows, validation=rows,
         measure=LabelLoss(model.model), settings=Hyperparameters(**SETTINGS | (more or {})),
@@ -70,9 +82,11 @@ def train(
     return {"losses": history.losses, "validation": history.validation_losses}
 
 
-def plain(kind: str) -> Callable[..., tuple[Checkpoint, dict[str, Any]]]:
+def plain(
+    kind: str, changes: dict[str, Any], head: str
+) -> Callable[..., tuple[Checkpoint, dict[str, Any]]]:
     def case(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
-        model = start(kind)
+        model = family(kind, changes, head)
         return model, train(model, where, scheme)
 
     return case
@@ -210,16 +224,36 @@ def long_inputs(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]
     return model, train(model, where, scheme, {"gradient_checkpointing": True})
 
 
+def of_some_rows(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+    """Global biases, which rows of 16 tokens use: one process has such, or both, or none."""
+    model = start("longt5", encoder_attention_type="transient-global")
+    sources = [
+        [3 + (row * 7 + i * i) % 40 for i in range(20 if row % 3 else 6)] for row in range(13)
+    ]
+    rows = Examples(sources, examples(model.head, 13).targets)
+    return model, train(model, where, scheme, {"micro_batch_size": 1, "batch_size": 3}, rows=rows)
+
+
+def taught_hidden(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+    """Nothing reaches the head, nor the decoder's last layer."""
+    teacher, student = start("bart"), start("bart", tie_word_embeddings=False)
+    loss = DistillationLoss(
+        student.model, teacher.model, {"hidden": 1.0}, layers={"encoder": {0: 0}, "decoder": {0: 1}}
+    )
+    return student, train(student, where, scheme, loss=loss)
+
+
 def bfloat16(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
     model = start("t5")
     return model, train(model, where, scheme, {"precision": "bfloat16"})
 
 
 CASES = {
-    **{kind: plain(kind) for kind in NO_DROPOUT},
+    **{name: plain(*case) for name, case in FAMILIES.items()},
     **{case.__name__: case for case in (one_row, checkpointed, aware, gradual, masked, taught)},
     **{case.__name__: case for case in (with_dropout, gone_on, taken_over, left_over)},
     **{case.__name__: case for case in (long_inputs, bfloat16)},
+    **{case.__name__: case for case in (of_some_rows, taught_hidden)},
     **{case.__name__: case for case in (not_a_number, overflown)},
 }
 NOT_OFFERED = {"zero3": {"aware"}}

@@ -51,7 +51,7 @@ class Approximate(Hyperparameters, Stage):
     Example: `approximate: {layers: [2, 3, 4], inputs: data, loss: mse, max_steps: 500}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     section: ClassVar[str | None] = "training"
     measures: ClassVar[tuple[str, ...]] = ("train_loss", "validation_loss", "baseline_loss")
     section_keys: ClassVar[frozenset[str] | None] = frozenset(

@@ -89,7 +89,7 @@ class Distill(Finetune):
     Example: `distill: {teacher: big, losses: {hidden: 1.0}, layers: {decoder: {0: 1, 1: 3}}}`
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     teacher: str = Field(description="Name of the earlier stage whose model is the teacher.")
     losses: Losses = Field(default_factory=Losses, description="The weight of each part.")

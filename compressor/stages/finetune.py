@@ -104,9 +104,11 @@ class Finetune(Hyperparameters, Stage):
     (head `sequence_classification`) learns the labels: by binary cross-entropy over each label of
     each row where the data's task is multi_label, by cross-entropy where it is single_label.
 
-    AdamW with linear warm-up and decay. The loss of a step is the mean over the real label tokens
-    of its global batch, whatever the number of processes. `losses.csv` has every step's. With
-    `epochs: 0` the model stays as it is, and no row is read.
+    AdamW with linear warm-up and decay, as Hugging Face's Trainer has them: the first step of a
+    warm-up has the rate 0, and weight decay leaves biases and normalizations alone. What is pruned
+    has no part in the norm that `clip_norm` limits. The loss of a step is the mean over the real
+    label tokens of its global batch, whatever the number of processes. `losses.csv` has every
+    step's. With `epochs: 0` the model stays as it is, and no row is read.
 
     `quantization_aware` computes losses and gradients, the validation loss too, with the values
     that `quantize` would give the weights at that step (int8, or int4 in groups); the gradients go
@@ -124,7 +126,7 @@ class Finetune(Hyperparameters, Stage):
     Example: `finetune: {epochs: 1, quantization_aware: {weights: int4, group_size: 64}}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     section: ClassVar[str | None] = "training"
     measures: ClassVar[tuple[str, ...]] = ("train_loss", "validation_loss", "samples_per_second")
     splits: ClassVar[tuple[Split, ...]] = ("train", "validation")
