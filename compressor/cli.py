@@ -18,6 +18,7 @@ from compressor import commands as do
 from compressor.commands import DONE, FAILED, WRONG
 from compressor.errors import RecipeError, StageError, Unreachable
 from compressor.printed import brief, complain, printable
+from compressor.processes import forget_launchers
 from compressor.redaction import redacted_text
 from compressor.shortage import told
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # core, that makes small models 4 times slower (measured: 6.6 against 29 rows/s); this is as
     # fast as the default where nothing else runs. Read when torch is imported, so set before.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    forget_launchers()
     _open_closed_outputs()
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,14 +49,14 @@ def _planned(recipe: str, overrides: Sequence[str]) -> tuple[Composed, Store, Pl
 
 def run_command(given: argparse.Namespace) -> int:
     """`compressor run`."""
-    from compressor.launcher import started_by_launcher
+    from compressor.processes import UNDER_LAUNCHER
     from compressor.runner import execute
 
-    launcher = started_by_launcher()
-    if launcher is not None:
+    if UNDER_LAUNCHER in os.environ:
         raise RecipeError(
-            f"started under {launcher!r}, which would start every stage several times; start "
-            "`compressor run …` by itself and set launch.num_processes=N (or launch.config_file)"
+            "started by torchrun or `accelerate launch`, which would start every stage several "
+            "times; start `compressor run …` by itself and set launch.num_processes=N (or "
+            f"launch.config_file); if nobody started it so, unset {UNDER_LAUNCHER}"
         )
     with ended_as_by_hand() as watch:
         if given.rehearse:

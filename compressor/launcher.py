@@ -15,9 +15,12 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from compressor import machine
 from compressor.errors import StageError
@@ -29,8 +32,8 @@ from compressor.worker import FAILURE, RESULT, TASK
 
 LAST_LINES = 12
 """Of a log, what an error message shows."""
-ENDING_SECONDS = 45.0
-"""How long a launcher has to end its workers, which torch's kills after 30."""
+ENDING_SECONDS = 5.0
+"""How long a launcher has to end its workers. One that waits for other machines does not hear."""
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Session:
     """What the others tell its tasks from those of older runs by."""
     gone: set[int] = field(default_factory=set)
     """Machines that had come, and have ended."""
+    missing: set[int] = field(default_factory=set)
+    """Machines that have not come yet."""
     one_is_gone: threading.Event = field(default_factory=threading.Event)
 
 
@@ -85,6 +90,9 @@ def launch(
             raise StageError(
                 f"machine {numbers} has ended; see there, and give the same command again on each"
             )
+        if session and session.missing:
+            numbers = ", ".join(map(str, sorted(session.missing)))
+            raise StageError(f"machine {numbers} did not come; give the same command there, too")
         raise StageError(how_ended(code, folder))
     result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     context.metrics.update(result["metrics"])
@@ -157,15 +165,19 @@ def _end_when(over: threading.Event, process: subprocess.Popen[bytes]) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that is still there, and what it started. torch's launcher has to be asked:
-    it gives each worker a session of its own.
+    """End a process that is still there, and what it started. torch's launcher is asked first: it
+    gives each worker a session of its own.
     """
     if process.poll() is None:
         process.terminate()
         try:
             process.wait(ENDING_SECONDS)
         except subprocess.TimeoutExpired:
+            workers = psutil.Process(process.pid).children(recursive=True)
             os.killpg(process.pid, signal.SIGKILL)
+            for worker in workers:
+                with suppress(psutil.NoSuchProcess):
+                    worker.kill()
             process.wait()
 
 
@@ -207,12 +219,3 @@ def _launcher(processes: Processes, logs: Path) -> list[str]:
         *("--num_processes", str(processes.count)),
         *("--main_process_port", str(processes.port or 0)),
     ]
-
-
-def started_by_launcher() -> str | None:
-    """The launcher that started this process, where it was one of those that start many."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "torchrun"
-    if "ACCELERATE_MIXED_PRECISION" in os.environ or "ACCELERATE_USE_CPU" in os.environ:
-        return "accelerate launch"
-    return None

@@ -28,6 +28,8 @@ from compressor.worker import FAILURE, TASK
 
 POLL_SECONDS = 0.2
 """How often another machine looks for a task."""
+LEADER_SECONDS = 1800.0
+"""How long another machine waits for the first one's run to begin."""
 GONE_SECONDS = 5.0
 """How long processes may take to end after the first machine's run has: all do at its end."""
 
@@ -73,6 +75,7 @@ def _watch(store: Store, others: list[str], session: Session, ended: threading.E
     while not ended.wait(POLL_SECONDS):
         here = {number for number, lock in enumerate(others, 1) if store.is_locked(lock)}
         come |= here
+        session.missing = set(range(1, len(others) + 1)) - come
         session.gone = come - here
         if session.gone:
             session.one_is_gone.set()
@@ -109,6 +112,7 @@ class Helper:
         place = f"machine {self.processes.machine} of {self.processes.machines}"
         self.say(f"{place}: lends {self.processes.here} processes to machine 0's run")
         session: str | None = None
+        latest = time.monotonic() + LEADER_SECONDS
         while True:
             leader = self._leader()
             if leader is not None and leader["session"] != session and self._same_plan(leader):
@@ -117,6 +121,11 @@ class Helper:
                 return
             elif leader is None and session is not None:
                 raise StageError("machine 0 has ended without all that was planned; see there")
+            elif session is None and time.monotonic() > latest:
+                raise StageError(
+                    f"machine 0 has not begun this run in {LEADER_SECONDS / 60:.0f} minutes; give "
+                    "the same command there, with the same outputs"
+                )
             if session is not None and (task := self._task(session)) is not None:
                 self._take_part(session, *task)
             time.sleep(POLL_SECONDS)

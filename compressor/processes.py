@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -15,6 +16,24 @@ import psutil
 PARENT = "COMPRESSOR_PARENT"
 """The variable that tells a process of ours which one it works for."""
 PARENT_POLL_SECONDS = 0.2
+UNDER_LAUNCHER = "TORCHELASTIC_RUN_ID"
+"""The variable that torch's launcher gives each process that it starts; Accelerate's uses that."""
+_OF_LAUNCHERS = re.compile(
+    r"((LOCAL|GROUP|ROLE|NODE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
+    r"|(ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM|DEEPSPEED|PET|TORCH_?ELASTIC)_.*"
+    r"|(OMPI_COMM|PMI|PMIX|MPI|MV2_COMM)_.*"
+)
+"""Variables that have torch and Accelerate join other processes, or train in another way."""
+
+
+def forget_launchers() -> None:
+    """Take out of the environment, also for children, what would decide how a run is made.
+
+    Pods and images set such variables for all that runs there. A run uses what its recipe says.
+    """
+    for name in list(os.environ):
+        if _OF_LAUNCHERS.fullmatch(name) and name != UNDER_LAUNCHER:
+            del os.environ[name]
 
 
 def environment(threads: int | None = None) -> dict[str, str]:

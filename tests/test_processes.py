@@ -270,6 +270,38 @@ def test_a_machine_with_another_plan_is_told(recipe, monkeypatch) -> None:
     assert told == ["machine 1 of 2: lends 1 processes to machine 0's run"]
 
 
+def test_a_machine_does_not_wait_for_ever_for_the_first(recipe, monkeypatch) -> None:
+    """Which nobody started: a StageError that says what to do."""
+    path = recipe()
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setattr("compressor.machines.LEADER_SECONDS", 0.0)
+    (path.parent / "outputs").mkdir()
+    mine = plan(compose(str(path), machine_configs(path.parent)[1:]), Store(path.parent / "store"))
+    helper = Helper(
+        mine, Store(path.parent / "store"), processes(mine.composed.recipe.launch), print
+    )
+    with pytest.raises(StageError, match="machine 0 has not begun this run"):
+        helper.follow()
+
+
+def test_a_wait_for_another_machine_ends_by_a_signal(recipe) -> None:
+    """The first of two, whose second never comes: SIGTERM ends it, and what it started, in 15 s."""
+    path = recipe(("finetune, prune, recover, evaluate", "finetune"))
+    leader = start(path.parent, machine_configs(path.parent)[0])
+    tasks = path.parent / "outputs/store/partial"
+    deadline = time.monotonic() + 300
+    while not list(tasks.glob("*.task/launcher")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    began = time.monotonic()
+    leader.terminate()
+    told = leader.communicate(timeout=60)[0].decode()
+    assert leader.returncode == 1 and "interrupted" in told
+    assert time.monotonic() - began < 15
+    left = subprocess.run(["pgrep", "-f", str(path.parent)], capture_output=True, text=True)
+    assert left.stdout == ""
+
+
 def test_a_process_that_dies_ends_the_stage(recipe, run) -> None:
     """SIGKILL of the second of two while they train: one message, exit code 1, nobody left."""
     path = recipe(("{epochs: 1}\n  prune", "{epochs: 40}\n  prune"))

@@ -290,6 +290,29 @@ def test_started_under_a_launcher_it_says_what_to_set(recipe, run) -> None:
     assert "launch.num_processes" in result.err
 
 
+OF_CLUSTERS = [
+    "RANK=1 WORLD_SIZE=4 MASTER_ADDR=127.0.0.1 MASTER_PORT=29511",
+    "RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 GROUP_RANK=2 OMPI_COMM_WORLD_SIZE=4 "
+    "PMI_SIZE=4 PMI_RANK=2 PET_NNODES=4 PET_NPROC_PER_NODE=3 ACCELERATE_USE_FSDP=true "
+    "FSDP_VERSION=2 ACCELERATE_MIXED_PRECISION=fp16 ACCELERATE_DYNAMO_BACKEND=INDUCTOR "
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=3",
+]
+
+
+def test_what_a_cluster_sets_changes_no_run(recipe, run) -> None:
+    """In one process and in two, which torch's launcher starts: the losses are those without."""
+    path = recipe(("finetune, prune, recover, evaluate", "finetune"))
+    losses = []
+    for number, text in enumerate(["", *OF_CLUSTERS]):
+        variables = dict(item.split("=") for item in text.split())
+        launch = f"launch.num_processes={2 if number == 2 else 1}"
+        done = run("run", path, f"outputs=o{number}", launch, **variables)
+        assert done.code == 0, done.err
+        losses.append(done.record("finetune")["metrics"]["train_loss"])
+    assert losses[1] == losses[0]
+    assert losses[2] == pytest.approx(losses[0], abs=0.2)  # another dropout
+
+
 def test_the_store_is_where_outputs_says(recipe, run) -> None:
     """`outputs=` moves store and runs together; nothing else is written in the current folder."""
     path = recipe()

@@ -42,7 +42,7 @@ from compressor.hydra_loading import (
 )
 from compressor.plan import digest, plan
 from compressor.printed import printable
-from compressor.processes import end_with, is_there
+from compressor.processes import end_with, forget_launchers, is_there
 from compressor.progress import Progress, Watch, parsed_event
 from compressor.recipe import Composed, compose
 from compressor.recipe_files import Source, find, refuse_code, refuse_resolvers_in_defaults
@@ -248,6 +248,7 @@ def run_point(
     values; one that has others now, since a file of the recipe was changed, fails. `command`: the
     process that the sweep was asked of; what it started itself ends with it.
     """
+    forget_launchers()
     os.chdir(cwd)  # a launcher's worker may have begun elsewhere
     if os.getppid() == command:  # joblib's, of which nothing else would say that nobody waits
         end_with(command)
