@@ -397,6 +397,8 @@ def load_config(folder: Path, values: Mapping[str, Any] | None = None) -> Pretra
         folder, trust_remote_code=False, **(values or {})
     )
     config._attn_implementation = None  # transformers then chooses; also for configs in this one
+    if getattr(config, "chunk_size_feed_forward", 0):
+        config.chunk_size_feed_forward = 0  # saves memory, and fails on lengths it does not divide
     return config
 
 

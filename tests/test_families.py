@@ -510,3 +510,36 @@ def test_heads_that_no_config_can_spare_are_refused(model_type) -> None:
     Slice(heads=0.5).preview(where)
     assert [path for path, _ in told] == ["heads"]
     assert "head" in told[0][1]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key", "value"),
+    [
+        *((kind, "position_embedding_type", "relative_key") for kind in ("bert", "roberta")),
+        ("electra", "position_embedding_type", "relative_key_query"),
+        *((kind, "add_cross_attention", True) for kind in ("bert", "gpt2")),
+    ],
+)
+def test_what_transformers_would_leave_out_is_refused_by_name(
+    tmp_path, model_type, key, value
+) -> None:
+    """It reads such a config, and computes as if the key were not there."""
+    problems = []
+    where = replace(planning(None), problem=lambda *problem: problems.append(problem))
+    config = PICO[model_type] | {"model_type": model_type, key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for load, path in (
+        (Load(config=config, head="none"), f"config.{key}"),
+        (Load(source=str(tmp_path), head="none"), "source"),
+    ):
+        assert load.preview(where) is None
+        assert problems[-1][0] == path and f"{key} is {value!r}" in problems[-1][1]
+
+
+def test_a_chunked_feed_forward_is_computed_whole(tmp_path) -> None:
+    """Its values are the same, and chunks fail on 9 tokens."""
+    start = fresh("bert", {"chunk_size_feed_forward": 4}, "none")
+    start.save(tmp_path)
+    loaded = Checkpoint.load(tmp_path).model
+    plain = fresh("bert", {}, "none")
+    assert torch.equal(outputs(loaded), outputs(plain.model))

@@ -44,6 +44,7 @@ _MODULES = {
 - `parameters(config, untied_head=…)`: name → shape of every distinct parameter;
 - `ties(config)`: name of a parameter → the name it goes by where the two are one tensor;
 - `channels(config, shapes)`, where any are: the `Channels` that `smooth` can rescale;
+- `ONLY`, where any are: key of a config → (the only value that is computed, why);
 - `RESERVED_POSITIONS`, where any are: model type → positions of the table that no token has;
 - `linear(config, shapes)`: the parameters that are the weight of an `nn.Linear` (GPT-2's `Conv1D`
   is none), which are those that integer products can be made with.
@@ -412,6 +413,10 @@ class Facts:
         return replace(smaller, masked=tuple(masked), exact=exact)
 
 
+NO_ENCODER = (False, "its layers attend to an encoder's states, and there is no encoder")
+"""What `ONLY` says of `add_cross_attention`."""
+
+
 class ConfigError(ValueError):
     """A config's value that no model can have. `key` is the config's."""
 
@@ -467,6 +472,9 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
         most = MOST_LAYERS if "layer" in key else MOST_OF_ANYTHING
         if value > most:
             raise ConfigError(key, f"expected at most {most:,}, got {value:.3g}")
+    for key, (only, reason) in getattr(module, "ONLY", {}).items():
+        if given.get(key, only) != only:
+            raise ConfigError(key, f"its config's {key} is {given[key]!r}: {reason}")
     shapes = module.parameters(full, untied_head=untied_head)
     return Facts(model_type=model_type, config=full, shapes=shapes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units, Widths, blocks, labels
+from compressor.architectures import NO_ENCODER, Shape, Stack, Units, Widths, blocks, labels
 from compressor.architectures.block import KEY
 
 _BERT: dict[str, Any] = {
@@ -29,6 +29,13 @@ HEADS = ("none", "sequence_classification")
 WIDTHS = Widths(
     "hidden_size", ("intermediate_size",), ("num_attention_heads",), embedding="embedding_size"
 )
+ONLY = {
+    "add_cross_attention": NO_ENCODER,
+    "position_embedding_type": (
+        "absolute",
+        "transformers 5 computes absolute positions alone, and would leave the others out",
+    ),
+}
 RESERVED_POSITIONS = {"roberta": 2}
 """Rows of the table of positions that no token has: RoBERTa counts from behind its padding's."""
 

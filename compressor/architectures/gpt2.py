@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.architectures import Shape, Stack, Units, Widths, labels
+from compressor.architectures import NO_ENCODER, Shape, Stack, Units, Widths, labels
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -25,6 +25,7 @@ ALIASES = {
     "num_hidden_layers": "n_layer",
 }
 HEADS = ("causal_lm", "sequence_classification", "none")
+ONLY = {"add_cross_attention": NO_ENCODER}
 WIDTHS = Widths("n_embd", ("n_inner",), ("n_head",))
 
 

@@ -60,7 +60,7 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     from compressor.backends.gguf_vocabulary import add_vocabulary
 
     config = checkpoint.model.config
-    if found := lost(config):
+    if found := lost(config.to_dict()):
         raise StageError(f"llama.cpp does not follow this model's {', '.join(found)}")
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoint.head == "seq2seq_lm":
@@ -78,21 +78,29 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
         writer.close()
 
 
-def lost(config: PretrainedConfig) -> list[str]:
+def lost(config: Mapping[str, Any]) -> list[str]:
     """The settings of a config with which llama.cpp computes something else, or nothing."""
-    kind = config.model_type
+    kind = config["model_type"]
     expected = _FOLLOWED["t5" if kind == "mt5" else kind]
-    found = [name for name, value in expected.items() if getattr(config, name, value) != value]
+    found = [name for name, value in expected.items() if config.get(name, value) != value]
     if kind in ("t5", "mt5"):
-        wanted = "gelu_new" if config.is_gated_act else "relu"
-        found += ["feed_forward_proj"] if config.dense_act_fn != wanted else []
-        if config.num_decoder_layers > config.num_layers:  # it runs beyond its list of layers
+        if config["feed_forward_proj"] not in ("relu", "gated-gelu", "gated-gelu_new"):
+            found.append("feed_forward_proj")
+        layers = config["num_layers"]
+        if (config.get("num_decoder_layers") or layers) > layers:  # it runs beyond its list
             found.append("decoder, which has more layers than the encoder")
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    first = config.get("max_window_layers")
+    windows = config.get("layer_types") or (
+        ["sliding_attention"]
+        if config.get("use_sliding_window")
+        and (28 if first is None else first) < config["num_hidden_layers"]
+        else []
+    )
+    if "sliding_attention" in windows:
         found.append("sliding window")
-    rope = getattr(config, "rope_parameters", None) or {}
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     taken = ("default", "linear", "llama3") if kind == "llama" else ("default",)
-    if (scaling := rope.get("rope_type", "default")) not in taken:
+    if (scaling := rope.get("rope_type", rope.get("type", "default"))) not in taken:
         found.append(f"rope_type {scaling!r}")
     if rope.get("partial_rotary_factor", 1) != 1:
         found.append("partial_rotary_factor")

@@ -164,9 +164,10 @@ class Export(Stage):
 
     def _check_gguf(self, facts: Facts, planning: Planning) -> None:
         """Report what llama.cpp cannot do of a model that it knows."""
-        if (facts.config.get("num_decoder_layers") or 0) > facts.config.get("num_layers", 0):
-            reason = "llama.cpp loads no decoder that has more layers than its encoder"
-            planning.problem("format", reason)
+        from compressor.backends.gguf import lost
+
+        if names := lost(facts.config):
+            planning.problem("format", f"llama.cpp does not follow this model's {', '.join(names)}")
         if planning.data.truncate == "sentences":
             reason = "llama.cpp's tokenizer does not tell where a token ends; set 'tokens' for gguf"
             planning.problem("data.truncate", reason)

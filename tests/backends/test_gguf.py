@@ -25,6 +25,7 @@ from tokenizers import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from compressor.architectures import facts
 from compressor.backends import gguf
 from compressor.backends.pytorch import TorchModel
 from compressor.checkpoint import Checkpoint, build, keep_layers
@@ -38,6 +39,7 @@ from compressor.ledger import sizes
 from compressor.parity import Parity, gate
 from compressor.stage import Context, Inputs, Launch
 from compressor.stages.export import Export
+from tests.pico import PICO
 
 gguf_reader = pytest.importorskip("gguf")
 
@@ -349,6 +351,9 @@ def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(
 def test_what_llama_cpp_does_not_follow_is_refused(model_type, values, name, tmp_path) -> None:
     with pytest.raises(StageError, match=f"does not follow this model's {name}"):
         gguf.write(checkpoint(model_type, **values), tmp_path / "model", "float32")
+    head = "seq2seq_lm" if model_type == "t5" else "causal_lm"
+    shape = PICO[model_type] | {"model_type": model_type} | values
+    assert gguf.lost(facts(shape, head=head).config)[0].startswith(name)  # while planning
 
 
 DATA = Bills(
@@ -433,5 +438,8 @@ def test_the_plan_tells_what_llama_cpp_cannot_do(recipe, run) -> None:
     if find_spec("llama_cpp") is None:
         assert "pip install 'gguf>=0.19' 'llama-cpp-python>=0.3.36'" in planned.err
         return
-    assert "export.format: llama.cpp loads no decoder that has more layers" in planned.err
+    assert (
+        "export.format: llama.cpp does not follow this model's decoder, which has more layers"
+        in planned.err
+    )
     assert "llama.cpp's tokenizer does not tell where a token ends" in planned.err
