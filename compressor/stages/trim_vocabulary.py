@@ -6,6 +6,7 @@ What a tokenizer's JSON needs for that is in `compressor.data.vocabulary`.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -263,7 +264,14 @@ def _rebuilt(old: PreTrainedTokenizerBase, document: Mapping[str, Any]) -> PreTr
         chat_template=getattr(old, "chat_template", None),
         **named,
     )
-    return new
+    languages = {name: getattr(old, name, None) for name in ("src_lang", "tgt_lang")}
+    if languages["tgt_lang"] in (None, languages["src_lang"]):
+        return new
+    # An mBART's ends targets with another language's token, which its own class alone knows.
+    with tempfile.TemporaryDirectory() as folder:
+        new.save_pretrained(folder)
+        again: PreTrainedTokenizerBase = type(old).from_pretrained(folder, **languages)
+    return again
 
 
 def _named(config: Mapping[str, Any]) -> set[int]:

@@ -23,9 +23,11 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     GenerationConfig,
+    MBartTokenizer,
     PreTrainedTokenizerFast,
     T5Config,
 )
+from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
 from compressor.checkpoint import Checkpoint, build, has_untied_head
 from compressor.data.bills import bills
@@ -558,3 +560,30 @@ def test_what_a_search_is_asked_keeps_its_effect(tmp_path) -> None:
         for each in (checkpoint, result)
     ]
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("target", ["en_XX", "ro_RO"])
+def test_an_mbarts_targets_end_with_their_own_language(tmp_path, target) -> None:
+    """Which its tokenizer's class sees to, and no JSON says; so is the forced first token."""
+    own = json.loads(unigram().backend_tokenizer.to_str())["model"]["vocab"][3:]
+    named = ["<s>", "<pad>", "</s>", "<unk>"], [*FAIRSEQ_LANGUAGE_CODES, "<mask>"]
+    first, last = ([(piece, 0.0) for piece in pieces] for pieces in named)
+    old = MBartTokenizer(
+        vocab=[*first, *map(tuple, own), *last], src_lang="en_XX", tgt_lang=target
+    )  # fmt: skip
+    special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    checkpoint = fresh("mbart", special | {"vocab_size": len(old)}, "seq2seq_lm")
+    checkpoint.tokenizer = old
+    code = old.convert_tokens_to_ids(target)
+    checkpoint.model.generation_config.forced_bos_token_id = code
+    result, _ = trimmed(TrimVocabulary(), checkpoint, tmp_path)
+    new = result.tokenizer
+    assert len(new) < len(old) - 100
+    for way in ("text", "text_target"):
+        read = [
+            each.convert_ids_to_tokens(each(**{way: rows()[-1]}).input_ids) for each in (old, new)
+        ]
+        assert read[0] == read[1]
+        assert read[0][-1] == (target if way == "text_target" else "en_XX")
+    forced = result.model.generation_config.forced_bos_token_id
+    assert new.convert_ids_to_tokens(forced) == target and forced != code
