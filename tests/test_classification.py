@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -400,3 +401,31 @@ def test_goemotions_is_read_as_it_is_published() -> None:
     assert len(rows) == 43_410
     totals = dict(zip(values.labels, map(sum, zip(*rows.labels, strict=True)), strict=True))
     assert (totals["neutral"], totals["admiration"], totals["grief"]) == (14_219, 4_130, 77)
+
+
+def test_tf_idf_knows_the_words_of_texts_without_spaces(tmp_path: Path, run) -> None:
+    """Regression: a Chinese sentence was one word, which no other row has."""
+    draw = random.Random(0)
+    characters = [chr(0x4E00 + 7 * i) for i in range(40)]
+
+    def rows(count: int) -> str:
+        lines = []
+        for row in range(count):
+            name, sign = (("water", "水"), ("fire", "火"))[row % 2]
+            text = draw.sample(characters, 12)
+            text.insert(draw.randrange(13), sign)
+            lines.append(json.dumps({"text": "".join(text), "label": name}) + "\n")
+        return "".join(lines)
+
+    for name, count in (("train", 80), ("validation", 20)):
+        (tmp_path / f"{name}.jsonl").write_text(rows(count))
+    (tmp_path / "mine.yaml").write_text("""
+defaults: [/base, /data: files, _self_]
+pipeline: [baseline]
+data: {task: single_label, label: label, labels: [water, fire], max_source_length: 32,
+       files: {train: train.jsonl, validation: validation.jsonl}}
+stages: {baseline: {words: 1, inverse_regularization: [30]}}
+""")
+    done = run("run", "mine.yaml")
+    assert done.code == 0, done.err
+    assert done.record("baseline")["metrics"]["accuracy"] == 1

@@ -26,7 +26,8 @@ class Baseline(Stage):
     """Score what costs nothing on the same rows: every table should have such a floor.
 
     Summaries: the first `sentences` sentences of the text (lead-3), scored as `evaluate` does.
-    Labels: a logistic regression on TF-IDF of words and their pairs (scikit-learn), one for each
+    Labels: a logistic regression on TF-IDF of words and their pairs (scikit-learn's, or those of
+    any script where the texts' letters are not ASCII, as `rouge_tokenizer` chooses), one for each
     label, or one over all classes; trained on the train split, scored on the test split as
     `evaluate` does, with its loss on the validation split as `validation_loss`. Of several
     `inverse_regularization`s the one with the least validation loss is taken: where validation
@@ -77,11 +78,13 @@ class Baseline(Stage):
 
     def _lead(self, context: Context) -> None:
         from compressor.data.sentences import sentences
-        from compressor.metrics.rouge import score_texts
+        from compressor.metrics.rouge import score_texts, warn_of_wordless
 
         rows = context.rows("test")
         leads = [" ".join(sentences(text)[: self.sentences]) for text in rows.texts]
         context.metrics.update(score_texts(leads, rows.references, self.rouge_tokenizer))
+        if warning := warn_of_wordless(context.metrics):
+            context.progress.say(f"  {warning}")
 
     def _regression(self, context: Context) -> None:
         from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]  # no types

@@ -72,7 +72,7 @@ def test_hindi_is_scored_by_its_own_words(recipe, run) -> None:
         ("data: {rows: {train: 64, validation: 16, test: 8}", "data: {files: {train: rows.jsonl}"),
         ("  load: {}", "  baseline: {sentences: 1}\n  load: {}"),
     )
-    summaries = [f"सरकार ने {number} नई योजना की घोषणा की।" for number in range(16)]
+    summaries = [f"सरकार ने {'बार ' * number}नई योजना की घोषणा की।" for number in range(16)]
     rows = [{"text": f"{each} भारत में मानसून आया।", "summary": each} for each in summaries]
     (path.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = run("run", path, "data.files.validation=rows.jsonl")
@@ -81,9 +81,11 @@ def test_hindi_is_scored_by_its_own_words(recipe, run) -> None:
     assert (lead["rougeLsum"], lead["rouge_tokenizer"]) == (1.0, "unicode")
     assert scored["rouge_tokenizer"] == scored["lengths"]["8"]["rouge_tokenizer"] == "unicode"
     assert "ROUGE's tokenizer: unicode" in (done.run_folder / "README.md").read_text()
+    assert "  ROUGE's tokenizer: unicode" in done.err + done.out
     overrides = [f"stages.{name}.rouge_tokenizer=english" for name in ("baseline", "evaluate")]
     done = run("run", path, "data.files.validation=rows.jsonl", *overrides)
     assert done.record("baseline")["metrics"]["rouge_tokenizer"] == "english"
+    assert (done.err + done.out).count("16 of 16 references have letters but no word") == 2
 
 
 @pytest.mark.parametrize("planned", [True, False])
