@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-import pickle
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 from compressor.architectures.block import FILE as WITH_BLOCKS
 from compressor.backends.tokens import MARIANS
@@ -31,8 +27,6 @@ _MODULES = {"protobuf": "google.protobuf"}
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _CHUNK = 1 << 22
-_ENTRY_BYTES = {"Float": 4, "BFloat16": 2, "Half": 2, "Double": 8}
-"""Name of a torch storage → bytes of an entry."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +76,14 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Name → tensor of all that `from_pretrained` takes from a folder, as the files' headers say.
+    """Name → tensor of all that `from_pretrained` takes from safetensors, as their headers say.
 
-    Nothing of a file that is none of what it seems, or of torch's format before 1.6.
+    Nothing of a `.bin`: what is in it only unpickling could tell.
     """
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
         if path.suffix == ".safetensors" and path.is_file():
             tensors |= _of_safetensors(path)
-        elif path.suffix == ".bin" and path.is_file():
-            tensors |= _of_torch(path)
     return tensors
 
 
@@ -119,49 +111,6 @@ def _of_safetensors(path: Path) -> dict[str, StoredTensor]:
             tensors[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), begin, end)
         except (KeyError, TypeError, ValueError):  # its metadata, or a damaged entry
             continue
-    return tensors
-
-
-class _Descriptions(pickle.Unpickler):
-    """Reads what a `.bin` says of its tensors. It knows no name but those of torch's own format,
-    and makes tuples of them, so that nothing of the file's own runs.
-    """
-
-    def persistent_load(self, pid: Any) -> Any:
-        return pid
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda *arguments: arguments[:3]
-        if module == "torch" and name.removesuffix("Storage") in _ENTRY_BYTES:
-            return name.removesuffix("Storage")
-        raise pickle.UnpicklingError(f"{module}.{name}")
-
-
-def _of_torch(path: Path) -> dict[str, StoredTensor]:
-    tensors = {}
-    try:
-        with ZipFile(path) as archive, path.open("rb") as stream:
-            pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            with archive.open(pickled) as described:
-                state = _Descriptions(described).load()
-            for name, (storage, offset, shape) in state.items():
-                _, dtype, number, *_ = storage
-                member = archive.getinfo(f"{pickled.removesuffix('.pkl')}/{number}")
-                stream.seek(member.header_offset + 26)  # the lengths of its name and extra field
-                lengths = stream.read(4)
-                start = member.header_offset + 30
-                start += int.from_bytes(lengths[:2], "little")
-                start += int.from_bytes(lengths[2:], "little")
-                begin = start + offset * _ENTRY_BYTES[dtype]
-                end = begin + math.prod(shape) * _ENTRY_BYTES[dtype]
-                tensors[name] = StoredTensor(path, dtype, tuple(shape), begin, end)
-    except (BadZipFile, pickle.UnpicklingError, OSError, EOFError, StopIteration, RecursionError):
-        return {}
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):  # of a damaged pickle
-        return {}
     return tensors
 
 

@@ -161,6 +161,28 @@ def test_a_model_that_changes_while_it_is_read_is_stored_under_no_key(
     assert not store.has(key)
 
 
+def test_a_model_with_other_counts_than_its_plan_is_no_artifact(outputs: Path, monkeypatch) -> None:
+    """One weight fewer is pruned than was planned: said with both numbers, and nothing is kept."""
+    artifact = weights(outputs, "prune").parent
+    shutil.rmtree(artifact)
+    run = Prune.run
+
+    def revive_one(self: Any, inputs: Any, context: Any) -> Any:
+        pruned = run(self, inputs, context)
+        mask = next(iter(pruned.masks.values()))
+        mask.view(-1)[(~mask.view(-1)).nonzero()[0]] = True
+        return pruned
+
+    monkeypatch.setattr(Prune, "run", revive_one)
+    node = planned(outputs).node("prune")
+    assert node.facts is not None and node.facts.exact
+    count = sum(count for _, count in node.facts.masked)
+    said = f"{count:,} pruned entries were planned, {count - 1:,} were found"
+    with pytest.raises(StageError, match=f"stage 'prune': the model is not the one .*: {said}"):
+        execute(outputs)
+    assert not artifact.exists()
+
+
 def test_what_another_process_made_meanwhile_is_not_made_again(whole: Path, tmp_path: Path) -> None:
     """It waits for the lock, and then looks again."""
     outputs = tmp_path / "outputs"

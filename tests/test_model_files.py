@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from compressor.errors import RecipeError
-from compressor.model_files import stored_tensors
 from tests.pico import BART, GPT2, LLAMA, T5, TWO_VOCABULARIES, UNTIED
 from tests.test_plan import planned
 
@@ -81,14 +79,6 @@ def shard(folder: Path) -> None:
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
-def as_bin(folder: Path) -> None:
-    """As torch's own file, with the head and the tables that are tied under all of their names."""
-    state = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()
-    state.setdefault("lm_head.weight", state[table(state)])
-    torch.save(state, folder / "pytorch_model.bin")
-
-
 def counts(folder: Path, kind: str) -> tuple[int, int | None]:
     """(what plain transformers makes of a folder, what a plan says of it)."""
     causal = kind in {"gpt2", "llama"}
@@ -117,14 +107,12 @@ CASES = [
 @pytest.mark.parametrize("kind", ["t5", "mt5", "longt5", "bart", "marian", "gpt2", "llama"])
 def test_a_plan_counts_what_transformers_makes_of_the_files(tmp_path: Path, kind: str) -> None:
     """A stored head that is the embedding byte for byte is tied where the config ties it (T5's
-    always does), and one of its own values never is: in one file, in shards, in torch's format.
+    always does), and one of its own values never is: in one file, and in shards.
     """
     for case, (_, config, change) in enumerate(c for c in CASES if c[0] == kind):
-        for stored in (as_saved, shard, as_bin):
+        for stored in (as_saved, shard):
             folder = tmp_path / f"{case}-{stored.__name__}"
             write(folder / "model", kind, config, change)
-            if stored is as_bin and "lm_head.weight" in load_file(folder / "model" / WEIGHTS):
-                continue  # nothing of it is stored under two names
             if stored is not as_saved:
                 stored(folder / "model")  # type: ignore[arg-type]
             found, plan = counts(folder, kind)
@@ -188,31 +176,19 @@ def test_a_model_of_the_hub_is_counted_by_what_is_here_of_it(tmp_path, run, file
     assert json.loads(done.out)[0]["parameters"] == 8_864 + (50 * 16 if files else 0)
 
 
-def test_a_pickle_that_names_anything_else_is_not_read(tmp_path: Path) -> None:
-    """Planning makes nothing of what a `.bin` names but torch's own tensors."""
-
-    class Runs:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    torch.save({"shared.weight": torch.ones(2), "other": Runs()}, tmp_path / "pytorch_model.bin")
-    assert stored_tensors(tmp_path) == {}
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_run_that_counts_otherwise_than_its_plan_fails_by_name(tmp_path: Path, run) -> None:
-    """Torch's format before 1.6 tells a plan nothing: the config ties a head that is stored with
-    values of its own. Nothing is kept, and what follows would have been planned with other counts.
+def test_a_head_that_only_unpickling_would_tell_fails_by_name(tmp_path: Path, run) -> None:
+    """A plan does not read a `.bin`: the config ties a head that is stored with values of its own.
+    Nothing is kept, and what follows would have been planned with other counts.
     """
     write(tmp_path / "model", "bart", BART, own_head)
     state = load_file(tmp_path / "model" / WEIGHTS)
     (tmp_path / "model" / WEIGHTS).unlink()
-    bin_file = tmp_path / "model" / "pytorch_model.bin"
-    torch.save(state, bin_file, _use_new_zipfile_serialization=False)
+    torch.save(state, tmp_path / "model" / "pytorch_model.bin")
     (tmp_path / "load.yaml").write_text(LOAD % "")
     done = run("run", "load.yaml")
     assert done.code == 1
-    tied, apart = 13_344, 13_344 + 50 * 16
-    expected = f"{tied:,} parameters were planned, {apart:,} were found"
-    assert f"stage 'load': the model is not the one that was planned: {expected}" in done.err
+    assert (
+        "the head in model is other than its embedding, and its config says otherwise" in done.err
+    )
+    assert "save the model once more with transformers, as safetensors" in done.err
     assert not list((tmp_path / "outputs" / "store").glob("*/model.safetensors"))

@@ -262,8 +262,8 @@ class Load(Stage):
         given = {key: value for key, value in config.items() if value is not None}
         full = {**defaults, **given, "head": self.head}
         table = module.ties(full).get(_HEAD)
-        if not tensors:  # of the hub, and not here yet: LongT5's files have no head
-            return False if config["model_type"] == "longt5" else None
+        if not tensors:  # not here yet, or a `.bin`
+            return _unread_head(config)
         if table is None or ("tie_word_embeddings" in defaults and not full["tie_word_embeddings"]):
             return None
         tables = [name for name in tensors if name.endswith(_EMBEDDINGS)]
@@ -428,11 +428,29 @@ class Load(Stage):
         directory = self._directory() or self._download(context)
         trust = self.trust_remote_code
         model = load_pretrained(directory, self.head, trust_remote_code=trust, config=task)
+        if not any(directory.glob("*.safetensors")):
+            self._require_planned_head(model, directory)
         if task:
             own = json.loads((directory / "config.json").read_text(encoding="utf-8"))
             context.metrics["head"] = said = fit_head(model, own, list(context.data.labels))
             context.progress.say(f"  the classifier's head: {said}")
         return model
+
+    def _require_planned_head(self, model: PreTrainedModel, directory: Path) -> None:
+        """Raise StageError where a `.bin`, which a plan does not read, has another head than its
+        config says.
+        """
+        from compressor.checkpoint import has_untied_head
+
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        planned = _HEAD in facts(config, head=self.head, untied_head=_unread_head(config)).shapes
+        if planned != bool(has_untied_head(model)):
+            apart = "equal to its embedding" if planned else "other than its embedding"
+            raise StageError(
+                f"the head in {directory} is {apart}, and its config says otherwise: all counts of "
+                "the plan would be wrong. A plan does not read a .bin; save the model once more "
+                "with transformers, as safetensors"
+            )
 
     def _download(self, context: Context) -> Path:
         assert self.source is not None
@@ -544,6 +562,14 @@ def _secrets(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{key}"
         elif isinstance(value, Mapping):
             yield from _secrets(value, f"{above}{key}.")
+
+
+def _unread_head(config: Mapping[str, Any]) -> bool | None:
+    """Whether a head is a tensor of its own in files that were not read; None: as the config says.
+
+    LongT5's files have none, whatever their configs say.
+    """
+    return False if config["model_type"] == "longt5" else None
 
 
 def _local(source: str) -> Path | None:
