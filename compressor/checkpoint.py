@@ -303,8 +303,8 @@ def entries_as_read(config: PretrainedConfig) -> dict[str, Any]:
     """
     entries: dict[str, Any] = {}
     if config.model_type in T5_TYPES:
-        scaled = config.model_type != "mt5" and config.scale_decoder_outputs
-        entries["tie_word_embeddings"] = scaled
+        scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+        entries["tie_word_embeddings"] = config.model_type != "mt5" and scaled
     rope = getattr(config, "rope_parameters", None) or {}
     if "rope_theta" in rope:
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}

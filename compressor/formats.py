@@ -118,6 +118,10 @@ def refusal(name: FormatName, facts: Facts) -> str | None:
         )
     if facts.config.get(BLOCKS) and not found.blocks:
         return f"a model with a block cannot be written as {name!r}"
+    if name == "ctranslate2" and head != "seq2seq_lm" and facts.config.get("is_decoder"):
+        return (
+            f"CTranslate2 lets a {facts.model_type} read both ways: its config's is_decoder is true"
+        )
     missing = [package for package in found.packages if find_spec(package) is None]
     if missing:
         needs = f"{name!r} needs {', '.join(missing)}"

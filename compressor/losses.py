@@ -113,7 +113,8 @@ def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
     encoded = encode(model.encoder, batch["input_ids"], mask)
     ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
     hidden = decode(model.decoder, ids, encoded, mask)[kept]
-    if getattr(model.config, "scale_decoder_outputs", False):  # T5 with a tied head; never mT5
+    config = model.config
+    if config.model_type != "mt5" and getattr(config, "scale_decoder_outputs", False):
         hidden = hidden * model.model_dim**-0.5
     logits: Tensor = model.lm_head(hidden)
     return logits

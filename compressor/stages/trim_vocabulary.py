@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 """What a generation config forbids: of these, what has left is forbidden anyway."""
+_BY_TASK = "task_specific_params"
+"""Where a config, such as published mBARTs', has settings of a search for each task."""
 
 
 class TrimVocabulary(Stage):
@@ -282,6 +284,8 @@ def _named(config: Mapping[str, Any]) -> set[int]:
             named |= set(_ids(value))
         elif key == "forced_decoder_ids":
             named |= {token for _, token in value or () if _is_id(token)}
+        elif key == _BY_TASK:
+            named |= {token for settings in (value or {}).values() for token in _named(settings)}
     return named
 
 
@@ -320,6 +324,10 @@ def _renumbered(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, 
             changed[key] = renumber(value)
         elif key == "forced_decoder_ids":
             changed[key] = [[position, renumber(token)] for position, token in value]
+        elif key == _BY_TASK:
+            changed[key] = {
+                task: {**settings, **_renumbered(settings, new)} for task, settings in value.items()
+            }
         elif key == "sequence_bias":
             pairs = value.items() if isinstance(value, Mapping) else value
             left = [[renumber(word), bias] for word, bias in pairs if remain([word])]

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 import compressor
+from compressor.architectures import facts
 from compressor.errors import RecipeError, StageError
+from compressor.formats import refusal
 from compressor.ledger import sizes
 from compressor.plan import plan
 from compressor.recipe import compose
 from compressor.store import Store
+from tests.pico import PICO
 
 CHAIN = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
@@ -237,6 +240,14 @@ def test_architectures_that_a_format_does_not_take_are_named(tmp_path) -> None:
     assert len(refused) == 2
     assert "longt5 with the head 'seq2seq_lm' cannot be written as 'ctranslate2'" in refused[0]
     assert refused[0].endswith("valid: huggingface, packed")
+
+
+def test_a_bert_that_reads_one_way_alone_is_no_ctranslate2_encoder() -> None:
+    """Refused while planning: CTranslate2's encoders read both ways."""
+    for decoder in (False, True):
+        config = PICO["bert"] | {"model_type": "bert", "is_decoder": decoder}
+        reason = refusal("ctranslate2", facts(config, head="sequence_classification"))
+        assert (reason is not None and "is_decoder is true" in reason) == decoder
 
 
 def test_the_matrix_is_printed(run) -> None:

@@ -576,6 +576,8 @@ def test_an_mbarts_targets_end_with_their_own_language(tmp_path, target) -> None
     checkpoint.tokenizer = old
     code = old.convert_tokens_to_ids(target)
     checkpoint.model.generation_config.forced_bos_token_id = code
+    tasks = {"translation": {"decoder_start_token_id": code, "max_length": 9}}
+    checkpoint.model.config.task_specific_params = tasks
     result, _ = trimmed(TrimVocabulary(), checkpoint, tmp_path)
     new = result.tokenizer
     assert len(new) < len(old) - 100
@@ -587,3 +589,5 @@ def test_an_mbarts_targets_end_with_their_own_language(tmp_path, target) -> None
         assert read[0][-1] == (target if way == "text_target" else "en_XX")
     forced = result.model.generation_config.forced_bos_token_id
     assert new.convert_ids_to_tokens(forced) == target and forced != code
+    tasks["translation"]["decoder_start_token_id"] = forced
+    assert result.model.config.task_specific_params == tasks
