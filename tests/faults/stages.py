@@ -85,7 +85,7 @@ def _data(folder: Path, rows: list[dict[str, Any]], settings: Mapping[str, Any])
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     files = dict.fromkeys(("train", "validation", "test"), str(path))
-    limits = {"max_source_length": 48, "max_target_length": 16}
+    limits = {"max_source_length": 48, "max_target_length": 16, "empty": "keep"}
     return Files.model_validate({"source": "files", "files": files} | limits | settings)
 
 
