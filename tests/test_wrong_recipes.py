@@ -41,6 +41,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A newcomer's folder, with rows in it."""
     rows = [json.dumps({"text": "A bill to fund parks.", "summary": "Parks."}) for _ in range(20)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    number = json.dumps({"text": "A bill.", "summary": 7})
+    (tmp_path / "numbers.jsonl").write_text(f"{rows[0]}\n{number}\n", encoding="utf-8")
+    (tmp_path / "blank.csv").write_text("text,summary\na,b\nc,\nd, \n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

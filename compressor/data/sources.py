@@ -81,7 +81,6 @@ Share = Annotated[
 """Of train's rows, so that enough are left to train on."""
 READER = 2
 """Raise it when rows of the same bytes come out otherwise."""
-_TEXT_CELLS: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": []}
 PLANNED_ROWS, PLANNED_CHARACTERS = 10_000, 4_000_000
 """How much of a file planning reads: some 0.1 s."""
 
@@ -761,13 +760,13 @@ class Hub(Held):
         compared with what the hub names its content: the library takes any of the right length.
         """
         from datasets import load_dataset_builder
+        from datasets.packaged_modules.csv.csv import Csv
 
-        where = (self.dataset, self.configuration)
-        builder = load_dataset_builder(*where, data_files=self.files, revision=commit)
-        if type(builder).__name__ == "Csv":  # whose cells are texts, as those of files here
-            builder = load_dataset_builder(
-                *where, data_files=self.files, revision=commit, **_TEXT_CELLS
-            )
+        about: dict[str, Any] = {"data_files": self.files, "revision": commit}
+        builder = load_dataset_builder(self.dataset, self.configuration, **about)
+        if isinstance(builder, Csv):  # whose cells are texts, as those of files here
+            about["converters"] = dict.fromkeys(self.columns().values(), str)
+            builder = load_dataset_builder(self.dataset, self.configuration, **about)
         if not Path(builder.cache_dir).is_dir():
             given = builder.config.data_files or {}
             for url in dict.fromkeys(str(url) for urls in given.values() for url in urls):

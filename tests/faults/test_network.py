@@ -132,6 +132,22 @@ def test_rows_of_the_hub_are_those_that_it_names(
     tell("network", f"{what.get(fault, fault)}: rows of a data set", happened)
 
 
+def test_cells_of_a_hubs_csv_are_texts(forked: Forked, hub: SmallHub, tmp_path: Path) -> None:
+    """As those of a file here; of three words of the source the summary is one, so F1 is 0.5."""
+    for path in hub.folder.iterdir():
+        path.unlink()
+    lines = [f"{row:05} shall pay,{row:05}\n" for row in range(40)]
+    (hub.folder / "rows.csv").write_text("text,summary\n" + "".join(lines))
+    (tmp_path / "data.yaml").write_text(OF_DATA)
+    hub.fault = ""
+    done = forked("run", "data.yaml", "-q", "data.files={train: rows.csv}", cwd=tmp_path)
+    assert done.code == 0, done.err
+    (metrics,) = tmp_path.glob("outputs/runs/data/*/metrics.json")
+    records = {record["name"]: record for record in json.loads(metrics.read_text())}
+    assert records["baseline"]["metrics"]["rouge1"] == pytest.approx(0.5)
+    assert records["baseline"]["metrics"]["rouge1_recall"] == 1
+
+
 @pytest.mark.skipif(not LONG, reason="three runs; `make test-faults`")
 def test_a_file_that_was_damaged_in_the_hubs_cache_is_fetched_again(
     forked: Forked, hub: SmallHub, whole: Path, tmp_path: Path, tell: Tell
