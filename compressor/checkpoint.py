@@ -26,7 +26,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedTokenizerFast,
 )
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
@@ -115,7 +114,7 @@ class Checkpoint:
         else:
             model = _load_quantized(folder, head, quantization)
         masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
-        tokenizer = load_tokenizer(folder, as_saved=True) if has_tokenizer(folder) else None
+        tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
         return cls(model.eval(), tokenizer, head, masks, quantization)
 
     def facts(self) -> Facts:
@@ -477,35 +476,18 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names) or any(folder.glob("*.model"))
 
 
-def load_tokenizer(
-    source: str | Path, *, as_saved: bool = False, **where: Any
-) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a folder or, with `revision`, from the hub. `as_saved`: from a folder
-    that was written here.
-    """
-    plain = as_saved and _is_plain_tokenizer(Path(source))
-    loader = PreTrainedTokenizerFast if plain else AutoTokenizer
+def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a folder or, with `revision`, from the hub."""
     try:
         # Without a word on it, transformers asks on the standard input whether code may run.
-        tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, **where
         )
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         raise StageError(f"cannot load the tokenizer of {source}: {_first_line(error)}") from error
     # Whether HF_HUB_OFFLINE was set would be saved with it: the same artifact in other bytes.
     tokenizer.init_kwargs.pop("local_files_only", None)
     return tokenizer
-
-
-def _is_plain_tokenizer(folder: Path) -> bool:
-    """Whether a folder's tokenizer is what its JSON says: for a Qwen2, AutoTokenizer would take it
-    for Qwen2's own, which cuts words otherwise.
-    """
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return False
-    name = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class")
-    return name in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -93,5 +93,5 @@ def load(
     head = about["head"]
     packed = (folder / PACKED).is_file()
     model = load_packed(folder) if packed else load_pretrained(folder, head, dtype="auto")
-    tokenizer = load_tokenizer(folder, as_saved=True) if has_tokenizer(folder) else None
+    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     return TorchModel(Checkpoint(model, tokenizer, head), threads=threads, ranks=ranks)
