@@ -46,7 +46,12 @@ from compressor.sparsity.select import apply_mask
 from compressor.sparsity.slicing import take_units
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
     from compressor.data.rows import Rows
     from compressor.data.sources import DataBase
@@ -350,6 +355,7 @@ def load_pretrained(
     *,
     trust_remote_code: bool = False,
     config: Mapping[str, Any] | None = None,
+    generation: GenerationConfig | None = None,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> PreTrainedModel:
     """`from_pretrained`, refusing a file whose tensors do not fit the config.
@@ -357,12 +363,17 @@ def load_pretrained(
     In float32, or in `dtype`; "auto" is that of the file. Only tensors are read: safetensors where
     there are any, else a `.bin` with `weights_only`.
     `config` has values that come instead of the folder's; for another number of labels in it, a
-    classifier's head is drawn anew.
+    classifier's head is drawn anew. `generation` comes instead of the folder's.
     """
     if (folder / WITH_BLOCKS).is_file():
-        return _load_with_blocks(folder, head, config or {}, dtype)
+        model = _load_with_blocks(folder, head, config or {}, dtype)
+        if generation is not None:
+            model.generation_config = generation
+        return model
     try:
-        own = {} if trust_remote_code else {"config": load_config(folder, config)}
+        own = dict(config or {}) if trust_remote_code else {"config": load_config(folder, config)}
+        if generation is not None:
+            own["generation_config"] = generation
         model, info = AUTO_CLASSES[head].from_pretrained(
             folder,
             dtype=dtype,
@@ -371,7 +382,7 @@ def load_pretrained(
             weights_only=True,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=bool(config),
-            **(own or config or {}),
+            **own,
         )
     except (SafetensorError, UnpicklingError, OSError, ValueError, RuntimeError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error

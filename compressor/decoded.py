@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from compressor.generation_config import require_followed
+
+if TYPE_CHECKING:
+    from compressor.backends import BackendName
 
 _AFTER_FORCED_EOS = (
     "exponential_decay_length_penalty",
@@ -28,10 +33,13 @@ class Decoded:
     `cut_off` says whether the limit, not the model, ended the row; with a forced last token such
     a row has an end token all the same. `seconds` and `generated` (tokens, up to the end token)
     are of the decode that the rows come from: in a sweep often that of the longest limit.
+    `lengths` are those that transformers' `run_summarization.py` takes for `gen_len`: tokens that
+    are no pad, the start token too, which is an end token in BART, and a pad in T5.
     """
 
     tokens: list[list[int]]
     cut_off: list[bool]
+    lengths: list[int]
     seconds: float
     generated: int
 
@@ -71,20 +79,41 @@ def valid_limits(max_lengths: Sequence[int]) -> list[int]:
 
 
 def at_limits(
-    rows: Rows, limits: Sequence[int], generation_config: Mapping[str, Any], *, greedy: bool
+    rows: Rows,
+    limits: Sequence[int],
+    generation_config: Mapping[str, Any],
+    backend: BackendName,
+    *,
+    greedy: bool,
 ) -> dict[int, Decoded]:
-    """What each limit gives: of a greedy decode, prefixes of the longest one's rows."""
+    """What each limit gives: of a greedy decode, prefixes of the longest one's rows.
+
+    Raises StageError for a setting that `backend` does not follow.
+    """
+    require_followed(generation_config, backend, greedy=greedy)
     eos, forced = (
         token_ids(generation_config.get(key)) for key in ("eos_token_id", "forced_eos_token_id")
     )
     overruled = forced and any(generation_config.get(key) for key in _AFTER_FORCED_EOS)
-    if not greedy or overruled:
-        return {
-            limit: _as_generated(*rows(limit, forced_end=True), limit, eos, forced)
-            for limit in limits
-        }
-    longest = rows(max(limits, default=1), forced_end=False)
-    return {limit: _limited(*longest, limit, eos, forced) for limit in limits}
+    if greedy and not overruled:
+        longest, seconds = rows(max(limits, default=1), forced_end=False)
+        decodes = {limit: (_shortened(longest, limit, eos, forced), seconds) for limit in limits}
+    else:
+        decodes = {}
+        for limit in limits:
+            tokens, seconds = rows(limit, forced_end=True)
+            decodes[limit] = (_with_cut_off(tokens, limit, eos, forced), seconds)
+        longest = []
+    return {
+        limit: Decoded(
+            tokens,
+            cut_off,
+            [_length(row, generation_config) for row in tokens],
+            seconds,
+            sum(map(len, longest or tokens)),
+        )
+        for limit, ((tokens, cut_off), seconds) in decodes.items()
+    }
 
 
 def token_ids(setting: int | list[int] | None) -> list[int]:
@@ -92,25 +121,32 @@ def token_ids(setting: int | list[int] | None) -> list[int]:
     return [] if setting is None else setting if isinstance(setting, list) else [setting]
 
 
-def _as_generated(
-    rows: list[list[int]], seconds: float, limit: int, eos: list[int], forced: list[int]
-) -> Decoded:
+def _length(row: Sequence[int], generation_config: Mapping[str, Any]) -> int:
+    """Count what is no pad in a row and its start token, as `run_summarization.py` does."""
+    start = generation_config.get("decoder_start_token_id")
+    if start is None:
+        start = generation_config.get("bos_token_id")
+    pad = generation_config.get("pad_token_id")
+    return sum(token != pad for token in (start, *row))
+
+
+def _with_cut_off(
+    rows: list[list[int]], limit: int, eos: list[int], forced: list[int]
+) -> tuple[list[list[int]], list[bool]]:
     """Rows of a decode at this very limit; one that fills it by a forced end counts as cut off."""
-    cut_off = [
-        truncate(row, limit, eos)[1] or (bool(forced) and len(row) == limit - 1) for row in rows
-    ]
-    return Decoded(rows, cut_off, seconds, sum(map(len, rows)))
+    full = [bool(forced) and len(row) == limit - 1 for row in rows]
+    return rows, [truncate(row, limit, eos)[1] or at for row, at in zip(rows, full, strict=True)]
 
 
-def _limited(
-    rows: list[list[int]], seconds: float, limit: int, eos: list[int], forced: list[int]
-) -> Decoded:
+def _shortened(
+    rows: list[list[int]], limit: int, eos: list[int], forced: list[int]
+) -> tuple[list[list[int]], list[bool]]:
     """Rows of a longer greedy decode without a forced last token, as this limit gives them."""
     tokens, cut_off = [], []
     for row in rows:
         kept, cut = truncate(row, limit, eos)
-        if cut and kept and forced:
+        if forced and kept and len(kept) == limit - 1:
             kept[-1] = min(forced)  # all forced ones score 0, and argmax takes the first
         tokens.append(kept)
         cut_off.append(cut)
-    return Decoded(tokens, cut_off, seconds, sum(map(len, rows)))
+    return tokens, cut_off

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from compressor.data.batching import evaluation_batches
 from compressor.decoded import NOT_FINITE, Decoded, at_limits, token_ids, valid_limits
 from compressor.errors import StageError
+from compressor.generation_config import SETTINGS
 from compressor.long_inputs import encode
 from compressor.ranks import ALONE, Ranks
 
@@ -126,7 +127,8 @@ def sweep(
         own = settings if forced_end else settings | {"forced_eos_token_id": None}
         return _decode(model, sources, limit, own, batch_tokens, progress, ranks)
 
-    return at_limits(rows, limits, model.generation_config.to_dict(), greedy=num_beams == 1)
+    config = model.generation_config.to_dict()
+    return at_limits(rows, limits, config, "torch", greedy=num_beams == 1)
 
 
 def _decode(
@@ -159,6 +161,10 @@ def _decode(
     return tokens, time.perf_counter() - started
 
 
+_WITHOUT = [name for name, use in SETTINGS.items() if use in ("no effect", "greedy")]
+"""Settings that are left out of a decode, since they cost time or memory, or end in an error."""
+
+
 class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # the base class is untyped
     """Ends a beam search that has NaN for log-probabilities: it would go on, with any token."""
 
@@ -175,20 +181,20 @@ def _generate(
 ) -> list[list[int]]:
     """Rows of one batch, the longest first, each up to its end token; by our loop where greedy."""
     ids, mask = _padded(model, sources)
+    # What looks at the source (`encoder_…` settings) must not see another row's length.
+    last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0))
+    without = [name for name in _WITHOUT if hasattr(model.generation_config, name)]
     output: list[list[int]] | Tensor = model.generate(
-        ids,
+        torch.where(mask == 1, ids, last),
         attention_mask=mask,
         encoder_outputs=_encoded(model, sources),
         max_length=limit,
-        max_new_tokens=None,  # would win over max_length
         do_sample=False,
         num_return_sequences=1,
-        return_dict_in_generate=False,
-        use_cache=True,  # configs saved in training often have it off
         # Only a dynamic cache lets rows leave. Made here, since `generate` makes it with as many
         # layers as the encoder has, too few where a T5's decoder is the deeper of the two.
         past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
-        cache_implementation=None,
+        **dict.fromkeys(without) | {"use_cache": True},  # which training often has off
         custom_generate=_greedy if settings["num_beams"] == 1 else None,
         logits_processor=None
         if settings["num_beams"] == 1

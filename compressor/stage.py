@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from compressor.architectures import Facts
 from compressor.backends import BackendName
 from compressor.field_types import SETTINGS, Listed
+from compressor.generation_config import refusals
 from compressor.launching import Launch, Scheme
 from compressor.ranks import ALONE, Ranks
 
@@ -82,6 +83,23 @@ class Planning:
             names = how.join(f"data.{field}" for field in fields)
             message = f"the {whose} has {facts.positions} positions, and rows of up to {longest}"
             self.problem(f"data.{fields[0]}", f"{message} tokens; lower {names}")
+
+    def check_decoding(
+        self, limits: Mapping[str, int], *, num_beams: int = 1, backend: BackendName | None = None
+    ) -> None:
+        """Report limits of a decode (key → tokens) that are beyond the model's positions, and
+        settings of its generation config that are not followed. `backend` runs it, or the model's.
+        """
+        facts = self.facts
+        if facts is None or facts.config["head"] != "seq2seq_lm":
+            return
+        for path, limit in limits.items():
+            if facts.positions is not None and limit > facts.positions:
+                message = f"the model has {facts.positions} positions, and {limit} is more"
+                self.problem(path, message)
+        own = backend or self.backend
+        for message in refusals(facts.generation, own, greedy=num_beams == 1):
+            self.problem("", message)
 
     def check_backend(self, wanted: BackendName | None) -> None:
         """Report a model that is not made for the backend that a recipe asks for."""

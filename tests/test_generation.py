@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -12,6 +13,8 @@ from transformers import (
     BartForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
     PegasusConfig,
     PegasusForConditionalGeneration,
     PreTrainedModel,
@@ -45,6 +48,7 @@ PICO: dict[str, Any] = {
     "bart": (BartConfig, BartForConditionalGeneration, BART_LIKE, 4, 2.5),
     "pegasus": (PegasusConfig, PegasusForConditionalGeneration, BART_LIKE, 0, 2.5),
     "marian": (MarianConfig, MarianMTModel, BART_LIKE, 12, 3.0),
+    "mbart": (MBartConfig, MBartForConditionalGeneration, BART_LIKE, 0, 2.5),
 }
 
 
@@ -132,25 +136,77 @@ def test_forced_end() -> None:
         {"exponential_decay_length_penalty": (4, 1.3)},
         {"encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2},
         {"eos_token_id": [EOS, 42]},
-        {"max_new_tokens": 4, "num_beams": 3, "use_cache": False},
+        {"num_beams": 3, "use_cache": False, "output_scores": True, "num_beam_groups": 3},
+        {"eos_token_id": [EOS, 42], "forced_eos_token_id": EOS},
     ],
     ids="-".join,
 )
 def test_generation_config(kind: str, settings: dict[str, Any]) -> None:
-    """What the generation config sets is honoured at each limit as `generate` does, save its own
-    lengths, beams and cache; min_length above a limit too.
+    """What the generation config sets is honoured at each limit as `generate` does of each row
+    alone, save its own beams and cache; min_length above a limit too.
     """
     model, asked = pico(kind), pico(kind)
     model.generation_config.update(**settings)
     asked.generation_config.update(**settings)
-    if "max_new_tokens" in settings:
-        asked.generation_config.update(max_new_tokens=None, num_beams=1)
-    for limit, ours in sweep(model, texts(), max_lengths=[20, 7]).items():
-        expected = generated(asked, texts(), limit)
+    if "num_beams" in settings:
+        asked.generation_config.update(num_beams=1, num_beam_groups=1)
+    for limit, ours in sweep(model, texts(), max_lengths=[20, 7, 3]).items():
+        expected = [generated(asked, [row], limit)[0] for row in texts()]
         if "eos_token_id" in settings:
             ends = [next((i for i, t in enumerate(r, 1) if t in {EOS, 42}), None) for r in expected]
             expected = [row[:end] for row, end in zip(expected, ends, strict=True)]
         assert expected == ours.tokens
+
+
+def test_padding_is_no_part_of_a_source() -> None:
+    """What looks at the source sees a row's own tokens alone, however long its neighbours are."""
+    differing = 0
+    for beams, settings in (
+        (4, {"encoder_no_repeat_ngram_size": 2}),
+        (1, {"encoder_repetition_penalty": 1.5}),
+    ):
+        model = pico("t5")
+        model.lm_head.weight.data *= 20
+        model.generation_config.update(**settings)
+        ours = decode(model, texts(), max_length=9, num_beams=beams).tokens
+        assert [generated(model, [row], 9, num_beams=beams)[0] for row in texts()] == ours
+        differing += generated(model, texts(), 9, num_beams=beams) != ours
+    assert differing  # where `generate` takes pads for tokens of the source
+
+
+@pytest.mark.parametrize(
+    ("settings", "beams"),
+    [
+        ({"max_time": 0.5}, 1),
+        ({"max_new_tokens": 4}, 2),
+        ({"stop_strings": ["."]}, 1),
+        ({"num_beams": 4, "num_beam_groups": 2}, 2),
+    ],
+    ids=str,
+)
+def test_a_setting_that_is_not_followed_is_named(settings: dict[str, Any], beams: int) -> None:
+    """Where a decode begins, too: a model that is loaded in Python has no plan."""
+    model = pico("t5")
+    model.generation_config.update(**settings)
+    name = list(settings)[-1]
+    with pytest.raises(StageError, match=f"sets {name} to .*`generation: {{{name}: null}}`"):
+        decode(model, texts(), max_length=9, num_beams=beams)
+
+
+def test_lengths_are_those_of_the_usual_script() -> None:
+    """run_summarization.py: `np.count_nonzero(pred != tokenizer.pad_token_id)` of each prediction,
+    its decoder start token included, which is a pad in T5 and an end token in BART.
+    """
+    for kind, start in (("t5", PAD), ("bart", EOS)):
+        model = pico(kind)
+        model.generation_config.decoder_start_token_id = start
+        ids = [row for row in texts() if len(row) == len(texts()[0])]
+        predictions = model.generate(torch.tensor(ids), max_length=12, do_sample=False)
+        script = [int(np.count_nonzero(row != PAD)) for row in predictions.numpy()]
+        decoded = decode(model, ids, max_length=12)
+        assert script == decoded.lengths
+        rows = zip(script, decoded.tokens, strict=True)
+        assert {length - len(row) + row.count(PAD) for length, row in rows} == {int(start != PAD)}
 
 
 def test_min_length(model: PreTrainedModel) -> None:

@@ -45,7 +45,8 @@ _MODULES = {
 - `ties(config)`: name of a parameter → the name it goes by where the two are one tensor;
 - `channels(config, shapes)`, where any are: the `Channels` that `smooth` can rescale;
 - `ONLY`, where any are: key of a config → (the only value that is computed, why);
-- `RESERVED_POSITIONS`, where any are: model type → positions of the table that no token has;
+- `reserved_positions(config)`, where any are: positions of the table that no token has;
+- `TOKENS`, where any are: model type → the token ids that transformers fills in for a config;
 - `linear(config, shapes)`: the parameters that are the weight of an `nn.Linear` (GPT-2's `Conv1D`
   is none), which are those that integer products can be made with.
 
@@ -225,6 +226,8 @@ class Facts:
     """False where `shapes` are only an upper bound: the rows decide how many pieces go."""
     slow_tokenizer: bool = False
     """Whether the model's tokenizer has no fast twin, as Marian's own."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """The generation config that the model came with, and what the recipe sets of it."""
 
     @property
     def parameters(self) -> int:
@@ -273,8 +276,8 @@ class Facts:
         table = {"max_position_embeddings", "n_positions"} & module.DEFAULTS[self.model_type].keys()
         if not table:
             return None
-        reserved: dict[str, int] = getattr(module, "RESERVED_POSITIONS", {})
-        return int(self.config[table.pop()]) - reserved.get(self.model_type, 0)
+        reserved = getattr(module, "reserved_positions", lambda _: 0)
+        return int(self.config[table.pop()]) - int(reserved(self.config))
 
     def numel(self, names: frozenset[str]) -> int:
         return sum(math.prod(self.shapes[name]) for name in names)

@@ -24,6 +24,12 @@ _MARIAN = {
     "share_encoder_decoder_embeddings": True,
 }
 DEFAULTS = {"bart": _BART, "mbart": _BART, "pegasus": _BART, "marian": _BART | _MARIAN}
+TOKENS = {
+    "bart": {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
+    "mbart": {"pad_token_id": 1, "eos_token_id": 2},
+    "pegasus": {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
+    "marian": {"pad_token_id": 58100, "eos_token_id": 0, "decoder_start_token_id": 58100},
+}
 ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers"}
 HEADS = ("seq2seq_lm",)
 WIDTHS = Widths(

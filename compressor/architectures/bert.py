@@ -36,8 +36,7 @@ ONLY = {
         "transformers 5 computes absolute positions alone, and would leave the others out",
     ),
 }
-RESERVED_POSITIONS = {"roberta": 2}
-"""Rows of the table of positions that no token has: RoBERTa counts from behind its padding's."""
+TOKENS = {"roberta": {"pad_token_id": 1}}
 
 _ATTENTION = (
     "attention.self.query",
@@ -46,6 +45,12 @@ _ATTENTION = (
     "attention.output.dense",
 )
 _FEED_FORWARD = ("intermediate.dense", "output.dense")
+
+
+def reserved_positions(config: Mapping[str, Any]) -> int:
+    """Count the rows of the table of positions that no token has: RoBERTa begins behind its pad."""
+    pad = config.get("pad_token_id", TOKENS["roberta"]["pad_token_id"])
+    return int(pad) + 1 if config["model_type"] == "roberta" else 0
 
 
 def ties(config: Mapping[str, Any]) -> dict[str, str]:

@@ -24,6 +24,11 @@ DEFAULTS = {
     "mt5": _T5 | _MT5 | {"feed_forward_proj": "gated-gelu"},
     "longt5": _T5 | {"encoder_attention_type": "local"},
 }
+TOKENS = {
+    "t5": {"pad_token_id": 0, "eos_token_id": 1},
+    "mt5": {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
+    "longt5": {"pad_token_id": 0, "eos_token_id": 1},
+}
 ALIASES = {
     "hidden_size": "d_model",
     "num_attention_heads": "num_heads",

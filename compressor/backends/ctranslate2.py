@@ -19,11 +19,11 @@ import numpy as np
 
 from compressor import machine
 from compressor.backends import BackendName
-from compressor.backends.generation_settings import unsupported
 from compressor.backends.tokens import Tokens
 from compressor.data.batching import evaluation_batches
 from compressor.decoded import Decoded, at_limits, token_ids, valid_limits
 from compressor.errors import StageError
+from compressor.generation_config import require_followed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,14 +54,6 @@ _ACTIVATIONS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]]
     "relu": lambda x: np.maximum(x, np.float32(0)),
     "none": lambda x: x,
 }
-
-_LOST = ("begin_suppress_tokens",)
-"""Settings of a generation config that `generation_settings` knows, and CTranslate2 does not."""
-
-
-def lost(generation_config: Mapping[str, Any]) -> list[str]:
-    """The settings that would change a search, and that CTranslate2 does not follow."""
-    return unsupported(generation_config) + [key for key in _LOST if generation_config.get(key)]
 
 
 def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
@@ -154,9 +146,7 @@ def _complete(spec: Any, model: PreTrainedModel, head: str, tokenizer: Any) -> N
 
 
 def _write_generation(model: PreTrainedModel, folder: Path) -> None:
-    settings = model.generation_config.to_dict()
-    if names := lost(settings):
-        raise StageError(f"CTranslate2 does not follow the generation config's {', '.join(names)}")
+    require_followed(model.generation_config.to_dict(), "ctranslate2", greedy=True)
     model.generation_config.save_pretrained(folder)
 
 
@@ -216,10 +206,12 @@ class Translator:
             found = self._decode(sources, limit, num_beams, min_length, progress)
             forced = token_ids(self.settings.get("forced_eos_token_id")) if forced_end else []
             if forced:
-                found = [_forced(row, limit, forced, self._eos) for row in found]
+                found = [_forced(row, limit, forced) for row in found]
             return found, time.perf_counter() - started
 
-        return at_limits(rows, valid_limits(max_lengths), self.settings, greedy=num_beams == 1)
+        return at_limits(
+            rows, valid_limits(max_lengths), self.settings, self.backend, greedy=num_beams == 1
+        )
 
     def logits(
         self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None
@@ -351,7 +343,6 @@ def _opened(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:
         raise StageError(f"CTranslate2 cannot load {folder}: {error}") from error
 
 
-def _forced(row: list[int], limit: int, forced: list[int], eos: list[int]) -> list[int]:
-    """A row that fills the limit without an end token ends with the forced one."""
-    full = len(row) == limit - 1 and not (row and row[-1] in eos)
-    return [*row[:-1], min(forced)] if full else row
+def _forced(row: list[int], limit: int, forced: list[int]) -> list[int]:
+    """A row that fills the limit ends with the forced token."""
+    return [*row[:-1], min(forced)] if row and len(row) == limit - 1 else row

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.backends.generation_settings import Settings, is_one_of
+from compressor.backends.generation_settings import Settings, is_one_of, log_softmax
 from compressor.decoded import NOT_FINITE
 from compressor.errors import StageError
 
@@ -139,7 +139,7 @@ class _Beams:
         """Log-probability, beam and token of the best continuations, each [rows, kept]."""
         rows = len(self.running)
         flat = self.running[:, :, : self.length].reshape(rows * self.beams, -1)
-        scores = self.settings.process(flat, _log_softmax(_numbers(decoder.step(flat[:, -1]))))
+        scores = self.settings.process(flat, log_softmax(_numbers(decoder.step(flat[:, -1]))))
         vocabulary = scores.shape[1]
         scores = (scores.reshape(rows, self.beams, -1) + self.scores[:, :, None]).reshape(rows, -1)
         chosen = _top(scores, self.kept)
@@ -175,12 +175,6 @@ def _numbers(logits: Scores) -> Scores:
     if not bool((logits.max(axis=1) < np.inf).all()):
         raise StageError(NOT_FINITE)
     return logits
-
-
-def _log_softmax(logits: Scores) -> Scores:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    normed: Scores = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return normed
 
 
 def _top(scores: Scores, count: int) -> Tokens:

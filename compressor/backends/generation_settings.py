@@ -1,4 +1,4 @@
-"""What a generation config asks of greedy and beam search, and which of it is not offered.
+"""What a generation config asks of greedy and beam search.
 
 Logits processors are transformers', in its order, on numpy arrays. The search is in `decoding`.
 """
@@ -13,45 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import StageError
+from compressor.generation_config import require_followed
 
 Tokens = NDArray[np.int64]
 Scores = NDArray[np.float32]
-
-_OFFERED = {
-    "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "decoder_start_token_id",
-    "early_stopping", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id",
-    "length_penalty", "min_length", "min_new_tokens", "no_repeat_ngram_size", "pad_token_id",
-    "repetition_penalty", "suppress_tokens",
-}  # fmt: skip
-_DECIDED_BY_CALLER = {
-    "do_sample", "max_length", "max_new_tokens", "num_beams", "num_return_sequences",
-}  # fmt: skip
-_OF_SAMPLING = {
-    "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
-}  # fmt: skip
-_WITHOUT_EFFECT = {
-    "assistant_confidence_threshold", "assistant_lookbehind", "cache_config",
-    "cache_implementation", "compile_config", "continuous_batching_config", "disable_compile",
-    "is_assistant", "max_cache_len", "max_matching_ngram_size", "num_assistant_tokens",
-    "num_assistant_tokens_schedule", "output_attentions", "output_hidden_states", "output_logits",
-    "output_scores", "prefill_chunk_size", "return_dict_in_generate", "target_lookbehind",
-    "transformers_version", "use_cache", "_from_model_config", "_commit_hash",
-}  # fmt: skip
-_NEUTRAL = {"encoder_repetition_penalty": 1, "guidance_scale": 1, "num_beam_groups": 1}
-"""Settings that are not offered, and the value with which they do nothing, besides None and 0."""
-
-
-def unsupported(generation_config: Mapping[str, Any]) -> list[str]:
-    """The settings that would change what greedy or beam search gives, and are not offered here.
-
-    What is not known is counted in: a newer transformers may have given it a meaning.
-    """
-    known = _OFFERED | _DECIDED_BY_CALLER | _OF_SAMPLING | _WITHOUT_EFFECT
-    return sorted(
-        name
-        for name, value in generation_config.items()
-        if name not in known and value and value != _NEUTRAL.get(name)
-    )
 
 
 def is_one_of(tokens: Tokens, some: Sequence[int]) -> NDArray[np.bool_]:
@@ -76,6 +41,7 @@ class Settings:
     suppressed_first: tuple[int, ...] = ()
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+    renormalize: bool = False
 
     @classmethod
     def of(
@@ -85,8 +51,7 @@ class Settings:
 
         Raises StageError where a setting is not offered or there is no decoder start token.
         """
-        if names := unsupported(config):
-            raise StageError(f"generation_config.json: not offered here: {', '.join(names)}")
+        require_followed(config, "onnxruntime", greedy=True)
         start = _first(config, "decoder_start_token_id", "bos_token_id")
         if not isinstance(start, int):
             message = "expected one token as decoder_start_token_id"
@@ -110,6 +75,7 @@ class Settings:
             suppressed_first=_ids(config.get("begin_suppress_tokens")),
             length_penalty=_first(config, "length_penalty", default=1.0),
             early_stopping=_first(config, "early_stopping", default=False),
+            renormalize=bool(config.get("renormalize_logits")),
         )
 
     def process(self, tokens: Tokens, scores: Scores) -> Scores:
@@ -130,7 +96,14 @@ class Settings:
         scores[:, list(self.suppressed)] = -np.inf
         if length == (1 if self.forced_bos is None else 2):
             scores[:, list(self.suppressed_first)] = -np.inf
-        return scores
+        return log_softmax(scores) if self.renormalize else scores
+
+
+def log_softmax(logits: Scores) -> Scores:
+    """The logarithms of the probabilities of each row."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    normed: Scores = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normed
 
 
 def _first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.backends.generation_settings import unsupported
 from compressor.errors import StageError
+from compressor.generation_config import require_followed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,8 +109,7 @@ def lost(config: Mapping[str, Any]) -> list[str]:
 
 def _write_generation(model: PreTrainedModel, folder: Path) -> None:
     """A GGUF file has no settings of a search: they are beside it."""
-    if names := unsupported(model.generation_config.to_dict()):
-        raise StageError(f"the generation config's {', '.join(names)} are not followed with gguf")
+    require_followed(model.generation_config.to_dict(), "llamacpp", greedy=True)
     model.generation_config.save_pretrained(folder)
 
 

@@ -199,7 +199,9 @@ class LlamaCppModel:
                         progress(1)
             return found, time.perf_counter() - started
 
-        return at_limits(rows, valid_limits(max_lengths), self.settings, greedy=num_beams == 1)
+        return at_limits(
+            rows, valid_limits(max_lengths), self.settings, self.backend, greedy=num_beams == 1
+        )
 
     def logits(
         self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None

@@ -93,7 +93,9 @@ class OnnxModel:
             return found, time.perf_counter() - started
 
         config = self._configs.get("generation_config", {})
-        return at_limits(rows, valid_limits(max_lengths), config, greedy=num_beams == 1)
+        return at_limits(
+            rows, valid_limits(max_lengths), config, self.backend, greedy=num_beams == 1
+        )
 
     def generate(
         self,

@@ -23,7 +23,7 @@ class Written:
 
     summary: str
     tokens: int
-    """Tokens generated."""
+    """Tokens generated, counted as `gen_len` of transformers' `run_summarization.py` is."""
     cut_off: bool
     """True if it reached the limit without an end of sequence."""
 

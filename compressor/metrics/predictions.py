@@ -34,7 +34,7 @@ class Prediction:
     reference: str
     prediction: str
     tokens: int
-    """Tokens generated."""
+    """Tokens generated, counted as `gen_len` of transformers' `run_summarization.py` is."""
     cut_off: bool
     """True if it reached `max_length` without an end of sequence."""
     other_references: tuple[str, ...] = ()

@@ -132,7 +132,7 @@ class Benchmark(Report):
         return {k: v for k, v in super().parameters().items() if k not in {*unused, "backend"}}
 
     def preview(self, planning: Planning) -> Facts | None:
-        planning.check_rows(trains=False)
+        planning.check_rows(trains=self.training_step)
         planning.check_backend(self.backend)
         facts = planning.facts
         if facts is None:
@@ -143,11 +143,12 @@ class Benchmark(Report):
             for name in ("max_length", "output_lengths"):
                 if name in self.model_fields_set:
                     planning.problem(name, "limits summaries; a classifier writes none")
-        for name in ("input_lengths", "output_lengths"):
-            for index, tokens in enumerate(getattr(self, name)):
-                if facts.positions is not None and tokens > facts.positions:
-                    message = f"the model has {facts.positions} positions, and {tokens} is more"
-                    planning.problem(f"{name}.{index}", message)
+        for index, tokens in enumerate(self.input_lengths):
+            if facts.positions is not None and tokens > facts.positions:
+                message = f"the model has {facts.positions} positions, and {tokens} is more"
+                planning.problem(f"input_lengths.{index}", message)
+        written = {f"output_lengths.{i}": tokens for i, tokens in enumerate(self.output_lengths)}
+        planning.check_decoding(written or {"max_length": self.max_length})
         if self.training_step and facts.config["head"] != "seq2seq_lm":
             planning.problem("training_step", "measures encoder-decoders only")
         return facts

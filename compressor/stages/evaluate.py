@@ -39,8 +39,15 @@ class Evaluate(Report):
     any script (`rouge_tokenizer`), chosen by the references.
     Several `max_length`s cost one greedy decode at the longest, since a shorter limit's output is
     a prefix of a longer one's; with beams each is decoded. `max_length` counts the start token, as
-    in transformers: 20 gives at most 19. `gen_len` is the mean of generated tokens, `cut_off` the
-    share of summaries that the limit ended. Tables show the scores at the longest limit.
+    in transformers: 20 gives at most 19. `gen_len` is the mean of generated tokens, counted as
+    transformers' `run_summarization.py` does: pads not, a start token that is no pad (BART's) too.
+    `cut_off` is the share of summaries that the limit ended. Tables show the scores at the longest
+    limit.
+
+    All else but lengths, beams and sampling is as the model's generation config says; what is not
+    followed is refused while planning (`model.generation` changes it). A row's batch changes its
+    logits in the last bit, and more with int8 activations, which round that: alone it can get
+    another text.
 
     Labels: the loss (mean binary cross-entropy over labels, or cross-entropy over rows), micro and
     macro F1, ROC-AUC and average precision, of each label and their mean over labels that have
@@ -149,10 +156,7 @@ class Evaluate(Report):
         facts, labelled = planning.facts, planning.data.task != "summarization"
         if facts is not None and facts.config["head"] == "causal_lm":
             planning.problem("", "scores the summaries of encoder-decoders only")
-        if facts is not None and facts.positions is not None and not labelled:
-            for limit in (limit for limit in self.limits if limit > facts.positions):
-                message = f"the model has {facts.positions} positions, and {limit} is more"
-                planning.problem("max_length", message)
+        planning.check_decoding({"max_length": self.limits[-1]}, num_beams=self.num_beams)
         if self.min_length > self.limits[-1] and not labelled:
             message = f"{self.min_length} is more than max_length, {self.limits[-1]}"
             planning.problem("min_length", message)
@@ -276,7 +280,7 @@ class Evaluate(Report):
                         source=source,
                         reference=first,
                         prediction=text,
-                        tokens=len(tokens[index]),
+                        tokens=decoded[limit].lengths[index],
                         cut_off=cut_off[index],
                         other_references=tuple(others),
                     )

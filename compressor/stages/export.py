@@ -11,9 +11,10 @@ from pydantic import Field
 from compressor.architectures import HALF, Facts
 from compressor.backends import BackendName
 from compressor.backends.tokens import Tokens, is_marian
-from compressor.data.sources import Reads, Split
+from compressor.data.sources import DataBase, Reads, Split
 from compressor.errors import StageError, nearest
 from compressor.formats import FORMATS, Exported, FormatName, Weights, refusal, stored
+from compressor.generation_config import require_followed
 from compressor.hyperparameters import FEW_ROWS
 from compressor.parity import Parity
 from compressor.stage import Context, Inputs, Planning, Scale, Stage
@@ -138,9 +139,19 @@ class Export(Stage):
             self._check_packed(facts, planning, weights)
         elif self.format == "gguf":
             self._check_gguf(facts, planning)
+        if self.runs_in() != "torch":
+            planning.check_decoding({}, backend=self.runs_in())
         if self.parity is not None and facts.config["head"] != "none":
             planning.check_rows(trains=False)
+            planning.check_decoding(self._parity_limit(planning.data), backend="torch")
         return stored(facts, weights, self.format)
+
+    def _parity_limit(self, data: DataBase) -> dict[str, int]:
+        """The longest summary of the check, by the key that says so."""
+        own = self.parity.max_length if self.parity is not None else None
+        if own is not None:
+            return {"parity.max_length": own}
+        return {"data.max_target_length": data.max_target_length}
 
     def _check_packed(self, facts: Facts, planning: Planning, weights: str) -> None:
         """Report values that are not those of a quantized model."""
@@ -261,15 +272,11 @@ class Export(Stage):
 
     def _onnx(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
         from compressor.backends import onnx_graphs
-        from compressor.backends.generation_settings import unsupported
         from compressor.checkpoint import save_config
 
         if checkpoint.head == "seq2seq_lm":
             settings = checkpoint.model.generation_config.to_dict()
-            if names := unsupported(settings):
-                raise StageError(
-                    f"the generation config's {', '.join(names)} are not followed with onnx"
-                )
+            require_followed(settings, "onnxruntime", greedy=True)
         folder.mkdir()
         save_config(checkpoint.model, folder)
         onnx_graphs.write(checkpoint, folder, weights=weights)  # type: ignore[arg-type]  # planned

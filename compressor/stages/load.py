@@ -19,8 +19,18 @@ from compressor.backends.tokens import MARIANS
 from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.extras import installing
-from compressor.field_types import SETTINGS, Integer
+from compressor.field_types import SETTINGS as MODEL_SETTINGS
+from compressor.field_types import Integer
 from compressor.formats import versions
+from compressor.generation_config import FILE as GENERATION
+from compressor.generation_config import (
+    SETTINGS,
+    TOKEN_IDS,
+    read_settings,
+    settings_in,
+    settings_of,
+    token_problems,
+)
 from compressor.home import expanded
 from compressor.model_files import (
     TOKENIZER_FILES,
@@ -37,7 +47,7 @@ from compressor.stage import Context, Inputs, Planning, Stage
 from compressor.store import MANIFEST
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from compressor.checkpoint import Checkpoint
 
@@ -56,7 +66,7 @@ class TrainTokenizer(BaseModel):
     Example: `tokenizer: {vocab_size: 1500}`
     """
 
-    model_config = SETTINGS
+    model_config = MODEL_SETTINGS
 
     vocab_size: Integer = Field(ge=300, description="Number of pieces, special ones included.")
     data: Data | None = Field(None, description="Rows to train on; default: the recipe's data.")
@@ -94,6 +104,11 @@ class Load(Stage):
         "seq2seq_lm",
         description="What stands on the model's body: seq2seq_lm (T5, BART and their kin), "
         "causal_lm (GPT-2, Llama, Qwen), sequence_classification, or nothing.",
+    )
+    generation: dict[str, Any] = Field(
+        {},
+        description="Settings of generation instead of the source's own, such as "
+        "`{length_penalty: 2.0}`; null takes one out. Token ids are those of training too.",
     )
     tokenizer: str | TrainTokenizer | None = Field(
         None, description="Hub id, directory, or how to train one; default: the source's own."
@@ -151,9 +166,10 @@ class Load(Stage):
             there = _local(self.tokenizer)
             if there is not None and not there.is_dir():
                 planning.problem("tokenizer", f"no directory {self.tokenizer!r}")
-        config, folder = self._config(planning)
-        if config is None:
+        own, folder = self._config(planning)
+        if own is None:
             return None
+        config = own
         self._check_one_folder(config, folder, planning)
         model_type = str(config.get("model_type"))
         where = "config.model_type" if self.source is None else "source"
@@ -171,7 +187,9 @@ class Load(Stage):
             planning.problem(f"config.{key}", message)
         if self.source is None:
             self._check_keys({*module.DEFAULTS[model_type], *module.ALIASES}, planning)
-        config = {**config, **self._labels(planning.data)}
+        generation = self._generation(own, planning)
+        ids = self._token_ids(own, module)
+        config = {**own, **ids, **self._labels(planning.data)}
         untied = None if folder is None else self._untied_head(folder, config, module, planning)
         try:
             found = facts(config, head=self.head, untied_head=untied)
@@ -179,7 +197,55 @@ class Load(Stage):
             planning.problem(f"config.{error.key}" if self.source is None else "source", str(error))
             return None
         self._check_vocabulary(found, planning)
-        return replace(found, slow_tokenizer=self._check_tokenizer(found, planning))
+        whole = folder is not None
+        for name, message in token_problems(found.config, ids, generation, whole=whole):
+            path = "source" if self.source is not None else f"config.{name}"
+            planning.problem(f"generation.{name}" if name in self.generation else path, message)
+        slow = self._check_tokenizer(found, planning)
+        return replace(found, slow_tokenizer=slow, generation=generation)
+
+    def _token_ids(self, config: Mapping[str, Any], module: ModuleType) -> dict[str, Any]:
+        """The token ids of the model's config, as far as they are known before its tokenizer is."""
+        ids: dict[str, Any] = {}
+        if self.source is not None:
+            ids = dict(getattr(module, "TOKENS", {}).get(config["model_type"], {}))
+        elif isinstance(self.tokenizer, TrainTokenizer):
+            ids["pad_token_id"] = 0  # the first that is trained
+        elif self.tokenizer and (pad := _pad_id(expanded(self.tokenizer))) is not None:
+            ids["pad_token_id"] = pad
+        own = {**config, **self.generation}
+        return ids | {name: own[name] for name in TOKEN_IDS if name in own}
+
+    def _generation(self, config: Mapping[str, Any], planning: Planning) -> dict[str, Any]:
+        """The settings of a decode: the source's, and instead of them the recipe's own."""
+        for name in self.generation:
+            if name not in SETTINGS:
+                planning.problem(
+                    f"generation.{name}", f"no such setting; {nearest(name, SETTINGS)}"
+                )
+            elif SETTINGS[name] == "recipe" and self.generation[name] is not None:
+                message = "is a setting of the stages that decode, such as `evaluate`"
+                planning.problem(f"generation.{name}", message)
+        if self.generation and self.head not in ("seq2seq_lm", "causal_lm"):
+            planning.problem("generation", f"the head {self.head!r} generates nothing")
+        own: dict[str, Any] = {}
+        if (directory := self._directory()) is not None:
+            try:
+                own = read_settings(directory, config)
+            except ValueError as error:
+                planning.problem("source", str(error))
+        elif self.source is not None:
+            own = self._hub_settings(config)
+        return own | self.generation
+
+    def _hub_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The source's own settings on the hub. What has no such file has them in its config."""
+        assert self.source is not None
+        try:
+            commit = hub.commit(self.source, self.revision, "model")
+            return settings_of(hub.file(self.source, GENERATION, commit, "model"))
+        except (Unreachable, FileNotFoundError, ValueError):
+            return settings_in(config)
 
     def _check_tokenizer(self, found: Facts, planning: Planning) -> bool:
         """Report a tokenizer that cannot be read here; gives whether it is one without a fast twin.
@@ -364,6 +430,8 @@ class Load(Stage):
         fields = super().parameters()
         if not self._classifies:
             del fields["head_bias"]
+        if not self.generation:
+            del fields["generation"]
         if self.source is not None:
             del fields["source"], fields["revision"], fields["config"]
         if isinstance(self.tokenizer, str):
@@ -406,7 +474,8 @@ class Load(Stage):
         from compressor.checkpoint import build
 
         assert self.config is not None
-        values = {**self.config, **task}
+        ids = {k: v for k, v in self.generation.items() if k in TOKEN_IDS}
+        values = {**self.config, **task, **ids}
         model_type = values.pop("model_type")
         for token in ("pad", "bos", "eos"):
             number = getattr(tokenizer, f"{token}_token_id", None)
@@ -420,18 +489,39 @@ class Load(Stage):
             config.forced_eos_token_id = (
                 config.eos_token_id
             )  # BART's default is its own tokenizer's
-        return build(config, self.head, untied_head=values.get("tie_word_embeddings") is False)
+        model = build(config, self.head, untied_head=values.get("tie_word_embeddings") is False)
+        if self.generation:
+            model.generation_config = self._generation_config(model.generation_config.to_dict())
+        return model
+
+    def _generation_config(self, own: Mapping[str, Any]) -> GenerationConfig:
+        """The source's own with the recipe's settings instead. Raises StageError."""
+        from transformers import GenerationConfig
+
+        settings = {k: v for k, v in {**own, **self.generation}.items() if v is not None}
+        try:
+            return GenerationConfig.from_dict(settings)
+        except (ValueError, TypeError) as error:
+            raise StageError(f"model.generation: {str(error).splitlines()[0]}") from error
 
     def _pretrained(self, context: Context, task: Mapping[str, Any]) -> Any:
         from compressor.checkpoint import load_pretrained
 
         directory = self._directory() or self._download(context)
         trust = self.trust_remote_code
-        model = load_pretrained(directory, self.head, trust_remote_code=trust, config=task)
+        own = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        generation, config = None, task
+        if self.generation:
+            generation = self._generation_config(read_settings(directory, own))
+            config = {**task, **{k: v for k, v in self.generation.items() if k in TOKEN_IDS}}
+        model = load_pretrained(
+            directory, self.head, trust_remote_code=trust, config=config, generation=generation
+        )
+        for name in self.generation.keys() & TOKEN_IDS:
+            setattr(model.config, name, self.generation[name])  # of which T5's class knows not all
         if not any(directory.glob("*.safetensors")):
             self._require_planned_head(model, directory)
         if task:
-            own = json.loads((directory / "config.json").read_text(encoding="utf-8"))
             context.metrics["head"] = said = fit_head(model, own, list(context.data.labels))
             context.progress.say(f"  the classifier's head: {said}")
         return model
@@ -589,6 +679,19 @@ def _pieces(path: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # The run will say what is wrong with it.
         return 0
+
+
+def _pad_id(directory: Path) -> int | None:
+    """The id of a tokenizer's pad, where its files tell it."""
+    try:
+        settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        document = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        pad = settings["pad_token"]
+        text = pad["content"] if isinstance(pad, dict) else pad
+        ids = {token["content"]: int(token["id"]) for token in document["added_tokens"]}
+        return ids.get(text)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _cut_off(path: Path) -> str:

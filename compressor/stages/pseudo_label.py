@@ -41,6 +41,9 @@ class PseudoLabel(Stage):
     def preview(self, planning: Planning) -> Facts | None:
         if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":
             planning.problem("", "writes with sequence-to-sequence models only")
+        else:
+            planning.check_rows(trains=False)
+            planning.check_decoding({"max_length": self.max_length}, num_beams=self.num_beams)
         return planning.facts
 
     def rehearsed(self, scale: Scale) -> Self:
@@ -77,8 +80,8 @@ class PseudoLabel(Stage):
         assert checkpoint.tokenizer is not None, "`examples` says so first"
         texts = checkpoint.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
         labels = [
-            Written(text, len(tokens), cut_off)
-            for text, tokens, cut_off in zip(texts, decoded.tokens, decoded.cut_off, strict=True)
+            Written(text, length, cut_off)
+            for text, length, cut_off in zip(texts, decoded.lengths, decoded.cut_off, strict=True)
         ]
         write_pseudo_labels(context.folder / FILE, labels)
         context.metrics.update(

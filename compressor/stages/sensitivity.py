@@ -87,6 +87,8 @@ class Sensitivity(Grouping, Report):
         self.check_groups(facts, planning.problem)
         if self.rouge and facts.config["head"] != "seq2seq_lm":
             planning.problem("rouge", "scores sequence-to-sequence models only")
+        elif self.rouge:
+            planning.check_decoding({"max_length": self.max_length})
         list(self.chosen(self._paths(facts), facts, planning.problem))
         return facts
 

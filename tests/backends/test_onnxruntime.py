@@ -18,13 +18,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
 
-from compressor.backends.generation_settings import unsupported
 from compressor.backends.onnx_graphs import WEIGHTS, write
 from compressor.backends.onnx_support import SUPPORTED, require
 from compressor.backends.onnxruntime import OnnxModel
 from compressor.checkpoint import Checkpoint, dequantized
 from compressor.errors import StageError
 from compressor.generation import decode
+from compressor.generation_config import unfollowed
 from compressor.quantization import Quantization
 from compressor.sparsity.int8 import quantize_rows
 from compressor.sparsity.quantized import quantize_weights
@@ -178,6 +178,7 @@ OF_BEAMS: list[dict[str, Any]] = [
     {"length_penalty": -1.5},
     {"early_stopping": True},
     {"early_stopping": "never", "length_penalty": 2.5},
+    {"renormalize_logits": True, "suppress_tokens": list(range(2, 50))},
 ]
 
 
@@ -240,11 +241,12 @@ def test_settings_that_are_not_offered_are_named(bart: Written, tmp_path: Path) 
         "do_sample": True, "top_k": 5, "use_cache": False, "encoder_repetition_penalty": 1.0,
         "renormalize_logits": False, "guidance_scale": None, "transformers_version": "5.0",
     }  # fmt: skip
-    assert unsupported(config) == []
+    assert unfollowed(config, "onnxruntime") == []
     config |= {"sequence_bias": [[[3], 1.0]], "encoder_repetition_penalty": 1.2, "of_later": 3}
-    assert unsupported(config) == ["encoder_repetition_penalty", "of_later", "sequence_bias"]
+    named = ["encoder_repetition_penalty", "of_later", "sequence_bias"]
+    assert unfollowed(config, "onnxruntime") == named
     model = configured(bart[1], tmp_path / "model", guidance_scale=1.5)
-    with pytest.raises(StageError, match="not offered here: guidance_scale"):
+    with pytest.raises(StageError, match=r"sets guidance_scale to 1\.5; onnxruntime does not"):
         model.generate(texts(), max_length=5)
 
 
