@@ -73,7 +73,7 @@ class Evaluate(Report):
     Example: `evaluate: {models: [finetune, ct2, onnx], against: finetune}`
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     reads: ClassVar[Reads] = "sources"
     runs_exports: ClassVar[bool] = True

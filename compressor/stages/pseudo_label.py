@@ -28,7 +28,7 @@ class PseudoLabel(Stage):
     Example: `pseudo_label: {model: teacher, max_length: 64, num_beams: 4}`
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     changes_model: ClassVar[bool] = False
     splits: ClassVar[tuple[Split, ...]] = ("train",)
     reads: ClassVar[Reads] = "sources"
