@@ -598,8 +598,16 @@ class Files(Held):
             field, column = next(iter(sample.missing.items()))
             problem(field, f"no column {column!r}: {path} has one, {columns[0]!r:.200}{hint}")
             return
+        headless = format_of(path) == "csv" and sample.missing == self.columns()
+        hint = "; data.header=false numbers the columns of a file without names" if headless else ""
         for field, column in sample.missing.items():
-            _known_column(column, columns, field, f"{path} has", problem)
+            _known_column(
+                column,
+                columns,
+                field,
+                f"{path} has",
+                lambda key, message: problem(key, f"{message}{hint}"),
+            )
 
     def _sample(self, path: Path, split: Split) -> Sample:
         """The first rows of a file, read once while it stays as it is. Raises StageError."""

@@ -147,6 +147,7 @@ def test_a_file_without_a_header_has_numbered_or_given_names(tmp_path: Path) -> 
     assert pairs(load(path, header=False, text=1, summary=2)) == expected
     assert pairs(load(path, header=["id", "text", "summary"])) == expected
     assert "no column '3'" in refusal(path, header=False, text=1, summary=3)
+    assert all("data.header=false" in problem for problem in plan(source(path))[0])
 
 
 def test_what_is_no_table_of_cells_is_named_by_its_line(tmp_path: Path) -> None:
