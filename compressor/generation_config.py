@@ -95,10 +95,11 @@ _WHY: Mapping[str, str] = {
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 """Those that a model's config has too."""
 _START = "decoder_start_token_id"
-_OF_TOKENS = (
+OF_TOKENS = (
     *("pad_token_id", "eos_token_id", _START, "forced_bos_token_id", "forced_eos_token_id"),
     *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
 )
+"""Those whose values are tokens."""
 
 
 def read_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def token_problems(
     rows = max(int(config.get(key) or 0) for key in ("vocab_size", "decoder_vocab_size"))
     writes = config["head"] == "seq2seq_lm"
     least = 0 if writes or kind == "roberta" else -rows
-    for name in _OF_TOKENS if writes else () if kind == "gpt2" else ("pad_token_id",):
+    for name in OF_TOKENS if writes else () if kind == "gpt2" else ("pad_token_id",):
         if name in missing:
             continue
         values = [ids.get(name), settings.get(name)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.architectures import Facts, Widths, architecture, evenly_spaced
+from compressor.generation_config import OF_TOKENS
 from compressor.stages.load import Load, TrainTokenizer
 
 WIDTH, HEADS = 64, 4
@@ -35,7 +36,16 @@ def small_load(load: Load, real: Facts, layers: int, tokenizer: str | None) -> L
         config = _with_pieces(config, min(PIECES, config["vocab_size"]))
         asked = load.tokenizer.vocab_size if isinstance(load.tokenizer, TrainTokenizer) else PIECES
         own = TrainTokenizer(vocab_size=min(asked, config["vocab_size"]))
-    changed = {"source": None, "config": config, "tokenizer": own, "trust_remote_code": False}
+    generation = load.generation
+    if tokenizer == TRAINED:  # whose tokens have other numbers
+        generation = {k: v for k, v in generation.items() if k not in OF_TOKENS}
+    changed = {
+        "generation": generation,
+        "source": None,
+        "config": config,
+        "tokenizer": own,
+        "trust_remote_code": False,
+    }
     return load.model_copy(update=changed)
 
 
