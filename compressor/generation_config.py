@@ -170,6 +170,22 @@ def refusals(
         )
 
 
+def find_invalid(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Name the settings with which transformers does not load a model."""
+    several = settings.get("num_return_sequences") or 1
+    if several > 1 and not settings.get("do_sample") and several > (settings.get("num_beams") or 1):
+        yield "num_return_sequences"
+    if settings.get("early_stopping") not in (None, True, False, "never"):
+        yield "early_stopping"
+    suppressed = {*_flat([settings.get("suppress_tokens")])}
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        forced = {*_flat([settings.get(name)])}
+        if forced and forced <= suppressed:
+            yield name
+    if settings.get("compile_config") is not None:
+        yield "compile_config"
+
+
 def require_followed(settings: Mapping[str, Any], backend: BackendName, *, greedy: bool) -> None:
     """Raise StageError with the first thing to tell."""
     for message in refusals(settings, backend, greedy=greedy):

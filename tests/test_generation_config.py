@@ -127,6 +127,28 @@ def test_what_is_followed_or_has_no_effect_is_not_refused(settings, tmp_path) ->
     assert problems(tmp_path, generation=settings) == []
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_return_sequences": 3},
+        {"num_return_sequences": 3, "num_beams": 2},
+        {"early_stopping": "sometimes"},
+        {"forced_eos_token_id": 5, "suppress_tokens": [4, 5]},
+        {"compile_config": {"mode": "default"}},
+    ],
+    ids=str,
+)
+def test_what_transformers_does_not_load_is_refused_by_name(settings, tmp_path) -> None:
+    name = next(iter(settings))
+    with pytest.raises(ValueError, match=name):
+        GenerationConfig(**settings)
+    told = problems(tmp_path, generation=settings)
+    assert any(
+        f"model.source: transformers refuses its generation config's {name}" in e for e in told
+    )
+    assert problems(tmp_path, generation=settings, model=f", generation: {{{name}: null}}") == []
+
+
 def test_settings_in_an_old_config_and_in_a_recipe_count_too(tmp_path) -> None:
     """Without a file of its own they stand in `config.json`, as in models of before 2023."""
     problems(tmp_path, config={"max_time": 3.0})

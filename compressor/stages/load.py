@@ -26,6 +26,7 @@ from compressor.generation_config import FILE as GENERATION
 from compressor.generation_config import (
     SETTINGS,
     TOKEN_IDS,
+    find_invalid,
     read_settings,
     settings_in,
     settings_of,
@@ -236,7 +237,11 @@ class Load(Stage):
                 planning.problem("source", str(error))
         elif self.source is not None:
             own = self._hub_settings(config)
-        return own | self.generation
+        for name in find_invalid(settings := own | self.generation):
+            cure = f"`generation: {{{name}: null}}` under `model` leaves it out"
+            message = f"transformers refuses its generation config's {name}"
+            planning.problem("source", f"{message}, {settings[name]!r}; {cure}")
+        return settings
 
     def _hub_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The source's own settings on the hub. What has no such file has them in its config."""
