@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from compressor import load_model
-from compressor.redaction import redacted
+from compressor.redaction import redacted, redacted_text
 from compressor.store import file_digest
 
 LONGER = ("{epochs: 1}\n  prune", "{epochs: 6}\n  prune")
@@ -362,8 +362,33 @@ def test_the_wheel_has_the_recipes_and_runs_them_from_any_folder(tmp_path) -> No
         ("stages.finetune.epochs=3", "stages.finetune.epochs=3"),
         ({"data": {"password": "abc", "rows": 3}}, {"data": {"password": "<redacted>", "rows": 3}}),
         (["see", "hf_" + "a" * 24], ["see", "<redacted>"]),
+        ("++hub.access_token=abc", "++hub.access_token=<redacted>"),
+        ("~hub.access_token=abc", "~hub.access_token=<redacted>"),
+        (
+            {"tokens": {"pad_token": "<pad>", "token": "abc"}},
+            {"tokens": {"pad_token": "<pad>", "token": "<redacted>"}},
+        ),
+        (
+            {"credentials": {"me": {"name": ["a", 7], "sure": True}}},
+            {"credentials": {"me": {"name": ["<redacted>", "<redacted>"], "sure": True}}},
+        ),
+        ("https://me:pass@host/x", "https://<redacted>@host/x"),
+        ({"keys": 7, "max_token_length": 9}, {"keys": 7, "max_token_length": 9}),
     ],
 )
 def test_a_secret_is_written_to_no_file(given: Any, written: Any) -> None:
     """Neither a recipe's value nor an override of the command that looks like one."""
     assert redacted(given) == written
+
+
+def test_what_the_environment_holds_as_a_secret_is_written_nowhere(monkeypatch) -> None:
+    """Wherever it stands, the longer one first; a short value may stand anywhere, and a path is
+    none.
+    """
+    monkeypatch.setenv("MY_TOKEN", "abcdefgh")
+    monkeypatch.setenv("OTHER_TOKEN", "abcdefghij")
+    monkeypatch.setenv("SHORT_TOKEN", "run")
+    monkeypatch.setenv("FILE_TOKEN", "/var/lib/secrets")
+    text = "run abcdefgh, abcdefghij of /var/lib/secrets"
+    assert redacted_text(text) == "run <redacted>, <redacted> of /var/lib/secrets"
+    assert redacted({"title": text}) == {"title": redacted_text(text)}
