@@ -284,7 +284,7 @@ def test_beams_count_as_rows_of_a_batch() -> None:
     model.decoder.register_forward_pre_hook(
         lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
     )
-    decode(model, texts(), max_length=10, num_beams=3, batch_tokens=200)
+    decode(model, texts(40), max_length=10, num_beams=3, batch_tokens=200)
     assert 3 < max(seen) <= 200 // 10
 
 

@@ -181,14 +181,14 @@ def test_at_every_limit_it_is_the_longest_row_of_sentences(request, name, joined
 
 
 def test_a_sentence_that_takes_more_tokens_alone_is_not_cut_in_two() -> None:
-    """One token is "A. B", two are "A.": where there is room for one, the text is cut by tokens."""
-    ids = {word: index for index, word in enumerate(["</s>", "A", ".", " ", "B", ". ", ". B"])}
-    joins = [(".", " "), (". ", "B"), ("A", ". B")]
-    backend = Tokenizer(models.BPE(ids | {"A. B": 7}, joins))
+    """One token is "Hi. B", three are "Hi.": where one has room, the text is cut by tokens."""
+    tokens = ["</s>", "H", "i", ".", " ", "B", ". ", ". B", "i. B", "Hi. B"]
+    joins = [(".", " "), (". ", "B"), ("i", ". B"), ("H", "i. B")]
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, joins))
     joining = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    found = encode(["A. BA. B", "A. BB"], joining, 1, truncate="sentences")
-    assert found == [[7], [7]]
-    assert encode(["A. BB"], joining, 2, truncate="sentences") == [[7, 4]]
+    texts = ["Hi. BHi. B", "Hi. BBBB"]
+    assert encode(texts, joining, 1, truncate="sentences") == [[9], [9]]
+    assert encode(texts, joining, 3, truncate="sentences") == [[9, 9], [1, 2, 3]]
 
 
 def test_a_text_that_begins_with_much_that_is_no_token_is_read_to_its_tokens(words) -> None:
