@@ -221,7 +221,7 @@ def test_a_stage_begins_once_the_writer_before_it_has_ended(outputs: Path) -> No
         run.start()
         run.join(3)
         assert run.is_alive() and written.is_file()
-    run.join(60)
+    run.join()
     assert (artifact / WEIGHTS).is_file() and not (artifact / "half").exists()
 
 
