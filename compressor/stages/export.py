@@ -164,14 +164,10 @@ class Export(Stage):
             planning.problem("weights", f"{message}, got {weights!r}")
 
     def _check_marian(self, facts: Facts, planning: Planning) -> None:
-        """Report a vocabulary that CTranslate2's converter cannot read: it cuts off the last token,
-        which is the pad of every published Marian.
-        """
+        """Report two vocabularies, of which CTranslate2's converter reads one."""
         if not facts.config.get("share_encoder_decoder_embeddings", True):
-            planning.problem("format", "CTranslate2 reads no Marian with two vocabularies")
-        elif facts.config.get("pad_token_id", 0) < facts.config["vocab_size"] - 1:
-            reason = "CTranslate2 reads a Marian only if its pad is the vocabulary's last token"
-            planning.problem("format", f"{reason}, as in published ones; take 'onnx'")
+            reason = "CTranslate2 reads no Marian with two vocabularies; take 'onnx'"
+            planning.problem("format", reason)
 
     def _check_gguf(self, facts: Facts, planning: Planning) -> None:
         """Report what llama.cpp cannot do of a model that it knows."""

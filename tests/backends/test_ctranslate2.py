@@ -144,6 +144,17 @@ def test_log_probabilities_are_those_of_transformers(model_type, untied, scaled,
         np.testing.assert_allclose(result.log_probs, expected, rtol=1e-3)
 
 
+def test_a_marian_may_have_its_pad_anywhere_and_start_with_any_token(tmp_path) -> None:
+    """Its own converter takes the last token for the pad, and leaves that out."""
+    model = checkpoint("marian", pad_token_id=7)
+    model.model.generation_config.update(pad_token_id=7, decoder_start_token_id=9)
+    model.model.lm_head.weight.data[-1] *= 3  # the last token is written like any other
+    expected = sweep(model.model, sources(), max_lengths=[12])[12].tokens
+    assert any(len(model.tokenizer) - 1 in row for row in expected)  # type: ignore[arg-type]
+    got = exported(model, tmp_path / "model").sweep(sources(), max_lengths=[12])
+    assert got[12].tokens == expected
+
+
 @pytest.mark.parametrize(
     "model_type", sorted(FORMATS["ctranslate2"].models["sequence_classification"])
 )

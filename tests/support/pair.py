@@ -1,0 +1,19 @@
+"""Runs one family's task after the other, in each of two processes that `launcher` starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from compressor import worker
+
+
+def main(path: Path) -> int:
+    """Run the tasks that a file lists, up to the first that fails."""
+    ranks = worker.begin()
+    tasks = json.loads(path.read_text(encoding="utf-8"))
+    return int(any(worker.perform(Path(task), ranks) for task in tasks))
+
+
+if __name__ == "__main__":
+    worker.leave_after(main)

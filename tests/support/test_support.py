@@ -1,0 +1,151 @@
+"""Each cell of the README's table: as near to plain transformers as it says, or refused in a plan.
+
+A number is the largest difference, as a share of the largest value of the reference.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from compressor.architectures import _MODULES, architecture
+from compressor.formats import FORMATS
+from compressor.launcher import run_processes
+from compressor.launching import Processes
+from compressor.stage import stage_kinds
+from tests.support import reload
+from tests.support.cells import INFINITE, STAGES, Subject, difference
+from tests.support.families import AUTO, FAMILIES
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+TOGETHER = ("2 processes", "reload")
+"""Columns that one pair of processes, and one fresh process, fill for all families."""
+NO_REFERENCE = {"baseline": "it reads no model", "benchmark": "it gives seconds and bytes"}
+SAVED = ("load", "shrink", "slice", "heads", "trim")
+
+
+def read_table() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Family → column → cell, and the reason that stands behind each letter."""
+    (section,) = re.findall(
+        r"^## What each family can do$(.+?)^## ", README, re.DOTALL | re.MULTILINE
+    )
+    cells: dict[str, dict[str, str]] = {}
+    header: list[str] = []
+    for line in section.splitlines():
+        row = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|") or set(row[-1]) <= set(":-"):
+            header = header if line.startswith("|") else []
+        elif not header:
+            header = row
+        else:
+            cells.setdefault(row[0], {}).update(zip(header[1:], row[1:], strict=True))
+    return cells, dict(re.findall(r"^- `(\w)`: (.+)$", section, re.MULTILINE))
+
+
+CELLS, REASONS = read_table()
+
+
+def check(name: str, column: str, outcome: float | str) -> list[str]:
+    """What is wrong with a cell."""
+    cell = CELLS[name][column]
+    if isinstance(outcome, str) and "which is not installed" in outcome and cell not in REASONS:
+        return []
+    if cell in REASONS:
+        is_refused = str(outcome).startswith("refused at planning: ")
+        is_right = is_refused and REASONS[cell] in str(outcome)
+    else:
+        is_right = isinstance(outcome, float) and outcome <= float(cell)
+    return [] if is_right else [f"{name}, {column}: expected {cell}, got {outcome}"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_as_near_to_its_reference_as_the_table_says(name: str, tmp_path: Path) -> None:
+    """Or a plan refuses it, with the reason; nothing fails in a run."""
+    if name.startswith("Marian"):
+        pytest.importorskip("sentencepiece")
+    subject = Subject(FAMILIES[name], tmp_path, list(STAGES))
+    assert [wrong for c in STAGES for wrong in check(name, c, subject.outcome(c))] == []
+
+
+def test_two_processes_train_the_same_and_plain_transformers_loads_what_was_saved(
+    tmp_path: Path,
+) -> None:
+    """All families, one after the other in one pair of processes, and in one fresh process."""
+    reads_marian = find_spec("sentencepiece") is not None
+    names = [name for name in FAMILIES if reads_marian or not name.startswith("Marian")]
+    subjects = {
+        name: Subject(
+            FAMILIES[name], tmp_path / str(index), ("finetune", *SAVED), left_out=["finetune"]
+        )
+        for index, name in enumerate(names)
+    }
+    wrong = [
+        problem
+        for column, outcomes in (
+            ("2 processes", two_processes(subjects, tmp_path)),
+            ("reload", reloaded(subjects, tmp_path)),
+        )
+        for name, outcome in outcomes.items()
+        for problem in check(name, column, outcome)
+    ]
+    assert wrong == []
+
+
+def two_processes(subjects: Mapping[str, Subject], folder: Path) -> dict[str, float | str]:
+    """How far from the reference is what two processes train."""
+    tasks = {n: s.task("finetune", folder / f"task {n}") for n, s in subjects.items()}
+    listed, logs = folder / "tasks.json", folder / "logs"
+    listed.write_text(json.dumps([str(task) for task in tasks.values()]), encoding="utf-8")
+    logs.mkdir()
+    code = run_processes(listed, Processes(2), logs, lambda _: None, module="tests.support.pair")
+    assert code == 0, (logs / "log").read_text(errors="replace")[-3000:]
+    return {
+        name: subjects[name].trained(Path(json.loads(task.read_text())["folder"]))
+        for name, task in tasks.items()
+    }
+
+
+def reloaded(subjects: Mapping[str, Subject], folder: Path) -> dict[str, float | str]:
+    """How far from a stage's model is what plain transformers loads of its folder, at most."""
+    saved = {
+        (name, column): subject.path(column)
+        for name, subject in subjects.items()
+        for column in SAVED
+        if column not in subject.refused
+    }
+    listed = folder / "folders.json"
+    listed.write_text(
+        json.dumps([(AUTO[FAMILIES[n].head], str(path)) for (n, _), path in saved.items()]),
+        encoding="utf-8",
+    )
+    subprocess.run([sys.executable, reload.__file__, str(listed)], check=True, capture_output=True)
+    outcomes: dict[str, float | str] = {}
+    for (name, column), path in saved.items():
+        if (path / reload.REASON).is_file():
+            outcomes[name] = f"{column}: {(path / reload.REASON).read_text()}"
+        elif not isinstance(outcomes.get(name), str):
+            result = torch.load(path / reload.LOGITS, weights_only=True)
+            apart = difference(result, reload.fingerprint(subjects[name].model(column)))
+            outcomes[name] = max(apart, float(outcomes.get(name, 0.0)))
+    return outcomes
+
+
+def test_the_table_has_every_family_stage_and_format() -> None:
+    """Each model type with each head that can be trained; no cell is empty."""
+    kinds = {(family.model_type, family.head) for family in FAMILIES.values()}
+    assert kinds == {(m, h) for m in _MODULES for h in architecture(m).HEADS if h != "none"}
+    stages = {str(s.get("stage", c.replace(" ", "_"))) for c, s in STAGES.items()}
+    assert stages | NO_REFERENCE.keys() == set(stage_kinds())
+    assert {str(s["format"]) for s in STAGES.values() if s.get("stage") == "export"} == set(FORMATS)
+    assert list(CELLS) == list(FAMILIES)
+    for name, row in CELLS.items():
+        assert row.keys() == {*STAGES, *TOGETHER}
+        assert all(cell in REASONS or float(cell) < INFINITE for cell in row.values()), name
