@@ -107,6 +107,7 @@ class Engine:
         others = f"{node.name}: another process makes this; waiting for it"
         with self.store.lock(node.key, lambda: self.progress.say(others)):
             if (there := self._usable(node, node.key)) is not None:
+                _require_as_planned(node, there["model"])
                 return there, True
             if (aside := self.store.set_aside(node.key)) is not None:
                 self.progress.say(f"{node.name}: damaged in the store, made again; see {aside}")
@@ -265,4 +266,7 @@ def _require_as_planned(node: Node, model: Mapping[str, Any]) -> None:
         if model.get(name, number) != number
     ]
     if wrong:
-        raise StageError(f"the model is not the one that was planned: {'; '.join(wrong)}")
+        raise StageError(
+            f"the model is not the one that was planned: {'; '.join(wrong)}. Give the same command "
+            "again; if it fails so once more, save the source as safetensors, which a plan can read"
+        )

@@ -171,19 +171,37 @@ def refusals(
 
 
 def find_invalid(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Name the settings with which transformers does not load a model."""
-    several = settings.get("num_return_sequences") or 1
-    if several > 1 and not settings.get("do_sample") and several > (settings.get("num_beams") or 1):
-        yield "num_return_sequences"
+    """Name the settings with which transformers does not load a model, or that are no tokens."""
+    wrong = [name for name in OF_TOKENS if not _are_tokens(name, settings.get(name))]
+    wrong += [n for n in ("num_return_sequences", "num_beams") if not _is_count(settings.get(n))]
+    yield from wrong
+    if not {"num_return_sequences", "num_beams"} & set(wrong) and not settings.get("do_sample"):
+        several = settings.get("num_return_sequences") or 1
+        if several > max(1, settings.get("num_beams") or 1):
+            yield "num_return_sequences"
     if settings.get("early_stopping") not in (None, True, False, "never"):
         yield "early_stopping"
-    suppressed = {*_flat([settings.get("suppress_tokens")])}
+    suppressed = [] if "suppress_tokens" in wrong else [*_flat([settings.get("suppress_tokens")])]
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        forced = {*_flat([settings.get(name)])}
-        if forced and forced <= suppressed:
+        forced = [] if name in wrong else [*_flat([settings.get(name)])]
+        if forced and set(forced) <= set(suppressed):
             yield name
     if settings.get("compile_config") is not None:
         yield "compile_config"
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _are_tokens(name: str, value: Any) -> bool:
+    """Whether a value is a token, a list of tokens or, of bad words, a list of such lists."""
+    if name == "bad_words_ids":
+        return value is None or (
+            isinstance(value, list | tuple)
+            and all(isinstance(word, list | tuple) and all(map(_is_count, word)) for word in value)
+        )
+    return all(map(_is_count, value if isinstance(value, list | tuple) else [value]))
 
 
 def require_followed(settings: Mapping[str, Any], backend: BackendName, *, greedy: bool) -> None:

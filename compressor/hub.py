@@ -84,6 +84,15 @@ def file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path:
     return Path(path)
 
 
+@cache
+def find_file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path | None:
+    """`file`, asked for once a process; None where the commit has none. Raises Unreachable."""
+    try:
+        return file(repository, name, commit_hash, kind)
+    except FileNotFoundError:
+        return None
+
+
 def files(repository: str, commit_hash: str, patterns: Sequence[str]) -> Path:
     """A folder with a model's files of these patterns, each with the content that the hub names.
 

@@ -79,16 +79,32 @@ def test_every_setting_of_transformers_is_classified() -> None:
 @pytest.mark.parametrize(
     ("settings", "stages"),
     [
-        ({"max_time": 0.001}, {"greedy", "beams", "label", "speed", "sensitive", "onnx"}),
-        ({"max_time": 0}, {"greedy"}),
-        ({"max_new_tokens": 9}, {"greedy", "beams"}),
-        ({"stop_strings": ["."]}, {"greedy"}),
-        ({"guidance_scale": 1.5}, {"greedy"}),
-        ({"penalty_alpha": 0.6, "top_k": 4}, {"greedy"}),
-        ({"dola_layers": "high"}, {"greedy"}),
-        ({"force_words_ids": [[[5]]], "num_beams": 2}, {"greedy"}),
-        ({"watermarking_config": {"bias": 2.0}}, {"greedy"}),
-        ({"num_beam_groups": 2, "num_beams": 4}, {"beams"}),
+        (
+            {"max_time": 0.001},
+            (
+                "greedy",
+                "beams",
+                "label",
+                "speed",
+                "sensitive",
+                "onnx",
+            ),
+        ),
+        ({"max_time": 0}, ("greedy",)),
+        (
+            {"max_new_tokens": 9},
+            (
+                "greedy",
+                "beams",
+            ),
+        ),
+        ({"stop_strings": ["."]}, ("greedy",)),
+        ({"guidance_scale": 1.5}, ("greedy",)),
+        ({"penalty_alpha": 0.6, "top_k": 4}, ("greedy",)),
+        ({"dola_layers": "high"}, ("greedy",)),
+        ({"force_words_ids": [[[5]]], "num_beams": 2}, ("greedy",)),
+        ({"watermarking_config": {"bias": 2.0}}, ("greedy",)),
+        ({"num_beam_groups": 2, "num_beams": 4}, ("beams",)),
         ({"begin_suppress_tokens": [5]}, {"ct2"}),
         ({"sequence_bias": [[[5], 1.0]]}, {"ct2", "onnx"}),
         ({"encoder_no_repeat_ngram_size": 2}, {"ct2", "onnx"}),
@@ -147,6 +163,23 @@ def test_what_transformers_does_not_load_is_refused_by_name(settings, tmp_path) 
         f"model.source: transformers refuses its generation config's {name}" in e for e in told
     )
     assert problems(tmp_path, generation=settings, model=f", generation: {{{name}: null}}") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_return_sequences", "two"),
+        ("num_beams", 2.5),
+        ("suppress_tokens", {"5": 1}),
+        ("suppress_tokens", [[1]]),
+        ("forced_eos_token_id", {}),
+        ("bad_words_ids", [5]),
+        ("eos_token_id", "</s>"),
+    ],
+)
+def test_what_is_no_number_or_token_is_refused_by_name(name, value, tmp_path) -> None:
+    told = problems(tmp_path, generation={name: value})
+    assert any(f"generation config's {name}, {value!r}" in line for line in told)
 
 
 def test_settings_in_an_old_config_and_in_a_recipe_count_too(tmp_path) -> None:

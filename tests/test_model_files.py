@@ -62,7 +62,8 @@ def write(folder: Path, kind: str, config: dict[str, Any], change: Callable[[Sta
     """A model as plain transformers saves it, with tensors changed."""
     auto = AutoModelForCausalLM if kind in {"gpt2", "llama"} else AutoModelForSeq2SeqLM
     torch.manual_seed(0)
-    auto.from_config(AutoConfig.for_model(kind, **config)).save_pretrained(folder)
+    values = {"decoder_start_token_id": 0} | config
+    auto.from_config(AutoConfig.for_model(kind, **values)).save_pretrained(folder)
     state = load_file(folder / WEIGHTS)
     change(state)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})

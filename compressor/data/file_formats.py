@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +40,6 @@ _PIECE = 2**16
 """Characters of a JSON array that are read at a time."""
 _BATCH = 1_000
 TAB = "\t"
-_SPACE = re.compile(r"[\s,]*")
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,18 @@ def data_sha256(path: Path) -> str:
 
 
 def _saved_parts(path: Path) -> list[Path]:
-    state = json.loads((path / _SAVED).read_text(encoding="utf-8"))
-    return [path / Path(part["filename"]).name for part in state["_data_files"]]
+    """The files of a folder that `datasets` saved. Raises StageError where they are not there."""
+    try:
+        state = json.loads((path / _SAVED).read_text(encoding="utf-8"))
+        parts = [path / Path(part["filename"]).name for part in state["_data_files"]]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        damage = f"{_SAVED} is not what `datasets` writes; save the data set once more"
+        raise StageError(f"data: cannot read {path}: {damage}") from error
+    if not parts:
+        raise StageError(f"data: {path} is empty")
+    if missing := next((part.name for part in parts if not part.is_file()), None):
+        raise StageError(f"data: cannot read {path}: its file {missing} is not there")
+    return parts
 
 
 def is_packed(path: Path) -> bool:
@@ -231,7 +239,9 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def _json_rows(path: Path, form: Format) -> Iterator[Mapping[str, Any]]:
     """The rows of a file that is an array, or has a line for each."""
     with _open_text(path, form) as stream:
-        begin = next((line for line in _lines(stream) if line.strip()), "")
+        begin = stream.read(_PIECE)
+        while begin and not begin.strip():
+            begin = stream.read(_PIECE)
         stream.seek(0)
         is_array = begin.lstrip().startswith("[")
         values = _array_values(stream) if is_array else _line_values(stream)
@@ -255,30 +265,39 @@ def _line_values(stream: TextIO) -> Iterator[tuple[str, Any]]:
 def _array_values(stream: TextIO) -> Iterator[tuple[str, Any]]:
     """The items of a JSON array, without the whole of it in memory."""
     decoder = json.JSONDecoder()
-    text = stream.read(_PIECE).lstrip()[1:]
-    number = place = 0
-    while True:
-        place = _end_of_space(text, place)
-        if text.startswith("]", place):
-            return
+    text = _skip_space("", stream)[1:]
+    number = 0
+    text = _skip_space(text, stream)
+    while not (number == 0 and text.startswith("]")):
         try:
-            value, place = decoder.raw_decode(text, place)
+            value, end = decoder.raw_decode(text)
         except RecursionError as error:
             raise ValueError(f"row {number}: a value is nested too deeply") from error
         except json.JSONDecodeError as error:
-            if len(text) - place > LONGEST_LINE:
+            if len(text) > LONGEST_LINE:
                 raise ValueError(f"a row has more than {LONGEST_LINE:,} characters") from None
-            if not (more := stream.read(max(_PIECE, len(text) - place))):
+            if not (more := stream.read(max(_PIECE, len(text)))):
                 raise ValueError(f"row {number}: {error.msg}") from error
-            text, place = text[place:] + more, 0
+            text += more
             continue
         yield f"row {number}", value
         number += 1
+        text = _skip_space(text[end:], stream)
+        if text.startswith("]"):
+            break
+        if not text.startswith(","):
+            raise ValueError(f"after row {number - 1}: expected ',' or ']', got {text[:20]!r}")
+        text = _skip_space(text[1:], stream)
+    if rest := _skip_space(text[1:], stream):
+        raise ValueError(f"after the array: {rest[:20]!r}; a file is one array, or a row a line")
 
 
-def _end_of_space(text: str, place: int) -> int:
-    space = _SPACE.match(text, place)
-    return place if space is None else space.end()
+def _skip_space(text: str, stream: TextIO) -> str:
+    """What comes after white space, read on where a text has no more; "" at the end."""
+    text = text.lstrip()
+    while not text and (text := stream.read(_PIECE)):
+        text = text.lstrip()
+    return text
 
 
 def _parquet_table(path: Path, columns: Sequence[str]) -> Table:

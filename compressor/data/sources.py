@@ -535,7 +535,11 @@ class Files(Held):
         part = (
             {"held": held, "seed": self.seed, "split": split} if held and whose == "train" else {}
         )
-        content = {"sha256": data_sha256(path), "reader": READER, **self._reading(path)}
+        try:
+            sha256 = data_sha256(path)
+        except StageError:
+            return None  # as before
+        content = {"sha256": sha256, "reader": READER, **self._reading(path)}
         return {**content, **self.column_key(), **part}
 
     def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
@@ -710,7 +714,8 @@ class Hub(Held):
         fields = {"configuration", "splits", "holdout", "seed", "dataset"}
         fields |= {"files"} if self.files is not None else set()
         mine = self.model_dump(include=fields) | self.column_key()
-        return mine | {"commit": commit, "split": self._where(split, self._named)[0]}
+        split = self._where(split, self._named)[0]
+        return mine | {"commit": commit, "split": split, "reader": READER}
 
     @property
     def _named(self) -> Collection[str]:

@@ -125,7 +125,8 @@ class Distill(Finetune):
 
     @property
     def _needs_every_layer(self) -> str:
-        return "hidden states and attention maps of all layers are compared" * self._through_layers
+        reason = "hidden states and attention maps of all layers are compared"
+        return reason if self._through_layers else ""
 
     def preview(self, planning: Planning) -> Facts | None:
         """The student's counts; reports a teacher or a layer map that does not go with it."""

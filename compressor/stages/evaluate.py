@@ -290,9 +290,9 @@ class Evaluate(Report):
         write_predictions(path, predictions(), most)
         rows_: dict[int | None, list[float]] = {}
         scored = score_predictions(path, rows_, self.rouge_tokenizer)
-        tokenizer = scored[self.limits[-1]]["rouge_tokenizer"]
-        if tokenizer != "english":
-            context.progress.say(f"  ROUGE's tokenizer: {tokenizer}")
+        words = scored[self.limits[-1]]["rouge_tokenizer"]
+        if words != "english":
+            context.progress.say(f"  ROUGE's tokenizer: {words}")
         if warning := warn_of_wordless(scored[self.limits[-1]]):
             context.progress.say(f"  {warning}")
         longest = {"max_length": self.limits[-1], MAIN: rows_[self.limits[-1]]}

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from compressor.checkpoint import Checkpoint
     from compressor.data.rows import Rows
-    from compressor.data.sources import DataBase
     from compressor.progress import Progress
 
 

@@ -106,9 +106,9 @@ class Finetune(Hyperparameters, Stage):
 
     AdamW with linear warm-up and decay, as Hugging Face's Trainer has them: the first step of a
     warm-up has the rate 0, and weight decay leaves biases and normalizations alone. What is pruned
-    has no part in the norm that `clip_norm` limits. The loss of a step is the mean over the real
-    label tokens of its global batch, whatever the number of processes. `losses.csv` has every
-    step's. With `epochs: 0` the model stays as it is, and no row is read.
+    has no part in the norm that `clip_norm` limits, but under ZeRO. The loss of a step is the mean
+    over the real label tokens of its global batch, whatever the number of processes. `losses.csv`
+    has every step's. With `epochs: 0` the model stays as it is, and no row is read.
 
     `quantization_aware` computes losses and gradients, the validation loss too, with the values
     that `quantize` would give the weights at that step (int8, or int4 in groups); the gradients go

@@ -188,7 +188,7 @@ class Load(Stage):
             planning.problem(f"config.{key}", message)
         if self.source is None:
             self._check_keys({*module.DEFAULTS[model_type], *module.ALIASES}, planning)
-        generation = self._generation(own, planning)
+        generation = self._generation(own, folder, planning)
         ids = self._token_ids(own, module)
         config = {**own, **ids, **self._labels(planning.data)}
         untied = None if folder is None else self._untied_head(folder, config, module, planning)
@@ -217,7 +217,9 @@ class Load(Stage):
         own = {**config, **self.generation}
         return ids | {name: own[name] for name in TOKEN_IDS if name in own}
 
-    def _generation(self, config: Mapping[str, Any], planning: Planning) -> dict[str, Any]:
+    def _generation(
+        self, config: Mapping[str, Any], folder: Path | None, planning: Planning
+    ) -> dict[str, Any]:
         """The settings of a decode: the source's, and instead of them the recipe's own."""
         for name in self.generation:
             if name not in SETTINGS:
@@ -230,13 +232,18 @@ class Load(Stage):
         if self.generation and self.head not in ("seq2seq_lm", "causal_lm"):
             planning.problem("generation", f"the head {self.head!r} generates nothing")
         own: dict[str, Any] = {}
-        if (directory := self._directory()) is not None:
-            try:
-                own = read_settings(directory, config)
-            except ValueError as error:
-                planning.problem("source", str(error))
-        elif self.source is not None:
-            own = self._hub_settings(config)
+        try:
+            if folder is None:
+                own = {} if self.source is None else settings_in(config)
+            elif self._directory() or weight_files(folder):
+                own = read_settings(folder, config)
+            elif self.head in ("seq2seq_lm", "causal_lm"):
+                own = self._hub_settings(config)
+        except Unreachable as error:
+            planning.unreached("source", str(error))
+            own = settings_in(config)
+        except ValueError as error:
+            planning.problem("source", str(error))
         for name in find_invalid(settings := own | self.generation):
             cure = f"`generation: {{{name}: null}}` under `model` leaves it out"
             message = f"transformers refuses its generation config's {name}"
@@ -244,13 +251,13 @@ class Load(Stage):
         return settings
 
     def _hub_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The source's own settings on the hub. What has no such file has them in its config."""
+        """The settings of a source on the hub whose weights are not here yet; in its config where
+        it has no file of them. Raises Unreachable, and ValueError for what is not JSON.
+        """
         assert self.source is not None
-        try:
-            commit = hub.commit(self.source, self.revision, "model")
-            return settings_of(hub.file(self.source, GENERATION, commit, "model"))
-        except (Unreachable, FileNotFoundError, ValueError):
-            return settings_in(config)
+        commit = hub.commit(self.source, self.revision, "model")
+        path = hub.find_file(self.source, GENERATION, commit, "model")
+        return settings_in(config) if path is None else settings_of(path)
 
     def _check_tokenizer(self, found: Facts, planning: Planning) -> bool:
         """Report a tokenizer that cannot be read here; gives whether it is one without a fast twin.

@@ -43,7 +43,7 @@ class Sensitivity(Grouping, Report):
     Example: `sensitivity: {rows: 64, amounts: [0.3, 0.5, 0.7, 0.9]}`
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     amounts: Listed[Annotated[float, Field(gt=0, le=1)]] = Field(
         (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
@@ -61,8 +61,8 @@ class Sensitivity(Grouping, Report):
         return tuple(sorted(set(value)))
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """Which words ROUGE counts (1 was English ones for every text), and what counts them."""
-        return {"rouge_words": 2, **versions(SCORERS)} if self.rouge else {}
+        """Other releases of what counts words may give other scores."""
+        return versions(SCORERS) if self.rouge else {}
 
     def draws(self) -> bool:
         return self.importance == "random"

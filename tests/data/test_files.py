@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from compressor.data import file_formats
 from compressor.data import rows as module
 from compressor.data.rows import Rows
 from compressor.data.sources import Files
@@ -284,6 +285,31 @@ def test_a_first_line_may_lack_a_column_and_a_name_may_have_a_dot(tmp_path: Path
     assert "no column 'answers.tex'" in refusal(path, summary="answers.tex")
 
 
+def test_an_array_is_read_to_its_end_and_is_all_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its one line may be longer than a line of a table; what follows it, or is not parted by one
+    comma, is an error, or rows would be lost without a word.
+    """
+    path = tmp_path / "rows.json"
+    rows = [{"text": f"t{n}", "summary": "s" * (n + 1)} for n in range(9)]
+    monkeypatch.setattr(file_formats, "LONGEST_LINE", 60)
+    for piece in (1, 7, 1000):
+        monkeypatch.setattr(file_formats, "_PIECE", piece)
+        path.write_text(f"\n {json.dumps(rows)} \n")
+        assert pairs(load(path)) == [(row["text"], row["summary"]) for row in rows]
+        path.write_text(json.dumps(rows[:2]) + json.dumps(rows[2:]))
+        assert "after the array: '[" in refusal(path)
+        path.write_text(json.dumps(rows[:2]).replace("}, {", "} {"))
+        assert "after row 0: expected ',' or ']', got '{" in refusal(path)
+        path.write_text(json.dumps(rows[:2]).replace("}, {", "},, {"))
+        assert "row 1: " in refusal(path)
+        path.write_text(json.dumps(rows[:2])[:-1])
+        assert "after row 1: expected ',' or ']', got ''" in refusal(path)
+        path.write_text("[ ]")
+        assert "is empty" in refusal(path)
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_several_references_of_many_rows_are_those_of_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool
@@ -316,6 +342,22 @@ def test_what_datasets_saved_is_read_from_its_folder(tmp_path: Path) -> None:
     assert "has the splits dev, fit; name one of these folders" in refusal(tmp_path / "all")
     (tmp_path / "empty").mkdir()
     assert "neither a folder nor a pipe" in refusal(tmp_path / "empty")
+
+
+def test_a_folder_of_datasets_that_is_damaged_or_empty_is_refused_by_name(tmp_path: Path) -> None:
+    """While planning, whose keys are made of its files."""
+    folder = tmp_path / "one"
+    Dataset.from_list([{"text": "a", "summary": "b"}]).save_to_disk(folder)
+    state = json.loads((folder / "state.json").read_text())
+    (part,) = folder.glob("*.arrow")
+    part.unlink()
+    assert f"cannot read {folder}: its file {part.name} is not there" in refusal(folder)
+    (folder / "state.json").write_text(json.dumps(state | {"_data_files": []}))
+    assert f"{folder} is empty" in refusal(folder)
+    for damage in ("{", "{}", "[]"):
+        (folder / "state.json").write_text(damage)
+        assert "state.json is not what `datasets` writes" in refusal(folder)
+        assert source(folder).content_key("train") is None
 
 
 def test_held_out_rows_are_those_that_datasets_shuffled(tmp_path: Path) -> None:
