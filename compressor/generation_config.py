@@ -7,7 +7,7 @@ refused while planning, by name, and once more where a decode begins.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,7 +86,10 @@ _NEUTRAL: Mapping[str, float] = {
     "num_beam_groups": 1,
 }
 """Values with which a setting does nothing, besides null, 0 and what is empty."""
-_EVEN_IF_ZERO = {"guidance_scale", "max_time"}
+_EVEN_IF_ZERO = {
+    *("guidance_scale", "max_time", "stop_strings", "constraints", "force_words_ids"),
+    "watermarking_config",
+}
 _WHY: Mapping[str, str] = {
     "max_new_tokens": "wins over the limits of a recipe in `generate`",
     "max_time": "cuts summaries by the machine's speed",
@@ -171,9 +174,8 @@ def refusals(
 
 
 def find_invalid(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Name the settings with which transformers does not load a model, or that are no tokens."""
-    wrong = [name for name in OF_TOKENS if not _are_tokens(name, settings.get(name))]
-    wrong += [n for n in ("num_return_sequences", "num_beams") if not _is_count(settings.get(n))]
+    """Name the settings with which transformers does not load a model, or `generate` fails."""
+    wrong = [name for name, is_right in _RIGHT.items() if not is_right(settings.get(name))]
     yield from wrong
     if not {"num_return_sequences", "num_beams"} & set(wrong) and not settings.get("do_sample"):
         several = settings.get("num_return_sequences") or 1
@@ -191,17 +193,69 @@ def find_invalid(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_count(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _are_tokens(name: str, value: Any) -> bool:
-    """Whether a value is a token, a list of tokens or, of bad words, a list of such lists."""
-    if name == "bad_words_ids":
-        return value is None or (
-            isinstance(value, list | tuple)
-            and all(isinstance(word, list | tuple) and all(map(_is_count, word)) for word in value)
-        )
-    return all(map(_is_count, value if isinstance(value, list | tuple) else [value]))
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(map(is_item, value))
+
+
+def _are_words(value: Any) -> bool:
+    """Whether a value is a list of lists of tokens, none of them empty."""
+    return _is_list(value, lambda word: _is_list(word, _is_token) and bool(word)) and bool(value)
+
+
+def _is_penalty(value: Any) -> bool:
+    return value == 1 or (isinstance(value, float) and value > 0)
+
+
+def _are_biases(value: Any) -> bool:
+    return bool(value) and _is_list(
+        value,
+        lambda pair: (
+            _is_list(pair, lambda _: True)
+            and len(pair) == 2
+            and _are_words(pair[:1])
+            and isinstance(pair[1], float)
+        ),
+    )
+
+
+def _is_decay(value: Any) -> bool:
+    return _is_list(value, lambda part: isinstance(part, int | float)) and len(value) == 2
+
+
+def _or_null(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+_RIGHT: Mapping[str, Callable[[Any], bool]] = {
+    name: _or_null(is_right)
+    for names, is_right in (
+        (
+            (
+                *("num_beams", "num_return_sequences", "min_length", "min_new_tokens"),
+                *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+            ),
+            _is_count,
+        ),
+        (("repetition_penalty", "encoder_repetition_penalty"), _is_penalty),
+        (("suppress_tokens", "begin_suppress_tokens"), lambda v: _is_list(v, _is_token)),
+        (
+            ("eos_token_id", "pad_token_id", _START, "forced_bos_token_id", "forced_eos_token_id"),
+            lambda v: _is_token(v) or (_is_list(v, _is_token) and bool(v)),
+        ),
+        (("bad_words_ids",), _are_words),
+        (("sequence_bias",), _are_biases),
+        (("exponential_decay_length_penalty",), _is_decay),
+    )
+    for name in names
+}
+"""Setting → whether `generate` takes a value for it."""
 
 
 def require_followed(settings: Mapping[str, Any], backend: BackendName, *, greedy: bool) -> None:

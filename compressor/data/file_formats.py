@@ -5,6 +5,7 @@ A file can be anybody's: how long a line and how many columns a table may have s
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -161,9 +162,8 @@ def _explain(path: Path, form: Format, error: Exception) -> StageError:
 
 
 def _open_text(path: Path, form: Format) -> TextIO:
-    encoding = form.encoding.lower().replace("_", "-")
-    encoding = "utf-8-sig" if encoding in ("utf-8", "utf8") else form.encoding
-    return path.open(encoding=encoding, newline="")
+    name = codecs.lookup(form.encoding).name
+    return path.open(encoding="utf-8-sig" if name == "utf-8" else name, newline="")
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
@@ -203,9 +203,10 @@ def _csv_records(path: Path, form: Format) -> Iterator[tuple[int, list[str]]]:
                     yield reader.line_num, cells
         except csv.Error as error:
             hint = "; data.quote=null takes quotation marks as text" if form.quote else ""
-            if reader.line_num == 1:
-                stream.seek(0)
-                header = stream.readline(LONGEST_LINE).replace(separator_of(path, form), "")
+            stream.seek(0)
+            header = stream.readline(LONGEST_LINE)
+            if reader.line_num == 1 or separator_of(path, form) not in header:
+                header = header.replace(separator_of(path, form), "")
                 hint = suggest_separator(header) or hint
             raise ValueError(f"line {reader.line_num}: {error}{hint}") from error
 
@@ -220,8 +221,9 @@ def _csv_rows(
 ) -> Iterator[Mapping[str, str]]:
     for line, cells in records:
         if len(cells) > len(names) and any(cells[len(names) :]):
-            many = f"{len(cells)} cells for {len(names)} columns"
-            raise ValueError(f"line {line}: {many}; a cell with a separator in it is put in quotes")
+            many = f"line {line} has more cells ({len(cells)}) than columns ({len(names)})"
+            hint = suggest_separator(names[0]) if len(names) == 1 else ""
+            raise ValueError(many + (hint or "; a cell with a separator in it is put in quotes"))
         yield dict(zip(names, cells, strict=False))
 
 
@@ -346,14 +348,18 @@ def _batch_rows(batches: Iterator[Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def class_names(schema: Any) -> dict[str, Sequence[str]]:
-    """What `datasets` says in a file that the numbers of its columns stand for."""
+    """What `datasets` says in a file that the numbers of its columns stand for, by dotted names."""
     about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = about.get("info", {}).get("features", {})
-    names = {}
-    for column, about_column in features.items():
-        feature = about_column
-        while isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature):
-            feature = feature[0] if isinstance(feature, list) else feature["feature"]
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
-            names[column] = feature["names"]
-    return names
+    return dict(_class_names("", about.get("info", {}).get("features", {})))
+
+
+def _class_names(path: str, feature: Any) -> Iterator[tuple[str, Sequence[str]]]:
+    while isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature):
+        feature = feature[0] if isinstance(feature, list) else feature["feature"]
+    if not isinstance(feature, dict):
+        return
+    if feature.get("_type") == "ClassLabel":
+        yield path, feature["names"]
+    elif not isinstance(feature.get("_type"), str):
+        for name, part in feature.items():
+            yield from _class_names(f"{path}.{name}".lstrip("."), part)

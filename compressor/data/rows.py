@@ -24,7 +24,8 @@ RESIDENT = 2**27
 """Characters that are read before the file's pages are let go."""
 _PIECE = 1_000
 """Texts that are read or written at a time."""
-_NUMBER = re.compile(r"(-?\d+)(\.\d*)?")
+_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(\.0*)?")
+"""A whole number as programs write it: `01` and `1e0` are names, and `1.5` is none."""
 _MISSING: Any = object()
 
 
@@ -187,12 +188,9 @@ class RowReader:
         text = str(value).strip().lower()
         if text in ("true", "false"):
             return int(text == "true")
-        if (
-            isinstance(value, int | float | str)
-            and _NUMBER.fullmatch(text)
-            and float(text) in (0, 1)
-        ):
-            return int(float(text))
+        truth = _NUMBER.fullmatch(text) if isinstance(value, int | float | str) else None
+        if truth is not None and truth[1] in ("0", "1"):
+            return int(truth[1])
         what = "nothing" if value is None or not text else f"{value!r:.40}"
         raise self._wrong(number, column, f"{what}, not 0 or 1")
 
@@ -207,18 +205,22 @@ class RowReader:
             if name in names:
                 return names.index(name)
         whole = _NUMBER.fullmatch(text.strip())
-        if whole is not None and float(text) == int(whole[1]):  # 1.0, of a column with blanks
-            if (name := str(int(whole[1]))) in names:
+        if whole is not None:  # 1.0, of a column with blanks
+            if (name := whole[1]) in names:
                 return names.index(name)
-            if (
-                own is None
-                and not any(map(_NUMBER.fullmatch, names))
-                and int(name) in range(len(names))
-            ):
+            if own is None and not any(map(_is_numeric, names)) and int(name) in range(len(names)):
                 return int(name)
         shown = value if text == str(value) else text
         what = "nothing" if not text.strip() else f"{shown!r:.40}"
         raise self._wrong(number, column, f"{what} is no label; {nearest(text, names)}")
+
+
+def _is_numeric(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_blank(text: str) -> bool:

@@ -448,7 +448,8 @@ class Held(DataBase):
             what = f"{whose}: {count} no text (row {row}, column {column!r}"
         what += ", is the first)" if len(empty) > 1 else ")"
         if self.empty == "error":
-            raise StageError(f"data.empty: {what}; data.empty=drop leaves out such rows, keep not")
+            ways = "data.empty=drop leaves such rows out, data.empty=keep uses them"
+            raise StageError(f"data.empty: {what}; {ways}")
         done = "left out" if self.empty == "drop" else "kept"
         return f"{what}, {done} as data.empty={self.empty} says"
 

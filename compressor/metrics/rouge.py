@@ -108,13 +108,13 @@ def choose_tokenizer(references: Iterable[Reference]) -> RougeTokenizer:
 def describe_tokenizer(
     references: Iterable[Reference], tokenizer: RougeTokenizer
 ) -> dict[str, Any]:
-    """Name the tokenizer, and count the references that have letters but no word (`wordless`).
+    """Name the tokenizer, and count the references with text but no word (`wordless`).
 
     Such a reference scores 0 whatever is predicted.
     """
     tokenize = _tokenizer(tokenizer).tokenize
     wordless = sum(
-        all(_NO_LETTER.sub("", text) and not tokenize(text) for text in _texts_of(reference))
+        all(text.strip() and not tokenize(text) for text in _texts_of(reference))
         for reference in references
     )
     return {"rouge_tokenizer": tokenizer} | ({"wordless": wordless} if wordless else {})
@@ -124,10 +124,13 @@ def warn_of_wordless(metrics: Mapping[str, Any]) -> str | None:
     """Say how many references no prediction can match, where `describe_tokenizer` counted any."""
     if not metrics.get("wordless"):
         return None
+    name = metrics["rouge_tokenizer"]
+    cure = (
+        "; `rouge_tokenizer: unicode` knows the words of all scripts" if name == "english" else ""
+    )
     return (
-        f"{metrics['wordless']} of {metrics['count']} references have letters but no word that "
-        f"ROUGE's tokenizer {metrics['rouge_tokenizer']!r} knows, and score 0; "
-        "`rouge_tokenizer: unicode` knows the words of all scripts"
+        f"{metrics['wordless']} of {metrics['count']} references have no word that ROUGE's "
+        f"tokenizer {name!r} knows, and score 0{cure}"
     )
 
 

@@ -73,9 +73,8 @@ class Distill(Finetune):
     with the labels, the divergence from the teacher's logits at a temperature (arXiv 1503.02531),
     and the squared difference of hidden states and of attention maps through a layer map (TinyBERT,
     1909.10351). Where the widths differ, a linear layer is learned beside the student and thrown
-    away after it. For these two no layer of a BART is skipped by its config's layer drop. All
-    settings of `finetune` are here too, and what is pruned stays pruned; the validation loss is
-    that of the labels, as a `finetune`'s.
+    away after it. All settings of `finetune` are here too, and what is pruned stays pruned; the
+    validation loss is that of the labels, as a `finetune`'s.
 
     A teacher from a path or the hub is a second `load` stage under another name; its own model must
     have the student's tokenizer.
@@ -122,11 +121,6 @@ class Distill(Finetune):
     @property
     def _through_layers(self) -> bool:
         return bool(self.losses.hidden or self.losses.attention)
-
-    @property
-    def _needs_every_layer(self) -> str:
-        reason = "hidden states and attention maps of all layers are compared"
-        return reason if self._through_layers else ""
 
     def preview(self, planning: Planning) -> Facts | None:
         """The student's counts; reports a teacher or a layer map that does not go with it."""

@@ -115,8 +115,8 @@ class Finetune(Hyperparameters, Stage):
     straight through the rounding to the float weights, which the stage gives. Put `quantize` with
     the same settings after it, and a small learning rate here. Activations are not rounded.
 
-    A config's `encoder_layerdrop` and `decoder_layerdrop` (BART and its kin) skip layers at random
-    in one process; with several processes no layer is skipped, and the run says so.
+    A config's `encoder_layerdrop` and `decoder_layerdrop` (BART and its kin) skip no layer here, as
+    several processes could not; the run says so, and the saved config keeps them.
 
     `targets` names an earlier `pseudo_label` stage, whose texts are learned instead of the training
     split's references. The validation loss stays that of references.
@@ -203,13 +203,15 @@ class Finetune(Hyperparameters, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Train to the end, from a checkpoint of a killed run where there is one."""
+        from compressor.dropout import disable_layer_drop
         from compressor.losses import LabelLoss
         from compressor.training import Training
 
         checkpoint = inputs.checkpoint()
         if not self.passes:
             return checkpoint
-        self._settle_layer_drop(checkpoint, context)
+        if disable_layer_drop(checkpoint.model):
+            context.progress.say("  trains without the config's layer drop: no layer is skipped")
         train, validation = (
             checkpoint.examples(rows, context.data)
             for rows in (self._to_learn(inputs, context), context.rows("validation"))
@@ -238,20 +240,6 @@ class Finetune(Hyperparameters, Stage):
             history.write_losses(context.folder / "losses.csv")
         context.metrics.update(history.metrics())
         return checkpoint
-
-    @property
-    def _needs_every_layer(self) -> str:
-        """Why no layer may be skipped in training, in one process or several; "" where one may."""
-        return ""
-
-    def _settle_layer_drop(self, checkpoint: Checkpoint, context: Context) -> None:
-        """Leave LayerDrop out where it cannot be, and say so."""
-        from compressor.dropout import disable_layer_drop
-
-        several = "several processes wait for each layer's gradients"
-        reason = self._needs_every_layer or (several if context.ranks.world > 1 else "")
-        if reason and disable_layer_drop(checkpoint.model):
-            context.progress.say(f"  trains without the config's layer drop: {reason}")
 
     def _forward_weights(
         self, checkpoint: Checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from compressor.data import file_formats
 from compressor.data import rows as module
@@ -158,7 +158,11 @@ def test_what_is_no_table_of_cells_is_named_by_its_line(tmp_path: Path) -> None:
     assert "\"data.separator=';'\" divides its columns" in refusal(path)
     assert "\"data.separator='tab'\"" in refusal(write_csv(tmp_path / "quoted.csv", "\t"))
     path.write_text("text,summary\na,b\nc,d,e\n")
-    assert "line 3: 3 cells for 2 columns" in refusal(path)
+    assert "line 3 has more cells (3) than columns (2); a cell with a separator" in refusal(path)
+    path.write_text("text;summary\na;1,5\n")  # decimal commas
+    assert "\"data.separator=';'\" divides its columns" in refusal(path)
+    path.write_text('"text";"summary"\na;b\n"c";"d, e"\n')
+    assert "\"data.separator=';'\" divides its columns" in refusal(path)
     path.write_text('text,summary\na,b\n"c,d\n')
     assert "line 3: unexpected end of data; data.quote=null" in refusal(path)
     path.write_text('text\tsummary\n"So" it is\tb "c"\n')
@@ -177,6 +181,25 @@ def test_labels_in_csv_are_what_the_cells_say(tmp_path: Path, labels: list[str])
     path.write_text("text,label\na,1\nb,2.5\nc,\n")
     wrong = refusal(path, task="single_label", labels=["1", "2"])
     assert "row 1, column 'label': '2.5' is no label" in wrong
+    for cell in ("01", "1.00000000000000000001", "1" * 5000):
+        path.write_text(f"text,label\na,{cell}\nb,2\n")
+        assert "row 0, column 'label': " in refusal(path, task="single_label", labels=["1", "2"])
+    path.write_text("text,label\na,1\nb,01\n")  # no places, since a label is a number
+    wrong = refusal(path, task="single_label", labels=["00", "01"])
+    assert "row 0, column 'label': '1' is no label" in wrong
+
+
+def test_class_names_of_nested_columns_are_the_files_own(tmp_path: Path) -> None:
+    """A number stands for the name that the file gives it, whatever the recipe's order is."""
+    names = ClassLabel(names=["short", "long"])
+    rows = [{"text": "t", "m": {"label": place}, "many": [{"tag": place}]} for place in (0, 1)]
+    features = Features({"text": Value("string"), "m": {"label": names}, "many": [{"tag": names}]})
+    path = tmp_path / "rows.parquet"
+    Dataset.from_list(rows, features=features).to_parquet(path)
+    given = {"task": "single_label", "labels": ["long", "short"], "label": "m.label"}
+    assert load(path, **given).labels == [[1], [0]]
+    given |= {"task": "multi_label", "label": "many.tag"}
+    assert load(path, **given).labels == [[0, 1], [1, 0]]
 
 
 def test_truths_in_csv_are_0_and_1_as_people_write_them(tmp_path: Path) -> None:
@@ -221,7 +244,9 @@ def test_empty_rows_are_an_error_or_left_out_or_kept(
     del rows[4]["summary"]  # as if it were null
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = f"{path}: 3 rows have no text or no summary (row 1, column 'summary', is the first)"
-    assert refusal(path) == f"empty: {told}; data.empty=drop leaves out such rows, keep not"
+    assert refusal(path) == (
+        f"empty: {told}; data.empty=drop leaves such rows out, data.empty=keep uses them"
+    )
     with pytest.raises(StageError, match="3 rows have no text or no summary"):
         source(path).load("train")
     for empty, done in (("drop", "left out"), ("keep", "kept")):

@@ -313,14 +313,18 @@ def test_lsum_sees_the_full_stops_of_other_scripts() -> None:
 
 
 def test_references_without_a_word_are_counted() -> None:
-    """Two Chinese rows among English ones score 0 whatever is written, and are said to."""
-    references = ["a grant to the states of the union"] * 200 + ["政府", "水法", "!?", ""]
+    """Chinese rows among English ones, signs and pictures score 0 whatever is written, and are said
+    to; an empty one is not.
+    """
+    references = ["a grant to the states of the union"] * 200 + ["政府", "水法", "!?", "👍", " "]
     metrics = score_texts(references, references)
-    assert (metrics["rouge_tokenizer"], metrics["wordless"]) == ("english", 2)
-    assert "2 of 204 references have letters but no word" in (warn_of_wordless(metrics) or "")
+    assert (metrics["rouge_tokenizer"], metrics["wordless"]) == ("english", 4)
+    told = warn_of_wordless(metrics) or ""
+    assert "4 of 205 references have no word" in told and "`rouge_tokenizer: unicode`" in told
     metrics = score_texts(references, references, "unicode")
-    assert metrics["rouge1"] == pytest.approx(202 / 204)
-    assert "wordless" not in metrics and warn_of_wordless(metrics) is None
+    assert metrics["rouge1"] == pytest.approx(202 / 205)
+    assert metrics["wordless"] == 2
+    assert "rouge_tokenizer: " not in (warn_of_wordless(metrics) or "")
 
 
 def test_each_rouge_takes_the_best_of_several_references() -> None:
