@@ -122,7 +122,7 @@ def test_targets_that_are_empty_are_found_before_anything_runs(tmp_path: Path) -
     rows = [{"text": f"bill {i}", "digest": "short" if i % 4 == 0 else " "} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = ("data.files.train=rows.jsonl", "data.files.validation=rows.jsonl")
-    done = rehearse(tmp_path, *files, "data.summary=digest")
+    done = rehearse(tmp_path, *files, "data.summary=digest", "data.empty=keep")
     assert done.code == 1
     assert "30 of 40 rows of train that were looked at have a target length of 0" in done.err
     assert "'digest'" in done.err

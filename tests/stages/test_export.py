@@ -33,7 +33,7 @@ data: {rows: {train: 64, validation: 16, test: 12}, max_source_length: 96, max_t
 training: {batch_size: 8, learning_rate: 0.003, warmup_steps: 2}
 stages:
   load: {}
-  finetune: {epochs: 40}
+  finetune: {epochs: 60}
   slice: {heads: 3, feed_forward: 0.75}
   prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}
   recover: {stage: finetune, epochs: 10}
