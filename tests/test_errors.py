@@ -271,15 +271,13 @@ def test_an_empty_split_is_an_error(recipe, run, tmp_path) -> None:
 
 
 def test_a_value_that_is_no_text_names_its_row(recipe, run, tmp_path) -> None:
-    """Found when the rows are read: exit code 1, nothing half-written in the store."""
+    """Found while planning, before anything is made."""
     path = files(tmp_path)
-    path.write_text(path.read_text() + '{"text": null, "summary": "b"}\n')
+    path.write_text(path.read_text() + '{"text": 5, "summary": "b"}\n')
     result = run("run", with_files(recipe))
-    assert result.code == 1
-    assert "row 4, column 'text'" in result.err
-    store = tmp_path / "outputs" / "store"
-    assert [p for p in store.iterdir() if p.name not in {"locks", "partial"}] == []
-    assert list((store / "partial").iterdir()) == []
+    assert result.code == 2
+    assert "row 4, column 'text': int 5, not text" in result.err
+    assert not list((tmp_path / "outputs").glob("store/*/manifest.json"))
 
 
 def test_rows_that_change_under_a_run_are_noticed(recipe, tmp_path) -> None:

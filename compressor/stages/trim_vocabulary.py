@@ -272,7 +272,9 @@ def _rebuilt(old: PreTrainedTokenizerBase, document: Mapping[str, Any]) -> PreTr
     # An mBART's ends targets with another language's token, which its own class alone knows.
     with tempfile.TemporaryDirectory() as folder:
         new.save_pretrained(folder)
-        again: PreTrainedTokenizerBase = type(old).from_pretrained(folder, **languages)
+        again: PreTrainedTokenizerBase = type(old).from_pretrained(
+            folder, trust_remote_code=False, **languages
+        )
     return again
 
 

@@ -76,7 +76,7 @@ def test_lengths_over_a_models_positions_are_refused_when_planned(recipe) -> Non
     """BART of 48 positions: 48 is read, 49 is not; the key is named."""
     bart = ("model.config.model_type=bart", "+model.config.max_position_embeddings=48")
     bart += ("data.max_source_length=48",)
-    found = problems(recipe, "{input_lengths: [48, 49]}", *bart)
+    found = problems(recipe, "{input_lengths: [48, 49], max_length: 48}", *bart)
     assert sum("positions" in problem for problem in found) == 1
     assert any(
         "stages.benchmark.input_lengths.1: the model has 48 positions, and 49 is more" in problem

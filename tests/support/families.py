@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,15 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -206,11 +215,29 @@ def _bpe(specials: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, str
     return model["vocab"], [tuple(pair) for pair in model["merges"]]
 
 
+@cache
+def _charsmap() -> bytes:
+    """SentencePiece's own map of characters, which it puts into every model that it trains."""
+    from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
+
+    written = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=written, vocab_size=100,
+        hard_vocab_limit=False, minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(written.getvalue())
+    charsmap: bytes = model.normalizer_spec.precompiled_charsmap
+    return charsmap
+
+
 def sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
     """T5's: pad, end, unknown, pieces, sentinels."""
     first = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     last = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(4))]
-    return transformers.T5Tokenizer(vocab=[*first, *_unigram(), *last], extra_ids=4)
+    tokenizer = transformers.T5Tokenizer(vocab=[*first, *_unigram(), *last], extra_ids=4)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Precompiled(_charsmap())
+    return tokenizer
 
 
 def pegasus(folder: Path) -> PreTrainedTokenizerBase:

@@ -29,6 +29,8 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 TOGETHER = ("2 processes", "reload")
 """Columns that one pair of processes, and one fresh process, fill for all families."""
 NO_REFERENCE = {"baseline": "it reads no model", "benchmark": "it gives seconds and bytes"}
+OF_SENTENCEPIECE = ("sentencepiece", "marian", "marian_two")
+"""Tokenizers that are made with that package."""
 SAVED = ("load", "shrink", "slice", "heads", "trim")
 
 
@@ -69,7 +71,7 @@ def check(name: str, column: str, outcome: float | str) -> list[str]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_as_near_to_its_reference_as_the_table_says(name: str, tmp_path: Path) -> None:
     """Or a plan refuses it, with the reason; nothing fails in a run."""
-    if name.startswith("Marian"):
+    if FAMILIES[name].tokenizer in OF_SENTENCEPIECE:
         pytest.importorskip("sentencepiece")
     subject = Subject(FAMILIES[name], tmp_path, list(STAGES))
     assert [wrong for c in STAGES for wrong in check(name, c, subject.outcome(c))] == []
@@ -79,8 +81,8 @@ def test_two_processes_train_the_same_and_plain_transformers_loads_what_was_save
     tmp_path: Path,
 ) -> None:
     """All families, one after the other in one pair of processes, and in one fresh process."""
-    reads_marian = find_spec("sentencepiece") is not None
-    names = [name for name in FAMILIES if reads_marian or not name.startswith("Marian")]
+    is_there = find_spec("sentencepiece") is not None
+    names = [n for n, f in FAMILIES.items() if is_there or f.tokenizer not in OF_SENTENCEPIECE]
     subjects = {
         name: Subject(
             FAMILIES[name], tmp_path / str(index), ("finetune", *SAVED), left_out=["finetune"]
