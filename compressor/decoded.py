@@ -97,7 +97,7 @@ def at_limits(
     overruled = forced and any(generation_config.get(key) for key in _AFTER_FORCED_EOS)
     if greedy and not overruled:
         longest, seconds = rows(max(limits, default=1), forced_end=False)
-        decodes = {limit: (_shortened(longest, limit, eos, forced), seconds) for limit in limits}
+        decodes = {limit: (_cut_at_limit(longest, limit, eos, forced), seconds) for limit in limits}
     else:
         decodes = {}
         for limit in limits:
@@ -138,7 +138,7 @@ def _with_cut_off(
     return rows, [truncate(row, limit, eos)[1] or at for row, at in zip(rows, full, strict=True)]
 
 
-def _shortened(
+def _cut_at_limit(
     rows: list[list[int]], limit: int, eos: list[int], forced: list[int]
 ) -> tuple[list[list[int]], list[bool]]:
     """Rows of a longer greedy decode without a forced last token, as this limit gives them."""

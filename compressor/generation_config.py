@@ -133,7 +133,7 @@ def settings_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def unfollowed(
+def find_unfollowed(
     settings: Mapping[str, Any], backend: BackendName, *, greedy: bool = True
 ) -> list[str]:
     """The settings that would change what `backend` gives, and that it does not follow.
@@ -162,7 +162,7 @@ def refusals(
     settings: Mapping[str, Any], backend: BackendName, *, greedy: bool = True
 ) -> Iterator[str]:
     """What to tell of each such setting."""
-    for name in unfollowed(settings, backend, greedy=greedy):
+    for name in find_unfollowed(settings, backend, greedy=greedy):
         where = "a decode by torch" if backend == "torch" else f"{backend}"
         if SETTINGS.get(name) == "greedy":
             where = "beam search"
@@ -274,7 +274,7 @@ def token_problems(
     """
     kind, missing = config["model_type"], _missing(config, ids, settings, whole=whole)
     for name in missing:
-        cure = f"`generation: {{{name}: {_suggested(name, kind, ids)}}}` under `model`"
+        cure = f"`generation: {{{name}: {_suggest_id(name, kind, ids)}}}` under `model`"
         yield name, f"its config has no {name}, {_USE[name]}; add it, or set {cure}"
     rows = max(int(config.get(key) or 0) for key in ("vocab_size", "decoder_vocab_size"))
     writes = config["head"] == "seq2seq_lm"
@@ -312,7 +312,7 @@ def _missing(
     return list(dict.fromkeys(missing))
 
 
-def _suggested(name: str, kind: str, ids: Mapping[str, Any]) -> Any:
+def _suggest_id(name: str, kind: str, ids: Mapping[str, Any]) -> Any:
     """What it is in the models of a kind that were published."""
     if name != _START:
         return "its id"

@@ -206,7 +206,7 @@ class Translator:
             found = self._decode(sources, limit, num_beams, min_length, progress)
             forced = token_ids(self.settings.get("forced_eos_token_id")) if forced_end else []
             if forced:
-                found = [_forced(row, limit, forced) for row in found]
+                found = [_force_end(row, limit, forced) for row in found]
             return found, time.perf_counter() - started
 
         return at_limits(
@@ -343,6 +343,6 @@ def _opened(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:
         raise StageError(f"CTranslate2 cannot load {folder}: {error}") from error
 
 
-def _forced(row: list[int], limit: int, forced: list[int]) -> list[int]:
+def _force_end(row: list[int], limit: int, forced: list[int]) -> list[int]:
     """A row that fills the limit ends with the forced token."""
     return [*row[:-1], min(forced)] if row and len(row) == limit - 1 else row

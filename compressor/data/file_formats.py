@@ -140,10 +140,10 @@ def open_table(path: Path, form: Format, columns: Sequence[str]) -> Table:
             table = _arrow_table(_saved_parts(path) if kind == "saved" else [path], columns)
     except (ValueError, OSError, KeyError, csv.Error, RecursionError) as error:
         raise _explain(path, form, error) from error
-    return Table(_explained(table.rows, path, form), table.columns, table.class_names)
+    return Table(_explain_errors(table.rows, path, form), table.columns, table.class_names)
 
 
-def _explained(rows: Iterator[Any], path: Path, form: Format) -> Iterator[Any]:
+def _explain_errors(rows: Iterator[Any], path: Path, form: Format) -> Iterator[Any]:
     try:
         yield from rows
     except (ValueError, OSError, csv.Error) as error:  # Arrow's errors are ValueErrors
@@ -309,7 +309,7 @@ def _parquet_table(path: Path, columns: Sequence[str]) -> Table:
 
     parquet = pyarrow.parquet.ParquetFile(path)
     schema = parquet.schema_arrow
-    wanted = _wanted(schema.names, columns)
+    wanted = _select_columns(schema.names, columns)
     batches = parquet.iter_batches(batch_size=_BATCH, columns=wanted)
     return Table(_batch_rows(batches), schema.names, class_names(schema))
 
@@ -330,7 +330,7 @@ def _arrow_table(paths: Sequence[Path], columns: Sequence[str]) -> Table:
             count = getattr(reader, "num_record_batches", None)
             parts = reader if count is None else map(reader.get_batch, range(count))
             for batch in parts:
-                selected = batch.select(_wanted(batch.schema.names, columns))
+                selected = batch.select(_select_columns(batch.schema.names, columns))
                 for start in range(0, len(selected), _BATCH):
                     yield selected.slice(start, _BATCH)
 
@@ -338,7 +338,7 @@ def _arrow_table(paths: Sequence[Path], columns: Sequence[str]) -> Table:
     return Table(_batch_rows(batches()), schema.names, class_names(schema))
 
 
-def _wanted(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+def _select_columns(names: Sequence[str], columns: Sequence[str]) -> list[str]:
     """Those of a table's columns that are read; of `answers.text` it is `answers`."""
     heads = {column if column in names else column.partition(".")[0] for column in columns}
     return [name for name in names if name in heads]

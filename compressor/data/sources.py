@@ -453,7 +453,7 @@ class Held(DataBase):
         done = "left out" if self.empty == "drop" else "kept"
         return f"{what}, {done} as data.empty={self.empty} says"
 
-    def _stored(self, content: Any) -> Path:
+    def _place_of_rows(self, content: Any) -> Path:
         """Where rows that are too many for memory are kept, by what decides them."""
         from datasets import config
 
@@ -665,7 +665,7 @@ class Files(Held):
         table = open_table(path, self._format, list(self.columns().values()))
         some = Table(islice(table.rows, most), table.columns, table.class_names)
         content = [read, self._reading(path), most]
-        collected = self._collect(some, path, lambda: self._stored(content))
+        collected = self._collect(some, path, lambda: self._place_of_rows(content))
         if data_sha256(path) != read:
             raise StageError(f"data: {path} has changed while it was read")
         rows = self._choose(collected, split, str(path))
@@ -767,7 +767,7 @@ class Hub(Held):
         rows = (row for batch in batches.iter(1_000) for row in batch.to_pylist())
         about = [self.dataset, self.configuration, self.files, *content, most]
         read = (reader.read(number, row) for number, row in enumerate(islice(rows, most)))
-        return collect(read, lambda: self._stored(about))
+        return collect(read, lambda: self._place_of_rows(about))
 
     def _prepared(self, commit: str) -> Any:
         """The data set's builder, its files read into the cache. Each file that comes in is

@@ -24,7 +24,7 @@ from compressor.backends.onnxruntime import OnnxModel
 from compressor.checkpoint import Checkpoint, dequantized
 from compressor.errors import StageError
 from compressor.generation import decode
-from compressor.generation_config import unfollowed
+from compressor.generation_config import find_unfollowed
 from compressor.quantization import Quantization
 from compressor.sparsity.int8 import quantize_rows
 from compressor.sparsity.quantized import quantize_weights
@@ -241,10 +241,10 @@ def test_settings_that_are_not_offered_are_named(bart: Written, tmp_path: Path) 
         "do_sample": True, "top_k": 5, "use_cache": False, "encoder_repetition_penalty": 1.0,
         "renormalize_logits": False, "guidance_scale": None, "transformers_version": "5.0",
     }  # fmt: skip
-    assert unfollowed(config, "onnxruntime") == []
+    assert find_unfollowed(config, "onnxruntime") == []
     config |= {"sequence_bias": [[[3], 1.0]], "encoder_repetition_penalty": 1.2, "of_later": 3}
     named = ["encoder_repetition_penalty", "of_later", "sequence_bias"]
-    assert unfollowed(config, "onnxruntime") == named
+    assert find_unfollowed(config, "onnxruntime") == named
     model = configured(bart[1], tmp_path / "model", guidance_scale=1.5)
     with pytest.raises(StageError, match=r"sets guidance_scale to 1\.5; onnxruntime does not"):
         model.generate(texts(), max_length=5)
