@@ -33,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 from compressor.architectures import Facts, Stack, Units, architecture
 from compressor.architectures import facts as facts_of
 from compressor.architectures.block import FILE as WITH_BLOCKS
+from compressor.architectures.t5 import scales_outputs
 from compressor.block import Block, has_blocks, put_block, put_blocks
 from compressor.data.examples import Examples, tokenize, tokenize_labelled
 from compressor.errors import StageError
@@ -307,8 +308,7 @@ def entries_as_read(config: PretrainedConfig) -> dict[str, Any]:
     """
     entries: dict[str, Any] = {}
     if config.model_type in T5_TYPES:
-        scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
-        entries["tie_word_embeddings"] = config.model_type != "mt5" and scaled
+        entries["tie_word_embeddings"] = scales_outputs(config.model_type, vars(config))
     rope = getattr(config, "rope_parameters", None) or {}
     if "rope_theta" in rope:
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
@@ -332,7 +332,7 @@ def fit_transformers_4(model: PreTrainedModel) -> bool:
     """
     config = model.config
     if config.model_type in T5_TYPES:
-        scaled = entries_as_read(config)["tie_word_embeddings"]
+        scaled = scales_outputs(config.model_type, vars(config))
         untied = has_untied_head(model)
         if untied and scaled:
             model.lm_head.weight.data *= config.d_model**-0.5

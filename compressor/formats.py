@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.architectures import Facts, model_types
 from compressor.architectures.block import KEY as BLOCKS
+from compressor.architectures.t5 import scales_outputs
 from compressor.backends import EXPORT, BackendName
 from compressor.backends.onnx_support import RUNS, WRITES
 from compressor.backends.onnx_support import SUPPORTED as ONNX
@@ -148,13 +149,10 @@ def _with_readable_head(facts: Facts) -> Facts:
     """A T5 that does not scale its outputs is written with a head of its own, since transformers 4
     reads no other: see `checkpoint.fit_transformers_4`.
     """
-    config = facts.config
-    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
-    if facts.model_type == "mt5":
-        scaled = False
-    elif facts.model_type not in ("t5", "longt5"):
+    is_t5 = facts.model_type in ("t5", "mt5", "longt5")
+    if not is_t5 or "lm_head.weight" in facts.shapes:
         return facts
-    if scaled or "lm_head.weight" in facts.shapes:
+    if scales_outputs(facts.model_type, facts.config):
         return facts
     head = {"lm_head.weight": facts.shapes["shared.weight"]}
     return replace(facts, shapes={**facts.shapes, **head})

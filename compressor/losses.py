@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.architectures.t5 import scales_outputs
 from compressor.data.batching import IGNORED
 from compressor.long_inputs import decode, encode
 
@@ -113,8 +114,7 @@ def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
     encoded = encode(model.encoder, batch["input_ids"], mask)
     ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
     hidden = decode(model.decoder, ids, encoded, mask)[kept]
-    config = model.config
-    if config.model_type != "mt5" and getattr(config, "scale_decoder_outputs", False):
+    if scales_outputs(model.config.model_type, vars(model.config)):
         hidden = hidden * model.model_dim**-0.5
     logits: Tensor = model.lm_head(hidden)
     return logits

@@ -44,6 +44,15 @@ _ENCODER_ATTENTION = {
 _QKVO = ("q", "k", "v", "o")
 
 
+def scales_outputs(kind: str, config: Mapping[str, Any]) -> bool:
+    """Whether decoder outputs are multiplied by d_model**-0.5 before the head; an mT5's never are.
+
+    A file says it by `tie_word_embeddings`, which transformers 5 reads into an entry of its own.
+    """
+    tied = config.get("tie_word_embeddings", True)
+    return kind != "mt5" and bool(config.get("scale_decoder_outputs", tied))
+
+
 def ties(config: Mapping[str, Any]) -> dict[str, str]:
     """The head is the embedding, unless it is a tensor of its own."""
     return {"lm_head.weight": "shared.weight"}

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.architectures.t5 import scales_outputs
 from compressor.errors import StageError
 from compressor.generation_config import require_followed
 
@@ -207,8 +208,8 @@ def _as_laid_out(name: str, values: Floats, config: PretrainedConfig) -> Floats:
         heads = config.num_attention_heads if ".q_" in name else config.num_key_value_heads
         halves = values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:])
         return halves.swapaxes(1, 2).reshape(values.shape)
-    scaled = config.model_type == "t5" and getattr(config, "scale_decoder_outputs", False)
-    if scaled and name == "decoder.final_layer_norm.weight":
+    is_last = config.model_type == "t5" and name == "decoder.final_layer_norm.weight"
+    if is_last and scales_outputs(config.model_type, vars(config)):
         # What a tied head's input is multiplied with, which llama.cpp leaves out: its own files
         # give logits that are sqrt(d_model) times as large.
         return values * np.float32(config.d_model**-0.5)

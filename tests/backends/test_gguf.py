@@ -405,14 +405,14 @@ def test_the_gate_passes_the_source_and_not_one_without_a_layer(
     pytest.importorskip("llama_cpp")
     source, rows = checkpoint(model_type), DATA.load("test")
     whole = through_the_stage(source, tmp_path / "whole", "float32")
-    found = gate(Parity(), source, whole, rows, DATA, weights="float32")["parity"]
+    found = gate(Parity(), source, whole, rows, DATA, weights=["float32"])["parity"]
     assert found.get("equal_tokens", 1.0) == 1.0
     assert found.get("logits_difference", 0.0) < 1e-5
     if model_type == "t5":
         assert _summarized_alone(whole, rows.texts) == _summarized(source, rows.texts)
     shorter = through_the_stage(keep_layers(source, layers), tmp_path / "shorter", "float32")
     with pytest.raises(StageError, match=message):
-        gate(Parity(), source, shorter, rows, DATA, weights="float32")
+        gate(Parity(), source, shorter, rows, DATA, weights=["float32"])
 
 
 def test_the_plan_claims_the_size_of_the_blocks(tmp_path) -> None:
