@@ -105,9 +105,9 @@ def test_every_setting_of_transformers_is_classified() -> None:
         ({"force_words_ids": [[[5]]], "num_beams": 2}, ("greedy",)),
         ({"watermarking_config": {"bias": 2.0}}, ("greedy",)),
         ({"num_beam_groups": 2, "num_beams": 4}, ("beams",)),
-        ({"begin_suppress_tokens": [5]}, {"ct2"}),
-        ({"sequence_bias": [[[5], 1.0]]}, {"ct2", "onnx"}),
-        ({"encoder_no_repeat_ngram_size": 2}, {"ct2", "onnx"}),
+        ({"begin_suppress_tokens": [5]}, ("ct2",)),
+        ({"sequence_bias": [[[5], 1.0]]}, ("ct2", "onnx")),
+        ({"encoder_no_repeat_ngram_size": 2}, ("ct2", "onnx")),
     ],
     ids=str,
 )
