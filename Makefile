@@ -54,8 +54,8 @@ test-browser: install
 test-docs: install
 	$(BIN)/python -m pytest -m docs --durations=0 tests/test_readme.py
 
-# The campaign of faults in full: kills, damage, full disks, hostile input, load. About half an hour;
-# as root it also mounts small file systems. Writes outputs/faults.md. `make test` has its short form.
+# Faults in full: kills, full disks, damage, hostile input. 20 minutes on 2 cores; as root it also
+# mounts small file systems. Writes outputs/faults.md. `make test` has its short form.
 test-faults: install
 	FAULTS=1 $(BIN)/python -m pytest --numprocesses auto --durations=20 tests/faults
 
