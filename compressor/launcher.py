@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,20 +128,18 @@ def run_processes(
     hear: Callable[[str], None],
     *,
     module: str = "compressor.worker",
-    variables: Mapping[str, str] | None = None,
     over: threading.Event | None = None,
 ) -> int:
     """Start the processes of a task, have rank 0 heard, and give the launcher's exit code.
 
     `logs`: a folder for what they write to their standard errors. `module`: what they run on the
-    task, with these environment `variables` beside the parent's. `over`: set by another thread, it
-    ends them.
+    task. `over`: set by another thread, it ends them.
     """
     threads = machine.threads(processes.here)
     with (logs / "log").open("wb") as log:
         process = subprocess.Popen(
             [*_launcher(processes, logs), "-m", module, str(task)],
-            env=environment(threads) | dict(variables or {}),
+            env=environment(threads),
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,

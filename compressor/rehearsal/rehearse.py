@@ -28,7 +28,6 @@ from compressor.rehearsal.checks import look_at
 from compressor.rehearsal.derivation import Derived, Substitutes, derive
 from compressor.rehearsal.models import TRAINED
 from compressor.rehearsal.rows import Taken, empty_rows, small_data, take
-from compressor.rehearsal.together import Together, raise_first
 from compressor.rehearsal.told import Line, print_result
 from compressor.run import Run
 from compressor.stages.load import Load, TrainTokenizer
@@ -60,9 +59,7 @@ class Rehearsal:
         progress = Progress(self.console, run.folder / "events.jsonl", quiet=True, watch=self._hear)
         for node in self.plan.nodes:
             self.lines.append(Line(node.name, node.kind))
-        with Together(self.plan, self.real, store, self.folder / "two_processes") as together:
-            Engine(self.plan, store, run, progress).execute()
-            self._compare(together)
+        Engine(self.plan, store, run, progress).execute()
 
     def _step(self, name: str, work: Any) -> Any:
         """Something that is done before the stages, with a line of its own."""
@@ -194,16 +191,6 @@ class Rehearsal:
         except StageError as error:
             line.passed = False
             raise StageError(f"stage {node.name!r}: {error}") from error
-
-    def _compare(self, together: Together) -> None:
-        """Run the kinds of stages that can be distributed under two processes."""
-        verdicts = together.run()
-        for verdict in verdicts:
-            line = self._line(verdict.node)
-            line.passed = not verdict.wrong
-            if verdict.same:
-                line.checks.append(verdict.same)
-        raise_first(verdicts)
 
     def _say(self, line: Line) -> None:
         if not self.quiet:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COUNTS: dict[Split, int] = {"train": 9, "validation": 4, "test": 4}
-"""Rows of a rehearsal; more to train on where each label is to have one. Nine make steps of 4, 4
-and 1, of which the last leaves nothing to one of two processes."""
+"""Rows of a rehearsal; more to train on where each label is to have one."""
 LOOKED_AT = 200
 """How many rows of each split are looked at, to find empty ones."""
 SOURCE_TOKENS, TARGET_TOKENS = 512, 128

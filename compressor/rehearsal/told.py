@@ -60,7 +60,7 @@ def _differences(rehearsal: Rehearsal) -> Iterator[str]:
             yield f"{node.name}: fresh, of {_size(node.facts)}; the recipe's has {_size(real)}"
     launch = rehearsal.real.composed.recipe.launch
     if launch.num_processes > 1 or launch.config_file is not None:
-        yield "launch: one process, and two for a stage of each kind, on the CPU"
+        yield "launch: one process"
     yield from _changes(derived.changes)
 
 

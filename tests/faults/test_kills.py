@@ -26,11 +26,9 @@ from tests.faults.kills import (
     every_artifact_is_whole,
     is_done,
     no_lock_is_held,
-    nobody_is_left,
     signals,
     strike,
     undisturbed_in,
-    wait_for,
     write_recipes,
 )
 from tests.faults.warm import OPERATIONS, SIGNAL_AT, Warm, shared
@@ -201,21 +199,3 @@ def test_a_command_killed_while_it_starts_leaves_nothing(tmp_path: Path, tell: T
         struck[sent] += 1
     for sent, times in struck.items():
         tell("kills", f"{sent.name} while the command starts", "no traceback, no artifact", times)
-
-
-def test_a_rehearsal_that_is_interrupted_early_ends_at_once(
-    warm: Warm, tmp_path: Path, tell: Tell
-) -> None:
-    """Its two processes are ended while they import torch; they used to be waited for, 9 s."""
-    place = Place(tmp_path, warm)
-    started = place.begin(*arguments("finetune"), "--rehearse")
-    here = place.folder / "temporary"
-    assert wait_for(lambda: any(here.glob("compressor-rehearsal-*/two_processes/log")), started)
-    assert started.send(signal.SIGINT)
-    began = time.monotonic()
-    assert started.wait() == 1, started.err
-    assert time.monotonic() - began < 6
-    assert started.err.splitlines()[-1] == "interrupted"
-    nobody_is_left(place)
-    assert list(here.iterdir()) == []
-    tell("kills", "SIGINT early in `run --rehearse`", "ends at once, nothing left behind")
