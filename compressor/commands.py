@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from compressor.recipe import Composed
     from compressor.store import Store
 
-from compressor.home import expanded
+from compressor.files import expand_home
 from compressor.printed import complain, printable
 from compressor.signals import ended_as_by_hand
 
@@ -296,7 +296,7 @@ def new_command(given: argparse.Namespace) -> int:
 def schema_command(given: argparse.Namespace) -> int:
     """`compressor schema`."""
     from compressor import schema
-    from compressor.store import write_text
+    from compressor.files import write_text
 
     if given.group is not None:
         made = schema.group_schema(given.group)
@@ -332,7 +332,7 @@ def gc_command(given: argparse.Namespace) -> int:
     from compressor.garbage.told import as_json, print_collected
     from compressor.store import Store
 
-    outputs = expanded(given.outputs)
+    outputs = expand_home(given.outputs)
     store = Store.of(str(outputs))
     asked = Asked(given.older_than, given.max_size)
     with ended_as_by_hand():
@@ -352,7 +352,7 @@ def doctor_command(given: argparse.Namespace) -> int:
     from compressor.doctor.told import as_json, print_findings
     from compressor.store import Store
 
-    outputs, console = expanded(given.outputs), _console(stderr=True)
+    outputs, console = expand_home(given.outputs), _console(stderr=True)
     store = Store.of(str(outputs))
     with ended_as_by_hand():
         found = examine(store, outputs, console, quick=given.quick, repair=given.repair)

@@ -13,6 +13,7 @@ from typing import Any
 from compressor import launcher, machine, shortage, worker
 from compressor.display import METRICS
 from compressor.errors import DamagedArtifact, StageError, Stopped, Unreachable
+from compressor.files import write_text
 from compressor.finite import require_finite_metrics
 from compressor.launching import Processes, processes
 from compressor.plan import Node, Plan, framework_versions
@@ -20,7 +21,7 @@ from compressor.progress import Progress
 from compressor.redaction import redacted, redacted_text
 from compressor.run import Run
 from compressor.stage import SIZES, Context, Inputs
-from compressor.store import Store, write_text, writer_lock
+from compressor.store import Store, writer_lock
 
 _COUNTED = {
     "parameters": "parameters",

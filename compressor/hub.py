@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from compressor.errors import Unreachable
+from compressor.files import file_digest, write_text
 from compressor.shortage import told
-from compressor.store import file_digest, write_text
 
 Kind = Literal["model", "dataset"]
 SILENCE_SECONDS = 60.0

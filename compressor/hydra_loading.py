@@ -33,8 +33,8 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from compressor.checked_in import recipes_folder
 from compressor.errors import Problem, RecipeError, nearest
+from compressor.files import recipes_folder
 from compressor.printed import brief
 from compressor.recipe_files import HYDRA_SETTINGS, Source, locate, runs_something, tree
 from compressor.yaml_limits import text_of

@@ -14,11 +14,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from compressor.checked_in import accelerate_configs
 from compressor.errors import nearest
 from compressor.extras import installing
 from compressor.field_types import SETTINGS, Integer
-from compressor.home import expanded
+from compressor.files import accelerate_configs, expand_home
 from compressor.yaml_limits import text_of
 
 Kind = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
@@ -123,7 +122,7 @@ def check(launch: Launch, problem: Callable[[str, str], None]) -> None:
 
 
 def _find(name: str) -> Path:
-    path, checked_in = expanded(name), accelerate_configs()
+    path, checked_in = expand_home(name), accelerate_configs()
     if path.is_file():
         return path
     if name in checked_in:

@@ -20,10 +20,11 @@ from typing import Any
 
 from compressor import launcher
 from compressor.errors import StageError
+from compressor.files import write_json
 from compressor.launcher import Session
 from compressor.launching import Processes
 from compressor.plan import Plan
-from compressor.store import MACHINES, Store, write_json
+from compressor.store import MACHINES, Store
 from compressor.worker import FAILURE, TASK
 
 POLL_SECONDS = 0.2

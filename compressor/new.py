@@ -16,16 +16,16 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from compressor.checked_in import recipes_folder
 from compressor.errors import RecipeError, nearest
 from compressor.fields import Fields
+from compressor.files import recipes_folder, write_text
 from compressor.form import SECTIONS, kind_of
 from compressor.plan import plan
 from compressor.recipe import NAME, Composed, Recipe, compose, from_config
 from compressor.recipe_files import HYDRA_SETTINGS, Source, recipe_names
 from compressor.schema import source_class, unwrapped
 from compressor.stage import Stage, stage_class
-from compressor.store import Store, write_text
+from compressor.store import Store
 
 WIDTH = 100
 _SCHEMA_LINE = "# yaml-language-server: $schema={}"

@@ -18,10 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
-from compressor.checked_in import recipes_folder
 from compressor.data.sources import Data
 from compressor.errors import Problem, RecipeError
 from compressor.field_types import SETTINGS, Integer
+from compressor.files import recipes_folder
 from compressor.hydra_loading import (
     COMPOSITION_ERRORS,
     compose_problem,

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from compressor.checked_in import recipes_folder
 from compressor.errors import Problem, RecipeError, nearest
-from compressor.home import expanded
+from compressor.files import expand_home, recipes_folder
 from compressor.yaml_limits import misread, text_of
 
 
@@ -108,7 +107,7 @@ def recipe_names() -> list[str]:
 
 def find(recipe: str) -> tuple[Path, str]:
     """(config folder, config name) of a checked-in name or of a path to a user's own file."""
-    path = expanded(recipe)
+    path = expand_home(recipe)
     root = recipes_folder()
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         if path.is_dir():

@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from compressor.store import MANIFEST, Store, own_text
+from compressor.files import MANIFEST
+from compressor.store import Store, own_text
 
 NOTES = "seconds.jsonl"
 """The file in the store: key, kind, name and seconds of an artifact a line."""

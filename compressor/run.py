@@ -18,12 +18,13 @@ from typing import Any
 import yaml
 
 from compressor import machine
+from compressor.files import write_json, write_text
 from compressor.finite import finite
 from compressor.launching import processes
 from compressor.plan import Node, Plan
 from compressor.redaction import redacted
 from compressor.stage import SIZES, Report, stage_class
-from compressor.store import Store, write_json, write_text
+from compressor.store import Store
 
 _PACKAGES = (
     *("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers"),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from compressor.engine import Engine
 from compressor.errors import RecipeError, Stopped
-from compressor.home import expanded
+from compressor.files import expand_home, write_json
 from compressor.launching import processes
 from compressor.machines import Helper, leading
 from compressor.plan import Plan
@@ -23,7 +23,7 @@ from compressor.redaction import redacted_text
 from compressor.report import ASKED, Ended, asked, write_reports
 from compressor.run import Run, new_folder, table
 from compressor.signals import heard_at_the_end
-from compressor.store import Store, write_json
+from compressor.store import Store
 from compressor.tables import (
     COLUMNS,
     NAME_WIDTH,
@@ -59,7 +59,7 @@ def execute(
     if started.machine > 0:
         Helper(plan, store, started, Progress(console, quiet=quiet).say).follow()
         return store.folder
-    folder = folder or new_folder(expanded(recipe.outputs) / "runs" / recipe.name)
+    folder = folder or new_folder(expand_home(recipe.outputs) / "runs" / recipe.name)
     run, about = Run.create(folder, plan, store), asked(plan)
     with store.keeping(say_collecting):
         write_json(folder / ASKED, about)  # names what the run counts on

@@ -23,9 +23,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from compressor.errors import DamagedArtifact, RecipeError, StageError
-from compressor.home import expanded
+from compressor.files import MANIFEST, expand_home, file_digest, flush, write_json, write_text
 
-MANIFEST = "manifest.json"
 COLLECTING = "gc"
 """The lock of the store that a run holds while it writes down the keys of its plan, and `gc` while
 it reads what runs have written: each sees all that the other has done, or nothing of it."""
@@ -57,7 +56,7 @@ class Store:
     @classmethod
     def of(cls, outputs: str) -> Store:
         """The store under a recipe's `outputs`. Raises RecipeError where that is no folder."""
-        folder = expanded(outputs)
+        folder = expand_home(outputs)
         if "\0" in outputs or (outputs.startswith("~") and folder == Path(outputs)):
             raise RecipeError(f"outputs: {outputs!r} is no folder's name")
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -317,12 +316,6 @@ def _is_entry(item: tuple[str, Any]) -> bool:
     return bool(inside) and sizes and isinstance(entry.get("sha256"), str)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _file_mode(folder: Path) -> int:
     """The permissions that a file of this user's gets, by the mask that is set.
 
@@ -337,15 +330,6 @@ def _file_mode(folder: Path) -> int:
         probe.unlink()
 
 
-def flush(path: Path) -> None:
-    """Make sure that a file's content, or a folder's entries, survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def own_text(path: Path) -> str:
     """The text of a regular file. Raises OSError for a link, and for a pipe without waiting."""
     descriptor = os.open(path, os.O_RDONLY | _AS_IT_IS)
@@ -353,28 +337,3 @@ def own_text(path: Path) -> str:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.ENXIO, "no regular file", str(path))
         return stream.read()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one.
-
-    Raises ValueError for NaN and infinity, which JSON does not have: see `compressor.finite`.
-    """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text atomically and durably."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException as error:  # a full disk, say, which half a file would keep full
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # of a disk that is full it names none, else our own
-            error.filename = str(path)
-        raise

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from compressor.files import file_digest, flush
 from compressor.sharding import Weights
 from compressor.shortage import told
-from compressor.store import file_digest, flush
 
 TENSORS, HISTORY, DIGESTS = "tensors", "history.json", "sha256.json"
 CURVE_POINTS = 200

@@ -19,13 +19,14 @@ from rich.console import Console
 
 from compressor.data.sources import Data
 from compressor.errors import StageError, Unreachable
+from compressor.files import write_json
 from compressor.launching import Launch, Scheme
 from compressor.processes import end_with_parent
 from compressor.progress import Progress, print_event
 from compressor.ranks import Ranks
 from compressor.shortage import is_of_memory, told
 from compressor.stage import Context, Inputs, Stage, stage_class
-from compressor.store import Store, write_json, writer_lock
+from compressor.store import Store, writer_lock
 
 TASK, RESULT, FAILURE = "task.json", "result.json", "failure.json"
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")

@@ -30,11 +30,12 @@ from compressor.checkpoint import (
 )
 from compressor.data.examples import Examples
 from compressor.errors import RecipeError
+from compressor.files import file_digest
 from compressor.plan import Plan, plan
 from compressor.recipe import compose
 from compressor.stage import Inputs
 from compressor.stages.approximate import Approximate
-from compressor.store import Store, file_digest
+from compressor.store import Store
 from compressor.training import mean_loss
 from tests.conftest import Command
 from tests.conftest import compressor as command

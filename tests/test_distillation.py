@@ -31,12 +31,13 @@ from compressor.data.batching import collate
 from compressor.data.examples import Examples
 from compressor.distillation import DistillationLoss, attention_difference
 from compressor.errors import RecipeError, StageError
+from compressor.files import file_digest
 from compressor.hyperparameters import Hyperparameters
 from compressor.losses import LabelLoss
 from compressor.plan import Plan, plan
 from compressor.progress import Progress
 from compressor.recipe import compose
-from compressor.store import Store, file_digest
+from compressor.store import Store
 from compressor.teacher_logits import DONE, LOGITS, File, TaughtExamples, with_teacher_logits
 from compressor.training import accelerator_for
 from tests.conftest import Command, compressor

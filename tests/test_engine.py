@@ -17,13 +17,14 @@ from rich.console import Console
 from compressor.checkpoint import ABOUT, WEIGHTS
 from compressor.engine import Engine
 from compressor.errors import StageError
+from compressor.files import MANIFEST, file_digest
 from compressor.plan import Plan, plan
 from compressor.progress import Progress
 from compressor.recipe import compose
 from compressor.run import Run
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
-from compressor.store import MANIFEST, Store, file_digest, writer_lock
+from compressor.store import Store, writer_lock
 from tests.conftest import RECIPE
 
 

@@ -13,7 +13,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 import compressor
 from compressor.data.bills import bills
 from compressor.data.tokenizer import train_tokenizer
-from compressor.store import file_digest
+from compressor.files import file_digest
 from tests.conftest import compressor as run
 from tests.opened import hooked, noted, watched
 from tests.test_plan import planned

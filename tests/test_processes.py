@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compressor.checked_in import accelerate_configs, recipes_folder
 from compressor.data.pseudo_labels import FILE
 from compressor.errors import StageError
+from compressor.files import accelerate_configs, recipes_folder
 from compressor.launching import Launch, Processes, Scheme, processes
 from compressor.machines import Helper, leading
 from compressor.plan import plan

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import RecipeError
-from compressor.store import file_digest
+from compressor.files import file_digest
 from tests.test_plan import planned
 from tests.test_run import _start, _wait_for_steps, weights
 

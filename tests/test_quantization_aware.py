@@ -19,13 +19,13 @@ from torch import nn
 
 from compressor.checkpoint import Checkpoint, dequantized
 from compressor.data.sources import Data
+from compressor.files import file_digest
 from compressor.hyperparameters import Hyperparameters
 from compressor.losses import LabelLoss
 from compressor.progress import Progress
 from compressor.quantization import Kind
 from compressor.sparsity.quantized import dequantize, quantize, quantize_weights, rounded
 from compressor.stages.finetune import Finetune
-from compressor.store import file_digest
 from compressor.training import Training, mean_loss
 from tests.stages.test_quantize import pico, planned
 from tests.test_families import examples

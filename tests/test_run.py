@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from compressor import load_model
+from compressor.files import file_digest
 from compressor.redaction import redacted, redacted_text
-from compressor.store import file_digest
 
 LONGER = ("{epochs: 1}\n  prune", "{epochs: 6}\n  prune")
 

@@ -21,8 +21,8 @@ from jsonschema.validators import extend
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from compressor.checked_in import recipes_folder
 from compressor.fields import Fields, described
+from compressor.files import recipes_folder
 from compressor.form import form_problems
 from compressor.recipe import compose
 from compressor.recipe_files import recipe_names

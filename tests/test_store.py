@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import DamagedArtifact
-from compressor.store import MANIFEST, SELF, Store, file_digest, manifest_digest, write_text
+from compressor.files import MANIFEST, file_digest, write_text
+from compressor.store import SELF, Store, manifest_digest
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 

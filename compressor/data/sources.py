@@ -54,7 +54,7 @@ from compressor.data.rows import (
 )
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.field_types import SETTINGS, Counted, Integer, Listed, whole
-from compressor.home import expanded
+from compressor.files import expand_home
 from compressor.schema_rules import Schema, rules, when, where
 
 Split = Literal["train", "validation", "test"]
@@ -514,7 +514,7 @@ class Files(Held):
     def _path(self, split: Split) -> Path | None:
         split = self._where(split, self._named)[1]
         name = self.files.get(split)
-        return saved_split(expanded(name), split) if name else None
+        return saved_split(expand_home(name), split) if name else None
 
     def _reading(self, path: Path) -> dict[str, Any]:
         """What of the settings decides how this file is read, as a JSON value."""

@@ -10,10 +10,11 @@ from pathlib import Path
 from compressor import machine
 from compressor.doctor.finding import Finding, State
 from compressor.errors import DamagedArtifact
+from compressor.files import MANIFEST
 from compressor.garbage.survey import KEY, Item, leftovers, measured, trashed
 from compressor.garbage.told import size
 from compressor.recorded import NOTES
-from compressor.store import KEEPERS, MANIFEST, Store
+from compressor.store import KEEPERS, Store
 
 AREA = "store"
 _GC = "compressor gc"

@@ -11,9 +11,9 @@ from compressor.explain.compare import LATENCIES, METHOD, Comparison, Model, Pai
 from compressor.explain.compare_tables import interval, p_text, value_text
 from compressor.explain.paired import LABELS, SUMMARIES
 from compressor.explain.show import line, state
+from compressor.files import write_text
 from compressor.pages import render
 from compressor.pages.numbers import shown
-from compressor.store import write_text
 
 COLOURS = 6
 """Runs that have a colour and a shape of their own; further ones have them again."""

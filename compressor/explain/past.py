@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compressor.errors import DamagedArtifact, RecipeError, Unreachable, nearest
-from compressor.home import expanded
+from compressor.files import expand_home
 from compressor.stage import stage_kinds
 from compressor.store import Store
 from compressor.sweeps.folder import ABOUT
@@ -284,7 +284,7 @@ def find(given: str, outputs: Path) -> Path:
 
     A sweep's folder is given back as it is. Raises RecipeError with the nearest name.
     """
-    folder = expanded(given)
+    folder = expand_home(given)
     if any((folder / name).is_file() for name in (RECIPE, METRICS, ABOUT)):
         return folder
     runs = outputs / "runs"

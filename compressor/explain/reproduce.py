@@ -18,7 +18,7 @@ from compressor.explain.past import ENVIRONMENT, RECIPE, PastRun
 from compressor.explain.reproduction import Reproduction, reproduction
 from compressor.explain.restored import pip_command
 from compressor.explain.show import installed, packages
-from compressor.home import expanded
+from compressor.files import expand_home
 from compressor.redaction import REDACTED
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def into(run: PastRun, given: Path | None, outputs: Path) -> Path:
 
     if given is None:
         return new_folder((run.outputs or outputs) / "reproductions" / run.recipe).resolve()
-    folder = expanded(given).absolute()
+    folder = expand_home(given).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(f"--into: {given} is not empty; a run is made again in a fresh folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,10 +127,11 @@ def reproduce(
 
     Raises StageError where a stage fails, and RecipeError where the recipe is no longer valid.
     """
+    from compressor.files import write_json
     from compressor.plan import plan
     from compressor.recipe import from_config
     from compressor.runner import execute
-    from compressor.store import Store, write_json
+    from compressor.store import Store
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlparse
 from compressor.errors import RecipeError, StageError
 from compressor.explain.past import PastRun
 from compressor.explain.show import packages
-from compressor.home import expanded
+from compressor.files import expand_home
 
 
 def requirements(recorded: Mapping[str, str | None]) -> list[str]:
@@ -44,7 +44,7 @@ def environment(folder: Path, run: PastRun) -> Path:
 
     if not packages(run):
         raise RecipeError(f"--venv: {run.folder} has no environment.json with versions to install")
-    folder = expanded(folder).absolute()
+    folder = expand_home(folder).absolute()
     if folder.exists() and not (folder / "pyvenv.cfg").is_file() and any(folder.iterdir()):
         raise RecipeError(f"--venv: {folder} is there and is no virtual environment")
     made_by = str(run.environment.get("python", ""))

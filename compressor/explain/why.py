@@ -14,7 +14,8 @@ from compressor.errors import RecipeError, nearest
 from compressor.explain.parts import Cause, Side, cause, inputs, written
 from compressor.explain.past import METRICS, PastRun, Record, order, run_folders
 from compressor.explain.show import state
-from compressor.store import MANIFEST, Store, own_text
+from compressor.files import MANIFEST
+from compressor.store import Store, own_text
 
 if TYPE_CHECKING:
     from rich.console import Console

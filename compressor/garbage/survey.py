@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.store import COLLECTING, MACHINES, MANIFEST, Store, own_text
+from compressor.files import MANIFEST
+from compressor.store import COLLECTING, MACHINES, Store, own_text
 
 Kind = Literal["artifact", "checkpoint", "unfinished", "damaged", "temporary", "lock", "trash"]
 """`checkpoint`: what a killed training goes on from. `unfinished`: other work that was not

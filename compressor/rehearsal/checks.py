@@ -10,8 +10,8 @@ from typing import Any
 
 from compressor.data.sources import Data
 from compressor.errors import StageError
+from compressor.files import MANIFEST
 from compressor.plan import Node
-from compressor.store import MANIFEST
 
 _LOSSES = ("loss", "train_loss", "validation_loss", "validation_losses", "baseline_loss")
 _TOKENS = 8

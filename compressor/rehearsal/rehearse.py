@@ -18,7 +18,7 @@ from rich.console import Console
 from compressor import hub
 from compressor.engine import Engine
 from compressor.errors import RecipeError, StageError, Unreachable
-from compressor.home import expanded
+from compressor.files import expand_home
 from compressor.plan import Plan, plan
 from compressor.printed import complain
 from compressor.progress import Progress
@@ -89,7 +89,7 @@ class Rehearsal:
         source = load.tokenizer or load.source
         if source is None:
             return None
-        directory = expanded(source)
+        directory = expand_home(source)
         if directory.is_dir():
             from compressor.checkpoint import has_tokenizer
 

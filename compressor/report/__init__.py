@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+from compressor.files import write_text
 from compressor.printed import complain
 from compressor.redaction import redacted_text
 from compressor.report.asked import ASKED as ASKED
@@ -16,7 +17,6 @@ from compressor.report.asked import asked as asked
 from compressor.report.results import Ended as Ended
 from compressor.report.results import Results
 from compressor.shortage import told
-from compressor.store import write_text
 
 REPORT, CARD = "report.html", "README.md"
 TRACEBACK = "report-error.txt"

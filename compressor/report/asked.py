@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compressor.checked_in import recipes_folder
 from compressor.differences import MISSING, Difference, differences
 from compressor.errors import RecipeError
+from compressor.files import recipes_folder
 from compressor.plan import Plan
 from compressor.recipe import Composed, compose
 from compressor.redaction import redacted

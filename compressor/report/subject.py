@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.home import expanded
+from compressor.files import expand_home
 from compressor.report.results import Record, Results
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -88,4 +88,4 @@ class Subject:
         origin = self.origin
         if origin is None or not _HUB_ID.match(origin) or origin.startswith("."):
             return None
-        return None if expanded(origin).exists() else origin
+        return None if expand_home(origin).exists() else origin

@@ -21,6 +21,7 @@ from compressor.errors import StageError, Unreachable, nearest
 from compressor.extras import installing
 from compressor.field_types import SETTINGS as MODEL_SETTINGS
 from compressor.field_types import Integer
+from compressor.files import MANIFEST, expand_home
 from compressor.formats import versions
 from compressor.generation_config import FILE as GENERATION
 from compressor.generation_config import (
@@ -32,7 +33,6 @@ from compressor.generation_config import (
     settings_of,
     token_problems,
 )
-from compressor.home import expanded
 from compressor.model_files import (
     TOKENIZER_FILES,
     digest_model,
@@ -45,7 +45,6 @@ from compressor.model_files import (
 from compressor.redaction import is_secret
 from compressor.schema_rules import rules, some_of
 from compressor.stage import Context, Inputs, Planning, Stage
-from compressor.store import MANIFEST
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -212,7 +211,7 @@ class Load(Stage):
             ids = dict(getattr(module, "TOKENS", {}).get(config["model_type"], {}))
         elif isinstance(self.tokenizer, TrainTokenizer):
             ids["pad_token_id"] = 0  # the first that is trained
-        elif self.tokenizer and (pad := _pad_id(expanded(self.tokenizer))) is not None:
+        elif self.tokenizer and (pad := _pad_id(expand_home(self.tokenizer))) is not None:
             ids["pad_token_id"] = pad
         own = {**config, **self.generation}
         return ids | {name: own[name] for name in TOKEN_IDS if name in own}
@@ -425,7 +424,7 @@ class Load(Stage):
         elif self.source is not None:
             found["commit"] = hub.commit(self.source, self.revision, "model")
         if isinstance(self.tokenizer, str):
-            path = expanded(self.tokenizer)
+            path = expand_home(self.tokenizer)
             found["tokenizer"] = (
                 digest_tokenizer(path)
                 if path.is_dir()
@@ -578,7 +577,7 @@ class Load(Stage):
         source = self.tokenizer or self.source
         if source is None:
             return None
-        directory = expanded(source)
+        directory = expand_home(source)
         if directory.is_dir():
             return load_tokenizer(directory) if has_tokenizer(directory) else None
         revision = self.revision if self.tokenizer is None else "main"
@@ -676,7 +675,7 @@ def _unread_head(config: Mapping[str, Any]) -> bool | None:
 
 def _local(source: str) -> Path | None:
     """The local directory that a name stands for, there or not; None for a name of the hub."""
-    path = expanded(source)
+    path = expand_home(source)
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     return path if looks_local or path.is_dir() else None
 

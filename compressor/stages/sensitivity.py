@@ -13,6 +13,7 @@ from compressor.data.rows import Rows
 from compressor.data.sources import Split
 from compressor.errors import StageError
 from compressor.field_types import Integer, Listed
+from compressor.files import write_json
 from compressor.formats import versions
 from compressor.hyperparameters import FEW_ROWS
 from compressor.metrics.rouge import SCORERS
@@ -24,7 +25,6 @@ from compressor.pruning import (
     left_of,
 )
 from compressor.stage import Context, Inputs, Planning, Report, Scale
-from compressor.store import write_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,12 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from compressor.files import write_json
 from compressor.objective import Goal
 from compressor.plan import digest
 from compressor.recipe import Composed
 from compressor.report import ASKED, CARD, REPORT
 from compressor.run import new_folder, read_metrics, table
-from compressor.store import Store, write_json
+from compressor.store import Store
 from compressor.sweeps.points import Point
 from compressor.sweeps.state import Standing, State
 

@@ -30,6 +30,7 @@ from rich.markup import escape
 from compressor.console import PlainConsole
 from compressor.errors import RecipeError, StageError, Stopped, Unreachable, nearest
 from compressor.extras import installing
+from compressor.files import write_json, write_text
 from compressor.hydra_loading import (
     COMPOSITION_ERRORS,
     compose_problem,
@@ -51,7 +52,7 @@ from compressor.report import write_reports
 from compressor.runner import execute
 from compressor.shortage import told
 from compressor.signals import heard_at_the_end
-from compressor.store import Store, write_json, write_text
+from compressor.store import Store
 from compressor.sweeps.folder import OUTCOME
 from compressor.sweeps.points import Point
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote
 
+from compressor.files import write_text
 from compressor.objective import Direction
 from compressor.pages import render
 from compressor.pages.numbers import duration, shown
-from compressor.store import write_text
 from compressor.sweeps.pareto import better
 from compressor.sweeps.points import shortened
 from compressor.sweeps.state import Standing, State, Sweep

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from compressor.errors import StageError
-from compressor.home import expanded
+from compressor.files import expand_home, write_json
 from compressor.recipe import Composed
 from compressor.redaction import redacted
 from compressor.run import read_metrics
-from compressor.store import write_json
 from compressor.sweeps.folder import OUTCOME, SweepFolder
 from compressor.sweeps.launch import Launched, launched
 from compressor.sweeps.points import Point, folder_name
@@ -39,7 +38,7 @@ def search(recipe: str, overrides: Sequence[str], console: Console, *, quiet: bo
     require_optuna()
     asked = planned_search(recipe, overrides, reachable=True)
     base = asked.base.recipe
-    folder = SweepFolder.open(expanded(base.outputs), base.name, asked.identity)
+    folder = SweepFolder.open(expand_home(base.outputs), base.name, asked.identity)
     say = f"another process runs this search, in {folder.path}; waiting for it"
     with folder.alone(asked.store, lambda: _say(console, say)):
         return _search(asked, folder, console, quiet=quiet)

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from compressor.files import write_text
 from compressor.metrics.predictions import guarded
-from compressor.store import write_text
 from compressor.sweeps.state import Sweep
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from compressor import shortage
 from compressor.errors import Problem, RecipeError, StageError
-from compressor.home import expanded
+from compressor.files import expand_home
 from compressor.hydra_loading import parsed
 from compressor.objective import Direction
 from compressor.plan import digest, plan
@@ -174,7 +174,7 @@ def multirun(recipe: str, overrides: Sequence[str], console: Console, *, quiet: 
     """
     grid = planned(recipe, overrides, reachable=True)
     base, store = grid.base.recipe, grid.store
-    outputs = expanded(base.outputs)
+    outputs = expand_home(base.outputs)
     folder = SweepFolder.open(outputs, base.name, asked(grid.composed))
     say = f"another process runs this sweep, in {folder.path}; waiting for it"
     with folder.alone(store, lambda: _say(console, say)):

@@ -26,7 +26,8 @@ from typing import Any
 import psutil
 
 from compressor import machine
-from compressor.store import MANIFEST, SELF, Store, manifest_digest, write_json
+from compressor.files import MANIFEST, write_json
+from compressor.store import SELF, Store, manifest_digest
 from tests.benchmarks.report import write
 
 ARTIFACTS = 10_000

@@ -20,8 +20,9 @@ from typing import Any
 
 import psutil
 
+from compressor.files import MANIFEST
 from compressor.recipe import compose
-from compressor.store import MANIFEST, Store
+from compressor.store import Store
 from tests.faults.warm import Started, Warm
 
 SUMMARIES = """

@@ -14,11 +14,11 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.commands import show_command
 from compressor.errors import StageError
+from compressor.files import write_json
 from compressor.finite import finite, json_text, not_finite, require_finite_metrics
 from compressor.progress import Progress
 from compressor.sparsity.int8 import quantize_rows
 from compressor.sparsity.packed import pack
-from compressor.store import write_json
 from tests.faults import trials
 from tests.faults.conftest import Tell
 from tests.faults.stages import (

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import StageError
+from compressor.files import MANIFEST
 from compressor.garbage.removal import Asked, collect
 from compressor.recorded import Recorded
 from compressor.redaction import redacted, redacted_text
-from compressor.store import MANIFEST, SELF, Store
+from compressor.store import SELF, Store
 from tests.faults.artifacts import DAY, commit, key_of, manifest_of, name_in_run
 from tests.faults.forked import Forked
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from compressor.files import write_json
 from compressor.metrics.predictions import Prediction, write_predictions
-from compressor.store import write_json
 
 EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{9**9}}"""
 GROUPS = ("encoder.self_attention", "encoder.feed_forward", "decoder.feed_forward")

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from compressor.files import write_json
 from compressor.report import write_reports
 from compressor.report.page import page as rendered
 from compressor.report.results import Results
-from compressor.store import write_json
 from tests.report.made import (
     EVIL,
     groups,

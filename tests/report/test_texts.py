@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from compressor.data.rows import Rows
+from compressor.files import write_json
 from compressor.metrics.label_predictions import write
 from compressor.metrics.rouge import score_rows
 from compressor.report.results import Results
 from compressor.report.texts import MOST_BYTES, fitting, label_f1, rows
-from compressor.store import write_json
 from tests.report.made import made, predicted, record, scores
 
 
