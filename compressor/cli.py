@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -60,9 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(KeyboardInterrupt, BrokenPipeError):
             hint = "; the same command goes on from here" if goes_on else ""
             print(f"\ninterrupted{hint}", file=sys.stderr)
-        # CPython ends a process by SIGINT, whatever is returned here, where that met code that was
-        # made from a text, as a dataclass is; until it runs another text.
-        exec("")  # noqa: S102
         return FAILED
     except BrokenPipeError:  # the reader of our output (`| head`) has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,10 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError) as error:
         complain("error", told(error) or error)
         return FAILED
-    finally:
-        # All is done and told: Ctrl-C now ends the interpreter's farewell, without its tracebacks.
-        if threading.current_thread() is threading.main_thread():
-            atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return code
 
 

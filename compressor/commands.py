@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 from compressor.files import expand_home
 from compressor.printed import complain, printable
-from compressor.signals import ended_as_by_hand
+from compressor.processes import sigterm_as_keyboard_interrupt
 
 DONE, FAILED, WRONG = 0, 1, 2
 """Exit codes."""
@@ -58,14 +58,14 @@ def run_command(given: argparse.Namespace) -> int:
             "times; start `compressor run …` by itself and set launch.num_processes=N (or "
             f"launch.config_file); if nobody started it so, unset {UNDER_LAUNCHER}"
         )
-    with ended_as_by_hand() as watch:
+    with sigterm_as_keyboard_interrupt():
         if given.rehearse:
             return _rehearse(given)
         if given.multirun:
             return _run_sweep(given)
         _refuse_several(given.overrides)
         _, store, plan = _planned(given.recipe, given.overrides)
-        execute(plan, store, None, _console(), quiet=given.quiet, watch=watch)
+        execute(plan, store, None, _console(), quiet=given.quiet)
     return DONE
 
 
@@ -160,7 +160,7 @@ def watch_command(given: argparse.Namespace) -> int:
     from compressor.watch import watch
 
     try:
-        with ended_as_by_hand():
+        with sigterm_as_keyboard_interrupt():
             return DONE if watch(find(given.run, given.outputs), _console()) else FAILED
     except KeyboardInterrupt:
         print("\nnot watching any more; the run goes on", file=sys.stderr)
@@ -221,7 +221,7 @@ def reproduce_command(given: argparse.Namespace) -> int:
     values = recipe_values(run, given.overrides)
     python = environment(given.venv, run) if given.venv is not None else None
     folder = into(run, given.into, given.outputs)
-    with kept_if_filled(folder), ended_as_by_hand():
+    with kept_if_filled(folder), sigterm_as_keyboard_interrupt():
         if python is not None:
             as_json = ["--json"] * given.json
             return in_environment(python, run, folder, [*given.overrides, *as_json])
@@ -335,7 +335,7 @@ def gc_command(given: argparse.Namespace) -> int:
     outputs = expand_home(given.outputs)
     store = Store.of(str(outputs))
     asked = Asked(given.older_than, given.max_size)
-    with ended_as_by_hand():
+    with sigterm_as_keyboard_interrupt():
         found = collect(
             store, outputs, asked, dry_run=given.dry_run, say=_console(stderr=True).print
         )
@@ -354,7 +354,7 @@ def doctor_command(given: argparse.Namespace) -> int:
 
     outputs, console = expand_home(given.outputs), _console(stderr=True)
     store = Store.of(str(outputs))
-    with ended_as_by_hand():
+    with sigterm_as_keyboard_interrupt():
         found = examine(store, outputs, console, quick=given.quick, repair=given.repair)
     if given.json:
         print(json.dumps(as_json(found), indent=2))

@@ -1,13 +1,15 @@
-"""Processes of this package: what one finds around it, and whether one is still there."""
+"""Processes of this package: what one finds around it, how it ends, and whether it is there."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,30 @@ def forget_launchers() -> None:
     for name in list(os.environ):
         if _OF_LAUNCHERS.fullmatch(name) and name != UNDER_LAUNCHER:
             del os.environ[name]
+
+
+@contextmanager
+def sigterm_as_keyboard_interrupt() -> Iterator[None]:
+    """Let SIGTERM (`kill`, SLURM) and SIGHUP (a closed terminal) end what is inside as Ctrl-C does.
+
+    Further ones are ignored: they must not cut short what the first one began, such as a report.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        for handled_signal in handled:
+            signal.signal(handled_signal, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()  # only it receives signals
+    signals = [signal.SIGTERM, signal.SIGHUP] if is_main else []
+    handled = [s for s in signals if signal.getsignal(s) == signal.SIG_DFL]  # not nohup's
+    for number in handled:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def environment(threads: int | None = None) -> dict[str, str]:

@@ -22,7 +22,6 @@ from compressor.recorded import Recorded
 from compressor.redaction import redacted_text
 from compressor.report import ASKED, Ended, asked, write_reports
 from compressor.run import Run, new_folder, table
-from compressor.signals import heard_at_the_end
 from compressor.store import Store
 from compressor.tables import (
     COLUMNS,
@@ -108,11 +107,10 @@ def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
         reason = str(error) or type(error).__name__
         raise
     finally:
-        with heard_at_the_end():  # Ctrl-C a second time takes nobody's report away
-            try:
-                progress.event("run_ended", state=state, error=reason)
-            finally:  # the terminal may be gone
-                write_reports(run.folder, state, reason and redacted_text(reason))
+        try:
+            progress.event("run_ended", state=state, error=reason)
+        finally:  # the terminal may be gone
+            write_reports(run.folder, state, reason and redacted_text(reason))
 
 
 def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:

@@ -19,9 +19,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from compressor.processes import described, environment, is_there
+from compressor.processes import (
+    described,
+    environment,
+    is_there,
+    sigterm_as_keyboard_interrupt,
+)
 from compressor.progress import Progress
-from compressor.signals import ended_as_by_hand
 from tests.conftest import Command, compressor
 
 
@@ -185,16 +189,13 @@ def test_a_run_whose_terminal_is_closed_leaves_its_report(
     assert "<title>mine: interrupted</title>" in (folder / "report.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_end_that_comes_again_at_once_cuts_nothing_short(
-    first: signal.Signals,
-) -> None:
+def test_a_request_to_end_that_comes_again_cuts_nothing_short() -> None:
     """What the first one began, such as a report of the run, comes to its end."""
     done = []
 
     def work() -> None:
         try:
-            os.kill(os.getpid(), first)
+            os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
         finally:
             for number in (signal.SIGHUP, signal.SIGTERM):
@@ -202,7 +203,7 @@ def test_a_request_to_end_that_comes_again_at_once_cuts_nothing_short(
             time.sleep(0.1)
             done.append("written")
 
-    with ended_as_by_hand(), pytest.raises(KeyboardInterrupt):
+    with sigterm_as_keyboard_interrupt(), pytest.raises(KeyboardInterrupt):
         work()
     assert done == ["written"]
 
@@ -212,7 +213,7 @@ def test_a_run_may_be_started_in_a_thread() -> None:
     entered = []
 
     def work() -> None:
-        with ended_as_by_hand():
+        with sigterm_as_keyboard_interrupt():
             entered.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

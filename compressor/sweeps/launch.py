@@ -51,7 +51,6 @@ from compressor.redaction import redacted, redacted_text
 from compressor.report import write_reports
 from compressor.runner import execute
 from compressor.shortage import told
-from compressor.signals import heard_at_the_end
 from compressor.store import Store
 from compressor.sweeps.folder import OUTCOME
 from compressor.sweeps.points import Point
@@ -90,9 +89,8 @@ class Launched:
             ended = self.launcher.launch(jobs, self.started)
         except KeyboardInterrupt:
             deadline = time.monotonic() + _KILLED_SECONDS
-            with heard_at_the_end():
-                for point in points:
-                    _tell_of_killed(self.folder / point.name, deadline)
+            for point in points:
+                _tell_of_killed(self.folder / point.name, deadline)
             raise
         except Exception as error:  # what a launcher's library raises
             reason = told(error) or f"{type(error).__name__}: {error}".splitlines()[0]

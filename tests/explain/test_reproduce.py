@@ -15,7 +15,7 @@ from compressor.explain.past import PastRun
 from compressor.explain.reproduce import recipe_values, surroundings
 from compressor.explain.reproduction import reproduction
 from compressor.explain.restored import pip_command, run_in, source
-from compressor.signals import ended_as_by_hand
+from compressor.processes import sigterm_as_keyboard_interrupt
 from compressor.store import SELF
 
 ONLY_LOAD = """
@@ -183,7 +183,7 @@ def test_a_recipe_that_cannot_be_planned_leaves_no_folder(
     assert list((place.folder / "outputs/reproductions/files").iterdir()) == []
 
 
-def test_the_other_python_isended_as_by_hand_and_waited_for(tmp_path: Path) -> None:
+def test_the_other_python_issigterm_as_keyboard_interrupt_and_waited_for(tmp_path: Path) -> None:
     """SIGTERM while it reproduces: it has a moment to end its workers and to write its report."""
     python, written = tmp_path / "python", tmp_path / "python.written"
     lines = (
@@ -194,6 +194,6 @@ def test_the_other_python_isended_as_by_hand_and_waited_for(tmp_path: Path) -> N
     )
     python.write_text("\n".join(lines))
     python.chmod(0o755)
-    with ended_as_by_hand(), pytest.raises(KeyboardInterrupt):
+    with sigterm_as_keyboard_interrupt(), pytest.raises(KeyboardInterrupt):
         run_in(python, ["reproduce", "."])
     assert written.is_file()

@@ -1,100 +1,42 @@
-"""What a request to end may meet: a library that swallows it, a report that is being written."""
+"""What an interrupted command says, and what interrupted ones leave."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from rich.console import Console
 
 from compressor.launching import processes
 from compressor.machines import POLL_SECONDS, leading
 from compressor.plan import plan
 from compressor.processes import environment
-from compressor.progress import Progress
 from compressor.recipe import compose
-from compressor.signals import ended_as_by_hand, heard_at_the_end
 from compressor.store import Store
-from tests.faults.conftest import Tell
 from tests.faults.kills import write_recipes
 from tests.test_processes import machine_configs
 
 KEY = "cd" * 32
 
 
-def test_a_request_that_a_finalizer_meets_is_not_told_as_a_traceback(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """Python printed "Exception ignored in", with a traceback, and went on."""
-
-    class Finalized:
-        def __del__(self) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with ended_as_by_hand() as ask_again:
-        Finalized()
-        with pytest.raises(KeyboardInterrupt):
-            ask_again("stage_ended", {})
-    assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_request_that_a_library_swallows_is_made_again(
-    number: signal.Signals, tell: Tell
-) -> None:
-    """A bare `except` around an import, say, had the run go on as if nobody had pressed Ctrl-C."""
-    reached = []
-    with pytest.raises(KeyboardInterrupt), ended_as_by_hand() as again:  # noqa: PT012
-        progress = Progress(Console(quiet=True), watch=again)
-        with suppress(BaseException):  # the library
-            os.kill(os.getpid(), number)
-            time.sleep(5)
-        reached.append("the run goes on")
-        progress.say("until its next event")
-        reached.append("and further")
-    assert reached == ["the run goes on"]
-    tell("kills", f"{number.name} that a library swallows", "heard at the next event")
-
-
-def test_a_request_waits_for_a_report_and_a_second_one_does_not() -> None:
-    """The report of a run that was done used to be left out where Ctrl-C met its writing."""
-    written = []
-    with pytest.raises(KeyboardInterrupt), ended_as_by_hand():  # noqa: PT012
-        with heard_at_the_end():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
-            written.append("report")
-        time.sleep(5)
-        written.append("more")
-    with pytest.raises(KeyboardInterrupt), ended_as_by_hand(), heard_at_the_end():  # noqa: PT012
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
-        written.append("what hangs")
-    assert written == ["report"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_an_interrupted_command_ends_with_its_own_code(tmp_path: Path) -> None:
-    """1, and not by a signal, where Ctrl-C met code made from a text, as a dataclass is made."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_an_interrupted_command_says_so_in_one_line(number: signal.Signals, tmp_path: Path) -> None:
+    """By Ctrl-C or `kill`: exit code 1, no traceback."""
     lines = (
-        "import os, signal, sys, time; from compressor import cli, commands",
-        "def work(given): exec('os.kill(os.getpid(), signal.SIGINT); time.sleep(5)')",
-        "commands.recipes_command = work",
-        "sys.exit(cli.main(['recipes']))",
+        "import os, sys, time; from compressor import cli, commands",
+        "def work(*given, **more):",
+        f"    os.kill(os.getpid(), {int(number)}); time.sleep(5)",
+        "commands._planned = work",
+        "sys.exit(cli.main(['run', 'demo']))",
     )
-    code = "\n".join(lines)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (1, "\ninterrupted\n")
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    expected = "\ninterrupted; the same command goes on from here\n"
+    assert (done.returncode, done.stderr) == (1, expected)
 
 
 def test_what_a_kill_left_beside_an_artifact_goes_with_the_next_look(tmp_path: Path) -> None:
