@@ -13,10 +13,11 @@ from typing import Any
 from compressor import launcher, machine, shortage, worker
 from compressor.display import METRICS
 from compressor.errors import DamagedArtifact, StageError, Stopped, Unreachable
+from compressor.extras import versions
 from compressor.files import write_text
 from compressor.finite import require_finite_metrics
 from compressor.launching import Processes, processes
-from compressor.plan import Node, Plan, framework_versions
+from compressor.plan import Node, Plan
 from compressor.progress import Progress
 from compressor.redaction import redacted, redacted_text
 from compressor.run import Run
@@ -206,7 +207,7 @@ class Engine:
             "metrics": context.metrics,
             "seconds": round(time.monotonic() - started, 3),
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "frameworks": framework_versions(),
+            "frameworks": versions(),
             "computed_with": self._computed_with(node, context),
             "process": os.getpid(),
         }

@@ -1,15 +1,20 @@
-"""What to install for what the package can do with more than it needs for itself."""
+"""Tell which releases of packages are installed, and how to install those of an extra."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
+
+FRAMEWORKS = ("torch", "transformers")
+"""Packages whose release may change any result."""
 
 
 def installing(extra: str) -> str:
-    """The command that brings the packages of one of our extras, such as `onnx`.
+    """Give the command that installs the packages of one of our extras, such as `onnx`.
 
-    It names them, and not this package: a `compressor` of an index may be somebody else's.
+    It names them and not this package: a `compressor` on an index may be somebody else's.
     """
     marker = f'extra == "{extra}"'
     requirements = [
@@ -18,3 +23,20 @@ def installing(extra: str) -> str:
         if marker in requirement.replace("'", '"')
     ]
     return f"pip install {shlex.join(requirements)}"
+
+
+def versions(packages: Iterable[str] = FRAMEWORKS) -> dict[str, str]:
+    """Read major.minor of those packages that are installed, without importing them."""
+    releases = {package: _release(package) for package in packages}
+    return {package: release for package, release in releases.items() if release is not None}
+
+
+@cache
+def _release(package: str) -> str | None:
+    """Sweeps ask thousands of times, and the answer lies in a file."""
+    distribution = {"llama_cpp": "llama_cpp_python"}.get(package, package)
+    try:
+        release = metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+    return ".".join(release.split("+")[0].split(".")[:2])

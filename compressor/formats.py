@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -91,21 +88,6 @@ FORMATS: Mapping[FormatName, Format] = {
         int8_block=32,
     ),
 }
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """major.minor of installed packages: what they write and compute may change with them."""
-    releases = {package: _release(package) for package in packages}
-    return {package: release for package, release in releases.items() if release is not None}
-
-
-@cache
-def _release(package: str) -> str | None:
-    """Sweeps ask for it thousands of times, and the answer lies in a file."""
-    distribution = {"llama_cpp": "llama_cpp_python"}.get(package, package)
-    with suppress(metadata.PackageNotFoundError):
-        return ".".join(metadata.version(distribution).split(".")[:2])
-    return None
 
 
 def refusal(name: FormatName, facts: Facts) -> str | None:

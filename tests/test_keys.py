@@ -13,13 +13,13 @@ import transformers
 from pydantic import ValidationError
 from transformers import T5Config
 
+from compressor import extras
 from compressor.architectures import facts
 from compressor.checkpoint import Checkpoint, build
 from compressor.data.examples import Examples
 from compressor.data.sources import Hub
 from compressor.errors import StageError
 from compressor.model_files import TOKENIZER_FILES
-from compressor.plan import framework_versions
 from compressor.pruning import Grouping, Pruner
 from compressor.stages.distill import Distill
 from compressor.stages.prune import Prune
@@ -91,10 +91,10 @@ def test_another_version_of_a_library_that_computes_makes_new_keys(
         monkeypatch.setattr(
             metadata, "version", lambda name, v=version: v if name == library else real(name)
         )
-        framework_versions.cache_clear()
+        extras._release.cache_clear()
         keys.append([node.key for node in planned(path).nodes])
     monkeypatch.undo()
-    framework_versions.cache_clear()
+    extras._release.cache_clear()
     assert keys[0] == keys[1]
     assert not set(keys[0]) & set(keys[2])
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from compressor.architectures import Facts
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
+from compressor.extras import versions
 from compressor.field_types import Integer, Listed
-from compressor.formats import versions
 from compressor.metrics.rouge import SCORERS, RougeTokenizerSetting
 from compressor.stage import Context, Inputs, Planning, Stage
 

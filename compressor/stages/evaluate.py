@@ -14,9 +14,9 @@ from compressor.backends import BackendName
 from compressor.data.rows import Rows
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
+from compressor.extras import versions
 from compressor.field_types import Integer, whole
 from compressor.files import MANIFEST, write_json
-from compressor.formats import versions
 from compressor.metrics.labels import SCORES as LABEL_SCORES
 from compressor.metrics.rouge import KEYS, SCORERS, RougeTokenizerSetting
 from compressor.stage import Context, Inputs, Planning, Report, Scale

@@ -18,11 +18,10 @@ from compressor.architectures import ConfigError, Facts, architecture, facts, wi
 from compressor.backends.tokens import MARIANS
 from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
-from compressor.extras import installing
+from compressor.extras import installing, versions
 from compressor.field_types import SETTINGS as MODEL_SETTINGS
 from compressor.field_types import Integer
 from compressor.files import MANIFEST, expand_home
-from compressor.formats import versions
 from compressor.generation_config import FILE as GENERATION
 from compressor.generation_config import (
     SETTINGS,

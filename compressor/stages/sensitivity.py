@@ -12,9 +12,9 @@ from compressor.architectures import Facts
 from compressor.data.rows import Rows
 from compressor.data.sources import Split
 from compressor.errors import StageError
+from compressor.extras import versions
 from compressor.field_types import Integer, Listed
 from compressor.files import write_json
-from compressor.formats import versions
 from compressor.hyperparameters import FEW_ROWS
 from compressor.metrics.rouge import SCORERS
 from compressor.pruning import (

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor.files import write_json
+from compressor.keys import digest
 from compressor.objective import Goal
-from compressor.plan import digest
 from compressor.recipe import Composed
 from compressor.report import ASKED, CARD, REPORT
 from compressor.run import new_folder, read_metrics, table

@@ -41,7 +41,8 @@ from compressor.hydra_loading import (
     refuse_overrides,
     with_prefixes,
 )
-from compressor.plan import digest, plan
+from compressor.keys import digest
+from compressor.plan import plan
 from compressor.printed import printable
 from compressor.processes import end_with, forget_launchers, is_there
 from compressor.progress import Progress, Watch, parsed_event

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from compressor.errors import Problem, RecipeError
 from compressor.extras import installing
+from compressor.keys import digest
 from compressor.objective import Objective
 from compressor.pages.numbers import duration
-from compressor.plan import digest
 from compressor.recipe import Composed
 from compressor.recorded import Recorded
 from compressor.search import Search

@@ -19,8 +19,9 @@ from compressor import shortage
 from compressor.errors import Problem, RecipeError, StageError
 from compressor.files import expand_home
 from compressor.hydra_loading import parsed
+from compressor.keys import digest
 from compressor.objective import Direction
-from compressor.plan import digest, plan
+from compressor.plan import plan
 from compressor.printed import complain
 from compressor.recipe import Composed, Composer
 from compressor.recorded import Recorded

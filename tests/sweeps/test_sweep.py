@@ -20,7 +20,7 @@ from rich.console import Console
 
 from compressor.cli import main
 from compressor.errors import StageError
-from compressor.plan import digest
+from compressor.keys import digest
 from compressor.sweeps.folder import SweepFolder, asked
 from compressor.sweeps.launch import launched
 from compressor.sweeps.sweep import Grid, _missing, planned, state, watched
