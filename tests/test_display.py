@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console, Group
 
-from compressor.display import Log, Screen, Seen, below
+from compressor.display import Log, Moving, Screen, Seen, below
 from compressor.processes import environment
 
 STAGES = [
@@ -171,3 +171,9 @@ def test_errors_that_go_to_a_file_are_not_drawn(tmp_path: Path) -> None:
     os.close(ours)
     assert done.returncode == 0
     assert (tmp_path / "errors.txt").read_text() == "careful\n"
+
+
+def test_a_bar_has_no_negative_time_left() -> None:
+    """Begun at a time that, by a clock that was set back, is still to come."""
+    assert Moving(5, 10, {}, began=1e10, began_at=0).left(20.0) is None
+    assert Moving(5, 10, {}, began=0.0, began_at=0).left(20.0) == 20.0

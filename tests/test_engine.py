@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -24,7 +25,7 @@ from compressor.recipe import compose
 from compressor.run import Run
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
-from compressor.store import Store, writer_lock
+from compressor.store import SELF, Store, writer_lock
 from tests.conftest import RECIPE
 
 
@@ -241,3 +242,16 @@ def test_no_secret_of_a_recipe_is_in_a_manifest(outputs: Path, monkeypatch) -> N
     execute(outputs)
     written = weights(outputs, "prune").with_name(MANIFEST).read_text()
     assert "hunter2" not in written and '"api_key": "<redacted>"' in written
+
+
+def test_the_nan_of_an_older_manifest_is_null_in_records(outputs: Path) -> None:
+    """Versions before wrote NaN into JSON; a run that met one ended in a traceback."""
+    for path in outputs.glob(f"store/*/{MANIFEST}"):
+        about = json.loads(path.read_text())
+        del about[SELF]
+        about["metrics"]["of_before"] = math.nan
+        path.write_text(json.dumps(about))
+    assert all(record["cached"] for record in execute(outputs))
+    (metrics,) = outputs.glob("runs/*/metrics.json")
+    records = json.loads(metrics.read_text(), parse_constant=pytest.fail)
+    assert [record["metrics"]["of_before"] for record in records] == [None, None]

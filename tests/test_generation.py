@@ -23,6 +23,8 @@ from transformers import (
 )
 
 from compressor import generation
+from compressor.backends.decoding import beam_search, greedy
+from compressor.backends.generation_settings import Settings
 from compressor.decoded import truncate
 from compressor.errors import StageError
 from compressor.generation import decode, sweep
@@ -295,6 +297,24 @@ def test_logits_that_are_infinite_are_refused(num_beams: int) -> None:
     model.final_logits_bias[0, 5] = torch.inf
     with pytest.raises(StageError, match="NaN or infinite"):
         decode(model, texts(), max_length=10, num_beams=num_beams)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_logits_of_an_export_that_are_nan_are_refused(num_beams: int) -> None:
+    """They go through a decoder of ours, in numpy: `argmax` takes NaN for the best."""
+
+    class Decoder:
+        def step(self, tokens: Any) -> Any:
+            return np.full((len(tokens), 7), np.nan, dtype=np.float32)
+
+        def keep(self, rows: Any) -> None: ...
+        def reorder(self, rows: Any) -> None: ...
+
+    settings = Settings(start=0, eos=(1,), max_length=5)
+    with pytest.raises(StageError, match="the model's logits are NaN"):
+        greedy(Decoder(), 2, settings) if num_beams == 1 else beam_search(
+            Decoder(), 2, num_beams, settings
+        )
 
 
 def test_shortest_limits(model: PreTrainedModel) -> None:

@@ -18,11 +18,12 @@ from transformers import AutoConfig
 
 import compressor
 from compressor.checkpoint import Checkpoint, build, keep_layers
+from compressor.data.rows import Rows
 from compressor.data.sources import Bills, SplitRows
 from compressor.data.tokenizer import train_tokenizer
 from compressor.errors import StageError
 from compressor.formats import Exported
-from compressor.parity import Parity, equal_share, gate
+from compressor.parity import Outputs, Parity, _compare, _passed_limits, equal_share, gate
 from compressor.stage import Context, Inputs, Launch
 from compressor.stages.export import Export
 
@@ -208,6 +209,18 @@ def test_limits_of_the_recipe_decide(source, plain, tmp_path) -> None:
     scaled(folder)
     found = check(source, folder, "float32", tokens=0, rouge=1)
     assert found["parity"]["equal_tokens"] < 0.98
+
+
+def test_an_export_of_a_head_that_is_zero_is_its_source() -> None:
+    """Logits that are 0 on both sides used to differ "by nan of the largest"."""
+    rows, data = Rows(["a", "b"]), DATA.model_copy(update={"task": "multi_label"})
+    zeros, other = (Outputs(None, [], np.full((2, 2), value)) for value in (0.0, 0.5))
+    found = _compare(zeros, zeros, rows, data)
+    assert found == {"logits_difference": 0.0, "equal_labels": 1.0}
+    limits = {"tokens": 1.0, "rouge": 0.0, "logits": 1e-3, "labels": 1.0}
+    assert _passed_limits(found, limits) == []
+    with np.errstate(divide="ignore"):
+        assert _passed_limits(_compare(zeros, other, rows, data), limits)
 
 
 def test_places_are_counted_as_a_person_would() -> None:

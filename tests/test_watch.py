@@ -245,6 +245,22 @@ def test_a_reader_that_goes_ends_a_run_as_by_hand(tmp_path: Path) -> None:
     assert [event["text"] for event in events(tmp_path)] == ["a line"]
 
 
+def test_a_run_goes_on_where_its_events_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`/dev/full` takes nothing. It is said once; the next line that can be written is whole."""
+    path = tmp_path / "events.jsonl"
+    path.symlink_to("/dev/full")
+    progress = Progress(Console(quiet=True), path, quiet=True)
+    for number in range(3):
+        progress.event("said", text=str(number))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "events.jsonl: the disk is full" in warning
+    path.unlink()
+    progress.event("said", text="3")
+    assert [event["text"] for event in events(tmp_path)] == ["3"]
+
+
 def test_an_event_is_found_in_a_line_that_others_have_written_into(tmp_path: Path) -> None:
     """Of workers that print at once nothing is lost, and none of it ends the run."""
     heard: list[tuple[str, Any]] = []
@@ -306,3 +322,12 @@ def test_a_process_that_ended_and_was_not_waited_for_is_gone() -> None:
         time.sleep(0.01)
     assert not is_there(about)
     assert process.wait() == -signal.SIGKILL
+
+
+def test_a_process_is_the_same_one_after_the_clock_was_set() -> None:
+    """What it is told of its own beginning moves with the clock; seconds since the boot do not."""
+    about = described()
+    assert is_there({**about, "created": about["created"] - 86_400})
+    assert not is_there({**about, "since_boot": about["since_boot"] - 10})
+    assert not is_there({**about, "boot": "another"})
+    assert not is_there({"host": about["host"], "id": "x"})

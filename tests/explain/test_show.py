@@ -145,6 +145,18 @@ def test_artifacts_that_are_gone_are_named(own: Callable[[], Any], runs: Any) ->
     assert json.loads(place.call("show", folder, "--json").out)["removed"] == ["prune"]
 
 
+def test_the_nan_of_an_older_run_is_null_as_json(own: Callable[[], Any], runs: Any) -> None:
+    """Runs of before it was refused may have it, and JSON has none."""
+    place = own()
+    folder = place.folder / runs.first.relative_to(runs.place.folder)
+    records = json.loads((folder / "metrics.json").read_text())
+    records[1]["metrics"]["validation_loss"] = float("nan")
+    (folder / "metrics.json").write_text(json.dumps(records))
+    said = place.call("show", folder, "--json")
+    shown = json.loads(said.out, parse_constant=pytest.fail)
+    assert shown["stages"][1]["metrics"]["validation_loss"] is None
+
+
 def test_a_sweeps_folder_shows_its_points(own: Callable[[], Any]) -> None:
     """The table that the sweep ended with; a point's folder is a run like any other."""
     place = own()

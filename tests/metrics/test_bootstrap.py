@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from compressor.metrics import bootstrap
-from compressor.metrics.bootstrap import paired_difference, resampled_means
+from compressor.metrics.bootstrap import (
+    bootstrap_interval,
+    paired_difference,
+    resampled_means,
+)
+from compressor.metrics.rouge import retention
 
 
 def _mean(means: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
@@ -65,6 +70,13 @@ def test_a_constant_difference_is_as_sure_as_resamples_allow(shift: float) -> No
     found = paired_difference(rows, rows + shift, _mean)
     assert found.p == 2 / 2001
     assert (found.low, found.high) == pytest.approx((shift, shift))
+
+
+def test_constant_scores_have_an_interval_of_one_point() -> None:
+    """Also of zeros; and of a score of 0 nothing is retained."""
+    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+    assert bootstrap_interval([0.0] * 9) == (0.0, 0.0)
+    assert retention(0.5, 0.0) is None
 
 
 def test_pairing_sees_what_two_intervals_do_not() -> None:

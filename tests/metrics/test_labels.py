@@ -74,6 +74,15 @@ def test_a_label_without_both_kinds_of_rows_has_no_ranking() -> None:
     assert nothing["roc_auc"] is None
 
 
+def test_constant_scores_rank_nothing() -> None:
+    """By hand: two of four rows have the first label, three the second, and all get 0.3."""
+    truth, scores = np.array([[1, 1], [1, 1], [0, 1], [0, 0]]), np.full((4, 2), 0.3)
+    found = summarize(truth, np.array([[1, 0]] * 4), scores)
+    assert [label["f1"] for label in found["labels"]] == [pytest.approx(2 / 3), 0.0]
+    assert found["roc_auc"] == 0.5 and found["average_precision"] == pytest.approx((0.5 + 0.75) / 2)
+    assert best_thresholds(scores[:, :1], [[0], [1], [0], [1]]) == [0.15]
+
+
 def test_a_threshold_by_hand() -> None:
     """F1 of the first 1, 2 and 3 rows: 2/3, 1/2, 4/5. Below the last there is nothing but 0."""
     assert best_thresholds(np.array([[0.9], [0.6], [0.4]]), [[1], [0], [1]]) == [0.2]

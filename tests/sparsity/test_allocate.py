@@ -55,6 +55,13 @@ def test_more_than_the_curves_reach_is_refused() -> None:
         allocate({"a": Curve(1000, [0.9], [1.0])}, 0.0, 901)
 
 
+def test_a_group_of_which_nothing_is_left_gives_nothing() -> None:
+    """Its share of nothing used to be a division by 0."""
+    curves = {"gone": Curve(0, [0.5], [1.0]), "left": Curve(10, [1.0], [2.0])}
+    assert allocate(curves, 1.0, 5) == {"gone": 0, "left": 5}
+    assert allocate(curves, 1.0, 0) == {"gone": 0, "left": 0}
+
+
 def test_between_measured_points_a_curve_is_a_line_that_begins_at_the_base() -> None:
     """By hand, of 100 entries each: 50 cost b 0.05 and the next 10 a 0.02; a alone would cost 0.14.
     Where 10 of d cost a tenth of 0.3, those of c that 50 precede cost more, 0.04.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from compressor.checkpoint import Checkpoint, build, dequantized
 from compressor.quantization import Quantization
 from compressor.sparsity import int8
 from compressor.sparsity.int8 import Int8Embedding, Int8Linear, dequantize_rows, quantize_rows
-from compressor.sparsity.quantized import quantize_weights, set_activations
+from compressor.sparsity.quantized import dequantize, quantize, quantize_weights, set_activations
 
 T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
 
@@ -48,6 +50,33 @@ def test_a_table_that_multiplies_its_rows_does_so_in_int8() -> None:
     ids = torch.tensor([[4, 0, 2]])
     error = (made(ids) - 4 * table(ids)).abs()
     assert bool((error <= 2 * made.weight_scale[ids] + 1e-6).all())
+
+
+def test_rows_of_the_smallest_numbers_are_zeros() -> None:
+    """A peak whose 127th part is no float32 above 0; one of NaN is not taken for it."""
+    weight = torch.zeros(2, 8)
+    weight[0, 0] = 1e-45
+    values, scale = quantize_rows(weight)
+    assert values.count_nonzero() == 0 and scale.flatten().tolist() == [1.0, 1.0]
+    weight[0, 1] = math.nan
+    assert math.isnan(quantize_rows(weight)[1][0])
+
+
+def test_an_outlier_takes_its_own_rows_scale_alone() -> None:
+    """Beside 1e5 all of 0.5 is 0; the next row is within half a scale."""
+    weight = torch.full((2, 16), 0.5)
+    weight[0, 3] = 1e5
+    back = dequantize_rows(*quantize_rows(weight))
+    assert back[0].tolist() == pytest.approx([1e5 if i == 3 else 0.0 for i in range(16)])
+    assert torch.allclose(back[1], weight[1], atol=0.5 / 254)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 6e4])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_constant_weights_come_back_as_they_are(kind, value: float) -> None:
+    """A scale that is the value's own 127th (8th), or for 0 is 1, gives each entry back."""
+    weight = torch.full((4, 16), value)
+    assert torch.allclose(dequantize(*quantize(weight, kind, 8)), weight, rtol=4e-3)
 
 
 def test_rows_are_quantized_by_their_largest_entry() -> None:

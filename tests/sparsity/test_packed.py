@@ -123,6 +123,15 @@ def test_parts_that_do_not_fit_are_told(damage: str) -> None:
         packed.unpack()
 
 
+def test_what_a_type_cannot_hold_is_not_packed() -> None:
+    """3.4e38 is a float32, and infinity in bfloat16: a packed file used to have that."""
+    large = torch.ones(64, 64)
+    large[5, 6] = torch.finfo(torch.float32).max
+    with pytest.raises(ValueError, match="too large for bfloat16"):
+        pack(large, "bfloat16")
+    assert torch.equal(pack(large, "float32").unpack(), large)
+
+
 def test_planning_knows_what_is_packed_as_it_is() -> None:
     """A target in bytes counts small matrices without importing what packs them."""
     assert prune.SMALL == packed.SMALL

@@ -1,0 +1,179 @@
+"""Rows without text, and tokenizers that end or pad nothing or have more tokens than the model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from compressor.checkpoint import Checkpoint
+from compressor.data.sources import Bills
+from compressor.errors import StageError
+from compressor.generation import decode
+from compressor.stage import Launch, Planning
+from compressor.stages.load import Load
+from tests.faults.stages import (
+    pico_classifier,
+    pico_t5,
+    ran,
+    rows_of_labels,
+    rows_of_text,
+    tokenizer,
+)
+
+ROWS = {
+    "empty": (["", "", "a b"], ["a b", "", ""]),
+    "special tokens and white space": (["</s>", "<pad></s>", "\u00a0\n"], ["</s>", "<pad>", " "]),
+}
+STAGES: dict[str, dict[str, Any]] = {
+    "finetune": {"epochs": 1, "batch_size": 1},
+    "prune": {"amounts": {"lm_head": 0.5}, "importance": "taylor"},
+    "sensitivity": {"amounts": [0.5], "only": ["lm_head"]},
+    "smooth": {},
+    "evaluate": {"max_length": [2, 6]},
+    "pseudo_label": {"max_length": 6},
+    "baseline": {},
+    "trim_vocabulary": {},
+}
+
+
+def numbers(value: Any) -> list[float]:
+    """All numbers of nested metrics."""
+    if isinstance(value, dict | list):
+        inside = value.values() if isinstance(value, dict) else value
+        return [number for item in inside for number in numbers(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def with_endless_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
+    """Its tokenizer puts nothing around a text, as GPT-2's does."""
+    checkpoint.tokenizer = tokenizer()
+    checkpoint.tokenizer._tokenizer.post_processor = processors.Sequence([])
+    return checkpoint
+
+
+def with_tokens(**tokens: str | None) -> Checkpoint:
+    """Its tokenizer has other special tokens."""
+    checkpoint = pico_t5()
+    checkpoint.tokenizer = tokenizer()
+    for name, token in tokens.items():
+        setattr(checkpoint.tokenizer, name, token)
+    return checkpoint
+
+
+@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("name", ROWS)
+def test_stages_read_rows_without_text(tmp_path: Path, name: str, kind: str) -> None:
+    """Each stage ends, with numbers: an empty text is its end token, which is learned."""
+    metrics = ran(kind, pico_t5(), rows_of_text(tmp_path, *ROWS[name]), tmp_path, **STAGES[kind])
+    assert all(map(math.isfinite, numbers(metrics)))
+
+
+def test_a_row_of_unknown_characters_is_read(tmp_path: Path) -> None:
+    """A WordLevel tokenizer that knows six words, and rows of Chinese."""
+    words = {word: id_ for id_, word in enumerate(["<pad>", "</s>", "<unk>", "the", "of", "a"])}
+    known = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    known.pre_tokenizer = pre_tokenizers.Whitespace()
+    checkpoint = pico_t5()
+    checkpoint.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=known, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    data = rows_of_text(tmp_path, ["漢字 漢", "ÄÖ ß"], ["漢", "ß"])
+    assert checkpoint.examples(data.load("train"), data).sources == [[2, 2], [2, 2]]
+    assert math.isfinite(ran("finetune", checkpoint, data, tmp_path, epochs=1)["train_loss"])
+    assert ran("evaluate", checkpoint, data, tmp_path, max_length=4)["count"] == 2
+
+
+def test_empty_sources_are_decoded_under_a_tokenizer_that_ends_nothing(tmp_path: Path) -> None:
+    """Such a row has no token at all: it is one masked pad, beside whatever row."""
+    checkpoint = with_endless_tokenizer(pico_t5())
+    alone = decode(checkpoint.model, [[]], max_length=6).tokens[0]
+    beside = decode(checkpoint.model, [[5, 6, 7], []], max_length=6).tokens[1]
+    beams = decode(checkpoint.model, [[], []], max_length=6, num_beams=2).tokens
+    assert alone == beside and len(beams) == 2
+    data = rows_of_text(tmp_path, ["", ""], ["a", "b"])
+    for kind in ("evaluate", "pseudo_label"):
+        assert ran(kind, checkpoint, data, tmp_path, max_length=6)["count"] == 2
+
+
+def test_without_a_token_to_learn_a_training_says_so(tmp_path: Path) -> None:
+    """All targets empty; but one such batch among others is a step like any other."""
+    checkpoint = with_endless_tokenizer(pico_t5())
+    data = rows_of_text(tmp_path, ["a b c", "d e"], ["", ""])
+    for kind, settings in (("finetune", {"epochs": 1}), ("sensitivity", {"amounts": [0.5]})):
+        with pytest.raises(StageError, match="has a token to predict: all targets are empty"):
+            ran(kind, checkpoint, data, tmp_path / kind, **settings)
+    data = rows_of_text(tmp_path, ["a b", "c", "d"], ["x y", "", "z"])
+    metrics = ran("finetune", checkpoint, data, tmp_path / "one", epochs=2, batch_size=1)
+    losses = [loss for _, loss in metrics["train_losses"]]
+    assert metrics["steps"] == 6 and losses.count(0.0) == 2
+    assert all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("ends", [True, False])
+def test_classifiers_read_rows_without_text(tmp_path: Path, model_type: str, ends: bool) -> None:
+    """Also where nothing is around the text, so that there is no token at all; one class or two."""
+    checkpoint = pico_classifier(model_type)
+    if not ends:
+        with_endless_tokenizer(checkpoint)
+    for truth, ranked in (([(0, 1), (1, 0)], 0.5), ([(1, 1), (1, 1)], None)):
+        folder = tmp_path / str(ranked)
+        data = rows_of_labels(folder, ["", ""], truth)
+        assert math.isfinite(ran("finetune", checkpoint, data, folder, epochs=1)["train_loss"])
+        metrics = ran("evaluate", checkpoint, data, folder)
+        assert metrics["roc_auc"] == ranked  # constant scores, or nothing to rank
+        assert all(map(math.isfinite, numbers(metrics)))
+
+
+def test_words_are_wanted_by_tf_idf(tmp_path: Path) -> None:
+    """Without any it has no floor to give, and says so."""
+    data = rows_of_labels(tmp_path, ["", ""], [(0, 1), (1, 0)])
+    with pytest.raises(StageError, match="TF-IDF found no words in the rows"):
+        ran("baseline", pico_classifier(), data, tmp_path)
+
+
+def test_a_tokenizer_that_fills_and_ends_nothing_is_refused(tmp_path: Path) -> None:
+    """Neither pad nor eos: it used to be a TypeError of NumPy's. With one of them it trains."""
+    data = rows_of_text(tmp_path)
+    with pytest.raises(StageError, match="the tokenizer has no pad and no eos token"):
+        ran("finetune", with_tokens(pad_token=None, eos_token=None), data, tmp_path, epochs=1)
+    usual = ran("finetune", pico_t5(), data, tmp_path / "usual", epochs=1)["train_loss"]
+    for name, pad in {"no pad": None, "eos": "</s>"}.items():
+        metrics = ran("finetune", with_tokens(pad_token=pad), data, tmp_path / name, epochs=1)
+        assert metrics["train_loss"] == usual  # what is masked may be anything
+
+
+def planned(outputs: Path, **settings: Any) -> list[str]:
+    """What planning says of a `load`."""
+    problems: list[str] = []
+
+    def report(path: str, message: str) -> None:
+        problems.append(f"{path}: {message}")
+
+    planning = Planning(None, Bills(source="bills"), Launch(), outputs, report, report)
+    Load.model_validate(settings).preview(planning)
+    return problems
+
+
+def test_more_tokens_than_rows_are_refused_when_planned(tmp_path: Path) -> None:
+    """Of a folder, of a tokenizer's own, of one to be trained; and by `load`."""
+    pico_t5(vocab_size=200).save(tmp_path / "source")
+    (tmp_path / "source" / "checkpoint.json").unlink()
+    tokenizer().save_pretrained(tmp_path / "tokenizer")
+    config, message = {"model_type": "t5", "vocab_size": 200}, "the model's embedding only 200 rows"
+    for place, settings in {
+        "source": {"source": str(tmp_path / "source")},
+        "tokenizer": {"config": config, "tokenizer": str(tmp_path / "tokenizer")},
+        "tokenizer.vocab_size": {"config": config, "tokenizer": {"vocab_size": 304}},
+    }.items():
+        (problem,) = planned(tmp_path, **settings)
+        assert problem.startswith(f"{place}: the tokenizer has 304 ") and message in problem
+    fitting = {**config, "vocab_size": 304}
+    assert planned(tmp_path, config=fitting, tokenizer={"vocab_size": 304}) == []
+    with pytest.raises(StageError, match=message):
+        ran("load", tmp_path, rows_of_text(tmp_path), tmp_path, source=str(tmp_path / "source"))

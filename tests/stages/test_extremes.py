@@ -1,0 +1,211 @@
+"""Amounts at their ends, models of zeros, a few rows, limits of a token: what still means something
+works, and what diverges stops with the step and the cure.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import nn
+
+from compressor.errors import StageError
+from compressor.hyperparameters import Hyperparameters
+from compressor.losses import LabelLoss
+from compressor.progress import Progress
+from compressor.training import Training
+from tests.faults.stages import (
+    SUMMARIES,
+    TEXTS,
+    pico_classifier,
+    pico_t5,
+    ran,
+    rows_of_labels,
+    rows_of_text,
+)
+
+ALL = {
+    "encoder": {"self_attention": 1.0, "feed_forward": 1.0},
+    "decoder": {"self_attention": 1.0, "cross_attention": 1.0, "feed_forward": 1.0},
+    "lm_head": 1.0,
+}
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "random", "taylor", "wanda", "sparsegpt"])
+def test_everything_is_pruned_and_pruned_again(tmp_path: Path, importance: str) -> None:
+    """Amount 1 of every group, then of nothing, which is left."""
+    data = rows_of_text(tmp_path)
+    settings: dict[str, Any] = {"amounts": ALL, "importance": importance, "calibration_rows": 2}
+    first = ran("prune", pico_t5(), data, tmp_path / "1", **settings)["groups"]
+    assert all(group["left"] == 0 for group in first.values())
+    again = ran("prune", tmp_path / "1" / "prune", data, tmp_path / "2", **settings)["groups"]
+    assert all(group["pruned"] == 0 and group["amount"] == 0.0 for group in again.values())
+
+
+def test_a_model_of_zeros_goes_through_what_reads_it(tmp_path: Path) -> None:
+    """Pattern, slicing, smoothing, each kind of quantization, sensitivity, a decode."""
+    data = rows_of_text(tmp_path)
+    ran("prune", pico_t5(), data, tmp_path, amounts=ALL)
+    stages: list[tuple[str, dict[str, Any]]] = [
+        ("prune", {"pattern": "2:4", "importance": "sparsegpt"}),
+        ("slice", {"feed_forward": 0.5, "heads": 1, "layers": 1}),
+        ("smooth", {}),
+        ("quantize", {"weights": "int8"}),
+        ("quantize", {"weights": "int4", "group_size": 8}),
+        ("quantize", {"weights": "float16"}),
+        ("sensitivity", {"amounts": [1.0]}),
+        ("evaluate", {"max_length": 6}),
+    ]
+    for number, (kind, settings) in enumerate(stages):
+        metrics = ran(kind, tmp_path / "prune", data, tmp_path / str(number), **settings)
+    assert metrics["rouge1"] == 0.0 and metrics["cut_off"] == 1.0
+    assert metrics["intervals"]["rouge1"] == [0.0, 0.0]
+
+
+def test_a_target_is_met_beside_a_group_of_which_nothing_is_left(tmp_path: Path) -> None:
+    """By the other groups; it used to fail, after the sensitivity was measured."""
+    data = rows_of_text(tmp_path)
+    ran("prune", pico_t5(), data, tmp_path, amounts={"encoder": {"feed_forward": 1.0}})
+    ran("sensitivity", tmp_path / "prune", data, tmp_path, amounts=[0.5, 1.0])
+    curves = {"sensitivity": tmp_path / "sensitivity"}
+    target = {"nonzero_ratio": 0.5}
+    metrics = ran("prune", tmp_path / "prune", data, tmp_path / "more", curves, target=target)
+    assert metrics["amounts"]["encoder"]["feed_forward"] == 0.0
+    weights = load_file(tmp_path / "more" / "prune" / "model.safetensors")
+    masks = load_file(tmp_path / "more" / "prune" / "masks.safetensors")
+    size = sum(weight.numel() for weight in weights.values())
+    assert size - sum(int((~mask).sum()) for mask in masks.values()) == round(0.5 * size)
+
+
+def test_slices_of_less_than_one_keep_one_and_none_is_refused(tmp_path: Path) -> None:
+    """A share in (0, 1] keeps at least one unit; 0 is no width."""
+    data, wi = rows_of_text(tmp_path), "encoder.block.0.layer.1.DenseReluDense"
+    kept = ran("slice", pico_t5(), data, tmp_path, feed_forward=1e-9, heads=1e-9, layers=1e-9)
+    assert len(kept["kept"]["encoder layers"]) == kept["kept"][wi] == 1
+    whole = ran("slice", pico_t5(), data, tmp_path / "whole", feed_forward=1.0, heads=1.0)
+    assert whole["kept"][wi] == 32
+    with pytest.raises(ValueError, match=r"a share in \(0, 1\]"):
+        ran("slice", pico_t5(), data, tmp_path / "none", feed_forward=0.0)
+
+
+@pytest.mark.parametrize("beams", [1, 303, 1000])
+def test_more_beams_than_tokens_are_searched(tmp_path: Path, beams: int) -> None:
+    """A batch may then have room for no row: each is decoded alone."""
+    data = rows_of_text(tmp_path, TEXTS[:2], SUMMARIES[:2])
+    assert ran("evaluate", pico_t5(), data, tmp_path, max_length=4, num_beams=beams)["count"] == 2
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_limits_of_a_token_or_two(tmp_path: Path, limit: int) -> None:
+    """Source, target and summary: the end token alone."""
+    data = rows_of_text(tmp_path, max_source_length=limit, max_target_length=limit)
+    trained = ran("finetune", pico_t5(), data, tmp_path, epochs=1)
+    assert math.isfinite(trained["validation_loss"])
+    scored = ran("evaluate", pico_t5(), data, tmp_path, max_length=2)
+    assert scored["gen_len"] == 1.0 and scored["count"] == 8
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_one_row_and_equal_rows_train(tmp_path: Path, rows: int) -> None:
+    """Fewer than a batch; and all alike. The summary is longer than its source."""
+    data = rows_of_text(tmp_path, ["Be it."] * rows, [TEXTS[0]] * rows)
+    assert ran("finetune", pico_t5(), data, tmp_path, epochs=1)["steps"] == -(-rows // 8)
+    assert ran("evaluate", pico_t5(), data, tmp_path, max_length=4)["count"] == rows
+
+
+# Trainings that diverge, or that nothing can be learned in
+
+
+@pytest.mark.parametrize("rate", [1e6, 1e38, 1e300])
+@pytest.mark.parametrize("kind", ["t5", "bert", "gpt2"])
+def test_a_rate_that_is_too_high_stops_at_the_second_step(
+    tmp_path: Path, kind: str, rate: float
+) -> None:
+    """With the step, the loss and the cure. A T5's norms turn what overflows to zeros: it gave each
+    token one probability from there on, learned nothing, and used to end as done.
+    """
+    model = pico_t5() if kind == "t5" else pico_classifier(kind)
+    rows = rows_of_text(tmp_path) if kind == "t5" else rows_of_labels(tmp_path)
+    with pytest.raises(StageError) as error:
+        ran("finetune", model, rows, tmp_path, epochs=100, batch_size=2, learning_rate=rate)
+    message = str(error.value)
+    assert "at step 2, learning rate " in message
+    assert "the usual cures: a lower learning_rate, more warmup_steps" in message
+    assert any(part in message for part in ("the loss is nan", "0 everywhere", "norm is"))
+
+
+def test_a_loss_of_nothing_is_no_divergence(tmp_path: Path) -> None:
+    """A model that knows its rows has a loss whose gradient float32 rounds to 0: it goes on."""
+    settings = {"epochs": 20, "batch_size": 2, "learning_rate": 100.0}
+    metrics = ran("finetune", pico_classifier(), rows_of_labels(tmp_path), tmp_path, **settings)
+    assert math.isfinite(metrics["validation_loss"])
+
+
+def test_a_model_of_zeros_learns_nothing(tmp_path: Path) -> None:
+    """No weight decides anything, and no step changes that; of 304 tokens the loss is ln 304."""
+    checkpoint = pico_t5()
+    with torch.no_grad():
+        for parameter in checkpoint.model.parameters():
+            parameter.zero_()
+    with pytest.raises(StageError, match=r"the loss is 5\.717 and its gradient is 0 everywhere"):
+        ran("finetune", checkpoint, rows_of_text(tmp_path), tmp_path, epochs=1)
+    assert math.isclose(math.log(304), 5.717, abs_tol=1e-3)
+
+
+class Overflow(nn.Module):
+    """A loss that is infinite."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.loss(batch) * torch.inf
+
+
+def test_a_validation_loss_that_overflows_ends_the_training(tmp_path: Path) -> None:
+    """After the last step, too, and without a checkpoint, from which it would end as done."""
+    checkpoint, data = pico_t5(), rows_of_text(tmp_path)
+    examples = checkpoint.examples(data.load("train"), data)
+    training = Training(
+        loss=LabelLoss(checkpoint.model), measure=Overflow(LabelLoss(checkpoint.model)),
+        model=checkpoint.model, train=examples, validation=examples, masks={}, pad_id=0, seed=0,
+        settings=Hyperparameters(epochs=1), resume=tmp_path / "resume",
+        progress=Progress(Console(quiet=True), quiet=True),
+    )  # fmt: skip
+    with pytest.raises(StageError, match="the validation loss is inf after step 1; the usual cure"):
+        training.run()
+    assert not (tmp_path / "resume").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"warmup_steps": 10**9}, {"clip_norm": 1e-300}, {"betas": [0.0, 0.0]},
+        {"batch_size": 10**9}, {"weight_decay": 0.5}, {"micro_batch_size": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_extreme_settings_that_mean_something_train(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Warm-up longer than the training, a batch larger than the data, and the like."""
+    metrics = ran("finetune", pico_t5(), rows_of_text(tmp_path), tmp_path, epochs=2, **settings)
+    assert metrics["steps"] == 2 and math.isfinite(metrics["validation_loss"])
+
+
+def test_a_decay_that_blows_weights_up_is_refused_when_planned() -> None:
+    """AdamW takes rate x decay of each weight away in a step: 1 and more turns their signs."""
+    problems: list[str] = []
+    settings = Hyperparameters(learning_rate=1e-3, weight_decay=2000.0)
+    settings.check_decay(lambda path, message: problems.append(f"{path}: {message}"))
+    assert problems == [
+        "weight_decay: each step would take 2 of every weight away (learning_rate x weight_decay); "
+        "expected less than 1"
+    ]
+    Hyperparameters(learning_rate=1e-3, weight_decay=999.0).check_decay(pytest.fail)
