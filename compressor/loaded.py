@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.backends import EXPORT, BackendName, Model, open_export
+from compressor.backends import EXPORT, BackendName, Model
+from compressor.backends.open import open_export
 from compressor.data.examples import source_ids
 from compressor.errors import StageError
 from compressor.formats import Exported, Texts

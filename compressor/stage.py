@@ -23,7 +23,6 @@ from compressor.launching import Launch, Scheme
 from compressor.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
-    from compressor.backends import Model
     from compressor.checkpoint import Checkpoint
     from compressor.data.rows import Rows
     from compressor.data.sources import Data, Reads, Split
@@ -132,31 +131,16 @@ class Inputs:
     artifacts: Mapping[str, Path] = field(default_factory=dict)
     """Other artifacts this stage asked for, by role (such as `against` or `teacher`)."""
 
+    @property
+    def model_folder(self) -> Path:
+        assert self.folder is not None, "planning gives a model to every stage that needs one"
+        return self.folder
+
     def checkpoint(self, role: str | None = None) -> Checkpoint:
         """Load the model that this stage takes, or the one it reads as `role`; change it freely."""
         from compressor.checkpoint import Checkpoint
 
-        folder = self.folder if role is None else self.artifacts[role]
-        assert folder is not None, "planning gives a model to every stage that needs one"
-        return Checkpoint.load(folder)
-
-    def open(self, *, threads: int | None = None, ranks: Ranks = ALONE) -> Model:
-        """The model that a report looks at, run by what it is made for; an export's, or torch.
-
-        `ranks`: processes that each compute a share of what torch runs, and find the whole.
-        """
-        from compressor.backends import EXPORT, open_export
-
-        assert self.folder is not None, "planning gives a model to every report"
-        exported = self.folder / "model"
-        if (exported / EXPORT).is_file():
-            from compressor.formats import Exported
-
-            about = Exported.load(exported).model_dump()
-            return open_export(exported, about, threads=threads, ranks=ranks)
-        from compressor.backends.pytorch import TorchModel
-
-        return TorchModel(self.checkpoint(), threads=threads, ranks=ranks)
+        return Checkpoint.load(self.model_folder if role is None else self.artifacts[role])
 
 
 @dataclass(frozen=True)

@@ -104,12 +104,12 @@ class _Session:
     def __init__(self, start: Mapping[str, Any]) -> None:
         import psutil
 
+        from compressor.backends.open import open_artifact
         from compressor.data.examples import source_ids
         from compressor.formats import Texts
-        from compressor.stage import Inputs
 
         before, begun = psutil.Process().memory_info().rss, time.perf_counter()
-        self.model = Inputs(Path(start["folder"])).open(threads=start["threads"])
+        self.model = open_artifact(Path(start["folder"]), threads=start["threads"])
         self.load_seconds = time.perf_counter() - begun
         if self.model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")

@@ -7,10 +7,7 @@ torch nor transformers in its process.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-from compressor.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,28 +45,3 @@ class Model(Protocol):
         self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None
     ) -> NDArray[np.float64]:
         """A classifier's logits [rows, labels], in the order of the rows."""
-
-
-def open_export(
-    folder: Path, about: Mapping[str, Any], *, threads: int | None = None, ranks: Ranks = ALONE
-) -> Model:
-    """The model in a directory that `export` wrote, run by what its format is made for.
-
-    `about` is what its `compressor.json` says; `threads` how many it computes with. What torch
-    runs is shared out over `ranks`.
-    """
-    if about["format"] == "ctranslate2":
-        from compressor.backends import ctranslate2
-
-        return ctranslate2.load(folder, about, threads=threads)
-    if about["format"] == "onnx":
-        from compressor.backends.onnxruntime import OnnxModel
-
-        return OnnxModel.load(folder, threads=threads)
-    if about["format"] == "gguf":
-        from compressor.backends.llamacpp import LlamaCppModel
-
-        return LlamaCppModel(folder, threads)
-    from compressor.backends import pytorch
-
-    return pytorch.load(folder, about, threads=threads, ranks=ranks)

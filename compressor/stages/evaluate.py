@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from compressor.architectures import Facts
 from compressor.backends import BackendName
+from compressor.backends.open import open_artifact
 from compressor.data.rows import Rows
 from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
@@ -191,7 +192,7 @@ class Evaluate(Report):
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode or classify, write `predictions.csv`, score."""
-        model = inputs.open(ranks=context.ranks)
+        model = open_artifact(inputs.model_folder, ranks=context.ranks)
         if model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
         labelled = context.data.task != "summarization"
