@@ -256,7 +256,7 @@ def stages_command(given: argparse.Namespace) -> int:
     from compressor.fields import described
 
     print(described(given.stage, min(100, max(40, shutil.get_terminal_size().columns))))
-    if stage_class(given.stage).exports:
+    if given.stage == "export":
         _print_formats()
     return DONE
 

@@ -21,7 +21,7 @@ from compressor.plan import Node, Plan
 from compressor.progress import Progress
 from compressor.redaction import redacted, redacted_text
 from compressor.run import Run
-from compressor.stage import SIZES, Context, Inputs
+from compressor.stage import SIZES, Context, Inputs, oom_hint
 from compressor.store import Store, writer_lock
 
 _COUNTED = {
@@ -76,7 +76,7 @@ class Engine:
         cause = error.__cause__ if known else error
         short = None if cause is None else shortage.told(cause, self.store.folder)
         if cause is not None and short is not None and shortage.is_of_memory(cause):
-            short += node.stage.less_memory()
+            short += oom_hint(node.stage)
         if known:
             return f"{error} ({short})" if short is not None else str(error)
         if short is not None:
@@ -235,8 +235,9 @@ class Engine:
         return {key: described[key] for key in SIZES} | context.sizes
 
     def _processes(self, node: Node, context: Context) -> Processes:
-        backend = "torch" if node.model is None else self.plan.node(node.model).stage.runs_in()
-        return processes(context.launch) if node.stage.in_parallel(backend) else Processes()
+        is_torch = node.model is None or self.plan.node(node.model).backend == "torch"
+        together = node.stage.is_distributed and is_torch
+        return processes(context.launch) if together else Processes()
 
     def _computed_with(self, node: Node, context: Context) -> dict[str, int]:
         """What decides the order of sums, which no key holds: of a result its last bits."""

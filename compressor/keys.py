@@ -47,8 +47,8 @@ def key_parts(
         "version": stage.version,
         "parameters": stage.parameters(),
         "inputs": inputs,
-        "data": {split: recipe.data.key(split, stage.reads) for split in stage.data_splits()},
+        "data": {split: recipe.data.key(split, part) for split, part in stage.reads().items()},
         "identity": dict(stage.identity(planning)),
-        "seed": recipe.seed if stage.draws() else None,
+        "seed": recipe.seed if stage.is_random() else None,
         "frameworks": versions({*FRAMEWORKS, *packages}),
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 from compressor import launching
 from compressor.architectures import Facts
+from compressor.backends import BackendName
 from compressor.data.sources import Data
 from compressor.errors import Problem, RecipeError, StageError, Unreachable, nearest
 from compressor.form import full_path, typed_stages
@@ -39,6 +40,12 @@ class Node:
     cached: bool
     planning: Planning
     """What the stage looked at."""
+
+    @property
+    def backend(self) -> BackendName:
+        """What runs the model that it gives or writes."""
+        written = self.stage.export_format
+        return "torch" if written is None else written.backend
 
     @property
     def label(self) -> str:
@@ -77,7 +84,7 @@ class Plan:
     def data_for(self, node: Node) -> Data:
         """The recipe's data, held as it was when planned where `node` reads any of it."""
         data = self.composed.recipe.data
-        return data.pinned() if node.stage.data_splits() else data
+        return data.pinned() if node.stage.reads() else data
 
     def require_unchanged(self, node: Node) -> None:
         """Raise StageError where what `node` reads is no longer what its key says."""
@@ -188,7 +195,7 @@ def _find_model(
     """
     recipe, findings, path = state.composed.recipe, state.findings, f"stages.{name}.{key}"
     known = state.stages.get(model)
-    is_export = exports and known is not None and known[1].exports
+    is_export = exports and known is not None and known[1].export_format is not None
     if model in state.models:
         if state.models[model] is None:
             findings.error(path, f"{model!r} is skipped, and gives no model")
@@ -197,7 +204,7 @@ def _find_model(
         return model
     valid = {*state.models}
     if exports:
-        valid |= {node.name for node in state.nodes.values() if node.stage.exports}
+        valid |= {node.name for node in state.nodes.values() if node.stage.export_format}
     if known is None and model in recipe.pipeline:
         pass  # that stage is wrong itself, and reported
     elif known is not None and not known[1].changes_model and not is_export:
@@ -214,10 +221,12 @@ def _find_model(
 
 def _artifacts_of(state: _State, name: str, model: str | None) -> Mapping[str, str] | None:
     """Find role → node of what a stage reads beside its model; None where that is reported."""
-    stage = state.stage(name)
-    nodes = {role: _find_model(state, m, name, role) for role, m in stage.models_read().items()}
-    for role, artifact in stage.artifacts().items():
-        nodes[role] = _find_artifact(state, artifact, name, role, model)
+    nodes = {
+        role: _find_model(state, artifact.stage, name, role)
+        if artifact.kind is None
+        else _find_artifact(state, artifact, name, role, model)
+        for role, artifact in state.stage(name).artifacts().items()
+    }
     known = {role: node for role, node in nodes.items() if node is not None}
     return known if known.keys() == nodes.keys() else None
 
@@ -317,8 +326,12 @@ def _planning(
         outputs=state.store.folder.parent,
         problem=lambda path, message: findings.error(full(path, "data."), message),
         unreached=lambda path, message: findings.miss(full(path, "data"), message),
-        backend="torch" if source is None else source.stage.runs_in(),
-        others={role: state.nodes[artifacts[role]].facts for role in stage.models_read()},
+        backend="torch" if source is None else source.backend,
+        others={
+            role: state.nodes[artifacts[role]].facts
+            for role, artifact in stage.artifacts().items()
+            if artifact.kind is None
+        },
     )
 
 
@@ -334,7 +347,7 @@ def _key_parts(
     if len(inputs) < len(sources):
         return None
     together = isinstance(stage, Report) and stage.together
-    packages = {p for node in sources.values() for p in node.stage.packages()}
+    formats = [stage.export_format, *(node.stage.export_format for node in sources.values())]
     try:
         return key_parts(
             state.composed.recipe,
@@ -342,7 +355,7 @@ def _key_parts(
             stage,
             planning,
             inputs=[[node, inputs[node]] for node in artifacts] if together else inputs,
-            packages=packages.union(stage.packages()),
+            packages=[package for known in formats if known for package in known.packages],
         )
     except Unreachable as error:
         if not findings.unreached:  # a stage's own check names the key; this one only the stage

@@ -130,7 +130,7 @@ def _check_data(recipe: Recipe, stages: Stages, findings: Findings) -> None:
     """Check each split that a stage of the pipeline reads."""
     names = [n for n in recipe.pipeline if n in stages and not is_skipped(recipe, stages, n)]
     splits: dict[Split, None] = dict.fromkeys(
-        split for name in names for split in stages[name][1].data_splits()
+        split for name in names for split in stages[name][1].reads()
     )
     for split in splits:
         try:

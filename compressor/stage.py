@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
     from compressor.data.rows import Rows
     from compressor.data.sources import Data, Reads, Split
+    from compressor.formats import Format
     from compressor.progress import Progress
 
 
@@ -56,48 +57,56 @@ class Planning:
     backend: BackendName = "torch"
     """What runs the model."""
     others: Mapping[str, Facts | None] = field(default_factory=dict)
-    """Role → the facts of a model that the stage reads beside its own (`Stage.models_read`)."""
+    """Role → the facts of a model that the stage reads beside its own (`Stage.artifacts`)."""
+
+    def check_length(
+        self, path: str, tokens: int, cure: str = "", *, facts: Facts, whose: str = "model"
+    ) -> None:
+        """Report more tokens than a model has positions."""
+        if facts.positions is not None and tokens > facts.positions:
+            message = f"the {whose} has {facts.positions} positions, too few for {tokens} tokens"
+            self.problem(path, message + cure)
 
     def check_rows(self, *, trains: bool, whose: str = "model", facts: Facts | None = None) -> None:
-        """Report rows that a model cannot read, or learn from: of another task, or too long.
+        """Report rows of another task than the model's, or longer than it can read.
 
         `facts`: of another model than the stage's own. `trains`: it reads the targets too.
         """
-        facts = facts or self.facts
+        facts, data = facts or self.facts, self.data
         if facts is None:
             return
-        head, task = facts.config["head"], self.data.task
-        if head == "none" or (head == "sequence_classification") != (task != "summarization"):
-            labelled = "with a task of labels, such as data=messages"
-            fits = labelled if head == "sequence_classification" else "of texts and summaries"
-            more = f"; take data {fits}" if head != "none" else ""
-            self.problem("data.task", f"is {task}, and the {whose} has the head {head!r}{more}")
+        head, labelled = facts.config["head"], data.task != "summarization"
+        if head == "none" or (head == "sequence_classification") != labelled:
+            cures = {
+                "none": "",
+                "sequence_classification": "; take data with a task of labels, such as "
+                "data=messages",
+            }
+            cure = cures.get(head, "; take data of texts and summaries")
+            message = f"is {data.task}, and the {whose} has the head {head!r}{cure}"
+            self.problem("data.task", message)
             return
-        fields = ["max_source_length", "max_target_length"]
-        if task != "summarization" or not (trains or head == "causal_lm"):
-            fields = fields[:1]
-        limits = [int(getattr(self.data, field)) for field in fields]
-        longest, how = (sum(limits), " + ") if head == "causal_lm" else (max(limits), " and ")
-        if facts.positions is not None and longest > facts.positions:
-            names = how.join(f"data.{field}" for field in fields)
-            message = f"the {whose} has {facts.positions} positions, and rows of up to {longest}"
-            self.problem(f"data.{fields[0]}", f"{message} tokens; lower {names}")
+        lengths = {"data.max_source_length": data.max_source_length}
+        if not labelled and (trains or head == "causal_lm"):
+            lengths["data.max_target_length"] = data.max_target_length
+        longest, joint = (sum, " + ") if head == "causal_lm" else (max, " and ")
+        cure = f"; lower {joint.join(lengths)}"
+        tokens = longest(lengths.values())
+        self.check_length("data.max_source_length", tokens, cure, facts=facts, whose=whose)
 
     def check_decoding(
         self, limits: Mapping[str, int], *, num_beams: int = 1, backend: BackendName | None = None
     ) -> None:
-        """Report limits of a decode (key → tokens) that are beyond the model's positions, and
-        settings of its generation config that are not followed. `backend` runs it, or the model's.
+        """Report limits of a decode (key → tokens) beyond the model's positions, and settings of
+        its generation config that its backend, or the one named, does not follow.
         """
         facts = self.facts
         if facts is None or facts.config["head"] != "seq2seq_lm":
             return
         for path, limit in limits.items():
-            if facts.positions is not None and limit > facts.positions:
-                message = f"the model has {facts.positions} positions, and {limit} is more"
-                self.problem(path, message)
-        own = backend or self.backend
-        for message in refusals(facts.generation, own, greedy=num_beams == 1):
+            self.check_length(path, limit, facts=facts)
+        greedy = num_beams == 1
+        for message in refusals(facts.generation, backend or self.backend, greedy=greedy):
             self.problem("", message)
 
     def check_backend(self, wanted: BackendName | None) -> None:
@@ -112,13 +121,13 @@ class Planning:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an earlier stage that gives no model has written, and another stage reads."""
+    """What an earlier stage has left, and another one reads beside its model."""
 
     stage: str
     """That stage's name in the recipe."""
-    kind: str
-    """The kind of stage that it must be."""
-    of_same_model: bool
+    kind: str | None = None
+    """The kind of stage that it must be; None: any that gives a model, which is what is read."""
+    of_same_model: bool = False
     """Whether it must have looked at the very model that the reading stage takes."""
 
 
@@ -200,29 +209,13 @@ class Context:
 
 
 class Stage(BaseModel):
-    """The base of every stage. Fields of this class can be set on any stage in a recipe."""
+    """The base of every stage. Its fields can be set on any stage of a recipe.
+
+    A stage needs fields, `run` and, where it changes what a plan knows of a model or can be asked
+    for the impossible, `preview`. Everything else has a default that suits most stages.
+    """
 
     model_config = SETTINGS
-
-    version: ClassVar[int] = 1
-    """Raise it when the result for the same inputs changes: it is part of the key."""
-    changes_model: ClassVar[bool] = True
-    """Whether the stage gives a model to the stages after it, or only looks at one."""
-    needs_model: ClassVar[bool] = True
-    exports: ClassVar[bool] = False
-    """Whether it writes a model that other programs run, and that some reports can look at."""
-    section: ClassVar[str | None] = None
-    """The top-level group of the recipe (`model`, `training`) that has this stage's defaults."""
-    section_keys: ClassVar[frozenset[str] | None] = None
-    """The keys that are taken from that group; None: all. Others have the stage's own defaults."""
-    splits: ClassVar[tuple[Split, ...]] = ()
-    """The splits of the data that the result depends on."""
-    distributed: ClassVar[bool] = False
-    """Whether it can run in several processes when `launch` asks for them."""
-    measures: ClassVar[tuple[str, ...]] = ()
-    """The numbers among its metrics that a recipe's objective may be about."""
-    reads: ClassVar[Reads] = "pairs"
-    """What it reads of its splits: the rows as text, token ids of sources, or of targets too."""
 
     model: str | None = Field(
         None, description="Name of the stage whose model this one takes; default: the one before."
@@ -231,41 +224,61 @@ class Stage(BaseModel):
         None, description="What tables call the model that comes out; default: the stage's name."
     )
 
-    def data_splits(self) -> tuple[Split, ...]:
-        """The splits that this stage, with its settings, reads."""
-        return self.splits
+    version: ClassVar[int] = 1
+    """Raise it when the result for the same inputs changes: it is part of the key."""
 
-    def draws(self) -> bool:
-        """Whether the result, with these settings, depends on the recipe's seed."""
-        return False
-
-    def artifacts(self) -> Mapping[str, Artifact]:
-        """Role → an earlier report's artifact that is read. A role is the field's name."""
-        return {}
-
-    def models_read(self) -> Mapping[str, str]:
-        """Role → name of an earlier stage whose model is read too. A role is the field's name."""
-        return {}
-
-    def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """What else decides the result beyond fields, inputs and data: a source's digest, say."""
-        return {}
+    def run(self, inputs: Inputs, context: Context) -> Checkpoint | None:
+        """Do the work. Annotate it with what it gives: Checkpoint, or None to only look at one."""
+        raise NotImplementedError
 
     def preview(self, planning: Planning) -> Facts | None:
-        """The facts of the model after this stage; reports what cannot work."""
+        """Give the facts of the model after this stage; report what cannot work."""
         return planning.facts
 
-    def packages(self) -> tuple[str, ...]:
-        """Packages, beside torch and transformers, that decide what it writes or how that runs."""
-        return ()
+    # What decides the result beside the fields and the model: all of it is part of the key.
 
-    def runs_in(self) -> BackendName:
-        """What runs the model that this stage gives or writes."""
-        return "torch"
+    def reads(self) -> Mapping[Split, Reads]:
+        """Name the splits that are read, and what of them: texts, sources, or whole pairs."""
+        return {}
 
-    def in_parallel(self, backend: BackendName) -> bool:
-        """Whether several processes run it together for a model that `backend` runs."""
-        return self.distributed
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """Name what earlier stages left and this one reads too, each under its field's name."""
+        return {}
+
+    def is_random(self) -> bool:
+        """Tell whether the result, with these settings, depends on the recipe's seed."""
+        return False
+
+    def parameters(self) -> dict[str, Any]:
+        """Dump the fields that decide the result."""
+        return self.model_dump(mode="json", exclude={"model", "models", "label", "against"})
+
+    def identity(self, planning: Planning) -> Mapping[str, Any]:
+        """Identify what else decides the result: a source's digest, say."""
+        return {}
+
+    # How it takes part in a plan and in a run.
+
+    changes_model: ClassVar[bool] = True
+    """Whether `run` gives a model to the stages after it: what its annotation says."""
+    needs_model: ClassVar[bool] = True
+    is_distributed: ClassVar[bool] = False
+    """Whether it can run in several processes, for a model that torch runs."""
+    section: ClassVar[str | None] = None
+    """The top-level group of the recipe (`model`, `training`) that has this stage's defaults."""
+    section_keys: ClassVar[frozenset[str] | None] = None
+    """The keys that are taken from that group; None: all. Others have the stage's own defaults."""
+    measures: ClassVar[tuple[str, ...]] = ()
+    """The numbers among its metrics that a recipe's objective may be about."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.changes_model = cls.run.__annotations__.get("return") not in ("None", None)
+
+    @property
+    def export_format(self) -> Format | None:
+        """Name the format of the model that it writes for other programs, if it writes one."""
+        return None
 
     def rehearsed(self, scale: Scale) -> Self:
         """The same work with settings that fit a model of few layers and a few rows, in seconds.
@@ -275,26 +288,10 @@ class Stage(BaseModel):
         """
         return self
 
-    def less_memory(self) -> str:
-        """What to say after "out of memory": the settings of this stage that need less of it."""
-        own = [name for name in _TAKES_MEMORY if name in type(self).model_fields]
-        lower = ", ".join([*own, "data.max_source_length"])
-        same = "; micro_batch_size leaves the result as it is" if "micro_batch_size" in own else ""
-        return f"; lower {lower}{same}"
-
-    def run(self, inputs: Inputs, context: Context) -> Checkpoint | None:
-        """Do the work. A stage that `changes_model` returns the new checkpoint."""
-        raise NotImplementedError
-
-    def parameters(self) -> dict[str, Any]:
-        """The fields that are part of the key."""
-        return self.model_dump(mode="json", exclude={"model", "models", "label", "against"})
-
 
 class Report(Stage):
     """The base of stages that look at models and change none; they can look at several."""
 
-    changes_model: ClassVar[bool] = False
     runs_exports: ClassVar[bool] = False
     """Whether it can look at what an `export` wrote, too."""
 
@@ -306,6 +303,14 @@ class Report(Stage):
     models: Listed[str] = Field(
         (), description="Names of stages whose models are looked at; default: the one before."
     )
+
+
+def oom_hint(stage: Stage) -> str:
+    """Name the settings of a stage that need less memory, to follow "out of memory"."""
+    own = [name for name in _TAKES_MEMORY if name in type(stage).model_fields]
+    lower = ", ".join([*own, "data.max_source_length"])
+    same = "; micro_batch_size leaves the result as it is" if "micro_batch_size" in own else ""
+    return f"; lower {lower}{same}"
 
 
 def stage_kinds() -> list[str]:

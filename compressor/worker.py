@@ -25,7 +25,7 @@ from compressor.processes import end_with_parent
 from compressor.progress import Progress, print_event
 from compressor.ranks import Ranks
 from compressor.shortage import is_of_memory, told
-from compressor.stage import Context, Inputs, Stage, stage_class
+from compressor.stage import Context, Inputs, Stage, oom_hint, stage_class
 from compressor.store import Store, writer_lock
 
 TASK, RESULT, FAILURE = "task.json", "result.json", "failure.json"
@@ -101,7 +101,7 @@ def perform(path: Path, ranks: Ranks) -> int:
         reason = told(error, context.folder)
         if reason is None:
             raise
-        more = stage.less_memory() if is_of_memory(error) else ""
+        more = oom_hint(stage) if is_of_memory(error) else ""
         _leave_reason(path.parent / FAILURE, f"{reason}{more}")
         raise
     return 0

@@ -242,7 +242,7 @@ def test_a_blocks_place_can_be_taken_again(tmp_path) -> None:
         ("bert", {"layers": [0], "block": {}}, "block", "has 323,088 parameters, and the layers"),
         ("bert", {"gradient_checkpointing": True}, "gradient_checkpointing", "no memory to save"),
         ("bert", {"inputs": "data", "batches": 3, "epochs": 0}, "batches", "no meaning with"),
-        ("bert", {"inputs": "data"}, "", "20 positions, and rows of up to 64 tokens"),
+        ("bert", {"inputs": "data"}, "data.max_source_length", "20 positions, too few for 64"),
         ("bert", {"trackers": ["wand"]}, "trackers.0", "no tracker 'wand'"),
         ("t5", {}, "", "no block can stand in a t5: its first layer hands a position bias"),
         ("longt5", {}, "", "no block can stand in a longt5: its first layer"),

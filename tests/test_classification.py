@@ -334,7 +334,7 @@ def test_two_processes_learn_what_one_does(recipe, run) -> None:
         ([("threshold: tuned", "threshold: 0.4"), (MULTI, "data: {task: single_label, rows")],
          "threshold: a row's one label is the likeliest"),
         ([("max_source_length: 96", "max_source_length: 300")],
-         "has 256 positions, and rows of up to 300 tokens; lower data.max_source_length"),
+         "has 256 positions, too few for 300 tokens; lower data.max_source_length"),
         ([("baseline: {label: TF-IDF}", "baseline: {sentences: 2}")], "sentences: means nothing"),
         ([("teacher: finetune,", "teacher: finetun,")], "no stage 'finetun'; did you mean 'finet"),
         ([("attention: 1}", "attention: 1}, layers: {encoder: {1: 0}}")],

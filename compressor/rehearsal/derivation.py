@@ -103,7 +103,7 @@ class _Scaled:
     def _runs_like(self, node: Node) -> str:
         """What decides which code computes a node's model."""
         facts = node.facts
-        if node.stage.exports or facts is None:
+        if node.stage.export_format or facts is None:
             return node.name
         blocks = any(any(stack.blocks) for stack in facts.stacks().values())
         return f"{facts.model_type}, {facts.weights}, {'blocks' if blocks else 'layers'}"

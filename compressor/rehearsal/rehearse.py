@@ -108,7 +108,7 @@ class Rehearsal:
     def _rows(self, tokenizers: Mapping[str, str | None], line: Line) -> dict[str, Any]:
         """The rehearsal's `data`, of rows from which something can be learned."""
         data = self.real.composed.recipe.data
-        splits = {split for node in self.real.nodes for split in node.stage.data_splits()}
+        splits = {split for node in self.real.nodes for split in node.stage.reads()}
         if TRAINED in tokenizers.values():
             splits.add("train")
         if not splits:

@@ -5,6 +5,7 @@ The block is in `compressor.block`, its loss in `compressor.approximation`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -60,8 +61,7 @@ class Approximate(Hyperparameters, Stage):
             *("precision", "checkpoint_seconds", "trackers"),
         }
     )
-    distributed: ClassVar[bool] = True
-    reads: ClassVar[Reads] = "sources"
+    is_distributed: ClassVar[bool] = True
 
     epochs: Integer = Field(2, ge=0, description="Passes over the rows; 0 trains nothing.")
     learning_rate: float = Field(
@@ -87,11 +87,12 @@ class Approximate(Hyperparameters, Stage):
     batches: Integer = Field(1000, ge=1, description="Batches of noise in an epoch.")
     validation_batches: Integer = Field(100, ge=1, description="Batches of noise to validate with.")
 
-    def draws(self) -> bool:
+    def is_random(self) -> bool:
         return True
 
-    def data_splits(self) -> tuple[Split, ...]:
-        return ("train", "validation") if self.inputs == "data" and self.passes else ()
+    def reads(self) -> Mapping[Split, Reads]:
+        used = self.inputs == "data" and self.passes
+        return {"train": "sources", "validation": "sources"} if used else {}
 
     def parameters(self) -> dict[str, Any]:
         """Without what decides nothing: the amount of noise where there is none."""
@@ -137,14 +138,10 @@ class Approximate(Hyperparameters, Stage):
         for name in _OF_NOISE:
             if name in self.model_fields_set:
                 planning.problem(name, "has no meaning with inputs 'data', which has rows itself")
-        positions = planning.facts.positions if planning.facts else None
-        if self.passes and positions is not None and positions < planning.data.max_source_length:
-            longest = planning.data.max_source_length
-            planning.problem(
-                "",
-                f"the model has {positions} positions, and rows of up to {longest} tokens; lower "
-                "data.max_source_length",
-            )
+        if self.passes and planning.facts is not None:
+            path = "data.max_source_length"
+            length = planning.data.max_source_length
+            planning.check_length(path, length, f"; lower {path}", facts=planning.facts)
 
     def _check_layers(self, stack: Stack, planning: Planning) -> bool:
         """Report layers that are not there, or not neighbours. Whether all is well."""

@@ -75,8 +75,6 @@ class Benchmark(Report):
     )
 
     version: ClassVar[int] = 2
-    splits: ClassVar[tuple[Split, ...]] = ("test",)
-    reads: ClassVar[Reads] = "sources"
     runs_exports: ClassVar[bool] = True
     together: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = (
@@ -121,6 +119,9 @@ class Benchmark(Report):
             raise ValueError("training_step needs input_lengths, such as [512, 2048]")
         return self
 
+    def reads(self) -> Mapping[Split, Reads]:
+        return {"test": "sources"}
+
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """A time measured on one machine says nothing of another."""
         target = {"target_tokens": planning.data.max_target_length} if self.training_step else {}
@@ -144,9 +145,7 @@ class Benchmark(Report):
                 if name in self.model_fields_set:
                     planning.problem(name, "limits summaries; a classifier writes none")
         for index, tokens in enumerate(self.input_lengths):
-            if facts.positions is not None and tokens > facts.positions:
-                message = f"the model has {facts.positions} positions, and {tokens} is more"
-                planning.problem(f"input_lengths.{index}", message)
+            planning.check_length(f"input_lengths.{index}", tokens, facts=facts)
         written = {f"output_lengths.{i}": tokens for i, tokens in enumerate(self.output_lengths)}
         planning.check_decoding(written or {"max_length": self.max_length})
         if self.training_step and facts.config["head"] != "seq2seq_lm":

@@ -11,7 +11,7 @@ from compressor.architectures import Facts, matched_layers
 from compressor.errors import StageError, nearest
 from compressor.field_types import SETTINGS, Index, Integer
 from compressor.schema_rules import rules
-from compressor.stage import Context, Inputs, Planning, Scale
+from compressor.stage import Artifact, Context, Inputs, Planning, Scale
 from compressor.stages.finetune import Finetune
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class Distill(Finetune):
         False, description="Run the teacher once over all training rows, not in every step."
     )
 
-    def models_read(self) -> Mapping[str, str]:
-        return {TEACHER: self.teacher}
+    def artifacts(self) -> Mapping[str, Artifact]:
+        return {**super().artifacts(), TEACHER: Artifact(self.teacher)}
 
     def parameters(self) -> dict[str, Any]:
         """Without what decides nothing: the teacher's name, settings of parts without weight."""

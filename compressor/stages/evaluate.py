@@ -75,10 +75,8 @@ class Evaluate(Report):
     """
 
     version: ClassVar[int] = 4
-    splits: ClassVar[tuple[Split, ...]] = ("test",)
-    reads: ClassVar[Reads] = "sources"
     runs_exports: ClassVar[bool] = True
-    distributed: ClassVar[bool] = True
+    is_distributed: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = (
         *(*KEYS, "gen_len", "cut_off"),
         *(*LABEL_SCORES, "accuracy", "loss"),
@@ -115,8 +113,9 @@ class Evaluate(Report):
         description="A text that each model summarizes; the summaries are printed side by side.",
     )
 
-    def data_splits(self) -> tuple[Split, ...]:
-        return ("validation", "test") if self.threshold == "tuned" else ("test",)
+    def reads(self) -> Mapping[Split, Reads]:
+        tuned: dict[Split, Reads] = {"validation": "sources"} if self.threshold == "tuned" else {}
+        return {**tuned, "test": "sources"}
 
     @field_validator("max_length", mode="before")
     @classmethod
@@ -141,9 +140,6 @@ class Evaluate(Report):
         if self.threshold == 0.5:  # as if there were no such setting
             del own["threshold"]
         return own
-
-    def in_parallel(self, backend: BackendName) -> bool:
-        return backend == "torch"
 
     @property
     def limits(self) -> list[int]:

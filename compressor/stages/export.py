@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import Field
 
 from compressor.architectures import HALF, Facts
-from compressor.backends import BackendName
 from compressor.backends.tokens import Tokens, is_marian
 from compressor.data.sources import DataBase, Reads, Split
 from compressor.errors import StageError, nearest
-from compressor.formats import FORMATS, Exported, FormatName, Weights, refusal, stored
+from compressor.formats import FORMATS, Exported, Format, FormatName, Weights, refusal, stored
 from compressor.generation_config import require_followed
 from compressor.hyperparameters import FEW_ROWS
 from compressor.parity import Parity
@@ -84,10 +83,7 @@ class Export(Stage):
     """
 
     version: ClassVar[int] = 3
-    changes_model: ClassVar[bool] = False
-    exports: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ("disk_bytes", "gzip_bytes")
-    reads: ClassVar[Reads] = "sources"
 
     format: FormatName = Field("huggingface", description="What will load it.")
     weights: Weights | None = Field(
@@ -99,20 +95,18 @@ class Export(Stage):
         Parity(), description="How the result is checked; null: it is not."
     )
 
-    def data_splits(self) -> tuple[Split, ...]:
-        return ("test",) if self.parity is not None else ()
+    def reads(self) -> Mapping[Split, Reads]:
+        return {"test": "sources"} if self.parity is not None else {}
 
-    def packages(self) -> tuple[str, ...]:
-        return FORMATS[self.format].packages
-
-    def runs_in(self) -> BackendName:
-        return FORMATS[self.format].backend
+    @property
+    def export_format(self) -> Format:
+        return FORMATS[self.format]
 
     def _stored(self, own: str) -> Weights:
         """How the weights of a model are stored, whose own are `own`."""
         if self.weights is None and self.format == "huggingface" and own in HALF:
             return own  # type: ignore[return-value]  # both of these are such weights
-        return self.weights or FORMATS[self.format].weights[0]
+        return self.weights or self.export_format.weights[0]
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """How texts are read is written beside the model."""
@@ -120,7 +114,7 @@ class Export(Stage):
         return {"texts": planning.data.model_dump(mode="json", include=fields)}
 
     def preview(self, planning: Planning) -> Facts | None:
-        valid, facts = FORMATS[self.format].weights, planning.facts
+        valid, facts = self.export_format.weights, planning.facts
         weights = self._stored(facts.weights if facts else "float32")
         if weights not in valid:
             hint = nearest(weights, valid)
@@ -138,8 +132,8 @@ class Export(Stage):
             self._check_packed(facts, planning, weights)
         elif self.format == "gguf":
             self._check_gguf(facts, planning)
-        if self.runs_in() != "torch":
-            planning.check_decoding({}, backend=self.runs_in())
+        if self.export_format.backend != "torch":
+            planning.check_decoding({}, backend=self.export_format.backend)
         if self.parity is not None and facts.config["head"] != "none":
             planning.check_rows(trains=False)
             planning.check_decoding(self._parity_limit(planning.data), backend="torch")
@@ -197,7 +191,11 @@ class Export(Stage):
         details = self._write(checkpoint, folder, weights, context.progress)
         if checkpoint.tokenizer is not None:
             save_tokenizer(checkpoint.tokenizer, folder)
-            if self.parity is not None and self.runs_in() != "torch" and is_marian(folder):
+            if (
+                self.parity is not None
+                and self.export_format.backend != "torch"
+                and is_marian(folder)
+            ):
                 rows = context.rows("test")
                 require_same_tokens(checkpoint.tokenizer, folder, rows, context.data)
         Exported.of(
@@ -222,11 +220,11 @@ class Export(Stage):
     def _require_tokenizer(self, checkpoint: Checkpoint) -> None:
         """Before anything is written: what other programs run reads texts by a fast tokenizer."""
         tokenizer = checkpoint.tokenizer
-        if tokenizer is None and (self.parity is not None or self.runs_in() != "torch"):
+        if tokenizer is None and (self.parity is not None or self.export_format.backend != "torch"):
             raise StageError("the model has no tokenizer, and reads no rows; set model.tokenizer")
         name = type(tokenizer).__name__
         is_read = name == "MarianTokenizer" or tokenizer is None or tokenizer.is_fast
-        if self.runs_in() != "torch" and not is_read:
+        if self.export_format.backend != "torch" and not is_read:
             raise StageError(f"{self.format!r} needs a fast tokenizer, and {name} is none")
 
     def _check(

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from compressor.architectures import Facts
 from compressor.data.rows import Rows
-from compressor.data.sources import Split
+from compressor.data.sources import Reads, Split
 from compressor.field_types import Integer
 from compressor.hyperparameters import Hyperparameters
 from compressor.launching import scheme_of
@@ -129,8 +129,7 @@ class Finetune(Hyperparameters, Stage):
     version: ClassVar[int] = 2
     section: ClassVar[str | None] = "training"
     measures: ClassVar[tuple[str, ...]] = ("train_loss", "validation_loss", "samples_per_second")
-    splits: ClassVar[tuple[Split, ...]] = ("train", "validation")
-    distributed: ClassVar[bool] = True
+    is_distributed: ClassVar[bool] = True
 
     prune: Gradual | None = Field(None, description="Prune gradually while training.")
     quantization_aware: QuantizationAware | None = Field(
@@ -140,16 +139,16 @@ class Finetune(Hyperparameters, Stage):
         None, description="Name of the earlier `pseudo_label` stage whose texts are learned."
     )
 
-    def draws(self) -> bool:
+    def is_random(self) -> bool:
         return True
 
-    def data_splits(self) -> tuple[Split, ...]:
-        return self.splits if self.passes else ()
+    def reads(self) -> Mapping[Split, Reads]:
+        return {"train": "pairs", "validation": "pairs"} if self.passes else {}
 
     def artifacts(self) -> Mapping[str, Artifact]:
         if self.targets is None:
             return {}
-        return {TARGETS: Artifact(self.targets, "pseudo_label", of_same_model=False)}
+        return {TARGETS: Artifact(self.targets, "pseudo_label")}
 
     def parameters(self) -> dict[str, Any]:
         gradual = {"prune": self.prune.model_dump(mode="json")} if self.prune else {}

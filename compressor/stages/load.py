@@ -90,7 +90,6 @@ class Load(Stage):
     version: ClassVar[int] = 1
     needs_model: ClassVar[bool] = False
     section: ClassVar[str | None] = "model"
-    reads: ClassVar[Reads] = "texts"
 
     source: str | None = Field(None, description="Hub id, or path of a local directory.")
     revision: str = Field("main", description="Branch, tag or commit on the hub.")
@@ -141,15 +140,14 @@ class Load(Stage):
             raise ValueError("set `source` (a hub id or directory) or `config` (a fresh model)")
         return self
 
-    def draws(self) -> bool:
-        """Fresh weights, or a fresh head on a pretrained body."""
-        return self.source is None or self._classifies
+    def is_random(self) -> bool:
+        return self.source is None or self._classifies  # whose head may be fresh
 
-    def data_splits(self) -> tuple[Split, ...]:
+    def reads(self) -> Mapping[Split, Reads]:
         trains_on_recipe = (
             isinstance(self.tokenizer, TrainTokenizer) and self.tokenizer.data is None
         )
-        return ("train",) if trains_on_recipe or self._starts_at_labels else ()
+        return {"train": "texts"} if trains_on_recipe or self._starts_at_labels else {}
 
     @property
     def _starts_at_labels(self) -> bool:

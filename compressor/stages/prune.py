@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compressor.architectures import Facts, entries
-from compressor.data.sources import Split
+from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
 from compressor.field_types import SETTINGS, Counted, Listed
 from compressor.pruning import (
@@ -140,11 +140,11 @@ class Prune(Grouping, Stage):
             )
         return self
 
-    def draws(self) -> bool:
+    def is_random(self) -> bool:
         return self.importance == "random"
 
-    def data_splits(self) -> tuple[Split, ...]:
-        return ("train",) if self.calibrated else ()
+    def reads(self) -> Mapping[Split, Reads]:
+        return {"train": "pairs"} if self.calibrated else {}
 
     def artifacts(self) -> Mapping[str, Artifact]:
         curves = Artifact(self.sensitivity, "sensitivity", of_same_model=True)

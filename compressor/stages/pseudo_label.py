@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 from pydantic import Field
@@ -29,14 +30,14 @@ class PseudoLabel(Stage):
     """
 
     version: ClassVar[int] = 3
-    changes_model: ClassVar[bool] = False
-    splits: ClassVar[tuple[Split, ...]] = ("train",)
-    reads: ClassVar[Reads] = "sources"
-    distributed: ClassVar[bool] = True
+    is_distributed: ClassVar[bool] = True
 
     max_length: Integer = Field(128, ge=2, description="Limit of a text, in tokens.")
     min_length: Integer = Field(0, ge=0, description="A text has at least as many tokens.")
     num_beams: Integer = Field(1, ge=1, description="1 is greedy.")
+
+    def reads(self) -> Mapping[Split, Reads]:
+        return {"train": "sources"}
 
     def preview(self, planning: Planning) -> Facts | None:
         if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from compressor.architectures import Facts
 from compressor.data.rows import Rows
-from compressor.data.sources import Split
+from compressor.data.sources import Reads, Split
 from compressor.errors import StageError
 from compressor.extras import versions
 from compressor.field_types import Integer, Listed
@@ -64,11 +64,12 @@ class Sensitivity(Grouping, Report):
         """Other releases of what counts words may give other scores."""
         return versions(SCORERS) if self.rouge else {}
 
-    def draws(self) -> bool:
+    def is_random(self) -> bool:
         return self.importance == "random"
 
-    def data_splits(self) -> tuple[Split, ...]:
-        return ("train", "validation") if self.calibrated else ("validation",)
+    def reads(self) -> Mapping[Split, Reads]:
+        calibration: dict[Split, Reads] = {"train": "pairs"} if self.calibrated else {}
+        return {**calibration, "validation": "pairs"}
 
     def parameters(self) -> dict[str, Any]:
         """With the order of the recipe's own groups: a `prune` with a target follows it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from compressor.architectures import Facts, UnitKind, Units
-from compressor.data.sources import Split
+from compressor.data.sources import Reads, Split
 from compressor.errors import StageError, nearest
 from compressor.field_types import SETTINGS, Integer, whole
 from compressor.finite import require_finite
@@ -146,11 +146,11 @@ class Slice(Widths, Stage):
             raise ValueError("set `heads`, `feed_forward` or `layers`")
         return self
 
-    def draws(self) -> bool:
+    def is_random(self) -> bool:
         return self.importance == "random"
 
-    def data_splits(self) -> tuple[Split, ...]:
-        return ("train",) if self.importance == "taylor" else ()
+    def reads(self) -> Mapping[Split, Reads]:
+        return {"train": "pairs"} if self.importance == "taylor" else {}
 
     def parameters(self) -> dict[str, Any]:
         """Calibration rows decide nothing where no row is looked at."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field
 
 from compressor.architectures import Facts
-from compressor.data.sources import Split
+from compressor.data.sources import Reads, Split
 from compressor.field_types import Integer
 from compressor.finite import require_finite
 from compressor.hyperparameters import FEW_ROWS
@@ -44,8 +45,8 @@ class Smooth(Stage):
     )
     calibration_rows: Integer = Field(32, ge=1, description="Training rows that are looked at.")
 
-    def data_splits(self) -> tuple[Split, ...]:
-        return ("train",)
+    def reads(self) -> Mapping[Split, Reads]:
+        return {"train": "pairs"}
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts

@@ -57,7 +57,6 @@ class TrimVocabulary(Stage):
     )
 
     version: ClassVar[int] = 2
-    reads: ClassVar[Reads] = "texts"
 
     from_splits: Listed[Split] = Field(
         ("train", "validation"), min_length=1, description="Splits whose rows decide."
@@ -80,8 +79,8 @@ class TrimVocabulary(Stage):
             raise ValueError("set `size` (exactly) or `keep` (at least), not both")
         return self
 
-    def data_splits(self) -> tuple[Split, ...]:
-        return self.from_splits
+    def reads(self) -> Mapping[Split, Reads]:
+        return dict.fromkeys(self.from_splits, "texts")
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """The prefix: it is encoded with every text."""

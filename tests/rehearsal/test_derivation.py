@@ -28,7 +28,7 @@ def derived(recipe: str, folder: Path, *overrides: str) -> tuple[Plan, Derived, 
     composed = compose(recipe, [*overrides, f"outputs={folder / 'real'}"])
     real = plan(composed, Store.of(composed.recipe.outputs))
     data = composed.recipe.data
-    splits = {split for node in real.nodes for split in node.stage.data_splits()} | {"train"}
+    splits = {split for node in real.nodes for split in node.stage.reads()} | {"train"}
     tokenizers = {n.name: TRAINED for n in real.nodes if isinstance(n.stage, Load)}
     small = small_data(data, take(data, splits), folder)
     found = derive(real, Substitutes(small, tokenizers, folder / "outputs"))

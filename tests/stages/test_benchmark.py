@@ -79,7 +79,8 @@ def test_lengths_over_a_models_positions_are_refused_when_planned(recipe) -> Non
     found = problems(recipe, "{input_lengths: [48, 49], max_length: 48}", *bart)
     assert sum("positions" in problem for problem in found) == 1
     assert any(
-        "stages.benchmark.input_lengths.1: the model has 48 positions, and 49 is more" in problem
+        "stages.benchmark.input_lengths.1: the model has 48 positions, too few for 49 tokens"
+        in problem
         for problem in found
     )
 
