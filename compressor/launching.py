@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +14,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.errors import nearest
-from compressor.extras import installing
 from compressor.field_types import SETTINGS, Integer
 from compressor.files import accelerate_configs, expand_home
 from compressor.yaml_limits import text_of
 
-Kind = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+Kind = Literal["ddp", "fsdp2"]
 DEFAULT_PORT = 29_500
 """What Accelerate and torch take where a config of several machines names no port."""
-_TYPES = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
+_TYPES = ("NO", "MULTI_GPU", "FSDP")
+_NO_DEEPSPEED = (
+    "DeepSpeed's ZeRO is not supported: take the config fsdp2, which shards weights, gradients and "
+    "the optimizer's averages"
+)
 
 
 class Launch(BaseModel):
@@ -43,7 +45,7 @@ class Launch(BaseModel):
     config_file: str | None = Field(
         None,
         description="An Accelerate config file, or the name of a checked-in one: ddp, fsdp2, "
-        "zero1, zero2, zero3, several_machines.",
+        "several_machines.",
     )
 
 
@@ -105,14 +107,6 @@ def processes(launch: Launch) -> Processes:
     )
 
 
-def scheme_of(launch: Launch) -> Scheme:
-    """The scheme of `launch`, or the default one where `check` reports something."""
-    try:
-        return processes(launch).scheme
-    except ValueError:
-        return Scheme()
-
-
 def check(launch: Launch, problem: Callable[[str, str], None]) -> None:
     """Report a config that is not there, or that asks for what is not offered."""
     try:
@@ -127,6 +121,8 @@ def _find(name: str) -> Path:
         return path
     if name in checked_in:
         return checked_in[name]
+    if name in {"zero1", "zero2", "zero3"}:
+        raise ValueError(f"{name}: {_NO_DEEPSPEED}")
     if path.suffix in {".yaml", ".yml", ".json"} or len(path.parts) > 1:
         raise ValueError(f"no such file: {name!r}")
     raise ValueError(f"no file and no checked-in config {name!r}; {nearest(name, checked_in)}")
@@ -153,7 +149,9 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
             "set distributed_type: MULTI_GPU and use_cpu: false, which use CPUs where torch finds "
             "no GPU"
         )
-    if kind not in _TYPES:
+    if kind == "DEEPSPEED":
+        yield _NO_DEEPSPEED
+    elif kind not in _TYPES:
         yield f"distributed_type: no {kind!r} here; {nearest(kind, _TYPES)}"
     if str(values.get("mixed_precision", "no")) not in {"no", "bf16"}:
         yield "mixed_precision: only `training.precision` decides, and float16 is not offered"
@@ -164,8 +162,6 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield "main_process_ip: several machines need the first one's address"
     if kind == "FSDP":
         yield from _fsdp_problems(values.get("fsdp_config") or {})
-    if kind == "DEEPSPEED":
-        yield from _deepspeed_problems(values.get("deepspeed_config") or {})
 
 
 def _fsdp_problems(own: Mapping[str, Any]) -> Iterator[str]:
@@ -182,25 +178,10 @@ def _fsdp_problems(own: Mapping[str, Any]) -> Iterator[str]:
         yield f"fsdp_config.fsdp_reshard_after_forward: true or false, not {reshard!r}"
 
 
-def _deepspeed_problems(own: Mapping[str, Any]) -> Iterator[str]:
-    if own.get("deepspeed_config_file"):
-        yield "deepspeed_config.deepspeed_config_file is not offered: set zero_stage"
-    if own.get("zero_stage") not in (1, 2, 3):
-        yield f"deepspeed_config.zero_stage: 1, 2 or 3, not {own.get('zero_stage')!r}"
-    for key in ("offload_optimizer_device", "offload_param_device"):
-        if str(own.get(key, "none")) != "none":
-            yield f"deepspeed_config.{key} is not offered: everything stays on the devices"
-    if find_spec("deepspeed") is None:
-        yield f"DeepSpeed is not installed: {installing('deepspeed')}"
-
-
 def _scheme(values: Mapping[str, Any]) -> Scheme:
     if values.get("distributed_type") == "FSDP":
         own = values.get("fsdp_config") or {}
         return Scheme(
             kind="fsdp2", reshard_after_forward=own.get("fsdp_reshard_after_forward", True)
         )
-    if values.get("distributed_type") == "DEEPSPEED":
-        kinds: tuple[Kind, ...] = ("zero1", "zero2", "zero3")
-        return Scheme(kind=kinds[int(values["deepspeed_config"]["zero_stage"]) - 1])
     return Scheme()

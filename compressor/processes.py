@@ -22,7 +22,7 @@ UNDER_LAUNCHER = "TORCHELASTIC_RUN_ID"
 """The variable that torch's launcher gives each process that it starts; Accelerate's uses that."""
 _OF_LAUNCHERS = re.compile(
     r"((LOCAL|GROUP|ROLE|NODE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
-    r"|(ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM|DEEPSPEED|PET|TORCH_?ELASTIC)_.*"
+    r"|(ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM|PET|TORCH_?ELASTIC)_.*"
     r"|(OMPI_COMM|PMI|PMIX|MPI|MV2_COMM)_.*"
 )
 """Variables that have torch and Accelerate join other processes, or train in another way."""

@@ -29,7 +29,7 @@ from compressor.store import Store
 _PACKAGES = (
     *("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
     *("ctranslate2", "onnx", "onnxscript", "onnxruntime", "gguf", "llama_cpp_python"),
-    *("deepspeed", "optuna", "hydra-core", "numpy", "scikit-learn", "rouge_score", "nltk"),
+    *("optuna", "hydra-core", "numpy", "scikit-learn", "rouge_score", "nltk"),
 )
 
 

@@ -1,6 +1,6 @@
 """How the weights of a training lie over its processes: whole in each (DDP), or in shards (FSDP2).
 
-Both are used through `Weights`; DeepSpeed's ZeRO is in `compressor.zero`. No batches, no schedule.
+Both are used through `Weights`. No batches, no schedule.
 
 Accelerate starts the process group; the sharding is torch's own, because Accelerate 1.15 ignores
 FSDP on CPUs, where it is tested, and there and on GPUs it should be the same code.
@@ -68,8 +68,6 @@ class Weights:
     """
 
     sharded = False
-    spoiled = False
-    """Whether a step was made with a gradient that was not finite."""
 
     def __init__(
         self,
@@ -113,7 +111,7 @@ class Weights:
         """Clip the gradients and make an optimizer step; the norm, over all processes.
 
         What a whole mask has False is no weight: its gradient is in no norm and no average. There
-        is no step where the norm is not finite, or else the weights are `spoiled` after it.
+        is no step where the norm is not finite.
         """
         self._mask_gradients(masks)
         limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
@@ -389,8 +387,4 @@ def weights_for(scheme: Scheme, *given: Any) -> Weights:
     accelerator: Accelerator = given[0]
     if accelerator.num_processes == 1 or scheme.kind == "ddp":
         return Weights(*given)
-    if scheme.kind == "fsdp2":
-        return FullyShardedWeights(*given, scheme=scheme)
-    from compressor.zero import PartitionedWeights
-
-    return PartitionedWeights(*given, scheme=scheme)
+    return FullyShardedWeights(*given, scheme=scheme)

@@ -345,14 +345,10 @@ class Training:
 
     def _stop(self, history: History, what: str, rate: float) -> NoReturn:
         """End the training before a step that would spoil the weights."""
-        if not self.weights.spoiled:
-            self._save(history)
-        kept = "weights before that step are kept"
-        if self.weights.spoiled:
-            kept = "last checkpoint before that step is kept, where there was one yet,"
+        self._save(history)
         raise StageError(
-            f"{what} at step {history.step + 1}, learning rate {rate:g}; the {kept} in "
-            f"{self.resume}; {CURES}"
+            f"{what} at step {history.step + 1}, learning rate {rate:g}; the weights before that "
+            f"step are kept in {self.resume}; {CURES}"
         )
 
     def _share(self, batch: list[int]) -> list[list[int]]:

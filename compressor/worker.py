@@ -29,7 +29,7 @@ from compressor.stage import Context, Inputs, Stage, oom_hint, stage_class
 from compressor.store import Store, writer_lock
 
 TASK, RESULT, FAILURE = "task.json", "result.json", "failure.json"
-SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+SHARDING = "ACCELERATE_USE_FSDP"
 """What Accelerate's launcher sets for its own sharding; ours is `compressor.sharding`."""
 
 
@@ -56,8 +56,7 @@ def begin() -> Ranks:
     here destroys the group, and the process ends without the interpreter's farewell.
     """
     end_with_parent()
-    for name in SHARDING:
-        os.environ.pop(name, None)
+    os.environ.pop(SHARDING, None)
     return Ranks.of_environment()
 
 

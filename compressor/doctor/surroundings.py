@@ -26,7 +26,6 @@ _EXTRAS = {
     "sentencepiece": "tokenizers without a tokenizer.json",
     "ctranslate2": "`export` to CTranslate2, and running that",
     "onnx": "`export` to ONNX Runtime, and running that",
-    "deepspeed": "`finetune` with a config of DeepSpeed",
     "gguf": "`export` to llama.cpp, and running that",
     "search": "a recipe's `search`",
     "joblib": "hydra/launcher=processes",

@@ -15,7 +15,6 @@ from compressor.data.rows import Rows
 from compressor.data.sources import Reads, Split
 from compressor.field_types import Integer
 from compressor.hyperparameters import Hyperparameters
-from compressor.launching import scheme_of
 from compressor.pruning import Amounts, Grouping, Pruner, flat, left_of
 from compressor.quantization import QuantizationAware
 from compressor.schema_rules import rules
@@ -106,7 +105,7 @@ class Finetune(Hyperparameters, Stage):
 
     AdamW with linear warm-up and decay, as Hugging Face's Trainer has them: the first step of a
     warm-up has the rate 0, and weight decay leaves biases and normalizations alone. What is pruned
-    has no part in the norm that `clip_norm` limits, but under ZeRO. The loss of a step is the mean
+    has no part in the norm that `clip_norm` limits. The loss of a step is the mean
     over the real label tokens of its global batch, whatever the number of processes. `losses.csv`
     has every step's. With `epochs: 0` the model stays as it is, and no row is read.
 
@@ -185,9 +184,6 @@ class Finetune(Hyperparameters, Stage):
         aware = self.quantization_aware
         if aware is None:
             return
-        if scheme_of(planning.launch).kind == "zero3":
-            message = "ZeRO's third stage cuts rows apart, which are rounded as one; take fsdp2 or "
-            planning.problem("quantization_aware", message + "zero2")
         if self.passes == 0:
             planning.problem("quantization_aware", "there are no steps: epochs is 0")
         if aware.weights == "int8" and "group_size" in aware.model_fields_set:
