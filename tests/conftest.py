@@ -2,61 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # pico models gain nothing from a second
+from tests.harness.command import Command, compressor
+
 CHROMIUM_FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 SHARED = Path(__file__).parent.parent.parent / "shared"
-
-
-@dataclass(frozen=True)
-class Command:
-    """The result of one `compressor …`."""
-
-    code: int
-    out: str
-    err: str
-    cwd: Path = Path()
-
-    @property
-    def run_folder(self) -> Path:
-        line = next(line for line in reversed(self.out.splitlines()) if line.startswith("run: "))
-        return self.cwd / line.removeprefix("run: ")
-
-    def records(self) -> list[dict[str, Any]]:
-        loaded: list[dict[str, Any]] = json.loads((self.run_folder / "metrics.json").read_text())
-        return loaded
-
-    def record(self, name: str) -> dict[str, Any]:
-        return next(record for record in self.records() if record["name"] == name)
-
-
-def compressor(*arguments: str, cwd: Path | None = None, **environment: str) -> Command:
-    """Run the command as a user does, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "compressor", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | environment,
-        timeout=600,
-    )
-    assert "Traceback" not in done.stderr + done.stdout, done.stderr
-    return Command(done.returncode, done.stdout, done.stderr, cwd or Path())
 
 
 RECIPE = """
@@ -95,11 +55,7 @@ def recipe(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Command]:
     """Run a command in a folder of the test's own, where its `outputs/` lands too."""
-
-    def call(*arguments: Any, **environment: str) -> Command:
-        return compressor(*map(str, arguments), cwd=tmp_path, **environment)
-
-    return call
+    return partial(compressor, cwd=tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What tests share: the command, pico models, recipes."""
