@@ -12,9 +12,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console, Group
+from rich.text import Text
 
+from compressor.console import PlainConsole
 from compressor.display import Log, Moving, Screen, Seen, below
+from compressor.printed import printable
 from compressor.processes import environment
 
 STAGES = [
@@ -177,3 +181,27 @@ def test_a_bar_has_no_negative_time_left() -> None:
     """Begun at a time that, by a clock that was set back, is still to come."""
     assert Moving(5, 10, {}, began=1e10, began_at=0).left(20.0) is None
     assert Moving(5, 10, {}, began=0.0, began_at=0).left(20.0) == 20.0
+
+
+ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+ORDERS = {
+    "clears the screen": "\x1b[2J\x1b[1;1H",
+    "sets the clipboard": "\x1b]52;c;cm0gLXJmIH4=\x07",
+    "links elsewhere": "\x1b]8;;https://evil.example\x1b\\all is well\x1b]8;;\x1b\\",
+    "writes over what was said": "failed\rdone  ",
+    "8-bit codes": "\x9b2J\x9d52;c;YQ==\x9c",
+    "turns the writing": "\u202egnihton\u2066",
+}
+
+
+@pytest.mark.parametrize("text", ORDERS.values(), ids=ORDERS)
+def test_a_text_gives_a_terminal_no_orders(text: str) -> None:
+    """On a terminal in colour, as a rich text and as a plain line; tabs and lines stay."""
+    stream = io.StringIO()
+    console = PlainConsole(file=stream, force_terminal=True, width=100, color_system="truecolor")
+    console.print(Text(f"a {text} b", "red"))
+    console.print(f"a {text} b", highlight=False, markup=False, soft_wrap=True)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert shown.count("a ") == 2 and not ACTS.search(shown), repr(shown)
+    assert "\x1b[31m" in stream.getvalue(), "rich's own colour is no order of the text's"
+    assert printable("a\tb\nc é 😀") == "a\tb\nc é 😀"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import struct
@@ -23,7 +24,7 @@ from compressor.data.sources import Bills, SplitRows
 from compressor.data.tokenizer import train_tokenizer
 from compressor.errors import StageError
 from compressor.formats import Exported
-from compressor.parity import Outputs, Parity, _compare, _passed_limits, equal_share, gate
+from compressor.parity import Outputs, Parity, _compare, _keep, _passed_limits, equal_share, gate
 from compressor.stage import Context, Inputs, Launch
 from compressor.stages.export import Export
 
@@ -221,6 +222,17 @@ def test_an_export_of_a_head_that_is_zero_is_its_source() -> None:
     assert _passed_limits(found, limits) == []
     with np.errstate(divide="ignore"):
         assert _passed_limits(_compare(zeros, other, rows, data), limits)
+
+
+def test_the_rows_that_failed_are_no_formulas(tmp_path: Path) -> None:
+    """In what a failed gate leaves to be looked at in a spreadsheet."""
+    texts = ["=1+1", "+1", "@x", "\t=1"]
+    outputs = Outputs(None, texts, None)
+    _keep(tmp_path / "evidence", {}, {}, Rows(texts), outputs, outputs)
+    with (tmp_path / "evidence" / "rows.csv").open(newline="", encoding="utf-8") as stream:
+        cells = [cell for line in csv.reader(stream) for cell in line]
+    assert sum(cell.startswith("'") for cell in cells) == 3 * len(texts)
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t"))]
 
 
 def test_places_are_counted_as_a_person_would() -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -411,3 +417,66 @@ def test_planning_reads_the_beginning_of_a_large_file(
     assert plan(data) == ([], [])
     with pytest.raises(StageError, match=r"cannot read .*line "):
         data.load("train")
+
+
+def refuse(path: Path) -> str:
+    """What planning says of a file, or else reading it; fails where neither does."""
+    problems = plan(source(path))[0]
+    if problems:
+        return problems[0]
+    with pytest.raises(StageError) as error:
+        source(path).load("train")
+    return str(error.value)
+
+
+def zip_rows(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rows.jsonl", content)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zip_rows])
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".jsonl.gz", ".zip"])
+def test_what_is_compressed_is_not_unpacked(
+    pack: Any, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` unpacks whatever begins as an archive, whatever its name, into its cache."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / f"rows{ending}"
+    path.write_bytes(pack(b'{"text": "a", "summary": "b"}\n' * 20_000))
+    assert re.search("compressed|unpack", refuse(path))
+    with pytest.raises((StageError, KeyError)):  # also where it has changed since it was planned
+        source(path).load("train")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_row_that_is_nested_deeply_ends_no_process(tmp_path: Path) -> None:
+    """In the first row it was a traceback, in a later one Arrow's reader crashed (SIGSEGV)."""
+    row, brackets = b'{"text": "a", "summary": "b"}\n', b"[" * 100_000 + b"]" * 100_000
+    deep = b'{"text": ' + brackets + b', "summary": "b"}\n'
+    for name, content in {
+        "first.jsonl": deep + row,
+        "later.jsonl": row * 3 + deep,
+        "many.json": b"[" + row[:-1] + b",\n" + brackets + b"]",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert "nested too deeply" in refuse(tmp_path / name)
+    text = json.dumps({"text": "[{" * 5000, "summary": "b"})
+    (tmp_path / "shallow.jsonl").write_text(text + "\n")
+    assert load(tmp_path / "shallow.jsonl").texts[0] == "[{" * 5000
+
+
+def test_what_is_no_table_is_refused_with_its_limit(tmp_path: Path) -> None:
+    """A line without an end, more columns than anybody has, Parquet that is none."""
+    longest, most = file_formats.LONGEST_LINE, file_formats.MOST_COLUMNS
+    (tmp_path / "line.jsonl").write_bytes(b'{"text": "' + b"a" * (longest + 1))
+    assert f"{longest:,} characters" in refuse(tmp_path / "line.jsonl")
+    names = ["text", "summary", *(f"c{number}" for number in range(most))]
+    (tmp_path / "wide.csv").write_text(",".join(names) + "\n" + ",".join("x" * len(names)) + "\n")
+    assert f"more than {most:,}" in refuse(tmp_path / "wide.csv")
+    (tmp_path / "none.csv").write_text(",".join(names[2:]) + "\n" + ",".join(names[2:]) + "\n")
+    assert len(refuse(tmp_path / "none.csv")) < 2_000, "a message that a person can read"
+    for footer in (bytes(100), b"\xff\xff\xff\x7f"):
+        (tmp_path / "rows.parquet").write_bytes(b"PAR1" + footer + b"PAR1")
+        assert "cannot read" in refuse(tmp_path / "rows.parquet")
