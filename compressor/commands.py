@@ -244,18 +244,19 @@ def stages_command(given: argparse.Namespace) -> int:
     if given.stage not in (None, *stage_kinds()):
         raise RecipeError(f"no stage {given.stage!r}; {nearest(given.stage, stage_kinds())}")
     if given.json:
-        from compressor.fields import as_json
+        from compressor.fields import describe_stages
 
-        print(json.dumps(as_json([given.stage] if given.stage else stage_kinds()), indent=2))
+        kinds = [given.stage] if given.stage else stage_kinds()
+        print(json.dumps(describe_stages(kinds), indent=2))
         return DONE
     if given.stage is None:
         for kind in stage_kinds():
             first = (inspect.getdoc(stage_class(kind)) or "").splitlines()[0]
             print(f"{kind:<16} {first}")
         return DONE
-    from compressor.fields import described
+    from compressor.fields import render_stage
 
-    print(described(given.stage, min(100, max(40, shutil.get_terminal_size().columns))))
+    print(render_stage(given.stage, min(100, max(40, shutil.get_terminal_size().columns))))
     if given.stage == "export":
         _print_formats()
     return DONE
@@ -303,9 +304,9 @@ def schema_command(given: argparse.Namespace) -> int:
     else:
         made = schema.composed_schema() if given.composed else schema.file_schema()
     if given.output is None:
-        print(schema.text(made), end="")
+        print(schema.to_text(made), end="")
     else:
-        write_text(given.output, schema.text(made))
+        write_text(given.output, schema.to_text(made))
     return DONE
 
 

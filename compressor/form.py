@@ -22,17 +22,6 @@ Report = Callable[[str, str], None]
 """Called with the key's path in the recipe, and a message."""
 
 
-def form_problems(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(key path, message) of whatever is wrong with the form of composed values."""
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        return validation_problems(error, Recipe, values)
-    problems: list[tuple[str, str]] = []
-    typed_stages(recipe, lambda path, message: problems.append((path, message)))
-    return list(dict.fromkeys(problems))
-
-
 def typed_stages(recipe: Recipe, report: Report) -> dict[str, tuple[str, Stage]]:
     """Stage name → (kind, typed stage) of each stage that is valid; the others are reported."""
     for section, kind in SECTIONS.items():

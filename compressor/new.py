@@ -17,13 +17,13 @@ import yaml
 from omegaconf import OmegaConf
 
 from compressor.errors import RecipeError, nearest
-from compressor.fields import Fields
+from compressor.fields import list_fields
 from compressor.files import recipes_folder, write_text
 from compressor.form import SECTIONS, kind_of
 from compressor.plan import plan
 from compressor.recipe import NAME, Composed, Recipe, compose, from_config
 from compressor.recipe_files import HYDRA_SETTINGS, Source, recipe_names
-from compressor.schema import source_class, unwrapped
+from compressor.schema import source_classes, unwrap_paragraphs
 from compressor.stage import Stage, stage_class
 from compressor.store import Store
 
@@ -81,7 +81,6 @@ class _Writer:
         self.active = active
         self.sweep = _sweep(composed.sources)
         self.defaults = {} if active else _defaults(composed)
-        self.fields = Fields()
         self.told: set[str] = set()
         """Kinds whose settings are described already."""
 
@@ -130,7 +129,8 @@ class _Writer:
             return
         yield from _remarks(_about(section), 0)
         yield f"{self._mark()}{section}:"
-        cls = stage_class(SECTIONS[section]) if section in SECTIONS else source_class(values)
+        is_data = section not in SECTIONS
+        cls = source_classes()[values["source"]] if is_data else stage_class(SECTIONS[section])
         for name, value in values.items():
             field = cls.model_fields.get(name)
             about = (field.description if field is not None else None) or ""
@@ -141,12 +141,12 @@ class _Writer:
         told = kind in self.told
         self.told.add(kind)
         yield ""
-        first = unwrapped(inspect.getdoc(stage_class(kind)) or "").splitlines()[0]
+        first = unwrap_paragraphs(inspect.getdoc(stage_class(kind)) or "").splitlines()[0]
         yield from _remarks(first, 2) if not told else ()
         yield f"  {name}:"
         # It changes nothing, and keeps the stage a mapping while all else is a comment.
         yield f"    stage: {kind}"
-        known = {field.path: field for field in self.fields.of(kind) if "." not in field.path}
+        known = {field.path: field for field in list_fields(kind) if "." not in field.path}
         said = {key: value for key, value in own.items() if key != "stage"}
         for field, value in (said | self.defaults.get(name, {})).items():
             about = known[field].description if not told else ""

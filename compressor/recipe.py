@@ -32,7 +32,7 @@ from compressor.hydra_loading import (
     sets_a_value,
 )
 from compressor.launching import Launch
-from compressor.objective import Objective
+from compressor.objective import Objective, Search
 from compressor.recipe_files import (
     Source,
     find,
@@ -43,7 +43,6 @@ from compressor.recipe_files import (
     refuse_resolvers_in_defaults,
     runs_something,
 )
-from compressor.search import Search
 from compressor.stage import stage_kinds
 from compressor.validation import validation_problems
 

@@ -1,17 +1,13 @@
-"""JSON Schemas (draft 7, which VS Code's YAML extension reads) of recipes and of the groups' files.
+"""JSON Schemas (draft 7) by which an editor completes and checks recipes and the files of groups.
 
-`composed_schema` accepts what `compressor.form` accepts, of a whole recipe, with what it extends.
-It cannot say that one value is less than another, or not the same: that a gradual prune starts
-before it ends, N < M of a pattern, two goals that are one number. `file_schema` is for a file as a
-person writes it, which may leave to its parents whatever they say: nothing is required, and no rule
-between two fields is checked. There, `${…}` and `???` stand for any value.
+They have every field with its type, range, default and description. Rules between fields are
+checked by planning alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from pydantic.json_schema import models_json_schema
@@ -19,111 +15,43 @@ from pydantic.json_schema import models_json_schema
 from compressor.data.sources import Data, DataBase
 from compressor.form import SECTIONS
 from compressor.recipe import STAGE_NAME, Recipe
-from compressor.schema_rules import Schema, given, some_of, when, where
 from compressor.stage import stage_class, stage_kinds
 
-DRAFT = "http://json-schema.org/draft-07/schema#"
+Schema = dict[str, Any]
 Group = Literal["model", "data", "training"]
-_ROOM = "#/definitions/"
+DRAFT = "http://json-schema.org/draft-07/schema#"
+_DEFINITIONS = "#/definitions/"
 
 
 def composed_schema() -> Schema:
-    """The schema of a composed recipe, such as a run's `recipe.yaml`."""
-    definitions, recipe = _definitions()
-    recipe["properties"] |= _parts(definitions) | {"stages": _stages({"$ref": _ROOM + "staged"})}
-    recipe["allOf"] = _origins()
-    return _document(recipe, definitions | {"staged": _staged({"required": ["stage"]})})
+    """Describe a composed recipe, such as a run's `recipe.yaml`."""
+    definitions = _build_definitions()
+    return _bundle(definitions["recipe"], definitions)
 
 
 def file_schema() -> Schema:
-    """The schema of a recipe's file, which may extend others."""
-    recipe, definitions = _loose()
-    own = {"defaults": _DEFAULTS, "hydra": _HYDRA}
-    recipe["properties"] = own | recipe["properties"]
-    return _document(recipe, definitions)
+    """Describe a recipe's file, which may extend others."""
+    return _describe_file("recipe", defaults=_DEFAULTS, hydra=_HYDRA)
 
 
 def group_schema(group: Group) -> Schema:
-    """The schema of a group's file, such as `recipes/model/tiny.yaml`."""
-    _, definitions = _loose()
-    part = definitions.pop(group)
-    for each in (part, *(branch["then"] for branch in part.get("allOf", ()))):
-        if "properties" in each:
-            each["properties"] = {"defaults": _DEFAULTS} | each["properties"]
-    return _document(part, definitions)
+    """Describe a group's file, such as `recipes/model/tiny.yaml`."""
+    return _describe_file(group, defaults=_DEFAULTS)
 
 
-def text(schema: Schema) -> str:
-    """A schema as its file has it."""
+def to_text(schema: Schema) -> str:
+    """Write a schema as its file has it."""
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
-def _document(root: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """A whole schema, with the definitions that it refers to alone."""
-    used: dict[str, Schema] = {}
-
-    def collect(node: Any) -> None:
-        if isinstance(node, Mapping):
-            name = str(node.get("$ref", "")).removeprefix(_ROOM)
-            if name and name not in used:
-                used[name] = definitions[name]
-                collect(used[name])
-            for value in node.values():
-                collect(value)
-        elif isinstance(node, list):
-            for value in node:
-                collect(value)
-
-    collect(root)
-    return {"$schema": DRAFT, **root, "definitions": {name: used[name] for name in sorted(used)}}
+def source_classes() -> dict[str, type[DataBase]]:
+    """Map each value of `data.source` to the class of its settings."""
+    classes: tuple[type[DataBase], ...] = get_args(get_args(Data)[0])
+    return {get_args(cls.model_fields["source"].annotation)[0]: cls for cls in classes}
 
 
-def _definitions() -> tuple[dict[str, Schema], Schema]:
-    """What pydantic says of every stage, by kind, and of every model in them; and of a recipe."""
-    classes = {kind: stage_class(kind) for kind in stage_kinds()}
-    models: list[Any] = [(Recipe, "validation"), *((cls, "validation") for cls in classes.values())]
-    places, made = models_json_schema(models, ref_template=_ROOM + "{model}")
-    found = {name: _plain(schema) for name, schema in made["$defs"].items()}
-    names = {key[0]: place["$ref"].removeprefix(_ROOM) for key, place in places.items()}
-    definitions = {}
-    for kind, cls in classes.items():
-        stage = found.pop(names[cls])
-        means = "What this stage is; only needed where its name is not its kind."
-        stage["properties"]["stage"] = {"const": kind, "description": means}
-        definitions[kind] = stage
-    recipe = found.pop(names[Recipe])
-    return found | definitions, recipe
-
-
-def _plain(node: Any) -> Any:
-    """Pydantic's schema in draft 7, without titles, which repeat the names of fields."""
-    if isinstance(node, list):
-        return [_plain(each) for each in node]
-    if not isinstance(node, dict):
-        return node
-    plain = {key: _plain(value) for key, value in node.items() if key not in _LEFT_OUT}
-    for key in ("properties", "default"):
-        if key in node:
-            here = node[key]
-            plain[key] = (
-                {name: _plain(value) for name, value in here.items()}
-                if key == "properties"
-                else here
-            )
-    if "prefixItems" in node:
-        plain["items"] = _plain(node["prefixItems"])
-    if "description" in node and isinstance(node["description"], str):
-        plain["description"] = unwrapped(node["description"])
-    if "$ref" in plain and len(plain) > 1:  # draft 7 reads nothing beside a reference
-        plain["allOf"] = [{"$ref": plain.pop("$ref")}]
-    return plain
-
-
-_LEFT_OUT = {"title", "discriminator", "prefixItems"}
-
-
-def unwrapped(doc: str) -> str:
-    """A docstring's paragraphs on one line each; lists, tables and examples stay as they are."""
+def unwrap_paragraphs(doc: str) -> str:
+    """Put each paragraph of a docstring on one line, but leave lists, tables and examples."""
     lines: list[str] = []
     for line in doc.splitlines():
         joins = lines and lines[-1].strip() and line.strip()
@@ -134,218 +62,170 @@ def unwrapped(doc: str) -> str:
     return "\n".join(lines)
 
 
-def _parts(definitions: dict[str, Schema]) -> dict[str, Schema]:
-    """The schemas of a recipe's groups. Adds definitions of what a group alone has."""
+def _describe_file(name: str, **keys: Schema) -> Schema:
+    """Describe a file: nothing is required, and `keys` may stand at its top."""
+    definitions = {key: _loosen(schema) for key, schema in _build_definitions().items()}
+    root = definitions[name]
+    if "properties" in root:
+        root["properties"] = keys | root["properties"]
+    return _bundle(root, definitions | {"reference": _REFERENCE})
+
+
+def _bundle(root: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """Make a schema whole: with those definitions that it needs."""
+    names: set[str] = set()
+    pending = list(_references(root))
+    while pending:
+        name = pending.pop()
+        if name not in names:
+            names.add(name)
+            pending += _references(definitions[name])
+    needed = {name: definitions[name] for name in sorted(names)}
+    return {"$schema": DRAFT, **root, "definitions": needed}
+
+
+def _references(node: Any) -> Iterator[str]:
+    """Yield the names of the definitions that a schema refers to."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _references(item)
+    elif isinstance(node, Mapping):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"].removeprefix(_DEFINITIONS)
+        for value in node.values():
+            yield from _references(value)
+
+
+def _refer(name: str) -> Schema:
+    return {"$ref": _DEFINITIONS + name}
+
+
+def _build_definitions() -> dict[str, Schema]:
+    """Describe a recipe, its groups, every kind of stage, and what these are made of."""
+    classes = {kind: stage_class(kind) for kind in stage_kinds()} | {"recipe": Recipe}
+    models: Any = [(cls, "validation") for cls in classes.values()]
+    references, document = models_json_schema(models, ref_template=_DEFINITIONS + "{model}")
+    definitions = {name: _to_draft_7(each) for name, each in document["$defs"].items()}
+    for name, cls in classes.items():
+        long_name = references[cls, "validation"]["$ref"].removeprefix(_DEFINITIONS)
+        definitions[name] = definitions.pop(long_name)
     for section, kind in SECTIONS.items():
-        own = {key: value for key, value in definitions[kind].items() if key in _OF_FIELDS}
-        own["properties"] = {k: v for k, v in own["properties"].items() if k != "stage"}
-        own["description"] = _recipe_field(section)
-        definitions[section] = own
-    # What completes a `load` may stand in the group `model`: `_origins` says so.
-    definitions["load"] = {k: v for k, v in definitions["load"].items() if k != "allOf"}
-    definitions["data"] = {
-        "type": "object",
-        "required": ["source"],
-        "properties": {"source": {"enum": list(_sources())}},
-        "allOf": [
-            when(where(source={"const": source}), {"$ref": _ROOM + name})
-            for source, name in _sources().items()
-        ],
+        fields, text = definitions[kind]["properties"], Recipe.model_fields[section].description
+        definitions[section] = {"type": "object", "description": text, "properties": dict(fields)}
+        definitions[section]["additionalProperties"] = False
+    text = "The kind of this stage; needed where its name is another."
+    for kind in stage_kinds():
+        definitions[kind]["properties"]["stage"] = {"const": kind, "description": text}
+    sources = {source: cls.__name__ for source, cls in source_classes().items()}
+    definitions |= _choose("data", "source", sources, definitions)
+    definitions |= _choose("stage", "stage", {kind: kind for kind in stage_kinds()}, definitions)
+    recipe = definitions["recipe"]["properties"]
+    recipe |= {group: _refer(group) for group in get_args(Group)} | {"stages": _stages_schema()}
+    return definitions
+
+
+def _stages_schema() -> Schema:
+    """Describe `stages`: the kind of one is its name, or what its `stage:` says."""
+    says_kind = {"type": "object", "required": ["stage"]}
+    properties = {
+        kind: {
+            "if": says_kind,
+            "then": _refer("stage"),
+            "else": {"anyOf": [_refer(kind), {"type": "null"}]},
+        }
+        for kind in stage_kinds()
     }
-    return {name: {"$ref": _ROOM + name} for name in (*SECTIONS, "data")}
-
-
-_OF_FIELDS = ("type", "properties", "additionalProperties", "propertyNames", "description")
-
-
-def _recipe_field(name: str) -> str:
-    return Recipe.model_fields[name].description or ""
-
-
-def source_class(data: Mapping[str, Any]) -> type[DataBase]:
-    """What reads a recipe's `data`. Raises KeyError on a source that there is not."""
-    return _source_classes()[data["source"]]
-
-
-def _source_classes() -> dict[str, type[DataBase]]:
-    classes: tuple[type[DataBase], ...] = get_args(get_args(Data)[0])
-    return {get_args(cls.model_fields["source"].annotation)[0]: cls for cls in classes}
-
-
-def _sources() -> dict[str, str]:
-    """Value of `data.source` → name of its definition."""
-    return {source: cls.__name__ for source, cls in _source_classes().items()}
-
-
-def _stages(other: Schema) -> Schema:
-    """The schema of `stages`. A stage's kind is its name, or what its `stage:` says.
-
-    other: a stage whose name is no kind.
-    """
-    says = {"type": "object", "required": ["stage"]}
-    required = {kind for kind in stage_kinds() if _requires(kind)}
     return {
         "type": "object",
-        "description": _recipe_field("stages"),
+        "description": Recipe.model_fields["stages"].description,
         "propertyNames": {"pattern": STAGE_NAME},
-        "properties": {
-            kind: {
-                "if": says,
-                "then": {"$ref": _ROOM + "staged"},
-                "else": {"$ref": _ROOM + kind}
-                if kind in required
-                else {"anyOf": [{"$ref": _ROOM + kind}, {"type": "null"}]},
-            }
-            for kind in stage_kinds()
-        },
-        "additionalProperties": other,
+        "properties": properties,
+        "additionalProperties": _refer("stage"),
     }
 
 
-def _requires(kind: str) -> bool:
-    """Whether a stage of this kind needs some setting of its own (a `load` finds it in `model`)."""
-    cls = stage_class(kind)
-    extra = cls.model_config.get("json_schema_extra")
-    needs = any(field.is_required() for field in cls.model_fields.values())
-    return needs or (kind in _ASK_FOR_SOMETHING and extra is not None)
+def _choose(
+    name: str, key: str, choices: Mapping[str, str], definitions: Mapping[str, Schema]
+) -> dict[str, Schema]:
+    """Describe an object of the choice that `key` names, or of any where it names none."""
 
+    def says(value: Schema) -> Schema:
+        return {"type": "object", "required": [key], "properties": {key: value}}
 
-_ASK_FOR_SOMETHING = ("prune", "shrink", "slice")
-
-
-def _staged(more: Schema) -> Schema:
-    """A stage that says its kind."""
+    branches = [{"if": says({"const": v}), "then": _refer(c)} for v, c in choices.items()]
+    branches.append({"if": {"not": says({"enum": list(choices)})}, "then": _refer(f"any_{name}")})
     return {
-        "type": "object",
-        "properties": {"stage": {"enum": stage_kinds()}},
-        "allOf": [
-            when(where(stage={"const": kind}), {"$ref": _ROOM + kind}) for kind in stage_kinds()
-        ],
-        **more,
+        name: {"type": "object", "allOf": branches},
+        f"any_{name}": _unite([definitions[choice] for choice in choices.values()], key, choices),
     }
 
 
-def _origins() -> list[Schema]:
-    """A `load` has a source or a config: its own, or where it says nothing the group `model`'s."""
-    checks = []
-    for source, config in product((True, False), repeat=2):
-        group = {"source": source, "config": config}
-        conditions = [
-            {"properties": {"model": given(name)}, "required": ["model"]}
-            if has
-            else {"not": {"properties": {"model": given(name)}, "required": ["model"]}}
-            for name, has in group.items()
-        ]
-        inherits = [{"not": {"required": [name]}} for name, has in group.items() if has]
-        of_object: Schema = {"anyOf": [*some_of("source", "config")["anyOf"], *inherits]}
-        check = {"if": {"type": "object"}, "then": of_object, "else": bool(inherits)}
-        says_other = {
-            "type": "object",
-            "required": ["stage"],
-            "properties": {"stage": {"not": {"const": "load"}}},
-        }
-        says_load = {"type": "object"} | where(stage={"const": "load"})
-        stages = {
-            "properties": {"load": when({"not": says_other}, check)},
-            "additionalProperties": when(says_load, check),
-        }
-        checks.append(when({"allOf": conditions}, {"properties": {"stages": stages}}))
-    return checks
-
-
-def _loose() -> tuple[Schema, dict[str, Schema]]:
-    """A recipe and the definitions of its parts, as files may have them."""
-    exact, recipe = _definitions()
-    parts = _parts(exact)
-    definitions = {name: _partial(schema) for name, schema in exact.items() if name != "data"}
-    sources = [definitions[name] for name in _sources().values()]
-    definitions["any_data"] = _any_of(sources, "source", list(_sources()))
-    definitions["data"] = _chosen(
-        "source", {value: _ROOM + name for value, name in _sources().items()}, "any_data"
-    )
-    kinds = stage_kinds()
-    definitions["any_stage"] = _any_of([definitions[kind] for kind in kinds], "stage", kinds)
-    definitions["staged"] = _chosen("stage", {kind: _ROOM + kind for kind in kinds}, "any_stage")
-    definitions["interpolation"] = _INTERPOLATION
-    del recipe["properties"]["stages"]
-    loose = _partial(recipe)
-    del loose["properties"]["pipeline"]["anyOf"][0]["minItems"]
-    loose["properties"]["name"]["anyOf"].append({"type": "null"})
-    other = _or_interpolated({"anyOf": [{"$ref": _ROOM + "staged"}, {"type": "null"}]})
-    stages = _stages(other)
-    for kind, schema in stages["properties"].items():
-        schema["else"] = {"anyOf": [{"$ref": _ROOM + kind}, {"type": "null"}]}
-    stages["properties"] = {k: _or_interpolated(v) for k, v in stages["properties"].items()}
-    loose["properties"] |= {k: _or_interpolated(v) for k, v in parts.items()}
-    loose["properties"]["stages"] = _or_interpolated(stages)
-    return loose, definitions
-
-
-def _partial(schema: Schema) -> Schema:
-    """An object's schema without what asks for a field, or compares two."""
-    if "properties" not in schema:
-        return _map(schema, _partial)
-    kept = {key: value for key, value in schema.items() if key in _OF_FIELDS}
-    fields = {name: _interpolated(each) for name, each in schema["properties"].items()}
-    return kept | {"properties": fields}
-
-
-def _map(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:
-    """A value's schema with the schemas inside it changed."""
-    found = {key: value for key, value in schema.items() if key != "minProperties"}
-    for key in ("anyOf", "oneOf", "allOf"):
-        if key in found:
-            found[key] = [change(each) for each in found[key]]
-    if isinstance(found.get("items"), list):
-        found["items"] = [_interpolated(each) for each in found["items"]]
-    elif "items" in found:
-        found["items"] = _interpolated(found["items"])
-    if isinstance(found.get("additionalProperties"), dict):
-        found["additionalProperties"] = _interpolated(found["additionalProperties"])
-    return found
-
-
-def _interpolated(schema: Schema) -> Schema:
-    """A value, or what stands for one in a file."""
-    schema = _partial(schema)
-    about = {key: value for key, value in schema.items() if key in ("description", "default")}
-    rest = {key: value for key, value in schema.items() if key not in about}
-    choices = rest.get("anyOf") if list(rest) == ["anyOf"] else [rest]
-    return about | {"anyOf": [*(choices or ()), {"$ref": _ROOM + "interpolation"}]}
-
-
-def _or_interpolated(schema: Schema) -> Schema:
-    """A mapping, or what stands for all of it; mistakes in a mapping are told as those of one."""
-    interpolation = {"$ref": _ROOM + "interpolation"}
-    return {"if": {"type": "string"}, "then": interpolation, "else": schema}
-
-
-def _any_of(schemas: Iterable[Schema], key: str, values: list[str]) -> Schema:
-    """An object with fields of any of these; `key` tells them apart."""
+def _unite(schemas: Sequence[Schema], key: str, choices: Mapping[str, str]) -> Schema:
+    """Describe an object with fields of any of `schemas`."""
     fields: dict[str, list[Schema]] = {}
     for schema in schemas:
         for name, field in schema["properties"].items():
             known = fields.setdefault(name, [])
             if field not in known:
                 known.append(field)
-    merged = {name: each[0] if len(each) == 1 else {"anyOf": each} for name, each in fields.items()}
-    merged[key] = {"anyOf": [{"enum": values}, {"$ref": _ROOM + "interpolation"}]}
-    return {"type": "object", "properties": merged, "additionalProperties": False}
-
-
-def _chosen(key: str, references: Mapping[str, str], other: str) -> Schema:
-    """An object of the kind that `key` says, or of any where it says nothing."""
-    is_known = where(**{key: {"enum": list(references)}})
+    merged = {name: some[0] if len(some) == 1 else {"anyOf": some} for name, some in fields.items()}
+    merged[key] = {"enum": list(choices)}
     return {
         "type": "object",
-        "allOf": [
-            *(when(where(**{key: {"const": v}}), {"$ref": ref}) for v, ref in references.items()),
-            when({"not": is_known}, {"$ref": _ROOM + other}),
-        ],
+        "required": [key],
+        "properties": merged,
+        "additionalProperties": False,
     }
 
 
-_INTERPOLATION: Schema = {
+def _to_draft_7(node: Any) -> Any:
+    """Rewrite pydantic's schema in draft 7, without titles, which repeat the names of fields."""
+    if isinstance(node, list):
+        return [_to_draft_7(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    plain: Schema = {}
+    for key, value in node.items():
+        if key == "properties":
+            plain[key] = {name: _to_draft_7(field) for name, field in value.items()}
+        elif key == "default":
+            plain[key] = value
+        elif key == "description":
+            plain[key] = unwrap_paragraphs(value)
+        elif key not in ("title", "discriminator"):
+            plain["items" if key == "prefixItems" else key] = _to_draft_7(value)
+    if "$ref" in plain and len(plain) > 1:  # draft 7 reads nothing beside a reference
+        plain["allOf"] = [{"$ref": plain.pop("$ref")}]
+    return plain
+
+
+def _loosen(schema: Schema) -> Schema:
+    """Require nothing, and allow a reference for every value: other files may have the rest."""
+    loose = {key: value for key, value in schema.items() if key not in ("required", "minItems")}
+    for key in ("anyOf", "oneOf", "allOf"):
+        if key in loose:
+            loose[key] = [_loosen(choice) for choice in loose[key]]
+    for key in ("then", "else"):
+        if key in loose:
+            loose[key] = _loosen(loose[key])
+    for key in ("items", "additionalProperties"):
+        if isinstance(loose.get(key), dict):
+            loose[key] = _allow_reference(loose[key])
+        elif isinstance(loose.get(key), list):
+            loose[key] = [_allow_reference(item) for item in loose[key]]
+    if "properties" in loose:
+        loose["properties"] = {k: _allow_reference(v) for k, v in loose["properties"].items()}
+    return loose
+
+
+def _allow_reference(schema: Schema) -> Schema:
+    field = _loosen(schema)
+    about = {key: field.pop(key) for key in ("description", "default") if key in field}
+    choices = field["anyOf"] if list(field) == ["anyOf"] else [field]
+    return about | {"anyOf": [*choices, _refer("reference")]}
+
+
+_REFERENCE: Schema = {
     "type": "string",
     "pattern": r"^\?\?\?$|\$\{",
     "description": "`${key}`: another key's value. `???`: to be set by who extends this.",

@@ -80,62 +80,6 @@ def changed(draw: st.DrawFn, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def fitting(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> st.SearchStrategy[Any]:
-    """Values that a schema's types, ranges and choices allow; rules between fields are not read.
-
-    One in sixteen is any other value; numbers at and beside the ends of their range are many.
-    """
-    return st.integers(0, 15).flatmap(
-        lambda die: VALUES if die == 0 else _fitting(schema, definitions)
-    )
-
-
-def _fitting(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> st.SearchStrategy[Any]:
-    if "$ref" in schema:
-        return fitting(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    for key in ("anyOf", "oneOf"):
-        if key in schema:
-            return st.one_of([fitting(each, definitions) for each in schema[key]])
-    if "enum" in schema or "const" in schema:
-        return st.sampled_from(schema.get("enum") or [schema["const"]])
-    if "properties" in schema:
-        return _fields(schema, definitions)
-    if "allOf" in schema:
-        return fitting(schema["allOf"][0], definitions)
-    return _plain(schema, definitions)
-
-
-def _fields(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> st.SearchStrategy[Any]:
-    """What is required and up to five more."""
-    fields = {key: fitting(each, definitions) for key, each in schema["properties"].items()}
-    need = set(schema.get("required", ()))
-    some = st.lists(st.sampled_from(sorted(fields)), max_size=5, unique=True)
-    return some.flatmap(
-        lambda names: st.fixed_dictionaries({n: fields[n] for n in sorted({*names, *need})})
-    )
-
-
-def _plain(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> st.SearchStrategy[Any]:
-    limits = [schema[key] for key in schema if key.endswith(("inimum", "aximum"))]
-    ends = [0, -1, *(end + step for end in limits for step in (-1, 0, 1))]
-    match schema.get("type"):
-        case "integer":
-            return st.one_of(st.integers(0, 40), st.sampled_from([*ends, 1, 8, 2.0, 16.0]))
-        case "number":
-            return st.one_of(st.floats(0, 1), st.sampled_from([*ends, 0.25, 0.6]))
-        case "boolean" | "null":
-            return st.booleans() if schema["type"] == "boolean" else st.none()
-        case "array":
-            items = schema["items"]
-            one = fitting(items[0] if isinstance(items, list) else items, definitions)
-            return st.lists(one, min_size=schema.get("minItems", 0), max_size=3)
-        case "object" if isinstance(schema.get("additionalProperties"), dict):
-            one = fitting(schema["additionalProperties"], definitions)
-            names = schema.get("propertyNames", {}).get("enum", ["0", "encoder", "feed_forward"])
-            return st.dictionaries(st.sampled_from(names), one, max_size=3)
-    return TEXTS if schema.get("type") == "string" else VALUES
-
-
 def as_json(values: Any) -> Any:
     """Values as JSON has them: what an editor checks."""
     return json.loads(json.dumps(values))

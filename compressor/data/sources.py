@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     WithJsonSchema,
     field_validator,
@@ -55,7 +54,6 @@ from compressor.data.rows import (
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.field_types import SETTINGS, Counted, Integer, Listed, whole
 from compressor.files import expand_home
-from compressor.schema_rules import Schema, rules, when, where
 
 Split = Literal["train", "validation", "test"]
 Reads = Literal["texts", "sources", "pairs"]
@@ -89,11 +87,6 @@ def _keep_silent(path: str, message: str) -> None:
     """Report nothing."""
 
 
-def _labels(least: int) -> Schema:
-    """What `labels` are where at least so many are wanted."""
-    return {"minItems": least, "uniqueItems": True}
-
-
 class SplitRows(BaseModel):
     """How many rows of each split are used, from its beginning; null is all of them."""
 
@@ -107,18 +100,7 @@ class SplitRows(BaseModel):
 class DataBase(BaseModel):
     """What every source has: columns, prefix and the limits in tokens."""
 
-    model_config = SETTINGS | ConfigDict(
-        json_schema_extra=rules(
-            *(
-                when(where(task={"const": task}), where(labels=_labels(least)))
-                for task, least in MIN_LABELS.items()
-            ),
-            when(
-                {"not": where(task={"enum": list(MIN_LABELS)})},
-                {"properties": {"labels": {"maxItems": 0}}},
-            ),
-        )
-    )
+    model_config = SETTINGS
 
     task: Task = Field(
         "summarization",
@@ -256,16 +238,6 @@ class Messages(DataBase):
     Each message has up to three of six labels (`multi_label`), or exactly one (`single_label`).
     Example: `data: {source: messages, task: multi_label, rows: {train: 4000}}`
     """
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            {"properties": {"labels": _labels(MIN_LABELS["multi_label"])}},
-            when(
-                where(task={"const": "single_label"}),
-                {"properties": {"labels": _labels(MIN_LABELS["single_label"])}},
-            ),
-        )
-    )
 
     source: Literal["messages"]
     task: Literal["multi_label", "single_label"] = Field(

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from compressor import machine
 from compressor.architectures import Facts
@@ -17,7 +17,6 @@ from compressor.backends import BackendName
 from compressor.data.sources import Reads, Split
 from compressor.field_types import Counted, Integer, Listed
 from compressor.hyperparameters import FEW_ROWS
-from compressor.schema_rules import rules, when, where
 from compressor.stage import Context, Inputs, Planning, Report, Scale
 
 if TYPE_CHECKING:
@@ -67,12 +66,6 @@ class Benchmark(Report):
     output_lengths: [64], threads: [1, 2]}`
     Example: `benchmark: {input_lengths: [512, 2048, 8192], batch_sizes: [1], training_step: true}`
     """
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            when(where(training_step={"const": True}), where(input_lengths={"minItems": 1}))
-        )
-    )
 
     version: ClassVar[int] = 2
     runs_exports: ClassVar[bool] = True

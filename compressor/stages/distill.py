@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, Field, WithJsonSchema, model_validator
 
 from compressor.architectures import Facts, matched_layers
 from compressor.errors import StageError, nearest
 from compressor.field_types import SETTINGS, Index, Integer
-from compressor.schema_rules import rules
 from compressor.stage import Artifact, Context, Inputs, Planning, Scale
 from compressor.stages.finetune import Finetune
 
@@ -41,16 +40,7 @@ class Losses(BaseModel):
     Example: `losses: {labels: 0.5, logits: 0.5}`
     """
 
-    model_config = SETTINGS | ConfigDict(
-        json_schema_extra=rules(
-            {
-                "not": {
-                    "required": ["labels", "logits"],  # whose defaults are not 0
-                    "properties": {part: {"const": 0} for part in PARTS},
-                }
-            }
-        )
-    )
+    model_config = SETTINGS
 
     labels: float = Field(0.5, ge=0, description="Cross-entropy with the labels.")
     logits: float = Field(0.5, ge=0, description="T² · KL(teacher ‖ student), over the vocabulary.")

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from compressor.architectures import Facts
 from compressor.data.rows import Rows
@@ -17,7 +17,6 @@ from compressor.field_types import Integer
 from compressor.hyperparameters import Hyperparameters
 from compressor.pruning import Amounts, Grouping, Pruner, flat, left_of
 from compressor.quantization import QuantizationAware
-from compressor.schema_rules import rules
 from compressor.stage import Artifact, Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
@@ -38,10 +37,6 @@ class Gradual(Grouping):
 
     Example: `prune: {amounts: {encoder: {feed_forward: 0.5}}, end: 0.7}`
     """
-
-    model_config = ConfigDict(
-        json_schema_extra=rules({"properties": {"importance": {"enum": ["magnitude", "random"]}}})
-    )
 
     amounts: Amounts = Field(min_length=1, description="Group → share of what is left, in [0, 1].")
     start: float = Field(0.0, ge=0, lt=1, description="Share of the steps before pruning begins.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from compressor import hub
 from compressor.architectures import ConfigError, Facts, architecture, facts, with_whole_numbers
@@ -42,7 +42,6 @@ from compressor.model_files import (
     weight_files,
 )
 from compressor.redaction import is_secret
-from compressor.schema_rules import rules, some_of
 from compressor.stage import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -84,8 +83,6 @@ class Load(Stage):
     Example: `load: {source: google-t5/t5-small, revision: main}`
     Example: `load: {config: {model_type: t5, d_model: 128}, tokenizer: {vocab_size: 1500}}`
     """
-
-    model_config = ConfigDict(json_schema_extra=rules(some_of("source", "config")))
 
     version: ClassVar[int] = 1
     needs_model: ClassVar[bool] = False

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from compressor.architectures import Facts, entries
 from compressor.data.sources import Reads, Split
@@ -23,7 +23,6 @@ from compressor.pruning import (
     n_of_m,
     nested,
 )
-from compressor.schema_rules import given, one_of, rules, when, where
 from compressor.stage import Artifact, Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Target(BaseModel):
     Example: `target: {nonzero_ratio: 0.3}`
     """
 
-    model_config = SETTINGS | ConfigDict(json_schema_extra=rules(one_of("nonzero_ratio", "bytes")))
+    model_config = SETTINGS
 
     nonzero_ratio: float | None = Field(
         None, gt=0, le=1, description="Non-zero entries / all parameters of the model."
@@ -93,14 +92,6 @@ class Prune(Grouping, Stage):
     Example: `prune: {target: {nonzero_ratio: 0.3}, sensitivity: sensitivity}`
     Example: `prune: {pattern: "2:4", only: [feed_forward], importance: sparsegpt}`
     """
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            {"oneOf": [given("amounts"), given("target"), where(pattern={"pattern": ":"})]},
-            when(given("amounts"), {"properties": {"only": {"maxItems": 0}}}),
-            when(given("target"), {"properties": {"importance": {"not": {"const": "sparsegpt"}}}}),
-        )
-    )
 
     version: ClassVar[int] = 4
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from compressor.architectures import Facts, evenly_spaced, scaled, scaled_layers
 from compressor.field_types import whole
-from compressor.schema_rules import rules, some_of
 from compressor.stage import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
@@ -38,8 +37,6 @@ class Shrink(Stage):
     Example: `shrink: {decoder_layers: 3}` or `shrink: {encoder_layers: [0, 2, 5]}`
     Example: `shrink: {encoder_layers: 0.5, decoder_layers: 0.5}`
     """
-
-    model_config = ConfigDict(json_schema_extra=rules(some_of("encoder_layers", "decoder_layers")))
 
     version: ClassVar[int] = 2
 

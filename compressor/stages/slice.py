@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BaseModel, Field, WithJsonSchema, field_validator, model_validator
 
 from compressor.architectures import Facts, UnitKind, Units
 from compressor.data.sources import Reads, Split
@@ -16,7 +16,6 @@ from compressor.field_types import SETTINGS, Integer, whole
 from compressor.finite import require_finite
 from compressor.hyperparameters import FEW_ROWS
 from compressor.pruning import Grouping, Pruner, calibration
-from compressor.schema_rules import rules, some_of, where
 from compressor.stage import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
@@ -109,18 +108,6 @@ class Slice(Widths, Stage):
     Example: `slice: {heads: 0.5, feed_forward: 0.5}` or
     `slice: {heads: 4, feed_forward: 1000, multiple_of: 8}`
     """
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            {
-                "anyOf": [
-                    some_of(*_WIDTHS),
-                    where(encoder={"type": "object"} | some_of(*_WIDTHS)),
-                    where(decoder={"type": "object"} | some_of(*_WIDTHS)),
-                ]
-            }
-        )
-    )
 
     version: ClassVar[int] = 3
 

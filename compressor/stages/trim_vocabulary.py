@@ -12,14 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from compressor.architectures import Facts, Units
 from compressor.data.sources import Reads, Split
 from compressor.data.vocabulary import Vocabulary
 from compressor.errors import StageError
 from compressor.field_types import Counted, Integer, Listed
-from compressor.schema_rules import given, rules
 from compressor.stage import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
@@ -51,10 +50,6 @@ class TrimVocabulary(Stage):
 
     Example: `trim_vocabulary: {multiple_of: 8}` or `trim_vocabulary: {size: 8000}`
     """
-
-    model_config = ConfigDict(
-        json_schema_extra=rules({"not": {"allOf": [given("size"), given("keep")]}})
-    )
 
     version: ClassVar[int] = 2
 

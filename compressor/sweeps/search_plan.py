@@ -14,11 +14,10 @@ from rich.text import Text
 from compressor.errors import Problem, RecipeError
 from compressor.extras import installing
 from compressor.keys import digest
-from compressor.objective import Objective
+from compressor.objective import Objective, Search
 from compressor.pages.numbers import duration
 from compressor.recipe import Composed
 from compressor.recorded import Recorded
-from compressor.search import Search
 from compressor.store import Store
 from compressor.sweeps.points import Point
 from compressor.sweeps.space import Space, space_of

@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import TrialState
 
 from compressor.errors import Stopped
-from compressor.search import StopEarly
+from compressor.objective import StopEarly
 from compressor.sweeps.journal import open_journal
 
 POINT, REASON = "point", "reason"

@@ -15,8 +15,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from compressor.objective import Goal
-from compressor.search import Search
+from compressor.objective import Goal, Search
 from compressor.sweeps.journal import open_journal
 from compressor.sweeps.space import Space
 

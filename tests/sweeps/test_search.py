@@ -20,8 +20,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from compressor.errors import RecipeError, StageError, Stopped
-from compressor.objective import Goal
-from compressor.search import Search, StopEarly
+from compressor.objective import Goal, Search, StopEarly
 from compressor.store import Store
 from compressor.sweeps.journal import open_journal
 from compressor.sweeps.search_plan import planned_search
