@@ -231,8 +231,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_gc(commands: Any) -> None:
-    from compressor.garbage.amounts import age, size
-
     text = (
         "Remove from the store what no run or sweep under the outputs names, and what killed runs "
         "left. What a run names, or a process uses, stays: to free more, delete run folders first."
@@ -241,13 +239,11 @@ def _add_gc(commands: Any) -> None:
     gc.set_defaults(command=do.gc_command)
     gc.add_argument(
         "--older-than",
-        type=age,
         metavar="AGE",
         help="only what was made, and last used by a run, longer ago: 90m, 12h, 30d, 8w",
     )
     gc.add_argument(
         "--max-size",
-        type=size,
         metavar="SIZE",
         help="the longest unused first, until the store is at most so large: 500MB, 20GB, 1.5TB",
     )
@@ -258,8 +254,8 @@ def _add_gc(commands: Any) -> None:
 
 def _add_doctor(commands: Any) -> None:
     text = (
-        "Check every artifact of the store against its checksums, what killed runs left, links, "
-        "locks, the disk, versions and devices. Exit code 1 where something is broken."
+        "Check every artifact of the store against its checksums, what killed runs left, links of "
+        "runs, disks, versions and devices. Exit code 1 where something is broken."
     )
     doctor = commands.add_parser(
         "doctor", help="Check the store, this machine and what is installed.", description=text

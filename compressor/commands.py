@@ -114,7 +114,7 @@ def _plan_sweep(given: argparse.Namespace) -> int:
 def plan_command(given: argparse.Namespace) -> int:
     """`compressor plan`."""
     from compressor.plan_tree import print_plan
-    from compressor.recorded import Recorded
+    from compressor.recorded import StageTimings
 
     if given.multirun:
         return _plan_sweep(given)
@@ -122,16 +122,16 @@ def plan_command(given: argparse.Namespace) -> int:
     _, store, plan = _planned(given.recipe, given.overrides)
     for problem in (*plan.warnings, *plan.unreached):
         complain("warning", problem)
-    recorded = Recorded.read(store)
+    timings = StageTimings.read(store)
     if given.json:
         print(
             json.dumps(
-                [node.summary() | {"seconds": recorded.seconds(node)} for node in plan.nodes],
+                [node.summary() | {"seconds": timings.seconds(node)} for node in plan.nodes],
                 indent=2,
             )
         )
     else:
-        print_plan(plan, recorded, _console())
+        print_plan(plan, timings, _console())
     return DONE
 
 
@@ -329,39 +329,37 @@ def _place(given: Path) -> Path:
 
 def gc_command(given: argparse.Namespace) -> int:
     """`compressor gc`: 1 where something could not be removed."""
-    from compressor.garbage.removal import Asked, collect
-    from compressor.garbage.told import as_json, print_collected
+    from compressor.garbage.gc import Limits, collect_garbage
+    from compressor.garbage.printing import gc_as_json, print_gc_result
     from compressor.store import Store
 
     outputs = expand_home(given.outputs)
-    store = Store.of(str(outputs))
-    asked = Asked(given.older_than, given.max_size)
+    store, limits = Store.of(str(outputs)), Limits.parse(given.older_than, given.max_size)
+    say = _console(stderr=True).print
     with sigterm_as_keyboard_interrupt():
-        found = collect(
-            store, outputs, asked, dry_run=given.dry_run, say=_console(stderr=True).print
-        )
+        result = collect_garbage(store, outputs, limits, dry_run=given.dry_run, say=say)
     if given.json:
-        print(json.dumps(as_json(found, dry_run=given.dry_run), indent=2))
+        print(json.dumps(gc_as_json(result, dry_run=given.dry_run), indent=2))
     else:
-        print_collected(found, store, asked, _console(), dry_run=given.dry_run)
-    return FAILED if found.failed else DONE
+        print_gc_result(result, store, limits, _console(), dry_run=given.dry_run)
+    return FAILED if result.failed else DONE
 
 
 def doctor_command(given: argparse.Namespace) -> int:
     """`compressor doctor`: 1 where something is broken."""
-    from compressor.doctor.examine import examine
-    from compressor.doctor.told import as_json, print_findings
+    from compressor.doctor.integrity import examine
+    from compressor.garbage.printing import findings_as_json, print_findings, show_progress
     from compressor.store import Store
 
-    outputs, console = expand_home(given.outputs), _console(stderr=True)
+    outputs = expand_home(given.outputs)
     store = Store.of(str(outputs))
-    with sigterm_as_keyboard_interrupt():
-        found = examine(store, outputs, console, quick=given.quick, repair=given.repair)
+    with sigterm_as_keyboard_interrupt(), show_progress(_console(stderr=True)) as advance:
+        findings = examine(store, outputs, quick=given.quick, repair=given.repair, advance=advance)
     if given.json:
-        print(json.dumps(as_json(found), indent=2))
+        print(json.dumps(findings_as_json(findings), indent=2))
     else:
-        print_findings(found, _console())
-    return FAILED if any(each.state == "error" for each in found) else DONE
+        print_findings(findings, _console())
+    return FAILED if any(finding.state == "error" for finding in findings) else DONE
 
 
 def summarize_command(given: argparse.Namespace) -> int:

@@ -103,8 +103,8 @@ class Engine:
         assert node.key is not None, "a plan with an unreachable part is refused before it runs"
         if (there := self._usable(node, node.key)) is not None:
             _require_as_planned(node, there["model"])
-            self.store.touch(node.key)
-            self.store.tidy(node.key)
+            self.store.mark_used(node.key)
+            self.store.forget_committed(node.key)
             return there, True
         others = f"{node.name}: another process makes this; waiting for it"
         with self.store.lock(node.key, lambda: self.progress.say(others)):
@@ -145,7 +145,7 @@ class Engine:
     def _verify(self, key: str, name: str) -> None:
         """Compare every file with its digest. Raises DamagedArtifact, FileNotFoundError."""
         self.store.verify(key)
-        for strange in self.store.set_strange_aside(key):
+        for strange in self.store.set_unlisted_aside(key):
             self.progress.say(f"{name}: {strange} is none of its files, and is set aside")
         self._verified.add(key)
 
@@ -161,16 +161,9 @@ class Engine:
             except (DamagedArtifact, FileNotFoundError) as error:
                 self.progress.say(f"{name}: {error}; made again")
                 with self.store.lock(source.key, lambda: None):
-                    self._set_aside_if_damaged(source.key)
+                    self.store.set_aside_if_damaged(source.key)
                 self._ensure(source)
             self._verified.add(source.key)
-
-    def _set_aside_if_damaged(self, key: str) -> None:
-        """Under the key's lock: another process may have made it again in the meantime."""
-        try:
-            self.store.verify(key)
-        except (DamagedArtifact, FileNotFoundError):
-            self.store.set_aside(key)
 
     def _make(self, node: Node) -> dict[str, Any]:
         """Run a stage in a folder of its own and commit it. A failure commits nothing."""
@@ -181,7 +174,7 @@ class Engine:
         recipe = self.plan.composed.recipe
         context = Context(
             folder=folder,
-            resume=self.store.resume(node.key),
+            resume=self.store.resume_folder(node.key),
             data=self.plan.data_for(node),
             seed=recipe.seed,
             launch=recipe.launch,

@@ -24,7 +24,7 @@ from compressor.files import write_json
 from compressor.launcher import Session
 from compressor.launching import Processes
 from compressor.plan import Plan
-from compressor.store import MACHINES, Store
+from compressor.store import MACHINE_LOCKS, Store
 from compressor.worker import FAILURE, TASK
 
 POLL_SECONDS = 0.2
@@ -37,7 +37,7 @@ GONE_SECONDS = 5.0
 
 def _name(processes: Processes) -> str:
     """What both sides know a run on several machines by: the address that its processes meet at."""
-    return re.sub(r"[^A-Za-z0-9.-]", "_", f"{MACHINES}{processes.address}-{processes.port}")
+    return re.sub(r"[^A-Za-z0-9.-]", "_", f"{MACHINE_LOCKS}{processes.address}-{processes.port}")
 
 
 def _keys(plan: Plan) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from compressor.architectures import Facts
 from compressor.pages.numbers import duration
 from compressor.plan import Node, Plan
-from compressor.recorded import Recorded
+from compressor.recorded import StageTimings
 from compressor.stage import Report
 
 HEADINGS = ("parameters", "non-zero", "MB", "time")
@@ -66,7 +66,7 @@ def _chain(
         yield from _chain(goes_on, children, below, below)
 
 
-def print_plan(plan: Plan, recorded: Recorded, console: Console) -> None:
+def print_plan(plan: Plan, timings: StageTimings, console: Console) -> None:
     """The tree, and how much of it there is to do."""
     shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     shown.add_column(Text(plan.composed.recipe.name))
@@ -77,10 +77,10 @@ def print_plan(plan: Plan, recorded: Recorded, console: Console) -> None:
         node, facts = row.node, row.node.facts
         sizes = _sizes(facts) if facts is not None else ("?",) * 3
         style = "dim" if node.cached else ""
-        cells = (_mark(node), *sizes, _time(node, recorded))
+        cells = (_mark(node), *sizes, _time(node, timings))
         shown.add_row(_name(row), *(Text(cell) for cell in cells), style=style)
     console.print(shown)
-    console.print(_summary(plan, recorded), highlight=False, soft_wrap=True)
+    console.print(_summary(plan, timings), highlight=False, soft_wrap=True)
 
 
 def _name(row: Row) -> Text:
@@ -113,18 +113,18 @@ def _sizes(facts: Facts) -> tuple[str, ...]:
     )
 
 
-def _time(node: Node, recorded: Recorded) -> str:
+def _time(node: Node, timings: StageTimings) -> str:
     """What it took, or what a stage of its kind and name took before."""
-    seconds = recorded.seconds(node)
+    seconds = timings.seconds(node)
     if seconds is None:
         return ""
     return duration(seconds) if node.cached else f"≈ {duration(seconds)}"
 
 
-def _summary(plan: Plan, recorded: Recorded) -> str:
+def _summary(plan: Plan, timings: StageTimings) -> str:
     to_run = [node for node in plan.nodes if not node.cached]
     said = f"{len(plan.nodes) - len(to_run)} of {len(plan.nodes)} stages are in the store"
-    known = [seconds for node in to_run if (seconds := recorded.seconds(node)) is not None]
+    known = [seconds for node in to_run if (seconds := timings.seconds(node)) is not None]
     if not known:
         return said
     at_least = "at least " if len(known) < len(to_run) else "about "

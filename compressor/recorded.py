@@ -1,15 +1,12 @@
-"""How long stages took before, as the store's manifests tell: read once, and noted in one file.
+"""Tell how long stages took before, from the store's manifests.
 
-A plan of a store with 10,000 artifacts would else open 10,000 files, and so would each point of a
-sweep. The file is no more than a memory of the manifests: without it, or where it is damaged, they
-are read again.
+A plan, and each point of a sweep, would open every manifest of a store: 10,000 files. So their
+seconds are cached in one file; where it is missing or damaged, manifests are read again.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,16 +15,17 @@ from statistics import median
 from typing import Protocol
 
 from compressor.files import MANIFEST
-from compressor.store import Store, own_text
+from compressor.store import Store
 
 NOTES = "seconds.jsonl"
-"""The file in the store: key, kind, name and seconds of an artifact a line."""
-_KEY = re.compile(r"[0-9a-f]{64}")
-_SPARE = 1_000
+"""The cache in the store: key, kind, name and seconds of an artifact a line."""
+_SPARE_NOTES = 1_000
 """Notes of artifacts that are gone stay until they are so many, and most."""
+_Timing = tuple[str, str, float]
+"""A stage's kind, its name in the recipe, seconds."""
 
 
-class Planned(Protocol):
+class PlannedStage(Protocol):
     """A stage as it was planned: a node, or what stays of it."""
 
     @property
@@ -41,78 +39,60 @@ class Planned(Protocol):
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """Seconds that stages took before, as the store tells."""
+class StageTimings:
+    """Seconds that stages took before."""
 
     by_key: Mapping[str, float]
     by_name: Mapping[tuple[str, str], float]
     """(stage's kind, its name in the recipe) → the median."""
 
     @classmethod
-    def read(cls, store: Store) -> Recorded:
-        """What all artifacts of the store took; one that cannot be read says nothing."""
-        known = _noted(store.folder / NOTES)
-        there = [each.name for each in _artifacts(store.folder)]
-        new = {key: found for key in there if key not in known and (found := _told(store, key))}
-        if new:
-            _note(store.folder / NOTES, new, anew=len(known) > 2 * len(there) + _SPARE)
-        known |= new
+    def read(cls, store: Store) -> StageTimings:
+        """Read the timings of all artifacts, but of those that are damaged."""
+        path, keys = store.folder / NOTES, store.list_keys()
+        notes = _read_notes(path)
+        timings = {key: notes[key] for key in keys if key in notes}
+        new = {key: t for key in keys if key not in notes and (t := _read_timing(store, key))}
+        timings |= new
+        if len(notes) > 2 * len(keys) + _SPARE_NOTES:
+            _write_notes(path, timings, "w")
+        elif new:
+            _write_notes(path, new, "a")
         by_name: dict[tuple[str, str], list[float]] = {}
-        by_key: dict[str, float] = {}
-        for key in there:
-            if key in known:
-                kind, name, by_key[key] = known[key]
-                by_name.setdefault((kind, name), []).append(by_key[key])
-        return cls(by_key, {name: median(each) for name, each in by_name.items()})
+        for kind, name, seconds in timings.values():
+            by_name.setdefault((kind, name), []).append(seconds)
+        return cls(
+            {key: seconds for key, (_, _, seconds) in timings.items()},
+            {name: median(seconds) for name, seconds in by_name.items()},
+        )
 
-    def seconds(self, stage: Planned) -> float | None:
-        """What this very stage took, or the median of those of its kind and name."""
-        of_name = self.by_name.get((stage.kind, stage.name))
-        return of_name if stage.key is None else self.by_key.get(stage.key, of_name)
-
-
-_Took = tuple[str, str, float]
-"""A stage's kind, its name in the recipe, seconds."""
+    def seconds(self, stage: PlannedStage) -> float | None:
+        """Give what this very stage took, or the median of those of its kind and name."""
+        typical = self.by_name.get((stage.kind, stage.name))
+        return typical if stage.key is None else self.by_key.get(stage.key, typical)
 
 
-def _artifacts(folder: Path) -> list[os.DirEntry[str]]:
+def _read_timing(store: Store, key: str) -> _Timing | None:
+    """Read a manifest, if it is not damaged."""
     try:
-        with os.scandir(folder) as entries:
-            return [each for each in entries if _KEY.fullmatch(each.name)]
-    except FileNotFoundError:
-        return []
-
-
-def _told(store: Store, key: str) -> _Took | None:
-    """What a manifest says."""
-    try:
-        about = json.loads(own_text(store.path(key) / MANIFEST))
+        about = json.loads((store.path(key) / MANIFEST).read_text(encoding="utf-8"))
         return str(about["stage"]), str(about["name"]), float(about["seconds"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _noted(path: Path) -> dict[str, _Took]:
-    """The notes; a line that two processes wrote into is none."""
-    found: dict[str, _Took] = {}
-    try:
-        lines = own_text(path).splitlines()
-    except (OSError, UnicodeDecodeError):
-        return found
-    for line in lines:
-        with suppress(ValueError, TypeError, RecursionError):
-            key, kind, name, seconds = json.loads(line)
-            found[str(key)] = (str(kind), str(name), float(seconds))
-    return found
+def _read_notes(path: Path) -> dict[str, _Timing]:
+    """Read the cache, but for lines that two processes wrote into."""
+    notes: dict[str, _Timing] = {}
+    with suppress(OSError, UnicodeDecodeError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, TypeError):
+                key, kind, name, seconds = json.loads(line)
+                notes[str(key)] = (str(kind), str(name), float(seconds))
+    return notes
 
 
-def _note(path: Path, new: Mapping[str, _Took], *, anew: bool) -> None:
-    """Add what was read. `anew`: forget all, since most are of artifacts that are gone."""
-    text = "".join(json.dumps([key, *took]) + "\n" for key, took in new.items())
-    with suppress(OSError):  # it can be had again
-        if anew:
-            path.unlink()
-        else:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            with os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8") as stream:
-                stream.write(text)
+def _write_notes(path: Path, timings: Mapping[str, _Timing], mode: str) -> None:
+    lines = [json.dumps([key, *timing]) + "\n" for key, timing in timings.items()]
+    with suppress(OSError), path.open(mode, encoding="utf-8") as stream:  # it is only a cache
+        stream.write("".join(lines))

@@ -18,7 +18,7 @@ from compressor.plan import Plan
 from compressor.printed import complain
 from compressor.processes import described
 from compressor.progress import Progress, Watch
-from compressor.recorded import Recorded
+from compressor.recorded import StageTimings
 from compressor.redaction import redacted_text
 from compressor.report import ASKED, Ended, asked, write_reports
 from compressor.run import Run, new_folder, table
@@ -60,7 +60,7 @@ def execute(
         return store.folder
     folder = folder or new_folder(expand_home(recipe.outputs) / "runs" / recipe.name)
     run, about = Run.create(folder, plan, store), asked(plan)
-    with store.keeping(say_collecting):
+    with store.hold_off_gc(say_collecting):
         write_json(folder / ASKED, about)  # names what the run counts on
     with (
         Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch) as progress,
@@ -81,12 +81,12 @@ def say_collecting() -> None:
 @contextmanager
 def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
     """Tell that a run begins, and how it ends; and leave a report of it, however that is."""
-    recorded = Recorded.read(run.store) if any(not node.cached for node in plan.nodes) else None
+    timings = StageTimings.read(run.store) if any(not node.cached for node in plan.nodes) else None
     stages = [
         {
             "name": node.name,
             "stage": node.kind,
-            "seconds": recorded.seconds(node) if recorded and not node.cached else 0.0,
+            "seconds": timings.seconds(node) if timings and not node.cached else 0.0,
         }
         for node in plan.nodes
     ]

@@ -11,7 +11,7 @@ from rich.console import Console
 from compressor.plan import plan
 from compressor.plan_tree import print_plan, rows
 from compressor.recipe import compose
-from compressor.recorded import Recorded
+from compressor.recorded import StageTimings
 from compressor.store import Store
 
 
@@ -75,8 +75,8 @@ def test_times_are_those_of_before_and_the_sum_says_what_it_lacks(
     composed = compose(str(recipe()), [f"outputs={tmp_path / 'none'}"])
     made = plan(composed, Store.of(composed.recipe.outputs))
     out = io.StringIO()
-    recorded = Recorded({}, {("finetune", "finetune"): 90.0})
-    print_plan(made, recorded, Console(file=out, width=100))
+    timings = StageTimings({}, {("finetune", "finetune"): 90.0})
+    print_plan(made, timings, Console(file=out, width=100))
     (row,) = (line for line in out.getvalue().splitlines() if line.startswith("finetune "))
     assert row.rstrip().endswith("≈ 1 min 30 s")
     assert out.getvalue().endswith(

@@ -1,4 +1,4 @@
-"""What stages took before: from the manifests, each of which is read once."""
+"""How long stages took before: from the manifests, each of which is read once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.recorded import NOTES, Recorded
+from compressor.recorded import NOTES, StageTimings
 from compressor.store import Store
 from tests.faults.artifacts import commit, key_of, manifest_of
 
@@ -24,14 +24,14 @@ def store(tmp_path: Path) -> Store:
 
 def test_each_manifest_is_read_once(store: Store) -> None:
     """A plan, and each point of a sweep, opened all of a store's manifests: 10,000 files."""
-    first = Recorded.read(store)
+    first = StageTimings.read(store)
     assert first.by_key == {key_of(number): 1.0 for number in range(3)}
-    assert first.by_name[("load", "number 1")] == 1.0
+    assert first.by_name["load", "number 1"] == 1.0
     for number in range(3):
         path = manifest_of(store, key_of(number))
         path.write_text(path.read_text().replace('"seconds": 1.0', '"seconds": 7.0'))
     commit(store, 3)
-    assert Recorded.read(store).by_key == {key_of(number): 1.0 for number in range(4)}
+    assert StageTimings.read(store).by_key == {key_of(number): 1.0 for number in range(4)}
 
 
 @dataclass(frozen=True)
@@ -43,42 +43,40 @@ class Stage:
 
 def test_a_stage_takes_what_it_took_and_a_new_one_what_those_of_its_name_did() -> None:
     """The median of 1, 2 and 9 seconds; of another kind nothing is known."""
-    recorded = Recorded({"a": 1.0, "b": 2.0, "c": 9.0}, {("load", "same"): 2.0})
-    assert recorded.seconds(Stage("c")) == 9.0
-    assert recorded.seconds(Stage("new")) == recorded.seconds(Stage(None)) == 2.0
-    assert recorded.seconds(Stage("new", kind="prune")) is None
+    timings = StageTimings({"a": 1.0, "b": 2.0, "c": 9.0}, {("load", "same"): 2.0})
+    assert timings.seconds(Stage("c")) == 9.0
+    assert timings.seconds(Stage("new")) == timings.seconds(Stage(None)) == 2.0
+    assert timings.seconds(Stage("new", kind="prune")) is None
 
 
-def test_what_is_gone_is_not_told_and_notes_can_be_lost(store: Store) -> None:
-    """Half a line, another's file, none at all: what the manifests say is read again."""
-    whole = Recorded.read(store)
+def test_notes_that_are_damaged_or_lost_are_read_again_from_the_manifests(store: Store) -> None:
+    """Half a line, another's file, none at all; what is gone is not in them."""
+    StageTimings.read(store)
     shutil.rmtree(store.path(key_of(0)))
     left = {key_of(1): 1.0, key_of(2): 1.0}
-    assert Recorded.read(store).by_key == left
+    assert StageTimings.read(store).by_key == left
     notes = store.folder / NOTES
     text = notes.read_text()
     for damaged in (text[: len(text) // 2], "\x00\xff[1, 2]\nnull\n{}\n[1,2,3,4,5]\n", ""):
         notes.write_text(damaged)
-        assert Recorded.read(store).by_key == left
+        assert StageTimings.read(store).by_key == left
     notes.unlink()
-    again = Recorded.read(store)
-    assert again.by_key == left
-    assert again.by_name[("load", "number 1")] == whole.by_name[("load", "number 1")]
+    again = StageTimings.read(store)
+    assert again.by_key == left and again.by_name["load", "number 1"] == 1.0
 
 
 def test_notes_of_what_is_gone_do_not_pile_up(store: Store) -> None:
     """A store that is collected and filled again for years keeps few."""
-    Recorded.read(store)
-    line = (store.folder / NOTES).read_text().splitlines()[0]
+    StageTimings.read(store)
+    notes = store.folder / NOTES
+    line = notes.read_text().splitlines()[0]
     gone = [line.replace(line[2:66], f"{number:064d}") for number in range(2_000)]
-    (store.folder / NOTES).write_text("\n".join(gone) + "\n")
-    assert len(Recorded.read(store).by_key) == 3
-    assert not (store.folder / NOTES).exists()
-    assert len(Recorded.read(store).by_key) == 3
-    assert len((store.folder / NOTES).read_text().splitlines()) == 3
+    notes.write_text("\n".join(gone) + "\n")
+    assert len(StageTimings.read(store).by_key) == 3
+    assert len(notes.read_text().splitlines()) == 3
 
 
-def test_a_store_that_is_not_there_or_cannot_be_written_says_what_it_can(tmp_path: Path) -> None:
+def test_a_store_that_does_not_exist_stays_so(tmp_path: Path) -> None:
     """Nothing is made where nothing is."""
-    assert Recorded.read(Store(tmp_path / "none")) == Recorded({}, {})
+    assert StageTimings.read(Store(tmp_path / "none")) == StageTimings({}, {})
     assert list(tmp_path.iterdir()) == []

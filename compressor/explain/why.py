@@ -15,7 +15,7 @@ from compressor.explain.parts import Cause, Side, cause, inputs, written
 from compressor.explain.past import METRICS, PastRun, Record, order, run_folders
 from compressor.explain.show import state
 from compressor.files import MANIFEST
-from compressor.store import Store, own_text
+from compressor.store import Store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -249,7 +249,7 @@ def _records_with(folder: Path, key: str) -> list[Record]:
 def _manifests(store: Store) -> Iterator[dict[str, Any]]:
     for path in sorted(store.folder.glob(f"*/{MANIFEST}")):
         try:
-            loaded = json.loads(own_text(path))
+            loaded = json.loads(path.read_text(encoding="utf-8"))
             if {"key", "made", "key_parts"} <= loaded.keys():
                 yield loaded
         except (OSError, ValueError, AttributeError, RecursionError):

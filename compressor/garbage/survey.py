@@ -1,31 +1,33 @@
-"""What lies in a store: artifacts, and what killed runs left. Nothing is decided or removed here.
+"""List what lies in a store: artifacts, and what killed runs left. Decides and removes nothing.
 
-No symbolic link is followed but the store itself: what one leads to belongs to somebody else.
+No link is followed but the store itself: what one leads to belongs to somebody else.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
+import stat
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from compressor.files import MANIFEST
-from compressor.store import COLLECTING, MACHINES, Store, own_text
+from compressor.store import GC_LOCK, KEY, MACHINE_LOCKS, Store
 
 Kind = Literal["artifact", "checkpoint", "unfinished", "damaged", "temporary", "lock", "trash"]
-"""`checkpoint`: what a killed training goes on from. `unfinished`: other work that was not
+"""`checkpoint`: what a killed training resumes from. `unfinished`: other work that was not
 committed. `temporary`: a file that was being written. `trash`: what an earlier `gc` had renamed."""
-KEY = re.compile(r"[0-9a-f]{64}")
 TRASH = "trash-"
-"""Begins the new name of what `gc` removes, which a full disk has room for: a folder it may not."""
+"""Begins the new name of what `gc` removes. It is moved into no folder: a full disk may have no
+room for one."""
 _EARLIEST = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
-"""Before this package: a clock that says so was not set, and the time is not known."""
+"""Before this package existed: a clock that says so was not set."""
 
 
 @dataclass(frozen=True)
@@ -50,135 +52,103 @@ class Item:
 
 
 def survey(store: Store) -> list[Item]:
-    """Everything in a store, but what is not of its making."""
-    if not store.folder.is_dir():
-        return []
-    found = [
-        _artifact(Path(entry.path))
-        for entry in _entries(store.folder)
-        if KEY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-    ]
-    trash = [_left(place, "trash", None) for place in trashed(store)]
-    return [*trash, *_no_older_than_inputs(found), *leftovers(store)]
+    """List everything in a store that is of its making."""
+    paths = [store.path(key) for key in store.list_keys()]
+    artifacts = [_read_artifact(path) for path in paths if path.is_dir() and not path.is_symlink()]
+    trash = [measure_item(path, "trash") for path in list_trash(store)]
+    return [*trash, *_no_older_than_inputs(artifacts), *list_leftovers(store)]
 
 
-def _artifact(folder: Path) -> Item:
-    size, changed = measured(folder)
-    item = Item(folder, "artifact", folder.name, size, changed)
+def _read_artifact(folder: Path) -> Item:
+    item = measure_item(folder, "artifact", folder.name)
     try:
-        about = json.loads(own_text(folder / MANIFEST))
+        about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         parts = about.get("key_parts") or {}
         return replace(
             item,
-            used=max(changed, _time(about.get("made"))),
-            inputs=tuple(_inputs(parts.get("inputs"))),
+            used=max(item.used, _parse_time(about.get("made"))),
+            inputs=tuple(_list_inputs(parts.get("inputs"))),
             stage=str(about.get("stage")),
             name=str(about.get("name")),
         )
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # none of ours
+    except (OSError, ValueError, AttributeError, TypeError):  # damaged
         return item
 
 
-def _inputs(inputs: Any) -> Iterator[str]:
-    """Keys, from a mapping of roles or a list of pairs: see `Plan`."""
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs or ()
-    for each in values:
-        key = each[-1] if isinstance(each, list) and each else each
+def _list_inputs(inputs: Any) -> Iterator[str]:
+    """Give the keys in a mapping of roles, or in a list of pairs: see `Plan`."""
+    for value in inputs.values() if isinstance(inputs, Mapping) else inputs or ():
+        key = value[-1] if isinstance(value, list) and value else value
         if isinstance(key, str):
             yield key
 
 
-def _time(written: Any) -> float:
+def _parse_time(text: Any) -> float:
     try:
-        return _known(datetime.strptime(written, "%Y-%m-%dT%H:%M:%S%z").timestamp())
+        return _trusted_time(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z").timestamp())
     except (TypeError, ValueError):
         return 0.0
 
 
 def _no_older_than_inputs(items: list[Item]) -> list[Item]:
-    """What was made while the clock was set back is as new as the newest it was made from."""
-    by_key = {item.key: item for item in items}
-    used: dict[str, float] = {}
-    for item in items:
-        stack = [item]
-        while stack:
-            now = stack[-1]
-            assert now.key is not None
-            known = [by_key[key] for key in now.inputs if key in by_key and key != now.key]
-            if now.key in used:
-                stack.pop()
-            elif waiting := [each for each in known if each.key not in used and each not in stack]:
-                stack.append(waiting[0])
-            else:
-                used[now.key] = max([now.used, *(used.get(str(e.key), e.used) for e in known)])
-                stack.pop()
-    return [replace(item, used=used[str(item.key)]) for item in items]
+    """Make what was made while the clock was set back as new as the newest of its inputs."""
+    by_key = {item.path.name: item for item in items}
+
+    @cache
+    def last_used(key: str) -> float:
+        item = by_key[key]
+        return max([item.used, *(last_used(name) for name in item.inputs if name in by_key)])
+
+    return [replace(item, used=last_used(key)) for key, item in by_key.items()]
 
 
-def trashed(store: Store) -> list[Path]:
-    """What a `gc` has renamed and not yet deleted."""
-    return [place for place in _children(store.folder) if place.name.startswith(TRASH)]
+def list_trash(store: Store) -> list[Path]:
+    """List what a `gc` has renamed and not yet deleted."""
+    return sorted(store.folder.glob(f"{TRASH}*"))
 
 
-def leftovers(store: Store) -> Iterator[Item]:
-    """What killed runs and damage left."""
-    for place in _children(store.folder / "partial"):
-        key = place.name.partition(".")[0]
-        kind: Kind = "checkpoint" if place.name.endswith(".resume") else "unfinished"
-        yield _left(place, kind, key if KEY.fullmatch(key) else None)
-    for place in _children(store.folder / "damaged"):
-        yield _left(place, "damaged", None)
-    for place in _children(store.folder / "locks"):
-        asked = place.stem == COLLECTING or place.name.startswith(MACHINES)
-        if place.name.endswith(".lock") and not asked:
-            yield _left(place, "lock", None)
+def list_leftovers(store: Store) -> Iterator[Item]:
+    """List what killed runs and damage left."""
+    for path in _list_folder(store.folder / "partial"):
+        key = path.name.partition(".")[0]
+        kind: Kind = "checkpoint" if path.name.endswith(".resume") else "unfinished"
+        yield measure_item(path, kind, key if KEY.fullmatch(key) else None)
+    for path in _list_folder(store.folder / "damaged"):
+        yield measure_item(path, "damaged")
+    for path in _list_folder(store.folder / "locks"):
+        is_shared = path.stem == GC_LOCK or path.name.startswith(MACHINE_LOCKS)
+        if path.suffix == ".lock" and not is_shared:
+            yield measure_item(path, "lock")
 
 
-def _left(place: Path, kind: Kind, key: str | None) -> Item:
-    size, used = measured(place)
-    return Item(place, kind, key, size, used)
+def _list_folder(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
 
 
-def _children(folder: Path) -> list[Path]:
-    """What a folder has; of a link to a folder, nothing."""
-    if folder.is_symlink() or not folder.is_dir():
-        return []
-    return [Path(entry.path) for entry in _entries(folder)]
+def measure_item(path: Path, kind: Kind, key: str | None = None) -> Item:
+    size, changed = measure(path)
+    return Item(path, kind, key, size, changed)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
-def measured(place: Path) -> tuple[int, float]:
-    """Bytes of a file or of all files in a folder, and when the newest of them was changed.
+def measure(path: Path) -> tuple[int, float]:
+    """Sum up the bytes of a file or of all files in a folder, and give the newest time of change.
 
     What another process removes meanwhile counts as nothing.
     """
     size, changed = 0, 0.0
-    folders = [place]
-    while folders:
-        current = folders.pop()
-        try:
-            about = current.lstat()
-            changed = max(changed, _known(about.st_mtime))
-            if current.is_symlink() or not current.is_dir():
-                size += about.st_size
-                continue
-            with os.scandir(current) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
-                    else:
-                        about = entry.stat(follow_symlinks=False)
-                        size += about.st_size
-                        changed = max(changed, _known(about.st_mtime))
-        except FileNotFoundError:
-            continue
+    below = (
+        f"{folder}/{name}"
+        for folder, folders, files in os.walk(path)
+        for name in (*folders, *files)
+    )
+    for entry in (str(path), *below):
+        with suppress(FileNotFoundError):
+            about = os.lstat(entry)
+            changed = max(changed, _trusted_time(about.st_mtime))
+            size += 0 if stat.S_ISDIR(about.st_mode) else about.st_size
     return size, changed or time.time()
 
 
-def _known(moment: float) -> float:
-    """A time; infinite where the clock cannot have been set."""
+def _trusted_time(moment: float) -> float:
+    """Give a time, or infinity where the clock cannot have been set."""
     return moment if moment >= _EARLIEST else float("inf")

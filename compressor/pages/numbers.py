@@ -50,3 +50,8 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_bytes(count: int) -> str:
+    """Such as `12 B`, `3.4 kB`, `1.25 GB`."""
+    return f"{count} B" if count < 1000 else shown("bytes", [count])[0]

@@ -17,7 +17,7 @@ from compressor.keys import digest
 from compressor.objective import Objective, Search
 from compressor.pages.numbers import duration
 from compressor.recipe import Composed
-from compressor.recorded import Recorded
+from compressor.recorded import StageTimings
 from compressor.store import Store
 from compressor.sweeps.points import Point
 from compressor.sweeps.space import Space, space_of
@@ -121,11 +121,11 @@ def print_search_plan(
             f"stopped early: a trial whose validation loss is above percentile {early.percentile:g}"
             f", from {early.after_trials} trials and {early.after_epochs} epochs of a stage on",
         )
-    _print_steps(asked, Recorded.read(asked.store), console)
+    _print_steps(asked, StageTimings.read(asked.store), console)
     return asked.warnings
 
 
-def _print_steps(asked: PlannedSearch, recorded: Recorded, console: Console) -> None:
+def _print_steps(asked: PlannedSearch, timings: StageTimings, console: Console) -> None:
     """The stages that run once, those that run in each trial, and their time where it is known."""
     shared, own = asked.steps
     to_run = [step for step in shared if not step.cached]
@@ -134,20 +134,20 @@ def _print_steps(asked: PlannedSearch, recorded: Recorded, console: Console) -> 
         ("in each trial", own, own),
     ):
         names = " → ".join(step.name for step in steps) or "nothing"
-        seconds = _seconds(costs, recorded)
+        seconds = _seconds(costs, timings)
         known = "cached" if not costs else duration(seconds) if seconds else "time unknown"
         _say(console, f"{title}: {names}  ({known})" if steps else f"{title}: {names}")
-    if unknown := [s.name for s in (*to_run, *own) if recorded.seconds(s) is None]:
+    if unknown := [s.name for s in (*to_run, *own) if timings.seconds(s) is None]:
         what = f"no recorded time of {', '.join(unknown)}"
         _say(console, f"{what}, which counts as nothing: run one trial, and it is known")
-    total = _seconds(to_run, recorded) + asked.search.trials * _seconds(own, recorded)
+    total = _seconds(to_run, timings) + asked.search.trials * _seconds(own, timings)
     if total:
         _say(console, f"at most {duration(total)} in all, one trial after another")
 
 
-def _seconds(steps: Sequence[Step], recorded: Recorded) -> float:
+def _seconds(steps: Sequence[Step], timings: StageTimings) -> float:
     """What steps took before; one that was never timed counts as nothing."""
-    return sum(recorded.seconds(step) or 0.0 for step in steps)
+    return sum(timings.seconds(step) or 0.0 for step in steps)
 
 
 def _say(console: Console, text: str) -> None:

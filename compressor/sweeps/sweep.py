@@ -24,7 +24,7 @@ from compressor.objective import Direction
 from compressor.plan import plan
 from compressor.printed import complain
 from compressor.recipe import Composed, Composer
-from compressor.recorded import Recorded
+from compressor.recorded import StageTimings
 from compressor.redaction import redacted
 from compressor.runner import say_collecting
 from compressor.store import Store
@@ -164,7 +164,7 @@ def _key(override: str) -> str:
 def print_plan(recipe: str, overrides: Sequence[str], console: Console) -> tuple[Problem, ...]:
     """Print what a multirun would run; returns what is worth a warning."""
     grid = planned(recipe, overrides, reachable=False)
-    print_tree(grid.shared, Recorded.read(grid.store), console)
+    print_tree(grid.shared, StageTimings.read(grid.store), console)
     return grid.warnings
 
 
@@ -242,7 +242,7 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
     # Before the new plan is noted: killed in between, an old result must not pass for the new one.
     for point in missing:
         folder.forget(point.name)
-    with grid.store.keeping(say_collecting):
+    with grid.store.hold_off_gc(say_collecting):
         folder.update(
             command=shlex.join(
                 ["compressor", "run", *redacted([grid.recipe, "-m", *grid.overrides])]

@@ -15,7 +15,7 @@ from rich.tree import Tree
 from compressor import machine
 from compressor.pages.numbers import duration
 from compressor.plan import Plan
-from compressor.recorded import Recorded
+from compressor.recorded import StageTimings
 from compressor.sweeps.points import Point
 
 LONGEST_CHAIN = 5
@@ -79,7 +79,7 @@ class SharedStages:
         steps = {step.key: step for each in self.planned for step in each.steps}
         return [step for step in steps.values() if not step.cached]
 
-    def seconds(self, recorded: Recorded, at_once: int) -> float:
+    def seconds(self, timings: StageTimings, at_once: int) -> float:
         """Time to the end with `at_once` points at a time, in their order, each on a machine as
         fast as those that made the store. A point that needs what another makes waits for it. A
         stage that was never timed counts as nothing.
@@ -92,16 +92,16 @@ class SharedStages:
                 if step.cached:
                     continue
                 if step.key not in ready:
-                    ready[step.key] = now + (recorded.seconds(step) or 0.0)
+                    ready[step.key] = now + (timings.seconds(step) or 0.0)
                 now = max(now, ready[step.key])
             heapq.heappush(free, now)
         return max(free)
 
 
-def print_tree(shared: SharedStages, recorded: Recorded, console: Console) -> None:
+def print_tree(shared: SharedStages, timings: StageTimings, console: Console) -> None:
     """The tree, the counts, and the time that each number of points at once would take."""
     root = Tree(f"{len(shared.planned)} points", hide_root=False)
-    _grow(root, list(shared.planned), 0, recorded)
+    _grow(root, list(shared.planned), 0, timings)
     console.print(root)
     to_run = shared.to_run
     console.print(
@@ -109,15 +109,15 @@ def print_tree(shared: SharedStages, recorded: Recorded, console: Console) -> No
         f"{len(to_run)} to run, {shared.distinct - len(to_run)} in the store",
         highlight=False,
     )
-    unknown = sorted({step.name for step in to_run if recorded.seconds(step) is None})
+    unknown = sorted({step.name for step in to_run if timings.seconds(step) is None})
     if to_run and len(unknown) < len({step.name for step in to_run}):
-        _print_times(shared, recorded, console)
+        _print_times(shared, timings, console)
     if unknown:
         what = f"no recorded time of {', '.join(unknown)}"
         console.print(f"{what}: run one point, and it is known", highlight=False, markup=False)
 
 
-def _grow(above: Tree, planned: Sequence[Planned], depth: int, recorded: Recorded) -> None:
+def _grow(above: Tree, planned: Sequence[Planned], depth: int, timings: StageTimings) -> None:
     """Add the stages from `depth` on: a branch for each, joined while all points have the same."""
     branches: dict[str, list[Planned]] = {}
     for each in planned:
@@ -137,11 +137,11 @@ def _grow(above: Tree, planned: Sequence[Planned], depth: int, recorded: Recorde
         if len(names) > LONGEST_CHAIN:
             names[2:-1] = [f"… {len(names) - 3} more …"]
         text = " → ".join(names)
-        seconds = [recorded.seconds(step) for step in steps if not step.cached]
+        seconds = [timings.seconds(step) for step in steps if not step.cached]
         cost = "cached" if not seconds else _time(seconds)
         whose = same[0].point.name if len(same) == 1 else f"{len(same)} points"
         branch = above.add(f"[bold]{escape(whose)}[/bold]: {text}  [dim]{cost}[/dim]")
-        _grow(branch, same, end, recorded)
+        _grow(branch, same, end, timings)
 
 
 def _time(seconds: Sequence[float | None]) -> str:
@@ -151,7 +151,7 @@ def _time(seconds: Sequence[float | None]) -> str:
     return f"{'≥' if len(known) < len(seconds) else '≈'} {duration(sum(known))}"
 
 
-def _print_times(shared: SharedStages, recorded: Recorded, console: Console) -> None:
+def _print_times(shared: SharedStages, timings: StageTimings, console: Console) -> None:
     """What each launcher would take. Points at once on one machine share its cores."""
     count, cores = len(shared.planned), machine.cores()
     shown = Table("points at once", "time", "launcher", header_style="bold")
@@ -162,5 +162,5 @@ def _print_times(shared: SharedStages, recorded: Recorded, console: Console) -> 
     ]
     for number, (at_once, launcher) in enumerate(choices):
         if number == 0 or at_once > 1:
-            shown.add_row(str(at_once), duration(shared.seconds(recorded, at_once)), launcher)
+            shown.add_row(str(at_once), duration(shared.seconds(timings, at_once)), launcher)
     console.print(shown)

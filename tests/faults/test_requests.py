@@ -20,8 +20,6 @@ from compressor.store import Store
 from tests.faults.kills import write_recipes
 from tests.test_processes import machine_configs
 
-KEY = "cd" * 32
-
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_an_interrupted_command_says_so_in_one_line(number: signal.Signals, tmp_path: Path) -> None:
@@ -37,26 +35,6 @@ def test_an_interrupted_command_says_so_in_one_line(number: signal.Signals, tmp_
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     expected = "\ninterrupted; the same command goes on from here\n"
     assert (done.returncode, done.stderr) == (1, expected)
-
-
-def test_what_a_kill_left_beside_an_artifact_goes_with_the_next_look(tmp_path: Path) -> None:
-    """Killed between the commit and the removal of checkpoints, or trained by two processes first
-    and then by one: a training's checkpoints stayed in the store for ever.
-    """
-    store = Store(tmp_path / "store")
-    store.commit(KEY, store.begin(KEY), {"stage": "load"})
-    left = [store.resume(KEY) / "step-3", store.task(KEY) / "log"]
-    for folder in left:
-        folder.mkdir(parents=True)
-    with FileLock(store.folder / "locks" / f"{KEY}.lock"):  # as another process holds it
-        store.tidy(KEY)
-        assert all(folder.is_dir() for folder in left)
-    store.tidy(KEY)
-    assert list((store.folder / "partial").iterdir()) == []
-    store.verify(KEY)
-    (store.resume("ef" * 32) / "step-3").mkdir(parents=True)
-    store.tidy("ef" * 32)  # no artifact: that is what the next run goes on from
-    assert (store.resume("ef" * 32) / "step-3").is_dir()
 
 
 def test_a_machine_that_came_and_went_is_noted(

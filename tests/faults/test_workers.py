@@ -17,7 +17,7 @@ import pytest
 
 from compressor.machines import POLL_SECONDS
 from compressor.processes import environment
-from compressor.store import MACHINES
+from compressor.store import MACHINE_LOCKS
 from tests.faults import LONG
 from tests.faults.conftest import Tell
 from tests.faults.kills import (
@@ -217,7 +217,7 @@ def test_a_machine_of_two_is_killed(
     place, runs = train_on_two_machines(tmp_path, warm)
 
     def other_is_there() -> bool:
-        locks = (place.store.folder / "locks").glob(f"{MACHINES}*.1.lock")
+        locks = (place.store.folder / "locks").glob(f"{MACHINE_LOCKS}*.1.lock")
         return any(place.store.is_locked(lock.stem) for lock in locks)
 
     assert wait_for(other_is_there, runs[0])  # before that the first one waits for it, as it should

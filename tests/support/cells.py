@@ -174,7 +174,7 @@ class Subject:
         node = self._planned({name.replace(" ", "_") for name in self.refused}).node(column)
         assert node.key is not None
         context = Context(
-            folder=self.store.begin(node.key), resume=self.store.resume(node.key),
+            folder=self.store.begin(node.key), resume=self.store.resume_folder(node.key),
             data=self.plan.composed.recipe.data, seed=0, launch=Launch(num_processes=2),
             progress=Progress(Console(), quiet=True), name=column,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from rich.console import Console
 from compressor import machine
 from compressor.errors import RecipeError
 from compressor.recipe import Composed, Composer, compose
-from compressor.recorded import Recorded
+from compressor.recorded import StageTimings
 from compressor.sweeps.points import LONGEST_NAME, Point, shortened, spanned, telling
 from compressor.sweeps.state import Standing
 from compressor.sweeps.sweep import planned, trade_off
@@ -199,16 +199,16 @@ def test_the_time_of_a_sweep_is_what_its_distinct_stages_cost() -> None:
     third runs after it. Three: all end at 14.
     """
     shared = SharedStages([_planned(f"p{i}", "c", "a", f"b{i}", cached="c") for i in (1, 2, 3)])
-    recorded = Recorded({"c": 99.0}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
+    timings = StageTimings({"c": 99.0}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
     assert (shared.naive, shared.distinct) == (9, 5)
     assert [step.key for step in shared.to_run] == ["a", "b1", "b2", "b3"]
-    assert [shared.seconds(recorded, at_once) for at_once in (1, 2, 3, 8)] == [22, 18, 14, 14]
+    assert [shared.seconds(timings, at_once) for at_once in (1, 2, 3, 8)] == [22, 18, 14, 14]
 
 
 def test_a_plan_names_each_launcher_that_can_help(monkeypatch) -> None:
     """Regression: where there are as many points as cores, `processes` was missing."""
     monkeypatch.setattr(machine, "cores", lambda: 2)
-    known = Recorded({}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
+    known = StageTimings({}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
     for count, rows in ((1, ["1"]), (2, ["1", "2", "2"]), (3, ["1", "2", "3"])):
         shared = SharedStages([_planned(f"p{i}", "a", f"b{i}") for i in range(count)])
         console = Console(file=io.StringIO(), width=200)
