@@ -27,8 +27,6 @@ from compressor.pruning import (
 from compressor.stage import Context, Inputs, Planning, Report, Scale
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from compressor.checkpoint import Checkpoint
 
 CURVES = "sensitivity.json"
@@ -37,8 +35,9 @@ CURVES = "sensitivity.json"
 class Sensitivity(Grouping, Report):
     """Prune each group alone, at each amount, and measure the loss on rows of the validation split.
 
-    Writes `sensitivity.json`, from which `prune: {target: …}` chooses amounts, and a plot. The
-    model is loaded once: each group is restored before the next.
+    Writes `sensitivity.json`, from which `prune: {target: …}` chooses amounts; the
+    run's `report.html` draws the curves. The model is loaded once: each group is restored before
+    the next.
 
     Example: `sensitivity: {rows: 64, amounts: [0.3, 0.5, 0.7, 0.9]}`
     """
@@ -110,7 +109,7 @@ class Sensitivity(Grouping, Report):
         return self.regrouped(scale.real, scale.small).model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> None:
-        """Measure, write the curves and the plot."""
+        """Measure, and write the curves."""
         import torch
 
         checkpoint = inputs.checkpoint()
@@ -143,7 +142,6 @@ class Sensitivity(Grouping, Report):
         write_json(context.folder / CURVES, result)
         self._tell(result, context)
         context.metrics.update(result)
-        plot(result, context.folder / "sensitivity.png")
 
     def _tell(self, result: dict[str, Any], context: Context) -> None:
         """A line for each group: the loss at each amount."""
@@ -194,25 +192,3 @@ class _Measure:
             scores = score_rows(texts, self.rows.references)
             measured["rougeLsum"] = summarize_scores(scores)["rougeLsum"]
         return measured
-
-
-def plot(curves: dict[str, Any], path: Path) -> None:
-    """A line for each group: loss against the share pruned."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, curve in curves["groups"].items():
-        points = curve["points"]
-        axes.plot(
-            [0, *(point["amount"] for point in points)],
-            [curves["loss"], *(point["loss"] for point in points)],
-            marker="o",
-            markersize=3,
-            label=f"{name} ({curve['weights'] / 1e6:.1f} M)",
-        )
-    axes.set_xlabel("share of the group that is pruned")
-    axes.set_ylabel("loss on validation rows")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
