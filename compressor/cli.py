@@ -156,9 +156,6 @@ def _parser() -> argparse.ArgumentParser:
         help="secrets: they are not recorded",
     )
     again.add_argument("--into", type=Path, metavar="DIR", help="the outputs of the new run")
-    again.add_argument(
-        "--venv", type=Path, metavar="DIR", help="run in an environment with the recorded versions"
-    )
 
     past_command("watch", do.watch_command, "Follow a run from another terminal.", as_json=False)
 

@@ -206,25 +206,14 @@ def why_command(given: argparse.Namespace) -> int:
 def reproduce_command(given: argparse.Namespace) -> int:
     """`compressor reproduce`: 0 where all is equal that should be, else 1."""
     from compressor.explain.past import PastRun, find
-    from compressor.explain.reproduce import (
-        in_environment,
-        into,
-        kept_if_filled,
-        recipe_values,
-        reproduce,
-    )
+    from compressor.explain.reproduce import into, kept_if_filled, recipe_values, reproduce
     from compressor.explain.reproduction import print_reproduction
-    from compressor.explain.restored import environment
 
     run = PastRun.read(find(given.run, given.outputs))
     run.require_records()
     values = recipe_values(run, given.overrides)
-    python = environment(given.venv, run) if given.venv is not None else None
     folder = into(run, given.into, given.outputs)
     with kept_if_filled(folder), sigterm_as_keyboard_interrupt():
-        if python is not None:
-            as_json = ["--json"] * given.json
-            return in_environment(python, run, folder, [*given.overrides, *as_json])
         found = reproduce(run, folder, values, _console(stderr=given.json))
     if given.json:
         print(json_text(found.as_json()))

@@ -1,11 +1,11 @@
 """`reproduce`: a run made again from what it recorded, in a store of its own, and held to it.
 
-What decides a result is compared; how long it took is shown. The comparison is in `reproduction`,
-what restores versions in `restored`.
+What decides a result is compared; how long it took is shown. The comparison is in `reproduction`.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
@@ -16,7 +16,6 @@ from compressor.errors import RecipeError, nearest
 from compressor.explain.parts import Cause, Side, cause, written
 from compressor.explain.past import ENVIRONMENT, RECIPE, PastRun
 from compressor.explain.reproduction import Reproduction, reproduction
-from compressor.explain.restored import pip_command
 from compressor.explain.show import installed, packages
 from compressor.files import expand_home
 from compressor.redaction import REDACTED
@@ -97,8 +96,8 @@ def surroundings(run: PastRun) -> list[str]:
     differ = installed(packages(run))
     for name, (before, after) in differ.items():
         found.append(f"{name} was {before or 'not installed'} and is {after or 'not installed'}")
-    if command := pip_command({name: before for name, (before, _) in differ.items()}):
-        found.append(f"this restores them (or --venv DIR, apart from what is installed): {command}")
+    if command := format_pip_command({name: before for name, (before, _) in differ.items()}):
+        found.append(f"this restores them: {command}")
     if not packages(run):
         found.append(f"{ENVIRONMENT} has no versions: they cannot be compared")
     recorded, now = run.environment.get("machine") or {}, machine.description()
@@ -108,6 +107,19 @@ def surroundings(run: PastRun) -> list[str]:
             if name == "threads":
                 found.append(f"OMP_NUM_THREADS={before} gives the same sums as then")
     return found
+
+
+def format_pip_command(recorded: Mapping[str, str | None]) -> str | None:
+    """Write the command that restores versions; None where there is none to restore.
+
+    compressor itself is left out: one of that name on an index may be somebody else's.
+    """
+    wanted = [
+        f"{name}=={version}"
+        for name, version in recorded.items()
+        if version is not None and name != "compressor"
+    ]
+    return shlex.join(["pip", "install", *wanted]) if wanted else None
 
 
 def directory(run: PastRun) -> tuple[Path, str | None]:
@@ -176,13 +188,6 @@ def _began(causes: Mapping[str, Cause]) -> list[str]:
         elif each.unknown is not None:
             found[f"{name}: {each.unknown}"] = None
     return list(found)
-
-
-def in_environment(python: Path, run: PastRun, folder: Path, given: Sequence[str]) -> int:
-    """Reproduce with the Python of a virtual environment; the exit code."""
-    from compressor.explain.restored import run_in
-
-    return run_in(python, ["reproduce", str(run.folder.resolve()), *given, "--into", str(folder)])
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ import pytest
 
 from compressor.errors import RecipeError
 from compressor.explain.past import PastRun
-from compressor.explain.reproduce import recipe_values, surroundings
+from compressor.explain.reproduce import format_pip_command, recipe_values, surroundings
 from compressor.explain.reproduction import reproduction
-from compressor.explain.restored import pip_command, run_in, source
-from compressor.processes import sigterm_as_keyboard_interrupt
 from compressor.store import SELF
 
 ONLY_LOAD = """
@@ -160,15 +157,7 @@ def test_versions_come_with_the_command_that_restores_them(
     assert "pip install torch==2.1.0+cpu" in said
     assert "compressor was 0.0.1" in said and "transformers" not in said
     assert "OMP_NUM_THREADS=7" in said
-    assert pip_command({"compressor": "0.0.1"}) is None
-
-
-def test_this_compressor_can_be_installed_elsewhere(own: Callable[[], Any], runs: Any) -> None:
-    """From the checkout that runs; a folder that is no environment is left alone."""
-    assert (Path(source()) / "pyproject.toml").is_file()
-    place, folder = _copied(own, runs, runs.first)
-    said = place.call("reproduce", folder, "--venv", place.folder / "outputs")
-    assert said.code == 2 and "is no virtual environment" in said.err
+    assert format_pip_command({"compressor": "0.0.1"}) is None
 
 
 def test_a_recipe_that_cannot_be_planned_leaves_no_folder(
@@ -181,19 +170,3 @@ def test_a_recipe_that_cannot_be_planned_leaves_no_folder(
     said = place.call("reproduce", run)
     assert said.code == 2 and "data.files.train: no file 'rows/train.jsonl'" in said.err
     assert list((place.folder / "outputs/reproductions/files").iterdir()) == []
-
-
-def test_the_other_python_issigterm_as_keyboard_interrupt_and_waited_for(tmp_path: Path) -> None:
-    """SIGTERM while it reproduces: it has a moment to end its workers and to write its report."""
-    python, written = tmp_path / "python", tmp_path / "python.written"
-    lines = (
-        "#!/bin/sh",
-        "trap 'sleep 0.6; touch \"$0.written\"; exit 1' TERM",
-        f"sleep 0.5; kill -TERM {os.getpid()}",  # once it is waited for
-        "while :; do sleep 0.05; done",
-    )
-    python.write_text("\n".join(lines))
-    python.chmod(0o755)
-    with sigterm_as_keyboard_interrupt(), pytest.raises(KeyboardInterrupt):
-        run_in(python, ["reproduce", "."])
-    assert written.is_file()
