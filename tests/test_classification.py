@@ -18,12 +18,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from compressor.checkpoint import Checkpoint, load_pretrained
 from compressor.classification import of_sources
+from compressor.classifier_head import fit_head, start_at_labels
 from compressor.data.batching import collate
 from compressor.distillation import DistillationLoss
 from compressor.losses import LabelLoss
 from compressor.plan import plan
 from compressor.recipe import compose
-from compressor.stages.load import fit_head, start_at_labels
 from compressor.store import Store
 from tests.conftest import SHARED
 from tests.pico import PICO

@@ -188,8 +188,6 @@ def test_a_head_that_only_unpickling_would_tell_fails_by_name(tmp_path: Path, ru
     (tmp_path / "load.yaml").write_text(LOAD % "")
     done = run("run", "load.yaml")
     assert done.code == 1
-    assert (
-        "the head in model is other than its embedding, and its config says otherwise" in done.err
-    )
-    assert "save the model once more with transformers, as safetensors" in done.err
+    assert "the head in model differs from its embedding, and its config says otherwise" in done.err
+    assert "save the model again with transformers, as safetensors" in done.err
     assert not list((tmp_path / "outputs" / "store").glob("*/model.safetensors"))

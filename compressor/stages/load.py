@@ -1,4 +1,4 @@
-"""`load`: where a model comes from. What can be done with it is for the other stages."""
+"""`load`: read a model from the hub or a folder, or build a fresh one from a config."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from compressor import hub
 from compressor.architectures import ConfigError, Facts, architecture, facts, with_whole_numbers
 from compressor.backends.tokens import MARIANS
+from compressor.classifier_head import fit_head, label_config, start_at_labels
 from compressor.data.sources import Data, Reads, Split
 from compressor.errors import StageError, Unreachable, nearest
 from compressor.extras import installing, versions
 from compressor.field_types import SETTINGS as MODEL_SETTINGS
 from compressor.field_types import Integer
-from compressor.files import MANIFEST, expand_home
+from compressor.files import expand_home
 from compressor.generation_config import FILE as GENERATION
 from compressor.generation_config import (
     SETTINGS,
@@ -33,12 +34,17 @@ from compressor.generation_config import (
     token_problems,
 )
 from compressor.model_files import (
+    HEAD,
     TOKENIZER_FILES,
+    count_tokens,
     digest_model,
     digest_tokenizer,
+    has_own_head,
+    has_own_unread_head,
+    local_folder,
     missing_packages,
-    read_header,
-    stored_tensors,
+    read_config,
+    read_pad_id,
     weight_files,
 )
 from compressor.redaction import is_secret
@@ -49,13 +55,10 @@ if TYPE_CHECKING:
 
     from compressor.checkpoint import Checkpoint
 
-PACKED = "packed.safetensors"
-"""What `export: {format: packed}` writes."""
-_ALL_BUT = 0.85
+_MISSPELT = 0.85
 """As alike as `n_layers` and `num_layers`; no key of a known config is so like one it is not."""
-_HEAD = "lm_head.weight"
-_EMBEDDINGS = ("shared.weight", "embed_tokens.weight", "wte.weight")
-"""How the names of tables end that a language model's head may be tied to."""
+_RUNTIME_KEYS = {"attn_implementation", "_attn_implementation", "experts_implementation"}
+"""Keys of a config that say how a model is run, and could name code of the hub."""
 
 
 class TrainTokenizer(BaseModel):
@@ -70,15 +73,11 @@ class TrainTokenizer(BaseModel):
     data: Data | None = Field(None, description="Rows to train on; default: the recipe's data.")
 
 
-_OF_THE_RUN = {"attn_implementation", "_attn_implementation", "experts_implementation"}
-"""Keys of a config that say how a model is run, and could name code of the hub."""
-
-
 class Load(Stage):
     """Load a model: a hub id, a local directory, or a fresh one from a config.
 
     Weights are read from safetensors, or from an old `.bin` with `weights_only` loading; nothing
-    is unpickled. The revision is resolved to a commit when planned, and recorded.
+    is unpickled. The revision is resolved to a commit while planning, and recorded.
 
     Example: `load: {source: google-t5/t5-small, revision: main}`
     Example: `load: {config: {model_type: t5, d_model: 128}, tokenizer: {vocab_size: 1500}}`
@@ -123,238 +122,114 @@ class Load(Stage):
     def _counts_in_whole_numbers(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if value is None else with_whole_numbers(value)
 
-    @property
-    def _classifies(self) -> bool:
-        return self.head == "sequence_classification"
-
-    def _labels(self, data: Data) -> dict[str, Any]:
-        """What a classifier's config says of the data's labels; nothing of data without any."""
-        return label_config(data) if self._classifies and data.task != "summarization" else {}
-
     @model_validator(mode="after")
     def _has_origin(self) -> Load:
         if self.source is None and self.config is None:
             raise ValueError("set `source` (a hub id or directory) or `config` (a fresh model)")
         return self
 
-    def is_random(self) -> bool:
-        return self.source is None or self._classifies  # whose head may be fresh
-
-    def reads(self) -> Mapping[Split, Reads]:
-        trains_on_recipe = (
-            isinstance(self.tokenizer, TrainTokenizer) and self.tokenizer.data is None
-        )
-        return {"train": "texts"} if trains_on_recipe or self._starts_at_labels else {}
+    @property
+    def _classifies(self) -> bool:
+        return self.head == "sequence_classification"
 
     @property
     def _starts_at_labels(self) -> bool:
         return self._classifies and self.head_bias == "labels"
 
+    @property
     def _directory(self) -> Path | None:
         """The local directory that `source` names, if it names one."""
-        return None if self.source is None else _local(self.source)
+        return None if self.source is None else local_folder(self.source)
+
+    def _labels(self, data: Data) -> dict[str, Any]:
+        """Describe the data's labels as a classifier's config does; nothing of data without any."""
+        return label_config(data) if self._classifies and data.task != "summarization" else {}
+
+    def is_random(self) -> bool:
+        return self.source is None or self._classifies  # whose head may be fresh
+
+    def reads(self) -> Mapping[Split, Reads]:
+        trained = self.tokenizer if isinstance(self.tokenizer, TrainTokenizer) else None
+        on_recipe = trained is not None and trained.data is None
+        return {"train": "texts"} if on_recipe or self._starts_at_labels else {}
+
+    def identity(self, planning: Planning) -> Mapping[str, Any]:
+        """Identify the source by its commit or its files' digests, and the tokenizer likewise."""
+        parts: dict[str, Any] = {}
+        if self._labels(planning.data):
+            parts |= {"task": planning.data.task, "labels": list(planning.data.labels)}
+        if self._directory is not None:
+            parts["files"] = digest_model(self._directory, with_code=self.trust_remote_code)
+        elif self.source is not None:
+            parts["commit"] = hub.commit(self.source, self.revision, "model")
+        if isinstance(self.tokenizer, str):
+            path = expand_home(self.tokenizer)
+            parts["tokenizer"] = (
+                digest_tokenizer(path)
+                if path.is_dir()
+                else hub.commit(self.tokenizer, "main", "model")
+            )
+        elif self.tokenizer is not None:
+            parts |= versions(("tokenizers",))  # another release may train another one
+            if self.tokenizer.data is not None:
+                parts["tokenizer"] = self.tokenizer.data.key("train", "texts")
+        return parts
+
+    def parameters(self) -> dict[str, Any]:
+        """Leave out paths and branches: digests and commits are in the key."""
+        unused = set() if self._classifies else {"head_bias"}
+        if not self.generation:
+            unused |= {"generation"}
+        if self.source is not None:
+            unused |= {"source", "revision", "config"}
+        if isinstance(self.tokenizer, str):
+            unused |= {"tokenizer"}
+        return {key: value for key, value in super().parameters().items() if key not in unused}
 
     def preview(self, planning: Planning) -> Facts | None:
-        """Facts from the config alone. Reports a missing directory, model or architecture."""
+        """Count from the config alone; report a missing directory, model or architecture."""
         if isinstance(self.tokenizer, str):
-            there = _local(self.tokenizer)
-            if there is not None and not there.is_dir():
+            directory = local_folder(self.tokenizer)
+            if directory is not None and not directory.is_dir():
                 planning.problem("tokenizer", f"no directory {self.tokenizer!r}")
-        own, folder = self._config(planning)
-        if own is None:
+        config, folder = self._read_config(planning)
+        if config is None:
             return None
-        config = own
-        self._check_one_folder(config, folder, planning)
-        model_type = str(config.get("model_type"))
-        where = "config.model_type" if self.source is None else "source"
+        self._check_origins(config, folder, planning)
+        module = self._find_architecture(config, planning)
+        if module is None:
+            return None
+        self._check_config(config, module, planning)
+        generation = self._read_generation(config, folder, planning)
+        ids = self._token_ids(config, module)
+        config = {**config, **ids, **self._labels(planning.data)}
+        untied = None
         try:
-            module = architecture(model_type)
-        except KeyError as error:
-            planning.problem(where, str(error.args[0]))
-            return None
-        if self.head not in module.HEADS:
-            hint = nearest(self.head, module.HEADS)
-            planning.problem("head", f"{model_type} has no head {self.head!r}; {hint}")
-            return None
-        for key in _secrets(self.config or {}):
-            message = "looks like a secret, and a config is written with every model that is made"
-            planning.problem(f"config.{key}", message)
-        if self.source is None:
-            self._check_keys({*module.DEFAULTS[model_type], *module.ALIASES}, planning)
-        generation = self._generation(own, folder, planning)
-        ids = self._token_ids(own, module)
-        config = {**own, **ids, **self._labels(planning.data)}
-        untied = None if folder is None else self._untied_head(folder, config, module, planning)
+            if folder is not None:
+                untied = has_own_head(folder, config, self.head, module)
+        except ValueError as error:
+            planning.problem("source", str(error))
         try:
-            found = facts(config, head=self.head, untied_head=untied)
+            result = facts(config, head=self.head, untied_head=untied)
         except ConfigError as error:
             planning.problem(f"config.{error.key}" if self.source is None else "source", str(error))
             return None
-        self._check_vocabulary(found, planning)
-        whole = folder is not None
-        for name, message in token_problems(found.config, ids, generation, whole=whole):
+        self._check_vocabulary(result, planning)
+        for name, message in token_problems(
+            result.config, ids, generation, whole=folder is not None
+        ):
             path = "source" if self.source is not None else f"config.{name}"
             planning.problem(f"generation.{name}" if name in self.generation else path, message)
-        slow = self._check_tokenizer(found, planning)
-        return replace(found, slow_tokenizer=slow, generation=generation)
+        slow = self._check_tokenizer(result, planning)
+        return replace(result, slow_tokenizer=slow, generation=generation)
 
-    def _token_ids(self, config: Mapping[str, Any], module: ModuleType) -> dict[str, Any]:
-        """The token ids of the model's config, as far as they are known before its tokenizer is."""
-        ids: dict[str, Any] = {}
-        if self.source is not None:
-            ids = dict(getattr(module, "TOKENS", {}).get(config["model_type"], {}))
-        elif isinstance(self.tokenizer, TrainTokenizer):
-            ids["pad_token_id"] = 0  # the first that is trained
-        elif self.tokenizer and (pad := _pad_id(expand_home(self.tokenizer))) is not None:
-            ids["pad_token_id"] = pad
-        own = {**config, **self.generation}
-        return ids | {name: own[name] for name in TOKEN_IDS if name in own}
-
-    def _generation(
-        self, config: Mapping[str, Any], folder: Path | None, planning: Planning
-    ) -> dict[str, Any]:
-        """The settings of a decode: the source's, and instead of them the recipe's own."""
-        for name in self.generation:
-            if name not in SETTINGS:
-                planning.problem(
-                    f"generation.{name}", f"no such setting; {nearest(name, SETTINGS)}"
-                )
-            elif SETTINGS[name] == "recipe" and self.generation[name] is not None:
-                message = "is a setting of the stages that decode, such as `evaluate`"
-                planning.problem(f"generation.{name}", message)
-        if self.generation and self.head not in ("seq2seq_lm", "causal_lm"):
-            planning.problem("generation", f"the head {self.head!r} generates nothing")
-        own: dict[str, Any] = {}
-        try:
-            if folder is None:
-                own = {} if self.source is None else settings_in(config)
-            elif self._directory() or weight_files(folder):
-                own = read_settings(folder, config)
-            elif self.head in ("seq2seq_lm", "causal_lm"):
-                own = self._hub_settings(config)
-        except Unreachable as error:
-            planning.unreached("source", str(error))
-            own = settings_in(config)
-        except ValueError as error:
-            planning.problem("source", str(error))
-        for name in find_invalid(settings := own | self.generation):
-            cure = f"`generation: {{{name}: null}}` under `model` leaves it out"
-            message = f"transformers refuses its generation config's {name}"
-            planning.problem("source", f"{message}, {settings[name]!r}; {cure}")
-        return settings
-
-    def _hub_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of a source on the hub whose weights are not here yet; in its config where
-        it has no file of them. Raises Unreachable, and ValueError for what is not JSON.
-        """
-        assert self.source is not None
-        commit = hub.commit(self.source, self.revision, "model")
-        path = hub.find_file(self.source, GENERATION, commit, "model")
-        return settings_in(config) if path is None else settings_of(path)
-
-    def _check_tokenizer(self, found: Facts, planning: Planning) -> bool:
-        """Report a tokenizer that cannot be read here; gives whether it is one without a fast twin.
-
-        Of one on the hub its files are not known: Marian's own is taken to be as all are published.
-        """
-        named = self.source if self.tokenizer is None else self.tokenizer
-        if not isinstance(named, str):
-            return False
-        key = "source" if self.tokenizer is None else "tokenizer"
-        directory = _local(named)
-        if directory is None:
-            is_slow = found.model_type == "marian" and key == "source"
-            missing = [] if not is_slow or find_spec("sentencepiece") else ["sentencepiece"]
-        else:
-            is_slow, missing = (directory / MARIANS).is_file(), missing_packages(directory)
-        if missing:
-            cure = f"not installed: {installing('sentencepiece')}"
-            planning.problem(key, f"its tokenizer needs {' and '.join(missing)}, {cure}")
-        if is_slow and planning.data.truncate == "sentences":
-            message = "Marian's tokenizer does not tell where in a text a token ends; set 'tokens'"
-            planning.problem("data.truncate", message)
-        return is_slow
-
-    def _check_vocabulary(self, found: Facts, planning: Planning) -> None:
-        """Report more pieces than the embedding has rows, where both are known without a hub."""
-        rows = found.config.get("vocab_size")
-        if not isinstance(rows, int):
-            return
-        key = "tokenizer"
-        if isinstance(self.tokenizer, TrainTokenizer):
-            key, pieces = "tokenizer.vocab_size", self.tokenizer.vocab_size
-        else:
-            directory = _local(self.tokenizer) if self.tokenizer else self._directory()
-            key = key if self.tokenizer else "source"
-            pieces = 0 if directory is None else _pieces(directory / "tokenizer.json")
-        if pieces > rows:
-            planning.problem(
-                key,
-                f"the tokenizer has {pieces:,} pieces, the model's embedding only {rows:,} rows; "
-                "set config.vocab_size to at least as many, or take the model's own tokenizer",
-            )
-
-    def _check_keys(self, known: set[str], planning: Planning) -> None:
-        """Report a key that is all but one that sizes the model: transformers would pass over it.
-
-        Others stay: a config has keys, such as its task's, that decide nothing here.
-        """
-        for key in sorted((self.config or {}).keys() & _OF_THE_RUN):
-            planning.problem(f"config.{key}", "is for what runs the model to choose; leave it out")
-        for key in sorted((self.config or {}).keys() - known):
-            if close := difflib.get_close_matches(key, known, n=1, cutoff=_ALL_BUT):
-                planning.problem(f"config.{key}", f"no such key; did you mean {close[0]!r}?")
-
-    def _check_one_folder(
-        self, config: Mapping[str, Any], folder: Path | None, planning: Planning
-    ) -> None:
-        """Report weights or code that come from where no key looks."""
-        if folder is not None and (folder / "adapter_config.json").is_file():
-            message = f"{str(folder)!r} has a PEFT adapter beside the model, which is not loaded; "
-            planning.problem("source", f"{message}merge it (`merge_and_unload`) and save that")
-        if self.source is not None and "transformers_weights" in config:
-            message = "its config's transformers_weights names a file of its own; call that file "
-            planning.problem("source", f"{message}model.safetensors, and leave the key out")
-        code = config.get("auto_map") if self.trust_remote_code else None
-        names = [str(name) for name in (code.values() if isinstance(code, dict) else ())]
-        if strange := next((name for name in names if "--" in name), None):
-            message = f"the config takes code from another repository, {strange!r}; copy it into "
-            planning.problem("trust_remote_code", f"{message}the model's folder")
-
-    def _untied_head(
-        self, folder: Path, config: Mapping[str, Any], module: ModuleType, planning: Planning
-    ) -> bool | None:
-        """Whether the head is a tensor of its own; None: as the config says.
-
-        As `from_pretrained` does it: what a config ties stays apart where the files have both with
-        other values. T5's configs always tie. Reports embeddings of which each has other values.
-        """
-        tensors, defaults = stored_tensors(folder), module.DEFAULTS[config["model_type"]]
-        given = {key: value for key, value in config.items() if value is not None}
-        full = {**defaults, **given, "head": self.head}
-        table = module.ties(full).get(_HEAD)
-        if not tensors:  # not here yet, or a `.bin`
-            return _unread_head(config)
-        if table is None or ("tie_word_embeddings" in defaults and not full["tie_word_embeddings"]):
-            return None
-        tables = [name for name in tensors if name.endswith(_EMBEDDINGS)]
-        if not full.get("share_encoder_decoder_embeddings", True):  # Marian's two vocabularies
-            tables = [name for name in tables if name == table]
-        for name in tables[1:]:
-            if not tensors[name].equals(tensors[tables[0]]):
-                message = f"{name} has other values than {tables[0]} in {str(folder)!r}"
-                planning.problem("source", f"{message}; only one table for both is offered")
-                return None
-        return _HEAD in tensors and any(not tensors[_HEAD].equals(tensors[n]) for n in tables[:1])
-
-    def _config(self, planning: Planning) -> tuple[Mapping[str, Any] | None, Path | None]:
-        """(config, the folder that it is from)."""
+    def _read_config(self, planning: Planning) -> tuple[Mapping[str, Any] | None, Path | None]:
+        """Read the config, and say which folder it is from. None where there is none to read."""
         if self.source is None:
             return self.config, None
-        directory = self._directory()
-        if directory is not None:
-            return self._local_config(directory, planning), directory
         try:
+            if self._directory is not None:
+                return read_config(self._directory), self._directory
             commit = hub.commit(self.source, self.revision, "model")
             path = hub.file(self.source, "config.json", commit, "model")
             return json.loads(path.read_text(encoding="utf-8")), path.parent
@@ -366,101 +241,176 @@ class Load(Stage):
             planning.problem("source", str(error))
             return None, None
 
-    def _local_config(self, directory: Path, planning: Planning) -> Mapping[str, Any] | None:
-        path = directory / "config.json"
-        if (directory / MANIFEST).is_file():
-            planning.problem(
-                "source",
-                f"{str(directory)!r} is an artifact of a run, whose masks or quantized weights "
-                "plain transformers would lose; take a folder that `export` wrote, or put the "
-                "stages that made it into this recipe (they are cached)",
-            )
-            return None
-        if (directory / PACKED).is_file():
-            planning.problem(
-                "source",
-                f"{str(directory)!r} is a packed export, which `compressor.load_model` reads; "
-                "export with `format: huggingface` to load it here",
-            )
-            return None
-        if not path.is_file():
-            folder = directory.parent
-            there = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-            what = "no config.json in" if directory.is_dir() else "no directory"
-            hint = f"; {nearest(directory.name, there)}" if there else ""
-            planning.problem("source", f"{what} {str(directory)!r}{hint}")
-            return None
-        for file in weight_files(directory):
-            if not file.is_file():
-                planning.problem("source", f"no file {str(file)!r}, which the index names")
-                return None
-            if file.suffix == ".safetensors" and (short := _cut_off(file)):
-                planning.problem("source", f"{str(file)!r} is cut off: {short}; copy it again")
-                return None
+    def _find_architecture(
+        self, config: Mapping[str, Any], planning: Planning
+    ) -> ModuleType | None:
+        model_type = str(config.get("model_type"))
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or too deep
-            planning.problem("source", f"{path} is not JSON: {error}")
+            module = architecture(model_type)
+        except KeyError as error:
+            key = "config.model_type" if self.source is None else "source"
+            planning.problem(key, str(error.args[0]))
             return None
-        if not isinstance(config, dict):
-            planning.problem("source", f"{path} is no model's config: it holds no object")
-            return None
-        return config
+        if self.head in module.HEADS:
+            return module
+        hint = nearest(self.head, module.HEADS)
+        planning.problem("head", f"{model_type} has no head {self.head!r}; {hint}")
+        return None
 
-    def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """The commit, or the digests of a local directory's files; and of the tokenizer's."""
-        found: dict[str, Any] = {}
-        if self._labels(planning.data):
-            found |= {"task": planning.data.task, "labels": list(planning.data.labels)}
-        directory = self._directory()
-        if directory is not None:
-            found["files"] = digest_model(directory, with_code=self.trust_remote_code)
-        elif self.source is not None:
-            found["commit"] = hub.commit(self.source, self.revision, "model")
-        if isinstance(self.tokenizer, str):
-            path = expand_home(self.tokenizer)
-            found["tokenizer"] = (
-                digest_tokenizer(path)
-                if path.is_dir()
-                else hub.commit(self.tokenizer, "main", "model")
-            )
-        elif self.tokenizer is not None:
-            found |= versions(("tokenizers",))  # another release may train another one
-            if self.tokenizer.data is not None:
-                found["tokenizer"] = self.tokenizer.data.key("train", "texts")
-        return found
+    def _check_origins(
+        self, config: Mapping[str, Any], folder: Path | None, planning: Planning
+    ) -> None:
+        """Report weights or code from a place that the key does not cover."""
+        if folder is not None and (folder / "adapter_config.json").is_file():
+            message = f"{str(folder)!r} has a PEFT adapter beside the model, which is not loaded; "
+            planning.problem("source", f"{message}merge it (`merge_and_unload`) and save that")
+        if self.source is not None and "transformers_weights" in config:
+            message = "its config's transformers_weights names a file of its own; call that file "
+            planning.problem("source", f"{message}model.safetensors, and leave the key out")
+        code = config.get("auto_map") if self.trust_remote_code else None
+        names = [str(name) for name in (code.values() if isinstance(code, dict) else ())]
+        if elsewhere := next((name for name in names if "--" in name), None):
+            message = f"the config takes code from another repository, {elsewhere!r}; copy it into "
+            planning.problem("trust_remote_code", f"{message}the model's folder")
 
-    def parameters(self) -> dict[str, Any]:
-        """Paths and branches are no part of the key: digests and commits are."""
-        fields = super().parameters()
-        if not self._classifies:
-            del fields["head_bias"]
-        if not self.generation:
-            del fields["generation"]
+    def _check_config(
+        self, config: Mapping[str, Any], module: ModuleType, planning: Planning
+    ) -> None:
+        """Report secrets in the recipe's config and, of a fresh model, keys that are misspelt.
+
+        Only a key that is almost one that sizes the model, which transformers would pass over. A
+        config has others, such as its task's, that decide nothing here.
+        """
+        own = self.config or {}
+        for key in _find_secrets(own):
+            message = "looks like a secret, and every saved model has its config beside it"
+            planning.problem(f"config.{key}", message)
         if self.source is not None:
-            del fields["source"], fields["revision"], fields["config"]
-        if isinstance(self.tokenizer, str):
-            del fields["tokenizer"]
-        return fields
+            return
+        for key in sorted(own.keys() & _RUNTIME_KEYS):
+            planning.problem(f"config.{key}", "is for what runs the model to choose; leave it out")
+        known = {*module.DEFAULTS[str(config["model_type"])], *module.ALIASES}
+        for key in sorted(own.keys() - known):
+            if close := difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT):
+                planning.problem(f"config.{key}", f"no such key; did you mean {close[0]!r}?")
+
+    def _token_ids(self, config: Mapping[str, Any], module: ModuleType) -> dict[str, Any]:
+        """Collect the token ids of the config that are known before the tokenizer is."""
+        ids: dict[str, Any] = {}
+        if self.source is not None:
+            ids = dict(getattr(module, "TOKENS", {}).get(config["model_type"], {}))
+        elif isinstance(self.tokenizer, TrainTokenizer):
+            ids["pad_token_id"] = 0  # the first that is trained
+        elif self.tokenizer and (pad := read_pad_id(expand_home(self.tokenizer))) is not None:
+            ids["pad_token_id"] = pad
+        values = {**config, **self.generation}
+        return ids | {name: values[name] for name in TOKEN_IDS if name in values}
+
+    def _read_generation(
+        self, config: Mapping[str, Any], folder: Path | None, planning: Planning
+    ) -> dict[str, Any]:
+        """Read the source's settings of generation, and put the recipe's in their place."""
+        for name, value in self.generation.items():
+            if name not in SETTINGS:
+                message = f"no such setting; {nearest(name, SETTINGS)}"
+                planning.problem(f"generation.{name}", message)
+            elif SETTINGS[name] == "recipe" and value is not None:
+                message = "is a setting of the stages that decode, such as `evaluate`"
+                planning.problem(f"generation.{name}", message)
+        if self.generation and self.head not in ("seq2seq_lm", "causal_lm"):
+            planning.problem("generation", f"the head {self.head!r} generates nothing")
+        settings: dict[str, Any] = {}
+        try:
+            settings = self._source_generation(config, folder)
+        except Unreachable as error:
+            planning.unreached("source", str(error))
+            settings = settings_in(config)
+        except ValueError as error:
+            planning.problem("source", str(error))
+        settings |= self.generation
+        for name in find_invalid(settings):
+            cure = f"`generation: {{{name}: null}}` under `model` leaves it out"
+            message = f"transformers refuses its generation config's {name}"
+            planning.problem("source", f"{message}, {settings[name]!r}; {cure}")
+        return settings
+
+    def _source_generation(self, config: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+        """Read the source's own settings. Raises Unreachable, and ValueError for what is no JSON.
+
+        Of a source on the hub whose weights are not here yet, the file of settings is fetched.
+        """
+        if self.source is None:
+            return {}
+        if folder is None:
+            return settings_in(config)
+        if self._directory or weight_files(folder):
+            return read_settings(folder, config)
+        if self.head not in ("seq2seq_lm", "causal_lm"):
+            return {}
+        commit = hub.commit(self.source, self.revision, "model")
+        path = hub.find_file(self.source, GENERATION, commit, "model")
+        return settings_in(config) if path is None else settings_of(path)
+
+    def _check_tokenizer(self, model: Facts, planning: Planning) -> bool:
+        """Report a tokenizer that cannot be read here. Whether it is a slow one, Marian's own.
+
+        The files of one on the hub are not known: Marian's is taken to be as all are published.
+        """
+        key = "source" if self.tokenizer is None else "tokenizer"
+        name = getattr(self, key)
+        if not isinstance(name, str):
+            return False
+        directory = local_folder(name)
+        if directory is None:
+            is_slow = model.model_type == "marian" and key == "source"
+            missing = [] if not is_slow or find_spec("sentencepiece") else ["sentencepiece"]
+        else:
+            is_slow, missing = (directory / MARIANS).is_file(), missing_packages(directory)
+        if missing:
+            cure = f"not installed: {installing('sentencepiece')}"
+            planning.problem(key, f"its tokenizer needs {' and '.join(missing)}, {cure}")
+        if is_slow and planning.data.truncate == "sentences":
+            message = "Marian's tokenizer does not tell where in a text a token ends; set 'tokens'"
+            planning.problem("data.truncate", message)
+        return is_slow
+
+    def _check_vocabulary(self, model: Facts, planning: Planning) -> None:
+        """Report more tokens than the embedding has rows, where both are known without a hub."""
+        rows = model.config.get("vocab_size")
+        if not isinstance(rows, int):
+            return
+        if isinstance(self.tokenizer, TrainTokenizer):
+            key, tokens = "tokenizer.vocab_size", self.tokenizer.vocab_size
+        else:
+            key = "tokenizer" if self.tokenizer else "source"
+            directory = local_folder(self.tokenizer) if self.tokenizer else self._directory
+            tokens = 0 if directory is None else count_tokens(directory / "tokenizer.json")
+        if tokens > rows:
+            planning.problem(
+                key,
+                f"the tokenizer has {tokens:,} tokens, the model's embedding only {rows:,} rows; "
+                "set config.vocab_size to at least as many, or take the model's own tokenizer",
+            )
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
-        """Load, and compare what came with the config it was planned from."""
+        """Load or build the model, and its tokenizer."""
         import torch
 
         from compressor.checkpoint import Checkpoint
         from compressor.losses import CAUSAL_TYPES
 
         torch.manual_seed(context.seed)  # a fresh head on a pretrained body is random too
-        tokenizer = self._tokenizer(context)
-        task = self._labels(context.data)
+        tokenizer = self._load_tokenizer(context)
+        labels = self._labels(context.data)
         if self.source is None:
-            model = self._fresh(tokenizer, task)
+            model = self._build(tokenizer, labels)
         else:
-            model = self._pretrained(context, task)
-        if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model = self._load_pretrained(context, labels)
+        rows = model.get_input_embeddings().num_embeddings
+        if tokenizer is not None and len(tokenizer) > rows:
             raise StageError(
-                f"the tokenizer has {len(tokenizer)} pieces, the model's embedding only "
-                f"{model.get_input_embeddings().num_embeddings} rows; raise config.vocab_size"
+                f"the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows} "
+                "rows; raise config.vocab_size"
             )
         checkpoint = Checkpoint(model.eval(), tokenizer, self.head)
         checkpoint.require_finite(
@@ -468,19 +418,19 @@ class Load(Stage):
         )
         if self._classifies and tokenizer is not None and model.config.model_type in CAUSAL_TYPES:
             model.config.pad_token_id = checkpoint.pad_id  # it looks for the last token before
-        if task and self._starts_at_labels:
+        if labels and self._starts_at_labels:
             start_at_labels(model, context.rows("train").labels)
         return checkpoint
 
-    def _fresh(self, tokenizer: PreTrainedTokenizerBase | None, task: Mapping[str, Any]) -> Any:
-        """A model with random weights, which means by pad, bos and eos what the tokenizer does."""
+    def _build(self, tokenizer: PreTrainedTokenizerBase | None, labels: Mapping[str, Any]) -> Any:
+        """Build a model with random weights, and with the tokenizer's ids of pad, bos and eos."""
         from transformers import AutoConfig
 
         from compressor.checkpoint import build
 
         assert self.config is not None
         ids = {k: v for k, v in self.generation.items() if k in TOKEN_IDS}
-        values = {**self.config, **task, **ids}
+        values = {**self.config, **labels, **ids}
         model_type = values.pop("model_type")
         for token in ("pad", "bos", "eos"):
             number = getattr(tokenizer, f"{token}_token_id", None)
@@ -491,60 +441,60 @@ class Load(Stage):
         config = AutoConfig.for_model(model_type, **values)
         config._attn_implementation = None  # as in `checkpoint.load_config`
         if getattr(config, "forced_eos_token_id", None) and "forced_eos_token_id" not in values:
-            config.forced_eos_token_id = (
-                config.eos_token_id
-            )  # BART's default is its own tokenizer's
+            config.forced_eos_token_id = config.eos_token_id  # BART's is its own tokenizer's
         model = build(config, self.head, untied_head=values.get("tie_word_embeddings") is False)
         if self.generation:
             model.generation_config = self._generation_config(model.generation_config.to_dict())
         return model
 
-    def _generation_config(self, own: Mapping[str, Any]) -> GenerationConfig:
-        """The source's own with the recipe's settings instead. Raises StageError."""
+    def _generation_config(self, settings: Mapping[str, Any]) -> GenerationConfig:
+        """Put the recipe's settings into the source's own. Raises StageError."""
         from transformers import GenerationConfig
 
-        settings = {k: v for k, v in {**own, **self.generation}.items() if v is not None}
+        merged = {k: v for k, v in {**settings, **self.generation}.items() if v is not None}
         try:
-            return GenerationConfig.from_dict(settings)
+            return GenerationConfig.from_dict(merged)
         except (ValueError, TypeError) as error:
             raise StageError(f"model.generation: {str(error).splitlines()[0]}") from error
 
-    def _pretrained(self, context: Context, task: Mapping[str, Any]) -> Any:
+    def _load_pretrained(self, context: Context, labels: Mapping[str, Any]) -> Any:
         from compressor.checkpoint import load_pretrained
 
-        directory = self._directory() or self._download(context)
-        trust = self.trust_remote_code
-        own = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        generation, config = None, task
+        directory = self._directory or self._download(context)
+        source = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        generation, ids = None, dict[str, Any]()
         if self.generation:
-            generation = self._generation_config(read_settings(directory, own))
-            config = {**task, **{k: v for k, v in self.generation.items() if k in TOKEN_IDS}}
+            generation = self._generation_config(read_settings(directory, source))
+            ids = {k: v for k, v in self.generation.items() if k in TOKEN_IDS}
         model = load_pretrained(
-            directory, self.head, trust_remote_code=trust, config=config, generation=generation
+            directory,
+            self.head,
+            trust_remote_code=self.trust_remote_code,
+            config={**labels, **ids},
+            generation=generation,
         )
-        for name in self.generation.keys() & TOKEN_IDS:
-            setattr(model.config, name, self.generation[name])  # of which T5's class knows not all
+        for name, value in ids.items():
+            setattr(model.config, name, value)  # T5's class does not know all of them
         if not any(directory.glob("*.safetensors")):
-            self._require_planned_head(model, directory)
-        if task:
-            context.metrics["head"] = said = fit_head(model, own, list(context.data.labels))
-            context.progress.say(f"  the classifier's head: {said}")
+            self._require_planned_head(model, source, directory)
+        if labels:
+            context.metrics["head"] = origin = fit_head(model, source, list(context.data.labels))
+            context.progress.say(f"  the classifier's head: {origin}")
         return model
 
-    def _require_planned_head(self, model: PreTrainedModel, directory: Path) -> None:
-        """Raise StageError where a `.bin`, which a plan does not read, has another head than its
-        config says.
-        """
+    def _require_planned_head(
+        self, model: PreTrainedModel, config: Mapping[str, Any], directory: Path
+    ) -> None:
+        """Raise StageError where a `.bin`, which no plan reads, contradicts its config's head."""
         from compressor.checkpoint import has_untied_head
 
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        planned = _HEAD in facts(config, head=self.head, untied_head=_unread_head(config)).shapes
-        if planned != bool(has_untied_head(model)):
-            apart = "equal to its embedding" if planned else "other than its embedding"
+        planned = facts(config, head=self.head, untied_head=has_own_unread_head(config))
+        if (HEAD in planned.shapes) != bool(has_untied_head(model)):
+            verb = "equals" if HEAD in planned.shapes else "differs from"
             raise StageError(
-                f"the head in {directory} is {apart}, and its config says otherwise: all counts of "
-                "the plan would be wrong. A plan does not read a .bin; save the model once more "
-                "with transformers, as safetensors"
+                f"the head in {directory} {verb} its embedding, and its config says otherwise: all "
+                "counts of the plan would be wrong. A plan does not read a .bin; save the model "
+                "again with transformers, as safetensors"
             )
 
     def _download(self, context: Context) -> Path:
@@ -557,17 +507,11 @@ class Load(Stage):
         context.metrics["commit"] = commit
         return folder
 
-    def _tokenizer(self, context: Context) -> PreTrainedTokenizerBase | None:
+    def _load_tokenizer(self, context: Context) -> PreTrainedTokenizerBase | None:
         from compressor.checkpoint import has_tokenizer, load_tokenizer
 
         if isinstance(self.tokenizer, TrainTokenizer):
-            from compressor.data.tokenizer import train_tokenizer
-
-            data = self.tokenizer.data
-            rows = data.load("train") if data is not None else context.rows("train")
-            return train_tokenizer(
-                [*rows.texts, *rows.summaries], vocab_size=self.tokenizer.vocab_size
-            )
+            return self._train_tokenizer(self.tokenizer, context)
         source = self.tokenizer or self.source
         if source is None:
             return None
@@ -582,129 +526,20 @@ class Load(Stage):
             raise StageError(f"{needs}, not installed: {installing('sentencepiece')}")
         return load_tokenizer(source, revision=commit)
 
+    def _train_tokenizer(
+        self, settings: TrainTokenizer, context: Context
+    ) -> PreTrainedTokenizerBase:
+        from compressor.data.tokenizer import train_tokenizer
 
-def label_config(data: Data) -> dict[str, Any]:
-    """What transformers' config says of a classifier for the data's labels."""
-    several = data.task == "multi_label"
-    return {
-        "problem_type": f"{'multi' if several else 'single'}_label_classification",
-        "id2label": dict(enumerate(data.labels)),
-        "label2id": {name: index for index, name in enumerate(data.labels)},
-        "num_labels": len(data.labels),
-    }
+        data = settings.data
+        rows = context.rows("train") if data is None else data.load("train")
+        return train_tokenizer([*rows.texts, *rows.summaries], vocab_size=settings.vocab_size)
 
 
-def fit_head(model: PreTrainedModel, own: Mapping[str, Any], labels: list[str]) -> str:
-    """Make the rows of a loaded classifier's last layer mean `labels`, in their order.
-
-    `own` is the config that the source came with. A head for the same labels in another order is
-    put in this one; one for other labels is drawn anew. Says which, and leaves a head alone whose
-    labels have no names, or that transformers has just drawn.
-    """
-    import torch
-    from torch import nn
-
-    if not any("ForSequenceClassification" in name for name in own.get("architectures") or ()):
-        return "fresh"
-    named = own.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    names = [str(name) for _, name in sorted(named.items(), key=lambda item: int(item[0]))]
-    if len(names) != len(labels):
-        return f"fresh: the source's is for {len(names)} labels, not {len(labels)}"
-    if names == labels or all(name == f"LABEL_{i}" for i, name in enumerate(names)):
-        return "the source's"
-    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    if set(names) != set(labels):
-        with torch.no_grad():
-            last.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
-            if last.bias is not None:
-                last.bias.zero_()
-        strange = next(name for name in names if name not in labels)
-        return f"fresh: the source's is for other labels, such as {strange!r}"
-    order = [names.index(label) for label in labels]
-    with torch.no_grad():
-        for tensor in (last.weight, last.bias):
-            if tensor is not None:
-                tensor.copy_(tensor[order].clone())
-    return "the source's, in the order of data.labels"
-
-
-def start_at_labels(model: PreTrainedModel, labels: list[list[int]]) -> None:
-    """Give a classifier whose last bias is all zero, as a fresh one's, the labels' log-odds.
-
-    `labels`: 0 or 1 for each label, or one class a row. Counts are raised by a half, so that a
-    label that all rows have, or none, gets a finite one. A head without a bias is left alone.
-    """
-    import torch
-    from torch import nn
-
-    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    if last.bias is None or bool(last.bias.any()):
-        return
-    table, count = torch.tensor(labels, dtype=torch.float64), len(labels)
-    with torch.no_grad():
-        if model.config.problem_type == "multi_label_classification":
-            share = (table.sum(0) + 0.5) / (count + 1)
-            last.bias.copy_(torch.logit(share))
-        else:
-            numbers = torch.bincount(table[:, 0].long(), minlength=model.config.num_labels)
-            last.bias.copy_(((numbers + 0.5) / (count + 0.5 * len(numbers))).log())
-
-
-def _secrets(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """The key paths of a config that name a secret."""
+def _find_secrets(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the key paths of a config that name a secret."""
     for key, value in config.items():
         if is_secret(str(key)):
-            yield f"{above}{key}"
+            yield f"{prefix}{key}"
         elif isinstance(value, Mapping):
-            yield from _secrets(value, f"{above}{key}.")
-
-
-def _unread_head(config: Mapping[str, Any]) -> bool | None:
-    """Whether a head is a tensor of its own in files that were not read; None: as the config says.
-
-    LongT5's files have none, whatever their configs say.
-    """
-    return False if config["model_type"] == "longt5" else None
-
-
-def _local(source: str) -> Path | None:
-    """The local directory that a name stands for, there or not; None for a name of the hub."""
-    path = expand_home(source)
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
-    return path if looks_local or path.is_dir() else None
-
-
-def _pieces(path: Path) -> int:
-    """How many ids a `tokenizer.json` gives, counted from 0; 0 where there is none to read."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        vocabulary, added = document["model"]["vocab"], document["added_tokens"]
-        own = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        return 1 + max([*own, *(token["id"] for token in added)], default=-1)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        # The run will say what is wrong with it.
-        return 0
-
-
-def _pad_id(directory: Path) -> int | None:
-    """The id of a tokenizer's pad, where its files tell it."""
-    try:
-        settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-        document = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
-        pad = settings["pad_token"]
-        text = pad["content"] if isinstance(pad, dict) else pad
-        ids = {token["content"]: int(token["id"]) for token in document["added_tokens"]}
-        return ids.get(text)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def _cut_off(path: Path) -> str:
-    """How much of a safetensors file is there, where its header names more; "" where all is."""
-    header, begin = read_header(path)
-    tensors = [each for each in header.values() if isinstance(each, dict)]
-    offsets = [each.get("data_offsets") for each in tensors]
-    ends = [pair[1] for pair in offsets if isinstance(pair, list) and len(pair) == 2]
-    ends = [end for end in ends if isinstance(end, int)]  # of another form the run will tell
-    there, whole = path.stat().st_size, begin + max(ends, default=0)
-    return f"{there:,} of {whole:,} bytes" if there < whole else ""
+            yield from _find_secrets(value, f"{prefix}{key}.")

@@ -39,10 +39,10 @@ def make_inputs(folder: Path, rows: int) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     from compressor.checkpoint import Checkpoint, build, keep_layers, load_pretrained
+    from compressor.classifier_head import label_config
     from compressor.data.sources import Files, Messages
     from compressor.data.tokenizer import train_tokenizer
     from compressor.recipe import compose
-    from compressor.stages.load import label_config
 
     torch.manual_seed(0)
     where = SHARED / "data" / "goemotions"
