@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 PARENT = "COMPRESSOR_PARENT"
 """The variable that tells a process of ours which one it works for."""
 PARENT_POLL_SECONDS = 0.2
@@ -83,6 +81,8 @@ def end_with(parent: int) -> None:
     """End this process when `parent` ends, however that ends; or the launcher between them, which
     would have seen to it that no process of several goes on without another.
     """
+    import psutil
+
     launcher, name = os.getppid(), f"end with {parent}"
     if any(thread.name == name for thread in threading.enumerate()):
         return
@@ -117,6 +117,8 @@ def described(number: int | None = None) -> dict[str, Any]:
 
     Where the system tells it, `since_boot` too: seconds that no change of the clock moves.
     """
+    import psutil
+
     process = psutil.Process(number)
     about = {"host": platform.node(), "id": process.pid, "created": process.create_time()}
     since_boot = _since_boot(process.pid)
@@ -135,6 +137,8 @@ def is_there(process: Mapping[str, Any]) -> bool:
 
 
 def _runs_here(process: Mapping[str, Any]) -> bool:
+    import psutil
+
     try:
         found = psutil.Process(process["id"])
         if found.status() == psutil.STATUS_ZOMBIE:  # it has ended, and its parent has not looked

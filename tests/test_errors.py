@@ -133,39 +133,6 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, run, content, expected) -
     assert expected in result.err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["run", "homework/v7"], "did you mean 'homework/v"),
-        (["run", "demmo"], "did you mean 'demo'?"),
-        (["run", "nothere.yaml"], "no recipe file 'nothere.yaml'"),
-        (["run", "demo", "model=tinny"], "did you mean 'tiny'?"),
-        (["run", "demo", "stages.prune.amount.lm_head=0.1"], "did you mean 'amounts'?"),
-        (["run", "demo", "stages.prune.amounts.lm_head=0.1,0.3"], "add -m"),
-        (["run", "demo", "seeed=1"], "did you mean 'seed'?"),
-        (["run", "demo", "stages.prun.amounts.lm_head=0.1"], "did you mean 'prune'?"),
-        (["run", "demo", "-m", "stages.prune.amounts.lm_head=0.1,1.5"], "1.5"),
-        (["run", "demo", "-m", "stages.prune.amounts.lm_head=range(1,3)"], "got 2"),
-        (["run", "demo", "-m", "training=quick,quik"], "did you mean 'quick'?"),
-        (["run", "demo", "data=files"], "files.yaml:"),
-        (["run", "demo", "data=null"], "must be a string"),
-        (["run", "."], "is a folder"),
-        (["run", "demo", "stages.prune=[oops"], "override"),
-        (["run", "demo", "--seed=3"], "a setting has no dashes: seed=3"),
-        (["run"], "required: recipe\n"),
-        (["reproduce"], "required: run\n"),
-        (["stages", "prun"], "did you mean 'prune'?"),
-        (["score", "nothere.csv"], "nothere.csv"),
-        (["show", "nothere"], "no run's directory"),
-    ],
-)
-def test_a_wrong_command_is_refused_with_the_cure(run, arguments, expected) -> None:
-    """Exit code 2, and the nearest thing that exists."""
-    result = run(*arguments)
-    assert result.code == 2, result.out + result.err
-    assert expected in result.err
-
-
 def test_a_recipe_called_hydra_is_checked_as_any_other(recipe, run) -> None:
     """Neither its name nor a group of that name hides a section that would run code."""
     section = ("stages:\n", "hydra: {callbacks: {x: {_target_: os.system}}}\nstages:\n")
@@ -322,11 +289,3 @@ def test_a_recipe_that_is_named_wrongly_is_told(recipe, run, name, given, expect
     result = run("plan", given)
     assert result.code == 2
     assert expected in result.err
-
-
-def test_an_argument_of_a_thousand_characters_is_not_repeated_whole(recipe, run) -> None:
-    """Regression: two of them were, twice each, in one line."""
-    result = run("plan", recipe(), f"--stages.prune.amounts={'a' * 1000}")
-    assert result.code == 2
-    assert "unrecognized arguments: --stages.prune.amounts=aaa" in result.err
-    assert max(map(len, result.err.splitlines())) < 700

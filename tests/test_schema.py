@@ -7,8 +7,6 @@ import inspect
 import json
 import operator
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache, reduce
 from pathlib import Path
@@ -240,17 +238,3 @@ def test_a_setting_is_described_in_plain_words() -> None:
     ):
         (field,) = (field for field in list_fields(kind) if field.path == path)
         assert (field.form, field.default) == (form, default)
-
-
-def test_the_commands_import_no_torch(tmp_path: Path) -> None:
-    """`schema`, `stages prune` and `new` answer at once."""
-    code = (
-        "import sys; from compressor.cli import main; codes = [main(each) for each in ("
-        "['schema', '--composed', '--output', 'x.json'], ['stages', 'prune'], ['stages', '--json'],"
-        " ['new', 'mine.yaml'])]; heavy = {'torch', 'transformers', 'datasets', 'numpy'}; "
-        "print(codes, sorted(heavy & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0] []"
-    assert json.loads((tmp_path / "x.json").read_text()) == composed_schema()

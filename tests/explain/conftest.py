@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.cli import main
+from compressor.cli.main import main
 
 RECIPE = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
@@ -63,10 +63,7 @@ class Place:
         """Give a command, in this process: importing torch for each would take most of the time."""
         out, err = io.StringIO(), io.StringIO()
         with chdir(self.folder), redirect_stdout(out), redirect_stderr(err):
-            try:
-                code = main([str(argument) for argument in arguments])
-            except SystemExit as wrong:  # of argparse
-                code = int(wrong.code or 0)
+            code = main([str(argument) for argument in arguments])
         assert "Traceback" not in out.getvalue() + err.getvalue()
         return Said(code, out.getvalue(), err.getvalue())
 

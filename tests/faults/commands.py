@@ -7,7 +7,7 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
-from compressor.cli import main
+from compressor.cli.main import main
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,5 @@ def told(*arguments: str) -> Told:
     out, err = Standard(), Standard()
     began = time.process_time()
     with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = main(arguments)
-        except SystemExit as ended:  # of argparse
-            code = ended.code if isinstance(ended.code, int) else 1
+        code = main(arguments)
     return Told(code, out.getvalue(), err.getvalue(), time.process_time() - began)

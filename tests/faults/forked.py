@@ -23,7 +23,7 @@ from typing import Any, Self
 IMPORTED = (
     *("torch", "transformers", "transformers.generation", "accelerate", "datasets", "plotly"),
     *("jinja2", "evaluate", "rouge_score.rouge_scorer", "pyarrow.parquet", "rich.console"),
-    *("compressor.cli", "compressor.commands", "compressor.runner", "compressor.training"),
+    *("compressor.cli.main", "compressor.runner", "compressor.training"),
     *("compressor.report.page", "compressor.report.card", "compressor.sweeps.sweep"),
     *("compressor.sweeps.search", "compressor.explain.compare", "compressor.explain.reproduce"),
     *("compressor.backends.pytorch", "compressor.generation", "compressor.packed_model"),
@@ -135,12 +135,9 @@ def _child(task: dict[str, Any]) -> int:
         os.setgroups([])
         os.setgid(task["user"])
         os.setuid(task["user"])
-    from compressor.cli import main
+    from compressor.cli.main import main
 
-    try:
-        return main(task["arguments"])
-    except SystemExit as error:  # argparse's
-        return error.code if isinstance(error.code, int) else 1
+    return main(task["arguments"])
 
 
 def _serve() -> None:

@@ -21,7 +21,7 @@ from transformers import modeling_utils
 from transformers.integrations import hub_kernels
 
 import compressor
-from compressor.cli import main
+from compressor.cli.main import main
 from tests.conftest import RECIPE
 from tests.faults.commands import Told, told
 

@@ -155,7 +155,7 @@ def _count_operations(told: TextIO, asked: str) -> None:
 
 def _become(request: dict[str, Any]) -> NoReturn:
     """In the forked process: be the command, but for the interpreter's farewell to all modules."""
-    from compressor.cli import main
+    from compressor.cli.main import main
 
     os.setsid()
     os.chdir(request["cwd"])
@@ -175,10 +175,7 @@ def _become(request: dict[str, Any]) -> NoReturn:
         told = Path(OPERATIONS).open("w", 1, encoding="utf-8")  # noqa: SIM115  # stays open
         _count_operations(told, request["environment"][SIGNAL_AT])
     sys.argv = ["compressor", *request["arguments"]]
-    try:
-        code = main(request["arguments"])
-    except SystemExit as error:  # of argparse
-        code = int(error.code or 0)
+    code = main(request["arguments"])
     # As the interpreter does: what waits for threads (joblib's, for its processes) comes first.
     threading._shutdown()
     atexit._run_exitfuncs()

@@ -167,7 +167,7 @@ def test_plan_says_the_space_and_what_trials_share(
         [
             *(sys.executable, "-c"),
             "import sys; sys.modules['optuna'] = None\n"
-            "from compressor.cli import main; sys.exit(main(sys.argv[1:]))",
+            "from compressor.cli.main import main; sys.exit(main(sys.argv[1:]))",
             *("run", str(path), "-m", *overrides),
         ],
         capture_output=True,

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from compressor.cli import main
+from compressor.cli.main import main
 from compressor.errors import StageError
 from compressor.keys import digest
 from compressor.sweeps.folder import SweepFolder, asked

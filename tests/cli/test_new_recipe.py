@@ -10,8 +10,9 @@ import pytest
 from jsonschema import Draft7Validator
 from omegaconf import OmegaConf
 
+from compressor.cli.main import main
+from compressor.cli.new_recipe import new
 from compressor.errors import RecipeError
-from compressor.new import new
 from compressor.plan import plan
 from compressor.recipe import Composed, compose
 from compressor.recipe_files import recipe_names
@@ -42,8 +43,9 @@ def test_a_new_recipe_plans_to_the_keys_of_the_one_it_extends(name: str, tmp_pat
     file, original = tmp_path / "mine.yaml", compose(name)
     expected = keys(original)
     new(file, name)
-    assert values(compose(str(file))) == values(original)
-    assert keys(compose(str(file))) == expected
+    extended = compose(str(file))
+    assert values(extended) == values(original)
+    assert keys(extended) == expected
     assert SCHEMA.is_valid(as_json(OmegaConf.to_container(OmegaConf.load(file))))
     text = SETTING.sub(r"\1", file.read_text())
     assert text != file.read_text()
@@ -111,10 +113,10 @@ def test_new_refuses_what_would_not_work(tmp_path: Path) -> None:
     assert "defaults: [/demo, _self_]" in (tmp_path / "there.yaml").read_text()
 
 
-def test_the_command_says_what_to_do_next(run) -> None:
+def test_the_command_says_what_to_do_next(tmp_path: Path, monkeypatch, capsys) -> None:
     """It writes from `demo`; a second time it refuses, with exit code 2."""
-    done = run("new", "mine.yaml")
-    assert done.code == 0
-    assert "compressor plan mine.yaml" in done.out
-    assert run("plan", "mine.yaml").code == 0
-    assert run("new", "mine.yaml").code == 2
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "mine.yaml"]) == 0
+    assert "compressor plan mine.yaml" in capsys.readouterr().out
+    assert main(["plan", "mine.yaml"]) == 0
+    assert main(["new", "mine.yaml"]) == 2

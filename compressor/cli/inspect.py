@@ -1,0 +1,144 @@
+"""Commands about runs that were made: `show`, `watch`, `compare`, `why` and `reproduce`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from compressor.cli import DONE, FAILED
+from compressor.cli.shared import OUTPUTS, AsJson, Outputs, RunName, open_console, print_json
+from compressor.errors import RecipeError
+from compressor.processes import sigterm_as_keyboard_interrupt
+
+
+def show_run(
+    run: RunName,
+    *,
+    scores: Annotated[
+        bool, Option("--scores", help="precision, recall and F1 of every ROUGE as well")
+    ] = False,
+    outputs: Outputs = OUTPUTS,
+    as_json: AsJson = False,
+) -> int:
+    """Show a run and its results, or a sweep's points."""
+    from compressor.explain import show
+    from compressor.explain.past import PastRun, find
+
+    folder = find(run, outputs)
+    if show.is_sweep(folder):
+        if as_json:
+            raise RecipeError(f"--json is of one run; {folder} is a sweep's: it has a sweep.csv")
+        show.print_sweep(folder, open_console())
+        return DONE
+    past_run = PastRun.read(folder)
+    if as_json:
+        print_json(show.about(past_run))
+    else:
+        show.print_run(past_run, open_console(), scores=scores)
+    return DONE
+
+
+def watch_run(run: RunName, *, outputs: Outputs = OUTPUTS) -> int:
+    """Follow a run from another terminal."""
+    from compressor.explain.past import find
+    from compressor.watch import watch
+
+    try:
+        with sigterm_as_keyboard_interrupt():
+            return DONE if watch(find(run, outputs), open_console()) else FAILED
+    except KeyboardInterrupt:
+        print("\nnot watching any more; the run goes on", file=sys.stderr)
+        return DONE
+
+
+def compare_runs(
+    runs: Annotated[
+        list[str],
+        Argument(metavar="RUN", help="runs' directories, or recipes' names; the baseline first"),
+    ],
+    *,
+    html: Annotated[
+        Path | None, Option(metavar="FILE", help="write a page with charts too")
+    ] = None,
+    outputs: Outputs = OUTPUTS,
+    as_json: AsJson = False,
+) -> int:
+    """Compare runs with the first of them."""
+    from compressor.explain.compare import compare
+    from compressor.explain.compare_tables import print_comparison
+    from compressor.explain.past import PastRun, find
+
+    if len(runs) < 2:
+        raise RecipeError("compare: expected at least two runs, the baseline first")
+    comparison = compare([PastRun.read(find(name, outputs)) for name in runs])
+    if html is not None:
+        from compressor.explain.page import write_page
+
+        write_page(html, comparison)
+    if as_json:
+        print_json(comparison.as_json())
+        return DONE
+    print_comparison(comparison, open_console())
+    if html is not None:
+        print(f"page: {html}")
+    return DONE
+
+
+def explain_stage(
+    run: RunName,
+    stage: Annotated[str, Argument(metavar="STAGE", help="a stage of the run")],
+    *,
+    outputs: Outputs = OUTPUTS,
+    as_json: AsJson = False,
+) -> int:
+    """Say why a stage ran, or that it came from the store."""
+    from compressor.explain.past import PastRun, find
+    from compressor.explain.why import explain, print_explanation
+
+    explanations = explain(PastRun.read(find(run, outputs)), stage)
+    if as_json:
+        print_json([explanation.as_json() for explanation in explanations])
+        return DONE
+    for explanation in explanations:
+        print_explanation(explanation, open_console())
+    return DONE
+
+
+def reproduce_run(
+    run: RunName,
+    overrides: Annotated[
+        list[str],
+        Argument(
+            metavar="KEY=VALUE",
+            default_factory=list,
+            show_default=False,
+            help="secrets: they are not recorded",
+        ),
+    ],
+    *,
+    into: Annotated[Path | None, Option(metavar="DIR", help="the outputs of the new run")] = None,
+    outputs: Outputs = OUTPUTS,
+    as_json: AsJson = False,
+) -> int:
+    """Run a run's recipe again, and compare what comes out.
+
+    Exit code 1 where something differs that should be equal.
+    """
+    from compressor.explain import reproduce
+    from compressor.explain.past import PastRun, find
+    from compressor.explain.reproduction import print_reproduction
+
+    past_run = PastRun.read(find(run, outputs))
+    past_run.require_records()
+    values = reproduce.recipe_values(past_run, overrides)
+    folder = reproduce.into(past_run, into, outputs)
+    with reproduce.kept_if_filled(folder), sigterm_as_keyboard_interrupt():
+        reproduction = reproduce.reproduce(past_run, folder, values, open_console(stderr=as_json))
+    if as_json:
+        print_json(reproduction.as_json())
+    else:
+        print_reproduction(reproduction, open_console())
+    return DONE if reproduction.equal else FAILED

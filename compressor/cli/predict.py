@@ -1,0 +1,135 @@
+"""Commands that use a model or its predictions: `summarize`, `classify` and `score`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from typer import Argument, Option
+
+from compressor.cli import DONE
+from compressor.cli.shared import OUTPUTS, AsJson, Lines, ModelPlace, open_console, print_json
+from compressor.errors import RecipeError
+from compressor.printed import complain, printable
+
+
+def summarize_texts(
+    place: ModelPlace,
+    *,
+    lines: Lines = False,
+    max_length: Annotated[int | None, Option(min=2, help="limit of a summary, in tokens")] = None,
+    num_beams: Annotated[int, Option(min=1, help="1 is greedy")] = 1,
+) -> int:
+    """Summarize a text from the standard input."""
+    import compressor
+
+    texts, predictor = _read_texts(lines=lines), compressor.load(_find_place(place))
+    for summary in predictor.summarize(texts, max_length=max_length, num_beams=num_beams):
+        print(printable(" ".join(summary.split("\n"))))
+    return DONE
+
+
+def classify_texts(place: ModelPlace, *, lines: Lines = False) -> int:
+    """Print the labels' probabilities of a text from the input."""
+    import compressor
+
+    texts, predictor = _read_texts(lines=lines), compressor.load(_find_place(place))
+    for labels in predictor.classify(texts):
+        ordered = sorted(labels.items(), key=lambda item: -item[1])
+        print(printable("  ".join(f"{name} {share:.4f}" for name, share in ordered)))
+    return DONE
+
+
+def score_predictions(
+    file: Annotated[
+        Path,
+        Argument(
+            metavar="FILE",
+            help="with columns `prediction` and `reference`; or a recipe's name, for its latest "
+            "run's",
+        ),
+    ],
+    *,
+    rouge_tokenizer: Annotated[
+        Literal["english", "unicode"] | None,
+        Option(
+            help="ROUGE's words: stemmed ones of a-z and 0-9, or those of any script; default: by "
+            "the references"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Score a predictions.csv again."""
+    from compressor.metrics import label_predictions, predictions
+    from compressor.metrics.rouge import warn_of_wordless
+
+    path = _find_place(file)
+    path = path / "predictions.csv" if path.is_dir() else path
+    try:
+        if path.is_file() and label_predictions.is_labelled(path):
+            _print_label_scores(label_predictions.score(path), as_json=as_json)
+            return DONE
+        scores = predictions.score_predictions(path, tokenizer=rouge_tokenizer)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if warning := warn_of_wordless(next(reversed(scores.values()))):
+        complain("warning", warning)
+    _print_scores(scores, as_json=as_json)
+    return DONE
+
+
+def _read_texts(*, lines: bool) -> list[str]:
+    text = sys.stdin.read().removesuffix("\n")  # which `echo` puts there
+    texts = text.split("\n") if lines else [text]
+    if not any(text.strip() for text in texts):
+        raise RecipeError("there is no text on the standard input: compressor … < text")
+    return texts
+
+
+def _find_place(name: Path) -> Path:
+    """Find what lies there, or else the latest run of a recipe of that name."""
+    from compressor.explain.past import find
+
+    is_file = name.exists() or name.suffix == ".csv"
+    return name if is_file else find(str(name), OUTPUTS)
+
+
+def _print_scores(scores: Mapping[int | None, Any], *, as_json: bool) -> None:
+    """Print the ROUGE of each `max_length`."""
+    from rich.table import Table
+
+    if as_json:
+        print_json({str(limit): values for limit, values in scores.items()})
+        return
+    names = ("rouge1", "rouge2", "rougeL", "rougeLsum", "gen_len", "cut_off")
+    table = Table("max_length", *names, "rougeLsum 95 %", header_style="bold")
+    for limit, values in scores.items():
+        low, high = values["intervals"]["rougeLsum"]
+        cells = (f"{values[name]:.4f}" if name in values else "" for name in names)
+        table.add_row("" if limit is None else str(limit), *cells, f"{low:.4f} … {high:.4f}")
+    open_console().print(table)
+    print(f"ROUGE's tokenizer: {values['rouge_tokenizer']}")
+
+
+def _print_label_scores(scores: Mapping[str, Any], *, as_json: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if as_json:
+        print_json(scores)
+        return
+    names = ("positives", "given", "f1", "roc_auc", "average_precision")
+    table = Table("label", *names, header_style="bold")
+    for name, values in scores["labels"].items():
+        table.add_row(escape(name), *(_number(values[key]) for key in names))
+    table.add_section()
+    means = (scores[key] for key in ("macro_f1", "roc_auc", "average_precision"))
+    table.add_row("mean", "", "", *map(_number, means))
+    open_console().print(table)
+    print(f"micro F1 {scores['micro_f1']:.4f}, rows without a mistake {scores['accuracy']:.4f}")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,56 @@
+"""What commands share: arguments, options, and how they print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+if TYPE_CHECKING:
+    from compressor.console import PlainConsole
+
+RecipeName = Annotated[
+    str,
+    Argument(metavar="RECIPE", help="a checked-in recipe, such as homework/v3, or a .yaml file"),
+]
+Overrides = Annotated[
+    list[str],
+    Argument(
+        metavar="OVERRIDES",
+        default_factory=list,
+        show_default=False,
+        help="Hydra overrides, such as stages.finetune.epochs=3",
+    ),
+]
+RunName = Annotated[
+    str, Argument(metavar="RUN", help="a run's directory, or a recipe's name for its latest run")
+]
+ModelPlace = Annotated[
+    Path,
+    Argument(
+        metavar="PLACE",
+        help="a directory from `export`, a run's, or a recipe's name for its latest run",
+    ),
+]
+Outputs = Annotated[Path, Option(metavar="DIR", help="where runs and the store are")]
+OUTPUTS = Path("outputs")
+AsJson = Annotated[bool, Option("--json", help="all of it, as JSON")]
+Lines = Annotated[bool, Option("--lines", help="each line is a text of its own")]
+
+
+def open_console(*, stderr: bool = False) -> PlainConsole:
+    """Open a console on the standard output or error."""
+    from compressor.console import PlainConsole
+
+    # Not a terminal: lines are for files and pipes, which have no width.
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 200
+    return PlainConsole(stderr=stderr, width=width)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    from compressor.finite import json_text
+
+    print(json_text(value))
