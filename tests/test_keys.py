@@ -6,6 +6,7 @@ import re
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,100 +20,39 @@ from compressor.checkpoint import Checkpoint, build
 from compressor.data.examples import Examples
 from compressor.data.sources import Hub
 from compressor.errors import StageError
-from compressor.model_files import TOKENIZER_FILES
+from compressor.keys import digest
+from compressor.model_files import TOKENIZER_FILES, digest_model, digest_tokenizer
+from compressor.plan import Plan
 from compressor.pruning import Grouping, Pruner
 from compressor.stages.distill import Distill
 from compressor.stages.prune import Prune
+from compressor.stages.sensitivity import Sensitivity
 from tests.pico import T5
 from tests.test_plan import planned
 
-AMOUNTS = "amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}"
-REVERSED = "amounts: {lm_head: 0.3, encoder: {feed_forward: 0.5}}"
-ORDERED = ("taylor", "wanda", "sparsegpt")
-"""Importances that see a model as the groups before have left it."""
+GROUPS = {"a": ["encoder.*.wi.weight"], "b": ["decoder.*.wi.weight"]}
+REVERSED = dict(reversed(GROUPS.items()))
 
 
-def key_of(recipe, settings: str, stage: str = "prune", old: str = AMOUNTS) -> str | None:
-    return planned(recipe((old, settings))).node(stage).key
+def keys(plan: Plan) -> dict[str, str | None]:
+    return {node.name: node.key for node in plan.nodes}
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "random", *ORDERED])
-def test_the_order_of_amounts_is_in_the_key_where_it_decides(recipe, importance) -> None:
+def count_keys(stage: type[Prune | Sensitivity], *settings: dict[str, Any]) -> int:
+    """Count how many of these settings have a key of their own."""
+    return len({digest(stage.model_validate(each).parameters()) for each in settings})
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "random", "taylor", "wanda", "sparsegpt"])
+def test_the_order_of_amounts_is_in_the_key_where_it_decides_masks(importance) -> None:
     """What is pruned first changes what a data-driven importance sees of the later groups."""
-    suffix = f", importance: {importance}"
-    keys = {key_of(recipe, order + suffix) for order in (AMOUNTS, REVERSED)}
-    assert len(keys) == (2 if importance in ORDERED else 1)
-
-
-def test_a_seed_is_in_the_key_of_what_draws_alone(model, recipe) -> None:
-    """A model of a folder is the same under every seed; one that is made is not."""
-    path = model.parent / "load.yaml"
-    path.write_text(LOAD.format(f"{{source: {model}}}"))
-    for load, seeds_differ in ((path, False), (recipe(), True)):
-        keys = {planned(load, f"seed={seed}").node("load").key for seed in (0, 1)}
-        assert len(keys) == 1 + seeds_differ
-
-
-def test_the_model_that_others_are_compared_with_is_in_a_benchmarks_key(recipe) -> None:
-    """Their speedup is over the first."""
-    keys = set()
-    for models in ("[load, prune]", "[prune, load]"):
-        changes = (
-            ("recover, evaluate]", "benchmark]"),
-            (
-                "evaluate: {max_length: [8, 16]}",
-                f"benchmark: {{models: {models}, batch_sizes: [1]}}",
-            ),
-        )
-        keys |= {n.key for n in planned(recipe(*changes)).nodes if n.kind == "benchmark"}
-    assert len(keys) == 2
-
-
-def test_a_raised_version_makes_new_keys_for_the_stage_and_what_depends_on_it(
-    recipe, monkeypatch
-) -> None:
-    """What an earlier version of this package made is not used where results changed."""
-    path = recipe()
-    before = {node.name: node.key for node in planned(path).nodes}
-    monkeypatch.setattr(Prune, "version", Prune.version + 1)
-    after = {node.name: node.key for node in planned(path).nodes}
-    changed = [name for name in after if after[name] != before[name]]
-    assert changed == ["prune", "recover", "evaluate"]
-
-
-@pytest.mark.parametrize("library", ["torch", "transformers"])
-def test_another_version_of_a_library_that_computes_makes_new_keys(
-    recipe, monkeypatch, library
-) -> None:
-    """Of every stage: by its first two numbers, since a third mends and does not change."""
-    path = recipe()
-    real, keys = metadata.version, []
-    for version in ("1.2.3", "1.2.4+cpu", "1.3.0"):
-        monkeypatch.setattr(
-            metadata, "version", lambda name, v=version: v if name == library else real(name)
-        )
-        extras._release.cache_clear()
-        keys.append([node.key for node in planned(path).nodes])
-    monkeypatch.undo()
-    extras._release.cache_clear()
-    assert keys[0] == keys[1]
-    assert not set(keys[0]) & set(keys[2])
-
-
-def test_what_trains_a_tokenizer_and_what_scores_are_in_keys(recipe) -> None:
-    """By their first two numbers, where they compute what the stage leaves."""
-    plan = planned(recipe())
-    for name, packages in (("load", ["tokenizers"]), ("evaluate", ["rouge_score", "nltk"])):
-        identity = plan.node(name).key_parts["identity"]
-        for package in packages:
-            assert metadata.version(package).startswith(f"{identity[package]}.")
-
-
-@pytest.mark.parametrize("importance", ["magnitude", "random", "taylor", "wanda"])
-def test_the_order_of_groups_changes_masks_just_where_it_is_in_the_key(importance) -> None:
-    """Two groups of one model, pruned in either order."""
+    amounts: dict[str, Any] = {"encoder": {"feed_forward": 0.5}, "lm_head": 0.3}
+    orders = [{"amounts": dict(pairs)} for pairs in (amounts.items(), reversed(amounts.items()))]
+    decides = importance in ("taylor", "wanda", "sparsegpt")
+    assert count_keys(Prune, *(order | {"importance": importance} for order in orders)) == (
+        2 if decides else 1
+    )
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     start = build(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm").eval()
     ids = torch.randint(3, 50, (4, 12)).tolist()
     groups = Checkpoint(start, None, "seq2seq_lm").facts().groups()
@@ -124,11 +64,12 @@ def test_the_order_of_groups_changes_masks_just_where_it_is_in_the_key(importanc
         examples = Examples(ids, [row[:6] for row in ids])
         pruner = Pruner(checkpoint, Grouping(importance=importance), examples=examples)
         for path in paths:
-            entries = sum(model.get_parameter(name).numel() for name in groups[path])
-            pruner.prune(groups[path], entries // 2)
+            pruner.prune(
+                groups[path], sum(checkpoint.parameter(n).numel() for n in groups[path]) // 3
+            )
         masks.append(checkpoint.masks)
     same = all(torch.equal(masks[0][name], mask) for name, mask in masks[1].items())
-    assert same == (importance not in ORDERED)
+    assert same == (not decides)
 
 
 class PadOnly:
@@ -137,34 +78,82 @@ class PadOnly:
     pad_token_id = eos_token_id = 0
 
 
-def test_the_order_of_a_recipes_own_groups_is_in_the_key_where_no_list_names_one(recipe) -> None:
-    """With a pattern all own groups are pruned, in their order; with `only` in that list's."""
-    groups = ["a: ['encoder.*.wi.weight']", "b: ['decoder.*.wi.weight']"]
-    settings = "pattern: '2:4', importance: wanda"
-    orders = [f"groups: {{{', '.join(order)}}}" for order in (groups, groups[::-1])]
-    assert len({key_of(recipe, f"{settings}, {order}") for order in orders}) == 2
-    assert len({key_of(recipe, f"{settings}, only: [a, b], {order}") for order in orders}) == 1
+def test_the_order_of_a_recipes_own_groups_is_in_the_key_where_no_list_names_one() -> None:
+    """With a pattern all own groups are pruned in their order, with `only` in that list's; and a
+    target goes through the groups as the curves of `sensitivity` list them.
+    """
+    wanda = {"pattern": "2:4", "importance": "wanda"}
+    orders = [wanda | {"groups": groups} for groups in (GROUPS, REVERSED)]
+    assert count_keys(Prune, *orders) == 2
+    assert count_keys(Prune, *(order | {"only": ["a", "b"]} for order in orders)) == 1
+    assert count_keys(Sensitivity, {"groups": GROUPS}, {"groups": REVERSED}) == 2
 
 
-def test_a_sensitivitys_key_has_the_order_that_a_target_follows(recipe) -> None:
-    """`prune: {target: …}` goes through the groups as the curves list them."""
-    groups = ["a: ['encoder.*.wi.weight']", "b: ['decoder.*.wi.weight']"]
-    old = "prune: {" + AMOUNTS + "}"
-    keys = {
-        key_of(recipe, f"prune: {{stage: sensitivity, groups: {{{', '.join(order)}}}}}", old=old)
-        for order in (groups, groups[::-1])
-    }
-    assert len(keys) == 2
+def test_the_order_of_a_layer_map_decides_nothing() -> None:
+    """Projections are drawn in the order of the layers, however a map lists them."""
+    small = facts({"model_type": "t5", **T5}, head="seq2seq_lm")
+    for layers in ({0: 1, 1: 0}, {1: 0, 0: 1}):
+        pairs = Distill(teacher="t", layers={"encoder": layers})._layer_map(small, small)
+        assert list(pairs["encoder"].items()) == [(0, 1), (1, 0)]
+
+
+def test_the_model_that_others_are_compared_with_is_in_a_benchmarks_key(recipe) -> None:
+    """Their speedup is over the first."""
+    benchmarks = set()
+    for models in ("[load, prune]", "[prune, load]"):
+        settings = f"benchmark: {{models: {models}, batch_sizes: [1]}}"
+        path = recipe(
+            ("recover, evaluate]", "benchmark]"), ("evaluate: {max_length: [8, 16]}", settings)
+        )
+        benchmarks.add(keys(planned(path))["benchmark"])
+    assert len(benchmarks) == 2
+
+
+def test_a_raised_version_makes_new_keys_for_the_stage_and_what_depends_on_it(
+    recipe, monkeypatch
+) -> None:
+    """What an earlier version of this package made is not used where results changed."""
+    path = recipe()
+    before = keys(planned(path))
+    monkeypatch.setattr(Prune, "version", Prune.version + 1)
+    after = keys(planned(path))
+    assert [n for n in after if after[n] != before[n]] == ["prune", "recover", "evaluate"]
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_another_version_of_a_library_that_computes_makes_new_keys(monkeypatch, library) -> None:
+    """Of every stage: by its first two numbers, since a third mends and does not change."""
+    real, releases = metadata.version, []
+    for version in ("1.2.3", "1.2.4+cpu", "1.3.0"):
+        monkeypatch.setattr(
+            metadata, "version", lambda name, v=version: v if name == library else real(name)
+        )
+        extras._release.cache_clear()
+        releases.append(extras.versions()[library])
+    monkeypatch.undo()
+    extras._release.cache_clear()
+    assert releases == ["1.2", "1.2", "1.3"]
+
+
+def test_libraries_that_compute_train_a_tokenizer_or_score_are_in_keys(recipe) -> None:
+    """By their first two numbers, where they decide what the stage writes."""
+    plan = planned(recipe())
+    for node in plan.nodes:
+        assert node.key_parts["frameworks"].keys() == {"torch", "transformers"}
+    for name, packages in (("load", ["tokenizers"]), ("evaluate", ["rouge_score", "nltk"])):
+        identity = plan.node(name).key_parts["identity"]
+        for package in packages:
+            assert metadata.version(package).startswith(f"{identity[package]}.")
 
 
 def test_the_columns_of_generated_bills_are_in_the_key(recipe) -> None:
     """`data.text: summary` learns other texts; the usual names change no key."""
     path = recipe()
-    keys = [
-        planned(path, *overrides).node("finetune").key
-        for overrides in ((), ("data.text=summary", "data.summary=text"), ("data.text=text",))
-    ]
-    assert keys[0] == keys[2] != keys[1]
+    usual, same, other = (
+        keys(planned(path, *overrides))["finetune"]
+        for overrides in ((), ("data.text=text",), ("data.text=summary", "data.summary=text"))
+    )
+    assert usual == same != other
 
 
 @pytest.mark.parametrize("file", ["https://a.b/c.csv", "/c.csv", "data/../../c.csv"])
@@ -176,26 +165,7 @@ def test_a_file_from_elsewhere_is_none_of_a_hubs_data_set(file) -> None:
         Hub.model_validate(data | {"files": {"train": file}})
 
 
-def test_the_order_of_a_layer_map_decides_nothing(tmp_path) -> None:
-    """Projections are drawn in the order of the layers, however a map lists them."""
-    stages = [
-        Distill(teacher="t", layers={"encoder": layers}) for layers in ({0: 1, 1: 0}, {1: 0, 0: 1})
-    ]
-    small = facts({"model_type": "t5", **T5}, head="seq2seq_lm")
-    maps = [list(stage._layer_map(small, small)["encoder"].items()) for stage in stages]
-    assert maps[0] == maps[1] == [(0, 1), (1, 0)]
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A folder with a model, as hubs and trainers leave them."""
-    folder = tmp_path / "model"
-    build(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm").save_pretrained(folder)
-    for name in (*READ, *UNREAD):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("{}")
-    return folder
-
+# What is read of a model's folder
 
 READ = (
     *("source.spm", "target.spm", "vocab.bpe", "x.tiktoken", "spiece.model", "merges.txt"),
@@ -210,48 +180,59 @@ UNREAD = (
 )
 
 
-LOAD = "defaults: [/base, /data: bills, _self_]\npipeline: [load]\nstages: {{load: {}}}\n"
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with a model, as hubs and trainers leave them."""
+    folder = tmp_path / "model"
+    build(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm").save_pretrained(folder)
+    for name in (*READ, *UNREAD):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
 
 
-def load_key(tmp_path: Path, load: str) -> str | None:
-    path = tmp_path / "load.yaml"
-    path.write_text(LOAD.format(load))
-    return planned(path).node("load").key
+def plan_load(folder: Path, load: str, *overrides: str) -> Plan:
+    path = folder / "load.yaml"
+    path.write_text(
+        f"defaults: [/base, /data: bills, _self_]\npipeline: [load]\nstages: {{load: {load}}}\n"
+    )
+    return planned(path, *overrides)
+
+
+def test_a_seed_is_in_the_key_of_what_draws_alone(model, recipe) -> None:
+    """A model of a folder is the same under every seed; one that is made is not."""
+    of_folder = {
+        plan_load(model.parent, f"{{source: {model}}}", f"seed={seed}").node("load").key
+        for seed in (0, 1)
+    }
+    made = {planned(recipe(), f"seed={seed}").node("load").key for seed in (0, 1)}
+    assert (len(of_folder), len(made)) == (1, 2)
 
 
 def test_the_files_of_a_models_folder_that_are_read_and_no_others_are_in_the_key(model) -> None:
-    """A changed tokenizer, config or weight is another key; a changed log is not."""
-    load, tmp_path = f"{{source: {model}}}", model.parent
-    key = load_key(tmp_path, load)
-    for name in (*READ, *UNREAD, "config.json", "generation_config.json", "model.safetensors"):
-        before = (model / name).read_bytes()
-        (model / name).write_bytes(before + b" ")
-        assert (load_key(tmp_path, load) == key) == (name in UNREAD), name
-        (model / name).write_bytes(before)
-    assert load_key(tmp_path, load) == key
-
-
-def test_a_tokenizers_folder_is_in_the_key_without_weights(model) -> None:
-    """`tokenizer: <folder>` reads no weights; its config says which tokenizer it is."""
-    tmp_path = model.parent
+    """By their content; of a tokenizer's folder no weights, but the config, which names it."""
+    configs = {"config.json", "generation_config.json", "model.safetensors"}
+    identity = plan_load(model.parent, f"{{source: {model}}}").node("load").key_parts["identity"]
+    assert identity["files"] == digest_model(model, with_code=False)
+    assert identity["files"].keys() == {*READ, *configs}
+    assert digest_tokenizer(model).keys() == {*READ, "config.json"}
     load = f"{{config: {{model_type: t5}}, tokenizer: {model}}}"
-    key = load_key(tmp_path, load)
-    for name, same in (("model.safetensors", True), ("config.json", False), ("source.spm", False)):
-        with (model / name).open("ab") as stream:
-            stream.write(b" ")
-        assert (load_key(tmp_path, load) == key) == same, name
-        key = load_key(tmp_path, load)
+    identity = plan_load(model.parent, load).node("load").key_parts["identity"]
+    assert identity["tokenizer"] == digest_tokenizer(model)
+    (model / "source.spm").write_text("other")
+    changed = digest_tokenizer(model)
+    assert [n for n, d in identity["tokenizer"].items() if changed[n] != d] == ["source.spm"]
 
 
 def test_a_model_that_runs_its_own_code_has_every_file_in_its_key(model) -> None:
     """Code may read what it likes, in folders below too, but not what git keeps there."""
-    load = f"{{source: {model}, trust_remote_code: true}}"
-    keys = [load_key(model.parent, load)]
-    for name in ("layers/attention.py", "trainer_state.json", ".git/index"):
+    for name in ("layers/attention.py", ".git/index"):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text("x = 1")
-        keys.append(load_key(model.parent, load))
-    assert len(set(keys)) == 3 and keys[2] == keys[3]
+    load = f"{{source: {model}, trust_remote_code: true}}"
+    files = plan_load(model.parent, load).node("load").key_parts["identity"]["files"]
+    assert {"layers/attention.py", *READ, *UNREAD} < files.keys()
+    assert ".git/index" not in files
 
 
 def test_every_file_that_a_tokenizer_of_transformers_is_read_from_is_in_keys() -> None:
@@ -267,10 +248,7 @@ def test_every_file_that_a_tokenizer_of_transformers_is_read_from_is_in_keys() -
 
 def test_a_model_that_changes_after_planning_is_not_stored_under_its_old_key(model) -> None:
     """As a second `load` finds it hours later; another file of the folder may change."""
-    path = model.parent / "load.yaml"
-    path.write_text(LOAD.format(f"{{source: {model}}}"))
-    plan = planned(path)
-    plan.require_unchanged(plan.node("load"))
+    plan = plan_load(model.parent, f"{{source: {model}}}")
     (model / "README.md").write_text("# Better")
     plan.require_unchanged(plan.node("load"))
     (model / "source.spm").write_text("other")
