@@ -50,6 +50,7 @@ class Request:
 def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     _import_everything()
+    _warm_up()
     gc.collect()
     gc.freeze()  # collections of a child then leave the pages alone that it shares
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` may have it ignored
@@ -67,6 +68,16 @@ def _import_everything() -> None:
         if "__main__" not in module.name:
             with suppress(ImportError):  # of an extra that is not installed
                 importlib.import_module(module.name)
+
+
+def _warm_up() -> None:
+    """Have at hand what libraries make once a process, when it is first asked for."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from compressor.recipe import compose
+
+    compose("demo")
+    get_checkpoint_conversion_mapping("t5")
 
 
 def _serve(requests: socket.socket) -> None:
