@@ -17,7 +17,6 @@ import atexit
 import json
 import os
 import pickle
-import re
 import select
 import signal
 import socket
@@ -31,16 +30,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
-from tests.harness.server import Request
+from tests.harness.server import Request, imports_differ
 
 ROOT = Path(__file__).parents[2]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pico models gain nothing from a second
 _ENVIRONMENT = dict(os.environ)
-_READ_AT_IMPORT = re.compile(
-    r"PYTHON.*|LD_.*|LC_.*|LANG|HOME|XDG_.*|(HF|TRANSFORMERS|TOKENIZERS|DATASETS)_.*"
-    r"|(OMP|GOMP|MKL|OPENBLAS|TORCH|CUDA|ONNX|ARROW)_?.*"
-)
+_SERVE = "from tests.harness.server import main; main()"
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class Server:
     def _socket(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.harness.server", str(theirs.fileno())],
+            [sys.executable, "-c", _SERVE, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             cwd=ROOT,
             env=self._environment,
@@ -160,7 +156,7 @@ class Server:
         stream = _text_file(stdin) if isinstance(stdin, str) else stdin
         streams = [each if isinstance(each, int) else each.fileno() for each in (stream, out, err)]
         words = tuple(map(str, arguments))
-        if fresh or self._imports_differ(whole):
+        if fresh or imports_differ(whole, self._environment):
             assert prepare is None
             popen = subprocess.Popen(
                 [sys.executable, "-m", module, *words],
@@ -185,14 +181,6 @@ class Server:
         done = Command(process.wait(seconds), process.out, process.err, process.cwd)
         assert "Traceback" not in done.err + done.out, done.err
         return done
-
-    def _imports_differ(self, environment: dict[str, str]) -> bool:
-        names = {*environment, *self._environment}
-        return any(
-            environment.get(name) != self._environment.get(name)
-            for name in names
-            if _READ_AT_IMPORT.fullmatch(name)
-        )
 
 
 def _text_file(text: str = "") -> IO[bytes]:

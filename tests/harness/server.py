@@ -1,6 +1,6 @@
 """Fork a process for each command, from one that has imported what commands import.
 
-`python -m tests.harness.server SOCKET` (a descriptor) is that one; `command` starts it and asks it.
+`main` is that one; `command` starts it, with a socket's descriptor as its argument, and asks it.
 Each fork becomes `python -m MODULE …`, with a session, folder, environment and streams of its own.
 """
 
@@ -9,10 +9,12 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import io
 import os
 import pickle
 import pkgutil
 import random
+import re
 import runpy
 import selectors
 import signal
@@ -20,12 +22,15 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from tests.harness import nested
 
 LIBRARIES = (
     *("torch", "accelerate", "safetensors.torch", "sklearn.linear_model", "hydra", "plotly"),
@@ -34,21 +39,43 @@ LIBRARIES = (
     *("rouge_score.rouge_scorer", "pyarrow.parquet"),
 )
 """The slow ones; they import the rest. None may start threads, which a fork would not have."""
+_READ_AT_IMPORT = re.compile(
+    r"PYTHON.*|LD_.*|LC_.*|LANG|HOME|XDG_.*|(HF|TRANSFORMERS|TOKENIZERS|DATASETS|ARROW)_.*"
+    r"|(OMP|GOMP|MKL|OPENBLAS|ONNX|CUDA)_.*|TORCH_(?!NCCL_).*"
+)
+
+
+def _python_path() -> list[str]:
+    return list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+
+
+_INSTALLED = [place for place in sys.path[1:] if place not in _python_path()]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A process to fork. Its three streams, and a pipe for its exit code, come along with it."""
+    """A process to fork. Its streams, and a pipe for its exit code or none, come along with it."""
 
     module: str
     arguments: Sequence[str]
     cwd: str
     environment: Mapping[str, str]
-    prepare: Callable[[], object] | None
+    prepare: Callable[[], object] | None = None
+    has_session: bool = True
+    is_unbuffered: bool = False
+    parent: int | None = None
+    """Who adopts it; without one it is the server's child."""
+
+
+def imports_differ(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether libraries that are imported in one environment might be others in another."""
+    read = filter(_READ_AT_IMPORT.fullmatch, {*one, *other})
+    return any(one.get(name) != other.get(name) for name in read)
 
 
 def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
+    nested.adopt_orphans()
     _import_everything()
     _warm_up()
     gc.collect()
@@ -105,7 +132,7 @@ def _serve(requests: socket.socket) -> None:
                     end.close()
                 for descriptor in codes.values():
                     os.close(descriptor)
-                _become(message, descriptors, requests)
+                become(pickle.loads(message), descriptors, requests)
             *streams, codes[pid] = descriptors
             for descriptor in streams:
                 os.close(descriptor)
@@ -115,21 +142,19 @@ def _serve(requests: socket.socket) -> None:
 
 
 def _report_ended(codes: dict[int, int]) -> None:
-    while codes:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == 0:
-            return
-        descriptor = codes.pop(pid)
-        with suppress(BrokenPipeError):  # nobody waits for it
-            os.write(descriptor, str(os.waitstatus_to_exitcode(status)).encode())
-        os.close(descriptor)
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            pid, status = ended
+            if (descriptor := codes.pop(pid, None)) is not None:  # not an orphan of a command
+                with suppress(BrokenPipeError):  # nobody waits for it
+                    os.write(descriptor, str(os.waitstatus_to_exitcode(status)).encode())
+                os.close(descriptor)
 
 
-def _become(message: bytes, descriptors: Sequence[int], requests: socket.socket) -> NoReturn:
+def become(request: Request, descriptors: Sequence[int], requests: socket.socket) -> NoReturn:
     """Be that command, and end as the interpreter does, but for its farewell to all modules."""
     code, interrupted = 1, False
     try:
-        request: Request = pickle.loads(message)
         _settle(request, descriptors, requests)
         runpy.run_module(request.module, run_name="__main__", alter_sys=True)
         code = 0
@@ -164,13 +189,15 @@ def _exit_code(ended: SystemExit) -> int:
 
 def _settle(request: Request, descriptors: Sequence[int], requests: socket.socket) -> None:
     """Take on what a new process is given, and what the interpreter makes of it first."""
-    os.setsid()
+    if request.has_session:
+        os.setsid()
+    while request.parent is not None and os.getppid() != request.parent:
+        time.sleep(0.001)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    *streams, code = descriptors
-    os.close(code)
-    for number, descriptor in enumerate(streams):
+    for number, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, number)
+    for descriptor in descriptors:
         os.close(descriptor)
     requests.send(str(os.getpid()).encode())  # from here on it can be signalled
     requests.close()
@@ -179,13 +206,16 @@ def _settle(request: Request, descriptors: Sequence[int], requests: socket.socke
     os.environ.update(request.environment)
     if request.prepare is not None:
         request.prepare()
+    if request.module == "compressor.launched" or request.arguments[:1] == ("run",):
+        nested.fork_own_processes(become)
+    at_once = request.is_unbuffered or bool(os.environ.get("PYTHONUNBUFFERED"))
     sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, encoding=own.encoding, errors=own.errors, closefd=False)  # noqa: SIM115
-        for number, mode, own in ((0, "r", sys.stdin), (1, "w", sys.stdout), (2, "w", sys.stderr))
+        _open_stream(number, own, at_once=at_once)
+        for number, own in enumerate((sys.stdin, sys.stdout, sys.stderr))
     )
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    sys.stderr.reconfigure(line_buffering=True)
-    sys.path[0] = str(Path.cwd())
+    here = [] if "PYTHONSAFEPATH" in os.environ else [str(Path.cwd())]
+    sys.path[:] = [*here, *_python_path(), *_INSTALLED]
     sys.argv = [request.module, *request.arguments]
     if request.module != "compressor":  # it is run anew, as `__main__`
         sys.modules.pop(request.module, None)
@@ -194,5 +224,13 @@ def _settle(request: Request, descriptors: Sequence[int], requests: socket.socke
     sys.modules["numpy"].random.seed()
 
 
-if __name__ == "__main__":
-    main()
+def _open_stream(number: int, own: io.TextIOWrapper, *, at_once: bool) -> io.TextIOWrapper:
+    """Open one of the three as the interpreter does; `own` is the server's."""
+    buffer = open(number, "wb" if number else "rb", 0 if number and at_once else -1, closefd=False)  # noqa: SIM115
+    return io.TextIOWrapper(
+        buffer,
+        own.encoding,
+        own.errors,
+        line_buffering=not at_once and (number == 2 or buffer.isatty()),
+        write_through=at_once,
+    )
