@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.files import write_text
+from compressor.core.files import write_text
 
 
 def test_a_reader_of_a_replaced_file_reads_the_old_one_to_its_end(tmp_path: Path) -> None:

@@ -16,16 +16,16 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from compressor.errors import RecipeError, nearest
-from compressor.fields import list_fields
-from compressor.files import recipes_folder, write_text
-from compressor.form import SECTIONS, kind_of
-from compressor.plan import plan
-from compressor.recipe import NAME, Composed, Recipe, compose, from_config
-from compressor.recipe_files import HYDRA_SETTINGS, Source, recipe_names
-from compressor.schema import source_classes, unwrap_paragraphs
-from compressor.stage import Stage, stage_class
-from compressor.store import Store
+from compressor.core.errors import RecipeError, nearest
+from compressor.core.files import recipes_folder, write_text
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
+from compressor.recipe.compose import NAME, Composed, Recipe, compose, from_config
+from compressor.recipe.describe import list_fields
+from compressor.recipe.files import HYDRA_SETTINGS, Source, recipe_names
+from compressor.recipe.schema import source_classes, unwrap_paragraphs
+from compressor.recipe.typed_stages import SECTIONS, kind_of
+from compressor.stages.base import Stage, stage_class
 
 WIDTH = 100
 _SCHEMA_LINE = "# yaml-language-server: $schema={}"

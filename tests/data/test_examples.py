@@ -9,15 +9,15 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from compressor.data.bills import bills
+from compressor.core.errors import RecipeError, StageError
+from compressor.data.bills import Bills, bills
 from compressor.data.examples import tokenize
-from compressor.data.sources import Bills, Rows
-from compressor.data.tokenizer import train_tokenizer
+from compressor.data.sources import Rows
+from compressor.data.tokenizers import train_tokenizer
 from compressor.data.truncation import encode
-from compressor.errors import RecipeError, StageError
-from compressor.plan import Plan, plan
-from compressor.recipe import compose
-from compressor.store import Store
+from compressor.engine.plan import Plan, plan
+from compressor.engine.store.store import Store
+from compressor.recipe.compose import compose
 from tests.conftest import SHARED
 
 ROWS = Rows(["An act to fund parks and roads in the north.", "An act."], ["Funds parks.", "Acts."])

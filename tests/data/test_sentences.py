@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from compressor.data.sentences import ends, sentences, spans
+from compressor.data.truncation import ends, sentences, spans
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from compressor.explain.reproduction import _MEASURED, _leaves
+from compressor.runs.reproduction import _MEASURED, _leaves
 from tests.faults import LONG
 from tests.faults.stages import SUMMARIES, TEXTS, pico_t5, ran, rows_of_text
 

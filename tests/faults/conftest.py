@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from compressor.files import write_text
+from compressor.core.files import write_text
 from tests.faults.forked import Forked
 from tests.faults.small_hub import SmallHub, small_hub
 

@@ -23,10 +23,22 @@ from typing import Any, Self
 IMPORTED = (
     *("torch", "transformers", "transformers.generation", "accelerate", "datasets", "plotly"),
     *("jinja2", "evaluate", "rouge_score.rouge_scorer", "pyarrow.parquet", "rich.console"),
-    *("compressor.cli.main", "compressor.runner", "compressor.training"),
-    *("compressor.report.page", "compressor.report.card", "compressor.sweeps.sweep"),
-    *("compressor.sweeps.search", "compressor.explain.compare", "compressor.explain.reproduce"),
-    *("compressor.backends.pytorch", "compressor.generation", "compressor.packed_model"),
+    *("compressor.cli.main", "compressor.runs.runner", "compressor.training.loop"),
+    *(
+        "compressor.reports.run_page.page",
+        "compressor.reports.model_card.card",
+        "compressor.runs.sweeps.grid",
+    ),
+    *(
+        "compressor.runs.search.search",
+        "compressor.reports.compare.compare",
+        "compressor.runs.reproduce",
+    ),
+    *(
+        "compressor.backends.torch.model",
+        "compressor.backends.torch.generation",
+        "compressor.backends.packed",
+    ),
     *("torch._dynamo", "transformers.models.t5.modeling_t5"),
 )
 """What a command would import first."""
@@ -144,7 +156,7 @@ def _serve() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     codecs.lookup("utf-8-sig")  # another user may not read where Python lies
-    from compressor.stage import stage_class, stage_kinds
+    from compressor.stages.base import stage_class, stage_kinds
 
     for kind in stage_kinds():
         stage_class(kind)

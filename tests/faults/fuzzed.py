@@ -1,6 +1,6 @@
 """Wrong recipes and commands for the fuzzer, as `hypothesis` strategies. Nothing is run here.
 
-Values of fields, in and out of their ranges, are `tests.recipe_values`'s.
+Values of fields, in and out of their ranges, are `tests.recipe.recipe_values`'s.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import yaml
 from hypothesis import strategies as st
 
 from tests.conftest import RECIPE
-from tests.recipe_values import changed, places
+from tests.recipe.recipe_values import changed, places
 
 _LISTS: dict[str, str] = yaml.safe_load(
     Path(__file__).with_name("fuzzed.yaml").read_text(encoding="utf-8")

@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
-from compressor.files import MANIFEST
-from compressor.recipe import compose
-from compressor.store import Store
+from compressor.core.files import MANIFEST
+from compressor.engine.store.store import Store
+from compressor.recipe.compose import compose
 from tests.faults.warm import Started, Warm
 
 SUMMARIES = """
@@ -294,7 +294,7 @@ def signals(chance: random.Random) -> signal.Signals:
 
 def key_of(place: Place, kind: str) -> str:
     """What a plan says that kind's key is, before anything has run."""
-    from compressor.plan import plan
+    from compressor.engine.plan import plan
 
     recipe, *overrides = arguments(kind)[1:]
     composed = compose(str(place.folder / recipe), [*overrides, *place.more])

@@ -11,13 +11,14 @@ import torch
 from rich.console import Console
 from transformers import AutoConfig
 
-from compressor.checkpoint import Checkpoint, build
+from compressor.core.progress import Progress
 from compressor.data.bills import bills
 from compressor.data.sources import Data, Files
-from compressor.data.tokenizer import train_tokenizer
-from compressor.progress import Progress
-from compressor.stage import Context, Inputs, Launch, stage_class
-from compressor.worker import run_stage
+from compressor.data.tokenizers import train_tokenizer
+from compressor.engine.worker import run_stage
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.loading import build
+from compressor.stages.base import Context, Inputs, Launch, stage_class
 
 TEXTS = [row["text"] for row in bills(40, seed=0, split="train")]
 SUMMARIES = [row["summary"] for row in bills(40, seed=0, split="train")]

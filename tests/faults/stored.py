@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from compressor.store import Store
+from compressor.engine.store.store import Store
 
 
 def artifacts(outputs: Path) -> dict[str, dict[str, str]]:

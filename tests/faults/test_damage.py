@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from compressor.errors import DamagedArtifact
-from compressor.store import Store
+from compressor.core.errors import DamagedArtifact
+from compressor.engine.store.store import Store
 from tests.faults import LONG, trials
 from tests.faults.conftest import Tell
 from tests.faults.forked import Forked

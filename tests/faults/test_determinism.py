@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from compressor.explain.past import PastRun
-from compressor.explain.reproduction import Outcome, Reproduction, print_reproduction, reproduction
-from compressor.processes import environment
+from compressor.core.processes import environment
+from compressor.engine.past_run import PastRun
+from compressor.runs.reproduction import Outcome, Reproduction, print_reproduction, reproduction
 from tests.conftest import RECIPE, compressor
 from tests.faults import LONG, trials
 from tests.faults.bits import TRIED, WITHOUT_SUMS

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from compressor.progress import Progress
+from compressor.core.progress import Progress
 from tests.faults import LONG, trials
 from tests.faults.conftest import Tell
 from tests.faults.forked import Ended, Forked

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.conftest import RECIPE
 from tests.faults import LONG, fuzzed, trials
 from tests.faults.commands import Told, told
-from tests.recipe_values import changed
+from tests.recipe.recipe_values import changed
 
 SECONDS = 2.0
 """Of this process on a core: a busy machine takes longer, and no more of those."""

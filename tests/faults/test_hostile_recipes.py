@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from compressor.core.yaml_limits import MOST, excess
 from compressor.data.sources import Files
-from compressor.recipe import compose
-from compressor.yaml_limits import MOST, excess
+from compressor.recipe.compose import compose
 from tests.conftest import RECIPE
 from tests.faults import LONG, fuzzed
 from tests.faults.commands import told

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from compressor.stage import stage_kinds
-from compressor.store import Store
+from compressor.engine.store.store import Store
+from compressor.stages.base import stage_kinds
 from tests.faults import LONG, trials
 from tests.faults.conftest import Tell
 from tests.faults.kills import (

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from compressor.data.sentences import LONGEST, ends, sentences, spans
-from compressor.data.truncation import LONG, encode
-from compressor.memory import Peak
-from compressor.processes import environment
+from compressor.core.processes import environment
+from compressor.data.truncation import LONG, LONGEST, encode, ends, sentences, spans
+from compressor.evaluation.resources import Peak
 from tests.faults import trials
 from tests.faults.conftest import Tell
 from tests.faults.stages import TEXTS, pico_t5, ran, rows_of_text, tokenizer
@@ -90,7 +89,7 @@ def test_sentences_of_a_long_text_are_those_of_its_parts() -> None:
     assert sentences("\n".join(texts)) == apart
     whole = " ".join(texts * 10)  # in one line, of which a part ends anywhere
     assert len(whole) > 10 * LONGEST
-    from compressor.data.sentences import _joined, _punkt
+    from compressor.data.truncation import _joined, _punkt
 
     assert spans(whole) == _joined(_punkt().span_tokenize(whole))
 

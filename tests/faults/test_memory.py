@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.shortage import ended_by, is_of_memory, told
+from compressor.core.failures import ended_by, is_of_memory, told
 from tests.faults import LONG, trials
 from tests.faults.conftest import Tell
 from tests.faults.forked import Forked
@@ -124,7 +124,7 @@ while not list(Path(sys.argv[1]).glob("outputs/store/partial/*.resume/step-*")):
 for process in psutil.process_iter(["cmdline", "environ"]):
     line = process.info["cmdline"] or []
     mine = any(sys.argv[1] in part for part in line)
-    if mine and "compressor.worker" in line and "torch.distributed.run" not in line:
+    if mine and "compressor.engine.worker" in line and "torch.distributed.run" not in line:
         process.kill()
         break
 """

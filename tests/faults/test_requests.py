@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from compressor.launching import processes
-from compressor.machines import POLL_SECONDS, leading
-from compressor.plan import plan
-from compressor.processes import environment
-from compressor.recipe import compose
-from compressor.store import Store
+from compressor.core.processes import environment
+from compressor.engine.cluster import POLL_SECONDS, leading
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
+from compressor.recipe.compose import compose
+from compressor.training.launch_config import processes
+from tests.engine.test_processes import machine_configs
 from tests.faults.kills import write_recipes
-from tests.test_processes import machine_configs
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from compressor.files import MANIFEST
-from compressor.redaction import redacted, redacted_text
-from compressor.store import SELF
+from compressor.core.files import MANIFEST
+from compressor.core.redaction import redacted, redacted_text
+from compressor.engine.store.store import SELF
 from tests.faults.forked import Forked
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.files import MANIFEST
+from compressor.core.files import MANIFEST
 from tests.faults import LONG, trials
 from tests.faults.conftest import Tell
 from tests.faults.kills import (

@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from compressor.machines import POLL_SECONDS
-from compressor.processes import environment
-from compressor.store import MACHINE_LOCKS
+from compressor.core.processes import environment
+from compressor.engine.cluster import POLL_SECONDS
+from compressor.engine.store.store import MACHINE_LOCKS
+from tests.engine.test_processes import machine_configs
 from tests.faults import LONG
 from tests.faults.conftest import Tell
 from tests.faults.kills import (
@@ -32,7 +33,6 @@ from tests.faults.kills import (
     wait_for,
 )
 from tests.faults.warm import Started, Warm, shared
-from tests.test_processes import machine_configs
 
 LONGER = ("stages.finetune.epochs=25",)
 TWO = ("launch.num_processes=2", *LONGER)
@@ -64,13 +64,13 @@ def running(place: Place, module: str) -> list[psutil.Process]:
 
 
 def the_launcher(place: Place) -> psutil.Process:
-    return running(place, "compressor.launched")[0]
+    return running(place, "compressor.engine.launcher")[0]
 
 
 def a_rank(number: int) -> Callable[[Place], psutil.Process]:
     def found(place: Place) -> psutil.Process:
-        launchers = running(place, "compressor.launched")
-        workers = [p for p in running(place, "compressor.worker") if p not in launchers]
+        launchers = running(place, "compressor.engine.launcher")
+        workers = [p for p in running(place, "compressor.engine.worker") if p not in launchers]
         return next(p for p in workers if p.environ()["RANK"] == str(number))
 
     return found
@@ -142,8 +142,8 @@ def test_a_rank_that_is_stopped_is_waited_for(
 @long_form
 @pytest.mark.parametrize(
     ("kind", "module", "told"),
-    [("benchmark", "compressor.timing", "the timed process ended with code -9"),
-     ("export", "compressor.parity", "the exported model does not run in a fresh process")],
+    [("benchmark", "compressor.evaluation.timing", "the timed process ended with code -9"),
+     ("export", "compressor.evaluation.parity", "the exported model does not run in a fresh process")],
 )  # fmt: skip
 def test_a_process_that_a_report_needs_is_killed(
     kind: str, module: str, told: str, warm: Warm, tmp_path: Path, tell: Tell
@@ -175,7 +175,7 @@ def test_what_was_started_ends_with_who_started_it(tmp_path: Path) -> None:
     """By SIGKILL, which nobody can pass on: a worker ends with its parent, and with the launcher
     between them. It used to work on without its launcher, of which the parent waited for it.
     """
-    first = "from compressor.processes import end_with_parent; import time"
+    first = "from compressor.core.processes import end_with_parent; import time"
     works = f"{first}; end_with_parent(); print('works', flush=True); time.sleep(60)"
     launches = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {works!r}])"
     launcher = subprocess.Popen(

@@ -1,0 +1,55 @@
+"""The console that tables, bars and lines are printed on. What they say is for others to know."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from compressor.core.errors import Problem
+from compressor.core.redaction import redacted_text
+
+
+class PlainConsole(Console):
+    """A console on which no text sends the terminal an order of its own: only rich does."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or not ACTING.search(segment.text):
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
+ACTING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+"""Control characters but tab and line feed, and those that turn the direction of writing."""
+
+_LONGEST = 600
+"""Characters."""
+
+
+def printable(text: str) -> str:
+    r"""A text with each character that a terminal would act on written out: `\x1b`, `\u202e`."""
+    return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def brief(message: str) -> str:
+    """As much as a person reads of a message of others, which may repeat a whole value."""
+    return message if len(message) <= _LONGEST else f"{message[:_LONGEST]} …"
+
+
+def complain(kind: str, text: object) -> None:
+    """Print `error: …` or `warning: …` on the standard error, without a secret in it."""
+    if isinstance(text, Problem):  # whose path may be a secret's, and whose message is not it
+        told = str(replace(text, message=redacted_text(text.message)))
+    else:
+        told = redacted_text(str(text))
+    print(f"{kind}: {printable(told)}", file=sys.stderr)
