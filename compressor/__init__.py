@@ -34,15 +34,16 @@ def load_model(directory: str | Path) -> PreTrainedModel:
     the other formats see `load`. In float32 (a `quantize` stage's as it was quantized), on the CPU,
     in evaluation mode; tied weights are tied,
     and the generation config is the written one. The tokenizer beside it:
-    `AutoTokenizer.from_pretrained(directory)`. Raises `compressor.core.errors.StageError` where a file
-    is damaged or is not what its config says; no code is read from it.
+    `AutoTokenizer.from_pretrained(directory)`. Raises StageError (`compressor.core.errors`) where a
+    file is damaged or is not what its config says; no code is read from it.
     """
     from compressor.backends import packed as packed_model
-    from compressor.models import checkpoint
+    from compressor.models.checkpoint import Checkpoint
+    from compressor.models.loading import ABOUT, head_of, load_pretrained
 
     folder = Path(directory)
     if (folder / packed_model.FILE).is_file():
         return packed_model.load_packed(folder)
-    if (folder / checkpoint.ABOUT).is_file():
-        return checkpoint.Checkpoint.load(folder).model
-    return checkpoint.load_pretrained(folder, checkpoint.head_of(folder))
+    if (folder / ABOUT).is_file():
+        return Checkpoint.load(folder).model
+    return load_pretrained(folder, head_of(folder))

@@ -1,0 +1,1 @@
+"""Run a model with torch, CTranslate2, ONNX Runtime or llama.cpp, behind one interface."""

@@ -9,13 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from compressor.core.errors import StageError
-
-if TYPE_CHECKING:
-    pass
-
 
 FILE = "generation_config.json"
 

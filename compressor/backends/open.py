@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compressor.backends.base import EXPORT, Model
 from compressor.core.ranks import ALONE, Ranks
-
-if TYPE_CHECKING:
-    pass
 
 
 def open_artifact(folder: Path, *, threads: int | None = None, ranks: Ranks = ALONE) -> Model:

@@ -26,12 +26,13 @@ def show_run(
     """Show a run and its results, or a sweep's points."""
     from compressor.engine.past_run import PastRun, find
     from compressor.reports import show
+    from compressor.runs.sweeps.show import is_sweep, print_sweep
 
     folder = find(run, outputs)
-    if show.is_sweep(folder):
+    if is_sweep(folder):
         if as_json:
             raise RecipeError(f"--json is of one run; {folder} is a sweep's: it has a sweep.csv")
-        show.print_sweep(folder, open_console())
+        print_sweep(folder, open_console())
         return DONE
     past_run = PastRun.read(folder)
     if as_json:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What every source of rows has: its columns, key, checks and rows."""
 
 from __future__ import annotations
 

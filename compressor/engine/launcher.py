@@ -1,7 +1,7 @@
 """Starts the processes that a stage runs in, waits for them, and tells why they failed.
 
 One process is started as it is; several by torch's launcher, or by Accelerate's where there is a
-config. What a process does is `compressor.engine.worker`'s. Nothing that is started outlives its parent.
+config. What a process does is `engine.worker`'s. Nothing that is started outlives its parent.
 """
 
 from __future__ import annotations

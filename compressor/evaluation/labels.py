@@ -35,7 +35,7 @@ SCORES = ("micro_f1", "macro_f1", "roc_auc", "average_precision")
 def mean_loss(logits: Table, labels: Labels, task: Task) -> float:
     """Binary cross-entropy averaged over rows and labels, or cross-entropy averaged over rows."""
     import numpy as np
-    from scipy.special import log_softmax
+    from scipy.special import log_softmax  # type: ignore[import-untyped]  # no types
 
     if task == "single_label":
         numbers = np.array([number for (number,) in labels])
@@ -204,7 +204,6 @@ def score(path: Path) -> dict[str, Any]:
 
     Raises ValueError as `read` does.
     """
-
     found = read(path)
     scored = summarize(found.truth, found.given, found.scores)
     scored["labels"] = dict(zip(found.names, scored["labels"], strict=True))

@@ -1,6 +1,7 @@
 """Whether an exported model does what its source does: a process of its own runs it and tells.
 
-`python -m compressor.evaluation.parity FOLDER TASK OUT` is that process. It loads what a user would load.
+`python -m compressor.evaluation.parity FOLDER TASK OUT` is that process. It loads what a user
+would load.
 """
 
 from __future__ import annotations

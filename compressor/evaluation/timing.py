@@ -1,7 +1,7 @@
 """A process that loads one model and reads texts when asked; `benchmark` asks several in turn.
 
-`python -m compressor.evaluation.timing` is that process: a line of JSON on its standard input is a request,
-a line on its standard output the answer. It ends when its input does.
+`python -m compressor.evaluation.timing` is that process: a line of JSON on its standard input
+is a request, a line on its standard output the answer. It ends when its input does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Build models from configs, and load published and saved ones exactly. Nothing is unpickled."""
 
 from __future__ import annotations
 

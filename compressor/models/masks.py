@@ -1,4 +1,4 @@
-"""TODO."""
+"""Apply pruning masks to weights, and count what they leave."""
 
 from __future__ import annotations
 

@@ -10,17 +10,13 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compressor.core.errors import nearest
 from compressor.core.files import MANIFEST, expand_home
 from compressor.data.fast_tokenizer import MARIANS
 from compressor.data.files import file_sha256
 from compressor.models.block_config import FILE as WITH_BLOCKS
-
-if TYPE_CHECKING:
-    pass
-
 
 CONFIGS = ("config.json", "generation_config.json")
 

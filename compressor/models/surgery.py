@@ -1,10 +1,10 @@
-"""TODO."""
+"""Remove layers and units from a model, replace layers, and undo quantization."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,6 @@ from compressor.models.loading import (
 from compressor.models.quantized_layers import (
     dequantize,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkpoint:

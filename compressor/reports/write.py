@@ -13,10 +13,7 @@ from compressor.core.console import complain
 from compressor.core.failures import told
 from compressor.core.files import write_text
 from compressor.core.redaction import redacted_text
-from compressor.engine.provenance import ASKED as ASKED
-from compressor.engine.provenance import asked as asked
-from compressor.reports.run_page.results import Ended as Ended
-from compressor.reports.run_page.results import Results
+from compressor.reports.run_page.results import Ended, Results
 
 REPORT, CARD = "report.html", "README.md"
 TRACEBACK = "report-error.txt"

@@ -14,17 +14,18 @@ from compressor.core.files import expand_home, write_json
 from compressor.core.processes import described
 from compressor.core.progress import Progress, Watch
 from compressor.core.redaction import redacted_text
-from compressor.engine import provenance
 from compressor.engine.cluster import Helper, leading
 from compressor.engine.engine import Engine
 from compressor.engine.plan import Plan
+from compressor.engine.provenance import ASKED, asked
 from compressor.engine.run_folder import Run, new_folder
 from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings
+from compressor.reports.run_page.results import Ended
 from compressor.reports.tables import (
     print_results,
 )
-from compressor.reports.write import ASKED, Ended, write_reports
+from compressor.reports.write import write_reports
 from compressor.training.launch_config import processes
 
 
@@ -53,7 +54,7 @@ def execute(
         Helper(plan, store, started, Progress(console, quiet=quiet).say).follow()
         return store.folder
     folder = folder or new_folder(expand_home(recipe.outputs) / "runs" / recipe.name)
-    run, about = Run.create(folder, plan, store), provenance(plan)
+    run, about = Run.create(folder, plan, store), asked(plan)
     with store.hold_off_gc(say_collecting):
         write_json(folder / ASKED, about)  # names what the run counts on
     with (

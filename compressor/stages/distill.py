@@ -1,4 +1,4 @@
-"""`distill`: train on a teacher. The loss: `compressor.training.distillation`; the loop: `training`."""
+"""`distill`: train on a teacher. The loss: `training.distillation`; the loop: `training.loop`."""
 
 from __future__ import annotations
 

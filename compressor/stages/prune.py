@@ -1,4 +1,4 @@
-"""`prune`: masks over groups of weights. Which entries go is decided in `compressor.compression.pruning`."""
+"""`prune`: masks over groups of weights. `compression.pruning` decides which entries go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`quantize`: weights in fewer bits. The maths and the layers are in `compressor.compression.thresholds`."""
+"""`quantize`: weights in fewer bits. The maths and the layers are in `models.quantized_layers`."""
 
 from __future__ import annotations
 

@@ -143,7 +143,8 @@ def test_a_rank_that_is_stopped_is_waited_for(
 @pytest.mark.parametrize(
     ("kind", "module", "told"),
     [("benchmark", "compressor.evaluation.timing", "the timed process ended with code -9"),
-     ("export", "compressor.evaluation.parity", "the exported model does not run in a fresh process")],
+     ("export", "compressor.evaluation.parity",
+      "the exported model does not run in a fresh process")],
 )  # fmt: skip
 def test_a_process_that_a_report_needs_is_killed(
     kind: str, module: str, told: str, warm: Warm, tmp_path: Path, tell: Tell

@@ -176,7 +176,7 @@ class LlamaCppModel:
         min_length: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> dict[int, Decoded]:
-        """Decode at each limit, by transformers' rules; see `compressor.backends.torch.generation.sweep`.
+        """Decode at each limit, by transformers' rules; see `backends.torch.generation.sweep`.
 
         One row after another.
         """

@@ -1,7 +1,7 @@
 """int8 layers as ONNX Runtime's operators: a model whose trace has them in its graph.
 
 `MatMulNBits` has one scale for each block of a row: here all blocks of a row have the row's scale,
-so that its values are exactly those of `compressor.models.quantized_layers`. It quantizes its input by the
+so that its values are exactly those of `models.quantized_layers`. It quantizes its input by the
 block too, as it comes, which activations with outliers need; the products of a block are integer
 ones where the processor has them. `onnxruntime.quantization.quantize_dynamic` has one scale for an
 input tensor: a real T5 of 77 M lost 42 % of its rougeLsum with that, 5 % with this, 6 % with

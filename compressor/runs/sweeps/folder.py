@@ -15,12 +15,13 @@ from typing import Any
 
 from compressor.core.files import write_json
 from compressor.engine.keys import digest
+from compressor.engine.provenance import ASKED
 from compressor.engine.run_folder import ABOUT, OUTCOME, new_folder, read_metrics
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import Composed
 from compressor.recipe.objective import Goal
 from compressor.reports.tables import table
-from compressor.reports.write import ASKED, CARD, REPORT
+from compressor.reports.write import CARD, REPORT
 from compressor.runs.sweeps.points import Point
 from compressor.runs.sweeps.state import Standing, State
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Print a sweep's points."""
 
 from __future__ import annotations
 
