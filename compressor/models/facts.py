@@ -432,7 +432,7 @@ def architecture(model_type: str) -> ModuleType:
     """The module that describes `model_type`. Raises KeyError with the known ones."""
     if model_type not in _MODULES:
         raise KeyError(f"no architecture {model_type!r}; {nearest(model_type, _MODULES)}")
-    return importlib.import_module(f"compressor.models.facts.{_MODULES[model_type]}")
+    return importlib.import_module(f"compressor.models.architectures.{_MODULES[model_type]}")
 
 
 def model_types(head: str) -> list[str]:
