@@ -161,12 +161,12 @@ class PastRun:
     def _planned(self) -> dict[str, KeyParts]:
         """Key → parts, as the recipe would be planned here and now."""
         from compressor.engine.plan import plan
-        from compressor.recipe.compose import from_config
+        from compressor.recipe.compose import validate_values
 
         if self.store is None:
             return {}
         try:
-            composed = from_config(self.values, self.recipe, (), ())
+            composed = validate_values(self.values, self.recipe, (), ())
             nodes = plan(composed, self.store).nodes
         except (RecipeError, Unreachable, OSError, KeyError, TypeError, ValueError):
             return {}  # it cannot be planned any more

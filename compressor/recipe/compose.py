@@ -1,7 +1,7 @@
-"""From a recipe's name and overrides to a validated `Recipe`. Stages are planned elsewhere.
+"""Compose a recipe's name and overrides into a validated `Recipe`. Stages are planned elsewhere.
 
-Hydra composes; whatever is wrong, or could run code or read the environment, is told as a `Problem`
-with file, line and key path.
+Hydra composes; whatever is wrong, or could run code or read the environment, is a `Problem` with
+file, line and key path.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from typing import Annotated, Any
 from hydra import compose as hydra_compose
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from compressor.core.errors import Problem, RecipeError
 from compressor.core.files import recipes_folder
 from compressor.core.settings import SETTINGS, Integer
 from compressor.data.sources import Data
 from compressor.recipe.files import (
+    RUNS_NOTHING,
     Source,
     find,
+    has_resolver,
     locate,
-    refuse_base_behind,
+    refuse_bad_defaults,
     refuse_code,
-    refuse_misread,
-    refuse_resolvers_in_defaults,
-    runs_something,
+    refuse_keys_before_base,
+    refuse_octal_numbers,
 )
 from compressor.recipe.hydra import (
     COMPOSITION_ERRORS,
-    compose_problem,
+    explain_composition_error,
     hydra_loader,
     hydra_overrides,
     refuse_overrides,
@@ -53,7 +54,15 @@ STAGE_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"
 """A part of a folder's name, of which file systems allow 255 bytes."""
 
 
-def _stage_name(name: str) -> str:
+def _check_name(name: str) -> str:
+    if not re.fullmatch(NAME, name):
+        raise ValueError(
+            "expected letters, digits, '_', '-' and single '.', in parts between single '/'"
+        )
+    return name
+
+
+def _check_stage_name(name: str) -> str:
     if not re.fullmatch(STAGE_NAME, name):
         raise ValueError(
             "a stage's name has letters, digits and _ only, 100 at most, and begins with no digit"
@@ -61,7 +70,7 @@ def _stage_name(name: str) -> str:
     return name
 
 
-StageName = Annotated[str, AfterValidator(_stage_name)]
+StageName = Annotated[str, AfterValidator(_check_stage_name)]
 
 
 class Recipe(BaseModel):
@@ -69,7 +78,7 @@ class Recipe(BaseModel):
 
     model_config = SETTINGS
 
-    name: str = Field(
+    name: Annotated[str, AfterValidator(_check_name)] = Field(
         max_length=200,
         description="Names the folder of its runs.",
         json_schema_extra={"pattern": NAME},
@@ -83,20 +92,11 @@ class Recipe(BaseModel):
         description="The settings of each stage."
     )
     model: dict[str, Any] = Field({}, description="Defaults of `load` stages (a `model/` group).")
-    data: Data
+    data: Data = Field(description="Where rows come from, and how they are read (a `data/` group).")
     training: dict[str, Any] = Field({}, description="Defaults of stages that train.")
     launch: Launch = Field(default_factory=Launch)
     objective: Objective | None = Field(None, description="What makes a point of a sweep better.")
     search: Search | None = Field(None, description="How `run -m` looks for the best point.")
-
-    @field_validator("name")
-    @classmethod
-    def _stays_in_its_folder(cls, value: str) -> str:
-        if not re.fullmatch(NAME, value):
-            raise ValueError(
-                "expected letters, digits, '_', '-' and single '.', in parts between single '/'"
-            )
-        return value
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,13 @@ class Composed:
     overrides: tuple[str, ...]
 
     def in_a_file(self, path: str) -> bool:
-        """Whether a file of the recipe, rather than the command line alone, has this key."""
+        """Tell whether a file of the recipe, rather than the command line alone, has this key."""
         parts = path.split(".")
-        found = (source.line(parts) for source in self.sources)
-        return any(place is not None and place[0] == len(parts) for place in found)
+        places = (source.find_line(parts) for source in self.sources)
+        return any(place is not None and place[0] == len(parts) for place in places)
 
     def problem(self, path: str, message: str) -> Problem:
+        """Say where in the files, or on the command line, a problem is."""
         return locate(path, message, self.sources, self.overrides)
 
 
@@ -125,12 +126,12 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
     with hydra_loader(folder) as loader:
         sources: list[Source] = []
         try:
-            merged = _merged(loader, folder, name, overrides, sources)
-            values = container(merged, sources, overrides)
+            config = _merge(loader, folder, name, overrides, sources)
+            values = _resolve(config, sources, overrides)
         except COMPOSITION_ERRORS as error:
-            problem = compose_problem(error, folder, name, overrides, sources)
+            problem = explain_composition_error(error, folder, name, overrides, sources)
             raise RecipeError([problem]) from error
-    return from_config(values, name, tuple(sources), tuple(overrides))
+    return validate_values(values, name, tuple(sources), tuple(overrides))
 
 
 class Composer:
@@ -143,62 +144,83 @@ class Composer:
         self._merged: dict[tuple[str, ...], tuple[tuple[Source, ...], DictConfig]] = {}
 
     def compose(self, overrides: Sequence[str]) -> Composed:
-        """Raises RecipeError with everything that is wrong with the recipe."""
+        """Compose and validate. Raises RecipeError with everything that is wrong."""
         folder, name = find(self._recipe)
         refuse_overrides(overrides)
         roots = (folder, recipes_folder())
-        given = [item for item in overrides if sets_a_value(item, roots)]
-        chosen = tuple(item for item in overrides if item not in given)
+        later = [item for item in overrides if sets_a_value(item, roots)]
+        choices = tuple(item for item in overrides if item not in later)
         try:
-            if chosen not in self._merged:
+            if choices not in self._merged:
                 read: list[Source] = []
                 with hydra_loader(folder) as loader:
-                    merged = _merged(loader, folder, name, chosen, read)
-                self._merged[chosen] = tuple(read), merged
-            sources, merged = self._merged[chosen]
+                    config = _merge(loader, folder, name, choices, read)
+                self._merged[choices] = tuple(read), config
+            sources, merged = self._merged[choices]
             config = copy.deepcopy(merged)
-            set_values(config, given)
-            values = container(config, sources, overrides)
-        except COMPOSITION_ERRORS:  # told by what has Hydra at hand
+            set_values(config, later)
+            values = _resolve(config, sources, overrides)
+        except COMPOSITION_ERRORS:  # which takes Hydra to explain
             return compose(self._recipe, overrides)
-        return from_config(values, name, sources, tuple(overrides))
+        return validate_values(values, name, sources, tuple(overrides))
 
 
-def _merged(
+def _merge(
     loader: Any, folder: Path, name: str, overrides: Sequence[str], sources: list[Source]
 ) -> DictConfig:
-    """A recipe's files and overrides as one config; adds the files to `sources`.
+    """Merge a recipe's files and overrides into one config; add the files to `sources`.
 
     Raises RecipeError, or one of COMPOSITION_ERRORS.
     """
-    given = hydra_overrides(name, overrides)
-    refuse_resolvers_in_defaults(folder, name)
-    sources += _sources(loader, name, given, folder)
+    every = hydra_overrides(name, overrides)
+    refuse_bad_defaults(folder, name)
+    sources += _list_sources(loader, name, every, folder)
     refuse_code(sources)
-    refuse_misread(sources)
-    refuse_base_behind(sources, folder / f"{name}.yaml")
-    return hydra_compose(name, given)
+    refuse_octal_numbers(sources)
+    refuse_keys_before_base(sources, folder / f"{name}.yaml")
+    return hydra_compose(name, every)
 
 
-def container(config: DictConfig, sources: Sequence[Source], overrides: Sequence[str]) -> Any:
-    """A composed config as plain values. Raises RecipeError, or an error of OmegaConf."""
+def _list_sources(loader: Any, name: str, overrides: list[str], folder: Path) -> list[Source]:
+    """List the files that are merged, in their order."""
+    sources = []
+    for entry in loader.compute_defaults_list(name, overrides, RunMode.RUN).defaults:
+        files = (root / f"{entry.config_path}.yaml" for root in (folder, recipes_folder()))
+        if file := next((file for file in files if entry.config_path and file.is_file()), None):
+            sources.append(Source(file, entry.package or ""))
+    return sources
+
+
+def _resolve(config: DictConfig, sources: Sequence[Source], overrides: Sequence[str]) -> Any:
+    """Turn a config into plain values. Raises RecipeError, or an error of OmegaConf."""
     values = OmegaConf.to_container(config, resolve=False)
     _refuse_resolvers(values, sources, overrides)
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
-def from_config(
+def _refuse_resolvers(
+    values: Any, sources: Sequence[Source], overrides: Sequence[str], path: str = ""
+) -> None:
+    """Refuse `${oc.env:HOME}`: a recipe is data. `${a.b}` may point at another key."""
+    if isinstance(values, str) and has_resolver(values):
+        raise RecipeError([locate(path, f"{values} {RUNS_NOTHING}", sources, overrides)])
+    items = values.items() if isinstance(values, dict) else ()
+    for key, value in enumerate(values) if isinstance(values, list) else items:
+        _refuse_resolvers(value, sources, overrides, f"{path}.{key}" if path else str(key))
+
+
+def validate_values(
     values: Any, name: str, sources: tuple[Source, ...], overrides: tuple[str, ...]
 ) -> Composed:
     """Validate composed values. A recipe that names itself nothing is called `name`."""
     values = {key: value for key, value in dict(values).items() if key != "hydra"}
-    given_name = bool(values.get("name"))
+    has_name = bool(values.get("name"))
     values["name"] = values.get("name") or name
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems = [
-            (path, _told(path, message, values, named=given_name))
+            (path, _reword(path, message, values, has_name=has_name))
             for path, message in validation_problems(error, Recipe, values)
         ]
         if any("did you mean 'pipeline'?" in message for _, message in problems):
@@ -207,46 +229,16 @@ def from_config(
     return Composed(recipe, values, sources, overrides)
 
 
-def _told(path: str, message: str, values: Mapping[str, Any], *, named: bool) -> str:
-    """What is wrong at the top of a recipe, in words that are about recipes."""
+def _reword(path: str, message: str, values: Mapping[str, Any], *, has_name: bool) -> str:
+    """Say what is wrong at the top of a recipe in words about recipes."""
     pipeline = values.get("pipeline")
     stages = pipeline if isinstance(pipeline, list) else []
     if path == "pipeline" and not pipeline:
         return "lists no stage; it has their names in order, such as [load, finetune, evaluate]"
     if path.startswith("pipeline.") and "expected a text" in message:
         return "expected the name of a stage, whose settings stand below `stages:`"
-    if path == "name" and not named:
+    if path == "name" and not has_name:
         return f"{message}: the file's name, where no `name:` is set"
     if path in stage_kinds() or path in stages:
         return "no such key at the top; a stage's settings stand below `stages:`"
     return message
-
-
-def _sources(loader: Any, name: str, overrides: list[str], folder: Path) -> list[Source]:
-    """The files that are merged, in their order."""
-    defaults = loader.compute_defaults_list(name, overrides, RunMode.RUN).defaults
-    found = []
-    for entry in defaults:
-        if entry.config_path is None:
-            continue
-        for root in (folder, recipes_folder()):
-            path = root / f"{entry.config_path}.yaml"
-            if path.is_file():
-                found.append(Source(path, entry.package or ""))
-                break
-    return found
-
-
-def _refuse_resolvers(
-    values: Any, sources: Sequence[Source], overrides: Sequence[str], path: str = ""
-) -> None:
-    """A recipe is data: `${a.b}` may point at another key, `${oc.env:HOME}` may not run."""
-    if isinstance(values, dict):
-        for key, value in values.items():
-            _refuse_resolvers(value, sources, overrides, f"{path}.{key}" if path else str(key))
-    elif isinstance(values, list):
-        for index, value in enumerate(values):
-            _refuse_resolvers(value, sources, overrides, f"{path}.{index}")
-    elif isinstance(values, str) and runs_something(values):
-        message = f"{values} is not allowed: a recipe runs nothing and reads no environment"
-        raise RecipeError([locate(path, message, sources, overrides)])

@@ -1,11 +1,11 @@
-"""Hydra as it is used here: folders of recipes, overrides, and its errors in plain words."""
+"""Use Hydra: load folders of recipes, apply overrides, and explain its errors in plain words."""
 
 from __future__ import annotations
 
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +24,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import (
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -36,45 +32,43 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from compressor.core.console import brief
 from compressor.core.errors import Problem, RecipeError, nearest
 from compressor.core.files import recipes_folder
-from compressor.core.yaml_limits import text_of
-from compressor.recipe.files import HYDRA_SETTINGS, Source, locate, runs_something, tree
+from compressor.recipe.files import HYDRA_SETTINGS, Source, has_resolver, locate
 
 _SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
+_FORBIDDEN_SETTINGS = frozenset(HydraConf.__dataclass_fields__) - HYDRA_SETTINGS
 
 
-def with_prefixes(overrides: Sequence[str]) -> list[str]:
-    """A user's overrides for Hydra. A field that the recipe does not mention can be set as well as
-    one that it does: whether it exists is for the typed stages to say, which know the nearest name.
+def allow_new_keys(overrides: Iterable[str]) -> list[str]:
+    """Let overrides set fields that the recipe does not mention.
+
+    Whether a field exists is for the typed stages to say, which know the nearest name.
     """
     return [f"++{item}" if _SETS_A_KEY.match(item) else item for item in overrides]
 
 
 @lru_cache(maxsize=100_000)
-def parsed(override: str) -> Override | None:
-    """An override in Hydra's grammar; None where it is in none, which composing reports."""
+def parse_override(override: str) -> Override | None:
+    """Parse an override in Hydra's grammar; give None where it has an error, as composing says."""
     try:
         return OverridesParser.create().parse_override(override)
     except HydraException:
         return None
 
 
-_HYDRAS = frozenset(HydraConf.__dataclass_fields__) - HYDRA_SETTINGS
-
-
 def refuse_overrides(overrides: Sequence[str]) -> None:
-    """Raise RecipeError for an override without a key, and for one that would have Hydra run code
-    or read the environment. What Hydra cannot read at all, composing reports.
+    """Raise RecipeError for an override without a key, or by which Hydra would run code or read the
+    environment.
     """
     for item in overrides:
-        if (found := parsed(item)) is None:
+        override = parse_override(item)
+        if override is None:
             continue
-        key = str(found.key_or_group)
+        key = str(override.key_or_group)
         if not key:
             raise RecipeError(f"cannot read the override {item!r}: expected key=value")
         first, *rest = re.split(r"[./]", key)
-        if first != "hydra" or not rest:
-            continue
-        if rest[0] in _HYDRAS or "_target_" in item or runs_something(item):
+        runs = "_target_" in item or has_resolver(item)
+        if first == "hydra" and rest and (runs or rest[0] in _FORBIDDEN_SETTINGS):
             raise RecipeError(
                 f"{item!r} is not allowed: Hydra runs nothing here but a sweep; of its settings "
                 "there are hydra/launcher=… and those of the launcher, hydra.launcher.…=…"
@@ -82,40 +76,38 @@ def refuse_overrides(overrides: Sequence[str]) -> None:
 
 
 def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides that Hydra gets: the user's own, and where checked-in groups are found."""
+    """Add to a user's overrides where checked-in groups are, and the recipe's name."""
     # `pkg://` would import the folder; this only reads it.
-    searchpath, job = quoted(f"{RecipeFolder.scheme()}://{recipes_folder()}"), quoted(name)
-    return [
-        *with_prefixes(overrides),
-        f"hydra.searchpath=[{searchpath}]",
-        f"++hydra.job.name={job}",
-    ]
+    searchpath, job = quote(f"{RecipeFolder.scheme()}://{recipes_folder()}"), quote(name)
+    added = [f"hydra.searchpath=[{searchpath}]", f"++hydra.job.name={job}"]
+    return [*allow_new_keys(overrides), *added]
 
 
 def sets_a_value(override: str, roots: Sequence[Path]) -> bool:
-    """Whether an override leaves the recipe's files as they are, which are below `roots`, and sets
-    or deletes something of what they merge into. In doubt: no.
+    """Tell whether an override leaves the choice of files (below `roots`) as it is, and sets or
+    deletes something of what they merge into. In doubt: no.
     """
-    found = parsed(override)
-    if found is None or found.is_sweep_override() or found.package is not None:
+    parsed = parse_override(override)
+    if parsed is None or parsed.is_sweep_override() or parsed.package is not None:
         return False
-    key = str(found.key_or_group)
+    key = str(parsed.key_or_group)
     if "/" in key or key.partition(".")[0] == "hydra":
         return False
     groups = (RecipeFolder("", f"{RecipeFolder.scheme()}://{root}") for root in roots)
-    return not any(each.is_group(key) for each in groups)
+    return not any(folder.is_group(key) for folder in groups)
 
 
 def set_values(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Apply overrides that `sets_a_value` has found to be such, as Hydra does after it has merged
-    the files. Raises one of COMPOSITION_ERRORS.
+    """Apply overrides of which `sets_a_value` holds, as Hydra does after it has merged the files.
+
+    Raises one of COMPOSITION_ERRORS.
     """
-    given = [each for item in with_prefixes(overrides) if (each := parsed(item)) is not None]
-    ConfigLoaderImpl._apply_overrides_to_config(given, config)
+    parsed = map(parse_override, allow_new_keys(overrides))
+    ConfigLoaderImpl._apply_overrides_to_config([item for item in parsed if item], config)
 
 
-def quoted(text: str) -> str:
-    """A string in Hydra's override grammar, whatever is in it."""
+def quote(text: str) -> str:
+    """Write a string in Hydra's override grammar, whatever is in it."""
     escaped = re.sub(r"(\\*)'", r"\1\1\'", text)
     return f"'{escaped}'"
 
@@ -129,6 +121,13 @@ COMPOSITION_ERRORS = (
     ValueError,  # a group set to null; a file that is not UTF-8
     RecursionError,  # a thousand recipes of which each extends the next
 )
+
+
+_OF_THE_FILE = {
+    RecursionError: ("", "too many levels: of `defaults` that extend each other, or of values"),
+    AssertionError: ("defaults", "an entry that is neither a recipe's name nor `group: option`"),
+    UnicodeDecodeError: ("", "not UTF-8 text"),
+}
 
 
 class RecipeFolder(FileConfigSource):
@@ -148,18 +147,16 @@ class RecipeFolder(FileConfigSource):
         return Path(self.path).is_dir()
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """A file is parsed again only when it has changed: a sweep composes it for each point."""
+        """Parse a file, and again only when it has changed: a sweep composes it for each point."""
         file = Path(self.path, self._normalize_file_name(config_path))
-        try:
-            about = file.stat()
-        except OSError:
+        if not file.is_file():
             return super().load_config(config_path)
-        tree(file)  # refuses what would be too much for the loader
+        about = file.stat()
         key = (str(file), about.st_mtime_ns, about.st_size, self.provider)
         if key not in self._loaded:
             loaded = super().load_config(config_path)
             # To Hydra a byte order mark is a part of the first line, such as `# @package _global_`.
-            loaded.header = self._get_header_dict(text_of(file))
+            loaded.header = self._get_header_dict(file.read_text(encoding="utf-8-sig"))
             self._loaded[key] = loaded
         return copy.deepcopy(self._loaded[key])
 
@@ -169,7 +166,7 @@ class RecipeFolder(FileConfigSource):
 
 @contextmanager
 def hydra_loader(folder: Path) -> Iterator[ConfigLoader]:
-    """Hydra, with the recipes of one folder. There is one Hydra in a process at a time."""
+    """Start Hydra with the recipes of one folder. There is one Hydra in a process at a time."""
     SourcesRegistry.instance().register(RecipeFolder)
     GlobalHydra.instance().clear()
     version.setbase("1.3")
@@ -184,123 +181,129 @@ def hydra_loader(folder: Path) -> Iterator[ConfigLoader]:
         GlobalHydra.instance().clear()
 
 
-def compose_problem(
+def explain_composition_error(
     error: Exception,
     folder: Path,
     name: str,
     overrides: Sequence[str],
     sources: Sequence[Source],
 ) -> Problem:
-    """What a person needs of Hydra's, OmegaConf's or YAML's error."""
-    if isinstance(error, RecursionError):
-        message = "too many levels: of `defaults` that extend each other, or of values"
-        return Problem("", message, folder / f"{name}.yaml")
-    if isinstance(error, AssertionError):
-        message = "an entry that is neither a recipe's name nor `group: option`"
-        return Problem("defaults", message, folder / f"{name}.yaml")
-    if isinstance(error, UnicodeDecodeError):
-        return Problem("", "not UTF-8 text", folder / f"{name}.yaml")
-    cause = error.__cause__
-    while cause is not None and not isinstance(error, yaml.MarkedYAMLError):
-        error, cause = (cause, cause.__cause__) if isinstance(cause, Exception) else (error, None)
+    """Say what a person needs to know of an error of Hydra, OmegaConf or YAML."""
+    file = folder / f"{name}.yaml"
+    for kind, (path, message) in _OF_THE_FILE.items():
+        if isinstance(error, kind):
+            return Problem(path, message, file)
+    while not isinstance(error, yaml.MarkedYAMLError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     if isinstance(error, yaml.MarkedYAMLError):
-        return _yaml_problem(error, folder, name)
+        return _explain_yaml_error(error, file)
     if isinstance(error, OverrideParseException):
-        given = error.override.removeprefix("++")  # which `with_prefixes` puts there
+        override = error.override.removeprefix("++")  # which `allow_new_keys` puts there
         expected = "expected key=value, where a value with signs such as ~ or = is quoted"
-        return Problem("", f"cannot read the override {given!r}: {expected}: 'key=\"~/x\"'")
+        return Problem("", f"cannot read the override {override!r}: {expected}: 'key=\"~/x\"'")
     text = str(error)
     if setting := re.search(r"Key '[^']*' .*\s+full_key: (hydra[./]\S+)", text):
-        message = _missing_setting(setting[1], getattr(error, "parent_node", None))
-        return locate(setting[1], message, [Source(folder / f"{name}.yaml", "")], overrides)
-    if (problem := _list_problem(text, folder / f"{name}.yaml", sources, overrides)) is not None:
+        message = _explain_setting(setting[1], getattr(error, "parent_node", None))
+        return locate(setting[1], message, [Source(file, "")], overrides)
+    if "must be a DictConfig" in text:
+        return Problem("", "expected keys and values at the top, not a list", file)
+    if "Cannot merge" in text and (problem := _find_list_for_keys(sources, overrides)):
         return problem
     if isinstance(error, MissingConfigException):
-        return _missing_config(error, folder, name)
+        return _explain_missing_config(error, folder, file)
     if struct := re.search(r"Key '([^']*)' is not in struct\s+full_key: (\S+)", text):
-        return _no_such_key(struct[1], struct[2], hydra_compose(name, hydra_overrides(name, [])))
+        config = hydra_compose(name, hydra_overrides(name, []))
+        hint = _hint_key(struct[1], struct[2], config)
+        return Problem(struct[2], f"no such key in this recipe; {hint}")
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
         return locate(str(error.full_key), text, sources, overrides)
-    return Problem("", brief(" ".join(text.split())), folder / f"{name}.yaml")
+    return Problem("", brief(" ".join(text.split())), file)
 
 
-def _no_such_key(key: str, full: str, config: DictConfig) -> Problem:
-    """A key of an override that the recipe has not, with where it may be meant."""
-    dotted = full.replace("/", ".")
-    hint = _longer(key, config) if "." not in full else None
-    if dotted != full and OmegaConf.select(config, dotted) is not None:
-        hint = f"did you mean {dotted!r}?"
-    if full in OmegaConf.load(recipes_folder() / "base.yaml"):
-        hint = "`/base`, which has it, is not among the `defaults`: put it first"
-    valid = _valid_keys(config, full.rpartition(".")[0])
-    return Problem(full, f"no such key in this recipe; {hint or nearest(key, valid)}")
+def _hint_key(key: str, path: str, config: DictConfig) -> str:
+    """Say what a key may mean that an override sets, and the recipe does not have."""
+    dotted = path.replace("/", ".")
+    if path in OmegaConf.load(recipes_folder() / "base.yaml"):
+        return "`/base`, which has it, is not among the `defaults`: put it first"
+    if dotted != path and OmegaConf.select(config, dotted) is not None:
+        return f"did you mean {dotted!r}?"
+    if dotted == key:
+        values = OmegaConf.to_container(config, resolve=False)
+        if places := list(_find_paths(values, key)):
+            return f"did you mean {' or '.join(places[:3])}{' …' if len(places) > 3 else ''}?"
+    parent = path.rpartition(".")[0]
+    node = OmegaConf.select(config, parent) if parent else config
+    return nearest(key, map(str, node) if OmegaConf.is_dict(node) else ())
 
 
-def _list_problem(
-    text: str, file: Path, sources: Sequence[Source], overrides: Sequence[str]
-) -> Problem | None:
-    """A list where keys and values are expected, or the other way round: OmegaConf does not say
-    where it is, but another file has the other of the two.
+def _find_paths(node: Any, key: str, above: str = "") -> Iterator[str]:
+    """Yield the dotted paths at which `key` stands below a node."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        path = f"{above}.{name}" if above else str(name)
+        if path != "hydra":
+            yield from [path] if name == key else []
+            yield from _find_paths(value, key, path)
+
+
+def _find_list_for_keys(sources: Sequence[Source], overrides: Sequence[str]) -> Problem | None:
+    """Find a list where another file has keys and values, or the other way round: OmegaConf, which
+    cannot merge the two, does not say where they are.
     """
-    if "must be a DictConfig" in text:
-        return Problem("", "expected keys and values at the top, not a list", file)
-    if "Cannot merge" not in text or "ListConfig" not in text:
-        return None
-    seen: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for source in sources:
-        above = [part for part in source.package.split(".") if part and part != "_global_"]
-        for path, kind in _collections(source.tree, ".".join(above)):
-            if seen.setdefault(path, kind) != kind:
-                return locate(path, f"expected {seen[path]}, got {kind}", sources, overrides)
+        for path, kind in _list_collections(source.tree, ".".join(source.above)):
+            if kinds.setdefault(path, kind) != kind:
+                return locate(path, f"expected {kinds[path]}, got {kind}", sources, overrides)
     return None
 
 
-def _collections(node: yaml.Node | None, path: str) -> Iterator[tuple[str, str]]:
-    """The path of each mapping and list of a file, with which of the two it is, in words."""
+def _list_collections(node: yaml.Node | None, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the path of each mapping and list of a file, with which of the two it is, in words."""
     if isinstance(node, yaml.SequenceNode):
         yield path, "a list"
     elif isinstance(node, yaml.MappingNode):
         yield path, "keys and values"
         for key, value in node.value:
-            yield from _collections(value, f"{path}.{key.value}" if path else str(key.value))
+            yield from _list_collections(value, f"{path}.{key.value}" if path else str(key.value))
 
 
-def _missing_setting(path: str, beside: Any) -> str:
-    """What to say of a setting of Hydra's that is not among those `beside` it, where known."""
+def _explain_setting(path: str, siblings: Any) -> str:
+    """Say what is wrong with a setting of Hydra's that is not among its `siblings`, where known."""
     parent, _, name = path.rpartition(".")
     if "/" in path:
         return f"no such choice; {nearest(path, ['hydra/launcher'])}"
     known = {"hydra": HYDRA_SETTINGS, "hydra.sweeper": {"params"}}.get(parent, set())
-    if OmegaConf.is_dict(beside):
-        known = {str(key) for key in beside if key != "_target_"}
+    if OmegaConf.is_dict(siblings):
+        known = {str(key) for key in siblings if key != "_target_"}
         if parent == "hydra.launcher" and not known:
             return "the default launcher has no settings: choose one: hydra/launcher=processes"
     return f"no such setting {name!r}; {nearest(name, known)}" if known else "no such setting"
 
 
-def _yaml_problem(error: yaml.MarkedYAMLError, folder: Path, name: str) -> Problem:
+def _explain_yaml_error(error: yaml.MarkedYAMLError, file: Path) -> Problem:
     mark = error.problem_mark or error.context_mark
-    message = brief(f"not valid YAML: {_yaml_cure(error)}")
-    file: Path | None = folder / f"{name}.yaml"
-    if mark is not None and mark.name and Path(mark.name).is_file():
-        file = Path(mark.name)
-    return Problem("", message, file, mark.line + 1 if mark is not None else None)
+    message = brief(f"not valid YAML: {_cure_yaml(error)}")
+    if mark is None:
+        return Problem("", message, file)
+    is_file = bool(mark.name) and Path(mark.name).is_file()
+    return Problem("", message, Path(mark.name) if is_file else file, mark.line + 1)
 
 
-def _yaml_cure(error: yaml.MarkedYAMLError) -> str:
-    """What is wrong, and what to look for: YAML notices many a mistake some lines after it."""
-    problem, begun = error.problem or error.context or "", error.context_mark
+def _cure_yaml(error: yaml.MarkedYAMLError) -> str:
+    """Say what is wrong, and what to look for: YAML notices many a mistake some lines after it."""
+    problem, context = error.problem or error.context or "", error.context or ""
+    line = error.context_mark.line + 1 if error.context_mark is not None else 0
+    flow = re.search(r"flow (sequence|mapping)", context)
     if "'\\t'" in problem:
         return "a tab; YAML is indented with spaces alone"
-    flow = re.search(r"flow (sequence|mapping)", error.context or "")
-    if "quoted scalar" in (error.context or "") and begun is not None:
-        return f"the quote that opens in line {begun.line + 1} is not closed"
+    if "quoted scalar" in context and line:
+        return f"the quote that opens in line {line} is not closed"
     if problem == "but found another document":
         return "a second document begins here; a recipe is one, without `---`"
-    if flow is not None and begun is not None:
-        opened, closed = "[]" if flow[1] == "sequence" else "{}"
-        return f"the {opened!r} of line {begun.line + 1} is not closed by {closed!r} before this"
+    if flow is not None and line:
+        opening, closing = "[]" if flow[1] == "sequence" else "{}"
+        return f"the {opening!r} of line {line} is not closed by {closing!r} before this"
     if problem == "mapping values are not allowed here":
         cure = "quote a text that has ': ' in it, or give the line before its ':'"
         return f"a key that cannot stand here; {cure}"
@@ -311,41 +314,14 @@ def _yaml_cure(error: yaml.MarkedYAMLError) -> str:
     return problem
 
 
-def _missing_config(error: MissingConfigException, folder: Path, name: str) -> Problem:
-    """A group's option or a parent recipe that is not there."""
-    missing = error.missing_cfg_file or ""
-    group, _, option = missing.lstrip("/").rpartition("/")
+def _explain_missing_config(error: MissingConfigException, folder: Path, file: Path) -> Problem:
+    """Name the group's option or the parent recipe that is not there, and the nearest one."""
+    group, _, option = (error.missing_cfg_file or "").lstrip("/").rpartition("/")
+    what = f"{group}={option}" if group else option
     roots = {folder, recipes_folder()}
     options = {path.stem for root in roots for path in (root / group).glob("*.yaml")} - {"base"}
-    what = f"{group}={option}" if group else option
-    hint = nearest(option, options) if options else f"no group {group!r}"
-    file = folder / f"{name}.yaml"
+    message = f"no {what!r}; {nearest(option, options) if options else f'no group {group!r}'}"
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if option and option in line:
-            return Problem("defaults", f"no {what!r}; {hint}", file, number)
-    return Problem("", f"no {what!r}; {hint}")
-
-
-def _valid_keys(config: DictConfig, parent: str) -> list[str]:
-    """The keys of `parent` in a recipe."""
-    node = OmegaConf.select(config, parent) if parent else config
-    return [str(key) for key in node] if OmegaConf.is_dict(node) else []
-
-
-def _longer(key: str, config: DictConfig) -> str | None:
-    """Where a key that somebody gave alone, such as `epochs`, stands in the recipe, if it does."""
-    places = list(_paths(OmegaConf.to_container(config, resolve=False), key))
-    if not places:
-        return None
-    return f"did you mean {' or '.join(places[:3])}{' …' if len(places) > 3 else ''}?"
-
-
-def _paths(node: Any, key: str, above: str = "") -> Iterator[str]:
-    """The dotted paths at which `key` stands below a node."""
-    for name, value in node.items() if isinstance(node, dict) else ():
-        path = f"{above}.{name}" if above else str(name)
-        if path == "hydra":
-            continue
-        if name == key:
-            yield path
-        yield from _paths(value, key, path)
+            return Problem("defaults", message, file, number)
+    return Problem("", message)

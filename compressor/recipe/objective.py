@@ -1,4 +1,4 @@
-"""What a recipe wants more or less of: numbers that its stages leave, by their names."""
+"""What a recipe wants more or less of, and how a search looks for it. Draws nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from compressor.core.settings import SETTINGS, Integer
 Direction = Literal["maximize", "minimize"]
 _Path = Annotated[str, Field(json_schema_extra={"pattern": r"\."})]
 Paths = _Path | Annotated[list[_Path], Field(json_schema_extra={"uniqueItems": True})]
+SAMPLERS = ("gp", "nsga2", "random", "tpe")
+"""Those of Optuna that are offered: they keep what they need as text, and draw the same again."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class Goal:
         return self.path.rpartition(".")[2]
 
     def value(self, records: Sequence[Mapping[str, Any]]) -> float | None:
-        """The number in a run's records; of a report on several models, that of the last one."""
+        """Find the number in a run's records; of a report on several models the last one's."""
         for record in reversed(records):
             if self.stage in {record["name"], record["name"].partition("@")[0]}:
-                found = record["metrics"].get(self.metric, record.get(self.metric))
-                is_number = isinstance(found, int | float) and not isinstance(found, bool)
-                return float(found) if is_number else None
+                number = record["metrics"].get(self.metric, record.get(self.metric))
+                is_number = isinstance(number, int | float) and not isinstance(number, bool)
+                return float(number) if is_number else None
         return None
 
 
@@ -58,7 +60,7 @@ class Objective(BaseModel):
     minimize: Paths = Field([], description="What is better when it is smaller.")
 
     @model_validator(mode="after")
-    def _some(self) -> Objective:
+    def _check_goals(self) -> Objective:
         if not self.goals:
             raise ValueError("expected something to maximize or to minimize")
         paths = [goal.path for goal in self.goals]
@@ -71,18 +73,14 @@ class Objective(BaseModel):
 
     @property
     def goals(self) -> tuple[Goal, ...]:
-        """In the order in which they are written."""
-
-        def each(paths: str | list[str], direction: Direction) -> list[Goal]:
-            return [
-                Goal(path, direction) for path in ([paths] if isinstance(paths, str) else paths)
-            ]
-
-        return (*each(self.maximize, "maximize"), *each(self.minimize, "minimize"))
-
-
-SAMPLERS = ("gp", "nsga2", "random", "tpe")
-"""Those of Optuna that are offered: they keep what they need as text, and draw the same again."""
+        """The goals in the order in which they are written."""
+        sides: tuple[tuple[str | list[str], Direction], ...]
+        sides = (self.maximize, "maximize"), (self.minimize, "minimize")
+        return tuple(
+            Goal(path, direction)
+            for paths, direction in sides
+            for path in ([paths] if isinstance(paths, str) else paths)
+        )
 
 
 class StopEarly(BaseModel):
@@ -139,7 +137,7 @@ class Search(BaseModel):
 
     @field_validator("sampler")
     @classmethod
-    def _known(cls, value: str) -> str:
+    def _check_sampler(cls, value: str) -> str:
         if value not in SAMPLERS:
             raise ValueError(f"no such sampler; {nearest(value, SAMPLERS)}")
         return value

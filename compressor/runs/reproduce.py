@@ -142,7 +142,7 @@ def reproduce(
     from compressor.core.files import write_json
     from compressor.engine.plan import plan
     from compressor.engine.store.store import Store
-    from compressor.recipe.compose import from_config
+    from compressor.recipe.compose import validate_values
     from compressor.runs.runner import execute
 
     def say(text: str) -> None:
@@ -153,7 +153,7 @@ def reproduce(
         say(text)
     run = PastRun.read(run.folder.resolve())  # which a change of directory does not move
     with chdir(start):
-        composed = from_config({**values, "outputs": str(folder)}, run.recipe, (), ())
+        composed = validate_values({**values, "outputs": str(folder)}, run.recipe, (), ())
         store = Store.of(str(folder))
         planned = plan(composed, store)
         causes = changed(run, planned)

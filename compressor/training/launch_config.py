@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from compressor.core.errors import nearest
 from compressor.core.files import accelerate_configs, expand_home
 from compressor.core.settings import SETTINGS, Integer
-from compressor.core.yaml_limits import text_of
 
 Kind = Literal["ddp", "fsdp2"]
 DEFAULT_PORT = 29_500
@@ -130,7 +129,7 @@ def _find(name: str) -> Path:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        values = yaml.safe_load(text_of(path))
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     if not isinstance(values, Mapping):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import sys
 from collections import Counter
@@ -60,8 +59,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("loop").symlink_to("loop")
     Path("loop.yaml").symlink_to("loop.yaml")
     Path("folder.yaml").mkdir()
-    os.mkfifo("fifo")
-    os.mkfifo("fifo.yaml")
     monkeypatch.setattr(sys, "stdin", io.StringIO("A text.\n"))
     return tmp_path
 

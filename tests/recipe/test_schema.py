@@ -20,6 +20,8 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from compressor.core.files import recipes_folder
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
 from compressor.recipe.compose import Recipe, compose
 from compressor.recipe.describe import list_fields, render_stage
 from compressor.recipe.files import recipe_names
@@ -188,6 +190,17 @@ def test_a_number_is_one_however_it_is_written_and_nothing_else_is() -> None:
     ):
         with pytest.raises(ValidationError):
             finetune.model_validate(wrong)
+
+
+def test_two_layers_are_two_however_they_are_written() -> None:
+    """2.0 was refused of a model's config, while every stage takes 3.0."""
+    keys = set()
+    for layers in ("2", "2.0", "2e0"):
+        overrides = "model=tiny", "data=bills", f"model.config.num_layers={layers}"
+        node = plan(compose("demo", overrides), Store(Path("nowhere"))).node("base")
+        assert node.facts is not None and node.facts.config["num_layers"] == 2
+        keys.add(node.key)
+    assert len(keys) == 1
 
 
 def test_one_and_one_point_zero_are_one_unit_and_all() -> None:

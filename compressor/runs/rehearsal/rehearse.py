@@ -32,7 +32,7 @@ from compressor.engine.provenance import Difference
 from compressor.engine.run_folder import Run
 from compressor.engine.store.store import Store
 from compressor.models.facts import Facts
-from compressor.recipe.compose import from_config
+from compressor.recipe.compose import validate_values
 from compressor.runs.rehearsal.derivation import TRAINED, Derived, Substitutes, derive
 from compressor.runs.rehearsal.rows import Taken, empty_rows, small_data, take
 from compressor.stages.load import Load, TrainTokenizer
@@ -163,7 +163,7 @@ class Rehearsal:
         return train_tokenizer([*rows.texts, *rows.summaries], vocab_size=300)
 
     def _planned(self, derived: Derived) -> Plan:
-        composed = from_config(derived.values, self.real.composed.recipe.name, (), ())
+        composed = validate_values(derived.values, self.real.composed.recipe.name, (), ())
         try:
             planned = plan(composed, Store.of(composed.recipe.outputs))
             planned.require_reachable()

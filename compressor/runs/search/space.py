@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
 
 from compressor.core.errors import Problem, RecipeError, nearest
-from compressor.recipe.hydra import parsed
+from compressor.recipe.hydra import parse_override
 from compressor.runs.sweeps.points import shortened
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def space_of(overrides: Sequence[str]) -> Space:
     problems: list[Problem] = []
     keys: set[str] = set()
     for text in overrides:
-        override = parsed(text)
+        override = parse_override(text)
         if override is None or not override.is_sweep_override():
             found.append(text)
             continue

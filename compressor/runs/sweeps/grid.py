@@ -25,7 +25,7 @@ from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings
 from compressor.recipe.compose import Composed, Composer
-from compressor.recipe.hydra import parsed
+from compressor.recipe.hydra import parse_override
 from compressor.recipe.objective import Direction
 from compressor.reports.tables import COLUMNS, Column, print_columns
 from compressor.runs.runner import say_collecting
@@ -159,7 +159,7 @@ def _is_hydras(override: str) -> bool:
 
 
 def _key(override: str) -> str:
-    found = parsed(override)
+    found = parse_override(override)
     return override if found is None else found.key_or_group
 
 

@@ -40,16 +40,16 @@ from compressor.engine.plan import plan
 from compressor.engine.run_folder import OUTCOME
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import Composed, compose
-from compressor.recipe.files import Source, find, refuse_code, refuse_resolvers_in_defaults
+from compressor.recipe.files import Source, find, refuse_bad_defaults, refuse_code
 from compressor.recipe.hydra import (
     COMPOSITION_ERRORS,
-    compose_problem,
+    allow_new_keys,
+    explain_composition_error,
     hydra_loader,
     hydra_overrides,
-    parsed,
-    quoted,
+    parse_override,
+    quote,
     refuse_overrides,
-    with_prefixes,
 )
 from compressor.reports.write import write_reports
 from compressor.runs.runner import execute
@@ -82,7 +82,7 @@ class Launched:
         is interrupted, and has ended the processes of points with it, these have their reports.
         """
         jobs = [
-            [*with_prefixes(point.overrides), f"hydra.sweep.subdir={quoted(point.name)}"]
+            [*allow_new_keys(point.overrides), f"hydra.sweep.subdir={quote(point.name)}"]
             for point in points
         ]
         try:
@@ -146,7 +146,7 @@ def launched(
     runs; it travels there. Raises RecipeError.
     """
     root, name = find(recipe)
-    place = f"hydra.sweep.dir={quoted(str(folder.absolute()))}"
+    place = f"hydra.sweep.dir={quote(str(folder.absolute()))}"
     every = [*overrides, *settings]
     with hydra_loader(root) as loader:
         with _problems_told(root, name, every, base.sources):
@@ -188,7 +188,9 @@ def _problems_told(
         if launcher != missing:
             hint = nearest(launcher, LAUNCHERS)
             raise RecipeError(f"hydra/launcher: no launcher {launcher!r}; {hint}") from error
-        raise RecipeError([compose_problem(error, root, name, overrides, sources)]) from error
+        raise RecipeError(
+            [explain_composition_error(error, root, name, overrides, sources)]
+        ) from error
 
 
 def swept_in_recipe(recipe: str, overrides: Sequence[str]) -> list[str]:
@@ -208,7 +210,7 @@ def _select(recipe: str, overrides: Sequence[str], key: str) -> Any:
     _refuse_settings(overrides)
     root, name = find(recipe)
     with hydra_loader(root) as loader, _problems_told(root, name, overrides, ()):
-        refuse_resolvers_in_defaults(root, name)
+        refuse_bad_defaults(root, name)
         refuse_code([Source(root / f"{name}.yaml", "")])
         given = hydra_overrides(name, overrides)
         config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
@@ -220,7 +222,7 @@ def _select(recipe: str, overrides: Sequence[str], key: str) -> Any:
 def _refuse_settings(overrides: Sequence[str]) -> None:
     """Raise RecipeError for what Hydra would take, and then neither it nor a sweep understands."""
     for item in overrides:
-        key = found.key_or_group if (found := parsed(item)) else item
+        key = found.key_or_group if (found := parse_override(item)) else item
         if key.startswith("hydra.sweeper.params"):
             raise RecipeError(f"{item!r} is for a recipe: here give the key itself, as in seed=1,2")
         if key in {"hydra.launcher", "hydra.sweeper"}:

@@ -12,7 +12,7 @@ from math import prod
 from hydra.core.override_parser.types import Override, ValueType
 
 from compressor.core.errors import RecipeError
-from compressor.recipe.hydra import parsed
+from compressor.recipe.hydra import parse_override
 
 MOST = 20_000
 """Points of a sweep: each has a folder."""
@@ -34,7 +34,7 @@ class Point:
 
 def is_sweep(override: str) -> bool:
     """Whether an override has several values: `a=1,2`, `a=range(1,4)`, `a=choice(x,y)` …"""
-    found = parsed(override)
+    found = parse_override(override)
     return found is not None and found.is_sweep_override()
 
 
@@ -47,7 +47,7 @@ def spanned(overrides: Sequence[str]) -> list[Point]:
     keys: list[str | None] = []
     values: list[list[str]] = []
     for override in overrides:
-        found = parsed(override)
+        found = parse_override(override)
         several = found is not None and found.is_sweep_override()
         keys.append(_key(found) if found is not None and several else None)
         values.append(_values(found) if found is not None and several else [override])
@@ -72,7 +72,7 @@ def _refuse_unclear(
     overrides: Sequence[str], keys: Sequence[str | None], values: Sequence[Sequence[str]]
 ) -> None:
     """Raise RecipeError for a sweep over nothing, and for one over a key that is set elsewhere."""
-    plain = [_key(found) if (found := parsed(each)) else each for each in overrides]
+    plain = [_key(found) if (found := parse_override(each)) else each for each in overrides]
     for override, key, name, some in zip(overrides, keys, plain, values, strict=True):
         if not some:
             raise RecipeError(f"{override!r} has no value")

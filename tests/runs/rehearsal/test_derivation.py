@@ -12,7 +12,7 @@ from compressor.compression.pruning import regrouped
 from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import Store
 from compressor.models.facts import _MODULES, Facts, architecture, facts, scaled, scaled_layers
-from compressor.recipe.compose import compose, from_config
+from compressor.recipe.compose import compose, validate_values
 from compressor.recipe.files import recipe_names
 from compressor.runs.rehearsal.derivation import TRAINED, Derived, Substitutes, derive, small_config
 from compressor.runs.rehearsal.rows import small_data, take
@@ -31,7 +31,7 @@ def derived(recipe: str, folder: Path, *overrides: str) -> tuple[Plan, Derived, 
     tokenizers = {n.name: TRAINED for n in real.nodes if isinstance(n.stage, Load)}
     small = small_data(data, take(data, splits), folder)
     found = derive(real, Substitutes(small, tokenizers, folder / "outputs"))
-    again = from_config(found.values, "again", (), ())
+    again = validate_values(found.values, "again", (), ())
     return real, found, plan(again, Store.of(again.recipe.outputs))
 
 
