@@ -77,8 +77,6 @@ def format_of(path: Path) -> str | None:
     """What a path is by its ending, in any case of letters; None for what is not read."""
     if path.is_dir():
         return "saved" if (path / _SAVED).is_file() else None
-    if path.exists() and not path.is_file():  # a pipe, which would be waited for
-        return None
     return FORMATS.get(path.suffix.lower())
 
 

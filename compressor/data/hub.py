@@ -52,7 +52,7 @@ def commit(repository: str, revision: str, kind: Kind) -> str:
                 raise
             why = _reason(error)  # the cache below may know
     cached = _reference(repository, revision, kind)
-    if cached is not None and cached.is_file():
+    if cached.is_file():
         return cached.read_text().strip()
     raise Unreachable(
         f"{kind} {repository!r} is not on this machine and the hub cannot be reached from here{why}"
@@ -231,10 +231,8 @@ def _not_found(repository: str, kind: Kind, error: Exception) -> str:
     return f"the hub has no {kind} {repository!r}{private}"
 
 
-def _reference(repository: str, revision: str, kind: Kind) -> Path | None:
-    """Where the cache tells of a branch's or tag's commit; None of a name that leads elsewhere."""
-    if revision.startswith("/") or ".." in revision.split("/"):
-        return None
+def _reference(repository: str, revision: str, kind: Kind) -> Path:
+    """Where the cache tells of a branch's or tag's commit."""
     return _cache_folder(repository, kind) / "refs" / revision
 
 
@@ -244,7 +242,7 @@ def _note(repository: str, revision: str, kind: Kind, sha: str) -> None:
     """
     reference = _reference(repository, revision, kind)
     known = _cache_folder(repository, kind) / "snapshots" / sha
-    if reference is not None and (known.is_dir() or not reference.is_file()):
+    if known.is_dir() or not reference.is_file():
         with suppress(OSError):  # of a cache that cannot be written
             reference.parent.mkdir(parents=True, exist_ok=True)
             write_text(reference, sha)

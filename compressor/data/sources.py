@@ -310,8 +310,8 @@ class Files(Held):
         if path.is_dir() and (path / "dataset_dict.json").is_file():
             parts = ", ".join(sorted(part.parent.name for part in path.glob("*/state.json")))
             problem(key, f"{path} has the splits {parts}; name one of these folders")
-        elif path.exists() and not path.is_file() and format_of(path) is None:
-            problem(key, f"{str(path)!r} is no regular file: neither a folder nor a pipe is read")
+        elif path.is_dir() and format_of(path) is None:
+            problem(key, f"{str(path)!r} is a folder, and not one of `save_to_disk`")
         elif not path.exists():
             there = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
             hint = nearest(path.name, there) if there else f"{path.parent} is not a folder"

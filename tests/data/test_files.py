@@ -372,7 +372,7 @@ def test_what_datasets_saved_is_read_from_its_folder(tmp_path: Path) -> None:
     (tmp_path / "all/train").rename(tmp_path / "all/fit")
     assert "has the splits dev, fit; name one of these folders" in refusal(tmp_path / "all")
     (tmp_path / "empty").mkdir()
-    assert "neither a folder nor a pipe" in refusal(tmp_path / "empty")
+    assert "is a folder, and not one of `save_to_disk`" in refusal(tmp_path / "empty")
 
 
 def test_a_folder_of_datasets_that_is_damaged_or_empty_is_refused_by_name(tmp_path: Path) -> None:
