@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from compressor.cli import DONE
 from compressor.cli.shared import OUTPUTS, AsJson, Lines, ModelPlace, open_console, print_json
-from compressor.core.console import complain, printable
+from compressor.core.console import complain, print_text
 from compressor.core.errors import RecipeError
 
 
@@ -27,7 +27,7 @@ def summarize_texts(
 
     texts, predictor = _read_texts(lines=lines), compressor.load(_find_place(place))
     for summary in predictor.summarize(texts, max_length=max_length, num_beams=num_beams):
-        print(printable(" ".join(summary.split("\n"))))
+        print_text(" ".join(summary.split("\n")))
     return DONE
 
 
@@ -38,7 +38,7 @@ def classify_texts(place: ModelPlace, *, lines: Lines = False) -> int:
     texts, predictor = _read_texts(lines=lines), compressor.load(_find_place(place))
     for labels in predictor.classify(texts):
         ordered = sorted(labels.items(), key=lambda item: -item[1])
-        print(printable("  ".join(f"{name} {share:.4f}" for name, share in ordered)))
+        print_text("  ".join(f"{name} {share:.4f}" for name, share in ordered))
     return DONE
 
 

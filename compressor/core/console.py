@@ -6,12 +6,13 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from compressor.core.errors import Problem
-from compressor.core.redaction import redacted_text
+from compressor.core.redaction import redact_text
 
 
 class PlainConsole(Console):
@@ -41,15 +42,20 @@ def printable(text: str) -> str:
     return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def print_text(text: str, file: TextIO | None = None) -> None:
+    """Print a text that may be a stranger's, so that no terminal acts on it."""
+    print(printable(text), file=file)
+
+
 def brief(message: str) -> str:
     """As much as a person reads of a message of others, which may repeat a whole value."""
     return message if len(message) <= _LONGEST else f"{message[:_LONGEST]} …"
 
 
-def complain(kind: str, text: object) -> None:
-    """Print `error: …` or `warning: …` on the standard error, without a secret in it."""
+def complain(kind: str, text: object, file: TextIO | None = None) -> None:
+    """Print `error: …` or `warning: …`, without a secret, on the standard error or in a log."""
     if isinstance(text, Problem):  # whose path may be a secret's, and whose message is not it
-        told = str(replace(text, message=redacted_text(text.message)))
+        told = str(replace(text, message=redact_text(text.message)))
     else:
-        told = redacted_text(str(text))
-    print(f"{kind}: {printable(told)}", file=sys.stderr)
+        told = redact_text(str(text))
+    print_text(f"{kind}: {told}", file or sys.stderr)

@@ -12,6 +12,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from compressor.core.redaction import redact_text
+
 _CODE = re.compile(r"\((?:os )?error (\d+)\)|\[Errno (\d+)\]")
 """How Rust's libraries (safetensors, tokenizers) and Python's texts name an error of the system."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -39,6 +41,11 @@ def told(error: BaseException, folder: Path | None = None) -> str | None:
         if _is_of_memory(each, text.lower()):
             return f"out of memory: {text.splitlines()[0][:200]}"
     return None
+
+
+def describe_error(error: BaseException, folder: Path | None = None) -> str:
+    """Say in a line why something failed, with a cure where there is one, without secrets."""
+    return redact_text(told(error, folder) or f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def is_of_memory(error: BaseException) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from compressor.core.redaction import redact, redact_text
 
 MANIFEST = "manifest.json"
 """The file that makes a folder an artifact of the store."""
@@ -29,11 +32,30 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON as `write_text` does.
+    """Write a record as JSON, as `write_text` does, without secrets.
 
-    Raises ValueError for NaN and infinity, which JSON does not have: see `compressor.core.numbers`.
+    Numbers stay: a label called `secret` has its measures. Raises ValueError for NaN and infinity,
+    which JSON does not have: see `compressor.core.numbers`.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, to_json(redact(value, numbers=False)))
+
+
+def to_json(value: Any) -> str:
+    """Format JSON as our files have it. Raises ValueError as `write_json` does."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_traceback(path: Path, *errors: BaseException) -> bool:
+    """Write what errors leave for a developer, without secrets; False where it cannot be written.
+
+    A full disk, say, is often what the error itself is about.
+    """
+    text = "".join("".join(traceback.format_exception(error)) for error in errors)
+    try:
+        write_text(path, redact_text(text).encode(errors="replace").decode())
+    except OSError:
+        return False
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ from rich.console import Console
 from compressor.core.console import complain
 from compressor.core.display import display
 from compressor.core.failures import told
-from compressor.core.redaction import redacted_text
+from compressor.core.redaction import redact_text
 
 RECORD = "\x1e"
 """Begins an event among the lines that a process of ours prints (RFC 7464)."""
@@ -90,7 +90,7 @@ class Progress:
         now = time.time()
         for name in ("text", "error"):  # of which some are a library's own words
             if isinstance(values.get(name), str):
-                values[name] = redacted_text(values[name])
+                values[name] = redact_text(values[name])
         if self.events is not None and self._is_written(kind, values):
             line = json.dumps({"time": round(now, 3), "event": kind, **values})
             self._write(self.events, line)

@@ -1,4 +1,4 @@
-"""What looks like a secret, and texts and values without it. One place, for all that is written.
+"""Redact secrets from everything that is written or printed.
 
 A recipe's values are searched by their keys, and for what is a secret wherever it stands: a token
 of the hub, the login in a URL, what this process has in an environment variable such as `HF_TOKEN`.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -41,14 +43,15 @@ _FORMS = (
         rf"\1 {REDACTED}",
     ),
 )
-_ASSIGNED = re.compile(r"([\w.-]+)['\"]?\s*[=:]\s*")
+_ASSIGNED = re.compile(r"(?<![\w.-])([\w.-]+)['\"]?\s*[=:]\s*")
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|(?:(?:Bearer|Basic)\s+)?[^\s,;&'\"}\])]+")
 _SHORTEST = 8
 """Characters of a variable's value that is looked for: a shorter one may stand anywhere."""
 
 
+@lru_cache(maxsize=4096)
 def is_secret(key: str) -> bool:
-    """Whether a key, such as `hub.token`, names a secret by its last part."""
+    """Tell whether a key, such as `hub.token`, names a secret by its last part."""
     words = [word.lower() for word in _WORD.findall(re.split(r"[.@/]", key)[-1])]
     before = words[-2] if len(words) > 1 else ""
     if not words or words[-1] == "token":
@@ -56,68 +59,78 @@ def is_secret(key: str) -> bool:
     return not _NAMES.isdisjoint(words) or (words[-1] == "key" and before in _KEYS)
 
 
-def redacted(value: Any, key: str = "") -> Any:
-    """A value as it may be written to a file: what looks like a secret is replaced.
+def redact(value: Any, key: str = "", *, numbers: bool = True) -> Any:
+    """Replace what looks like a secret in a value of a recipe or of a record.
 
-    Below a key that names a secret that is every text and number, however deep. A text such as
-    `hub.token=x` is an override of the command's.
+    Below a key that names a secret that is every text and, with `numbers`, every number, however
+    deep. A text such as `hub.token=x` is an override of the command's.
     """
-    if isinstance(value, dict):
+    return _redact(value, key, numbers, _list_secret_variables())
+
+
+def _redact(value: Any, key: str, numbers: bool, variables: list[str]) -> Any:  # noqa: FBT001
+    if isinstance(value, Mapping):
         inside = key if is_secret(key) else ""
-        return {name: redacted(item, inside or str(name)) for name, item in value.items()}
+        return {k: _redact(v, inside or str(k), numbers, variables) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [redacted(item, key) for item in value]
-    if is_secret(key) and value is not None and not isinstance(value, bool):
+        return [_redact(item, key, numbers, variables) for item in value]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (isinstance(value, str) or (numbers and is_number)) and is_secret(key):
         return REDACTED
-    if not isinstance(value, str):
-        return value
-    name, given, setting = value.partition("=")
-    if given and re.fullmatch(r"[+~]*[\w.@/-]+", name):
+    return _redact_override(value, variables) if isinstance(value, str) else value
+
+
+def _redact_override(text: str, variables: list[str]) -> str:
+    """Redact a text that may be `key=value`."""
+    name, mark, setting = text.partition("=")
+    if mark and re.fullmatch(r"[+~]*[\w.@/-]+", name):
         if is_secret(name.lstrip("+~")):
             return f"{name}={REDACTED}"
-        return f"{name}={redacted_text(setting) if setting[:1] in '{[' else _forms(setting)}"
-    return _forms(value)
+        is_nested = setting.startswith(("{", "["))
+        return f"{name}={redact_text(setting) if is_nested else _redact_forms(setting, variables)}"
+    return _redact_forms(text, variables)
 
 
-def redacted_text(text: str) -> str:
-    """A sentence or a log without what looks like a secret in it."""
+def public_command(*arguments: str) -> str:
+    """Write a `compressor run` command for a record or a person, without secrets."""
+    return shlex.join(["compressor", "run", *redact(arguments)])
+
+
+def redact_text(text: str) -> str:
+    """Replace what looks like a secret in a sentence or a log."""
     kept, done = [], 0
-    for found in _ASSIGNED.finditer(text):
-        begin = found.end()
+    for assigned in _ASSIGNED.finditer(text):
+        begin = assigned.end()
         value = _VALUE.match(text, begin)
-        if value is None or begin < done or _is_of_text(found, value[0]):
+        if value is None or begin < done or _is_of_text(assigned, value[0]):
             continue
-        if is_secret(found[1]):
+        if is_secret(assigned[1]):
             kept += [text[done:begin], REDACTED]
             done = value.end()
-    return _forms("".join([*kept, text[done:]]))
+    return _redact_forms("".join([*kept, text[done:]]), _list_secret_variables())
 
 
-def _is_of_text(found: re.Match[str], value: str) -> bool:
-    """Whether `start token: 0` is of a sentence on tokens: too short for a secret, after a word."""
-    after_a_word = re.search(r"[a-z] $", found.string[max(0, found.start() - 2) : found.start()])
+def _is_of_text(assigned: re.Match[str], value: str) -> bool:
+    """Tell whether `start token: 0` is of a sentence on tokens: too short, after a word."""
+    before = assigned.string[max(0, assigned.start() - 2) : assigned.start()]
     short = len(value.strip("'\"")) < _SHORTEST
-    return bool(after_a_word) and short and found[0].rstrip().lower() == "token:"
+    after_a_word = re.search(r"[a-z] $", before) is not None
+    return after_a_word and short and assigned[0].rstrip().lower() == "token:"
 
 
-def _forms(text: str) -> str:
-    for secret in _secret_variables():
+def _redact_forms(text: str, variables: list[str]) -> str:
+    for secret in variables:
         text = text.replace(secret, REDACTED)
     for form, replacement in _FORMS:
         text = form.sub(replacement, text)
     return text
 
 
-def _secret_variables() -> list[str]:
-    """What the environment's variables with telling names hold, the longest first."""
-    return _secrets_of(tuple(os.environ.items()))
-
-
-@lru_cache(maxsize=2)
-def _secrets_of(variables: tuple[tuple[str, str], ...]) -> list[str]:
-    held = {
+def _list_secret_variables() -> list[str]:
+    """List what the environment's variables with telling names hold, the longest first."""
+    values = {
         value
-        for name, value in variables
+        for name, value in os.environ.items()
         if len(value) >= _SHORTEST and not value.startswith("/") and is_secret(name)
     }
-    return sorted(held, key=len, reverse=True)
+    return sorted(values, key=len, reverse=True)

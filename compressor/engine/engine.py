@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from compressor.core import failures, machine
 from compressor.core.display import METRICS
 from compressor.core.errors import DamagedArtifact, StageError, Stopped, Unreachable
-from compressor.core.files import write_text
+from compressor.core.files import write_traceback
 from compressor.core.numbers import require_finite_metrics
 from compressor.core.packages import versions
 from compressor.core.progress import Progress
-from compressor.core.redaction import redacted, redacted_text
+from compressor.core.redaction import redact
 from compressor.engine import launcher, worker
 from compressor.engine.plan import Node, Plan
 from compressor.engine.run_folder import Run
@@ -82,12 +80,9 @@ class Engine:
             return f"{error} ({short})" if short is not None else str(error)
         if short is not None:
             return short
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = failures.describe_error(error)
         report = self.run.folder / "error.txt"
-        with suppress(OSError):  # of a disk that is full too: then the reason is all there is
-            write_text(report, redacted_text("".join(traceback.format_exception(error))))
-            return f"{reason} (see {report})"
-        return reason
+        return f"{reason} (see {report})" if write_traceback(report, error) else reason
 
     def _tell(
         self, node: Node, manifest: Mapping[str, Any], *, cached: bool, seconds: float
@@ -196,7 +191,7 @@ class Engine:
         about = {
             "stage": node.kind,
             "name": node.name,
-            "key_parts": redacted(dict(node.key_parts)),
+            "key_parts": redact(node.key_parts),
             "model": model,
             "metrics": context.metrics,
             "seconds": round(time.monotonic() - started, 3),

@@ -13,7 +13,6 @@ from typing import Any
 
 from compressor.core.errors import RecipeError
 from compressor.core.files import recipes_folder
-from compressor.core.redaction import redacted
 from compressor.engine.plan import Plan
 from compressor.recipe.compose import Composed, compose
 
@@ -46,13 +45,13 @@ def asked(plan: Plan) -> dict[str, Any]:
         differs = None if alone is None or above is None else _listed(above, alone)
         found["parent"] = {"name": _name(parent), "differences": differs}
     if composed.overrides:
-        found["changed"] = None if alone is None else _listed(alone, composed.values)
+        found["changed"] = None if alone is None else _listed(alone, composed.public)
     nodes = [
         {"name": n.name, "stage": n.kind, "label": n.label, "model": n.model, "key": n.key}
         for n in plan.nodes
     ]
-    data = redacted(composed.recipe.data.model_dump(mode="json", include=_OF_DATA))
-    return found | {"nodes": redacted(nodes), "data": data}
+    data = composed.recipe.data.model_dump(mode="json", include=_OF_DATA)
+    return found | {"nodes": nodes, "data": data}
 
 
 def _own_and_parent(composed: Composed) -> tuple[Path | None, Path | None]:
@@ -69,12 +68,12 @@ def _as_now(file: Path) -> tuple[Path, int]:
 
 @cache
 def _alone(file: Path, changed: int) -> Mapping[str, Any] | None:
-    """A recipe's values without any override; None where it needs some.
+    """A recipe's values without any override, as they may be shown; None where it needs some.
 
     Composed once for all points of a sweep, while the file is as it was `changed`.
     """
     try:
-        return compose(str(file)).values
+        return compose(str(file)).public
     except RecipeError:
         return None
 
@@ -94,8 +93,7 @@ def _listed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[st
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = redacted({k: v for k, v in values.items() if k not in _OWN})
-    return kept
+    return {k: v for k, v in values.items() if k not in _OWN}
 
 
 def _entry(difference: Difference) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import yaml
 from compressor.core import machine
 from compressor.core.files import write_json, write_text
 from compressor.core.numbers import finite
-from compressor.core.redaction import redacted
+from compressor.core.redaction import redact
 from compressor.engine.plan import Node, Plan
 from compressor.engine.store.store import Store
 from compressor.stages.base import SIZES, Report
@@ -45,8 +45,7 @@ class Run:
     def create(cls, folder: Path, plan: Plan, store: Store) -> Run:
         """Make the directory, with the resolved recipe and the environment in it."""
         folder.mkdir(parents=True, exist_ok=True)
-        values = redacted(dict(plan.composed.values))
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(plan.composed.public, sort_keys=False, allow_unicode=True)
         write_text(folder / "recipe.yaml", text)
         write_json(folder / "environment.json", environment(plan))
         (folder / "stages").mkdir(exist_ok=True)
@@ -60,7 +59,7 @@ class Run:
         record = {
             "name": node.name,
             "stage": node.kind,
-            "label": redacted(node.label),
+            "label": redact(node.label),  # which tables have, too
             "model": node.model,
             "key": node.key,
             "cached": cached,
@@ -153,9 +152,9 @@ def environment(plan: Plan) -> dict[str, Any]:
         "gpus": [gpu.name for gpu in machine.gpus()],
         "packages": versions,
         "directory": str(Path.cwd()),
-        "command": redacted([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "recipe_files": [str(source.file) for source in plan.composed.sources],
-        "overrides": redacted(list(plan.composed.overrides)),
+        "overrides": list(plan.composed.overrides),
         "processes": processes(plan.composed.recipe.launch).count,
         "git": _git_commit(),
     }

@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from compressor.core.errors import Problem, RecipeError
 from compressor.core.files import recipes_folder
+from compressor.core.redaction import redact
 from compressor.core.settings import SETTINGS, Integer
 from compressor.data.sources import Data
 from compressor.recipe.files import (
@@ -107,6 +109,11 @@ class Composed:
     values: Mapping[str, Any]
     sources: tuple[Source, ...]
     overrides: tuple[str, ...]
+
+    @cached_property
+    def public(self) -> dict[str, Any]:
+        """The values without secrets, as files and pages have them."""
+        return dict(redact(self.values))
 
     def in_a_file(self, path: str) -> bool:
         """Tell whether a file of the recipe, rather than the command line alone, has this key."""

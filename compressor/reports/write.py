@@ -6,13 +6,12 @@ made of what the run's folder has, so nothing here measures, loads weights or as
 
 from __future__ import annotations
 
-import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from compressor.core.console import complain
-from compressor.core.failures import told
-from compressor.core.files import write_text
-from compressor.core.redaction import redacted_text
+from compressor.core.failures import describe_error, told
+from compressor.core.files import write_text, write_traceback
 from compressor.reports.run_page.results import Ended, Results
 
 REPORT, CARD = "report.html", "README.md"
@@ -32,28 +31,23 @@ def write_reports(folder: Path, ended: Ended, error: str | None = None) -> None:
     try:
         results = Results.read(folder, ended, error)
     except Exception as caught:  # noqa: BLE001  # see above
-        _tell(folder, f"{REPORT} and {CARD}", caught)
+        _warn(folder, f"{REPORT} and {CARD}", [caught])
         return
     (folder / TRACEBACK).unlink(missing_ok=True)
+    errors: list[Exception] = []
     for name, make in ((REPORT, page), (CARD, card)):
         try:
             write_text(folder / name, make(results))
         except Exception as caught:  # noqa: BLE001  # see above
             (folder / name).unlink(missing_ok=True)
-            _tell(folder, name, caught)
+            errors.append(caught)
+            _warn(folder, name, errors)
 
 
-def _tell(folder: Path, name: str, error: Exception) -> None:
-    """Say on the standard error that a file is not there, and keep the traceback."""
-    if (short := told(error, folder / name)) is not None:  # a full disk, say
-        complain("warning", f"{name} was not written: {short}")
-        return
-    text = redacted_text("".join(traceback.format_exception(error)))
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    try:
-        with (folder / TRACEBACK).open("a", encoding="utf-8", errors="replace") as stream:
-            stream.write(text)
-        see = f" (see {folder / TRACEBACK})"
-    except OSError:  # then the reason is all there is
-        see = ""
+def _warn(folder: Path, name: str, errors: Sequence[Exception]) -> None:
+    """Say why a file is not there, the last error, and keep the tracebacks of all."""
+    reason = describe_error(errors[-1], folder / name)
+    known = told(errors[-1], folder / name) is not None  # a full disk, say
+    kept = not known and write_traceback(folder / TRACEBACK, *errors)
+    see = f" (see {folder / TRACEBACK})" if kept else ""
     complain("warning", f"{name} was not written: {reason}{see}")

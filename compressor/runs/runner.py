@@ -13,7 +13,7 @@ from compressor.core.errors import RecipeError, Stopped
 from compressor.core.files import expand_home, write_json
 from compressor.core.processes import described
 from compressor.core.progress import Progress, Watch
-from compressor.core.redaction import redacted_text
+from compressor.core.redaction import redact_text
 from compressor.engine.cluster import Helper, leading
 from compressor.engine.engine import Engine
 from compressor.engine.plan import Plan
@@ -105,4 +105,4 @@ def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
         try:
             progress.event("run_ended", state=state, error=reason)
         finally:  # the terminal may be gone
-            write_reports(run.folder, state, reason and redacted_text(reason))
+            write_reports(run.folder, state, reason and redact_text(reason))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from compressor.core.redaction import is_secret, redacted, redacted_text
+from compressor.core.files import write_json, write_traceback
+from compressor.core.redaction import is_secret, redact, redact_text
 from tests.conftest import RECIPE, compressor
 
 SECRETS = """
@@ -46,9 +48,9 @@ def test_keys_that_name_a_secret_and_keys_that_do_not() -> None:
 def test_no_secret_is_left_in_a_sentence(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a library's error, with headers or a URL in it; what stands around it stays."""
     monkeypatch.setenv("MY_SERVICE_TOKEN", "variable-geheim-9")
-    assert "geheim" not in redacted_text(text)
-    assert "<redacted>" in redacted_text(text)
-    assert redacted_text(f"row 3: {text}").startswith("row 3: ")
+    assert "geheim" not in redact_text(text)
+    assert "<redacted>" in redact_text(text)
+    assert redact_text(f"row 3: {text}").startswith("row 3: ")
 
 
 @pytest.mark.parametrize(
@@ -62,17 +64,17 @@ def test_no_secret_is_left_in_a_sentence(text: str, monkeypatch: pytest.MonkeyPa
 )
 def test_a_sentence_on_tokens_and_basic_things_stays(text: str) -> None:
     """Words after "basic" and numbers after "token:" were taken out of descriptions and errors."""
-    assert redacted_text(text) == text
-    assert redacted({"description": text}) == {"description": text}
+    assert redact_text(text) == text
+    assert redact({"description": text}) == {"description": text}
 
 
 def test_no_secret_is_left_in_a_value() -> None:
     """However deep below its key, a number too; in an override's mapping as well."""
     value = {"a": [{"token": {"x": ["y", 3, None, True]}}], "pad_token": "<pad>", "b": "a=b"}
     hidden = ["<redacted>", "<redacted>", None, True]
-    assert redacted(value) == {**value, "a": [{"token": {"x": hidden}}]}
-    assert redacted(["model={token: abc}"]) == ["model={token: <redacted>}"]
-    assert redacted("data.dataset=https://a:b@h/x") == "data.dataset=https://<redacted>@h/x"
+    assert redact(value) == {**value, "a": [{"token": {"x": hidden}}]}
+    assert redact(["model={token: abc}"]) == ["model={token: <redacted>}"]
+    assert redact("data.dataset=https://a:b@h/x") == "data.dataset=https://<redacted>@h/x"
 
 
 def test_a_run_leaves_no_secret_in_any_file(tmp_path: Path) -> None:
@@ -95,3 +97,18 @@ def test_a_run_leaves_no_secret_in_any_file(tmp_path: Path) -> None:
     refused = compressor("plan", "mine.yaml", f"+model.config.hub_token={login}", cwd=tmp_path)
     assert refused.code == 2 and "looks like a secret" in refused.err
     assert login not in refused.err
+
+
+def test_a_record_is_written_without_secrets_and_with_all_its_numbers(tmp_path: Path) -> None:
+    """A label that is called `secret` has its measures; a traceback is a text like others."""
+    record = {"command": ["run", "hub.token=geheim"], "labels": {"secret": {"f1": 0.5}}}
+    write_json(tmp_path / "record.json", record | {"differs": {"hub.token": "geheim"}})
+    written = json.loads((tmp_path / "record.json").read_text())
+    assert written["labels"] == record["labels"]
+    assert written["command"] == ["run", "hub.token=<redacted>"]
+    assert written["differs"] == {"hub.token": "<redacted>"}
+    errors = ValueError("Authorization: Bearer geheim12345"), OSError("\udcff")
+    assert write_traceback(tmp_path / "error.txt", *errors)
+    text = (tmp_path / "error.txt").read_text()
+    assert "geheim" not in text and "ValueError" in text and "OSError" in text
+    assert not write_traceback(tmp_path / "no folder" / "error.txt", *errors)

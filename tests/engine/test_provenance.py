@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from compressor.core.files import write_json
 from compressor.engine import provenance
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
@@ -69,4 +70,6 @@ def test_a_secret_is_not_written(recipe: Callable[..., Path], tmp_path: Path) ->
     """What looks like a token is redacted on both sides."""
     token = "hf_" + "a1B2" * 8
     found = _asked(str(recipe()), [f"description={token}", f"data.prefix={token}"], tmp_path)
-    assert token not in str(found) and "<redacted>" in str(found["changed"])
+    assert token not in str(found["changed"]) and "<redacted>" in str(found["changed"])
+    write_json(tmp_path / "asked.json", found)
+    assert token not in (tmp_path / "asked.json").read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compressor.core.files import MANIFEST
-from compressor.core.redaction import redacted, redacted_text
+from compressor.core.redaction import redact, redact_text
 from compressor.engine.store.store import SELF
 from tests.faults.forked import Forked
 
@@ -62,11 +62,11 @@ def test_sentences_on_tokens_and_basic_things_are_no_secrets() -> None:
         "unexpected token: '}'",
         "ms per token: 3.2",
     ):
-        assert redacted_text(text) == text
-        assert redacted({"description": text}) == {"description": text}
+        assert redact_text(text) == text
+        assert redact({"description": text}) == {"description": text}
     for secret in (
         "Authorization: Basic YWxhZGRpbg==",
         "sent Bearer abcdef0123456789",
         "token: s3cret-and-long",
     ):
-        assert "<redacted>" in redacted_text(secret), secret
+        assert "<redacted>" in redact_text(secret), secret

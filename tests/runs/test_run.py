@@ -23,7 +23,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from compressor import load_model
 from compressor.core.files import file_digest
-from compressor.core.redaction import redacted, redacted_text
+from compressor.core.redaction import redact, redact_text
 
 LONGER = ("{epochs: 1}\n  prune", "{epochs: 6}\n  prune")
 
@@ -373,7 +373,7 @@ def test_the_wheel_has_the_recipes_and_runs_them_from_any_folder(tmp_path) -> No
 )
 def test_a_secret_is_written_to_no_file(given: Any, written: Any) -> None:
     """Neither a recipe's value nor an override of the command that looks like one."""
-    assert redacted(given) == written
+    assert redact(given) == written
 
 
 def test_what_the_environment_holds_as_a_secret_is_written_nowhere(monkeypatch) -> None:
@@ -385,5 +385,5 @@ def test_what_the_environment_holds_as_a_secret_is_written_nowhere(monkeypatch) 
     monkeypatch.setenv("SHORT_TOKEN", "run")
     monkeypatch.setenv("FILE_TOKEN", "/var/lib/secrets")
     text = "run abcdefgh, abcdefghij of /var/lib/secrets"
-    assert redacted_text(text) == "run <redacted>, <redacted> of /var/lib/secrets"
-    assert redacted({"title": text}) == {"title": redacted_text(text)}
+    assert redact_text(text) == "run <redacted>, <redacted> of /var/lib/secrets"
+    assert redact({"title": text}) == {"title": redact_text(text)}

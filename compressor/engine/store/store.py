@@ -32,7 +32,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from compressor.core.errors import DamagedArtifact, RecipeError
-from compressor.core.files import MANIFEST, expand_home, file_digest, flush, write_json, write_text
+from compressor.core.files import MANIFEST, expand_home, file_digest, flush, to_json, write_text
 
 SELF = "sha256"
 """Where a manifest has the digest of all else that it says."""
@@ -131,7 +131,7 @@ class Store:
         # What a reader will get: JSON's keys are texts, and its lists are no tuples.
         manifest: dict[str, Any] = json.loads(json.dumps({"key": key, **about, "files": files}))
         manifest[SELF] = manifest_digest(manifest)
-        write_json(partial / MANIFEST, manifest)
+        write_text(partial / MANIFEST, to_json(manifest))
         _give_permissions_of(partial / MANIFEST, paths)
         self.set_aside(key)  # whatever is in the way has no valid manifest
         partial.rename(self.path(key))

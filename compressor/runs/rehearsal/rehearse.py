@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,9 @@ from rich.text import Text
 
 from compressor.core.console import complain
 from compressor.core.errors import RecipeError, StageError, Unreachable
-from compressor.core.files import MANIFEST, expand_home
+from compressor.core.failures import describe_error
+from compressor.core.files import MANIFEST, expand_home, write_traceback
 from compressor.core.progress import Progress
-from compressor.core.redaction import redacted_text
 from compressor.data import hub
 from compressor.data.sources import Data
 from compressor.engine.engine import Engine
@@ -226,8 +225,8 @@ def rehearse(real: Plan, console: Console, *, quiet: bool = False) -> bool:
         failure = str(error)
     except Exception as error:  # noqa: BLE001  # what a library raises in a check; the cause is kept
         log = folder / "error.txt"
-        log.write_text(redacted_text("".join(traceback.format_exception(error))), "utf-8")
-        failure = f"{type(error).__name__}: {error}".splitlines()[0] + f" (see {log})"
+        write_traceback(log, error)
+        failure = f"{describe_error(error)} (see {log})"
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from compressor.core.errors import StageError
 from compressor.core.files import expand_home, write_json
-from compressor.core.redaction import redacted
+from compressor.core.redaction import public_command
 from compressor.engine.run_folder import OUTCOME, read_metrics
 from compressor.recipe.compose import Composed
 from compressor.runs.search.plan import PlannedSearch, planned_search, require_optuna
@@ -156,13 +155,12 @@ class Trials:
         """Bring `sweep.json` up to date."""
         asked, search = self.asked, self.asked.search
         stages = len(asked.middle.steps)
-        given = redacted([asked.recipe, "-m", *asked.overrides])
         self.folder.update(
-            command=shlex.join(["compressor", "run", *given]),
+            command=public_command(asked.recipe, "-m", *asked.overrides),
             points={
                 point.name: {
-                    "differs": redacted(dict(point.differs)),
-                    "overrides": redacted(list(point.overrides)),
+                    "differs": dict(point.differs),
+                    "overrides": list(point.overrides),
                     "stages": stages,
                 }
                 for point in self.points
@@ -204,9 +202,8 @@ def _print_best(trials: Trials, console: Console) -> None:
     _say(console, "best: none is better in one goal and as good in all" if several else "best:")
     by_name = {point.name: point for point in trials.points}
     for name in best:
-        overrides = redacted(list(by_name[name].overrides))
         _say(console, f"  {trials.told(name)}")
-        _say(console, f"    {shlex.join(['compressor', 'run', trials.asked.recipe, *overrides])}")
+        _say(console, f"    {public_command(trials.asked.recipe, *by_name[name].overrides)}")
 
 
 def _say(console: Console, text: str) -> None:

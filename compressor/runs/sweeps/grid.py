@@ -5,7 +5,6 @@ Points share one store, so that what they have in common runs once, whichever la
 
 from __future__ import annotations
 
-import shlex
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from compressor.core import failures
 from compressor.core.console import complain
 from compressor.core.errors import Problem, RecipeError, StageError
 from compressor.core.files import expand_home
-from compressor.core.redaction import redacted
+from compressor.core.redaction import public_command
 from compressor.engine.keys import digest
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
@@ -228,8 +227,8 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
     before = about["points"]
     now = {
         each.point.name: {
-            "differs": redacted(dict(each.point.differs)),
-            "overrides": redacted(list(each.point.overrides)),
+            "differs": dict(each.point.differs),
+            "overrides": list(each.point.overrides),
             "planned": digest([step.key for step in each.steps]),
             "stages": len(each.steps),
         }
@@ -246,9 +245,7 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
         folder.forget(point.name)
     with grid.store.hold_off_gc(say_collecting):
         folder.update(
-            command=shlex.join(
-                ["compressor", "run", *redacted([grid.recipe, "-m", *grid.overrides])]
-            ),
+            command=public_command(grid.recipe, "-m", *grid.overrides),
             points=now,
             distinct=grid.shared.distinct,
             naive=grid.shared.naive,

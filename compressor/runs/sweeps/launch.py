@@ -9,9 +9,8 @@ import os
 import platform
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,14 +26,14 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
-from compressor.core.console import PlainConsole, printable
+from compressor.core.console import PlainConsole, complain
 from compressor.core.errors import RecipeError, StageError, Stopped, Unreachable, nearest
-from compressor.core.failures import told
-from compressor.core.files import write_json, write_text
+from compressor.core.failures import describe_error
+from compressor.core.files import write_json, write_traceback
 from compressor.core.packages import installing
 from compressor.core.processes import end_with, forget_launchers, is_there
 from compressor.core.progress import Progress, Watch, parsed_event
-from compressor.core.redaction import redacted, redacted_text
+from compressor.core.redaction import redact_text
 from compressor.engine.keys import digest
 from compressor.engine.plan import plan
 from compressor.engine.run_folder import OUTCOME
@@ -93,7 +92,7 @@ class Launched:
                 _tell_of_killed(self.folder / point.name, deadline)
             raise
         except Exception as error:  # what a launcher's library raises
-            reason = told(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = describe_error(error)
             more = "what it had started may still run; the same command goes on from there"
             raise StageError(f"the launcher stopped: {reason} ({more})") from error
         finally:
@@ -101,8 +100,7 @@ class Launched:
         for point, job in zip(points, ended, strict=False):
             if job.status == JobStatus.FAILED:  # outside of what its folder tells
                 problem = job._return_value
-                reason = told(problem) or f"{type(problem).__name__}: {problem}"
-                raise StageError(f"{point.name}: {reason}")
+                raise StageError(f"{point.name}: {describe_error(problem)}")
 
 
 def _tell_of_killed(folder: Path, deadline: float) -> None:
@@ -311,17 +309,14 @@ def _run(
         pruned = str(reason)
         console.print(f"stopped early: {pruned}", highlight=False, markup=False, soft_wrap=True)
     except Exception as caught:  # noqa: BLE001  # a point that fails does not stop the others
-        error = str(caught)
+        error = redact_text(str(caught))
         if not isinstance(caught, RecipeError | StageError | Unreachable):
-            error = told(caught) or f"{type(caught).__name__}: {caught}".splitlines()[0]
-            text = "".join(traceback.format_exception(caught))
-            with suppress(OSError):  # of a full disk: then the reason is all there is
-                write_text(folder / "error.txt", redacted_text(text))
-        error = redacted_text(error)
-        print(f"error: {printable(error)}", file=errors)
+            error = describe_error(caught)
+            write_traceback(folder / "error.txt", caught)
+        complain("error", error, errors)
     seconds = round(time.monotonic() - started, 3)
     outcome: dict[str, Any] = {
-        "overrides": redacted(list(overrides)),
+        "overrides": list(overrides),
         "error": error,
         "pruned": pruned,
         "seconds": seconds,
