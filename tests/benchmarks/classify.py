@@ -38,14 +38,11 @@ def make_inputs(folder: Path, rows: int) -> None:
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
-    from compressor.data.messages import Messages
-    from compressor.data.sources import Files
-    from compressor.data.tokenizers import train_tokenizer
-    from compressor.models.checkpoint import Checkpoint
-    from compressor.models.classifier_head import label_config
-    from compressor.models.loading import build, load_pretrained
-    from compressor.models.surgery import keep_layers
-    from compressor.recipe.compose import compose
+    from compressor.checkpoint import Checkpoint, build, keep_layers, load_pretrained
+    from compressor.classifier_head import label_config
+    from compressor.data.sources import Files, Messages
+    from compressor.data.tokenizer import train_tokenizer
+    from compressor.recipe import compose
 
     torch.manual_seed(0)
     where = SHARED / "data" / "goemotions"
@@ -119,10 +116,10 @@ def theirs(folder: Path, train: Examples, *, padding: str) -> Any:
 
 def ours(folder: Path, train: Examples) -> Any:
     """The package's own loop; (model, laps)."""
-    from compressor.models.checkpoint import Checkpoint
-    from compressor.training.hyperparameters import Hyperparameters
-    from compressor.training.loop import Training
-    from compressor.training.losses import LabelLoss
+    from compressor.checkpoint import Checkpoint
+    from compressor.hyperparameters import Hyperparameters
+    from compressor.losses import LabelLoss
+    from compressor.training import Training
 
     checkpoint = Checkpoint.load(folder)
     settings = Hyperparameters(
@@ -150,8 +147,8 @@ def once(case: str, folder: Path) -> None:
     """One measurement, printed for the parent."""
     import torch
 
-    from compressor.training.loop import mean_loss
-    from compressor.training.losses import LabelLoss
+    from compressor.losses import LabelLoss
+    from compressor.training import mean_loss
 
     train, held = read(folder, "train"), read(folder, "validation")
     if case == "ours":

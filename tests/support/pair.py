@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from compressor.engine import worker
+from compressor import worker
 
 
 def main(path: Path) -> int:

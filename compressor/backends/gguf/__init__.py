@@ -1,1 +1,0 @@
-"""Export to GGUF, and run it with llama.cpp."""

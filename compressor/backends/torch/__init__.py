@@ -1,1 +1,0 @@
-"""Run models with torch."""

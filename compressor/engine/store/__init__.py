@@ -1,1 +1,0 @@
-"""The content-addressed store of artifacts, and what keeps it sound and small."""

@@ -1,1 +1,0 @@
-"""Score predictions, and measure time, memory and parity."""

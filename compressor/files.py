@@ -1,0 +1,73 @@
+"""Read and write files: digests, atomic writes, home folders, and the files of this package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+"""The file that makes a folder an artifact of the store."""
+
+
+def file_digest(path: Path) -> str:
+    """Compute a file's SHA-256, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Make a file's content, or a folder's entries, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_text` does.
+
+    Raises ValueError for NaN and infinity, which JSON does not have: see `compressor.finite`.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: a reader gets the old text or the new one, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):  # half a file would keep a full disk full
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk's error names no file
+            error.filename = str(path)
+        raise
+
+
+def expand_home(path: str | Path) -> Path:
+    """Replace a leading `~` by the home folder, where there is such a home.
+
+    `~nobody/x` stays as it is: pathlib's `expanduser` raises RuntimeError for it.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # see above
+
+
+def recipes_folder() -> Path:
+    """Find the checked-in recipes: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def accelerate_configs() -> dict[str, Path]:
+    """List the checked-in Accelerate configs by name."""
+    return {path.stem: path for path in sorted((recipes_folder() / "accelerate").glob("*.yaml"))}

@@ -1,0 +1,1 @@
+"""What is measured: quality, predictions, size. Nothing here loads a model."""

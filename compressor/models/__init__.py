@@ -1,1 +1,0 @@
-"""What a model is: its facts, checkpoint, layers and masks."""

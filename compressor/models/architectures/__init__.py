@@ -1,1 +1,0 @@
-"""One module an architecture: its parameters, stacks and groups, from its config alone."""

@@ -1,1 +1,0 @@
-"""Compose, validate and describe recipes."""

@@ -1,1 +1,0 @@
-"""Compare runs, in tables and on a page."""

@@ -1,1 +1,0 @@
-"""Render self-contained HTML pages."""

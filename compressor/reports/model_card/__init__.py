@@ -1,1 +1,0 @@
-"""Write a run's model card."""

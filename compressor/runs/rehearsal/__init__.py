@@ -1,1 +1,0 @@
-"""Run a recipe's whole chain on a tiny model, as a smoke test."""

@@ -1,1 +1,0 @@
-"""Search for the best point of a space of overrides."""

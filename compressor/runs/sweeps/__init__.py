@@ -1,1 +1,0 @@
-"""Run a recipe at each point of a grid of overrides."""

@@ -1,0 +1,1 @@
+"""Pure tensor maths: thresholds, masks, int8. No models, files or recipes."""

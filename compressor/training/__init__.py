@@ -1,1 +1,0 @@
-"""Train and distil, on one process or several."""
