@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compressor.loaded import Loaded
+    from compressor.backends.predictor import Loaded
 
 __version__ = "0.1.0"
 
@@ -20,11 +20,11 @@ def load(place: str | Path, *, threads: int | None = None) -> Loaded:
     without one, the model of its last stage that gives one; or one of its `stages/…`. Texts are
     read as in the recipe: prefix, limit, truncation. What CTranslate2 or ONNX Runtime runs is
     loaded without torch. `threads`: how many it computes with; default: the backend's own choice.
-    Raises `compressor.errors.StageError` where there is no model, or it cannot be loaded.
+    Raises `compressor.core.errors.StageError` where there is no model, or it cannot be loaded.
     """
-    from compressor import loaded
+    from compressor.backends import predictor
 
-    return loaded.load(Path(place), threads=threads)
+    return predictor.load(Path(place), threads=threads)
 
 
 def load_model(directory: str | Path) -> PreTrainedModel:
@@ -34,14 +34,16 @@ def load_model(directory: str | Path) -> PreTrainedModel:
     the other formats see `load`. In float32 (a `quantize` stage's as it was quantized), on the CPU,
     in evaluation mode; tied weights are tied,
     and the generation config is the written one. The tokenizer beside it:
-    `AutoTokenizer.from_pretrained(directory)`. Raises `compressor.errors.StageError` where a file
-    is damaged or is not what its config says; no code is read from it.
+    `AutoTokenizer.from_pretrained(directory)`. Raises StageError (`compressor.core.errors`) where a
+    file is damaged or is not what its config says; no code is read from it.
     """
-    from compressor import checkpoint, packed_model
+    from compressor.backends import packed as packed_model
+    from compressor.models.checkpoint import Checkpoint
+    from compressor.models.loading import ABOUT, head_of, load_pretrained
 
     folder = Path(directory)
     if (folder / packed_model.FILE).is_file():
         return packed_model.load_packed(folder)
-    if (folder / checkpoint.ABOUT).is_file():
-        return checkpoint.Checkpoint.load(folder).model
-    return checkpoint.load_pretrained(folder, checkpoint.head_of(folder))
+    if (folder / ABOUT).is_file():
+        return Checkpoint.load(folder).model
+    return load_pretrained(folder, head_of(folder))

@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 import yaml
 
-from compressor.plan import plan
-from compressor.recipe import Recipe, compose
-from compressor.stage import stage_class, stage_kinds
-from compressor.store import Store
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
+from compressor.recipe.compose import Recipe, compose
+from compressor.stages.base import stage_class, stage_kinds
 from tests.conftest import compressor
 
 ROOT = Path(__file__).parent.parent

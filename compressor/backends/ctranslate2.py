@@ -1,7 +1,7 @@
 """Models that CTranslate2 runs: written by its own converters, decoded without torch.
 
 https://opennmt.net/CTranslate2. Its int8 has one scale for each row of a weight, largest entry to
-127, as `compressor.sparsity.int8` has; activations get one scale for each token.
+127, as `compressor.models.quantized_layers` has; activations get one scale for each token.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor import machine
-from compressor.backends import BackendName
-from compressor.backends.tokens import Tokens
+from compressor.backends.generation_config import BackendName, require_followed
+from compressor.backends.outputs import Decoded, at_limits, token_ids, valid_limits
+from compressor.core import machine
+from compressor.core.errors import StageError
 from compressor.data.batching import evaluation_batches
-from compressor.decoded import Decoded, at_limits, token_ids, valid_limits
-from compressor.errors import StageError
-from compressor.generation_config import require_followed
+from compressor.data.fast_tokenizer import Tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from compressor.checkpoint import Checkpoint
+    from compressor.models.checkpoint import Checkpoint
 
 HEAD, GENERATION = "head.safetensors", "generation_config.json"
 BATCH_TOKENS = 16_384
@@ -114,7 +113,7 @@ def _padded_tokenizer(checkpoint: Checkpoint) -> Any:
 
 def _fit_converters(config: PretrainedConfig) -> None:
     """Change a copy's config into what CTranslate2's converters expect."""
-    from compressor.checkpoint import entries_as_read
+    from compressor.models.checkpoint import entries_as_read
 
     for key, value in _NO_LONGER_SAID.get(config.model_type, {}).items():
         setattr(config, key, value)
@@ -196,7 +195,7 @@ class Translator:
         min_length: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> dict[int, Decoded]:
-        """Decode at each limit; see `compressor.generation.sweep`.
+        """Decode at each limit; see `compressor.backends.torch.generation.sweep`.
 
         Greedily it gives what `generate` gives, but for rounding. Beams end by other rules.
         """

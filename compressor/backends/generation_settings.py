@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.errors import StageError
-from compressor.generation_config import require_followed
+from compressor.backends.generation_config import require_followed
+from compressor.core.errors import StageError
 
 Tokens = NDArray[np.int64]
 Scores = NDArray[np.float32]

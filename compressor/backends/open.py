@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.backends import EXPORT, Model
-from compressor.ranks import ALONE, Ranks
+from compressor.backends.base import EXPORT, Model
+from compressor.core.ranks import ALONE, Ranks
 
 
 def open_artifact(folder: Path, *, threads: int | None = None, ranks: Ranks = ALONE) -> Model:
     """Open the model in a stage's artifact: an export's by its format, any other with torch."""
     exported = folder / "model"
     if (exported / EXPORT).is_file():
-        from compressor.formats import Exported
+        from compressor.backends.formats import Exported
 
         about = Exported.load(exported).model_dump()
         return open_export(exported, about, threads=threads, ranks=ranks)
-    from compressor.backends.pytorch import TorchModel
-    from compressor.checkpoint import Checkpoint
+    from compressor.backends.torch.model import TorchModel
+    from compressor.models.checkpoint import Checkpoint
 
     return TorchModel(Checkpoint.load(folder), threads=threads, ranks=ranks)
 
@@ -37,13 +37,13 @@ def open_export(
 
         return ctranslate2.load(folder, about, threads=threads)
     if about["format"] == "onnx":
-        from compressor.backends.onnxruntime import OnnxModel
+        from compressor.backends.onnx.runtime import OnnxModel
 
         return OnnxModel.load(folder, threads=threads)
     if about["format"] == "gguf":
-        from compressor.backends.llamacpp import LlamaCppModel
+        from compressor.backends.gguf.runtime import LlamaCppModel
 
         return LlamaCppModel(folder, threads)
-    from compressor.backends import pytorch
+    from compressor.backends.torch import model
 
-    return pytorch.load(folder, about, threads=threads, ranks=ranks)
+    return model.load(folder, about, threads=threads, ranks=ranks)

@@ -10,8 +10,8 @@ from typer import Argument, Option
 
 from compressor.cli import DONE, FAILED
 from compressor.cli.shared import OUTPUTS, AsJson, Outputs, RunName, open_console, print_json
-from compressor.errors import RecipeError
-from compressor.processes import sigterm_as_keyboard_interrupt
+from compressor.core.errors import RecipeError
+from compressor.core.processes import sigterm_as_keyboard_interrupt
 
 
 def show_run(
@@ -24,14 +24,15 @@ def show_run(
     as_json: AsJson = False,
 ) -> int:
     """Show a run and its results, or a sweep's points."""
-    from compressor.explain import show
-    from compressor.explain.past import PastRun, find
+    from compressor.engine.past_run import PastRun, find
+    from compressor.reports import show
+    from compressor.runs.sweeps.show import is_sweep, print_sweep
 
     folder = find(run, outputs)
-    if show.is_sweep(folder):
+    if is_sweep(folder):
         if as_json:
             raise RecipeError(f"--json is of one run; {folder} is a sweep's: it has a sweep.csv")
-        show.print_sweep(folder, open_console())
+        print_sweep(folder, open_console())
         return DONE
     past_run = PastRun.read(folder)
     if as_json:
@@ -43,8 +44,8 @@ def show_run(
 
 def watch_run(run: RunName, *, outputs: Outputs = OUTPUTS) -> int:
     """Follow a run from another terminal."""
-    from compressor.explain.past import find
-    from compressor.watch import watch
+    from compressor.engine.past_run import find
+    from compressor.runs.watch import watch
 
     try:
         with sigterm_as_keyboard_interrupt():
@@ -67,15 +68,15 @@ def compare_runs(
     as_json: AsJson = False,
 ) -> int:
     """Compare runs with the first of them."""
-    from compressor.explain.compare import compare
-    from compressor.explain.compare_tables import print_comparison
-    from compressor.explain.past import PastRun, find
+    from compressor.engine.past_run import PastRun, find
+    from compressor.reports.compare.compare import compare
+    from compressor.reports.compare.tables import print_comparison
 
     if len(runs) < 2:
         raise RecipeError("compare: expected at least two runs, the baseline first")
     comparison = compare([PastRun.read(find(name, outputs)) for name in runs])
     if html is not None:
-        from compressor.explain.page import write_page
+        from compressor.reports.compare.page import write_page
 
         write_page(html, comparison)
     if as_json:
@@ -95,8 +96,8 @@ def explain_stage(
     as_json: AsJson = False,
 ) -> int:
     """Say why a stage ran, or that it came from the store."""
-    from compressor.explain.past import PastRun, find
-    from compressor.explain.why import explain, print_explanation
+    from compressor.engine.past_run import PastRun, find
+    from compressor.reports.why import explain, print_explanation
 
     explanations = explain(PastRun.read(find(run, outputs)), stage)
     if as_json:
@@ -127,9 +128,9 @@ def reproduce_run(
 
     Exit code 1 where something differs that should be equal.
     """
-    from compressor.explain import reproduce
-    from compressor.explain.past import PastRun, find
-    from compressor.explain.reproduction import print_reproduction
+    from compressor.engine.past_run import PastRun, find
+    from compressor.runs import reproduce
+    from compressor.runs.reproduction import print_reproduction
 
     past_run = PastRun.read(find(run, outputs))
     past_run.require_records()

@@ -14,10 +14,10 @@ from typer.main import get_command
 
 from compressor import __version__
 from compressor.cli import DONE, FAILED, WRONG, inspect, predict, recipes, run, store
-from compressor.errors import RecipeError, StageError, Unreachable
-from compressor.printed import brief, complain
-from compressor.processes import forget_launchers
-from compressor.shortage import told
+from compressor.core.console import brief, complain
+from compressor.core.errors import RecipeError, StageError, Unreachable
+from compressor.core.failures import told
+from compressor.core.processes import forget_launchers
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "run": run.run_recipe,

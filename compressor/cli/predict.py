@@ -11,8 +11,8 @@ from typer import Argument, Option
 
 from compressor.cli import DONE
 from compressor.cli.shared import OUTPUTS, AsJson, Lines, ModelPlace, open_console, print_json
-from compressor.errors import RecipeError
-from compressor.printed import complain, printable
+from compressor.core.console import complain, print_text
+from compressor.core.errors import RecipeError
 
 
 def summarize_texts(
@@ -27,7 +27,7 @@ def summarize_texts(
 
     texts, predictor = _read_texts(lines=lines), compressor.load(_find_place(place))
     for summary in predictor.summarize(texts, max_length=max_length, num_beams=num_beams):
-        print(printable(" ".join(summary.split("\n"))))
+        print_text(" ".join(summary.split("\n")))
     return DONE
 
 
@@ -38,7 +38,7 @@ def classify_texts(place: ModelPlace, *, lines: Lines = False) -> int:
     texts, predictor = _read_texts(lines=lines), compressor.load(_find_place(place))
     for labels in predictor.classify(texts):
         ordered = sorted(labels.items(), key=lambda item: -item[1])
-        print(printable("  ".join(f"{name} {share:.4f}" for name, share in ordered)))
+        print_text("  ".join(f"{name} {share:.4f}" for name, share in ordered))
     return DONE
 
 
@@ -62,8 +62,9 @@ def score_predictions(
     as_json: AsJson = False,
 ) -> int:
     """Score a predictions.csv again."""
-    from compressor.metrics import label_predictions, predictions
-    from compressor.metrics.rouge import warn_of_wordless
+    from compressor.evaluation import labels as label_predictions
+    from compressor.evaluation import predictions
+    from compressor.evaluation.rouge import warn_of_wordless
 
     path = _find_place(file)
     path = path / "predictions.csv" if path.is_dir() else path
@@ -90,7 +91,7 @@ def _read_texts(*, lines: bool) -> list[str]:
 
 def _find_place(name: Path) -> Path:
     """Find what lies there, or else the latest run of a recipe of that name."""
-    from compressor.explain.past import find
+    from compressor.engine.past_run import find
 
     is_file = name.exists() or name.suffix == ".csv"
     return name if is_file else find(str(name), OUTPUTS)

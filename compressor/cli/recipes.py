@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from compressor.cli import DONE
 from compressor.cli.shared import open_console, print_json
-from compressor.errors import RecipeError, nearest
+from compressor.core.errors import RecipeError, nearest
 
 
 def list_stages(
@@ -21,12 +21,12 @@ def list_stages(
     as_json: Annotated[bool, Option("--json", help="with every setting, as JSON")] = False,
 ) -> int:
     """List the stages, or describe one."""
-    from compressor.stage import stage_class, stage_kinds
+    from compressor.stages.base import stage_class, stage_kinds
 
     if stage is not None and stage not in stage_kinds():
         raise RecipeError(f"no stage {stage!r}; {nearest(stage, stage_kinds())}")
     if as_json:
-        from compressor.fields import describe_stages
+        from compressor.recipe.describe import describe_stages
 
         print_json(describe_stages([stage] if stage else stage_kinds()))
     elif stage is not None:
@@ -39,7 +39,7 @@ def list_stages(
 
 
 def _describe_stage(kind: str) -> None:
-    from compressor.fields import render_stage
+    from compressor.recipe.describe import render_stage
 
     print(render_stage(kind, min(100, max(40, shutil.get_terminal_size().columns))))
     if kind == "export":
@@ -50,7 +50,7 @@ def _print_formats() -> None:
     """Print which models can be exported to which formats, and the weights that each can store."""
     from rich.table import Table
 
-    from compressor.formats import FORMATS, matrix
+    from compressor.backends.formats import FORMATS, matrix
 
     print()
     table = Table("head", "model", *FORMATS, header_style="bold")
@@ -63,7 +63,7 @@ def _print_formats() -> None:
 
 def list_recipes() -> int:
     """List the checked-in recipes."""
-    from compressor.recipe_files import recipe_names
+    from compressor.recipe.files import recipe_names
 
     print("\n".join(recipe_names()))
     return DONE
@@ -97,8 +97,8 @@ def print_schema(
     """Print the JSON Schema of recipes, for editors."""
     if composed and group is not None:
         raise RecipeError("--composed and --group are of two schemas: give one of them")
-    from compressor import schema
-    from compressor.files import write_text
+    from compressor.core.files import write_text
+    from compressor.recipe import schema
 
     if group is not None:
         text = schema.to_text(schema.group_schema(group))

@@ -10,13 +10,13 @@ from typer import Option
 
 from compressor.cli import DONE, FAILED
 from compressor.cli.shared import Overrides, RecipeName, open_console, print_json
-from compressor.errors import RecipeError
-from compressor.printed import complain
-from compressor.processes import UNDER_LAUNCHER, sigterm_as_keyboard_interrupt
+from compressor.core.console import complain
+from compressor.core.errors import RecipeError
+from compressor.core.processes import UNDER_LAUNCHER, sigterm_as_keyboard_interrupt
 
 if TYPE_CHECKING:
-    from compressor.plan import Plan
-    from compressor.store import Store
+    from compressor.engine.plan import Plan
+    from compressor.engine.store.store import Store
 
 
 def run_recipe(
@@ -41,7 +41,7 @@ def run_recipe(
     ] = False,
 ) -> int:
     """Run a recipe; what the store has is not run again."""
-    from compressor.runner import execute
+    from compressor.runs.runner import execute
 
     if UNDER_LAUNCHER in os.environ:
         raise RecipeError(
@@ -70,8 +70,8 @@ def plan_recipe(
     ] = False,
 ) -> int:
     """Show what a run would do. Loads no weights."""
-    from compressor.plan_tree import print_plan
-    from compressor.recorded import StageTimings
+    from compressor.engine.store.timings import StageTimings
+    from compressor.reports.plan_tree import print_plan
 
     if multirun:
         return _plan_sweep(recipe, overrides, as_json=as_json)
@@ -89,10 +89,10 @@ def plan_recipe(
 
 def _plan_one(recipe: str, overrides: Sequence[str]) -> tuple[Store, Plan]:
     """Plan one run, whose overrides give one value each."""
-    from compressor.plan import plan
-    from compressor.recipe import compose
-    from compressor.store import Store
-    from compressor.sweeps.points import is_sweep
+    from compressor.engine.plan import plan
+    from compressor.engine.store.store import Store
+    from compressor.recipe.compose import compose
+    from compressor.runs.sweeps.points import is_sweep
 
     if several := [override for override in overrides if is_sweep(override)]:
         raise RecipeError(f"{several[0]!r} gives several values: add -m for a sweep over them")
@@ -102,7 +102,7 @@ def _plan_one(recipe: str, overrides: Sequence[str]) -> tuple[Store, Plan]:
 
 
 def _rehearse(recipe: str, overrides: Sequence[str], *, multirun: bool, quiet: bool) -> int:
-    from compressor.rehearsal.rehearse import rehearse
+    from compressor.runs.rehearsal.rehearse import rehearse
 
     if multirun:
         raise RecipeError("--rehearse is of one run: leave out -m, and give one value of each key")
@@ -112,18 +112,18 @@ def _rehearse(recipe: str, overrides: Sequence[str], *, multirun: bool, quiet: b
 
 def _run_sweep(recipe: str, overrides: Sequence[str], *, quiet: bool) -> int:
     """Search where the recipe has a `search`, else run a grid."""
-    from compressor.sweeps.launch import is_search
-    from compressor.sweeps.search import search
-    from compressor.sweeps.sweep import multirun
+    from compressor.runs.search.search import search
+    from compressor.runs.sweeps.grid import multirun
+    from compressor.runs.sweeps.launch import is_search
 
     sweep = search if is_search(recipe, overrides) else multirun
     return sweep(recipe, overrides, open_console(), quiet=quiet)
 
 
 def _plan_sweep(recipe: str, overrides: Sequence[str], *, as_json: bool) -> int:
-    from compressor.sweeps.launch import is_search
-    from compressor.sweeps.search_plan import print_search_plan
-    from compressor.sweeps.sweep import print_plan
+    from compressor.runs.search.plan import print_search_plan
+    from compressor.runs.sweeps.grid import print_plan
+    from compressor.runs.sweeps.launch import is_search
 
     if as_json:
         raise RecipeError("--json is of one run's stages; a sweep's plan is a tree")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 if TYPE_CHECKING:
-    from compressor.console import PlainConsole
+    from compressor.core.console import PlainConsole
 
 RecipeName = Annotated[
     str,
@@ -42,7 +42,7 @@ Lines = Annotated[bool, Option("--lines", help="each line is a text of its own")
 
 def open_console(*, stderr: bool = False) -> PlainConsole:
     """Open a console on the standard output or error."""
-    from compressor.console import PlainConsole
+    from compressor.core.console import PlainConsole
 
     # Not a terminal: lines are for files and pipes, which have no width.
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else 200
@@ -51,6 +51,6 @@ def open_console(*, stderr: bool = False) -> PlainConsole:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
-    from compressor.finite import json_text
+    from compressor.core.numbers import json_text
 
     print(json_text(value))

@@ -8,7 +8,7 @@ from typer import Option
 
 from compressor.cli import DONE, FAILED
 from compressor.cli.shared import OUTPUTS, AsJson, Outputs, open_console, print_json
-from compressor.processes import sigterm_as_keyboard_interrupt
+from compressor.core.processes import sigterm_as_keyboard_interrupt
 
 
 def collect_garbage(
@@ -39,9 +39,10 @@ def collect_garbage(
     names, or a process uses, stays: to free more, delete run folders first. Exit code 1 where
     something could not be removed.
     """
-    from compressor.files import expand_home
-    from compressor.garbage import gc, printing
-    from compressor.store import Store
+    from compressor.cli import store_printing
+    from compressor.core.files import expand_home
+    from compressor.engine.store import gc
+    from compressor.engine.store.store import Store
 
     folder = expand_home(outputs)
     store, limits = Store.of(str(folder)), gc.Limits.parse(older_than, max_size)
@@ -49,9 +50,9 @@ def collect_garbage(
     with sigterm_as_keyboard_interrupt():
         result = gc.collect_garbage(store, folder, limits, dry_run=dry_run, say=say)
     if as_json:
-        print_json(printing.gc_as_json(result, dry_run=dry_run))
+        print_json(store_printing.gc_as_json(result, dry_run=dry_run))
     else:
-        printing.print_gc_result(result, store, limits, open_console(), dry_run=dry_run)
+        store_printing.print_gc_result(result, store, limits, open_console(), dry_run=dry_run)
     return FAILED if result.failed else DONE
 
 
@@ -70,20 +71,20 @@ def check_store(
     That is every artifact against its checksums, what killed runs left, links of runs, disks,
     versions and devices. Exit code 1 where something is broken.
     """
-    from compressor.doctor.integrity import examine
-    from compressor.files import expand_home
-    from compressor.garbage import printing
-    from compressor.store import Store
+    from compressor.cli import store_printing
+    from compressor.core.files import expand_home
+    from compressor.engine.store.integrity import examine
+    from compressor.engine.store.store import Store
 
     folder = expand_home(outputs)
     store = Store.of(str(folder))
     with (
         sigterm_as_keyboard_interrupt(),
-        printing.show_progress(open_console(stderr=True)) as advance,
+        store_printing.show_progress(open_console(stderr=True)) as advance,
     ):
         findings = examine(store, folder, quick=quick, repair=repair, advance=advance)
     if as_json:
-        print_json(printing.findings_as_json(findings))
+        print_json(store_printing.findings_as_json(findings))
     else:
-        printing.print_findings(findings, open_console())
+        store_printing.print_findings(findings, open_console())
     return FAILED if any(finding.state == "error" for finding in findings) else DONE

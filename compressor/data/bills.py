@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
+
+from pydantic import (
+    Field,
+)
+
+from compressor.core.settings import Integer
+from compressor.data.rows import (
+    Rows,
+)
+from compressor.data.source_base import DataBase, Problem, Split, _keep_silent, _known_column
 
 VERSION = 1
 """Raise it when any row changes, so that results made from the older rows are not taken for new."""
@@ -21,11 +31,14 @@ _ADJECTIVES = (
     "American", "Better", "Clean", "Coastal", "Community", "Fair", "Family", "Healthy", "Honest",
     "Local", "Modern", "National", "Open", "Rural", "Safe", "Secure", "Stronger", "Urban",
 )  # fmt: skip
+
 _NOUNS = (
     "Air", "Bridges", "Care", "Energy", "Farms", "Forests", "Harbors", "Homes", "Jobs", "Markets",
     "Parks", "Ports", "Rails", "Records", "Rivers", "Roads", "Schools", "Wages",
 )  # fmt: skip
+
 _ENDS = ("Act", "Improvement Act", "Protection Act", "Reform Act")
+
 _AGENCIES = (
     "Secretary of Agriculture", "Secretary of Commerce", "Secretary of Education",
     "Secretary of Energy", "Secretary of Labor", "Secretary of the Interior",
@@ -33,28 +46,35 @@ _AGENCIES = (
     "Director of the National Park Service", "Librarian of Congress", "Surgeon General",
     "Administrator of General Services", "Administrator of the Small Business Administration",
 )  # fmt: skip
+
 _BENEFICIARIES = (
     "apprentices", "city transit agencies", "community colleges", "county courts", "dairy farmers",
     "disabled veterans", "family fishing businesses", "first-generation students", "food banks",
     "foster families", "home care workers", "land trusts", "public libraries", "rural hospitals",
     "school districts", "small manufacturers", "tribal governments", "volunteer fire departments",
 )  # fmt: skip
+
 _SUBJECTS = (
     "adult literacy", "battery recycling", "bridge inspection", "broadband access", "clean water",
     "crop insurance", "drought planning", "flood control", "job training", "lead pipe removal",
     "mental health services", "noise reduction", "road repair", "seed storage",
     "solar power", "soil conservation", "teacher recruitment", "wildfire prevention",
 )  # fmt: skip
+
 _AIDS = ("award grants", "make loans", "provide training", "give technical assistance")
+
 _AMOUNTS = (
     "$100,000", "$250,000", "$300,000", "$500,000", "$750,000", "$900,000", "$2,000,000",
     "$4,000,000", "$6,000,000", "$8,000,000", "$10,000,000", "$15,000,000", "$20,000,000",
     "$35,000,000", "$60,000,000", "$80,000,000",
 )  # fmt: skip
+
 _MONTHS = ("January", "March", "June", "July", "September", "October", "December")
+
 _DEADLINES = ("60 days", "90 days", "120 days", "180 days", "1 year", "2 years", "18 months")
 
 Section = tuple[str, str]
+
 T = TypeVar("T")
 
 
@@ -250,3 +270,34 @@ def _share(rng: Random) -> tuple[Section, str]:
 
 
 _EXTRAS = {"report": _report, "penalty": _penalty, "sunset": _sunset, "share": _share}
+
+
+class Bills(DataBase):
+    """Synthetic bills with summaries, generated: the same on every machine, no network.
+
+    Example: `data: {source: bills, rows: {train: 4000}, seed: 1}`
+    """
+
+    source: Literal["bills"]
+    seed: Integer = Field(0, description="Another seed is another set of bills.")
+
+    def _count(self, split: Split) -> int:
+        count: int = getattr(self.rows, split) or {"train": 4000}.get(split, 200)
+        return count
+
+    def content_key(self, split: Split) -> Any:
+        made = {"bills": VERSION, "seed": self.seed, "split": split, "n": self._count(split)}
+        columns = self.columns()
+        return made | ({} if columns == {"text": "text", "summary": "summary"} else columns)
+
+    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
+        """Nothing can be wrong with generated rows, but a column that is not made."""
+        if self.task != "summarization":
+            problem("task", f"bills have summaries, and no labels for {self.task}; set data")
+            return
+        for field, column in self.columns().items():
+            _known_column(column, ["text", "summary"], field, "bills have", problem)
+
+    def load(self, split: Split) -> Rows:
+        made = list(bills(self._count(split), seed=self.seed, split=split))
+        return Rows([row[self.text] for row in made], [row[self.summary] for row in made])

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from compressor.core.errors import StageError
 from compressor.data.batching import Layout, collate
-from compressor.data.ids import IdRows
 from compressor.data.rows import Rows
-from compressor.data.sources import DataBase, Truncate
+from compressor.data.source_base import DataBase, Truncate
+from compressor.data.spill import IdRows
 from compressor.data.truncation import encode
-from compressor.errors import StageError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from compressor.backends.tokens import Tokens
+    from compressor.data.fast_tokenizer import Tokens
 
 
 class Reading(Protocol):
@@ -115,3 +117,48 @@ def tokenize_labelled(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data
     """Token ids of `rows`, at most `max_source_length`, and the labels that the rows have."""
     sources = source_ids(rows.texts, tokenizer, data)
     return Examples(sources, rows.labels, "class" if data.task == "single_label" else "labels")
+
+
+FILE = "targets.jsonl"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote for one row."""
+
+    summary: str
+    tokens: int
+    """Tokens generated, counted as `gen_len` of transformers' `run_summarization.py` is."""
+    cut_off: bool
+    """True if it reached the limit without an end of sequence."""
+
+    @property
+    def empty(self) -> bool:
+        return not self.summary.strip()
+
+
+def write_pseudo_labels(path: Path, labels: Sequence[Written]) -> None:
+    """Write one line of JSON for each label, as UTF-8."""
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        for label in labels:
+            stream.write(json.dumps(asdict(label), ensure_ascii=False) + "\n")
+
+
+def read_pseudo_labels(path: Path) -> list[Written]:
+    """What `write_pseudo_labels` wrote."""
+    with path.open(encoding="utf-8", newline="\n") as stream:
+        return [Written(**json.loads(line)) for line in stream]
+
+
+def with_pseudo_labels(rows: Rows, labels: Sequence[Written]) -> Rows:
+    """The same texts with `labels` as their summaries; a row whose label is empty keeps its own.
+
+    An empty label would teach to write nothing. Raises StageError for another number of rows.
+    """
+    if len(labels) != len(rows):
+        raise StageError(
+            f"targets: {len(labels)} pseudo-labels for {len(rows)} training rows; both stages must "
+            "read the same rows"
+        )
+    both = zip(labels, rows.summaries, strict=True)
+    return Rows(rows.texts, [own if label.empty else label.summary for label, own in both])

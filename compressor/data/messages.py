@@ -9,12 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+)
+
+from compressor.core.settings import Integer, Listed
+from compressor.data.rows import (
+    Rows,
+    require_labels,
+)
+from compressor.data.source_base import DataBase, Label, Problem, Split, _keep_silent, _known_column
 
 VERSION = 1
 """Raise it when any row changes, so that results made from the older rows are not taken for new."""
 
 _SPLITS = ("train", "validation", "test")
+
 _MOST_LABELS = 3
+
 _SHARE_DENIED = 0.4
 """How often a label that a message does not have is denied in it."""
 
@@ -50,6 +64,7 @@ _GIVEN = {
         "what does the {thing} weigh",
     ),
 }  # fmt: skip
+
 _DENIED = {
     "refund": (
         "I do not want my money back", "a refund of {price} is not what I ask for",
@@ -76,12 +91,15 @@ _DENIED = {
         "I have no question", "what the {thing} weighs is plain to me",
     ),
 }  # fmt: skip
+
 LABELS = tuple(_GIVEN)
+
 _FILLER = (
     "I bought the {thing} {days} ago", "my order number is {number}", "I live near {city}",
     "it was a present for my sister", "I paid {price}", "I wrote to you {days} ago",
     "we have had a {thing} before", "my neighbor in {city} told me of your shop",
 )  # fmt: skip
+
 _SLOTS = {
     "thing": (
         "kettle", "lamp", "backpack", "blender", "radio", "tent", "chair", "heater", "camera",
@@ -92,6 +110,7 @@ _SLOTS = {
     "price": ("$15", "$20", "$35", "$49", "$60", "$85", "$120"),
     "number": ("4417", "8820", "1935", "7002", "5561", "3348"),
 }  # fmt: skip
+
 _OPENINGS = ("Hello.", "Good morning.", "Dear team,", "Hi,", "")
 
 
@@ -121,3 +140,47 @@ def _written(parts: list[str], chance: Random) -> str:
     sentences = [part.format(**slots) for part in parts]
     text = " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
     return f"{chance.choice(_OPENINGS)} {text}".strip()
+
+
+class Messages(DataBase):
+    """Synthetic messages to a shop with labels, generated: the same on every machine, no network.
+
+    Each message has up to three of six labels (`multi_label`), or exactly one (`single_label`).
+    Example: `data: {source: messages, task: multi_label, rows: {train: 4000}}`
+    """
+
+    source: Literal["messages"]
+    task: Literal["multi_label", "single_label"] = Field(
+        "multi_label", description="Several labels a message, none included, or exactly one."
+    )
+    labels: Listed[Label] = Field(LABELS, description="Which of the six are learned.")
+    seed: Integer = Field(0, description="Another seed is another set of messages.")
+
+    def _count(self, split: Split) -> int:
+        count: int = getattr(self.rows, split) or {"train": 4000}.get(split, 500)
+        return count
+
+    def content_key(self, split: Split) -> Any:
+        made = {"messages": VERSION, "seed": self.seed, "split": split}
+        return made | {"n": self._count(split), "task": self.task, "labels": list(self.labels)}
+
+    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
+        """Nothing can be wrong with generated rows, but a column or a label that is not made."""
+        _known_column(self.text, ["text"], "text", "messages have", problem)
+        if self.label is not None:
+            problem("label", "messages have no such column; set data.task and data.labels")
+        for index, name in enumerate(self.labels):
+            _known_column(name, list(LABELS), f"labels.{index}", "messages have", problem)
+        if self.task == "single_label" and set(self.labels) != set(LABELS):
+            problem("labels", "single_label wants all six: each message has one of them")
+
+    def load(self, split: Split) -> Rows:
+        single = self.task == "single_label"
+        made = messages(self._count(split), seed=self.seed, split=split, single=single)
+        texts, labels = [], []
+        for text, given in made:
+            texts.append(text)
+            chosen = [int(name in given) for name in self.labels]
+            labels.append([chosen.index(1)] if single else chosen)
+        require_labels(labels, self, split, "the generated messages")
+        return Rows(texts, [], labels)

@@ -14,8 +14,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, overload
 
-from compressor.data.resident import let_go
-from compressor.errors import StageError, nearest
+from compressor.core.errors import StageError, nearest
+from compressor.data.spill import let_go
 
 Task = Literal["summarization", "multi_label", "single_label"]
 LISTED = 10_000

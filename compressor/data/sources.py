@@ -6,7 +6,6 @@ more than it must; running asks it for the rows.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -18,17 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
     Field,
-    WithJsonSchema,
     field_validator,
-    model_validator,
 )
 
-from compressor import hub
-from compressor.data import bills, messages
-from compressor.data.file_formats import (
+from compressor.core.errors import StageError, Unreachable, nearest
+from compressor.core.files import expand_home
+from compressor.core.settings import Integer, Listed
+from compressor.data import hub
+from compressor.data.bills import Bills
+from compressor.data.files import (
     FORMATS,
     MOST_COLUMNS,
     PACKED,
@@ -42,238 +40,22 @@ from compressor.data.file_formats import (
     separator_of,
     suggest_separator,
 )
+from compressor.data.messages import Messages
 from compressor.data.rows import (
     Collected,
     RowReader,
     Rows,
-    Task,
     collect,
     has_column,
     require_labels,
 )
-from compressor.errors import StageError, Unreachable, nearest
-from compressor.field_types import SETTINGS, Counted, Integer, Listed, whole
-from compressor.files import expand_home
+from compressor.data.source_base import DataBase, Problem, Share, Split, _keep_silent, _known_column
 
-Split = Literal["train", "validation", "test"]
-Reads = Literal["texts", "sources", "pairs"]
-"""What a stage reads of a split: texts alone, sources as token ids, or targets as such too."""
-Truncate = Literal["tokens", "sentences"]
-Problem = Callable[[str, str], None]
-
-MIN_LABELS = {"multi_label": 1, "single_label": 2}
-"""One class to choose from is no choice."""
-ColumnName = Annotated[
-    str,
-    BeforeValidator(
-        lambda value: str(whole(value)) if type(whole(value)) is int and value >= 0 else value
-    ),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}),
-]
-"""A column, by name; of a file without a header by number from 0."""
-Label = Annotated[str, Field(json_schema_extra={"pattern": "^[^;]+$"})]
-Share = Annotated[
-    float,
-    WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5}),
-]
-"""Of train's rows, so that enough are left to train on."""
 READER = 2
 """Raise it when rows of the same bytes come out otherwise."""
+
 PLANNED_ROWS, PLANNED_CHARACTERS = 10_000, 4_000_000
 """How much of a file planning reads: some 0.1 s."""
-
-
-def _keep_silent(path: str, message: str) -> None:
-    """Report nothing."""
-
-
-class SplitRows(BaseModel):
-    """How many rows of each split are used, from its beginning; null is all of them."""
-
-    model_config = SETTINGS
-
-    train: Counted | None = Field(None)
-    validation: Counted | None = Field(None)
-    test: Counted | None = Field(None)
-
-
-class DataBase(BaseModel):
-    """What every source has: columns, prefix and the limits in tokens."""
-
-    model_config = SETTINGS
-
-    task: Task = Field(
-        "summarization",
-        description="What is learned of a text: its summary, which of several labels it has "
-        "(multi_label), or which one (single_label).",
-    )
-    text: ColumnName = Field(
-        "text",
-        description="Column of the text to be summarized or labelled; a list of sentences is "
-        "joined. `answers.text` is a field of the column `answers`, here and below.",
-    )
-    summary: ColumnName = Field(
-        "summary",
-        description="Column of the reference summary, or of a list of several: the best one "
-        "scores, the first one trains.",
-    )
-    labels: Listed[Label] = Field(
-        (),
-        description="The labels' names. multi_label: a column of 0 and 1 for each, unless `label` "
-        "is set; single_label: what stands in the column `label`.",
-    )
-    label: ColumnName | None = Field(
-        None,
-        description="single_label: column of a row's one label, by name or number from 0; default: "
-        "`label`. multi_label: column of a list of a row's labels, instead of a column for each.",
-    )
-    prefix: str = Field("", description="Put before each text; T5 wants `summarize: `.")
-    max_source_length: Integer = Field(
-        512, ge=1, description="Tokens of a source; the rest is cut."
-    )
-    max_target_length: Integer = Field(
-        128, ge=1, description="Tokens of a target; the rest is cut."
-    )
-    truncate: Truncate = Field(
-        "tokens",
-        description="Where a text that is too long is cut: after the last token that fits, or the "
-        "last (English) sentence; a first sentence that is too long is cut by tokens.",
-    )
-    rows: SplitRows = Field(default_factory=SplitRows)
-
-    @model_validator(mode="after")
-    def _labels_go_with_the_task(self) -> Self:
-        if self.task == "summarization" and self.labels:
-            raise ValueError("`labels` are for the tasks multi_label and single_label; set `task`")
-        if self.task != "summarization" and len(set(self.labels)) != len(self.labels):
-            raise ValueError("`labels` names a label twice")
-        if self.task != "summarization" and len(self.labels) < MIN_LABELS[self.task]:
-            raise ValueError(f"{self.task} wants `labels`, at least {MIN_LABELS[self.task]}")
-        if any(not name or ";" in name for name in self.labels):
-            raise ValueError("a label's name is not empty, and has no semicolon")
-        return self
-
-    def columns(self) -> dict[str, str]:
-        """The field that names each column which is read → the column."""
-        if self.task == "summarization":
-            return {"text": self.text, "summary": self.summary}
-        if self.task == "single_label" or self.label is not None:
-            return {"text": self.text, "label": self.label or "label"}
-        return {"text": self.text} | {f"labels.{i}": name for i, name in enumerate(self.labels)}
-
-    def column_key(self) -> dict[str, Any]:
-        """What of a row is read, as a JSON value."""
-        if self.task == "summarization":
-            return {"text": self.text, "summary": self.summary}
-        return self.columns() | {"task": self.task, "labels": list(self.labels)}
-
-    def key(self, split: Split, reads: Reads) -> dict[str, Any]:
-        """What decides what is read of a split, beside the tokenizer. Raises Unreachable."""
-        cut = {"truncate"} if self.truncate != "tokens" else set()
-        limits = {
-            "texts": set(),
-            "sources": {"prefix", "max_source_length", *cut},
-            "pairs": {"prefix", "max_source_length", "max_target_length", *cut},
-        }
-        rows = {"rows": getattr(self.rows, split), "content": self.content_key(split)}
-        unread = set() if self.task == "summarization" else {"max_target_length"}
-        return self.model_dump(include=limits[reads] - unread) | rows
-
-    def pinned(self) -> Self:
-        """The same source, with whatever may move held where it is now. Raises Unreachable."""
-        return self
-
-    @property
-    def scores_validation(self) -> bool:
-        """Whether the rows of the test split are those of validation."""
-        return False
-
-    @abstractmethod
-    def content_key(self, split: Split) -> Any:
-        """A JSON value that differs where the split's rows differ."""
-
-    @abstractmethod
-    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
-        """Report what is wrong with a split, at the key (below `data`) that names it."""
-
-    @abstractmethod
-    def load(self, split: Split) -> Rows:
-        """All rows of a split that `rows` allows. Raises StageError on an empty split."""
-
-
-class Bills(DataBase):
-    """Synthetic bills with summaries, generated: the same on every machine, no network.
-
-    Example: `data: {source: bills, rows: {train: 4000}, seed: 1}`
-    """
-
-    source: Literal["bills"]
-    seed: Integer = Field(0, description="Another seed is another set of bills.")
-
-    def _count(self, split: Split) -> int:
-        count: int = getattr(self.rows, split) or {"train": 4000}.get(split, 200)
-        return count
-
-    def content_key(self, split: Split) -> Any:
-        made = {"bills": bills.VERSION, "seed": self.seed, "split": split, "n": self._count(split)}
-        columns = self.columns()
-        return made | ({} if columns == {"text": "text", "summary": "summary"} else columns)
-
-    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
-        """Nothing can be wrong with generated rows, but a column that is not made."""
-        if self.task != "summarization":
-            problem("task", f"bills have summaries, and no labels for {self.task}; set data")
-            return
-        for field, column in self.columns().items():
-            _known_column(column, ["text", "summary"], field, "bills have", problem)
-
-    def load(self, split: Split) -> Rows:
-        made = list(bills.bills(self._count(split), seed=self.seed, split=split))
-        return Rows([row[self.text] for row in made], [row[self.summary] for row in made])
-
-
-class Messages(DataBase):
-    """Synthetic messages to a shop with labels, generated: the same on every machine, no network.
-
-    Each message has up to three of six labels (`multi_label`), or exactly one (`single_label`).
-    Example: `data: {source: messages, task: multi_label, rows: {train: 4000}}`
-    """
-
-    source: Literal["messages"]
-    task: Literal["multi_label", "single_label"] = Field(
-        "multi_label", description="Several labels a message, none included, or exactly one."
-    )
-    labels: Listed[Label] = Field(messages.LABELS, description="Which of the six are learned.")
-    seed: Integer = Field(0, description="Another seed is another set of messages.")
-
-    def _count(self, split: Split) -> int:
-        count: int = getattr(self.rows, split) or {"train": 4000}.get(split, 500)
-        return count
-
-    def content_key(self, split: Split) -> Any:
-        made = {"messages": messages.VERSION, "seed": self.seed, "split": split}
-        return made | {"n": self._count(split), "task": self.task, "labels": list(self.labels)}
-
-    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
-        """Nothing can be wrong with generated rows, but a column or a label that is not made."""
-        _known_column(self.text, ["text"], "text", "messages have", problem)
-        if self.label is not None:
-            problem("label", "messages have no such column; set data.task and data.labels")
-        for index, name in enumerate(self.labels):
-            _known_column(name, list(messages.LABELS), f"labels.{index}", "messages have", problem)
-        if self.task == "single_label" and set(self.labels) != set(messages.LABELS):
-            problem("labels", "single_label wants all six: each message has one of them")
-
-    def load(self, split: Split) -> Rows:
-        single = self.task == "single_label"
-        made = messages.messages(self._count(split), seed=self.seed, split=split, single=single)
-        texts, labels = [], []
-        for text, given in made:
-            texts.append(text)
-            chosen = [int(name in given) for name in self.labels]
-            labels.append([chosen.index(1)] if single else chosen)
-        require_labels(labels, self, split, "the generated messages")
-        return Rows(texts, [], labels)
 
 
 @dataclass(frozen=True)
@@ -528,8 +310,8 @@ class Files(Held):
         if path.is_dir() and (path / "dataset_dict.json").is_file():
             parts = ", ".join(sorted(part.parent.name for part in path.glob("*/state.json")))
             problem(key, f"{path} has the splits {parts}; name one of these folders")
-        elif path.exists() and not path.is_file() and format_of(path) is None:
-            problem(key, f"{str(path)!r} is no regular file: neither a folder nor a pipe is read")
+        elif path.is_dir() and format_of(path) is None:
+            problem(key, f"{str(path)!r} is a folder, and not one of `save_to_disk`")
         elif not path.exists():
             there = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
             hint = nearest(path.name, there) if there else f"{path.parent} is not a folder"
@@ -647,6 +429,7 @@ class Files(Held):
 
 
 _SAMPLES: dict[str, Sample] = {}
+
 _MOST_SAMPLES = 16
 
 
@@ -768,10 +551,3 @@ Data = Annotated[Bills | Messages | Files | Hub, Field(discriminator="source")]
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _known_column(name: str, columns: list[str], field: str, whose: str, problem: Problem) -> None:
-    if name not in columns:
-        shown = ", ".join(columns[:20]) + (f" and {len(columns) - 20} more" * (len(columns) > 20))
-        close = difflib.get_close_matches(name, columns[:1000], n=1) or columns[:20]
-        problem(field, f"no column {name!r}: {whose} {shown:.1000}; {nearest(name, close):.1000}")

@@ -1,6 +1,6 @@
 """`approximate`: a block learns what encoder layers do, and takes their place.
 
-The block is in `compressor.block`, its loss in `compressor.approximation`.
+The block is in `compressor.models.block`, its loss in `compressor.compression.approximation`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from compressor.architectures import Facts, Stack
-from compressor.architectures.block import BlockSizes
-from compressor.data.sources import Reads, Split
-from compressor.errors import StageError
-from compressor.field_types import Integer, Listed
-from compressor.hyperparameters import FEW_STEPS, Hyperparameters
-from compressor.stage import Context, Inputs, Planning, Scale, Stage
+from compressor.core.errors import StageError
+from compressor.core.settings import Integer, Listed
+from compressor.data.source_base import Reads, Split
+from compressor.models.block_config import BlockSizes
+from compressor.models.facts import Facts, Stack
+from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
+from compressor.training.hyperparameters import FEW_STEPS, Hyperparameters
 
 if TYPE_CHECKING:
-    from compressor.approximation import Teacher
-    from compressor.block import Block
-    from compressor.checkpoint import Checkpoint
-    from compressor.training import TrainingRows
+    from compressor.compression.approximation import Teacher
+    from compressor.models.block import Block
+    from compressor.models.checkpoint import Checkpoint
+    from compressor.training.loop import TrainingRows
 
 _OF_NOISE = ("sequence_length", "batches", "validation_batches")
 TRAIN, VALIDATION = 0, 1
@@ -193,9 +193,9 @@ class Approximate(Hyperparameters, Stage):
         """Draw the block, train it beside the layers, and put it into the model."""
         import torch
 
-        from compressor.approximation import Teacher
-        from compressor.block import Block
-        from compressor.checkpoint import replace_layers
+        from compressor.compression.approximation import Teacher
+        from compressor.models.block import Block
+        from compressor.models.surgery import replace_layers
 
         checkpoint = inputs.checkpoint()
         teacher = Teacher(checkpoint, self.layers)
@@ -212,9 +212,9 @@ class Approximate(Hyperparameters, Stage):
     def _train(
         self, block: Block, teacher: Teacher, checkpoint: Checkpoint, context: Context
     ) -> None:
-        from compressor.approximation import ApproximationLoss, Constant, running_mean
+        from compressor.compression.approximation import ApproximationLoss, Constant, running_mean
         from compressor.data.batching import global_batches
-        from compressor.training import Training, mean_loss
+        from compressor.training.loop import Training, mean_loss
 
         train, validation = self._rows(checkpoint, context)
         pad_id = checkpoint.pad_id if self.inputs == "data" else 0
@@ -249,7 +249,7 @@ class Approximate(Hyperparameters, Stage):
 
     def _rows(self, checkpoint: Checkpoint, context: Context) -> tuple[TrainingRows, TrainingRows]:
         """The rows to train on and those to validate with."""
-        from compressor.approximation import NoiseRows
+        from compressor.compression.approximation import NoiseRows
         from compressor.data.examples import Examples, source_ids
 
         if self.inputs == "random":

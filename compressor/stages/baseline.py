@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from compressor.architectures import Facts
-from compressor.data.sources import Reads, Split
-from compressor.errors import StageError
-from compressor.extras import versions
-from compressor.field_types import Integer, Listed
-from compressor.metrics.rouge import SCORERS, RougeTokenizerSetting
-from compressor.stage import Context, Inputs, Planning, Stage
+from compressor.core.errors import StageError
+from compressor.core.packages import versions
+from compressor.core.settings import Integer, Listed
+from compressor.data.source_base import Reads, Split
+from compressor.evaluation.rouge import SCORERS, RougeTokenizerSetting
+from compressor.models.facts import Facts
+from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,8 +77,8 @@ class Baseline(Stage):
             self._regression(context)
 
     def _lead(self, context: Context) -> None:
-        from compressor.data.sentences import sentences
-        from compressor.metrics.rouge import score_texts, warn_of_wordless
+        from compressor.data.truncation import sentences
+        from compressor.evaluation.rouge import score_texts, warn_of_wordless
 
         rows = context.rows("test")
         leads = [" ".join(sentences(text)[: self.sentences]) for text in rows.texts]
@@ -91,10 +91,10 @@ class Baseline(Stage):
             TfidfVectorizer,
         )
 
-        from compressor.metrics.label_predictions import score, write
-        from compressor.metrics.labels import mean_loss, probabilities
-        from compressor.metrics.rouge import choose_tokenizer
-        from compressor.metrics.words import split_words
+        from compressor.backends.outputs import probabilities
+        from compressor.evaluation.labels import mean_loss, score, write
+        from compressor.evaluation.rouge import choose_tokenizer
+        from compressor.evaluation.words import split_words
 
         task, names = context.data.task, context.data.labels
         train, validation, test = (context.rows(s) for s in ("train", "validation", "test"))

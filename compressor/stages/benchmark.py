@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, WithJsonSchema, model_validator
 
-from compressor import machine
-from compressor.architectures import Facts
-from compressor.backends import BackendName
-from compressor.data.sources import Reads, Split
-from compressor.field_types import Counted, Integer, Listed
-from compressor.hyperparameters import FEW_ROWS
-from compressor.stage import Context, Inputs, Planning, Report, Scale
+from compressor.backends.generation_config import BackendName
+from compressor.core import machine
+from compressor.core.settings import Counted, Integer, Listed
+from compressor.data.source_base import Reads, Split
+from compressor.models.facts import Facts
+from compressor.stages.base import Context, Inputs, Planning, Report, Scale
+from compressor.training.hyperparameters import FEW_ROWS
 
 if TYPE_CHECKING:
-    from compressor.progress import Bar
-    from compressor.timing import Reader
+    from compressor.core.progress import Bar
+    from compressor.evaluation.timing import Reader
 
 LEAST_BATCHES = 3
 """However few `texts` there are for a batch size."""
@@ -196,8 +196,8 @@ class Benchmark(Report):
         bar: Bar,
     ) -> None:
         """Everything that is computed with so many threads."""
-        from compressor.formats import Texts
-        from compressor.timing import Reader
+        from compressor.backends.formats import Texts
+        from compressor.evaluation.timing import Reader
 
         inputs, context = given
         read = max(case.batch_size * self._turns(case) for case in cases)
@@ -224,7 +224,7 @@ class Benchmark(Report):
 
     def _time(self, case: Case, readers: Mapping[str, Reader]) -> dict[str, dict[str, Any]]:
         """All models read the same batches, each batch in turn."""
-        from compressor.energy import Counters
+        from compressor.evaluation.resources import Counters
 
         exact = None if case.output_tokens is None else case.output_tokens + 1  # the start token
         request = {
@@ -291,7 +291,7 @@ def _head(folder: Any) -> str:
     """The head of a model in an artifact, a stage's or an export's."""
     import json
 
-    from compressor.backends import EXPORT
+    from compressor.backends.base import EXPORT
 
     exported = folder / "model" / EXPORT
     file = exported if exported.is_file() else folder / "checkpoint.json"

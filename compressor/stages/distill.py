@@ -1,4 +1,4 @@
-"""`distill`: train on a teacher. The loss: `compressor.distillation`; the loop: `training`."""
+"""`distill`: train on a teacher. The loss: `training.distillation`; the loop: `training.loop`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, WithJsonSchema, model_validator
 
-from compressor.architectures import Facts, matched_layers
-from compressor.errors import StageError, nearest
-from compressor.field_types import SETTINGS, Index, Integer
-from compressor.stage import Artifact, Context, Inputs, Planning, Scale
+from compressor.core.errors import StageError, nearest
+from compressor.core.settings import SETTINGS, Index, Integer
+from compressor.models.facts import Facts, matched_layers
+from compressor.stages.base import Artifact, Context, Inputs, Planning, Scale
 from compressor.stages.finetune import Finetune
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compressor.checkpoint import Checkpoint
     from compressor.data.examples import Examples
+    from compressor.models.checkpoint import Checkpoint
 
 TEACHER = "teacher"
 
@@ -202,7 +202,7 @@ class Distill(Finetune):
     ) -> tuple[nn.Module, Examples]:
         import torch
 
-        from compressor.distillation import DistillationLoss
+        from compressor.training.distillation import DistillationLoss
 
         teacher = inputs.checkpoint(TEACHER)
         _require_one_vocabulary(checkpoint, teacher, self.teacher)
@@ -224,8 +224,8 @@ class Distill(Finetune):
         """The rows with the teacher's logits, which nothing else then holds on to."""
         import time
 
-        from compressor.teacher_logits import with_teacher_logits
-        from compressor.training import accelerator_for
+        from compressor.training.loop import accelerator_for
+        from compressor.training.teacher_cache import with_teacher_logits
 
         started = time.monotonic()
         taught = with_teacher_logits(

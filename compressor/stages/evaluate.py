@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
-from compressor.architectures import Facts
-from compressor.backends import BackendName
+from compressor.backends.generation_config import BackendName
 from compressor.backends.open import open_artifact
+from compressor.core.errors import StageError
+from compressor.core.files import MANIFEST, write_json
+from compressor.core.packages import versions
+from compressor.core.settings import Integer, whole
 from compressor.data.rows import Rows
-from compressor.data.sources import Reads, Split
-from compressor.errors import StageError
-from compressor.extras import versions
-from compressor.field_types import Integer, whole
-from compressor.files import MANIFEST, write_json
-from compressor.metrics.labels import SCORES as LABEL_SCORES
-from compressor.metrics.rouge import KEYS, SCORERS, RougeTokenizerSetting
-from compressor.stage import Context, Inputs, Planning, Report, Scale
+from compressor.data.source_base import Reads, Split
+from compressor.evaluation.labels import SCORES as LABEL_SCORES
+from compressor.evaluation.rouge import KEYS, SCORERS, RougeTokenizerSetting
+from compressor.models.facts import Facts
+from compressor.stages.base import Context, Inputs, Planning, Report, Scale
 
 if TYPE_CHECKING:
-    from compressor.backends import Model
-    from compressor.decoded import Decoded
+    from compressor.backends.base import Model
+    from compressor.backends.outputs import Decoded
 
 FEW_TOKENS = 64
 """The longest summary of a rehearsal, in tokens."""
@@ -224,9 +224,10 @@ class Evaluate(Report):
             context.metrics["demo"] = demo
 
     def _labels(self, model: Model, context: Context) -> None:
+        from compressor.backends.outputs import probabilities
         from compressor.data.examples import source_ids
-        from compressor.metrics import label_predictions as labelled
-        from compressor.metrics.labels import best_thresholds, mean_loss, probabilities
+        from compressor.evaluation import labels as labelled
+        from compressor.evaluation.labels import best_thresholds, mean_loss
 
         task, names = context.data.task, context.data.labels
         rows = context.rows("test")
@@ -261,8 +262,12 @@ class Evaluate(Report):
 
         `row_scores.json` has each row's own rougeLsum at the longest limit.
         """
-        from compressor.metrics.predictions import Prediction, score_predictions, write_predictions
-        from compressor.metrics.rouge import warn_of_wordless
+        from compressor.evaluation.predictions import (
+            Prediction,
+            score_predictions,
+            write_predictions,
+        )
+        from compressor.evaluation.rouge import warn_of_wordless
 
         def predictions() -> Iterator[Prediction]:
             for limit in self.limits:
@@ -313,7 +318,7 @@ class Evaluate(Report):
     def _compare(
         self, names: tuple[str, ...], main: str, other: Mapping[str, Any], context: Context
     ) -> None:
-        from compressor.metrics.rouge import closeness, retention
+        from compressor.evaluation.rouge import closeness, retention
 
         own = context.metrics
         both = [name for name in names if None not in (own[name], other[name])]

@@ -8,23 +8,31 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
-from compressor.architectures import HALF, Facts
-from compressor.backends.tokens import Tokens, is_marian
-from compressor.data.sources import DataBase, Reads, Split
-from compressor.errors import StageError, nearest
-from compressor.formats import FORMATS, Exported, Format, FormatName, Weights, refusal, stored
-from compressor.generation_config import require_followed
-from compressor.hyperparameters import FEW_ROWS
-from compressor.parity import Parity
-from compressor.stage import Context, Inputs, Planning, Scale, Stage
+from compressor.backends.formats import (
+    FORMATS,
+    Exported,
+    Format,
+    FormatName,
+    Weights,
+    refusal,
+    stored,
+)
+from compressor.backends.generation_config import require_followed
+from compressor.core.errors import StageError, nearest
+from compressor.data.fast_tokenizer import Tokens, is_marian
+from compressor.data.source_base import DataBase, Reads, Split
+from compressor.evaluation.parity import Parity
+from compressor.models.facts import HALF, Facts
+from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
+from compressor.training.hyperparameters import FEW_ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from compressor.checkpoint import Checkpoint
+    from compressor.core.progress import Progress
     from compressor.data.rows import Rows
-    from compressor.progress import Progress
+    from compressor.models.checkpoint import Checkpoint
 
 
 EXACT_VALUES: dict[str, tuple[str, ...]] = {
@@ -164,7 +172,7 @@ class Export(Stage):
 
     def _check_gguf(self, facts: Facts, planning: Planning) -> None:
         """Report what llama.cpp cannot do of a model that it knows."""
-        from compressor.backends.gguf import lost
+        from compressor.backends.gguf.export import lost
 
         if names := lost(facts.config):
             planning.problem("format", f"llama.cpp does not follow this model's {', '.join(names)}")
@@ -180,8 +188,8 @@ class Export(Stage):
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Write, measure, and run in a fresh process."""
-        from compressor.checkpoint import save_tokenizer
-        from compressor.ledger import sizes
+        from compressor.evaluation.resources import sizes
+        from compressor.models.checkpoint import save_tokenizer
 
         checkpoint, folder = inputs.checkpoint(), context.folder / "model"
         self._require_tokenizer(checkpoint)
@@ -230,7 +238,7 @@ class Export(Stage):
     def _check(
         self, settings: Parity, inputs: Inputs, weights: str, context: Context
     ) -> dict[str, Any]:
-        from compressor.parity import gate
+        from compressor.evaluation.parity import gate
 
         source = inputs.checkpoint()
         place = context.run_folder / "parity" / context.name if context.run_folder else None
@@ -254,8 +262,9 @@ class Export(Stage):
             return self._packed(checkpoint, folder, weights)
         if self.format == "onnx":
             return self._onnx(checkpoint, folder, weights)
-        from compressor.backends import ctranslate2, gguf
-        from compressor.checkpoint import dequantized
+        from compressor.backends import ctranslate2
+        from compressor.backends.gguf import export as gguf
+        from compressor.models.surgery import dequantized
 
         if checkpoint.quantization is not None:
             checkpoint = dequantized(checkpoint)
@@ -264,8 +273,8 @@ class Export(Stage):
         return {}
 
     def _onnx(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
-        from compressor.backends import onnx_graphs
-        from compressor.checkpoint import save_config
+        from compressor.backends.onnx import export as onnx_graphs
+        from compressor.models.checkpoint import save_config
 
         if checkpoint.head == "seq2seq_lm":
             settings = checkpoint.model.generation_config.to_dict()
@@ -280,12 +289,9 @@ class Export(Stage):
     ) -> dict[str, Any]:
         import torch
 
-        from compressor.checkpoint import (
-            dequantized,
-            fit_transformers_4,
-            load_pretrained,
-            save_pretrained,
-        )
+        from compressor.models.checkpoint import fit_transformers_4, save_pretrained
+        from compressor.models.loading import load_pretrained
+        from compressor.models.surgery import dequantized
 
         if checkpoint.quantization is not None:
             checkpoint = dequantized(checkpoint)
@@ -299,8 +305,8 @@ class Export(Stage):
     def _packed(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
         import torch
 
-        from compressor.checkpoint import dequantized
-        from compressor.packed_model import load_packed, save_packed
+        from compressor.backends.packed import load_packed, save_packed
+        from compressor.models.surgery import dequantized
 
         if checkpoint.quantization is not None and checkpoint.quantization.half:
             checkpoint = dequantized(checkpoint)

@@ -1,4 +1,4 @@
-"""`finetune`: train on the recipe's rows. The loop itself is in `compressor.training`."""
+"""`finetune`: train on the recipe's rows. The loop itself is in `compressor.training.loop`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from compressor.architectures import Facts
+from compressor.compression.pruning import Amounts, Grouping, Pruner, flat, left_of
+from compressor.core.settings import Integer
 from compressor.data.rows import Rows
-from compressor.data.sources import Reads, Split
-from compressor.field_types import Integer
-from compressor.hyperparameters import Hyperparameters
-from compressor.pruning import Amounts, Grouping, Pruner, flat, left_of
-from compressor.quantization import QuantizationAware
-from compressor.stage import Artifact, Context, Inputs, Planning, Scale, Stage
+from compressor.data.source_base import Reads, Split
+from compressor.models.facts import Facts
+from compressor.models.quantization import QuantizationAware
+from compressor.stages.base import Artifact, Context, Inputs, Planning, Scale, Stage
+from compressor.training.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compressor.checkpoint import Checkpoint
     from compressor.data.examples import Examples
-    from compressor.training import AfterStep, Whole
+    from compressor.models.checkpoint import Checkpoint
+    from compressor.training.loop import AfterStep, Whole
 
 TARGETS = "targets"
 
@@ -193,9 +193,9 @@ class Finetune(Hyperparameters, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Train to the end, from a checkpoint of a killed run where there is one."""
-        from compressor.dropout import disable_layer_drop
-        from compressor.losses import LabelLoss
-        from compressor.training import Training
+        from compressor.training.dropout import disable_layer_drop
+        from compressor.training.loop import Training
+        from compressor.training.losses import LabelLoss
 
         checkpoint = inputs.checkpoint()
         if not self.passes:
@@ -235,7 +235,7 @@ class Finetune(Hyperparameters, Stage):
         self, checkpoint: Checkpoint
     ) -> Callable[[], AbstractContextManager[None]]:
         """What the training enters to compute a loss: rounded weights, where they are asked for."""
-        from compressor.sparsity.quantized import rounded
+        from compressor.models.quantized_layers import rounded
 
         aware = self.quantization_aware
         if aware is None:
@@ -245,7 +245,7 @@ class Finetune(Hyperparameters, Stage):
 
     def _to_learn(self, inputs: Inputs, context: Context) -> Rows:
         """The training rows, with an earlier model's texts where `targets` asks for them."""
-        from compressor.data.pseudo_labels import FILE, read_pseudo_labels, with_pseudo_labels
+        from compressor.data.examples import FILE, read_pseudo_labels, with_pseudo_labels
 
         rows = context.rows("train")
         if self.targets is None:
@@ -256,6 +256,6 @@ class Finetune(Hyperparameters, Stage):
         self, checkpoint: Checkpoint, train: Examples, inputs: Inputs, context: Context
     ) -> tuple[nn.Module, Examples]:
         """What is trained, a summed loss with the checkpoint's model inside, and on which rows."""
-        from compressor.losses import LabelLoss
+        from compressor.training.losses import LabelLoss
 
         return LabelLoss(checkpoint.model), train

@@ -13,18 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from compressor import hub
-from compressor.architectures import ConfigError, Facts, architecture, facts, with_whole_numbers
-from compressor.backends.tokens import MARIANS
-from compressor.classifier_head import fit_head, label_config, start_at_labels
-from compressor.data.sources import Data, Reads, Split
-from compressor.errors import StageError, Unreachable, nearest
-from compressor.extras import installing, versions
-from compressor.field_types import SETTINGS as MODEL_SETTINGS
-from compressor.field_types import Integer
-from compressor.files import expand_home
-from compressor.generation_config import FILE as GENERATION
-from compressor.generation_config import (
+from compressor.backends.generation_config import FILE as GENERATION
+from compressor.backends.generation_config import (
     SETTINGS,
     TOKEN_IDS,
     find_invalid,
@@ -33,7 +23,19 @@ from compressor.generation_config import (
     settings_of,
     token_problems,
 )
-from compressor.model_files import (
+from compressor.core.errors import StageError, Unreachable, nearest
+from compressor.core.files import expand_home
+from compressor.core.packages import installing, versions
+from compressor.core.redaction import is_secret
+from compressor.core.settings import SETTINGS as MODEL_SETTINGS
+from compressor.core.settings import Integer
+from compressor.data import hub
+from compressor.data.fast_tokenizer import MARIANS
+from compressor.data.source_base import Reads, Split
+from compressor.data.sources import Data
+from compressor.models.classifier_head import fit_head, label_config, start_at_labels
+from compressor.models.facts import ConfigError, Facts, architecture, facts, with_whole_numbers
+from compressor.models.model_files import (
     HEAD,
     TOKENIZER_FILES,
     count_tokens,
@@ -47,16 +49,17 @@ from compressor.model_files import (
     read_pad_id,
     weight_files,
 )
-from compressor.redaction import is_secret
-from compressor.stage import Context, Inputs, Planning, Stage
+from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from compressor.checkpoint import Checkpoint
+    from compressor.models.checkpoint import Checkpoint
+
 
 _MISSPELT = 0.85
 """As alike as `n_layers` and `num_layers`; no key of a known config is so like one it is not."""
+
 _RUNTIME_KEYS = {"attn_implementation", "_attn_implementation", "experts_implementation"}
 """Keys of a config that say how a model is run, and could name code of the hub."""
 
@@ -396,8 +399,8 @@ class Load(Stage):
         """Load or build the model, and its tokenizer."""
         import torch
 
-        from compressor.checkpoint import Checkpoint
-        from compressor.losses import CAUSAL_TYPES
+        from compressor.models.checkpoint import Checkpoint
+        from compressor.training.losses import CAUSAL_TYPES
 
         torch.manual_seed(context.seed)  # a fresh head on a pretrained body is random too
         tokenizer = self._load_tokenizer(context)
@@ -426,7 +429,7 @@ class Load(Stage):
         """Build a model with random weights, and with the tokenizer's ids of pad, bos and eos."""
         from transformers import AutoConfig
 
-        from compressor.checkpoint import build
+        from compressor.models.loading import build
 
         assert self.config is not None
         ids = {k: v for k, v in self.generation.items() if k in TOKEN_IDS}
@@ -458,7 +461,7 @@ class Load(Stage):
             raise StageError(f"model.generation: {str(error).splitlines()[0]}") from error
 
     def _load_pretrained(self, context: Context, labels: Mapping[str, Any]) -> Any:
-        from compressor.checkpoint import load_pretrained
+        from compressor.models.loading import load_pretrained
 
         directory = self._directory or self._download(context)
         source = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -486,7 +489,7 @@ class Load(Stage):
         self, model: PreTrainedModel, config: Mapping[str, Any], directory: Path
     ) -> None:
         """Raise StageError where a `.bin`, which no plan reads, contradicts its config's head."""
-        from compressor.checkpoint import has_untied_head
+        from compressor.models.loading import has_untied_head
 
         planned = facts(config, head=self.head, untied_head=has_own_unread_head(config))
         if (HEAD in planned.shapes) != bool(has_untied_head(model)):
@@ -508,7 +511,7 @@ class Load(Stage):
         return folder
 
     def _load_tokenizer(self, context: Context) -> PreTrainedTokenizerBase | None:
-        from compressor.checkpoint import has_tokenizer, load_tokenizer
+        from compressor.models.loading import has_tokenizer, load_tokenizer
 
         if isinstance(self.tokenizer, TrainTokenizer):
             return self._train_tokenizer(self.tokenizer, context)
@@ -529,7 +532,7 @@ class Load(Stage):
     def _train_tokenizer(
         self, settings: TrainTokenizer, context: Context
     ) -> PreTrainedTokenizerBase:
-        from compressor.data.tokenizer import train_tokenizer
+        from compressor.data.tokenizers import train_tokenizer
 
         data = settings.data
         rows = context.rows("train") if data is None else data.load("train")

@@ -1,4 +1,4 @@
-"""`prune`: masks over groups of weights. Which entries go is decided in `compressor.pruning`."""
+"""`prune`: masks over groups of weights. `compression.pruning` decides which entries go."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from compressor.architectures import Facts, entries
-from compressor.data.sources import Reads, Split
-from compressor.errors import StageError
-from compressor.field_types import SETTINGS, Counted, Listed
-from compressor.pruning import (
+from compressor.compression.pruning import (
     Amounts,
     Grouping,
-    calibration,
     default_groups,
     flat,
     left_of,
     n_of_m,
     nested,
 )
-from compressor.stage import Artifact, Context, Inputs, Planning, Scale, Stage
+from compressor.core.errors import StageError
+from compressor.core.settings import SETTINGS, Counted, Listed
+from compressor.data.source_base import Reads, Split
+from compressor.models.facts import Facts, entries
+from compressor.stages.base import Artifact, Context, Inputs, Planning, Scale, Stage, calibration
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
+    from compressor.models.checkpoint import Checkpoint
 
 VALUE_BYTES = {"int8": 1, "bfloat16": 2, "float32": 4}
 SMALL = 1024
@@ -242,8 +241,8 @@ class Prune(Grouping, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Mask, and count what went from each group."""
-        from compressor.pruning import Pruner
-        from compressor.sparsity.allocate import DIGITS
+        from compressor.compression.allocation import DIGITS
+        from compressor.compression.pruning import Pruner
 
         checkpoint = inputs.checkpoint()
         facts = checkpoint.facts()
@@ -279,7 +278,7 @@ class Prune(Grouping, Stage):
         self, checkpoint: Checkpoint, facts: Facts, inputs: Inputs, context: Context
     ) -> dict[str, int]:
         """How many entries go from each group, chosen from the curves; printed and saved."""
-        from compressor.sparsity.allocate import DIGITS, Curve, allocate
+        from compressor.compression.allocation import DIGITS, Curve, allocate
 
         assert self.target is not None
         path = inputs.artifacts["sensitivity"] / "sensitivity.json"

@@ -7,10 +7,10 @@ from typing import ClassVar, Self
 
 from pydantic import Field
 
-from compressor.architectures import Facts
-from compressor.data.sources import Reads, Split
-from compressor.field_types import Integer
-from compressor.stage import Context, Inputs, Planning, Scale, Stage
+from compressor.core.settings import Integer
+from compressor.data.source_base import Reads, Split
+from compressor.models.facts import Facts
+from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
 
 FEW_TOKENS = 32
 """The longest text of a rehearsal, in tokens."""
@@ -57,9 +57,9 @@ class PseudoLabel(Stage):
         """Decode, write `targets.jsonl`, compare with the references."""
         import torch
 
-        from compressor.data.pseudo_labels import FILE, Written, write_pseudo_labels
-        from compressor.generation import decode
-        from compressor.metrics.rouge import score_texts
+        from compressor.backends.torch.generation import decode
+        from compressor.data.examples import FILE, Written, write_pseudo_labels
+        from compressor.evaluation.rouge import score_texts
 
         checkpoint = inputs.checkpoint()
         rows = context.rows("train")

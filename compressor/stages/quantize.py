@@ -1,4 +1,4 @@
-"""`quantize`: weights in fewer bits. The maths and the layers are in `compressor.sparsity`."""
+"""`quantize`: weights in fewer bits. The maths and the layers are in `models.quantized_layers`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
-from compressor.architectures import Facts
-from compressor.quantization import (
+from compressor.models.facts import Facts
+from compressor.models.quantization import (
     ACTIVATIONS,
     Activations,
     Grid,
@@ -17,10 +17,10 @@ from compressor.quantization import (
     Quantization,
     Weights,
 )
-from compressor.stage import Context, Inputs, Planning, Scale, Stage
+from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
+    from compressor.models.checkpoint import Checkpoint
 
 
 class Quantize(Grid, Stage):
@@ -116,8 +116,8 @@ class Quantize(Grid, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Quantize; `metrics.json` says how many tensors became what."""
-        from compressor.checkpoint import cast
-        from compressor.sparsity.quantized import quantize_weights, set_activations
+        from compressor.models.loading import cast
+        from compressor.models.quantized_layers import quantize_weights, set_activations
 
         checkpoint = inputs.checkpoint()
         if self.kind is None:

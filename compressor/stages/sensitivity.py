@@ -8,26 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
-from compressor.architectures import Facts
+from compressor.compression.pruning import Grouping, Pruner, default_groups, left_of
+from compressor.core.errors import StageError
+from compressor.core.files import write_json
+from compressor.core.packages import versions
+from compressor.core.settings import Integer, Listed
 from compressor.data.rows import Rows
-from compressor.data.sources import Reads, Split
-from compressor.errors import StageError
-from compressor.extras import versions
-from compressor.field_types import Integer, Listed
-from compressor.files import write_json
-from compressor.hyperparameters import FEW_ROWS
-from compressor.metrics.rouge import SCORERS
-from compressor.pruning import (
-    Grouping,
-    Pruner,
-    calibration,
-    default_groups,
-    left_of,
-)
-from compressor.stage import Context, Inputs, Planning, Report, Scale
+from compressor.data.source_base import Reads, Split
+from compressor.evaluation.rouge import SCORERS
+from compressor.models.facts import Facts
+from compressor.stages.base import Context, Inputs, Planning, Report, Scale, calibration
+from compressor.training.hyperparameters import FEW_ROWS
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
+    from compressor.models.checkpoint import Checkpoint
 
 CURVES = "sensitivity.json"
 
@@ -160,8 +154,8 @@ class _Measure:
     def __init__(
         self, checkpoint: Checkpoint, rows: Rows, context: Context, stage: Sensitivity
     ) -> None:
-        from compressor.losses import LabelLoss
-        from compressor.training import NO_LABELS
+        from compressor.training.loop import NO_LABELS
+        from compressor.training.losses import LabelLoss
 
         self.checkpoint, self.rows, self.stage = checkpoint, rows, stage
         self.examples = checkpoint.examples(rows, context.data)
@@ -171,7 +165,7 @@ class _Measure:
 
     def __call__(self, what: str) -> dict[str, float]:
         """The loss, and rougeLsum. Raises StageError where there is none of `what`."""
-        from compressor.training import mean_loss
+        from compressor.training.loop import mean_loss
 
         tokenizer, model = self.checkpoint.tokenizer, self.checkpoint.model
         assert tokenizer is not None
@@ -184,8 +178,8 @@ class _Measure:
                 "overflow, as after a training that diverged"
             )
         if self.stage.rouge:
-            from compressor.generation import decode
-            from compressor.metrics.rouge import score_rows, summarize_scores
+            from compressor.backends.torch.generation import decode
+            from compressor.evaluation.rouge import score_rows, summarize_scores
 
             decoded = decode(model, self.examples.sources, max_length=self.stage.max_length)
             texts = tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""`shrink`: whole layers leave a model. Copying what stays is in `compressor.checkpoint`."""
+"""`shrink`: whole layers leave a model. Copying what stays is in `compressor.models.checkpoint`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from compressor.architectures import Facts, evenly_spaced, scaled, scaled_layers
-from compressor.field_types import whole
-from compressor.stage import Context, Inputs, Planning, Scale, Stage
+from compressor.core.settings import whole
+from compressor.models.facts import Facts, evenly_spaced, scaled, scaled_layers
+from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
+    from compressor.models.checkpoint import Checkpoint
 
 Layers = Annotated[
     int | float | list[int],
@@ -106,8 +106,8 @@ class Shrink(Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Build the smaller model and copy the kept layers, renumbered, into it."""
-        from compressor.architectures import architecture
-        from compressor.checkpoint import keep_layers
+        from compressor.models.facts import architecture
+        from compressor.models.surgery import keep_layers
 
         checkpoint = inputs.checkpoint()
         config = checkpoint.model.config

@@ -1,5 +1,5 @@
 """`slice`: heads, neurons and layers leave a model, the least important first. Which ones lie where
-is in `architectures/`, the maths in `compressor.sparsity.slicing`. `shrink` drops layers by number.
+is in `architectures/`, the maths in `compressor.models.surgery`. `shrink` drops layers by number.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, WithJsonSchema, field_validator, model_validator
 
-from compressor.architectures import Facts, UnitKind, Units
-from compressor.data.sources import Reads, Split
-from compressor.errors import StageError, nearest
-from compressor.field_types import SETTINGS, Integer, whole
-from compressor.finite import require_finite
-from compressor.hyperparameters import FEW_ROWS
-from compressor.pruning import Grouping, Pruner, calibration
-from compressor.stage import Context, Inputs, Planning, Scale, Stage
+from compressor.compression.pruning import Grouping, Pruner
+from compressor.core.errors import StageError, nearest
+from compressor.core.numbers import require_finite
+from compressor.core.settings import SETTINGS, Integer, whole
+from compressor.data.source_base import Reads, Split
+from compressor.models.facts import Facts, UnitKind, Units
+from compressor.stages.base import Context, Inputs, Planning, Scale, Stage, calibration
+from compressor.training.hyperparameters import FEW_ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressor.checkpoint import Checkpoint
+    from compressor.models.checkpoint import Checkpoint
 
 _WORDS: dict[UnitKind, str] = {"heads": "heads", "feed_forward": "feed-forward neurons"}
 _WIDTH = "How many stay: a whole number, or a share in (0, 1]"
@@ -262,7 +262,7 @@ class Slice(Widths, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Judge, choose, and build the smaller model."""
-        from compressor.checkpoint import keep_layers, keep_units
+        from compressor.models.surgery import keep_layers, keep_units
 
         checkpoint = inputs.checkpoint()
         metrics: dict[str, Any] = {}
@@ -296,7 +296,7 @@ class Slice(Widths, Stage):
     ) -> dict[str, list[int]]:
         import torch
 
-        from compressor.sparsity.slicing import strongest, unit_sums
+        from compressor.models.surgery import strongest, unit_sums
 
         facts, kept = checkpoint.facts(), {}
         matrices = dict.fromkeys(n for names in facts.groups().values() for n in names)
@@ -313,7 +313,7 @@ class Slice(Widths, Stage):
 
     def _choose(self, checkpoint: Checkpoint, context: Context) -> list[tuple[Units, list[int]]]:
         """The units of largest score; where several choose together, of the sum over all."""
-        from compressor.sparsity.slicing import strongest, unit_sums
+        from compressor.models.surgery import strongest, unit_sums
 
         widths = self.widths(checkpoint.facts())
         if not widths:

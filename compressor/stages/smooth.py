@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field
 
-from compressor.architectures import Facts
-from compressor.data.sources import Reads, Split
-from compressor.field_types import Integer
-from compressor.finite import require_finite
-from compressor.hyperparameters import FEW_ROWS
-from compressor.stage import Context, Inputs, Planning, Scale, Stage
+from compressor.core.numbers import require_finite
+from compressor.core.settings import Integer
+from compressor.data.source_base import Reads, Split
+from compressor.models.facts import Facts
+from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
+from compressor.training.hyperparameters import FEW_ROWS
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
+    from compressor.models.checkpoint import Checkpoint
 
 CALIBRATION_BATCH = 8
 
@@ -68,7 +68,7 @@ class Smooth(Stage):
         """Look at some rows, then rescale."""
         import torch
 
-        from compressor.sparsity.smoothing import input_peaks, rescale
+        from compressor.compression.smoothing import input_peaks, rescale
 
         checkpoint = inputs.checkpoint()
         model, channels = checkpoint.model, checkpoint.facts().channels()

@@ -1,6 +1,6 @@
 """`trim_vocabulary`: pieces that the rows never use leave a model and its tokenizer.
 
-What a tokenizer's JSON needs for that is in `compressor.data.vocabulary`.
+What a tokenizer's JSON needs for that is in `compressor.data.tokenizers`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from compressor.architectures import Facts, Units
-from compressor.data.sources import Reads, Split
-from compressor.data.vocabulary import Vocabulary
-from compressor.errors import StageError
-from compressor.field_types import Counted, Integer, Listed
-from compressor.stage import Context, Inputs, Planning, Scale, Stage
+from compressor.core.errors import StageError
+from compressor.core.settings import Counted, Integer, Listed
+from compressor.data.source_base import Reads, Split
+from compressor.data.tokenizers import Vocabulary
+from compressor.models.facts import Facts, Units
+from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from compressor.checkpoint import Checkpoint
+    from compressor.models.checkpoint import Checkpoint
 
 _LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 """What a generation config forbids: of these, what has left is forbidden anyway."""
@@ -123,7 +123,7 @@ class TrimVocabulary(Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Count, choose, cut, renumber, and encode every row again."""
-        from compressor.checkpoint import keep_units
+        from compressor.models.surgery import keep_units
 
         checkpoint = inputs.checkpoint()
         old, model = checkpoint.tokenizer, checkpoint.model

@@ -13,11 +13,12 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from compressor.backends import ctranslate2
-from compressor.checkpoint import Checkpoint, build, untie_head
-from compressor.classification import of_sources
-from compressor.data.tokenizer import train_tokenizer
-from compressor.formats import FORMATS
-from compressor.generation import sweep
+from compressor.backends.formats import FORMATS
+from compressor.backends.torch.classification import of_sources
+from compressor.backends.torch.generation import sweep
+from compressor.data.tokenizers import train_tokenizer
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.loading import build, untie_head
 
 LIMITS = [3, 9, 24]
 EOS, PAD = 1, 0

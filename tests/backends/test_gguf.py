@@ -25,19 +25,22 @@ from tokenizers import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from compressor.architectures import facts
-from compressor.backends import gguf
-from compressor.backends.pytorch import TorchModel
-from compressor.checkpoint import Checkpoint, build, keep_layers
+from compressor.backends.formats import FORMATS, stored
+from compressor.backends.gguf import export as gguf
+from compressor.backends.torch.generation import sweep
+from compressor.backends.torch.model import TorchModel
+from compressor.core.errors import StageError
+from compressor.data.bills import Bills
 from compressor.data.examples import source_ids
-from compressor.data.sources import Bills, SplitRows
-from compressor.data.tokenizer import train_tokenizer
-from compressor.errors import StageError
-from compressor.formats import FORMATS, stored
-from compressor.generation import sweep
-from compressor.ledger import sizes
-from compressor.parity import Parity, gate
-from compressor.stage import Context, Inputs, Launch
+from compressor.data.source_base import SplitRows
+from compressor.data.tokenizers import train_tokenizer
+from compressor.evaluation.parity import Parity, gate
+from compressor.evaluation.resources import sizes
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.facts import facts
+from compressor.models.loading import build
+from compressor.models.surgery import keep_layers
+from compressor.stages.base import Context, Inputs, Launch
 from compressor.stages.export import Export
 from tests.pico import PICO
 
@@ -100,7 +103,7 @@ def sources(count: int = 8) -> list[list[int]]:
 def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
     """What llama.cpp loads. Where it is not installed (pip compiles it), the test is skipped."""
     pytest.importorskip("llama_cpp")
-    from compressor.backends.llamacpp import LlamaCppModel
+    from compressor.backends.gguf.runtime import LlamaCppModel
 
     gguf.write(model, folder, weights)
     return LlamaCppModel(folder, 1)

@@ -18,19 +18,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
 
-from compressor.backends.onnx_graphs import WEIGHTS, write
-from compressor.backends.onnx_support import SUPPORTED, require
-from compressor.backends.onnxruntime import OnnxModel
-from compressor.checkpoint import Checkpoint, dequantized
-from compressor.errors import StageError
-from compressor.generation import decode
-from compressor.generation_config import find_unfollowed
-from compressor.quantization import Quantization
-from compressor.sparsity.int8 import quantize_rows
-from compressor.sparsity.quantized import quantize_weights
+from compressor.backends.generation_config import find_unfollowed
+from compressor.backends.onnx.export import SUPPORTED, WEIGHTS, require, write
+from compressor.backends.onnx.runtime import OnnxModel
+from compressor.backends.torch.generation import decode
+from compressor.core.errors import StageError
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.quantization import Quantization
+from compressor.models.quantized_layers import quantize_rows, quantize_weights
+from compressor.models.surgery import dequantized
+from tests.backends.test_generation import PICO as GENERATORS
+from tests.backends.test_generation import texts
 from tests.pico import PICO
-from tests.test_generation import PICO as GENERATORS
-from tests.test_generation import texts
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
 
@@ -354,7 +353,7 @@ def test_running_imports_no_torch(bart: Written) -> None:
     checkpoint.model.generation_config = GenerationConfig.from_pretrained(folder)
     code = (
         "import sys, json; from pathlib import Path\n"
-        "from compressor.backends.onnxruntime import OnnxModel\n"
+        "from compressor.backends.onnx.runtime import OnnxModel\n"
         f"model = OnnxModel.load(Path({str(folder)!r}), threads=1)\n"
         f"print(json.dumps(model.generate({texts()!r}, max_length=9, num_beams=2)))\n"
         "assert model.vocabulary == 100\n"

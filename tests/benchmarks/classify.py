@@ -38,11 +38,14 @@ def make_inputs(folder: Path, rows: int) -> None:
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
-    from compressor.checkpoint import Checkpoint, build, keep_layers, load_pretrained
-    from compressor.classifier_head import label_config
-    from compressor.data.sources import Files, Messages
-    from compressor.data.tokenizer import train_tokenizer
-    from compressor.recipe import compose
+    from compressor.data.messages import Messages
+    from compressor.data.sources import Files
+    from compressor.data.tokenizers import train_tokenizer
+    from compressor.models.checkpoint import Checkpoint
+    from compressor.models.classifier_head import label_config
+    from compressor.models.loading import build, load_pretrained
+    from compressor.models.surgery import keep_layers
+    from compressor.recipe.compose import compose
 
     torch.manual_seed(0)
     where = SHARED / "data" / "goemotions"
@@ -116,10 +119,10 @@ def theirs(folder: Path, train: Examples, *, padding: str) -> Any:
 
 def ours(folder: Path, train: Examples) -> Any:
     """The package's own loop; (model, laps)."""
-    from compressor.checkpoint import Checkpoint
-    from compressor.hyperparameters import Hyperparameters
-    from compressor.losses import LabelLoss
-    from compressor.training import Training
+    from compressor.models.checkpoint import Checkpoint
+    from compressor.training.hyperparameters import Hyperparameters
+    from compressor.training.loop import Training
+    from compressor.training.losses import LabelLoss
 
     checkpoint = Checkpoint.load(folder)
     settings = Hyperparameters(
@@ -147,8 +150,8 @@ def once(case: str, folder: Path) -> None:
     """One measurement, printed for the parent."""
     import torch
 
-    from compressor.losses import LabelLoss
-    from compressor.training import mean_loss
+    from compressor.training.loop import mean_loss
+    from compressor.training.losses import LabelLoss
 
     train, held = read(folder, "train"), read(folder, "validation")
     if case == "ours":

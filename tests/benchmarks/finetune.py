@@ -25,8 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from compressor.core.progress import Progress
 from compressor.data.examples import Examples
-from compressor.progress import Progress
 from tests.benchmarks.report import write
 
 REAL = Path("outputs/bench/models/t5-titles")
@@ -74,17 +74,17 @@ def make_inputs(folder: Path) -> None:
         T5ForConditionalGeneration,
     )
 
-    from compressor.checkpoint import save_pretrained
-    from compressor.data.bills import bills
+    from compressor.data.bills import Bills, bills
     from compressor.data.examples import tokenize
-    from compressor.data.sources import Bills, Rows
+    from compressor.data.sources import Rows
+    from compressor.models.checkpoint import save_pretrained
 
     torch.manual_seed(0)
     if REAL.is_dir():
         model = AutoModelForSeq2SeqLM.from_pretrained(REAL)
         tokenizer = AutoTokenizer.from_pretrained(REAL)
     else:
-        from compressor.data.tokenizer import train_tokenizer
+        from compressor.data.tokenizers import train_tokenizer
 
         model = T5ForConditionalGeneration(T5Config(decoder_start_token_id=0))
         tokenizer = train_tokenizer(
@@ -120,7 +120,7 @@ def validation_loss(model: Any, examples: Examples) -> float:
     import torch
 
     from compressor.data.batching import collate
-    from compressor.losses import LabelLoss
+    from compressor.training.losses import LabelLoss
 
     loss, total = LabelLoss(model.eval().float()), 0.0
     with torch.inference_mode():
@@ -180,10 +180,10 @@ def theirs(folder: Path, train: Examples, *, padding: str, epochs: int, steps: i
 
 def ours(folder: Path, train: Examples, *, precision: Any, epochs: int, steps: int) -> Any:
     """The package's own loop; (model, laps)."""
-    from compressor.checkpoint import load_pretrained
-    from compressor.hyperparameters import Hyperparameters
-    from compressor.losses import LabelLoss
-    from compressor.training import Training
+    from compressor.models.loading import load_pretrained
+    from compressor.training.hyperparameters import Hyperparameters
+    from compressor.training.loop import Training
+    from compressor.training.losses import LabelLoss
 
     model = load_pretrained(folder, "seq2seq_lm")
     settings = Hyperparameters(

@@ -27,7 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from compressor.generation import decode, sweep
+from compressor.backends.torch.generation import decode, sweep
 from tests.benchmarks.report import write
 
 LIMITS = [20, 50, 64, 70, 100, 128]

@@ -25,9 +25,9 @@ from typing import Any
 
 import psutil
 
-from compressor import machine
-from compressor.files import MANIFEST, write_json
-from compressor.store import SELF, Store, manifest_digest
+from compressor.core import machine
+from compressor.core.files import MANIFEST, write_json
+from compressor.engine.store.store import SELF, Store, manifest_digest
 from tests.benchmarks.report import write
 
 ARTIFACTS = 10_000

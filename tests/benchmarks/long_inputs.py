@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from transformers import LongT5Config, LongT5ForConditionalGeneration
 
-from compressor.long_inputs import encode
-from compressor.losses import LabelLoss
-from compressor.memory import Peak
-from compressor.training import keep_freed_memory
+from compressor.evaluation.resources import Peak
+from compressor.models.longt5 import encode
+from compressor.training.loop import keep_freed_memory
+from compressor.training.losses import LabelLoss
 from tests.benchmarks.report import write
 
 LENGTHS, LABELS, VOCABULARY = (512, 2048, 8192, 16384), 64, 2000

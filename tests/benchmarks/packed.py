@@ -28,7 +28,7 @@ SETTINGS = {
 CHAIN = ["load", *(f"{kind}_{n}" for n in range(1, 7) for kind in ("prune", "recover"))]
 LOAD = """
 import sys, time
-import compressor, compressor.packed_model, transformers.models.t5.modeling_t5
+import compressor, compressor.backends.packed, transformers.models.t5.modeling_t5
 from transformers import AutoModelForSeq2SeqLM
 plain = sys.argv[2] == "huggingface"
 load = AutoModelForSeq2SeqLM.from_pretrained if plain else compressor.load_model

@@ -25,8 +25,9 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from compressor.architectures import Facts, facts
-from compressor.sparsity.select import apply_mask, left, prune_smallest
+from compressor.compression.thresholds import prune_smallest
+from compressor.models.facts import Facts, facts
+from compressor.models.masks import apply_mask, left
 from tests.benchmarks.report import write
 
 AMOUNTS = [

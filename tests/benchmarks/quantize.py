@@ -12,8 +12,8 @@ import time
 import torch
 from torch import Tensor, nn
 
-from compressor.quantization import Activations, Quantization, Weights
-from compressor.sparsity.quantized import quantize_weights, set_activations
+from compressor.models.quantization import Activations, Quantization, Weights
+from compressor.models.quantized_layers import quantize_weights, set_activations
 from tests.benchmarks.report import write
 
 ROWS, COLUMNS, TOKENS, ROUNDS = 2048, 512, (1, 4, 128, 1024), 5

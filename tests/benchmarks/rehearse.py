@@ -21,8 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from compressor.processes import environment
-from compressor.recipe_files import recipe_names
+from compressor.core.processes import environment
+from compressor.recipe.files import recipe_names
 from tests.benchmarks.report import write
 
 

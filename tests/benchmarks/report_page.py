@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compressor import machine
+from compressor.core import machine
 from tests.benchmarks.report import write
 from tests.conftest import CHROMIUM_FLAGS
-from tests.report.made import made, texts
-from tests.report.test_page import large
+from tests.reports.made import made, texts
+from tests.reports.run_page.test_page import large
 
 ROUNDS = 5
-MAKE = "import sys; from pathlib import Path; from compressor.report import write_reports; "
+MAKE = "import sys; from pathlib import Path; from compressor.reports.write import write_reports; "
 MAKE += "write_reports(Path(sys.argv[1]), 'done')"
 
 

@@ -20,10 +20,12 @@ import torch
 from rich.console import Console
 from transformers import T5Config
 
-from compressor.checkpoint import Checkpoint, build, keep_units
-from compressor.data.sources import Bills
-from compressor.progress import Progress
-from compressor.stage import Context, Inputs, Launch
+from compressor.core.progress import Progress
+from compressor.data.bills import Bills
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.loading import build
+from compressor.models.surgery import keep_units
+from compressor.stages.base import Context, Inputs, Launch
 from compressor.stages.slice import Slice
 from tests.benchmarks.report import write
 

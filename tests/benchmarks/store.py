@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from compressor import machine
-from compressor.checkpoint import Checkpoint
-from compressor.pruning import Grouping, Pruner
-from compressor.store import Store
+from compressor.compression.pruning import Grouping, Pruner
+from compressor.core import machine
+from compressor.engine.store.store import Store
+from compressor.models.checkpoint import Checkpoint
 from tests.benchmarks.report import write
 
 ROUNDS = 3

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compressor.processes import environment
+from compressor.core.processes import environment
 from tests.benchmarks.report import write
 
 KEY = "stages.prune.amounts.lm_head"

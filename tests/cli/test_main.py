@@ -16,8 +16,8 @@ from typer.main import get_command
 
 from compressor import __version__
 from compressor.cli.main import COMMANDS, build_app, main
-from compressor.errors import Problem, RecipeError, StageError, Unreachable
-from tests.recipe_values import as_json
+from compressor.core.errors import Problem, RecipeError, StageError, Unreachable
+from tests.recipe.recipe_values import as_json
 
 HEAVY = {"torch", "transformers", "datasets", "numpy"}
 Call = Callable[..., tuple[int, str, str]]
@@ -212,7 +212,7 @@ def test_without_outputs_it_prints_to_nowhere(tmp_path: Path) -> None:
 def test_help_imports_almost_nothing(tmp_path: Path) -> None:
     """It answers at once: without rich, pydantic, Hydra, YAML or any stage."""
     imported = imported_by("main(['--help'])", cwd=tmp_path)
-    slow = {"rich", "pydantic", "hydra", "omegaconf", "yaml", "psutil", "compressor.stage"}
+    slow = {"rich", "pydantic", "hydra", "omegaconf", "yaml", "psutil", "compressor.stages.base"}
     assert not imported & (slow | HEAVY)
     assert len({name for name in imported if name.startswith("compressor.")}) < 20
 
@@ -227,6 +227,6 @@ def test_what_plans_or_explains_imports_no_torch(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert not imported & HEAVY
-    from compressor.schema import composed_schema
+    from compressor.recipe.schema import composed_schema
 
     assert json.loads((tmp_path / "x.json").read_text()) == as_json(composed_schema())

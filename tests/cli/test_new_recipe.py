@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 
 from compressor.cli.main import main
 from compressor.cli.new_recipe import new
-from compressor.errors import RecipeError
-from compressor.plan import plan
-from compressor.recipe import Composed, compose
-from compressor.recipe_files import recipe_names
-from compressor.schema import file_schema
-from compressor.store import Store
-from tests.recipe_values import as_json
+from compressor.core.errors import RecipeError
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
+from compressor.recipe.compose import Composed, compose
+from compressor.recipe.files import recipe_names
+from compressor.recipe.schema import file_schema
+from tests.recipe.recipe_values import as_json
 
 SCHEMA = Draft7Validator(file_schema())
 SETTING = re.compile(r"^( *)#(?=\S|  )", re.MULTILINE)

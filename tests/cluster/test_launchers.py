@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RECIPE, compressor
-from tests.sweeps.test_sweep import SWEEP, made, sweep_folder, table
+from tests.runs.sweeps.test_sweep import SWEEP, made, sweep_folder, table
 
 
 def _slurm_is_up() -> bool:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from compressor.data import file_digest
-from compressor.data.file_digest import file_sha256
+from compressor.data import files
+from compressor.data.files import file_sha256
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that has been as it is for a while: waiting would take seconds."""
-    monkeypatch.setattr(file_digest, "_SETTLED_SECONDS", 0.2)
+    monkeypatch.setattr(files, "_SETTLED_SECONDS", 0.2)
     path = tmp_path / "rows.csv"
     path.write_bytes(b"text,summary\n" * 1000)
     time.sleep(0.3)
@@ -25,10 +25,10 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_file_that_stays_as_it_is_is_read_once(file: Path) -> None:
     """Planning read 5 GB for each stage that names them, and a run twice more for each."""
-    before = file_digest._remembered.cache_info()
+    before = files._remembered.cache_info()
     expected = hashlib.sha256(file.read_bytes()).hexdigest()
     assert {file_sha256(file) for _ in range(5)} == {expected}
-    after = file_digest._remembered.cache_info()
+    after = files._remembered.cache_info()
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 4)
 
 
@@ -53,8 +53,8 @@ def test_what_was_changed_a_moment_ago_is_not_remembered(tmp_path: Path) -> None
     """A second change within one tick of the file system's clock has the first one's times."""
     path = tmp_path / "rows.csv"
     path.write_bytes(b"a")
-    before = file_digest._remembered.cache_info()
+    before = files._remembered.cache_info()
     file_sha256(path)
     os.utime(path, (time.time() + 9999,) * 2)  # a clock that jumped
     file_sha256(path)
-    assert file_digest._remembered.cache_info() == before
+    assert files._remembered.cache_info() == before

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from compressor.data import file_formats
+from compressor.core.errors import StageError
+from compressor.data import files
 from compressor.data import rows as module
 from compressor.data.rows import Rows
 from compressor.data.sources import Files
-from compressor.errors import StageError
 
 PAIRS = [("annual report", "2024-01-01"), ("energy bill", "007"), ("a state; an act", "NA")]
 
@@ -324,9 +324,9 @@ def test_an_array_is_read_to_its_end_and_is_all_of_its_file(
     """
     path = tmp_path / "rows.json"
     rows = [{"text": f"t{n}", "summary": "s" * (n + 1)} for n in range(9)]
-    monkeypatch.setattr(file_formats, "LONGEST_LINE", 60)
+    monkeypatch.setattr(files, "LONGEST_LINE", 60)
     for piece in (1, 7, 1000):
-        monkeypatch.setattr(file_formats, "_PIECE", piece)
+        monkeypatch.setattr(files, "_PIECE", piece)
         path.write_text(f"\n {json.dumps(rows)} \n")
         assert pairs(load(path)) == [(row["text"], row["summary"]) for row in rows]
         path.write_text(json.dumps(rows[:2]) + json.dumps(rows[2:]))
@@ -372,7 +372,7 @@ def test_what_datasets_saved_is_read_from_its_folder(tmp_path: Path) -> None:
     (tmp_path / "all/train").rename(tmp_path / "all/fit")
     assert "has the splits dev, fit; name one of these folders" in refusal(tmp_path / "all")
     (tmp_path / "empty").mkdir()
-    assert "neither a folder nor a pipe" in refusal(tmp_path / "empty")
+    assert "is a folder, and not one of `save_to_disk`" in refusal(tmp_path / "empty")
 
 
 def test_a_folder_of_datasets_that_is_damaged_or_empty_is_refused_by_name(tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def test_a_row_that_is_nested_deeply_ends_no_process(tmp_path: Path) -> None:
 
 def test_what_is_no_table_is_refused_with_its_limit(tmp_path: Path) -> None:
     """A line without an end, more columns than anybody has, Parquet that is none."""
-    longest, most = file_formats.LONGEST_LINE, file_formats.MOST_COLUMNS
+    longest, most = files.LONGEST_LINE, files.MOST_COLUMNS
     (tmp_path / "line.jsonl").write_bytes(b'{"text": "' + b"a" * (longest + 1))
     assert f"{longest:,} characters" in refuse(tmp_path / "line.jsonl")
     names = ["text", "summary", *(f"c{number}" for number in range(most))]

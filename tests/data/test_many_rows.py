@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from compressor.core.errors import StageError
 from compressor.data import rows as module
-from compressor.data.file_formats import Format, open_table
+from compressor.data.files import Format, open_table
 from compressor.data.rows import Column, Rows
 from compressor.data.sources import Data
-from compressor.errors import StageError
 
 
 @pytest.fixture

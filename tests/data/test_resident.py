@@ -9,7 +9,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from compressor.data.resident import let_go
+from compressor.data.spill import let_go
 
 BYTES = 96_000_000
 

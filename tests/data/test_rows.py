@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from compressor.data.messages import LABELS, messages
+from compressor.core.errors import StageError
+from compressor.data.messages import LABELS, Messages, messages
 from compressor.data.rows import Rows
-from compressor.data.sources import Files, Messages
-from compressor.errors import StageError
+from compressor.data.sources import Files
 
 TEXTS = ["late", "broken", "late and broken"]
 

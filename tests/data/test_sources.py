@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from compressor.core.errors import StageError
 from compressor.data.sources import Files
-from compressor.errors import StageError
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from compressor.data.bills import bills
-from compressor.data.tokenizer import train_tokenizer
+from compressor.data.tokenizers import train_tokenizer
 
 ODD = (
     "",
@@ -23,7 +23,7 @@ ODD = (
 TRAINED = """
 import hashlib
 from compressor.data.bills import bills
-from compressor.data.tokenizer import train_tokenizer
+from compressor.data.tokenizers import train_tokenizer
 texts = [row["text"] for row in bills(200, seed=0, split="train")]
 made = train_tokenizer(texts, vocab_size=700).backend_tokenizer.to_str()
 print(hashlib.sha256(made.encode()).hexdigest())

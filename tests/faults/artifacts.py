@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.files import MANIFEST, write_json
-from compressor.store import Store
+from compressor.core.files import MANIFEST, write_json
+from compressor.engine.store.store import Store
 
 DAY = 86400.0
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from compressor.doctor.integrity import Finding, check_artifacts, check_versions, examine
-from compressor.store import Store
+from compressor.engine.store.integrity import Finding, check_artifacts, check_versions, examine
+from compressor.engine.store.store import Store
 from tests.conftest import compressor
 from tests.faults.artifacts import commit, key_of, manifest_of, name_in_run
 from tests.faults.stored import flip

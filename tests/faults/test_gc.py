@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from compressor import runner
-from compressor.errors import RecipeError, StageError
-from compressor.garbage import references
-from compressor.garbage.gc import GcResult, Limits, collect_garbage
-from compressor.plan import plan
-from compressor.recipe import compose
-from compressor.store import GC_LOCK, Store
+from compressor.core.errors import RecipeError, StageError
+from compressor.engine.plan import plan
+from compressor.engine.store import references
+from compressor.engine.store.gc import GcResult, Limits, collect_garbage
+from compressor.engine.store.store import GC_LOCK, Store
+from compressor.recipe.compose import compose
+from compressor.runs import runner
 from tests.conftest import RECIPE, compressor
 from tests.faults import trials
 from tests.faults.artifacts import DAY, commit, key_of, manifest_of, name_in_run

@@ -101,7 +101,7 @@ def _warm_up() -> None:
     """Have at hand what libraries make once a process, when it is first asked for."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    from compressor.recipe import compose
+    from compressor.recipe.compose import compose
 
     compose("demo")
     get_checkpoint_conversion_mapping("t5")
@@ -206,7 +206,7 @@ def _settle(request: Request, descriptors: Sequence[int], requests: socket.socke
     os.environ.update(request.environment)
     if request.prepare is not None:
         request.prepare()
-    if request.module == "compressor.launched" or request.arguments[:1] == ("run",):
+    if request.module == "compressor.engine.launcher" or request.arguments[:1] == ("run",):
         nested.fork_own_processes(become)
     at_once = request.is_unbuffered or bool(os.environ.get("PYTHONUNBUFFERED"))
     sys.stdin, sys.stdout, sys.stderr = (

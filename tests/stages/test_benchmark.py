@@ -11,21 +11,21 @@ import pytest
 import torch
 from transformers import T5Config
 
-from compressor.checkpoint import Checkpoint, build
-from compressor.data.sources import Bills, SplitRows
-from compressor.data.tokenizer import train_tokenizer
-from compressor.energy import Counters
-from compressor.errors import RecipeError
-from compressor.formats import Texts
-from compressor.memory import Peak
-from compressor.plan import plan
-from compressor.quantization import Quantization
-from compressor.recipe import compose
-from compressor.sparsity.int8 import Int8Linear
-from compressor.sparsity.quantized import quantize_weights, quantized_layers
+from compressor.backends.formats import Texts
+from compressor.core.errors import RecipeError
+from compressor.data.bills import Bills
+from compressor.data.source_base import SplitRows
+from compressor.data.tokenizers import train_tokenizer
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
+from compressor.evaluation.resources import Counters, Peak
+from compressor.evaluation.timing import _Session, of_length
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.loading import build
+from compressor.models.quantization import Quantization
+from compressor.models.quantized_layers import Int8Linear, quantize_weights, quantized_layers
+from compressor.recipe.compose import compose
 from compressor.stages.benchmark import Benchmark, Case, _figures
-from compressor.store import Store
-from compressor.timing import _Session, of_length
 from tests.pico import T5
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from compressor.stage import Stage, stage_class, stage_kinds
+from compressor.stages.base import Stage, stage_class, stage_kinds
 
 
 @pytest.mark.parametrize("kind", stage_kinds())

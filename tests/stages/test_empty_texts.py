@@ -10,13 +10,13 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from compressor.checkpoint import Checkpoint
-from compressor.data.sources import Bills
-from compressor.errors import StageError
-from compressor.generation import decode
-from compressor.stage import Launch, Planning
+from compressor.backends.torch.generation import decode
+from compressor.core.errors import StageError
+from compressor.data.bills import Bills
+from compressor.models.checkpoint import Checkpoint
+from compressor.stages.base import Launch, Planning
 from compressor.stages.load import Load
-from tests.harness.stages import (
+from tests.faults.stages import (
     pico_classifier,
     pico_t5,
     ran,

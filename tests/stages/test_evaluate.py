@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from compressor.metrics.rouge import KEYS
+from compressor.evaluation.rouge import KEYS
 
 TEXT = "The [Secretary] shall give grants to libraries. Be it enacted."
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 import compressor
-from compressor.architectures import facts
-from compressor.errors import RecipeError, StageError
-from compressor.formats import refusal
-from compressor.ledger import sizes
-from compressor.plan import plan
-from compressor.recipe import compose
-from compressor.store import Store
+from compressor.backends.formats import refusal
+from compressor.core.errors import RecipeError, StageError
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
+from compressor.evaluation.resources import sizes
+from compressor.models.facts import facts
+from compressor.recipe.compose import compose
 from tests.pico import PICO
 
 CHAIN = """

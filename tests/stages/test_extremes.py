@@ -14,12 +14,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from compressor.errors import StageError
-from compressor.hyperparameters import Hyperparameters
-from compressor.losses import LabelLoss
-from compressor.progress import Progress
-from compressor.training import Training
-from tests.harness.stages import (
+from compressor.core.errors import StageError
+from compressor.core.progress import Progress
+from compressor.training.hyperparameters import Hyperparameters
+from compressor.training.loop import Training
+from compressor.training.losses import LabelLoss
+from tests.faults.stages import (
     SUMMARIES,
     TEXTS,
     pico_classifier,

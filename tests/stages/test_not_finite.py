@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.checkpoint import Checkpoint
-from compressor.errors import StageError
-from compressor.files import write_json
-from compressor.finite import finite, json_text, not_finite, require_finite_metrics
-from tests.harness.stages import pico_classifier, pico_t5, ran, rows_of_labels, rows_of_text
+from compressor.core.errors import StageError
+from compressor.core.files import write_json
+from compressor.core.numbers import finite, json_text, not_finite, require_finite_metrics
+from compressor.models.checkpoint import Checkpoint
+from tests.faults.stages import pico_classifier, pico_t5, ran, rows_of_labels, rows_of_text
 
 FIRST = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 AMOUNTS: dict[str, Any] = {"amounts": {"encoder": {"feed_forward": 0.5}}}

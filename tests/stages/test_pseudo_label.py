@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.checkpoint import Checkpoint
+from compressor.core.errors import RecipeError, StageError
 from compressor.data.batching import global_batches
-from compressor.data.pseudo_labels import (
+from compressor.data.examples import (
     FILE,
     Written,
     read_pseudo_labels,
@@ -19,14 +19,14 @@ from compressor.data.pseudo_labels import (
     write_pseudo_labels,
 )
 from compressor.data.sources import Rows
-from compressor.errors import RecipeError, StageError
-from compressor.losses import LabelLoss
-from compressor.metrics.rouge import score_rows
-from compressor.plan import Plan, plan
-from compressor.recipe import compose
-from compressor.run import table
-from compressor.store import Store
-from compressor.training import mean_loss
+from compressor.engine.plan import Plan, plan
+from compressor.engine.store.store import Store
+from compressor.evaluation.rouge import score_rows
+from compressor.models.checkpoint import Checkpoint
+from compressor.recipe.compose import compose
+from compressor.reports.tables import table
+from compressor.training.loop import mean_loss
+from compressor.training.losses import LabelLoss
 from tests.conftest import compressor
 
 RECIPE = """

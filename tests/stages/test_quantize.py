@@ -16,11 +16,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 import compressor
-from compressor.architectures import Facts
-from compressor.checkpoint import ABOUT, Checkpoint, build, dequantized
-from compressor.data.sources import Bills
-from compressor.progress import Progress
-from compressor.stage import Context, Inputs, Launch, Planning
+from compressor.core.progress import Progress
+from compressor.data.bills import Bills
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.facts import Facts
+from compressor.models.loading import ABOUT, build
+from compressor.models.surgery import dequantized
+from compressor.stages.base import Context, Inputs, Launch, Planning
 from compressor.stages.export import Export
 from compressor.stages.quantize import Quantize
 from tests.pico import PICO

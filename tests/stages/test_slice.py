@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForSeq2SeqLM, BertConfig, T5Config
 
-from compressor.architectures import Facts
-from compressor.checkpoint import Checkpoint, build, has_untied_head
-from compressor.data.sources import Bills
-from compressor.errors import StageError
-from compressor.progress import Progress
-from compressor.sparsity.slicing import strongest, take_units, unit_sums
-from compressor.stage import Context, Inputs, Launch, Planning
+from compressor.core.errors import StageError
+from compressor.core.progress import Progress
+from compressor.data.bills import Bills
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.facts import Facts
+from compressor.models.loading import build, has_untied_head
+from compressor.models.surgery import strongest, take_units, unit_sums
+from compressor.stages.base import Context, Inputs, Launch, Planning
 from compressor.stages.slice import Slice
 
 T5 = {

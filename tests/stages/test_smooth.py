@@ -8,18 +8,21 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from compressor.architectures import Channels, facts
-from compressor.checkpoint import Checkpoint, build, dequantized
-from compressor.data.sources import Bills, SplitRows
-from compressor.data.tokenizer import train_tokenizer
-from compressor.errors import RecipeError
-from compressor.plan import plan
-from compressor.recipe import compose
-from compressor.sparsity.smoothing import factors, input_peaks, rescale
-from compressor.stage import Context, Inputs, Launch
+from compressor.compression.smoothing import factors, input_peaks, rescale
+from compressor.core.errors import RecipeError
+from compressor.data.bills import Bills
+from compressor.data.source_base import SplitRows
+from compressor.data.tokenizers import train_tokenizer
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.facts import Channels, facts
+from compressor.models.loading import build
+from compressor.models.surgery import dequantized
+from compressor.recipe.compose import compose
+from compressor.stages.base import Context, Inputs, Launch
 from compressor.stages.quantize import Quantize
 from compressor.stages.smooth import Smooth
-from compressor.store import Store
 
 DATA = Bills(source="bills", rows=SplitRows(train=8), max_source_length=40, max_target_length=16)
 

@@ -29,18 +29,17 @@ from transformers import (
 )
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
-from compressor.checkpoint import Checkpoint, build, has_untied_head
-from compressor.data.bills import bills
-from compressor.data.sources import Bills
-from compressor.data.tokenizer import train_tokenizer
-from compressor.data.vocabulary import Vocabulary
-from compressor.errors import StageError
-from compressor.progress import Progress
-from compressor.stage import Context, Inputs, Launch, Planning
+from compressor.core.errors import StageError
+from compressor.core.progress import Progress
+from compressor.data.bills import Bills, bills
+from compressor.data.tokenizers import Vocabulary, train_tokenizer
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.loading import build, has_untied_head
+from compressor.stages.base import Context, Inputs, Launch, Planning
 from compressor.stages.trim_vocabulary import TrimVocabulary
 from tests.conftest import SHARED
+from tests.models.test_families import CASES, WINDOW, fresh
 from tests.pico import PICO, UNTIED
-from tests.test_families import CASES, WINDOW, fresh
 
 DATA = Bills(source="bills", prefix="summarize: ", rows={"train": 6, "validation": 3})
 TEXTS = [text for row in bills(300, seed=7, split="train") for text in row.values()]

@@ -20,23 +20,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import compressor
-from compressor.checkpoint import Checkpoint
+from compressor.core.errors import RecipeError, StageError
+from compressor.core.progress import Progress
 from compressor.data.bills import bills
+from compressor.data.examples import FILE as PSEUDO_LABELS
+from compressor.data.examples import read_pseudo_labels
 from compressor.data.messages import LABELS, messages
-from compressor.data.pseudo_labels import FILE as PSEUDO_LABELS
-from compressor.data.pseudo_labels import read_pseudo_labels
-from compressor.engine import Engine
-from compressor.errors import RecipeError, StageError
-from compressor.launcher import task_of
-from compressor.launching import Launch, Processes
-from compressor.metrics.predictions import guarded
-from compressor.plan import Plan, plan
-from compressor.progress import Progress
-from compressor.recipe import compose
-from compressor.run import Run
-from compressor.stage import Context, Inputs
-from compressor.store import Store
-from compressor.worker import TASK
+from compressor.engine.engine import Engine
+from compressor.engine.launcher import task_of
+from compressor.engine.plan import Plan, plan
+from compressor.engine.run_folder import Run
+from compressor.engine.store.store import Store
+from compressor.engine.worker import TASK
+from compressor.evaluation.predictions import guarded
+from compressor.models.checkpoint import Checkpoint
+from compressor.recipe.compose import compose
+from compressor.stages.base import Context, Inputs
+from compressor.training.launch_config import Launch, Processes
 from tests.support import reference
 from tests.support.families import CLASSIFIER, Family, write
 from tests.support.reference import Plain
@@ -368,7 +368,7 @@ def _ct2_scores(folder: Path, sources: list[list[int]], tokens: list[list[int]])
 
 
 def _onnx_scores(folder: Path, sources: list[list[int]], tokens: list[list[int]]) -> list[Any]:
-    from compressor.backends.onnxruntime import OnnxModel
+    from compressor.backends.onnx.runtime import OnnxModel
 
     model = OnnxModel.load(folder, threads=1)
     settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))

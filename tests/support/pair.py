@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from compressor import worker
+from compressor.engine import worker
 
 
 def main(path: Path) -> int:

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.architectures import _MODULES, architecture
-from compressor.formats import FORMATS
-from compressor.launcher import run_processes
-from compressor.launching import Processes
-from compressor.stage import stage_kinds
+from compressor.backends.formats import FORMATS
+from compressor.engine.launcher import run_processes
+from compressor.models.facts import _MODULES, architecture
+from compressor.stages.base import stage_kinds
+from compressor.training.launch_config import Processes
 from tests.support import reload
 from tests.support.cells import INFINITE, STAGES, Subject, difference
 from tests.support.families import AUTO, FAMILIES

@@ -1,0 +1,193 @@
+"""Greedy and beam search over any model, token for token as transformers'; numpy, no torch.
+
+What a generation config may ask for is in `generation_settings`; how logits are computed is the
+model's affair: a `Decoder` is one batch in the middle of being decoded. Sampling is not offered.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.backends.generation_settings import Settings, is_one_of, log_softmax
+from compressor.backends.outputs import NOT_FINITE
+from compressor.core.errors import StageError
+
+Tokens = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+_DROP_SHARE = 0.125
+"""Ended rows leave a batch once they are this share of it; leaving copies the cache."""
+_NEVER = np.float32(-1e9)
+"""The score of what cannot be chosen, small enough for the numbers of beam search to be kept."""
+
+
+class Decoder(Protocol):
+    """A batch of rows that a model goes on with, one token at a time."""
+
+    def step(self, tokens: Tokens) -> Scores:
+        """The logits [R, V] after the last token [R] of each row. The caller may change them."""
+        ...
+
+    def keep(self, rows: Tokens) -> None:
+        """Go on with these rows alone, given by their place in the batch."""
+        ...
+
+    def reorder(self, rows: Tokens) -> None:
+        """Go on at each place from the row named there, which has the same source."""
+        ...
+
+
+def greedy(decoder: Decoder, count: int, settings: Settings) -> list[list[int]]:
+    """The likeliest token at each step, for `count` rows, each up to its end token."""
+    tokens = np.full((count, 1), settings.start, dtype=np.int64)
+    done: list[list[int]] = [[] for _ in range(count)]
+    live = np.arange(count)
+    ended = np.zeros(count, dtype=bool)
+    while len(live) and tokens.shape[1] < settings.max_length:
+        scores = settings.process(tokens, _numbers(decoder.step(tokens[:, -1])))
+        tokens = np.concatenate([tokens, scores.argmax(axis=1)[:, None]], axis=1)
+        ended |= is_one_of(tokens[:, -1], settings.eos)
+        if ended.all() or ended.sum() >= max(1, _DROP_SHARE * len(live)):
+            for over in ended.nonzero()[0]:
+                done[live[over]] = tokens[over, 1:].tolist()
+            stay = (~ended).nonzero()[0]
+            live, tokens, ended = live[stay], tokens[stay], ended[stay]
+            if len(live):
+                decoder.keep(stay)
+    for place, row in enumerate(live):
+        done[row] = tokens[place, 1:].tolist()
+    return [up_to_end(row, settings.eos) for row in done]
+
+
+def up_to_end(row: list[int], eos: tuple[int, ...]) -> list[int]:
+    """A row without what follows its first end token."""
+    ends = [place for place, token in enumerate(row, 1) if token in eos]
+    return row[: ends[0]] if ends else row
+
+
+def beam_search(decoder: Decoder, count: int, beams: int, settings: Settings) -> list[list[int]]:
+    """The best finished beam of each of `count` rows, each up to its end token.
+
+    The decoder's batch has `beams` places for each row, one after another. The rules are those of
+    transformers' `_beam_search`: the best (1 + end tokens) · beams continuations are looked at, at
+    least two a beam; an ended one counts if it is among the best `beams` of them; its score is its
+    log-probability / length ** length_penalty.
+    """
+    if settings.max_length == 1:
+        return [[] for _ in range(count)]
+    done: list[list[int]] = [[] for _ in range(count)]
+    live = np.arange(count)
+    state = _Beams(count, beams, settings)
+    while len(live):
+        over, places = state.advance(decoder)
+        for place in over.nonzero()[0]:
+            done[live[place]] = state.finished[place, 0, 1:].tolist()
+        if over.any():
+            stay = (~over).nonzero()[0]
+            live, places = live[stay], places[stay]
+            state.keep(stay)
+            if len(live):
+                decoder.keep((stay[:, None] * beams + np.arange(beams)).ravel())
+                places = np.arange(len(live))[:, None] * beams + places % beams
+        if len(live):
+            decoder.reorder(places.ravel())
+    return [up_to_end(row, settings.eos) for row in done]
+
+
+class _Beams:
+    """Running and finished beams of the rows in a batch, with their scores."""
+
+    def __init__(self, rows: int, beams: int, settings: Settings) -> None:
+        self.beams, self.settings, self.length = beams, settings, 1
+        self.kept = max(2, 1 + len(settings.eos)) * beams
+        self.running = np.zeros((rows, beams, settings.max_length), dtype=np.int64)
+        self.running[:, :, 0] = settings.start
+        self.finished = self.running.copy()
+        self.scores = np.zeros((rows, beams), dtype=np.float32)
+        self.scores[:, 1:] = _NEVER  # at first all beams are equal, and one is enough
+        self.finished_scores = np.full((rows, beams), _NEVER, dtype=np.float32)
+        self.is_finished = np.zeros((rows, beams), dtype=bool)
+
+    def keep(self, rows: Tokens) -> None:
+        for name in ("running", "finished", "scores", "finished_scores", "is_finished"):
+            setattr(self, name, getattr(self, name)[rows])
+
+    def advance(self, decoder: Decoder) -> tuple[NDArray[np.bool_], Tokens]:
+        """Add a token. Gives which rows are over, and where each place's beam was [rows, beams]."""
+        rows = len(self.running)
+        best, beam, tokens = self._continuations(decoder)
+        sequences = _chosen(self.running, beam)
+        sequences[:, :, self.length] = tokens
+        at_limit = self.length + 1 >= self.settings.max_length
+        stops: NDArray[np.bool_] = is_one_of(tokens, self.settings.eos) | at_limit
+        running = best + stops.astype(np.float32) * _NEVER
+        going = _top(running, self.beams)
+        self.running, self.scores = _chosen(sequences, going), _chosen(running, going)
+        self._finish(sequences, best, stops)
+        self.length += 1
+        over = ~self._can_improve()
+        if self.settings.early_stopping is True:
+            over |= self.is_finished.all(axis=1)
+        if stops.all():
+            over[:] = True
+        return over, np.arange(rows)[:, None] * self.beams + _chosen(beam, going)
+
+    def _continuations(self, decoder: Decoder) -> tuple[Scores, Tokens, Tokens]:
+        """Log-probability, beam and token of the best continuations, each [rows, kept]."""
+        rows = len(self.running)
+        flat = self.running[:, :, : self.length].reshape(rows * self.beams, -1)
+        scores = self.settings.process(flat, log_softmax(_numbers(decoder.step(flat[:, -1]))))
+        vocabulary = scores.shape[1]
+        scores = (scores.reshape(rows, self.beams, -1) + self.scores[:, :, None]).reshape(rows, -1)
+        chosen = _top(scores, self.kept)
+        return _chosen(scores, chosen), chosen // vocabulary, chosen % vocabulary
+
+    def _finish(self, sequences: Tokens, best: Scores, stops: NDArray[np.bool_]) -> None:
+        """Take continuations that have just ended among the best into the finished ones."""
+        just = stops & (np.arange(self.kept) < self.beams)
+        scores = best / np.float32(self.length**self.settings.length_penalty)
+        if self.settings.early_stopping is True:
+            full = self.is_finished.all(axis=1, keepdims=True)
+            scores = scores + full.astype(np.float32) * _NEVER
+        scores = scores + (~just).astype(np.float32) * _NEVER
+        merged = np.concatenate([self.finished_scores, scores], axis=1)
+        top = _top(merged, self.beams)
+        self.finished_scores = _chosen(merged, top)
+        self.finished = _chosen(np.concatenate([self.finished, sequences], axis=1), top)
+        self.is_finished = _chosen(np.concatenate([self.is_finished, just], axis=1), top)
+
+    def _can_improve(self) -> NDArray[np.bool_]:
+        """Which rows may still find a beam better than the worst of their finished ones."""
+        penalty, length = self.settings.length_penalty, self.length - 1
+        if self.settings.early_stopping == "never" and penalty > 0:
+            length = self.settings.max_length - 1
+        possible = self.scores[:, :1] / np.float32(length**penalty)
+        worst = np.where(self.is_finished, self.finished_scores.min(axis=1, keepdims=True), _NEVER)
+        better: NDArray[np.bool_] = np.any(possible > worst, axis=1)
+        return better
+
+
+def _numbers(logits: Scores) -> Scores:
+    """The logits as they are. Raises StageError where the largest of a row is NaN or infinite."""
+    if not bool((logits.max(axis=1) < np.inf).all()):
+        raise StageError(NOT_FINITE)
+    return logits
+
+
+def _top(scores: Scores, count: int) -> Tokens:
+    """Places of the `count` largest of each row, the largest first; of equal ones the earlier."""
+    if count < scores.shape[1]:
+        some = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
+    else:
+        some = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    order = np.argsort(-_chosen(scores, some), axis=1, kind="stable")
+    top: Tokens = np.take_along_axis(some, order, axis=1)
+    return top
+
+
+def _chosen(values: NDArray, places: Tokens) -> NDArray:  # type: ignore[type-arg]
+    """Of values [R, N, …] those at places [R, M], as [R, M, …]."""
+    return values[np.arange(len(values))[:, None], places]

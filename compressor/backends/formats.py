@@ -1,0 +1,198 @@
+"""What a model can be exported to: which architectures, which weights, what runs it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compressor.backends.base import EXPORT
+from compressor.backends.generation_config import BackendName
+from compressor.backends.onnx.export import RUNS, WRITES
+from compressor.backends.onnx.export import SUPPORTED as ONNX
+from compressor.core.errors import StageError
+from compressor.core.packages import installing
+from compressor.data.rows import Task
+from compressor.data.source_base import DataBase, Truncate
+from compressor.models.architectures.t5 import scales_outputs
+from compressor.models.block_config import KEY as BLOCKS
+from compressor.models.facts import Facts, model_types
+from compressor.models.quantization import Grid
+
+FormatName = Literal["huggingface", "packed", "ctranslate2", "onnx", "gguf"]
+
+Weights = Literal[
+    "float32", "bfloat16", "float16", "int8", "int8_float32", "int8_bfloat16", "int8_float16"
+]
+
+_BART_LIKE = {"bart", "mbart", "pegasus", "marian"}
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format, and what can be written in it."""
+
+    backend: BackendName
+    weights: tuple[Weights, ...]
+    """How weights can be stored; the first is the default."""
+    models: Mapping[str, frozenset[str]] | None = None
+    """Head → model types; None: whatever transformers loads and this package knows."""
+    packages: tuple[str, ...] = ()
+    """What must be installed, beyond this package's own dependencies, to write and to run it."""
+    extra: str = ""
+    """What brings these."""
+    int8_block: int = 0
+    """Entries that share one float16 scale in int8; 0: each row has one float32 scale."""
+    blocks: bool = False
+    """Whether a block of `approximate` can be in it."""
+
+    def takes(self, head: str, model_type: str) -> bool:
+        return self.models is None or model_type in self.models.get(head, ())
+
+
+FORMATS: Mapping[FormatName, Format] = {
+    "huggingface": Format("torch", ("float32", "bfloat16", "float16"), blocks=True),
+    "packed": Format("torch", ("int8", "bfloat16", "float32"), blocks=True),
+    "ctranslate2": Format(
+        "ctranslate2",
+        (
+            *("int8", "int8_float32", "int8_bfloat16", "int8_float16"),
+            *("float32", "bfloat16", "float16"),
+        ),
+        {
+            "seq2seq_lm": frozenset({"t5", "mt5", *_BART_LIKE}),
+            "sequence_classification": frozenset({"bert", "distilbert", "roberta"}),
+        },
+        packages=("ctranslate2",),
+        extra="ctranslate2",
+    ),
+    "onnx": Format(
+        "onnxruntime",
+        ("int8", "float32"),
+        ONNX,
+        packages=(*WRITES, *RUNS),
+        extra="onnx",
+        blocks=True,
+    ),
+    "gguf": Format(
+        "llamacpp",
+        ("int8", "float16", "bfloat16", "float32"),
+        {
+            "seq2seq_lm": frozenset({"t5", "mt5"}),
+            "causal_lm": frozenset({"gpt2", "llama", "qwen2", "qwen3"}),
+        },
+        packages=("gguf", "llama_cpp"),
+        extra="gguf",
+        int8_block=32,
+    ),
+}
+
+
+def refusal(name: FormatName, facts: Facts) -> str | None:
+    """Why a model cannot be written in a format; None where it can."""
+    found, head = FORMATS[name], str(facts.config["head"])
+    if not found.takes(head, facts.model_type):
+        fitting = [other for other in FORMATS if FORMATS[other].takes(head, facts.model_type)]
+        return (
+            f"{facts.model_type} with the head {head!r} cannot be written as {name!r}; "
+            f"valid: {', '.join(fitting)}"
+        )
+    if facts.config.get(BLOCKS) and not found.blocks:
+        return f"a model with a block cannot be written as {name!r}"
+    if name == "ctranslate2" and head != "seq2seq_lm" and facts.config.get("is_decoder"):
+        return (
+            f"CTranslate2 lets a {facts.model_type} read both ways: its config's is_decoder is true"
+        )
+    missing = [package for package in found.packages if find_spec(package) is None]
+    if missing:
+        needs = f"{name!r} needs {', '.join(missing)}"
+        return f"{needs}, which is not installed: {installing(found.extra)}"
+    return None
+
+
+def stored(facts: Facts, weights: Weights, name: FormatName = "huggingface") -> Facts:
+    """The facts of a model in a file of a format with such weights: matrices as they are called,
+    with the format's scales of int8, and all else in the float type.
+    """
+    if name == "huggingface":
+        facts = _with_readable_head(facts)
+    matrices, _, other = weights.partition("_")
+    int8 = {n for n, s in facts.shapes.items() if matrices == "int8" and len(s) > 1}
+    if name == "onnx" and int8:
+        int8 = set(Grid().kinds("int8", facts))
+    block = FORMATS[name].int8_block
+    kept = other or ("float32" if int8 else matrices)
+    return replace(facts.dequantized(), weights=kept, int8=frozenset(int8), int8_block=block)
+
+
+def _with_readable_head(facts: Facts) -> Facts:
+    """A T5 that does not scale its outputs is written with a head of its own, since transformers 4
+    reads no other: see `checkpoint.fit_transformers_4`.
+    """
+    is_t5 = facts.model_type in ("t5", "mt5", "longt5")
+    if not is_t5 or "lm_head.weight" in facts.shapes:
+        return facts
+    if scales_outputs(facts.model_type, facts.config):
+        return facts
+    head = {"lm_head.weight": facts.shapes["shared.weight"]}
+    return replace(facts, shapes={**facts.shapes, **head})
+
+
+def matrix() -> list[tuple[str, str, list[bool]]]:
+    """(head, model type, whether each of `FORMATS` takes it) for every model that can be loaded."""
+    heads = ("seq2seq_lm", "sequence_classification", "causal_lm")
+    return [
+        (head, model_type, [each.takes(head, model_type) for each in FORMATS.values()])
+        for head in heads
+        for model_type in model_types(head)
+    ]
+
+
+class Texts(BaseModel):
+    """How a model reads texts, and what it makes of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    head: str
+    model_type: str
+    task: Task
+    labels: tuple[str, ...] = ()
+    prefix: str = ""
+    max_source_length: int = Field(ge=1)
+    max_target_length: int = Field(ge=1)
+    truncate: Truncate = "tokens"
+
+    @classmethod
+    def of(cls, data: DataBase, **others: Any) -> Self:
+        """As the rows of `data` are read; `others` are the fields that data do not have."""
+        shared = cls.model_fields.keys() & type(data).model_fields.keys()
+        return cls(**{name: getattr(data, name) for name in shared}, **others)
+
+
+class Exported(Texts):
+    """What `compressor.json` says of an exported model: what runs it, and how texts are read."""
+
+    version: Literal[1] = 1
+    format: FormatName
+    weights: Weights
+
+    def save(self, folder: Path) -> None:
+        """Write it into a model's directory."""
+        (folder / EXPORT).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Exported:
+        """Read a model directory's. Raises StageError where it is not one that was written here."""
+        path = folder / EXPORT
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise StageError(f"{folder} is no exported model: it has no {EXPORT}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise StageError(f"{path}: {where}: {first['msg']}") from error

@@ -1,0 +1,1 @@
+"""Export to GGUF, and run it with llama.cpp."""

@@ -1,0 +1,1 @@
+"""Export to ONNX graphs, and run them with ONNX Runtime."""

@@ -1,0 +1,346 @@
+"""A model as ONNX graphs with one file of weights. How int8 is written is in `onnx_int8`; what runs
+the graphs is in `onnxruntime`.
+
+An encoder-decoder becomes two graphs, which name layer i's keys and values [B, H, T, K] by stack:
+
+    encoder.onnx  input_ids, attention_mask [B, S] → cross.i.key, cross.i.value
+    decoder.onnx  input_ids [B, 1], attention_mask [B, S], past.i.…, cross.i.… → logits [B, V],
+                  present.i.…
+
+Cross-attention's keys and values are computed once, where transformers' first step computes them;
+`past` has length 0 at the first step, and `present` is one longer. A classifier becomes one graph:
+
+    model.onnx    input_ids, attention_mask [B, S] → logits [B, L]
+
+Batch, source and past have any length. Tensors are in `weights.bin`, each distinct one once, also
+where both graphs or two layers have it. The graphs are traced by `torch.onnx.export(dynamo=True)`:
+the older exporter writes T5's position biases of one length into the graph without a word.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import torch
+from torch import Tensor, nn
+
+from compressor.core.errors import StageError, nearest
+from compressor.core.packages import installing
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.quantization import Grid
+from compressor.models.surgery import dequantized
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from transformers import EncoderDecoderCache
+
+
+WEIGHTS = "weights.bin"
+
+OPSET = 20
+
+_INLINE = 1024
+"""Bytes up to which a tensor stays in the graph: shapes, constants, a few biases."""
+
+_ALIGNED = 4096
+"""Bytes; so that a runtime can map a tensor's pages."""
+
+
+def write(checkpoint: Checkpoint, folder: Path, *, weights: Literal["float32", "int8"]) -> None:
+    """Write the graphs of a model, and `weights.bin`, into a folder that exists.
+
+    `int8` stores the matrices that the stage `quantize` would make int8, with its very values, and
+    multiplies by integer products; an int8 checkpoint keeps its own. `float32` writes the float
+    values that an int8 checkpoint's weights stand for. The checkpoint is not changed. Raises
+    StageError for a model that is not in `SUPPORTED`, or a package that is missing.
+    """
+    head, model_type = checkpoint.head, checkpoint.model.config.model_type
+    if head not in SUPPORTED:
+        raise StageError(f"cannot write the head {head!r} as ONNX; {nearest(head, SUPPORTED)}")
+    if model_type not in SUPPORTED[head]:
+        message = f"cannot write a {model_type} with the head {head!r} as ONNX"
+        raise StageError(f"{message}; {nearest(model_type, SUPPORTED[head])}")
+    require(*WRITES)
+    model = _prepared(checkpoint, weights)
+    graphs = _seq2seq(model) if head == "seq2seq_lm" else {"model": _classifier(model)}
+    _save(graphs, folder)
+
+
+def _prepared(checkpoint: Checkpoint, weights: str) -> nn.Module:
+    """A copy to trace: with int8 layers as the graphs have them, or without any."""
+    from compressor.backends.onnx.int8 import with_int8_operators
+
+    own = checkpoint.quantization
+    if own is not None and not own.weights == weights == "int8":
+        checkpoint = dequantized(checkpoint)
+    model = copy.deepcopy(checkpoint.model).eval().cpu()
+    model.set_attn_implementation("eager")  # plain products and a softmax, which runtimes fuse
+    if weights == "int8":
+        kinds = {} if checkpoint.quantization else Grid().kinds("int8", checkpoint.facts())
+        return with_int8_operators(model, kinds)
+    prepared: nn.Module = model
+    return prepared
+
+
+class _Encoder(nn.Module):
+    """Ids and mask [B, S] → keys and values [B, H, S, K] of each layer's cross-attention.
+
+    They are what one step of the decoder leaves in its cache, in every family; what else the step
+    computes is of no use to an output, and leaves the graph.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        cache = _cache()
+        self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=input_ids[:, :1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return _tensors(cache.cross_attention_cache)
+
+
+class _DecoderStep(nn.Module):
+    """Last tokens [B, 1] and what is cached → logits [B, V], and self-attention's cache."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor], cross: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        cache = _cache()
+        for layer in range(len(past) // 2):
+            own, other = past[2 * layer : 2 * layer + 2], cross[2 * layer : 2 * layer + 2]
+            cache.self_attention_cache.update(*own, layer)
+            cache.cross_attention_cache.update(*other, layer)
+            cache.is_updated[layer] = True
+        output = self.model(
+            # Only its length is read, since the cross-attention's keys and values are given.
+            encoder_outputs=(attention_mask[..., None].float(),),
+            attention_mask=attention_mask,
+            decoder_input_ids=input_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return (output.logits[:, -1], *_tensors(cache.self_attention_cache))
+
+
+class _Classifier(nn.Module):
+    """Ids and mask [B, S] → logits [B, L]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def _cache() -> EncoderDecoderCache:
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+def _tensors(cache: Any) -> tuple[Tensor, ...]:
+    """Keys and values of a cache, layer by layer."""
+    return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+
+
+def _sizes(model: Any) -> tuple[int, int, int]:
+    """Rows, source and past tokens to trace with: each another one, and none a size of the model.
+
+    Where two sizes are equal, tracing may take it for a rule.
+    """
+    taken = {value for value in model.config.to_dict().values() if isinstance(value, int)}
+    rows, source, past, *_ = (size for size in range(3, 12 + len(taken)) if size not in taken)
+    return rows, source, past
+
+
+def _source(rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask to trace with, the first row with some padding."""
+    mask = torch.ones(rows, tokens, dtype=torch.int64)
+    mask[0, tokens // 2 :] = 0
+    return torch.full_like(mask, 3), mask
+
+
+_BATCH, _LENGTH, _PAST = (torch.export.Dim(name) for name in ("batch", "source", "past"))
+
+_SOURCE = {0: _BATCH, 1: _LENGTH}
+
+
+def _seq2seq(model: nn.Module) -> dict[str, ir.Model]:
+    rows, tokens, done = _sizes(model)
+    ids, mask = _source(rows, tokens)
+    encoder = _Encoder(model)
+    with torch.no_grad():
+        cross = list(encoder(ids, mask))
+    past = [states.new_zeros(*states.shape[:2], done, states.shape[3]) for states in cross]
+    # Self- and cross-attention have the same heads.
+    names = [f"{layer}.{part}" for layer in range(len(cross) // 2) for part in ("key", "value")]
+    crossed = [f"cross.{name}" for name in names]
+    source = ["input_ids", "attention_mask"]
+    step = (ids[:, :1], mask, past, cross)
+    shapes = (
+        {0: _BATCH},
+        _SOURCE,
+        [{0: _BATCH, 2: _PAST} for _ in past],
+        [{0: _BATCH, 2: _LENGTH} for _ in cross],
+    )
+    taken = [*source, *(f"past.{name}" for name in names), *crossed]
+    given = ["logits", *(f"present.{name}" for name in names)]
+    return {
+        "encoder": _traced(encoder, (ids, mask), (_SOURCE, _SOURCE), source, crossed),
+        "decoder": _traced(_DecoderStep(model), step, shapes, taken, given),
+    }
+
+
+def _classifier(model: nn.Module) -> ir.Model:
+    names = ["input_ids", "attention_mask"]
+    return _traced(
+        _Classifier(model), _source(*_sizes(model)[:2]), (_SOURCE, _SOURCE), names, ["logits"]
+    )
+
+
+def _traced(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    shapes: tuple[Any, ...],
+    taken: Sequence[str],
+    given: Sequence[str],
+) -> ir.Model:
+    """The graph of a module, with constants folded but every parameter as it is."""
+    from onnxscript.optimizer import optimize_ir
+
+    with torch.no_grad(), _quiet():  # with gradients, decomposing the graph fails
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                inputs,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                input_names=taken,
+                output_names=given,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            raise StageError(f"cannot trace the model as an ONNX graph: {cause}") from error
+        assert program is not None, "dynamo gives one"
+        model: ir.Model = program.model
+        parameters = set(model.graph.initializers)
+        # A folded transpose would be a second copy of a tied weight. Runtimes fold it in memory.
+        optimize_ir(model, should_fold=lambda node: _reads(node, parameters))
+    _require_dynamic(model, shapes)
+    return model
+
+
+def _reads(node: ir.Node, parameters: set[str]) -> bool | None:
+    """False, which forbids folding, for a node that reads a parameter; else None."""
+    names = {value.name for value in node.inputs if value is not None}
+    return False if names & parameters else None
+
+
+def _require_dynamic(model: ir.Model, shapes: tuple[Any, ...]) -> None:
+    """Raise StageError where tracing has taken a size of its example for the only one.
+
+    It does so without a word in LongT5's transient-global attention.
+    """
+    flat = [shape for part in shapes for shape in (part if isinstance(part, list) else [part])]
+    for value, dynamic in zip(model.graph.inputs, flat, strict=True):
+        assert value.shape is not None, "inputs have shapes"
+        for axis, name in dynamic.items():
+            if isinstance(value.shape[axis], int):
+                message = f"the traced graph takes {value.name} with one {name.__name__} alone"
+                raise StageError(f"{message}, {value.shape[axis]}; this model cannot be written")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter warns of: its own deprecated calls, and operators not used."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _save(graphs: Mapping[str, ir.Model], folder: Path) -> None:
+    """Write `<name>.onnx` for each graph, and the tensors of all in one file."""
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    places: dict[bytes, tuple[int, int]] = {}
+    with (folder / WEIGHTS).open("wb") as file:
+        for model in graphs.values():
+            ClearMetadataAndDocStringPass()(model)  # of each node, where in which file it is from
+            for name, value in model.graph.initializers.items():
+                tensor = value.const_value
+                assert tensor is not None, "an initializer has a value"
+                if tensor.nbytes > _INLINE:
+                    offset, length = _place(tensor.tobytes(), file, places)
+                    value.const_value = ir.ExternalTensor(
+                        WEIGHTS, offset, length, tensor.dtype,
+                        shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder,
+                    )  # fmt: skip
+    for name, model in graphs.items():
+        ir.save(model, folder / f"{name}.onnx")
+
+
+def _place(data: bytes, file: BinaryIO, places: dict[bytes, tuple[int, int]]) -> tuple[int, int]:
+    """Offset and length of some bytes in the file, where they are written if they are new."""
+    digest = hashlib.sha256(data).digest()
+    if digest not in places:
+        file.write(bytes(-file.tell() % _ALIGNED))
+        places[digest] = (file.tell(), len(data))
+        file.write(data)
+    return places[digest]
+
+
+SUPPORTED: Mapping[str, frozenset[str]] = {
+    "seq2seq_lm": frozenset({"t5", "mt5", "bart", "mbart", "pegasus", "marian"}),
+    "sequence_classification": frozenset(
+        {"bert", "roberta", "electra", "distilbert", "gpt2", "llama", "qwen2", "qwen3"}
+    ),
+}
+"""Head → model types that `onnx_graphs.write` takes. A model with blocks is taken as its type is.
+
+Left out: LongT5, whose transient-global attention is traced for one length alone.
+"""
+
+WRITES = ("onnx", "onnxscript")
+"""What writing needs beside torch."""
+
+RUNS = ("onnxruntime",)
+"""What running needs beside numpy."""
+
+
+def require(*packages: str) -> None:
+    """Raise StageError for a package that is not installed, naming the extra that brings it."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise StageError(
+                f"the package {package} is not installed; {installing('onnx')} brings it"
+            )

@@ -1,0 +1,311 @@
+"""A packed model on disk: one safetensors file, configs and a tokenizer. How a tensor is packed is
+in `compressor.backends.packed`.
+
+`packed.safetensors` holds, for a tensor `name`: `name` (its values), `name:mask` (bits, where it
+has a mask) and `name:scale` (where it is int8). A JSON text in the file's metadata, under
+`compressor.packed`, has the version, the head, every tensor's shape and CRC-32, and the ties.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from compressor.core.errors import StageError
+from compressor.models.checkpoint import Checkpoint, save_config
+from compressor.models.loading import Head, build, load_config, load_generation_config
+from compressor.models.quantized_layers import dequantize_rows, quantize_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+FILE, ABOUT, VERSION = "packed.safetensors", "compressor.packed", 1
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    shape: tuple[NonNegativeInt, ...]
+    crc32: int
+    """Of the values, the scales and the mask, one after the other."""
+
+
+class _Version(BaseModel):
+    version: int
+
+
+class _About(_Version):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    head: Head
+    values: Values
+    tensors: dict[str, _Entry]
+    ties: dict[str, str]
+    """Other name → the name under which a tied tensor is stored."""
+
+
+def pack_model(checkpoint: Checkpoint, values: Values) -> tuple[dict[str, Packed], dict[str, str]]:
+    """Each distinct tensor packed, by its first name, and other name → first name for the ties.
+
+    An int8 tensor keeps its values and scales. Raises StageError that names a tensor which cannot
+    be packed.
+    """
+    state = checkpoint.model.state_dict()
+    packed: dict[str, Packed] = {}
+    ties: dict[str, str] = {}
+    first: dict[tuple[int, int], str] = {}
+    for name, tensor in state.items():
+        if name.endswith("_scale") and name.removesuffix("_scale") in state:
+            continue
+        owner = first.setdefault((tensor.data_ptr(), tensor.numel()), name)
+        if owner != name and tensor.numel():
+            ties[name] = owner
+            continue
+        scale = state.get(f"{name}_scale")
+        try:
+            packed[name] = pack(tensor, values) if scale is None else pack_int8(tensor, scale)
+        except ValueError as error:
+            raise StageError(f"cannot pack {name}: {error}") from error
+    return packed, ties
+
+
+def save_packed(checkpoint: Checkpoint, folder: Path, values: Values) -> dict[str, Packed]:
+    """Write a checkpoint into `folder`, matrices in `values`. Gives what was written, by name."""
+    packed, ties = pack_model(checkpoint, values)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(checkpoint.model, folder)
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer.save_pretrained(folder)
+    entries = {n: _Entry(shape=p.shape, crc32=_crc32(p)) for n, p in packed.items()}
+    about = _About(version=VERSION, head=checkpoint.head, values=values, tensors=entries, ties=ties)
+    parts = {key: part for name, p in packed.items() for key, part in _parts(name, p).items()}
+    save_file(parts, folder / FILE, metadata={ABOUT: about.model_dump_json()})
+    return packed
+
+
+def load_packed(folder: Path) -> PreTrainedModel:
+    """The model that `save_packed` wrote: float32, on the CPU, in evaluation mode, ties intact.
+
+    Raises StageError, naming the tensor, where the file is damaged or does not fit the config.
+    """
+    about, packed = _read(folder)
+    try:
+        config = load_config(folder)
+        # Parameters without memory: no time goes into values that are replaced below.
+        with init_empty_weights(include_buffers=False):
+            model = build(config, about.head)
+        load_generation_config(model, folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise StageError(f"cannot build the model of {folder}: {error}") from error
+    _fit(folder, model, about)
+    made: dict[str, Tensor] = {}
+    for name, entry in packed.items():
+        try:
+            made[name] = entry.unpack()
+        except ValueError as error:
+            raise StageError(f"{folder / FILE}: {name}: {error}") from error
+    _assign(folder, model, made, about.ties)
+    return model.eval()
+
+
+def _read(folder: Path) -> tuple[_About, dict[str, Packed]]:
+    """The description and every packed tensor, each with the bytes that were written."""
+    path = folder / FILE
+    try:
+        with safe_open(path, "pt") as file:
+            about = _parse(path, (file.metadata() or {}).get(ABOUT))
+            parts: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise StageError(f"{path} is damaged: {error}") from error
+    packed = {}
+    for name, entry in about.tensors.items():
+        if name not in parts:
+            raise StageError(f"{path} lacks the tensor {name}")
+        values, scale, mask = (parts.pop(name + part, None) for part in ("", ":scale", ":mask"))
+        assert values is not None
+        packed[name] = Packed(entry.shape, values, scale, mask)
+        if _crc32(packed[name]) != entry.crc32:
+            raise StageError(f"{path} is damaged: {name} has not the bytes that were written")
+    if parts:
+        raise StageError(f"{path} has {min(parts)}, which its description does not name")
+    return about, packed
+
+
+def _parse(path: Path, text: str | None) -> _About:
+    if text is None:
+        raise StageError(f"{path} is no packed model: its metadata has no {ABOUT!r}")
+    try:
+        version = _Version.model_validate_json(text).version
+        if version != VERSION:
+            raise StageError(f"{path} is of version {version}; this package reads {VERSION}")
+        about = _About.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StageError(f"{path}: {ABOUT}.{where}: {first['msg']}") from error
+    return about
+
+
+def _fit(folder: Path, model: nn.Module, about: _About) -> None:
+    """Every tensor of the model is in the file, once or as a tie, with its shape; no other is."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, owner in about.ties.items():
+        if owner not in about.tensors or name in about.tensors:
+            raise StageError(f"{folder / FILE}: {name} is tied to {owner}, which is not stored")
+    named = about.tensors.keys() | about.ties.keys()
+    if missing := shapes.keys() - named:
+        raise StageError(f"{folder / FILE} lacks {min(missing)}, which the config asks for")
+    if unknown := named - shapes.keys():
+        raise StageError(f"{folder / FILE} has {min(unknown)}, which the config does not ask for")
+    for name, shape in shapes.items():
+        found = about.tensors[about.ties.get(name, name)].shape
+        if found != shape:
+            message = f"{name}: expected shape {shape} from the config, found {found}"
+            raise StageError(f"{folder / FILE}: {message}")
+
+
+def _assign(
+    folder: Path, model: nn.Module, made: Mapping[str, Tensor], ties: Mapping[str, str]
+) -> None:
+    """Put the tensors in the place of the model's own; tied names get one and the same object."""
+    parameters: dict[str, nn.Parameter] = {}
+    for name, old in model.state_dict(keep_vars=True).items():
+        owner = ties.get(name, name)
+        tensor = made[owner]
+        if tensor.dtype != old.dtype:
+            message = f"{name}: expected {old.dtype} from the config, found {tensor.dtype}"
+            raise StageError(f"{folder / FILE}: {message}")
+        parent, _, attribute = name.rpartition(".")
+        new: Any = tensor
+        if isinstance(old, nn.Parameter):
+            new = parameters.setdefault(owner, nn.Parameter(tensor))
+        setattr(model.get_submodule(parent), attribute, new)
+
+
+def _parts(name: str, packed: Packed) -> dict[str, Tensor]:
+    """The tensors of the file that one packed tensor becomes."""
+    parts = {name: packed.values, f"{name}:scale": packed.scale, f"{name}:mask": packed.mask}
+    return {key: part.contiguous() for key, part in parts.items() if part is not None}
+
+
+def _crc32(packed: Packed) -> int:
+    """Against accidents, not against people: 25 MB take 10 ms."""
+    crc = 0
+    for part in (packed.values, packed.scale, packed.mask):
+        if part is not None and part.numel():
+            crc = zlib.crc32(part.contiguous().flatten().view(torch.uint8).numpy().data, crc)
+    return crc
+
+
+Values = Literal["int8", "bfloat16", "float32"]
+
+SMALL = 1024
+"""Matrices with fewer entries stay float32: T5's position biases, say. Rounding saves nothing."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor of `shape`, packed. Zeros that are not stored come back as +0."""
+
+    shape: tuple[int, ...]
+    values: Tensor
+    """With a mask: the kept entries in row-major order, of shape (kept,). Without: all, `shape`."""
+    scale: Tensor | None = None
+    """For int8 values of a matrix: float32 of shape (rows, 1)."""
+    mask: Tensor | None = None
+    """uint8, ceil(entries / 8): 1 where an entry is kept, the first entry in the highest bit."""
+
+    @property
+    def mask_bytes(self) -> int:
+        return _bytes(self.mask)
+
+    @property
+    def value_bytes(self) -> int:
+        """Of the values and their scales."""
+        return _bytes(self.values) + _bytes(self.scale)
+
+    def unpack(self) -> Tensor:
+        """The dense tensor in memory of its own: float32, or of the values' type for integers.
+
+        Raises ValueError where mask, values, scale and shape do not fit each other.
+        """
+        entries = math.prod(self.shape)
+        if self.mask is None:
+            _expect("shape of the values", tuple(self.values.shape), self.shape)
+            dense = self.values
+        else:
+            _expect("type of the mask", self.mask.dtype, torch.uint8)
+            _expect("shape of the mask", tuple(self.mask.shape), (math.ceil(entries / 8),))
+            bits = self.mask.numpy()
+            kept = np.unpackbits(bits, count=entries)
+            _expect("values", tuple(self.values.shape), (int(np.count_nonzero(kept)),))
+            dense = torch.zeros(self.shape, dtype=self.values.dtype)
+            dense.masked_scatter_(
+                torch.from_numpy(kept).view(torch.bool).view(self.shape), self.values
+            )
+        if self.scale is not None:
+            _expect("type of the values", dense.dtype, torch.int8)
+            _expect("type of the scales", self.scale.dtype, torch.float32)
+            _expect("shape of the scales", tuple(self.scale.shape), (*self.shape[:1], 1))
+            return dequantize_rows(dense, self.scale)
+        dense = dense.float() if dense.is_floating_point() else dense
+        return dense.clone() if dense is self.values else dense
+
+
+def pack(tensor: Tensor, values: Values) -> Packed:
+    """Pack a tensor, with or without a mask, whichever is smaller.
+
+    Matrices of at least `SMALL` entries are rounded to `values` (int8: one scale a row, an error of
+    at most scale / 2); other floating tensors stay float32, and integers what they are. The mask
+    is found from the entries that are not zero after rounding. Raises ValueError where an
+    entry is not finite, or rounds to what is not.
+    """
+    tensor = tensor.detach().cpu()
+    if not tensor.is_floating_point():
+        return _smaller(tensor, None)
+    tensor = tensor.float()
+    if tensor.ndim != 2 or tensor.numel() < SMALL or values == "float32":
+        return _smaller(tensor, None)
+    rounded = tensor.bfloat16() if values == "bfloat16" else tensor
+    if not torch.isfinite(rounded).all():
+        raise ValueError(f"an entry is not finite, or too large for {values}")
+    if values == "bfloat16":
+        return _smaller(rounded, None)
+    return pack_int8(*quantize_rows(tensor))
+
+
+def pack_int8(weight: Tensor, scale: Tensor) -> Packed:
+    """Pack a matrix that is int8 already: its values and its scales, (rows, 1), as they are."""
+    return _smaller(weight.detach().cpu(), scale.detach().cpu())
+
+
+def _smaller(dense: Tensor, scale: Tensor | None) -> Packed:
+    dense = dense.contiguous()
+    kept = dense != 0
+    count = int(kept.count_nonzero())
+    saved = (dense.numel() - count) * dense.element_size()
+    shape = tuple(dense.shape)
+    if saved <= math.ceil(dense.numel() / 8):
+        return Packed(shape, dense, scale)
+    mask = torch.from_numpy(np.packbits(kept.numpy()))
+    return Packed(shape, dense[kept], scale, mask)
+
+
+def _bytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()
+
+
+def _expect(what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise ValueError(f"{what}: expected {expected}, found {found}")

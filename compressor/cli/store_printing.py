@@ -1,0 +1,154 @@
+"""Print what `compressor gc` and `compressor doctor` have done, for a person and as JSON."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from compressor.core.numbers import format_bytes
+from compressor.engine.store.gc import GcResult, Limits, Removal
+from compressor.engine.store.integrity import Finding, State
+from compressor.engine.store.store import Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_ROWS = 40
+"""Of a list, on a terminal or not; `--json` has all."""
+_LARGEST = 3
+_UNLISTED_KINDS = {"lock", "temporary", "trash"}
+_PLURALS = {"unfinished": "unfinished", "damaged": "damaged", "trash": "left by an earlier gc"}
+_COLOURS: dict[State, str] = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+def print_gc_result(
+    result: GcResult, store: Store, limits: Limits, console: Console, *, dry_run: bool
+) -> None:
+    """Print the list of what went or would go, the totals, and what is kept and why."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    listed = [removal for removal in result.removed if removal.item.kind not in _UNLISTED_KINDS]
+    listed.sort(key=lambda removal: -removal.item.bytes)
+    if listed:
+        _print_removals(listed[:_ROWS], console)
+    if len(listed) > _ROWS:
+        rest = sum(removal.item.bytes for removal in listed[_ROWS:])
+        say(f"… and {len(listed) - _ROWS:,} more, {format_bytes(rest)}; --json lists all")
+    counts = Counter(removal.item.kind for removal in result.removed)
+    what = ", ".join(_count(number, kind) for kind, number in sorted(counts.items()))
+    left = result.bytes_before - result.bytes_freed
+    verb, freed = "would remove" if dry_run else "removed", format_bytes(result.bytes_freed)
+    say(f"{verb} {what or 'nothing'}: {freed}; {store.folder} has {format_bytes(left)}")
+    kept = ", ".join(f"{count:,} {why}" for why, count in sorted(result.kept.items()))
+    say(f"kept: {kept or 'nothing'}")
+    for reason in result.failed:
+        say(f"could not be removed: {reason}")
+    is_too_large = limits.max_size is not None and left > limits.max_size
+    if result.largest and (is_too_large or not listed):
+        largest = result.largest[:_LARGEST]
+        sizes = ", ".join(f"{folder} ({format_bytes(size)})" for folder, size in largest)
+        say(f"to free more, delete run folders, then run this again; only these keep: {sizes}")
+
+
+def _print_removals(removals: Sequence[Removal], console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("what", "stage", "name", "size", "age", "why", header_style="bold")
+    table.columns[3].justify = table.columns[4].justify = "right"
+    now = time.time()
+    for removal in removals:
+        item = removal.item
+        what = f"{item.kind} {item.path.name[:12]}"
+        cells = (what, item.stage or "", item.name or "", format_bytes(item.bytes))
+        table.add_row(*map(Text, (*cells, _format_age(item.age(now), item.used), removal.why)))
+    console.print(table)
+
+
+def _format_age(seconds: float, used: float) -> str:
+    if math.isinf(used):
+        return "unknown"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _count(number: int, kind: str) -> str:
+    name = {"lock": "lock file", "temporary": "temporary file"}.get(kind, kind)
+    return f"{number:,} {_PLURALS.get(kind) or (name if number == 1 else name + 's')}"
+
+
+def gc_as_json(result: GcResult, *, dry_run: bool) -> dict[str, Any]:
+    """Describe a `gc`: sizes in bytes, ages in seconds (null where a clock was not set)."""
+    now = time.time()
+    return {
+        "dry_run": dry_run,
+        "removed": [
+            {
+                "path": str(item.path),
+                "kind": item.kind,
+                "stage": item.stage,
+                "name": item.name,
+                "bytes": item.bytes,
+                "age_seconds": None if math.isinf(item.used) else round(item.age(now), 1),
+                "why": removal.why,
+            }
+            for removal in result.removed
+            for item in (removal.item,)
+        ],
+        "kept": dict(result.kept),
+        "failed": result.failed,
+        "bytes_before": result.bytes_before,
+        "bytes_freed": result.bytes_freed,
+        "kept_by_one_alone": {str(folder): size for folder, size in result.largest},
+    }
+
+
+@contextmanager
+def show_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Give a function of (done, total) that moves a bar, where the console is a terminal."""
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("artifacts")
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def print_findings(findings: Sequence[Finding], console: Console) -> None:
+    """Print each finding of `doctor`, what to do under it, and how many there are of each state."""
+    from rich.markup import escape
+
+    def say(markup: str) -> None:
+        console.print(markup, highlight=False, soft_wrap=True)
+
+    for area in dict.fromkeys(finding.area for finding in findings):
+        console.print(f"[bold]{area}[/bold]")
+        for state, colour in _COLOURS.items():
+            rows = [f for f in findings if (f.area, f.state) == (area, state)]
+            if area == "versions" and state == "ok":  # in one line: nobody reads thirty
+                rows = [Finding(area, state, ", ".join(f"{f.place} {f.message}" for f in rows))]
+            for row in rows[:_ROWS]:
+                place = f"{row.place}: " if row.place else ""
+                say(f"  [{colour}]{state:<7}[/] {escape(place + row.message)}")
+                if row.cure:
+                    say(f"          → {escape(row.cure)}")
+            if len(rows) > _ROWS:
+                say(f"  … and {len(rows) - _ROWS:,} more; --json lists all")
+    counts = {state: sum(f.state == state for f in findings) for state in _COLOURS}
+    say(", ".join(f"{number:,} {state}" for state, number in counts.items()))
+
+
+def findings_as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Describe each finding by its area, state, message, place and cure."""
+    return [asdict(finding) for finding in findings]

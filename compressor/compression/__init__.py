@@ -1,0 +1,1 @@
+"""What is done to a model: pruning, its importances and amounts, smoothing, approximation."""

@@ -1,0 +1,382 @@
+"""What stages that prune share: which groups, how much of each, by which importance.
+
+`prune`, `sensitivity` and a gradual `finetune` are told the same things in the same words. torch is
+imported by what prunes, not by what plans.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from compressor.core.errors import StageError, nearest
+from compressor.core.numbers import require_finite
+from compressor.core.settings import SETTINGS, Integer, Listed
+from compressor.models.facts import Facts, scaled_layers
+from compressor.training.hyperparameters import FEW_ROWS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressor.data.examples import Examples
+    from compressor.models.checkpoint import Checkpoint
+
+
+Amount = Annotated[float, Field(ge=0, le=1)]
+
+Importance = Literal["magnitude", "random", "taylor", "wanda", "sparsegpt"]
+
+CALIBRATED = frozenset({"taylor", "wanda", "sparsegpt"})
+"""Importances that look at rows of the data."""
+
+TOO_LARGE = (
+    "activations or gradients on the calibration rows are too large for the importance; take "
+    "importance: magnitude, or a model whose training has not diverged"
+)
+
+
+def _kind(value: Any) -> str:
+    return "mapping" if isinstance(value, Mapping) else "number"
+
+
+Amounts = dict[
+    str,
+    Annotated[
+        Annotated[Amount, Tag("number")] | Annotated[dict[str, Amount], Tag("mapping")],
+        Discriminator(_kind),
+    ],
+]
+
+
+def flat(amounts: Amounts) -> dict[str, float]:
+    """Group path, such as `encoder.feed_forward`, → amount."""
+    found: dict[str, float] = {}
+    for name, value in amounts.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{part}": amount for part, amount in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def nested(amounts: Mapping[str, float]) -> dict[str, Any]:
+    """The inverse of `flat`: as a recipe has them, for overrides need keys without dots."""
+    found: dict[str, Any] = {}
+    for path, amount in amounts.items():
+        place, dot, part = path.partition(".")
+        if dot:
+            found.setdefault(place, {})[part] = amount
+        else:
+            found[path] = amount
+    return found
+
+
+class Grouping(BaseModel):
+    """Which weights are pruned together, and by which importance."""
+
+    model_config = SETTINGS
+
+    groups: dict[str, Listed[str]] = Field(
+        {},
+        description="Groups of your own: name → patterns of parameter names, such as "
+        "`encoder.block.[012].*.wi.weight` (`*` any text, `?` a letter, `[…]` one of these).",
+    )
+    importance: Importance = Field(
+        "magnitude",
+        description="magnitude |w|; random; taylor |w · dL/dw|; wanda |w| · ‖x‖, compared inside a "
+        "row; sparsegpt, which also updates what stays.",
+    )
+    calibration_rows: Integer = Field(
+        64, ge=1, description="Training rows that taylor, wanda and sparsegpt look at."
+    )
+
+    @property
+    def calibrated(self) -> bool:
+        return self.importance in CALIBRATED
+
+    def all_groups(self, facts: Facts) -> dict[str, tuple[str, ...]]:
+        """The architecture's groups, and the recipe's own; a name that is both is the recipe's."""
+        own = {
+            name: tuple(n for n in facts.shapes if any(fnmatchcase(n, p) for p in patterns))
+            for name, patterns in self.groups.items()
+        }
+        return facts.groups() | own
+
+    def regrouped(self, real: Facts | None, small: Facts | None) -> Self:
+        """Few calibration rows, and groups of a smaller model: those patterns that name only what
+        it lacks, such as its tenth layer, stand for the parameters in the same part of a stack.
+        """
+        changed: dict[str, Any] = {}
+        if self.calibrated and self.calibration_rows > FEW_ROWS:
+            changed["calibration_rows"] = FEW_ROWS
+        if real is not None and small is not None and self.groups:
+            changed["groups"] = {
+                name: regrouped(patterns, real, small) for name, patterns in self.groups.items()
+            }
+        return self.model_copy(update=changed)
+
+    def check_groups(self, facts: Facts, problem: Callable[[str, str], None]) -> None:
+        """Report patterns that match nothing."""
+        for name, patterns in self.groups.items():
+            for index, pattern in enumerate(patterns):
+                if not any(fnmatchcase(shape, pattern) for shape in facts.shapes):
+                    hint = nearest(pattern, facts.shapes)
+                    problem(f"groups.{name}.{index}", f"matches no parameter; {hint}")
+
+    def chosen(
+        self,
+        paths: Iterable[tuple[str, str]],
+        facts: Facts,
+        problem: Callable[[str, str], None],
+        *,
+        by_row: bool = False,
+    ) -> Iterator[tuple[str, frozenset[str]]]:
+        """(path, names) of each (path, key in the recipe); reports unknown and shared groups.
+
+        `by_row`: rows are inputs of a layer, so only weights that a layer multiplies by will do.
+        """
+        groups, owner = self.all_groups(facts), dict[str, str]()
+        matrices = {name for names in facts.groups().values() for name in names}
+        matrices |= set(facts.linear())
+        for path, key in paths:
+            if path not in groups:
+                problem(key, f"no such group; {nearest_group(path, groups)}")
+                continue
+            names = frozenset(groups[path])
+            if not names:
+                problem(key, "the group has no weights in this model")
+                continue
+            twice = next((owner[name] for name in sorted(names) if name in owner), None)
+            if twice is not None:
+                problem(key, f"shares weights with the group {twice!r}")
+                continue
+            other = sorted(names - matrices)
+            if other and (by_row or self.calibrated):
+                problem(key, f"{other[0]} is no Linear layer's weight, which this needs")
+            owner |= dict.fromkeys(names, path)
+            yield path, names
+
+
+def regrouped(patterns: tuple[str, ...], real: Facts, small: Facts) -> tuple[str, ...]:
+    """What patterns for `real` are for `small`, a model of the same kind with fewer layers.
+
+    As they are, where none names a layer. Else the names, in `small`, of the layers in the same
+    part of their stack as those they match in `real`: a group that has not all layers gets less
+    than all, so that groups which share no weight still share none.
+    """
+    matched = [n for n in real.shapes if any(fnmatchcase(n, p) for p in patterns)]
+    layers: dict[tuple[str, str], set[int]] = {}
+    plain = []
+    for name in matched:
+        stack = next((s for s, e in real.stacks().items() if name.startswith(f"{e.prefix}.")), None)
+        if stack is None:
+            plain.append(name)
+            continue
+        number, _, rest = name[len(real.stacks()[stack].prefix) + 1 :].partition(".")
+        layers.setdefault((stack, rest), set()).add(int(number))
+    there = {stack: set(range(each.layers)) for stack, each in real.stacks().items()}
+    if all(_is_in_all(name, own, there, real) for name, own in layers.items()):
+        return patterns
+    names = [name for name in plain if name in small.shapes]
+    for (stack, rest), own in layers.items():
+        counts = real.stacks()[stack].layers, small.stacks()[stack].layers
+        prefix = small.stacks()[stack].prefix
+        names += [f"{prefix}.{i}.{rest}" for i in scaled_layers(sorted(own), *counts)]
+    return tuple(name for name in names if name in small.shapes)
+
+
+def _is_in_all(
+    name: tuple[str, str], own: set[int], there: Mapping[str, set[int]], facts: Facts
+) -> bool:
+    """Whether a parameter is matched in every layer that has it."""
+    stack, rest = name
+    prefix = facts.stacks()[stack].prefix
+    return own == {i for i in there[stack] if f"{prefix}.{i}.{rest}" in facts.shapes}
+
+
+def nearest_group(path: str, groups: Mapping[str, Any]) -> str:
+    """A hint for an unknown group: one in the same stack first, as most slips are in one part."""
+    stack, _, part = path.partition(".")
+    inside = [name.partition(".")[2] for name in groups if name.startswith(f"{stack}.")]
+    if part and inside:
+        return f"in {stack!r}: {nearest(part, inside)}"
+    return nearest(path, groups)
+
+
+def default_groups(grouping: Grouping, facts: Facts) -> list[str]:
+    """The recipe's own groups, or else the architecture's, each weight in one of them."""
+    if grouping.groups:
+        return list(grouping.groups)
+    taken: set[str] = set()
+    paths = []
+    for path, names in facts.groups().items():
+        if names and not taken & set(names):
+            taken |= set(names)
+            paths.append(path)
+    return paths
+
+
+def left_of(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[int, int]:
+    """(entries that no mask has taken, all entries) of a group."""
+    from compressor.models.masks import left
+
+    weights = {name: checkpoint.parameter(name) for name in names}
+    return left(checkpoint.masks, weights), sum(weight.numel() for weight in weights.values())
+
+
+_N_M = re.compile(r"^([1-9]\d*):([1-9]\d*)$")
+
+
+def n_of_m(pattern: str) -> tuple[int, int] | None:
+    """(N, M) of a pattern `N:M`; None for `unstructured`. Raises ValueError on anything else."""
+    if pattern == "unstructured":
+        return None
+    found = _N_M.match(pattern)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(f"expected unstructured or N:M with N < M, such as 2:4, got {pattern!r}")
+    return int(found[1]), int(found[2])
+
+
+class Pruner:
+    """Prunes groups of one checkpoint, in place: chooses entries, masks them, sets them to zero.
+
+    examples: calibration rows, where the importance needs some. seed: of random scores.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        grouping: Grouping,
+        *,
+        seed: int = 0,
+        examples: Examples | None = None,
+    ) -> None:
+        self.checkpoint, self.grouping, self.seed = checkpoint, grouping, seed
+        self.examples = examples
+
+    def prune(self, names: Iterable[str], count: int, n_m: tuple[int, int] | None = None) -> int:
+        """Prune `count` more entries of these parameters together, or to N:M. How many went."""
+        from compressor.compression.thresholds import prune_smallest
+        from compressor.models.masks import apply_mask, left
+
+        names = list(names)
+        weights = {name: self.checkpoint.parameter(name) for name in names}
+        masks = self.checkpoint.masks
+        before = left(masks, weights)
+        if self.grouping.importance == "sparsegpt":
+            self._sparsegpt(weights, count, n_m)
+        elif n_m is not None or self.grouping.importance == "wanda":
+            self._in_rows(weights, count, n_m)
+        else:
+            prune_smallest(self.scores(weights), masks, count)
+        for name in names:
+            apply_mask(weights[name].data, masks[name])
+        return before - left(masks, weights)
+
+    @contextmanager
+    def restored(self, names: Iterable[str]) -> Iterator[None]:
+        """Give these parameters their weights and masks back at the end."""
+        names, masks = list(names), self.checkpoint.masks
+        weights = {name: self.checkpoint.parameter(name).detach().clone() for name in names}
+        old = {name: masks[name].clone() for name in names if name in masks}
+        try:
+            yield
+        finally:
+            for name, weight in weights.items():
+                self.checkpoint.parameter(name).data.copy_(weight)
+                masks.pop(name, None)
+            masks.update(old)
+
+    def scores(self, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+        """A score for each entry, whose sign does not count; 0 where a mask has False."""
+        from compressor.compression import importance
+
+        kind, masks = self.grouping.importance, self.checkpoint.masks
+        if kind == "magnitude":
+            return {name: weight.detach() for name, weight in weights.items()}
+        if kind == "wanda":
+            modules = self._modules(weights)
+            norms = importance.input_norms(modules, *self._calibration())
+            require_finite(norms, "the norm of what comes into ", TOO_LARGE)
+            norms = {
+                n: x[:, None] if importance.is_transposed(modules[n]) else x
+                for n, x in norms.items()
+            }
+            return importance.wanda_scores(weights, norms)
+        if kind == "taylor":
+            scores = importance.taylor_scores(weights, *self._calibration())
+            require_finite(scores, "the taylor importance of ", TOO_LARGE)
+        else:
+            scores = importance.random_scores(weights, self.seed)
+        return {n: s.masked_fill(~masks[n], 0) if n in masks else s for n, s in scores.items()}
+
+    def _in_rows(self, weights: Mapping[str, Any], count: int, n_m: tuple[int, int] | None) -> None:
+        """Compare entries with others of the same row only: in blocks of M, or in whole rows."""
+        from compressor.compression.thresholds import prune_blocks, prune_rows
+
+        modules, masks = self._modules(weights), self.checkpoint.masks
+        scores = {n: _as_rows(s, modules[n]) for n, s in self.scores(weights).items()}
+        rows = {n: _as_rows(masks[n], modules[n]) for n in scores if n in masks}
+        if n_m is not None:
+            prune_blocks(scores, rows, *n_m)
+        else:
+            prune_rows(scores, rows, count)
+        masks |= {n: _as_rows(mask, modules[n]).contiguous() for n, mask in rows.items()}
+
+    def _sparsegpt(
+        self, weights: Mapping[str, Any], count: int, n_m: tuple[int, int] | None
+    ) -> None:
+        import torch
+
+        from compressor.compression import importance
+        from compressor.compression.sparsegpt import block_counts, sparsegpt
+
+        modules, masks = self._modules(weights), self.checkpoint.masks
+        hessians = importance.hessians(modules, *self._calibration())
+        require_finite(hessians, "the Hessian of ", TOO_LARGE)
+        rows = {n: _as_rows(w.detach(), modules[n]) for n, w in weights.items()}
+        old = {
+            n: _as_rows(masks[n], modules[n])
+            if n in masks
+            else torch.ones_like(w, dtype=torch.bool)
+            for n, w in rows.items()
+        }
+        counts: list[list[int] | None] = [None] * len(rows)
+        if n_m is None:
+            counts = [*block_counts(list(old.values()), count)]
+        for (name, weight), goes in zip(rows.items(), counts, strict=True):
+            try:
+                new, mask = sparsegpt(weight, hessians.pop(name), old[name], goes, n_m)
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it is there
+                raise StageError(f"the Hessian of {name} has no inverse; {TOO_LARGE}") from error
+            weights[name].data.copy_(_as_rows(new, modules[name]))
+            masks[name] = _as_rows(mask, modules[name]).contiguous()
+
+    def _modules(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        from compressor.compression.importance import linear_modules
+
+        return linear_modules(self.checkpoint.model, weights)
+
+    def _calibration(self) -> tuple[Any, list[dict[str, Tensor]]]:
+        """(the loss of a batch, batches of one row each: without padding)."""
+        from compressor.training.losses import LabelLoss
+
+        assert self.examples is not None, "stages read rows for importances that need them"
+        pad_id, device = self.checkpoint.pad_id, self.checkpoint.model.device
+        batches = []
+        for index in range(len(self.examples)):
+            batch = self.examples.batch([index], pad_id)
+            batches.append({name: tensor.to(device) for name, tensor in batch.items()})
+        return LabelLoss(self.checkpoint.model), batches
+
+
+def _as_rows(tensor: Tensor, module: Any) -> Tensor:
+    """A weight, or what has its shape, as [outputs, inputs]; its own inverse."""
+    from compressor.compression.importance import is_transposed
+
+    return tensor.T if is_transposed(module) else tensor

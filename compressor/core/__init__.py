@@ -1,0 +1,1 @@
+"""What every room needs: errors, files, numbers, processes, the console."""

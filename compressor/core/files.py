@@ -1,0 +1,95 @@
+"""Read and write files: digests, atomic writes, home folders, and the files of this package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from compressor.core.redaction import redact, redact_text
+
+MANIFEST = "manifest.json"
+"""The file that makes a folder an artifact of the store."""
+
+
+def file_digest(path: Path) -> str:
+    """Compute a file's SHA-256, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Make a file's content, or a folder's entries, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a record as JSON, as `write_text` does, without secrets.
+
+    Numbers stay: a label called `secret` has its measures. Raises ValueError for NaN and infinity,
+    which JSON does not have: see `compressor.core.numbers`.
+    """
+    write_text(path, to_json(redact(value, numbers=False)))
+
+
+def to_json(value: Any) -> str:
+    """Format JSON as our files have it. Raises ValueError as `write_json` does."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_traceback(path: Path, *errors: BaseException) -> bool:
+    """Write what errors leave for a developer, without secrets; False where it cannot be written.
+
+    A full disk, say, is often what the error itself is about.
+    """
+    text = "".join("".join(traceback.format_exception(error)) for error in errors)
+    try:
+        write_text(path, redact_text(text).encode(errors="replace").decode())
+    except OSError:
+        return False
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: a reader gets the old text or the new one, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):  # half a file would keep a full disk full
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk's error names no file
+            error.filename = str(path)
+        raise
+
+
+def expand_home(path: str | Path) -> Path:
+    """Replace a leading `~` by the home folder, where there is such a home.
+
+    `~nobody/x` stays as it is: pathlib's `expanduser` raises RuntimeError for it.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # see above
+
+
+def recipes_folder() -> Path:
+    """Find the checked-in recipes: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def accelerate_configs() -> dict[str, Path]:
+    """List the checked-in Accelerate configs by name."""
+    return {path.stem: path for path in sorted((recipes_folder() / "accelerate").glob("*.yaml"))}

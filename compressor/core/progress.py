@@ -1,0 +1,216 @@
+"""What happens in a run, told as events: to `events.jsonl`, to a person, to whoever watches.
+
+An event is a kind and values that JSON can hold:
+
+- `run_started`: `recipe`; `stages`, each with `name`, `stage` (its kind) and `seconds` (what it is
+  expected to take, or null); `process`: `host`, `id` and `created` (when it began)
+- `stage_started`: `name`, `key`
+- `progress`: `title`, `done`, `total`, `notes` (such as loss and rows/s); `ended` in the last one
+- `epoch`: `epoch`, `validation_loss`; `resumed`: `validation_losses`
+- `said`: `text`, a line for the person
+- `stage_ended`: `name`, `cached`, `seconds`, `parameters`, `nonzero_ratio`, `metrics` (few) and,
+  where it trained, `validation_losses`
+- `stage_failed`: `name`, `error`
+- `run_ended`: `state` (`done`, `failed`, `stopped` early by a search, or `interrupted`), `error`
+
+How a person sees them is `compressor.core.display`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+
+from compressor.core.console import complain
+from compressor.core.display import display
+from compressor.core.failures import told
+from compressor.core.redaction import redact_text
+
+RECORD = "\x1e"
+"""Begins an event among the lines that a process of ours prints (RFC 7464)."""
+Watch = Callable[[str, Mapping[str, Any]], None]
+"""Hears the kind and the values of each event. It may raise `Stopped`, which ends the run."""
+MOVES_SECONDS = 0.5
+"""The least time between two `progress` events of one bar."""
+WRITTEN_SHARE = 1 / 200
+"""Of the time that a bar has taken, the least between two of its events in the file: a day of
+training leaves some 2,000 lines."""
+
+
+class Progress:
+    """Tells a person, `events.jsonl` and `watch` what happens. `quiet` says nothing to the person.
+
+    A run that `watch` ends by raising `Stopped` was not worth going on with. Use it as a context
+    where a person looks on: a terminal is then left as it was found.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        events: Path | None = None,
+        *,
+        quiet: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
+        self.events, self.watch = events, watch
+        self._display = None if quiet else display(console)
+        self._unwritten = self._said_unwritten = False
+        self._said: set[str] = set()
+        self._moved: dict[str, tuple[float, float]] = {}  # title → when it began, and was written
+        if events is not None:
+            with suppress(OSError):  # as in `_write`
+                _end_last_line(events)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._display is not None:
+            with suppress(OSError, SystemExit):  # of a terminal that is gone nothing is left
+                self._display.close()
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Tell one event. In the file its line is written whole: a reader can follow it.
+
+        The file is first, since the terminal may be gone, and that ends a run: as by hand, where
+        a reader of what is printed has closed its end of the pipe.
+        """
+        now = time.time()
+        for name in ("text", "error"):  # of which some are a library's own words
+            if isinstance(values.get(name), str):
+                values[name] = redact_text(values[name])
+        if self.events is not None and self._is_written(kind, values):
+            line = json.dumps({"time": round(now, 3), "event": kind, **values})
+            self._write(self.events, line)
+        if self._display is not None:
+            try:
+                self._display.hear(kind, values, now)
+            except SystemExit as error:  # which rich makes of a BrokenPipeError
+                raise KeyboardInterrupt from error
+        if self.watch is not None:
+            self.watch(kind, values)
+
+    def _write(self, events: Path, line: str) -> None:
+        """Append a line. Where that fails the work goes on, which may be worth hours; it is said
+        once. What is left of a line is ended before the next one.
+        """
+        try:
+            if self._unwritten:
+                _end_last_line(events)
+            with events.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+            self._unwritten = False
+        except OSError as error:
+            said, self._unwritten = self._said_unwritten, True
+            self._said_unwritten = True
+            if not said:
+                reason = told(error, events) or str(error)
+                complain("warning", f"what happens is not recorded: {reason}")
+
+    def _is_written(self, kind: str, values: Mapping[str, Any]) -> bool:
+        """Whether the file gets it: of a long bar's moves it gets fewer and fewer."""
+        if kind != "progress":
+            return True
+        now, title = time.monotonic(), values["title"]
+        began, written = self._moved.get(title, (now, -1.0))
+        due = written < 0 or values["ended"] or now - written >= (now - began) * WRITTEN_SHARE
+        self._moved[title] = (began, now if due else written)
+        if values["ended"]:
+            del self._moved[title]
+        return due
+
+    def relay(self, line: str) -> None:
+        """Take a line that a process of ours printed: an event, or what a library had to say.
+
+        Where several print at once, one may have written into the line of another.
+        """
+        text, mark, record = line.rstrip("\n").partition(RECORD)
+        if text or not mark:
+            self.say(text)
+        if not mark:
+            return
+        try:
+            values, end = json.JSONDecoder().raw_decode(record)
+            kind = values.pop("event")
+        except (ValueError, TypeError, AttributeError, KeyError):  # an event cut in two: a text
+            self.say(record)
+            return
+        self.event(kind, **values)
+        if rest := record[end:]:
+            self.relay(rest)
+
+    def say(self, text: str) -> None:
+        """A line for the person."""
+        self.event("said", text=text)
+
+    def say_once(self, text: str) -> None:
+        """A line for the person, unless it was said before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
+
+    @contextmanager
+    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A bar from `done` to `total`; `Bar.advance(1, loss="2.31")` moves it."""
+        bar = Bar(self, title, total, done)
+        bar.tell(ended=False)
+        try:
+            yield bar
+        finally:
+            bar.tell(ended=True)
+
+
+def _end_last_line(path: Path) -> None:
+    """End the half a line that a killed process has left, so that the next event has its own."""
+    if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        with path.open("ab") as stream:
+            stream.write(b"\n")
+
+
+def parsed_event(line: bytes) -> dict[str, Any] | None:
+    """An event of a file, or None for what is none: half a line of a process that was killed."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(event, dict) and {"time", "event"} <= event.keys()
+    return event if known else None
+
+
+def print_event(kind: str, values: Mapping[str, Any]) -> None:
+    """The `watch` of a process whose parent reads what it prints: see `Progress.relay`."""
+    print(RECORD + json.dumps({"event": kind, **values}), flush=True)
+
+
+class Bar:
+    """One piece of work whose size is known."""
+
+    def __init__(self, progress: Progress, title: str, total: int, done: int) -> None:
+        self.progress, self.title, self.total, self.done = progress, title, total, done
+        self._notes: dict[str, str] = {}
+        self._told = 0.0
+
+    def advance(self, steps: int = 1, **notes: str) -> None:
+        """Move by `steps`, and show `notes` (such as loss and samples/s) beside the bar."""
+        self.done += steps
+        self._notes = notes
+        if time.monotonic() - self._told >= MOVES_SECONDS:
+            self.tell(ended=False)
+
+    def tell(self, *, ended: bool) -> None:
+        """Tell where it stands."""
+        self._told = time.monotonic()
+        about = {"done": self.done, "total": self.total, "notes": self._notes, "ended": ended}
+        self.progress.event("progress", title=self.title, **about)

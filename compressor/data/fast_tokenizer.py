@@ -1,0 +1,195 @@
+"""A fast tokenizer as `tokenizers` alone reads it: texts to ids and back, without transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.core.errors import StageError
+from compressor.core.packages import installing
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+
+MARIANS = "source.spm"
+"""A file of Marian's tokenizer as it is published, which has no fast twin."""
+
+
+def is_marian(folder: Path) -> bool:
+    """Whether a folder has Marian's tokenizer as it is published, and no fast one."""
+    return (folder / MARIANS).is_file() and not (folder / FILE).is_file()
+
+
+class Encoded:
+    """What `Tokens` gives for some texts."""
+
+    def __init__(self, input_ids: list[list[int]], encodings: Sequence[Encoding] = ()) -> None:
+        self.input_ids, self.encodings = input_ids, encodings
+
+
+class Tokens:
+    """The part of transformers' fast tokenizers that `compressor.data.examples` uses.
+
+    It reads what they saved, so that ids are the same; an export's check compares them.
+    """
+
+    is_fast = True
+
+    def __init__(self, tokenizer: Tokenizer, settings: dict[str, object]) -> None:
+        self._tokenizer = tokenizer
+        tokenizer.no_padding()
+        self.truncation_side = str(settings.get("truncation_side", "right"))
+        self.eos_token_id = self._id(settings.get("eos_token"))
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokens:
+        """The tokenizer that was saved in a model's directory. Raises StageError without one."""
+        from tokenizers import Tokenizer
+
+        if is_marian(folder):
+            return MarianTokens(folder)
+        if not (folder / FILE).is_file():
+            raise StageError(f"{folder} has no {FILE}; the tokenizer must be a fast one")
+        settings = {}
+        if (folder / SETTINGS).is_file():
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / FILE))
+        except Exception as error:  # the library raises nothing narrower
+            raise StageError(f"{folder / FILE} cannot be read: {error}") from error
+        return cls(tokenizer, settings)
+
+    def _id(self, token: object) -> int | None:
+        """The id of a token as settings write it: its text, or a mapping that has the text."""
+        text = token.get("content") if isinstance(token, dict) else token
+        return None if text is None else self._tokenizer.token_to_id(str(text))
+
+    def __call__(
+        self,
+        text: Sequence[str] | None = None,
+        *,
+        text_target: Sequence[str] | None = None,
+        truncation: bool = False,
+        max_length: int = 0,
+        add_special_tokens: bool = True,
+    ) -> Encoded:
+        """Ids of each text, at most `max_length` of them where `truncation` is on."""
+        if truncation:
+            self._tokenizer.enable_truncation(max_length, direction=self.truncation_side)
+        else:
+            self._tokenizer.no_truncation()
+        texts = list(text if text is not None else text_target or ())
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        return Encoded([encoding.ids for encoding in encodings], encodings)
+
+    def batch_decode(
+        self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = False
+    ) -> list[str]:
+        """The text of each row of ids."""
+        return list(
+            self._tokenizer.decode_batch(
+                [list(row) for row in rows], skip_special_tokens=skip_special_tokens
+            )
+        )
+
+
+_LANGUAGE = re.compile(r">>.*?<<", re.DOTALL)
+"""The language to translate into, at the beginning of a text: one token, as it is written."""
+
+
+class MarianTokens(Tokens):
+    """Reads a source and writes a target, with the `sentencepiece` package alone."""
+
+    is_fast = False  # it does not tell which characters a token stands for
+
+    def __init__(self, folder: Path) -> None:
+        """Raises StageError where the package, or a file, is not there."""
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError as error:
+            needs = f"the tokenizer in {folder} needs sentencepiece, which is not installed"
+            raise StageError(f"{needs}: {installing('sentencepiece')}") from error
+
+        settings = _read(folder / SETTINGS)
+        written, writer = "vocab.json", MARIANS  # transformers joins pieces by the source's rules
+        if settings.get("separate_vocabs"):
+            written, writer = "target_vocab.json", "target.spm"
+        self._source = SentencePieceProcessor(model_file=str(folder / MARIANS))
+        self._writer = SentencePieceProcessor(model_file=str(folder / writer))
+        added = {int(i): _text(each) for i, each in settings["added_tokens_decoder"].items()}
+        special = {_text(each) for name, each in settings.items() if name.endswith("_token")}
+        special |= set(map(_text, settings.get("additional_special_tokens") or ()))
+        self._special = special
+        self._ids = _read(folder / "vocab.json") | {text: i for i, text in added.items()}
+        self._pieces = {i: piece for piece, i in _read(folder / written).items()} | added
+        self._unknown = self._ids[_text(settings["unk_token"])]
+        self.eos_token_id = self._ids[_text(settings["eos_token"])]
+        self.truncation_side = str(settings.get("truncation_side", "right"))
+        longest_first = sorted(map(re.escape, {*added.values(), *special}), key=len, reverse=True)
+        self._added = re.compile(f"({'|'.join(longest_first)})")
+
+    def __call__(
+        self,
+        text: Sequence[str] | None = None,
+        *,
+        text_target: Sequence[str] | None = None,
+        truncation: bool = False,
+        max_length: int = 0,
+        add_special_tokens: bool = True,
+    ) -> Encoded:
+        """Ids of each source text, at most `max_length` of them where `truncation` is on."""
+        assert text_target is None, "nothing is trained with an exported model"
+        end = [self.eos_token_id] if add_special_tokens else []
+        room = max(0, max_length - len(end))
+        rows = []
+        for each in text or ():
+            ids = [self._ids.get(piece, self._unknown) for piece in self._split(each)]
+            if truncation and len(ids) > room:
+                ids = ids[:room] if self.truncation_side == "right" else ids[len(ids) - room :]
+            rows.append(ids + end)
+        return Encoded(rows)
+
+    def _split(self, text: str) -> list[str]:
+        pieces: list[str] = []
+        for place, part in enumerate(self._added.split(text)):
+            if place % 2:
+                pieces.append(part)
+                continue
+            language = _LANGUAGE.match(part)
+            pieces += [language[0]] if language else []
+            pieces += self._source.encode(part[language.end() if language else 0 :], out_type=str)
+        return pieces
+
+    def batch_decode(
+        self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = False
+    ) -> list[str]:
+        """The text of each row of ids."""
+        texts = []
+        for row in rows:
+            text, pieces = "", []
+            for piece in (self._pieces[i] for i in row if i in self._pieces):
+                if piece not in self._special:
+                    pieces.append(piece)
+                elif not skip_special_tokens:
+                    text += f"{self._writer.decode_pieces(pieces)}{piece} "
+                    pieces = []
+            texts.append((text + self._writer.decode_pieces(pieces)).replace("▁", " ").strip())
+        return texts
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path} cannot be read: {error}") from error
+
+
+def _text(token: Any) -> str:
+    """A token as settings write it: its text, or a mapping that has the text."""
+    return str(token["content"] if isinstance(token, dict) else token)

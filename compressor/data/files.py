@@ -1,0 +1,408 @@
+"""Rows of files as people have them: CSV, JSON, Parquet, Arrow. What a row means is in `rows`.
+
+A file can be anybody's: how long a line and how many columns a table may have stands here.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TextIO
+
+from compressor.core.errors import StageError
+
+LONGEST_LINE = 64_000_000
+"""Characters of a line, or of a row; a text of 10 MB has room."""
+
+MOST_COLUMNS = 10_000
+"""With ten times as many, a reader takes minutes for one row."""
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+
+PACKED = frozenset((".gz", ".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar", ".tar", ".tgz"))
+
+_PACKED_BEGIN = (
+    *(b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"BZh", b"\xfd7zXZ\x00"),
+    *(b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07"),
+)
+
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""What `datasets` leaves in a folder of `save_to_disk`: of one split, and of several."""
+
+_PIECE = 2**16
+"""Characters of a JSON array that are read at a time."""
+
+_BATCH = 1_000
+
+TAB = "\t"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the text of a file is read; null is what its ending and first bytes say."""
+
+    separator: str | None = None
+    quote: str | None = '"'
+    header: bool | tuple[str, ...] = True
+    encoding: str = "utf-8"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file's rows: mappings of column → value, read as they are asked for."""
+
+    rows: Iterator[Mapping[str, Any]]
+    columns: Sequence[str] = ()
+    """Known before any row is read; of JSON none are."""
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Column → the names that its numbers stand for, where the file says so."""
+
+
+def format_of(path: Path) -> str | None:
+    """What a path is by its ending, in any case of letters; None for what is not read."""
+    if path.is_dir():
+        return "saved" if (path / _SAVED).is_file() else None
+    return FORMATS.get(path.suffix.lower())
+
+
+def saved_split(path: Path, split: str) -> Path:
+    """A path or, of a folder with several splits of `datasets`, the one that has this name."""
+    several = (path / _SAVED_SPLITS).is_file() and (path / split / _SAVED).is_file()
+    return path / split if several else path
+
+
+def data_sha256(path: Path) -> str:
+    """The SHA-256 of a file or, of a folder of `datasets`, of its files' digests in their order."""
+    if not path.is_dir():
+        return file_sha256(path)
+    digests = [file_sha256(part) for part in _saved_parts(path)]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _saved_parts(path: Path) -> list[Path]:
+    """The files of a folder that `datasets` saved. Raises StageError where they are not there."""
+    try:
+        state = json.loads((path / _SAVED).read_text(encoding="utf-8"))
+        parts = [path / Path(part["filename"]).name for part in state["_data_files"]]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        damage = f"{_SAVED} is not what `datasets` writes; save the data set once more"
+        raise StageError(f"data: cannot read {path}: {damage}") from error
+    if not parts:
+        raise StageError(f"data: {path} is empty")
+    if missing := next((part.name for part in parts if not part.is_file()), None):
+        raise StageError(f"data: cannot read {path}: its file {missing} is not there")
+    return parts
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file begins as compressed ones and archives do, or has a tar's mark."""
+    if path.is_dir():
+        return False
+    with path.open("rb") as stream:
+        begin = stream.read(262)
+    return begin.startswith(_PACKED_BEGIN) or begin[257:262] == b"ustar"
+
+
+def separator_of(path: Path, form: Format) -> str:
+    """What stands between the cells of a file."""
+    return form.separator or (TAB if path.suffix.lower() == ".tsv" else ",")
+
+
+def suggest_separator(header: str) -> str:
+    """What to say of a header that a separator should have divided; "" where it has no other."""
+    signs = [sign for sign in ";\t|," if sign in header]
+    if not signs:
+        return ""
+    return f"; \"data.separator='{'tab' if signs[0] == TAB else signs[0]}'\" divides its columns"
+
+
+def open_table(path: Path, form: Format, columns: Sequence[str]) -> Table:
+    """Open a file to read `columns` of it. Raises StageError, also while rows are read."""
+    try:
+        if is_packed(path):
+            raise ValueError("it is a compressed file or an archive; unpack it")
+        kind = format_of(path)
+        if kind == "json":
+            table = Table(_json_rows(path, form))
+        elif kind == "csv":
+            table = _csv_table(path, form)
+        elif kind == "parquet":
+            table = _parquet_table(path, columns)
+        else:
+            table = _arrow_table(_saved_parts(path) if kind == "saved" else [path], columns)
+    except (ValueError, OSError, KeyError, csv.Error, RecursionError) as error:
+        raise _explain(path, form, error) from error
+    return Table(_explain_errors(table.rows, path, form), table.columns, table.class_names)
+
+
+def _explain_errors(rows: Iterator[Any], path: Path, form: Format) -> Iterator[Any]:
+    try:
+        yield from rows
+    except (ValueError, OSError, csv.Error) as error:  # Arrow's errors are ValueErrors
+        raise _explain(path, form, error) from error
+
+
+def _explain(path: Path, form: Format, error: Exception) -> StageError:
+    if isinstance(error, UnicodeDecodeError):
+        with path.open("rb") as stream:
+            wide = stream.read(2) in (b"\xff\xfe", b"\xfe\xff")
+        other = "utf-16" if wide else "cp1252"
+        reason = (
+            f"its text is not {form.encoding}; name its encoding, such as data.encoding={other}"
+        )
+    else:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return StageError(f"data: cannot read {path}: {reason}")
+
+
+def _open_text(path: Path, form: Format) -> TextIO:
+    name = codecs.lookup(form.encoding).name
+    return path.open(encoding="utf-8-sig" if name == "utf-8" else name, newline="")
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    """The lines of a file. Raises ValueError for one that is too long to be a line of a table."""
+    while line := stream.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"a line has more than {LONGEST_LINE:,} characters")
+        yield line
+
+
+def _csv_table(path: Path, form: Format) -> Table:
+    records = _csv_records(path, form)
+    number, first = next(records, (0, []))
+    if form.header is True:
+        names = _distinct(first)
+    else:
+        names = list(form.header or map(str, range(len(first))))
+    if form.header is not True and first:
+        records = _put_back((number, first), records)
+    return Table(_csv_rows(names, records), names)
+
+
+def _csv_records(path: Path, form: Format) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each record, with the number of its last line. Blank lines are none."""
+    with _open_text(path, form) as stream:
+        csv.field_size_limit(LONGEST_LINE)
+        reader = csv.reader(
+            _lines(stream),
+            delimiter=separator_of(path, form),
+            quotechar=form.quote,
+            quoting=csv.QUOTE_NONE if form.quote is None else csv.QUOTE_MINIMAL,
+            strict=True,
+        )
+        try:
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+        except csv.Error as error:
+            hint = "; data.quote=null takes quotation marks as text" if form.quote else ""
+            stream.seek(0)
+            header = stream.readline(LONGEST_LINE)
+            if reader.line_num == 1 or separator_of(path, form) not in header:
+                header = header.replace(separator_of(path, form), "")
+                hint = suggest_separator(header) or hint
+            raise ValueError(f"line {reader.line_num}: {error}{hint}") from error
+
+
+def _put_back(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _csv_rows(
+    names: Sequence[str], records: Iterator[tuple[int, list[str]]]
+) -> Iterator[Mapping[str, str]]:
+    for line, cells in records:
+        if len(cells) > len(names) and any(cells[len(names) :]):
+            many = f"line {line} has more cells ({len(cells)}) than columns ({len(names)})"
+            hint = suggest_separator(names[0]) if len(names) == 1 else ""
+            raise ValueError(many + (hint or "; a cell with a separator in it is put in quotes"))
+        yield dict(zip(names, cells, strict=False))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Column names; the second `text` is `text.1`."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for name in names:
+        count = seen.get(name, 0)
+        seen[name] = count + 1
+        distinct.append(f"{name}.{count}" if count else name)
+    return distinct
+
+
+def _json_rows(path: Path, form: Format) -> Iterator[Mapping[str, Any]]:
+    """The rows of a file that is an array, or has a line for each."""
+    with _open_text(path, form) as stream:
+        begin = stream.read(_PIECE)
+        while begin and not begin.strip():
+            begin = stream.read(_PIECE)
+        stream.seek(0)
+        is_array = begin.lstrip().startswith("[")
+        values = _array_values(stream) if is_array else _line_values(stream)
+        for place, value in values:
+            if not isinstance(value, dict):
+                raise ValueError(f"{place}: {value!r:.40} is no object with columns")
+            yield value
+
+
+def _line_values(stream: TextIO) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(_lines(stream), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            except RecursionError as error:
+                raise ValueError(f"line {number}: a value is nested too deeply") from error
+
+
+def _array_values(stream: TextIO) -> Iterator[tuple[str, Any]]:
+    """The items of a JSON array, without the whole of it in memory."""
+    decoder = json.JSONDecoder()
+    text = _skip_space("", stream)[1:]
+    number = 0
+    text = _skip_space(text, stream)
+    while not (number == 0 and text.startswith("]")):
+        try:
+            value, end = decoder.raw_decode(text)
+        except RecursionError as error:
+            raise ValueError(f"row {number}: a value is nested too deeply") from error
+        except json.JSONDecodeError as error:
+            if len(text) > LONGEST_LINE:
+                raise ValueError(f"a row has more than {LONGEST_LINE:,} characters") from None
+            if not (more := stream.read(max(_PIECE, len(text)))):
+                raise ValueError(f"row {number}: {error.msg}") from error
+            text += more
+            continue
+        yield f"row {number}", value
+        number += 1
+        text = _skip_space(text[end:], stream)
+        if text.startswith("]"):
+            break
+        if not text.startswith(","):
+            raise ValueError(f"after row {number - 1}: expected ',' or ']', got {text[:20]!r}")
+        text = _skip_space(text[1:], stream)
+    if rest := _skip_space(text[1:], stream):
+        raise ValueError(f"after the array: {rest[:20]!r}; a file is one array, or a row a line")
+
+
+def _skip_space(text: str, stream: TextIO) -> str:
+    """What comes after white space, read on where a text has no more; "" at the end."""
+    text = text.lstrip()
+    while not text and (text := stream.read(_PIECE)):
+        text = text.lstrip()
+    return text
+
+
+def _parquet_table(path: Path, columns: Sequence[str]) -> Table:
+    import pyarrow.parquet
+
+    parquet = pyarrow.parquet.ParquetFile(path)
+    schema = parquet.schema_arrow
+    wanted = _select_columns(schema.names, columns)
+    batches = parquet.iter_batches(batch_size=_BATCH, columns=wanted)
+    return Table(_batch_rows(batches), schema.names, class_names(schema))
+
+
+def _arrow_table(paths: Sequence[Path], columns: Sequence[str]) -> Table:
+    import pyarrow as pa
+
+    def open_arrow(path: Path) -> Any:
+        source = pa.memory_map(str(path))
+        try:
+            return pa.ipc.open_stream(source)
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(source)
+
+    def batches() -> Iterator[Any]:
+        for path in paths:
+            reader = open_arrow(path)
+            count = getattr(reader, "num_record_batches", None)
+            parts = reader if count is None else map(reader.get_batch, range(count))
+            for batch in parts:
+                selected = batch.select(_select_columns(batch.schema.names, columns))
+                for start in range(0, len(selected), _BATCH):
+                    yield selected.slice(start, _BATCH)
+
+    schema = open_arrow(paths[0]).schema
+    return Table(_batch_rows(batches()), schema.names, class_names(schema))
+
+
+def _select_columns(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Those of a table's columns that are read; of `answers.text` it is `answers`."""
+    heads = {column if column in names else column.partition(".")[0] for column in columns}
+    return [name for name in names if name in heads]
+
+
+def _batch_rows(batches: Iterator[Any]) -> Iterator[Mapping[str, Any]]:
+    for batch in batches:
+        yield from batch.to_pylist()
+
+
+def class_names(schema: Any) -> dict[str, Sequence[str]]:
+    """What `datasets` says in a file that the numbers of its columns stand for, by dotted names."""
+    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return dict(_class_names("", about.get("info", {}).get("features", {})))
+
+
+def _class_names(path: str, feature: Any) -> Iterator[tuple[str, Sequence[str]]]:
+    while isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature):
+        feature = feature[0] if isinstance(feature, list) else feature["feature"]
+    if not isinstance(feature, dict):
+        return
+    if feature.get("_type") == "ClassLabel":
+        yield path, feature["names"]
+    elif not isinstance(feature.get("_type"), str):
+        for name, part in feature.items():
+            yield from _class_names(f"{path}.{name}".lstrip("."), part)
+
+
+_SETTLED_SECONDS = 2.0
+"""A file that was changed a moment ago may change again within one tick of its file system's clock:
+its times do not tell yet."""
+
+_FILES = 256
+"""Digests that are remembered."""
+
+
+def file_sha256(path: Path) -> str:
+    """In hexadecimal. Planning asks for each stage that reads the file, and running twice more:
+    of 5 GB each time would take some 5 to 15 s.
+
+    A file counts as the same while its inode, size, and times of content and of status are; the
+    last no program can set.
+    """
+    about = path.stat()
+    place = str(path.resolve())
+    changed = max(about.st_mtime, about.st_ctime)
+    if time.time() - changed < _SETTLED_SECONDS:  # or in the future, of a clock that jumped
+        return _read(place)
+    known = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    return _remembered(place, known)
+
+
+@lru_cache(_FILES)
+def _remembered(place: str, _: tuple[int, ...]) -> str:
+    return _read(place)
+
+
+def _read(place: str) -> str:
+    with Path(place).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,254 @@
+"""The Hugging Face hub: which commit a name stands for, and small files of it. No models here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from compressor.core.errors import Unreachable
+from compressor.core.failures import told
+from compressor.core.files import file_digest, write_text
+
+Kind = Literal["model", "dataset"]
+SILENCE_SECONDS = 60.0
+"""How long a hub may say nothing."""
+
+
+@cache
+def commit(repository: str, revision: str, kind: Kind) -> str:
+    """The commit that `revision` of `repository` stands for: asked of the hub, or of its cache.
+
+    Raises Unreachable where neither knows, ValueError where the hub says there is no such thing.
+    """
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    why = ""
+    if not HF_HUB_OFFLINE:
+        try:
+            api = HfApi()
+            ask = api.model_info if kind == "model" else api.dataset_info
+            sha = ask(repository, revision=revision, timeout=5).sha
+            assert sha is not None
+            _note(repository, revision, kind, sha)
+            return sha
+        except RepositoryNotFoundError as error:
+            raise ValueError(_not_found(repository, kind, error)) from error
+        except HfHubHTTPError as error:
+            if _status(error) == 404:
+                raise ValueError(f"{repository!r} has no revision {revision!r}") from error
+            why = _reason(error)
+        except Exception as error:
+            if not _is_of_network(error):
+                raise
+            why = _reason(error)  # the cache below may know
+    cached = _reference(repository, revision, kind)
+    if cached.is_file():
+        return cached.read_text().strip()
+    raise Unreachable(
+        f"{kind} {repository!r} is not on this machine and the hub cannot be reached from here{why}"
+    )
+
+
+def file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path:
+    """One file of a commit, from the cache or downloaded, with the content that the hub names.
+
+    Raises Unreachable, FileNotFoundError.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        with unreachable(f"{name} of {repository!r}"):
+            _knock(repository, name, commit_hash, kind)
+            path = hf_hub_download(
+                repository, name, revision=commit_hash, repo_type=kind, etag_timeout=5
+            )
+    except LocalEntryNotFoundError as error:
+        raise Unreachable(
+            f"{name} of {repository!r} is not on this machine and the hub cannot be reached"
+            f"{_reason(error.__cause__)}"
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(f"{repository!r} has no file {name!r}") from error
+    require_whole([Path(path)], repository)
+    return Path(path)
+
+
+@cache
+def find_file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path | None:
+    """`file`, asked for once a process; None where the commit has none. Raises Unreachable."""
+    try:
+        return file(repository, name, commit_hash, kind)
+    except FileNotFoundError:
+        return None
+
+
+def files(repository: str, commit_hash: str, patterns: Sequence[str]) -> Path:
+    """A folder with a model's files of these patterns, each with the content that the hub names.
+
+    What is in the cache is not fetched again, but looked at. Raises Unreachable.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        with unreachable(repr(repository)):
+            _bound_waits()
+            found = snapshot_download(
+                repository, revision=commit_hash, allow_patterns=list(patterns), etag_timeout=5
+            )
+    except LocalEntryNotFoundError as error:
+        raise Unreachable(
+            f"{repository!r} is not whole on this machine and the hub cannot be reached"
+            f"{_reason(error.__cause__)}"
+        ) from error
+    named = (path for path in Path(found).rglob("*") if path.is_file())
+    require_whole(
+        [path for path in named if any(fnmatch(path.name, each) for each in patterns)], repository
+    )
+    return Path(found)
+
+
+def _bound_waits() -> None:
+    """Have requests without a time limit of their own end: the hub's library waits for ever."""
+    from huggingface_hub.utils._http import get_session
+
+    get_session().timeout = SILENCE_SECONDS
+
+
+def _knock(repository: str, name: str, commit_hash: str, kind: Kind) -> None:
+    """Ask for a file that is not in the cache, once: of a hub that is silent the library itself
+    asks six times, a minute each.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    _bound_waits()
+    cached = try_to_load_from_cache(repository, name, revision=commit_hash, repo_type=kind)
+    if not HF_HUB_OFFLINE and not isinstance(cached, str):
+        url = hf_hub_url(repository, name, revision=commit_hash, repo_type=kind)
+        get_hf_file_metadata(url, timeout=5)
+
+
+def require_whole(paths: Sequence[Path], repository: str) -> None:
+    """Raise Unreachable, and take files out of the cache, whose content is not what the hub named.
+
+    The cache calls a file by what the hub says its content is: SHA-256, or git's SHA-1 of a small
+    one. Neither the hub's own library nor a later run would look at it again.
+    """
+    damaged = [path for path in paths if not _is_whole(path)]
+    for path in damaged:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise Unreachable(
+            f"{names} of {repository!r} came damaged, or was damaged in {damaged[0].parent}; it is "
+            "removed from there, and the same command fetches it again"
+        )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a cached file has the content that its name there tells, where that tells any."""
+    named = path.resolve()
+    if named.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", named.name):
+        return True  # a copy, where a file system has no links
+    if len(named.name) == 64:
+        return file_digest(named) == named.name
+    content = named.read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    return git.hexdigest() == named.name
+
+
+@contextmanager
+def unreachable(what: str) -> Iterator[None]:
+    """Turn what the network does to a download into Unreachable. What is not there stays an error
+    of its own: FileNotFoundError, or the hub's answer 404.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        raise
+    except HfHubHTTPError as error:
+        if _status(error) == 404:
+            raise
+        raise Unreachable(f"{what} could not be fetched{_reason(error)}") from error
+    except Exception as error:
+        short = told(error)  # a full disk or a read-only cache is no fault of the network
+        if short is not None:
+            raise Unreachable(f"{what} could not be stored: {short}") from error
+        if not _is_of_network(error):
+            raise
+        raise Unreachable(f"{what} could not be fetched{_reason(error)}") from error
+
+
+def _is_of_network(error: Exception) -> bool:
+    """The HTTP library's own errors are not OSErrors; a file of another size than told is one."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or library in {"httpx", "httpx2", "httpcore", "httpcore2"}
+
+
+def _status(error: Exception) -> int | None:
+    response = getattr(error, "response", None)
+    return None if response is None else int(response.status_code)
+
+
+def _reason(error: BaseException | None) -> str:
+    """What is known of it, to stand behind a sentence; nothing where nothing is."""
+    if error is None:
+        return ""
+    status = _status(error) if isinstance(error, Exception) else None
+    if status is not None:
+        hint = {
+            401: ": log in with `hf auth login`",
+            403: ": this login may not read it",
+            429: ": too many requests; wait a while",
+        }
+        return f" (it answered {status}{hint.get(status, '')})"
+    lines = str(error).strip().splitlines()
+    return f" ({lines[0] if lines else type(error).__name__})"
+
+
+def _not_found(repository: str, kind: Kind, error: Exception) -> str:
+    from huggingface_hub.errors import GatedRepoError
+
+    login = "log in with `hf auth login`"
+    if isinstance(error, GatedRepoError):
+        return f"the {kind} {repository!r} is gated: accept its terms on the hub, and {login}"
+    private = f", or it is private: then {login}" if _status(error) in (401, 403) else ""
+    return f"the hub has no {kind} {repository!r}{private}"
+
+
+def _reference(repository: str, revision: str, kind: Kind) -> Path:
+    """Where the cache tells of a branch's or tag's commit."""
+    return _cache_folder(repository, kind) / "refs" / revision
+
+
+def _note(repository: str, revision: str, kind: Kind, sha: str) -> None:
+    """Have the cache tell of a commit as it does of what is fetched by a branch's name, so that the
+    same command needs no network. A commit that is not there takes no other's place.
+    """
+    reference = _reference(repository, revision, kind)
+    known = _cache_folder(repository, kind) / "snapshots" / sha
+    if known.is_dir() or not reference.is_file():
+        with suppress(OSError):  # of a cache that cannot be written
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_text(reference, sha)
+
+
+def _cache_folder(repository: str, kind: Kind) -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}"

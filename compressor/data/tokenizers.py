@@ -1,0 +1,219 @@
+"""A tokenizer's JSON with fewer pieces. Neither the data's rows nor the model are known here.
+
+The ids of what stays are renumbered in their old order. Three models are understood, as the
+`tokenizers` library writes them: Unigram (T5), BPE (byte-level or not) and WordPiece (BERT).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+KINDS = ("Unigram", "BPE", "WordPiece")
+
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class Vocabulary:
+    """The pieces in a tokenizer's JSON, and what each of them needs beside it.
+
+    Raises ValueError for a model that is none of `KINDS`.
+    """
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.document, self.model = document, document["model"]
+        self.kind = str(self.model.get("type"))
+        if self.kind not in KINDS:
+            raise ValueError(f"cannot trim a {self.kind} tokenizer, only {', '.join(KINDS)}")
+        self.added: dict[str, int] = {t["content"]: t["id"] for t in document["added_tokens"]}
+        vocab = self.model["vocab"]
+        self.own: dict[str, int] = (
+            {piece: index for index, (piece, _) in enumerate(vocab)}
+            if self.kind == "Unigram"
+            else dict(vocab)
+        )
+        self.ids = self.own | self.added
+        self.pieces = {index: piece for piece, index in self.ids.items()}
+        self._parts = self._merged_from()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def always(self, *, characters: bool, sentinels: bool) -> set[int]:
+        """Ids that stay whatever the rows say: special tokens, bytes, and what decides of others.
+
+        `characters`: every piece of one character too, so that other text in them still encodes.
+        `sentinels`: T5's `<extra_id_…>` too, which only its pretraining reads.
+        """
+        kept = {
+            index for token, index in self.added.items() if sentinels or not _SENTINEL.match(token)
+        }
+        unknown = self.model.get("unk_token")
+        if unknown in self.ids:
+            kept.add(self.ids[unknown])
+        if self.kind == "Unigram":
+            if self.model["unk_id"] is not None:
+                kept.add(self.model["unk_id"])
+            # A character that is no piece costs 10 less than the lowest score of all pieces: as
+            # long as that piece stays, no split of a text gets better than it was.
+            scores = [score for _, score in self.model["vocab"]]
+            kept.add(scores.index(min(scores)))
+        if self.model.get("byte_fallback"):
+            kept |= {index for piece, index in self.own.items() if _BYTE.fullmatch(piece)}
+        if characters or _is_byte_level(self.document):
+            kept |= {index for piece, index in self.own.items() if len(self._bare(piece)) == 1}
+        return kept
+
+    def with_parts(self, ids: Iterable[int]) -> set[int]:
+        """`ids` and, in BPE, every piece that a merge on the way to one of them joins.
+
+        With all of them, a text whose pieces are kept is merged step for step as it was: no merge
+        that it took is gone, and none has come before another.
+        """
+        found, left = set[int](), list(ids)
+        while left:
+            index = left.pop()
+            if index not in found:
+                found.add(index)
+                left += self._parts.get(index, ())
+        return found
+
+    def only(self, kept: set[int]) -> tuple[dict[str, Any], list[int]]:
+        """(the JSON with only `kept`, their old ids in the order of the new ones).
+
+        `kept` holds its own parts. The model's own pieces come first, then the added tokens that
+        it lacks, as the `tokenizers` library numbers them.
+        """
+        own = set(self.own.values())
+        order = sorted(kept & own) + sorted(kept - own)
+        new = {old: index for index, old in enumerate(order)}
+        # The deep parts (thousands of pieces, a charsmap) that do not change need no copy.
+        document = {**self.document, "model": dict(self.model)}
+        model = document["model"]
+        if self.kind == "Unigram":
+            model["vocab"] = [self.model["vocab"][old] for old in order if old in own]
+            if model["unk_id"] is not None:
+                model["unk_id"] = new[model["unk_id"]]
+        else:
+            model["vocab"] = {self.pieces[old]: new[old] for old in order if old in own}
+        if self.kind == "BPE":
+            model["merges"] = [
+                merge
+                for merge in self.model["merges"]
+                if self.ids.get(self._joined(*_pair(merge))) in new
+            ]
+        document["added_tokens"] = [
+            {**token, "id": new[token["id"]]}
+            for token in self.document["added_tokens"]
+            if token["id"] in new
+        ]
+        for part in ("post_processor", "padding"):
+            document[part] = self._renumbered(copy.deepcopy(self.document[part]), new)
+        return document, order
+
+    def _bare(self, piece: str) -> str:
+        """A piece without what marks that it goes on, or ends, a word."""
+        prefix = self.model.get("continuing_subword_prefix") or ""
+        suffix = self.model.get("end_of_word_suffix") or ""
+        return piece.removeprefix(prefix).removesuffix(suffix) or piece
+
+    def _joined(self, left: str, right: str) -> str:
+        return left + right.removeprefix(self.model.get("continuing_subword_prefix") or "")
+
+    def _merged_from(self) -> dict[int, list[int]]:
+        """Id → ids of both parts of each merge that makes it; nothing but for BPE."""
+        parts: dict[int, list[int]] = {}
+        for merge in self.model.get("merges") or ():
+            left, right = _pair(merge)
+            made = self.ids[self._joined(left, right)]
+            parts.setdefault(made, []).extend((self.ids[left], self.ids[right]))
+        return parts
+
+    def _renumbered(self, node: Any, new: Mapping[int, int]) -> Any:
+        """A post-processor or padding with the new ids; both name each token beside its id."""
+        if isinstance(node, list):
+            if len(node) == 2 and isinstance(node[0], str) and node[1] == self.ids.get(node[0]):
+                return [node[0], new[node[1]]]  # Bert's and Roberta's ["[SEP]", 102]
+            return [self._renumbered(item, new) for item in node]
+        if isinstance(node, dict):
+            node = {key: self._renumbered(value, new) for key, value in node.items()}
+            if "ids" in node and "tokens" in node:  # TemplateProcessing's special tokens
+                node["ids"] = [new[index] for index in node["ids"]]
+            if "pad_id" in node:
+                node["pad_id"] = new.get(node["pad_id"], 0)
+        return node
+
+
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    """A merge is "a b" in old files, ["a", "b"] in new ones."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _is_byte_level(document: Mapping[str, Any]) -> bool:
+    """Whether texts come to the model as bytes, each written as one character."""
+
+    def types(node: Any) -> Iterable[str]:
+        if isinstance(node, dict):
+            yield str(node.get("type"))
+            for value in node.values():
+                yield from types(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from types(value)
+
+    return "ByteLevel" in types([document["pre_tokenizer"], document["decoder"]])
+
+
+SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
+"""In the order of their ids: 0, 1 and 2, as in T5."""
+
+_BYTES = 256
+
+_NO_LIMIT = 10**30  # what transformers itself writes for "no maximum"
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with at most `vocab_size` tokens, special ones included.
+
+    The same texts in the same order give the same tokenizer. Any text is encoded without
+    `<unk>`, ends with `</s>`, and decodes (special tokens skipped) to exactly what it was.
+    Raises ValueError where `vocab_size` cannot hold the 256 bytes and the special tokens.
+    """
+    # Imported here: the two take seconds, and a plan only needs this module's name.
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    smallest = _BYTES + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size is {vocab_size}; it must be at least {smallest}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    pad, eos, unk = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        eos_token=eos,
+        unk_token=unk,
+        model_max_length=_NO_LIMIT,
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,264 @@
+"""Walks a plan: what the store has is used, the rest is run and committed. No stage's own work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.core import failures, machine
+from compressor.core.display import METRICS
+from compressor.core.errors import DamagedArtifact, StageError, Stopped, Unreachable
+from compressor.core.files import write_traceback
+from compressor.core.numbers import require_finite_metrics
+from compressor.core.packages import versions
+from compressor.core.progress import Progress
+from compressor.core.redaction import redact
+from compressor.engine import launcher, worker
+from compressor.engine.plan import Node, Plan
+from compressor.engine.run_folder import Run
+from compressor.engine.store.store import Store, writer_lock
+from compressor.stages.base import SIZES, Context, Inputs, oom_hint
+from compressor.training.launch_config import Processes, processes
+
+_COUNTED = {
+    "parameters": "parameters",
+    "tensor_bytes": "bytes of weights",
+    "masked": "pruned entries",
+}
+"""What a plan and a run both count of a model → how messages call it."""
+
+
+class Engine:
+    """Runs one plan on one store, into one run directory."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        run: Run,
+        progress: Progress,
+        *,
+        session: launcher.Session | None = None,
+    ) -> None:
+        """`session`: of a run on several machines."""
+        self.plan, self.store, self.run, self.progress = plan, store, run, progress
+        self.session = session
+        self._verified: set[str] = set()
+        self._told_of: set[str] = set()
+        """Damaged artifacts of which a person knows."""
+
+    def execute(self) -> None:
+        """Bring every node into the store. Raises StageError at the first that fails, and Stopped
+        where the progress' `watch` does.
+        """
+        for node in self.plan.nodes:
+            started = time.monotonic()
+            self.progress.event("stage_started", name=node.name, key=node.key)
+            try:
+                manifest, cached = self._ensure(node)
+            except Stopped:
+                raise
+            except Exception as error:  # what a library raises; the cause is kept
+                reason = self._reason(node, error)
+                self.progress.event("stage_failed", name=node.name, error=reason)
+                raise StageError(f"stage {node.name!r}: {reason}") from error
+            seconds = time.monotonic() - started
+            self.run.add(node, manifest, cached=cached, seconds=seconds)
+            self._tell(node, manifest, cached=cached, seconds=round(seconds, 3))
+
+    def _reason(self, node: Node, error: Exception) -> str:
+        """Why a stage failed, in a line or, where a process's log is shown, a few."""
+        known = isinstance(error, StageError | Unreachable)
+        cause = error.__cause__ if known else error
+        short = None if cause is None else failures.told(cause, self.store.folder)
+        if cause is not None and short is not None and failures.is_of_memory(cause):
+            short += oom_hint(node.stage)
+        if known:
+            return f"{error} ({short})" if short is not None else str(error)
+        if short is not None:
+            return short
+        reason = failures.describe_error(error)
+        report = self.run.folder / "error.txt"
+        return f"{reason} (see {report})" if write_traceback(report, error) else reason
+
+    def _tell(
+        self, node: Node, manifest: Mapping[str, Any], *, cached: bool, seconds: float
+    ) -> None:
+        model, metrics = manifest["model"], manifest["metrics"]
+        told: dict[str, Any] = {name: model[name] for name in ("parameters", "nonzero_ratio")}
+        told["metrics"] = {name: metrics[name] for name in METRICS if metrics.get(name) is not None}
+        if (losses := metrics.get("validation_losses")) is not None:
+            told["validation_losses"] = losses
+        self.progress.event("stage_ended", name=node.name, cached=cached, seconds=seconds, **told)
+
+    def _ensure(self, node: Node) -> tuple[dict[str, Any], bool]:
+        """The manifest of a node, and whether it was in the store already."""
+        assert node.key is not None, "a plan with an unreachable part is refused before it runs"
+        if (there := self._usable(node, node.key)) is not None:
+            _require_as_planned(node, there["model"])
+            self.store.mark_used(node.key)
+            self.store.forget_committed(node.key)
+            return there, True
+        others = f"{node.name}: another process makes this; waiting for it"
+        with self.store.lock(node.key, lambda: self.progress.say(others)):
+            if (there := self._usable(node, node.key)) is not None:
+                _require_as_planned(node, there["model"])
+                return there, True
+            if (aside := self.store.set_aside(node.key)) is not None:
+                self.progress.say(f"{node.name}: damaged in the store, made again; see {aside}")
+            self._verify_inputs(node)
+            return self._make(node), False
+
+    def _usable(self, node: Node, key: str) -> dict[str, Any] | None:
+        """The manifest of an artifact that is there: whole by its sizes and, where it is what the
+        run hands to a person, by every byte.
+
+        What only other stages read is compared with its digests when one of them does.
+        """
+        if not self.store.has(key):
+            return None
+        if key not in self._verified and self._is_handed_over(node):
+            try:
+                self._verify(key, node.name)
+            except (DamagedArtifact, FileNotFoundError) as error:
+                if key not in self._told_of:  # it is looked at again under its lock
+                    self.progress.say(f"{node.name}: {error}")
+                self._told_of.add(key)
+                return None
+        try:
+            return self.store.manifest(key)
+        except FileNotFoundError:  # removed in the meantime
+            return None
+
+    def _is_handed_over(self, node: Node) -> bool:
+        """Whether a run links it as a result: scores and texts, an export, the last model."""
+        read = {name for each in self.plan.nodes for name in (each.model, *each.artifacts.values())}
+        return not node.stage.changes_model or node.name not in read
+
+    def _verify(self, key: str, name: str) -> None:
+        """Compare every file with its digest. Raises DamagedArtifact, FileNotFoundError."""
+        self.store.verify(key)
+        for strange in self.store.set_unlisted_aside(key):
+            self.progress.say(f"{name}: {strange} is none of its files, and is set aside")
+        self._verified.add(key)
+
+    def _verify_inputs(self, node: Node) -> None:
+        """Every byte that a stage will read is what was written; otherwise it is made again."""
+        for name in filter(None, (node.model, *node.artifacts.values())):
+            source = self.plan.node(name)
+            assert source.key is not None
+            if source.key in self._verified:
+                continue
+            try:
+                self._verify(source.key, name)
+            except (DamagedArtifact, FileNotFoundError) as error:
+                self.progress.say(f"{name}: {error}; made again")
+                with self.store.lock(source.key, lambda: None):
+                    self.store.set_aside_if_damaged(source.key)
+                self._ensure(source)
+            self._verified.add(source.key)
+
+    def _make(self, node: Node) -> dict[str, Any]:
+        """Run a stage in a folder of its own and commit it. A failure commits nothing."""
+        assert node.key is not None
+        # A worker that outlives a killed parent for a moment must have stopped writing.
+        with self.store.lock(writer_lock(node.key), lambda: None):
+            folder = self.store.begin(node.key)
+        recipe = self.plan.composed.recipe
+        context = Context(
+            folder=folder,
+            resume=self.store.resume_folder(node.key),
+            data=self.plan.data_for(node),
+            seed=recipe.seed,
+            launch=recipe.launch,
+            progress=self.progress,
+            run_folder=self.run.folder,
+            name=node.name,
+        )
+        started = time.monotonic()
+        try:
+            self.plan.require_unchanged(node)
+            model = self._run_stage(node, context)
+            _require_as_planned(node, model)
+            require_finite_metrics(context.metrics)
+            self.plan.require_unchanged(node)
+        except BaseException:
+            self.store.abandon(node.key)
+            raise
+        about = {
+            "stage": node.kind,
+            "name": node.name,
+            "key_parts": redact(node.key_parts),
+            "model": model,
+            "metrics": context.metrics,
+            "seconds": round(time.monotonic() - started, 3),
+            "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "frameworks": versions(),
+            "computed_with": self._computed_with(node, context),
+            "process": os.getpid(),
+        }
+        self._verified.add(node.key)
+        return self.store.commit(node.key, folder, about)
+
+    def _run_stage(self, node: Node, context: Context) -> dict[str, Any]:
+        """Run inline or in worker processes; what tables show of the model that comes out."""
+        inputs = Inputs(
+            self._folder(node.model),
+            {role: self.store.path(self._key(name)) for role, name in node.artifacts.items()},
+        )
+        started = self._processes(node, context)
+        if started.several:
+            model = launcher.launch(
+                node.kind, node.name, node.stage, inputs, context, started, self.session
+            )
+        else:
+            model = worker.run_stage(node.stage, inputs, context)
+        if model is not None:
+            return model
+        if node.model is None:
+            return dict.fromkeys(SIZES)
+        described: dict[str, Any] = self.store.manifest(self._key(node.model))["model"]
+        return {key: described[key] for key in SIZES} | context.sizes
+
+    def _processes(self, node: Node, context: Context) -> Processes:
+        is_torch = node.model is None or self.plan.node(node.model).backend == "torch"
+        together = node.stage.is_distributed and is_torch
+        return processes(context.launch) if together else Processes()
+
+    def _computed_with(self, node: Node, context: Context) -> dict[str, int]:
+        """What decides the order of sums, which no key holds: of a result its last bits."""
+        started = self._processes(node, context)
+        return {"processes": started.count, "threads": machine.threads(started.here)}
+
+    def _key(self, name: str) -> str:
+        key = self.plan.node(name).key
+        assert key is not None
+        return key
+
+    def _folder(self, name: str | None) -> Path | None:
+        return None if name is None else self.store.path(self._key(name))
+
+
+def _require_as_planned(node: Node, model: Mapping[str, Any]) -> None:
+    """Raise StageError where a model has other counts than its plan calls exact: the stages after
+    it were planned with those. What an earlier version has not counted is not compared.
+    """
+    facts = node.facts
+    if facts is None or not node.stage.changes_model or not facts.exact_size:
+        return
+    planned = {"parameters": facts.parameters, "tensor_bytes": facts.bytes}
+    if facts.exact:
+        planned["masked"] = sum(count for _, count in facts.masked)
+    wrong = [
+        f"{number:,} {_COUNTED[name]} were planned, {model[name]:,} were found"
+        for name, number in planned.items()
+        if model.get(name, number) != number
+    ]
+    if wrong:
+        raise StageError(
+            f"the model is not the one that was planned: {'; '.join(wrong)}. Give the same command "
+            "again; if it fails so once more, save the source as safetensors, which a plan can read"
+        )

@@ -1,0 +1,1 @@
+"""The content-addressed store of artifacts, and what keeps it sound and small."""

@@ -1,0 +1,242 @@
+"""Remove from a store what no run refers to, so that no run loses what it counts on.
+
+A run holds the store's `gc` lock while it writes down the keys of its plan. Under the same lock
+all runs are read here, and what none refers to is renamed: a run sees an artifact before it is
+gone for good or not at all. Files are deleted afterwards. A killed `gc` leaves no half artifact,
+and the next one empties the trash.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from compressor.core.errors import RecipeError
+from compressor.engine.store.references import References, find_outputs, read_references, writer_of
+from compressor.engine.store.store import GC_LOCK, Store, writer_lock
+from compressor.engine.store.survey import TRASH, Item, list_trash, measure_item, survey
+
+IN_USE = "in use by a process"
+
+_WRITING_SECONDS = 24 * 3600.0
+"""A temporary file that is older belongs to no process of any machine: writing takes seconds."""
+
+_AMOUNT = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?([A-Za-z]+)", re.ASCII)
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+_BYTES = {"b": 1} | {
+    f"{letter}{binary}b": (1024 if binary else 1000) ** power
+    for power, letter in enumerate("kmgtp", 1)
+    for binary in ("", "i")
+}
+
+_CENTURY = 100 * 366 * 86400.0
+
+_EXABYTE = 10**18
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be removed; without either limit, all that no run refers to."""
+
+    older_than: float | None = None
+    """Seconds since it was last used."""
+    max_size: int | None = None
+    """Bytes that the store may have: the longest unused go until then."""
+
+    @classmethod
+    def parse(cls, older_than: str | None, max_size: str | None) -> Limits:
+        """Read limits as a person writes them: `30d`, `20GB`. Raises RecipeError."""
+        age = size = None
+        if older_than is not None:
+            example = "a number and s, m, h, d or w, such as 30d"
+            age = _parse_amount("--older-than", older_than, _SECONDS, _CENTURY, example)
+        if max_size is not None:
+            example = "a number and a unit, such as 500MB or 20GB"
+            size = int(_parse_amount("--max-size", max_size, _BYTES, _EXABYTE, example))
+        return cls(age, size)
+
+
+def _parse_amount(
+    option: str, text: str, units: Mapping[str, int], limit: float, example: str
+) -> float:
+    match = _AMOUNT.fullmatch(text.strip())
+    unit = units.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise RecipeError(f"{option}: {text!r}: expected {example}")
+    if (amount := float(match[1]) * unit) > limit:
+        raise RecipeError(f"{option}: {text!r} is too large")
+    return amount
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether one thing is removed, and why."""
+
+    remove: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What was removed, and why."""
+
+    item: Item
+    why: str
+
+
+@dataclass
+class GcResult:
+    """What a `gc` did or, in a dry run, would do."""
+
+    removed: list[Removal] = field(default_factory=list)
+    kept: Counter[str] = field(default_factory=Counter)
+    """Why something stays → how many."""
+    failed: list[str] = field(default_factory=list)
+    """What could not be removed, with the system's reason."""
+    bytes_before: int = 0
+    largest: list[tuple[Path, int]] = field(default_factory=list)
+    """Runs and sweeps, and the bytes that each alone keeps; the largest first."""
+
+    @property
+    def bytes_freed(self) -> int:
+        return sum(map(_freed_bytes, (removal.item for removal in self.removed)))
+
+
+def _freed_bytes(item: Item) -> int:
+    return item.bytes if item.kind != "temporary" else 0  # which lies in a run's folder
+
+
+def collect_garbage(
+    store: Store, outputs: Path, limits: Limits, *, dry_run: bool, say: Callable[[str], None]
+) -> GcResult:
+    """Remove what no run needs. Raises StageError where what runs need cannot be known."""
+    if dry_run or not store.folder.is_dir():
+        return _collect(store, outputs, limits, Remover(store, dry_run=True))
+    waiting = "another process begins a run or collects in this store; waiting for it"
+    with store.lock(GC_LOCK, lambda: say(waiting)):
+        result = _collect(store, outputs, limits, Remover(store, dry_run=False))
+    result.failed += _empty_trash(store)
+    return result
+
+
+def _collect(store: Store, outputs: Path, limits: Limits, remover: Remover) -> GcResult:
+    references, items = read_references(store, find_outputs(store, outputs)), survey(store)
+    result = GcResult(bytes_before=sum(item.bytes for item in items))
+    items += [measure_item(path, "temporary") for path in references.temporary]
+    left, now = result.bytes_before, time.time()
+    for item in sorted(items, key=lambda item: (item.kind == "artifact", item.used)):
+        decision = decide(item, references, limits, left, now)
+        if not decision.remove:
+            result.kept[decision.why] += 1
+        elif (refusal := remover.remove(item)) is None:
+            result.removed.append(Removal(item, decision.why))
+            left -= _freed_bytes(item)
+        elif refusal == IN_USE:
+            result.kept[IN_USE] += 1
+        else:
+            result.failed.append(refusal)
+    result.largest = _rank_sole_users(items, references)
+    return result
+
+
+def decide(
+    item: Item, references: References, limits: Limits, store_bytes: int, now: float
+) -> Decision:
+    """Decide by runs, age and size whether one thing is removed."""
+    match item.kind:
+        case "trash":
+            return Decision(remove=True, why="an earlier gc was removing it")
+        case "lock":
+            return Decision(remove=True, why="nobody holds it")
+        case "unfinished":
+            return Decision(remove=True, why="a run that has ended left it half made")
+        case "temporary":
+            is_written = psutil.pid_exists(writer_of(item.path)) or item.age(now) < _WRITING_SECONDS
+            why = "being written" if is_written else "its process has ended"
+            return Decision(remove=not is_written, why=why)
+    if item.key in references.by_key:
+        return Decision(remove=False, why=f"{item.kind}s that runs name")
+    if limits.older_than is not None and item.age(now) < limits.older_than:
+        return Decision(remove=False, why="too young")
+    if limits.max_size is not None and store_bytes <= limits.max_size:
+        return Decision(remove=False, why="small enough already")
+    return Decision(remove=True, why="damaged" if item.kind == "damaged" else "no run names it")
+
+
+def _rank_sole_users(items: list[Item], references: References) -> list[tuple[Path, int]]:
+    """Give each run's and sweep's folder with the bytes that nothing else keeps."""
+    sizes: Counter[Path] = Counter()
+    for item in items:
+        owners = references.by_key.get(item.key or "", set())
+        if len(owners) == 1:
+            sizes[next(iter(owners))] += item.bytes
+    return sizes.most_common()
+
+
+@dataclass
+class Remover:
+    """Takes things out of a store at once, by a rename; what a process uses stays."""
+
+    store: Store
+    dry_run: bool
+
+    def remove(self, item: Item) -> str | None:
+        """Remove one thing, or only look whether it can be. Returns why not."""
+        names: tuple[str, ...] = ()
+        if item.kind == "lock":
+            names = (item.path.stem,)
+        elif item.key is not None:
+            names = (item.key, writer_lock(item.key))
+        try:
+            with ExitStack() as locks:
+                if not all(locks.enter_context(self._try_lock(name)) for name in names):
+                    return IN_USE
+                if not self.dry_run:
+                    self._take_out(item)
+        except OSError as error:
+            return f"{item.path}: {error.strerror or error}"
+        return None
+
+    @contextmanager
+    def _try_lock(self, name: str) -> Iterator[bool]:
+        if self.dry_run:
+            yield not self.store.is_locked(name)
+            return
+        with self.store.try_lock(name) as is_ours:
+            yield is_ours
+
+    def _take_out(self, item: Item) -> None:
+        if item.kind == "temporary":
+            item.path.unlink(missing_ok=True)
+        elif item.kind not in {"trash", "lock"}:  # `try_lock` removes the lock's file
+            item.path.rename(self.store.folder / f"{TRASH}{item.path.name}-{uuid.uuid4().hex}")
+
+
+def _empty_trash(store: Store) -> list[str]:
+    """Delete what was renamed. Returns what could not be deleted, and why."""
+    failed: list[str] = []
+
+    def note(_: object, path: str, error: BaseException) -> None:
+        if not isinstance(error, FileNotFoundError):  # another gc was quicker
+            failed.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+
+    for path in list_trash(store):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif sys.version_info >= (3, 12):
+            shutil.rmtree(path, onexc=note)
+        else:
+            shutil.rmtree(path, onerror=lambda what, path, error: note(what, path, error[1]))
+    return failed

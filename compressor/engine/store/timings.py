@@ -1,0 +1,98 @@
+"""Tell how long stages took before, from the store's manifests.
+
+A plan, and each point of a sweep, would open every manifest of a store: 10,000 files. So their
+seconds are cached in one file; where it is missing or damaged, manifests are read again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+from compressor.core.files import MANIFEST
+from compressor.engine.store.store import Store
+
+NOTES = "seconds.jsonl"
+"""The cache in the store: key, kind, name and seconds of an artifact a line."""
+_SPARE_NOTES = 1_000
+"""Notes of artifacts that are gone stay until they are so many, and most."""
+_Timing = tuple[str, str, float]
+"""A stage's kind, its name in the recipe, seconds."""
+
+
+class PlannedStage(Protocol):
+    """A stage as it was planned: a node, or what stays of it."""
+
+    @property
+    def key(self) -> str | None: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class StageTimings:
+    """Seconds that stages took before."""
+
+    by_key: Mapping[str, float]
+    by_name: Mapping[tuple[str, str], float]
+    """(stage's kind, its name in the recipe) → the median."""
+
+    @classmethod
+    def read(cls, store: Store) -> StageTimings:
+        """Read the timings of all artifacts, but of those that are damaged."""
+        path, keys = store.folder / NOTES, store.list_keys()
+        notes = _read_notes(path)
+        timings = {key: notes[key] for key in keys if key in notes}
+        new = {key: t for key in keys if key not in notes and (t := _read_timing(store, key))}
+        timings |= new
+        if len(notes) > 2 * len(keys) + _SPARE_NOTES:
+            _write_notes(path, timings, "w")
+        elif new:
+            _write_notes(path, new, "a")
+        by_name: dict[tuple[str, str], list[float]] = {}
+        for kind, name, seconds in timings.values():
+            by_name.setdefault((kind, name), []).append(seconds)
+        return cls(
+            {key: seconds for key, (_, _, seconds) in timings.items()},
+            {name: median(seconds) for name, seconds in by_name.items()},
+        )
+
+    def seconds(self, stage: PlannedStage) -> float | None:
+        """Give what this very stage took, or the median of those of its kind and name."""
+        typical = self.by_name.get((stage.kind, stage.name))
+        return typical if stage.key is None else self.by_key.get(stage.key, typical)
+
+
+def _read_timing(store: Store, key: str) -> _Timing | None:
+    """Read a manifest, if it is not damaged."""
+    try:
+        about = json.loads((store.path(key) / MANIFEST).read_text(encoding="utf-8"))
+        return str(about["stage"]), str(about["name"]), float(about["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read_notes(path: Path) -> dict[str, _Timing]:
+    """Read the cache, but for lines that two processes wrote into."""
+    notes: dict[str, _Timing] = {}
+    with suppress(OSError, UnicodeDecodeError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, TypeError):
+                key, kind, name, seconds = json.loads(line)
+                notes[str(key)] = (str(kind), str(name), float(seconds))
+    return notes
+
+
+def _write_notes(path: Path, timings: Mapping[str, _Timing], mode: str) -> None:
+    lines = [json.dumps([key, *timing]) + "\n" for key, timing in timings.items()]
+    with suppress(OSError), path.open(mode, encoding="utf-8") as stream:  # it is only a cache
+        stream.write("".join(lines))

@@ -1,0 +1,1 @@
+"""Score predictions, and measure time, memory and parity."""

@@ -1,0 +1,230 @@
+"""`predictions.csv`: written, read, and scored a second time. No models or decoding here."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.evaluation.rouge import RougeTokenizer
+
+_RISKY = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet may run a cell that begins so (OWASP, "CSV Injection")."""
+
+_CELL_LIMIT = 2**31 - 1
+"""Characters; the csv module's own limit of 131,072 is less than a long document."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One generated text: a row of the file, its fields the columns in their order."""
+
+    row: int
+    """Index in the evaluated split, from 0."""
+    max_length: int
+    """The most tokens that this decode was allowed."""
+    source: str
+    reference: str
+    prediction: str
+    tokens: int
+    """Tokens generated, counted as `gen_len` of transformers' `run_summarization.py` is."""
+    cut_off: bool
+    """True if it reached `max_length` without an end of sequence."""
+    other_references: tuple[str, ...] = ()
+    """Where a row has several, those after the first."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.reference, *self.other_references)
+
+
+COLUMNS = tuple(field.name for field in fields(Prediction))[:-1]
+OTHER_REFERENCE = "reference_"
+"""How the columns of other references begin; a number from 2 follows. An empty cell is none."""
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction], references: int = 1) -> None:
+    """Write `predictions`, of at most so many `references`, to `path`, whole or not at all, as
+    UTF-8.
+
+    Texts come back exactly from `read_predictions`; one that a spreadsheet would take for a
+    formula carries a leading apostrophe in the file.
+    """
+    others = [f"{OTHER_REFERENCE}{number}" for number in range(2, references + 1)]
+    write_table(path, (*COLUMNS, *others), (_cells(each, references) for each in predictions))
+
+
+def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Write a CSV to `path`, whole or not at all, as UTF-8."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The rows of a file that `write_predictions` wrote.
+
+    Raises ValueError, with the file, the line and the column, for anything else.
+    """
+    with records(path, COLUMNS) as lines:
+        return [
+            Prediction(
+                row=_integer(record, "row", where),
+                max_length=_integer(record, "max_length", where),
+                source=bare(record["source"]),
+                reference=bare(record["reference"]),
+                prediction=bare(record["prediction"]),
+                tokens=_integer(record, "tokens", where),
+                cut_off=_truth(record, "cut_off", where),
+                other_references=_other_references(record),
+            )
+            for where, record in lines
+        ]
+
+
+def score_predictions(
+    path: Path,
+    rows: dict[int | None, list[float]] | None = None,
+    tokenizer: RougeTokenizer | None = None,
+) -> dict[int | None, dict[str, Any]]:
+    """ROUGE of a predictions file for each `max_length` in it, ascending.
+
+    A value is `rouge.summarize_scores` plus `gen_len`, the mean of `tokens`, and `cut_off`, the
+    share of rows cut off, and `rouge.describe_tokenizer`. Any CSV with the columns `reference` and
+    `prediction` will do: without `max_length` there is one entry, under None; without `tokens` or
+    `cut_off`, no such value.
+    `rows`, where given, is filled: for each `max_length` each row's rougeLsum (F1), in the file's
+    order. Raises ValueError as `read_predictions` does, and for a file without rows.
+    """
+    from compressor.evaluation.rouge import (
+        choose_tokenizer,
+        describe_tokenizer,
+        score_rows,
+        summarize_scores,
+    )
+
+    groups: dict[int | None, list[tuple[str, tuple[str, ...], int | None, bool | None]]] = {}
+    same: dict[tuple[str, ...], tuple[str, ...]] = {}  # each limit has the references again
+    with records(path, ("reference", "prediction")) as lines:
+        for where, record in lines:
+            length = _integer(record, "max_length", where) if "max_length" in record else None
+            tokens = _integer(record, "tokens", where) if "tokens" in record else None
+            cut_off = _truth(record, "cut_off", where) if "cut_off" in record else None
+            references = (bare(record["reference"]), *_other_references(record))
+            texts = bare(record["prediction"]), same.setdefault(references, references)
+            groups.setdefault(length, []).append((*texts, tokens, cut_off))
+    if not groups:
+        raise ValueError(f"{path} has no rows to score")
+
+    scored: dict[int | None, dict[str, Any]] = {}
+    tokenizer = tokenizer or choose_tokenizer(row[1] for rows in groups.values() for row in rows)
+    for length in sorted(groups, key=lambda key: key or 0):
+        predictions, several, tokens_, cuts = zip(*groups[length], strict=True)
+        scores = score_rows(predictions, several, tokenizer)
+        summary = summarize_scores(scores) | describe_tokenizer(several, tokenizer)
+        if rows is not None:
+            rows[length] = scores["rougeLsum"][:, 2].tolist()
+        if None not in tokens_:
+            summary["gen_len"] = sum(tokens_) / len(tokens_)
+        if None not in cuts:
+            summary["cut_off"] = sum(cuts) / len(cuts)
+        scored[length] = summary
+    return scored
+
+
+def _cells(prediction: Prediction, references: int) -> list[str]:
+    *values, others = astuple(prediction)
+    values += [*others, *[""] * (references - 1 - len(others))]
+    return [guarded(value) if isinstance(value, str) else str(value).lower() for value in values]
+
+
+def _other_references(record: Mapping[str, str]) -> tuple[str, ...]:
+    names = [name for name in record if name.startswith(OTHER_REFERENCE)]
+    return tuple(bare(record[name]) for name in names if record[name])
+
+
+def guarded(text: str) -> str:
+    """A text as a cell that no spreadsheet takes for a formula; `bare` is the way back."""
+    # A text's own apostrophe gets another one, so that the way back is never a guess.
+    return f"'{text}" if text.startswith((*_RISKY, "'")) else text
+
+
+def bare(cell: str) -> str:
+    """The text of a cell that `guarded` made."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith((*_RISKY, "'")) else cell
+
+
+@contextmanager
+def records(
+    path: Path, required: tuple[str, ...]
+) -> Iterator[Iterator[tuple[str, dict[str, str]]]]:
+    """The records of the CSV at `path`, each with "file, line n" for messages."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; expected a CSV with {', '.join(required)}")
+    limit = csv.field_size_limit(_CELL_LIMIT)
+    try:
+        # utf-8-sig: a file that went through a spreadsheet begins with a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            try:
+                _check_columns(path, tuple(reader.fieldnames or ()), required)
+                yield _complete(path, reader)
+            except csv.Error as error:
+                raise ValueError(f"{path}, line {reader.reader.line_num}: {error}") from error
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _complete(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    columns = list(reader.fieldnames or ())
+    for record in reader:
+        where = f"{path}, line {reader.line_num}"
+        # DictReader files surplus cells under None, and fills missing ones with None.
+        if None in record or None in record.values():
+            raise ValueError(f"{where}: expected {len(columns)} cells, for {', '.join(columns)}")
+        yield where, record
+
+
+def _check_columns(path: Path, columns: tuple[str, ...], required: tuple[str, ...]) -> None:
+    missing = [name for name in required if name not in columns]
+    if not missing:
+        return
+    asked = []
+    for name in missing:
+        near = difflib.get_close_matches(name, columns, n=1)
+        asked.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    there = ", ".join(map(repr, columns)) or "none"
+    raise ValueError(f"{path} has no column {', '.join(asked)}; its columns: {there}")
+
+
+def _integer(record: dict[str, str], column: str, where: str) -> int:
+    try:
+        return int(record[column])
+    except ValueError:
+        raise ValueError(
+            f"{where}: {column!r} is {record[column]!r}, expected a whole number"
+        ) from None
+
+
+def _truth(record: dict[str, str], column: str, where: str) -> bool:
+    cell = record[column].strip().lower()
+    if cell not in ("true", "false", "1", "0"):
+        raise ValueError(f"{where}: {column!r} is {record[column]!r}, expected true or false")
+    return cell in ("true", "1")

@@ -1,0 +1,288 @@
+"""ROUGE with per-row scores and their uncertainty. No files, models or network here.
+
+`score_rows` does the work; `Rouge` is the same behind the interface of an `evaluate.Metric`, for
+code that takes one, and is made only when asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from compressor.data.truncation import sentences
+from compressor.evaluation.bootstrap import bootstrap_interval
+from compressor.evaluation.words import split_words
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Scores = NDArray[np.float64]
+
+NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+SCORERS = ("rouge_score", "nltk")
+"""The packages that do the counting."""
+
+MEASURES = ("precision", "recall", "f1")
+"""The columns of the arrays of `score_rows`."""
+
+KEYS = tuple(f"{name}{end}" for name in NAMES for end in ("_precision", "_recall", ""))
+"""What `summarize_scores` calls the means; F1 goes by the bare name."""
+
+Reference = str | Sequence[str]
+"""What a row is scored by: one text, or several of which the best counts."""
+
+RougeTokenizer = Literal["english", "unicode"]
+
+RougeTokenizerSetting = Annotated[
+    RougeTokenizer | None,
+    Field(
+        description="What ROUGE's words are. english: runs of a-z and 0-9, stemmed; unicode: words "
+        "of any script, or characters where it has no spaces. Default: unicode where clearly more "
+        "than 0.5 % of the references' letters are not ASCII."
+    ),
+]
+
+BEYOND_ASCII = 0.005
+"""Share of letters that are not ASCII: Italian has 1.1 %, German 1.7 %, French 3 %; English, with
+the names and loanwords of newspapers, 0.1 %."""
+
+_NO_LETTER = re.compile(r"[\W_]+")
+
+
+class _English:
+    """rouge_score's own tokenizer with the Porter stemmer, remembering stems (a third faster)."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped]  # no types
+
+        self.stem = functools.lru_cache(maxsize=2**16)(PorterStemmer().stem)
+
+    def tokenize(self, text: str) -> list[str]:
+        from rouge_score import tokenize  # type: ignore[import-untyped]  # no types
+
+        tokens: list[str] = tokenize.tokenize(text, self)
+        return tokens
+
+
+class _Unicode:
+    """The words of any script, as they are written."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return split_words(text)
+
+
+@functools.cache
+def _tokenizer(name: RougeTokenizer) -> _English | _Unicode:
+    return _English() if name == "english" else _Unicode()
+
+
+@functools.cache
+def _scorer(tokenizer: RougeTokenizer) -> Any:
+    from rouge_score.rouge_scorer import (  # type: ignore[import-untyped]  # no types
+        RougeScorer,
+    )
+
+    return RougeScorer(NAMES, tokenizer=_tokenizer(tokenizer))
+
+
+def _texts_of(reference: Reference) -> Sequence[str]:
+    return [reference] if isinstance(reference, str) else reference
+
+
+def choose_tokenizer(references: Iterable[Reference]) -> RougeTokenizer:
+    """Choose ROUGE's tokenizer for an evaluation: `english` where nearly all letters are ASCII.
+
+    Looks at the references alone, so that all models that are scored on them are scored alike.
+    """
+    total = beyond_ascii = 0
+    for text in (text for reference in references for text in _texts_of(reference)):
+        letters = _NO_LETTER.sub("", unicodedata.normalize("NFC", text))
+        total += len(letters)
+        beyond_ascii += len(letters) - len(letters.encode("ascii", "ignore"))
+    expected = BEYOND_ASCII * total
+    # Two standard deviations more, so that one "café" in a line or two of English changes nothing.
+    return "unicode" if beyond_ascii > expected + 2 * math.sqrt(expected) else "english"
+
+
+def describe_tokenizer(
+    references: Iterable[Reference], tokenizer: RougeTokenizer
+) -> dict[str, Any]:
+    """Name the tokenizer, and count the references with text but no word (`wordless`).
+
+    Such a reference scores 0 whatever is predicted.
+    """
+    tokenize = _tokenizer(tokenizer).tokenize
+    wordless = sum(
+        all(text.strip() and not tokenize(text) for text in _texts_of(reference))
+        for reference in references
+    )
+    return {"rouge_tokenizer": tokenizer} | ({"wordless": wordless} if wordless else {})
+
+
+def warn_of_wordless(metrics: Mapping[str, Any]) -> str | None:
+    """Say how many references no prediction can match, where `describe_tokenizer` counted any."""
+    if not metrics.get("wordless"):
+        return None
+    name = metrics["rouge_tokenizer"]
+    cure = (
+        "; `rouge_tokenizer: unicode` knows the words of all scripts" if name == "english" else ""
+    )
+    return (
+        f"{metrics['wordless']} of {metrics['count']} references have no word that ROUGE's "
+        f"tokenizer {name!r} knows, and score 0{cure}"
+    )
+
+
+def score_rows(
+    predictions: Sequence[str],
+    references: Sequence[Reference],
+    tokenizer: RougeTokenizer | None = None,
+) -> dict[str, Scores]:
+    """Score each prediction against its reference; of several, each of `NAMES` takes the best F1.
+
+    Returns, for each of `NAMES`, a float64 array of shape (rows, 3): precision, recall, F1, in
+    0..1. `english` words are lower-cased and stemmed (Porter), as `evaluate`'s `use_stemmer=True`
+    does; `unicode` ones are those of `split_words`; None: `choose_tokenizer` of the references.
+    rougeLsum is over sentences, found by `sentences` on both sides. Where either text has no
+    word, all is 0. Raises ValueError if the two differ in length.
+    """
+    import numpy as np
+
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
+    scorer = _scorer(tokenizer or choose_tokenizer(references))
+    scores = {name: np.zeros((len(predictions), len(MEASURES))) for name in NAMES}
+    for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        # Only rougeLsum sees the line ends; the other three take them for spaces.
+        targets = ["\n".join(sentences(text)) for text in _texts_of(reference)]
+        found = scorer.score_multi(targets, "\n".join(sentences(prediction)))
+        for name in NAMES:
+            scores[name][row] = found[name]
+    return scores
+
+
+def retention(student: float, teacher: float) -> float | None:
+    """`student / teacher`: the share of the teacher's score that is left; above 1 is better.
+
+    None where the teacher scored 0, since there was nothing to keep.
+    """
+    return student / teacher if teacher else None
+
+
+def closeness(student: float, teacher: float) -> float:
+    """`1 - |teacher - student|`, which "Compressing T5 models" (Ziade 2024) calls accuracy.
+
+    It flatters: scores lie in a narrow band near 0.3, so a difference can hardly be large. 0.30
+    against a teacher's 0.38 gives 0.92 though a fifth is lost, a student that outputs nothing at
+    all gets 0.62, and one that beats its teacher is punished. Read `retention` beside it.
+    """
+    return 1 - abs(teacher - student)
+
+
+def summarize_scores(
+    rows: Mapping[str, Scores], *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """The means of what `score_rows` returned, ready for JSON, in 0..1 at full precision.
+
+    `{"count": rows, "rouge1": F1, "rouge1_precision": …, "rouge1_recall": …, …,
+    "intervals": {"rouge1": [low, high], …}}`; an interval is `bootstrap_interval`'s, of F1.
+    Raises ValueError for no rows: they have no mean.
+    """
+    if not all(len(scores) for scores in rows.values()):
+        raise ValueError("there are no rows to score")
+    summary: dict[str, Any] = {"count": min(map(len, rows.values()))}
+    for name, scores in rows.items():
+        precision, recall, f1 = map(float, scores.mean(0))
+        summary |= {name: f1, f"{name}_precision": precision, f"{name}_recall": recall}
+    summary["intervals"] = {
+        name: list(bootstrap_interval(scores[:, 2], level=level, resamples=resamples, seed=seed))
+        for name, scores in rows.items()
+    }
+    return summary
+
+
+def score_texts(
+    predictions: Sequence[str],
+    references: Sequence[Reference],
+    tokenizer: RougeTokenizer | None = None,
+) -> dict[str, Any]:
+    """The means of `score_rows`, and which words were counted: what a stage's metrics have."""
+    tokenizer = tokenizer or choose_tokenizer(references)
+    summary = summarize_scores(score_rows(predictions, references, tokenizer))
+    return summary | describe_tokenizer(references, tokenizer)
+
+
+_INPUTS = """
+Args:
+    predictions (list of str): one text a row.
+    references (list of str): one text a row.
+    per_row (bool): also return `per_row`, a list of [precision, recall, F1] for each name.
+    level (float): of the intervals, 0.95 unless told.
+    tokenizer (str): english or unicode; default: by the references.
+"""
+
+
+@functools.cache
+def _rouge_class() -> type[Any]:
+    import datasets  # type: ignore[import-untyped,unused-ignore]  # no types
+    import evaluate  # type: ignore[import-untyped]  # no types
+
+    class Rouge(evaluate.Metric):  # type: ignore[misc]  # the base class is untyped
+        """ROUGE-1/2/L/Lsum as an `evaluate.Metric` that needs no script from the hub.
+
+        `compute(predictions=…, references=…)` returns `summarize_scores(score_rows(…))`. It keeps
+        its rows in memory and leaves no file behind, so any number of processes can use one each;
+        it does not gather rows across processes: do that first, and score on one.
+        """
+
+        def __init__(self, *, seed: int = 0) -> None:
+            # The base class makes a cache folder that a metric in memory never writes to.
+            with tempfile.TemporaryDirectory(prefix="compressor-rouge-") as unused:
+                super().__init__(keep_in_memory=True, cache_dir=unused, seed=seed)
+
+        def _info(self) -> evaluate.MetricInfo:
+            text = datasets.Value("string")
+            return evaluate.MetricInfo(
+                description="ROUGE-1, -2, -L and -Lsum: precision, recall and F1.",
+                citation="Chin-Yew Lin. 2004. ROUGE: A Package for Automatic Evaluation of "
+                "Summaries. In Text Summarization Branches Out, pages 74-81.",
+                inputs_description=_INPUTS,
+                features=datasets.Features({"predictions": text, "references": text}),
+            )
+
+        def _compute(
+            self,
+            *,
+            predictions: Sequence[str],
+            references: Sequence[str],
+            per_row: bool = False,
+            level: float = 0.95,
+            tokenizer: RougeTokenizer | None = None,
+        ) -> dict[str, Any]:
+            tokenizer = tokenizer or choose_tokenizer(references)
+            rows = score_rows(predictions, references, tokenizer)
+            summary = summarize_scores(rows, level=level, seed=self.seed)
+            summary |= describe_tokenizer(references, tokenizer)
+            if per_row:
+                summary["per_row"] = {name: scores.tolist() for name, scores in rows.items()}
+            return summary
+
+    Rouge.__qualname__ = "Rouge"  # so that an instance can be pickled by its name in this module
+    return Rouge
+
+
+def __getattr__(name: str) -> Any:
+    # `Rouge` is made on first use: its base class brings torch and takes seconds to import, which
+    # those who want only `score_rows` should not wait for.
+    if name == "Rouge":
+        return _rouge_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

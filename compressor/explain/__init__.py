@@ -1,1 +1,0 @@
-"""What is said about runs that were made: shown, compared, explained and made again."""

@@ -1,1 +1,0 @@
-"""What is measured: quality, predictions, size. Nothing here loads a model."""

@@ -1,0 +1,1 @@
+"""What a model is: its facts, checkpoint, layers and masks."""

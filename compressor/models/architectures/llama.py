@@ -1,0 +1,157 @@
+"""Llama, Qwen2 and Qwen3: parameter names and shapes, groups, stack, ties. No tensors here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.models.facts import Shape, Stack, Units, Widths, labels
+
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,  # as many as there are heads
+    "head_dim": None,  # hidden_size / num_attention_heads
+    "tie_word_embeddings": False,
+}
+_QWEN = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32}
+DEFAULTS = {
+    "llama": _LLAMA | {"attention_bias": False, "mlp_bias": False},
+    "qwen2": _LLAMA | _QWEN,
+    "qwen3": _LLAMA | _QWEN | {"head_dim": 128, "attention_bias": False},
+}
+ALIASES: dict[str, str] = {}
+HEADS = ("causal_lm", "sequence_classification", "none")
+WIDTHS = Widths(
+    "hidden_size",
+    ("intermediate_size",),
+    ("num_attention_heads",),
+    key_heads="num_key_value_heads",
+    head_size="head_dim",
+)
+
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_FEED_FORWARD = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def _prefix(config: Mapping[str, Any]) -> str:
+    return "" if config["head"] == "none" else "model."
+
+
+def ties(config: Mapping[str, Any]) -> dict[str, str]:
+    """The head is the embedding, unless it is a tensor of its own."""
+    return {"lm_head.weight": "model.embed_tokens.weight"} if config["head"] == "causal_lm" else {}
+
+
+def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
+    """The layers. Qwen's may attend to all or within a window: `layer_types` says which."""
+    qwen = config["model_type"] != "llama"
+    return {
+        "decoder": Stack(
+            f"{_prefix(config)}layers",
+            "num_hidden_layers",
+            config["num_hidden_layers"],
+            per_layer=("layer_types",) if qwen else (),
+            leading=("max_window_layers",) if qwen else (),
+        )
+    }
+
+
+def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
+    """Name → shape of every distinct parameter."""
+    base, kind, head = _prefix(config), config["model_type"], config["head"]
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    heads, size = config["num_attention_heads"], config.get("head_dim")
+    size = size or width // heads
+    queries, keys = heads * size, (config.get("num_key_value_heads") or heads) * size
+    rows = (queries, keys, keys, width)
+    shapes: dict[str, Shape] = {f"{base}embed_tokens.weight": (config["vocab_size"], width)}
+    for layer in range(config["num_hidden_layers"]):
+        block = f"{base}layers.{layer}"
+        for name, out in zip(_ATTENTION, rows, strict=True):
+            shapes[f"{block}.{name}.weight"] = (out, queries if name.endswith("o_proj") else width)
+            # Qwen2 has a bias wherever Llama's `attention_bias` puts one, but for the output.
+            if config.get("attention_bias") or (kind == "qwen2" and not name.endswith("o_proj")):
+                shapes[f"{block}.{name}.bias"] = (out,)
+        if kind == "qwen3":
+            shapes |= {f"{block}.self_attn.{n}_norm.weight": (size,) for n in "qk"}
+        for name in _FEED_FORWARD:
+            down = name.endswith("down_proj")
+            shapes[f"{block}.{name}.weight"] = (width, inner) if down else (inner, width)
+            if config.get("mlp_bias"):
+                shapes[f"{block}.{name}.bias"] = (width if down else inner,)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{block}.{name}.weight"] = (width,)
+    shapes[f"{base}norm.weight"] = (width,)
+    if head == "sequence_classification":
+        shapes["score.weight"] = (labels(config), width)
+    untied = not config["tie_word_embeddings"] if untied_head is None else untied_head
+    if head == "causal_lm" and untied:
+        shapes["lm_head.weight"] = (config["vocab_size"], width)
+    return shapes
+
+
+def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The groups of `Linear` weights of the layers, and the head."""
+    decoder = stacks(config)["decoder"]
+    found = {
+        "decoder.self_attention": decoder.weights(_ATTENTION),
+        "decoder.feed_forward": decoder.weights(_FEED_FORWARD),
+    }
+    return found | ({"lm_head": ("lm_head.weight",)} if config["head"] == "causal_lm" else {})
+
+
+def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
+    """The weights of `Linear` layers; the embedding is one where the head is tied to it."""
+    tied = config["head"] == "causal_lm" and "lm_head.weight" not in shapes
+    return [
+        name
+        for name, shape in shapes.items()
+        if len(shape) == 2 and (tied or not name.endswith("embed_tokens.weight"))
+    ]
+
+
+def attentions(config: Mapping[str, Any]) -> list[Units]:
+    """The heads of every layer. They stay: queries share keys, by two numbers of the config."""
+    stack = stacks(config)["decoder"]
+    return [
+        Units(
+            f"{stack.prefix}.{layer}.self_attn",
+            "num_attention_heads",
+            config["num_attention_heads"],
+            {f"{stack.prefix}.{layer}.self_attn.o_proj.weight": 1},
+            stack="decoder",
+            stays=f"heads of a {config['model_type']} are not sliced: groups of them share keys",
+        )
+        for layer in range(stack.layers)
+    ]
+
+
+def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
+    """The neurons of every layer: a row of gate and up each, and a column of down."""
+    stack = stacks(config)["decoder"]
+    found = []
+    for layer in range(stack.layers):
+        names = [f"{stack.prefix}.{layer}.{part}" for part in _FEED_FORWARD]
+        matrices = {f"{n}.weight": int(n.endswith("down_proj")) for n in names}
+        biases = [n for n in names if config.get("mlp_bias") and not n.endswith("down_proj")]
+        found.append(
+            Units(
+                f"{stack.prefix}.{layer}.mlp",
+                "intermediate_size",
+                config["intermediate_size"],
+                matrices,
+                {f"{n}.bias": 0 for n in biases},
+                stack="decoder",
+            )
+        )
+    return found
+
+
+def vocabulary(config: Mapping[str, Any]) -> list[Units]:
+    """The pieces: a row each of the embedding, and of the head where it is not tied."""
+    rows = {f"{_prefix(config)}embed_tokens.weight": 0, "lm_head.weight": 0}
+    return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

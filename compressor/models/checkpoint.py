@@ -1,0 +1,298 @@
+"""A model with its tokenizer and masks, on disk and in memory. What stages hand to each other.
+
+Weights are safetensors, never pickle. `masks.safetensors` holds, for each pruned parameter, True
+where an entry stays. A quantized model has integer weights and their scales in the same file, or
+all of its tensors in a type of two bytes; `checkpoint.json` says which.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from compressor.core.errors import StageError
+from compressor.core.numbers import require_finite
+from compressor.data.examples import Examples, tokenize, tokenize_labelled
+from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
+from compressor.models.block import has_blocks
+from compressor.models.block_config import FILE as WITH_BLOCKS
+from compressor.models.breakdown import Count, by_place
+from compressor.models.facts import Facts
+from compressor.models.facts import facts as facts_of
+from compressor.models.loading import (
+    ABOUT,
+    MASKS,
+    WEIGHTS,
+    Head,
+    _load_quantized,
+    _quantization,
+    distinct,
+    has_tokenizer,
+    has_untied_head,
+    load_pretrained,
+    load_tokenizer,
+    weights_file,
+)
+from compressor.models.masks import apply_mask
+from compressor.models.quantization import Quantization
+from compressor.models.quantized_layers import (
+    LAYERS,
+    counts,
+)
+
+if TYPE_CHECKING:
+    from transformers import (
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+
+    from compressor.data.rows import Rows
+    from compressor.data.source_base import DataBase
+
+
+transformers_logging.disable_progress_bar()
+
+transformers_logging.set_verbosity_error()  # what it warns of (ties, unused keys) is checked here
+
+
+@dataclass
+class Checkpoint:
+    """A model, what it needs to read text, and which of its weights are pruned."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    head: Head
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    """Parameter name → bool, True where the entry stays. Tied parameters have one mask."""
+    quantization: Quantization | None = None
+    """What a `quantize` stage has made of the model; None for a float32 one."""
+
+    def save(self, folder: Path) -> None:
+        """Write everything into `folder`. A tensor that is tied is written once."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.quantization is None:
+            save_pretrained(self.model, folder)
+        else:
+            save_state(self.model, folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        if self.masks:
+            save_file({k: m.contiguous().cpu() for k, m in self.masks.items()}, folder / MASKS)
+        quantization = self.quantization and self.quantization.model_dump()
+        about = {"head": self.head, "quantization": quantization}
+        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Checkpoint:
+        """Read what `save` wrote, in the types it was in. On the CPU, in evaluation mode."""
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        head: Head = about["head"]
+        quantization = _quantization(about)
+        if quantization is None:
+            model = load_pretrained(folder, head)
+        else:
+            model = _load_quantized(folder, head, quantization)
+        masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
+        tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+        return cls(model.eval(), tokenizer, head, masks, quantization)
+
+    def facts(self) -> Facts:
+        """What planning would know of this model, without its masks."""
+        untied = has_untied_head(self.model)
+        return facts_of(self.model.config.to_dict(), head=self.head, untied_head=untied)
+
+    def examples(self, rows: Rows, data: DataBase) -> Examples:
+        """Rows as token ids, in the layout of this model's head. Raises StageError."""
+        if self.tokenizer is None:
+            raise StageError("the model has no tokenizer; set model.tokenizer")
+        if self.head == "sequence_classification":
+            return tokenize_labelled(rows, self.tokenizer, data)
+        return tokenize(rows, self.tokenizer, data, joined=self.head == "causal_lm")
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a batch. Decoders often come without a pad; what is masked may be anything.
+
+        Raises StageError where there is neither a pad nor an eos.
+        """
+        assert self.tokenizer is not None, "`examples` says so first"
+        own: int | None = self.tokenizer.pad_token_id
+        eos: int | None = self.tokenizer.eos_token_id
+        pad = eos if own is None or self.head == "causal_lm" else own
+        if pad is None:
+            raise StageError(
+                "the tokenizer has no pad and no eos token, one of which fills batches"
+            )
+        return pad
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The parameter called `name`, whichever of its tied names that is."""
+        parameter: nn.Parameter = self.model.get_parameter(name)
+        return parameter
+
+    def apply_masks(self) -> None:
+        """Set every masked entry to zero."""
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                apply_mask(self.parameter(name), mask.to(self.model.device))
+
+    def require_finite(self, cure: str = "a setting of this stage is too extreme") -> None:
+        """Raise StageError that names a weight which is NaN or infinite; `cure`: what to do then.
+
+        A buffer that stands for no weight may be: Marian's bias has -inf for what is never written.
+        """
+        buffers = _plain_buffers(self.model)
+        weights = distinct(self.model.state_dict())
+        require_finite({n: w for n, w in weights.items() if n not in buffers}, "", cure)
+
+    def measure(self, folder: Path) -> dict[str, Any]:
+        """What tables show of a saved model: counts from its tensors, bytes from its files.
+
+        `groups` has them by group and layer, as `places.by_place` gives them.
+        """
+        found: list[Count] = []
+        state = self.model.state_dict()
+        buffers = _plain_buffers(self.model)
+        tensor_bytes = 0
+        for name, tensor in distinct(state).items():
+            if name in buffers:
+                continue
+            tensor_bytes += tensor.nbytes
+            if name.endswith("_scale"):
+                continue
+            scale = state.get(f"{name}_scale")
+            whole = tensor.numel(), int(torch.count_nonzero(tensor))
+            found.append(Count(name, *(whole if scale is None else counts(tensor, scale))))
+        parameters = sum(count.weights for count in found)
+        nonzero = sum(count.nonzero for count in found)
+        return {
+            "parameters": parameters,
+            "nonzero": nonzero,
+            "nonzero_ratio": nonzero / parameters,
+            "masked": sum(int((~mask).count_nonzero()) for mask in self.masks.values()),
+            "bytes": weights_file(folder).stat().st_size,
+            "tensor_bytes": tensor_bytes,
+            "groups": by_place(self.facts(), found),
+        }
+
+
+def _plain_buffers(model: nn.Module) -> set[str]:
+    """Names of buffers that stand for no parameter, as BART's `final_logits_bias` does not."""
+    return {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        if not isinstance(module, LAYERS)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+
+
+def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
+    """`save_pretrained` into one safetensors file, which `from_pretrained` gives back as it was.
+
+    A model with blocks is written so that only `load_pretrained` reads it.
+    """
+    if has_blocks(model):
+        save_state(model, folder)
+        return
+    model.save_pretrained(folder, max_shard_size="1000GB")
+    _complete_config(model, folder)
+
+
+def save_state(model: PreTrainedModel, folder: Path) -> None:
+    """Write the configs, and every distinct tensor under the first of its names."""
+    save_config(model, folder)
+    state = {name: tensor.contiguous() for name, tensor in distinct(model.state_dict()).items()}
+    name = WITH_BLOCKS if has_blocks(model) else WEIGHTS
+    save_file(state, folder / name, metadata={"format": "pt"})
+
+
+def save_config(model: PreTrainedModel, folder: Path) -> None:
+    """Write the config, and the generation config where there is one."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    _complete_config(model, folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def entries_as_read(config: PretrainedConfig) -> dict[str, Any]:
+    """The entries that a `config.json` needs for transformers 4 and 5 to read the same model in it.
+
+    By `tie_word_embeddings` both understand of a T5 whether decoder outputs are scaled, whatever
+    transformers 5 has in memory; whether the head is tied, 5 finds from the tensors in the file.
+    5 never scales an mT5's. 4 knows nothing of `rope_parameters`, and would take its own defaults.
+    """
+    entries: dict[str, Any] = {}
+    if config.model_type in T5_TYPES:
+        entries["tie_word_embeddings"] = scales_outputs(config.model_type, vars(config))
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "rope_theta" in rope:
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        entries["rope_theta"] = rope["rope_theta"]
+        entries["rope_scaling"] = scaling if rope.get("rope_type", "default") != "default" else None
+    return entries
+
+
+def _complete_config(model: PreTrainedModel, folder: Path) -> None:
+    """Add `entries_as_read` to the config that is written there."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | entries_as_read(model.config)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def fit_transformers_4(model: PreTrainedModel) -> bool:
+    """Change a model, and nothing that it computes, so that transformers 4 reads it as 5 does.
+
+    There a T5's head is tied if, and only if, outputs are scaled; and Pegasus and Marian look up
+    the words of encoder and decoder in one table. False: that cannot be, since two differ.
+    """
+    config = model.config
+    if config.model_type in T5_TYPES:
+        scaled = scales_outputs(config.model_type, vars(config))
+        untied = has_untied_head(model)
+        if untied and scaled:
+            model.lm_head.weight.data *= config.d_model**-0.5
+            config.scale_decoder_outputs = False
+        elif not untied and not scaled:
+            model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    if config.model_type == "marian" and not config.share_encoder_decoder_embeddings:
+        return bool(config.decoder_vocab_size == config.vocab_size)
+    if config.model_type in ("pegasus", "marian") and has_untied_head(model):
+        tables = [stack.embed_tokens.weight for stack in (model.model.encoder, model.model.decoder)]
+        if not torch.equal(*tables):
+            return False
+        model.model.shared.weight.data.copy_(tables[0])
+    return True
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """`save_pretrained`, with the names that transformers 4 knows and 5 takes for its own."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if "extra_special_tokens" in config:
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _keep_attention_scale(model: PreTrainedModel, kept: Mapping[str, list[int]]) -> None:
+    """Have the layers of a GPT-2 that divides attention scores by a layer's number + 1 give, under
+    their new numbers, the scores that they gave: the factor goes into their queries.
+    """
+    if not getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
+        return
+    for new, old in enumerate(kept.get("decoder", ())):
+        projection = model.base_model.h[new].attn.c_attn
+        for tensor in (projection.weight.data, projection.bias.data):
+            tensor[..., : model.config.n_embd] *= (new + 1) / (old + 1)

@@ -1,0 +1,147 @@
+"""Remove layers and units from a model, replace layers, and undo quantization."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.models.block import Block, put_block
+from compressor.models.checkpoint import Checkpoint, _keep_attention_scale
+from compressor.models.facts import Units
+from compressor.models.loading import (
+    _load_exactly,
+    build,
+    distinct,
+    has_untied_head,
+    stacks_of,
+)
+from compressor.models.quantized_layers import (
+    dequantize,
+)
+
+
+def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkpoint:
+    """A new checkpoint with, of each named stack, only the listed layers, renumbered.
+
+    The model is built anew from the smaller config, so that `layer_idx`, caches and the position
+    bias of T5's first block are right by construction.
+    """
+    model, head = checkpoint.model, checkpoint.head
+    stacks = stacks_of(model.config, head)
+    config = copy.deepcopy(model.config)
+    for stack, layers in kept.items():
+        for key, value in stacks[stack].config_after(model.config.to_dict(), layers).items():
+            setattr(config, key, value)
+
+    def renamed(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        new = {}
+        for name, tensor in items:
+            target: str | None = name
+            for stack, layers in kept.items():
+                if target is not None and target == name:
+                    target = stacks[stack].kept(name, layers)
+            if target is not None:
+                new[target] = tensor
+        return new
+
+    smaller = build(config, head, untied_head=bool(has_untied_head(model)))
+    _load_exactly(smaller, renamed(model.state_dict().items()))
+    _keep_attention_scale(smaller, kept)
+    if model.can_generate():
+        smaller.generation_config = copy.deepcopy(model.generation_config)
+    masks = renamed(checkpoint.masks.items())
+    return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
+
+
+def replace_layers(checkpoint: Checkpoint, layers: Sequence[int], block: Block) -> Checkpoint:
+    """A new checkpoint with `block` itself in the place of consecutive layers of the encoder."""
+    count = stacks_of(checkpoint.model.config, checkpoint.head)["encoder"].layers
+    shorter = keep_layers(checkpoint, {"encoder": [i for i in range(count) if i not in layers[1:]]})
+    stack = stacks_of(shorter.model.config, shorter.head)["encoder"]
+    put_block(shorter.model, stack, layers[0], block.eval())
+    for key, value in stack.with_block(layers[0], block.sizes).items():
+        setattr(shorter.model.config, key, value)
+    place = f"{stack.prefix}.{layers[0]}."
+    shorter.masks = {n: mask for n, mask in shorter.masks.items() if not n.startswith(place)}
+    return shorter
+
+
+def keep_units(
+    checkpoint: Checkpoint,
+    kept: Iterable[tuple[Units, Sequence[int]]],
+    settings: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """A new checkpoint with, of each of the given units, only the listed ones, in that order.
+
+    Every width that the config has one number for must be given for all units it counts. Masks
+    are cut as their tensors are. `settings` are other values of the config that change with it.
+    """
+    model, head = checkpoint.model, checkpoint.head
+    config, masks = copy.deepcopy(model.config), dict(checkpoint.masks)
+    state = dict(distinct(model.state_dict()))
+    for units, indices in kept:
+        setattr(config, units.config_key, len(indices))
+        if units.config_key == "vocab_size" and hasattr(config, "decoder_vocab_size"):
+            config.decoder_vocab_size = len(indices)  # of the one vocabulary
+        for name, axis in units.tensors.items():
+            for tensors in (state, masks):
+                if name in tensors:
+                    tensors[name] = take_units(tensors[name], axis, units.count, indices)
+    for key, value in (settings or {}).items():
+        setattr(config, key, value)
+    smaller = build(config, head, untied_head=bool(has_untied_head(model)))
+    _load_exactly(smaller, state)
+    if model.can_generate():
+        smaller.generation_config = copy.deepcopy(model.generation_config)
+    return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
+
+
+def dequantized(checkpoint: Checkpoint) -> Checkpoint:
+    """A float32 checkpoint with the values that a quantized one's weights stand for."""
+    source = checkpoint.model
+    state = dict(distinct(source.state_dict()))
+    for name in [name for name in state if name.endswith("_scale")]:
+        weight = name.removesuffix("_scale")
+        state[weight] = dequantize(state[weight], state.pop(name))
+    model = build(source.config, checkpoint.head, untied_head="lm_head.weight" in state)
+    _load_exactly(model, state)
+    if source.can_generate():
+        model.generation_config = copy.deepcopy(source.generation_config)
+    return Checkpoint(model.eval(), checkpoint.tokenizer, checkpoint.head)
+
+
+def take_units(tensor: Tensor, axis: int, count: int, kept: Sequence[int]) -> Tensor:
+    """`tensor` with only the `kept` of the `count` equal blocks along `axis`, in that order.
+
+    A (512, 64) query weight of 8 heads, kept [2, 5], gives (128, 64). Raises ValueError where
+    `count` does not divide the axis.
+    """
+    length = tensor.shape[axis]
+    if length % count:
+        raise ValueError(f"axis {axis} of length {length} does not have {count} equal blocks")
+    starts = torch.tensor(list(kept), device=tensor.device)[:, None] * (length // count)
+    places = starts + torch.arange(length // count, device=tensor.device)
+    return tensor.index_select(axis, places.flatten())
+
+
+def unit_sums(entries: Iterable[tuple[Tensor, int]], count: int) -> Tensor:
+    """Sum over all entries that each unit owns: (tensor, axis) pairs → float64 of shape (count,).
+
+    With squared weights as entries, this is the square of a unit's L2 norm; with any other
+    non-negative score of single entries, the unit's share of it.
+    """
+    total = torch.zeros(count, dtype=torch.float64)
+    for tensor, axis in entries:
+        blocks = tensor.detach().cpu().double().movedim(axis, 0).reshape(count, -1)
+        total += blocks.sum(1)
+    return total
+
+
+def strongest(scores: Tensor, width: int) -> list[int]:
+    """The `width` indices of the highest scores, rising; of equal ones the first stay."""
+    order = torch.sort(scores, descending=True, stable=True).indices
+    return sorted(order[:width].tolist())

@@ -1,0 +1,1 @@
+"""Compose, validate and describe recipes."""

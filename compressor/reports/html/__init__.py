@@ -1,0 +1,1 @@
+"""Render self-contained HTML pages."""

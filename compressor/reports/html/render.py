@@ -1,0 +1,82 @@
+"""Pages that a person opens in a browser: one file each, with all that it needs inside it.
+
+A template extends `reports/html/base.html`, which brings the style, light and dark, the sorting of
+tables, and Plotly's script. A page asks for nothing over a network, and its own policy (CSP) has
+the browser hold it to that. What a page shows is known to those who write it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.core.numbers import finite
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_PACKAGE = Path(__file__).parent.parent.parent
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """The page that a template of this package makes of `values`, such as `runs/sweeps/page.html`.
+
+    A template has `written`, the time, too. Every text among the values is escaped; half of a
+    surrogate pair, which a file name can have and UTF-8 cannot, becomes a question mark.
+    """
+    written = datetime.now().astimezone()
+    text = _environment().get_template(template).render(values, written=written)
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_PACKAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(asset=_asset, plotly=_plotly, json_for_script=json_for_script)
+    return environment
+
+
+def json_for_script(value: Any) -> Markup:
+    """A value as JSON that can stand in a script element: no text in it ends the element.
+
+    Letters of other alphabets stay as they are, in a half of the bytes of their escapes; numbers
+    that are not finite, which JSON does not have, become null.
+    """
+    from markupsafe import Markup
+
+    text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return Markup(text)  # noqa: S704  # nothing in it is markup
+
+
+def _asset(name: str) -> Markup:
+    """A style or script file of this package as it is."""
+    from markupsafe import Markup
+
+    return Markup((_PACKAGE / name).read_text(encoding="utf-8"))  # noqa: S704  # our own file
+
+
+@cache
+def _plotly() -> Markup:
+    """Plotly's script as its Python package brings it, 4.8 MB. The package is not imported."""
+    from markupsafe import Markup
+
+    spec = find_spec("plotly")
+    assert spec is not None and spec.origin is not None, "a dependency of ours"
+    script = Path(spec.origin).parent / "package_data" / "plotly.min.js"
+    return Markup(script.read_text(encoding="utf-8"))  # noqa: S704  # ends no script: tested

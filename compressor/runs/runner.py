@@ -1,0 +1,108 @@
+"""One planned run from start to table. Shared by a single run and by each point of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from compressor.core.console import complain
+from compressor.core.errors import RecipeError, Stopped
+from compressor.core.files import expand_home, write_json
+from compressor.core.processes import described
+from compressor.core.progress import Progress, Watch
+from compressor.core.redaction import redact_text
+from compressor.engine.cluster import Helper, leading
+from compressor.engine.engine import Engine
+from compressor.engine.plan import Plan
+from compressor.engine.provenance import ASKED, asked
+from compressor.engine.run_folder import Run, new_folder
+from compressor.engine.store.store import Store
+from compressor.engine.store.timings import StageTimings
+from compressor.reports.run_page.results import Ended
+from compressor.reports.tables import (
+    print_results,
+)
+from compressor.reports.write import write_reports
+from compressor.training.launch_config import processes
+
+
+def execute(
+    plan: Plan,
+    store: Store,
+    folder: Path | None,
+    console: Console,
+    *,
+    quiet: bool = False,
+    watch: Watch | None = None,
+) -> Path:
+    """Run a plan into `folder` (default: a new one under `runs/`), print its table, return it.
+
+    On another of several machines than the first: take part in that one's run; return the store.
+    `watch` hears all events, and may raise Stopped.
+    """
+    plan.require_reachable()
+    for warning in plan.warnings:
+        complain("warning", warning)
+    recipe = plan.composed.recipe
+    started = processes(recipe.launch)
+    if started.machines > 1 and folder is not None:
+        raise RecipeError("launch.config_file: a sweep runs on one machine; run points one by one")
+    if started.machine > 0:
+        Helper(plan, store, started, Progress(console, quiet=quiet).say).follow()
+        return store.folder
+    folder = folder or new_folder(expand_home(recipe.outputs) / "runs" / recipe.name)
+    run, about = Run.create(folder, plan, store), asked(plan)
+    with store.hold_off_gc(say_collecting):
+        write_json(folder / ASKED, about)  # names what the run counts on
+    with (
+        Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch) as progress,
+        _told(plan, run, progress),
+        leading(plan, store, started, progress.say) as session,
+    ):
+        Engine(plan, store, run, progress, session=session).execute()
+    print_results(run.records, console)
+    console.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)
+    return folder
+
+
+def say_collecting() -> None:
+    """Why a run or sweep does not begin at once."""
+    complain("note", "waiting for `compressor gc`, or another run that begins just now")
+
+
+@contextmanager
+def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
+    """Tell that a run begins, and how it ends; and leave a report of it, however that is."""
+    timings = StageTimings.read(run.store) if any(not node.cached for node in plan.nodes) else None
+    stages = [
+        {
+            "name": node.name,
+            "stage": node.kind,
+            "seconds": timings.seconds(node) if timings and not node.cached else 0.0,
+        }
+        for node in plan.nodes
+    ]
+    name = plan.composed.recipe.name
+    state: Ended = "failed"
+    reason: str | None = None
+    try:
+        progress.event("run_started", recipe=name, stages=stages, process=described())
+        yield
+        state = "done"
+    except Stopped as error:
+        state, reason = "stopped", str(error)
+        raise
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    except BaseException as error:
+        reason = str(error) or type(error).__name__
+        raise
+    finally:
+        try:
+            progress.event("run_ended", state=state, error=reason)
+        finally:  # the terminal may be gone
+            write_reports(run.folder, state, reason and redact_text(reason))

@@ -1,0 +1,1 @@
+"""Search for the best point of a space of overrides."""

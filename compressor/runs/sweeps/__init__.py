@@ -1,0 +1,1 @@
+"""Run a recipe at each point of a grid of overrides."""

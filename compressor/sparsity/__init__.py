@@ -1,1 +1,0 @@
-"""Pure tensor maths: thresholds, masks, int8. No models, files or recipes."""

@@ -1,0 +1,345 @@
+"""What a stage is: a frozen, typed piece of a recipe that can be planned and run.
+
+A file `stages/shrink.py` that defines one subclass of `Stage` is the stage `shrink`; nothing else
+has to know of it. Stage modules import torch inside `run`, so that planning stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, Field
+
+from compressor.backends.generation_config import BackendName, refusals
+from compressor.compression.pruning import Grouping
+from compressor.core.ranks import ALONE, Ranks
+from compressor.core.settings import SETTINGS, Listed
+from compressor.models.facts import Facts
+from compressor.training.launch_config import Launch, Scheme
+
+if TYPE_CHECKING:
+    from compressor.backends.formats import Format
+    from compressor.core.progress import Progress
+    from compressor.data.examples import Examples
+    from compressor.data.rows import Rows
+    from compressor.data.source_base import Reads, Split
+    from compressor.data.sources import Data
+    from compressor.models.checkpoint import Checkpoint
+
+
+_TAKES_MEMORY = (
+    *("micro_batch_size", "batch_size", "batch_sizes", "num_beams", "input_lengths"),
+    *("calibration_rows", "rows"),
+)
+"""Settings of stages that decide how much is computed at once."""
+
+SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
+"""What a run's record says of the model that its stage gives, writes or looks at."""
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What a stage may look at while it is planned: the facts of its inputs, never their weights.
+
+    `problem(path, message)` reports what is wrong at a key below the stage, and planning goes on,
+    so that a person sees every error at once. `unreached(path, message)` reports something that
+    only a network could tell: an error for `run`, a warning for `plan`.
+    """
+
+    facts: Facts | None
+    data: Data
+    launch: Launch
+    outputs: Path
+    problem: Callable[[str, str], None]
+    unreached: Callable[[str, str], None]
+    backend: BackendName = "torch"
+    """What runs the model."""
+    others: Mapping[str, Facts | None] = field(default_factory=dict)
+    """Role → the facts of a model that the stage reads beside its own (`Stage.artifacts`)."""
+
+    def check_length(
+        self, path: str, tokens: int, cure: str = "", *, facts: Facts, whose: str = "model"
+    ) -> None:
+        """Report more tokens than a model has positions."""
+        if facts.positions is not None and tokens > facts.positions:
+            message = f"the {whose} has {facts.positions} positions, too few for {tokens} tokens"
+            self.problem(path, message + cure)
+
+    def check_rows(self, *, trains: bool, whose: str = "model", facts: Facts | None = None) -> None:
+        """Report rows of another task than the model's, or longer than it can read.
+
+        `facts`: of another model than the stage's own. `trains`: it reads the targets too.
+        """
+        facts, data = facts or self.facts, self.data
+        if facts is None:
+            return
+        head, labelled = facts.config["head"], data.task != "summarization"
+        if head == "none" or (head == "sequence_classification") != labelled:
+            cures = {
+                "none": "",
+                "sequence_classification": "; take data with a task of labels, such as "
+                "data=messages",
+            }
+            cure = cures.get(head, "; take data of texts and summaries")
+            message = f"is {data.task}, and the {whose} has the head {head!r}{cure}"
+            self.problem("data.task", message)
+            return
+        lengths = {"data.max_source_length": data.max_source_length}
+        if not labelled and (trains or head == "causal_lm"):
+            lengths["data.max_target_length"] = data.max_target_length
+        longest, joint = (sum, " + ") if head == "causal_lm" else (max, " and ")
+        cure = f"; lower {joint.join(lengths)}"
+        tokens = longest(lengths.values())
+        self.check_length("data.max_source_length", tokens, cure, facts=facts, whose=whose)
+
+    def check_decoding(
+        self, limits: Mapping[str, int], *, num_beams: int = 1, backend: BackendName | None = None
+    ) -> None:
+        """Report limits of a decode (key → tokens) beyond the model's positions, and settings of
+        its generation config that its backend, or the one named, does not follow.
+        """
+        facts = self.facts
+        if facts is None or facts.config["head"] != "seq2seq_lm":
+            return
+        for path, limit in limits.items():
+            self.check_length(path, limit, facts=facts)
+        greedy = num_beams == 1
+        for message in refusals(facts.generation, backend or self.backend, greedy=greedy):
+            self.problem("", message)
+
+    def check_backend(self, wanted: BackendName | None) -> None:
+        """Report a model that is not made for the backend that a recipe asks for."""
+        if wanted not in (None, self.backend):
+            message = (
+                f"{wanted!r} runs what `export` wrote for it, and this model is for "
+                f"{self.backend!r}; name such an export in `models`"
+            )
+            self.problem("backend", message)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What an earlier stage has left, and another one reads beside its model."""
+
+    stage: str
+    """That stage's name in the recipe."""
+    kind: str | None = None
+    """The kind of stage that it must be; None: any that gives a model, which is what is read."""
+    of_same_model: bool = False
+    """Whether it must have looked at the very model that the reading stage takes."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a running stage reads: a checkpoint, and artifacts by role. Read-only."""
+
+    folder: Path | None
+    """The folder of the model that this stage takes, or None for a stage that starts a chain."""
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+    """Other artifacts this stage asked for, by role (such as `against` or `teacher`)."""
+
+    @property
+    def model_folder(self) -> Path:
+        assert self.folder is not None, "planning gives a model to every stage that needs one"
+        return self.folder
+
+    def checkpoint(self, role: str | None = None) -> Checkpoint:
+        """Load the model that this stage takes, or the one it reads as `role`; change it freely."""
+        from compressor.models.checkpoint import Checkpoint
+
+        return Checkpoint.load(self.model_folder if role is None else self.artifacts[role])
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Beside what a stage of the recipe runs, and beside what it runs in a rehearsal of it."""
+
+    real: Facts | None
+    """The model that the stage takes in the recipe; None where it takes none, or none is known."""
+    small: Facts | None
+    """The one that it takes in the rehearsal, of the same kind."""
+    others: Mapping[str, tuple[Facts | None, Facts | None]] = field(default_factory=dict)
+    """Role → the same two of a model that it reads beside its own."""
+    runs_like: Mapping[str, str] = field(default_factory=dict)
+    """Role → what computes that model, and its kind of weights; equal where the same code does."""
+    source_length: int = 1024
+    """Tokens of the longest source there."""
+    summaries: bool = True
+    """Whether summaries are written; else labels are given."""
+
+    def layers(self, stack: str) -> tuple[int, int]:
+        """How many layers a stack has, in the recipe and in the rehearsal."""
+        assert self.real is not None, "asked of models that are known"
+        assert self.small is not None, "asked of models that are known"
+        return self.real.stacks()[stack].layers, self.small.stacks()[stack].layers
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running stage may use: a folder to write in, data, progress, and a place for metrics.
+
+    `folder` becomes the artifact when the stage has ended without an error. `resume` is where a
+    stage keeps what it needs to go on after it was killed; it may not exist yet.
+    """
+
+    folder: Path
+    resume: Path
+    data: Data
+    seed: int
+    launch: Launch
+    progress: Progress
+    run_folder: Path | None = None
+    name: str = ""
+    """The stage's name in the recipe."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Of an export: what tables show of it instead of what they show of its source."""
+    ranks: Ranks = ALONE
+    """Which of the processes that run the stage this is; only the first one's files count."""
+    scheme: Scheme = field(default_factory=Scheme)
+    """How a training's weights lie over them."""
+
+    def rows(self, split: Split) -> Rows:
+        rows = self.data.load(split)
+        if rows.note and self.ranks.first:
+            self.progress.say_once(rows.note)
+        return rows
+
+
+class Stage(BaseModel):
+    """The base of every stage. Its fields can be set on any stage of a recipe.
+
+    A stage needs fields, `run` and, where it changes what a plan knows of a model or can be asked
+    for the impossible, `preview`. Everything else has a default that suits most stages.
+    """
+
+    model_config = SETTINGS
+
+    model: str | None = Field(
+        None, description="Name of the stage whose model this one takes; default: the one before."
+    )
+    label: str | None = Field(
+        None, description="What tables call the model that comes out; default: the stage's name."
+    )
+
+    version: ClassVar[int] = 1
+    """Raise it when the result for the same inputs changes: it is part of the key."""
+
+    def run(self, inputs: Inputs, context: Context) -> Checkpoint | None:
+        """Do the work. Annotate it with what it gives: Checkpoint, or None to only look at one."""
+        raise NotImplementedError
+
+    def preview(self, planning: Planning) -> Facts | None:
+        """Give the facts of the model after this stage; report what cannot work."""
+        return planning.facts
+
+    # What decides the result beside the fields and the model: all of it is part of the key.
+
+    def reads(self) -> Mapping[Split, Reads]:
+        """Name the splits that are read, and what of them: texts, sources, or whole pairs."""
+        return {}
+
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """Name what earlier stages left and this one reads too, each under its field's name."""
+        return {}
+
+    def is_random(self) -> bool:
+        """Tell whether the result, with these settings, depends on the recipe's seed."""
+        return False
+
+    def parameters(self) -> dict[str, Any]:
+        """Dump the fields that decide the result."""
+        return self.model_dump(mode="json", exclude={"model", "models", "label", "against"})
+
+    def identity(self, planning: Planning) -> Mapping[str, Any]:
+        """Identify what else decides the result: a source's digest, say."""
+        return {}
+
+    # How it takes part in a plan and in a run.
+
+    changes_model: ClassVar[bool] = True
+    """Whether `run` gives a model to the stages after it: what its annotation says."""
+    needs_model: ClassVar[bool] = True
+    is_distributed: ClassVar[bool] = False
+    """Whether it can run in several processes, for a model that torch runs."""
+    section: ClassVar[str | None] = None
+    """The top-level group of the recipe (`model`, `training`) that has this stage's defaults."""
+    section_keys: ClassVar[frozenset[str] | None] = None
+    """The keys that are taken from that group; None: all. Others have the stage's own defaults."""
+    measures: ClassVar[tuple[str, ...]] = ()
+    """The numbers among its metrics that a recipe's objective may be about."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.changes_model = cls.run.__annotations__.get("return") not in ("None", None)
+
+    @property
+    def export_format(self) -> Format | None:
+        """Name the format of the model that it writes for other programs, if it writes one."""
+        return None
+
+    def rehearsed(self, scale: Scale) -> Self:
+        """The same work with settings that fit a model of few layers and a few rows, in seconds.
+
+        What has to change is told as a difference between the rehearsal and the recipe. A stage
+        that counts layers, widths, rows or steps overrides this.
+        """
+        return self
+
+
+class Report(Stage):
+    """The base of stages that look at models and change none; they can look at several."""
+
+    runs_exports: ClassVar[bool] = False
+    """Whether it can look at what an `export` wrote, too."""
+
+    together: ClassVar[bool] = False
+    """Whether it looks at all of its models at once, in one node. It then finds each model's folder
+    in `Inputs.artifacts` under the name of its node, and leaves `metrics["models"]`, by that name.
+    """
+
+    models: Listed[str] = Field(
+        (), description="Names of stages whose models are looked at; default: the one before."
+    )
+
+
+def oom_hint(stage: Stage) -> str:
+    """Name the settings of a stage that need less memory, to follow "out of memory"."""
+    own = [name for name in _TAKES_MEMORY if name in type(stage).model_fields]
+    lower = ", ".join([*own, "data.max_source_length"])
+    same = "; micro_batch_size leaves the result as it is" if "micro_batch_size" in own else ""
+    return f"; lower {lower}{same}"
+
+
+def stage_kinds() -> list[str]:
+    """The names of all stages: the modules of `compressor.stages`."""
+    files = Path(__file__).parent.glob("[a-z]*.py")
+    return sorted(path.stem for path in files if path.stem != "base")
+
+
+@cache
+def stage_class(kind: str) -> type[Stage]:
+    """The stage that `stages/<kind>.py` defines. Raises KeyError where there is no such file."""
+    if kind not in stage_kinds():
+        raise KeyError(kind)
+    module = importlib.import_module(f"compressor.stages.{kind}")
+    (found,) = (
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Stage) and item.__module__ == module.__name__
+    )
+    return found
+
+
+def calibration(grouping: Grouping, checkpoint: Checkpoint, context: Context) -> Examples | None:
+    """The training rows that an importance looks at, as token ids; None where it needs none."""
+    if not grouping.calibrated:
+        return None
+    rows, count = context.rows("train"), grouping.calibration_rows
+    few = rows.first(count)
+    return checkpoint.examples(few, context.data)

@@ -1,0 +1,1 @@
+"""Train and distil, on one process or several."""

@@ -1,0 +1,132 @@
+"""What every stage that trains can be told. No training here, and no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, Strict
+
+from compressor.core.errors import nearest
+from compressor.core.machine import gpus
+from compressor.core.settings import SETTINGS, Counted, Integer, Listed, Natural
+
+Precision = Literal["auto", "float32", "bfloat16", "fp32", "bf16"]
+_ALIASES: dict[str, Literal["float32", "bfloat16"]] = {
+    "float32": "float32",
+    "fp32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+}
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+FEW_STEPS, FEW_ROWS = 3, 4
+"""Steps of a rehearsed training, and rows of each."""
+
+_TRACKER_MODULES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+    "aim": "aim",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "trackio": "trackio",
+}
+
+
+class Hyperparameters(BaseModel):
+    """Settings of the training loop; a recipe's `training:` group gives their defaults.
+
+    Example: `training: {learning_rate: 2.0e-4, batch_size: 8, warmup_steps: 100}`
+    """
+
+    model_config = SETTINGS
+
+    epochs: Integer = Field(1, ge=0, description="Passes over the training split.")
+    max_epochs: Natural | None = Field(
+        None, description="A cap on `epochs`, for quick runs of long recipes."
+    )
+    max_steps: Counted | None = Field(None, description="A cap on optimizer steps.")
+    batch_size: Integer = Field(
+        8, ge=1, description="Rows of one optimizer step, over all processes together."
+    )
+    micro_batch_size: Counted | None = Field(
+        None, description="Rows that one process computes at once; null is all of its share."
+    )
+    learning_rate: float = Field(
+        5e-5, gt=0, description="At the end of the warm-up; then linear to 0."
+    )
+    warmup_steps: Integer = Field(
+        0, ge=0, description="Optimizer steps of linear warm-up; the first one's rate is 0."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled, as in AdamW (1711.05101).")
+    decay_biases_and_norms: bool = Field(
+        False,
+        description="Decay biases and normalization weights too, which Hugging Face's Trainer "
+        "does not.",
+    )
+    betas: Annotated[tuple[Decay, Decay], Strict(strict=False)] = Field(
+        (0.9, 0.999), description="AdamW's decay of its averages."
+    )
+    clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
+    precision: Precision = Field(
+        "auto",
+        description="auto: bfloat16 autocast on a GPU, float32 elsewhere. float16 is not offered: "
+        "it gives T5 NaN.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass, to save memory."
+    )
+    checkpoint_seconds: float = Field(
+        20.0, ge=0, description="Time between two checkpoints, from which a killed run goes on."
+    )
+    trackers: Listed[str] = Field(
+        (), description="Accelerate's trackers: tensorboard, wandb, mlflow, …"
+    )
+
+    @property
+    def passes(self) -> int:
+        """Epochs after the cap."""
+        return self.epochs if self.max_epochs is None else min(self.epochs, self.max_epochs)
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """What `precision` means on this machine."""
+        if self.precision != "auto":
+            return _ALIASES[self.precision]
+        return "bfloat16" if gpus() and all(gpu.bfloat16 for gpu in gpus()) else "float32"
+
+    def few_steps(self) -> dict[str, Any]:
+        """What changes so that a training of the same kind ends after at most `FEW_STEPS` steps."""
+        changed: dict[str, Any] = {
+            "epochs": min(1, self.epochs),
+            "max_steps": min(FEW_STEPS, self.max_steps or FEW_STEPS),
+            "batch_size": min(FEW_ROWS, self.batch_size),
+            "warmup_steps": min(1, self.warmup_steps),
+            "trackers": (),
+        }
+        return {name: value for name, value in changed.items() if value != getattr(self, name)}
+
+    def check_trackers(self, problem: Callable[[str, str], None]) -> None:
+        """Report a tracker that Accelerate does not know, or that is not installed."""
+        for index, name in enumerate(self.trackers):
+            key = f"trackers.{index}"
+            if name not in _TRACKER_MODULES:
+                problem(key, f"no tracker {name!r}; {nearest(name, _TRACKER_MODULES)}")
+            elif importlib.util.find_spec(_TRACKER_MODULES[name]) is None:
+                problem(key, f"{name!r} is not installed: pip install {name}")
+
+    def check_decay(self, problem: Callable[[str, str], None]) -> None:
+        """Report a decay that would blow the weights up: AdamW takes rate x decay of each away."""
+        share = self.learning_rate * self.weight_decay
+        if share >= 1 and self.weight_decay > 1:  # else the rate alone makes it diverge
+            message = f"each step would take {share:g} of every weight away (learning_rate x "
+            problem("weight_decay", message + "weight_decay); expected less than 1")
+
+    def key_parts(self) -> dict[str, Any]:
+        """What decides the weights, as it is after caps and defaults."""
+        left_out = {"checkpoint_seconds", "trackers", "epochs", "max_epochs"}
+        own = self.model_dump(mode="json", include=set(Hyperparameters.model_fields) - left_out)
+        return own | {"passes": self.passes, "precision": self.dtype}

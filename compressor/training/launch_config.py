@@ -1,0 +1,186 @@
+"""In which processes `launch` runs a stage, read from its Accelerate config. It starts none.
+
+A config is a file of the user's own, or one of those that come with the package, by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from compressor.core.errors import nearest
+from compressor.core.files import accelerate_configs, expand_home
+from compressor.core.settings import SETTINGS, Integer
+
+Kind = Literal["ddp", "fsdp2"]
+DEFAULT_PORT = 29_500
+"""What Accelerate and torch take where a config of several machines names no port."""
+_TYPES = ("NO", "MULTI_GPU", "FSDP")
+_NO_DEEPSPEED = (
+    "DeepSpeed's ZeRO is not supported: take the config fsdp2, which shards weights, gradients and "
+    "the optimizer's averages"
+)
+
+
+class Launch(BaseModel):
+    """How a stage that can use several processes is started. Never part of a key.
+
+    Example: `launch: {num_processes: 2}`
+    Example: `launch: {config_file: fsdp2, num_processes: 4}`
+    """
+
+    model_config = SETTINGS
+
+    num_processes: Integer = Field(
+        1,
+        ge=1,
+        description="Processes on this machine; with a config file, 2 or more replace its number.",
+    )
+    config_file: str | None = Field(
+        None,
+        description="An Accelerate config file, or the name of a checked-in one: ddp, fsdp2, "
+        "several_machines.",
+    )
+
+
+class Scheme(BaseModel):
+    """How weights, gradients and the optimizer's state lie over the processes of a training."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind = "ddp"
+    reshard_after_forward: bool = True
+    """Of fsdp2: whether a layer's weights are let go after its forward pass, and gathered again."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a distributed stage, over all machines."""
+
+    count: int = 1
+    machines: int = 1
+    machine: int = 0
+    """Which of them this is. The first one writes; the others lend their processes."""
+    address: str | None = None
+    port: int | None = None
+    scheme: Scheme = field(default_factory=Scheme)
+    config_file: Path | None = None
+
+    @property
+    def here(self) -> int:
+        """How many of them run on this machine."""
+        return max(1, self.count // self.machines)
+
+    @property
+    def several(self) -> bool:
+        return self.count > 1 or self.config_file is not None
+
+
+def processes(launch: Launch) -> Processes:
+    """What `launch` means. Raises ValueError with the first thing that is wrong with it."""
+    if launch.config_file is None:
+        return Processes(launch.num_processes)
+    path = _find(launch.config_file)
+    values = _read(path)
+    for problem in _problems(values):
+        raise ValueError(f"{path}: {problem}")
+    machines = int(values.get("num_machines") or 1)
+    given = int(values.get("num_processes") or 1)
+    count = launch.num_processes * machines if launch.num_processes > 1 else given
+    if count % machines:
+        raise ValueError(f"{path}: {count} processes do not divide over {machines} machines")
+    port = values.get("main_process_port")
+    return Processes(
+        count=count,
+        machines=machines,
+        machine=int(values.get("machine_rank") or 0),
+        address=values.get("main_process_ip"),
+        port=int(port) if port is not None else DEFAULT_PORT if machines > 1 else None,
+        scheme=_scheme(values),
+        config_file=path,
+    )
+
+
+def check(launch: Launch, problem: Callable[[str, str], None]) -> None:
+    """Report a config that is not there, or that asks for what is not offered."""
+    try:
+        processes(launch)
+    except ValueError as error:
+        problem("launch.config_file", str(error))
+
+
+def _find(name: str) -> Path:
+    path, checked_in = expand_home(name), accelerate_configs()
+    if path.is_file():
+        return path
+    if name in checked_in:
+        return checked_in[name]
+    if name in {"zero1", "zero2", "zero3"}:
+        raise ValueError(f"{name}: {_NO_DEEPSPEED}")
+    if path.suffix in {".yaml", ".yml", ".json"} or len(path.parts) > 1:
+        raise ValueError(f"no such file: {name!r}")
+    raise ValueError(f"no file and no checked-in config {name!r}; {nearest(name, checked_in)}")
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path}: expected a mapping, as `accelerate config` writes")
+    for key in ("num_machines", "machine_rank", "num_processes", "main_process_port"):
+        if not str(values.get(key) or 0).isdigit():
+            raise ValueError(f"{path}: {key} is {values[key]!r}, not a number")
+    return values
+
+
+def _problems(values: Mapping[str, Any]) -> Iterator[str]:
+    kind = str(values.get("distributed_type", "NO"))
+    if kind == "MULTI_CPU" or values.get("use_cpu"):
+        yield (
+            "Accelerate starts one process where use_cpu is true or distributed_type is MULTI_CPU; "
+            "set distributed_type: MULTI_GPU and use_cpu: false, which use CPUs where torch finds "
+            "no GPU"
+        )
+    if kind == "DEEPSPEED":
+        yield _NO_DEEPSPEED
+    elif kind not in _TYPES:
+        yield f"distributed_type: no {kind!r} here; {nearest(kind, _TYPES)}"
+    if str(values.get("mixed_precision", "no")) not in {"no", "bf16"}:
+        yield "mixed_precision: only `training.precision` decides, and float16 is not offered"
+    machines, machine = int(values.get("num_machines") or 1), int(values.get("machine_rank") or 0)
+    if machine >= machines:
+        yield f"machine_rank is {machine}, of {machines} machines: the first one is 0"
+    if machines > 1 and not values.get("main_process_ip"):
+        yield "main_process_ip: several machines need the first one's address"
+    if kind == "FSDP":
+        yield from _fsdp_problems(values.get("fsdp_config") or {})
+
+
+def _fsdp_problems(own: Mapping[str, Any]) -> Iterator[str]:
+    if str(own.get("fsdp_version", 1)) != "2":
+        yield "fsdp_config.fsdp_version: only 2 is offered"
+    for key, instead in (
+        ("fsdp_offload_params", "weights stay on the devices"),
+        ("fsdp_activation_checkpointing", "set training.gradient_checkpointing"),
+    ):
+        if own.get(key):
+            yield f"fsdp_config.{key} is not offered: {instead}"
+    reshard = own.get("fsdp_reshard_after_forward", True)
+    if not isinstance(reshard, bool):
+        yield f"fsdp_config.fsdp_reshard_after_forward: true or false, not {reshard!r}"
+
+
+def _scheme(values: Mapping[str, Any]) -> Scheme:
+    if values.get("distributed_type") == "FSDP":
+        own = values.get("fsdp_config") or {}
+        return Scheme(
+            kind="fsdp2", reshard_after_forward=own.get("fsdp_reshard_after_forward", True)
+        )
+    return Scheme()

@@ -1,0 +1,152 @@
+"""The loss of a model on its own labels, summed over them. No distillation, no training.
+
+The head is run where there is a label, not on padding: for a vocabulary of 32,000 a row of logits
+is 128 kB, and a padded position costs as much as a real one, forth and back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.data.batching import IGNORED
+from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
+from compressor.models.longt5 import decode, encode
+
+KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "labels"})
+"""What the short ways pass on; a batch with anything else takes the general one."""
+
+MULTI_LABEL = "multi_label_classification"
+"""`config.problem_type` of a model with a yes or no for each of its labels, in transformers."""
+
+BART_TYPES = frozenset({"bart", "mbart", "pegasus", "marian"})
+
+CAUSAL_TYPES = frozenset({"gpt2", "llama", "qwen2", "qwen3"})
+
+
+class LabelLoss(nn.Module):
+    """The sum of the cross-entropy over the label tokens of a batch (not the mean).
+
+    Divide by the labels of the whole global batch, over ranks and micro-batches, to get a result
+    that does not depend on how the batch was cut. Value and gradients are those of
+    `model(**batch).loss` times `count(labels)`; the cross-entropy is float32 under autocast too. A
+    batch whose labels are all -100 gives 0, with a gradient of 0 for what comes before the head.
+
+    `labels` are class indices: [B, T] for language models and token classification, [B] for
+    sequence classification. Of a multi-label classifier they are 0 or 1, [B, L], the loss is the
+    binary cross-entropy, and each of a row's L labels counts as a label token does. Not covered:
+    regression.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        hf: Any = model
+        self._kind = hf.config.model_type
+        # A causal model reads its labels itself: the logits at a place predict the next label.
+        self._causal = not hf.config.is_encoder_decoder and hf.can_generate()
+        self.classifies = type(model).__name__.endswith("ForSequenceClassification")
+        self.multi_label = hf.config.problem_type == MULTI_LABEL
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """The summed loss, a float32 scalar."""
+        return self.of_logits(*self.logits(batch))
+
+    def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The summed loss, a float32 scalar, of what `logits` gives."""
+        if self.multi_label:
+            return functional.binary_cross_entropy_with_logits(
+                logits.float(), labels.float(), reduction="sum"
+            )
+        return functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The logits [N, V] where there is a label, and the N labels.
+
+        Of a multi-label classifier there is one logit for each label: [N].
+        """
+        labels = self.counted(batch["labels"])
+        kept = labels != IGNORED
+        short = self._short_way(batch, kept)
+        if short is not None:
+            return short, labels[kept]
+        model: Any = self.model
+        # With labels: encoder-decoders make their decoder's input of them.
+        given = batch if model.config.is_encoder_decoder else _without_labels(batch)
+        return self.kept(model(**given).logits, batch["labels"])
+
+    def kept(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What `logits` gives, from all the logits of a model's forward."""
+        labels = self.counted(labels)
+        if self.multi_label:
+            labels = labels.expand_as(logits)  # a batch of no rows has one for all
+        kept = labels != IGNORED
+        return (logits[:, :-1] if self._causal else logits)[kept], labels[kept]
+
+    def count(self, labels: Tensor) -> int:
+        """How many label tokens the sum is over (a causal model's first label predicts nothing)."""
+        return int((self.counted(labels) != IGNORED).sum())
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """The labels that positions predict: a causal model's without the first, [B, T - 1]."""
+        return labels[:, 1:] if self._causal else labels
+
+    def _short_way(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor | None:
+        """The logits [N, V] at the kept positions, of a model whose head can run on these alone."""
+        model: Any = self.model
+        if batch.keys() == KNOWN_INPUTS and hasattr(model, "lm_head"):
+            if self._kind in T5_TYPES:
+                return t5_logits(model, batch, kept)
+            if self._kind in BART_TYPES:
+                return bart_logits(model, batch, kept)
+            if self._kind in CAUSAL_TYPES:
+                return causal_logits(model, batch, kept)
+        return None
+
+
+def _without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
+    """What `T5ForConditionalGeneration.forward` does, with its head on the kept positions only."""
+    mask = batch["attention_mask"]
+    encoded = encode(model.encoder, batch["input_ids"], mask)
+    ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    hidden = decode(model.decoder, ids, encoded, mask)[kept]
+    if scales_outputs(model.config.model_type, vars(model.config)):
+        hidden = hidden * model.model_dim**-0.5
+    logits: Tensor = model.lm_head(hidden)
+    return logits
+
+
+def bart_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
+    """What the BART family's forward does, with its head on the kept positions only."""
+    hidden = model.model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=decoder_inputs(model, batch["labels"]),
+        use_cache=False,
+    )[0][kept]
+    logits: Tensor = model.lm_head(hidden) + model.final_logits_bias
+    return logits
+
+
+def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
+    """What an encoder-decoder makes of its labels [B, T] for its decoder to read."""
+    if model.config.model_type == "mbart" and not (labels != IGNORED).any():
+        # Its decoder starts with a row's last label, and here no row has one.
+        return labels.masked_fill(labels == IGNORED, model.config.pad_token_id)
+    ids: Tensor = model.prepare_decoder_input_ids_from_labels(labels)
+    return ids
+
+
+def causal_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
+    """What a decoder's forward does, with its head where the next label is kept only."""
+    hidden = model.base_model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    )[0]
+    logits: Tensor = model.lm_head(hidden[:, :-1][kept])
+    return logits

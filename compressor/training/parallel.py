@@ -1,0 +1,390 @@
+"""How the weights of a training lie over its processes: whole in each (DDP), or in shards (FSDP2).
+
+Both are used through `Weights`. No batches, no schedule.
+
+Accelerate starts the process group; the sharding is torch's own, because Accelerate 1.15 ignores
+FSDP on CPUs, where it is tested, and there and on GPUs it should be the same code.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers.trainer_pt_utils import get_parameter_names
+
+from compressor.models.masks import apply_mask
+from compressor.training.hyperparameters import Hyperparameters
+from compressor.training.launch_config import Scheme
+
+Batch = dict[str, Tensor]
+_NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""The patterns of `transformers.Trainer.get_decay_parameter_names`, which is long to import."""
+
+
+def named_parameters(model: nn.Module, loss: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's parameters, and then those that the loss itself has to train."""
+    named = dict(model.named_parameters())
+    models = {id(parameter) for parameter in named.values()}
+    own = ((n, p) for n, p in loss.named_parameters() if p.requires_grad)
+    return named | {f"loss.{n}": p for n, p in own if id(p) not in models}
+
+
+def names_that_decay(module: nn.Module) -> set[str]:
+    """Name the parameters that Hugging Face's Trainer decays: no biases, no normalizations."""
+    return set(get_parameter_names(module, [nn.LayerNorm], _NO_DECAY))
+
+
+def adamw(model: nn.Module, loss: nn.Module, settings: Hyperparameters) -> torch.optim.AdamW:
+    """Make the optimizer of all that `named_parameters` gives and that asks for a gradient."""
+    trained = {n: p for n, p in named_parameters(model, loss).items() if p.requires_grad}
+    decays = set(trained)
+    if not settings.decay_biases_and_norms:
+        decays = names_that_decay(model) | {f"loss.{name}" for name in names_that_decay(loss)}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in trained.items() if n in decays]},
+        {"params": [p for n, p in trained.items() if n not in decays], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+class Weights:
+    """What a training asks of its weights. Here every process has them whole.
+
+    Every method that talks of tensors by name must be called on every process, in the same order.
+    """
+
+    sharded = False
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        loss: nn.Module,
+        measure: nn.Module,
+        settings: Hyperparameters,
+    ) -> None:
+        """`loss` is trained; `measure` gives the validation loss. `model` is inside of both."""
+        self.accelerator, self.model, self.settings = accelerator, model, settings
+        self.loss, self.measure = loss, measure
+        loss.to(accelerator.device)
+        self._shard()
+
+    def _shard(self) -> None:
+        self.named = named_parameters(self.model, self.loss)
+        self.trained = [p for p in self.named.values() if p.requires_grad]
+        optimizer = adamw(self.model, self.loss, self.settings)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.loss, optimizer)
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Around a micro-batch's two passes: gradients need not be reduced before the last."""
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def summed(self, batch: Batch) -> Tensor:
+        """The training's loss of a batch."""
+        loss: Tensor = self.wrapped(batch)
+        return loss
+
+    def measured(self, batch: Batch) -> Tensor:
+        """The validation's loss of a batch."""
+        with self.accelerator.autocast():  # preparing `loss` gave it autocast, but not `measure`
+            loss: Tensor = self.measure(batch)
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def step(self, rate: float, masks: Mapping[str, Tensor]) -> float:
+        """Clip the gradients and make an optimizer step; the norm, over all processes.
+
+        What a whole mask has False is no weight: its gradient is in no norm and no average. There
+        is no step where the norm is not finite.
+        """
+        self._mask_gradients(masks)
+        limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
+        norm = self._clip(limit)
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def _mask_gradients(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            gradient = self.parameter(name).grad
+            if gradient is not None:
+                apply_mask(local(gradient), self._part_of(name, mask))
+
+    def _clip(self, limit: float) -> float:
+        return float(self.accelerator.clip_grad_norm_(self.trained, limit))
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The parameter of any of its names, of which `named` has the first."""
+        known = self.named.get(name)
+        return self.model.get_parameter(name) if known is None else known
+
+    @torch.no_grad()
+    def apply_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Set to zero, wherever it lies, what a whole mask has False."""
+        for name, mask in masks.items():
+            apply_mask(self._part(name), self._part_of(name, mask))
+
+    def whole(self, names: Iterable[str]) -> AbstractContextManager[Any]:
+        """Inside, these parameters of the model are whole, to be read; changes may be lost."""
+        return nullcontext()
+
+    def not_finite(self, name: str) -> int:
+        """How many entries of this process's part are not finite."""
+        part = self._part(name)
+        return part.numel() - int(torch.isfinite(part).sum())
+
+    def alive(self, name: str, mask: Tensor) -> int:
+        """How many entries of this process's part are not zero where the whole mask is False."""
+        return int(torch.count_nonzero(self._part(name)[~self._part_of(name, mask)]))
+
+    def _part(self, name: str) -> Tensor:
+        return self.parameter(name).detach()
+
+    def _part_of(self, name: str, whole: Tensor) -> Tensor:
+        return whole
+
+    def whole_tensor(self, name: str) -> Tensor:
+        """A parameter, whole, on every process."""
+        return self.named[name].detach()
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The optimizer's state of a parameter, whole; empty before the first step."""
+        return dict(self.optimizer.state.get(self.named[name], {}))
+
+    @torch.no_grad()
+    def load(self, name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Take a whole parameter, and its optimizer's whole state where there is one."""
+        parameter = self.named[name]
+        parameter.copy_(tensor)
+        if state:
+            moved = {key: value.to(parameter.device) for key, value in state.items()}
+            self.optimizer.state[parameter] = moved
+
+    def finish(self) -> None:
+        """Leave the model with whole weights, as plain as it was."""
+
+
+class Objective(nn.Module):
+    """A training's loss and its validation's in one module: the root of what is sharded."""
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        measure: nn.Module,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        super().__init__()
+        self.loss, self.measure = loss, measure
+        self.autocast = autocast
+
+    def forward(self, batch: Batch, *, measured: bool = False) -> Tensor:
+        with self.autocast():
+            loss: Tensor = (self.measure if measured else self.loss)(batch)
+        return loss
+
+
+class FullyShardedWeights(Weights):
+    """FSDP2: every parameter in slices of its first dimension, a layer gathered as it computes.
+
+    What the loss does not train, such as a teacher, stays whole in every process.
+    """
+
+    sharded = True
+
+    def __init__(self, *given: Any, scheme: Scheme) -> None:
+        self.scheme = scheme
+        super().__init__(*given)
+
+    def _shard(self) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        device = self.accelerator.device.type
+        self.mesh = init_device_mesh(device, (self.accelerator.num_processes,))
+        self.root = Objective(self.loss, self.measure, self.accelerator.autocast)
+        self.plain_layers = {name: _empty_copy(layer) for name, layer in layers(self.model)}
+        frozen = {p for p in self.root.parameters() if not p.requires_grad}
+        frozen -= set(self.model.parameters())
+        for name in self.plain_layers:
+            fully_shard(
+                self.model.get_submodule(name),
+                mesh=self.mesh,
+                reshard_after_forward=self.scheme.reshard_after_forward,
+            )
+        fully_shard(self.root, mesh=self.mesh, ignored_params=frozen)
+        self.units: list[Any] = [self.model.get_submodule(name) for name in self.plain_layers]
+        self.units.append(self.root)
+        self.named = named_parameters(self.model, self.loss)
+        self.trained = [p for p in self.named.values() if p.requires_grad]
+        self.optimizer = adamw(self.model, self.loss, self.settings)
+        self._note_gradients()
+
+    def _note_gradients(self) -> None:
+        """Have every parameter note when it gets a gradient here.
+
+        A model may use some of them for some inputs only. All processes have to reduce the same
+        gradients, so those that are missing count as 0, which is not known from the result.
+        """
+        self.with_gradient: set[str] = set()
+        self.root.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
+        for unit in self.units:
+            unit.unshard()
+            for name, parameter in named_parameters(self.model, self.loss).items():
+                if parameter.requires_grad and not hasattr(parameter, "to_local"):
+                    note = partial(_note, self.with_gradient, name)
+                    parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
+            unit.reshard()
+
+    def step(self, rate: float, masks: Mapping[str, Tensor]) -> float:
+        noted = [float(name in self.with_gradient) for name in self.named]
+        self.with_gradient.clear()
+        count = self.accelerator.reduce(torch.tensor(noted, device=self.accelerator.device), "sum")
+        for parameter, used in zip(self.named.values(), count.tolist(), strict=True):
+            if not used:  # in one process it would have none either, and be left as it is
+                parameter.grad = None
+        return super().step(rate, masks)
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        self.root.set_requires_gradient_sync(last)  # type: ignore[operator]
+        yield
+
+    def summed(self, batch: Batch) -> Tensor:
+        loss: Tensor = self.root(batch)
+        return loss
+
+    def measured(self, batch: Batch) -> Tensor:
+        loss: Tensor = self.root(batch, measured=True)
+        self._reshard()  # which a backward pass would have done
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+
+    def _clip(self, limit: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    @contextmanager
+    def whole(self, names: Iterable[str]) -> Iterator[None]:
+        sharded = {id(p): p for p in map(self.parameter, names)}
+        whole = {own: nn.Parameter(_full(p.detach())) for own, p in sharded.items()}
+        set_parameters(self.model, self.model, whole)
+        try:
+            yield
+        finally:
+            back = {id(whole[own]): parameter for own, parameter in sharded.items()}
+            set_parameters(self.model, self.model, back)
+
+    def _reshard(self) -> None:
+        for unit in self.units:
+            unit.reshard()
+
+    def _part(self, name: str) -> Tensor:
+        return local(self.parameter(name)).detach()
+
+    def _part_of(self, name: str, whole: Tensor) -> Tensor:
+        return local(self._distributed(name, whole))
+
+    def _distributed(self, name: str, whole: Tensor) -> Tensor:
+        """A whole tensor of a parameter's shape as that parameter lies; nothing is sent."""
+        from torch.distributed.tensor import distribute_tensor
+
+        like: Any = self.parameter(name)
+        whole = whole.to(local(like).device)
+        # Every process has the whole, so that none needs the first one's.
+        found: Tensor = distribute_tensor(whole, self.mesh, like.placements, src_data_rank=None)
+        return found
+
+    def whole_tensor(self, name: str) -> Tensor:
+        return _full(self.named[name].detach())
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        return {key: _full(value) for key, value in super().state(name).items()}
+
+    @torch.no_grad()
+    def load(self, name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> None:
+        parameter = self.named[name]
+        local(parameter).copy_(self._part_of(name, tensor))
+        if state:
+            self.optimizer.state[parameter] = {
+                key: self._distributed(name, value) if value.shape == tensor.shape else value
+                for key, value in state.items()
+            }
+
+    def finish(self) -> None:
+        whole = {id(p): nn.Parameter(self.whole_tensor(n)) for n, p in self.named.items()}
+        for path, plain in self.plain_layers.items():
+            sharded = self.model.get_submodule(path)
+            plain.to_empty(device=self.accelerator.device)
+            for name, buffer in sharded.named_buffers():
+                plain.get_buffer(name).copy_(buffer)
+            set_parameters(plain, sharded, whole)
+            self.model.set_submodule(path, plain.train(sharded.training))
+        set_parameters(self.model, self.model, whole)
+
+
+def _note(names: set[str], name: str, parameter: Tensor) -> None:
+    del parameter
+    names.add(name)
+
+
+def set_parameters(module: nn.Module, like: nn.Module, whole: Mapping[int, nn.Parameter]) -> None:
+    """Put, for each parameter of `like` under its name in `module`, what `whole` has for it."""
+    for name, parameter in list(like.named_parameters(remove_duplicate=False)):
+        if id(parameter) in whole:
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, whole[id(parameter)])
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a model's stacks: what its outermost lists of modules hold."""
+    lists: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{n}.") for n in lists):
+            lists.append(name)
+            yield from ((f"{name}.{child}", layer) for child, layer in module.named_children())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor, in place: all of it, unless it is one of FSDP2's."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+def _full(tensor: Any) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def _empty_copy(layer: nn.Module) -> nn.Module:
+    """The layer's modules, without memory for its tensors."""
+    return copy.deepcopy(layer).to("meta")
+
+
+def weights_for(scheme: Scheme, *given: Any) -> Weights:
+    """The weights of a training, in one of several processes, as a scheme has them lie."""
+    accelerator: Accelerator = given[0]
+    if accelerator.num_processes == 1 or scheme.kind == "ddp":
+        return Weights(*given)
+    return FullyShardedWeights(*given, scheme=scheme)

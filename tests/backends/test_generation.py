@@ -1,0 +1,391 @@
+"""Decoding equals `model.generate` token for token, at every limit. Speed is in `benchmarks`."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from compressor.backends.beam_search import beam_search, greedy
+from compressor.backends.generation_settings import Settings
+from compressor.backends.outputs import truncate
+from compressor.backends.torch import generation
+from compressor.backends.torch.generation import decode, sweep
+from compressor.core.errors import StageError
+
+# Limits below min_length are meant.
+pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+
+LIMITS = [30, 2, 3, 7, 12, 20]
+PAD, EOS, VOCABULARY = 0, 1, 100
+KINDS = ["t5", "bart", "pegasus", "marian"]
+BART_LIKE: dict[str, Any] = {
+    "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
+    "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64, "init_std": 0.3, "forced_eos_token_id": EOS,
+}  # fmt: skip
+T5_LIKE: dict[str, Any] = {
+    "d_kv": 16, "d_ff": 64, "num_heads": 2, "num_layers": 2, "initializer_factor": 2.0,
+}  # fmt: skip
+# The last two, a seed and a scale of the end token's logits, were looked for: with them some rows
+# end at different steps and some do not end.
+PICO: dict[str, Any] = {
+    "t5": (T5Config, T5ForConditionalGeneration, T5_LIKE, 5, 2.5),
+    "bart": (BartConfig, BartForConditionalGeneration, BART_LIKE, 4, 2.5),
+    "pegasus": (PegasusConfig, PegasusForConditionalGeneration, BART_LIKE, 0, 2.5),
+    "marian": (MarianConfig, MarianMTModel, BART_LIKE, 12, 3.0),
+    "mbart": (MBartConfig, MBartForConditionalGeneration, BART_LIKE, 0, 2.5),
+}
+
+
+def pico(kind: str) -> PreTrainedModel:
+    """Fresh weights, untied and large, so that tokens vary."""
+    config_class, model_class, shape, seed, scale = PICO[kind]
+    torch.manual_seed(seed)
+    config = config_class(
+        d_model=32, vocab_size=VOCABULARY, pad_token_id=PAD, bos_token_id=2, eos_token_id=EOS,
+        decoder_start_token_id=PAD, tie_word_embeddings=False, **shape,
+    )  # fmt: skip
+    model: PreTrainedModel = model_class(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.randn(VOCABULARY, 32))
+        model.lm_head.weight[EOS] *= scale
+    return model
+
+
+def texts(count: int = 12) -> list[list[int]]:
+    """Rows of 3 to 20 tokens, in no order, each with its end token."""
+    draw = random.Random(0)
+    return [
+        [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(2, 20))] + [EOS]
+        for _ in range(count)
+    ]
+
+
+def generated(
+    model: PreTrainedModel, sources: list[list[int]], limit: int, **settings: Any
+) -> list[list[int]]:
+    """What transformers gives for the rows, in one batch; each up to its end token."""
+    width = max(map(len, sources))
+    ids = torch.tensor([row + [PAD] * (width - len(row)) for row in sources])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sources])
+    output = model.generate(
+        ids, attention_mask=mask, do_sample=False, max_length=limit, **({"num_beams": 1} | settings)
+    )
+    rows = output[:, 1:].tolist()
+    return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return pico(request.param)
+
+
+def test_a_sweep_is_separate_decodes(model: PreTrainedModel) -> None:
+    """At each limit a sweep gives what `generate` gives with it, in the sources' order, forced end
+    tokens included; some rows end early, at different steps, and some do not.
+    """
+    swept = sweep(model, texts(), max_lengths=LIMITS)
+    for limit in LIMITS:
+        assert generated(model, texts(), limit) == swept[limit].tokens
+    lengths = {len(row) for row in swept[30].tokens}
+    assert len(lengths - {29}) >= 3
+    assert 29 in lengths
+
+
+def test_forced_end() -> None:
+    """BART's forced end token is the last one of every row that a limit cuts off, and the row is
+    cut off all the same.
+    """
+    bart, plain = pico("bart"), pico("bart")
+    plain.generation_config.forced_eos_token_id = None
+    for limit, forced in sweep(bart, texts(), max_lengths=[7, 20]).items():
+        free = decode(plain, texts(), max_length=limit)
+        assert any(free.cut_off)
+        assert free.cut_off == forced.cut_off
+        for row, cut, expected in zip(forced.tokens, forced.cut_off, free.tokens, strict=True):
+            assert ([*expected[:-1], EOS] if cut else expected) == row
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_length": 9},
+        {"min_length": 25},
+        {"min_new_tokens": 5},
+        {"repetition_penalty": 1.7},
+        {"no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[5], [7, 8]]},
+        {"suppress_tokens": [4, 9, 75], "begin_suppress_tokens": [EOS]},
+        {"forced_bos_token_id": 6},
+        {"exponential_decay_length_penalty": (4, 1.3)},
+        {"encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2},
+        {"eos_token_id": [EOS, 42]},
+        {"num_beams": 3, "use_cache": False, "output_scores": True, "num_beam_groups": 3},
+        {"eos_token_id": [EOS, 42], "forced_eos_token_id": EOS},
+    ],
+    ids="-".join,
+)
+def test_generation_config(kind: str, settings: dict[str, Any]) -> None:
+    """What the generation config sets is honoured at each limit as `generate` does of each row
+    alone, save its own beams and cache; min_length above a limit too.
+    """
+    model, asked = pico(kind), pico(kind)
+    model.generation_config.update(**settings)
+    asked.generation_config.update(**settings)
+    if "num_beams" in settings:
+        asked.generation_config.update(num_beams=1, num_beam_groups=1)
+    for limit, ours in sweep(model, texts(), max_lengths=[20, 7, 3]).items():
+        expected = [generated(asked, [row], limit)[0] for row in texts()]
+        if "eos_token_id" in settings:
+            ends = [next((i for i, t in enumerate(r, 1) if t in {EOS, 42}), None) for r in expected]
+            expected = [row[:end] for row, end in zip(expected, ends, strict=True)]
+        assert expected == ours.tokens
+
+
+def test_padding_is_no_part_of_a_source() -> None:
+    """What looks at the source sees a row's own tokens alone, however long its neighbours are."""
+    differing = 0
+    for beams, settings in (
+        (4, {"encoder_no_repeat_ngram_size": 2}),
+        (1, {"encoder_repetition_penalty": 1.5}),
+    ):
+        model = pico("t5")
+        model.lm_head.weight.data *= 20
+        model.generation_config.update(**settings)
+        ours = decode(model, texts(), max_length=9, num_beams=beams).tokens
+        assert [generated(model, [row], 9, num_beams=beams)[0] for row in texts()] == ours
+        differing += generated(model, texts(), 9, num_beams=beams) != ours
+    assert differing  # where `generate` takes pads for tokens of the source
+
+
+@pytest.mark.parametrize(
+    ("settings", "beams"),
+    [
+        ({"max_time": 0.5}, 1),
+        ({"max_new_tokens": 4}, 2),
+        ({"stop_strings": ["."]}, 1),
+        ({"num_beams": 4, "num_beam_groups": 2}, 2),
+    ],
+    ids=str,
+)
+def test_a_setting_that_is_not_followed_is_named(settings: dict[str, Any], beams: int) -> None:
+    """Where a decode begins, too: a model that is loaded in Python has no plan."""
+    model = pico("t5")
+    model.generation_config.update(**settings)
+    name = list(settings)[-1]
+    with pytest.raises(StageError, match=f"sets {name} to .*`generation: {{{name}: null}}`"):
+        decode(model, texts(), max_length=9, num_beams=beams)
+
+
+def test_lengths_are_those_of_the_usual_script() -> None:
+    """run_summarization.py: `np.count_nonzero(pred != tokenizer.pad_token_id)` of each prediction,
+    its decoder start token included, which is a pad in T5 and an end token in BART.
+    """
+    for kind, start in (("t5", PAD), ("bart", EOS)):
+        model = pico(kind)
+        model.generation_config.decoder_start_token_id = start
+        ids = [row for row in texts() if len(row) == len(texts()[0])]
+        predictions = model.generate(torch.tensor(ids), max_length=12, do_sample=False)
+        script = [int(np.count_nonzero(row != PAD)) for row in predictions.numpy()]
+        decoded = decode(model, ids, max_length=12)
+        assert script == decoded.lengths
+        rows = zip(script, decoded.tokens, strict=True)
+        assert {length - len(row) + row.count(PAD) for length, row in rows} == {int(start != PAD)}
+
+
+def test_min_length(model: PreTrainedModel) -> None:
+    """`min_length` counts the start token: no row ends before it, and the config's is replaced."""
+    model.generation_config.min_new_tokens = 2
+    ours = decode(model, texts(), max_length=20, min_length=10)
+    assert generated(model, texts(), 20, min_length=10, min_new_tokens=None) == ours.tokens
+    assert min(map(len, ours.tokens)) >= 10
+
+
+def test_beams(model: PreTrainedModel) -> None:
+    """With 2 beams each limit is decoded on its own, since no prefix of a longer one is it."""
+    swept = sweep(model, texts(), max_lengths=[7, 20], num_beams=2)
+    for limit in (7, 20):
+        assert generated(model, texts(), limit, num_beams=2) == swept[limit].tokens
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 300])
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_batches_do_not_show(batch_tokens: int, num_beams: int) -> None:
+    """However few rows fit in a batch, results come in the sources' order; progress adds up."""
+    done: list[int] = []
+    model = pico("t5")
+    ours = decode(
+        model,
+        texts(),
+        max_length=20,
+        num_beams=num_beams,
+        batch_tokens=batch_tokens,
+        progress=done.append,
+    )
+    assert generated(model, texts(), 20, num_beams=num_beams) == ours.tokens
+    assert sum(done) == 12
+    assert len(done) > 1
+
+
+def test_ended_rows_are_not_computed() -> None:
+    """The decoder is run on fewer and fewer rows, and not after the last one has ended; where a
+    processor knows rows by place (encoder_repetition_penalty), all stay.
+    """
+    model = pico("t5")
+    seen: list[int] = []
+    model.decoder.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    ours = decode(model, texts(), max_length=30)
+    assert len(seen) == 29
+    assert seen == sorted(seen, reverse=True)
+    assert sum(ours.cut_off) == seen[-1] < seen[0] == 12
+    ending = [row for row, cut in zip(texts(), ours.cut_off, strict=True) if not cut]
+    seen.clear()
+    longest = max(map(len, decode(model, ending, max_length=30).tokens))
+    assert longest == len(seen) < 29
+    seen.clear()
+    model.generation_config.encoder_repetition_penalty = 1.1
+    decode(model, texts(), max_length=30)
+    assert {12} == set(seen)
+
+
+def test_rows_that_ended_are_not_gone_on_with_though_they_leave_late() -> None:
+    """Where no row leaves before all have ended, the decoder runs up to the last end."""
+    model, seen = pico("t5"), list[int]()
+    free = decode(model, texts(), max_length=30)
+    ending = [row for row, cut in zip(texts(), free.cut_off, strict=True) if not cut]
+    model.decoder.register_forward_pre_hook(lambda *_: seen.append(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "_DROP_SHARE", 2.0)
+        longest = max(map(len, decode(model, ending, max_length=30).tokens))
+    assert longest == len(seen) < 29
+
+
+def test_beams_count_as_rows_of_a_batch() -> None:
+    """A batch has no more positions than allowed, with three beams for each of its rows."""
+    model, seen = pico("t5"), list[int]()
+    model.decoder.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    decode(model, texts(40), max_length=10, num_beams=3, batch_tokens=200)
+    assert 3 < max(seen) <= 200 // 10
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_logits_that_are_infinite_are_refused(num_beams: int) -> None:
+    """Of all tokens that one would be chosen, always."""
+    model = pico("bart")
+    model.final_logits_bias[0, 5] = torch.inf
+    with pytest.raises(StageError, match="NaN or infinite"):
+        decode(model, texts(), max_length=10, num_beams=num_beams)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_logits_of_an_export_that_are_nan_are_refused(num_beams: int) -> None:
+    """They go through a decoder of ours, in numpy: `argmax` takes NaN for the best."""
+
+    class Decoder:
+        def step(self, tokens: Any) -> Any:
+            return np.full((len(tokens), 7), np.nan, dtype=np.float32)
+
+        def keep(self, rows: Any) -> None: ...
+        def reorder(self, rows: Any) -> None: ...
+
+    settings = Settings(start=0, eos=(1,), max_length=5)
+    with pytest.raises(StageError, match="the model's logits are NaN"):
+        greedy(Decoder(), 2, settings) if num_beams == 1 else beam_search(
+            Decoder(), 2, num_beams, settings
+        )
+
+
+def test_shortest_limits(model: PreTrainedModel) -> None:
+    """Limit 1 has room for the start token alone, 2 for one token, and 0 is refused."""
+    swept = sweep(model, texts(), max_lengths=[1, 2])
+    assert swept[1].tokens == [[]] * 12
+    assert swept[1].cut_off == [True] * 12
+    assert generated(model, texts(), 2) == swept[2].tokens
+    assert decode(model, texts(), max_length=1, num_beams=2).tokens == [[]] * 12
+    with pytest.raises(ValueError, match="0 is below 1"):
+        sweep(model, texts(), max_lengths=[20, 0])
+
+
+def test_nothing_to_decode() -> None:
+    """No sources give no rows, and no limits no results."""
+    decoded = decode(pico("t5"), [], max_length=20)
+    assert (decoded.tokens, decoded.cut_off, decoded.generated) == ([], [], 0)
+    assert sweep(pico("t5"), texts(), max_lengths=[]) == {}
+
+
+def test_cut_off() -> None:
+    """A row is cut off if it lacks an end token within the limit, also in beam search, where one
+    that fills the limit by a forced end counts as cut off.
+    """
+    assert truncate([5, 6, EOS], 3, [EOS]) == ([5, 6], True)
+    assert truncate([5, 6, EOS], 4, [EOS]) == ([5, 6, EOS], False)
+    assert truncate([5, 6, EOS], 9, {EOS}) == ([5, 6, EOS], False)
+    assert truncate([5, 6, EOS], 1, [EOS]) == ([], True)
+    for num_beams in (1, 2):
+        free = decode(pico("t5"), texts(), max_length=12, num_beams=num_beams)
+        assert [EOS not in row for row in free.tokens] == free.cut_off
+    forced = decode(pico("bart"), texts(), max_length=12, num_beams=2)
+    assert [len(row) == 11 for row in forced.tokens] == forced.cut_off
+    assert any(forced.cut_off)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    """Dropout is off while decoding only; the generation config is not written to."""
+    model = pico("bart")
+    config = model.generation_config.to_dict()
+    expected = decode(model, texts(), max_length=20).tokens
+    model.train()
+    decoded = sweep(model, texts(), max_lengths=[20, 7], min_length=5, device="cpu")[20]
+    assert model.training
+    assert config == model.generation_config.to_dict()
+    assert decode(model, texts(), max_length=20).tokens == expected
+    assert sum(map(len, decoded.tokens)) == decoded.generated
+    assert decoded.tokens_per_second > 0
+
+
+def test_rows_leave_by_share() -> None:
+    """The share at which rows leave changes the work, not the tokens."""
+    expected = decode(pico("t5"), texts(), max_length=30).tokens
+    for share in (0.0, 0.5, 2.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generation, "_DROP_SHARE", share)
+            assert expected == decode(pico("t5"), texts(), max_length=30).tokens
+
+
+def test_a_decoder_deeper_than_its_encoder_is_decoded() -> None:
+    """Transformers makes its cache with as many layers as the encoder has."""
+    config = T5Config(
+        d_model=32, vocab_size=VOCABULARY, num_decoder_layers=3, **T5_LIKE | {"num_layers": 1}
+    )
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(config).eval()
+    model.generation_config.decoder_start_token_id = 0
+    ids = torch.tensor([[5, 6, 7, 1]])
+    expected: list[int] = [0]
+    with torch.no_grad():
+        while len(expected) < 8 and expected[-1] != 1:
+            logits = model(input_ids=ids, decoder_input_ids=torch.tensor([expected])).logits
+            expected.append(int(logits[0, -1].argmax()))
+    assert decode(model, [[5, 6, 7, 1]], max_length=8).tokens == [expected[1:]]

@@ -1,0 +1,272 @@
+"""Packed directories: whole models come back as they were, and damaged ones are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import BertConfig, T5Config
+
+import compressor
+from compressor.backends.packed import ABOUT, FILE, save_packed
+from compressor.compression.thresholds import prune_smallest
+from compressor.core.errors import StageError
+from compressor.models.checkpoint import Checkpoint, save_pretrained
+from compressor.models.loading import Head, build, has_untied_head
+from compressor.models.masks import left
+from compressor.models.quantization import Quantization
+from compressor.models.quantized_layers import dequantize_rows, quantize_rows, quantize_weights
+from compressor.models.surgery import dequantized
+
+SIZES = {"vocab_size": 90, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+FFN = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
+
+
+def pico(*, untied: bool = False, **config: Any) -> Checkpoint:
+    """A pruned T5: 0.6 of all feed-forward weights and of the head."""
+    torch.manual_seed(0)
+    made = T5Config(**(SIZES | config), decoder_start_token_id=0)
+    model = build(made, "seq2seq_lm", untied_head=untied).eval()
+    model.generation_config.max_length = 17
+    names = [n for n, _ in model.named_parameters() if "DenseReluDense.w" in n]
+    weights = {n: model.get_parameter(n) for n in [*names, "lm_head.weight"]}
+    checkpoint = Checkpoint(model, None, "seq2seq_lm")
+    prune_smallest(weights, checkpoint.masks, round(0.6 * left({}, weights)))
+    checkpoint.apply_masks()
+    return checkpoint
+
+
+def logits(model: nn.Module) -> Tensor:
+    ids = torch.arange(2, 12)[None]
+    with torch.inference_mode():
+        return model(input_ids=ids, decoder_input_ids=ids[:, :4]).logits
+
+
+def rounded(model: nn.Module, values: str) -> nn.Module:
+    """The same rule, written out: matrices of 1,024 entries or more, one scale a row."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2 and parameter.numel() >= 1024:
+                if values == "int8":
+                    parameter.copy_(dequantize_rows(*quantize_rows(parameter)))
+                elif values == "bfloat16":
+                    parameter.copy_(parameter.bfloat16())
+    return model
+
+
+@pytest.mark.parametrize("values", ["int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_packed_model_computes_what_the_rounded_one_does(
+    tmp_path, values, untied, scaled
+) -> None:
+    """The same logits to the bit; ties, generation config and mode as they were."""
+    checkpoint = pico(untied=untied, scale_decoder_outputs=scaled)
+    save_packed(checkpoint, tmp_path, values)
+    loaded = compressor.load_model(tmp_path)
+    assert torch.equal(logits(rounded(checkpoint.model, values)), logits(loaded))
+    assert has_untied_head(loaded) == untied
+    assert loaded.encoder.embed_tokens.weight is loaded.shared.weight
+    assert not loaded.training and all(p.dtype == torch.float32 for p in loaded.parameters())
+    assert all(p.requires_grad and p.device.type == "cpu" for p in loaded.parameters())
+    assert len(list(loaded.parameters())) == len(list(checkpoint.model.parameters()))
+    assert loaded.generation_config.max_length == 17
+    assert loaded.get_parameter(FFN)[~checkpoint.masks[FFN]].count_nonzero() == 0
+
+
+def test_a_packed_model_can_be_trained_and_saved_as_any_other(tmp_path) -> None:
+    """A step of training changes it and not the file; plain transformers reads it saved."""
+    save_packed(pico(), tmp_path / "packed", "int8")
+    before = (tmp_path / "packed" / FILE).read_bytes()
+    model = compressor.load_model(tmp_path / "packed")
+    first = logits(model)
+    model(input_ids=torch.ones(1, 4).long(), labels=torch.ones(1, 4).long()).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert not torch.equal(logits(model), first)
+    assert (tmp_path / "packed" / FILE).read_bytes() == before
+    save_pretrained(model, tmp_path / "plain")
+    again = type(model).from_pretrained(tmp_path / "plain")
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("untied", [False, True])
+def test_an_int8_model_keeps_its_values_and_scales(tmp_path, untied) -> None:
+    """No second rounding: the file has the model's own int8 numbers."""
+    checkpoint = pico(untied=untied)
+    quantize_weights(checkpoint.model)
+    checkpoint.quantization = Quantization(weights="int8")
+    own = checkpoint.model.state_dict()
+    own[f"{FFN}_scale"].mul_(1.7)  # scales that rounding would not find again
+    save_packed(checkpoint, tmp_path, "int8")
+    _, tensors = contents(tmp_path)
+    assert torch.equal(tensors[f"{FFN}:scale"], own[f"{FFN}_scale"])
+    assert torch.equal(tensors[FFN], own[FFN][own[FFN] != 0])
+    loaded = compressor.load_model(tmp_path)
+    assert torch.equal(loaded.get_parameter(FFN), own[FFN].float() * own[f"{FFN}_scale"])
+    if not untied:  # an embedding of its own is a float matrix, and rounded now
+        assert torch.equal(logits(loaded), logits(dequantized(checkpoint).model))
+
+
+@pytest.mark.parametrize("head", ["sequence_classification", "none"])
+def test_buffers_and_other_heads_come_back(tmp_path, head: Head) -> None:
+    """BERT, whose positions are buffers that no file has."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=90, intermediate_size=64, num_labels=3, **sizes)
+    model = build(config, head).eval()
+    save_packed(Checkpoint(model, None, head), tmp_path, "float32")
+    loaded = compressor.load_model(tmp_path)
+    ids = torch.arange(2, 12)[None]
+    with torch.inference_mode():
+        assert torch.equal(model(ids)[0], loaded(ids)[0])
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert not any(buffer.is_meta for buffer in loaded.buffers())
+
+
+def contents(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with safe_open(folder / FILE, "pt") as file:
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        return json.loads(file.metadata()[ABOUT]), tensors
+
+
+def rewrite(
+    change: Callable[[dict[str, Any], dict[str, Tensor]], object],
+) -> Callable[[Path], object]:
+    """Damage in a file that is a sound safetensors one."""
+
+    def damage(folder: Path) -> None:
+        about, tensors = contents(folder)
+        change(about, tensors)
+        (folder / FILE).unlink()
+        save_file(tensors, folder / FILE, metadata={ABOUT: json.dumps(about)})
+
+    return damage
+
+
+def signed(about: dict[str, Any], tensors: dict[str, Tensor], name: str) -> None:
+    """Make the checksum right again, so that what is wrong must be found otherwise."""
+    keys = (key for key in (name, f"{name}:scale", f"{name}:mask") if key in tensors)
+    data = b"".join(tensors[key].numpy().tobytes() for key in keys)
+    about["tensors"][name]["crc32"] = zlib.crc32(data)
+
+
+def set_bit(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    mask = tensors[f"{FFN}:mask"]
+    index = int((mask != 255).nonzero()[0])
+    mask[index] |= int(mask[index]) + 1
+    signed(about, tensors, FFN)
+
+
+def drop_scales(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    del tensors[f"{FFN}:scale"]
+    signed(about, tensors, FFN)
+
+
+def drop_tensor(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    for table in (about["tensors"], tensors):
+        for key in [key for key in table if key.startswith(FFN)]:
+            del table[key]
+
+
+def other_config(**values: Any) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | values))
+
+    return damage
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(data[: len(data) // 2])
+
+
+class Bomb:
+    """What a pickle may do to whoever opens it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (3,)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "half a file": (truncate, "is damaged"),
+    "a pickle": (lambda f: torch.save(Bomb(), f / FILE), "is damaged"),
+    "no file": (lambda f: (f / FILE).unlink(), "cannot load the model .* no file named"),
+    "no config": (lambda f: (f / "config.json").unlink(), "cannot build the model"),
+    "half a config": (lambda f: (f / "config.json").write_text('{"a":'), "cannot build the model"),
+    "more layers": (other_config(num_layers=3), r"lacks encoder.block.2.* the config asks for"),
+    "fewer layers": (other_config(num_layers=1), "which the config does not ask for"),
+    "another shape": (other_config(d_ff=48), r"expected shape \(48, 32\) .* found \(64, 32\)"),
+    "another class": (other_config(model_type="bert"), "lacks|asks|ask for|cannot build"),
+    "a version to come": (rewrite(lambda a, t: a.update(version=2)), "version 2; .* reads 1"),
+    "no version": (rewrite(lambda a, t: a.pop("version")), "version: Field required"),
+    "an unknown head": (rewrite(lambda a, t: a.update(head="x")), "head: Input should be"),
+    "another shape told": (
+        rewrite(lambda a, t: a["tensors"][FFN].update(shape=[32, 64])),
+        r"expected shape \(64, 32\) .* found \(32, 64\)",
+    ),
+    "a bit too many": (rewrite(set_bit), f"{FFN}: values: expected"),
+    "a changed value": (rewrite(lambda a, t: t[FFN].neg_()), f"damaged: {FFN}"),
+    "no scales": (rewrite(drop_scales), f"{FFN}: expected torch.float32"),
+    "no values": (rewrite(lambda a, t: t.pop(FFN)), f"lacks the tensor {FFN}"),
+    "a tensor less": (rewrite(drop_tensor), f"lacks {FFN}, which the config asks for"),
+    "a tensor more": (rewrite(lambda a, t: t.update(x=torch.ones(1))), "has x, which"),
+    "a loose tie": (
+        rewrite(lambda a, t: a["ties"].update({"lm_head.weight": "x"})),
+        "lm_head.weight is tied to x",
+    ),
+    "no description": (
+        lambda f: save_file({"x": torch.ones(1)}, f / FILE),
+        "is no packed model",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_directory_is_refused_by_name(tmp_path, damage: str) -> None:
+    """A StageError that says where and what; nothing of the file is ever executed."""
+    save_packed(pico(), tmp_path, "int8")
+    do, message = DAMAGES[damage]
+    do(tmp_path)
+    with pytest.raises(StageError, match=message):
+        compressor.load_model(tmp_path)
+
+
+def test_no_flipped_bit_goes_unseen(tmp_path) -> None:
+    """One bit at each of 200 places, header and data: always a StageError."""
+    save_packed(pico(), tmp_path, "int8")
+    whole = (tmp_path / FILE).read_bytes()
+    for step in range(200):
+        data = bytearray(whole)
+        data[step * (len(whole) - 1) // 199] ^= 1 << step % 8
+        (tmp_path / FILE).write_bytes(data)
+        with pytest.raises(StageError):
+            compressor.load_model(tmp_path)
+
+
+def test_importing_the_package_loads_no_torch(tmp_path) -> None:
+    """`import compressor` is quick; a fresh process then loads a packed model."""
+    checkpoint = pico()
+    save_packed(checkpoint, tmp_path, "float32")
+    shutil.copytree(tmp_path, tmp_path / "moved")
+    code = (
+        "import sys, compressor; assert 'torch' not in sys.modules;"
+        "model = compressor.load_model(sys.argv[1]);"
+        "print(type(model).__module__, sum(p.numel() for p in model.parameters()))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "moved")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    count = sum(p.numel() for p in checkpoint.model.parameters())
+    assert done.stdout.split() == ["transformers.models.t5.modeling_t5", str(count)]

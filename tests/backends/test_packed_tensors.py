@@ -1,0 +1,137 @@
+"""One tensor, packed and unpacked: the bits by hand, the rounding, and what does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from compressor.backends import packed
+from compressor.backends.packed import Packed, Values, pack, pack_int8
+from compressor.models.quantized_layers import dequantize_rows, quantize_rows
+from compressor.stages import prune
+
+ROUNDED = {
+    "float32": lambda weight: weight,
+    "bfloat16": lambda weight: weight.bfloat16().float(),
+    "int8": lambda weight: dequantize_rows(*quantize_rows(weight)),
+}
+
+
+def sparse(rows: int, columns: int, density: float) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(rows, columns) * (torch.rand(rows, columns) < density)
+
+
+def test_bits_and_values_are_in_the_order_of_the_rows() -> None:
+    """The first entry is the highest bit of the first byte; a last byte is filled with zeros."""
+    packed = pack(torch.tensor([[0.0, 2.0, 0.0, -4.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0]]), "int8")
+    assert packed.mask is not None
+    assert packed.mask.tolist() == [0b01010000, 0b01000000]
+    assert packed.values.tolist() == [2.0, -4.0, 1.0]
+    assert (packed.mask_bytes, packed.value_bytes) == (2, 12)
+
+
+@pytest.mark.parametrize("values", ["int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("density", [0.0, 0.003, 0.3, 0.97, 1.0])
+@pytest.mark.parametrize("shape", [(32, 32), (41, 37), (1, 1500), (3, 5)])
+def test_what_comes_back_is_the_rounded_tensor(
+    values: Values, density: float, shape: tuple[int, int]
+) -> None:
+    """Exactly the rule's values: nothing lost in float32, small matrices never rounded."""
+    weight = sparse(*shape, density)
+    rounded = ROUNDED[values](weight) if weight.numel() >= 1024 else weight
+    packed = pack(weight, values)
+    assert torch.equal(packed.unpack(), rounded)
+    dense = weight.numel() * packed.values.element_size()
+    scales = 4 * shape[0] if packed.scale is not None else 0
+    assert packed.mask_bytes + packed.value_bytes <= dense + scales
+    assert (packed.mask is None) == (dense + scales == packed.value_bytes)
+
+
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_an_int8_entry_is_off_by_at_most_half_a_scale(density: float) -> None:
+    """One scale a row: its largest entry / 127; a zero stays a zero."""
+    weight = sparse(64, 48, density) * torch.logspace(-3, 3, 64)[:, None]
+    packed = pack(weight, "int8")
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    assert torch.equal(packed.scale, scale)
+    error = (packed.unpack() - weight).abs()
+    assert torch.all(error <= scale / 2 * (1 + 1e-5))
+    assert torch.count_nonzero(packed.unpack()[weight == 0]) == 0
+
+
+def test_a_tensor_that_is_int8_already_is_not_rounded_again() -> None:
+    """Its own values and scales, also where no entry of a row reaches 127."""
+    weight = torch.randint(-3, 4, (40, 30), dtype=torch.int8)
+    scale = torch.rand(40, 1)
+    packed = pack_int8(weight, scale)
+    assert packed.mask is not None and torch.equal(packed.scale, scale)
+    assert torch.equal(packed.values, weight[weight != 0])
+    assert torch.equal(packed.unpack(), weight.float() * scale)
+
+
+def test_vectors_stay_float32_and_integers_what_they_are() -> None:
+    """Norms and biases are not rounded, nor are buffers of whole numbers turned to float."""
+    vector, numbers = torch.randn(5000), torch.arange(2000)[None]
+    assert torch.equal(pack(vector, "int8").unpack(), vector)
+    assert pack(vector, "bfloat16").values.dtype == torch.float32
+    assert torch.equal(pack(numbers, "int8").unpack(), numbers)
+
+
+def test_an_unpacked_tensor_shares_no_memory_with_the_packed_one() -> None:
+    """Training what was unpacked does not write into what it came from."""
+    packed = pack(torch.ones(4, 4), "float32")
+    packed.unpack().zero_()
+    assert packed.values.sum() == 16
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_rounded_is_finite(bad: float) -> None:
+    """One infinite entry would make a whole row of int8 nonsense; float32 is kept as it is."""
+    weight = sparse(40, 40, 0.5)
+    weight[3, 3] = bad
+    for values in ("int8", "bfloat16"):
+        with pytest.raises(ValueError, match="not finite"):
+            pack(weight, values)
+    assert torch.equal(pack(weight, "float32").unpack()[3, 3:4].isfinite(), torch.tensor([False]))
+
+
+def damages(packed: Packed) -> dict[str, tuple[Packed, str]]:
+    assert packed.mask is not None and packed.scale is not None
+    more = packed.mask.clone()
+    more[0] ^= 0b100
+    return {
+        "a bit": (replace(packed, mask=more), "values: expected"),
+        "a value": (replace(packed, values=packed.values[1:]), "values: expected"),
+        "short mask": (replace(packed, mask=packed.mask[1:]), "shape of the mask"),
+        "mask type": (replace(packed, mask=packed.mask.float()), "type of the mask"),
+        "shape": (replace(packed, shape=(9, 9)), "shape of the mask"),
+        "no mask": (replace(packed, mask=None), "shape of the values"),
+        "scales": (replace(packed, scale=packed.scale[1:]), "shape of the scales"),
+        "scale type": (replace(packed, scale=packed.scale.double()), "type of the scales"),
+        "value type": (replace(packed, values=packed.values.float()), "type of the values"),
+    }
+
+
+@pytest.mark.parametrize("damage", damages(pack(sparse(40, 40, 0.3), "int8")))
+def test_parts_that_do_not_fit_are_told(damage: str) -> None:
+    """Each kind of damage has a message that says what was expected."""
+    packed, message = damages(pack(sparse(40, 40, 0.3), "int8"))[damage]
+    with pytest.raises(ValueError, match=message):
+        packed.unpack()
+
+
+def test_what_a_type_cannot_hold_is_not_packed() -> None:
+    """3.4e38 is a float32, and infinity in bfloat16: a packed file used to have that."""
+    large = torch.ones(64, 64)
+    large[5, 6] = torch.finfo(torch.float32).max
+    with pytest.raises(ValueError, match="too large for bfloat16"):
+        pack(large, "bfloat16")
+    assert torch.equal(pack(large, "float32").unpack(), large)
+
+
+def test_planning_knows_what_is_packed_as_it_is() -> None:
+    """A target in bytes counts small matrices without importing what packs them."""
+    assert prune.SMALL == packed.SMALL

@@ -1,0 +1,137 @@
+"""SparseGPT against Algorithm 1 of arXiv 2301.00774, written from the paper in plain torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from compressor.compression.importance import wanda_scores
+from compressor.compression.sparsegpt import block_counts, sparsegpt
+from compressor.compression.thresholds import prune_rows
+
+
+def published(
+    weight: Tensor, hessian: Tensor, sparsity: float = 0.5, n_m: tuple[int, int] | None = None
+) -> Tensor:
+    """Algorithm 1 in float64; its B is 128, its Bs is 128 or M, its λ is 1 % of the mean."""
+    new, hessian = weight.double().clone(), hessian.double()
+    rows, columns = new.shape
+    dampening = 0.01 * hessian.diagonal().mean()
+    identity = torch.eye(columns, dtype=torch.float64)
+    inverse = torch.linalg.inv(hessian + dampening * identity)
+    inverse = torch.linalg.cholesky(inverse).T
+    keep = torch.ones(rows, columns, dtype=torch.bool)
+    mask_columns = 128 if n_m is None else n_m[1]
+    for i in range(0, columns, 128):
+        errors = torch.zeros(rows, 128, dtype=torch.float64)
+        for j in range(i, min(i + 128, columns)):
+            if j % mask_columns == 0:
+                end = min(j + mask_columns, columns)
+                cost = (new[:, j:end] / inverse.diagonal()[j:end]) ** 2
+                if n_m is None:
+                    goes = round(sparsity * cost.numel())
+                    order = cost.flatten().argsort()[:goes]
+                    keep[:, j:end].view(rows, -1)[order // (end - j), order % (end - j)] = False
+                else:
+                    order = cost.argsort(dim=1)[:, : n_m[1] - n_m[0]]
+                    keep[:, j:end].scatter_(1, order, value=False)
+            errors[:, j - i] = new[:, j] / inverse[j, j] * ~keep[:, j]
+            end = min(i + 128, columns)
+            new[:, j:end] -= torch.outer(errors[:, j - i], inverse[j, j:end])
+        new[:, end:] -= errors[:, : end - i] @ inverse[i:end, end:]
+    return new * keep
+
+
+def correlated(tokens: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Weights, and inputs of which few directions and scales carry most."""
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(columns // 4, columns, generator=generator)
+    inputs = torch.randn(tokens, columns // 4, generator=generator) @ mixing
+    inputs += 0.3 * torch.randn(inputs.shape, generator=generator)
+    inputs *= torch.rand(columns, generator=generator) * 2
+    return torch.randn(24, columns, generator=generator), inputs
+
+
+@pytest.mark.parametrize("n_m", [(2, 4), (4, 8), (1, 4), (8, 32), None])
+@pytest.mark.parametrize("columns", [96, 320])
+def test_masks_and_weights_are_those_of_the_paper(
+    n_m: tuple[int, int] | None, columns: int
+) -> None:
+    """N:M masks group by group from updated weights, others per 128 columns; with damping."""
+    weight, inputs = correlated(3 * columns, columns)
+    hessian = inputs.T @ inputs
+    ones = torch.ones_like(weight, dtype=torch.bool)
+    (counts,) = block_counts([ones], ones.numel() // 2)
+    new, mask = sparsegpt(weight, hessian, ones, None if n_m else counts, n_m)
+    expected = published(weight, hessian, n_m=n_m)
+    assert torch.equal(mask, expected != 0)
+    assert torch.allclose(new.double(), expected, atol=2e-4)
+
+
+def test_fewer_tokens_than_inputs_are_enough() -> None:
+    """Without damping such a Hessian has no inverse; with it the result is the paper's."""
+    weight, inputs = correlated(40, 64)
+    hessian = inputs.T @ inputs
+    new, mask = sparsegpt(weight, hessian, torch.ones_like(weight, dtype=torch.bool), n_m=(2, 4))
+    expected = published(weight, hessian, n_m=(2, 4))
+    assert torch.equal(mask, expected != 0)
+    assert torch.allclose(new.double(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("n_m", [(2, 4), None])
+@pytest.mark.parametrize("scale", [1e-18, 1e-3, 1.0, 1e15])
+def test_the_scale_of_the_activations_changes_nothing(
+    n_m: tuple[int, int] | None, scale: float
+) -> None:
+    """Weights of inputs that are never active go first, and no other makes up for them."""
+    weight, inputs = correlated(480, 160)
+    dead = [1, 7, 50, 51, 159]
+    inputs[:, dead] = 0
+    scaled = inputs * scale
+    ones = torch.ones_like(weight, dtype=torch.bool)
+    (counts,) = block_counts([ones], ones.numel() // 2)
+    new, mask = sparsegpt(weight, scaled.T @ scaled, ones, None if n_m else counts, n_m)
+    assert not bool(mask[:, dead].any())
+    hessian = inputs.T @ inputs
+    hessian[dead, dead] = hessian.diagonal().sum() / (160 - len(dead))  # no part of the mean
+    weight[:, dead] = 0
+    expected = published(weight, hessian, n_m=n_m)
+    assert torch.equal(mask, expected != 0)
+    assert torch.allclose(new.double(), expected, atol=2e-4)
+
+
+def test_an_input_that_is_never_active_is_no_reason_to_damp_more() -> None:
+    """Where half of the inputs are always 0, the others' result is as if those were not there."""
+    weight, inputs = correlated(300, 64)
+    wide_weight, wide_inputs = torch.zeros(24, 128), torch.zeros(300, 128)
+    places = torch.arange(0, 128, 2)
+    wide_weight[:, places], wide_weight[:, places + 1] = weight, 9.0
+    wide_inputs[:, places] = inputs * 1e-4
+    ones = torch.ones_like(wide_weight, dtype=torch.bool)
+    hessian = wide_inputs.T @ wide_inputs
+    new, mask = sparsegpt(wide_weight, hessian, ones, [24 * 64 + 24 * 32])
+    assert not bool(mask[:, places + 1].any())
+    expected = published(weight, inputs.T @ inputs)
+    assert torch.equal(mask[:, places], expected != 0)
+    assert torch.allclose(new[:, places].double(), expected, atol=2e-4)
+
+
+def test_weights_of_inputs_that_are_never_active_go_first_with_wanda() -> None:
+    """However large they are, and however small what comes into the others."""
+    weight = torch.tensor([[50.0, 0.1, 0.2, 60.0], [50.0, 0.2, 0.1, 60.0]])
+    norms = torch.tensor([0.0, 1e-20, 1e-20, 0.0])
+    masks: dict[str, Tensor] = {}
+    prune_rows(wanda_scores({"w": weight}, {"w": norms}), masks, 6)
+    assert masks["w"].tolist() == [[False, False, True, False], [False, True, False, False]]
+
+
+def test_what_is_masked_counts_among_what_an_n_m_group_loses() -> None:
+    """One entry of each group is gone before: one more goes; where three are, none."""
+    weight, inputs = correlated(200, 32)
+    old = torch.ones_like(weight, dtype=torch.bool)
+    old[:12, 2::4] = False
+    old[12:, 1:] = torch.arange(1, 32) % 4 == 0
+    new, mask = sparsegpt(weight * old, inputs.T @ inputs, old, n_m=(2, 4))
+    assert not bool((mask & ~old).any()) and not bool(new[~mask].any())
+    assert mask.view(24, 8, 4).sum(2).tolist() == [[2] * 8] * 12 + [[1] * 8] * 12

@@ -1,0 +1,206 @@
+"""What a person sees of a run, made from its events."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, Group
+from rich.text import Text
+
+from compressor.core.console import PlainConsole, printable
+from compressor.core.display import Log, Moving, Screen, Seen, below
+from compressor.core.processes import environment
+
+STAGES = [
+    {"name": "load", "stage": "load", "seconds": 2.0},
+    {"name": "base", "stage": "finetune", "seconds": 90.0},
+    {"name": "evaluate", "stage": "evaluate", "seconds": 30.0},
+]
+LOADED = {"name": "load", "cached": True, "seconds": 0.01, "parameters": 1_510_000}
+LOADED |= {"nonzero_ratio": 1.0, "metrics": {}}
+
+
+def moved(done: int, *, ended: bool = False) -> dict[str, Any]:
+    return {"title": "train", "done": done, "total": 100, "notes": {"loss": "2.3"}, "ended": ended}
+
+
+def text(seen: Seen, now: float, width: int = 80) -> list[str]:
+    """What is drawn below the lines, as plain text."""
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as captured:
+        console.print(Group(*below(seen, now)))
+    return captured.get().splitlines()
+
+
+def begun() -> Seen:
+    seen = Seen()
+    seen.hear("run_started", {"recipe": "demo", "stages": STAGES}, 1000.0)
+    seen.hear("stage_started", {"name": "load"}, 1000.0)
+    seen.hear("stage_ended", LOADED, 1001.0)
+    seen.hear("stage_started", {"name": "base"}, 1001.0)
+    return seen
+
+
+def test_below_are_the_stage_that_runs_its_bars_and_what_is_left() -> None:
+    """After 20 s of a stage that took 90 before, with 30 after it, 100 are left."""
+    seen = begun()
+    seen.hear("progress", moved(10), 1001.0)
+    seen.hear("progress", moved(30), 1021.0)
+    seen.hear("epoch", {"epoch": 1, "validation_loss": 2.25}, 1021.0)
+    whole, running, bar, losses, then = text(seen, 1021.0)
+    assert running == "base                      20.0 s, 1 min 30 s before"
+    assert bar.startswith("  train ") and "30/100 loss 2.3  1 min 10 s left" in bar
+    assert losses == "  validation loss after each epoch: 2.25"
+    assert then == "then evaluate"
+    assert whole.startswith("demo ") and whole.endswith(
+        " 1/3 stages, 21.0 s, about 1 min 40 s left"
+    )
+
+
+def test_no_time_is_promised_that_is_not_known() -> None:
+    """Where one stage never ran before, the rest of the run has no known time."""
+    stages = [STAGES[0], STAGES[1] | {"seconds": None}]
+    seen = Seen()
+    seen.hear("run_started", {"recipe": "demo", "stages": stages}, 0.0)
+    whole, then = text(seen, 5.0)
+    assert whole.split() == ["demo", "0/2", "stages,", "5.0", "s"] and then == "then load, base"
+
+
+def test_a_bar_is_gone_with_its_end_and_with_its_stage() -> None:
+    """Neither an ended bar nor that of a stage which failed in the middle stays."""
+    seen = begun()
+    seen.hear("progress", moved(10), 1001.0)
+    seen.hear("progress", moved(100, ended=True), 1002.0)
+    assert not seen.bars
+    seen.hear("progress", moved(10), 1003.0)
+    seen.hear("stage_failed", {"name": "base", "error": "no"}, 1004.0)
+    assert not seen.bars and seen.stage is None
+
+
+def test_lines_are_never_wider_than_the_terminal() -> None:
+    """Long names are cut at the terminal's width: the drawing moves up line by line."""
+    seen = begun()
+    seen.hear("progress", moved(10), 1001.0)
+    seen.stages["evaluate_" + "x" * 200] = None
+    for width in (20, 40, 80):
+        assert max(len(line) for line in text(seen, 1002.0, width)) <= width
+
+
+def test_a_name_with_markup_shows_as_it_is() -> None:
+    """Square brackets from a recipe or a library are text, on a terminal and elsewhere."""
+    for display in (Log, Screen):
+        out = io.StringIO()
+        display(Console(file=out, width=80)).hear("said", {"text": "[red]5[/red] rows"}, 0.0)
+        assert "[red]5[/red] rows" in out.getvalue()
+
+
+def test_without_a_terminal_a_bar_says_a_line_now_and_then() -> None:
+    """In a minute of events, one a second, four lines: one each 15 seconds."""
+    out = io.StringIO()
+    log = Log(Console(file=out, width=200))
+    for second in range(61):
+        log.hear("progress", moved(second), float(second))
+    lines = out.getvalue().splitlines()
+    assert [re.sub(r"\s+", " ", line) for line in lines] == [
+        f" train {done}/100 loss 2.3 {left} left"
+        for done, left in ((15, "1 min 25 s"), (30, "1 min 10 s"), (45, "55.0 s"), (60, "40.0 s"))
+    ]
+
+
+def test_a_second_run_in_the_same_folder_begins_anew() -> None:
+    """A point of a sweep that was killed goes on in its folder: its old events count no more."""
+    seen = begun()
+    seen.hear("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
+    whole, then = text(seen, 2003.0)
+    assert whole.endswith(" 0/1 stages, 3.0 s, about 2.0 s left") and then == "then load"
+
+
+def test_a_stage_that_takes_longer_than_before_makes_the_others_no_shorter() -> None:
+    """After 120 s of a stage that took 90 before, the 30 of the one after it are still to come."""
+    assert text(begun(), 1121.0)[0].endswith(" 1/3 stages, 2 min 01 s, about 30.0 s left")
+
+
+def test_what_is_drawn_may_change_meanwhile() -> None:
+    """Live draws in a thread of its own: a stage that ends while a bar is drawn waits for that."""
+    drawing, go_on = threading.Event(), threading.Event()
+
+    class Slow(dict[str, str]):
+        def items(self) -> Any:
+            drawing.set()
+            assert go_on.wait(10)
+            return super().items()
+
+    screen = Screen(Console(file=io.StringIO(), width=80, force_terminal=True))
+    screen.hear("run_started", {"recipe": "demo", "stages": STAGES}, 0.0)
+    screen.hear("stage_started", {"name": "base"}, 1.0)
+    for title in ("train", "validate"):
+        notes = {"notes": Slow(loss="2.3"), "title": title}
+        screen.hear("progress", moved(10) | notes, 2.0)
+    assert drawing.wait(10), "four times a second"
+    ended = threading.Thread(
+        target=screen.hear, args=("stage_ended", LOADED | {"name": "base"}, 3.0)
+    )
+    ended.start()
+    ended.join(0.2)
+    assert len(screen.seen.bars) == 2
+    go_on.set()
+    ended.join(10)
+    assert not screen.seen.bars
+    screen.close()
+
+
+def test_errors_that_go_to_a_file_are_not_drawn(tmp_path: Path) -> None:
+    """`compressor run … 2> errors.txt` on a terminal: what a library warns of is in the file."""
+    lines = (
+        "import sys; from rich.console import Console; from compressor.core.display import Screen",
+        "screen = Screen(Console())",
+        "screen.hear('run_started', {'recipe': 'demo', 'stages': []}, 0.0)",
+        "print('careful', file=sys.stderr); screen.close()",
+    )
+    ours, theirs = pty.openpty()
+    with (tmp_path / "errors.txt").open("wb") as errors:
+        command = [sys.executable, "-c", "\n".join(lines)]
+        done = subprocess.run(command, stdout=theirs, stderr=errors, env=environment(), timeout=60)
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 0
+    assert (tmp_path / "errors.txt").read_text() == "careful\n"
+
+
+def test_a_bar_has_no_negative_time_left() -> None:
+    """Begun at a time that, by a clock that was set back, is still to come."""
+    assert Moving(5, 10, {}, began=1e10, began_at=0).left(20.0) is None
+    assert Moving(5, 10, {}, began=0.0, began_at=0).left(20.0) == 20.0
+
+
+ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+ORDERS = {
+    "clears the screen": "\x1b[2J\x1b[1;1H",
+    "sets the clipboard": "\x1b]52;c;cm0gLXJmIH4=\x07",
+    "links elsewhere": "\x1b]8;;https://evil.example\x1b\\all is well\x1b]8;;\x1b\\",
+    "writes over what was said": "failed\rdone  ",
+    "8-bit codes": "\x9b2J\x9d52;c;YQ==\x9c",
+    "turns the writing": "\u202egnihton\u2066",
+}
+
+
+@pytest.mark.parametrize("text", ORDERS.values(), ids=ORDERS)
+def test_a_text_gives_a_terminal_no_orders(text: str) -> None:
+    """On a terminal in colour, as a rich text and as a plain line; tabs and lines stay."""
+    stream = io.StringIO()
+    console = PlainConsole(file=stream, force_terminal=True, width=100, color_system="truecolor")
+    console.print(Text(f"a {text} b", "red"))
+    console.print(f"a {text} b", highlight=False, markup=False, soft_wrap=True)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert shown.count("a ") == 2 and not ACTS.search(shown), repr(shown)
+    assert "\x1b[31m" in stream.getvalue(), "rich's own colour is no order of the text's"
+    assert printable("a\tb\nc é 😀") == "a\tb\nc é 😀"

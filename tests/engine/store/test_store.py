@@ -1,0 +1,164 @@
+"""The store: whole artifacts or none, one writer, damage noticed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from compressor.core.errors import DamagedArtifact
+from compressor.core.files import MANIFEST
+from compressor.engine.store.store import Store
+
+KEY, OTHER = "ab" * 32, "cd" * 32
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def commit(store: Store) -> Store:
+    """Commit one file of five bytes."""
+    partial = store.begin(KEY)
+    (partial / "model").mkdir()
+    (partial / "model" / "weights").write_text("hello")
+    store.commit(KEY, partial, {"stage": "load"})
+    return store
+
+
+def test_a_committed_artifact_is_whole_and_says_what_is_in_it(store: Store) -> None:
+    """A readable manifest has each file's size and SHA-256; nothing is left in `partial`."""
+    manifest = commit(store).verify(KEY)
+    digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    assert manifest["files"] == {"model/weights": {"bytes": 5, "sha256": digest}}
+    assert list((store.folder / "partial").iterdir()) == []
+    text = (store.path(KEY) / MANIFEST).read_text()
+    assert json.loads(text)["stage"] == "load" and text.count("\n") > 5
+
+
+def test_what_was_begun_and_not_committed_is_no_artifact(store: Store) -> None:
+    """A killed writer leaves nothing that counts, and the next one starts clean."""
+    (store.begin(KEY) / "half").write_text("x")
+    assert not store.has(KEY)
+    assert list(store.begin(KEY).iterdir()) == []
+
+
+def test_what_a_failed_try_can_resume_from_stays_until_there_is_an_artifact(store: Store) -> None:
+    """A checkpoint outlives the failed try; a commit removes its own key's alone."""
+    for key in (KEY, OTHER):
+        store.begin(key)
+        for folder in (store.resume_folder(key), store.task_folder(key)):
+            folder.mkdir()
+    store.abandon(KEY)
+    assert not (store.folder / "partial" / KEY).exists()
+    assert store.resume_folder(KEY).is_dir() and store.task_folder(KEY).is_dir()
+    commit(store)
+    assert not store.resume_folder(KEY).exists() and not store.task_folder(KEY).exists()
+    assert store.resume_folder(OTHER).is_dir() and (store.folder / "partial" / OTHER).is_dir()
+
+
+def test_a_group_can_read_what_a_library_made_for_the_owner_alone(store: Store) -> None:
+    """An artifact's files have the permissions of the user's umask."""
+    old = os.umask(0o027)
+    try:
+        partial = store.begin(KEY)
+        (partial / "weights").write_text("x")
+        (partial / "weights").chmod(0o600)
+        store.commit(KEY, partial, {"stage": "load"})
+    finally:
+        os.umask(old)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in store.path(KEY).iterdir()}
+    assert modes == {"weights": 0o640, MANIFEST: 0o640}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model/weights", "hell"),
+        ("model/weights", None),
+        ("model/weights", "jello"),
+        (MANIFEST, '{"key": "other", "files": {}}'),
+        (MANIFEST, '{"key": '),
+        (MANIFEST, None),
+    ],
+)
+def test_damage_is_noticed(store: Store, name: str, content: str | None) -> None:
+    """A file cut, gone or changed in place, a manifest of another, cut or gone: no artifact."""
+    path = commit(store).path(KEY) / name
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises((DamagedArtifact, FileNotFoundError)):
+        store.verify(KEY)
+    assert store.has(KEY) == (content == "jello")  # sizes alone cannot show a changed byte
+
+
+def test_a_manifest_that_was_edited_is_noticed(store: Store) -> None:
+    """It has a digest of itself."""
+    path = commit(store).path(KEY) / MANIFEST
+    path.write_text(path.read_text().replace('"load"', '"prune"'))
+    with pytest.raises(DamagedArtifact, match="manifest has changed"):
+        store.manifest(KEY)
+
+
+def test_what_is_in_an_artifacts_place_is_set_aside_and_not_deleted(store: Store) -> None:
+    """A damaged artifact, or a copy that was broken off: a person can look at it."""
+    commit(store)
+    aside = store.set_aside(KEY)
+    assert aside is not None and (aside / "model" / "weights").read_text() == "hello"
+    (store.path(KEY) / "model").mkdir(parents=True)
+    (store.path(KEY) / "model" / "half").write_text("x")
+    assert commit(store).verify(KEY)["files"].keys() == {"model/weights"}
+    assert [path.read_text() for path in (store.folder / "damaged").rglob("half")] == ["x"]
+
+
+def _hold(folder: str, started: str) -> None:
+    with Store(Path(folder)).lock(KEY, lambda: None):
+        Path(started).touch()
+        time.sleep(60)
+
+
+def test_the_lock_of_a_killed_process_is_free(store: Store, tmp_path: Path) -> None:
+    """One writer for a key at a time; a writer that is killed takes its lock with it."""
+    started = tmp_path / "started"
+    context = multiprocessing.get_context("fork")
+    other = context.Process(target=_hold, args=(str(store.folder), str(started)))
+    other.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert store.is_locked(KEY)
+        waited: list[bool] = []
+
+        def kill() -> None:
+            waited.append(True)
+            other.kill()
+
+        with store.lock(KEY, kill):
+            assert waited == [True]
+    finally:
+        other.kill()
+        other.join()
+    assert not store.is_locked(KEY)
+
+
+def test_what_a_kill_left_beside_an_artifact_goes_with_the_next_look(store: Store) -> None:
+    """Killed between the commit and the removal of checkpoints, they stayed for ever.
+
+    What another process is at work on stays, and so does what has no artifact yet.
+    """
+    commit(store)
+    folders = [store.resume_folder(KEY), store.task_folder(KEY), store.resume_folder(OTHER)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    with store.lock(KEY, lambda: None):
+        store.forget_committed(KEY)
+        assert all(folder.is_dir() for folder in folders)
+    for key in (KEY, OTHER):
+        store.forget_committed(key)
+    assert list((store.folder / "partial").iterdir()) == [store.resume_folder(OTHER)]
+    store.verify(KEY)

@@ -1,0 +1,257 @@
+"""What the engine promises of every stage, in this process: a pico model is made and pruned."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from compressor.core.errors import StageError
+from compressor.core.files import MANIFEST, file_digest
+from compressor.core.progress import Progress
+from compressor.engine.engine import Engine
+from compressor.engine.plan import Plan, plan
+from compressor.engine.run_folder import Run
+from compressor.engine.store.store import SELF, Store, writer_lock
+from compressor.models.loading import ABOUT, WEIGHTS
+from compressor.recipe.compose import compose
+from compressor.stages.load import Load
+from compressor.stages.prune import Prune
+from tests.conftest import RECIPE
+
+
+class Heard(Progress):
+    """Says nothing to a person; keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True), quiet=True)
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def planned(outputs: Path) -> Plan:
+    path = outputs.parent / "mine.yaml"
+    path.write_text(RECIPE.replace("[load, finetune, prune, recover, evaluate]", "[load, prune]"))
+    return plan(compose(str(path), [f"outputs={outputs}"]), Store(outputs / "store"))
+
+
+def execute(outputs: Path, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Run the recipe; the records of its two stages."""
+    ready, store = planned(outputs), Store(outputs / "store")
+    run = Run.create(outputs / "runs" / str(time.time_ns()), ready, store)
+    Engine(ready, store, run, progress or Heard()).execute()
+    return run.records
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of an undisturbed run."""
+    outputs = tmp_path_factory.mktemp("whole") / "outputs"
+    execute(outputs)
+    return outputs
+
+
+@pytest.fixture
+def outputs(whole: Path, tmp_path: Path) -> Path:
+    """The same, as one's own."""
+    shutil.copytree(whole / "store", tmp_path / "outputs" / "store")
+    return tmp_path / "outputs"
+
+
+def weights(outputs: Path, stage: str) -> Path:
+    key = planned(outputs).node(stage).key
+    assert key is not None
+    return outputs / "store" / key / WEIGHTS
+
+
+def flip(path: Path) -> None:
+    """Change one byte in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_a_stage_reads_is_what_was_written_or_is_made_again(outputs: Path) -> None:
+    """A flipped bit of the model before, whose sizes are right: the result has the same bytes."""
+    before = file_digest(weights(outputs, "prune"))
+    flip(weights(outputs, "load"))
+    shutil.rmtree(weights(outputs, "prune").parent)
+    heard = Heard()
+    execute(outputs, heard)
+    assert any("has changed since it was written; made again" in line for line in heard.said)
+    assert file_digest(weights(outputs, "prune")) == before
+
+
+def test_the_last_model_of_a_run_is_compared_byte_by_byte_and_one_before_it_is_not(
+    outputs: Path,
+) -> None:
+    """What is handed to a person is right; what nobody reads costs no time."""
+    before = file_digest(weights(outputs, "prune"))
+    flip(weights(outputs, "load"))
+    assert [record["cached"] for record in execute(outputs)] == [True, True]
+    flip(weights(outputs, "prune"))
+    assert [record["cached"] for record in execute(outputs)][1] is False
+    assert file_digest(weights(outputs, "prune")) == before
+    assert list((outputs / "store" / "damaged").iterdir())
+
+
+def after(stage: type[Any], monkeypatch: Any, act: Callable[[Any], None]) -> None:
+    """Have `act` take a stage's context once it has run."""
+    run = stage.run
+
+    def and_then(self: Any, inputs: Any, context: Any) -> Any:
+        made = run(self, inputs, context)
+        act(context)
+        return made
+
+    monkeypatch.setattr(stage, "run", and_then)
+
+
+def half_made(context: Any) -> None:
+    (context.folder / "half").write_text("x")
+    raise ValueError("no more")
+
+
+def not_a_number(context: Any) -> None:
+    context.metrics["score"] = math.nan
+
+
+@pytest.mark.parametrize("act", [half_made, not_a_number])
+def test_a_stage_that_fails_leaves_no_artifact_and_nothing_half_made(
+    outputs: Path, monkeypatch, act
+) -> None:
+    """Nor does one that measured what is no number."""
+    artifact = weights(outputs, "prune").parent
+    shutil.rmtree(artifact)
+    after(Prune, monkeypatch, act)
+    with pytest.raises(StageError, match=r"stage 'prune': "):
+        execute(outputs)
+    assert not artifact.exists()
+    assert not (outputs / "store" / "partial" / artifact.name).exists()
+    assert weights(outputs, "load").is_file()
+
+
+def test_a_model_that_changes_while_it_is_read_is_stored_under_no_key(
+    outputs: Path, monkeypatch
+) -> None:
+    """Its key was made of what it was before."""
+    source = outputs.parent / "source"
+    shutil.copytree(weights(outputs, "load").parent, source)
+    for name in (MANIFEST, ABOUT):  # a folder of anybody's then
+        (source / name).unlink()
+    path = outputs.parent / "mine.yaml"
+    text = f"defaults: [/base, /data: bills, _self_]\nstages: {{load: {{source: {source}}}}}\n"
+    path.write_text(f"{text}pipeline: [load]\n")
+    store = Store(outputs / "store")
+    ready = plan(compose(str(path), [f"outputs={outputs}"]), store)
+    key = ready.node("load").key
+    assert key is not None and not store.has(key)
+    after(Load, monkeypatch, lambda _: flip(source / WEIGHTS))
+    with pytest.raises(StageError):
+        Engine(ready, store, Run.create(outputs / "runs" / "1", ready, store), Heard()).execute()
+    assert not store.has(key)
+
+
+def test_a_model_with_other_counts_than_its_plan_is_no_artifact(outputs: Path, monkeypatch) -> None:
+    """One weight fewer is pruned than was planned: said with both numbers, and nothing is kept."""
+    artifact = weights(outputs, "prune").parent
+    shutil.rmtree(artifact)
+    run = Prune.run
+
+    def revive_one(self: Any, inputs: Any, context: Any) -> Any:
+        pruned = run(self, inputs, context)
+        mask = next(iter(pruned.masks.values()))
+        mask.view(-1)[(~mask.view(-1)).nonzero()[0]] = True
+        return pruned
+
+    monkeypatch.setattr(Prune, "run", revive_one)
+    node = planned(outputs).node("prune")
+    assert node.facts is not None and node.facts.exact
+    count = sum(count for _, count in node.facts.masked)
+    said = f"{count:,} pruned entries were planned, {count - 1:,} were found"
+    with pytest.raises(StageError, match=f"stage 'prune': the model is not the one .*: {said}"):
+        execute(outputs)
+    assert not artifact.exists()
+
+
+def test_what_another_process_made_meanwhile_is_not_made_again(whole: Path, tmp_path: Path) -> None:
+    """It waits for the lock, and then looks again."""
+    outputs = tmp_path / "outputs"
+    key = planned(outputs).node("load").key
+    assert key is not None
+    waits, heard = threading.Event(), Heard()
+
+    def make() -> None:
+        with Store(outputs / "store").lock(key, lambda: None):
+            held.set()
+            waits.wait(60)
+            shutil.copytree(whole / "store" / key, outputs / "store" / key)
+
+    held = threading.Event()
+    other = threading.Thread(target=make)
+    other.start()
+    assert held.wait(60)
+    heard.say = lambda text: waits.set()  # type: ignore[method-assign]
+    made_in = [record["made_in_seconds"] for record in execute(outputs, heard)]
+    other.join()
+    manifest = Store(whole / "store").manifest(key)
+    assert made_in[0] == manifest["seconds"]
+    assert Store(outputs / "store").manifest(key) == manifest
+
+
+def test_a_stage_begins_once_the_writer_before_it_has_ended(outputs: Path) -> None:
+    """A worker whose parent was killed may still write for a moment."""
+    artifact = weights(outputs, "prune").parent
+    shutil.rmtree(artifact)
+    (outputs / "store" / "partial" / artifact.name).mkdir(parents=True, exist_ok=True)
+    written = outputs / "store" / "partial" / artifact.name / "half"
+    written.write_text("x")
+    store = Store(outputs / "store")
+    with store.lock(writer_lock(artifact.name), lambda: None):
+        run = threading.Thread(target=execute, args=(outputs,))
+        run.start()
+        run.join(3)
+        assert run.is_alive() and written.is_file()
+    run.join()
+    assert (artifact / WEIGHTS).is_file() and not (artifact / "half").exists()
+
+
+def test_what_a_run_uses_counts_as_used_then(outputs: Path) -> None:
+    """So that a collection of what is old leaves it."""
+    manifests = [weights(outputs, stage).with_name(MANIFEST) for stage in ("load", "prune")]
+    for path in manifests:
+        os.utime(path, (1.6e9, 1.6e9))
+    execute(outputs)
+    assert all(time.time() - path.stat().st_mtime < 600 for path in manifests)
+
+
+def test_no_secret_of_a_recipe_is_in_a_manifest(outputs: Path, monkeypatch) -> None:
+    """Where it decides the result, it is in the key."""
+    monkeypatch.setattr(Prune, "parameters", lambda _: {"api_key": "hunter2-hunter2"})
+    execute(outputs)
+    written = weights(outputs, "prune").with_name(MANIFEST).read_text()
+    assert "hunter2" not in written and '"api_key": "<redacted>"' in written
+
+
+def test_the_nan_of_an_older_manifest_is_null_in_records(outputs: Path) -> None:
+    """Versions before wrote NaN into JSON; a run that met one ended in a traceback."""
+    for path in outputs.glob(f"store/*/{MANIFEST}"):
+        about = json.loads(path.read_text())
+        del about[SELF]
+        about["metrics"]["of_before"] = math.nan
+        path.write_text(json.dumps(about))
+    assert all(record["cached"] for record in execute(outputs))
+    (metrics,) = outputs.glob("runs/*/metrics.json")
+    records = json.loads(metrics.read_text(), parse_constant=pytest.fail)
+    assert [record["metrics"]["of_before"] for record in records] == [None, None]

@@ -1,0 +1,272 @@
+"""An export that is not its source fails its gate, whatever was damaged and whatever runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+import compressor
+from compressor.backends.formats import Exported
+from compressor.core.errors import StageError
+from compressor.data.bills import Bills
+from compressor.data.rows import Rows
+from compressor.data.source_base import SplitRows
+from compressor.data.tokenizers import train_tokenizer
+from compressor.evaluation.parity import (
+    Outputs,
+    Parity,
+    _compare,
+    _keep,
+    _passed_limits,
+    equal_share,
+    gate,
+)
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.loading import build
+from compressor.models.surgery import keep_layers
+from compressor.stages.base import Context, Inputs, Launch
+from compressor.stages.export import Export
+
+DATA = Bills(
+    source="bills", rows=SplitRows(test=12), prefix="summarize: ",
+    max_source_length=64, max_target_length=24,
+)  # fmt: skip
+LAYERS = {"encoder": [0, 1], "decoder": [0, 2]}
+
+
+@pytest.fixture(scope="module")
+def source() -> Checkpoint:
+    """A T5 with a tied head and three decoder layers that has learned its rows by heart.
+
+    So what it writes does not hang on the last bit of a logit, as it does with fresh weights.
+    """
+    tokenizer = train_tokenizer(DATA.load("test").texts, vocab_size=400)
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(
+        "t5", vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_heads=3, num_layers=2,
+        num_decoder_layers=3, dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0,
+        eos_token_id=1,
+    )  # fmt: skip
+    learned = Checkpoint(build(config, "seq2seq_lm"), tokenizer, "seq2seq_lm")
+    batch = learned.examples(DATA.load("test"), DATA).batch(list(range(12)), 0)
+    optimizer = torch.optim.AdamW(learned.model.parameters(), lr=5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        learned.model(**batch).loss.backward()
+        optimizer.step()
+    learned.model.eval()
+    return learned
+
+
+def context(folder: Path) -> Context:
+    return Context(folder, folder, DATA, 0, Launch(), progress=None, name="it")  # type: ignore[arg-type]
+
+
+def export(model: Checkpoint, folder: Path, kind: str, weights: str) -> Path:
+    """What the stage writes, its gate left out."""
+    model.save(folder / "saved")
+    stage = Export(format=kind, weights=weights, parity=None)
+    stage.run(Inputs(folder / "saved"), context(folder))
+    return folder / "model"
+
+
+def check(source: Checkpoint, folder: Path, weights: str, **settings) -> dict:
+    rows = DATA.load("test")
+    return gate(
+        Parity(**settings), source, folder, rows, DATA, weights=("float32", weights),
+        evidence=folder.parent / "evidence",
+    )  # fmt: skip
+
+
+FORMATS = [
+    ("huggingface", "float32"),
+    ("packed", "int8"),
+    ("ctranslate2", "float32"),
+    ("ctranslate2", "int8"),
+    ("onnx", "int8"),
+]
+
+
+@pytest.mark.parametrize(("kind", "weights"), FORMATS)
+def test_a_sound_export_passes_and_one_without_a_layer_does_not(
+    source, kind, weights, tmp_path
+) -> None:
+    found = check(source, export(source, tmp_path / "whole", kind, weights), weights)
+    assert found["parity"]["equal_tokens"] >= (0.98 if weights == "float32" else 0.8)
+    assert found["resident_bytes"] > 0
+    shorter = export(keep_layers(source, LAYERS), tmp_path / "shorter", kind, weights)
+    with pytest.raises(StageError, match="of greedy tokens are equal, at least") as caught:
+        check(source, shorter, weights)
+    evidence = tmp_path / "shorter" / "evidence"
+    assert str(evidence) in str(caught.value)
+    assert (evidence / "rows.csv").read_text().count("summarize") == 0
+    assert json.loads((evidence / "parity.json").read_text())["limits"]["tokens"] >= 0.5
+
+
+def variables(data: bytes) -> Iterator[tuple[str, int, int, int]]:
+    """(name, place, bytes, type) of each variable of a CTranslate2 model.bin."""
+    place = 4
+    (length,) = struct.unpack_from("<H", data, place)
+    place += 2 + length + 4
+    (count,) = struct.unpack_from("<I", data, place)
+    place += 4
+    for _ in range(count):
+        (length,) = struct.unpack_from("<H", data, place)
+        name = data[place + 2 : place + 1 + length].decode()
+        place += 2 + length
+        rank = data[place]
+        place += 1 + 4 * rank
+        kind, size = data[place], struct.unpack_from("<I", data, place + 1)[0]
+        place += 5
+        yield name, place, size, kind
+        place += size
+
+
+def test_a_wrong_scale_in_ctranslate2_fails(source, tmp_path) -> None:
+    """Of one feed-forward layer: every other number is right."""
+    folder = export(source, tmp_path, "ctranslate2", "int8")
+    data = bytearray((folder / "model.bin").read_bytes())
+    name = "decoder/layer_1/ffn/linear_0/weight_scale"
+    ((place, size),) = ((at, size) for n, at, size, _ in variables(bytes(data)) if n == name)
+    scales = np.frombuffer(data, dtype="<f4", count=size // 4, offset=place)
+    data[place : place + size] = (scales / 8).astype("<f4").tobytes()
+    (folder / "model.bin").write_bytes(data)
+    with pytest.raises(StageError, match="of greedy tokens are equal"):
+        check(source, folder, "int8")
+
+
+@pytest.mark.parametrize(("kind", "weights"), [FORMATS[0], FORMATS[2], FORMATS[4]])
+def test_an_untied_head_fails(source, kind, weights, tmp_path) -> None:
+    """A head that is a tensor of its own, drawn anew, where the source's is its embedding."""
+    model = build(source.model.config, "seq2seq_lm", untied_head=True)
+    state = source.model.state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name != "lm_head.weight":
+                tensor.copy_(state[name])
+    model.generation_config = source.model.generation_config
+    untied = Checkpoint(model.eval(), source.tokenizer, source.head)
+    folder = export(untied, tmp_path, kind, weights)
+    with pytest.raises(StageError, match="of greedy tokens are equal"):
+        check(source, folder, weights)
+
+
+def scaled(folder: Path) -> None:
+    """One matrix of the plain format times 3."""
+    state = load_file(folder / "model.safetensors")
+    state["decoder.block.1.layer.2.DenseReluDense.wo.weight"] *= 3
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def not_a_number(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["decoder.final_layer_norm.weight"][:] = float("nan")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_tokenizer(folder: Path) -> None:
+    train_tokenizer(["other words altogether"] * 4, vocab_size=280).save_pretrained(folder)
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def no_prefix(folder: Path) -> None:
+    about = Exported.load(folder)
+    about.model_copy(update={"prefix": ""}).save(folder)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a matrix times 3": (scaled, "of greedy tokens are equal"),
+    "NaN": (not_a_number, "logits are NaN or infinite"),
+    "another tokenizer": (other_tokenizer, "reads row 0 of the test split as other ids"),
+    "a file cut short": (cut_short, "does not run in a fresh process"),
+    "no prefix": (no_prefix, "reads row 0 of the test split as other ids"),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(source, tmp_path_factory) -> Path:
+    return export(source, tmp_path_factory.mktemp("plain"), "huggingface", "float32")
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_told(source, plain, name, tmp_path) -> None:
+    damage, expected = DAMAGES[name]
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    damage(folder)
+    with pytest.raises(StageError, match=expected):
+        check(source, folder, "float32")
+
+
+def test_limits_of_the_recipe_decide(source, plain, tmp_path) -> None:
+    """The same damage passes where the recipe lets it."""
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    scaled(folder)
+    found = check(source, folder, "float32", tokens=0, rouge=1)
+    assert found["parity"]["equal_tokens"] < 0.98
+
+
+def test_an_export_of_a_head_that_is_zero_is_its_source() -> None:
+    """Logits that are 0 on both sides used to differ "by nan of the largest"."""
+    rows, data = Rows(["a", "b"]), DATA.model_copy(update={"task": "multi_label"})
+    zeros, other = (Outputs(None, [], np.full((2, 2), value)) for value in (0.0, 0.5))
+    found = _compare(zeros, zeros, rows, data)
+    assert found == {"logits_difference": 0.0, "equal_labels": 1.0}
+    limits = {"tokens": 1.0, "rouge": 0.0, "logits": 1e-3, "labels": 1.0}
+    assert _passed_limits(found, limits) == []
+    with np.errstate(divide="ignore"):
+        assert _passed_limits(_compare(zeros, other, rows, data), limits)
+
+
+def test_the_rows_that_failed_are_no_formulas(tmp_path: Path) -> None:
+    """In what a failed gate leaves to be looked at in a spreadsheet."""
+    texts = ["=1+1", "+1", "@x", "\t=1"]
+    outputs = Outputs(None, texts, None)
+    _keep(tmp_path / "evidence", {}, {}, Rows(texts), outputs, outputs)
+    with (tmp_path / "evidence" / "rows.csv").open(newline="", encoding="utf-8") as stream:
+        cells = [cell for line in csv.reader(stream) for cell in line]
+    assert sum(cell.startswith("'") for cell in cells) == 3 * len(texts)
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t"))]
+
+
+def test_places_are_counted_as_a_person_would() -> None:
+    """3 of 6 places: two equal of three, one equal of two, one that only one row has."""
+    assert equal_share([[5, 6, 7], [8, 9]], [[5, 6, 1], [8, 4, 1]]) == 3 / 6
+    assert equal_share([[]], [[]]) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["ctranslate2", "onnx"])
+def test_its_backend_alone_runs_what_was_exported(source, kind, tmp_path) -> None:
+    """The process imports neither torch nor transformers, and gives what the source gives."""
+    folder = export(source, tmp_path, kind, "float32")
+    texts = DATA.load("test").texts
+    expected = compressor.load(export(source, tmp_path / "plain", "huggingface", "float32"))
+    code = (
+        "import json, sys, compressor;"
+        "loaded = compressor.load(sys.argv[1]);"
+        "print(json.dumps(loaded.summarize(json.loads(sys.stdin.read()))));"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'imported'"
+    )
+    run = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(run, input=json.dumps(texts), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == expected.summarize(texts)
+    assert len(set(found)) > 3

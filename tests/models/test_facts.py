@@ -1,0 +1,196 @@
+"""The tables of parameters are held against the real models, on the meta device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
+
+from compressor.models.facts import Facts, architecture, evenly_spaced, facts
+from compressor.models.loading import AUTO_CLASSES, build, has_untied_head
+from compressor.models.quantized_layers import quantize_weights
+from tests.pico import BLOCKS, PICO, TWO_VOCABULARIES, UNTIED
+
+VARIANTS = [
+    ("t5", {"num_layers": 1, "num_decoder_layers": 3}),
+    ("t5", {"feed_forward_proj": "gated-gelu"}),
+    ("t5", UNTIED | {"feed_forward_proj": "gated-gelu"}),
+    ("mt5", UNTIED),
+    ("mt5", {"feed_forward_proj": "relu"}),
+    ("longt5", {"encoder_attention_type": "transient-global"}),
+    ("longt5", UNTIED | {"feed_forward_proj": "gated-gelu"}),
+    ("bart", UNTIED),
+    ("bart", {"num_hidden_layers": 1}),  # another name of encoder_layers, which it overrides
+    ("mbart", UNTIED),
+    ("pegasus", UNTIED),
+    ("marian", UNTIED),
+    ("marian", TWO_VOCABULARIES),
+    ("marian", TWO_VOCABULARIES | UNTIED),
+    ("bert", {"num_labels": 5, "type_vocab_size": 3}),
+    ("roberta", {"num_labels": 5}),
+    ("electra", {"embedding_size": 16, "num_labels": 5}),
+    ("distilbert", {"num_labels": 5}),
+    ("gpt2", UNTIED | {"n_inner": 40}),
+    ("gpt2", {"num_labels": 5, "num_hidden_layers": 1}),
+    ("llama", {"tie_word_embeddings": True, "num_labels": 5}),
+    ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 6}),
+    ("llama", {"num_key_value_heads": 4}),
+    ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    ("qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
+    *((kind, BLOCKS) for kind in ("bert", "roberta", "electra", "distilbert", "bart", "marian")),
+]
+CASES = [
+    (model_type, values, head)
+    for model_type, changes in [*((kind, {}) for kind in PICO), *VARIANTS]
+    for values in (PICO[model_type] | changes,)
+    for head in architecture(model_type).HEADS
+]
+
+
+def real(model_type: str, values: dict, head: str, device: str = "meta"):
+    """The real model, its head untied where the config says so."""
+    with torch.device(device):
+        config = AutoConfig.for_model(model_type, **values)
+        return build(config, head, untied_head=values.get("tie_word_embeddings") is False)
+
+
+def known(model_type: str, values: dict, head: str) -> Facts:
+    return facts({"model_type": model_type, **values}, head=head)
+
+
+def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("model_type", "values", "head"), CASES)
+def test_the_table_names_every_parameter_with_its_shape(model_type, values, head) -> None:
+    """Names and shapes equal the real model's, planned from its config or from the model's own."""
+    model = real(model_type, values, head)
+    table = known(model_type, values, head)
+    assert dict(table.shapes) == shapes(model)
+    assert table.parameters == model.num_parameters()
+    again = facts(model.config.to_dict(), head=head, untied_head=has_untied_head(model))
+    assert dict(again.shapes) == shapes(model)
+
+
+@pytest.mark.parametrize("model_type", PICO)
+def test_the_defaults_are_those_of_transformers(model_type) -> None:
+    """A config that says nothing but its type gives the real model's parameters, for each head."""
+    for head in architecture(model_type).HEADS:
+        with torch.device("meta"):
+            model = AUTO_CLASSES[head].from_config(AutoConfig.for_model(model_type))
+        assert dict(known(model_type, {}, head).shapes) == shapes(model)
+
+
+@pytest.mark.parametrize(("model_type", "values", "head"), CASES)
+def test_the_groups_are_the_weights_of_the_layers(model_type, values, head) -> None:
+    """Disjoint, and together every Linear or Conv1D weight of the layers and the language head."""
+    model, table = real(model_type, values, head), known(model_type, values, head)
+    parts = {path: names for path, names in table.groups().items() if "." in path}
+    parts |= {path: names for path, names in table.groups().items() if path == "lm_head"}
+    members = [name for names in parts.values() for name in names]
+    prefixes = tuple(f"{stack.prefix}." for stack in table.stacks().values())
+    expected = [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and name.startswith(prefixes)
+    ]
+    if head in ("seq2seq_lm", "causal_lm"):
+        output = model.get_output_embeddings().weight
+        expected += [name for name, weight in model.named_parameters() if weight is output]
+    assert sorted(members) == sorted(expected)
+
+
+@pytest.mark.parametrize(("model_type", "values", "head"), CASES)
+def test_what_a_plan_calls_linear_is_what_becomes_int8(model_type, values, head) -> None:
+    """The names are those of the weights that `quantize_weights` replaces in the real model."""
+    model = real(model_type, values, head, device="cpu")
+    assert sorted(quantize_weights(model)) == sorted(known(model_type, values, head).linear())
+
+
+def test_the_groups_are_named_by_place_in_the_order_of_system_b() -> None:
+    """Six for an encoder-decoder, two and the head for a decoder, two for an encoder."""
+
+    def paths(model_type: str, head: str) -> list[str]:
+        found = known(model_type, {}, head).groups()
+        return [path for path in found if "." in path or path == "lm_head"]
+
+    six = [
+        "encoder.self_attention", "encoder.feed_forward", "decoder.self_attention",
+        "decoder.cross_attention", "decoder.feed_forward", "lm_head",
+    ]  # fmt: skip
+    assert paths("t5", "seq2seq_lm") == paths("longt5", "seq2seq_lm") == six
+    assert paths("marian", "seq2seq_lm") == six
+    assert paths("gpt2", "causal_lm") == paths("qwen3", "causal_lm")
+    assert paths("gpt2", "causal_lm") == [
+        "decoder.self_attention", "decoder.feed_forward", "lm_head",
+    ]  # fmt: skip
+    assert paths("distilbert", "none") == ["encoder.self_attention", "encoder.feed_forward"]
+
+
+def test_planned_layers_are_those_of_a_smaller_config() -> None:
+    """Dropping layers in a plan gives the shapes that transformers gives a config with fewer."""
+    for model_type, values in PICO.items():
+        for head in architecture(model_type).HEADS:
+            table = known(model_type, values, head)
+            stack = list(table.stacks())[-1]
+            key, count = table.stacks()[stack].config_key, table.stacks()[stack].layers
+            smaller = table.keep_layers({stack: list(range(1, count))})
+            model = real(model_type, values | {key: count - 1}, head)
+            assert dict(smaller.shapes) == shapes(model), (model_type, head)
+            assert smaller.config[key] == count - 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "keep", "expected"),
+    [
+        (6, 3, [0, 2, 4]),
+        (6, 2, [0, 3]),
+        (6, 4, [0, 1, 3, 4]),
+        (6, 1, [0]),
+        (6, 6, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_layers_are_kept_evenly_spaced(layers: int, keep: int, expected: list[int]) -> None:
+    """Halving keeps every other layer (system A); any other count works too."""
+    assert evenly_spaced(layers, keep) == expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "head"),
+    [
+        ("t5", {"num_decoder_layers": 3}, "seq2seq_lm"),
+        ("t5", {"num_layers": 1, "feed_forward_proj": "gated-gelu"}, "seq2seq_lm"),
+        ("longt5", {"encoder_attention_type": "transient-global"}, "seq2seq_lm"),
+        ("bert", {}, "none"),
+        ("bert", {}, "sequence_classification"),
+    ],
+)
+def test_units_lie_in_equal_blocks_along_their_axes(model_type, changes, head) -> None:
+    """Every width of the config that a tensor has is declared once, on the right axis."""
+    config = {"model_type": model_type, **PICO[model_type], **changes}
+    known = facts(config, head=head, untied_head=head == "seq2seq_lm")
+    owned: dict[str, str] = {}
+    for kind in ("heads", "feed_forward", "vocabulary"):
+        for units in known.units(kind):
+            assert units.count == known.config[units.config_key]
+            for name, axis in units.tensors.items():
+                assert known.shapes[name][axis] % units.count == 0, name
+                assert owned.setdefault(name, units.name) == units.name
+    norms = ("layer_norm", "LayerNorm", "embeddings.p", "embeddings.t", "pooler", "classifier")
+    rest = [n for n in known.shapes.keys() - owned if not any(part in n for part in norms)]
+    # Only the biases behind a sub-layer, which are as wide as the model, belong to no unit.
+    assert all(name.endswith("output.dense.bias") for name in rest), rest
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "gpt2", "bart"])
+def test_as_many_tokens_as_there_are_positions_can_be_read_and_no_more(model_type) -> None:
+    """RoBERTa's table of 514 is for 512 tokens: its positions begin behind the padding's."""
+    head = {"gpt2": "causal_lm", "bart": "seq2seq_lm"}.get(model_type, "none")
+    positions = facts({"model_type": model_type} | PICO[model_type], head=head).positions
+    config = AutoConfig.for_model(model_type, **PICO[model_type] | {"pad_token_id": 1})
+    model = build(config, head).eval()
+    model(input_ids=torch.full((1, positions), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, positions + 1), 5))

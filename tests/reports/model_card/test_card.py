@@ -1,0 +1,264 @@
+"""The model card: the hub reads it, and no number in it comes from anywhere but the records."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from compressor.reports.model_card.card import card
+from compressor.reports.run_page.page import page
+from compressor.reports.run_page.results import Results
+from tests.conftest import RECIPE, Command, compressor
+from tests.pico import PICO
+from tests.reports.made import EVIL, made, read_json, record, scores, usual
+from tests.reports.run_page.test_page import labelled
+
+SCALES = (1.0, 1e-3, 1e-6, 1e-9, 100.0)
+"""A number may be shown as it is, in thousands, millions or billions, or as a percentage."""
+NUMBER = re.compile(r"(?<![\w.])[−-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number of a nested value."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _numbers(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        yield float(value)
+
+
+def strange_numbers(body: str, folder: Path) -> list[str]:
+    """The numbers of a card's text that no number of the run's records gives when it is written.
+
+    Code, such as a recipe's settings and commands, and quotations of the recipe are left out.
+    """
+    text = re.sub(r"(?ms)^(`{3,}).*?^\1$", " ", body)
+    text = re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", " ", text)
+    text = re.sub(r"(?m)^>.*$", " ", text)
+    known = [*_numbers(read_json(folder / "metrics.json"))]
+    known += [*_numbers(read_json(folder / "environment.json"))]
+
+    def measured(shown: str) -> bool:
+        plain = shown.replace(",", "").replace("−", "-")
+        if "e" in plain:
+            return any(f"{value:.1e}" == plain for value in known)
+        digits = len(plain.partition(".")[2])
+        return any(f"{value * scale:.{digits}f}" == plain for value in known for scale in SCALES)
+
+    return [shown for shown in NUMBER.findall(text) if not measured(shown)]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real run: train, prune, repair; scores, times, an export."""
+    place = tmp_path_factory.mktemp("card")
+    text = RECIPE.replace("recover, evaluate]", "recover, evaluate, benchmark, export]").replace(
+        "evaluate: {max_length: [8, 16]}",
+        "evaluate: {models: [finetune, recover], against: finetune, max_length: [8, 16]}\n"
+        "  benchmark: {models: [finetune, recover], max_length: 8, texts: 4, batch_sizes: [1, 2]}\n"
+        "  export: {}",
+    )
+    (place / "mine.yaml").write_text(text)
+    done: Command = compressor("run", "mine.yaml", "seed=3", cwd=place)
+    assert done.code == 0, done.err
+    return done.run_folder
+
+
+def test_the_hub_reads_the_card_of_a_real_run(ran: Path) -> None:
+    """Front matter by the hub's own classes; the scores in it are the records', unrounded."""
+    loaded = ModelCard.load(ran / "README.md")
+    assert loaded.data.library_name == "transformers"
+    assert loaded.data.pipeline_tag == "summarization"
+    assert {"compressor", "pruned"} <= set(loaded.data.tags or ())
+    assert loaded.data.base_model is None and loaded.data.language is None
+    (recovered,) = (r for r in read_json(ran / "metrics.json") if r["name"] == "evaluate@recover")
+    found = {e.metric_name: e.metric_value for e in loaded.data.eval_results or ()}
+    expected = {
+        name: recovered["metrics"][name] for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")
+    }
+    assert found == expected
+
+
+def test_every_number_of_a_real_card_is_in_the_records(ran: Path) -> None:
+    """And there are many: sizes, scores, times. A wrong one would be found."""
+    body = ModelCard.load(ran / "README.md").text
+    assert strange_numbers(body, ran) == []
+    assert len(NUMBER.findall(body)) > 40
+    wrong = body.replace("| recover |", "| recover | 0.98765", 1)
+    assert strange_numbers(wrong, ran) == ["0.98765"]
+
+
+def test_the_lines_of_a_real_card_run(ran: Path) -> None:
+    """The Python block, as it stands, in the run's folder."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (ran / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=ran, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_real_run_has_a_page_with_its_results(ran: Path) -> None:
+    """The same numbers as `metrics.json`: the main table's, and each stage's."""
+    text = (ran / "report.html").read_text("utf-8")
+    records = {record["name"]: record for record in read_json(ran / "metrics.json")}
+    quality = records["evaluate@recover"]["metrics"]["rougeLsum"]
+    assert f">{quality:.4f}</td>" in text
+    assert "Changed by this command: 1 key" in text and "<code>seed</code>" in text
+    assert records["prune"]["groups"]["encoder.feed_forward"]["layers"] == [0, 1]
+    assert "groups" not in records["evaluate@recover"]
+    assert len(records["finetune"]["metrics"]["train_losses"]) == 8  # 64 rows, 8 a step
+
+
+@pytest.mark.parametrize("records", [usual(), usual()[:6], labelled(), [record("l", "load", None)]])
+def test_every_kind_of_run_has_a_card(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    """With an export or without, measured or not, texts or labels: the records' numbers alone."""
+    task = "multi_label" if records[0]["name"] == "base" else "summarization"
+    data = {"source": "hub", "dataset": "FiscalNote/billsum", "task": task,
+            "max_source_length": 64, "max_target_length": 32}  # fmt: skip
+    folder = made(tmp_path, records, rows=0 if task != "summarization" else 3,
+                  recipe={"data": data, "stages": {}})  # fmt: skip
+    (folder / "README.md").write_text(card(Results.read(folder)), encoding="utf-8")
+    loaded = ModelCard.load(folder / "README.md")
+    assert strange_numbers(loaded.text, folder) == []
+    assert loaded.data.datasets == ["FiscalNote/billsum"]
+    assert loaded.data.base_model == "google-t5/t5-small"
+    expected = "summarization" if task == "summarization" else "text-classification"
+    assert loaded.data.pipeline_tag == expected
+
+
+def test_what_was_not_measured_is_said_and_not_made_up(tmp_path: Path) -> None:
+    """No evaluation: no scores in the front matter, and a line that says so."""
+    folder = made(tmp_path, usual()[:6])
+    text = card(Results.read(folder, "failed", "stage 'evaluate': out of memory"))
+    assert "model-index" not in text and "Its quality was not measured." in text
+    assert "This run is not complete" in text and "out of memory" in text
+
+
+def test_a_run_without_any_result_names_no_command_that_compares(tmp_path: Path) -> None:
+    """`compressor reproduce` refuses such a run; the run's own command goes on from there."""
+    results = Results.read(made(tmp_path, []), "interrupted")
+    for text in (card(results), page(results)):
+        assert "compressor reproduce" not in text
+        assert "compressor run demo" in text
+
+
+def test_limitations_follow_from_the_numbers(tmp_path: Path) -> None:
+    """Zeros of no use, few rows with their interval, generated data: each only where it is so."""
+    text = card(Results.read(made(tmp_path)))
+    assert "0.4000 of its parameters are not zero" in text
+    assert "Trained and scored on generated bills" in text
+    dense = [record("base", "finetune", None), usual()[6]]
+    other = card(Results.read(made(tmp_path / "dense", dense, recipe={"data": {
+        "source": "files", "max_source_length": 64, "max_target_length": 32}})))  # fmt: skip
+    assert "not zero, yet" not in other and "generated" not in other
+    assert "Few rows: 200 were scored" in other and "0.8900 … 0.9200" in other
+
+
+def exported(weights: str) -> list[dict[str, Any]]:
+    """The usual run; its export has the weights of `recover`, in another type."""
+    records = usual()
+    records[-1]["metrics"] |= {"format": "packed", "weights": weights}
+    return records
+
+
+def test_an_export_that_was_scored_itself_has_these_scores(tmp_path: Path) -> None:
+    """Its source was not: it is no model without a quality, and no original of itself."""
+    own = record("evaluate@export", "evaluate", "export", metrics=scores(0.6))
+    records = [*(each for each in exported("int8") if each["stage"] != "evaluate"), own]
+    records = [each for each in records if each["stage"] != "benchmark"]
+    folder = made(tmp_path, records, rows=2, recipe={"stages": {}})
+    text = card(Results.read(folder))
+    assert "was not measured" not in text
+    assert "the bootstrap interval of rougeLsum is 0.5900 … 0.6200" in text
+    (sizes,) = re.findall(r"(?s)## Sizes\n(.*?)\n## ", text)
+    assert re.findall(r"(?m)^\| (\S+) \|", sizes) == ["model", "---", "recover", "`export`"]
+
+
+def test_scores_of_other_weights_are_not_an_exports(tmp_path: Path) -> None:
+    """Recover was scored, its int8 export was not: retention and interval are not the export's."""
+    kept = {"retention": 0.9, "closeness": 0.91}
+    own = record("evaluate@recover", "evaluate", "recover", metrics=scores(0.81) | kept)
+    folder = made(tmp_path, [*exported("int8"), own], rows=2)
+    text = card(Results.read(folder))
+    assert "The scores are those of `recover`; the export, in int8, was not scored." in text
+    assert "It keeps" not in text and "model-index" not in text
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    about = ModelCard.load(folder / "README.md").data
+    assert "quantized" in (about.tags or ()) and about.library_name == "compressor"
+    same = made(tmp_path / "same", [*exported("float32"), own], rows=2)
+    assert "It keeps 90.0 % of the main score of base." in card(Results.read(same))
+
+
+def test_the_bytes_beside_zeros_are_the_exports_own(tmp_path: Path) -> None:
+    """Of an int8 model that is written as float32, the files are as large as they are."""
+    records = usual()
+    records[-1] |= {"model": "quantize", "bytes": 8_000_000}
+    text = card(Results.read(made(tmp_path, records, rows=2)))
+    assert "Its weights have 8.00 MB, the original's 0.00 MB." in text
+
+
+def test_scores_of_integers_are_not_those_of_floats(tmp_path: Path) -> None:
+    """A quantized model is scored as it computes; its export as float32 computes otherwise."""
+    records = usual()
+    records[-1] |= {"model": "quantize"}
+    text = card(Results.read(made(tmp_path, records, rows=2)))
+    said = "The scores are those of `quantize`; the export, in float32, was not scored."
+    assert said in text and "model-index" not in text
+
+
+@pytest.mark.parametrize("head", ["causal_lm", "none"])
+def test_the_lines_for_a_model_that_is_no_encoder_decoder_run(
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A decoder is loaded as one, and reads a source that ends as in its training."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
+
+    data = {"max_source_length": 8, "max_target_length": 4, "prefix": "summarize: "}
+    recipe = {"model": {"head": head}, "data": data}
+    folder = made(tmp_path, recipe=recipe)
+    (lines,) = re.findall(r"```python\n(.*?)```", card(Results.read(folder)), re.DOTALL)
+    config = GPT2Config(**PICO["gpt2"], bos_token_id=1, eos_token_id=1)
+    auto = AutoModelForCausalLM if head == "causal_lm" else AutoModel
+    auto.from_config(config).save_pretrained(folder / "model")
+    words = Tokenizer(models.WordLevel({"?": 0, "</s>": 1, "A": 2, "text.": 3}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="?")
+    tokenizer.save_pretrained(folder / "model")
+    monkeypatch.chdir(folder)
+    exec(lines, found := {})
+    assert found["inputs"]["input_ids"][0].tolist() == [0, 2, 3] + [1] * (head == "causal_lm")
+    if head == "causal_lm":
+        assert found["written"].tolist() == found["output"][0, 4:].tolist()
+    assert capsys.readouterr().out.endswith("\n")
+    alone = made(tmp_path / "alone", usual()[:6], recipe=recipe)
+    assert 'compressor.load(".")' in card(Results.read(alone))
+
+
+def test_markup_stays_text(tmp_path: Path) -> None:
+    """Names, descriptions, errors, settings: the front matter loads; no HTML is in the body."""
+    records = usual()
+    for each in records:
+        each["label"] = EVIL
+    recipe = {"name": f"---\n{EVIL}", "description": f"---\nlicense: mit\n{EVIL}"}
+    folder = made(tmp_path, records, recipe=recipe, asked={
+        "changed": [{"path": EVIL, "before": EVIL, "after": f"a | b ` c {EVIL}"}]})  # fmt: skip
+    (folder / "README.md").write_text(card(Results.read(folder, "failed", EVIL)), encoding="utf-8")
+    loaded = ModelCard.load(folder / "README.md")
+    assert loaded.data.license is None
+    from markdown_it import MarkdownIt
+
+    html = MarkdownIt("commonmark").enable("table").render(loaded.text)
+    assert "<script" not in html and "&lt;script&gt;" in html
+    page(Results.read(folder))

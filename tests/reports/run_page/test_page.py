@@ -1,0 +1,458 @@
+"""`report.html`: what the file says without a browser, and what a person sees and does in one.
+
+Tests with `browser` need Playwright and Debian's chromium (`make test-browser`).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.core.files import write_json
+from compressor.reports.run_page.page import page as rendered
+from compressor.reports.run_page.results import Results
+from compressor.reports.write import write_reports
+from tests.reports.made import (
+    EVIL,
+    groups,
+    made,
+    read_json,
+    record,
+    scores,
+    texts,
+    trained,
+    usual,
+)
+
+MOST_BYTES = 12_000_000
+MARKS = {
+    "waterfall": ".waterfalllayer .point path",
+    "losses": ".scatterlayer .trace .js-line, .scatterlayer .point",
+    "sparsity": ".heatmaplayer image",
+    "lengths": ".scatterlayer .point",
+    "labels": ".scatterlayer .point",
+    "sensitivity": ".scatterlayer .point",
+    "cases": ".scatterlayer .point",
+}
+
+
+class _Text(HTMLParser):
+    """The text of a page as a browser would take it, scripts and styles left out."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.skipped = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.skipped = tag if tag in {"script", "style"} else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self.skipped = ""
+
+    def handle_data(self, data: str) -> None:
+        self.pieces += [] if self.skipped else [data]
+
+    @property
+    def words(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.pieces))
+
+
+def _read(folder: Path, **how: Any) -> _Text:
+    return _Text(rendered(Results.read(folder, **how)))
+
+
+def labelled() -> list[dict[str, Any]]:
+    """A run of two classifiers."""
+
+    def metrics(f1: float) -> dict[str, Any]:
+        own = {"positives": 9, "given": 8, "roc_auc": 0.9, "average_precision": 0.8}
+        labels = {name: {**own, "f1": f1 - 0.1 * n} for n, name in enumerate(("joy", "anger"))}
+        return {"micro_f1": f1, "macro_f1": f1, "accuracy": f1, "labels": labels}
+
+    return [
+        record("base", "finetune", None, groups=groups(0), metrics=trained()),
+        record("small", "shrink", "base", groups=groups(0)),
+        record("evaluate@base", "evaluate", "base", metrics=metrics(0.9)),
+        record("evaluate@small", "evaluate", "small", metrics=metrics(0.7)),
+    ]
+
+
+def large() -> list[dict[str, Any]]:
+    """40 stages: 18 rounds of pruning and training, three evaluations, one benchmark."""
+    found = [record("load", "load", None, groups=groups(0, layers=24))]
+    for number in range(18):
+        share = 0.05 * (number + 1)
+        sizes = {"nonzero": 1000 - 50 * number, "nonzero_ratio": 1 - share}
+        before, prune, train = found[-1]["name"], f"prune_{number}", f"recover_{number}"
+        zeros = groups(share, layers=24)
+        found.append(record(prune, "prune", before, **sizes, groups=zeros))
+        found.append(record(train, "finetune", prune, **sizes, groups=zeros, metrics=trained(200)))
+    models = ("recover_0", "recover_9", "recover_17")
+    for number, model in enumerate(models):
+        metrics = scores(0.9 - 0.1 * number, count=3000)
+        found.append(record(f"evaluate@{model}", "evaluate", model, metrics=metrics))
+    return found
+
+
+# --- what the file says, without a browser --------------------------------------------------------
+
+
+def test_the_page_says_what_was_asked_and_what_came_out(tmp_path: Path) -> None:
+    """Command, recipe, every stage, and the main table stand in the page without any script."""
+    page = _read(made(tmp_path))
+    for each in ("A run made by hand.", "compressor run demo", "base", "quantize", "export"):
+        assert each in page.words
+    assert "done started 2026-03-01 12:00 12 stages none cached 16.5 s" in page.words
+    assert "0.9000" in page.words and "0.8500" in page.words  # the main table's rougeLsum
+    assert "they make a model neither smaller nor faster" in page.words
+    assert "compressor reproduce" in page.words
+
+
+def test_four_sizes_stand_apart(tmp_path: Path) -> None:
+    """Parameters, non-zero ratio, bytes, resident memory: a column each, none made of another."""
+    page = _read(made(tmp_path))
+    buttons = [a["id"] for tag, a in page.tags if tag == "button" and "id" in a]
+    for key in ("parameters", "nonzero_ratio", "bytes", "resident_bytes"):
+        assert buttons.count(f"sort-stages-{key}") == 1
+
+
+def test_differences_from_the_parent_are_told(tmp_path: Path) -> None:
+    """Both sides of each key; what one side lacks is said."""
+    listed = [
+        {"path": "stages.prune.amounts.lm_head", "before": 0.3, "after": 0.6},
+        {"path": "stages.recover", "after": {"stage": "finetune", "epochs": 20}},
+    ]
+    parent = {"name": "homework/v1", "differences": listed}
+    page = _read(made(tmp_path, asked={"parent": parent, "changed": None}))
+    assert "Different from the parent recipe homework/v1: 2 keys" in page.words
+    assert "stages.prune.amounts.lm_head 0.3 0.6" in page.words
+    assert "(not there) {stage: finetune, epochs: 20}" in page.words
+    assert "Changed by this command: not known" in page.words
+
+
+def test_a_failed_run_says_what_was_done_and_the_error(tmp_path: Path) -> None:
+    """Stages that were done, the one that failed, and those that were not reached."""
+    folder = made(tmp_path, usual())
+    records = usual()[:4]
+    write_json(folder / "metrics.json", records)
+    page = _read(folder, ended="failed", error="stage 'recover': the loss is nan at step 3")
+    assert "failed" in page.words and "the loss is nan at step 3" in page.words
+    assert "recover finetune failed" in page.words
+    assert "quantize quantize not reached" in page.words
+    assert "4 of 12 stages done" in page.words
+
+
+def test_a_run_that_did_nothing_has_a_page(tmp_path: Path) -> None:
+    """Interrupted before the first stage: no chart, no Plotly, no error."""
+    folder = made(tmp_path, [])
+    (folder / "metrics.json").unlink()
+    (folder / "asked.json").unlink()
+    text = rendered(Results.read(folder, ended="interrupted"))
+    assert "No stage was done." in text and len(text) < 100_000
+
+
+def test_artifacts_from_before_lack_counts_and_it_is_said(tmp_path: Path) -> None:
+    """Models without counts by layer: a sentence instead of a chart."""
+    records = [{k: v for k, v in each.items() if k != "groups"} for each in usual()]
+    page = _read(made(tmp_path, records))
+    assert "made before zeros were counted by layer" in page.words
+    assert not any(attributes.get("id") == "sparsity" for _, attributes in page.tags)
+
+
+def test_numbers_that_are_not_finite_stop_nothing(tmp_path: Path) -> None:
+    """JSON has no NaN: a browser would refuse the page's whole data."""
+    records = usual()
+    records[1]["metrics"] = trained() | {"train_losses": [[1, float("nan")], [2, float("inf")]]}
+    text = rendered(Results.read(made(tmp_path, records)))
+    assert "NaN" not in re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]  # type: ignore[index]
+
+
+def test_every_text_is_a_text(tmp_path: Path) -> None:
+    """Recipe, names, errors, environment and rows may hold markup: none of it is any."""
+    records = usual()
+    for each in records:
+        each["label"] = EVIL
+    folder = made(
+        tmp_path,
+        records,
+        source=[EVIL, "half \ud83d pair".encode("utf-8", "replace").decode()],
+        recipe={"description": EVIL, "name": EVIL},
+        environment={"command": ["compressor", EVIL], "platform": EVIL},
+        asked={"changed": [{"path": EVIL, "before": EVIL, "after": {"a": EVIL}}]},
+    )
+    page = _read(folder, ended="failed", error=f"half \ud83d {EVIL}")
+    plain = _read(made(tmp_path / "plain"))
+    assert page.words.count("<script>document.title='broken'</script>") > 15
+    scripts = [sum(tag == "script" for tag, _ in each.tags) for each in (page, plain)]
+    assert scripts[0] == scripts[1]
+    assert "387420489" not in page.words.split("Environment")[0].split("Outcome")[0]
+
+
+def test_a_page_that_cannot_be_made_is_told_and_leaves_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A warning with the reason, a file with the traceback; no older page stays; no exception."""
+    folder = made(tmp_path)
+    write_reports(folder, "done")
+    assert (folder / "report.html").is_file() and (folder / "README.md").is_file()
+    (folder / "report.html").chmod(0o644)
+    (folder / "stages" / "06-evaluate@base" / "predictions.csv").write_text("no such,columns\n")
+    write_reports(folder, "done")
+    told = capsys.readouterr().err
+    assert told.startswith("warning: report.html was not written: ValueError:")
+    assert "has no column" in told and (folder / "report-error.txt").is_file()
+    assert not (folder / "report.html").exists() and (folder / "README.md").is_file()
+    (folder / "metrics.json").write_text("[")
+    write_reports(folder, "done")
+    assert "report.html and README.md was not written" in capsys.readouterr().err
+
+
+def test_a_large_run_fits(tmp_path: Path) -> None:
+    """40 stages, three models' 3,000 predictions, sources of 1,000 characters: at most 12 MB."""
+    source = [text[:1000] for text in texts(3000, 1, 240)]
+    records = large()
+    assert len(records) == 40
+    folder = made(tmp_path, records, source=source, recipe={"stages": {}})
+    started = time.process_time()
+    text = rendered(Results.read(folder))
+    assert len(text.encode()) <= MOST_BYTES
+    assert time.process_time() - started < 10
+    assert text.count('{"n":') == 3000 and "rows are in this page" not in text
+
+
+# --- a real browser -------------------------------------------------------------------------------
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def open_report(open_file: Open) -> Open:
+    """Write a run's page and open it."""
+
+    def opened(folder: Path, **options: Any) -> Any:
+        (folder / "report.html").write_text(rendered(Results.read(folder)), encoding="utf-8")
+        return open_file(folder / "report.html", **options)
+
+    return opened
+
+
+def _draw(page: Any, chart: str) -> Any:
+    """Scroll to a chart and wait until it is drawn."""
+    page.locator(f"#{chart}").scroll_into_view_if_needed()
+    page.wait_for_selector(f"#{chart}[data-drawn]", state="attached", timeout=60_000)
+    return page.locator(f"#{chart}")
+
+
+def _column(page: Any, table: str, key: str) -> list[str]:
+    found: list[str] = page.evaluate(
+        """([table, key]) => {
+            const element = document.getElementById(table);
+            const at = [...element.tHead.rows[0].cells].findIndex((c) => c.dataset.key === key);
+            return [...element.tBodies[0].rows].map((row) => row.cells[at].innerText.trim());
+        }""",
+        [table, key],
+    )
+    return found
+
+
+def test_every_chart_has_marks(open_report: Open, tmp_path: Path) -> None:
+    """Of summaries and of labels: each chart is drawn when it is scrolled to, and is not empty."""
+    page = open_report(made(tmp_path / "summaries"))
+    for chart in ("waterfall", "losses", "sparsity", "lengths", "sensitivity", "cases"):
+        assert _draw(page, chart).locator(MARKS[chart]).count() >= 1, chart
+    panels = page.locator("#waterfall .plot")
+    assert panels.count() == 3
+    assert page.locator("#lengths .scatterlayer .point").count() == 3 * 3 * 2
+    page = open_report(made(tmp_path / "labels", labelled(), rows=0, recipe={"stages": {}}))
+    assert _draw(page, "labels").locator(MARKS["labels"]).count() == 4
+
+
+def test_a_persons_choices_draw_again_and_stay(open_report: Open, tmp_path: Path) -> None:
+    """Model of the heat map, score, training and a logarithmic axis; a reload keeps them."""
+    page = open_report(made(tmp_path))
+    _draw(page, "sparsity")
+    zeros = "document.querySelector('#sparsity .plot').data[0].z[0][0]"
+    assert page.input_value("#sparsity-choice") == "2"  # load, base, prune: the last pruned one
+    assert page.evaluate(zeros) == pytest.approx(0.6)
+    page.select_option("#sparsity-choice", label="load")
+    page.wait_for_timeout(200)
+    assert page.evaluate(zeros) == 0
+    _draw(page, "losses")
+    page.check("#losses-log")
+    page.select_option("#losses-choice", label="recover")
+    page.wait_for_timeout(300)
+    kind = "document.querySelector('#losses .plot').layout.yaxis.type"
+    assert page.evaluate(kind) == "log"
+    assert page.evaluate("document.querySelector('#losses .plot').data.length") == 2
+    page.reload()
+    _draw(page, "losses")
+    assert page.input_value("#sparsity-choice") == "0" and page.input_value("#losses-choice") == "1"
+
+
+def test_hovering_tells_the_numbers(open_report: Open, tmp_path: Path) -> None:
+    """On the heat map: group, layer, share and both counts."""
+    page = open_report(made(tmp_path))
+    chart = _draw(page, "sparsity")
+    box = chart.locator(".heatmaplayer image").bounding_box()
+    page.mouse.move(box["x"] + 10, box["y"] + 10)
+    page.wait_for_selector("#sparsity .hoverlayer .hovertext")
+    text = chart.locator(".hoverlayer").text_content()
+    assert "encoder.self_attention, layer 0" in text and "60.00%" in text
+    assert "600 of 1,000" in text
+
+
+def test_headings_sort_numbers_as_numbers(open_report: Open, tmp_path: Path) -> None:
+    """By keyboard too; what is empty comes last both ways."""
+    page = open_report(made(tmp_path))
+    button = page.locator("#sort-stages-bytes")
+    button.click()
+    assert _column(page, "stages", "bytes")[:2] == ["1.100 kB", "4.000 kB"]
+    button.press("Enter")
+    sizes = _column(page, "stages", "bytes")
+    assert sizes[0] == "4.000 kB" and sizes[-1] == ""
+    page.click("#sort-outcome-rougeLsum")
+    assert _column(page, "outcome", "rougeLsum") == ["0.0900", "0.8500", "0.9000"]
+
+
+def test_the_most_regressed_summaries_come_first(open_report: Open, tmp_path: Path) -> None:
+    """In the order that Python would sort them in; twenty at a time; what was lost is shown."""
+    folder = made(tmp_path, rows=45)
+    page = open_report(folder)
+    kept = [
+        read_json(path)["rougeLsum"] for path in sorted(folder.glob("stages/*/row_scores.json"))
+    ]
+    lost = [round(after - before, 4) for before, after in zip(kept[0], kept[2], strict=True)]
+    expected = [f"row {n}" for n in sorted(range(45), key=lambda n: lost[n])]
+    rows = page.locator("#texts article > p.muted")
+    assert rows.all_text_contents() == expected[:20]
+    assert page.locator("#texts .lost").first.text_content() == f"−{-min(lost):.4f}"
+    assert page.inner_text("#texts-where") == "1 – 20 of 45"
+    page.click("#texts-after")
+    page.click("#texts-after")
+    assert rows.all_text_contents() == expected[40:]
+    assert page.locator("#texts-after").is_disabled()
+    page.select_option("#texts-model", label="prune")
+    assert rows.count() == 20 and rows.all_text_contents() != expected[:20]
+    page.select_option("#texts-model", "all")
+    assert page.locator("#texts article").first.locator(".side").count() == 4
+
+
+def test_words_that_differ_are_marked(open_report: Open, tmp_path: Path) -> None:
+    """A word diff by hand: "a big red cat sat" against "a red dog sat down"."""
+    folder = made(tmp_path, rows=1)
+    for name, text in {"base": "a big red cat sat", "quantize": "a red dog sat down"}.items():
+        (path,) = folder.glob(f"stages/*-evaluate@{name}/predictions.csv")
+        lines = path.read_text().splitlines()
+        cells = lines[2].split(",")
+        path.write_text("\n".join([*lines[:2], ",".join([*cells[:4], text, *cells[5:]])]) + "\n")
+    page = open_report(folder)
+    assert page.locator("#texts mark.gone").all_text_contents() == ["big", "cat"]
+    assert page.locator("#texts mark.new").all_text_contents() == ["dog", "down"]
+    sides = page.locator("#texts .side p").all_text_contents()
+    assert sides[1:] == ["a big red cat sat", "a red dog sat down"]
+
+
+def test_a_filter_finds_rows_and_a_source_unfolds(open_report: Open, tmp_path: Path) -> None:
+    """In source, reference and summaries, whatever the case; nothing found is said."""
+    sources = [*texts(30, 1), "A Needle in the hay."]
+    page = open_report(made(tmp_path, source=sources))
+    page.fill("#texts-filter", "needle")
+    assert page.locator("#texts article").count() == 1
+    assert page.locator("#texts-pages").is_hidden()
+    page.click("#texts details summary")
+    assert page.inner_text("#texts details p") == "A Needle in the hay."
+    page.fill("#texts-filter", "no such words")
+    assert page.inner_text("#texts .empty") == "No row has that."
+
+
+def test_markup_in_data_stays_text_in_the_browser(open_report: Open, tmp_path: Path) -> None:
+    """In tables, ticks, hover texts, summaries and sources; nothing of it runs."""
+    records = usual()
+    for each in records:
+        each["label"] = f"<img src=x>{EVIL}"
+    folder = made(tmp_path, records, source=[f"<img src=x>{EVIL}"] * 3, recipe={"name": EVIL})
+    page = open_report(folder)
+    for chart in ("waterfall", "losses", "sparsity", "lengths", "sensitivity", "cases"):
+        _draw(page, chart)
+    page.click("#texts details summary")
+    assert "<img src=x></script><script>" in page.inner_text("#texts details p")
+    ticks = page.locator("#waterfall .xtick text").first.text_content()
+    assert ticks.startswith("<img src=x></script>")
+    assert page.locator("img").count() == 0
+    assert page.title() == f"{EVIL}: done".replace("\u2028", "\u2028") != "broken"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_both_themes(open_report: Open, tmp_path: Path, theme: str) -> None:
+    """Ground and text change with the machine's theme, while the page is open too."""
+    page = open_report(made(tmp_path), color_scheme=theme)
+    _draw(page, "losses")
+
+    def lightness(script: str) -> float:
+        numbers = re.findall(r"\d+", page.evaluate(script))
+        return sum(map(int, numbers[:3])) / 765
+
+    ground = "getComputedStyle(document.body).backgroundColor"
+    axis = "getComputedStyle(document.querySelector('#losses .xtick text')).fill"
+    for now in (theme, {"light": "dark", "dark": "light"}[theme]):
+        page.emulate_media(color_scheme=now)
+        page.wait_for_timeout(600)
+        assert (lightness(ground) > 0.5) == (now == "light")
+        assert (lightness(axis) > 0.5) == (now == "dark")
+
+
+def test_a_phone_needs_no_sideways_scroll(open_report: Open, tmp_path: Path) -> None:
+    """At 360 px tables scroll in their boxes, and every chart is as wide as the screen allows."""
+    page = open_report(made(tmp_path), width=360, has_touch=True, is_mobile=True)
+    for chart in ("waterfall", "losses", "sparsity", "lengths", "sensitivity", "cases"):
+        drawn = _draw(page, chart)
+        for svg in drawn.locator(".main-svg").all():
+            box = svg.bounding_box()
+            assert box is None or box["x"] + box["width"] <= 360
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_panels_stand_beside_each_other(open_report: Open, tmp_path: Path) -> None:
+    """Regression: the first chart was as wide as the card, and lay under the other two."""
+    page = open_report(made(tmp_path))
+    _draw(page, "waterfall")
+    boxes = [svg.bounding_box() for svg in page.locator("#waterfall .plot").all()]
+    drawn = [svg.bounding_box() for svg in page.locator("#waterfall .main-svg:first-child").all()]
+    for box, inner in zip(boxes, drawn, strict=True):
+        assert inner["width"] <= box["width"] + 1
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+
+
+def test_print_has_every_chart_and_cuts_none(open_report: Open, tmp_path: Path) -> None:
+    """Printing draws what was never scrolled to."""
+    page = open_report(made(tmp_path))
+    _draw(page, "waterfall")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    for chart in ("losses", "sparsity", "lengths", "sensitivity", "cases"):
+        page.wait_for_selector(f"#{chart}[data-drawn]", state="attached")
+    assert page.pdf()[:5] == b"%PDF-"
+
+
+def test_a_large_run_opens_soon(open_report: Open, tmp_path: Path) -> None:
+    """40 stages and 3,000 predictions: text, and the charts of the first screen, within a bound.
+
+    A generous one, for machines with other work: tests/benchmarks/report_page.py measures.
+    """
+    source = [text[:1000] for text in texts(3000, 1, 240)]
+    folder = made(tmp_path, large(), source=source, recipe={"stages": {}})
+    started = time.monotonic()
+    page = open_report(folder)
+    page.wait_for_selector("#waterfall[data-drawn]", state="attached", timeout=30_000)
+    assert page.locator("#texts article").count() == 20
+    assert time.monotonic() - started < 20
+    assert page.locator("#stages tbody tr").count() == 40

@@ -1,0 +1,84 @@
+"""A plan as a tree."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
+from compressor.engine.store.timings import StageTimings
+from compressor.recipe.compose import compose
+from compressor.reports.plan_tree import print_plan, rows
+
+
+def drawn(recipe: str | Path, outputs: Path, *overrides: str) -> list[str]:
+    composed = compose(str(recipe), [f"outputs={outputs}", *overrides])
+    made = plan(composed, Store.of(composed.recipe.outputs))
+    return [row.rail + row.node.name for row in rows(made.nodes)]
+
+
+def test_a_chain_stays_at_one_depth_and_reports_hang_below_their_models(tmp_path: Path) -> None:
+    """The demo: one model after the other; what is written from one hangs below it."""
+    assert drawn("demo", tmp_path) == [
+        "load",
+        "base",
+        "├─ evaluate@base",
+        "prune",
+        "├─ evaluate@prune",
+        "recover",
+        "├─ evaluate@recover",
+        "├─ export",
+        "quantize",
+        "└─ evaluate@quantize",
+        "benchmark",
+    ]
+
+
+def test_two_students_of_one_original_are_two_branches(tmp_path: Path) -> None:
+    """Both `shrink`s take the original's model; each one's own chain is a branch."""
+    overrides = ("model=tiny", "data=bills", "training=quick", "skip=[benchmark]")
+    assert drawn("sft/headlines", tmp_path, *overrides) == [
+        "load",
+        "original",
+        "├─ shrink",
+        "│  finetune",
+        "│  ├─ evaluate@finetune",
+        "│  quantize",
+        "│  └─ evaluate@quantize",
+        "├─ shrink_both",
+        "│  finetune_both",
+        "│  ├─ evaluate@finetune_both",
+        "│  ├─ export",
+        "│  quantize_both",
+        "│  └─ evaluate@quantize_both",
+        "└─ evaluate@original",
+    ]
+
+
+def test_every_node_has_one_row(tmp_path: Path) -> None:
+    """Whatever a recipe's shape, nothing of its plan is left out or shown twice."""
+    for name in ("homework/auto", "deploy", "distill", "bert/distil_tiny"):
+        composed = compose(name, [f"outputs={tmp_path}"])
+        made = plan(composed, Store.of(composed.recipe.outputs))
+        shown = [row.node.name for row in rows(made.nodes)]
+        assert sorted(shown) == sorted(node.name for node in made.nodes)
+
+
+def test_times_are_those_of_before_and_the_sum_says_what_it_lacks(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A stage of a kind and name that ran before has its time; the others have none."""
+    composed = compose(str(recipe()), [f"outputs={tmp_path / 'none'}"])
+    made = plan(composed, Store.of(composed.recipe.outputs))
+    out = io.StringIO()
+    timings = StageTimings({}, {("finetune", "finetune"): 90.0})
+    print_plan(made, timings, Console(file=out, width=100))
+    (row,) = (line for line in out.getvalue().splitlines() if line.startswith("finetune "))
+    assert row.rstrip().endswith("≈ 1 min 30 s")
+    assert out.getvalue().endswith(
+        "0 of 5 stages are in the store; the others took at least 1 min 30 s before\n"
+    )

@@ -1,0 +1,115 @@
+"""Tables of results: what a person reads of a run, on a console as wide as theirs."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from compressor.evaluation.rouge import KEYS
+from compressor.reports.tables import print_results, print_scores
+
+LABELS = ("original", "half the decoder", "half the decoder, int8", "half of both")
+
+
+def records(**changes: Any) -> list[dict[str, Any]]:
+    """Four models, each looked at by `evaluate` and `benchmark`; the first is the original."""
+    made = []
+    for index, label in enumerate(LABELS):
+        sizes = {"parameters": 60_500_000, "nonzero_ratio": 1.0, "bytes": 242_000_000}
+        model = {"name": f"m{index}", "label": label, "stage": "finetune", "model": None, **sizes}
+        scores = dict.fromkeys(KEYS, 0.4 - index / 100)
+        demo = {"text": "One [bold]text[/bold].", "summary": f"Summary {index}.", "cut_off": False}
+        evaluated = {**scores, "gen_len": 33.0, "demo": demo | changes}
+        if index:
+            kept, close = (dict.fromkeys(KEYS, value) for value in (0.875, 0.9231))
+            evaluated |= {"retention": 0.875, "closeness": 0.9231}
+            evaluated |= {"retentions": kept, "closenesses": close}
+        timed = {"latency_p50_ms": 63.6, "latency_p95_ms": 70.1, "texts_per_second": 30.2}
+        timed["resident_bytes"] = 310_000_000
+        made.append(model | {"metrics": {}})
+        for kind, metrics in (("evaluate", evaluated), ("benchmark", timed)):
+            node = {"name": f"{kind}@m{index}", "stage": kind, "model": f"m{index}"}
+            made.append({**model, **node, "metrics": metrics})
+    return made
+
+
+def printed(work: Any, width: int, **changes: Any) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    work(records(**changes), console)
+    file: Any = console.file
+    return str(file.getvalue())
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_no_number_is_cut_off_however_narrow_the_console(width: int) -> None:
+    """Columns that do not fit go into further tables, each of which names its models."""
+    text = printed(print_results, width)
+    assert all(len(line) <= width for line in text.splitlines())
+    for value in ("60.50 M", "242.00", "0.4000", "0.3700", "87.5 %", "0.9231", "70.1 ms", "310"):
+        assert value in text
+    assert "…" not in text
+
+
+def test_a_wide_console_has_one_table() -> None:
+    """Every column beside the model's name: a script that reads lines finds a model's once."""
+    table = printed(print_results, 200).partition("demo text")[0]
+    assert table.count("┏") == 1
+    (line,) = (line for line in table.splitlines() if "half of both" in line)
+    assert [cell.strip() for cell in line.strip("│").split("│")] == [
+        "half of both", "60.50 M", "1.0000", "242.00", "0.3700", "0.3700", "0.3700", "33.0",
+        "87.5 %", "0.9231", "63.6 ms", "70.1 ms", "30.2", "310",
+    ]  # fmt: skip
+
+
+def test_summaries_of_a_demo_text_stand_side_by_side() -> None:
+    """A column a model, three on 80 characters; markup in a text is shown, not obeyed."""
+    text = printed(print_results, 80, summary="A [red]word[/red] " * 8)
+    assert "demo text: One [bold]text[/bold]." in text
+    headings = [line for line in text.splitlines() if "┃ original" in line][-1]
+    assert [name.strip() for name in headings.strip("┃").split("┃")] == list(LABELS[:3])
+    assert text.count("[red]word[/red]") == 8 * len(LABELS)
+
+
+def test_a_summary_that_the_limit_ended_says_so() -> None:
+    """An ellipsis after it, and none after one that ended by itself."""
+    assert "Summary 0. …" in printed(print_results, 120, cut_off=True)
+    assert "…" not in printed(print_results, 120)
+
+
+def test_an_empty_summary_is_told_from_none() -> None:
+    """A fresh model may give special tokens alone: its column says that nothing is there."""
+    assert "(empty)" in printed(print_results, 120, summary=" ")
+
+
+def test_a_very_long_demo_text_is_printed_in_part() -> None:
+    """16,000 words would bury the summaries under them."""
+    text = printed(print_results, 120, text="many words " * 16_000)
+    assert len(text) < 8_000
+
+
+def test_scores_are_shown_against_the_model_that_others_are_held_to() -> None:
+    """For each of the others a table of 12 scores, with the original's beside them."""
+    text = printed(print_scores, 80)
+    assert text.count("┏") == 3
+    line = next(line for line in text.splitlines() if "rougeL recall" in line)
+    assert [cell.strip() for cell in line.strip("│").split("│")] == [
+        "rougeL recall", "0.4000", "0.3900", "87.5 %", "0.9231",
+    ]  # fmt: skip
+
+
+def test_scores_of_models_that_are_held_to_none_stand_in_one_table() -> None:
+    """Without `against` there is nothing to compare, only scores."""
+    alone = records()
+    for record in alone:
+        for key in ("retentions", "closenesses"):
+            record["metrics"].pop(key, None)
+    console = Console(file=io.StringIO(), width=120)
+    print_scores(alone, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("┏") == 1
+    line = next(line for line in text.splitlines() if "rouge1 F1" in line)
+    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert cells == ["rouge1 F1", "0.4000", "0.3900", "0.3800", "0.3700"]

@@ -1,0 +1,530 @@
+"""A search: what its space is, what it draws, that it goes on, and which trials it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from filelock import FileLock
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from compressor.core.errors import RecipeError, StageError, Stopped
+from compressor.engine.store.store import Store
+from compressor.recipe.objective import Goal, Search, StopEarly
+from compressor.runs.search.early_stopping import EpochWatch
+from compressor.runs.search.plan import planned_search
+from compressor.runs.search.space import space_of
+from compressor.runs.search.study import Study, open_journal
+
+PRUNE_ONLY = (
+    ("[load, finetune, prune, recover, evaluate]", "[load, prune]"),
+    ("  finetune: {epochs: 1}\n", ""),
+    ("  recover: {stage: finetune, epochs: 1}\n  evaluate: {max_length: [8, 16]}\n", ""),
+)
+HEAD = "stages.prune.amounts.lm_head"
+
+
+def with_search(write: Callable[..., Path], search: str, *replacements: tuple[str, str]) -> Path:
+    """The pico recipe without training, with a search."""
+    path = write(*PRUNE_ONLY, *replacements)
+    path.write_text(path.read_text() + search)
+    return path
+
+
+# The space
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("a=interval(0.1,0.9)", FloatDistribution(0.1, 0.9)),
+        ("a=interval(1,9)", FloatDistribution(1.0, 9.0)),
+        ("a=int(interval(1,9))", IntDistribution(1, 9)),
+        ("a=tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("a=tag(log,int(interval(1,64)))", IntDistribution(1, 64, log=True)),
+        ("a=range(1,9)", IntDistribution(1, 8)),
+        ("a=range(1,9,3)", IntDistribution(1, 7, step=3)),
+        ("a=range(9,1,-3)", IntDistribution(3, 9, step=3)),
+        ("a=range(0.1,0.5,0.1)", FloatDistribution(0.1, 0.4, step=0.1)),
+        ("a=choice(1,2,4)", CategoricalDistribution(["1", "2", "4"])),
+        ("a=x,'y z',null", CategoricalDistribution(["x", "'y z'", "null"])),
+        ("a=true,false", CategoricalDistribution(["True", "False"])),
+        ("a=[load,prune],[load]", CategoricalDistribution(["[load,prune]", "[load]"])),
+    ],
+)
+def test_a_space_is_what_hydras_grammar_says(
+    override: str, expected: optuna.distributions.BaseDistribution
+) -> None:
+    """Each form of Hydra's grammar is drawn from the distribution that it names; ranges end before
+    their stop, as in a grid.
+    """
+    (dimension,) = space_of(["b=1", override]).dimensions
+    assert dimension.distribution() == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("a=tag(lgo,interval(1,2))", "no tag 'lgo'; did you mean 'log'?"),
+        ("a=tag(log,interval(0,1))", "begins above 0"),
+        ("a=tag(log,choice(1,2))", "choices have no scale"),
+        ("a=tag(log,range(1,9,2))", "no log scale"),
+        ("a=interval(2,1)", "expected a lower end and a higher one, got 2 and 1"),
+        ("a=range(2,2)", "is empty"),
+        ("a=glob(*)", "name each value"),
+        ("search.trials=1,2", "is the same for a whole search"),
+        ("b=1", "nothing to search over"),
+    ],
+)
+def test_a_space_that_cannot_be_drawn_from_is_refused(override: str, message: str) -> None:
+    """What is wrong with a space is told with the key and the nearest valid way."""
+    with pytest.raises(RecipeError, match=r".") as error:
+        space_of([override])
+    assert message in str(error.value)
+    assert override.partition("=")[0] in str(error.value) or override == "b=1"
+
+
+def test_drawn_values_become_overrides_that_say_them_exactly() -> None:
+    """A float is written with all its digits, a step without what adding up leaves, a choice as
+    it was given.
+    """
+    space = space_of(["x=1", "a=interval(0,1)", "b=range(0.1,0.8,0.1)", "+c@d=u,'v w'"])
+    third = 1 / 3
+    values = space.texts({"a": third, "b": 0.1 + 0.1 + 0.1, "c": "'v w'"})
+    assert space.at(values) == ("x=1", f"a={third!r}", "b=0.3", "+c@d='v w'")
+    assert space.middle == {"a": "0.5", "b": "0.4", "c": "u"}
+    log = space_of(["a=tag(log,interval(1e-4,1e-2))"])
+    assert float(log.middle["a"]) == pytest.approx(1e-3)
+
+
+# What is told before anything is trained
+
+
+def test_both_ends_and_every_choice_are_planned_first(recipe: Callable[..., Path]) -> None:
+    """A value that a stage would refuse is told before the first trial, each one, at once."""
+    path = with_search(recipe, "search: {trials: 3}\nobjective: {minimize: prune.nonzero_ratio}\n")
+    overrides = [f"{HEAD}=interval(0.5,1.5)", "stages.prune.importance=magnitude,magnitud,wando"]
+    with pytest.raises(RecipeError) as error:
+        planned_search(str(path), overrides, reachable=True)
+    told = str(error.value)
+    assert "1.5" in told and "magnitud" in told and "wando" in told
+    assert not (path.parent / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("search: {trials: 3}\n", "needs an objective"),
+        ("search: {trials: 3, sampler: tpf}\n", "did you mean 'tpe'?"),
+        ("search: {trails: 3}\n", "did you mean 'trials'?"),
+        ("search: {trials: 3}\nobjective: {minimize: prun.bytes}\n", "did you mean 'prune'?"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused(
+    recipe: Callable[..., Path], text: str, message: str
+) -> None:
+    """A search needs an objective, and its own keys are checked as any others."""
+    path = with_search(recipe, text)
+    with pytest.raises(RecipeError) as error:
+        planned_search(str(path), [f"{HEAD}=interval(0.1,0.9)"], reachable=True)
+    assert message in str(error.value)
+
+
+def test_plan_says_the_space_and_what_trials_share(
+    recipe: Callable[..., Path], run: Callable[..., Any]
+) -> None:
+    """`plan -m` tells the space, the trials and what is shared; an interval in a grid, and Optuna
+    where it is missing, are told with what to do.
+    """
+    text = "search: {trials: 7, at_once: 2}\nobjective: {minimize: prune.nonzero_ratio}\n"
+    path = with_search(recipe, text)
+    overrides = (f"{HEAD}=tag(log,interval(0.1,0.9))", "stages.prune.importance=magnitude,random")
+    planned = run("plan", path, "-m", *overrides)
+    assert planned.code == 0, planned.err
+    for said in (
+        "0.1 … 0.9, log scale",
+        "magnitude, random",
+        "7 trials by tpe, 2 at once: minimize prune.nonzero_ratio",
+        "shared by all trials: load",
+        "in each trial: prune",
+    ):
+        assert said in planned.out
+    grid = run("plan", path, "-m", overrides[0], "search=null")
+    assert grid.code == 2 and "give the recipe a `search`" in grid.err
+    missing = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "import sys; sys.modules['optuna'] = None\n"
+            "from compressor.cli.main import main; sys.exit(main(sys.argv[1:]))",
+            *("run", str(path), "-m", *overrides),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert missing.returncode == 2
+    assert "pip install 'optuna>=5.0'" in missing.stderr
+
+
+# The study
+
+
+def drawn(
+    journal: Path,
+    search: Search,
+    trials: int,
+    goals: Sequence[Goal],
+    *,
+    told: int | None = None,
+) -> list[dict[str, Any]]:
+    """Go on with a study of two numbers until it has drawn `trials`; the last stay untold where
+    `told` is less. Goal 1 is a valley, goal 2 falls with `a`.
+    """
+    study = Study(journal, search, goals, space_of(["a=interval(0,1)", "b=int(interval(0,9))"]))
+    while next_trials := study.next():
+        for trial in next_trials:
+            if told is not None and trial.number >= told:
+                return [dict(trial.values) for trial in study.trials]
+            a, b = trial.values["a"], trial.values["b"]
+            values = [(a - 0.3) ** 2 + (b - 4) ** 2 / 81, -a][: len(goals)]
+            study.tell(trial.number, TrialState.COMPLETE, values)
+            if len(study.trials) == trials and all(t.ended for t in study.trials):
+                break
+    return [dict(trial.values) for trial in study.trials]
+
+
+GOALS = (Goal("x.a", "minimize"), Goal("x.b", "minimize"))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+@pytest.mark.parametrize("goals", [GOALS[:1], GOALS], ids=["one goal", "two goals"])
+def test_a_study_draws_after_a_restart_what_it_would_have_drawn(
+    tmp_path: Path, sampler: str, goals: tuple[Goal, ...]
+) -> None:
+    """Opened again after every few trials, one of them running, a study draws the very same trials,
+    and not the same ones over and over; with another seed, others.
+    """
+    search = Search(trials=9, sampler=sampler, random_trials=3)
+    whole = drawn(tmp_path / "whole", search, 9, goals)
+    assert len({json.dumps(each) for each in whole}) >= 8
+    for stop in (1, 4, 5, 7):
+        drawn(tmp_path / "parts", search, 9, goals, told=stop)
+    assert drawn(tmp_path / "parts", search, 9, goals) == whole
+    other = Search(trials=9, sampler=sampler, random_trials=3, seed=1)
+    assert drawn(tmp_path / "other", other, 9, goals)[0] != whole[0]
+
+
+def test_tpe_learns_where_the_valley_is(tmp_path: Path) -> None:
+    """After its random trials tpe draws nearer to the optimum than chance does."""
+
+    def distance(sampler: str) -> float:
+        search = Search(trials=40, sampler=sampler)
+        late = drawn(tmp_path / sampler, search, 40, GOALS[:1])[20:]
+        return sum(abs(each["a"] - 0.3) for each in late) / len(late)
+
+    assert distance("tpe") < 0.6 * distance("random")
+
+
+def test_the_best_of_two_goals_are_the_front(tmp_path: Path) -> None:
+    """The trials called best are those that no other beats: compared pair by pair."""
+    search = Search(trials=30, sampler="random")
+    values = [
+        ((each["a"] - 0.3) ** 2 + (each["b"] - 4) ** 2 / 81, -each["a"])
+        for each in drawn(tmp_path / "journal", search, 30, GOALS)
+    ]
+    front = {
+        number
+        for number, mine in enumerate(values)
+        if not any(
+            all(o <= m for o, m in zip(other, mine, strict=True)) and other != mine
+            for other in values
+        )
+    }
+    study = Study(
+        *(tmp_path / "journal", search, GOALS),
+        space_of(["a=interval(0,1)", "b=int(interval(0,9))"]),
+    )
+    assert 1 < len(front) < 30
+    assert study.best == front
+
+
+def test_a_trial_killed_while_it_was_drawn_is_drawn_again(tmp_path: Path) -> None:
+    """A trial without all of its values does not count, and half of a line is no damage."""
+    search = Search(trials=4, sampler="random")
+    whole = drawn(tmp_path / "whole", search, 4, GOALS)
+    drawn(tmp_path / "killed", search, 4, GOALS, told=2)
+    lines = (tmp_path / "killed").read_text().splitlines(keepends=True)
+    last = max(index for index, line in enumerate(lines) if '"param_name":"b"' in line)
+    (tmp_path / "killed").write_text("".join(lines[:last]) + lines[last][:20])
+    assert drawn(tmp_path / "killed", search, 4, GOALS) == whole
+
+
+def test_a_killed_process_does_not_hold_the_journal(tmp_path: Path) -> None:
+    """The lock of a process that was killed while it wrote is free at once: Optuna's own would
+    block for 30 seconds. The journal is text.
+    """
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from compressor.runs.search.study import SystemLock\n"
+        "SystemLock(Path(sys.argv[1])).acquire(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    journal = tmp_path / "search.jsonl"
+    killed = subprocess.run([sys.executable, "-c", code, str(journal)])
+    assert killed.returncode == -signal.SIGKILL
+    started = time.monotonic()
+    drawn(journal, Search(trials=2), 2, GOALS)
+    assert time.monotonic() - started < 10
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+    journal.write_text("{}\n" + journal.read_text())
+    with pytest.raises(StageError, match="is damaged"):
+        open_journal(journal)
+
+
+# Stopping early
+
+
+def heard(journal: Path, point: str, losses: Sequence[float], *, cached: bool = False) -> int:
+    """Let a point report losses; after how many it was stopped, or 0."""
+    watch = EpochWatch(journal, StopEarly(after_trials=2, after_epochs=2), point)
+    watch("stage_started", {"name": "finetune"})
+    for epoch, loss in enumerate([] if cached else losses, 1):
+        try:
+            watch("epoch", {"epoch": epoch, "validation_loss": loss})
+        except Stopped:
+            return epoch
+    try:
+        watch("stage_ended", {"cached": cached, "validation_losses": losses})
+    except Stopped:
+        return len(losses)
+    return 0
+
+
+def test_a_trial_is_stopped_where_the_median_says(tmp_path: Path) -> None:
+    """By hand: no trial is stopped before two have ended and before its second epoch; then one is
+    whose best loss is above the median of that epoch, whether it trains or is in the store.
+    """
+    journal = tmp_path / "journal"
+    assert heard(journal, "a", [5.0, 4.0, 3.0]) == 0
+    assert heard(journal, "b", [9.0, 8.0, 7.0]) == 0  # one trial before it: too few
+    assert heard(journal, "c", [9.9, 6.1, 1.0]) == 2  # the median of 4 and 8 is 6
+    assert heard(journal, "d", [5.9, 9.0, 4.0]) == 0  # its best is 5.9, then 4
+    assert heard(journal, "e", [9.0, 8.0, 7.0], cached=True) > 0
+    assert heard(journal, "f", [float("nan"), float("nan")]) == 2
+    assert heard(journal, "c", [0.1]) == 1  # run again after a kill: it was stopped before
+    assert heard(journal, "a", [9.0, 9.0, 9.0]) == 0  # and what had ended counts once, as it was
+    resumed = EpochWatch(journal, StopEarly(after_trials=2, after_epochs=2), "g")
+    resumed("stage_started", {"name": "finetune"})
+    resumed("resumed", {"validation_losses": [9.0]})  # told before it was killed
+    with pytest.raises(Stopped, match=r"after epoch 2 of 'finetune'.* 8.5, is above the median"):
+        resumed("epoch", {"epoch": 2, "validation_loss": 8.5})
+    study = optuna.load_study(
+        study_name="validation loss of finetune", storage=open_journal(journal)
+    )
+    ended = study.get_trials(states=(TrialState.COMPLETE,))
+    assert [trial.user_attrs["point"] for trial in ended] == ["a", "b", "d"]
+
+
+TRAINED = """
+objective: {minimize: finetune.validation_loss}
+search: {trials: 4, sampler: random, stop_early: {after_trials: 1}}
+hydra: {sweeper: {params: {stages.finetune.learning_rate: "choice(0.01,1e-7,1e30)"}}}
+"""
+
+
+def trials_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name of each trial's folder → what it left at its end."""
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/point.json")}
+
+
+def sweep_of(command: Any) -> Path:
+    """The folder that a search said it is in."""
+    line = next(line for line in command.out.splitlines() if line.startswith("sweep: "))
+    found: Path = command.cwd / line.removeprefix("sweep: ")
+    return found
+
+
+def epochs(trial: Path) -> list[float]:
+    """The validation losses that a trial's events tell."""
+    events = [json.loads(line) for line in (trial / "events.jsonl").read_text().splitlines()]
+    return [event["validation_loss"] for event in events if event["event"] == "epoch"]
+
+
+def test_bad_trials_are_stopped_and_failing_ones_stop_no_other(
+    recipe: Callable[..., Path], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A learning rate that does nothing is stopped after one epoch of three; one that explodes
+    fails, with its reason; the others end. Only the failure makes the exit code 1.
+    """
+    path = with_search(
+        recipe,
+        TRAINED,
+        ("[load, prune]", "[load, finetune]"),
+        ("stages:\n", "stages:\n  finetune: {epochs: 3}\n"),
+        ("  prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}\n", ""),
+    )
+    done = run("run", path, "-m", "-q")
+    folder = sweep_of(done)
+    ended = trials_of(folder)
+    assert len(ended) == 4 and done.code == 1, done.out + done.err
+    assert {name.partition("=")[2] for name in ended} == {"0.01", "1e-07", "1e+30"}
+    for name, outcome in ended.items():
+        if name.endswith("=0.01"):
+            assert outcome["error"] is None and outcome["pruned"] is None
+        elif name.endswith("=1e-07"):
+            assert "after epoch 1 of 'finetune'" in outcome["pruned"]
+            assert len(epochs(folder / name)) == 1
+        else:
+            assert "learning rate 1e+30" in outcome["error"] and outcome["error"] in done.out
+    about = json.loads((folder / "sweep.json").read_text())
+    assert about["search"]["best"] == [name for name in sorted(ended) if name.endswith("=0.01")]
+    page = (folder / "sweep.html").read_text()
+    assert all(name in page for name in ended) and "stopped early" in page
+    store = Store(tmp_path / "outputs" / "store")
+    keys = {path.name for path in store.folder.iterdir() if len(path.name) == 64}
+    assert len(keys) == 2  # load, and the one training that ended
+    for lock in (store.folder / "locks").iterdir():
+        FileLock(lock).acquire(timeout=0)  # raises where it is held
+    again = run("run", path, "-m", "-q")
+    assert again.code == 1 and "4 of 4 trials are done" in again.out
+    assert trials_of(folder) == ended
+    fewer = run("run", path, "-m", "-q", "search.trials=1")
+    assert sweep_of(fewer) == folder  # how many trials is no part of what is searched
+
+
+def test_a_stage_in_several_processes_is_stopped_as_well(
+    recipe: Callable[..., Path], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The losses of worker processes are heard as they come, and the workers end: here the search
+    goes on in two processes after a trial in one.
+    """
+    path = with_search(
+        recipe,
+        TRAINED.replace("trials: 4", "trials: 1").replace(",1e30", ""),
+        ("[load, prune]", "[load, finetune]"),
+        ("stages:\n", "stages:\n  finetune: {epochs: 40}\n"),
+        ("  prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}\n", ""),
+    )
+    first = run("run", path, "-m", "-q")
+    assert first.code == 0, first.err
+    then = run("run", path, "-m", "-q", "search.trials=2", "launch.num_processes=2")
+    folder = sweep_of(then)
+    assert then.code == 0 and folder == sweep_of(first), then.out + then.err
+    good, bad = sorted(trials_of(folder))
+    assert good.endswith("=0.01") and len(epochs(folder / good)) == 40
+    assert bad.endswith("=1e-07") and len(epochs(folder / bad)) < 40
+    assert "after epoch 1 of 'finetune'" in trials_of(folder)[bad]["pruned"]
+    task = next((tmp_path / "outputs/store/partial").glob("*.task"))
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(task) not in listed
+
+
+# Killed, and continued
+
+PRUNED = f"""
+objective: {{minimize: prune.nonzero_ratio}}
+search: {{trials: 4, random_trials: 2}}
+hydra: {{sweeper: {{params: {{{HEAD}: "interval(0.1,0.9)"}}}}}}
+"""
+
+
+def test_a_killed_search_goes_on_as_if_it_had_not_been_killed(
+    recipe: Callable[..., Path], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Killed in its second trial, a search runs that one again with the same values, none twice,
+    and draws the rest as an undisturbed one does. The objective is what the pruning counted.
+    """
+    path = with_search(recipe, PRUNED)
+    whole = run("run", path, "-m", "-q")
+    assert whole.code == 0, whole.err
+    undisturbed = sweep_of(whole)
+    names = sorted(trials_of(undisturbed))
+    assert len(names) == 4 and [name[:3] for name in names] == ["000", "001", "002", "003"]
+    records = [json.loads((undisturbed / name / "metrics.json").read_text()) for name in names]
+    ratios = [each[-1]["nonzero_ratio"] for each in records]
+    best = names[ratios.index(min(ratios))]
+    assert f"{best}  prune.nonzero_ratio {min(ratios):.6g}" in whole.out
+
+    store = Store(tmp_path / "outputs" / "store")
+    keys = [each[-1]["key"] for each in records]
+    for key in keys:
+        shutil.rmtree(store.path(key))
+    undisturbed.rename(tmp_path / "undisturbed")
+    with store.lock(keys[1], lambda: None):  # the second trial waits, and is killed there
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "compressor", "run", str(path), "-m", "-q"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+        )
+        waits = f"outputs/sweeps/mine/*/{names[1]}/events.jsonl"
+        deadline = time.monotonic() + 120
+        while not any('"prune"' in each.read_text() for each in tmp_path.glob(waits)):
+            assert time.monotonic() < deadline and killed.poll() is None
+            time.sleep(0.1)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+    (folder,) = (tmp_path / "outputs/sweeps/mine").iterdir()
+    assert sorted(trials_of(folder)) == names[:1]
+    before = (folder / names[0] / "metrics.json").stat().st_mtime_ns
+    resumed = run("run", path, "-m", "-q")
+    assert resumed.code == 0, resumed.err
+    assert sweep_of(resumed) == folder and "1 of 4 trials are done" in resumed.out
+    assert sorted(trials_of(folder)) == names
+    assert (folder / names[0] / "metrics.json").stat().st_mtime_ns == before
+    assert [trials_of(folder)[name]["overrides"] for name in names] == [
+        trials_of(tmp_path / "undisturbed")[name]["overrides"] for name in names
+    ]
+
+
+def test_trials_in_several_processes_and_a_front(
+    recipe: Callable[..., Path], run: Callable[..., Any]
+) -> None:
+    """Through joblib, two at once: all trials share one `load`, those on the front are marked, and
+    a trial without its number fails alone.
+    """
+    text = """
+objective: {minimize: [prune.nonzero_ratio], maximize: prune.parameters}
+search: {trials: 6, sampler: nsga2, random_trials: 4, at_once: 2}
+"""
+    path = with_search(
+        recipe,
+        text,
+        ("[load, prune]", "[load, shrink, prune]"),
+        ("stages:\n", "stages:\n  shrink: {}\n"),
+    )
+    overrides = (
+        *(f"{HEAD}=range(0.1,0.9,0.2)", "stages.shrink.decoder_layers=choice(1,2)"),
+        "skip=choice([],[prune])",
+    )
+    done = run("run", path, "-m", "-q", "hydra/launcher=processes", *overrides)
+    folder = sweep_of(done)
+    ended = trials_of(folder)
+    failed = {name for name, outcome in ended.items() if outcome["error"] is not None}
+    assert failed == {name for name in ended if "skip=_prune_" in name}
+    assert len(ended) == 6 and 0 < len(failed) < 5 and done.code == 1, done.out + done.err
+    values, made = {}, 0
+    for name in ended:
+        records = json.loads((folder / name / "metrics.json").read_text())
+        made += sum(not record["cached"] for record in records if record["name"] == "load")
+        if name not in failed:
+            values[name] = (records[-1]["nonzero_ratio"], -records[-1]["parameters"])
+    assert made == 1
+    front = [
+        name
+        for name, mine in sorted(values.items())
+        if not any(o[0] <= mine[0] and o[1] <= mine[1] and o != mine for o in values.values())
+    ]
+    about = json.loads((folder / "sweep.json").read_text())
+    assert about["search"]["best"] == front
+    marked = [line for line in done.out.splitlines() if "●" in line and "│" in line]
+    assert len(marked) == len(front) and all(line[2:5].isdigit() for line in marked)
+    assert f"compressor run {path} " in done.out

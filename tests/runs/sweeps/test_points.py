@@ -1,0 +1,227 @@
+"""What points a sweep has, what they are called, and what they share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from compressor.core import machine
+from compressor.core.errors import RecipeError
+from compressor.engine.store.timings import StageTimings
+from compressor.recipe.compose import Composed, Composer, compose
+from compressor.runs.sweeps.grid import planned, trade_off
+from compressor.runs.sweeps.points import LONGEST_NAME, Point, shortened, spanned, telling
+from compressor.runs.sweeps.shared_stages import Planned, SharedStages, Step, print_tree
+from compressor.runs.sweeps.state import Standing
+
+HEAD = "stages.prune.amounts.lm_head"
+
+
+def names(*overrides: str) -> list[str]:
+    return [point.name for point in spanned(overrides)]
+
+
+def test_every_combination_once_named_by_what_differs() -> None:
+    """What is the same in all points is in no name; a key is as short as it can be."""
+    assert names("seed=3", f"{HEAD}=0.1,0.3", "training.learning_rate=range(1,3)") == [
+        "lm_head=0.1,learning_rate=1",
+        "lm_head=0.1,learning_rate=2",
+        "lm_head=0.3,learning_rate=1",
+        "lm_head=0.3,learning_rate=2",
+    ]
+    (first, *_) = spanned(["seed=3", f"{HEAD}=0.1,0.3"])
+    assert first == Point("lm_head=0.1", ("seed=3", f"{HEAD}=0.1"), {HEAD: "0.1"})
+    assert names("seed=3") == ["point"]
+    assert names("seed=3,3") == ["point"]
+    assert names("model=tiny,t5_small") == ["model=tiny", "model=t5_small"]
+    assert names("~a,b", "seed=1,2") == ["seed=1", "seed=2"]
+
+
+def test_keys_are_shortened_to_what_no_other_ends_with() -> None:
+    """Two groups of the same part keep what tells them apart."""
+    feed = "stages.prune.amounts.encoder.feed_forward"
+    other = "stages.prune.amounts.decoder.feed_forward"
+    assert shortened([feed, other, HEAD]) == {
+        feed: "encoder.feed_forward",
+        other: "decoder.feed_forward",
+        HEAD: "lm_head",
+    }
+    assert shortened(["a.seed", "seed"]) == {"a.seed": "a.seed", "seed": "seed"}
+
+
+def test_a_name_is_one_folder_whatever_the_values_are() -> None:
+    """No separator, no climbing, no more characters than a file system takes, no two alike."""
+    assert names("outputs='../up','/etc/x'") == ["outputs=.._up", "outputs=_etc_x"]
+    assert names("label='a b','a/b'")[0] == "label=a_b"
+    assert len(set(names("label='a b','a/b'"))) == 2
+    long = names(f"label={'x' * 300},{'x' * 299}y")
+    assert len(set(long)) == 2
+    assert all(len(name) <= LONGEST_NAME for name in long)
+    assert not any("/" in name or name.startswith(".") for name in names("a=.,..,...,'/'"))
+
+
+def test_what_cannot_be_counted_is_refused() -> None:
+    """An interval has no number of points; a pattern is not expanded."""
+    for wrong in (f"{HEAD}=interval(0, 1)", "model=glob(*)"):
+        with pytest.raises(RecipeError, match=wrong.partition("=")[0]):
+            spanned([wrong])
+
+
+def test_a_sweep_over_nothing_is_refused() -> None:
+    """Regression: a range without a value gave no point, and a traceback."""
+    with pytest.raises(RecipeError, match=r"'seed=range\(3,3\)' has no value"):
+        spanned(["seed=range(3,3)"])
+
+
+@pytest.mark.parametrize(
+    "overrides", [["seed=1,2", "seed=3"], ["++seed=3", "seed=1,2"], ["seed=1,2", "seed=3,4"]]
+)
+def test_a_swept_key_is_set_once(overrides: list[str]) -> None:
+    """Regression: the last value counted, under names with the first ones."""
+    with pytest.raises(RecipeError, match="seed: is set twice") as refused:
+        spanned(overrides)
+    assert all(repr(override) in str(refused.value) for override in overrides)
+
+
+def test_one_group_may_be_chosen_for_two_places() -> None:
+    """Regression: both were the key `model`, and a point was named by the second one alone."""
+    points = spanned(["+model@first=a,b", "+model@second=a,b"])
+    assert [point.name for point in points] == [
+        "model_first=a,model_second=a",
+        "model_first=a,model_second=b",
+        "model_first=b,model_second=a",
+        "model_first=b,model_second=b",
+    ]
+    assert points[1].differs == {"model@first": "a", "model@second": "b"}
+
+
+def test_each_value_is_looked_at_before_the_combinations() -> None:
+    """So that a wrong one is found in as many points as there are values."""
+    points = spanned(["a=1,2,3", "b=1,2,3,4"])
+    looked = [points[place].name for place in telling(points)]
+    assert looked[:6] == ["a=1,b=1", "a=1,b=2", "a=1,b=3", "a=1,b=4", "a=2,b=1", "a=3,b=1"]
+    assert sorted(looked) == sorted(point.name for point in points)
+
+
+def test_a_wrong_value_of_a_large_sweep_is_told_before_all_points_are_composed(recipe) -> None:
+    """Regression: 14,850 points were composed, for half an hour, and 50 of 150 values told."""
+    wrong = [f"{HEAD}=range(0.0,3,0.02)", "seed=range(1,100)"]
+    with pytest.raises(RecipeError) as refused:
+        planned(str(recipe()), wrong, reachable=False)
+    *told, rest = map(str, refused.value.problems)
+    assert ["got 1.02;" in told[0], len(told)] == [True, 3]
+    assert rest == "14,698 points were not looked at: 3 are wrong"
+
+
+RIGHT = [
+    [],
+    ["seed=3", "training.learning_rate=0.01"],
+    ["model=t5_small", "data=messages", "pipeline=[load]"],
+    ["stages.prune.amounts={encoder: {feed_forward: 0.25}}", f"{HEAD}=0.5"],
+    [f"{HEAD}=0.5", "stages.prune.amounts={encoder: {feed_forward: 0.25}}"],
+    ["~stages.recover", "pipeline=[load,finetune]"],
+    ["~stages.recover.epochs", "++description=more", "++seed=7"],
+    ["+stages.more={stage: prune, amounts: {lm_head: 0.1}}", "stages.finetune.epochs=${seed}"],
+    ["model.config.d_model=${data.max_source_length}", "description='a=b, ${seed} {x}'"],
+    ["data=messages", "+model@stages.elsewhere=tiny", "~stages.elsewhere"],
+    ["outputs=null", "outputs=elsewhere", "name=other"],
+]
+WRONG = [
+    ["_target_=1"],
+    ["sed=3"],
+    ["+seed=3"],
+    ["~seed=12"],
+    ["~no.such"],
+    ["model=none"],
+    ["pipeline.0.x=3"],
+    ["stages=[1]"],
+    ["seed=${oc.env:HOME}"],
+    ["seed=${nowhere}"],
+    ["seed=???"],
+    ["stages.prune=null", "stages.prune.amounts.x.y=3", "pipeline=3"],
+    ["=3"],
+    ["hydra.launcher.x=3"],
+]
+
+
+def _outcome(composing: Callable[[list[str]], Composed], overrides: list[str]) -> Any:
+    """The values and the files of a recipe, or what is wrong with it."""
+    try:
+        made = composing(overrides)
+    except RecipeError as error:
+        return error.problems
+    files = [(source.file, source.package) for source in made.sources]
+    return made.values, made.recipe, files, made.overrides
+
+
+@pytest.mark.parametrize("overrides", [*RIGHT, *WRONG], ids=" ".join)
+def test_a_point_is_composed_as_a_recipe_is(recipe, overrides: list[str]) -> None:
+    """Though its files are merged once for all points; and nothing of one is left in the next."""
+    file = str(recipe())
+    composer = Composer(file)
+    before = _outcome(composer.compose, ["seed=1", f"{HEAD}=0.9"])
+    expected = _outcome(partial(compose, file), overrides)
+    assert isinstance(expected, list) == (overrides in WRONG)
+    assert _outcome(composer.compose, overrides) == expected
+    assert _outcome(composer.compose, overrides) == expected
+    assert _outcome(composer.compose, ["seed=1", f"{HEAD}=0.9"]) == before
+
+
+def test_points_of_one_size_in_bytes_are_compared_by_what_is_not_zero() -> None:
+    """Pruned weights take the same bytes: the front is then over the non-zero ratio."""
+
+    def compared(*sizes: float) -> list[str]:
+        points = [
+            Standing(str(n), {}, "done", metrics={"rougeLsum": 0.5, "bytes": size})
+            for n, size in enumerate(sizes)
+        ]
+        return [name for name, _ in trade_off(points)]
+
+    assert compared(7, 7, 7) == ["rougeLsum", "micro_f1", "nonzero_ratio", "latency_p50_ms"]
+    assert compared(7, 8, 7) == ["rougeLsum", "micro_f1", "bytes", "latency_p50_ms"]
+    assert compared(7) == ["rougeLsum", "micro_f1", "bytes", "latency_p50_ms"]
+
+
+def _planned(name: str, *keys: str, cached: str = "") -> Planned:
+    steps = tuple(Step(key[0], "kind", key, key in cached.split()) for key in keys)
+    return Planned(Point(name, (), {}), steps)
+
+
+def test_the_time_of_a_sweep_is_what_its_distinct_stages_cost() -> None:
+    """By hand: a (10 s) is shared, b1 to b3 (4 s each) are not, c is in the store.
+
+    One at a time: 10 + 3 · 4. Two: the second waits for a, ends at 14 as the first does, and the
+    third runs after it. Three: all end at 14.
+    """
+    shared = SharedStages([_planned(f"p{i}", "c", "a", f"b{i}", cached="c") for i in (1, 2, 3)])
+    timings = StageTimings({"c": 99.0}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
+    assert (shared.naive, shared.distinct) == (9, 5)
+    assert [step.key for step in shared.to_run] == ["a", "b1", "b2", "b3"]
+    assert [shared.seconds(timings, at_once) for at_once in (1, 2, 3, 8)] == [22, 18, 14, 14]
+
+
+def test_a_plan_names_each_launcher_that_can_help(monkeypatch) -> None:
+    """Regression: where there are as many points as cores, `processes` was missing."""
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    known = StageTimings({}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
+    for count, rows in ((1, ["1"]), (2, ["1", "2", "2"]), (3, ["1", "2", "3"])):
+        shared = SharedStages([_planned(f"p{i}", "a", f"b{i}") for i in range(count)])
+        console = Console(file=io.StringIO(), width=200)
+        print_tree(shared, known, console)
+        lines = console.file.getvalue().splitlines()
+        found = [line.split("│")[1].strip() for line in lines if line.startswith("│ ")]
+        assert found == rows
+
+
+def test_more_points_than_anybody_runs_are_refused_at_once() -> None:
+    """A range of twenty million took minutes, and one without a step raised ValueError."""
+    for given in (["seed=range(1,20000000)"], [f"{key}=range(0,300)" for key in "ab"]):
+        with pytest.raises(RecipeError, match="20,000"):
+            spanned(given)
+    with pytest.raises(RecipeError, match="zero"):
+        spanned(["seed=range(1,2,0)"])

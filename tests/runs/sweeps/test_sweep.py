@@ -1,0 +1,456 @@
+"""A sweep ends with the same table however it was run: at once, in pieces, in other processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from compressor.cli.main import main
+from compressor.core.errors import StageError
+from compressor.engine.keys import digest
+from compressor.runs.sweeps.folder import SweepFolder, asked
+from compressor.runs.sweeps.grid import Grid, _missing, planned, state, watched
+from compressor.runs.sweeps.launch import launched
+
+HEAD = "stages.prune.amounts.lm_head"
+SWEEP = ("-m", f"{HEAD}=0.1,0.3,0.5")
+POINTS = ["lm_head=0.1", "lm_head=0.3", "lm_head=0.5"]
+OF_TIME = {"samples_per_second", "resumed"}
+"""Metrics that are not of the model."""
+
+
+def sweep_folder(outputs: Path) -> Path:
+    (about,) = outputs.glob("sweeps/mine/*/sweep.json")
+    return about.parent
+
+
+def table(folder: Path) -> dict[str, list[Any]]:
+    """Of each point: every stage's key, sizes and metrics, but for what says how long it took."""
+    found = {}
+    for path in sorted(folder.glob("*/metrics.json")):
+        assert json.loads(path.with_name("point.json").read_text())["error"] is None
+        found[path.parent.name] = [
+            (
+                record["name"],
+                record["key"],
+                record["parameters"],
+                record["nonzero"],
+                record["bytes"],
+                {k: v for k, v in record["metrics"].items() if k not in OF_TIME},
+            )
+            for record in json.loads(path.read_text())
+        ]
+    return found
+
+
+def made(folder: Path) -> list[str]:
+    """The keys that any point made itself, once for each time."""
+    return [
+        record["key"]
+        for path in folder.glob("*/metrics.json")
+        for record in json.loads(path.read_text())
+        if not record["cached"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, list[Any]]]:
+    """The recipe's folder, and the table of the sweep that one process ran without a break."""
+    from tests.conftest import RECIPE, compressor
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "mine.yaml").write_text(RECIPE)
+    done = compressor("run", "mine.yaml", *SWEEP, cwd=folder)
+    assert done.code == 0, done.err
+    return folder, table(sweep_folder(folder / "outputs"))
+
+
+def test_what_points_share_runs_once_and_the_same_command_runs_nothing(undisturbed, run) -> None:
+    """Folders are named by what differs; the second time no point is started."""
+    from tests.conftest import compressor
+
+    where, found = undisturbed
+    assert list(found) == POINTS
+    folder = sweep_folder(where / "outputs")
+    assert len(made(folder)) == len(set(made(folder))) == 2 + 3 * 3
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.json")}
+    again = compressor("run", "mine.yaml", *SWEEP, cwd=where)
+    assert again.code == 0, again.err
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*.json")} == before
+    assert all(name in again.out for name in POINTS)
+    more = compressor("plan", "mine.yaml", *SWEEP[:1], f"{HEAD}=0.1,0.3,0.5,0.7", cwd=where)
+    assert "14 distinct stages instead of 20; 3 to run, 11 in the store" in more.out
+    assert "lm_head=0.7: prune → recover → evaluate" in more.out
+    assert "points at once" in more.out
+
+
+def test_a_failing_point_stops_no_other_and_alone_runs_again(recipe, run) -> None:
+    """Exit code 1, the error in its folder and in the table; a wrong value is told before."""
+    path = recipe()
+    rates = "stages.recover.learning_rate=1e30,0.001"
+    failed = run("run", path, "-m", rates)
+    assert failed.code == 1
+    folder = sweep_folder(path.parent / "outputs")
+    outcomes = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("*/point.json")}
+    assert sorted(outcomes) == ["learning_rate=0.001", "learning_rate=1e+30"]
+    assert outcomes["learning_rate=0.001"]["error"] is None
+    assert "weights before that step are kept" in outcomes["learning_rate=1e+30"]["error"]
+    assert "learning_rate=1e+30: failed: stage 'recover'" in failed.out
+    ended = (folder / "learning_rate=0.001" / "point.json").stat().st_mtime_ns
+    again = run("run", path, "-m", rates)
+    assert again.code == 1
+    assert "1 of 2 points are done; 1 to run" in again.out
+    assert (folder / "learning_rate=0.001" / "point.json").stat().st_mtime_ns == ended
+    wrong = run("run", path, "-m", f"{HEAD}=0.2,1.5")
+    assert wrong.code == 2
+    assert len(list(folder.parent.iterdir())) == 1
+
+
+@pytest.fixture
+def grid(undisturbed, tmp_path, monkeypatch) -> tuple[Grid, SweepFolder]:
+    """The finished sweep, planned again, and a copy of its folder."""
+    where, _ = undisturbed
+    monkeypatch.chdir(where)
+    shutil.copytree(sweep_folder(where / "outputs"), tmp_path / "copy", symlinks=True)
+    return planned("mine.yaml", SWEEP[1:], reachable=True), SweepFolder(tmp_path / "copy")
+
+
+def states(grid: Grid, folder: SweepFolder) -> list[str]:
+    return [point.state for point in state(grid, folder).points]
+
+
+def test_a_result_of_another_plan_never_passes_for_one_of_this(grid) -> None:
+    """Regression: rows of data change, the same command is killed before a point's turn, and given
+    again: the old result was taken for the new one, since the new plan was noted already.
+    """
+    planned_, folder = grid
+    assert _missing(planned_, folder) == []
+    before = folder.about()["points"]
+    folder.update(points={name: {**each, "planned": "rows"} for name, each in before.items()})
+    assert _missing(planned_, folder) == planned_.points
+    assert states(planned_, folder) == ["waiting"] * 3
+    assert _missing(planned_, folder) == planned_.points
+
+
+def test_an_old_failure_is_not_told_again(grid) -> None:
+    """Regression: with a launcher, a point that had failed was told as failed before it ran again,
+    and its success then was not.
+    """
+    planned_, folder = grid
+    name = planned_.points[1].name
+    outcome = folder.point(name) / "point.json"
+    outcome.write_text(json.dumps({"error": "no memory", "seconds": 1.0}))
+    told = Console(file=io.StringIO(), width=200)
+    assert _missing(planned_, folder) == [planned_.points[1]]
+    with watched(planned_, folder, told, here=False):
+        assert states(planned_, folder) == ["done", "waiting", "done"]
+        assert told.file.getvalue() == ""
+        outcome.write_text(json.dumps({"error": None, "seconds": 2.0}))
+    assert told.file.getvalue().startswith(f"{name}: done in 2.0 s")
+
+
+def test_half_written_files_are_read_as_what_is_whole(grid) -> None:
+    """Regression: half a line of events, of a killed process, ended the sweep with a traceback."""
+    planned_, folder = grid
+    first, second, third = (folder.point(point.name) for point in planned_.points)
+    for left in (first, second):
+        (left / "point.json").unlink()
+    with (first / "events.jsonl").open("ab") as stream:
+        stream.write(b'{"event": "stage_started", "name": "\xc3')
+    (second / "events.jsonl").write_text("")
+    (third / "point.json").write_bytes(b'{"error": "\xc3')
+    assert [p.stage for p in state(planned_, folder).points] == ["evaluate", "", "evaluate"]
+    assert states(planned_, folder) == ["running"] * 3
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_sweep(grid, capsys) -> None:
+    """It is told once; the other file is written, and the points go on."""
+    planned_, folder = grid
+    (folder.path / "sweep.html").unlink()
+    (folder.path / "sweep.html").mkdir()
+    (folder.path / "sweep.csv").unlink()
+    with watched(planned_, folder, Console(file=io.StringIO()), here=True):
+        (folder.point(POINTS[0]) / "point.json").unlink()
+    told = capsys.readouterr().err
+    assert told.count("cannot write") == 1
+    assert "sweep.html" in told
+    assert len((folder.path / "sweep.csv").read_text().splitlines()) == 4
+
+
+def test_two_that_ask_for_the_same_at_once_share_a_folder(tmp_path) -> None:
+    """Regression: the same command in two terminals made two folders, and neither knew."""
+    start = threading.Barrier(8)
+
+    def ask(number: int) -> Path:
+        start.wait()
+        return SweepFolder.open(tmp_path, "mine", [number % 2]).path
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(ask, range(8)))
+    assert len(set(found)) == 2
+    assert all(path == found[number % 2] for number, path in enumerate(found))
+
+
+def test_values_in_another_order_are_the_same_sweep(undisturbed, monkeypatch) -> None:
+    """`shuffle(…)` gives another order each time, and the same command finds its folder."""
+    monkeypatch.chdir(undisturbed[0])
+    one, other = (
+        asked(planned("mine.yaml", [f"{HEAD}={values}"], reachable=True).composed)
+        for values in ("0.1,0.3,0.5", "0.5,0.1,0.3")
+    )
+    assert digest(one) == digest(other)
+
+
+def launch(recipe: Path, planned_: Grid, folder: Path) -> None:
+    base = planned_.base
+    with launched(
+        str(recipe), ["seed=0"], [], folder, base, quiet=True, planned=planned_.digests
+    ) as launcher:
+        launcher.run(planned_.points)
+
+
+def test_a_recipe_that_is_edited_while_its_sweep_runs(recipe, tmp_path, monkeypatch) -> None:
+    """Regression: points that had not begun ran with what the file said by then, and their results
+    stood in the folder of what it had said before.
+    """
+    monkeypatch.chdir(tmp_path)
+    path = recipe()
+    planned_ = planned(str(path), ["seed=1,2"], reachable=True)
+    path.write_text(path.read_text().replace("lm_head: 0.3", "lm_head: 0.4"))
+    launch(path, planned_, tmp_path / "sweep")
+    for point in planned_.points:
+        outcome = SweepFolder(tmp_path / "sweep").outcome(point.name)
+        assert outcome is not None and "the recipe has changed" in outcome["error"]
+
+
+def test_what_stops_a_point_outside_of_its_own_folder_is_told(recipe, tmp_path, monkeypatch):
+    """Regression: a folder that cannot be written to gave "did not end", and no reason."""
+    monkeypatch.chdir(tmp_path)
+    path = recipe()
+    planned_ = planned(str(path), ["seed=1,2"], reachable=True)
+    (tmp_path / "sweep" / "seed=2" / "point.json").mkdir(parents=True)
+    path.write_text(path.read_text() + "\ndescription: edited, so that nothing is trained here\n")
+    with pytest.raises(StageError, match=r"seed=2: .*point\.json"):
+        launch(path, planned_, tmp_path / "sweep")
+
+
+def test_a_point_that_an_earlier_job_still_runs_is_waited_for(
+    recipe, tmp_path, monkeypatch, capsys
+) -> None:
+    """A worker outlived its command: the next one says what it waits for."""
+    monkeypatch.chdir(tmp_path)
+    path = recipe()
+    planned_ = planned(str(path), ["seed=1"], reachable=True)
+    path.write_text(path.read_text() + "\ndescription: edited, so that nothing is trained here\n")
+    held, told = threading.Event(), threading.Event()
+
+    def earlier() -> None:
+        folder = (tmp_path / "sweep" / "point").resolve()
+        with planned_.store.lock(f"point-{digest(str(folder))}", lambda: None):
+            held.set()
+            told.wait(0.5)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(earlier)
+        assert held.wait(10)
+        launch(path, planned_, tmp_path / "sweep")
+    assert "point: a job of an earlier command still runs this point" in capsys.readouterr().err
+    assert SweepFolder(tmp_path / "sweep").outcome("point") is not None
+
+
+def test_each_point_tells_of_its_own_files(recipe, run) -> None:
+    """Regression: a point was checked and described by the files of the first one, so that a stage
+    in another's file was unknown when it ran, and `recipe_files` named the wrong file.
+    """
+    path = recipe(("[load, finetune, prune, recover, evaluate]", "[load]"))
+    group = path.parent / "variant"
+    group.mkdir()
+    (group / "one.yaml").write_text("# @package _global_\nseed: 1\n")
+    later = "# @package _global_\nstages: {later: {stage: finetune}}\n"
+    (group / "two.yaml").write_text(later)
+    token = "hf_" + "a" * 30
+    done = run("run", path, "-q", "-m", "+variant=one,two", f"description={token}")
+    assert done.code == 0, done.err
+    folder = sweep_folder(path.parent / "outputs")
+    for name in ("one", "two"):
+        point = folder / f"variant={name}"
+        files = json.loads((point / "environment.json").read_text())["recipe_files"]
+        assert str(group / f"{name}.yaml") in files
+        overrides = json.loads((point / "point.json").read_text())["overrides"]
+        assert overrides == [f"+variant={name}", "description=<redacted>"]
+    assert done.out.count("parameters") == 1  # `-q` prints the final table alone
+
+
+@pytest.mark.parametrize(
+    ("event", "times"), [("stage_started", 2), ("stage_ended", 4), ("stage_started", 8)]
+)
+def test_a_sweep_killed_anywhere_ends_with_the_same_table(undisturbed, tmp_path, event, times):
+    """SIGKILL to the whole session, then the same command: in the shared part, in a point's own,
+    and between two points.
+    """
+    from tests.conftest import RECIPE, compressor
+
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compressor", "run", "mine.yaml", *SWEEP],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        files = tmp_path.glob("outputs/sweeps/mine/*/*/events.jsonl")
+        if sum(path.read_text().count(f'"{event}"') for path in files) >= times:
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = compressor("run", "mine.yaml", *SWEEP, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert table(sweep_folder(tmp_path / "outputs")) == undisturbed[1]
+
+
+def test_two_processes_give_the_same_bits_and_run_nothing_twice(undisturbed, tmp_path) -> None:
+    """By joblib's launcher: one point makes what both need, the other waits for it and uses it."""
+    from tests.conftest import RECIPE, compressor
+
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    done = compressor("run", "mine.yaml", *SWEEP, "hydra/launcher=processes", cwd=tmp_path)
+    assert done.code == 0, done.err
+    folder = sweep_folder(tmp_path / "outputs")
+    assert table(folder) == undisturbed[1]
+    assert len(made(folder)) == len(set(made(folder))) == 11
+    assert "lm_head=0.3: done" in done.out
+    assert (folder / "lm_head=0.3" / "log.txt").read_text().count("recover") >= 1
+
+
+def test_the_table_has_the_values_of_the_objective(recipe, run) -> None:
+    """Each goal is a column by its path, and the front is over the goals; nothing is trained."""
+    path = recipe()
+    goals = "objective={maximize: prune.nonzero, minimize: prune.nonzero_ratio}"
+    done = run("run", path, *SWEEP, "training=none", goals)
+    assert done.code == 0, done.err
+    assert "prune.nonzero_ratio" in done.out
+    assert "on the Pareto front of prune.nonzero (max.), prune.nonzero_ratio (min.)" in done.out
+    (row,) = (line for line in done.out.splitlines() if line.startswith("│ lm_head=0.3"))
+    record = next(
+        record
+        for record in json.loads(
+            (sweep_folder(path.parent / "outputs") / "lm_head=0.3" / "metrics.json").read_text()
+        )
+        if record["name"] == "prune"
+    )
+    cells = [cell.strip() for cell in row.split("│")]
+    assert f"{record['nonzero_ratio']:.4g}" in cells
+    assert f"{record['nonzero']:.4g}" in cells
+
+
+def test_a_recipe_can_say_what_is_swept(recipe, run) -> None:
+    """`hydra.sweeper.params`, as in any Hydra program; the command line has the last word."""
+    params = f"hydra: {{sweeper: {{params: {{{HEAD}: '0.1,0.2'}}}}}}\nstages:"
+    path = recipe(("stages:", params))
+    assert "5 distinct" not in run("plan", path, "-m").out
+    two = run("plan", path, "-m")
+    assert "2 points" in two.out
+    assert "lm_head=0.2" in two.out
+    assert "3 points" in run("plan", path, "-m", f"{HEAD}=0.1,0.2,0.4").out
+
+
+def test_a_closed_output_is_no_mistake(recipe, tmp_path) -> None:
+    """Regression: `>&-` was a traceback."""
+    path = recipe()
+    command = f"{sys.executable} -m compressor plan {path} -m seed=1,2 >&-"
+    done = subprocess.run(
+        command, shell=True, check=False, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{sweeper: {params: {seed: [1, 2]}}}", "mine.yaml:9: hydra.sweeper.params.seed: expected"),
+        ("{sweeper: {params: {stages: {prune: {lm_head: '1,2'}}}}}", "such as '1,2'"),
+        ("{sweeper: {params: {description: '${name}'}}}", "to plain values"),
+        ("{sweeper: {params: {description: '${oc.env:HOME}'}}}", "to plain values"),
+        ("{sweeper: {parms: {seed: '1,2'}}}", "mine.yaml:9: hydra.sweeper.parms: no such setting"),
+        ("{sweepr: {params: {seed: '1,2'}}}", "it may set launcher, mode, sweeper"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_s_values_is_told(recipe, capsys, section, message) -> None:
+    """Exit code 2 and the line; no value of the environment is read on the way."""
+    path = recipe(("\nstages:", f"\nhydra: {section}\nstages:"))
+    assert main(["plan", str(path), "-m"]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert os.environ["HOME"] not in told.replace(str(path), "")
+
+
+def test_a_sweep_s_defaults_read_no_environment(recipe, capsys) -> None:
+    """Regression: with `-m` they were resolved before they were refused, and the error told one."""
+    path = recipe(("/model: tiny", "/model: '${oc.env:HOME}'"))
+    assert main(["plan", str(path), "-m", "seed=1,2"]) == 2
+    assert "a recipe runs nothing and reads no environment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hydra/launcher=proceses"], "no launcher 'proceses'; did you mean 'processes'?"),
+        (["hydra/launcher=processes", "hydra.launcher.n_job=3"], "did you mean 'n_jobs'?"),
+        (["hydra.launcher.n_jobs=3"], "choose one: hydra/launcher=processes"),
+        (["hydra.laucher.n_jobs=3"], "did you mean 'launcher'?"),
+        (["hydra.launcher=processes"], "is chosen with a slash: hydra/launcher=processes"),
+        (["hydra/launcer=processes"], "did you mean 'hydra/launcher'?"),
+        (["+hydra.sweeper.params.seed='1,2'"], "here give the key itself, as in seed=1,2"),
+        ([f"{HEAD}=0.1,,0.3"], f"cannot read the override '{HEAD}=0.1,,0.3'"),
+        (["seed=range(3,3)"], "has no value"),
+        (["outputs=a,b"], "points share one store"),
+        ([f"{HEAD}=interval(0,1)"], "is an interval, for a search"),
+        (["objective.maximize=evaluate.rougeLsumm"], "did you mean 'rougeLsum'?"),
+        (["objective.minimize=evalute.loss"], "did you mean 'evaluate'?"),
+        (["objective.minimize=loss"], "is not <stage>.<metric>"),
+        (["objective={}"], "expected something to maximize or to minimize"),
+    ],
+)
+def test_what_is_wrong_with_a_sweep_is_told_before_it_runs(recipe, run, arguments, message) -> None:
+    """Exit code 2, one line that is enough to mend it, and nothing was made."""
+    path = recipe()
+    result = run("run", path, "-m", *arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert not (path.parent / "outputs").exists()
+
+
+def test_a_folder_beside_a_recipe_is_no_group_of_options(recipe, run) -> None:
+    """`outputs=elsewhere` where an earlier run has left a folder `outputs`."""
+    path = recipe()
+    (path.parent / "outputs").mkdir()
+    done = run("run", path, "outputs=elsewhere", "skip=[finetune, evaluate]")
+    assert done.code == 0, done.err
+    assert (path.parent / "elsewhere" / "store").is_dir()
+    assert not any((path.parent / "outputs").iterdir())
+
+
+def test_a_point_that_is_made_again_shows_no_report_of_before(tmp_path: Path) -> None:
+    """Killed on its way, it would be taken for done: by its page, its card, or its results."""
+    (tmp_path / "seed=1").mkdir()
+    for name in ("report.html", "README.md", "asked.json", "metrics.json", "log.txt"):
+        (tmp_path / "seed=1" / name).write_text("old")
+    SweepFolder(tmp_path).forget("seed=1")
+    assert [path.name for path in (tmp_path / "seed=1").iterdir()] == ["log.txt"]

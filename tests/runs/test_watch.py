@@ -1,0 +1,333 @@
+"""Events of a run, and following them from another terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from compressor.core.processes import (
+    described,
+    environment,
+    is_there,
+    sigterm_as_keyboard_interrupt,
+)
+from compressor.core.progress import Progress
+from tests.conftest import Command, compressor
+
+
+@pytest.fixture
+def started(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start a run in the background that takes some seconds, and end it at the latest here."""
+    path = recipe(("epochs: 1}\n  prune", "epochs: 400}\n  prune"))
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(**how: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "compressor", "run", str(path)]
+        processes.append(subprocess.Popen(command, cwd=tmp_path, **how))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def run_folder(tmp_path: Path, seconds: float = 60) -> Path:
+    """The folder of the run, once a training has told of its progress."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for path in (tmp_path / "outputs" / "runs").glob("*/*/events.jsonl"):
+            if '"title": "train"' in path.read_text():
+                return path.parent
+        time.sleep(0.1)
+    raise AssertionError("no training has begun")
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_watched_from_elsewhere_and_its_kill_is_told(
+    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """Who watches sees what has ended, and is told when the run's process is gone for good."""
+    process = started(stdout=subprocess.DEVNULL)
+    folder = run_folder(tmp_path)
+    command = [sys.executable, "-m", "compressor", "watch", str(folder)]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert watching.stdout is not None
+        assert watching.stdout.readline().startswith("load  ")
+        assert watching.poll() is None, "it must follow while the run works"
+        process.kill()
+        process.wait()
+        out, _ = watching.communicate(timeout=30)
+    finally:
+        watching.kill()
+    assert watching.returncode == 1
+    assert out.endswith("the run's process has ended, or was killed: the same command goes on\n")
+
+
+def test_a_terminal_is_left_as_it_was_by_kill(
+    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """SIGTERM ends a run as Ctrl-C does: the cursor is shown again, and the run says so."""
+    ours, theirs = pty.openpty()
+    process = started(stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown, asked = b"", False
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # Linux's way to say that the other side is closed
+                break
+            shown += piece
+            if b"train" in shown and not asked:
+                process.send_signal(signal.SIGTERM)
+                asked = True
+    assert process.wait(timeout=30) == 1
+    text = shown.decode()
+    assert "\x1b[?25l" in text, "it draws bars, and hides the cursor meanwhile"
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    assert "the same command goes on from here" in text
+    (folder,) = (tmp_path / "outputs" / "runs").glob("*/*")
+    last = events(folder)[-1]
+    assert (last["event"], last["state"]) == ("run_ended", "interrupted")
+
+
+def test_the_events_of_a_run_say_all_that_is_shown(
+    recipe: Callable[..., Path], run: Callable[..., Command]
+) -> None:
+    """From first to last, in workers' processes too; watching an ended run shows its results."""
+    done = run("run", recipe(), "launch.num_processes=2", "skip=[recover]")
+    assert done.code == 0, done.err
+    told = events(done.run_folder)
+    assert [told[0]["event"], told[-1]["event"]] == ["run_started", "run_ended"]
+    assert [stage["name"] for stage in told[0]["stages"]] == [
+        *("load", "finetune", "prune"),
+        "evaluate",
+    ]
+    assert told[-1]["state"] == "done"
+    moves = [event for event in told if event["event"] == "progress"]
+    assert {"train", "decode"} <= {event["title"] for event in moves}
+    assert all(event["done"] == event["total"] for event in moves if event["ended"])
+    seen = compressor("watch", str(done.run_folder))
+    assert seen.code == 0
+    assert seen.out.splitlines()[-3:] == done.out.splitlines()[-4:-1]
+    ended = re.findall(r"^(\w+) +[\d.]+ s ", done.out, re.MULTILINE)
+    assert ended == ["load", "finetune", "prune", "evaluate"]
+
+
+def test_of_a_long_bar_few_events_are_written(tmp_path: Path) -> None:
+    """Each move is told to who watches, and the file has the first, the last, and fewer between."""
+    heard: list[int] = []
+    path = tmp_path / "events.jsonl"
+    progress = Progress(
+        Console(quiet=True), path, quiet=True, watch=lambda _, values: heard.append(values["done"])
+    )
+    with progress.bar("train", 1000) as bar:
+        for _ in range(1000):
+            bar.advance()
+            bar.tell(ended=False)
+            if bar.done == 500:
+                time.sleep(0.3)  # 0.5 % of it is more than the moves before took together
+    written = [json.loads(line)["done"] for line in path.read_text().splitlines()]
+    assert len(heard) > 1000
+    assert (written[0], written[-1]) == (0, 1000)
+    assert len(written) < len(heard)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda folder: None, "is no run's directory"),
+        (lambda folder: folder.mkdir(), "it has no events.jsonl"),
+    ],
+)
+def test_what_is_no_run_is_not_watched(
+    make: Callable[[Path], None], told: str, tmp_path: Path
+) -> None:
+    """A wrong folder is the person's mistake, told as such."""
+    make(tmp_path / "run")
+    done = compressor("watch", str(tmp_path / "run"))
+    assert done.code == 2
+    assert told in done.err
+
+
+def test_a_run_whose_terminal_is_closed_leaves_its_report(
+    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """Kernel and shell both send SIGHUP, and writing fails: the end is told all the same."""
+    ours, theirs = pty.openpty()
+    process = started(stdout=theirs, stderr=theirs, stdin=theirs, start_new_session=True)
+    os.close(theirs)
+    folder = run_folder(tmp_path)
+    os.close(ours)
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 1
+    last = events(folder)[-1]
+    assert (last["event"], last["state"]) == ("run_ended", "interrupted")
+    assert "<title>mine: interrupted</title>" in (folder / "report.html").read_text("utf-8")
+
+
+def test_a_request_to_end_that_comes_again_cuts_nothing_short() -> None:
+    """What the first one began, such as a report of the run, comes to its end."""
+    done = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            time.sleep(0.1)
+            done.append("written")
+
+    with sigterm_as_keyboard_interrupt(), pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["written"]
+
+
+def test_a_run_may_be_started_in_a_thread() -> None:
+    """Only a process' main thread can hear of signals; in another there is nothing to set."""
+    entered = []
+
+    def work() -> None:
+        with sigterm_as_keyboard_interrupt():
+            entered.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered == [signal.SIG_DFL]
+
+
+def test_a_reader_that_goes_ends_a_run_as_by_hand(tmp_path: Path) -> None:
+    """`compressor run … | head`: no library's exit, and the file has what nobody could read."""
+    lines = (
+        "import sys; from pathlib import Path; from rich.console import Console",
+        "from compressor.core.progress import Progress",
+        "sys.stdin.read()",
+        "try: Progress(Console(), Path('events.jsonl')).say('a line')",
+        "except KeyboardInterrupt: sys.exit(7)",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(timeout=30) == 7
+    assert [event["text"] for event in events(tmp_path)] == ["a line"]
+
+
+def test_a_run_goes_on_where_its_events_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`/dev/full` takes nothing. It is said once; the next line that can be written is whole."""
+    path = tmp_path / "events.jsonl"
+    path.symlink_to("/dev/full")
+    progress = Progress(Console(quiet=True), path, quiet=True)
+    for number in range(3):
+        progress.event("said", text=str(number))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "events.jsonl: the disk is full" in warning
+    path.unlink()
+    progress.event("said", text="3")
+    assert [event["text"] for event in events(tmp_path)] == ["3"]
+
+
+def test_an_event_is_found_in_a_line_that_others_have_written_into(tmp_path: Path) -> None:
+    """Of workers that print at once nothing is lost, and none of it ends the run."""
+    heard: list[tuple[str, Any]] = []
+    progress = Progress(
+        Console(quiet=True), quiet=True, watch=lambda kind, v: heard.append((kind, v["text"]))
+    )
+    event = '\x1e{"event": "said", "text": "loss"}'
+    for line in (f"before{event}after\n", event + event, '\x1e{"event": "sa', "\x1e[1]"):
+        progress.relay(line)
+    said = ["before", "loss", "after", "loss", "loss", '{"event": "sa', "[1]"]
+    assert heard == [("said", text) for text in said]
+
+
+def test_a_watch_that_is_ended_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    """SIGTERM to who looks on: the cursor comes back, and the run is not what has ended."""
+    (tmp_path / "recipe.yaml").write_text("name: demo\n")
+    stages = [{"name": "load", "stage": "load", "seconds": None}]
+    progress = Progress(Console(quiet=True), tmp_path / "events.jsonl", quiet=True)
+    progress.event("run_started", recipe="demo", stages=stages, process=described())
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "compressor", "watch", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment())
+    os.close(theirs)
+    shown, asked = b"", False
+    while process.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:
+                break
+        if b"0/1" in shown and not asked:
+            asked = True
+            process.terminate()
+    os.close(ours)
+    assert process.wait(timeout=30) == 0
+    text = shown.decode()
+    assert "not watching any more; the run goes on" in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_what_a_killed_run_wrote_by_half_does_not_hide_the_next_ones_start(tmp_path: Path) -> None:
+    """A point of a sweep goes on in its folder: its first event is on a line of its own."""
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"time": 1.0, "event": "stage_st')
+    Progress(Console(quiet=True), path, quiet=True).event("run_started", recipe="demo")
+    half, whole = path.read_text().splitlines()
+    assert half == '{"time": 1.0, "event": "stage_st'
+    assert json.loads(whole)["event"] == "run_started"
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_gone() -> None:
+    """A zombie: of a run that was killed in a container, whose first process waits for nobody."""
+    process = subprocess.Popen(["sleep", "60"])
+    about = described(process.pid)
+    assert is_there(about)
+    process.kill()
+    end = time.monotonic() + 10
+    while is_there(about) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not is_there(about)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_process_is_the_same_one_after_the_clock_was_set() -> None:
+    """What it is told of its own beginning moves with the clock; seconds since the boot do not."""
+    about = described()
+    assert is_there({**about, "created": about["created"] - 86_400})
+    assert not is_there({**about, "since_boot": about["since_boot"] - 10})
+    assert not is_there({**about, "boot": "another"})
+    assert not is_there({"host": about["host"], "id": "x"})

@@ -1,0 +1,442 @@
+"""The stage `approximate`: rows of noise and of text, the loss, the floor, and whole runs."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import compressor
+from compressor.compression.approximation import (
+    ApproximationLoss,
+    Constant,
+    NoiseRows,
+    Teacher,
+    running_mean,
+)
+from compressor.core.errors import RecipeError
+from compressor.core.files import file_digest
+from compressor.data.examples import Examples
+from compressor.engine.plan import Plan, plan
+from compressor.engine.store.store import Store
+from compressor.models.block import Block
+from compressor.models.block_config import FILE, BlockSizes
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.loading import stacks_of
+from compressor.models.surgery import keep_layers
+from compressor.recipe.compose import compose
+from compressor.stages.approximate import Approximate
+from compressor.stages.base import Inputs
+from compressor.training.loop import mean_loss
+from tests.conftest import Command
+from tests.conftest import compressor as command
+from tests.models.test_block import IDS, LENGTHS, SIZES, context, fresh, outputs, pico, planning
+
+SMALL = {"block": {"heads": 2, "head_size": 4, "depth": 1}, "batch_size": 4}
+
+
+def approximated(
+    checkpoint: Checkpoint, folder: Path, **settings: Any
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """What the stage makes of a checkpoint, and its metrics."""
+    checkpoint.save(folder / "before")
+    where = context(folder)
+    little = {"layers": [0, 1], "batches": 2, "validation_batches": 1}
+    stage = Approximate(**SMALL | little | settings)
+    return stage.run(Inputs(folder / "before"), where), where.metrics
+
+
+def test_the_recipes_block_is_the_published_one(tmp_path) -> None:
+    """Planned without the hub: two layers less and a block more, in each way to have one."""
+    found = plan(compose("bert/approximate_blocks"), Store(tmp_path))
+    counts = {node.name: node.facts.parameters for node in found.nodes if node.facts is not None}
+    for name in ("noise", "text", "random", "random_tuned"):
+        assert counts["teacher"] - counts[name] == 14_175_744 - 5_022_336
+    assert counts["teacher"] - counts["dropped_tuned"] == 14_175_744
+
+
+# Rows and loss
+
+
+def test_a_row_of_noise_is_the_same_in_every_batch() -> None:
+    """Whatever stands beside it; another seed, stream or row is another one; all are normal."""
+    rows = NoiseRows(count=50, length=7, width=20, seed=1, stream=0)
+    assert len(rows) == 50 and rows.lengths() == [7] * 50
+    assert [len(target) for target in rows.targets] == [7] * 50
+    one, many = rows.batch([9], 0), rows.batch([3, 9, 40], 0)
+    assert many["hidden_states"].shape == (3, 7, 20)
+    assert torch.equal(one["hidden_states"][0], many["hidden_states"][1])
+    assert torch.equal(many["attention_mask"], torch.ones(3, 7).long())
+    others = [
+        replace(rows, seed=2).batch([9], 0),
+        replace(rows, stream=1).batch([9], 0),
+        rows.batch([10], 0),
+    ]
+    for other in others:
+        assert not torch.isclose(other["hidden_states"], one["hidden_states"]).any()
+    drawn = rows.batch(list(range(50)), 0)["hidden_states"]
+    assert drawn.dtype == torch.float32
+    assert drawn.mean().abs() < 0.04 and (drawn.std() - 1).abs() < 0.04  # 7,000 numbers
+
+
+def teacher_and_block(layers: list[int], **changes: Any) -> tuple[Checkpoint, Teacher, Block]:
+    checkpoint = fresh(**changes)
+    torch.manual_seed(1)
+    return checkpoint, Teacher(checkpoint, layers), Block(16, SIZES).eval()
+
+
+@pytest.mark.parametrize("difference", ["l1", "mse"])
+@pytest.mark.parametrize("layers", [[0, 1], [1], [1, 2]])
+def test_the_loss_on_real_rows_counts_real_tokens(layers: list[int], difference: Any) -> None:
+    """By hand: each row alone, layer by layer, the mean over its own elements; any cut adds up."""
+    checkpoint, teacher, block = teacher_and_block(layers)
+    sources = [row[:length].tolist() for row, length in zip(IDS, LENGTHS, strict=True)]
+    rows = Examples(sources, sources)
+    loss = ApproximationLoss(teacher, block, difference)
+    found = loss(rows.batch([0, 1, 2], 0))
+    model: Any = checkpoint.model
+    expected = 0.0
+    for source in sources:
+        hidden = model.embeddings(torch.tensor([source]))
+        for layer in model.encoder.layer[: layers[0]]:
+            hidden = layer(hidden)
+        wanted = hidden
+        for layer in model.encoder.layer[layers[0] : layers[-1] + 1]:
+            wanted = layer(wanted)
+        gap = block(hidden) - wanted
+        gap = gap.abs() if difference == "l1" else gap**2
+        expected += float(gap.detach().sum()) / 16
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+    cut = loss(rows.batch([0], 0)) + loss(rows.batch([2, 1], 0))
+    assert cut.item() == pytest.approx(expected, rel=1e-4)
+    assert loss(rows.batch([], 0)).item() == 0
+    assert mean_loss(loss, rows, 0, torch.device("cpu")) == pytest.approx(expected / 12, rel=1e-4)
+
+
+def test_the_loss_on_noise_reads_the_noise() -> None:
+    """By hand, without embeddings; no gradient and no dropout in the teacher; none for no rows."""
+    checkpoint, teacher, block = teacher_and_block([1, 2])
+    rows = NoiseRows(count=4, length=6, width=16, seed=0, stream=0)
+    loss = ApproximationLoss(teacher, block, "l1")
+    loss.train()
+    block.eval()
+    x = rows.batch([0, 3], 0)["hidden_states"]
+    model: Any = checkpoint.model
+    wanted = model.encoder.layer[2](model.encoder.layer[1](x))
+    expected = (block(x) - wanted).abs().mean() * 12
+    found = loss(rows.batch([0, 3], 0))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    found.backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert loss(rows.batch([], 0)).item() == 0
+
+
+def test_the_floor_is_the_running_mean_of_the_teachers_outputs() -> None:
+    """By hand over three batches of real rows: the first mean, then 0.01 of the way to each."""
+    checkpoint, teacher, _ = teacher_and_block([0, 1])
+    sources = [row[:length].tolist() for row, length in zip(IDS, LENGTHS, strict=True)]
+    rows = Examples(sources, sources)
+    model: Any = keep_layers(checkpoint, {"encoder": [0, 1]}).model
+
+    def given(row: int) -> Tensor:
+        return model(torch.tensor([sources[row]])).last_hidden_state[0].detach()
+
+    expected = given(0).mean(0)
+    for batch in ((1, 2), (1,)):
+        now = torch.cat([given(row) for row in batch]).mean(0)
+        expected = 0.99 * expected + 0.01 * now
+    cpu = torch.device("cpu")
+    mean = running_mean(teacher, rows, [[0], [1, 2], [1]], 0, cpu)
+    torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
+    floor = ApproximationLoss(teacher, Constant(mean), "mse")
+    squares = [((given(row) - expected) ** 2).flatten() for row in range(3)]
+    assert mean_loss(floor, rows, 0, cpu) == pytest.approx(
+        torch.cat(squares).mean().item(), rel=1e-4
+    )
+
+
+# The stage
+
+
+@pytest.mark.parametrize(("model_type", "layers"), [("bert", [0, 1]), ("bart", [1, 2])])
+def test_a_block_learns_more_than_the_running_mean(tmp_path, model_type, layers) -> None:
+    """On noise; its counts are told; all that is not replaced is what it was."""
+    start = fresh(model_type)
+    before = copy.deepcopy(start.model).state_dict()
+    settings = {"batches": 60, "validation_batches": 4, "sequence_length": 8}
+    after, metrics = approximated(
+        start, tmp_path, layers=layers, learning_rate=1e-2, loss="mse", **settings
+    )
+    assert metrics["steps"] == 120
+    assert metrics["validation_loss"] < 0.7 * metrics["baseline_loss"]
+    stack = stacks_of(start.model.config, start.head)["encoder"]
+    counted = [n for n in before if n.startswith(tuple(f"{stack.prefix}.{i}." for i in layers))]
+    assert metrics["teacher_parameters"] == sum(before[n].numel() for n in counted)
+    block = after.model.get_submodule(f"{stack.prefix}.{layers[0]}")
+    assert metrics["block_parameters"] == sum(p.numel() for p in block.parameters())
+    left = [i for i in range(3) if i not in layers[1:]]
+    for name, tensor in after.model.state_dict().items():
+        if name.startswith(f"{stack.prefix}."):
+            index, rest = name.removeprefix(f"{stack.prefix}.").split(".", 1)
+            if left[int(index)] != layers[0]:
+                assert torch.equal(tensor, before[f"{stack.prefix}.{left[int(index)]}.{rest}"])
+        else:
+            assert torch.equal(tensor, before[name])
+    planned = Approximate(layers=layers, **SMALL).preview(planning(start.facts()))
+    assert planned.shapes == after.facts().shapes
+    assert planned.parameters == after.model.num_parameters()
+
+
+def test_without_epochs_the_block_is_as_it_was_drawn(tmp_path) -> None:
+    """The start of a trained one, whichever its inputs: so the two can be compared."""
+    after, metrics = approximated(fresh(), tmp_path, epochs=0)
+    torch.manual_seed(3)
+    drawn = Block(16, BlockSizes(**SMALL["block"])).state_dict()
+    block = after.model.encoder.layer[0].state_dict()
+    assert block.keys() == drawn.keys()
+    assert all(torch.equal(block[name], drawn[name]) for name in drawn)
+    assert metrics.keys() == {"teacher_parameters", "block_parameters"}
+
+
+def test_a_blocks_place_can_be_taken_again(tmp_path) -> None:
+    """A block and the layer behind it are a teacher as any layers are; masks of others stay."""
+    start, _ = approximated(fresh(), tmp_path / "first", layers=[0, 1], epochs=0)
+    names = ["encoder.layer.0.query.0.weight", "encoder.layer.1.output.dense.weight"]
+    start.masks = {name: torch.rand(start.parameter(name).shape) > 0.5 for name in names}
+    start.apply_masks()
+    tiny = {"heads": 1, "head_size": 2, "depth": 0}
+    after, metrics = approximated(start, tmp_path / "second", layers=[0], block=tiny)
+    assert metrics["steps"] == 4
+    assert list(after.masks) == names[1:]
+    blocks = after.model.config.encoder_blocks
+    assert blocks == [tiny | {"dropout": 0.1}, None]
+    table = start.facts().prune(frozenset(names[:1]), 10).prune(frozenset(names[1:]), 20)
+    planned = Approximate(layers=[0], **SMALL | {"block": tiny}).preview(planning(table))
+    assert planned.masked == ((frozenset(names[1:]), 20),)
+    whole, _ = approximated(start, tmp_path / "third", layers=[0, 1], epochs=0)
+    assert whole.model.config.encoder_blocks == [SIZES.model_dump()]
+    assert whole.model.config.num_hidden_layers == 1
+    assert not torch.equal(outputs(whole.model), outputs(start.model))
+
+
+# Planning
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "path", "expected"),
+    [
+        ("bert", {"layers": [1, 3]}, "layers.1", "3 is outside 0 … 2"),
+        ("bert", {"layers": [-1, 0]}, "layers.0", "-1 is outside 0 … 2"),
+        ("bert", {"layers": [0, 2]}, "layers", "expected neighbours in their order, got [0, 2]"),
+        ("bert", {"layers": [1, 0]}, "layers", "expected neighbours in their order, got [1, 0]"),
+        ("bert", {"layers": [0], "block": {}}, "block", "has 323,088 parameters, and the layers"),
+        ("bert", {"gradient_checkpointing": True}, "gradient_checkpointing", "no memory to save"),
+        ("bert", {"inputs": "data", "batches": 3, "epochs": 0}, "batches", "no meaning with"),
+        ("bert", {"inputs": "data"}, "data.max_source_length", "20 positions, too few for 64"),
+        ("bert", {"trackers": ["wand"]}, "trackers.0", "no tracker 'wand'"),
+        ("t5", {}, "", "no block can stand in a t5: its first layer hands a position bias"),
+        ("longt5", {}, "", "no block can stand in a longt5: its first layer"),
+        ("pegasus", {}, "", "no block can stand in a pegasus: its layers norm what they read"),
+        ("gpt2", {}, "", "no block can stand in a gpt2: it has no encoder"),
+    ],
+)
+def test_what_cannot_be_approximated_is_found_while_planning(
+    model_type, settings, path, expected
+) -> None:
+    """With the key, and the layer or the reason."""
+    told: list[tuple[str, str]] = []
+    stage = Approximate(**SMALL | {"layers": [0, 1]} | settings)
+    stage.preview(planning(pico(model_type), told, max_source_length=64))
+    assert [key for key, _ in told] == [path]
+    assert expected in told[0][1]
+
+
+# As a user runs it
+
+RECIPE = """
+defaults: [/base, /data: messages, _self_]
+pipeline: [load, noise, text, finetune, prune, shrink, evaluate, export]
+model:
+  config: {model_type: bert, vocab_size: 400, hidden_size: 32, num_hidden_layers: 4,
+           num_attention_heads: 2, intermediate_size: 64, max_position_embeddings: 32}
+  head: sequence_classification
+  head_bias: zero      # twelve steps that learn how rare labels are show a falling loss
+  tokenizer: {vocab_size: 400}
+data: {rows: {train: 48, validation: 16, test: 20}, max_source_length: 32}
+training: {batch_size: 8, learning_rate: 0.003, warmup_steps: 7, checkpoint_seconds: 0}
+stages:
+  load: {}
+  noise:
+    stage: approximate
+    layers: [0, 1]
+    block: {heads: 2, head_size: 8}
+    sequence_length: 16
+    batches: 10
+    validation_batches: 2
+  text: {stage: approximate, layers: [2], block: {heads: 2, head_size: 8, depth: 1}, inputs: data}
+  finetune: {epochs: 2}
+  prune: {amounts: {encoder: {block: 0.5, feed_forward: 0.25}}}
+  shrink: {encoder_layers: [0, 1]}
+  evaluate: {models: [finetune, shrink]}
+  export: {model: shrink}
+"""
+
+
+PIPELINE = next(line for line in RECIPE.splitlines() if line.startswith("pipeline"))
+
+
+def planned(folder: Path, *replacements: tuple[str, str]) -> Plan:
+    text = RECIPE
+    for old, new in replacements:
+        assert old in text, old
+        text = text.replace(old, new)
+    (folder / "mine.yaml").write_text(text)
+    return plan(compose(str(folder / "mine.yaml")), Store(folder / "outputs" / "store"))
+
+
+def ran(folder: Path, *overrides: str) -> tuple[Command, list[Path], dict[str, Any]]:
+    """Run the recipe; the command, the folders of its stages, and its records by name."""
+    done = command("run", "mine.yaml", *overrides, cwd=folder)
+    assert done.code == 0, done.err
+    stages = sorted((folder / done.run_folder / "stages").iterdir())
+    records = json.loads((folder / done.run_folder / "metrics.json").read_text())
+    return done, stages, {record["name"]: record for record in records}
+
+
+def losses(stage: Path) -> list[float]:
+    with (stage / "losses.csv").open() as stream:
+        return [float(row["loss"]) for row in csv.DictReader(stream)]
+
+
+def test_a_chain_as_a_user_runs_it(tmp_path: Path, monkeypatch) -> None:
+    """Two blocks, on noise and on text, then pruned and shrunk: planned counts, and it loads."""
+    monkeypatch.chdir(tmp_path)
+    nodes = {node.name: node for node in planned(tmp_path).nodes}
+    done, stages, records = ran(tmp_path)
+    for name in ("load", "noise", "text", "finetune", "prune", "shrink"):
+        table = nodes[name].facts
+        assert table is not None and records[name]["parameters"] == table.parameters, name
+    assert records["text"]["metrics"]["steps"] == 12
+    assert len(losses(stages[1])) == 20
+    assert records["noise"]["metrics"]["validation_loss"] < losses(stages[1])[0]
+    assert records["finetune"]["metrics"]["steps"] == 12
+    curve = losses(stages[3])
+    assert sum(curve[-3:]) < sum(curve[:3])
+    assert 0 <= records["evaluate@shrink"]["metrics"]["micro_f1"] <= 1
+    masks = load_file(stages[4] / "masks.safetensors")
+    assert {name.split(".layer.")[1][0] for name in masks if ".value." in name} == {"0", "2"}
+    model = compressor.load_model(tmp_path / done.run_folder / "model")
+    assert model.config.num_hidden_layers == 2
+    assert [block is None for block in model.config.encoder_blocks] == [False, True]
+    pruned = load_file(stages[4] / FILE)
+    name = "bert.encoder.layer.0.query.0.weight"
+    assert torch.equal(model.get_parameter(name), pruned[name])
+    assert not model.get_parameter(name)[~masks[name]].any()
+
+    source = f"{{stage: load, source: {tmp_path / done.run_folder / 'model'}}}"
+    changes = (PIPELINE, "pipeline: [again]"), ("stages:\n", f"stages:\n  again: {source}\n")
+    again = planned(tmp_path, *changes).node("again").facts
+    assert again is not None and again.parameters == records["shrink"]["parameters"]
+    *_, records = ran(tmp_path)
+    assert records["again"]["parameters"] == again.parameters
+
+
+NOISE = ("pipeline=[load,noise]", "stages.noise.epochs=100")
+
+
+def test_a_killed_one_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL in the middle, with dropout in play: the same SHA-256, and the same metrics."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.yaml").write_text(RECIPE)
+    _, stages, expected = ran(tmp_path / "whole", *NOISE)
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compressor", "run", "mine.yaml", *NOISE],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ,
+    )
+    deadline, reached = time.monotonic() + 60, False
+    while time.monotonic() < deadline and process.poll() is None and not reached:
+        found = folder.glob("outputs/store/partial/*.resume/step-*/tensors")
+        reached = any(int(path.parent.name[5:]) > 0 for path in found)
+        time.sleep(0.005)
+    assert process.poll() is None and reached
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done, killed, records = ran(folder, *NOISE)
+    assert "goes on from step" in done.out
+    assert file_digest(killed[1] / FILE) == file_digest(stages[1] / FILE)
+    for name in ("validation_loss", "baseline_loss"):
+        assert records["noise"]["metrics"][name] == expected["noise"]["metrics"][name]
+
+
+def test_two_processes_with_micro_batches_give_one_processs_losses(tmp_path: Path) -> None:
+    """The curve, the validation loss and the floor, within 1e-5."""
+    ways = (), ("launch.num_processes=2", "stages.noise.micro_batch_size=3")
+    curves, metrics = [], []
+    for number, way in enumerate(ways):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "mine.yaml").write_text(RECIPE)
+        _, stages, records = ran(
+            folder, NOISE[0], "stages.noise.epochs=1", "stages.noise.block.dropout=0", *way
+        )
+        curves.append(losses(stages[1]))
+        metrics.append(records["noise"]["metrics"])
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+    for key in ("validation_loss", "baseline_loss"):
+        assert metrics[1][key] == pytest.approx(metrics[0][key], abs=1e-5)
+
+
+def test_a_fine_tunings_learning_rate_is_not_the_blocks(tmp_path: Path) -> None:
+    """Batch size and caps come from the recipe's `training:`; the published rate and decay stay."""
+    stage = planned(tmp_path).node("noise").stage
+    assert isinstance(stage, Approximate)
+    assert (stage.batch_size, stage.checkpoint_seconds) == (8, 0)
+    assert (stage.learning_rate, stage.weight_decay, stage.warmup_steps) == (1e-3, 1e-4, 0)
+    capped = planned(tmp_path, ("checkpoint_seconds: 0}", "checkpoint_seconds: 0, max_steps: 3}"))
+    assert capped.node("noise").stage.max_steps == 3
+    with pytest.raises(RecipeError, match=r"stages\.noise\.learning_rate: .*more than 0"):
+        planned(tmp_path, ("    batches: 10", "    learning_rate: 0\n    batches: 10"))
+
+
+def test_what_decides_the_block_is_its_key(tmp_path: Path) -> None:
+    """The sizes, the inputs, the noise's amount are; on text the amount of noise is not."""
+
+    def keys(*changes: tuple[str, str]) -> tuple[str | None, str | None]:
+        nodes = planned(tmp_path, *changes)
+        return nodes.node("noise").key, nodes.node("text").key
+
+    first = keys()
+    for old, new in (
+        ("batches: 10\n", "batches: 11\n"),
+        ("sequence_length: 16", "sequence_length: 17"),
+        ("{heads: 2, head_size: 8}", "{heads: 1, head_size: 8}"),
+        ("    layers: [0, 1]", "    layers: [1, 2]"),
+        ("    batches: 10", "    loss: mse\n    batches: 10"),
+    ):
+        assert keys((old, new))[0] != first[0]
+    rows = ("{train: 48,", "{train: 40,")
+    tokenizer = ("tokenizer: {vocab_size: 400}", "tokenizer: {vocab_size: 400, data: "
+                 "{source: messages, labels: [a], rows: {train: 48}}}")  # fmt: skip
+    fixed = keys(tokenizer)
+    assert keys(tokenizer, rows)[0] == fixed[0]
+    assert keys(tokenizer, rows)[1] != fixed[1]

@@ -1,0 +1,170 @@
+"""What a training remembers of itself, beside its tensors."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import T5Config
+
+from compressor.core.progress import Progress
+from compressor.data.examples import Examples
+from compressor.models.loading import build
+from compressor.training.checkpoints import CURVE_POINTS, History, curve, last_checkpoint
+from compressor.training.hyperparameters import Hyperparameters
+from compressor.training.loop import Training
+from compressor.training.losses import LabelLoss
+from tests.pico import T5
+
+NAME = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
+STEPS = 12
+
+
+def test_a_short_training_keeps_each_step() -> None:
+    """No more steps than points: each step's own loss, counted from 1."""
+    assert curve([4.0, 2.0, 1.0], most=3) == [(1, 4.0), (2, 2.0), (3, 1.0)]
+    assert curve([]) == []
+
+
+def test_a_long_training_keeps_means_of_equally_many_steps() -> None:
+    """Seven steps in at most three points: 3 + 3 + 1, each at the last of its steps."""
+    assert curve([3.0, 2.0, 1.0, 6.0, 6.0, 6.0, 9.0], most=3) == [(3, 2.0), (6, 6.0), (7, 9.0)]
+
+
+@pytest.mark.parametrize("steps", [1, 199, 200, 201, 399, 400, 401, 12_345])
+def test_a_curve_is_bounded_and_ends_with_the_training(steps: int) -> None:
+    """At most 200 points, rising steps, and the mean over all steps is that of the losses."""
+    losses = [random.Random(steps + n).uniform(1, 5) for n in range(steps)]
+    found = curve(losses)
+    ends = [0, *(step for step, _ in found)]
+    assert len(found) <= CURVE_POINTS and ends == sorted(set(ends)) and ends[-1] == steps
+    widths = [after - before for before, after in pairwise(ends)]
+    total = sum(width * loss for width, (_, loss) in zip(widths, found, strict=True))
+    assert total == pytest.approx(sum(losses))
+
+
+def test_validation_losses_stand_at_the_ends_of_epochs() -> None:
+    """Ten steps an epoch, ended by `max_steps` at 25: at 10, 20 and 25."""
+    history = History(step=25, losses=[1.0] * 25, validation_losses=[3.0, 2.0, 1.5])
+    history.steps_per_epoch = 10
+    assert history.metrics()["validation_curve"] == [[10, 3.0], [20, 2.0], [25, 1.5]]
+
+
+def test_a_checkpoint_from_before_goes_on() -> None:
+    """Its file has no `steps_per_epoch`: it loads, and the training fills that in."""
+    old = asdict(History(step=3, losses=[1.0, 2.0, 3.0]))
+    del old["steps_per_epoch"]
+    history = History(**json.loads(json.dumps(old)))
+    assert history.steps_per_epoch == 0 and history.metrics()["train_losses"] == curve([1.0, 2, 3])
+
+
+def train(
+    resume: Path,
+    stop_at: int | None = None,
+    *,
+    gradual: bool = True,
+    rows: int = 24,
+    seed: int = 7,
+    drawn_before: int = 0,
+    **settings: Any,
+) -> tuple[History, dict[str, torch.Tensor]]:
+    """A pico T5 with dropout, trained with checkpoints after every step; where `gradual`, each of
+    the first eight steps masks four more entries. `stop_at`: Ctrl-C in the step after this one.
+    """
+    torch.manual_seed(1)
+    model = build(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm")
+    torch.rand(drawn_before)
+    chance = random.Random(0)
+    ids = [[chance.randrange(3, 50) for _ in range(9)] + [1] for _ in range(rows)]
+    masks: dict[str, torch.Tensor] = {}
+
+    def after_step(done: int, total: int, whole: Any) -> None:
+        if done - 1 == stop_at:
+            raise KeyboardInterrupt
+        mask = masks.setdefault(NAME, torch.ones(24, 16, dtype=torch.bool))
+        if done <= 8:
+            mask.view(-1)[4 * done - 4 : 4 * done] = False
+
+    training = Training(
+        loss=LabelLoss(model),
+        model=model,
+        train=Examples(ids, [row[:4] for row in ids]),
+        validation=Examples(ids[:4], [row[:4] for row in ids[:4]]),
+        settings=Hyperparameters(
+            **{"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "checkpoint_seconds": 0.0}
+            | settings
+        ),
+        masks=masks,
+        pad_id=0,
+        seed=seed,
+        resume=resume,
+        progress=Progress(Console(quiet=True), quiet=True),
+        after_step=after_step if gradual else None,
+    )
+    history = training.run()
+    return history, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints may take all of the time."""
+    monkeypatch.setattr("compressor.training.loop.OWN_CHECKPOINT_SHARE", 1e9)
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_training_that_was_stopped_twice_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Weights, averages of gradients, dropout's numbers, masks and losses, past a tenth step."""
+    history, weights = train(tmp_path / "undisturbed")
+    for stop in (3, 10):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "stopped", stop)
+        found = last_checkpoint(tmp_path / "stopped")
+        assert found is not None and found.name == f"step-{stop}"
+    again, same = train(tmp_path / "stopped")
+    assert again.resumed == 2 and history.resumed == 0
+    assert again.losses == history.losses and len(again.losses) == STEPS
+    assert again.validation_losses == history.validation_losses
+    assert all(torch.equal(same[name], weight) for name, weight in weights.items())
+    assert int((weights[NAME] == 0).sum()) == 32
+    assert again.samples == history.samples == 48
+    told = again.metrics()
+    assert told["samples_per_second"] == pytest.approx(48 / again.seconds)
+    assert told["train_loss"] == again.losses[-1]
+
+
+def test_the_last_checkpoint_is_that_of_most_steps(tmp_path: Path) -> None:
+    """A tenth step comes after a ninth."""
+    for step in (9, 10, 2):
+        (tmp_path / f"step-{step}").mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path / "step-10"
+
+
+def test_a_training_draws_from_its_own_seed_alone(tmp_path: Path) -> None:
+    """Whatever was drawn before it; and another seed gives other losses, of dropout too."""
+    first, _ = train(tmp_path / "1", gradual=False, max_steps=2)
+    second, _ = train(tmp_path / "2", gradual=False, max_steps=2, drawn_before=3)
+    assert first.losses == second.losses
+    seventh, _ = train(tmp_path / "3", gradual=False, rows=1)
+    eighth, _ = train(tmp_path / "4", gradual=False, rows=1, seed=8)
+    assert seventh.losses[0] != pytest.approx(eighth.losses[0], abs=1e-4)
+
+
+def test_the_validation_loss_is_without_dropout(tmp_path: Path) -> None:
+    """At a learning rate that changes nothing it is the same after each epoch, in every bit."""
+    history, _ = train(tmp_path, gradual=False, learning_rate=1e-30)
+    first, second = history.validation_losses
+    assert first == second
+    assert len(set(history.losses)) == STEPS
+
+
+def test_a_curves_last_loss_is_the_mean_of_the_last_twentieth() -> None:
+    """Of 40 steps two, of 5 the last."""
+    assert History(losses=[9.0] * 38 + [1.0, 2.0]).metrics()["train_loss"] == 1.5
+    assert History(losses=[9.0] * 4 + [1.0]).metrics()["train_loss"] == 1.0

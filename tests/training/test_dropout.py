@@ -1,0 +1,52 @@
+"""The faster dropout: the right share, the right scale, the generator that checkpoints keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.training.dropout import FasterDropout, dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_the_share_and_the_scale_are_dropouts(p: float) -> None:
+    """Of a million ones a share p goes (5 standard deviations), the rest is 1 / (1 - p)."""
+    torch.manual_seed(0)
+    out = dropout(torch.ones(1000, 1000), p)
+    gone = float((out == 0).double().mean())
+    assert gone == pytest.approx(p, abs=5 * (p * (1 - p) / 1e6) ** 0.5 + 1e-5)
+    assert float(out.max()) == pytest.approx(1 / (1 - p), rel=1e-3)
+
+
+def test_neighbours_are_independent() -> None:
+    """Four entries share one draw; each pair of lanes drops together no more often than p²."""
+    torch.manual_seed(0)
+    gone = (dropout(torch.ones(250_000, 4), 0.5) == 0).double()
+    together = gone.T @ gone / len(gone)
+    expected = torch.full((4, 4), 0.25, dtype=torch.float64).fill_diagonal_(0.5)
+    assert (together - expected).abs().max() < 0.005
+
+
+def test_the_gradient_passes_where_the_entry_stayed() -> None:
+    """And is scaled as the entry was."""
+    x = torch.ones(101, requires_grad=True)
+    out = dropout(x, 0.25)
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, out.detach())
+
+
+def test_it_repeats_from_a_saved_generator_and_leaves_evaluation_alone() -> None:
+    """What resuming needs; and in evaluation mode, or outside the context, nothing changes."""
+    layer, x = nn.Dropout(0.3), torch.ones(64)
+    with FasterDropout():
+        state = torch.get_rng_state()
+        first = layer(x)
+        torch.set_rng_state(state)
+        assert torch.equal(layer(x), first)
+        assert torch.equal(layer.eval()(x), x)
+    torch.manual_seed(3)
+    expected = nn.functional.dropout(x, 0.3)
+    torch.manual_seed(3)
+    assert torch.equal(layer.train()(x), expected)

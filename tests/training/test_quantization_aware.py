@@ -1,0 +1,226 @@
+"""Training with rounded weights: what was trained is what `quantize` writes; nothing else stays."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pydantic import TypeAdapter
+from rich.console import Console
+from torch import nn
+
+from compressor.core.files import file_digest
+from compressor.core.progress import Progress
+from compressor.data.sources import Data
+from compressor.models.checkpoint import Checkpoint
+from compressor.models.quantization import Kind
+from compressor.models.quantized_layers import dequantize, quantize, quantize_weights, rounded
+from compressor.models.surgery import dequantized
+from compressor.stages.finetune import Finetune
+from compressor.training.hyperparameters import Hyperparameters
+from compressor.training.loop import Training, mean_loss
+from compressor.training.losses import LabelLoss
+from tests.models.test_families import examples
+from tests.runs.test_run import _start, _wait_for_steps, losses, weights
+from tests.stages.test_quantize import pico, planned
+
+INT4 = "{weights: int4, group_size: 16}"
+KINDS: list[tuple[Kind, int]] = [("int8", 32), ("int4", 16)]
+
+
+def kinds(checkpoint: Checkpoint, kind: Kind, group_size: int) -> dict[str, Kind]:
+    return Finetune(
+        quantization_aware={"weights": kind, "group_size": group_size}
+    ).quantization_aware.kinds(kind, checkpoint.facts())
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    rows = examples("seq2seq_lm", 4)
+    batch = rows.batch([0, 1, 2, 3], 0)
+    model.zero_grad()
+    LabelLoss(model)(batch).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("kind", "group_size"), KINDS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_go_straight_through_the_rounding(kind, group_size, checkpointing) -> None:
+    """They are those of a model with the rounded values, to the bit; the weights are untouched."""
+    start, twin = pico(dropout_rate=0.0), pico(dropout_rate=0.0)
+    names = kinds(start, kind, group_size)
+    with torch.no_grad():
+        for name, each in names.items():
+            parameter = twin.model.get_parameter(name)
+            parameter.copy_(dequantize(*quantize(parameter, each, group_size)))
+    if checkpointing:
+        for each in (start, twin):
+            each.model.train()
+            each.model.gradient_checkpointing_enable()
+    expected = gradients(twin.model)
+    before = {name: (p, p.detach().clone()) for name, p in start.model.named_parameters()}
+    attributes = {name: set(vars(module)) for name, module in start.model.named_modules()}
+    with rounded(start.model, names, group_size):
+        found = gradients(start.model)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    after = dict(start.model.named_parameters())
+    assert all(after[n] is p and torch.equal(p.detach(), value) for n, (p, value) in before.items())
+    assert {n: set(vars(m)) for n, m in start.model.named_modules()} == attributes
+    assert start.model.lm_head.weight is start.model.shared.weight
+
+
+def test_an_error_leaves_the_weights_as_they_were() -> None:
+    """Whatever ends a step, the float weights are back."""
+    start = pico()
+    before = start.model.shared.weight.detach().clone()
+
+    def step() -> None:
+        with rounded(start.model, kinds(start, "int8", 32), 32):
+            assert not torch.equal(start.model.shared.weight, before)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert torch.equal(start.model.shared.weight, before)
+
+
+def test_what_training_measured_is_what_quantize_writes(recipe, run) -> None:
+    """The last validation loss is the quantized model's: int8 and int4, masks, checkpointing."""
+    path = recipe(
+        ("prune, recover, evaluate]", "prune, a, q8, b, q4]"),
+        (
+            "recover: {stage: finetune, epochs: 1}",
+            "a: {stage: finetune, quantization_aware: int8, epochs: 1, micro_batch_size: 3}\n"
+            "  q8: {stage: quantize, activations: float}\n"
+            "  b: {stage: finetune, model: a, epochs: 1, gradient_checkpointing: true,"
+            f" quantization_aware: {INT4}}}\n"
+            "  q4: {stage: quantize, weights: int4, group_size: 16, activations: float}",
+        ),
+        ("  evaluate: {max_length: [8, 16]}\n", ""),
+    )
+    done = run("run", path)
+    assert done.code == 0, done.err
+    folder = path.parent / done.run_folder
+    data = TypeAdapter(Data).validate_python(
+        yaml.safe_load((folder / "recipe.yaml").read_text())["data"]
+    )
+    for trained, quantized in (("a", "q8"), ("b", "q4")):
+        model = Checkpoint.load(weights(folder, quantized).parent)
+        rows = model.examples(data.load("validation"), data)
+        for each in (model, dequantized(model)):
+            found = mean_loss(LabelLoss(each.model), rows, model.pad_id, torch.device("cpu"))
+            expected = done.record(trained)["metrics"]["validation_loss"]
+            assert found == pytest.approx(expected, rel=1e-6)
+        own = Checkpoint.load(weights(folder, trained).parent)
+        plain = mean_loss(LabelLoss(own.model), rows, model.pad_id, torch.device("cpu"))
+        assert abs(plain - expected) > 1e-5  # the stage itself gives float weights
+        assert own.masks and all(
+            not torch.any(own.parameter(name)[~mask]) for name, mask in own.masks.items()
+        )
+
+
+AWARE = "finetune: {epochs: 6, quantization_aware: int8}"
+
+
+def test_killed_it_goes_on_to_the_same_bits(recipe, run) -> None:
+    """What is checkpointed are the float weights: the same SHA-256 as undisturbed."""
+    path = recipe(("finetune: {epochs: 1}", AWARE), ("prune, recover, evaluate]", "evaluate]"))
+    # Epochs enough that it still trains when it is seen to.
+    more = ("skip=[evaluate]", "stages.finetune.epochs=25")
+    undisturbed = run("run", path, "outputs=undisturbed", *more)
+    assert undisturbed.code == 0, undisturbed.err
+    process = _start(path, *more)
+    _wait_for_steps(path, 1, process)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    final = run("run", path, *more)
+    assert "goes on from step" in final.out
+    digests = {
+        file_digest(weights(path.parent / each.run_folder, "finetune"))
+        for each in (undisturbed, final)
+    }
+    assert len(digests) == 1
+
+
+def test_two_processes_learn_alike(recipe, run) -> None:
+    """DDP sees the rounded values: the loss curve within 1e-3 (entries may round apart)."""
+    aware = ("finetune: {epochs: 1}", "finetune: {epochs: 1, quantization_aware: int8}")
+    path = recipe(aware, ("prune, recover, evaluate]", "evaluate]"))
+    ways = ("launch.num_processes=1",), ("launch.num_processes=2",)
+    done = [run("run", path, f"outputs=way{i}", "skip=[evaluate]", *w) for i, w in enumerate(ways)]
+    assert [each.code for each in done] == [0, 0], done[1].err
+    one, two = (losses(path.parent / each.run_folder, "finetune") for each in done)
+    assert len(one) == 8 and two == pytest.approx(one, abs=1e-3)
+
+
+def tuned(start: Checkpoint, steps: int, rate: float, folder: Path, *, aware: bool) -> Checkpoint:
+    """A trained copy; `aware` as int4 in groups of 32."""
+    found = Checkpoint(copy.deepcopy(start.model), None, start.head)
+    within = partial(rounded, found.model, kinds(found, "int4", 32), 32)
+    Training(
+        loss=LabelLoss(found.model), model=found.model, train=examples(start.head, 24),
+        validation=None, settings=Hyperparameters(
+            epochs=1000, max_steps=steps, batch_size=8, learning_rate=rate, warmup_steps=5
+        ),
+        masks={}, pad_id=0, seed=0, resume=folder, progress=Progress(Console(), quiet=True),
+        forward_weights=within if aware else nullcontext,
+    ).run()  # fmt: skip
+    return found
+
+
+def test_int4_loses_less_after_training_for_it(tmp_path: Path) -> None:
+    """After the same 40 steps rounding costs at most half of what it costs a plain training."""
+
+    def loss(found: Checkpoint, *, quantized: bool) -> float:
+        model = copy.deepcopy(found.model)
+        if quantized:
+            quantize_weights(model, kinds(found, "int4", 32), 32)
+        return mean_loss(LabelLoss(model), examples(found.head, 24), 0, torch.device("cpu"))
+
+    start = pico(untied=True, dropout_rate=0.0)
+    start = tuned(start, 300, 1e-2, tmp_path / "start", aware=False)
+    plain = tuned(start, 40, 1e-3, tmp_path / "plain", aware=False)
+    aware = tuned(start, 40, 1e-3, tmp_path / "aware", aware=True)
+    best = loss(plain, quantized=False)
+    cost = loss(plain, quantized=True) - best
+    assert cost > 0.05 * best
+    assert loss(aware, quantized=True) - best < 0.5 * cost
+
+
+def test_the_key_changes_only_where_it_is_set() -> None:
+    """Trainings of earlier versions stay in the store."""
+    assert "quantization_aware" not in Finetune().parameters()
+    aware = {"weights": "int8", "embeddings": True}
+    assert Finetune(quantization_aware="int8").parameters() == {
+        **Finetune().parameters(),
+        "quantization_aware": aware,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"epochs": 0, "quantization_aware": "int8"}, "quantization_aware: there are no steps"),
+        (
+            {"quantization_aware": {"weights": "int4", "group_size": 40}},
+            "quantization_aware.group_size: 40 divides the columns of no linear layer",
+        ),
+        (
+            {"quantization_aware": {"weights": "int8", "group_size": 16}},
+            "quantization_aware.group_size: has no meaning with int8",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told(settings: dict[str, Any], expected: str) -> None:
+    """Before anything is trained."""
+    _, told = planned(pico().facts(), Finetune(**settings))
+    assert len(told) == 1 and told[0].startswith(expected), told
