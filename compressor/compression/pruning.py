@@ -10,15 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from compressor.core.errors import StageError, nearest
 from compressor.core.numbers import require_finite
 from compressor.core.settings import SETTINGS, Integer, Listed
-from compressor.models.facts import Facts, scaled_layers
-from compressor.training.hyperparameters import FEW_ROWS
+from compressor.models.facts import Facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,19 +106,6 @@ class Grouping(BaseModel):
         }
         return facts.groups() | own
 
-    def regrouped(self, real: Facts | None, small: Facts | None) -> Self:
-        """Few calibration rows, and groups of a smaller model: those patterns that name only what
-        it lacks, such as its tenth layer, stand for the parameters in the same part of a stack.
-        """
-        changed: dict[str, Any] = {}
-        if self.calibrated and self.calibration_rows > FEW_ROWS:
-            changed["calibration_rows"] = FEW_ROWS
-        if real is not None and small is not None and self.groups:
-            changed["groups"] = {
-                name: regrouped(patterns, real, small) for name, patterns in self.groups.items()
-            }
-        return self.model_copy(update=changed)
-
     def check_groups(self, facts: Facts, problem: Callable[[str, str], None]) -> None:
         """Report patterns that match nothing."""
         for name, patterns in self.groups.items():
@@ -160,43 +146,6 @@ class Grouping(BaseModel):
                 problem(key, f"{other[0]} is no Linear layer's weight, which this needs")
             owner |= dict.fromkeys(names, path)
             yield path, names
-
-
-def regrouped(patterns: tuple[str, ...], real: Facts, small: Facts) -> tuple[str, ...]:
-    """What patterns for `real` are for `small`, a model of the same kind with fewer layers.
-
-    As they are, where none names a layer. Else the names, in `small`, of the layers in the same
-    part of their stack as those they match in `real`: a group that has not all layers gets less
-    than all, so that groups which share no weight still share none.
-    """
-    matched = [n for n in real.shapes if any(fnmatchcase(n, p) for p in patterns)]
-    layers: dict[tuple[str, str], set[int]] = {}
-    plain = []
-    for name in matched:
-        stack = next((s for s, e in real.stacks().items() if name.startswith(f"{e.prefix}.")), None)
-        if stack is None:
-            plain.append(name)
-            continue
-        number, _, rest = name[len(real.stacks()[stack].prefix) + 1 :].partition(".")
-        layers.setdefault((stack, rest), set()).add(int(number))
-    there = {stack: set(range(each.layers)) for stack, each in real.stacks().items()}
-    if all(_is_in_all(name, own, there, real) for name, own in layers.items()):
-        return patterns
-    names = [name for name in plain if name in small.shapes]
-    for (stack, rest), own in layers.items():
-        counts = real.stacks()[stack].layers, small.stacks()[stack].layers
-        prefix = small.stacks()[stack].prefix
-        names += [f"{prefix}.{i}.{rest}" for i in scaled_layers(sorted(own), *counts)]
-    return tuple(name for name in names if name in small.shapes)
-
-
-def _is_in_all(
-    name: tuple[str, str], own: set[int], there: Mapping[str, set[int]], facts: Facts
-) -> bool:
-    """Whether a parameter is matched in every layer that has it."""
-    stack, rest = name
-    prefix = facts.stacks()[stack].prefix
-    return own == {i for i in there[stack] if f"{prefix}.{i}.{rest}" in facts.shapes}
 
 
 def nearest_group(path: str, groups: Mapping[str, Any]) -> str:

@@ -512,26 +512,6 @@ def evenly_spaced(layers: int, keep: int) -> list[int]:
     return [index * layers // keep for index in range(keep)]
 
 
-def scaled(count: int, of: int, to: int) -> int:
-    """How many of `to` are what `count` are `of`: 3 of 6 are 1 of 2. None become none, not all all.
-
-    At least 1; and where some of `of` are left out, so is one of `to`, if there are two.
-    """
-    return max(1, min(round(count * to / of), to if count >= of else to - 1))
-
-
-def scaled_layers(layers: Sequence[int], of: int, to: int) -> list[int]:
-    """Which of `to` layers stand for some of `of`: as large a part, those most of which are listed.
-
-    Layer i stands for `i * of / to` and those up to the next: of 12, the last 10 are 1 of 2.
-    """
-    listed = [0] * to
-    for layer in layers:
-        listed[layer * to // of] += 1
-    order = sorted(range(to), key=lambda place: (-listed[place], place))
-    return sorted(order[: scaled(len(layers), of, to)])
-
-
 def matched_layers(student: int, teacher: int) -> dict[int, int]:
     """A teacher's layer for each of a student's, evenly, last to last: 2 of 4 are 1 and 3."""
     return {layer: -(-(layer + 1) * teacher // student) - 1 for layer in range(student)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -70,14 +70,6 @@ class Grid(BaseModel):
         }
         large = [n for n in tables if facts.shapes[n][0] >= SMALL_TABLE]
         return kinds | dict.fromkeys(large if self.embeddings else (), "int8")
-
-    def fitting(self, weights: Kind, facts: Facts) -> Self:
-        """With the largest groups, at most as large, that divide some weight of a model."""
-        for size in range(self.group_size, 0, -8):
-            grid = self.model_copy(update={"group_size": size})
-            if weights in grid.kinds(weights, facts).values():
-                return self if size == self.group_size else grid
-        return self
 
     def check(self, weights: Kind, facts: Facts, problem: Callable[[str, str], None]) -> None:
         """Report groups that fit no weight."""

@@ -6,7 +6,7 @@ The block is in `compressor.models.block`, its loss in `compressor.compression.a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,8 +15,8 @@ from compressor.core.settings import Integer, Listed
 from compressor.data.source_base import Reads, Split
 from compressor.models.block_config import BlockSizes
 from compressor.models.facts import Facts, Stack
-from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
-from compressor.training.hyperparameters import FEW_STEPS, Hyperparameters
+from compressor.stages.base import Context, Inputs, Planning, Stage
+from compressor.training.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     from compressor.compression.approximation import Teacher
@@ -157,37 +157,6 @@ class Approximate(Hyperparameters, Stage):
             planning.problem("layers", f"expected neighbours in their order, got {got}")
             return False
         return True
-
-    def rehearsed(self, scale: Scale) -> Self:
-        """Two layers for several, or one for one, in the same part; a block that is smaller."""
-        if scale.real is None or scale.small is None or "encoder" not in scale.small.stacks():
-            return self.model_copy(update=self.few_steps())
-        of, to = scale.layers("encoder")
-        count = min(len(self.layers), 2, to if len(self.layers) == of else max(1, to - 1))
-        first = min(self.layers[0] * to // of, to - count)
-        layers = tuple(range(first, first + count))
-        block = self._small_block(layers, scale.small)
-        changed: dict[str, Any] = {"layers": layers, "block": block}
-        if self.inputs == "random":
-            changed |= {
-                "sequence_length": min(16, self.sequence_length),
-                "batches": min(FEW_STEPS, self.batches),
-                "validation_batches": 1,
-            }
-        changed = {k: v for k, v in changed.items() if v != getattr(self, k)}
-        return self.model_copy(update=changed | self.few_steps())
-
-    def _small_block(self, layers: tuple[int, ...], facts: Facts) -> BlockSizes:
-        """With few heads, and as deep as leaves it smaller than the layers, where it can be."""
-        stack = facts.stacks()["encoder"]
-        room = _parameters(facts, stack, layers)
-        small = {"heads": min(2, self.block.heads), "head_size": min(8, self.block.head_size)}
-        for depth in range(self.block.depth, -1, -1):
-            sizes = self.block.model_copy(update=small | {"depth": depth})
-            after = facts.replace_layers("encoder", layers, sizes)
-            if _parameters(after, after.stacks()["encoder"], layers[:1]) < room:
-                return sizes
-        return self.block
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Draw the block, train it beside the layers, and put it into the model."""

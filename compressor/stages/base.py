@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -32,11 +32,24 @@ if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
 
 
+_Settings = TypeVar("_Settings", bound=BaseModel)
+
 _TAKES_MEMORY = (
     *("micro_batch_size", "batch_size", "batch_sizes", "num_beams", "input_lengths"),
     *("calibration_rows", "rows"),
 )
 """Settings of stages that decide how much is computed at once."""
+
+SMOKE_TEST: Mapping[str, int] = {
+    "epochs": 1, "max_steps": 3, "warmup_steps": 1, "batch_size": 4,
+    "texts": 1, "warm_up": 1, "batch_sizes": 4, "input_lengths": 512,
+    "heads": 2, "head_size": 8, "feed_forward": 32, "depth": 1,
+    "multiple_of": 8, "group_size": 32,
+}  # fmt: skip
+"""Settings of stages, by name → the most that they are in a smoke test."""
+
+_OF_SUMMARIES: Mapping[str, int] = {"max_length": 16, "min_length": 16, "output_lengths": 16}
+"""The same of settings that mean nothing where there are labels."""
 
 SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
 """What a run's record says of the model that its stage gives, writes or looks at."""
@@ -156,30 +169,6 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Beside what a stage of the recipe runs, and beside what it runs in a rehearsal of it."""
-
-    real: Facts | None
-    """The model that the stage takes in the recipe; None where it takes none, or none is known."""
-    small: Facts | None
-    """The one that it takes in the rehearsal, of the same kind."""
-    others: Mapping[str, tuple[Facts | None, Facts | None]] = field(default_factory=dict)
-    """Role → the same two of a model that it reads beside its own."""
-    runs_like: Mapping[str, str] = field(default_factory=dict)
-    """Role → what computes that model, and its kind of weights; equal where the same code does."""
-    source_length: int = 1024
-    """Tokens of the longest source there."""
-    summaries: bool = True
-    """Whether summaries are written; else labels are given."""
-
-    def layers(self, stack: str) -> tuple[int, int]:
-        """How many layers a stack has, in the recipe and in the rehearsal."""
-        assert self.real is not None, "asked of models that are known"
-        assert self.small is not None, "asked of models that are known"
-        return self.real.stacks()[stack].layers, self.small.stacks()[stack].layers
-
-
-@dataclass(frozen=True)
 class Context:
     """What a running stage may use: a folder to write in, data, progress, and a place for metrics.
 
@@ -283,13 +272,32 @@ class Stage(BaseModel):
         """Name the format of the model that it writes for other programs, if it writes one."""
         return None
 
-    def rehearsed(self, scale: Scale) -> Self:
-        """The same work with settings that fit a model of few layers and a few rows, in seconds.
+    def smoke_test_settings(self, planning: Planning) -> Self:
+        """Lower what would take long, or not fit, on the few rows and the tiny model of `planning`.
 
-        What has to change is told as a difference between the rehearsal and the recipe. A stage
-        that counts layers, widths, rows or steps overrides this.
+        Most stages need not override this: settings are known by their names.
         """
-        return self
+        summarizes = planning.data.task == "summarization"
+        return _lower(self, {**SMOKE_TEST, **(_OF_SUMMARIES if summarizes else {})})
+
+
+def _lower(settings: _Settings, limits: Mapping[str, int]) -> _Settings:
+    """Lower settings, and those inside them, to `limits`; nothing is tracked."""
+    changed: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            changed[name] = _lower(value, limits)
+        elif name == "trackers":
+            changed[name] = ()
+        elif name == "max_steps" and value is None:
+            changed[name] = limits[name]
+        elif name in limits and isinstance(value, list | tuple):
+            changed[name] = type(value)(sorted({min(item, limits[name]) for item in value}))
+        elif name in limits and value is not None:
+            changed[name] = min(value, limits[name])
+    changed = {name: value for name, value in changed.items() if value != getattr(settings, name)}
+    return settings.model_copy(update=changed)
 
 
 class Report(Stage):

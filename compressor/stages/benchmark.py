@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, WithJsonSchema, model_validator
 
@@ -16,8 +16,7 @@ from compressor.core import machine
 from compressor.core.settings import Counted, Integer, Listed
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts
-from compressor.stages.base import Context, Inputs, Planning, Report, Scale
-from compressor.training.hyperparameters import FEW_ROWS
+from compressor.stages.base import Context, Inputs, Planning, Report
 
 if TYPE_CHECKING:
     from compressor.core.progress import Bar
@@ -158,23 +157,6 @@ class Benchmark(Report):
                 sorted(set(self.batch_sizes)),
             )
         ]
-
-    def rehearsed(self, scale: Scale) -> Self:
-        """The first model of those that are computed alike; a few texts of each size."""
-        longest, first = scale.source_length, dict[str, str]()
-        for name in self.models:
-            first.setdefault(scale.runs_like.get(name, name), name)
-        changed = {
-            "models": tuple(first.values()),
-            "texts": 1,
-            "warm_up": min(1, self.warm_up),
-            "max_length": min(8, self.max_length) if scale.summaries else self.max_length,
-            "batch_sizes": tuple(sorted({min(FEW_ROWS, size) for size in self.batch_sizes})),
-            "input_lengths": tuple(sorted({min(longest, n) for n in self.input_lengths})),
-            "output_lengths": tuple(sorted({min(8, n) for n in self.output_lengths})),
-        }
-        changed = {k: v for k, v in changed.items() if v != getattr(self, k)}
-        return self.model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Start a process for each model, and time them in turn."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema, model_validator
 
 from compressor.core.errors import StageError, nearest
 from compressor.core.settings import SETTINGS, Index, Integer
 from compressor.models.facts import Facts, matched_layers
-from compressor.stages.base import Artifact, Context, Inputs, Planning, Scale
+from compressor.stages.base import Artifact, Context, Inputs, Planning
 from compressor.stages.finetune import Finetune
 
 if TYPE_CHECKING:
@@ -120,21 +120,6 @@ class Distill(Finetune):
             self._check_teacher(student, teacher, planning)
             self._check_layers(student, teacher, planning)
         return super().preview(planning)
-
-    def rehearsed(self, scale: Scale) -> Self:
-        """With a map between the layers there are: each goes to the one in the same part."""
-        real, small = scale.others[TEACHER]
-        if not self.layers or None in (scale.real, scale.small, real, small):
-            return super().rehearsed(scale)
-        assert real is not None and small is not None
-        changed = {}
-        for stack, pairs in self.layers.items():
-            (of, to), theirs = scale.layers(stack), (_layers(real)[stack], _layers(small)[stack])
-            changed[stack] = {
-                mine * to // of: other * theirs[1] // theirs[0]
-                for mine, other in sorted(pairs.items())
-            }
-        return super().rehearsed(scale).model_copy(update={"layers": changed})
 
     def _check_cache(self, planning: Planning) -> None:
         if self.cache_logits and planning.data.task != "summarization":

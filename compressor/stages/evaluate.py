@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,14 +20,12 @@ from compressor.data.source_base import Reads, Split
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
 from compressor.evaluation.rouge import KEYS, SCORERS, RougeTokenizerSetting
 from compressor.models.facts import Facts
-from compressor.stages.base import Context, Inputs, Planning, Report, Scale
+from compressor.stages.base import Context, Inputs, Planning, Report
 
 if TYPE_CHECKING:
     from compressor.backends.base import Model
     from compressor.backends.outputs import Decoded
 
-FEW_TOKENS = 64
-"""The longest summary of a rehearsal, in tokens."""
 MAIN, MAIN_OF_LABELS = "rougeLsum", "micro_f1"
 """What the retention in tables is of."""
 ROW_SCORES = "row_scores.json"
@@ -173,18 +171,6 @@ class Evaluate(Report):
             )
             planning.problem("threshold", message)
         return facts
-
-    def rehearsed(self, scale: Scale) -> Self:
-        """All limits up to `FEW_TOKENS`, and that one for those beyond it."""
-        if not scale.summaries or self.limits[-1] <= FEW_TOKENS:
-            return self
-        limits = sorted({min(limit, FEW_TOKENS) for limit in self.limits})
-        changed: dict[str, Any] = {
-            "max_length": limits if isinstance(self.max_length, list) else limits[0]
-        }
-        if self.min_length > FEW_TOKENS:
-            changed["min_length"] = FEW_TOKENS
-        return self.model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode or classify, write `predictions.csv`, score."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -23,8 +23,7 @@ from compressor.data.fast_tokenizer import Tokens, is_marian
 from compressor.data.source_base import DataBase, Reads, Split
 from compressor.evaluation.parity import Parity
 from compressor.models.facts import HALF, Facts
-from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
-from compressor.training.hyperparameters import FEW_ROWS
+from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,12 +178,6 @@ class Export(Stage):
         if planning.data.truncate == "sentences":
             reason = "llama.cpp's tokenizer does not tell where a token ends; set 'tokens' for gguf"
             planning.problem("data.truncate", reason)
-
-    def rehearsed(self, scale: Scale) -> Self:
-        """Checked in any case, on few rows and short summaries."""
-        own = self.parity or Parity()
-        short = {"rows": min(FEW_ROWS, own.rows), "max_length": min(16, own.max_length or 16)}
-        return self.model_copy(update={"parity": own.model_copy(update=short)})
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Write, measure, and run in a fresh process."""

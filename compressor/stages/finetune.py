@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,7 @@ from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts
 from compressor.models.quantization import QuantizationAware
-from compressor.stages.base import Artifact, Context, Inputs, Planning, Scale, Stage
+from compressor.stages.base import Artifact, Context, Inputs, Planning, Stage
 from compressor.training.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
@@ -164,16 +164,6 @@ class Finetune(Hyperparameters, Stage):
         elif facts is not None and self.prune is not None:
             return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
         return facts
-
-    def rehearsed(self, scale: Scale) -> Self:
-        """A few steps, each with a few rows."""
-        changed = self.few_steps()
-        if self.prune is not None:
-            changed["prune"] = self.prune.regrouped(scale.real, scale.small)
-        if self.quantization_aware is not None and scale.small is not None:
-            aware = self.quantization_aware
-            changed["quantization_aware"] = aware.fitting(aware.weights, scale.small)
-        return self.model_copy(update=changed)
 
     def _check_rounding(self, planning: Planning) -> None:
         aware = self.quantization_aware

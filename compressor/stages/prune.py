@@ -22,7 +22,7 @@ from compressor.core.errors import StageError
 from compressor.core.settings import SETTINGS, Counted, Listed
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts, entries
-from compressor.stages.base import Artifact, Context, Inputs, Planning, Scale, Stage, calibration
+from compressor.stages.base import Artifact, Context, Inputs, Planning, Stage, calibration
 
 if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
@@ -221,23 +221,16 @@ class Prune(Grouping, Stage):
             facts = facts.prune(names, count, exact=exact)
         return facts
 
-    def rehearsed(self, scale: Scale) -> Self:
-        """Amounts as they are; of a target, as large a part of what can go at all."""
-        changed = self.regrouped(scale.real, scale.small)
-        if self.target is None or scale.real is None or scale.small is None:
-            return changed
-        shares = []
-        for facts, own in ((scale.real, self), (scale.small, changed)):
-            paths = [path for path, _ in own._paths(facts)]
-            groups = own.all_groups(facts)
-            names = frozenset(name for path in paths for name in groups.get(path, ()))
-            there = facts.parameters - sum(count for _, count in facts.masked)
-            shares.append((there, facts.remaining(names)[0]))
-        (there, can_go), (there_small, can_go_small) = shares
-        part = (there - self.target.kept(scale.real)) / max(1, can_go)
-        kept = there_small - round(min(1.0, max(0.0, part)) * can_go_small)
-        ratio = round(kept / scale.small.parameters, 6)
-        return changed.model_copy(update={"target": Target(nonzero_ratio=ratio)})
+    def smoke_test_settings(self, planning: Planning) -> Self:
+        """Of a target take one that the small model has: half of what its groups can lose."""
+        small, facts = super().smoke_test_settings(planning), planning.facts
+        if self.target is None or facts is None:
+            return small
+        groups = self.all_groups(facts)
+        names = {name for path, _ in self._paths(facts) for name in groups.get(path, ())}
+        pruned = sum(count for _, count in facts.masked) + facts.remaining(frozenset(names))[0] // 2
+        ratio = round((facts.parameters - pruned) / facts.parameters, 6)
+        return small.model_copy(update={"target": Target(nonzero_ratio=ratio)})
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Mask, and count what went from each group."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from pydantic import Field
 
 from compressor.core.settings import Integer
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts
-from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
-
-FEW_TOKENS = 32
-"""The longest text of a rehearsal, in tokens."""
+from compressor.stages.base import Context, Inputs, Planning, Stage
 
 
 class PseudoLabel(Stage):
@@ -46,12 +43,6 @@ class PseudoLabel(Stage):
             planning.check_rows(trains=False)
             planning.check_decoding({"max_length": self.max_length}, num_beams=self.num_beams)
         return planning.facts
-
-    def rehearsed(self, scale: Scale) -> Self:
-        if self.max_length <= FEW_TOKENS:
-            return self
-        short = {"max_length": FEW_TOKENS, "min_length": min(self.min_length, FEW_TOKENS)}
-        return self.model_copy(update=short)
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode, write `targets.jsonl`, compare with the references."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ from compressor.models.quantization import (
     Quantization,
     Weights,
 )
-from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
+from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
@@ -107,12 +107,6 @@ class Quantize(Grid, Stage):
             group_size=self.group_size,
             exact=False,
         )
-
-    def rehearsed(self, scale: Scale) -> Self:
-        """With groups that divide narrow weights."""
-        if self.kind is None or scale.small is None:
-            return self
-        return self.fitting(self.kind, scale.small)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Quantize; `metrics.json` says how many tensors became what."""

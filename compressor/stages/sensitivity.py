@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -17,8 +17,7 @@ from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
 from compressor.evaluation.rouge import SCORERS
 from compressor.models.facts import Facts
-from compressor.stages.base import Context, Inputs, Planning, Report, Scale, calibration
-from compressor.training.hyperparameters import FEW_ROWS
+from compressor.stages.base import Context, Inputs, Planning, Report, calibration
 
 if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
@@ -90,17 +89,6 @@ class Sensitivity(Grouping, Report):
         named = self.only or default_groups(self, facts)
         key = "only." if self.only else ""
         return [(path, f"{key}{i}" if key else "") for i, path in enumerate(named)]
-
-    def rehearsed(self, scale: Scale) -> Self:
-        """The first, the middle and the last of the amounts, on few rows."""
-        middle = self.amounts[len(self.amounts) // 2]
-        changed = {
-            "amounts": tuple(sorted({self.amounts[0], middle, self.amounts[-1]})),
-            "rows": min(FEW_ROWS, self.rows),
-            "max_length": min(16, self.max_length),
-        }
-        changed = {k: v for k, v in changed.items() if v != getattr(self, k)}
-        return self.regrouped(scale.real, scale.small).model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Measure, and write the curves."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from compressor.core.settings import whole
-from compressor.models.facts import Facts, evenly_spaced, scaled, scaled_layers
-from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
+from compressor.models.facts import Facts, evenly_spaced
+from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
@@ -90,19 +90,6 @@ class Shrink(Stage):
                 continue
             kept[stack] = _kept(layers, count)
         return facts.keep_layers(kept) if kept else facts
-
-    def rehearsed(self, scale: Scale) -> Self:
-        """As large a part of each stack; a share stays as it is."""
-        if scale.real is None or scale.small is None:
-            return self
-        changed: dict[str, Layers] = {}
-        for stack, layers in self._wanted().items():
-            counts = scale.layers(stack)
-            if isinstance(layers, list):
-                changed[f"{stack}_layers"] = scaled_layers(layers, *counts)
-            elif isinstance(layers, int):
-                changed[f"{stack}_layers"] = scaled(layers, *counts)
-        return self.model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Build the smaller model and copy the kept layers, renumbered, into it."""

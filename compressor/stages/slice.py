@@ -5,7 +5,7 @@ is in `architectures/`, the maths in `compressor.models.surgery`. `shrink` drops
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema, field_validator, model_validator
 
@@ -15,8 +15,7 @@ from compressor.core.numbers import require_finite
 from compressor.core.settings import SETTINGS, Integer, whole
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts, UnitKind, Units
-from compressor.stages.base import Context, Inputs, Planning, Scale, Stage, calibration
-from compressor.training.hyperparameters import FEW_ROWS
+from compressor.stages.base import Context, Inputs, Planning, Stage, calibration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,22 +64,6 @@ class Widths(BaseModel):
         if value is None or counted or (isinstance(value, float) and 0 < value <= 1):
             return value
         raise ValueError("expected a whole number of at least 1, or a share in (0, 1] such as 0.5")
-
-    def as_shares(self, facts: Facts, stack: str) -> Widths:
-        """The same part of a model's stack, or of all for "", with no number of its own."""
-        stacks = [s for name, s in facts.stacks().items() if stack in ("", name)]
-        kinds: tuple[UnitKind, ...] = ("heads", "feed_forward")
-        counts = {
-            str(kind): [units.count for units in facts.units(kind) if stack in ("", units.stack)]
-            for kind in kinds
-        } | {"layers": [each.layers for each in stacks]}
-        shares = {
-            name: min(1.0, getattr(self, name) / max(counts[name]))
-            for name in counts
-            if isinstance(getattr(self, name), int) and counts[name]
-        }
-        own = {name: getattr(self, name) for name in counts}
-        return Widths.model_validate({**own, **shares})
 
     def wanted(self) -> Iterator[tuple[UnitKind, int | float]]:
         if self.heads is not None:
@@ -243,22 +226,6 @@ class Slice(Widths, Stage):
                     f"{facts.model_type} has one {units.config_key} for all of its layers; set "
                     f"{path.rpartition('.')[2]!r} for the whole model",
                 )
-
-    def rehearsed(self, scale: Scale) -> Self:
-        """As large a share of each width that is a number."""
-        if scale.real is None or scale.small is None:
-            return self
-        changed: dict[str, Any] = {
-            stack: own.as_shares(scale.real, stack)
-            for stack, own in (("encoder", self.encoder), ("decoder", self.decoder))
-            if own is not None
-        }
-        shares = self.as_shares(scale.real, "")
-        changed |= {name: getattr(shares, name) for name in ("heads", "feed_forward", "layers")}
-        changed["calibration_rows"] = min(FEW_ROWS, self.calibration_rows)
-        changed["multiple_of"] = min(8, self.multiple_of)
-        changed = {k: v for k, v in changed.items() if v != getattr(self, k)}
-        return self.model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Judge, choose, and build the smaller model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -11,8 +11,7 @@ from compressor.core.numbers import require_finite
 from compressor.core.settings import Integer
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts
-from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
-from compressor.training.hyperparameters import FEW_ROWS
+from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
@@ -58,11 +57,6 @@ class Smooth(Stage):
             planning.problem("", f"knows T5 and mT5, and this is a {facts.model_type}")
         planning.check_rows(trains=True)
         return facts
-
-    def rehearsed(self, scale: Scale) -> Self:
-        if self.calibration_rows <= FEW_ROWS:
-            return self
-        return self.model_copy(update={"calibration_rows": FEW_ROWS})
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Look at some rows, then rescale."""

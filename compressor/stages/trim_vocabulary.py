@@ -19,7 +19,8 @@ from compressor.core.settings import Counted, Integer, Listed
 from compressor.data.source_base import Reads, Split
 from compressor.data.tokenizers import Vocabulary
 from compressor.models.facts import Facts, Units
-from compressor.stages.base import Context, Inputs, Planning, Scale, Stage
+from compressor.models.quantization import SMALL_TABLE
+from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,16 +111,14 @@ class TrimVocabulary(Stage):
         """How many rows stay for so many pieces, of so many rows."""
         return min(rows, -(-pieces // self.multiple_of) * self.multiple_of)
 
-    def rehearsed(self, scale: Scale) -> Self:
-        """Of a smaller vocabulary all may be in use: then as many rows as there are stay."""
-        if scale.real is None or scale.small is None:
-            return self
-        sizes = [facts.units("vocabulary") for facts in (scale.real, scale.small)]
-        if not all(sizes) or sizes[0][0].count == sizes[1][0].count:
-            return self
-        rows = sizes[1][0].count
-        changed = {name: rows for name in ("size", "keep") if (getattr(self, name) or 0) > 0}
-        return self.model_copy(update=changed)
+    def smoke_test_settings(self, planning: Planning) -> Self:
+        """Keep all of a small vocabulary, since few rows may use all of it."""
+        small = super().smoke_test_settings(planning)
+        units = planning.facts.units("vocabulary") if planning.facts else []
+        if not units or units[0].count > SMALL_TABLE:
+            return small
+        changed = {name: units[0].count for name in ("size", "keep") if getattr(self, name)}
+        return small.model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Count, choose, cut, renumber, and encode every row again."""

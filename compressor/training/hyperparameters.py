@@ -21,9 +21,6 @@ _ALIASES: dict[str, Literal["float32", "bfloat16"]] = {
 }
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
-FEW_STEPS, FEW_ROWS = 3, 4
-"""Steps of a rehearsed training, and rows of each."""
-
 _TRACKER_MODULES = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
@@ -97,17 +94,6 @@ class Hyperparameters(BaseModel):
         if self.precision != "auto":
             return _ALIASES[self.precision]
         return "bfloat16" if gpus() and all(gpu.bfloat16 for gpu in gpus()) else "float32"
-
-    def few_steps(self) -> dict[str, Any]:
-        """What changes so that a training of the same kind ends after at most `FEW_STEPS` steps."""
-        changed: dict[str, Any] = {
-            "epochs": min(1, self.epochs),
-            "max_steps": min(FEW_STEPS, self.max_steps or FEW_STEPS),
-            "batch_size": min(FEW_ROWS, self.batch_size),
-            "warmup_steps": min(1, self.warmup_steps),
-            "trackers": (),
-        }
-        return {name: value for name, value in changed.items() if value != getattr(self, name)}
 
     def check_trackers(self, problem: Callable[[str, str], None]) -> None:
         """Report a tracker that Accelerate does not know, or that is not installed."""

@@ -26,8 +26,8 @@ from compressor.recipe.files import recipe_names
 from tests.benchmarks.report import write
 
 
-def rehearsed(name: str, folder: str) -> dict[str, Any]:
-    """One rehearsal: its exit code, seconds, and the last line of its errors."""
+def measure(name: str, folder: str) -> dict[str, Any]:
+    """Rehearse a recipe: whether it passes, its seconds, and the first of its errors."""
     before, started = _processor_seconds(), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "compressor", "run", name, "--rehearse"],
@@ -47,7 +47,7 @@ def rehearsed(name: str, folder: str) -> dict[str, Any]:
 
 
 def _processor_seconds() -> float:
-    """Of this process' children that have ended, and theirs."""
+    """Count the seconds of this process' children that have ended, and of theirs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -56,19 +56,19 @@ def main() -> int:
     """Rehearse, print a table, write `outputs/bench/rehearse.json`; 1 where one does not pass."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", default=recipe_names())
-    given, found = parser.parse_args(), list[dict[str, Any]]()
+    results = list[dict[str, Any]]()
     table = Table("recipe", "", "seconds", "processor seconds", "", header_style="bold")
     with tempfile.TemporaryDirectory() as folder:
-        for name in given.recipes:
-            found.append(rehearsed(name, folder))
-            print(f"{name}: {found[-1]['seconds']} s", flush=True)
-    for each in found:
-        mark = "✓" if each["passed"] else "✗"
-        seconds = (f"{each[key]:.1f}" for key in ("seconds", "processor_seconds"))
-        table.add_row(each["recipe"], mark, *seconds, each["error"])
-    write("rehearse", {"recipes": found, "load": os.getloadavg()})
+        for name in parser.parse_args().recipes:
+            results.append(measure(name, folder))
+            print(f"{name}: {results[-1]['seconds']} s", flush=True)
+    for result in results:
+        mark = "✓" if result["passed"] else "✗"
+        seconds = (f"{result[key]:.1f}" for key in ("seconds", "processor_seconds"))
+        table.add_row(result["recipe"], mark, *seconds, result["error"])
+    write("rehearse", {"recipes": results, "load": os.getloadavg()})
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    return 0 if all(each["passed"] for each in found) else 1
+    return 0 if all(result["passed"] for result in results) else 1
 
 
 if __name__ == "__main__":
