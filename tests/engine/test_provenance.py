@@ -17,7 +17,7 @@ TINY = ["model=tiny", "data=bills"]
 
 
 def _asked(recipe: str, overrides: list[str], folder: Path) -> dict:
-    return provenance(
+    return provenance.asked(
         plan(compose(recipe, [*overrides, f"outputs={folder}"]), Store.of(str(folder)))
     )
 
