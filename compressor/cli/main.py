@@ -14,9 +14,9 @@ from typer.main import get_command
 
 from compressor import __version__
 from compressor.cli import DONE, FAILED, WRONG, inspect, predict, recipes, run, store
-from compressor.core.console import brief, complain
 from compressor.core.errors import RecipeError, StageError, Unreachable
 from compressor.core.failures import told
+from compressor.core.printing import print_error, shorten
 from compressor.core.processes import forget_launchers
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -51,16 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _call_command(words or ["--help"])
     except typer.TyperException as error:
-        complain("error", brief(_explain_usage_error(error, words)))
+        print_error(shorten(_explain_usage_error(error, words)))
         return WRONG
     except RecipeError as error:
         for problem in error.problems:
-            complain("error", problem)
+            print_error(problem)
         if len(error.problems) > 1:
             print(f"{len(error.problems)} errors", file=sys.stderr)
         return WRONG
     except (StageError, Unreachable) as error:
-        complain("error", error)
+        print_error(error)
         return FAILED
     except KeyboardInterrupt:
         goes_on = words[:1] == ["run"] and "--rehearse" not in words
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except (OSError, MemoryError) as error:
-        complain("error", told(error) or error)
+        print_error(told(error) or error)
         return FAILED
 
 

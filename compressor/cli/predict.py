@@ -11,8 +11,8 @@ from typer import Argument, Option
 
 from compressor.cli import DONE
 from compressor.cli.shared import OUTPUTS, AsJson, Lines, ModelPlace, open_console, print_json
-from compressor.core.console import complain, print_text
 from compressor.core.errors import RecipeError
+from compressor.core.printing import print_text, print_warning
 
 
 def summarize_texts(
@@ -76,7 +76,7 @@ def score_predictions(
     except ValueError as error:
         raise RecipeError(str(error)) from error
     if warning := warn_of_wordless(next(reversed(scores.values()))):
-        complain("warning", warning)
+        print_warning(warning)
     _print_scores(scores, as_json=as_json)
     return DONE
 

@@ -10,8 +10,8 @@ from typer import Option
 
 from compressor.cli import DONE, FAILED
 from compressor.cli.shared import Overrides, RecipeName, open_console, print_json
-from compressor.core.console import complain
 from compressor.core.errors import RecipeError
+from compressor.core.printing import print_warning
 from compressor.core.processes import UNDER_LAUNCHER, sigterm_as_keyboard_interrupt
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def plan_recipe(
         return _plan_sweep(recipe, overrides, as_json=as_json)
     store, plan = _plan_one(recipe, overrides)
     for problem in (*plan.warnings, *plan.unreached):
-        complain("warning", problem)
+        print_warning(problem)
     timings = StageTimings.read(store)
     if as_json:
         stages = [node.summary() | {"seconds": timings.seconds(node)} for node in plan.nodes]
@@ -129,5 +129,5 @@ def _plan_sweep(recipe: str, overrides: Sequence[str], *, as_json: bool) -> int:
         raise RecipeError("--json is of one run's stages; a sweep's plan is a tree")
     show = print_search_plan if is_search(recipe, overrides) else print_plan
     for problem in show(recipe, overrides, open_console()):
-        complain("warning", problem)
+        print_warning(problem)
     return DONE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 if TYPE_CHECKING:
-    from compressor.core.console import PlainConsole
+    from compressor.core.console import Console
 
 RecipeName = Annotated[
     str,
@@ -40,13 +40,13 @@ AsJson = Annotated[bool, Option("--json", help="all of it, as JSON")]
 Lines = Annotated[bool, Option("--lines", help="each line is a text of its own")]
 
 
-def open_console(*, stderr: bool = False) -> PlainConsole:
+def open_console(*, stderr: bool = False) -> Console:
     """Open a console on the standard output or error."""
-    from compressor.core.console import PlainConsole
+    from compressor.core.console import Console
 
     # Not a terminal: lines are for files and pipes, which have no width.
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else 200
-    return PlainConsole(stderr=stderr, width=width)
+    return Console(stderr=stderr, width=width)
 
 
 def print_json(value: Any) -> None:

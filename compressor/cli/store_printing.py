@@ -16,7 +16,7 @@ from compressor.engine.store.integrity import Finding, State
 from compressor.engine.store.store import Store
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from compressor.core.console import Console
 
 _ROWS = 40
 """Of a list, on a terminal or not; `--json` has all."""
@@ -30,31 +30,28 @@ def print_gc_result(
     result: GcResult, store: Store, limits: Limits, console: Console, *, dry_run: bool
 ) -> None:
     """Print the list of what went or would go, the totals, and what is kept and why."""
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     listed = [removal for removal in result.removed if removal.item.kind not in _UNLISTED_KINDS]
     listed.sort(key=lambda removal: -removal.item.bytes)
     if listed:
         _print_removals(listed[:_ROWS], console)
     if len(listed) > _ROWS:
         rest = sum(removal.item.bytes for removal in listed[_ROWS:])
-        say(f"… and {len(listed) - _ROWS:,} more, {format_bytes(rest)}; --json lists all")
+        console.say(f"… and {len(listed) - _ROWS:,} more, {format_bytes(rest)}; --json lists all")
     counts = Counter(removal.item.kind for removal in result.removed)
     what = ", ".join(_count(number, kind) for kind, number in sorted(counts.items()))
     left = result.bytes_before - result.bytes_freed
     verb, freed = "would remove" if dry_run else "removed", format_bytes(result.bytes_freed)
-    say(f"{verb} {what or 'nothing'}: {freed}; {store.folder} has {format_bytes(left)}")
+    console.say(f"{verb} {what or 'nothing'}: {freed}; {store.folder} has {format_bytes(left)}")
     kept = ", ".join(f"{count:,} {why}" for why, count in sorted(result.kept.items()))
-    say(f"kept: {kept or 'nothing'}")
+    console.say(f"kept: {kept or 'nothing'}")
     for reason in result.failed:
-        say(f"could not be removed: {reason}")
+        console.say(f"could not be removed: {reason}")
     is_too_large = limits.max_size is not None and left > limits.max_size
     if result.largest and (is_too_large or not listed):
         largest = result.largest[:_LARGEST]
         sizes = ", ".join(f"{folder} ({format_bytes(size)})" for folder, size in largest)
-        say(f"to free more, delete run folders, then run this again; only these keep: {sizes}")
+        what = "to free more, delete run folders, then run this again; only these keep"
+        console.say(f"{what}: {sizes}")
 
 
 def _print_removals(removals: Sequence[Removal], console: Console) -> None:
@@ -127,26 +124,24 @@ def show_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 def print_findings(findings: Sequence[Finding], console: Console) -> None:
     """Print each finding of `doctor`, what to do under it, and how many there are of each state."""
-    from rich.markup import escape
-
-    def say(markup: str) -> None:
-        console.print(markup, highlight=False, soft_wrap=True)
+    from rich.text import Text
 
     for area in dict.fromkeys(finding.area for finding in findings):
-        console.print(f"[bold]{area}[/bold]")
+        console.say(Text(area, "bold"))
         for state, colour in _COLOURS.items():
             rows = [f for f in findings if (f.area, f.state) == (area, state)]
             if area == "versions" and state == "ok":  # in one line: nobody reads thirty
                 rows = [Finding(area, state, ", ".join(f"{f.place} {f.message}" for f in rows))]
             for row in rows[:_ROWS]:
                 place = f"{row.place}: " if row.place else ""
-                say(f"  [{colour}]{state:<7}[/] {escape(place + row.message)}")
+                state_text = (f"  {state:<7} ", colour)
+                console.say(Text.assemble(state_text, place + row.message))
                 if row.cure:
-                    say(f"          → {escape(row.cure)}")
+                    console.say(f"          → {row.cure}")
             if len(rows) > _ROWS:
-                say(f"  … and {len(rows) - _ROWS:,} more; --json lists all")
+                console.say(f"  … and {len(rows) - _ROWS:,} more; --json lists all")
     counts = {state: sum(f.state == state for f in findings) for state in _COLOURS}
-    say(", ".join(f"{number:,} {state}" for state, number in counts.items()))
+    console.say(", ".join(f"{number:,} {state}" for state, number in counts.items()))
 
 
 def findings_as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from compressor.core.console import Console
 from compressor.core.numbers import duration
 
 LINE_SECONDS = 15.0
@@ -151,7 +153,7 @@ class Log:
 
     def hear(self, kind: str, values: Mapping[str, Any], now: float) -> None:
         for line in self.seen.hear(kind, values, now):
-            self._say(line)
+            self.console.say(line)
         if kind == "progress":
             self._say_bar(values["title"], now)
 
@@ -163,10 +165,7 @@ class Log:
             self._lines[title] = now
             left = bar.left(now)
             ahead = "" if left is None else f"  {duration(left)} left"
-            self._say(Text(f"  {title} {bar.done}/{bar.total}  {_notes(bar.notes)}{ahead}"))
-
-    def _say(self, line: Text) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.say(Text(f"  {title} {bar.done}/{bar.total}  {_notes(bar.notes)}{ahead}"))
 
     def close(self) -> None:
         """Nothing is left open."""
@@ -190,7 +189,7 @@ class Screen:
         if kind == "run_started":
             self._open()
         for line in lines:
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.say(line)
         if kind == "run_ended":
             self.close()
 
@@ -218,7 +217,7 @@ class _Below:
     def __init__(self, seen: Seen, seeing: Lock) -> None:
         self.seen, self._seeing = seen, seeing
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
         with self._seeing:
             shown = below(self.seen, time.time())
         yield Group(*shown)

@@ -26,11 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-
-from compressor.core.console import complain
+from compressor.core.console import Console
 from compressor.core.display import display
 from compressor.core.failures import told
+from compressor.core.printing import print_warning
 from compressor.core.redaction import redact_text
 
 RECORD = "\x1e"
@@ -117,7 +116,7 @@ class Progress:
             self._said_unwritten = True
             if not said:
                 reason = told(error, events) or str(error)
-                complain("warning", f"what happens is not recorded: {reason}")
+                print_warning(f"what happens is not recorded: {reason}")
 
     def _is_written(self, kind: str, values: Mapping[str, Any]) -> bool:
         """Whether the file gets it: of a long bar's moves it gets fewer and fewer."""

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import TypeAdapter
-from rich.console import Console
 
+from compressor.core.console import Console
 from compressor.core.errors import StageError, Unreachable
 from compressor.core.failures import is_of_memory, told
 from compressor.core.files import write_json

@@ -16,8 +16,7 @@ from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-
+from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.core.processes import end_with_parent, environment
 from compressor.core.progress import Progress

@@ -29,9 +29,9 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from compressor.core.console import brief
 from compressor.core.errors import Problem, RecipeError, nearest
 from compressor.core.files import recipes_folder
+from compressor.core.printing import shorten
 from compressor.recipe.files import HYDRA_SETTINGS, Source, has_resolver, locate
 
 _SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
@@ -218,7 +218,7 @@ def explain_composition_error(
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
         return locate(str(error.full_key), text, sources, overrides)
-    return Problem("", brief(" ".join(text.split())), file)
+    return Problem("", shorten(" ".join(text.split())), file)
 
 
 def _hint_key(key: str, path: str, config: DictConfig) -> str:
@@ -283,7 +283,7 @@ def _explain_setting(path: str, siblings: Any) -> str:
 
 def _explain_yaml_error(error: yaml.MarkedYAMLError, file: Path) -> Problem:
     mark = error.problem_mark or error.context_mark
-    message = brief(f"not valid YAML: {_cure_yaml(error)}")
+    message = shorten(f"not valid YAML: {_cure_yaml(error)}")
     if mark is None:
         return Problem("", message, file)
     is_file = bool(mark.name) and Path(mark.name).is_file()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from compressor.core.console import Console
 from compressor.core.numbers import duration
 from compressor.engine.plan import Node, Plan
 from compressor.engine.store.timings import StageTimings
@@ -80,7 +80,7 @@ def print_plan(plan: Plan, timings: StageTimings, console: Console) -> None:
         cells = (_mark(node), *sizes, _time(node, timings))
         shown.add_row(_name(row), *(Text(cell) for cell in cells), style=style)
     console.print(shown)
-    console.print(_summary(plan, timings), highlight=False, soft_wrap=True)
+    console.say(_summary(plan, timings))
 
 
 def _name(row: Row) -> Text:

@@ -14,7 +14,7 @@ from compressor.core.processes import is_there
 from compressor.engine.past_run import METRICS, RECIPE, PastRun, Record
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from compressor.core.console import Console
 
 
 Ended = Literal["finished", "failed", "interrupted", "running", "stopped early"]
@@ -135,9 +135,9 @@ def print_run(run: PastRun, console: Console, *, scores: bool = False) -> None:
     _print_stages(run, console)
     print_measured(run, console, scores=scores)
     if gone := removed(run):
-        _say(console, f"no longer in the store: {', '.join(gone)}")
+        console.say(f"no longer in the store: {', '.join(gone)}")
     for name in _files(run.folder):
-        _say(console, f"{name}: {run.folder / name}")
+        console.say(f"{name}: {run.folder / name}")
 
 
 def print_measured(run: PastRun, console: Console, *, scores: bool = False) -> None:
@@ -176,7 +176,7 @@ def _print_about(run: PastRun, console: Console) -> None:
     }
     for name, text in facts.items():
         if text:
-            _say(console, f"{name:<9} {text}")
+            console.say(f"{name:<9} {text}")
 
 
 def versions_line(run: PastRun) -> str:
@@ -221,10 +221,6 @@ def line(record: Record) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _point_values(folder: Path, names: Sequence[str]) -> dict[str, Any]:

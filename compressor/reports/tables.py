@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from compressor.core.console import Console
 from compressor.evaluation.rouge import KEYS, NAMES
 from compressor.stages.base import stage_class
 

@@ -18,7 +18,7 @@ from compressor.reports.key_diff import Cause, Side, cause, inputs, written
 from compressor.reports.show import state
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from compressor.core.console import Console
 
 Reason = Literal["cached", "changed", "made again", "first"]
 _RECIPE_ONLY = {"name", "description", "outputs", "skip", "objective", "search"}
@@ -288,27 +288,27 @@ def _recipes(before: PastRun, after: PastRun) -> list[str]:
 
 def print_explanation(found: Explanation, console: Console) -> None:
     """In sentences, for a person."""
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     ended = "" if found.ended in {"run", "cached"} else f" ({found.ended})"
     if found.reason == "cached":
-        say(f"{found.name} did not run: it came from the store, {found.origin}")
+        console.say(f"{found.name} did not run: it came from the store, {found.origin}")
     elif found.reason == "made again":
         assert found.origin is not None
         where = f" (it was there for {found.origin.run})" if found.origin.run is not None else ""
-        say(f"{found.name} ran{ended}, though nothing in its key had changed{where}")
+        console.say(f"{found.name} ran{ended}, though nothing in its key had changed{where}")
     elif found.cause is not None:
         for number, chain in enumerate(found.cause.chains()):
             start = f"{found.name} ran{ended} because" if number == 0 else "  and because"
-            say(f"{start} {chain}")
+            console.say(f"{start} {chain}")
         assert found.origin is not None
         whose = f"{found.origin.stage} of {found.origin.run}" if found.origin.run else "an artifact"
-        say(f"  compared with {whose}, made {found.origin.made or 'at a time that is not known'}")
+        console.say(
+            f"  compared with {whose}, made {found.origin.made or 'at a time that is not known'}"
+        )
     elif found.reason == "first":
-        say(f"{found.name} ran{ended}: the store had no {found.kind or 'such'} stage before")
+        console.say(
+            f"{found.name} ran{ended}: the store had no {found.kind or 'such'} stage before"
+        )
     else:
-        say(f"{found.name} ran{ended}: what it was compared with is gone")
+        console.say(f"{found.name} ran{ended}: what it was compared with is gone")
     for note in found.notes:
-        say(f"  {note}")
+        console.say(f"  {note}")

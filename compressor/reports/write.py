@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressor.core.console import complain
 from compressor.core.failures import describe_error, told
 from compressor.core.files import write_text, write_traceback
+from compressor.core.printing import print_warning
 from compressor.reports.run_page.results import Ended, Results
 
 REPORT, CARD = "report.html", "README.md"
@@ -50,4 +50,4 @@ def _warn(folder: Path, name: str, errors: Sequence[Exception]) -> None:
     known = told(errors[-1], folder / name) is not None  # a full disk, say
     kept = not known and write_traceback(folder / TRACEBACK, *errors)
     see = f" (see {folder / TRACEBACK})" if kept else ""
-    complain("warning", f"{name} was not written: {reason}{see}")
+    print_warning(f"{name} was not written: {reason}{see}")

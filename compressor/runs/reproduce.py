@@ -21,8 +21,7 @@ from compressor.reports.show import installed, packages
 from compressor.runs.reproduction import Reproduction, reproduction
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from compressor.core.console import Console
     from compressor.engine.plan import Plan
 
 
@@ -145,12 +144,9 @@ def reproduce(
     from compressor.recipe.compose import validate_values
     from compressor.runs.runner import execute
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     start, note = directory(run)
     for text in (*surroundings(run), *([note] if note else [])):
-        say(text)
+        console.say(text)
     run = PastRun.read(run.folder.resolve())  # which a change of directory does not move
     with chdir(start):
         composed = validate_values({**values, "outputs": str(folder)}, run.recipe, (), ())
@@ -158,7 +154,7 @@ def reproduce(
         planned = plan(composed, store)
         causes = changed(run, planned)
         for text in _began(causes):
-            say(f"not what it was: {text}")
+            console.say(f"not what it was: {text}")
         made = execute(planned, store, None, console)
     found = reproduction(run, PastRun.read(made), causes)
     write_json(folder / "reproduction.json", found.as_json())

@@ -15,7 +15,7 @@ from compressor.reports.key_diff import Cause
 from compressor.reports.show import state
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from compressor.core.console import Console
 
 _MEASURED = re.compile(
     r"(^|_)(seconds|per_second|ms|speedup|joules|watts|resident_bytes|peak_bytes)(_|$)"
@@ -195,9 +195,6 @@ def print_reproduction(found: Reproduction, console: Console) -> None:
     """A row for each stage, then what differs, then the verdict."""
     from compressor.reports.tables import NAME_WIDTH, Column, print_columns
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     rows = found.outcomes
     columns = [
         Column("key", [_key(each) for each in rows], "left"),
@@ -209,25 +206,27 @@ def print_reproduction(found: Reproduction, console: Console) -> None:
     print_columns(Column("stage", [e.name for e in rows], "left", NAME_WIDTH), columns, console)
     for each in rows:
         if each.because is not None:
-            say(f"{each.name}: another key: {each.because}")
+            console.say(f"{each.name}: another key: {each.because}")
         for metric in each.metrics:
             what = "only rounded otherwise" if metric.found == "rounding" else "different"
-            say(f"{each.name}: {metric.path} {metric.before!r} → {metric.after!r}, {what}")
+            console.say(f"{each.name}: {metric.path} {metric.before!r} → {metric.after!r}, {what}")
         for name in each.files:
-            say(f"{each.name}: {name} is another file")
+            console.say(f"{each.name}: {name} is another file")
         then, now = each.computed_with
         if not each.equal and each.same_key and then and now and then != now:
-            say(
+            console.say(
                 f"{each.name}: computed with {_with(then)} then and {_with(now)} now, which take "
                 "sums in another order: last bits may differ, and what hangs on them"
             )
     unknown = [e.name for e in rows if _files_text(e) == "not known"]
     if unknown:
-        say(f"not compared, since they are in the store no more: files of {', '.join(unknown)}")
+        console.say(
+            f"not compared, since they are in the store no more: files of {', '.join(unknown)}"
+        )
     if not found.finished:
-        say("the recorded run did not finish: what it did not reach could not be compared")
+        console.say("the recorded run did not finish: what it did not reach could not be compared")
     same = "everything that should be equal is equal"
-    say(f"{same if found.equal else 'not the same'}: {found.made} and {found.recorded}")
+    console.say(f"{same if found.equal else 'not the same'}: {found.made} and {found.recorded}")
 
 
 def _with(computed: Mapping[str, int]) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
-from compressor.core.console import complain
+from compressor.core.console import Console
 from compressor.core.errors import RecipeError, Stopped
 from compressor.core.files import expand_home, write_json
+from compressor.core.printing import print_note, print_warning
 from compressor.core.processes import described
 from compressor.core.progress import Progress, Watch
 from compressor.core.redaction import redact_text
@@ -45,7 +44,7 @@ def execute(
     """
     plan.require_reachable()
     for warning in plan.warnings:
-        complain("warning", warning)
+        print_warning(warning)
     recipe = plan.composed.recipe
     started = processes(recipe.launch)
     if started.machines > 1 and folder is not None:
@@ -64,13 +63,13 @@ def execute(
     ):
         Engine(plan, store, run, progress, session=session).execute()
     print_results(run.records, console)
-    console.print(f"run: {folder}", highlight=False, markup=False, soft_wrap=True)
+    console.say(f"run: {folder}")
     return folder
 
 
 def say_collecting() -> None:
     """Why a run or sweep does not begin at once."""
-    complain("note", "waiting for `compressor gc`, or another run that begins just now")
+    print_note("waiting for `compressor gc`, or another run that begins just now")
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from compressor.core.console import Console
 from compressor.core.display import display
 from compressor.core.errors import RecipeError
 from compressor.core.processes import is_there
@@ -44,7 +43,7 @@ def watch(folder: Path, console: Console) -> bool:
         text = (
             f"{strange} lines of {folder / EVENTS} cannot be shown: damaged, or of another version"
         )
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.say(text)
     if last.get("event") != "run_ended":
         console.print("the run's process has ended, or was killed: the same command goes on")
         return False
@@ -52,7 +51,7 @@ def watch(folder: Path, console: Console) -> bool:
         print_measured(PastRun.read(folder), console)
         return True
     reason = f": {last['error']}" if last.get("error") else ""
-    console.print(f"{last.get('state')}{reason}", highlight=False, markup=False, soft_wrap=True)
+    console.say(f"{last.get('state')}{reason}")
     return False
 
 

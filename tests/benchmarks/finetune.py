@@ -45,7 +45,7 @@ class Laps(Progress):
     """Records when each optimizer step ended; shows nothing."""
 
     def __init__(self, batch_size: int = BATCH) -> None:
-        from rich.console import Console
+        from compressor.core.console import Console
 
         super().__init__(Console(quiet=True), quiet=True)
         self.batch_size = batch_size

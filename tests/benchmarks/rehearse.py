@@ -18,9 +18,9 @@ import tempfile
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from compressor.core.console import Console
 from compressor.core.processes import environment
 from compressor.recipe.files import recipe_names
 from tests.benchmarks.report import write

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import T5Config
 
+from compressor.core.console import Console
 from compressor.core.progress import Progress
 from compressor.data.bills import Bills
 from compressor.models.checkpoint import Checkpoint

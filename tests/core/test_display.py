@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console, Group
+from rich.console import Group
 from rich.text import Text
 
-from compressor.core.console import PlainConsole, printable
+from compressor.core.console import Console
 from compressor.core.display import Log, Moving, Screen, Seen, below
+from compressor.core.printing import printable
 from compressor.core.processes import environment
 
 STAGES = [
@@ -161,7 +162,8 @@ def test_what_is_drawn_may_change_meanwhile() -> None:
 def test_errors_that_go_to_a_file_are_not_drawn(tmp_path: Path) -> None:
     """`compressor run … 2> errors.txt` on a terminal: what a library warns of is in the file."""
     lines = (
-        "import sys; from rich.console import Console; from compressor.core.display import Screen",
+        "import sys; from compressor.core.console import Console",
+        "from compressor.core.display import Screen",
         "screen = Screen(Console())",
         "screen.hear('run_started', {'recipe': 'demo', 'stages': []}, 0.0)",
         "print('careful', file=sys.stderr); screen.close()",
@@ -197,7 +199,7 @@ ORDERS = {
 def test_a_text_gives_a_terminal_no_orders(text: str) -> None:
     """On a terminal in colour, as a rich text and as a plain line; tabs and lines stay."""
     stream = io.StringIO()
-    console = PlainConsole(file=stream, force_terminal=True, width=100, color_system="truecolor")
+    console = Console(file=stream, force_terminal=True, width=100, color_system="truecolor")
     console.print(Text(f"a {text} b", "red"))
     console.print(f"a {text} b", highlight=False, markup=False, soft_wrap=True)
     shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())

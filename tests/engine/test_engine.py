@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.core.files import MANIFEST, file_digest
 from compressor.core.progress import Progress

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import AutoConfig
 
+from compressor.core.console import Console
 from compressor.core.progress import Progress
 from compressor.data.bills import bills
 from compressor.data.sources import Data, Files

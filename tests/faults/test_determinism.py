@@ -168,7 +168,7 @@ def test_records_tell_with_how_many_threads_it_was(tmp_path: Path, tell: Tell) -
 
 def test_reproduce_tells_of_other_threads(capsys: pytest.CaptureFixture[str]) -> None:
     """Where a file is another, and what computed it had as many threads as the store says."""
-    from rich.console import Console
+    from compressor.core.console import Console
 
     with_three, with_one = {"processes": 1, "threads": 3}, {"processes": 1, "threads": 1}
     outcome = Outcome(

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from compressor.core.console import Console
 from compressor.core.progress import Progress
 from tests.faults import LONG, trials
 from tests.faults.conftest import Tell

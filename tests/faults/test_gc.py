@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError
 from compressor.engine.plan import plan
 from compressor.engine.store import references

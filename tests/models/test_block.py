@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +23,7 @@ from transformers import (
 )
 
 import compressor
+from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.core.progress import Progress
 from compressor.data.bills import Bills

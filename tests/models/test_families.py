@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 from transformers import AutoConfig
 
+from compressor.core.console import Console
 from compressor.core.progress import Progress
 from compressor.data.batching import collate
 from compressor.data.bills import Bills

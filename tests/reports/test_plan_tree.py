@@ -6,8 +6,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
+from compressor.core.console import Console
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings

@@ -6,8 +6,8 @@ import io
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from compressor.core.console import Console
 from compressor.evaluation.rouge import KEYS
 from compressor.reports.tables import print_results, print_scores
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from compressor.core.console import Console
 from compressor.core.processes import (
     described,
     environment,
@@ -225,7 +225,7 @@ def test_a_run_may_be_started_in_a_thread() -> None:
 def test_a_reader_that_goes_ends_a_run_as_by_hand(tmp_path: Path) -> None:
     """`compressor run … | head`: no library's exit, and the file has what nobody could read."""
     lines = (
-        "import sys; from pathlib import Path; from rich.console import Console",
+        "import sys; from pathlib import Path; from compressor.core.console import Console",
         "from compressor.core.progress import Progress",
         "sys.stdin.read()",
         "try: Progress(Console(), Path('events.jsonl')).say('a line')",

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.core.progress import Progress
 from compressor.training.hyperparameters import Hyperparameters

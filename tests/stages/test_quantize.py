@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 import compressor
+from compressor.core.console import Console
 from compressor.core.progress import Progress
 from compressor.data.bills import Bills
 from compressor.models.checkpoint import Checkpoint

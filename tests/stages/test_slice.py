@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForSeq2SeqLM, BertConfig, T5Config
 
+from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.core.progress import Progress
 from compressor.data.bills import Bills

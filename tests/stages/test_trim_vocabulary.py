@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -29,6 +28,7 @@ from transformers import (
 )
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
+from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.core.progress import Progress
 from compressor.data.bills import Bills, bills

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import compressor
+from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError
 from compressor.core.progress import Progress
 from compressor.data.bills import bills

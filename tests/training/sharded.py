@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.core.progress import Progress
 from compressor.data.examples import Examples

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import T5Config
 
+from compressor.core.console import Console
 from compressor.core.progress import Progress
 from compressor.data.examples import Examples
 from compressor.models.loading import build

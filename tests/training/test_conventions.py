@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import Trainer, get_linear_schedule_with_warmup
 
+from compressor.core.console import Console
 from compressor.core.progress import Progress
 from compressor.data.batching import global_batches
 from compressor.models.block import Block

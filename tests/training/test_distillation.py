@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -25,6 +24,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError
 from compressor.core.files import file_digest
 from compressor.core.progress import Progress

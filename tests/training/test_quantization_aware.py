@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 from pydantic import TypeAdapter
-from rich.console import Console
 from torch import nn
 
+from compressor.core.console import Console
 from compressor.core.files import file_digest
 from compressor.core.progress import Progress
 from compressor.data.sources import Data

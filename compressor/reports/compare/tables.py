@@ -19,7 +19,7 @@ from compressor.reports.compare.compare import (
 from compressor.reports.show import line, state
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from compressor.core.console import Console
 
 WIDEST = 46
 """Characters of a value, or of a reason, after which it is wrapped."""
@@ -29,16 +29,16 @@ def print_comparison(found: Comparison, console: Console) -> None:
     """Recipes, scores and stages of all runs."""
     for number, (name, run) in enumerate(zip(found.names, found.runs, strict=True)):
         what = "baseline" if number == 0 else f"run {number}"
-        _say(console, f"{what:<9} {name}: {run.folder} ({state(run)})")
+        console.say(f"{what:<9} {name}: {run.folder} ({state(run)})")
     _print_told("recipe", found.recipe, found, console)
     _print_told("machine and versions", found.environment, found, console)
     for number in range(1, len(found.runs)):
         _print_scores(number, found, console)
         _print_sizes(number, found, console)
     if any(pair.rows for pair in found.pairs):
-        _say(console, METHOD)
+        console.say(METHOD)
     if any(size.name.startswith("latency") for pair in found.pairs for size in pair.sizes):
-        _say(console, LATENCIES)
+        console.say(LATENCIES)
     for number in range(1, len(found.runs)):
         _print_steps(number, found, console)
 
@@ -47,7 +47,7 @@ def _print_told(what: str, rows: Sequence[Told], found: Comparison, console: Con
     from compressor.reports.tables import Column, print_columns
 
     if not rows:
-        _say(console, f"{what}: the same")
+        console.say(f"{what}: the same")
         return
     columns = [
         Column(name, [value_text(row.values[number]) for row in rows], "left", WIDEST)
@@ -77,10 +77,10 @@ def _print_scores(number: int, found: Comparison, console: Console) -> None:
     if rows:
         _print_rows(rows, _title(number, found), console)
     elif not pairs:
-        _say(console, f"{_title(number, found)}: no model that both evaluated")
+        console.say(f"{_title(number, found)}: no model that both evaluated")
     for pair in pairs:
         if pair.unpaired is not None:
-            _say(console, f"{pair.name}: not paired, {pair.unpaired}")
+            console.say(f"{pair.name}: not paired, {pair.unpaired}")
 
 
 def _print_rows(rows: Sequence[tuple[Pair, Score]], title: str, console: Console) -> None:
@@ -127,7 +127,7 @@ def _print_sizes(number: int, found: Comparison, console: Console) -> None:
         models = Column("model", [pair_name(pair) for pair, _ in rows], "left", NAME_WIDTH)
         print_columns(models, columns, console)
         if any(pair.headline for pair, _ in rows):
-            _say(console, "● the last evaluated model of each run")
+            console.say("● the last evaluated model of each run")
 
 
 def _print_steps(number: int, found: Comparison, console: Console) -> None:
@@ -150,7 +150,3 @@ def _two(step: Step, key: str, scale: float = 1.0) -> str:
     values = [record[key] for record in (step.before, step.after) if record is not None]
     texts = [f"{value * scale:.2f}" for value in values if value is not None]
     return " → ".join(dict.fromkeys(texts))
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -15,14 +15,14 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from compressor.core.console import complain
+from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError, Unreachable
 from compressor.core.failures import describe_error
 from compressor.core.files import MANIFEST, expand_home, write_traceback
+from compressor.core.printing import print_error, print_warning
 from compressor.core.progress import Progress
 from compressor.data import hub
 from compressor.data.rows import Rows
@@ -47,7 +47,7 @@ def rehearse(real: Plan, console: Console, *, quiet: bool = False) -> bool:
     Everything is written to a temporary folder, which stays where something failed.
     """
     for problem in (*real.warnings, *real.unreached):
-        complain("warning", problem)
+        print_warning(problem)
     folder, started = Path(mkdtemp(prefix="compressor-rehearsal-")), time.monotonic()
     rehearsal, failure = Rehearsal(real, console, folder, quiet), ""
     try:
@@ -65,7 +65,7 @@ def rehearse(real: Plan, console: Console, *, quiet: bool = False) -> bool:
     word, seconds = "failed" if failure else "passed", time.monotonic() - started
     console.print(f"rehearsal {word}, {seconds:.0f} s", highlight=False, markup=False)
     if failure:
-        complain("error", f"{failure}\nwhat the rehearsal left: {folder}")
+        print_error(f"{failure}\nwhat the rehearsal left: {folder}")
     else:
         shutil.rmtree(folder, ignore_errors=True)
     return not failure
@@ -190,7 +190,7 @@ class Rehearsal:
         line.passed, line.seconds = True, seconds
         if not self.quiet:
             text = f"{line.name:<22} {line.seconds:>7.1f} s"
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.console.say(text)
 
     def print_result(self) -> None:
         """Print a table of the stages, and how the rehearsal differs from the run."""
@@ -203,7 +203,7 @@ class Rehearsal:
         self.console.print(table)
         self.console.print(Text("The rehearsal differs from the run in:", "bold"))
         for text in self._describe_differences():
-            self.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+            self.console.say(f"  {text}")
 
     def _describe_differences(self) -> Iterator[str]:
         yield from self.notes

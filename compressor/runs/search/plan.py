@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from compressor.core.console import Console
 from compressor.core.errors import Problem, RecipeError
 from compressor.core.numbers import duration
 from compressor.core.packages import installing
@@ -113,11 +113,10 @@ def print_search_plan(
     console.print(shown)
     search = asked.search
     goals = ", ".join(f"{goal.direction} {goal.path}" for goal in asked.objective.goals)
-    _say(console, f"{search.trials} trials by {search.sampler}, {search.at_once} at once: {goals}")
+    console.say(f"{search.trials} trials by {search.sampler}, {search.at_once} at once: {goals}")
     if search.stop_early is not None:
         early = search.stop_early
-        _say(
-            console,
+        console.say(
             f"stopped early: a trial whose validation loss is above percentile {early.percentile:g}"
             f", from {early.after_trials} trials and {early.after_epochs} epochs of a stage on",
         )
@@ -136,19 +135,15 @@ def _print_steps(asked: PlannedSearch, timings: StageTimings, console: Console) 
         names = " → ".join(step.name for step in steps) or "nothing"
         seconds = _seconds(costs, timings)
         known = "cached" if not costs else duration(seconds) if seconds else "time unknown"
-        _say(console, f"{title}: {names}  ({known})" if steps else f"{title}: {names}")
+        console.say(f"{title}: {names}  ({known})" if steps else f"{title}: {names}")
     if unknown := [s.name for s in (*to_run, *own) if timings.seconds(s) is None]:
         what = f"no recorded time of {', '.join(unknown)}"
-        _say(console, f"{what}, which counts as nothing: run one trial, and it is known")
+        console.say(f"{what}, which counts as nothing: run one trial, and it is known")
     total = _seconds(to_run, timings) + asked.search.trials * _seconds(own, timings)
     if total:
-        _say(console, f"at most {duration(total)} in all, one trial after another")
+        console.say(f"at most {duration(total)} in all, one trial after another")
 
 
 def _seconds(steps: Sequence[Step], timings: StageTimings) -> float:
     """What steps took before; one that was never timed counts as nothing."""
     return sum(timings.seconds(step) or 0.0 for step in steps)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.core.files import expand_home, write_json
 from compressor.core.redaction import public_command
@@ -39,7 +38,7 @@ def search(recipe: str, overrides: Sequence[str], console: Console, *, quiet: bo
     base = asked.base.recipe
     folder = SweepFolder.open(expand_home(base.outputs), base.name, asked.identity)
     say = f"another process runs this search, in {folder.path}; waiting for it"
-    with folder.alone(asked.store, lambda: _say(console, say)):
+    with folder.alone(asked.store, lambda: console.say(say)):
         return _search(asked, folder, console, quiet=quiet)
 
 
@@ -55,7 +54,7 @@ def _search(asked: PlannedSearch, folder: SweepFolder, console: Console, *, quie
     first, trouble = asked.middle.point.overrides, None
     if done := [trial for trial in study.trials if trial.ended]:
         total = max(len(done), asked.search.trials)
-        _say(console, f"{len(done)} of {total} trials are done")
+        console.say(f"{len(done)} of {total} trials are done")
     with (
         launched(
             *(asked.recipe, first, asked.settings, folder.path, asked.base),
@@ -66,7 +65,7 @@ def _search(asked: PlannedSearch, folder: SweepFolder, console: Console, *, quie
     ):
         while trouble is None and (drawn := study.next()):
             trouble = trials.run(launcher, drawn)
-            _say(console, trials.progress())
+            console.say(trials.progress())
     code = print_points(state(trials, folder), folder, console)
     _print_best(trials, console)
     if trouble is not None:
@@ -196,15 +195,11 @@ def _print_best(trials: Trials, console: Console) -> None:
     """Which trials are best, and the command that runs each alone, which the store answers."""
     best = trials.best
     if not best:
-        _say(console, "no trial came to its end")
+        console.say("no trial came to its end")
         return
     several = len(trials.asked.objective.goals) > 1
-    _say(console, "best: none is better in one goal and as good in all" if several else "best:")
+    console.say("best: none is better in one goal and as good in all" if several else "best:")
     by_name = {point.name: point for point in trials.points}
     for name in best:
-        _say(console, f"  {trials.told(name)}")
-        _say(console, f"    {public_command(trials.asked.recipe, *by_name[name].overrides)}")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.say(f"  {trials.told(name)}")
+        console.say(f"    {public_command(trials.asked.recipe, *by_name[name].overrides)}")

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from rich.console import Console
-
 from compressor.core import failures
-from compressor.core.console import complain
+from compressor.core.console import Console
 from compressor.core.errors import Problem, RecipeError, StageError
 from compressor.core.files import expand_home
+from compressor.core.printing import print_warning
 from compressor.core.redaction import public_command
 from compressor.engine.keys import digest
 from compressor.engine.plan import plan
@@ -179,11 +178,11 @@ def multirun(recipe: str, overrides: Sequence[str], console: Console, *, quiet: 
     outputs = expand_home(base.outputs)
     folder = SweepFolder.open(outputs, base.name, asked(grid.composed))
     say = f"another process runs this sweep, in {folder.path}; waiting for it"
-    with folder.alone(store, lambda: _say(console, say)):
+    with folder.alone(store, lambda: console.say(say)):
         missing = _missing(grid, folder)
         done = len(grid.points) - len(missing)
         if done and missing:
-            _say(console, f"{done} of {len(grid.points)} points are done; {len(missing)} to run")
+            console.say(f"{done} of {len(grid.points)} points are done; {len(missing)} to run")
         trouble = None
         first = grid.points[0].overrides
         with (
@@ -205,10 +204,6 @@ def multirun(recipe: str, overrides: Sequence[str], console: Console, *, quiet: 
     if trouble is not None:
         raise StageError(trouble)
     return code
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(launcher: Launched, missing: Sequence[Point]) -> str | None:
@@ -272,7 +267,7 @@ def watched(grid: Points, folder: SweepFolder, console: Console, *, here: bool) 
             over = each.state in {"done", "failed", "pruned"}
             if over and not here and each.name not in told:
                 told.add(each.name)
-                _say(console, f"{each.name}: {summary(each)}")
+                console.say(f"{each.name}: {summary(each)}")
         if now != seen:
             seen = now
             for name, write in ((PAGE, write_page), (SPREADSHEET, write_csv)):
@@ -281,7 +276,7 @@ def watched(grid: Points, folder: SweepFolder, console: Console, *, here: bool) 
                 except OSError as error:  # the points go on: a page can be had afterwards
                     if name not in unwritten:
                         reason = failures.told(error) or error
-                        complain("warning", f"cannot write {folder.path / name}: {reason}")
+                        print_warning(f"cannot write {folder.path / name}: {reason}")
                     unwritten.add(name)
 
     def follow() -> None:
@@ -365,11 +360,11 @@ def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
         columns.append(Column("front", ["●" if on else "" for on in sweep.on_front()], "left"))
     print_columns(Column("point", [r.name for r in rows], "left", widest=40), columns, console)
     if aims := ", ".join(f"{path} ({aim[:3]}.)" for path, aim in sweep.compared()):
-        _say(console, f"● on the Pareto front of {aims}")
+        console.say(f"● on the Pareto front of {aims}")
     for row in rows:
         if row.state != "done":
             ended = row.error or row.pruned
-            _say(console, f"{row.name}: {summary(row) if ended else 'did not end'}")
-    _say(console, f"sweep: {folder.path}")
-    _say(console, f"page: {folder.path / PAGE}")
+            console.say(f"{row.name}: {summary(row) if ended else 'did not end'}")
+    console.say(f"sweep: {folder.path}")
+    console.say(f"page: {folder.path / PAGE}")
     return 0 if all(row.state in {"done", "pruned"} for row in rows) else 1

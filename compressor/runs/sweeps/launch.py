@@ -26,11 +26,12 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
-from compressor.core.console import PlainConsole, complain
+from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError, Stopped, Unreachable, nearest
 from compressor.core.failures import describe_error
 from compressor.core.files import write_json, write_traceback
 from compressor.core.packages import installing
+from compressor.core.printing import print_error
 from compressor.core.processes import end_with, forget_launchers, is_there
 from compressor.core.progress import Progress, Watch, parsed_event
 from compressor.core.redaction import redact_text
@@ -121,7 +122,7 @@ def _tell_of_killed(folder: Path, deadline: float) -> None:
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)
-    Progress(PlainConsole(), path, quiet=True).event("run_ended", state="interrupted", error=None)
+    Progress(Console(), path, quiet=True).event("run_ended", state="interrupted", error=None)
     write_reports(folder, "interrupted")
 
 
@@ -273,12 +274,12 @@ def _run_in(
 ) -> None:
     overrides = tuple(str(item).removeprefix("++") for item in settings.overrides.task)
     if here:
-        console = PlainConsole(width=None if sys.stdout.isatty() else 200, quiet=quiet)
+        console = Console(width=None if sys.stdout.isatty() else 200, quiet=quiet)
         console.rule(escape(folder.name), style="dim")
         _run(recipe, overrides, planned, folder, console, sys.stderr, quiet=quiet, watch=watch)
         return
     with (folder / LOG).open("w", encoding="utf-8", buffering=1) as log:
-        console = PlainConsole(file=log, width=200)
+        console = Console(file=log, width=200)
         _run(recipe, overrides, planned, folder, console, log, quiet=quiet, watch=watch)
 
 
@@ -287,7 +288,7 @@ def _run(
     overrides: tuple[str, ...],
     planned: str | None,
     folder: Path,
-    console: PlainConsole,
+    console: Console,
     errors: TextIO,
     *,
     quiet: bool,
@@ -307,13 +308,13 @@ def _run(
         execute(plan(composed, store), store, folder, console, quiet=quiet, watch=hears)
     except Stopped as reason:
         pruned = str(reason)
-        console.print(f"stopped early: {pruned}", highlight=False, markup=False, soft_wrap=True)
+        console.say(f"stopped early: {pruned}")
     except Exception as caught:  # noqa: BLE001  # a point that fails does not stop the others
         error = redact_text(str(caught))
         if not isinstance(caught, RecipeError | StageError | Unreachable):
             error = describe_error(caught)
             write_traceback(folder / "error.txt", caught)
-        complain("error", error, errors)
+        print_error(error, errors)
     seconds = round(time.monotonic() - started, 3)
     outcome: dict[str, Any] = {
         "overrides": list(overrides),

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
 from compressor.core import machine
+from compressor.core.console import Console
 from compressor.core.numbers import duration
 from compressor.engine.plan import Plan
 from compressor.engine.store.timings import StageTimings

@@ -12,8 +12,7 @@ from compressor.engine.run_folder import ABOUT
 from compressor.reports.show import _paths, _point_values
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from compressor.core.console import Console
     from compressor.runs.sweeps.state import Sweep
 
 

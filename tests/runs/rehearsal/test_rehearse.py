@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from compressor.cli.main import main
+from compressor.core.console import Console
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.models.checkpoint import Checkpoint

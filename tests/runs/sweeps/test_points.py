@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from compressor.core import machine
+from compressor.core.console import Console
 from compressor.core.errors import RecipeError
 from compressor.engine.store.timings import StageTimings
 from compressor.recipe.compose import Composed, Composer, compose

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from compressor.cli.main import main
+from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.engine.keys import digest
 from compressor.runs.sweeps.folder import SweepFolder, asked
