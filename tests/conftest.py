@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compressor.core.errors import RecipeError
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
+from compressor.recipe.compose import compose
 from tests.harness.command import Command, compressor
 
 CHROMIUM_FLAGS = [
@@ -50,6 +54,19 @@ def recipe(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def plan_errors(recipe: Callable[..., Path]) -> Callable[..., str]:
+    """Plan the pico recipe, with replacements, in this process: all that is wrong with it."""
+
+    def write_and_plan(*replacements: tuple[str, str], overrides: Sequence[str] = ()) -> str:
+        path = recipe(*replacements)
+        with pytest.raises(RecipeError) as caught:
+            plan(compose(str(path), overrides), Store(path.parent))
+        return str(caught.value)
+
+    return write_and_plan
 
 
 @pytest.fixture
