@@ -21,7 +21,7 @@ from compressor.engine.plan import Node, Plan
 from compressor.engine.run_folder import Run
 from compressor.engine.store.store import Store, writer_lock
 from compressor.stages.base import SIZES, Context, Inputs, oom_hint
-from compressor.training.launch_config import Processes, processes
+from compressor.training.launch_config import Processes, read_processes
 
 _COUNTED = {
     "parameters": "parameters",
@@ -226,7 +226,7 @@ class Engine:
     def _processes(self, node: Node, context: Context) -> Processes:
         is_torch = node.model is None or self.plan.node(node.model).backend == "torch"
         together = node.stage.is_distributed and is_torch
-        return processes(context.launch) if together else Processes()
+        return read_processes(context.launch) if together else Processes()
 
     def _computed_with(self, node: Node, context: Context) -> dict[str, int]:
         """What decides the order of sums, which no key holds: of a result its last bits."""

@@ -18,8 +18,8 @@ from compressor.engine.store.store import Store
 from compressor.models.facts import Facts
 from compressor.recipe.compose import Composed
 from compressor.recipe.typed_stages import full_path, typed_stages
-from compressor.stages.base import Artifact, Planning, Report, Stage
-from compressor.training import launch_config
+from compressor.stages.base import Artifact, BackendReport, Planning, Report, Stage
+from compressor.training.launch_config import check_launch
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def plan(composed: Composed, store: Store) -> Plan:
     for name in dict.fromkeys(composed.recipe.pipeline):
         if name in stages:
             _place(state, name)
-    launch_config.check(composed.recipe.launch, findings.error)
+    check_launch(composed.recipe.launch, findings.error)
     findings.raise_errors()
     return Plan(
         composed,
@@ -182,17 +182,14 @@ def _model_of(state: _State, name: str) -> str | None:
         return None
     if stage.model is None:
         return state.model
-    runs_exports = isinstance(stage, Report) and stage.runs_exports
-    return _find_model(state, stage.model, name, "model", exports=runs_exports)
+    return _find_model(state, stage.model, name, "model")
 
 
-def _find_model(
-    state: _State, model: str, name: str, key: str, *, exports: bool = False
-) -> str | None:
-    """Find the node with the model of stage `model`, which stage `name` names at `key`.
-
-    `exports`: or the node of an export. None where there is none, which is reported.
+def _find_model(state: _State, model: str, name: str, key: str) -> str | None:
+    """Find the node with the model of stage `model`, which stage `name` names at `key`, or that of
+    an export where `name` can look at one. None where there is none, which is reported.
     """
+    exports = isinstance(state.stage(name), BackendReport)
     recipe, findings, path = state.composed.recipe, state.findings, f"stages.{name}.{key}"
     known = state.stages.get(model)
     is_export = exports and known is not None and known[1].export_format is not None
@@ -232,23 +229,23 @@ def _artifacts_of(state: _State, name: str, model: str | None) -> Mapping[str, s
 
 
 def _find_artifact(
-    state: _State, wanted: Artifact, name: str, role: str, model: str | None
+    state: _State, artifact: Artifact, name: str, role: str, model: str | None
 ) -> str | None:
     """Find the node of the artifact that stage `name`, which takes `model`, reads as `role`."""
-    other, pipeline = wanted.stage, state.composed.recipe.pipeline
+    other, pipeline = artifact.stage, state.composed.recipe.pipeline
     suitable = [
         node
         for node in state.nodes.values()
-        if node.kind == wanted.kind and (node.model == model or not wanted.of_same_model)
+        if node.kind == artifact.kind and (node.model == model or not artifact.of_same_model)
     ]
     namesakes = [n for n in state.nodes.values() if n.name.partition("@")[0] == other]
     for node in namesakes:
         if node in suitable:
             return node.name
     hint = nearest(other, {node.name.partition("@")[0] for node in suitable})
-    if namesakes and namesakes[0].kind != wanted.kind:
+    if namesakes and namesakes[0].kind != artifact.kind:
         kind = namesakes[0].kind
-        message = f"expected a {wanted.kind!r} stage, and {other!r} is a {kind!r}; {hint}"
+        message = f"expected a {artifact.kind!r} stage, and {other!r} is a {kind!r}; {hint}"
     elif namesakes:
         message = f"{other!r} looks at the model of {namesakes[0].model!r}, not of {model!r}"
     elif state.precedes(other, name) or (other in pipeline and other not in state.stages):
@@ -258,22 +255,22 @@ def _find_artifact(
     elif suitable:
         message = f"no stage {other!r} before it; {hint}"
     else:
-        message = f"it needs a {wanted.kind!r} stage before it in the pipeline"
+        message = f"it needs a {artifact.kind!r} stage before it in the pipeline"
     state.findings.error(f"stages.{name}.{role}", message)
     return None
 
 
 def _place_report(state: _State, name: str, stage: Report) -> None:
     """Add a node for each model that is looked at, or one for all of them together."""
-    own = _model_of(state, name)
+    default = _model_of(state, name)
     against: str | None = getattr(stage, "against", None)
-    named = list(stage.models)
+    models = list(stage.models)
     if against is not None:
-        named = [against, *(named or filter(None, [stage.model or own]))]
-    nodes = {own: name} if own is not None and not named else {}
-    for model in named:
+        models = [against, *(models or filter(None, [stage.model or default]))]
+    nodes = {default: name} if default is not None and not models else {}
+    for model in models:
         key = "against" if model == against else "models"
-        node = _find_model(state, model, name, key, exports=stage.runs_exports)
+        node = _find_model(state, model, name, key)
         if node is not None:  # a skipped stage leaves the model as it was: its node once
             nodes.setdefault(node, f"{name}@{model}")
     if stage.together:

@@ -24,7 +24,7 @@ from compressor.core.redaction import redact
 from compressor.engine.plan import Node, Plan
 from compressor.engine.store.store import Store
 from compressor.stages.base import SIZES, Report
-from compressor.training.launch_config import processes
+from compressor.training.launch_config import read_processes
 
 _PACKAGES = (
     *("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
@@ -155,7 +155,7 @@ def environment(plan: Plan) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "recipe_files": [str(source.file) for source in plan.composed.sources],
         "overrides": list(plan.composed.overrides),
-        "processes": processes(plan.composed.recipe.launch).count,
+        "processes": read_processes(plan.composed.recipe.launch).count,
         "git": _git_commit(),
     }
 

@@ -140,8 +140,8 @@ def weight_files(folder: Path) -> list[Path]:
 def read_index(path: Path) -> dict[str, str]:
     """Tensor → file, as an index of shards says; nothing where the run will say what is wrong."""
     try:
-        named = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file) for name, file in named.items()}
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 

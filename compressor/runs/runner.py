@@ -25,7 +25,7 @@ from compressor.reports.tables import (
     print_results,
 )
 from compressor.reports.write import write_reports
-from compressor.training.launch_config import processes
+from compressor.training.launch_config import read_processes
 
 
 def execute(
@@ -46,7 +46,7 @@ def execute(
     for warning in plan.warnings:
         print_warning(warning)
     recipe = plan.composed.recipe
-    started = processes(recipe.launch)
+    started = read_processes(recipe.launch)
     if started.machines > 1 and folder is not None:
         raise RecipeError("launch.config_file: a sweep runs on one machine; run points one by one")
     if started.machine > 0:

@@ -1,6 +1,6 @@
-"""`approximate`: a block learns what encoder layers do, and takes their place.
+"""`approximate`: replace encoder layers by a block that learns their outputs.
 
-The block is in `compressor.models.block`, its loss in `compressor.compression.approximation`.
+The block is in `models.block`, its loss in `compression.approximation`.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
     from compressor.training.loop import TrainingRows
 
-_OF_NOISE = ("sequence_length", "batches", "validation_batches")
+_NOISE = ("sequence_length", "batches", "validation_batches")
 TRAIN, VALIDATION = 0, 1
 """Streams of noise."""
 
 
 class Approximate(Hyperparameters, Stage):
-    """Put one smaller block in the place of consecutive encoder layers, and teach it their outputs.
+    """Replace consecutive encoder layers by one smaller block that learns their outputs.
 
-    Block-wise approximation: the layers, frozen, are the teacher; a block of attention between
-    small networks is the student, and learns by the mean difference between the two outputs. With
-    `inputs: random` both read standard normal hidden states, without any text; with `inputs: data`
-    what the layers before make of the data's rows. `epochs: 0` leaves the block as it was drawn,
-    to compare with. The rest of the model does not change: a `finetune` or `distill` trains the
-    whole after it.
+    Block-wise approximation: the frozen layers are the teacher; the student is a block of attention
+    between small networks, trained on the mean difference between the two outputs. With
+    `inputs: random` both read standard normal hidden states and no text; with `inputs: data` they
+    read what the layers below make of the data's rows. `epochs: 0` keeps the block as it was drawn,
+    to compare with. The rest of the model does not change: a `finetune` or `distill` after it
+    trains the whole.
 
-    Metrics: `validation_loss`; `baseline_loss`, that of predicting the running mean of the
-    teacher's outputs; `teacher_parameters` and `block_parameters`. Sizes, optimizer, epochs and
-    numbers of batches are the published ones, for BERT-base; the length and the batch size there
-    are not known. Of the recipe's `training:` group only batch sizes, caps, precision, checkpoints
-    and trackers are taken, since a fine-tuning's learning rate is another matter.
+    Metrics: `validation_loss`; `baseline_loss`, of predicting the running mean of the teacher's
+    outputs; `teacher_parameters` and `block_parameters`. Sizes, optimizer, epochs and numbers of
+    batches are the published ones for BERT-base, whose length and batch size are not known. Of the
+    recipe's `training:` group it takes only batch sizes, caps, precision, checkpoints and trackers:
+    the learning rate of a fine-tuning is another matter.
 
-    BERT, RoBERTa, ELECTRA, DistilBERT, and the encoders of BART and Marian. What comes out is
-    loaded by `compressor.load_model`: plain transformers knows no such block, and finds no weights.
+    For BERT, RoBERTa, ELECTRA, DistilBERT, and the encoders of BART and Marian. Load the result
+    with `compressor.load_model`: plain transformers knows no such block, and finds no weights.
 
     Example: `approximate: {layers: [0, 1], block: {heads: 12, head_size: 32}}`
     Example: `approximate: {layers: [2, 3, 4], inputs: data, loss: mse, max_steps: 500}`
@@ -95,31 +95,27 @@ class Approximate(Hyperparameters, Stage):
         return {"train": "sources", "validation": "sources"} if used else {}
 
     def parameters(self) -> dict[str, Any]:
-        """Without what decides nothing: the amount of noise where there is none."""
-        own = {"layers", "block", "inputs", "loss"}
-        if self.inputs == "random":
-            own |= set(_OF_NOISE)
-        return self.key_parts() | self.model_dump(mode="json", include=own)
+        """Leave out the amount of noise where there is none."""
+        names = {"layers", "block", "inputs", "loss"}
+        names |= set(_NOISE) if self.inputs == "random" else set()
+        return self.key_parts() | self.model_dump(mode="json", include=names)
 
     def preview(self, planning: Planning) -> Facts | None:
-        """Exact sizes; reports layers that are not there, and those that no block can replace."""
+        """Count exactly; report layers that are missing, or that no block can replace."""
         facts = planning.facts
         self._check_settings(planning)
-        if facts is None:
-            return None
-        if facts.quantized:
-            planning.problem("", f"cannot train on {facts.quantized}; put `quantize` after it")
+        if facts is None or not planning.is_float("train on"):
             return facts
         stack = facts.stacks().get("encoder")
         if stack is None or stack.stays:
-            why = stack.stays if stack else "it has no encoder"
-            planning.problem("", f"no block can stand in a {facts.model_type}: {why}")
+            reason = stack.stays if stack else "it has no encoder"
+            planning.problem("", f"no block can stand in a {facts.model_type}: {reason}")
             return facts
         if not self._check_layers(stack, planning):
             return facts
         smaller = facts.replace_layers("encoder", self.layers, self.block)
-        before = _parameters(facts, stack, self.layers)
-        after = _parameters(smaller, smaller.stacks()["encoder"], self.layers[:1])
+        before = _count_parameters(facts, stack, self.layers)
+        after = _count_parameters(smaller, smaller.stacks()["encoder"], self.layers[:1])
         if after >= before:
             planning.problem(
                 "block",
@@ -135,31 +131,29 @@ class Approximate(Hyperparameters, Stage):
             planning.problem("gradient_checkpointing", "one block has no memory to save by it")
         if self.inputs == "random":
             return
-        for name in _OF_NOISE:
+        for name in _NOISE:
             if name in self.model_fields_set:
-                planning.problem(name, "has no meaning with inputs 'data', which has rows itself")
+                planning.problem(name, "has no meaning with inputs 'data', which has its own rows")
         if self.passes and planning.facts is not None:
             path = "data.max_source_length"
             length = planning.data.max_source_length
             planning.check_length(path, length, f"; lower {path}", facts=planning.facts)
 
     def _check_layers(self, stack: Stack, planning: Planning) -> bool:
-        """Report layers that are not there, or not neighbours. Whether all is well."""
+        """Report layers that are missing, or not neighbours; tell whether all is well."""
         outside = [i for i, layer in enumerate(self.layers) if not 0 <= layer < stack.layers]
         for index in outside:
             message = f"{self.layers[index]} is outside 0 … {stack.layers - 1}, the layers it has"
             planning.problem(f"layers.{index}", message)
-        if outside:
-            return False
         first = self.layers[0]
-        if self.layers != tuple(range(first, first + len(self.layers))):
-            got = list(self.layers)
-            planning.problem("layers", f"expected neighbours in their order, got {got}")
-            return False
-        return True
+        neighbours = self.layers == tuple(range(first, first + len(self.layers)))
+        if not outside and not neighbours:
+            layers = list(self.layers)
+            planning.problem("layers", f"expected neighbours in their order, got {layers}")
+        return not outside and neighbours
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
-        """Draw the block, train it beside the layers, and put it into the model."""
+        """Draw the block, train it beside the layers, and put it in their place."""
         import torch
 
         from compressor.compression.approximation import Teacher
@@ -187,7 +181,6 @@ class Approximate(Hyperparameters, Stage):
 
         train, validation = self._rows(checkpoint, context)
         pad_id = checkpoint.pad_id if self.inputs == "data" else 0
-        folder = context.run_folder / "trackers" if context.run_folder and self.trackers else None
         training = Training(
             loss=ApproximationLoss(teacher, block, self.loss),
             model=block,
@@ -199,7 +192,7 @@ class Approximate(Hyperparameters, Stage):
             seed=context.seed,
             resume=context.resume,
             progress=context.progress,
-            trackers_folder=folder,
+            trackers_folder=context.trackers_folder if self.trackers else None,
         )
         history = training.run()
         history.write_losses(context.folder / "losses.csv")
@@ -207,17 +200,16 @@ class Approximate(Hyperparameters, Stage):
         if training.rank != 0:
             return
         lengths = train.lengths()
-        first_epoch = global_batches(
+        batches = global_batches(
             lengths, lengths, batch_size=self.batch_size, seed=context.seed, epoch=0
         )
         device = training.accelerator.device
-        seen = first_epoch[: training.total_steps]
-        mean = running_mean(teacher, train, seen, pad_id, device)
+        mean = running_mean(teacher, train, batches[: training.total_steps], pad_id, device)
         floor = ApproximationLoss(teacher, Constant(mean), self.loss)
         context.metrics["baseline_loss"] = mean_loss(floor, validation, pad_id, device)
 
     def _rows(self, checkpoint: Checkpoint, context: Context) -> tuple[TrainingRows, TrainingRows]:
-        """The rows to train on and those to validate with."""
+        """Make or read the rows to train on, and those to validate with."""
         from compressor.compression.approximation import NoiseRows
         from compressor.data.examples import Examples, source_ids
 
@@ -233,11 +225,10 @@ class Approximate(Hyperparameters, Stage):
             source_ids(context.rows(split).texts, checkpoint.tokenizer, context.data)
             for split in ("train", "validation")
         )
-        # What counts are the tokens that are read: a row's own ids are its targets.
+        # The tokens that are read count, so a row's own ids are its targets.
         return Examples(train, train), Examples(validation, validation)
 
 
-def _parameters(facts: Facts, stack: Stack, layers: tuple[int, ...]) -> int:
-    """How many parameters these layers have."""
-    places = tuple(f"{stack.prefix}.{layer}." for layer in layers)
-    return facts.numel(frozenset(name for name in facts.shapes if name.startswith(places)))
+def _count_parameters(facts: Facts, stack: Stack, layers: tuple[int, ...]) -> int:
+    prefixes = tuple(f"{stack.prefix}.{layer}." for layer in layers)
+    return facts.numel(frozenset(name for name in facts.shapes if name.startswith(prefixes)))

@@ -1,7 +1,7 @@
-"""What a stage is: a frozen, typed piece of a recipe that can be planned and run.
+"""Define what a stage is: a frozen, typed piece of a recipe that can be planned and run.
 
-A file `stages/shrink.py` that defines one subclass of `Stage` is the stage `shrink`; nothing else
-has to know of it. Stage modules import torch inside `run`, so that planning stays quick.
+A file `stages/shrink.py` with one subclass of `Stage` is the stage `shrink`; nothing else has to
+know of it. Stage modules import torch inside `run`, so that planning stays quick.
 """
 
 from __future__ import annotations
@@ -31,15 +31,12 @@ if TYPE_CHECKING:
     from compressor.data.sources import Data
     from compressor.models.checkpoint import Checkpoint
 
-
 _Settings = TypeVar("_Settings", bound=BaseModel)
-
 _TAKES_MEMORY = (
     *("micro_batch_size", "batch_size", "batch_sizes", "num_beams", "input_lengths"),
     *("calibration_rows", "rows"),
 )
 """Settings of stages that decide how much is computed at once."""
-
 SMOKE_TEST: Mapping[str, int] = {
     "epochs": 1, "max_steps": 3, "warmup_steps": 1, "batch_size": 4,
     "texts": 1, "warm_up": 1, "batch_sizes": 4, "input_lengths": 512,
@@ -47,10 +44,8 @@ SMOKE_TEST: Mapping[str, int] = {
     "multiple_of": 8, "group_size": 32,
 }  # fmt: skip
 """Settings of stages, by name → the most that they are in a smoke test."""
-
 _OF_SUMMARIES: Mapping[str, int] = {"max_length": 16, "min_length": 16, "output_lengths": 16}
 """The same of settings that mean nothing where there are labels."""
-
 SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
 """What a run's record says of the model that its stage gives, writes or looks at."""
 
@@ -59,9 +54,9 @@ SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
 class Planning:
     """What a stage may look at while it is planned: the facts of its inputs, never their weights.
 
-    `problem(path, message)` reports what is wrong at a key below the stage, and planning goes on,
-    so that a person sees every error at once. `unreached(path, message)` reports something that
-    only a network could tell: an error for `run`, a warning for `plan`.
+    `problem(path, message)` reports an error at a key below the stage. Planning goes on, so that a
+    person sees all errors at once. `unreached(path, message)` reports what only a network could
+    tell: an error for `run`, a warning for `plan`.
     """
 
     facts: Facts | None
@@ -75,15 +70,33 @@ class Planning:
     others: Mapping[str, Facts | None] = field(default_factory=dict)
     """Role → the facts of a model that the stage reads beside its own (`Stage.artifacts`)."""
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the rows have labels, and not summaries."""
+        return self.data.task != "summarization"
+
+    def is_float(self, verb: str) -> bool:
+        """Tell whether the model is not quantized; report one that is."""
+        quantized = self.facts is not None and self.facts.quantized
+        if quantized:
+            self.problem("", f"cannot {verb} {quantized}; put `quantize` after it")
+        return not quantized
+
+    def check_settings(self, stage: Stage, *, of_summaries: set[str], of_labels: set[str]) -> None:
+        """Report settings of a stage that have a meaning for the other task alone."""
+        kind, unused = ("labels", of_summaries) if self.labelled else ("summaries", of_labels)
+        for name in sorted(unused & stage.model_fields_set):
+            self.problem(name, f"means nothing for {kind}; data.task is {self.data.task}")
+
     def check_length(
-        self, path: str, tokens: int, cure: str = "", *, facts: Facts, whose: str = "model"
+        self, path: str, tokens: int, cure: str = "", *, facts: Facts, role: str = "model"
     ) -> None:
         """Report more tokens than a model has positions."""
         if facts.positions is not None and tokens > facts.positions:
-            message = f"the {whose} has {facts.positions} positions, too few for {tokens} tokens"
+            message = f"the {role} has {facts.positions} positions, too few for {tokens} tokens"
             self.problem(path, message + cure)
 
-    def check_rows(self, *, trains: bool, whose: str = "model", facts: Facts | None = None) -> None:
+    def check_rows(self, *, trains: bool, role: str = "model", facts: Facts | None = None) -> None:
         """Report rows of another task than the model's, or longer than it can read.
 
         `facts`: of another model than the stage's own. `trains`: it reads the targets too.
@@ -91,24 +104,22 @@ class Planning:
         facts, data = facts or self.facts, self.data
         if facts is None:
             return
-        head, labelled = facts.config["head"], data.task != "summarization"
-        if head == "none" or (head == "sequence_classification") != labelled:
-            cures = {
-                "none": "",
-                "sequence_classification": "; take data with a task of labels, such as "
-                "data=messages",
-            }
-            cure = cures.get(head, "; take data of texts and summaries")
-            message = f"is {data.task}, and the {whose} has the head {head!r}{cure}"
+        head = facts.config["head"]
+        if head == "none" or (head == "sequence_classification") != self.labelled:
+            kind = "of texts and summaries"
+            if head == "sequence_classification":
+                kind = "with a task of labels, such as data=messages"
+            cure = f"; take data {kind}" if head != "none" else ""
+            message = f"is {data.task}, and the {role} has the head {head!r}{cure}"
             self.problem("data.task", message)
             return
         lengths = {"data.max_source_length": data.max_source_length}
-        if not labelled and (trains or head == "causal_lm"):
+        if not self.labelled and (trains or head == "causal_lm"):
             lengths["data.max_target_length"] = data.max_target_length
         longest, joint = (sum, " + ") if head == "causal_lm" else (max, " and ")
         cure = f"; lower {joint.join(lengths)}"
         tokens = longest(lengths.values())
-        self.check_length("data.max_source_length", tokens, cure, facts=facts, whose=whose)
+        self.check_length("data.max_source_length", tokens, cure, facts=facts, role=role)
 
     def check_decoding(
         self, limits: Mapping[str, int], *, num_beams: int = 1, backend: BackendName | None = None
@@ -124,15 +135,6 @@ class Planning:
         greedy = num_beams == 1
         for message in refusals(facts.generation, backend or self.backend, greedy=greedy):
             self.problem("", message)
-
-    def check_backend(self, wanted: BackendName | None) -> None:
-        """Report a model that is not made for the backend that a recipe asks for."""
-        if wanted not in (None, self.backend):
-            message = (
-                f"{wanted!r} runs what `export` wrote for it, and this model is for "
-                f"{self.backend!r}; name such an export in `models`"
-            )
-            self.problem("backend", message)
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,8 @@ class Inputs:
 class Context:
     """What a running stage may use: a folder to write in, data, progress, and a place for metrics.
 
-    `folder` becomes the artifact when the stage has ended without an error. `resume` is where a
-    stage keeps what it needs to go on after it was killed; it may not exist yet.
+    `folder` becomes the artifact when the stage ends without an error. In `resume` a stage keeps
+    what it needs to go on after it was killed; it may not exist yet.
     """
 
     folder: Path
@@ -193,7 +195,12 @@ class Context:
     scheme: Scheme = field(default_factory=Scheme)
     """How a training's weights lie over them."""
 
+    @property
+    def trackers_folder(self) -> Path | None:
+        return None if self.run_folder is None else self.run_folder / "trackers"
+
     def rows(self, split: Split) -> Rows:
+        """Load the rows of a split."""
         rows = self.data.load(split)
         if rows.note and self.ranks.first:
             self.progress.say_once(rows.note)
@@ -243,7 +250,8 @@ class Stage(BaseModel):
 
     def parameters(self) -> dict[str, Any]:
         """Dump the fields that decide the result."""
-        return self.model_dump(mode="json", exclude={"model", "models", "label", "against"})
+        names = {"model", "models", "label", "against", "backend"}
+        return self.model_dump(mode="json", exclude=names)
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Identify what else decides the result: a source's digest, say."""
@@ -303,9 +311,6 @@ def _lower(settings: _Settings, limits: Mapping[str, int]) -> _Settings:
 class Report(Stage):
     """The base of stages that look at models and change none; they can look at several."""
 
-    runs_exports: ClassVar[bool] = False
-    """Whether it can look at what an `export` wrote, too."""
-
     together: ClassVar[bool] = False
     """Whether it looks at all of its models at once, in one node. It then finds each model's folder
     in `Inputs.artifacts` under the name of its node, and leaves `metrics["models"]`, by that name.
@@ -316,38 +321,57 @@ class Report(Stage):
     )
 
 
+class BackendReport(Report):
+    """The base of reports that can also look at what an `export` wrote."""
+
+    backend: BackendName | None = Field(
+        None,
+        description="What must run the models: torch, ctranslate2 or onnxruntime; default: what "
+        "each is made for. Planning reports a model that is made for another.",
+    )
+
+    def preview(self, planning: Planning) -> Facts | None:
+        """Report a model that the wanted backend does not run."""
+        if self.backend not in (None, planning.backend):
+            message = (
+                f"{self.backend!r} runs what `export` wrote for it, and this model is for "
+                f"{planning.backend!r}; name such an export in `models`"
+            )
+            planning.problem("backend", message)
+        return planning.facts
+
+
 def oom_hint(stage: Stage) -> str:
     """Name the settings of a stage that need less memory, to follow "out of memory"."""
-    own = [name for name in _TAKES_MEMORY if name in type(stage).model_fields]
-    lower = ", ".join([*own, "data.max_source_length"])
-    same = "; micro_batch_size leaves the result as it is" if "micro_batch_size" in own else ""
+    names = [name for name in _TAKES_MEMORY if name in type(stage).model_fields]
+    lower = ", ".join([*names, "data.max_source_length"])
+    same = "; micro_batch_size leaves the result as it is" if "micro_batch_size" in names else ""
     return f"; lower {lower}{same}"
 
 
+def calibration(grouping: Grouping, checkpoint: Checkpoint, context: Context) -> Examples | None:
+    """Read the training rows that an importance looks at; None where it needs none."""
+    if not grouping.calibrated:
+        return None
+    rows = context.rows("train").first(grouping.calibration_rows)
+    return checkpoint.examples(rows, context.data)
+
+
 def stage_kinds() -> list[str]:
-    """The names of all stages: the modules of `compressor.stages`."""
+    """Name all stages: the modules of `compressor.stages`."""
     files = Path(__file__).parent.glob("[a-z]*.py")
     return sorted(path.stem for path in files if path.stem != "base")
 
 
 @cache
 def stage_class(kind: str) -> type[Stage]:
-    """The stage that `stages/<kind>.py` defines. Raises KeyError where there is no such file."""
+    """Import the stage that `stages/<kind>.py` defines. Raises KeyError without such a file."""
     if kind not in stage_kinds():
         raise KeyError(kind)
     module = importlib.import_module(f"compressor.stages.{kind}")
-    (found,) = (
+    (cls,) = (
         item
         for item in vars(module).values()
         if isinstance(item, type) and issubclass(item, Stage) and item.__module__ == module.__name__
     )
-    return found
-
-
-def calibration(grouping: Grouping, checkpoint: Checkpoint, context: Context) -> Examples | None:
-    """The training rows that an importance looks at, as token ids; None where it needs none."""
-    if not grouping.calibrated:
-        return None
-    rows, count = context.rows("train"), grouping.calibration_rows
-    few = rows.first(count)
-    return checkpoint.examples(few, context.data)
+    return cls

@@ -1,4 +1,4 @@
-"""`baseline`: the floor of a table, without any of the recipe's models. Scores are elsewhere."""
+"""`baseline`: score what costs nothing, as the floor of a table."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Baseline(Stage):
     """Score what costs nothing on the same rows: every table should have such a floor.
 
     Summaries: the first `sentences` sentences of the text (lead-3), scored as `evaluate` does.
-    Labels: a logistic regression on TF-IDF of words and their pairs (scikit-learn's, or those of
-    any script where the texts' letters are not ASCII, as `rouge_tokenizer` chooses), one for each
-    label, or one over all classes; trained on the train split, scored on the test split as
-    `evaluate` does, with its loss on the validation split as `validation_loss`. Of several
-    `inverse_regularization`s the one with the least validation loss is taken: where validation
-    serves as test too, that flatters the floor a little.
+    Labels: logistic regression on TF-IDF of words and their pairs, one for each label or one over
+    all classes. Words are scikit-learn's, or those of any script where letters are not ASCII, as
+    `rouge_tokenizer` chooses. It is trained on the train split and scored on the test split as
+    `evaluate` does; `validation_loss` is its loss on the validation split. The
+    `inverse_regularization` with the least validation loss is taken, which flatters the floor a
+    little where validation serves as test too.
 
     Example: `baseline: {}`
     Example: `baseline: {sentences: 1}`
@@ -53,24 +53,23 @@ class Baseline(Stage):
         return {"train": "texts", "validation": "texts", "test": "texts"}
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """Another release of scikit-learn may fit other weights, of ROUGE's give other scores."""
-        labelled = planning.data.task != "summarization"
-        return {"scikit-learn": metadata.version("scikit-learn")} if labelled else versions(SCORERS)
+        """Name the releases of what fits or scores: others may give other results."""
+        if planning.labelled:
+            return {"scikit-learn": metadata.version("scikit-learn")}
+        return versions(SCORERS)
 
     def preview(self, planning: Planning) -> Facts | None:
-        """Reports settings that are the other task's."""
-        labelled = planning.data.task != "summarization"
-        of_labels = {"words", "min_rows", "inverse_regularization"}
-        unused = {"sentences", "rouge_tokenizer"} if labelled else of_labels
-        for name in sorted(unused & self.model_fields_set):
-            what = "labels" if labelled else "summaries"
-            planning.problem(name, f"means nothing for {what}; data.task is {planning.data.task}")
+        planning.check_settings(
+            self,
+            of_summaries={"sentences", "rouge_tokenizer"},
+            of_labels={"words", "min_rows", "inverse_regularization"},
+        )
         if any(value <= 0 for value in self.inverse_regularization):
             planning.problem("inverse_regularization", "expected numbers above 0")
         return None
 
     def run(self, inputs: Inputs, context: Context) -> None:
-        """Score, and keep the scores."""
+        """Score the lead sentences, or a regression."""
         if context.data.task == "summarization":
             self._lead(context)
         else:
@@ -99,8 +98,10 @@ class Baseline(Stage):
         task, names = context.data.task, context.data.labels
         train, validation, test = (context.rows(s) for s in ("train", "validation", "test"))
         started = time.perf_counter()
-        words: dict[str, Any] = {}  # scikit-learn's, but they end at a vowel sign, or never
-        if choose_tokenizer(train.texts) == "unicode":
+        words: dict[str, Any] = {}  # scikit-learn's
+        if (
+            choose_tokenizer(train.texts) == "unicode"
+        ):  # of which they end at a vowel sign, or never
             words = {"tokenizer": split_words, "token_pattern": None}
         vectorizer = TfidfVectorizer(
             ngram_range=(1, self.words),
@@ -112,19 +113,19 @@ class Baseline(Stage):
             features = vectorizer.fit_transform(train.texts)
         except ValueError as error:  # nothing but stop words, or nothing often enough
             raise StageError(f"TF-IDF found no words in the rows: {error}") from error
-        asked = [vectorizer.transform(rows.texts) for rows in (validation, test)]
-        found = []
+        queries = [vectorizer.transform(rows.texts) for rows in (validation, test)]
+        fits = []
         with context.progress.bar("regression", len(self.inverse_regularization)) as bar:
             for strength in self.inverse_regularization:
-                held, scored = _logits(features, train.labels, len(names), strength, asked)
-                found.append((mean_loss(held, validation.labels, task), strength, scored))
+                of_validation, of_test = _fit(features, train.labels, len(names), strength, queries)
+                fits.append((mean_loss(of_validation, validation.labels, task), strength, of_test))
                 bar.advance()
-        loss, strength, scored = min(found, key=lambda each: each[0])
+        loss, strength, logits = min(fits, key=lambda fit: fit[0])
         path = context.folder / "baseline.csv"
-        write(path, test, probabilities(scored, task), names, [0.5] * len(names), task)
+        write(path, test, probabilities(logits, task), names, [0.5] * len(names), task)
         context.metrics.update(
             score(path),
-            loss=mean_loss(scored, test.labels, task),
+            loss=mean_loss(logits, test.labels, task),
             validation_loss=loss,
             inverse_regularization=strength,
             features=features.shape[1],
@@ -132,26 +133,26 @@ class Baseline(Stage):
         )
 
 
-def _logits(
-    features: Any, labels: list[list[int]], count: int, strength: float, asked: list[Any]
+def _fit(
+    features: Any, labels: list[list[int]], count: int, strength: float, queries: list[Any]
 ) -> list[NDArray[np.float64]]:
-    """The logits [N, L] of each feature matrix [N, F] in `asked`, learned from the first two."""
+    """Learn `labels` from `features`, and give the logits [N, L] of each matrix in `queries`."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # no types
 
     truth = np.asarray(labels)
     if truth.shape[1] == 1 < count:  # a class for each row: one regression over all
         model = LogisticRegression(C=strength, max_iter=1000).fit(features, truth[:, 0])
-        decided = [model.decision_function(rows) for rows in asked]
-        return [np.stack([-d, d], 1) / 2 if d.ndim == 1 else d for d in decided]
-    columns: list[list[Any]] = [[] for _ in asked]
+        logits = [model.decision_function(rows) for rows in queries]
+        return [np.stack([-x, x], 1) / 2 if x.ndim == 1 else x for x in logits]
+    columns: list[list[Any]] = [[] for _ in queries]
     for label in truth.T:
         if label.all():  # a regression wants both kinds of rows; this one has a constant's odds
             odds = np.log(2 * len(label) + 1)
-            decided = [np.full(rows.shape[0], odds) for rows in asked]
+            logits = [np.full(rows.shape[0], odds) for rows in queries]
         else:
             model = LogisticRegression(C=strength, solver="liblinear").fit(features, label)
-            decided = [model.decision_function(rows) for rows in asked]
-        for column, logits in zip(columns, decided, strict=True):
-            column.append(logits)
+            logits = [model.decision_function(rows) for rows in queries]
+        for column, values in zip(columns, logits, strict=True):
+            column.append(values)
     return [np.stack(column, 1) for column in columns]

@@ -1,4 +1,4 @@
-"""`evaluate`: scores of a model's summaries or labels. Decoding and scoring are elsewhere."""
+"""`evaluate`: score a model's summaries or labels. The scores are in `evaluation`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from compressor.backends.generation_config import BackendName
 from compressor.backends.open import open_artifact
 from compressor.core.errors import StageError
 from compressor.core.files import MANIFEST, write_json
@@ -20,51 +19,50 @@ from compressor.data.source_base import Reads, Split
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
 from compressor.evaluation.rouge import KEYS, SCORERS, RougeTokenizerSetting
 from compressor.models.facts import Facts
-from compressor.stages.base import Context, Inputs, Planning, Report
+from compressor.stages.base import BackendReport, Context, Inputs, Planning
 
 if TYPE_CHECKING:
     from compressor.backends.base import Model
     from compressor.backends.outputs import Decoded
 
 MAIN, MAIN_OF_LABELS = "rougeLsum", "micro_f1"
-"""What the retention in tables is of."""
+"""The scores whose retention tables show."""
 ROW_SCORES = "row_scores.json"
 
 
-class Evaluate(Report):
+class Evaluate(BackendReport):
     """Score what a model gives for the test split: its summaries, or its labels.
 
-    Summaries: ROUGE-1/2/L/Lsum with bootstrap 95 % intervals; its words are English, or those of
-    any script (`rouge_tokenizer`), chosen by the references.
-    Several `max_length`s cost one greedy decode at the longest, since a shorter limit's output is
-    a prefix of a longer one's; with beams each is decoded. `max_length` counts the start token, as
-    in transformers: 20 gives at most 19. `gen_len` is the mean of generated tokens, counted as
-    transformers' `run_summarization.py` does: pads not, a start token that is no pad (BART's) too.
-    `cut_off` is the share of summaries that the limit ended. Tables show the scores at the longest
-    limit.
+    Summaries: ROUGE-1/2/L/Lsum with bootstrap 95 % intervals. Words are English, or those of any
+    script (`rouge_tokenizer`), as the references need. Several `max_length`s cost one greedy decode
+    at the longest, since a shorter limit's output is a prefix of a longer one's; with beams each is
+    decoded. `max_length` counts the start token, as in transformers: 20 gives at most 19 tokens.
+    `gen_len` is the mean number of generated tokens as transformers' `run_summarization.py` counts
+    them: without pads, with a start token that is no pad (BART's). `cut_off` is the share of
+    summaries that the limit ended. Tables show the scores at the longest limit.
 
-    All else but lengths, beams and sampling is as the model's generation config says; what is not
-    followed is refused while planning (`model.generation` changes it). A row's batch changes its
-    logits in the last bit, and more with int8 activations, which round that: alone it can get
-    another text.
+    The model's generation config decides everything but lengths, beams and sampling; settings that
+    are not followed are refused while planning (`model.generation` changes them). A row's batch
+    changes the last bit of its logits, and more with int8 activations, which round them: alone it
+    can get another text.
 
     Labels: the loss (mean binary cross-entropy over labels, or cross-entropy over rows), micro and
     macro F1, ROC-AUC and average precision, of each label and their mean over labels that have
-    rows with and without them. A label of several is given from a probability of `threshold` on.
+    rows with and without them. Of several labels, each is given from a probability of `threshold`.
 
-    `against: <stage>` adds `retentions` (this / that one's) and, under their own name, the
-    `closenesses`, 1 - |difference|, which flatter: two bad models are near 1. They are of
-    precision, recall and F1 of each ROUGE, or of each score of labels; `retention` and `closeness`,
-    which tables show, are rougeLsum's F1's or the micro F1's.
+    `against: <stage>` adds `retentions` (this score / that one's) and `closenesses`
+    (1 - |difference|, which flatter: two bad models are near 1), of precision, recall and F1 of
+    each ROUGE or of each score of labels. Tables show `retention` and `closeness`, those of
+    rougeLsum's F1 or of the micro F1.
 
-    `demo_text` is summarized too, at the longest limit, and the models' summaries are shown side by
-    side.
+    Each model also summarizes the `demo_text`, at the longest limit; the summaries are shown side
+    by side.
 
-    What an `export` wrote is scored as what it is made for runs it: name that stage in `models`.
-    With beams, CTranslate2 ends a search by rules of its own, and an export's check is greedy.
+    To score what an `export` wrote, run by what it is made for, name that stage in `models`. With
+    beams, CTranslate2 ends a search by its own rules; an export's check is greedy.
 
-    With several processes each one computes a share of the batches that one would make, and the
-    first scores all of it. What torch does not run stays with one process.
+    Several processes share the batches that one would make, and the first scores all of it. A model
+    that torch does not run stays with one process.
 
     Example: `evaluate: {models: [load, recover], against: load, max_length: [20, 50, 128]}`
     Example: `evaluate: {models: [load, quantize], demo_text: "One text, several summaries."}`
@@ -73,7 +71,6 @@ class Evaluate(Report):
     """
 
     version: ClassVar[int] = 4
-    runs_exports: ClassVar[bool] = True
     is_distributed: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = (
         *(*KEYS, "gen_len", "cut_off"),
@@ -81,11 +78,6 @@ class Evaluate(Report):
         *("retention", "closeness", "samples_per_second"),
     )
 
-    backend: BackendName | None = Field(
-        None,
-        description="What must run the models: torch, ctranslate2 or onnxruntime; default: what "
-        "each is made for. Planning tells of a model that is made for another.",
-    )
     max_length: int | list[int] = Field(
         128,
         description="Limits, in tokens, at least 2.",
@@ -104,7 +96,9 @@ class Evaluate(Report):
         "the one with the best F1 on the validation split.",
     )
     rouge_tokenizer: RougeTokenizerSetting = None
-    against: str | None = Field(None, description="The stage whose model the others are held to.")
+    against: str | None = Field(
+        None, description="The stage whose model the others are compared with."
+    )
     demo_text: str | None = Field(
         None,
         min_length=1,
@@ -118,7 +112,7 @@ class Evaluate(Report):
     @field_validator("max_length", mode="before")
     @classmethod
     def _whole(cls, value: Any) -> Any:
-        return [whole(each) for each in value] if isinstance(value, list) else whole(value)
+        return [whole(limit) for limit in value] if isinstance(value, list) else whole(value)
 
     @field_validator("max_length")
     @classmethod
@@ -129,46 +123,38 @@ class Evaluate(Report):
         return value
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """Other releases of what counts words may give other scores."""
-        return versions(SCORERS) if planning.data.task == "summarization" else {}
+        """Name the releases of what counts words: others may give other scores."""
+        return {} if planning.labelled else versions(SCORERS)
 
     def parameters(self) -> dict[str, Any]:
-        own = super().parameters()
-        del own["backend"]  # which each model has already
-        if self.threshold == 0.5:  # as if there were no such setting
-            del own["threshold"]
-        return own
+        parameters = super().parameters()
+        if self.threshold == 0.5:  # as before there was such a setting
+            del parameters["threshold"]
+        return parameters
 
     @property
     def limits(self) -> list[int]:
-        return sorted(
-            set(self.max_length if isinstance(self.max_length, list) else [self.max_length])
-        )
+        limits = self.max_length
+        return sorted(set(limits)) if isinstance(limits, list) else [limits]
 
     def preview(self, planning: Planning) -> Facts | None:
+        facts = super().preview(planning)
         planning.check_rows(trains=False)
-        planning.check_backend(self.backend)
-        facts, labelled = planning.facts, planning.data.task != "summarization"
         if facts is not None and facts.config["head"] == "causal_lm":
             planning.problem("", "scores the summaries of encoder-decoders only")
         planning.check_decoding({"max_length": self.limits[-1]}, num_beams=self.num_beams)
-        if self.min_length > self.limits[-1] and not labelled:
+        if self.min_length > self.limits[-1] and not planning.labelled:
             message = f"{self.min_length} is more than max_length, {self.limits[-1]}"
             planning.problem("min_length", message)
-        unused = (
-            {"max_length", "min_length", "num_beams", "demo_text", "rouge_tokenizer"}
-            if labelled
-            else {"threshold"}
+        planning.check_settings(
+            self,
+            of_summaries={"max_length", "min_length", "num_beams", "demo_text", "rouge_tokenizer"},
+            of_labels={"threshold"},
         )
-        for name in sorted(unused & self.model_fields_set):
-            what = "labels" if labelled else "summaries"
-            planning.problem(name, f"means nothing for {what}; data.task is {planning.data.task}")
         if "threshold" in self.model_fields_set and planning.data.task == "single_label":
-            planning.problem("threshold", "a row's one label is the likeliest; there is no limit")
+            planning.problem("threshold", "a row's one label is the likeliest; it needs no limit")
         elif self.threshold == "tuned" and planning.data.scores_validation:
-            message = (
-                "the rows it would be tuned on are those that are scored; give data a test split"
-            )
+            message = "it would be tuned on the rows that are scored; give data a test split"
             planning.problem("threshold", message)
         return facts
 
@@ -190,8 +176,8 @@ class Evaluate(Report):
         rows = context.rows("test")
         sources = source_ids(rows.texts, model.tokenizer, context.data)
         started = time.perf_counter()
-        decodes = len(self.limits) if self.num_beams > 1 else 1
-        with context.progress.bar("decode", decodes * len(rows)) as bar:
+        times = len(self.limits) if self.num_beams > 1 else 1
+        with context.progress.bar("decode", times * len(rows)) as bar:
             decoded = model.sweep(
                 sources,
                 max_lengths=self.limits,
@@ -212,30 +198,28 @@ class Evaluate(Report):
     def _labels(self, model: Model, context: Context) -> None:
         from compressor.backends.outputs import probabilities
         from compressor.data.examples import source_ids
-        from compressor.evaluation import labels as labelled
-        from compressor.evaluation.labels import best_thresholds, mean_loss
+        from compressor.evaluation.labels import best_thresholds, mean_loss, score, write
 
         task, names = context.data.task, context.data.labels
         rows = context.rows("test")
-        tune = context.rows("validation") if self.threshold == "tuned" else None
-        with context.progress.bar("classify", len(rows) + len(tune or ())) as bar:
+        tuning = context.rows("validation") if self.threshold == "tuned" else None
+        with context.progress.bar("classify", len(rows) + len(tuning or ())) as bar:
             started = time.perf_counter()
             sources = source_ids(rows.texts, model.tokenizer, context.data)
-            found = model.logits(sources, progress=bar.advance)
+            logits = model.logits(sources, progress=bar.advance)
             seconds = time.perf_counter() - started
             thresholds = [0.5 if self.threshold == "tuned" else self.threshold] * len(names)
-            if tune is not None:
-                sources = source_ids(tune.texts, model.tokenizer, context.data)
-                tuned = model.logits(sources, progress=bar.advance)
-                thresholds = best_thresholds(probabilities(tuned, task), tune.labels)
+            if tuning is not None:
+                sources = source_ids(tuning.texts, model.tokenizer, context.data)
+                table = probabilities(model.logits(sources, progress=bar.advance), task)
+                thresholds = best_thresholds(table, tuning.labels)
         if not context.ranks.first:
             return
         path = context.folder / "predictions.csv"
-        given = probabilities(found, task)
-        labelled.write(path, rows, given, names, thresholds, task)
+        write(path, rows, probabilities(logits, task), names, thresholds, task)
         context.metrics.update(
-            labelled.score(path),
-            loss=mean_loss(found, rows.labels, task),
+            score(path),
+            loss=mean_loss(logits, rows.labels, task),
             samples_per_second=len(rows) / seconds,
         )
         if task == "multi_label":
@@ -244,9 +228,8 @@ class Evaluate(Report):
     def _score(
         self, rows: Rows, decoded: dict[int, Decoded], tokenizer: Any, context: Context
     ) -> dict[str, dict[str, Any]]:
-        """Write `predictions.csv`, and score it as `compressor score` does.
-
-        `row_scores.json` has each row's own rougeLsum at the longest limit.
+        """Write `predictions.csv`, score it as `compressor score` does, and write each row's
+        rougeLsum at the longest limit.
         """
         from compressor.evaluation.predictions import (
             Prediction,
@@ -259,9 +242,9 @@ class Evaluate(Report):
             for limit in self.limits:
                 tokens, cut_off = decoded[limit].tokens, decoded[limit].cut_off
                 texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-                both = zip(rows.texts, rows.references, texts, strict=True)
-                for index, (source, several, text) in enumerate(both):
-                    first, *others = [several] if isinstance(several, str) else several
+                triples = zip(rows.texts, rows.references, texts, strict=True)
+                for index, (source, reference, text) in enumerate(triples):
+                    first, *others = [reference] if isinstance(reference, str) else reference
                     yield Prediction(
                         row=index,
                         max_length=limit,
@@ -274,21 +257,19 @@ class Evaluate(Report):
                     )
 
         path = context.folder / "predictions.csv"
-        most = max((len(several) for several in rows.several), default=1)
-        write_predictions(path, predictions(), most)
-        rows_: dict[int | None, list[float]] = {}
-        scored = score_predictions(path, rows_, self.rouge_tokenizer)
-        words = scored[self.limits[-1]]["rouge_tokenizer"]
-        if words != "english":
+        write_predictions(path, predictions(), max(map(len, rows.several), default=1))
+        row_scores: dict[int | None, list[float]] = {}
+        scores = score_predictions(path, row_scores, self.rouge_tokenizer)
+        longest = self.limits[-1]
+        if (words := scores[longest]["rouge_tokenizer"]) != "english":
             context.progress.say(f"  ROUGE's tokenizer: {words}")
-        if warning := warn_of_wordless(scored[self.limits[-1]]):
+        if warning := warn_of_wordless(scores[longest]):
             context.progress.say(f"  {warning}")
-        longest = {"max_length": self.limits[-1], MAIN: rows_[self.limits[-1]]}
-        write_json(context.folder / ROW_SCORES, longest)
-        return {str(limit): scores for limit, scores in scored.items()}
+        write_json(context.folder / ROW_SCORES, {"max_length": longest, MAIN: row_scores[longest]})
+        return {str(limit): values for limit, values in scores.items()}
 
     def _demo(self, text: str, model: Model, context: Context) -> dict[str, Any]:
-        """What the model makes of the demo text: prefix, truncation and decoding as for a row."""
+        """Summarize the demo text with the prefix, truncation and decoding of a row."""
         from compressor.data.examples import source_ids
 
         limit = self.limits[-1]
@@ -306,8 +287,10 @@ class Evaluate(Report):
     ) -> None:
         from compressor.evaluation.rouge import closeness, retention
 
-        own = context.metrics
-        both = [name for name in names if None not in (own[name], other[name])]
-        kept = {name: retention(own[name], other[name]) for name in both}
-        close = {name: closeness(own[name], other[name]) for name in both}
-        own.update(retention=kept[main], retentions=kept, closeness=close[main], closenesses=close)
+        scores = context.metrics
+        names = tuple(name for name in names if None not in (scores[name], other[name]))
+        kept = {name: retention(scores[name], other[name]) for name in names}
+        close = {name: closeness(scores[name], other[name]) for name in names}
+        scores.update(
+            retention=kept[main], retentions=kept, closeness=close[main], closenesses=close
+        )

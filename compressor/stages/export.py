@@ -1,4 +1,4 @@
-"""`export`: a model for other programs, checked against its source before it is kept."""
+"""`export`: write a model for other programs, and check it against its source."""
 
 from __future__ import annotations
 
@@ -52,39 +52,37 @@ ROUNDING = 1e-5
 class Export(Stage):
     """Write `model/`, a directory that other programs load, and check it.
 
-    huggingface: plain transformers, 5 or the last 4, `AutoModelFor….from_pretrained`. For them an
-    mT5 and a T5 v1.1 are written with the head as a tensor of its own. An int8 or int4 model is
-    written with the float values that its weights stand for, since transformers has no such layer;
-    a bfloat16 or float16 model in its own type. A model with a block (see `approximate`) is loaded
-    by `compressor.load_model` alone.
+    huggingface: for plain transformers, 5 or the last 4, `AutoModelFor….from_pretrained`. An mT5
+    and a T5 v1.1 get the head as a tensor of its own. An int8 or int4 model is written as the float
+    values that its weights stand for, since transformers has no such layers; a bfloat16 or float16
+    model in its own type. Only `compressor.load_model` loads a model with a block (`approximate`).
 
-    packed: for `compressor.load_model`. Of a weight with zeros a bit for each entry and the others'
-    values, matrices in int8 (one scale a row), bfloat16 or float32. Small on the disk alone. An
-    int8 model's values and scales stay as they are; there is no int4.
+    packed: for `compressor.load_model`. A weight with zeros is stored as one bit for each entry and
+    the values of the others; matrices in int8 (one scale a row), bfloat16 or float32. It is small
+    on the disk alone. An int8 model keeps its values and scales; there is no int4.
 
-    ctranslate2: `ctranslate2.Translator`, or `Encoder` with the classifier's head beside it. int8
-    has one scale a row and computes in integers, tables of embeddings included; the `_…` after it
-    is the type of all else.
-    Needs the package `ctranslate2`.
+    ctranslate2: for `ctranslate2.Translator`, or `Encoder` with the classifier's head beside it.
+    int8 has one scale a row and computes in integers, embeddings included; the `_…` after it is the
+    type of everything else. Needs the package `ctranslate2`.
 
-    onnx: `encoder.onnx` and `decoder.onnx`, or a classifier's `model.onnx`, and `weights.bin`; ONNX
+    onnx: `encoder.onnx` and `decoder.onnx`, or a classifier's `model.onnx`, and `weights.bin`. ONNX
     Runtime computes, and `compressor.load` decodes in numpy. int8 has one scale a row, and integer
     products of blocks of 32. Needs `onnx`, `onnxscript` and `onnxruntime`.
 
     gguf: one file with its tokenizer, for llama.cpp and what is built on it; `compressor.load` runs
-    it on the CPU. int8 is Q8_0: blocks of 32 entries of a row share one float16 scale, so that an
-    int8 model is rounded once more; the products are of integers. A matrix whose rows cannot be
-    cut into 32s is float16 then, vectors and positions are always float32. T5 and mT5 (the decoder
-    no deeper than the encoder), GPT-2, Llama, Qwen2 and Qwen3; no SentencePiece BPE (Llama 2), no
-    sliding window, no YaRN. A search's settings are beside the file. T5's tokenizer differs from
-    transformers' in that it drops spaces at the end of a text and before `<extra_id_…>`. Needs
-    `gguf` and `llama-cpp-python`, whose installation compiles llama.cpp.
+    it on the CPU. int8 is Q8_0: blocks of 32 entries of a row share one float16 scale, so an int8
+    model is rounded once more; products are of integers. A matrix whose rows do not divide into 32s
+    becomes float16; vectors and positions are always float32. T5 and mT5 (the decoder no deeper
+    than the encoder), GPT-2, Llama, Qwen2 and Qwen3; no SentencePiece BPE (Llama 2), no sliding
+    window, no YaRN. The settings of a search lie beside the file. Unlike transformers', T5's
+    tokenizer drops spaces at the end of a text and before `<extra_id_…>`. Needs `gguf` and
+    `llama-cpp-python`, whose installation compiles llama.cpp.
 
-    A process of its own, which imports nothing that the format does not need, then loads the
-    directory and reads rows of the test split. It must give what the stage's model gives, within
-    the limits of `parity`; else the stage fails, nothing is stored, and the rows are left in the
-    run's folder under `parity/`. `parity: null` leaves this out. What comes out can be looked at by
-    `evaluate` and `benchmark`: name this stage among their `models`.
+    A process of its own, which imports only what the format needs, then loads the directory and
+    reads rows of the test split. It must give what the stage's model gives, within the limits of
+    `parity`; else the stage fails, nothing is stored, and the rows stay in the run's folder under
+    `parity/`. `parity: null` skips the check. To score or time the result, name this stage among
+    the `models` of `evaluate` or `benchmark`.
 
     Example: `export: {model: recover, format: ctranslate2, weights: int8, parity: {rows: 64}}`
     """
@@ -109,20 +107,20 @@ class Export(Stage):
     def export_format(self) -> Format:
         return FORMATS[self.format]
 
-    def _stored(self, own: str) -> Weights:
-        """How the weights of a model are stored, whose own are `own`."""
-        if self.weights is None and self.format == "huggingface" and own in HALF:
-            return own  # type: ignore[return-value]  # both of these are such weights
+    def _choose_weights(self, source: str) -> Weights:
+        """Choose how weights are stored that the model has as `source`."""
+        if self.weights is None and self.format == "huggingface" and source in HALF:
+            return source  # type: ignore[return-value]  # both of these are such weights
         return self.weights or self.export_format.weights[0]
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """How texts are read is written beside the model."""
+        """Identify how texts are read: it is written beside the model."""
         fields = {"task", "labels", "prefix", "max_source_length", "max_target_length", "truncate"}
         return {"texts": planning.data.model_dump(mode="json", include=fields)}
 
     def preview(self, planning: Planning) -> Facts | None:
         valid, facts = self.export_format.weights, planning.facts
-        weights = self._stored(facts.weights if facts else "float32")
+        weights = self._choose_weights(facts.weights if facts else "float32")
         if weights not in valid:
             hint = nearest(weights, valid)
             planning.problem("weights", f"{self.format!r} cannot store {weights!r}; {hint}")
@@ -143,15 +141,11 @@ class Export(Stage):
             planning.check_decoding({}, backend=self.export_format.backend)
         if self.parity is not None and facts.config["head"] != "none":
             planning.check_rows(trains=False)
-            planning.check_decoding(self._parity_limit(planning.data), backend="torch")
+            limit = {"data.max_target_length": planning.data.max_target_length}
+            if self.parity.max_length is not None:
+                limit = {"parity.max_length": self.parity.max_length}
+            planning.check_decoding(limit, backend="torch")
         return stored(facts, weights, self.format)
-
-    def _parity_limit(self, data: DataBase) -> dict[str, int]:
-        """The longest summary of the check, by the key that says so."""
-        own = self.parity.max_length if self.parity is not None else None
-        if own is not None:
-            return {"parity.max_length": own}
-        return {"data.max_target_length": data.max_target_length}
 
     def _check_packed(self, facts: Facts, planning: Planning, weights: str) -> None:
         """Report values that are not those of a quantized model."""
@@ -180,14 +174,14 @@ class Export(Stage):
             planning.problem("data.truncate", reason)
 
     def run(self, inputs: Inputs, context: Context) -> None:
-        """Write, measure, and run in a fresh process."""
+        """Write the model, measure its files, and run it in a fresh process."""
         from compressor.evaluation.resources import sizes
         from compressor.models.checkpoint import save_tokenizer
 
         checkpoint, folder = inputs.checkpoint(), context.folder / "model"
         self._require_tokenizer(checkpoint)
-        own = checkpoint.quantization.weights if checkpoint.quantization else "float32"
-        weights = self._stored(own)
+        source = checkpoint.quantization.weights if checkpoint.quantization else "float32"
+        weights = self._choose_weights(source)
         facts = stored(checkpoint.facts(), weights, self.format)
         details = self._write(checkpoint, folder, weights, context.progress)
         if checkpoint.tokenizer is not None:
@@ -206,27 +200,27 @@ class Export(Stage):
             format=self.format,
             weights=weights,
         ).save(folder)
-        ledger = sizes(folder)
-        context.sizes["bytes"] = ledger["bytes"]
+        measured = sizes(folder)
+        context.sizes["bytes"] = measured["bytes"]
         context.metrics.update(
             format=self.format,
             weights=weights,
             claimed_bytes=facts.bytes,
-            **ledger,
+            **measured,
             **details,
         )
         if self.parity is not None:
             context.metrics.update(self._check(self.parity, inputs, weights, context))
 
     def _require_tokenizer(self, checkpoint: Checkpoint) -> None:
-        """Before anything is written: what other programs run reads texts by a fast tokenizer."""
+        """Raise StageError without the tokenizer, a fast one, that other programs read with."""
         tokenizer = checkpoint.tokenizer
         if tokenizer is None and (self.parity is not None or self.export_format.backend != "torch"):
             raise StageError("the model has no tokenizer, and reads no rows; set model.tokenizer")
         name = type(tokenizer).__name__
         is_read = name == "MarianTokenizer" or tokenizer is None or tokenizer.is_fast
         if self.export_format.backend != "torch" and not is_read:
-            raise StageError(f"{self.format!r} needs a fast tokenizer, and {name} is none")
+            raise StageError(f"{self.format!r} needs a fast tokenizer, and {name} is not one")
 
     def _check(
         self, settings: Parity, inputs: Inputs, weights: str, context: Context
@@ -234,7 +228,7 @@ class Export(Stage):
         from compressor.evaluation.parity import gate
 
         source = inputs.checkpoint()
-        place = context.run_folder / "parity" / context.name if context.run_folder else None
+        evidence = context.run_folder / "parity" / context.name if context.run_folder else None
         return gate(
             settings,
             source,
@@ -242,19 +236,19 @@ class Export(Stage):
             context.rows("test"),
             context.data,
             weights=(source.quantization.weights if source.quantization else "float32", weights),
-            evidence=place,
+            evidence=evidence,
         )
 
     def _write(
         self, checkpoint: Checkpoint, folder: Path, weights: Weights, progress: Progress
     ) -> dict[str, Any]:
-        """Write the model's own files; what is measured of them beyond their sizes."""
+        """Write the model's own files, and measure what is special to the format."""
         if self.format == "huggingface":
-            return self._plain(checkpoint, folder, weights, progress)
+            return self._write_plain(checkpoint, folder, weights, progress)
         if self.format == "packed":
-            return self._packed(checkpoint, folder, weights)
+            return self._write_packed(checkpoint, folder, weights)
         if self.format == "onnx":
-            return self._onnx(checkpoint, folder, weights)
+            return self._write_onnx(checkpoint, folder, weights)
         from compressor.backends import ctranslate2
         from compressor.backends.gguf import export as gguf
         from compressor.models.surgery import dequantized
@@ -265,7 +259,7 @@ class Export(Stage):
         write(checkpoint, folder, weights)
         return {}
 
-    def _onnx(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
+    def _write_onnx(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
         from compressor.backends.onnx import export as onnx_graphs
         from compressor.models.checkpoint import save_config
 
@@ -277,7 +271,7 @@ class Export(Stage):
         onnx_graphs.write(checkpoint, folder, weights=weights)  # type: ignore[arg-type]  # planned
         return {}
 
-    def _plain(
+    def _write_plain(
         self, checkpoint: Checkpoint, folder: Path, weights: Weights, progress: Progress
     ) -> dict[str, Any]:
         import torch
@@ -295,7 +289,9 @@ class Export(Stage):
         again = load_pretrained(folder, checkpoint.head)
         return {"logits_difference": _require_equal(model.float(), again)}
 
-    def _packed(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
+    def _write_packed(
+        self, checkpoint: Checkpoint, folder: Path, weights: Weights
+    ) -> dict[str, Any]:
         import torch
 
         from compressor.backends.packed import load_packed, save_packed
@@ -338,19 +334,23 @@ def require_same_tokens(
     from compressor.data.examples import source_ids, tokenize
 
     saved, expected = Tokens.load(folder), tokenize(rows, tokenizer, data)
-    read, ids = source_ids(rows.texts, saved, data), expected.targets[:]
-    written, again = (t.batch_decode(ids, skip_special_tokens=True) for t in (tokenizer, saved))
+    sources, targets = source_ids(rows.texts, saved, data), expected.targets[:]
+    expected_texts, texts = (
+        t.batch_decode(targets, skip_special_tokens=True) for t in (tokenizer, saved)
+    )
     for row in range(len(rows)):
-        if read[row] != expected.sources[row] or written[row] != again[row]:
-            found = f"{again[row]!r:.80}, not {written[row]!r:.80}"
-            how = f"writes the summary of row {row} as {found}"
-            if read[row] != expected.sources[row]:
-                how = f"reads row {row} as other ids"
-            raise StageError(f"of the test split, the exported tokenizer {how}")
+        difference = ""
+        if sources[row] != expected.sources[row]:
+            difference = f"reads row {row} as other ids"
+        elif texts[row] != expected_texts[row]:
+            both = f"{texts[row]!r:.80}, not {expected_texts[row]!r:.80}"
+            difference = f"writes the summary of row {row} as {both}"
+        if difference:
+            raise StageError(f"of the test split, the exported tokenizer {difference}")
 
 
 def _logits(model: PreTrainedModel) -> Tensor:
-    """The first output for some ids: enough to tell one set of weights from another."""
+    """Compute the first output for some ids: enough to tell weights from others."""
     import torch
 
     ids = torch.arange(2, 10).remainder(model.config.vocab_size)[None]  # few positions suffice
@@ -362,19 +362,19 @@ def _logits(model: PreTrainedModel) -> Tensor:
     return logits
 
 
-def _require_equal(expected: PreTrainedModel, got: PreTrainedModel) -> float:
-    """The largest difference of some logits. Raises StageError unless all tensors are equal.
+def _require_equal(source: PreTrainedModel, exported: PreTrainedModel) -> float:
+    """Measure the largest difference of some logits. Raises StageError unless tensors are equal.
 
-    Equal tensors may differ in their last bit of a product, by where in memory they lie.
+    Products of equal tensors may differ in their last bit, by where in memory they lie.
     """
     import torch
 
-    found = got.state_dict()
-    for name, tensor in expected.state_dict().items():
-        if name not in found or not torch.equal(tensor, found[name]):
+    state = exported.state_dict()
+    for name, tensor in source.state_dict().items():
+        if name not in state or not torch.equal(tensor, state[name]):
             raise StageError(f"the exported model's {name} is not its source's")
-    source, again = _logits(expected), _logits(got)
-    difference = float((source - again).abs().max())
-    if not difference <= ROUNDING * float(source.abs().max()):
+    logits = _logits(source)
+    difference = float((logits - _logits(exported)).abs().max())
+    if not difference <= ROUNDING * float(logits.abs().max()):
         raise StageError(f"the exported model's logits differ from its source's by {difference:g}")
     return difference

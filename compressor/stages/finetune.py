@@ -1,4 +1,4 @@
-"""`finetune`: train on the recipe's rows. The loop itself is in `compressor.training.loop`."""
+"""`finetune`: train on the recipe's rows. The loop is in `training.loop`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ TARGETS = "targets"
 
 
 class Gradual(Grouping):
-    """Prune little by little while training: cubic, the most at first (arXiv 1710.01878).
+    """Prune gradually while training: cubic, most of it early (arXiv 1710.01878).
 
-    After step t of T, from `start` to `end`, a group has lost `1 - (1 - progress)³` of what its
-    amount takes in the end; the count is exact then.
+    At a progress p between `start` and `end`, a group has lost `1 - (1 - p)³` of what its amount
+    takes in the end. The final count is exact.
 
     Example: `prune: {amounts: {encoder: {feed_forward: 0.5}}, end: 0.7}`
     """
@@ -52,7 +52,7 @@ class Gradual(Grouping):
         return self
 
     def preview(self, facts: Facts, problem: Callable[[str, str], None]) -> Facts:
-        """Exact counts after the training; reports unknown and overlapping groups."""
+        """Count exactly what is left; report unknown and overlapping groups."""
         amounts = flat(self.amounts)
         self.check_groups(facts, problem)
         paths = [(path, f"amounts.{path}") for path in amounts]
@@ -62,58 +62,58 @@ class Gradual(Grouping):
         return facts
 
     def schedule(self, checkpoint: Checkpoint, seed: int) -> AfterStep:
-        """What a training calls after each step. `checkpoint` is the one before the first."""
+        """Make the callback of each training step. `checkpoint` is the one before the first."""
         pruner = Pruner(checkpoint, self, seed=seed)
         groups = self.all_groups(checkpoint.facts())
         left = {path: left_of(checkpoint, groups[path])[0] for path in flat(self.amounts)}
-        named, masks = set().union(*(groups[path] for path in left)), checkpoint.masks
-        sizes = {name: checkpoint.parameter(name).numel() for name in named}
+        names, masks = set().union(*(groups[path] for path in left)), checkpoint.masks
+        sizes = {name: checkpoint.parameter(name).numel() for name in names}
 
         def after_step(step: int, total: int, whole: Whole) -> None:
             span = total * (self.end - self.start)
             progress = min(1.0, (step - total * self.start) / span) if step < total else 1.0
-            done = math.floor(progress * self.times + 1e-9) / self.times
-            if done <= 0:
+            step_share = math.floor(progress * self.times + 1e-9) / self.times
+            if step_share <= 0:
                 return
             for path, amount in flat(self.amounts).items():
-                goal = round(round(amount * left[path]) * (1 - (1 - done) ** 3))
+                goal = round(round(amount * left[path]) * (1 - (1 - step_share) ** 3))
                 now = sum(
                     int(masks[name].count_nonzero()) if name in masks else sizes[name]
                     for name in groups[path]
                 )
-                gone = left[path] - now
-                if goal > gone:
+                count = goal - (left[path] - now)
+                if count > 0:
                     with whole(groups[path]):  # so that every process chooses the same
-                        pruner.prune(groups[path], goal - gone)
+                        pruner.prune(groups[path], count)
 
         return after_step
 
 
 class Finetune(Hyperparameters, Stage):
-    """Fine-tune the model on the training split; what is pruned stays pruned.
+    """Fine-tune the model on the training split; pruned weights stay pruned.
 
     An encoder-decoder learns the summary from the text. A decoder (head `causal_lm`) reads the
     text, ended with eos, and learns the summary after it: at most `data.max_source_length` +
     `data.max_target_length` tokens, of which only the summary's count in the loss. A classifier
     (head `sequence_classification`) learns the labels: by binary cross-entropy over each label of
-    each row where the data's task is multi_label, by cross-entropy where it is single_label.
+    each row if the data's task is multi_label, by cross-entropy if it is single_label.
 
-    AdamW with linear warm-up and decay, as Hugging Face's Trainer has them: the first step of a
-    warm-up has the rate 0, and weight decay leaves biases and normalizations alone. What is pruned
-    has no part in the norm that `clip_norm` limits. The loss of a step is the mean
-    over the real label tokens of its global batch, whatever the number of processes. `losses.csv`
-    has every step's. With `epochs: 0` the model stays as it is, and no row is read.
+    AdamW with linear warm-up and decay, as in Hugging Face's Trainer: the first step of a warm-up
+    has the rate 0, and biases and normalizations have no weight decay. Pruned entries do not count
+    in the norm that `clip_norm` limits. The loss of a step is the mean over the real label tokens
+    of its global batch, whatever the number of processes; `losses.csv` has every step's. With
+    `epochs: 0` the model stays as it is, and no row is read.
 
-    `quantization_aware` computes losses and gradients, the validation loss too, with the values
-    that `quantize` would give the weights at that step (int8, or int4 in groups); the gradients go
-    straight through the rounding to the float weights, which the stage gives. Put `quantize` with
-    the same settings after it, and a small learning rate here. Activations are not rounded.
+    `quantization_aware` computes training and validation losses with the values that `quantize`
+    would give the weights at that step (int8, or int4 in groups). Gradients pass straight through
+    the rounding to the float weights, which are what the stage gives. Put `quantize` with the same
+    settings after it, and take a small learning rate. Activations are not rounded.
 
-    A config's `encoder_layerdrop` and `decoder_layerdrop` (BART and its kin) skip no layer here, as
-    several processes could not; the run says so, and the saved config keeps them.
+    No layer is dropped, whatever `encoder_layerdrop` and `decoder_layerdrop` (BART and its kin) say
+    in the config, since several processes could not drop the same; the run says so.
 
-    `targets` names an earlier `pseudo_label` stage, whose texts are learned instead of the training
-    split's references. The validation loss stays that of references.
+    `targets` names an earlier `pseudo_label` stage, whose texts replace the training split's
+    references. The validation loss is still of the references.
 
     Example: `finetune: {epochs: 20, learning_rate: 3.0e-4, batch_size: 16}`
     Example: `finetune: {epochs: 4, prune: {amounts: {lm_head: 0.5}, end: 0.7}}`
@@ -152,18 +152,17 @@ class Finetune(Hyperparameters, Stage):
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
-        if facts is not None and facts.quantized:
-            message = f"cannot train {facts.quantized}; put `quantize` after the training"
-            planning.problem("", message)
+        planning.is_float("train")
         planning.check_rows(trains=True)
         self.check_trackers(planning.problem)
         self.check_decay(planning.problem)
         self._check_rounding(planning)
-        if facts is not None and self.prune is not None and self.passes == 0:
+        if facts is None or self.prune is None:
+            return facts
+        if self.passes == 0:
             planning.problem("prune", "there are no steps to prune in: epochs is 0")
-        elif facts is not None and self.prune is not None:
-            return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
-        return facts
+            return facts
+        return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
 
     def _check_rounding(self, planning: Planning) -> None:
         aware = self.quantization_aware
@@ -182,7 +181,7 @@ class Finetune(Hyperparameters, Stage):
             )
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
-        """Train to the end, from a checkpoint of a killed run where there is one."""
+        """Train to the end, from the checkpoint of a killed run if there is one."""
         from compressor.training.dropout import disable_layer_drop
         from compressor.training.loop import Training
         from compressor.training.losses import LabelLoss
@@ -194,10 +193,9 @@ class Finetune(Hyperparameters, Stage):
             context.progress.say("  trains without the config's layer drop: no layer is skipped")
         train, validation = (
             checkpoint.examples(rows, context.data)
-            for rows in (self._to_learn(inputs, context), context.rows("validation"))
+            for rows in (self._training_rows(inputs, context), context.rows("validation"))
         )
-        loss, train = self._learning(checkpoint, train, inputs, context)
-        folder = context.run_folder / "trackers" if context.run_folder and self.trackers else None
+        loss, train = self._objective(checkpoint, train, inputs, context)
         training = Training(
             loss=loss,
             measure=LabelLoss(checkpoint.model),
@@ -210,7 +208,7 @@ class Finetune(Hyperparameters, Stage):
             seed=context.seed,
             resume=context.resume,
             progress=context.progress,
-            trackers_folder=folder,
+            trackers_folder=context.trackers_folder if self.trackers else None,
             after_step=self.prune.schedule(checkpoint, context.seed) if self.prune else None,
             forward_weights=self._forward_weights(checkpoint),
             scheme=context.scheme,
@@ -224,7 +222,7 @@ class Finetune(Hyperparameters, Stage):
     def _forward_weights(
         self, checkpoint: Checkpoint
     ) -> Callable[[], AbstractContextManager[None]]:
-        """What the training enters to compute a loss: rounded weights, where they are asked for."""
+        """Make what the training enters to compute a loss: with rounded weights, if wanted."""
         from compressor.models.quantized_layers import rounded
 
         aware = self.quantization_aware
@@ -233,8 +231,8 @@ class Finetune(Hyperparameters, Stage):
         kinds = aware.kinds(aware.weights, checkpoint.facts())
         return partial(rounded, checkpoint.model, kinds, aware.group_size)
 
-    def _to_learn(self, inputs: Inputs, context: Context) -> Rows:
-        """The training rows, with an earlier model's texts where `targets` asks for them."""
+    def _training_rows(self, inputs: Inputs, context: Context) -> Rows:
+        """Read the training rows, with an earlier model's texts if `targets` names one."""
         from compressor.data.examples import FILE, read_pseudo_labels, with_pseudo_labels
 
         rows = context.rows("train")
@@ -242,10 +240,10 @@ class Finetune(Hyperparameters, Stage):
             return rows
         return with_pseudo_labels(rows, read_pseudo_labels(inputs.artifacts[TARGETS] / FILE))
 
-    def _learning(
+    def _objective(
         self, checkpoint: Checkpoint, train: Examples, inputs: Inputs, context: Context
     ) -> tuple[nn.Module, Examples]:
-        """What is trained, a summed loss with the checkpoint's model inside, and on which rows."""
+        """Make what is trained, a summed loss with the model inside, and choose its rows."""
         from compressor.training.losses import LabelLoss
 
         return LabelLoss(checkpoint.model), train

@@ -72,7 +72,7 @@ class TrainTokenizer(BaseModel):
 
     model_config = MODEL_SETTINGS
 
-    vocab_size: Integer = Field(ge=300, description="Number of pieces, special ones included.")
+    vocab_size: Integer = Field(ge=300, description="Number of tokens, special ones included.")
     data: Data | None = Field(None, description="Rows to train on; default: the recipe's data.")
 
 
@@ -284,16 +284,16 @@ class Load(Stage):
         Only a key that is almost one that sizes the model, which transformers would pass over. A
         config has others, such as its task's, that decide nothing here.
         """
-        own = self.config or {}
-        for key in _find_secrets(own):
+        config_keys = self.config or {}
+        for key in _find_secrets(config_keys):
             message = "looks like a secret, and every saved model has its config beside it"
             planning.problem(f"config.{key}", message)
         if self.source is not None:
             return
-        for key in sorted(own.keys() & _RUNTIME_KEYS):
+        for key in sorted(config_keys.keys() & _RUNTIME_KEYS):
             planning.problem(f"config.{key}", "is for what runs the model to choose; leave it out")
         known = {*module.DEFAULTS[str(config["model_type"])], *module.ALIASES}
-        for key in sorted(own.keys() - known):
+        for key in sorted(config_keys.keys() - known):
             if close := difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT):
                 planning.problem(f"config.{key}", f"no such key; did you mean {close[0]!r}?")
 

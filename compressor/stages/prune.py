@@ -1,4 +1,4 @@
-"""`prune`: masks over groups of weights. `compression.pruning` decides which entries go."""
+"""`prune`: mask entries of groups of weights. `compression.pruning` chooses them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HEADER_BYTES = 200
 
 
 class Target(BaseModel):
-    """How small the model has to get: a share of non-zero entries, or bytes of a packed file.
+    """Say how small the model must get: a share of non-zero entries, or bytes of a packed file.
 
     Example: `target: {nonzero_ratio: 0.3}`
     """
@@ -59,7 +59,7 @@ class Target(BaseModel):
         return self
 
     def kept(self, facts: Facts) -> int:
-        """How many entries of the whole model may stay."""
+        """Count how many entries of the whole model may stay."""
         if self.nonzero_ratio is not None:
             return round(self.nonzero_ratio * facts.parameters)
         assert self.bytes is not None
@@ -78,14 +78,14 @@ class Target(BaseModel):
 class Prune(Grouping, Stage):
     """Set the least important weights of each group to zero, exactly as many as asked.
 
-    `amounts`: in each group `round(amount × what is left)` entries go, the smallest over all its
-    tensors together. A group is named by its place, `encoder: {feed_forward: 0.1}`, or for all
-    stacks at once, `feed_forward: 0.1`. A tied head and embedding are one tensor. `pattern: "2:4"`
-    leaves two of every four neighbours in a row instead. `target` chooses the amounts: those for
-    which the curves of an earlier `sensitivity` stage, added up, predict the least loss.
+    `amounts`: each group loses `round(amount × what is left)` entries, the smallest over all its
+    tensors together. Name a group in one stack, `encoder: {feed_forward: 0.1}`, or in all stacks at
+    once, `feed_forward: 0.1`. A tied head and embedding are one tensor. `pattern: "2:4"` keeps two
+    of every four neighbours in a row instead. `target` chooses the amounts for which the curves of
+    an earlier `sensitivity` stage, added up, predict the least loss.
 
-    This makes nothing smaller or faster by itself: the zeros are stored as any number is, until
-    the model is packed, quantized or sliced.
+    By itself this makes nothing smaller or faster: zeros are stored as any number is, until the
+    model is packed, quantized or sliced.
 
     Example: `prune: {amounts: {decoder: {self_attention: 0.3, feed_forward: 0.3}, lm_head: 0.3}}`
     Example: `prune: {target: {nonzero_ratio: 0.3}, sensitivity: sensitivity}`
@@ -125,9 +125,7 @@ class Prune(Grouping, Stage):
         if self.only and self.amounts is not None:
             raise ValueError("`only` goes with a pattern or a target; amounts name their groups")
         if self.target is not None and self.importance == "sparsegpt":
-            raise ValueError(
-                "a target's curves are measured one by one; sparsegpt cannot be undone"
-            )
+            raise ValueError("a target's curves need prunings that are undone; sparsegpt's are not")
         return self
 
     def is_random(self) -> bool:
@@ -141,16 +139,16 @@ class Prune(Grouping, Stage):
         return {"sensitivity": curves} if self.target is not None else {}
 
     def parameters(self) -> dict[str, Any]:
-        """Calibration rows decide nothing where no row is looked at. Where they are looked at, a
-        group is scored in the model that the groups before it have left: their order decides.
+        """Leave out the number of calibration rows where none is read. Where they are, a group is
+        scored in the model that the groups before it have left, so their order is added.
         """
-        left_out = {"sensitivity"} | (set() if self.calibrated else {"calibration_rows"})
-        fields = {key: v for key, v in super().parameters().items() if key not in left_out}
+        unused = {"sensitivity"} | (set() if self.calibrated else {"calibration_rows"})
+        fields = {key: v for key, v in super().parameters().items() if key not in unused}
         order = list(flat(self.amounts)) if self.amounts else [] if self.only else [*self.groups]
         return fields | ({"order": order} if self.calibrated and len(order) > 1 else {})
 
     def _paths(self, facts: Facts) -> list[tuple[str, str]]:
-        """(group, key in the recipe) of the groups that take part."""
+        """List (group, key in the recipe) of the groups that take part."""
         if self.amounts is not None:
             return [(path, f"amounts.{path}") for path in flat(self.amounts)]
         if self.only:
@@ -158,12 +156,9 @@ class Prune(Grouping, Stage):
         return [(path, "pattern") for path in default_groups(self, facts)]
 
     def preview(self, planning: Planning) -> Facts | None:
-        """Exact counts; reports unknown and overlapping groups."""
+        """Count exactly; report unknown and overlapping groups."""
         facts = planning.facts
-        if facts is None:
-            return None
-        if facts.quantized:
-            planning.problem("", f"cannot prune {facts.quantized}; put `quantize` after it")
+        if facts is None or not planning.is_float("prune"):
             return facts
         if self.calibrated:
             planning.check_rows(trains=True)
@@ -192,10 +187,10 @@ class Prune(Grouping, Stage):
             linear = set(facts.linear())  # another matrix is [inputs, outputs], as GPT-2's are
             shapes = {name: facts.shapes[name] for name in sorted(names)}
             rows = {name: s[-1] if name in linear else s[0] for name, s in shapes.items()}
-            odd = [name for name, inputs in rows.items() if inputs % n_m[1]]
-            if odd:
-                what = f"{odd[0]} has rows of {rows[odd[0]]}, no multiple of {n_m[1]}"
-                planning.problem("pattern", f"{path}: {what}")
+            odd = next((name for name, inputs in rows.items() if inputs % n_m[1]), None)
+            if odd is not None:
+                message = f"{odd} has rows of {rows[odd]}, no multiple of {n_m[1]}"
+                planning.problem("pattern", f"{path}: {message}")
                 continue
             left, exact = facts.remaining(names)
             whole = left == facts.numel(names)
@@ -213,8 +208,8 @@ class Prune(Grouping, Stage):
         if not facts.exact_size:
             return facts.prune(names, max(0, min(count, left)), exact=False)
         if count < 0:
-            now = f"{facts.nonzero_ratio:.4f}"
-            planning.problem(key, f"the model is smaller than that already: {now} non-zero")
+            ratio = f"{facts.nonzero_ratio:.4f}"
+            planning.problem(key, f"the model is smaller than that already: {ratio} non-zero")
         elif count > left:
             planning.problem(key, f"out of reach: the groups have {left} entries, {count} must go")
         else:
@@ -233,7 +228,7 @@ class Prune(Grouping, Stage):
         return small.model_copy(update={"target": Target(nonzero_ratio=ratio)})
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
-        """Mask, and count what went from each group."""
+        """Mask entries, and count those of each group."""
         from compressor.compression.allocation import DIGITS
         from compressor.compression.pruning import Pruner
 
@@ -245,7 +240,7 @@ class Prune(Grouping, Stage):
         )
         n_m = n_of_m(self.pattern)
         if self.target is not None:
-            counts = self._counts(checkpoint, facts, inputs, context)
+            counts = self._allocate(checkpoint, facts, inputs, context)
         else:  # with N:M the pattern says how many
             amounts, of_all = flat(self.amounts or {}), self.of == "all"
             counts = {
@@ -257,20 +252,20 @@ class Prune(Grouping, Stage):
         result = {}
         for path, count in counts.items():
             before, size = left_of(checkpoint, groups[path])
-            gone = pruner.prune(groups[path], count, n_m)
+            pruned = pruner.prune(groups[path], count, n_m)
             result[path] = {
-                "amount": round(gone / before, DIGITS) if before else 0.0,
+                "amount": round(pruned / before, DIGITS) if before else 0.0,
                 "weights": size,
-                "left": before - gone,
-                "pruned": gone,
+                "left": before - pruned,
+                "pruned": pruned,
             }
         context.metrics["groups"] = result
         return checkpoint
 
-    def _counts(
+    def _allocate(
         self, checkpoint: Checkpoint, facts: Facts, inputs: Inputs, context: Context
     ) -> dict[str, int]:
-        """How many entries go from each group, chosen from the curves; printed and saved."""
+        """Choose from the curves how many entries each group loses; print and save it."""
         from compressor.compression.allocation import DIGITS, Curve, allocate
 
         assert self.target is not None

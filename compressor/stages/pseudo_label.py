@@ -1,4 +1,4 @@
-"""`pseudo_label`: a model writes what others then learn. Decoding itself is elsewhere."""
+"""`pseudo_label`: have a model write what others learn. Decoding is in `backends.torch`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from compressor.stages.base import Context, Inputs, Planning, Stage
 
 
 class PseudoLabel(Stage):
-    """Have the model, a teacher, summarize the training split, for students to learn from.
+    """Summarize the training split with the model, a teacher, for students to learn from.
 
     Sequence-level distillation (Kim & Rush, arXiv 1606.07947; the "pseudo-labels" of Shleifer &
-    Rush, 2010.13002): a `finetune` or `distill` with `targets:` set to this stage's name learns
-    these texts instead of the references. The student may have another tokenizer, since texts are
-    handed over. `targets.jsonl` has a line for each row; where a text is empty, the reference is
-    learned. The metrics compare the texts with the references, as `evaluate` does. Several
-    processes share the decoding, as there.
+    Rush, 2010.13002): a `finetune` or `distill` whose `targets:` names this stage learns these
+    texts instead of the references. The student may have another tokenizer, since it gets texts.
+    `targets.jsonl` has a line for each row; where a text is empty, the reference is learned. The
+    metrics compare the texts with the references, as in `evaluate`, and several processes share the
+    decoding.
 
     Example: `pseudo_label: {model: teacher, max_length: 64, num_beams: 4}`
     """

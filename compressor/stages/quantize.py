@@ -1,4 +1,4 @@
-"""`quantize`: weights in fewer bits. The maths and the layers are in `models.quantized_layers`."""
+"""`quantize`: store weights in fewer bits. The layers are in `models.quantized_layers`."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 
 
 class Quantize(Grid, Stage):
-    """Store the model's weights in fewer bits. The quantized model is what later stages evaluate,
-    measure and save. A zero stays a zero, whatever the weights become:
+    """Store the model's weights in fewer bits. Later stages evaluate, measure and save the
+    quantized model. A zero stays a zero, whatever the weights become:
 
     - int8: one float32 scale for each row, symmetric; an entry moves by at most half a scale.
-    - int4: one bfloat16 scale for each `group_size` entries of a row. Tables are int8, also where a
-      head is tied to one, and so are weights whose columns the groups do not divide.
+    - int4: one bfloat16 scale for each `group_size` entries of a row. Embeddings are int8, also
+      where a head is tied to one, and so are weights whose columns the groups do not divide.
     - bfloat16, float16: everything in that type, and computed in it.
 
-    In int8 and int4 the weights of all linear layers are stored, and word embeddings of at least
-    1,024 rows; norms, biases, tables of positions and GPT-2's `Conv1D` layers stay float32.
+    int8 and int4 are for the weights of all linear layers and word embeddings of at least 1,024
+    rows; norms, biases, position embeddings and GPT-2's `Conv1D` layers stay float32.
 
-    Where it runs: every kind on any CPU, and, not tested, on a GPU. How fast:
+    Every kind runs on any CPU and, untested, on a GPU. How fast:
 
     | weights  | activations | on a CPU                                             | on a GPU |
     |----------|-------------|------------------------------------------------------|----------|
     | int8     | int8        | fastest; x86 without VNNI has 7 bits for activations | as float |
-    | int8     | float       | turned to float for each product: slower than it     | the same |
+    | int8     | float       | turned to float for each product: slower than float  | the same |
     | int4     | bfloat16    | fast for few tokens, with AVX-512 or AVX2            | as float |
     | int4     | float       | turned to float for each product: slowest for few    | the same |
     | bfloat16 |             | fast where the processor has such products           | Ampere   |
     | float16  |             | slower than float32 without AVX512-FP16              | any      |
 
-    float16 ends at 65,504, which activations of some models pass (larger T5s are known for it):
-    take bfloat16 for those.
+    float16 ends at 65,504, which activations of some models exceed, such as larger T5s': take
+    bfloat16 for those.
 
     Example: `quantize: {weights: int8, activations: int8}`
     Example: `quantize: {weights: int4, group_size: 64}`
@@ -58,14 +58,14 @@ class Quantize(Grid, Stage):
     weights: Weights = Field("int8", description="How weights are stored.")
     activations: Activations | None = Field(
         None,
-        description="On a CPU. int8, the default for int8 weights: products are integer ones, with "
-        "a scale for each token; fastest. bfloat16, the default for int4: what comes in is rounded "
-        "to it. float: weights are turned to float for each product; exact, slower.",
+        description="On a CPU. int8, the default for int8 weights: integer products, with a scale "
+        "for each token; fastest. bfloat16, the default for int4: inputs are rounded to it. float: "
+        "weights are turned to float for each product; exact, slower.",
     )
 
     @property
     def quantization(self) -> Quantization:
-        """What comes out, defaults filled in."""
+        """What the model becomes, with defaults filled in."""
         activations = self.activations or ACTIVATIONS[self.weights][0]
         return Quantization(weights=self.weights, activations=activations)
 
@@ -75,18 +75,18 @@ class Quantize(Grid, Stage):
         return self.weights if self.weights in ("int8", "int4") else None
 
     def parameters(self) -> dict[str, Any]:
-        """Without what decides nothing, and with the defaults of these weights."""
-        own = super().parameters() | self.quantization.model_dump()
+        """Leave out settings of other weights, and fill in the defaults of these."""
+        parameters = super().parameters() | self.quantization.model_dump()
         unused = {"int8": {"group_size"}, "int4": set()}.get(
             self.weights, {"group_size", "embeddings"}
         )
-        return {key: value for key, value in own.items() if key not in unused}
+        return {key: value for key, value in parameters.items() if key not in unused}
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
-        known = ACTIVATIONS[self.weights]
-        if self.activations is not None and self.activations not in known:
-            message = f"{self.weights} weights go with {' or '.join(map(repr, known))}"
+        valid = ACTIVATIONS[self.weights]
+        if self.activations is not None and self.activations not in valid:
+            message = f"{self.weights} weights go with {' or '.join(map(repr, valid))}"
             planning.problem("activations", f"{message}, got {self.activations!r}")
         for key in {"group_size", "embeddings"} & self.model_fields_set - self.parameters().keys():
             planning.problem(key, f"has no meaning with {self.weights} weights")
@@ -109,7 +109,7 @@ class Quantize(Grid, Stage):
         )
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
-        """Quantize; `metrics.json` says how many tensors became what."""
+        """Quantize, and count how many tensors became what."""
         from compressor.models.loading import cast
         from compressor.models.quantized_layers import quantize_weights, set_activations
 
@@ -123,7 +123,7 @@ class Quantize(Grid, Stage):
             set_activations(checkpoint.model, self.quantization)
             context.metrics["quantized_tensors"] = dict(Counter(kinds.values()))
         checkpoint.quantization = self.quantization
-        checkpoint.masks = {}  # zeros are zeros still, and nothing trains after this
+        checkpoint.masks = {}  # zeros are still zeros, and nothing trains after this
         return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""`sensitivity`: how much each group of weights matters, measured by pruning it alone."""
+"""`sensitivity`: measure how much each group of weights matters by pruning it alone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Sensitivity(Grouping, Report):
         return tuple(sorted(set(value)))
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """Other releases of what counts words may give other scores."""
+        """Name the releases of what counts words: others may give other scores."""
         return versions(SCORERS) if self.rouge else {}
 
     def is_random(self) -> bool:
@@ -64,7 +64,7 @@ class Sensitivity(Grouping, Report):
         return {**calibration, "validation": "pairs"}
 
     def parameters(self) -> dict[str, Any]:
-        """With the order of the recipe's own groups: a `prune` with a target follows it."""
+        """Add the order of the recipe's own groups: a `prune` with a target follows it."""
         order = [] if self.only else list(self.groups)
         return super().parameters() | ({"order": order} if len(order) > 1 else {})
 
@@ -72,8 +72,7 @@ class Sensitivity(Grouping, Report):
         facts = planning.facts
         if facts is None:
             return None
-        if facts.quantized:
-            planning.problem("", f"cannot prune {facts.quantized}; put `quantize` after it")
+        planning.is_float("prune")
         planning.check_rows(trains=True)
         if self.importance == "sparsegpt":
             planning.problem("importance", "sparsegpt changes what it keeps; take another here")
@@ -86,9 +85,9 @@ class Sensitivity(Grouping, Report):
         return facts
 
     def _paths(self, facts: Facts) -> list[tuple[str, str]]:
-        named = self.only or default_groups(self, facts)
+        paths = self.only or default_groups(self, facts)
         key = "only." if self.only else ""
-        return [(path, f"{key}{i}" if key else "") for i, path in enumerate(named)]
+        return [(path, f"{key}{i}" if key else "") for i, path in enumerate(paths)]
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Measure, and write the curves."""
@@ -99,16 +98,13 @@ class Sensitivity(Grouping, Report):
         checkpoint.model.to(device)
         for name, mask in checkpoint.masks.items():
             checkpoint.masks[name] = mask.to(device)
-        rows = context.rows("validation")
-        rows = rows.first(self.rows)
-        facts = checkpoint.facts()
-        groups = self.all_groups(facts)
+        rows = context.rows("validation").first(self.rows)
         measure = _Measure(checkpoint, rows, context, self)
-        base = measure("the model as it is")
-        curves: dict[str, Any] = {}
+        result: dict[str, Any] = {**measure("the model as it is"), "rows": len(rows), "groups": {}}
         examples = calibration(self, checkpoint, context)
         pruner = Pruner(checkpoint, self, seed=context.seed, examples=examples)
-        paths = [path for path, _ in self._paths(facts)]
+        facts = checkpoint.facts()
+        groups, paths = self.all_groups(facts), [path for path, _ in self._paths(facts)]
         with context.progress.bar("sensitivity", len(paths) * len(self.amounts)) as bar:
             for path in paths:
                 left, size = left_of(checkpoint, groups[path])
@@ -116,17 +112,16 @@ class Sensitivity(Grouping, Report):
                 for amount in self.amounts:
                     with pruner.restored(groups[path]):  # at once, as `prune` will
                         pruner.prune(groups[path], round(amount * left))
-                        where = f"{path} pruned at {amount:g}"
-                        points.append({"amount": amount, **measure(where)})
-                    bar.advance(group=path, loss=f"{points[-1]['loss']:.3f}")
-                curves[path] = {"weights": size, "left": left, "points": points}
-        result = {**base, "rows": len(rows), "groups": curves}
+                        point = {"amount": amount, **measure(f"{path} pruned at {amount:g}")}
+                    points.append(point)
+                    bar.advance(group=path, loss=f"{point['loss']:.3f}")
+                result["groups"][path] = {"weights": size, "left": left, "points": points}
         write_json(context.folder / CURVES, result)
-        self._tell(result, context)
+        self._print_losses(result, context)
         context.metrics.update(result)
 
-    def _tell(self, result: dict[str, Any], context: Context) -> None:
-        """A line for each group: the loss at each amount."""
+    def _print_losses(self, result: dict[str, Any], context: Context) -> None:
+        """Print a line for each group: the loss at each amount."""
         width = max(len(path) for path in result["groups"])
         amounts = "".join(f"{amount:>8g}" for amount in self.amounts)
         context.progress.say(f"  loss {result['loss']:.3f}, with this share pruned:")
@@ -137,7 +132,7 @@ class Sensitivity(Grouping, Report):
 
 
 class _Measure:
-    """The loss of a model on some rows, and if asked their ROUGE."""
+    """Measures the loss of a model on some rows and, where wanted, their ROUGE."""
 
     def __init__(
         self, checkpoint: Checkpoint, rows: Rows, context: Context, stage: Sensitivity
@@ -152,25 +147,23 @@ class _Measure:
         self.loss = LabelLoss(checkpoint.model)
 
     def __call__(self, what: str) -> dict[str, float]:
-        """The loss, and rougeLsum. Raises StageError where there is none of `what`."""
+        """Measure the model, which is `what`. Raises StageError where it has no finite loss."""
         from compressor.training.loop import mean_loss
 
         tokenizer, model = self.checkpoint.tokenizer, self.checkpoint.model
         assert tokenizer is not None
-        measured = {
-            "loss": mean_loss(self.loss, self.examples, self.checkpoint.pad_id, model.device)
-        }
-        if not math.isfinite(measured["loss"]):
+        loss = mean_loss(self.loss, self.examples, self.checkpoint.pad_id, model.device)
+        if not math.isfinite(loss):
             raise StageError(
-                f"the loss of {what} is {measured['loss']} on the validation rows: its activations "
-                "overflow, as after a training that diverged"
+                f"the loss of {what} is {loss} on the validation rows: its activations overflow, "
+                "as after a training that diverged"
             )
-        if self.stage.rouge:
-            from compressor.backends.torch.generation import decode
-            from compressor.evaluation.rouge import score_rows, summarize_scores
+        if not self.stage.rouge:
+            return {"loss": loss}
+        from compressor.backends.torch.generation import decode
+        from compressor.evaluation.rouge import score_rows, summarize_scores
 
-            decoded = decode(model, self.examples.sources, max_length=self.stage.max_length)
-            texts = tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
-            scores = score_rows(texts, self.rows.references)
-            measured["rougeLsum"] = summarize_scores(scores)["rougeLsum"]
-        return measured
+        output = decode(model, self.examples.sources, max_length=self.stage.max_length)
+        texts = tokenizer.batch_decode(output.tokens, skip_special_tokens=True)
+        scores = summarize_scores(score_rows(texts, self.rows.references))
+        return {"loss": loss, "rougeLsum": scores["rougeLsum"]}

@@ -1,4 +1,4 @@
-"""`shrink`: whole layers leave a model. Copying what stays is in `compressor.models.checkpoint`."""
+"""`shrink`: drop whole layers by number or evenly. `slice` drops the least important ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Shrink(Stage):
     """Drop whole layers of a stack: keep so many, evenly spaced from the first, or the listed ones.
 
     6 layers to 3, or to a share of 0.5, keeps 0, 2, 4; to 4 keeps 0, 1, 3, 4. As in "shrink and
-    fine-tune" (Shleifer & Rush, 2010.13002): the smaller model needs fine-tuning.
+    fine-tune" (Shleifer & Rush, 2010.13002), the smaller model needs fine-tuning.
 
     Example: `shrink: {decoder_layers: 3}` or `shrink: {encoder_layers: [0, 2, 5]}`
     Example: `shrink: {encoder_layers: 0.5, decoder_layers: 0.5}`
@@ -47,7 +47,7 @@ class Shrink(Stage):
     @classmethod
     def _is_a_share(cls, value: Any) -> Any:
         if isinstance(value, list):
-            return [whole(each) for each in value]
+            return [whole(layer) for layer in value]
         value = value if value == 1 else whole(value)  # 1.0 is a share: all
         if isinstance(value, float) and not 0 < value <= 1:
             raise ValueError(
@@ -61,20 +61,18 @@ class Shrink(Stage):
             raise ValueError("set `encoder_layers` or `decoder_layers`")
         return self
 
-    def _wanted(self) -> dict[str, Layers]:
+    def _stacks(self) -> dict[str, Layers]:
+        """Map each stack that changes to its layers that stay."""
         both = {"encoder": self.encoder_layers, "decoder": self.decoder_layers}
         return {stack: layers for stack, layers in both.items() if layers is not None}
 
     def preview(self, planning: Planning) -> Facts | None:
-        """Exact sizes; reports a stack that is not there and a layer that is out of range."""
+        """Count exactly; report a stack that is missing and a layer that is out of range."""
         facts = planning.facts
-        if facts is None:
-            return None
-        if facts.quantized:
-            planning.problem("", f"cannot shrink {facts.quantized}; put `quantize` after it")
+        if facts is None or not planning.is_float("shrink"):
             return facts
         stacks, kept = facts.stacks(), dict[str, list[int]]()
-        for stack, layers in self._wanted().items():
+        for stack, layers in self._stacks().items():
             field = f"{stack}_layers"
             if stack not in stacks:
                 planning.problem(field, f"{facts.model_type} has no {stack}")
@@ -88,11 +86,11 @@ class Shrink(Stage):
             elif not 0 < layers <= count:
                 planning.problem(field, f"{layers} is outside 1 … {count}, the layers there are")
                 continue
-            kept[stack] = _kept(layers, count)
+            kept[stack] = _choose(layers, count)
         return facts.keep_layers(kept) if kept else facts
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
-        """Build the smaller model and copy the kept layers, renumbered, into it."""
+        """Build the smaller model, and copy the layers that stay, renumbered, into it."""
         from compressor.models.facts import architecture
         from compressor.models.surgery import keep_layers
 
@@ -101,14 +99,13 @@ class Shrink(Stage):
         stacks = architecture(config.model_type).stacks(
             {**config.to_dict(), "head": checkpoint.head}
         )
-        wanted = self._wanted().items()
-        kept = {stack: _kept(layers, stacks[stack].layers) for stack, layers in wanted}
+        kept = {s: _choose(layers, stacks[s].layers) for s, layers in self._stacks().items()}
         context.metrics["kept"] = kept
         return keep_layers(checkpoint, kept)
 
 
-def _kept(layers: Layers, count: int) -> list[int]:
-    """The indices, among `count` layers, of those that stay."""
+def _choose(layers: Layers, count: int) -> list[int]:
+    """Choose which of `count` layers stay."""
     if isinstance(layers, list):
         return layers
     return evenly_spaced(

@@ -1,5 +1,6 @@
-"""`slice`: heads, neurons and layers leave a model, the least important first. Which ones lie where
-is in `architectures/`, the maths in `compressor.models.surgery`. `shrink` drops layers by number.
+"""`slice`: cut heads, neurons and layers out of a model, the least important first.
+
+`architectures/` knows where they lie, `models.surgery` has the maths.
 """
 
 from __future__ import annotations
@@ -22,15 +23,11 @@ if TYPE_CHECKING:
 
     from compressor.models.checkpoint import Checkpoint
 
-_WORDS: dict[UnitKind, str] = {"heads": "heads", "feed_forward": "feed-forward neurons"}
+_NAMES: dict[UnitKind, str] = {"heads": "heads", "feed_forward": "feed-forward neurons"}
 _WIDTH = "How many stay: a whole number, or a share in (0, 1]"
 
 
-def _refuse(path: str, message: str) -> None:
-    raise StageError(f"{path}: {message}")
-
-
-_WIDTHS = ("heads", "feed_forward", "layers")
+_FIELDS = ("heads", "feed_forward", "layers")
 Width = Annotated[
     int | float,
     WithJsonSchema(
@@ -44,8 +41,17 @@ Width = Annotated[
 ]
 
 
+def _refuse(path: str, message: str) -> None:
+    raise StageError(f"{path}: {message}")
+
+
+def _count(amount: float, count: int) -> int:
+    """Turn a number, or a share of `count`, into a number."""
+    return amount if isinstance(amount, int) else max(1, round(amount * count))
+
+
 class Widths(BaseModel):
-    """How wide a model, or one stack of it, is to be.
+    """Say how wide a model, or one stack of it, is to be.
 
     Example: `encoder: {feed_forward: 0.5}`
     """
@@ -56,16 +62,17 @@ class Widths(BaseModel):
     feed_forward: Width | None = Field(None, description=f"{_WIDTH}; of each layer.")
     layers: Width | None = Field(None, description=f"{_WIDTH}; of each stack.")
 
-    @field_validator(*_WIDTHS, mode="before")
+    @field_validator(*_FIELDS, mode="before")
     @classmethod
     def _is_a_width(cls, value: Any) -> Any:
         value = value if value == 1 else whole(value)  # 1.0 is a share: all
-        counted = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if value is None or counted or (isinstance(value, float) and 0 < value <= 1):
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if value is None or is_count or (isinstance(value, float) and 0 < value <= 1):
             return value
         raise ValueError("expected a whole number of at least 1, or a share in (0, 1] such as 0.5")
 
-    def wanted(self) -> Iterator[tuple[UnitKind, int | float]]:
+    def units(self) -> Iterator[tuple[UnitKind, int | float]]:
+        """Yield each kind of unit with its width."""
         if self.heads is not None:
             yield "heads", self.heads
         if self.feed_forward is not None:
@@ -73,20 +80,20 @@ class Widths(BaseModel):
 
 
 class Slice(Widths, Stage):
-    """Take heads, feed-forward neurons and layers out of a model: it gets smaller and faster.
+    """Cut heads, feed-forward neurons and layers out of a model: it gets smaller and faster.
 
-    Of each attention and each feed-forward layer the units of largest L2 norm stay, over all the
-    matrices that a unit has: rows of q, k and v and columns of o for a head; a row of each input
-    matrix (two where gated) and a column of the output matrix for a neuron. Biases and masks go
-    with their unit. A unit whose matrices are zero goes first, and changes no output. This is
-    structured pruning by magnitude (Li et al., 1608.08710, for units of transformers); the
-    sliced model needs fine-tuning. `importance: taylor` judges by the loss on rows of the data
-    instead. Layers leave first, those of the smallest sum over all of their matrices.
+    Each attention and each feed-forward layer keeps the units with the largest L2 norm over all
+    matrices of a unit: rows of q, k and v and columns of o for a head; a row of each input matrix
+    (two where gated) and a column of the output matrix for a neuron. Biases and masks go with their
+    unit. A unit whose matrices are zero goes first, and changes no output. This is structured
+    pruning by magnitude (Li et al., 1608.08710, for units of transformers); the sliced model needs
+    fine-tuning. `importance: taylor` judges by the loss on rows of the data instead. Layers are
+    dropped first, those with the smallest sum over all of their matrices.
 
-    In every layer as many stay, since a config has one number for all. In T5 each column of the
-    relative-position bias, which block 0 has, serves one head in all layers of its stack: so the
+    Every layer keeps as many units, since a config has one number for all. In T5 each column of the
+    relative-position bias in block 0 serves one head in all layers of its stack, so the
     self-attentions of a stack lose the same heads, those of smallest norm over all of its layers.
-    Each cross-attention, having no such bias, and each feed-forward layer chooses for itself.
+    Cross-attentions, which have no such bias, and feed-forward layers each choose for themselves.
 
     Example: `slice: {heads: 0.5, feed_forward: 0.5}` or
     `slice: {heads: 4, feed_forward: 1000, multiple_of: 8}`
@@ -105,14 +112,14 @@ class Slice(Widths, Stage):
     )
     importance: Literal["magnitude", "random", "taylor"] = Field(
         "magnitude",
-        description="What a unit is judged by: the L2 norm of its weights, nothing, or the sum of "
+        description="What a unit is judged by: the L2 norm of its weights, chance, or the sum of "
         "|w · dL/dw| over its weights.",
     )
     calibration_rows: Integer = Field(64, ge=1, description="Training rows that taylor looks at.")
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Slice:
-        if not list(self._wanted()) and not list(self._wanted_layers(("encoder", "decoder"))):
+        if not list(self._units()) and not list(self._layers(("encoder", "decoder"))):
             raise ValueError("set `heads`, `feed_forward` or `layers`")
         return self
 
@@ -123,32 +130,32 @@ class Slice(Widths, Stage):
         return {"train": "pairs"} if self.importance == "taylor" else {}
 
     def parameters(self) -> dict[str, Any]:
-        """Calibration rows decide nothing where no row is looked at."""
-        left_out = set() if self.importance == "taylor" else {"calibration_rows"}
-        return {key: value for key, value in super().parameters().items() if key not in left_out}
+        """Leave out the number of calibration rows where none is read."""
+        unused = set() if self.importance == "taylor" else {"calibration_rows"}
+        return {key: value for key, value in super().parameters().items() if key not in unused}
 
-    def _wanted(self) -> Iterator[tuple[str, UnitKind, int | float]]:
-        """(stack, or "" for all, kind of unit, width)."""
+    def _units(self) -> Iterator[tuple[str, UnitKind, int | float]]:
+        """Yield (stack, or "" for all, kind of unit, width)."""
         for stack, widths in (("", self), ("encoder", self.encoder), ("decoder", self.decoder)):
-            for kind, width in widths.wanted() if widths else ():
+            for kind, width in widths.units() if widths else ():
                 yield stack, kind, width
 
-    def _wanted_layers(self, stacks: Iterable[str]) -> Iterator[tuple[str, str, int | float]]:
-        """(key in the recipe, stack, how many layers of it stay)."""
+    def _layers(self, stacks: Iterable[str]) -> Iterator[tuple[str, str, int | float]]:
+        """Yield (key in the recipe, stack, how many of its layers stay)."""
         for stack in stacks:
-            own: Widths | None = getattr(self, stack)
-            if own is not None and own.layers is not None:
-                yield f"{stack}.layers", stack, own.layers
+            widths: Widths | None = getattr(self, stack)
+            if widths is not None and widths.layers is not None:
+                yield f"{stack}.layers", stack, widths.layers
             elif self.layers is not None:
                 yield "layers", stack, self.layers
 
     def depths(self, facts: Facts, problem: Callable[[str, str], None] = _refuse) -> dict[str, int]:
-        """How many layers of each stack stay. Reports more than there are, or raises."""
+        """Count the layers of each stack that stay. Reports more than there are, or raises."""
         stacks, kept = facts.stacks(), dict[str, int]()
-        for stack, own in (("encoder", self.encoder), ("decoder", self.decoder)):
-            if own is not None and own.layers is not None and stack not in stacks:
+        for stack, widths in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if widths is not None and widths.layers is not None and stack not in stacks:
                 problem(stack, f"{facts.model_type} has no {stack}; {nearest(stack, stacks)}")
-        for path, stack, amount in self._wanted_layers(s for s in stacks if hasattr(self, s)):
+        for path, stack, amount in self._layers(s for s in stacks if hasattr(self, s)):
             count = stacks[stack].layers
             if any(stacks[stack].blocks):
                 message = f"the {stack}'s layers are not all alike, one is a block; `shrink` them"
@@ -156,53 +163,49 @@ class Slice(Widths, Stage):
             elif amount > count:
                 problem(path, f"{amount} is outside 1 … {count}, the layers there are")
             else:
-                kept[stack] = amount if isinstance(amount, int) else max(1, round(amount * count))
+                kept[stack] = _count(amount, count)
         return kept
 
     def preview(self, planning: Planning) -> Facts | None:
-        """Exact sizes; reports widths that are too large, or that no config can express."""
+        """Count exactly; report widths that are too large, or that no config can express."""
         facts = planning.facts
-        if facts is None:
-            return None
-        if facts.quantized:
-            planning.problem("", f"cannot slice {facts.quantized}; put `quantize` after it")
+        if facts is None or not planning.is_float("slice"):
             return facts
         if self.importance == "taylor":
             planning.check_rows(trains=True)
         depths = self.depths(facts, planning.problem)
         facts = facts.keep_layers({stack: list(range(n)) for stack, n in depths.items()})
-        chosen = self.widths(facts, planning.problem)
-        for width in sorted({width for _, width in chosen}):
-            facts = facts.resize([units for units, own in chosen if own == width], width)
+        widths = self.widths(facts, planning.problem)
+        for width in sorted({width for _, width in widths}):
+            facts = facts.resize([units for units, other in widths if other == width], width)
         return facts
 
     def widths(
         self, facts: Facts, problem: Callable[[str, str], None] = _refuse
     ) -> list[tuple[Units, int]]:
-        """The units that change, and how many of each stay. Reports what cannot be, or raises."""
+        """List units that change, and how many of each stay. Reports what cannot be, or raises."""
         chosen: dict[str, tuple[str, Units, int]] = {}
-        for stack, kind, amount in self._wanted():
+        for stack, kind, amount in self._units():
             path = f"{stack}.{kind}" if stack else kind
             if stack and stack not in facts.stacks():
                 hint = nearest(stack, facts.stacks())
                 problem(stack, f"{facts.model_type} has no {stack}; {hint}")
                 continue
-            found = [u for u in facts.units(kind) if stack in ("", u.stack)]
-            if not found:
-                problem(path, f"{facts.model_type} has no {_WORDS[kind]} that could be sliced")
-            elif found[0].stays:
-                problem(path, found[0].stays)
-            elif (most := min(units.count for units in found)) < amount:
-                problem(path, f"{amount} is outside 1 … {most}, the {_WORDS[kind]} there are")
+            members = [units for units in facts.units(kind) if stack in ("", units.stack)]
+            if not members:
+                problem(path, f"{facts.model_type} has no {_NAMES[kind]} that could be sliced")
+            elif members[0].stays:
+                problem(path, members[0].stays)
+            elif (most := min(units.count for units in members)) < amount:
+                problem(path, f"{amount} is outside 1 … {most}, the {_NAMES[kind]} there are")
             else:
-                for units in found:
-                    width = self._rounded(amount, units.count, kind)
-                    chosen[units.name] = (path, units, width)
+                for units in members:
+                    chosen[units.name] = (path, units, self._width(amount, units.count, kind))
         self._check_expressible(facts, chosen, problem)
         return [(units, width) for _, units, width in chosen.values()]
 
-    def _rounded(self, amount: float, count: int, kind: UnitKind) -> int:
-        width = amount if isinstance(amount, int) else max(1, round(amount * count))
+    def _width(self, amount: float, count: int, kind: UnitKind) -> int:
+        width = _count(amount, count)
         if kind == "feed_forward":
             width = min(count, -(-width // self.multiple_of) * self.multiple_of)
         return width
@@ -213,50 +216,47 @@ class Slice(Widths, Stage):
         chosen: dict[str, tuple[str, Units, int]],
         problem: Callable[[str, str], None],
     ) -> None:
-        """Report a width of which a config has one number and the recipe would have two."""
-        every = [*facts.units("heads"), *facts.units("feed_forward")]
-        told = set()
+        """Report two widths where a config has one number for both."""
+        members: dict[str, list[Units]] = {}
+        for units in (*facts.units("heads"), *facts.units("feed_forward")):
+            members.setdefault(units.config_key, []).append(units)
+        wrong: dict[str, str] = {}
         for path, units, width in chosen.values():
-            others = [other for other in every if other.config_key == units.config_key]
-            same = all(o.name in chosen and chosen[o.name][2] == width for o in others)
-            if not same and units.config_key not in told:
-                told.add(units.config_key)
-                problem(
-                    path,
-                    f"{facts.model_type} has one {units.config_key} for all of its layers; set "
-                    f"{path.rpartition('.')[2]!r} for the whole model",
-                )
+            others = [chosen.get(other.name) for other in members[units.config_key]]
+            if any(other is None or other[2] != width for other in others):
+                wrong.setdefault(units.config_key, path)
+        for key, path in wrong.items():
+            message = f"{facts.model_type} has one {key} for all of its layers; set "
+            problem(path, f"{message}{path.rpartition('.')[2]!r} for the whole model")
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Judge, choose, and build the smaller model."""
         from compressor.models.surgery import keep_layers, keep_units
 
         checkpoint = inputs.checkpoint()
-        metrics: dict[str, Any] = {}
+        kept: dict[str, Any] = {}
         if depths := self.depths(checkpoint.facts()):
             layers = self._choose_layers(checkpoint, depths, context)
-            metrics |= {f"{stack} layers": indices for stack, indices in layers.items()}
+            kept |= {f"{stack} layers": indices for stack, indices in layers.items()}
             checkpoint = keep_layers(checkpoint, layers)
-        kept = self._choose(checkpoint, context)
-        metrics |= {
-            units.name: indices if units.config_key.endswith("heads") else len(indices)
-            for units, indices in kept
-        }
-        context.metrics["kept"] = metrics
-        return keep_units(checkpoint, kept)
+        choice = self._choose_units(checkpoint, context)
+        for units, indices in choice:
+            kept[units.name] = indices if units.config_key.endswith("heads") else len(indices)
+        context.metrics["kept"] = kept
+        return keep_units(checkpoint, choice)
 
     def _scores(
         self, checkpoint: Checkpoint, names: Iterable[str], context: Context
     ) -> Mapping[str, Tensor]:
-        """A score that is not negative for each entry of the matrices."""
+        """Score each entry of the matrices; no score is negative."""
         weights = {name: checkpoint.parameter(name) for name in names}
         if self.importance == "magnitude":
             squares = {name: weight.detach().square() for name, weight in weights.items()}
             require_finite(squares, "the square of ", "its largest entry is beyond 1.8e19")
             return squares
-        judged_by = Grouping(importance=self.importance, calibration_rows=self.calibration_rows)
-        examples = calibration(judged_by, checkpoint, context)
-        return Pruner(checkpoint, judged_by, seed=context.seed, examples=examples).scores(weights)
+        grouping = Grouping(importance=self.importance, calibration_rows=self.calibration_rows)
+        examples = calibration(grouping, checkpoint, context)
+        return Pruner(checkpoint, grouping, seed=context.seed, examples=examples).scores(weights)
 
     def _choose_layers(
         self, checkpoint: Checkpoint, depths: Mapping[str, int], context: Context
@@ -278,8 +278,10 @@ class Slice(Widths, Stage):
             kept[stack] = strongest(torch.cat(sums), depth)
         return kept
 
-    def _choose(self, checkpoint: Checkpoint, context: Context) -> list[tuple[Units, list[int]]]:
-        """The units of largest score; where several choose together, of the sum over all."""
+    def _choose_units(
+        self, checkpoint: Checkpoint, context: Context
+    ) -> list[tuple[Units, list[int]]]:
+        """Choose the units of largest score; where several choose together, of the largest sum."""
         from compressor.models.surgery import strongest, unit_sums
 
         widths = self.widths(checkpoint.facts())

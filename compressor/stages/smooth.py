@@ -1,4 +1,4 @@
-"""`smooth`: the same model with its activations' outliers in the weights."""
+"""`smooth`: move the outliers of activations into the weights."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ CALIBRATION_BATCH = 8
 
 
 class Smooth(Stage):
-    """Make activations easier to round, for int8 products after it: SmoothQuant, 2211.10438.
+    """Make activations easier to round for int8 products: SmoothQuant, arXiv 2211.10438.
 
-    A few channels of what a layer reads are much larger than the others, and take the scale that
+    A few channels of a layer's input are much larger than the others, and use up the one scale that
     int8 has for a token. Each channel is divided by a factor where it is written, and multiplied by
-    it in the weights that read it: the model gives what it gave, in float. The factor is
+    it in the weights that read it, so that the float model gives what it gave. The factor is
     `max|x|^alpha / max|w|^(1 - alpha)`, over `calibration_rows` rows of the training split.
 
-    For T5 and mT5: what norms, values and neurons write; of a head that is tied to the embedding,
-    nothing. It comes before `quantize` or an int8 `export`, and is of use where activations are
-    rounded too: CTranslate2, ONNX Runtime, `activations: int8`.
+    For T5 and mT5: the outputs of norms, values and neurons, but not what a tied head reads. Put it
+    before `quantize` or an int8 `export`; it helps where activations are rounded too: CTranslate2,
+    ONNX Runtime, `activations: int8`.
 
     Example: `smooth: {model: recover, alpha: 0.5}`
     """
@@ -51,15 +51,13 @@ class Smooth(Stage):
         facts = planning.facts
         if facts is None:
             return None
-        if facts.quantized:
-            planning.problem("", f"this is {facts.quantized} already; put `smooth` before it")
-        elif not facts.channels():
+        if planning.is_float("smooth") and not facts.channels():
             planning.problem("", f"knows T5 and mT5, and this is a {facts.model_type}")
         planning.check_rows(trains=True)
         return facts
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
-        """Look at some rows, then rescale."""
+        """Read some rows, then rescale."""
         import torch
 
         from compressor.compression.smoothing import input_peaks, rescale
@@ -81,8 +79,8 @@ class Smooth(Stage):
             "what comes into ",
             "activations on the calibration rows overflow, as after a training that diverged",
         )
-        done = rescale(model, channels, peaks, self.alpha)
+        factors = rescale(model, channels, peaks, self.alpha)
         model.to("cpu")
-        context.metrics["channels"] = sum(len(factor) for factor in done)
-        context.metrics["largest_factor"] = max(float(factor.max()) for factor in done)
+        context.metrics["channels"] = sum(len(factor) for factor in factors)
+        context.metrics["largest_factor"] = max(float(factor.max()) for factor in factors)
         return checkpoint

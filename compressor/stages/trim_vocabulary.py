@@ -1,6 +1,6 @@
-"""`trim_vocabulary`: pieces that the rows never use leave a model and its tokenizer.
+"""`trim_vocabulary`: drop the tokens that the rows never use, from model and tokenizer.
 
-What a tokenizer's JSON needs for that is in `compressor.data.tokenizers`.
+`data.tokenizers` knows what a tokenizer's JSON needs for that.
 """
 
 from __future__ import annotations
@@ -27,27 +27,26 @@ if TYPE_CHECKING:
 
     from compressor.models.checkpoint import Checkpoint
 
-_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
-"""What a generation config forbids: of these, what has left is forbidden anyway."""
+_FORBIDDEN = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+"""Lists of what a generation config forbids: a token that was dropped needs no entry."""
 _BY_TASK = "task_specific_params"
 """Where a config, such as published mBARTs', has settings of a search for each task."""
 
 
 class TrimVocabulary(Stage):
-    """Take the pieces that the rows never use out of embedding, head and tokenizer.
+    """Drop the tokens that the rows never use from embedding, head and tokenizer.
 
     Every text (with the data's prefix, uncut) and summary of the chosen splits encodes to the same
-    pieces as before, under new ids, which is asserted by encoding all of them again; the model
-    gives each piece that stays the logit it gave it before. Special tokens stay and, unless
-    `characters: false`, every piece of one character: other text in them still encodes, in shorter
-    pieces (T5 has some characters, such as ï, only inside longer pieces, which leave if unused).
-    Pieces of lowest id, the most frequent ones of the tokenizer's own training, fill the vocabulary
-    up to `keep` or `size`. Fast tokenizers of the kinds Unigram (T5), BPE and WordPiece (BERT).
+    tokens as before, under new ids: all of them are encoded again to make sure. The model gives
+    each token that stays the logit it gave before. Special tokens stay and, unless
+    `characters: false`, every token of one character, so that other text still encodes, in shorter
+    tokens (T5 has some characters, such as ï, only inside longer tokens, which go if unused).
+    Tokens of lowest id, the most frequent ones of the tokenizer's own training, fill the vocabulary
+    up to `keep` or `size`. For fast tokenizers of the kinds Unigram (T5), BPE and WordPiece (BERT).
     After "Load What You Need" (Abdaoui et al., 2010.05609).
 
-    How many pieces the rows use is known after the run: without `size`, a plan can only give an
-    upper bound. Where `keep` or `size` is too small for what must stay, `keep` gives way, and
-    `size` is an error.
+    Only a run knows how many tokens the rows use: without `size`, a plan gives an upper bound.
+    Where `keep` or `size` is too small for what must stay, `keep` gives way, and `size` fails.
 
     Example: `trim_vocabulary: {multiple_of: 8}` or `trim_vocabulary: {size: 8000}`
     """
@@ -58,12 +57,12 @@ class TrimVocabulary(Stage):
         ("train", "validation"), min_length=1, description="Splits whose rows decide."
     )
     size: Counted | None = Field(None, description="Exactly so many rows of the embedding stay.")
-    keep: Counted | None = Field(None, description="At least so many pieces stay.")
+    keep: Counted | None = Field(None, description="At least so many tokens stay.")
     multiple_of: Integer = Field(
-        1, ge=1, description="Round the number of rows up to a multiple of this, by more pieces."
+        1, ge=1, description="Round the number of rows up to a multiple of this, by more tokens."
     )
     characters: bool = Field(
-        True, description="Keep every piece of one character; bytes stay in any case."
+        True, description="Keep every token of one character; bytes stay in any case."
     )
     sentinels: bool = Field(
         False, description="Keep T5's `<extra_id_…>`, which only its pretraining uses."
@@ -79,37 +78,33 @@ class TrimVocabulary(Stage):
         return dict.fromkeys(self.from_splits, "texts")
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """The prefix: it is encoded with every text."""
+        """Name the prefix, which is encoded with every text."""
         return {"prefix": planning.data.prefix}
 
     def preview(self, planning: Planning) -> Facts | None:
-        """The exact size with `size`, else an upper bound; reports one that is too large."""
+        """Count exactly with `size`, else give an upper bound; report one that is too large."""
         facts = planning.facts
-        if facts is None:
-            return None
-        if facts.quantized:
-            planning.problem("", f"cannot trim {facts.quantized}; put `quantize` after it")
+        if facts is None or not planning.is_float("trim"):
             return facts
         units = facts.units("vocabulary")
         if not units:
             planning.problem("", f"{facts.model_type} has no vocabulary that could be trimmed")
             return facts
         if facts.slow_tokenizer:
-            planning.problem("", "cannot trim Marian's own tokenizer, which is no fast one")
+            planning.problem("", "cannot trim Marian's own tokenizer, which is not a fast one")
             return facts
         rows = units[0].count
         for name in ("size", "keep"):
-            asked = getattr(self, name)
-            if asked is not None and asked > rows:
-                planning.problem(name, f"{asked} is outside 1 … {rows}, the pieces there are")
+            count = getattr(self, name)
+            if count is not None and count > rows:
+                planning.problem(name, f"{count} is outside 1 … {rows}, the tokens there are")
                 return facts
         if self.size is None:
             return replace(facts, exact_size=False, exact=facts.exact and not facts.masked)
-        return facts.resize(units, self._rounded(self.size, rows))
+        return facts.resize(units, self._round_up(self.size, rows))
 
-    def _rounded(self, pieces: int, rows: int) -> int:
-        """How many rows stay for so many pieces, of so many rows."""
-        return min(rows, -(-pieces // self.multiple_of) * self.multiple_of)
+    def _round_up(self, count: int, rows: int) -> int:
+        return min(rows, -(-count // self.multiple_of) * self.multiple_of)
 
     def smoke_test_settings(self, planning: Planning) -> Self:
         """Keep all of a small vocabulary, since few rows may use all of it."""
@@ -121,7 +116,7 @@ class TrimVocabulary(Stage):
         return small.model_copy(update=changed)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
-        """Count, choose, cut, renumber, and encode every row again."""
+        """Count tokens, choose, cut, renumber, and encode every row again."""
         from compressor.models.surgery import keep_units
 
         checkpoint = inputs.checkpoint()
@@ -129,37 +124,36 @@ class TrimVocabulary(Stage):
         if old is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
         if not old.is_fast:
-            raise StageError(f"cannot trim {type(old).__name__}, which is no fast tokenizer")
+            raise StageError(f"cannot trim {type(old).__name__}, which is not a fast tokenizer")
         try:
             vocabulary = Vocabulary(json.loads(old.backend_tokenizer.to_str()))
         except ValueError as error:
             raise StageError(str(error)) from error
         (units,) = checkpoint.facts().units("vocabulary")
         used = Counter[int]()
-        for ids in _encoded(old, context, self.from_splits):
+        for ids in _encode(old, context, self.from_splits):
             used.update(index for row in ids for index in row)
 
         configs = [model.config.to_dict()]
         if model.can_generate():
             configs.append(model.generation_config.to_dict())
-        named = {i for config in configs for i in _named(config) if 0 <= i < units.count}
-        if model.config.model_type == "roberta":  # counts positions from its pad's number
-            named |= set(range(model.config.pad_token_id + 1))
-        kept = self._choose(vocabulary, used, named, units)
-        document, order = vocabulary.only(kept)
-        rows = self._rows(order, named, units)
-        new = {row: index for index, row in enumerate(rows)}
+        needed = {i for config in configs for i in _config_ids(config) if 0 <= i < units.count}
         pad = model.config.pad_token_id
+        if model.config.model_type == "roberta":  # counts positions from its pad's id
+            needed |= set(range(pad + 1))
+        kept = self._choose(vocabulary, used, needed, units)
+        document, order = vocabulary.only(kept)
+        rows = self._order_rows(order, needed, units)
+        new = {row: index for index, row in enumerate(rows)}
         if model.config.model_type == "roberta" and new[pad] != pad:
             raise StageError(
-                f"cannot trim this RoBERTa: it counts positions from its pad's number, {pad}, "
-                f"which would be {new[pad]}"
+                f"cannot trim this RoBERTa: it counts positions from its pad's id, {pad}, which "
+                f"would be {new[pad]}"
             )
-
-        tokenizer = _rebuilt(old, document)
-        self._check(old, tokenizer, new, context)
-        smaller = keep_units(checkpoint, [(units, rows)], _renumbered(configs[0], new))
-        for key, value in _renumbered(configs[-1], new).items() if configs[1:] else ():
+        tokenizer = _rebuild(old, document)
+        self._require_same_tokens(old, tokenizer, new, context)
+        smaller = keep_units(checkpoint, [(units, rows)], _renumber(configs[0], new))
+        for key, value in _renumber(configs[-1], new).items() if configs[1:] else ():
             setattr(smaller.model.generation_config, key, value)
         smaller.tokenizer = tokenizer
         context.metrics.update(
@@ -168,19 +162,19 @@ class TrimVocabulary(Stage):
         return smaller
 
     def _choose(
-        self, vocabulary: Vocabulary, used: Counter[int], named: set[int], units: Units
+        self, vocabulary: Vocabulary, used: Counter[int], needed: set[int], units: Units
     ) -> set[int]:
-        """The ids of the pieces that stay. Raises StageError where `size` has no room for them."""
+        """Choose the ids of tokens that stay. Raises StageError where `size` is too small."""
         must = vocabulary.always(characters=self.characters, sentinels=self.sentinels)
-        must |= named & vocabulary.pieces.keys()
+        must |= needed & vocabulary.pieces.keys()
         kept = vocabulary.with_parts(must | used.keys())
-        if self.size is not None and len(kept) > (room := self._rounded(self.size, units.count)):
+        if self.size is not None and len(kept) > (room := self._round_up(self.size, units.count)):
             raise StageError(
-                f"{len(kept)} pieces must stay, {len(used)} of them since the rows use them, more "
+                f"{len(kept)} tokens must stay, {len(used)} of them since the rows use them, more "
                 f"than the {room} of `size`; raise it"
                 + ("" if not self.characters else " or set `characters: false`")
             )
-        target = self._rounded(max(self.size or 0, self.keep or 0, len(kept)), units.count)
+        target = self._round_up(max(self.size or 0, self.keep or 0, len(kept)), units.count)
         unused = vocabulary.pieces.keys() - kept - set(vocabulary.added.values())
         for index in sorted(unused):
             if len(kept) >= target:
@@ -190,40 +184,36 @@ class TrimVocabulary(Stage):
                 kept |= more
         return kept
 
-    def _rows(self, order: list[int], named: set[int], units: Units) -> list[int]:
-        """Old rows of the embedding in their new order: the pieces', then what fills up."""
-        rows = order + sorted(named - set(order))
-        target = self._rounded(max(self.size or 0, len(rows)), units.count)
-        # Rows that no piece has come first: T5's own embedding ends with 28 of them.
+    def _order_rows(self, order: list[int], needed: set[int], units: Units) -> list[int]:
+        """List old rows of the embedding in their new order: the tokens', then spare ones."""
+        rows = order + sorted(needed - set(order))
+        target = self._round_up(max(self.size or 0, len(rows)), units.count)
+        # Rows of no token come first: T5's own embedding ends with 28 of them.
         spare = sorted(set(range(units.count)) - set(rows), reverse=True)
         return rows + spare[: target - len(rows)]
 
-    def _check(
+    def _require_same_tokens(
         self,
         old: PreTrainedTokenizerBase,
         new: PreTrainedTokenizerBase,
-        renumbered: Mapping[int, int],
+        ids: Mapping[int, int],
         context: Context,
     ) -> None:
-        """Raise StageError where a row does not encode to the same pieces."""
-        pairs = zip(
-            _encoded(old, context, self.from_splits),
-            _encoded(new, context, self.from_splits),
-            strict=True,
-        )
-        for before, after in pairs:
-            for row, (was, now) in enumerate(zip(before, after, strict=True)):
-                if [renumbered[index] for index in was] != now:
+        """Raise StageError where a row does not encode to the same tokens."""
+        chunks = (_encode(tokenizer, context, self.from_splits) for tokenizer in (old, new))
+        for before, after in zip(*chunks, strict=True):
+            for row, (expected, tokens) in enumerate(zip(before, after, strict=True)):
+                if [ids[index] for index in expected] != tokens:
                     raise StageError(
-                        f"the trimmed tokenizer reads row {row} otherwise: "
-                        f"{old.decode(was)[:60]!r}; keep more pieces with `keep`"
+                        f"the trimmed tokenizer reads row {row} differently: "
+                        f"{old.decode(expected)[:60]!r}; keep more tokens with `keep`"
                     )
 
 
-def _encoded(
+def _encode(
     tokenizer: PreTrainedTokenizerBase, context: Context, splits: tuple[Split, ...]
 ) -> Iterator[list[list[int]]]:
-    """Token ids of all texts, with their prefix, and summaries, uncut, some rows at a time."""
+    """Encode all texts, with their prefix, and summaries, uncut, some rows at a time."""
     from compressor.data.examples import CHUNK
 
     for split in splits:
@@ -235,29 +225,29 @@ def _encoded(
                 yield tokenizer(text_target=rows.summaries[part]).input_ids
 
 
-def _rebuilt(old: PreTrainedTokenizerBase, document: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """A tokenizer that is what the JSON says: a class such as T5's would add to it when loaded."""
+def _rebuild(old: PreTrainedTokenizerBase, document: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """Build a tokenizer that is what the JSON says: a class such as T5's adds to it when loaded."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     tokens = old.added_tokens_decoder.values()
     by_text = {token.content: token for token in tokens}
-    there = {token["content"] for token in document["added_tokens"]}
-    named = {
+    kept = {token["content"] for token in document["added_tokens"]}
+    special = {
         name: by_text.get(token, token)
         for name, token in old.special_tokens_map.items()
         if isinstance(token, str)
     }
     new: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(document)),
-        extra_special_tokens=[by_text[t] for t in map(str, old.extra_special_tokens) if t in there],
+        extra_special_tokens=[by_text[t] for t in map(str, old.extra_special_tokens) if t in kept],
         model_max_length=old.model_max_length,
         model_input_names=old.model_input_names,
         padding_side=old.padding_side,
         truncation_side=old.truncation_side,
         clean_up_tokenization_spaces=old.clean_up_tokenization_spaces,
         chat_template=getattr(old, "chat_template", None),
-        **named,
+        **special,
     )
     languages = {name: getattr(old, name, None) for name in ("src_lang", "tgt_lang")}
     if languages["tgt_lang"] in (None, languages["src_lang"]):
@@ -271,21 +261,21 @@ def _rebuilt(old: PreTrainedTokenizerBase, document: Mapping[str, Any]) -> PreTr
     return again
 
 
-def _named(config: Mapping[str, Any]) -> set[int]:
-    """The token ids that a config or generation config asks for, which must have a row."""
-    named = set[int]()
+def _config_ids(config: Mapping[str, Any]) -> set[int]:
+    """Collect the token ids that a config or generation config uses, which must have a row."""
+    ids = set[int]()
     for key, value in config.items():
         if key.endswith(("_token_id", "_token_ids")) or key == "force_words_ids":
-            named |= set(_ids(value))
+            ids |= set(_ids(value))
         elif key == "forced_decoder_ids":
-            named |= {token for _, token in value or () if _is_id(token)}
+            ids |= {token for _, token in value or () if _is_id(token)}
         elif key == _BY_TASK:
-            named |= {token for settings in (value or {}).values() for token in _named(settings)}
-    return named
+            ids |= {token for settings in (value or {}).values() for token in _config_ids(settings)}
+    return ids
 
 
 def _ids(value: Any) -> Iterator[int]:
-    """The token ids in a setting that is one, or a list of such settings."""
+    """Yield the token ids in a setting that is one, or a list of such settings."""
     if isinstance(value, list | tuple):
         for entry in value:
             yield from _ids(entry)
@@ -297,10 +287,10 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _renumbered(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
-    """The settings of a config that hold token ids, with the new ones.
+def _renumber(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+    """Give the settings of a config that hold token ids the new ones.
 
-    What is forbidden, or made likelier, with a token that has left is left out.
+    What is forbidden, or made likelier, with a token that was dropped is left out.
     """
 
     def renumber(value: Any) -> Any:
@@ -321,12 +311,12 @@ def _renumbered(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, 
             changed[key] = [[position, renumber(token)] for position, token in value]
         elif key == _BY_TASK:
             changed[key] = {
-                task: {**settings, **_renumbered(settings, new)} for task, settings in value.items()
+                task: {**settings, **_renumber(settings, new)} for task, settings in value.items()
             }
         elif key == "sequence_bias":
             pairs = value.items() if isinstance(value, Mapping) else value
-            left = [[renumber(word), bias] for word, bias in pairs if remain([word])]
-            changed[key] = left or None
-        elif key in _LISTS:
+            biases = [[renumber(word), bias] for word, bias in pairs if remain([word])]
+            changed[key] = biases or None
+        elif key in _FORBIDDEN:
             changed[key] = renumber(remain(value)) or None
     return changed

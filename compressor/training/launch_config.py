@@ -1,6 +1,6 @@
-"""In which processes `launch` runs a stage, read from its Accelerate config. It starts none.
+"""Read from an Accelerate config in which processes `launch` runs a stage. Starts none.
 
-A config is a file of the user's own, or one of those that come with the package, by its name.
+A config is the user's own file, or the name of one that comes with the package.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Scheme(BaseModel):
 
     kind: Kind = "ddp"
     reshard_after_forward: bool = True
-    """Of fsdp2: whether a layer's weights are let go after its forward pass, and gathered again."""
+    """Of fsdp2: whether a layer's weights are freed after its forward pass, and gathered again."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Processes:
     count: int = 1
     machines: int = 1
     machine: int = 0
-    """Which of them this is. The first one writes; the others lend their processes."""
+    """Which of them this is. The first one writes; the others add their processes."""
     address: str | None = None
     port: int | None = None
     scheme: Scheme = field(default_factory=Scheme)
@@ -73,7 +73,7 @@ class Processes:
 
     @property
     def here(self) -> int:
-        """How many of them run on this machine."""
+        """Count those that run on this machine."""
         return max(1, self.count // self.machines)
 
     @property
@@ -81,17 +81,17 @@ class Processes:
         return self.count > 1 or self.config_file is not None
 
 
-def processes(launch: Launch) -> Processes:
-    """What `launch` means. Raises ValueError with the first thing that is wrong with it."""
+def read_processes(launch: Launch) -> Processes:
+    """Read what `launch` means. Raises ValueError with the first thing that is wrong with it."""
     if launch.config_file is None:
         return Processes(launch.num_processes)
-    path = _find(launch.config_file)
-    values = _read(path)
-    for problem in _problems(values):
+    path = _find_config(launch.config_file)
+    values = _read_config(path)
+    for problem in _find_problems(values):
         raise ValueError(f"{path}: {problem}")
     machines = int(values.get("num_machines") or 1)
-    given = int(values.get("num_processes") or 1)
-    count = launch.num_processes * machines if launch.num_processes > 1 else given
+    count = int(values.get("num_processes") or 1)
+    count = launch.num_processes * machines if launch.num_processes > 1 else count
     if count % machines:
         raise ValueError(f"{path}: {count} processes do not divide over {machines} machines")
     port = values.get("main_process_port")
@@ -101,20 +101,20 @@ def processes(launch: Launch) -> Processes:
         machine=int(values.get("machine_rank") or 0),
         address=values.get("main_process_ip"),
         port=int(port) if port is not None else DEFAULT_PORT if machines > 1 else None,
-        scheme=_scheme(values),
+        scheme=_read_scheme(values),
         config_file=path,
     )
 
 
-def check(launch: Launch, problem: Callable[[str, str], None]) -> None:
-    """Report a config that is not there, or that asks for what is not offered."""
+def check_launch(launch: Launch, problem: Callable[[str, str], None]) -> None:
+    """Report a config that is missing, or that asks for what is not offered."""
     try:
-        processes(launch)
+        read_processes(launch)
     except ValueError as error:
         problem("launch.config_file", str(error))
 
 
-def _find(name: str) -> Path:
+def _find_config(name: str) -> Path:
     path, checked_in = expand_home(name), accelerate_configs()
     if path.is_file():
         return path
@@ -127,7 +127,7 @@ def _find(name: str) -> Path:
     raise ValueError(f"no file and no checked-in config {name!r}; {nearest(name, checked_in)}")
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError, OSError) as error:
@@ -140,7 +140,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     return values
 
 
-def _problems(values: Mapping[str, Any]) -> Iterator[str]:
+def _find_problems(values: Mapping[str, Any]) -> Iterator[str]:
     kind = str(values.get("distributed_type", "NO"))
     if kind == "MULTI_CPU" or values.get("use_cpu"):
         yield (
@@ -160,27 +160,27 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     if machines > 1 and not values.get("main_process_ip"):
         yield "main_process_ip: several machines need the first one's address"
     if kind == "FSDP":
-        yield from _fsdp_problems(values.get("fsdp_config") or {})
+        yield from _find_fsdp_problems(values.get("fsdp_config") or {})
 
 
-def _fsdp_problems(own: Mapping[str, Any]) -> Iterator[str]:
-    if str(own.get("fsdp_version", 1)) != "2":
+def _find_fsdp_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    if str(config.get("fsdp_version", 1)) != "2":
         yield "fsdp_config.fsdp_version: only 2 is offered"
     for key, instead in (
         ("fsdp_offload_params", "weights stay on the devices"),
         ("fsdp_activation_checkpointing", "set training.gradient_checkpointing"),
     ):
-        if own.get(key):
+        if config.get(key):
             yield f"fsdp_config.{key} is not offered: {instead}"
-    reshard = own.get("fsdp_reshard_after_forward", True)
+    reshard = config.get("fsdp_reshard_after_forward", True)
     if not isinstance(reshard, bool):
         yield f"fsdp_config.fsdp_reshard_after_forward: true or false, not {reshard!r}"
 
 
-def _scheme(values: Mapping[str, Any]) -> Scheme:
+def _read_scheme(values: Mapping[str, Any]) -> Scheme:
     if values.get("distributed_type") == "FSDP":
-        own = values.get("fsdp_config") or {}
+        config = values.get("fsdp_config") or {}
         return Scheme(
-            kind="fsdp2", reshard_after_forward=own.get("fsdp_reshard_after_forward", True)
+            kind="fsdp2", reshard_after_forward=config.get("fsdp_reshard_after_forward", True)
         )
     return Scheme()

@@ -25,7 +25,7 @@ from compressor.engine.cluster import Helper, leading
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
-from compressor.training.launch_config import Launch, Processes, Scheme, processes
+from compressor.training.launch_config import Launch, Processes, Scheme, read_processes
 from tests.conftest import Command, compressor
 
 SUMMARIES = """
@@ -260,13 +260,13 @@ def test_a_machine_with_another_plan_is_told(recipe, monkeypatch) -> None:
     configs = machine_configs(path.parent)
     store = Store(path.parent / "outputs/store")
     planned = plan(compose(str(path), [configs[0]]), store)
-    found = processes(planned.composed.recipe.launch)
+    found = read_processes(planned.composed.recipe.launch)
     told: list[str] = []
     with leading(planned, store, found, told.append) as session:
         assert session is not None
         mine = plan(compose(str(path), [configs[1], "seed=5"]), store)
         with pytest.raises(StageError, match="another plan: 'load' is not the same there"):
-            Helper(mine, store, processes(mine.composed.recipe.launch), told.append).follow()
+            Helper(mine, store, read_processes(mine.composed.recipe.launch), told.append).follow()
     assert told == ["machine 1 of 2: lends 1 processes to machine 0's run"]
 
 
@@ -278,7 +278,7 @@ def test_a_machine_does_not_wait_for_ever_for_the_first(recipe, monkeypatch) -> 
     (path.parent / "outputs").mkdir()
     mine = plan(compose(str(path), machine_configs(path.parent)[1:]), Store(path.parent / "store"))
     helper = Helper(
-        mine, Store(path.parent / "store"), processes(mine.composed.recipe.launch), print
+        mine, Store(path.parent / "store"), read_processes(mine.composed.recipe.launch), print
     )
     with pytest.raises(StageError, match="machine 0 has not begun this run"):
         helper.follow()
@@ -326,12 +326,12 @@ def test_checked_in_configs_mean_what_they_say() -> None:
     """Each is read; a number of processes replaces its own; a path is taken too."""
     configs = accelerate_configs()
     assert list(configs) == ["ddp", "fsdp2", "several_machines"]
-    assert processes(Launch(num_processes=3)) == Processes(3)
-    found = processes(Launch(config_file="fsdp2", num_processes=4))
+    assert read_processes(Launch(num_processes=3)) == Processes(3)
+    found = read_processes(Launch(config_file="fsdp2", num_processes=4))
     assert (found.count, found.here, found.several) == (4, 4, True)
     assert found.scheme == Scheme(kind="fsdp2", reshard_after_forward=True)
-    assert processes(Launch(config_file="ddp")).scheme.kind == "ddp"
-    found = processes(Launch(config_file=str(configs["several_machines"])))
+    assert read_processes(Launch(config_file="ddp")).scheme.kind == "ddp"
+    found = read_processes(Launch(config_file=str(configs["several_machines"])))
     assert (found.count, found.here, found.machines, found.machine) == (2, 1, 2, 0)
     assert (found.address, found.port) == ("127.0.0.1", 29500)
     assert recipes_folder() in configs["ddp"].parents
@@ -371,7 +371,7 @@ def test_a_config_that_is_wrong_is_told_when_planning(tmp_path, text, expected) 
         (tmp_path / "mine.yaml").write_text(text)
         name = str(tmp_path / "mine.yaml")
     with pytest.raises(ValueError, match=re.escape(expected)):
-        processes(Launch(config_file=name))
+        read_processes(Launch(config_file=name))
 
 
 def test_the_command_tells_of_a_wrong_config_and_does_not_list_them(recipe, run) -> None:

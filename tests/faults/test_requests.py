@@ -16,7 +16,7 @@ from compressor.engine.cluster import POLL_SECONDS, leading
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
-from compressor.training.launch_config import processes
+from compressor.training.launch_config import read_processes
 from tests.engine.test_processes import machine_configs
 from tests.faults.kills import write_recipes
 
@@ -46,7 +46,7 @@ def test_a_machine_that_came_and_went_is_noted(
     first, _ = machine_configs(tmp_path)
     store = Store(tmp_path / "outputs/store")
     planned = plan(compose("summaries.yaml", [first]), store)
-    started = processes(planned.composed.recipe.launch)
+    started = read_processes(planned.composed.recipe.launch)
     other = f"machines-{started.address}-{started.port}.1"
     with leading(planned, store, started, print) as session:
         assert session is not None

@@ -138,7 +138,7 @@ def test_what_cannot_be_smoothed_is_told(recipe) -> None:
             ["model.config.model_type=bart"],
             "knows T5 and mT5, and this is a bart",
         ),
-        ("[load, quantize, smooth]", [], "this is an int8 model already; put `smooth` before it"),
+        ("[load, quantize, smooth]", [], "cannot smooth an int8 model; put `quantize` after it"),
     ):
         path = recipe(
             ("[load, finetune, prune, recover, evaluate]", stages),

@@ -331,7 +331,7 @@ def test_every_way_to_a_bpe_piece_stays() -> None:
 
 def test_a_size_that_the_rows_do_not_fit_is_an_error(tmp_path) -> None:
     """It says how many are needed; a tokenizer of another kind is refused by name."""
-    with pytest.raises(StageError, match=r"\d+ pieces must stay.* more than the 300 of `size`"):
+    with pytest.raises(StageError, match=r"\d+ tokens must stay.* more than the 300 of `size`"):
         trimmed(TrimVocabulary(size=300), t5(byte_level()), tmp_path)
     words = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1}, unk_token="<pad>"))
     wrapped = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="a")

@@ -624,7 +624,7 @@ ALIKE = "layers: {encoder: {0: 0, 1: 1}}"
         ([("{hidden: 0.5, attention: 5.0}", "{labels: 0, logits: 0}")], "all weights are zero"),
         (
             [(TEACHER, f"{TEACHER}\n    cache_logits: true")],
-            "distill.cache_logits: hidden states and attention maps are not cached",
+            "distill.cache_logits: hidden states and attention maps need the teacher in every step",
         ),
         (
             [
