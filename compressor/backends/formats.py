@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.backends.base import EXPORT
 from compressor.backends.generation_config import BackendName
-from compressor.backends.onnx.export import RUNS, WRITES
-from compressor.backends.onnx.export import SUPPORTED as ONNX
+from compressor.backends.onnx.support import RUNS, WRITES
+from compressor.backends.onnx.support import SUPPORTED as ONNX
 from compressor.core.errors import StageError
 from compressor.core.packages import installing
 from compressor.data.rows import Task

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +31,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import torch
 from torch import Tensor, nn
 
+from compressor.backends.onnx.support import SUPPORTED, WRITES, require
 from compressor.core.errors import StageError, nearest
-from compressor.core.packages import installing
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.quantization import Grid
 from compressor.models.surgery import dequantized
@@ -317,30 +316,3 @@ def _place(data: bytes, file: BinaryIO, places: dict[bytes, tuple[int, int]]) ->
         places[digest] = (file.tell(), len(data))
         file.write(data)
     return places[digest]
-
-
-SUPPORTED: Mapping[str, frozenset[str]] = {
-    "seq2seq_lm": frozenset({"t5", "mt5", "bart", "mbart", "pegasus", "marian"}),
-    "sequence_classification": frozenset(
-        {"bert", "roberta", "electra", "distilbert", "gpt2", "llama", "qwen2", "qwen3"}
-    ),
-}
-"""Head → model types that `onnx_graphs.write` takes. A model with blocks is taken as its type is.
-
-Left out: LongT5, whose transient-global attention is traced for one length alone.
-"""
-
-WRITES = ("onnx", "onnxscript")
-"""What writing needs beside torch."""
-
-RUNS = ("onnxruntime",)
-"""What running needs beside numpy."""
-
-
-def require(*packages: str) -> None:
-    """Raise StageError for a package that is not installed, naming the extra that brings it."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise StageError(
-                f"the package {package} is not installed; {installing('onnx')} brings it"
-            )

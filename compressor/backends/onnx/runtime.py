@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from compressor.backends.beam_search import Tokens, beam_search, greedy
 from compressor.backends.generation_config import BackendName
 from compressor.backends.generation_settings import Settings
-from compressor.backends.onnx.export import RUNS, require
+from compressor.backends.onnx.support import RUNS, require
 from compressor.backends.outputs import Decoded, at_limits, valid_limits
 from compressor.core import machine
 from compressor.core.errors import StageError
