@@ -26,7 +26,7 @@ from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import Recipe, compose
 from compressor.stages.base import stage_class, stage_kinds
-from tests.conftest import compressor
+from tests.harness.command import compressor
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

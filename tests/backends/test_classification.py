@@ -27,7 +27,7 @@ from compressor.recipe.compose import compose
 from compressor.training.distillation import DistillationLoss
 from compressor.training.losses import LabelLoss
 from tests.conftest import SHARED
-from tests.pico import PICO
+from tests.harness.models import PICO
 
 SOURCES = ([5, 6, 7, 1], [10, 1], [12, 13, 1])
 TARGETS = {"labels": ([1, 0, 1], [0, 0, 0], [0, 1, 1]), "class": ([2], [0], [1])}

@@ -20,7 +20,7 @@ from compressor.core.errors import RecipeError
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
-from tests.pico import PICO
+from tests.harness.models import PICO
 
 RECIPE = """
 defaults: [/base, /data: files, _self_]

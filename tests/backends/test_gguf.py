@@ -42,7 +42,7 @@ from compressor.models.loading import build
 from compressor.models.surgery import keep_layers
 from compressor.stages.base import Context, Inputs, Launch
 from compressor.stages.export import Export
-from tests.pico import PICO
+from tests.harness.models import PICO
 
 gguf_reader = pytest.importorskip("gguf")
 

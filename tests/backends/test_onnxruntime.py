@@ -29,7 +29,7 @@ from compressor.models.quantized_layers import quantize_rows, quantize_weights
 from compressor.models.surgery import dequantized
 from tests.backends.test_generation import PICO as GENERATORS
 from tests.backends.test_generation import texts
-from tests.pico import PICO
+from tests.harness.models import PICO
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
 

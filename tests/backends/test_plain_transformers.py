@@ -21,8 +21,17 @@ from compressor.stages.base import Inputs
 from compressor.stages.export import Export
 from compressor.stages.prune import Prune
 from compressor.stages.slice import Slice
-from tests.models.test_families import IDS, WINDOW, context, fresh, outputs, parts
-from tests.pico import PICO, TWO_VOCABULARIES, UNTIED
+from tests.harness.models import (
+    IDS,
+    PICO,
+    TWO_VOCABULARIES,
+    UNTIED,
+    WINDOW,
+    build_case,
+    context,
+    outputs,
+    prunable_parts,
+)
 from tests.stages.test_trim_vocabulary import KINDS, rows, t5
 
 FOUR = Path(__file__).parent.parent.parent / "build/transformers-4"
@@ -53,7 +62,7 @@ def made(name: str) -> Checkpoint:
     """A pico model with weights so large that everything in it shows."""
     usual = name.removesuffix("_scaled_otherwise")
     model_type, changes = MODELS[usual]
-    checkpoint = fresh(model_type, changes, architecture(model_type).HEADS[0])
+    checkpoint = build_case(model_type, changes, architecture(model_type).HEADS[0])
     model = checkpoint.model
     with torch.no_grad():
         for parameter in model.parameters():
@@ -75,7 +84,7 @@ def compressed(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         checkpoint, {name: [stack.layers - 1] for name, stack in stacks.items()}
     )
     checkpoint.save(folder / "shrunk")
-    checkpoint = Prune(amounts=dict.fromkeys(parts(checkpoint.facts()), 0.3)).run(
+    checkpoint = Prune(amounts=dict.fromkeys(prunable_parts(checkpoint.facts()), 0.3)).run(
         Inputs(folder / "shrunk"), where
     )
     checkpoint.save(folder / "pruned")
@@ -138,8 +147,8 @@ def test_plain_transformers_loads_what_was_exported(exported, release) -> None:
 
 def test_a_model_that_transformers_4_cannot_hold_is_named() -> None:
     """It has one table for both stacks of a Pegasus, and one size for both of a Marian's."""
-    differing = fresh("pegasus", UNTIED, "seq2seq_lm")
+    differing = build_case("pegasus", UNTIED, "seq2seq_lm")
     assert not fit_transformers_4(differing.model)
-    assert not fit_transformers_4(fresh("marian", TWO_VOCABULARIES, "seq2seq_lm").model)
+    assert not fit_transformers_4(build_case("marian", TWO_VOCABULARIES, "seq2seq_lm").model)
     assert fit_transformers_4(made("pegasus_untied").model)
     assert has_untied_head(made("pegasus_untied").model)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import RECIPE, compressor
+from tests.harness.command import compressor
+from tests.harness.recipes import RECIPE
 from tests.runs.sweeps.test_sweep import SWEEP, made, sweep_folder, table
 
 

@@ -16,7 +16,7 @@ from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import build
 from tests.compression.test_sparsegpt import published
-from tests.pico import PICO
+from tests.harness.models import PICO
 
 ROWS = Examples(
     [[5, 9, 30, 1], [7, 1], [11, 12, 13, 14, 15, 16, 1], [40, 2, 1], [33, 21, 20, 1]],

@@ -9,7 +9,8 @@ import pytest
 
 from compressor.core.files import write_json, write_traceback
 from compressor.core.redaction import is_secret, redact, redact_text
-from tests.conftest import RECIPE, compressor
+from tests.harness.command import compressor
+from tests.harness.recipes import RECIPE
 
 SECRETS = """
 token hf_token HF_TOKEN hub.token access_token accessToken hfToken apiKey api_key api-key secret

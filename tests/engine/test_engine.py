@@ -26,7 +26,7 @@ from compressor.models.loading import ABOUT, WEIGHTS
 from compressor.recipe.compose import compose
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
-from tests.conftest import RECIPE
+from tests.harness.recipes import RECIPE
 
 
 class Heard(Progress):

@@ -29,7 +29,7 @@ from compressor.stages.distill import Distill
 from compressor.stages.prune import Prune
 from compressor.stages.sensitivity import Sensitivity
 from tests.engine.test_plan import planned
-from tests.pico import T5
+from tests.harness.models import T5
 
 GROUPS = {"a": ["encoder.*.wi.weight"], "b": ["decoder.*.wi.weight"]}
 REVERSED = dict(reversed(GROUPS.items()))

@@ -14,9 +14,9 @@ import compressor
 from compressor.core.files import file_digest
 from compressor.data.bills import bills
 from compressor.data.tokenizers import train_tokenizer
-from tests.conftest import compressor as run
 from tests.engine.opened_files import hooked, noted, watched
 from tests.engine.test_plan import planned
+from tests.harness.command import compressor as run
 
 RECIPE = """
 defaults: [/base, _self_]

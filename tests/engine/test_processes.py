@@ -26,7 +26,7 @@ from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
 from compressor.training.launch_config import Launch, Processes, Scheme, read_processes
-from tests.conftest import Command, compressor
+from tests.harness.command import Command, compressor
 
 SUMMARIES = """
 defaults: [/base, /model: tiny, /data: bills, _self_]

@@ -41,7 +41,7 @@ from compressor.stages.export import Export
 from compressor.stages.quantize import Quantize
 from compressor.stages.slice import Slice
 from compressor.training.distillation import DistillationLoss
-from tests.pico import BLOCKS, PICO
+from tests.harness.models import BLOCKS, PICO
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "bart", "marian")
 SIZES = BlockSizes(heads=2, head_size=4, depth=1)

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import build
-from tests.pico import BART, BERT, PICO, T5
+from tests.harness.models import BART, BERT, PICO, T5
 
 
 def _checkpoint(model_type: str, config: dict[str, Any], head: str) -> Checkpoint:

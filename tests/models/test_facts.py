@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from compressor.models.facts import Facts, architecture, evenly_spaced, facts
 from compressor.models.loading import AUTO_CLASSES, build, has_untied_head
 from compressor.models.quantized_layers import quantize_weights
-from tests.pico import BLOCKS, PICO, TWO_VOCABULARIES, UNTIED
+from tests.harness.models import BLOCKS, PICO, TWO_VOCABULARIES, UNTIED
 
 VARIANTS = [
     ("t5", {"num_layers": 1, "num_decoder_layers": 3}),

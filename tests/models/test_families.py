@@ -6,25 +6,17 @@ import copy
 import json
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig
 
-from compressor.core.console import Console
-from compressor.core.progress import Progress
 from compressor.data.batching import collate
-from compressor.data.bills import Bills
-from compressor.data.examples import Examples
-from compressor.data.messages import Messages
-from compressor.data.sources import Data
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.facts import Facts, architecture, facts
-from compressor.models.loading import build, has_untied_head
+from compressor.models.facts import architecture, facts
+from compressor.models.loading import has_untied_head
 from compressor.models.surgery import dequantized, keep_layers
-from compressor.stages.base import Context, Inputs, Launch, Planning
+from compressor.stages.base import Context, Inputs
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
 from compressor.stages.shrink import Shrink
@@ -32,132 +24,24 @@ from compressor.stages.slice import Slice
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
-from tests.pico import BLOCKS, PICO, TWO_VOCABULARIES, UNTIED
-
-SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
-WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
-CHANGES = [
-    *((model_type, {}) for model_type in PICO),
-    ("t5", UNTIED | {"feed_forward_proj": "gated-gelu", "num_layers": 3}),
-    ("longt5", {"encoder_attention_type": "transient-global"}),
-    ("bart", UNTIED),
-    ("marian", TWO_VOCABULARIES),
-    ("pegasus", {"scale_embedding": True}),
-    ("gpt2", UNTIED),
-    ("llama", {"tie_word_embeddings": True}),
-    ("qwen2", WINDOW),
-    ("qwen3", WINDOW | {"tie_word_embeddings": True}),
-    ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 40}),
-    (
-        "gpt2",
-        {
-            "scale_attn_by_inverse_layer_idx": True,
-            "reorder_and_upcast_attn": True,
-            "scale_attn_weights": False,
-            "activation_function": "relu",
-        },
-    ),
-    (
-        "llama",
-        {
-            "attention_bias": True,
-            "mlp_bias": True,
-            "head_dim": 6,
-            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
-        },
-    ),
-    (
-        "qwen3",
-        {
-            "attention_bias": True,
-            "sliding_window": 4,
-            "use_sliding_window": True,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        },
-    ),
-    (
-        "t5",
-        {
-            "feed_forward_proj": "gated-silu",
-            "relative_attention_max_distance": 6,
-            "relative_attention_num_buckets": 6,
-            "layer_norm_epsilon": 1e-2,
-        },
-    ),
-    (
-        "longt5",
-        {"local_radius": 3, "global_block_size": 2, "encoder_attention_type": "transient-global"},
-    ),
-    (
-        "mbart",
-        {
-            "scale_embedding": True,
-            "activation_function": "relu",
-            "encoder_layerdrop": 0.5,
-            "decoder_layerdrop": 0.5,
-        },
-    ),
-    ("bert", {"is_decoder": True, "hidden_act": "relu", "layer_norm_eps": 1e-2}),
-    ("distilbert", {"sinusoidal_pos_embds": True, "activation": "relu"}),
-    *((kind, BLOCKS) for kind in ("bert", "roberta", "electra", "distilbert", "bart", "marian")),
-]
-CASES = [(m, c, head) for m, c in CHANGES for head in architecture(m).HEADS]
-BILLS = Bills(source="bills")
-TWO_LABELS = Messages(source="messages", labels=("refund", "delivery"))
-LAYOUTS = {"seq2seq_lm": "pairs", "causal_lm": "joined", "sequence_classification": "class"}
-IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 1], [13, 14, 15, 16, 17, 18, 19, 20, 1]])
+from tests.harness.models import (
+    BILLS,
+    CASES,
+    IDS,
+    LAYOUTS,
+    PICO,
+    TWO_LABELS,
+    build_case,
+    context,
+    examples,
+    outputs,
+    planning_of,
+    prunable_parts,
+    reload,
+)
 
 
-def fresh(model_type: str, changes: dict, head: str) -> Checkpoint:
-    torch.manual_seed(0)
-    values = PICO[model_type] | SPECIAL | changes
-    if head == "seq2seq_lm":
-        values |= {"decoder_start_token_id": 0, "forced_eos_token_id": None}
-    config = AutoConfig.for_model(model_type, **values)
-    untied = changes.get("tie_word_embeddings") is False
-    model = build(config, head, untied_head=untied).eval()
-    with torch.no_grad():  # biases and norms too, so that one that gets lost shows
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return Checkpoint(model, None, head)
-
-
-def outputs(model: nn.Module) -> torch.Tensor:
-    given = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
-    if model.config.is_encoder_decoder:
-        given["decoder_input_ids"] = IDS[:, :5]
-    with torch.inference_mode():
-        return next(iter(model(**given).values()))
-
-
-def planning(table: Facts | None, data: Data = BILLS) -> Planning:
-    def problem(path: str, message: str) -> None:
-        raise AssertionError(f"{path}: {message}")
-
-    return Planning(table, data, Launch(), Path(), problem, problem)
-
-
-def context(folder: Path) -> Context:
-    return Context(
-        folder=folder, resume=folder / "resume", data=BILLS, seed=0,
-        launch=Launch(), progress=Progress(Console(), quiet=True),
-    )  # fmt: skip
-
-
-def examples(head: str, count: int = 12) -> Examples:
-    chance = random.Random(0)
-
-    def tokens(longest: int) -> list[int]:
-        return [chance.randrange(3, 30) for _ in range(chance.randrange(2, longest))] + [1]
-
-    sources = [tokens(10) for _ in range(count)]
-    if head == "sequence_classification":
-        return Examples(sources, [[row % 2] for row in range(count)], LAYOUTS[head])
-    return Examples(sources, [tokens(6) for _ in range(count)], LAYOUTS[head])
-
-
-def trained(checkpoint: Checkpoint, where: Context, *, steps: int = 3) -> list[float]:
+def train(checkpoint: Checkpoint, where: Context, *, steps: int = 3) -> list[float]:
     rows = examples(checkpoint.head)
     training = Training(
         loss=LabelLoss(checkpoint.model), model=checkpoint.model, train=rows, validation=rows,
@@ -170,34 +54,25 @@ def trained(checkpoint: Checkpoint, where: Context, *, steps: int = 3) -> list[f
     return training.run().losses
 
 
-def parts(table: Facts) -> list[str]:
-    return [path for path in table.groups() if "." in path or path == "lm_head"]
-
-
-def reloaded(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    checkpoint.save(folder)
-    return Checkpoint.load(folder)
-
-
 @pytest.mark.parametrize(("model_type", "changes", "head"), CASES)
 def test_pruned_and_trained_it_comes_back_as_it_was(tmp_path, model_type, changes, head) -> None:
     """Half of every group goes, exactly as planned; training revives nothing; logits reload."""
-    start = fresh(model_type, changes, head)
-    again = reloaded(start, tmp_path / "fresh")
+    start = build_case(model_type, changes, head)
+    again = reload(start, tmp_path / "fresh")
     assert torch.equal(outputs(again.model), outputs(start.model))
     assert has_untied_head(again.model) == has_untied_head(start.model)
     data = TWO_LABELS if head == "sequence_classification" else BILLS
-    found = Load(source=str(tmp_path / "fresh"), head=head).preview(planning(None, data))
+    found = Load(source=str(tmp_path / "fresh"), head=head).preview(planning_of(None, data))
     assert dict(found.shapes) == {n: tuple(p.shape) for n, p in start.model.named_parameters()}
 
     table = facts({"model_type": model_type} | PICO[model_type] | changes, head=head)
-    prune = Prune(amounts=dict.fromkeys(parts(table), 0.5))
-    planned = prune.preview(planning(table))
+    prune = Prune(amounts=dict.fromkeys(prunable_parts(table), 0.5))
+    planned = prune.preview(planning_of(table))
     where = context(tmp_path)
     pruned = prune.run(Inputs(tmp_path / "fresh"), where)
     before = {name: tensor.clone() for name, tensor in pruned.model.named_parameters()}
     if head != "none":
-        trained(pruned, where)
+        train(pruned, where)
         moved = {n for n, p in pruned.model.named_parameters() if not torch.equal(p, before[n])}
         assert pruned.masks.keys() <= moved
     members = frozenset(name for names in table.groups().values() for name in names)
@@ -209,7 +84,7 @@ def test_pruned_and_trained_it_comes_back_as_it_was(tmp_path, model_type, change
         assert not pruned.parameter(name)[~mask].any()
     assert pruned.measure(tmp_path / "fresh")["parameters"] == planned.parameters
 
-    back = reloaded(pruned, tmp_path / "pruned")
+    back = reload(pruned, tmp_path / "pruned")
     assert torch.equal(outputs(back.model), outputs(pruned.model))
     assert has_untied_head(back.model) == has_untied_head(pruned.model)
     assert all(torch.equal(back.masks[name], mask) for name, mask in pruned.masks.items())
@@ -242,7 +117,7 @@ def test_fewer_layers_give_what_those_layers_give(
     tmp_path, model_type, changes, head, keep
 ) -> None:
     """Logits are those of the model cut by hand; a cache works; masks move; all of it reloads."""
-    start = fresh(model_type, changes, head)
+    start = build_case(model_type, changes, head)
     with torch.no_grad():  # so large that what attention does shows
         for parameter in start.model.parameters():
             if parameter.requires_grad and parameter.dim() > 1:
@@ -264,7 +139,7 @@ def test_fewer_layers_give_what_those_layers_give(
     for name, mask in smaller.masks.items():
         assert not smaller.parameter(name)[~mask].any()
         assert mask.shape == smaller.parameter(name).shape
-    back = reloaded(smaller, tmp_path)
+    back = reload(smaller, tmp_path)
     assert torch.equal(outputs(back.model), expected)
     config = back.model.config.to_dict()
     for stack in planned.stacks().values():
@@ -292,14 +167,14 @@ def test_shrink_is_right_for_every_count_of_layers_and_not_only_halves(
 ) -> None:
     """A known trap: asked for 2 of 6, 4 were left, and 4 raised. Logits are those of the kept."""
     head = "none" if model_type == "bert" else "seq2seq_lm"
-    start = fresh(model_type, SIX[model_type], head)
+    start = build_case(model_type, SIX[model_type], head)
     start.save(tmp_path / "whole")
     stacks = start.facts().stacks()
     stage = Shrink(**{f"{stack}_layers": count for stack in stacks})
     smaller = stage.run(Inputs(tmp_path / "whole"), context(tmp_path))
     even = [index * 6 // count for index in range(count)]
     expected = outputs(by_hand(start, dict.fromkeys(stacks, even)))
-    assert torch.equal(outputs(reloaded(smaller, tmp_path / "less").model), expected)
+    assert torch.equal(outputs(reload(smaller, tmp_path / "less").model), expected)
     for stack in smaller.facts().stacks().values():
         assert stack.layers == len(smaller.model.get_submodule(stack.prefix)) == count
 
@@ -309,7 +184,7 @@ def test_shrink_is_right_for_every_count_of_layers_and_not_only_halves(
 )
 def test_the_loss_is_the_models_own(model_type, changes, head) -> None:
     """Value and gradients, with padding, by whichever short way the family has."""
-    checkpoint = fresh(model_type, changes, head)
+    checkpoint = build_case(model_type, changes, head)
     model, rows = checkpoint.model, examples(head, 4)
     batch = collate([rows.row(index) for index in range(4)], pad_id=0, layout=LAYOUTS[head])
     count = sum(map(len, rows.targets))
@@ -345,8 +220,8 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 )
 def test_training_learns_its_rows(tmp_path, model_type, head) -> None:
     """A decoder learns what follows each source, a classifier each source's class, by heart."""
-    checkpoint = fresh(model_type, {}, head)
-    losses = trained(checkpoint, context(tmp_path), steps=110)
+    checkpoint = build_case(model_type, {}, head)
+    losses = train(checkpoint, context(tmp_path), steps=110)
     assert sum(losses[-3:]) / 3 < 0.5 * losses[0]
 
 
@@ -435,7 +310,7 @@ def test_an_int8_embedding_scales_as_the_one_in_its_place(tmp_path, model_type) 
     from compressor.models.quantization import Quantization
     from compressor.models.quantized_layers import quantize_weights
 
-    start = fresh(model_type, {"scale_embedding": True}, "seq2seq_lm")
+    start = build_case(model_type, {"scale_embedding": True}, "seq2seq_lm")
     quantize_weights(start.model)
     start.quantization = Quantization(weights="int8")
     start.save(tmp_path)
@@ -454,7 +329,7 @@ def test_neurons_that_are_zero_leave_and_take_nothing_along(
     tmp_path, model_type, changes, head
 ) -> None:
     """Half of each layer's neurons, in every family: logits within 1e-5, planned sizes, reload."""
-    start = fresh(model_type, changes, head)
+    start = build_case(model_type, changes, head)
     table = start.facts()
     chance = random.Random(1)
     with torch.no_grad():
@@ -465,19 +340,19 @@ def test_neurons_that_are_zero_leave_and_take_nothing_along(
     expected = outputs(start.model)
     start.save(tmp_path / "before")
     stage = Slice(feed_forward=0.5)
-    planned = stage.preview(planning(table))
+    planned = stage.preview(planning_of(table))
     smaller = stage.run(Inputs(tmp_path / "before"), context(tmp_path))
     assert smaller.facts().shapes == planned.shapes
     assert planned.parameters < table.parameters
     assert torch.allclose(outputs(smaller.model), expected, atol=1e-5)
-    back = reloaded(smaller, tmp_path / "after")
+    back = reload(smaller, tmp_path / "after")
     assert torch.equal(outputs(back.model), outputs(smaller.model))
 
 
 @pytest.mark.parametrize("model_type", sorted(PICO))
 def test_the_layer_of_smallest_norm_leaves_in_every_family(tmp_path, model_type) -> None:
     """The first of each stack, made small, goes; the others stay."""
-    start = fresh(model_type, {}, architecture(model_type).HEADS[0])
+    start = build_case(model_type, {}, architecture(model_type).HEADS[0])
     stacks = start.facts().stacks()
     for stack in stacks.values():
         for name, parameter in start.model.named_parameters():
@@ -494,12 +369,12 @@ def test_the_layer_of_smallest_norm_leaves_in_every_family(tmp_path, model_type)
 @pytest.mark.parametrize(("model_type", "changes", "head"), CASES)
 def test_two_of_four_inputs_stay_in_every_family(tmp_path, model_type, changes, head) -> None:
     """Whichever way round a family keeps its matrices, the four are inputs of one output."""
-    start = fresh(model_type, changes, head)
+    start = build_case(model_type, changes, head)
     start.save(tmp_path / "before")
     table = start.facts()
     only = [path for path in table.groups() if path.endswith("feed_forward") and "." in path]
     stage = Prune(pattern="2:4", only=only)
-    planned = stage.preview(planning(table))
+    planned = stage.preview(planning_of(table))
     pruned = stage.run(Inputs(tmp_path / "before"), context(tmp_path))
     alive = sum(int(pruned.parameter(name).count_nonzero()) for name in pruned.masks)
     assert (alive, True) == planned.remaining(frozenset(pruned.masks))
@@ -514,7 +389,7 @@ def test_heads_that_no_config_can_spare_are_refused(model_type) -> None:
     head = architecture(model_type).HEADS[0]
     told = []
     where = replace(
-        planning(facts({"model_type": model_type} | PICO[model_type], head=head)),
+        planning_of(facts({"model_type": model_type} | PICO[model_type], head=head)),
         problem=lambda path, message: told.append((path, message)),
     )
     Slice(heads=0.5).preview(where)
@@ -535,7 +410,7 @@ def test_what_transformers_would_leave_out_is_refused_by_name(
 ) -> None:
     """It reads such a config, and computes as if the key were not there."""
     problems = []
-    where = replace(planning(None), problem=lambda *problem: problems.append(problem))
+    where = replace(planning_of(None), problem=lambda *problem: problems.append(problem))
     config = PICO[model_type] | {"model_type": model_type, key: value}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for load, path in (
@@ -548,8 +423,8 @@ def test_what_transformers_would_leave_out_is_refused_by_name(
 
 def test_a_chunked_feed_forward_is_computed_whole(tmp_path) -> None:
     """Its values are the same, and chunks fail on 9 tokens."""
-    start = fresh("bert", {"chunk_size_feed_forward": 4}, "none")
+    start = build_case("bert", {"chunk_size_feed_forward": 4}, "none")
     start.save(tmp_path)
     loaded = Checkpoint.load(tmp_path).model
-    plain = fresh("bert", {}, "none")
+    plain = build_case("bert", {}, "none")
     assert torch.equal(outputs(loaded), outputs(plain.model))

@@ -23,7 +23,7 @@ from compressor.models.quantized_layers import quantize_weights
 from compressor.recipe.compose import compose
 from compressor.training.dropout import FasterDropout
 from compressor.training.losses import LabelLoss
-from tests.pico import T5
+from tests.harness.models import T5
 
 KINDS = ("local", "transient-global")
 # The same length in all rows, whole blocks of 8 or not; padding; a row shorter than a global block.

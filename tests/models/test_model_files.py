@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from compressor.core.errors import RecipeError
 from tests.engine.test_plan import planned
-from tests.pico import BART, GPT2, LLAMA, T5, TWO_VOCABULARIES, UNTIED
+from tests.harness.models import BART, GPT2, LLAMA, T5, TWO_VOCABULARIES, UNTIED
 
 State = dict[str, Tensor]
 LOAD = """

@@ -13,7 +13,7 @@ from compressor.core.errors import RecipeError, StageError
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
-from tests.conftest import RECIPE
+from tests.harness.recipes import RECIPE
 
 LIST = Path(__file__).with_name("wrong_recipes.yaml")
 CASES: list[dict[str, Any]] = yaml.safe_load(LIST.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from tests.conftest import Command
+from tests.harness.command import Command
 
 TINY = ("recover, evaluate]", "recover]")
 

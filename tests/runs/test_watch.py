@@ -26,7 +26,7 @@ from compressor.core.processes import (
     sigterm_as_keyboard_interrupt,
 )
 from compressor.core.progress import Progress
-from tests.conftest import Command, compressor
+from tests.harness.command import Command, compressor
 
 
 @pytest.fixture

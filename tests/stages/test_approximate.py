@@ -41,8 +41,8 @@ from compressor.recipe.compose import compose
 from compressor.stages.approximate import Approximate
 from compressor.stages.base import Inputs
 from compressor.training.loop import mean_loss
-from tests.conftest import Command
-from tests.conftest import compressor as command
+from tests.harness.command import Command
+from tests.harness.command import compressor as command
 from tests.models.test_block import IDS, LENGTHS, SIZES, context, fresh, outputs, pico, planning
 
 SMALL = {"block": {"heads": 2, "head_size": 4, "depth": 1}, "batch_size": 4}

@@ -26,7 +26,7 @@ from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import Int8Linear, quantize_weights, quantized_layers
 from compressor.recipe.compose import compose
 from compressor.stages.benchmark import Benchmark, Case, _figures
-from tests.pico import T5
+from tests.harness.models import T5
 
 
 def test_each_length_has_its_latency_its_peak_and_that_of_a_training_step(recipe, run) -> None:

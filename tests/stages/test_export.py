@@ -20,7 +20,7 @@ from compressor.engine.store.store import Store
 from compressor.evaluation.resources import sizes
 from compressor.models.facts import facts
 from compressor.recipe.compose import compose
-from tests.pico import PICO
+from tests.harness.models import PICO
 
 CHAIN = """
 defaults: [/base, /model: tiny, /data: bills, _self_]

@@ -27,7 +27,7 @@ from compressor.recipe.compose import compose
 from compressor.reports.tables import table
 from compressor.training.loop import mean_loss
 from compressor.training.losses import LabelLoss
-from tests.conftest import compressor
+from tests.harness.command import compressor
 
 RECIPE = """
 defaults: [/base, /model: tiny, /data: bills, _self_]

@@ -25,7 +25,7 @@ from compressor.models.surgery import dequantized
 from compressor.stages.base import Context, Inputs, Launch, Planning
 from compressor.stages.export import Export
 from compressor.stages.quantize import Quantize
-from tests.pico import PICO
+from tests.harness.models import PICO
 
 KINDS = ["int8", "int4", "bfloat16", "float16"]
 T5 = {"vocab_size": 1100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, BertConfig, T5Config
 
-from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
 from compressor.data.tokenizers import train_tokenizer

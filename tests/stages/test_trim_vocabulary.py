@@ -28,7 +28,6 @@ from transformers import (
 )
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
-from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills, bills
 from compressor.data.tokenizers import Vocabulary, train_tokenizer
@@ -37,9 +36,8 @@ from compressor.models.loading import build, has_untied_head
 from compressor.stages.trim_vocabulary import TrimVocabulary
 from tests.conftest import SHARED
 from tests.engine.test_plan import planned
+from tests.harness.models import CASES, PICO, UNTIED, WINDOW, build_case
 from tests.harness.stages import preview, run_stage
-from tests.models.test_families import CASES, WINDOW, fresh
-from tests.pico import PICO, UNTIED
 
 DATA = Bills(source="bills", prefix="summarize: ", rows={"train": 6, "validation": 3})
 TEXTS = [text for row in bills(300, seed=7, split="train") for text in row.values()]
@@ -455,7 +453,7 @@ def test_every_family_gives_the_logits_it_gave(tmp_path, kind, changes, head) ->
         f"{name}_token_id": getattr(old, f"{name}_token_id") for name in ("pad", "bos", "eos")
     }
     longest = {"max_position_embeddings": 64} if "max_position_embeddings" in PICO[kind] else {}
-    checkpoint = fresh(kind, changes | special | longest | {"vocab_size": len(old) + 3}, head)
+    checkpoint = build_case(kind, changes | special | longest | {"vocab_size": len(old) + 3}, head)
     model = checkpoint.model
     checkpoint.tokenizer = old
     with torch.no_grad():  # so large that every row and position shows
@@ -562,7 +560,7 @@ def test_an_mbarts_targets_end_with_their_own_language(tmp_path, target) -> None
         vocab=[*first, *map(tuple, own), *last], src_lang="en_XX", tgt_lang=target
     )  # fmt: skip
     special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    checkpoint = fresh("mbart", special | {"vocab_size": len(old)}, "seq2seq_lm")
+    checkpoint = build_case("mbart", special | {"vocab_size": len(old)}, "seq2seq_lm")
     checkpoint.tokenizer = old
     code = old.convert_tokens_to_ids(target)
     checkpoint.model.generation_config.forced_bos_token_id = code

@@ -34,9 +34,8 @@ from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.launch_config import Scheme
 from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
+from tests.harness.models import BLOCKS, build_case, examples
 from tests.models import test_families as families
-from tests.models.test_families import examples, fresh
-from tests.pico import BLOCKS
 
 FAMILIES = {
     "-".join([kind, head, *changes]): case
@@ -61,7 +60,7 @@ def family(kind: str, changes: dict[str, Any], head: str) -> Checkpoint:
     torch.manual_seed(7)
     config = AutoConfig.for_model(kind).to_dict().items()
     no_dropout = {key: 0.0 for key, value in config if "drop" in key and isinstance(value, float)}
-    model = fresh(kind, no_dropout | changes, head)
+    model = build_case(kind, no_dropout | changes, head)
     model.model.requires_grad_(requires_grad=True)  # as after a reload, fixed tables too
     disable_layer_drop(model.model)  # as `finetune` does in several processes
     return model

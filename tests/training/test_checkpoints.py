@@ -21,7 +21,7 @@ from compressor.training.checkpoints import CURVE_POINTS, History, curve, last_c
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
-from tests.pico import T5
+from tests.harness.models import T5
 
 NAME = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 STEPS = 12

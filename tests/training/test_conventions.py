@@ -22,7 +22,7 @@ from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training, learning_rate
 from compressor.training.losses import LabelLoss
 from compressor.training.parallel import adamw
-from tests.models.test_families import CASES, examples, fresh
+from tests.harness.models import CASES, build_case, examples
 from tests.training import sharded
 
 SETTINGS = {
@@ -42,7 +42,7 @@ def decayed_names(model: nn.Module, loss: nn.Module, **settings: Any) -> set[str
 def test_what_decays_is_what_decays_in_transformers_trainer() -> None:
     """Every family and head, a block in its place, a learned projection: no bias, no norm."""
     for kind, changes, head in CASES:
-        model = fresh(kind, changes, head).model
+        model = build_case(kind, changes, head).model
         model.requires_grad_(requires_grad=True)
         names = Trainer.get_decay_parameter_names(None, model)
         expected = {name for name, _ in model.named_parameters() if name in names}

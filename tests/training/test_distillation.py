@@ -46,8 +46,8 @@ from compressor.training.teacher_cache import (
     TaughtExamples,
     with_teacher_logits,
 )
-from tests.conftest import Command, compressor
-from tests.pico import PICO
+from tests.harness.command import Command, compressor
+from tests.harness.models import PICO
 
 ROWS = [([5, 6, 7, 1], [8, 9, 1]), ([10, 1], [11, 1]), ([12, 13, 1], [14, 15, 16, 17, 1])]
 LABELS = 10

@@ -28,7 +28,7 @@ from compressor.stages.finetune import Finetune
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training, mean_loss
 from compressor.training.losses import LabelLoss
-from tests.models.test_families import examples
+from tests.harness.models import examples
 from tests.runs.test_run import _start, _wait_for_steps, losses, weights
 from tests.stages.test_quantize import pico, planned
 

@@ -16,8 +16,9 @@ from huggingface_hub import ModelCard
 from compressor.reports.model_card.card import card
 from compressor.reports.run_page.page import page
 from compressor.reports.run_page.results import Results
-from tests.conftest import RECIPE, Command, compressor
-from tests.pico import PICO
+from tests.harness.command import Command, compressor
+from tests.harness.models import PICO
+from tests.harness.recipes import RECIPE
 from tests.reports.made import EVIL, made, read_json, record, scores, usual
 from tests.reports.run_page.test_page import labelled
 

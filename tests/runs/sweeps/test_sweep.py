@@ -69,7 +69,8 @@ def made(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, list[Any]]]:
     """The recipe's folder, and the table of the sweep that one process ran without a break."""
-    from tests.conftest import RECIPE, compressor
+    from tests.harness.command import compressor
+    from tests.harness.recipes import RECIPE
 
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "mine.yaml").write_text(RECIPE)
@@ -80,7 +81,7 @@ def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, list[Any]]]:
 
 def test_what_points_share_runs_once_and_the_same_command_runs_nothing(undisturbed, run) -> None:
     """Folders are named by what differs; the second time no point is started."""
-    from tests.conftest import compressor
+    from tests.harness.command import compressor
 
     where, found = undisturbed
     assert list(found) == POINTS
@@ -301,7 +302,8 @@ def test_a_sweep_killed_anywhere_ends_with_the_same_table(undisturbed, tmp_path,
     """SIGKILL to the whole session, then the same command: in the shared part, in a point's own,
     and between two points.
     """
-    from tests.conftest import RECIPE, compressor
+    from tests.harness.command import compressor
+    from tests.harness.recipes import RECIPE
 
     (tmp_path / "mine.yaml").write_text(RECIPE)
     process = subprocess.Popen(
@@ -326,7 +328,8 @@ def test_a_sweep_killed_anywhere_ends_with_the_same_table(undisturbed, tmp_path,
 
 def test_two_processes_give_the_same_bits_and_run_nothing_twice(undisturbed, tmp_path) -> None:
     """By joblib's launcher: one point makes what both need, the other waits for it and uses it."""
-    from tests.conftest import RECIPE, compressor
+    from tests.harness.command import compressor
+    from tests.harness.recipes import RECIPE
 
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (tmp_path / "mine.yaml").write_text(RECIPE)
