@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,8 @@ from compressor.core.errors import RecipeError
 from compressor.core.files import file_digest
 from compressor.models.checkpoint import Checkpoint
 from tests.engine.test_plan import planned
-from tests.runs.test_run import _start, _wait_for_steps, weights
+from tests.harness.command import start
+from tests.harness.runs import kill, wait_for_step, weights
 
 PRUNE = "prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}"
 QUICK = "skip=[evaluate, recover]"
@@ -137,7 +136,7 @@ def test_sensitivity_leaves_the_model_as_it_was(recipe, run) -> None:
         assert curve["points"][0]["loss"] == pytest.approx(curves["loss"], abs=0.02)
 
 
-GRADUAL = "finetune: {epochs: 12, prune: {amounts: {lm_head: 0.6, feed_forward: 0.5}, times: 5}}"
+GRADUAL = "finetune: {epochs: 6, prune: {amounts: {lm_head: 0.6, feed_forward: 0.5}, times: 5}}"
 
 
 def test_gradual_pruning_ends_at_the_planned_count_and_survives_a_kill(recipe, run) -> None:
@@ -149,11 +148,9 @@ def test_gradual_pruning_ends_at_the_planned_count_and_survives_a_kill(recipe, r
     folder = path.parent / undisturbed.run_folder
     assert facts is not None
     assert ratios(folder)["finetune"] == facts.nonzero_ratio
-    process = _start(path, "skip=[evaluate]")
-    _wait_for_steps(path, 7, process)
-    assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process = start("run", path, "skip=[evaluate]", cwd=path.parent)
+    wait_for_step(process, 7)
+    kill(process)
     final = run("run", path, "skip=[evaluate]")
     assert "goes on from step" in final.out
     assert file_digest(weights(path.parent / final.run_folder, "finetune")) == file_digest(

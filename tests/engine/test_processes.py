@@ -8,9 +8,9 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import STDOUT
 from typing import Any
 
 import pytest
@@ -26,7 +26,8 @@ from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
 from compressor.training.launch_config import Launch, Processes, Scheme, read_processes
-from tests.harness.command import Command, compressor
+from tests.harness.command import Command, compressor, start
+from tests.harness.runs import list_processes, wait_for_step
 
 SUMMARIES = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
@@ -135,26 +136,11 @@ def test_every_batch_is_one_processs() -> None:
     assert list(Ranks(6, 7).shares(batches)) == []
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "compressor", "run", "mine.yaml", *overrides],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
 def kill_after_a_checkpoint(folder: Path, above: int, *overrides: str) -> int:
-    """Start a run, and kill all of it once a checkpoint of a later step is there; that step."""
-    process = start(folder, *overrides)
-    deadline, last = time.monotonic() + 120, above
-    while time.monotonic() < deadline and process.poll() is None and last <= above:
-        places = folder.glob("outputs/store/partial/*.resume/step-*")
-        last = max([above, *(int(place.name[5:]) for place in places)])
-        time.sleep(0.005)
-    assert process.poll() is None, process.stdout.read().decode() if process.stdout else ""
-    os.kill(process.pid, signal.SIGKILL)  # its workers end themselves
+    """Start a run, and kill it once a checkpoint of a later step is there; that step."""
+    process = start("run", "mine.yaml", *overrides, cwd=folder)
+    last = wait_for_step(process, above)
+    process.send(signal.SIGKILL)  # its workers end themselves
     process.wait()
     return last
 
@@ -221,11 +207,11 @@ def test_two_machines_make_one_run(recipe, run) -> None:
     path = recipe()
     one = run("run", path, "outputs=one")
     configs = machine_configs(path.parent)
-    helper = start(path.parent, configs[1])
+    helper = start("run", path, configs[1], cwd=path.parent, stderr=STDOUT)
     leader = run("run", path, configs[0])
-    told = helper.communicate(timeout=60)[0].decode()
+    code, told = helper.wait(60), helper.out
     assert leader.code == 0, leader.err + told
-    assert helper.returncode == 0, told
+    assert code == 0, told
     assert [line.split()[-1] for line in told.splitlines() if "takes part" in line] == [
         "finetune", "recover", "evaluate",
     ]  # fmt: skip
@@ -243,14 +229,14 @@ def test_a_machine_says_when_the_first_one_fails(recipe, run) -> None:
     """A rate that spoils the loss: exit code 1 on both, and nobody left."""
     path = recipe()
     configs = machine_configs(path.parent)
-    helper = start(path.parent, configs[1], "training.learning_rate=1e30")
-    leader = run("run", path, configs[0], "training.learning_rate=1e30")
-    told = helper.communicate(timeout=60)[0].decode()
+    spoils = "training.learning_rate=1e30"
+    helper = start("run", path, configs[1], spoils, cwd=path.parent, stderr=STDOUT)
+    leader = run("run", path, configs[0], spoils)
+    code, told = helper.wait(60), helper.out
     assert leader.code == 1 and "learning rate 1e+30; the weights before that" in leader.err
-    assert helper.returncode == 1, told
+    assert code == 1, told
     assert "machine 0 has ended without all that was planned" in told
-    left = subprocess.run(["pgrep", "-f", str(path.parent)], capture_output=True, text=True)
-    assert left.stdout == ""
+    assert list_processes(path.parent) == []
 
 
 def test_a_machine_with_another_plan_is_told(recipe, monkeypatch) -> None:
@@ -287,38 +273,32 @@ def test_a_machine_does_not_wait_for_ever_for_the_first(recipe, monkeypatch) -> 
 def test_a_wait_for_another_machine_ends_by_a_signal(recipe) -> None:
     """The first of two, whose second never comes: SIGTERM ends it, and what it started, in 15 s."""
     path = recipe(("finetune, prune, recover, evaluate", "finetune"))
-    leader = start(path.parent, machine_configs(path.parent)[0])
+    leader = start("run", path, machine_configs(path.parent)[0], cwd=path.parent)
     tasks = path.parent / "outputs/store/partial"
     deadline = time.monotonic() + 300
     while not list(tasks.glob("*.task/launcher")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(2)
+        time.sleep(0.05)
+    time.sleep(1)
     began = time.monotonic()
-    leader.terminate()
-    told = leader.communicate(timeout=60)[0].decode()
-    assert leader.returncode == 1 and "interrupted" in told
+    leader.send(signal.SIGTERM)
+    assert leader.wait(60) == 1 and "interrupted" in leader.err
     assert time.monotonic() - began < 15
-    left = subprocess.run(["pgrep", "-f", str(path.parent)], capture_output=True, text=True)
-    assert left.stdout == ""
+    assert list_processes(path.parent) == []
 
 
 def test_a_process_that_dies_ends_the_stage(recipe, run) -> None:
     """SIGKILL of the second of two while they train: one message, exit code 1, nobody left."""
     path = recipe(("{epochs: 1}\n  prune", "{epochs: 40}\n  prune"))
-    process = start(path.parent, "launch.num_processes=2")
-    deadline = time.monotonic() + 120
-    while not list(path.parent.glob("outputs/store/partial/*.resume/step-*")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    process = start("run", path, "launch.num_processes=2", cwd=path.parent, fresh=True)
+    wait_for_step(process)
     workers = subprocess.run(
         ["pgrep", "-f", "--", f"-u -m compressor.engine.worker {path.parent}"],
         capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
     assert len(workers) == 2
     os.kill(int(workers[1]), signal.SIGKILL)
-    told = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 1
-    assert "stage 'finetune': a worker process was killed by signal 9 (SIGKILL)" in told
+    assert process.wait(60) == 1
+    assert "stage 'finetune': a worker process was killed by signal 9 (SIGKILL)" in process.err
     assert list(path.parent.glob("outputs/store/partial/*.resume/step-*"))
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from tests.harness.command import Command
+from tests.harness.command import Command, start
+from tests.harness.runs import wait_for_step
 
 TINY = ("recover, evaluate]", "recover]")
 
@@ -46,21 +43,11 @@ def test_a_run_that_fails_tells_it_in_its_report(
 def test_an_interrupted_run_has_a_report(recipe: Callable[..., Path], tmp_path: Path) -> None:
     """Ctrl-C while it trains: the page says so, and the same command goes on from there."""
     path = recipe(TINY, ("{epochs: 1}\n  prune", "{epochs: 200}\n  prune"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compressor", "run", str(path)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ,
-        text=True,
-    )
-    deadline = time.monotonic() + 180
-    while not list(tmp_path.glob("outputs/store/partial/*.resume/step-*")):
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and "interrupted" in err and "Traceback" not in err
+    process = start("run", path, cwd=tmp_path)
+    wait_for_step(process, -1)
+    process.send(signal.SIGINT)
+    assert process.wait(120) == 1 and "interrupted" in process.err
+    assert "Traceback" not in process.err
     (folder,) = (tmp_path / "outputs/runs/mine").iterdir()
     words = re.sub(r" +", " ", _words(folder / "report.html"))
     assert "interrupted" in words and "finetune finetune interrupted" in words

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -24,18 +23,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from compressor import load_model
 from compressor.core.files import file_digest
 from compressor.core.redaction import redact, redact_text
+from tests.harness.command import start
+from tests.harness.runs import find_stage, kill, list_processes, losses, wait_for_step, weights
 
 LONGER = ("{epochs: 1}\n  prune", "{epochs: 6}\n  prune")
-
-
-def weights(folder: Path, name: str) -> Path:
-    (stage,) = folder.glob(f"stages/*-{name}")
-    return stage / "model.safetensors"
-
-
-def losses(folder: Path, name: str) -> list[float]:
-    with (weights(folder, name).parent / "losses.csv").open() as stream:
-        return [float(row["loss"]) for row in csv.DictReader(stream)]
 
 
 def test_a_run_leaves_what_explains_it_and_a_second_run_repeats_nothing(recipe, run) -> None:
@@ -89,27 +80,6 @@ def test_predictions_score_the_same_a_second_time(recipe, run) -> None:
     assert scored == record["metrics"]["lengths"]
 
 
-def _start(path: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "compressor", "run", str(path), *overrides],
-        cwd=path.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def _wait_for_steps(path: Path, above: int, process: subprocess.Popen[bytes]) -> int:
-    """Wait until a checkpoint of a step after `above` is there; the last one seen."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        steps = [int(p.name[5:]) for p in path.parent.glob("outputs/store/partial/*.resume/step-*")]
-        if steps and max(steps) > above:
-            return max(steps)
-        time.sleep(0.005)
-    return above
-
-
 def test_a_run_killed_five_times_ends_with_the_weights_of_an_undisturbed_one(recipe, run) -> None:
     """SIGKILL at random moments of training, launched again each time: the same SHA-256.
 
@@ -121,12 +91,10 @@ def test_a_run_killed_five_times_ends_with_the_weights_of_an_undisturbed_one(rec
     expected = file_digest(weights(path.parent / undisturbed.run_folder, "finetune"))
     chance, last, kills = random.Random(5), 0, 0
     while kills < 5:
-        process = _start(path, "model.config.dropout_rate=0.1")
-        last = _wait_for_steps(path, last, process)
+        process = start("run", path, "model.config.dropout_rate=0.1", cwd=path.parent)
+        last = wait_for_step(process, last)
         time.sleep(chance.uniform(0, 0.1))
-        assert process.poll() is None, process.stdout.read().decode() if process.stdout else ""
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
         kills += 1
         for manifest in path.parent.glob("outputs/store/*/manifest.json"):
             json.loads(manifest.read_text())
@@ -149,7 +117,7 @@ def test_two_processes_give_one_processs_losses_and_masks(recipe, run) -> None:
     assert (one.code, two.code, micro.code) == (0, 0, 0), two.err + micro.err
     folders = [path.parent / result.run_folder for result in (one, two, micro)]
     for name in ("finetune", "recover"):
-        curves = [losses(folder, name) for folder in folders]
+        curves = [losses(find_stage(folder, name)) for folder in folders]
         assert len(curves[0]) == 8
         for other in curves[1:]:
             assert other == pytest.approx(curves[0], abs=1e-4)
@@ -170,9 +138,9 @@ def test_two_processes_killed_go_on_and_leave_nobody_behind(recipe, run) -> None
     arguments = ("launch.num_processes=2", "model.config.dropout_rate=0.1", "skip=[evaluate]")
     undisturbed = run("run", path, "outputs=undisturbed", *arguments)
     assert undisturbed.code == 0, undisturbed.err
-    process = _start(path, *arguments)
-    _wait_for_steps(path, 3, process)
-    os.kill(process.pid, signal.SIGKILL)
+    process = start("run", path, *arguments, cwd=path.parent)
+    wait_for_step(process, 3)
+    process.send(signal.SIGKILL)
     process.wait()
     final = run("run", path, *arguments)
     assert final.code == 0, final.err
@@ -180,8 +148,7 @@ def test_two_processes_killed_go_on_and_leave_nobody_behind(recipe, run) -> None
     folders = [path.parent / result.run_folder for result in (undisturbed, final)]
     digests = [file_digest(weights(folder, "finetune")) for folder in folders]
     assert digests[0] == digests[1]
-    left = subprocess.run(["pgrep", "-f", str(path.parent)], capture_output=True, text=True)
-    assert left.stdout == ""
+    assert list_processes(path.parent) == []
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_weights(recipe, run) -> None:

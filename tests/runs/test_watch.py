@@ -26,25 +26,22 @@ from compressor.core.processes import (
     sigterm_as_keyboard_interrupt,
 )
 from compressor.core.progress import Progress
-from tests.harness.command import Command, compressor
+from tests.harness.command import Command, Process, compressor, start
 
 
 @pytest.fixture
-def started(
-    recipe: Callable[..., Path], tmp_path: Path
-) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Start a run in the background that takes some seconds, and end it at the latest here."""
+def start_run(recipe: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start a run that takes some seconds, and end it at the latest here."""
     path = recipe(("epochs: 1}\n  prune", "epochs: 400}\n  prune"))
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[Process] = []
 
-    def start(**how: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "compressor", "run", str(path)]
-        processes.append(subprocess.Popen(command, cwd=tmp_path, **how))
+    def begin(**streams: Any) -> Process:
+        processes.append(start("run", path, cwd=tmp_path, **streams))
         return processes[-1]
 
-    yield start
+    yield begin
     for process in processes:
-        process.kill()
+        process.send(signal.SIGKILL)
         process.wait()
 
 
@@ -64,32 +61,28 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_is_watched_from_elsewhere_and_its_kill_is_told(
-    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    start_run: Callable[..., Process], tmp_path: Path
 ) -> None:
     """Who watches sees what has ended, and is told when the run's process is gone for good."""
-    process = started(stdout=subprocess.DEVNULL)
-    folder = run_folder(tmp_path)
-    command = [sys.executable, "-m", "compressor", "watch", str(folder)]
-    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert watching.stdout is not None
-        assert watching.stdout.readline().startswith("load  ")
-        assert watching.poll() is None, "it must follow while the run works"
-        process.kill()
-        process.wait()
-        out, _ = watching.communicate(timeout=30)
-    finally:
-        watching.kill()
-    assert watching.returncode == 1
-    assert out.endswith("the run's process has ended, or was killed: the same command goes on\n")
+    process = start_run()
+    watching = start("watch", run_folder(tmp_path))
+    deadline = time.monotonic() + 60
+    while not watching.out.startswith("load  "):
+        assert watching.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send(signal.SIGKILL)
+    assert watching.wait(30) == 1
+    assert watching.out.endswith(
+        "the run's process has ended, or was killed: the same command goes on\n"
+    )
 
 
 def test_a_terminal_is_left_as_it_was_by_kill(
-    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    start_run: Callable[..., Process], tmp_path: Path
 ) -> None:
     """SIGTERM ends a run as Ctrl-C does: the cursor is shown again, and the run says so."""
     ours, theirs = pty.openpty()
-    process = started(stdout=theirs, stderr=theirs, stdin=theirs)
+    process = start_run(stdout=theirs, stderr=theirs, stdin=theirs)
     os.close(theirs)
     shown, asked = b"", False
     end = time.monotonic() + 90
@@ -101,9 +94,9 @@ def test_a_terminal_is_left_as_it_was_by_kill(
                 break
             shown += piece
             if b"train" in shown and not asked:
-                process.send_signal(signal.SIGTERM)
+                process.send(signal.SIGTERM)
                 asked = True
-    assert process.wait(timeout=30) == 1
+    assert process.wait(30) == 1
     text = shown.decode()
     assert "\x1b[?25l" in text, "it draws bars, and hides the cursor meanwhile"
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
@@ -173,17 +166,17 @@ def test_what_is_no_run_is_not_watched(
 
 
 def test_a_run_whose_terminal_is_closed_leaves_its_report(
-    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    start_run: Callable[..., Process], tmp_path: Path
 ) -> None:
     """Kernel and shell both send SIGHUP, and writing fails: the end is told all the same."""
     ours, theirs = pty.openpty()
-    process = started(stdout=theirs, stderr=theirs, stdin=theirs, start_new_session=True)
+    process = start_run(stdout=theirs, stderr=theirs, stdin=theirs)
     os.close(theirs)
     folder = run_folder(tmp_path)
     os.close(ours)
     for _ in range(2):
-        process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=30) == 1
+        process.send(signal.SIGHUP)
+    assert process.wait(30) == 1
     last = events(folder)[-1]
     assert (last["event"], last["state"]) == ("run_ended", "interrupted")
     assert "<title>mine: interrupted</title>" in (folder / "report.html").read_text("utf-8")
@@ -281,8 +274,7 @@ def test_a_watch_that_is_ended_leaves_the_terminal_as_it_was(tmp_path: Path) -> 
     progress = Progress(Console(quiet=True), tmp_path / "events.jsonl", quiet=True)
     progress.event("run_started", recipe="demo", stages=stages, process=described())
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "compressor", "watch", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment())
+    process = start("watch", tmp_path, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown, asked = b"", False
     while process.poll() is None or select.select([ours], [], [], 0)[0]:
@@ -293,9 +285,9 @@ def test_a_watch_that_is_ended_leaves_the_terminal_as_it_was(tmp_path: Path) -> 
                 break
         if b"0/1" in shown and not asked:
             asked = True
-            process.terminate()
+            process.send(signal.SIGTERM)
     os.close(ours)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(30) == 0
     text = shown.decode()
     assert "not watching any more; the run goes on" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +35,9 @@ from compressor.recipe.compose import compose
 from compressor.stages.approximate import Approximate
 from compressor.stages.base import Inputs
 from compressor.training.loop import mean_loss
-from tests.harness.command import Command
+from tests.harness.command import Command, start
 from tests.harness.command import compressor as command
+from tests.harness.runs import kill, losses, wait_for_step
 from tests.models.test_block import IDS, LENGTHS, SIZES, context, fresh, outputs, pico, planning
 
 SMALL = {"block": {"heads": 2, "head_size": 4, "depth": 1}, "batch_size": 4}
@@ -317,11 +312,6 @@ def ran(folder: Path, *overrides: str) -> tuple[Command, list[Path], dict[str, A
     return done, stages, {record["name"]: record for record in records}
 
 
-def losses(stage: Path) -> list[float]:
-    with (stage / "losses.csv").open() as stream:
-        return [float(row["loss"]) for row in csv.DictReader(stream)]
-
-
 def test_a_chain_as_a_user_runs_it(tmp_path: Path, monkeypatch) -> None:
     """Two blocks, on noise and on text, then pruned and shrunk: planned counts, and it loads."""
     monkeypatch.chdir(tmp_path)
@@ -365,22 +355,9 @@ def test_a_killed_one_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         (tmp_path / name / "mine.yaml").write_text(RECIPE)
     _, stages, expected = ran(tmp_path / "whole", *NOISE)
     folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compressor", "run", "mine.yaml", *NOISE],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=os.environ,
-    )
-    deadline, reached = time.monotonic() + 60, False
-    while time.monotonic() < deadline and process.poll() is None and not reached:
-        found = folder.glob("outputs/store/partial/*.resume/step-*/tensors")
-        reached = any(int(path.parent.name[5:]) > 0 for path in found)
-        time.sleep(0.005)
-    assert process.poll() is None and reached
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process = start("run", "mine.yaml", *NOISE, cwd=folder)
+    wait_for_step(process)
+    kill(process)
     done, killed, records = ran(folder, *NOISE)
     assert "goes on from step" in done.out
     assert file_digest(killed[1] / FILE) == file_digest(stages[1] / FILE)

@@ -6,8 +6,6 @@ import csv
 import gzip
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,13 +81,10 @@ def test_a_sliced_pruned_quantized_model_goes_to_every_format(run, tmp_path) -> 
     rows = list(csv.DictReader(place.open(newline="")))
     longest = [row for row in rows if row["max_length"] == "32"]
     assert_written_as_scored(folder, longest)
-    summarized = subprocess.run(
-        [sys.executable, "-m", "compressor", "summarize", str(folder), "--max-length", "8"],
-        input=longest[0]["source"], capture_output=True, text=True,
-    )  # fmt: skip
-    assert summarized.returncode == 0, summarized.stderr
+    summarized = run("summarize", folder, "--max-length", 8, stdin=longest[0]["source"])
+    assert summarized.code == 0, summarized.err
     short = next(row for row in rows if row["max_length"] == "8")
-    assert summarized.stdout.strip() == " ".join(short["prediction"].split("\n")).strip()
+    assert summarized.out.strip() == " ".join(short["prediction"].split("\n")).strip()
 
 
 def assert_written_as_scored(folder: Path, rows: list[dict[str, str]]) -> None:
@@ -140,12 +135,9 @@ def test_a_classifier_gives_its_probabilities_everywhere(run, tmp_path) -> None:
     first, second = (model.classify([text])[0] for model in models)
     assert first == pytest.approx(second, abs=1e-4)
     assert len(first) == 6 and all(0 < value < 1 for value in first.values())
-    said = subprocess.run(
-        [sys.executable, "-m", "compressor", "classify", str(folder), "--lines"],
-        input=f"{text}\n{text}\n", capture_output=True, text=True,
-    )  # fmt: skip
-    assert said.returncode == 0, said.stderr
-    lines = said.stdout.splitlines()
+    said = run("classify", folder, "--lines", stdin=f"{text}\n{text}\n")
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
     likeliest = max(second, key=lambda name: second[name])
     assert len(lines) == 2 and lines[0] == lines[1]
     assert lines[0].startswith(f"{likeliest} {second[likeliest]:.4f}")

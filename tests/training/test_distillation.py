@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +40,9 @@ from compressor.training.teacher_cache import (
     TaughtExamples,
     with_teacher_logits,
 )
-from tests.harness.command import Command, compressor
+from tests.harness.command import Command, compressor, start
 from tests.harness.models import PICO
+from tests.harness.runs import kill, losses, wait_for_step
 
 ROWS = [([5, 6, 7, 1], [8, 9, 1]), ([10, 1], [11, 1]), ([12, 13, 1], [14, 15, 16, 17, 1])]
 LABELS = 10
@@ -416,11 +411,6 @@ def distilled(folder: Path, *overrides: str) -> tuple[Command, Path, dict[str, A
     return done, stage, next(record for record in records if record["name"] == "distill")
 
 
-def losses(stage: Path) -> list[float]:
-    with (stage / "losses.csv").open() as stream:
-        return [float(row["loss"]) for row in csv.DictReader(stream)]
-
-
 def test_a_distillation_as_a_user_runs_it(folder: Path, monkeypatch) -> None:
     """Teacher untouched, loss falls, masks kept, planned counts true, all cached again."""
     monkeypatch.chdir(folder)
@@ -451,26 +441,11 @@ CACHED = "stages.distill.cache_logits=true"
 LOGITS_ALONE = ("stages.distill.losses.hidden=0", "stages.distill.losses.attention=0")
 
 
-def killed(folder: Path, *overrides: str) -> Path:
+def kill_in_the_middle(folder: Path, *overrides: str) -> Path:
     """The last checkpoint of a run that was killed in the middle of its distillation."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compressor", "run", "mine.yaml", *overrides],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=os.environ,
-    )
-    deadline, tensors = time.monotonic() + 60, []
-    while time.monotonic() < deadline and process.poll() is None:
-        # The first one: where a disk is slow, the next may come after the last step.
-        tensors = list(folder.glob("outputs/store/partial/*.resume/step-*/tensors"))
-        if tensors:
-            break
-        time.sleep(0.005)
-    assert process.poll() is None and tensors
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process = start("run", "mine.yaml", *overrides, cwd=folder)
+    wait_for_step(process, -1)  # where a disk is slow, a later one may come after the last step
+    kill(process)
     # Killed between two renames it may have left the one before as well; the last is what counts.
     found = folder.glob("outputs/store/partial/*.resume/step-*/tensors")
     return max(found, key=lambda path: int(path.parent.name[5:]))
@@ -478,11 +453,11 @@ def killed(folder: Path, *overrides: str) -> Path:
 
 def test_a_killed_distillation_goes_on_to_the_same_bits(folder: Path) -> None:
     """SIGKILL in the middle, with dropout and projections in play: the same SHA-256."""
-    more = ("stages.small.config.dropout_rate=0.1", "stages.distill.epochs=10")
+    more = ("stages.small.config.dropout_rate=0.1", "stages.distill.epochs=4")
     other = Path(shutil.copytree(folder, folder.parent / "other"))
     _, stage, _ = distilled(other, *more)
     expected = file_digest(stage / "model.safetensors")
-    saved = load_file(killed(folder, *more))
+    saved = load_file(kill_in_the_middle(folder, *more))
     for stack in ("encoder", "decoder"):
         assert saved[f"model.loss.projections.{stack}.weight"].shape == (32, 24)
         assert f"optimizer.loss.projections.{stack}.weight.exp_avg" in saved
@@ -494,11 +469,11 @@ def test_a_killed_distillation_goes_on_to_the_same_bits(folder: Path) -> None:
 
 def test_a_killed_distillation_goes_on_with_its_cached_logits(folder: Path) -> None:
     """SIGKILL in the middle: the same SHA-256, without the file being written again."""
-    more = (*LOGITS_ALONE, CACHED, "stages.distill.epochs=10")
+    more = (*LOGITS_ALONE, CACHED, "stages.distill.epochs=4")
     other = Path(shutil.copytree(folder, folder.parent / "other"))
     _, stage, _ = distilled(other, *more)
     expected = file_digest(stage / "model.safetensors")
-    kept = killed(folder, *more).parents[1] / LOGITS
+    kept = kill_in_the_middle(folder, *more).parents[1] / LOGITS
     changed = kept.stat().st_mtime_ns
     link = folder / "link"
     link.hardlink_to(kept)  # the file itself is gone when the stage is done

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import signal
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,8 +26,9 @@ from compressor.stages.finetune import Finetune
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training, mean_loss
 from compressor.training.losses import LabelLoss
+from tests.harness.command import start
 from tests.harness.models import examples
-from tests.runs.test_run import _start, _wait_for_steps, losses, weights
+from tests.harness.runs import find_stage, kill, losses, wait_for_step, weights
 from tests.stages.test_quantize import pico, planned
 
 INT4 = "{weights: int4, group_size: 16}"
@@ -133,15 +132,12 @@ AWARE = "finetune: {epochs: 6, quantization_aware: int8}"
 def test_killed_it_goes_on_to_the_same_bits(recipe, run) -> None:
     """What is checkpointed are the float weights: the same SHA-256 as undisturbed."""
     path = recipe(("finetune: {epochs: 1}", AWARE), ("prune, recover, evaluate]", "evaluate]"))
-    # Epochs enough that it still trains when it is seen to.
-    more = ("skip=[evaluate]", "stages.finetune.epochs=25")
+    more = ("skip=[evaluate]",)
     undisturbed = run("run", path, "outputs=undisturbed", *more)
     assert undisturbed.code == 0, undisturbed.err
-    process = _start(path, *more)
-    _wait_for_steps(path, 1, process)
-    assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process = start("run", path, *more, cwd=path.parent)
+    wait_for_step(process, 1)
+    kill(process)
     final = run("run", path, *more)
     assert "goes on from step" in final.out
     digests = {
@@ -158,7 +154,7 @@ def test_two_processes_learn_alike(recipe, run) -> None:
     ways = ("launch.num_processes=1",), ("launch.num_processes=2",)
     done = [run("run", path, f"outputs=way{i}", "skip=[evaluate]", *w) for i, w in enumerate(ways)]
     assert [each.code for each in done] == [0, 0], done[1].err
-    one, two = (losses(path.parent / each.run_folder, "finetune") for each in done)
+    one, two = (losses(find_stage(path.parent / each.run_folder, "finetune")) for each in done)
     assert len(one) == 8 and two == pytest.approx(one, abs=1e-3)
 
 
