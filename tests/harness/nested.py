@@ -38,6 +38,7 @@ def fork_own_processes(become: Become) -> None:
     adopt_orphans()
     if os.fork() == 0:
         ours.close()
+        os.chdir("/")  # it is none of the processes that work in the command's folder
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(nowhere, stream)
