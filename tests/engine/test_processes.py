@@ -8,22 +8,26 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from subprocess import STDOUT
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from compressor.core.errors import StageError
 from compressor.core.files import accelerate_configs, recipes_folder
+from compressor.core.processes import environment
 from compressor.core.ranks import Ranks
 from compressor.data.examples import FILE
-from compressor.engine.cluster import Helper, leading
+from compressor.engine.cluster import POLL_SECONDS, Helper, leading
 from compressor.engine.plan import plan
-from compressor.engine.store.store import Store
+from compressor.engine.store.store import MACHINE_LOCKS, Store
 from compressor.recipe.compose import compose
 from compressor.training.launch_config import Launch, Processes, Scheme, read_processes
 from tests.harness.command import Command, compressor, start
@@ -300,6 +304,41 @@ def test_a_process_that_dies_ends_the_stage(recipe, run) -> None:
     assert process.wait(60) == 1
     assert "stage 'finetune': a worker process was killed by signal 9 (SIGKILL)" in process.err
     assert list(path.parent.glob("outputs/store/partial/*.resume/step-*"))
+
+
+def test_what_was_started_ends_with_who_started_it(tmp_path: Path) -> None:
+    """By SIGKILL, which nobody can pass on: a worker ends with its parent, and with the launcher
+    between them.
+    """
+    first = "from compressor.core.processes import end_with_parent; import time"
+    works = f"{first}; end_with_parent(); print('works', flush=True); time.sleep(60)"
+    launches = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {works!r}])"
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", launches], env=environment(), stdout=subprocess.PIPE, cwd=tmp_path
+    )
+    assert launcher.stdout is not None and launcher.stdout.readline() == b"works\n"
+    launcher.kill()
+    began = time.monotonic()
+    assert launcher.communicate()[0] == b""  # until the worker, too, has let go of it
+    assert time.monotonic() - began < 5
+
+
+def test_a_machine_that_came_and_went_is_noted(recipe, monkeypatch) -> None:
+    """While it is there nothing is; where it comes again that is taken back."""
+    path = recipe()
+    monkeypatch.chdir(path.parent)
+    store = Store(path.parent / "outputs/store")
+    planned = plan(compose(str(path), machine_configs(path.parent)[:1]), store)
+    started = read_processes(planned.composed.recipe.launch)
+    lock = store.folder / "locks" / f"{MACHINE_LOCKS}{started.address}-{started.port}.1.lock"
+    with leading(planned, store, started, print) as session:
+        assert session is not None
+        seen = []
+        for is_held in (False, True, False, True):
+            with FileLock(lock) if is_held else nullcontext():
+                time.sleep(3 * POLL_SECONDS)
+                seen.append((set(session.gone), session.one_is_gone.is_set()))
+    assert seen == [(set(), False), (set(), False), ({1}, True), (set(), False)]
 
 
 def test_checked_in_configs_mean_what_they_say() -> None:

@@ -1,7 +1,7 @@
-"""Runs that are killed: what is run, where, and what has to be so after a kill and after the end.
+"""Runs to be killed: what they run, where, and what has to be so after a kill and after the end.
 
 A trial has the artifacts of an undisturbed run, by hard links, without the one of the stage that is
-under fire. The real command is started on it, and is sent signals while that stage runs.
+under fire. The real command is started on it, and is sent a signal while that stage runs.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ import psutil
 
 from compressor.core.files import MANIFEST
 from compressor.engine.store.store import Store
-from compressor.recipe.compose import compose
-from tests.faults.warm import Started, Warm
+from tests.faults.stored import check_store
+from tests.harness.command import Process, start
 
 SUMMARIES = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
@@ -69,235 +69,216 @@ TIMED = {
     *("resident_bytes", "resumed"),
 }
 """What a manifest's metrics hold of time and memory, and of kills: no two runs have the same."""
-ENDING_SECONDS = 3.0
-"""How long what a killed process had started may take to notice, and end itself."""
 INTERRUPTED = "interrupted; the same command goes on from here"
-
-
-def arguments(kind: str) -> list[str]:
-    """A `run` of one kind of stage, and of what it reads."""
-    before = {"load": [], "distill": ["load", "shrink"]}.get(kind, ["load"])
-    recipe = "labels.yaml" if kind == "approximate" else "summaries.yaml"
-    return ["run", recipe, f"pipeline=[{','.join([*before, kind])}]"]
-
-
-def write_recipes(folder: Path) -> None:
-    for name, text in (("summaries", SUMMARIES), ("labels", LABELS)):
-        (folder / f"{name}.yaml").write_text(text)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass
 class Place:
-    """A folder with recipes, outputs and a temporary folder of its own, in which runs are started.
+    """A folder with recipes, outputs and temporary files of its own, in which runs are started.
 
-    `start` is how: by a `Warm`, or plainly.
+    Each run has the `overrides`.
     """
 
     folder: Path
-    warm: Warm
-    more: tuple[str, ...] = ()
-    """Overrides of every run here."""
+    overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         (self.folder / "temporary").mkdir(parents=True, exist_ok=True)
-        write_recipes(self.folder)
+        for name, text in {"summaries": SUMMARIES, "labels": LABELS}.items():
+            (self.folder / f"{name}.yaml").write_text(text)
 
-    @property
-    def store(self) -> Store:
-        return Store(self.folder / "outputs/store")
-
-    def start(self, kind: str, **environment: str) -> Started:
-        return self.begin(*arguments(kind), *self.more, **environment)
-
-    def begin(self, *command: str, **environment: str) -> Started:
-        environment |= {"TMPDIR": str(self.folder / "temporary")}
-        return self.warm.start(*command, cwd=self.folder, **environment)
+        self.outputs = self.folder / "outputs"
+        self.store = Store(self.outputs / "store")
 
     @property
     def runs(self) -> list[Path]:
         """The folders of runs, the latest last."""
-        found = self.folder.glob("outputs/runs/*/*/")  # `<time>`, and `<time>-2` in that second
-        return sorted(found, key=lambda path: (path.name[:19], len(path.name), path.name))
+        folders = self.outputs.glob("runs/*/*/")  # `<time>`, and `<time>-2` in that second
+        return sorted(folders, key=lambda path: (path.name[:19], len(path.name), path.name))
+
+    def start(self, *command: str, **how: Any) -> Process:
+        return start(*command, cwd=self.folder, TMPDIR=str(self.folder / "temporary"), **how)
+
+    def start_stage(self, kind: str, **how: Any) -> Process:
+        """Start a run of one kind of stage, and of what it reads."""
+        before = {"load": [], "distill": ["load", "shrink"]}.get(kind, ["load"])
+        recipe = "labels.yaml" if kind == "approximate" else "summaries.yaml"
+        pipeline = f"pipeline=[{','.join([*before, kind])}]"
+        return self.start("run", recipe, pipeline, *self.overrides, **how)
+
+    def finish_stage(self, kind: str) -> Process:
+        """The same, to its end."""
+        process = self.start_stage(kind)
+        assert process.wait(240) == 0, process.err
+        return process
 
     def events(self) -> list[dict[str, Any]]:
         """What the latest run has told so far."""
         path = self.runs[-1] / "events.jsonl" if self.runs else self.folder / "none"
-        if not path.is_file():
-            return []
-        lines = path.read_text("utf-8").split("\n")[:-1]  # without the half of a last one
+        lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
         return [json.loads(line) for line in lines if line]
 
-    def processes(self) -> list[psutil.Process]:
-        """All that were started here and are still there: they have this working directory."""
-        found = []
+    def operations(self) -> list[str]:
+        """What the last run did to files, in order; see `signal_at`."""
+        return (self.folder / OPERATIONS).read_text().splitlines()
+
+    def checkpoints(self) -> list[Path]:
+        return list(self.outputs.glob("store/partial/*.resume/step-*"))
+
+    def processes(self, module: str = "") -> list[psutil.Process]:
+        """What was started here and is still there: it has this working directory."""
+        processes = []
         for process in psutil.process_iter():
             try:
-                if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(self.folder):
-                    found.append(process)
+                here = Path(process.cwd()).is_relative_to(self.folder)
+                if here and (not module or module in process.cmdline()):
+                    processes.append(process)
             except (psutil.Error, OSError):
                 continue
-        return found
-
-    def key(self, kind: str) -> str:
-        """The key of a kind's artifact, of the latest finished run that has it."""
-        for folder in reversed(self.runs):
-            path = folder / "metrics.json"
-            for record in json.loads(path.read_text()) if path.is_file() else []:
-                if record["stage"] == kind:
-                    return str(record["key"])
-        raise AssertionError(f"no run has made {kind}")
+        return processes
 
 
 @dataclass
 class Undisturbed:
-    """A store that no kill has touched, with what the kinds' runs made in it, each made once."""
+    """A store that no kill has touched, with what each kind's run made in it, once."""
 
     place: Place
+    keys: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     """Kind → what its stage took."""
 
-    def made(self, kind: str) -> str:
+    def make(self, kind: str) -> str:
         """The key of that kind's artifact."""
-        if kind not in self.seconds:
-            started = self.place.start(kind)
-            assert started.wait() == 0, started.err
-            key = self.place.key(kind)
-            self.seconds[kind] = self.place.store.manifest(key)["seconds"]
-        return self.place.key(kind)
+        if kind not in self.keys:
+            self.place.finish_stage(kind)
+            records = json.loads((self.place.runs[-1] / "metrics.json").read_text())
+            for record in records:
+                manifest = self.place.store.manifest(record["key"])
+                self.keys[record["stage"]] = record["key"]
+                self.seconds[record["stage"]] = manifest["seconds"]
+        return self.keys[kind]
 
-    def without(self, kind: str, folder: Path) -> Place:
+    def copy_without(self, kind: str, folder: Path) -> Place:
         """A place with all of it but that kind's artifact."""
-        key = self.made(kind)
-        place = Place(folder, self.place.warm, self.place.more)
+        key, place = self.make(kind), Place(folder, self.place.overrides)
         for artifact in self.place.store.folder.iterdir():
             if (artifact / MANIFEST).is_file() and artifact.name != key:
                 shutil.copytree(artifact, place.store.path(artifact.name), copy_function=os.link)
         return place
 
 
-@cache
-def undisturbed_in(folder: Path, warm: Warm) -> Undisturbed:
-    """The same one for all tests of a process."""
-    return Undisturbed(Place(folder, warm))
-
-
-def wait_for(condition: Callable[[], bool], started: Started, seconds: float = 60.0) -> bool:
+def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 60.0) -> bool:
     """Whether it came to be so before the run ended."""
     deadline = time.monotonic() + seconds
     while not condition():
-        if started.poll() is not None:
+        if process.poll() is not None:
             return condition()
-        assert time.monotonic() < deadline, f"in vain so far: {started.out}{started.err}"
+        assert time.monotonic() < deadline, f"in vain so far: {process.out}{process.err}"
         time.sleep(0.002)
     return True
 
 
-def strike(
-    place: Place, kind: str, seconds: float, number: signal.Signals, *then: signal.Signals
-) -> bool:
-    """Run a kind, wait until its stage has run for so long, send signals; whether that hit it."""
-    ended = set(place.runs)
-    started = place.start(kind)
+def strike(place: Place, kind: str, seconds: float, number: signal.Signals) -> bool:
+    """Run a kind, and signal it when its stage has run for so long; whether that ended the run."""
+    before = set(place.runs)
+    process = place.start_stage(kind)
 
-    def begun() -> bool:
-        return not ended.issuperset(place.runs) and any(
+    def has_begun() -> bool:
+        return not before.issuperset(place.runs) and any(
             event["event"] == "stage_started" and event["name"] == kind for event in place.events()
         )
 
-    if wait_for(begun, started):
+    if wait_for(has_begun, process):
         time.sleep(seconds)
-    hit, sent = started.send(number), time.time()
-    for other in then:
-        time.sleep(0.05)
-        started.send(other)
-    started.wait()
-    if is_done(place, started):  # and on its way out: what has heard of it does not go on
-        assert not hit or place.events()[-1]["time"] <= sent + 0.1, place.events()[-5:]
+    process.send(number)
+    return check_killed(place, process, number)
+
+
+def check_killed(place: Place, process: Process, number: signal.Signals) -> bool:
+    """What has to be so when a run has ended by a signal; False if it was done before that came."""
+    process.wait(60)
+    if process.code == 0 or (process.code != 1 and "\nrun: " in process.out):
         return False
-    after_a_kill(place, started, number if not then else None)
-    return hit
-
-
-def is_done(place: Place, started: Started) -> bool:
-    """Whether it had come to its end before the signal, which then met the interpreter's own."""
-    return started.code == 0 or (started.code != 1 and "\nrun: " in started.out)
-
-
-def after_a_kill(place: Place, started: Started, number: signal.Signals | None) -> None:
-    """What has to be so when a run has ended by a signal: one that can be caught, or SIGKILL."""
-    assert "Traceback" not in started.err + started.out, started.err
+    assert "Traceback" not in process.err + process.out, process.err
     if number == signal.SIGKILL:
-        assert started.code == -signal.SIGKILL, (started.code, started.err)
-    elif number is not None:
-        assert started.code == 1, (started.code, started.out, started.err, place.events()[-3:])
-        assert started.err.splitlines()[-1] == INTERRUPTED, started.err
-        if place.events():  # the run's folder is made before its first event is told
-            is_reported(place)
+        assert process.code == -signal.SIGKILL, (process.code, process.err)
+    else:
+        assert process.code == 1, (process.code, process.out, process.err, place.events()[-3:])
+        assert process.err.splitlines()[-1] == INTERRUPTED, process.err
         assert list((place.folder / "temporary").iterdir()) == []
-    nobody_is_left(place)
-    every_artifact_is_whole(place.store)
-    no_lock_is_held(place.store)
+        last = place.events()[-1:]
+        if last and last[0].get("state") == "interrupted":  # else it met the report of a whole run
+            page = (place.runs[-1] / "report.html").read_text("utf-8")
+            assert ": interrupted</title>" in page
+    check_nobody_left(place)
+    check_store(place.outputs)
+    return True
 
 
-def is_reported(place: Place) -> None:
-    """The latest run has told that it was interrupted, to who reads its events or its page."""
-    last = place.events()[-1]
-    assert last["event"] == "run_ended" and last["state"] in {"interrupted", "done"}, last
-    page = (place.runs[-1] / "report.html").read_text("utf-8")
-    assert f": {last['state']}</title>" in page or last["state"] == "done"
-
-
-def nobody_is_left(place: Place) -> None:
-    deadline = time.monotonic() + ENDING_SECONDS
+def check_nobody_left(place: Place) -> None:
+    """What a killed process had started may take a moment to notice, and end itself."""
+    deadline = time.monotonic() + 3
     while left := place.processes():
         assert time.monotonic() < deadline, [process.cmdline() for process in left]
         time.sleep(0.02)
 
 
-def every_artifact_is_whole(store: Store) -> None:
-    for folder in store.folder.iterdir():
-        if folder.name not in {"partial", "locks", "damaged", "seconds.jsonl"}:
-            store.verify(folder.name)
+def check_tidy(place: Place) -> None:
+    """Nothing is half made, left behind or set aside."""
+    check_nobody_left(place)
+    check_store(place.outputs)
+    assert list((place.store.folder / "partial").iterdir()) == []
+    assert not (place.store.folder / "damaged").exists()
 
 
-def no_lock_is_held(store: Store) -> None:
-    for path in (store.folder / "locks").glob("*.lock"):
-        assert not store.is_locked(path.stem), path
-
-
-def after_the_end(place: Place, undisturbed: Undisturbed, kind: str) -> None:
-    """What has to be so when a run was killed, launched again, and came to its end."""
-    store = place.store
-    nobody_is_left(place)
-    every_artifact_is_whole(store)
-    no_lock_is_held(store)
-    assert list((store.folder / "partial").iterdir()) == []
-    assert not (store.folder / "damaged").exists()
-    key = undisturbed.made(kind)
-    mine, theirs = store.manifest(key), undisturbed.place.store.manifest(key)
+def check_finished(place: Place, undisturbed: Undisturbed, kind: str) -> None:
+    """What has to be so when a run was killed, started again, and came to its end."""
+    check_tidy(place)
+    key = undisturbed.make(kind)
+    mine, theirs = place.store.manifest(key), undisturbed.place.store.manifest(key)
     assert mine["files"] == theirs["files"]  # SHA-256 of each, and no file holds a time
     if kind != "benchmark":  # which measures nothing but time and memory
-        assert timeless(mine["metrics"]) == timeless(theirs["metrics"])
-        assert timeless(mine["model"]) == timeless(theirs["model"])
+        assert without_times(mine["metrics"]) == without_times(theirs["metrics"])
+        assert without_times(mine["model"]) == without_times(theirs["model"])
 
 
-def timeless(value: Any) -> Any:
+def without_times(value: Any) -> Any:
     """A value of JSON without what is of time and memory."""
     if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if k not in TIMED}
-    return [timeless(each) for each in value] if isinstance(value, list) else value
+        return {k: without_times(v) for k, v in value.items() if k not in TIMED}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
-def signals(chance: random.Random) -> signal.Signals:
-    return chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+# What a run does to files, from CPython's audit hook: before each of them a process may end.
+
+OPERATIONS = "operations"
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "shutil.rmtree"}
 
 
-def key_of(place: Place, kind: str) -> str:
-    """What a plan says that kind's key is, before anything has run."""
-    from compressor.engine.plan import plan
+def signal_at(number: int, at: int) -> None:
+    """Have this process note each change below `outputs`, and signal itself before the `at`th."""
+    below, process = f"{Path.cwd()}/outputs/", os.getpid()
+    log = Path(OPERATIONS).open("w", 1)  # noqa: SIM115  # stays open
+    done = 0
 
-    recipe, *overrides = arguments(kind)[1:]
-    composed = compose(str(place.folder / recipe), [*overrides, *place.more])
-    key = plan(composed, place.store).node(kind).key
-    assert key is not None
-    return key
+    def note(event: str, given: tuple[Any, ...]) -> None:
+        nonlocal done
+        writes = event == "open" and isinstance(given[2], int) and given[2] & 3
+        if not (writes or event in _CHANGES) or os.getpid() != process or isinstance(given[0], int):
+            return
+        path = os.path.join(Path.cwd(), os.fsdecode(given[0]))  # noqa: PTH118
+        if path.startswith(below):
+            log.write(f"{event} {path.removeprefix(below)}\n")
+            done += 1
+            if done == at + 1:
+                os.kill(process, number)
+
+    sys.addaudithook(note)
+
+
+def draw_signals(chance: random.Random, count: int) -> list[signal.Signals]:
+    """So many, each kind as often as another, in any order."""
+    drawn = [SIGNALS[place % len(SIGNALS)] for place in range(count)]
+    chance.shuffle(drawn)
+    return drawn

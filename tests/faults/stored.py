@@ -1,4 +1,4 @@
-"""What a store holds, and how its files are damaged."""
+"""What a store holds, what has to be so of it, and how its files are damaged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from compressor.core.files import MANIFEST
 from compressor.engine.store.store import Store
 
 
@@ -16,31 +17,33 @@ def artifacts(outputs: Path) -> dict[str, dict[str, str]]:
     """
     store = Store(outputs / "store")
     stages = {}
-    for path in sorted(store.folder.glob("*/manifest.json")):
+    for path in sorted(store.folder.glob(f"*/{MANIFEST}")):
         manifest = store.verify(path.parent.name)
-        stages[manifest["name"]] = {n: entry["sha256"] for n, entry in manifest["files"].items()}
+        files = manifest["files"].items()
+        stages[manifest["name"]] = {name: entry["sha256"] for name, entry in files}
     return stages
 
 
-def whole_only(outputs: Path) -> None:
-    """Assert that there is no half artifact, no half checkpoint, and no lock that is held."""
+def check_store(outputs: Path) -> None:
+    """Every artifact is whole, and nobody holds a lock."""
     store = Store(outputs / "store")
-    if not store.folder.is_dir():
-        return
-    keys = [p.name for p in store.folder.iterdir() if len(p.name) == 64]
-    for key in keys:
-        store.verify(key)
-    partial = store.folder / "partial"
-    left = [p.name for p in partial.iterdir()] if partial.is_dir() else []
-    assert all(name.endswith((".resume", ".task")) for name in left), left
-    assert not list(partial.glob("*.resume/.partial"))
+    for folder in store.folder.glob(64 * "?"):
+        store.verify(folder.name)
     for lock in (store.folder / "locks").glob("*.lock"):
-        assert not store.is_locked(lock.name.removesuffix(".lock")), lock
+        assert not store.is_locked(lock.stem), lock
+
+
+def whole_only(outputs: Path) -> None:
+    """Neither is there half an artifact or half a checkpoint."""
+    check_store(outputs)
+    left = [path.name for path in outputs.glob("store/partial/*")]
+    assert all(name.endswith((".resume", ".task")) for name in left), left
+    assert not list(outputs.glob("store/partial/*.resume/.partial"))
 
 
 def key_of(outputs: Path, stage: str) -> str:
     """The key of a stage's artifact."""
-    for path in (outputs / "store").glob("*/manifest.json"):
+    for path in (outputs / "store").glob(f"*/{MANIFEST}"):
         if json.loads(path.read_text())["name"] == stage:
             return path.parent.name
     raise KeyError(stage)

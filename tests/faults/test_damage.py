@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from compressor.core.errors import DamagedArtifact
 from compressor.engine.store.store import Store
 from tests.faults import LONG, trials
 from tests.faults.conftest import Tell
-from tests.faults.forked import Forked
+from tests.faults.kills import wait_for
 from tests.faults.stored import DAMAGE, artifacts, flip, key_of, whole_only
+from tests.harness.command import compressor, start
 
 STAGES = ("load", "finetune", "prune", "evaluate")
 LONGER = ("mini.yaml", "-q", "stages.finetune.epochs=12", "skip=[prune, evaluate]")
@@ -40,7 +42,7 @@ def measured(outputs: Path) -> list[Any]:
 
 @pytest.mark.parametrize("kind", DAMAGE if LONG else ["truncated"])
 def test_a_damaged_file_of_an_artifact_is_found_by_whoever_reads_it(
-    kind: str, forked: Forked, whole: Path, mine: Path, tell: Tell
+    kind: str, whole: Path, mine: Path, tell: Tell
 ) -> None:
     """Whichever file, whichever stage: the artifact is made again, to the same bytes."""
     draw = random.Random(kind)
@@ -55,7 +57,7 @@ def test_a_damaged_file_of_an_artifact_is_found_by_whoever_reads_it(
         DAMAGE[kind](path)
         with pytest.raises((DamagedArtifact, FileNotFoundError)):
             Store(outputs / "store").verify(folder.name)
-        done = forked("run", "mini.yaml", "-q", cwd=mine)
+        done = compressor("run", "mini.yaml", "-q", cwd=mine)
         assert done.code == 0, (stage, path.name, done.err)
         assert artifacts(outputs) == expected
         whole_only(outputs)
@@ -80,9 +82,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-def test_an_edited_manifest_is_no_artifacts(
-    forked: Forked, whole: Path, mine: Path, tell: Tell
-) -> None:
+def test_an_edited_manifest_is_no_artifacts(whole: Path, mine: Path, tell: Tell) -> None:
     """Of a cached stage that no other reads nothing but sizes was looked at: metrics that were
     edited, or had a flipped bit, went into the run's tables.
     """
@@ -91,7 +91,7 @@ def test_an_edited_manifest_is_no_artifacts(
         outputs = copied(whole, mine)
         path = outputs / "store" / key_of(outputs, "evaluate") / "manifest.json"
         path.write_text(json.dumps(EDITS[name](json.loads(path.read_text()))))
-        done = forked("run", "mini.yaml", cwd=mine)
+        done = compressor("run", "mini.yaml", cwd=mine)
         assert done.code == 0, (name, done.err)
         assert artifacts(outputs) == expected, name
         assert measured(outputs) == measured(whole / "outputs"), name
@@ -101,12 +101,12 @@ def test_an_edited_manifest_is_no_artifacts(
 
 
 def test_a_bit_of_the_texts_that_a_cached_run_links_is_seen(
-    forked: Forked, whole: Path, mine: Path, tell: Tell
+    whole: Path, mine: Path, tell: Tell
 ) -> None:
     """`predictions.csv` of the same size was linked into the run, and into its report."""
     outputs = copied(whole, mine)
     flip(outputs / "store" / key_of(outputs, "evaluate") / "predictions.csv")
-    done = forked("run", "mini.yaml", cwd=mine)
+    done = compressor("run", "mini.yaml", cwd=mine)
     assert done.code == 0
     assert "predictions.csv has changed since it was written" in done.out
     linked = done.run_folder / "predictions.csv"
@@ -116,7 +116,7 @@ def test_a_bit_of_the_texts_that_a_cached_run_links_is_seen(
 
 
 def test_a_file_that_no_manifest_names_changes_no_model(
-    forked: Forked, whole: Path, mine: Path, tell: Tell
+    whole: Path, mine: Path, tell: Tell
 ) -> None:
     """Masks put beside a model's weights were loaded with them; a hidden file is let be."""
     outputs = copied(whole, mine)
@@ -125,7 +125,7 @@ def test_a_file_that_no_manifest_names_changes_no_model(
     shutil.copy(pruned / "masks.safetensors", model)
     (model / ".DS_Store").write_text("")
     shutil.rmtree(pruned)
-    done = forked("run", "mini.yaml", cwd=mine)
+    done = compressor("run", "mini.yaml", cwd=mine)
     assert done.code == 0
     assert "finetune: masks.safetensors is none of its files, and is set aside" in done.out
     assert len(list(store.glob("damaged/*/masks.safetensors"))) == 1
@@ -136,29 +136,29 @@ def test_a_file_that_no_manifest_names_changes_no_model(
 
 
 @pytest.fixture(scope="module")
-def longer(
-    forked_and_hub: tuple[Forked, Any], whole: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def longer(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run of a training that lasts long enough to be killed in it."""
     folder = tmp_path_factory.mktemp("longer")
     shutil.copy(whole / "mini.yaml", folder)
-    assert forked_and_hub[0]("run", *LONGER, cwd=folder).code == 0
+    assert compressor("run", *LONGER, cwd=folder).code == 0
     return folder
 
 
 @pytest.mark.parametrize("kind", DAMAGE if LONG else ["one bit flipped"])
 def test_a_training_does_not_go_on_from_a_damaged_checkpoint(
-    kind: str, forked: Forked, longer: Path, mine: Path, tell: Tell
+    kind: str, longer: Path, mine: Path, tell: Tell
 ) -> None:
     """A flipped bit of a weight was trained on in silence; half a history failed every run."""
     draw = random.Random(kind)
     for _ in range(trials(3, 1)):
-        killed = forked("run", *LONGER, cwd=mine, kill_at=KILL_AT)
-        assert killed.code == -9, "the training ended before it could be killed"
+        process = start("run", *LONGER, cwd=mine)
+        assert wait_for(lambda: any(mine.glob(KILL_AT)), process)
+        process.send(signal.SIGKILL)
+        assert process.wait() == -9, "the training ended before it could be killed"
         (checkpoint,) = mine.glob(KILL_AT)
         name = draw.choice(["tensors", "history.json", "sha256.json"])
         DAMAGE[kind](checkpoint / name)
-        done = forked("run", *LONGER, cwd=mine)
+        done = compressor("run", *LONGER, cwd=mine)
         assert done.code == 0, (name, done.err)
         assert artifacts(mine / "outputs") == artifacts(longer / "outputs")
         whole_only(mine / "outputs")
@@ -222,7 +222,7 @@ def _damage_one(outputs: Path, run: Path, draw: random.Random) -> str:
 
 
 def test_commands_on_a_damaged_run_say_what_is_wrong_or_show_what_they_can(
-    forked: Forked, whole: Path, mine: Path, tell: Tell
+    whole: Path, mine: Path, tell: Tell
 ) -> None:
     """No traceback, no other exit code than 0, 1 and 2, and a reason with the last two."""
     for seed in range(trials(60, 3)):
@@ -238,7 +238,7 @@ def test_commands_on_a_damaged_run_say_what_is_wrong_or_show_what_they_can(
             "why": ["why", run, "prune"], "watch": ["watch", run], "score": ["score", run],
         }  # fmt: skip
         for command in draw.sample(COMMANDS, 3):
-            ended = forked(*commands[command], cwd=mine, seconds=30)
+            ended = compressor(*commands[command], cwd=mine, seconds=30)
             assert ended.code in (0, 1, 2), (seed, what, command, ended)
             assert ended.code == 0 or ended.err or ended.out, (seed, what, command)
         shutil.rmtree(outputs)
@@ -256,7 +256,7 @@ def test_commands_on_a_damaged_run_say_what_is_wrong_or_show_what_they_can(
     ],
 )
 def test_watch_shows_what_it_can_of_another_versions_events(
-    kind: str, change: dict[str, Any], forked: Forked, whole: Path, mine: Path
+    kind: str, change: dict[str, Any], whole: Path, mine: Path
 ) -> None:
     """A key that an older version did not write, or of another type, was a traceback."""
     (run,) = (copied(whole, mine) / "runs" / "mini").iterdir()
@@ -265,6 +265,6 @@ def test_watch_shows_what_it_can_of_another_versions_events(
     at = next(i for i, event in enumerate(events) if event["event"] == kind)
     events[at] = {k: v for k, v in (events[at] | change).items() if v is not None}
     path.write_text("".join(json.dumps(event) + "\n" for event in events))
-    watched = forked("watch", run, cwd=mine, seconds=30)
+    watched = compressor("watch", run, cwd=mine, seconds=30)
     assert watched.code == int(kind == "run_ended"), watched
     assert "evaluate" in watched.out

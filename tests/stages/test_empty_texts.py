@@ -16,10 +16,10 @@ from compressor.data.bills import Bills
 from compressor.models.checkpoint import Checkpoint
 from compressor.stages.base import Launch, Planning
 from compressor.stages.load import Load
-from tests.faults.stages import (
+from tests.harness.stages import (
+    measure,
     pico_classifier,
     pico_t5,
-    ran,
     rows_of_labels,
     rows_of_text,
     tokenizer,
@@ -69,7 +69,9 @@ def with_tokens(**tokens: str | None) -> Checkpoint:
 @pytest.mark.parametrize("name", ROWS)
 def test_stages_read_rows_without_text(tmp_path: Path, name: str, kind: str) -> None:
     """Each stage ends, with numbers: an empty text is its end token, which is learned."""
-    metrics = ran(kind, pico_t5(), rows_of_text(tmp_path, *ROWS[name]), tmp_path, **STAGES[kind])
+    metrics = measure(
+        kind, pico_t5(), rows_of_text(tmp_path, *ROWS[name]), tmp_path, **STAGES[kind]
+    )
     assert all(map(math.isfinite, numbers(metrics)))
 
 
@@ -84,8 +86,8 @@ def test_a_row_of_unknown_characters_is_read(tmp_path: Path) -> None:
     )
     data = rows_of_text(tmp_path, ["漢字 漢", "ÄÖ ß"], ["漢", "ß"])
     assert checkpoint.examples(data.load("train"), data).sources == [[2, 2], [2, 2]]
-    assert math.isfinite(ran("finetune", checkpoint, data, tmp_path, epochs=1)["train_loss"])
-    assert ran("evaluate", checkpoint, data, tmp_path, max_length=4)["count"] == 2
+    assert math.isfinite(measure("finetune", checkpoint, data, tmp_path, epochs=1)["train_loss"])
+    assert measure("evaluate", checkpoint, data, tmp_path, max_length=4)["count"] == 2
 
 
 def test_empty_sources_are_decoded_under_a_tokenizer_that_ends_nothing(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_empty_sources_are_decoded_under_a_tokenizer_that_ends_nothing(tmp_path:
     assert alone == beside and len(beams) == 2
     data = rows_of_text(tmp_path, ["", ""], ["a", "b"])
     for kind in ("evaluate", "pseudo_label"):
-        assert ran(kind, checkpoint, data, tmp_path, max_length=6)["count"] == 2
+        assert measure(kind, checkpoint, data, tmp_path, max_length=6)["count"] == 2
 
 
 def test_without_a_token_to_learn_a_training_says_so(tmp_path: Path) -> None:
@@ -106,9 +108,9 @@ def test_without_a_token_to_learn_a_training_says_so(tmp_path: Path) -> None:
     data = rows_of_text(tmp_path, ["a b c", "d e"], ["", ""])
     for kind, settings in (("finetune", {"epochs": 1}), ("sensitivity", {"amounts": [0.5]})):
         with pytest.raises(StageError, match="has a token to predict: all targets are empty"):
-            ran(kind, checkpoint, data, tmp_path / kind, **settings)
+            measure(kind, checkpoint, data, tmp_path / kind, **settings)
     data = rows_of_text(tmp_path, ["a b", "c", "d"], ["x y", "", "z"])
-    metrics = ran("finetune", checkpoint, data, tmp_path / "one", epochs=2, batch_size=1)
+    metrics = measure("finetune", checkpoint, data, tmp_path / "one", epochs=2, batch_size=1)
     losses = [loss for _, loss in metrics["train_losses"]]
     assert metrics["steps"] == 6 and losses.count(0.0) == 2
     assert all(map(math.isfinite, losses))
@@ -124,8 +126,8 @@ def test_classifiers_read_rows_without_text(tmp_path: Path, model_type: str, end
     for truth, ranked in (([(0, 1), (1, 0)], 0.5), ([(1, 1), (1, 1)], None)):
         folder = tmp_path / str(ranked)
         data = rows_of_labels(folder, ["", ""], truth)
-        assert math.isfinite(ran("finetune", checkpoint, data, folder, epochs=1)["train_loss"])
-        metrics = ran("evaluate", checkpoint, data, folder)
+        assert math.isfinite(measure("finetune", checkpoint, data, folder, epochs=1)["train_loss"])
+        metrics = measure("evaluate", checkpoint, data, folder)
         assert metrics["roc_auc"] == ranked  # constant scores, or nothing to rank
         assert all(map(math.isfinite, numbers(metrics)))
 
@@ -134,17 +136,17 @@ def test_words_are_wanted_by_tf_idf(tmp_path: Path) -> None:
     """Without any it has no floor to give, and says so."""
     data = rows_of_labels(tmp_path, ["", ""], [(0, 1), (1, 0)])
     with pytest.raises(StageError, match="TF-IDF found no words in the rows"):
-        ran("baseline", pico_classifier(), data, tmp_path)
+        measure("baseline", pico_classifier(), data, tmp_path)
 
 
 def test_a_tokenizer_that_fills_and_ends_nothing_is_refused(tmp_path: Path) -> None:
     """Neither pad nor eos: it used to be a TypeError of NumPy's. With one of them it trains."""
     data = rows_of_text(tmp_path)
     with pytest.raises(StageError, match="the tokenizer has no pad and no eos token"):
-        ran("finetune", with_tokens(pad_token=None, eos_token=None), data, tmp_path, epochs=1)
-    usual = ran("finetune", pico_t5(), data, tmp_path / "usual", epochs=1)["train_loss"]
+        measure("finetune", with_tokens(pad_token=None, eos_token=None), data, tmp_path, epochs=1)
+    usual = measure("finetune", pico_t5(), data, tmp_path / "usual", epochs=1)["train_loss"]
     for name, pad in {"no pad": None, "eos": "</s>"}.items():
-        metrics = ran("finetune", with_tokens(pad_token=pad), data, tmp_path / name, epochs=1)
+        metrics = measure("finetune", with_tokens(pad_token=pad), data, tmp_path / name, epochs=1)
         assert metrics["train_loss"] == usual  # what is masked may be anything
 
 
@@ -176,4 +178,4 @@ def test_more_tokens_than_rows_are_refused_when_planned(tmp_path: Path) -> None:
     fitting = {**config, "vocab_size": 304}
     assert planned(tmp_path, config=fitting, tokenizer={"vocab_size": 304}) == []
     with pytest.raises(StageError, match=message):
-        ran("load", tmp_path, rows_of_text(tmp_path), tmp_path, source=str(tmp_path / "source"))
+        measure("load", tmp_path, rows_of_text(tmp_path), tmp_path, source=str(tmp_path / "source"))

@@ -19,12 +19,12 @@ from compressor.core.progress import Progress
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
-from tests.faults.stages import (
+from tests.harness.stages import (
     SUMMARIES,
     TEXTS,
+    measure,
     pico_classifier,
     pico_t5,
-    ran,
     rows_of_labels,
     rows_of_text,
 )
@@ -41,16 +41,16 @@ def test_everything_is_pruned_and_pruned_again(tmp_path: Path, importance: str) 
     """Amount 1 of every group, then of nothing, which is left."""
     data = rows_of_text(tmp_path)
     settings: dict[str, Any] = {"amounts": ALL, "importance": importance, "calibration_rows": 2}
-    first = ran("prune", pico_t5(), data, tmp_path / "1", **settings)["groups"]
+    first = measure("prune", pico_t5(), data, tmp_path / "1", **settings)["groups"]
     assert all(group["left"] == 0 for group in first.values())
-    again = ran("prune", tmp_path / "1" / "prune", data, tmp_path / "2", **settings)["groups"]
+    again = measure("prune", tmp_path / "1" / "prune", data, tmp_path / "2", **settings)["groups"]
     assert all(group["pruned"] == 0 and group["amount"] == 0.0 for group in again.values())
 
 
 def test_a_model_of_zeros_goes_through_what_reads_it(tmp_path: Path) -> None:
     """Pattern, slicing, smoothing, each kind of quantization, sensitivity, a decode."""
     data = rows_of_text(tmp_path)
-    ran("prune", pico_t5(), data, tmp_path, amounts=ALL)
+    measure("prune", pico_t5(), data, tmp_path, amounts=ALL)
     stages: list[tuple[str, dict[str, Any]]] = [
         ("prune", {"pattern": "2:4", "importance": "sparsegpt"}),
         ("slice", {"feed_forward": 0.5, "heads": 1, "layers": 1}),
@@ -62,7 +62,7 @@ def test_a_model_of_zeros_goes_through_what_reads_it(tmp_path: Path) -> None:
         ("evaluate", {"max_length": 6}),
     ]
     for number, (kind, settings) in enumerate(stages):
-        metrics = ran(kind, tmp_path / "prune", data, tmp_path / str(number), **settings)
+        metrics = measure(kind, tmp_path / "prune", data, tmp_path / str(number), **settings)
     assert metrics["rouge1"] == 0.0 and metrics["cut_off"] == 1.0
     assert metrics["intervals"]["rouge1"] == [0.0, 0.0]
 
@@ -70,11 +70,11 @@ def test_a_model_of_zeros_goes_through_what_reads_it(tmp_path: Path) -> None:
 def test_a_target_is_met_beside_a_group_of_which_nothing_is_left(tmp_path: Path) -> None:
     """By the other groups; it used to fail, after the sensitivity was measured."""
     data = rows_of_text(tmp_path)
-    ran("prune", pico_t5(), data, tmp_path, amounts={"encoder": {"feed_forward": 1.0}})
-    ran("sensitivity", tmp_path / "prune", data, tmp_path, amounts=[0.5, 1.0])
+    measure("prune", pico_t5(), data, tmp_path, amounts={"encoder": {"feed_forward": 1.0}})
+    measure("sensitivity", tmp_path / "prune", data, tmp_path, amounts=[0.5, 1.0])
     curves = {"sensitivity": tmp_path / "sensitivity"}
     target = {"nonzero_ratio": 0.5}
-    metrics = ran("prune", tmp_path / "prune", data, tmp_path / "more", curves, target=target)
+    metrics = measure("prune", tmp_path / "prune", data, tmp_path / "more", curves, target=target)
     assert metrics["amounts"]["encoder"]["feed_forward"] == 0.0
     weights = load_file(tmp_path / "more" / "prune" / "model.safetensors")
     masks = load_file(tmp_path / "more" / "prune" / "masks.safetensors")
@@ -85,28 +85,30 @@ def test_a_target_is_met_beside_a_group_of_which_nothing_is_left(tmp_path: Path)
 def test_slices_of_less_than_one_keep_one_and_none_is_refused(tmp_path: Path) -> None:
     """A share in (0, 1] keeps at least one unit; 0 is no width."""
     data, wi = rows_of_text(tmp_path), "encoder.block.0.layer.1.DenseReluDense"
-    kept = ran("slice", pico_t5(), data, tmp_path, feed_forward=1e-9, heads=1e-9, layers=1e-9)
+    kept = measure("slice", pico_t5(), data, tmp_path, feed_forward=1e-9, heads=1e-9, layers=1e-9)
     assert len(kept["kept"]["encoder layers"]) == kept["kept"][wi] == 1
-    whole = ran("slice", pico_t5(), data, tmp_path / "whole", feed_forward=1.0, heads=1.0)
+    whole = measure("slice", pico_t5(), data, tmp_path / "whole", feed_forward=1.0, heads=1.0)
     assert whole["kept"][wi] == 32
     with pytest.raises(ValueError, match=r"a share in \(0, 1\]"):
-        ran("slice", pico_t5(), data, tmp_path / "none", feed_forward=0.0)
+        measure("slice", pico_t5(), data, tmp_path / "none", feed_forward=0.0)
 
 
 @pytest.mark.parametrize("beams", [1, 303, 1000])
 def test_more_beams_than_tokens_are_searched(tmp_path: Path, beams: int) -> None:
     """A batch may then have room for no row: each is decoded alone."""
     data = rows_of_text(tmp_path, TEXTS[:2], SUMMARIES[:2])
-    assert ran("evaluate", pico_t5(), data, tmp_path, max_length=4, num_beams=beams)["count"] == 2
+    assert (
+        measure("evaluate", pico_t5(), data, tmp_path, max_length=4, num_beams=beams)["count"] == 2
+    )
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_limits_of_a_token_or_two(tmp_path: Path, limit: int) -> None:
     """Source, target and summary: the end token alone."""
     data = rows_of_text(tmp_path, max_source_length=limit, max_target_length=limit)
-    trained = ran("finetune", pico_t5(), data, tmp_path, epochs=1)
+    trained = measure("finetune", pico_t5(), data, tmp_path, epochs=1)
     assert math.isfinite(trained["validation_loss"])
-    scored = ran("evaluate", pico_t5(), data, tmp_path, max_length=2)
+    scored = measure("evaluate", pico_t5(), data, tmp_path, max_length=2)
     assert scored["gen_len"] == 1.0 and scored["count"] == 8
 
 
@@ -114,8 +116,8 @@ def test_limits_of_a_token_or_two(tmp_path: Path, limit: int) -> None:
 def test_one_row_and_equal_rows_train(tmp_path: Path, rows: int) -> None:
     """Fewer than a batch; and all alike. The summary is longer than its source."""
     data = rows_of_text(tmp_path, ["Be it."] * rows, [TEXTS[0]] * rows)
-    assert ran("finetune", pico_t5(), data, tmp_path, epochs=1)["steps"] == -(-rows // 8)
-    assert ran("evaluate", pico_t5(), data, tmp_path, max_length=4)["count"] == rows
+    assert measure("finetune", pico_t5(), data, tmp_path, epochs=1)["steps"] == -(-rows // 8)
+    assert measure("evaluate", pico_t5(), data, tmp_path, max_length=4)["count"] == rows
 
 
 # Trainings that diverge, or that nothing can be learned in
@@ -132,7 +134,7 @@ def test_a_rate_that_is_too_high_stops_at_the_second_step(
     model = pico_t5() if kind == "t5" else pico_classifier(kind)
     rows = rows_of_text(tmp_path) if kind == "t5" else rows_of_labels(tmp_path)
     with pytest.raises(StageError) as error:
-        ran("finetune", model, rows, tmp_path, epochs=100, batch_size=2, learning_rate=rate)
+        measure("finetune", model, rows, tmp_path, epochs=100, batch_size=2, learning_rate=rate)
     message = str(error.value)
     assert "at step 2, learning rate " in message
     assert "the usual cures: a lower learning_rate, more warmup_steps" in message
@@ -142,7 +144,7 @@ def test_a_rate_that_is_too_high_stops_at_the_second_step(
 def test_a_loss_of_nothing_is_no_divergence(tmp_path: Path) -> None:
     """A model that knows its rows has a loss whose gradient float32 rounds to 0: it goes on."""
     settings = {"epochs": 20, "batch_size": 2, "learning_rate": 100.0}
-    metrics = ran("finetune", pico_classifier(), rows_of_labels(tmp_path), tmp_path, **settings)
+    metrics = measure("finetune", pico_classifier(), rows_of_labels(tmp_path), tmp_path, **settings)
     assert math.isfinite(metrics["validation_loss"])
 
 
@@ -153,7 +155,7 @@ def test_a_model_of_zeros_learns_nothing(tmp_path: Path) -> None:
         for parameter in checkpoint.model.parameters():
             parameter.zero_()
     with pytest.raises(StageError, match=r"the loss is 5\.717 and its gradient is 0 everywhere"):
-        ran("finetune", checkpoint, rows_of_text(tmp_path), tmp_path, epochs=1)
+        measure("finetune", checkpoint, rows_of_text(tmp_path), tmp_path, epochs=1)
     assert math.isclose(math.log(304), 5.717, abs_tol=1e-3)
 
 
@@ -195,7 +197,7 @@ def test_extreme_settings_that_mean_something_train(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     """Warm-up longer than the training, a batch larger than the data, and the like."""
-    metrics = ran("finetune", pico_t5(), rows_of_text(tmp_path), tmp_path, epochs=2, **settings)
+    metrics = measure("finetune", pico_t5(), rows_of_text(tmp_path), tmp_path, epochs=2, **settings)
     assert metrics["steps"] == 2 and math.isfinite(metrics["validation_loss"])
 
 

@@ -15,7 +15,7 @@ from compressor.core.errors import StageError
 from compressor.core.files import write_json
 from compressor.core.numbers import finite, json_text, not_finite, require_finite_metrics
 from compressor.models.checkpoint import Checkpoint
-from tests.faults.stages import pico_classifier, pico_t5, ran, rows_of_labels, rows_of_text
+from tests.harness.stages import measure, pico_classifier, pico_t5, rows_of_labels, rows_of_text
 
 FIRST = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 AMOUNTS: dict[str, Any] = {"amounts": {"encoder": {"feed_forward": 0.5}}}
@@ -75,7 +75,7 @@ def test_a_weight_that_is_not_finite_makes_no_model_and_no_score(
     artifacts = {"teacher": tmp_path / "teacher"} if kind == "distill" else {}
     checkpoint, rows = with_entry(value, FIRST), rows_of_text(tmp_path)
     with pytest.raises(StageError) as error:
-        ran(kind, checkpoint, rows, tmp_path, artifacts, **settings)
+        measure(kind, checkpoint, rows, tmp_path, artifacts, **settings)
     assert expected in str(error.value)
     assert not (tmp_path / kind / "model.safetensors").exists()
     assert not (tmp_path / kind / "predictions.csv").exists()
@@ -90,15 +90,16 @@ def test_a_source_with_a_weight_that_is_not_finite_is_refused(tmp_path: Path, pl
     (tmp_path / "source" / "checkpoint.json").unlink()
     expected = rf"^{place} is NaN in 1 of .* entries; the source is damaged"
     with pytest.raises(StageError, match=expected):
-        ran("load", tmp_path, rows_of_text(tmp_path), tmp_path, source=str(tmp_path / "source"))
+        measure("load", tmp_path, rows_of_text(tmp_path), tmp_path, source=str(tmp_path / "source"))
 
 
 def test_a_teacher_that_overflows_stops_the_training(tmp_path: Path) -> None:
     """A student that is well, and a teacher whose finite weights give NaN."""
     filled({"decoder.final_layer_norm.weight": 3e38}, scale=1e3).save(tmp_path / "teacher")
     teacher = {"teacher": tmp_path / "teacher"}
+    data, settings = rows_of_text(tmp_path), {"teacher": "t", "epochs": 1}
     with pytest.raises(StageError, match="the loss is nan at step 1"):
-        ran("distill", pico_t5(), rows_of_text(tmp_path), tmp_path, teacher, teacher="t", epochs=1)
+        measure("distill", pico_t5(), data, tmp_path, teacher, **settings)
 
 
 def test_a_float16_model_that_overflows_is_not_scored(tmp_path: Path) -> None:
@@ -108,9 +109,9 @@ def test_a_float16_model_that_overflows_is_not_scored(tmp_path: Path) -> None:
     """
     norms = {f"{stack}.final_layer_norm.weight": 6e4 for stack in ("encoder", "decoder")}
     data = rows_of_text(tmp_path)
-    ran("quantize", filled(norms, scale=1e3), data, tmp_path, weights="float16")
+    measure("quantize", filled(norms, scale=1e3), data, tmp_path, weights="float16")
     with pytest.raises(StageError, match="take bfloat16"):
-        ran("evaluate", tmp_path / "quantize", data, tmp_path, max_length=8)
+        measure("evaluate", tmp_path / "quantize", data, tmp_path, max_length=8)
 
 
 @pytest.mark.parametrize("value", [1e30, math.nan])
@@ -123,7 +124,7 @@ def test_a_classifier_whose_logits_are_not_finite_is_not_scored(
         checkpoint.parameter("bert.pooler.dense.weight").fill_(1e30)
         checkpoint.parameter("classifier.weight").fill_(value).mul_(1e30)
     with pytest.raises(StageError, match="the model's logits are NaN or infinite"):
-        ran("evaluate", checkpoint, rows_of_labels(tmp_path), tmp_path)
+        measure("evaluate", checkpoint, rows_of_labels(tmp_path), tmp_path)
 
 
 def test_a_metric_that_is_not_finite_is_no_result() -> None:

@@ -1,0 +1,236 @@
+"""The network goes away, or brings something else, while files of a hub come in.
+
+The hub is one of the loopback, which serves a folder and fails as it is asked. It speaks as much of
+the API as `huggingface_hub` 1 uses: what a revision is, which files it has, and the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.faults import trials
+from tests.faults.stored import flip, whole_only
+from tests.harness.command import Command, Server
+from tests.harness.stages import pico_t5
+
+COMMIT = "c0ffee" + 34 * "0"
+LARGE = 20_000
+"""From here on a file is told by its SHA-256, as large files of the hub are; else as git does."""
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+ROWS = "rows.csv"
+MODEL = """
+defaults: [/base, /model: tiny, /data: bills, _self_]
+pipeline: [load]
+model: {source: small/model, tokenizer: null, config: null}
+stages: {load: {}}
+"""
+DATA = """
+defaults: [/base, /model: tiny, _self_]
+pipeline: [load, baseline]
+model:
+  config: {vocab_size: 300, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 1, num_decoder_layers: 1}
+  tokenizer: {vocab_size: 300}
+data: {source: hub, dataset: small/data, files: {train: rows.csv}, splits: {train: train},
+       max_source_length: 32}
+stages: {load: {}, baseline: {}}
+"""
+
+
+@dataclass
+class Hub:
+    """`fault` is what happens to requests for `file`; "" is nothing."""
+
+    folder: Path = field(default_factory=Path)
+    fault: str = ""
+    file: str = ""
+    struck: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def strike(self, name: str, *faults: str) -> str:
+        """Which of these faults a request for `name` meets; "" is none."""
+        meets = self.file == name and self.fault in faults
+        self.struck |= meets
+        return self.fault if meets else ""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers a client of the hub's."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        name = path.rpartition(f"/{COMMIT}/")[2] if "/resolve/" in path else "api"
+        self.close_connection = True
+        fault = self.hub.strike(name, "silent", "401", "403", "404", "429", "500")
+        if fault == "silent":
+            self.hub.ended.wait(60)
+        elif fault:
+            missing = {"X-Error-Code": "RepoNotFound"} if fault == "404" else {}
+            self.send(int(fault), b'{"error": "as it was asked"}', missing)
+        elif name == "api":
+            self.send(200, json.dumps(self.describe(path)).encode(), {})
+        elif (self.hub.folder / name).is_file():
+            self.send_file(name)
+        else:
+            self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def describe(self, path: str) -> Any:
+        files = {path.name: path.stat().st_size for path in sorted(self.hub.folder.iterdir())}
+        if "/tree/" in path:
+            about = {"type": "file", "oid": 40 * "0"}
+            return [{**about, "path": name, "size": size} for name, size in files.items()]
+        siblings = [{"rfilename": name} for name in files]
+        return {"id": "small/model", "sha": COMMIT, "siblings": siblings}
+
+    def send_file(self, name: str) -> None:
+        content = (self.hub.folder / name).read_bytes()
+        digest = hashlib.sha1(b"blob %d\0" % len(content) + content)
+        if len(content) >= LARGE:
+            digest = hashlib.sha256(content)
+        headers = {"ETag": f'"{digest.hexdigest()}"', "X-Repo-Commit": COMMIT}
+        fault = self.hub.strike(name, "wrong", "short") if self.command == "GET" else ""
+        if fault == "wrong":
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        elif fault == "short":
+            content = content[: len(content) // 2]
+        begin = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+        if begin:
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        self.send(206 if begin else 200, content[begin:], headers, name)
+
+    def send(self, status: int, content: bytes, headers: dict[str, str], name: str = "") -> None:
+        self.send_response(status)
+        length = {"Content-Length": str(len(content)), "Connection": "close"}
+        for key, value in {**length, **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        fault = self.hub.strike(name, "cut", "stall")
+        self.wfile.write(content[: len(content) // 2] if fault else content)
+        if fault == "stall":
+            self.wfile.flush()
+            self.hub.ended.wait(60)
+
+
+Run = Callable[..., Command]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Run, Path]]:
+    """A hub, the command that asks it, and the cache of what it gave."""
+    hub, home = Hub(), tmp_path_factory.mktemp("home")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    variables = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home / "hf"),
+        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
+    }  # fmt: skip
+    yield hub, partial(Server(**variables).run, seconds=100, **variables), home / "hf"
+    hub.ended.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def hub(served: tuple[Hub, Run, Path], tmp_path: Path) -> Hub:
+    """With a pico model, some rows, and a cache with nothing."""
+    hub, _, home = served
+    checkpoint = pico_t5()
+    checkpoint.model.save_pretrained(tmp_path / "hub")
+    checkpoint.tokenizer.save_pretrained(tmp_path / "hub")
+    rows = [f"{number:05} shall pay,{number:05}\n" for number in range(40)]
+    (tmp_path / "hub" / ROWS).write_text("text,summary\n" + "".join(rows))
+    hub.folder, hub.fault, hub.struck = tmp_path / "hub", "", False
+    shutil.rmtree(home, ignore_errors=True)
+    (tmp_path / "model.yaml").write_text(MODEL)
+    (tmp_path / "data.yaml").write_text(DATA)
+    return hub
+
+
+@pytest.fixture
+def run(served: tuple[Hub, Run, Path], tmp_path: Path) -> Run:
+    return partial(served[1], "run", cwd=tmp_path)
+
+
+FAULTS = [
+    ("wrong", WEIGHTS, 1, "came damaged"),
+    ("cut", CONFIG, 2, "could not be fetched"),
+    ("wrong", ROWS, 1, "came damaged"),
+    ("cut", WEIGHTS, 1, "could not be fetched"),
+    ("wrong", TOKENIZER, 1, "came damaged"),
+    ("404", "api", 2, "the hub has no model 'small/model'"),
+    ("stall", WEIGHTS, 1, "timed out"),
+    ("short", WEIGHTS, 1, "Consistency check failed"),
+    ("401", "api", 2, "hf auth login"),
+    ("429", "api", 2, "answered 429"),
+    ("silent", "api", 2, "cannot be reached"),
+    ("403", WEIGHTS, 1, "answered 403"),
+    ("cut", ROWS, 1, "could not be fetched"),
+    ("500", ROWS, 1, "answered 500"),
+]
+
+
+@pytest.mark.parametrize(("fault", "file", "code", "expected"), FAULTS[: trials(len(FAULTS), 3)])
+def test_what_the_network_does_to_a_download_is_one_error_and_nothing_stays(
+    fault: str, file: str, code: int, expected: str, run: Run, hub: Hub, tmp_path: Path
+) -> None:
+    """A body of the right length with other bytes was taken for the model, and stayed in the cache
+    for later runs. With the network back the same command finishes; then it needs no hub.
+    """
+    recipe = "data.yaml" if file == ROWS else "model.yaml"
+    hub.fault, hub.file = fault, file
+    failed = run(recipe, "-q")
+    assert hub.struck
+    assert failed.code == code and expected in failed.err, failed.err
+    assert failed.err.count("error: ") == 1
+    hub.fault = ""
+    done = run(recipe, "-q")
+    assert done.code == 0, done.err
+    whole_only(tmp_path / "outputs")
+    if file == ROWS:  # texts, as those of a file here: of three words the summary is one
+        (metrics,) = tmp_path.glob("outputs/runs/data/*/metrics.json")
+        (floor,) = (r for r in json.loads(metrics.read_text()) if r["name"] == "baseline")
+        assert floor["metrics"]["rouge1"] == pytest.approx(0.5)
+        hub.fault, hub.file = "500", "api"
+        assert run(recipe, "-q").code == 0
+    else:
+        (stored,) = tmp_path.glob(f"outputs/store/*/{WEIGHTS}")
+        assert stored.read_bytes() == (hub.folder / WEIGHTS).read_bytes()
+
+
+def test_a_file_that_was_damaged_in_the_hubs_cache_is_fetched_again(
+    run: Run, hub: Hub, served: tuple[Hub, Run, Path], tmp_path: Path
+) -> None:
+    """The hub's library takes whatever lies in its cache: a flipped bit of weights was loaded."""
+    command = ("model.yaml", "-q")
+    assert run(*command).code == 0
+    (cached,) = served[2].rglob(WEIGHTS)
+    flip(cached.resolve())
+    shutil.rmtree(tmp_path / "outputs")
+    failed = run(*command)
+    assert failed.code == 1
+    assert f"{WEIGHTS} of 'small/model' came damaged, or was damaged" in failed.err
+    assert run(*command).code == 0
