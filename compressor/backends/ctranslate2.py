@@ -332,7 +332,7 @@ def _opened(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:
     import ctranslate2
 
     device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
-    threads = threads or machine.threads()
+    threads = threads or machine.count_threads()
     several = [n for n in range(1, WORKERS + 1) if threads % n == 0]
     workers = several[-1] if device == "cpu" else 1
     share = {"inter_threads": workers, "intra_threads": threads // workers}

@@ -15,7 +15,7 @@ from typer.main import get_command
 from compressor import __version__
 from compressor.cli import DONE, FAILED, WRONG, inspect, predict, recipes, run, store
 from compressor.core.errors import RecipeError, StageError, Unreachable
-from compressor.core.failures import told
+from compressor.core.failures import explain_error
 from compressor.core.printing import print_error, shorten
 from compressor.core.processes import forget_launchers
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except (OSError, MemoryError) as error:
-        print_error(told(error) or error)
+        print_error(explain_error(error) or error)
         return FAILED
 
 

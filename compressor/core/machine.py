@@ -1,4 +1,4 @@
-"""What this machine is: its processor, its cores, its GPUs. Known without importing torch."""
+"""Describe this machine: its processor, its cores, its GPUs. Imports no torch, which is slow."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Gpu:
 
 
 @cache
-def processor() -> str:
-    """The processor's name."""
+def processor_name() -> str:
+    """Read the processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(errors="replace").splitlines():
@@ -36,22 +36,22 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def cores() -> int:
-    """How many cores this process may use."""
+def count_cores() -> int:
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def threads(processes: int = 1) -> int:
-    """How many threads each of `processes` processes computes with."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else max(1, cores() // processes)
+def count_threads(processes: int = 1) -> int:
+    """Count the threads that each of `processes` processes computes with."""
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) else max(1, count_cores() // processes)
 
 
 @cache
-def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that torch will use, asked of the driver: importing torch would take seconds."""
+def list_gpus() -> tuple[Gpu, ...]:
+    """List the GPUs that torch will use, as the driver knows them."""
     if not _torch_has_cuda():
         return ()
     try:
@@ -61,19 +61,19 @@ def gpus() -> tuple[Gpu, ...]:
     count = ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return ()
-    found = []
+    gpus = []
     for index in range(count.value):
         device, major = ctypes.c_int(), ctypes.c_int()
         name = ctypes.create_string_buffer(_NAME_BYTES)
         driver.cuDeviceGet(ctypes.byref(device), index)
         driver.cuDeviceGetName(name, _NAME_BYTES, device)
         driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
-        found.append(Gpu(name.value.decode(errors="replace"), major.value >= _FIRST_WITH_BFLOAT16))
-    return tuple(found)
+        gpus.append(Gpu(name.value.decode(errors="replace"), major.value >= _FIRST_WITH_BFLOAT16))
+    return tuple(gpus)
 
 
 def _torch_has_cuda() -> bool:
-    """Whether the installed torch was built with CUDA, from the file that says so."""
+    """Read from torch's own file whether it was built with CUDA."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return False
@@ -81,15 +81,15 @@ def _torch_has_cuda() -> bool:
     if not version.is_file():
         return False
     lines = version.read_text(encoding="utf-8").splitlines()
-    said = [line for line in lines if line.startswith("cuda")]
-    return bool(said) and not said[-1].rstrip().endswith("None")
+    cuda = [line for line in lines if line.startswith("cuda")]
+    return bool(cuda) and not cuda[-1].rstrip().endswith("None")
 
 
-def description() -> dict[str, str | int]:
-    """What a measured time depends on: system, processor, threads, GPU."""
+def describe_machine() -> dict[str, str | int]:
+    """Describe what a measured time depends on: system, processor, threads, GPU."""
     return {
         "system": platform.system(),
-        "processor": processor(),
-        "threads": threads(),
-        "device": gpus()[0].name if gpus() else "cpu",
+        "processor": processor_name(),
+        "threads": count_threads(),
+        "device": list_gpus()[0].name if list_gpus() else "cpu",
     }

@@ -1,11 +1,17 @@
-"""Processes of this package: what one finds around it, how it ends, and whether it is there."""
+"""Start, end and recognize processes of this package.
+
+`python -m compressor.core.processes MODULE …` runs a module as `python -m MODULE …` does, and ends
+it with the process that started it: a launcher that waits for other machines would wait for ever.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import runpy
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 PARENT = "COMPRESSOR_PARENT"
-"""The variable that tells a process of ours which one it works for."""
+"""The variable that has the id of the process that ours works for."""
 PARENT_POLL_SECONDS = 0.2
 UNDER_LAUNCHER = "TORCHELASTIC_RUN_ID"
-"""The variable that torch's launcher gives each process that it starts; Accelerate's uses that."""
+"""The variable that torch's launcher, and so Accelerate's, gives each process that it starts."""
 _OF_LAUNCHERS = re.compile(
     r"((LOCAL|GROUP|ROLE|NODE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
     r"|(ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM|PET|TORCH_?ELASTIC)_.*"
@@ -27,9 +33,9 @@ _OF_LAUNCHERS = re.compile(
 
 
 def forget_launchers() -> None:
-    """Take out of the environment, also for children, what would decide how a run is made.
+    """Remove variables of launchers from the environment: a run does what its recipe says.
 
-    Pods and images set such variables for all that runs there. A run uses what its recipe says.
+    Pods and images set such variables for all that runs there.
     """
     for name in list(os.environ):
         if _OF_LAUNCHERS.fullmatch(name) and name != UNDER_LAUNCHER:
@@ -60,26 +66,28 @@ def sigterm_as_keyboard_interrupt() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def environment(threads: int | None = None) -> dict[str, str]:
-    """The environment of this process, in which `python -m compressor.…` is this very package.
+def child_environment(threads: int | None = None) -> dict[str, str]:
+    """Give the environment for a `python -m compressor.…` that is this very package.
 
     Nothing of the current folder is imported there. `threads`: how many it computes with.
     """
     root = str(Path(__file__).parent.parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    own = {"OMP_NUM_THREADS": str(threads)} if threads is not None else {}
-    own[PARENT] = str(os.getpid())
-    return {**os.environ, **own, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    ours = {PARENT: str(os.getpid()), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    if threads is not None:
+        ours["OMP_NUM_THREADS"] = str(threads)
+    return {**os.environ, **ours}
 
 
 def end_with_parent() -> None:
-    """End this process with the one that it works for, as `environment` of that one says."""
+    """End this process with the one that it works for, as `child_environment` says."""
     end_with(int(os.environ[PARENT]))
 
 
 def end_with(parent: int) -> None:
-    """End this process when `parent` ends, however that ends; or the launcher between them, which
-    would have seen to it that no process of several goes on without another.
+    """End this process when `parent` ends, however that ends, or the launcher between them.
+
+    A launcher sees to it that none of several processes goes on without the others.
     """
     import psutil
 
@@ -90,30 +98,24 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     def watch() -> None:
-        while _runs(parent) and os.getppid() == launcher:
+        while _is_alive(parent) and os.getppid() == launcher:
             time.sleep(PARENT_POLL_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, name=name, daemon=True).start()
 
 
-def _runs(process: int) -> bool:
-    """Whether it has not ended; what has ended and was not waited for is a zombie."""
+def _is_alive(process: int) -> bool:
+    import psutil
+
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{process}/stat")
-    if not Path("/proc/self").exists():  # another system than Linux
-        return True
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, IndexError):
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
 
 
-def described(number: int | None = None) -> dict[str, Any]:
-    """How others find the process that asks, or another: `host`, `id`, when it was `created`.
+def describe_process(number: int | None = None) -> dict[str, Any]:
+    """Describe this process, or another, so that `is_running` finds it.
 
     Where the system tells it, `since_boot` too: seconds that no change of the clock moves.
     """
@@ -121,14 +123,14 @@ def described(number: int | None = None) -> dict[str, Any]:
 
     process = psutil.Process(number)
     about = {"host": platform.node(), "id": process.pid, "created": process.create_time()}
-    since_boot = _since_boot(process.pid)
-    return about if since_boot is None else about | {"boot": _boot(), "since_boot": since_boot}
+    since_boot = _read_start(process.pid)
+    return about if since_boot is None else about | {"boot": _read_boot(), "since_boot": since_boot}
 
 
-def is_there(process: Mapping[str, Any]) -> bool:
-    """Whether a process that was `described` runs; of another host's, which nobody knows, True.
+def is_running(process: Mapping[str, Any]) -> bool:
+    """Whether a process that was described runs; True for one of another host, which nobody knows.
 
-    A description that is damaged is of no process.
+    A damaged description is of no process.
     """
     try:
         return process["host"] != platform.node() or _runs_here(process)
@@ -140,20 +142,20 @@ def _runs_here(process: Mapping[str, Any]) -> bool:
     import psutil
 
     try:
-        found = psutil.Process(process["id"])
-        if found.status() == psutil.STATUS_ZOMBIE:  # it has ended, and its parent has not looked
+        candidate = psutil.Process(process["id"])
+        if candidate.status() == psutil.STATUS_ZOMBIE:  # ended, and its parent has not looked
             return False
-        created, since_boot = found.create_time(), _since_boot(found.pid)
+        created, since_boot = candidate.create_time(), _read_start(candidate.pid)
     except psutil.NoSuchProcess:
         return False
     if since_boot is not None and "since_boot" in process:
-        same_boot = process["boot"] == _boot()
+        same_boot = process["boot"] == _read_boot()
         return bool(same_boot and abs(since_boot - float(process["since_boot"])) < 1.0)
     return abs(created - float(process["created"])) < 1.0
 
 
-def _since_boot(process: int) -> float | None:
-    """When a process began, in seconds after the system did; None where there is no Linux.
+def _read_start(process: int) -> float | None:
+    """Read when a process began, in seconds after the system did; None where there is no Linux.
 
     `psutil` adds the time of the boot, which moves with the clock.
     """
@@ -164,9 +166,20 @@ def _since_boot(process: int) -> float | None:
         return None
 
 
-def _boot() -> str:
-    """What tells one start of the system from another."""
+def _read_boot() -> str:
+    """Read what tells one start of the system from another."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+def main() -> None:
+    """Run the module that the first argument names, with the other arguments."""
+    end_with_parent()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

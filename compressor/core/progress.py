@@ -28,7 +28,7 @@ from typing import Any, Self
 
 from compressor.core.console import Console
 from compressor.core.display import display
-from compressor.core.failures import told
+from compressor.core.failures import explain_error
 from compressor.core.printing import print_warning
 from compressor.core.redaction import redact_text
 
@@ -115,7 +115,7 @@ class Progress:
             said, self._unwritten = self._said_unwritten, True
             self._said_unwritten = True
             if not said:
-                reason = told(error, events) or str(error)
+                reason = explain_error(error, events) or str(error)
                 print_warning(f"what happens is not recorded: {reason}")
 
     def _is_written(self, kind: str, values: Mapping[str, Any]) -> bool:

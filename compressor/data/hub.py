@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from compressor.core.errors import Unreachable
-from compressor.core.failures import told
+from compressor.core.failures import explain_error
 from compressor.core.files import file_digest, write_text
 
 Kind = Literal["model", "dataset"]
@@ -186,7 +186,7 @@ def unreachable(what: str) -> Iterator[None]:
             raise
         raise Unreachable(f"{what} could not be fetched{_reason(error)}") from error
     except Exception as error:
-        short = told(error)  # a full disk or a read-only cache is no fault of the network
+        short = explain_error(error)  # a full disk or a read-only cache is no fault of the network
         if short is not None:
             raise Unreachable(f"{what} could not be stored: {short}") from error
         if not _is_of_network(error):

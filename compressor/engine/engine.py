@@ -1,16 +1,16 @@
-"""Walks a plan: what the store has is used, the rest is run and committed. No stage's own work."""
+"""Walk a plan: use what the store has, run and commit the rest. Does no stage's own work."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from compressor.core import failures, machine
+from compressor.core import machine
 from compressor.core.display import METRICS
 from compressor.core.errors import DamagedArtifact, StageError, Stopped, Unreachable
+from compressor.core.failures import describe_error, explain_error, is_out_of_memory
 from compressor.core.files import write_traceback
 from compressor.core.numbers import require_finite_metrics
 from compressor.core.packages import versions
@@ -47,12 +47,12 @@ class Engine:
         self.plan, self.store, self.run, self.progress = plan, store, run, progress
         self.session = session
         self._verified: set[str] = set()
-        self._told_of: set[str] = set()
-        """Damaged artifacts of which a person knows."""
+        self._reported_damage: set[str] = set()
 
     def execute(self) -> None:
-        """Bring every node into the store. Raises StageError at the first that fails, and Stopped
-        where the progress' `watch` does.
+        """Bring every node into the store.
+
+        Raises StageError at the first that fails, and Stopped where the progress' `watch` does.
         """
         for node in self.plan.nodes:
             started = time.monotonic()
@@ -61,108 +61,110 @@ class Engine:
                 manifest, cached = self._ensure(node)
             except Stopped:
                 raise
-            except Exception as error:  # what a library raises; the cause is kept
-                reason = self._reason(node, error)
+            except Exception as error:  # whatever a library raises; the cause is kept
+                reason = self._explain_failure(node, error)
                 self.progress.event("stage_failed", name=node.name, error=reason)
                 raise StageError(f"stage {node.name!r}: {reason}") from error
             seconds = time.monotonic() - started
             self.run.add(node, manifest, cached=cached, seconds=seconds)
-            self._tell(node, manifest, cached=cached, seconds=round(seconds, 3))
+            self._report_end(node, manifest, cached=cached, seconds=round(seconds, 3))
 
-    def _reason(self, node: Node, error: Exception) -> str:
-        """Why a stage failed, in a line or, where a process's log is shown, a few."""
-        known = isinstance(error, StageError | Unreachable)
-        cause = error.__cause__ if known else error
-        short = None if cause is None else failures.told(cause, self.store.folder)
-        if cause is not None and short is not None and failures.is_of_memory(cause):
-            short += oom_hint(node.stage)
-        if known:
-            return f"{error} ({short})" if short is not None else str(error)
-        if short is not None:
-            return short
-        reason = failures.describe_error(error)
-        report = self.run.folder / "error.txt"
+    def _explain_failure(self, node: Node, error: Exception) -> str:
+        """Say why a stage failed, in one line, or with the end of a process's log."""
+        is_ours = isinstance(error, StageError | Unreachable)
+        cause = error.__cause__ if is_ours else error
+        explanation = None if cause is None else explain_error(cause, self.store.folder)
+        if cause is not None and explanation is not None and is_out_of_memory(cause):
+            explanation += oom_hint(node.stage)
+        if is_ours:
+            return str(error) if explanation is None else f"{error} ({explanation})"
+        if explanation is not None:
+            return explanation
+        reason, report = describe_error(error), self.run.folder / "error.txt"
         return f"{reason} (see {report})" if write_traceback(report, error) else reason
 
-    def _tell(
+    def _report_end(
         self, node: Node, manifest: Mapping[str, Any], *, cached: bool, seconds: float
     ) -> None:
         model, metrics = manifest["model"], manifest["metrics"]
-        told: dict[str, Any] = {name: model[name] for name in ("parameters", "nonzero_ratio")}
-        told["metrics"] = {name: metrics[name] for name in METRICS if metrics.get(name) is not None}
+        values = {name: model[name] for name in ("parameters", "nonzero_ratio")}
+        values["metrics"] = {n: metrics[n] for n in METRICS if metrics.get(n) is not None}
         if (losses := metrics.get("validation_losses")) is not None:
-            told["validation_losses"] = losses
-        self.progress.event("stage_ended", name=node.name, cached=cached, seconds=seconds, **told)
+            values["validation_losses"] = losses
+        self.progress.event("stage_ended", name=node.name, cached=cached, seconds=seconds, **values)
+
+    # Use what the store has
 
     def _ensure(self, node: Node) -> tuple[dict[str, Any], bool]:
-        """The manifest of a node, and whether it was in the store already."""
+        """Bring a node into the store. Returns its manifest, and whether it was a cache hit."""
         assert node.key is not None, "a plan with an unreachable part is refused before it runs"
-        if (there := self._usable(node, node.key)) is not None:
-            _require_as_planned(node, there["model"])
+        if (manifest := self._find_usable(node, node.key)) is not None:
             self.store.mark_used(node.key)
             self.store.forget_committed(node.key)
-            return there, True
-        others = f"{node.name}: another process makes this; waiting for it"
-        with self.store.lock(node.key, lambda: self.progress.say(others)):
-            if (there := self._usable(node, node.key)) is not None:
-                _require_as_planned(node, there["model"])
-                return there, True
+            return manifest, True
+        waiting = f"{node.name}: another process makes this; waiting for it"
+        with self.store.lock(node.key, lambda: self.progress.say(waiting)):
+            if (manifest := self._find_usable(node, node.key)) is not None:
+                return manifest, True
             if (aside := self.store.set_aside(node.key)) is not None:
                 self.progress.say(f"{node.name}: damaged in the store, made again; see {aside}")
             self._verify_inputs(node)
             return self._make(node), False
 
-    def _usable(self, node: Node, key: str) -> dict[str, Any] | None:
-        """The manifest of an artifact that is there: whole by its sizes and, where it is what the
-        run hands to a person, by every byte.
+    def _find_usable(self, node: Node, key: str) -> dict[str, Any] | None:
+        """Read the manifest of an artifact that is whole, by its sizes or by every byte.
 
-        What only other stages read is compared with its digests when one of them does.
+        Every byte is compared where the run hands the artifact to a person; what only other stages
+        read is compared when one of them does. Raises StageError where it is not as planned.
         """
         if not self.store.has(key):
             return None
-        if key not in self._verified and self._is_handed_over(node):
+        if key not in self._verified and self._is_result(node):
             try:
                 self._verify(key, node.name)
             except (DamagedArtifact, FileNotFoundError) as error:
-                if key not in self._told_of:  # it is looked at again under its lock
+                if key not in self._reported_damage:  # it is verified again under its lock
                     self.progress.say(f"{node.name}: {error}")
-                self._told_of.add(key)
+                self._reported_damage.add(key)
                 return None
         try:
-            return self.store.manifest(key)
+            manifest = self.store.manifest(key)
         except FileNotFoundError:  # removed in the meantime
             return None
+        _require_as_planned(node, manifest["model"])
+        return manifest
 
-    def _is_handed_over(self, node: Node) -> bool:
-        """Whether a run links it as a result: scores and texts, an export, the last model."""
-        read = {name for each in self.plan.nodes for name in (each.model, *each.artifacts.values())}
-        return not node.stage.changes_model or node.name not in read
+    def _is_result(self, node: Node) -> bool:
+        """Whether a run links to the artifact: scores and texts, an export, the last model."""
+        inputs = {name for n in self.plan.nodes for name in (n.model, *n.artifacts.values())}
+        return not node.stage.changes_model or node.name not in inputs
 
     def _verify(self, key: str, name: str) -> None:
         """Compare every file with its digest. Raises DamagedArtifact, FileNotFoundError."""
         self.store.verify(key)
-        for strange in self.store.set_unlisted_aside(key):
-            self.progress.say(f"{name}: {strange} is none of its files, and is set aside")
+        for file in self.store.set_unlisted_aside(key):
+            self.progress.say(f"{name}: {file} is none of its files, and is set aside")
         self._verified.add(key)
 
     def _verify_inputs(self, node: Node) -> None:
-        """Every byte that a stage will read is what was written; otherwise it is made again."""
+        """Verify every byte that a stage will read, and make again what is damaged."""
         for name in filter(None, (node.model, *node.artifacts.values())):
-            source = self.plan.node(name)
-            assert source.key is not None
-            if source.key in self._verified:
+            source, key = self.plan.node(name), self._key(name)
+            if key in self._verified:
                 continue
             try:
-                self._verify(source.key, name)
+                self._verify(key, name)
             except (DamagedArtifact, FileNotFoundError) as error:
                 self.progress.say(f"{name}: {error}; made again")
-                with self.store.lock(source.key, lambda: None):
-                    self.store.set_aside_if_damaged(source.key)
+                with self.store.lock(key, lambda: None):
+                    self.store.set_aside_if_damaged(key)
                 self._ensure(source)
-            self._verified.add(source.key)
+            self._verified.add(key)
+
+    # Make the rest
 
     def _make(self, node: Node) -> dict[str, Any]:
-        """Run a stage in a folder of its own and commit it. A failure commits nothing."""
+        """Run a stage in a folder of its own and commit it; a failure commits nothing."""
         assert node.key is not None
         # A worker that outlives a killed parent for a moment must have stopped writing.
         with self.store.lock(writer_lock(node.key), lambda: None):
@@ -204,47 +206,43 @@ class Engine:
         return self.store.commit(node.key, folder, about)
 
     def _run_stage(self, node: Node, context: Context) -> dict[str, Any]:
-        """Run inline or in worker processes; what tables show of the model that comes out."""
+        """Run a stage here or in worker processes. Returns what tables show of its model."""
         inputs = Inputs(
-            self._folder(node.model),
+            None if node.model is None else self.store.path(self._key(node.model)),
             {role: self.store.path(self._key(name)) for role, name in node.artifacts.items()},
         )
-        started = self._processes(node, context)
+        started = self._choose_processes(node, context)
         if started.several:
-            model = launcher.launch(
-                node.kind, node.name, node.stage, inputs, context, started, self.session
-            )
+            model = launcher.launch(node.kind, node.stage, inputs, context, started, self.session)
         else:
             model = worker.run_stage(node.stage, inputs, context)
         if model is not None:
             return model
         if node.model is None:
             return dict.fromkeys(SIZES)
-        described: dict[str, Any] = self.store.manifest(self._key(node.model))["model"]
-        return {key: described[key] for key in SIZES} | context.sizes
+        source: dict[str, Any] = self.store.manifest(self._key(node.model))["model"]
+        return {key: source[key] for key in SIZES} | context.sizes
 
-    def _processes(self, node: Node, context: Context) -> Processes:
+    def _choose_processes(self, node: Node, context: Context) -> Processes:
         is_torch = node.model is None or self.plan.node(node.model).backend == "torch"
         together = node.stage.is_distributed and is_torch
         return read_processes(context.launch) if together else Processes()
 
     def _computed_with(self, node: Node, context: Context) -> dict[str, int]:
-        """What decides the order of sums, which no key holds: of a result its last bits."""
-        started = self._processes(node, context)
-        return {"processes": started.count, "threads": machine.threads(started.here)}
+        """Record what decides the order of sums, and so a result's last bits: no key holds it."""
+        started = self._choose_processes(node, context)
+        return {"processes": started.count, "threads": machine.count_threads(started.here)}
 
     def _key(self, name: str) -> str:
         key = self.plan.node(name).key
         assert key is not None
         return key
 
-    def _folder(self, name: str | None) -> Path | None:
-        return None if name is None else self.store.path(self._key(name))
-
 
 def _require_as_planned(node: Node, model: Mapping[str, Any]) -> None:
-    """Raise StageError where a model has other counts than its plan calls exact: the stages after
-    it were planned with those. What an earlier version has not counted is not compared.
+    """Raise StageError where a model has other counts than its plan calls exact.
+
+    The stages after it were planned with those. What an earlier version did not count is skipped.
     """
     facts = node.facts
     if facts is None or not node.stage.changes_model or not facts.exact_size:

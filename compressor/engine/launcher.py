@@ -1,14 +1,13 @@
-"""Starts the processes that a stage runs in, waits for them, and tells why they failed.
+"""Start the processes that a stage runs in, wait for them, and explain why they failed.
 
 One process is started as it is; several by torch's launcher, or by Accelerate's where there is a
-config. What a process does is `engine.worker`'s. Nothing that is started outlives its parent.
+config. `engine.worker` says what a process does. Nothing that is started outlives its parent.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -25,17 +24,16 @@ import psutil
 
 from compressor.core import machine
 from compressor.core.errors import StageError
-from compressor.core.failures import ended_by
-from compressor.core.processes import end_with_parent, environment
+from compressor.core.failures import explain_signal
+from compressor.core.processes import child_environment
 from compressor.engine.worker import FAILURE, RESULT, TASK
 from compressor.stages.base import Context, Inputs, Stage
 from compressor.training.launch_config import Processes
 
 LAST_LINES = 12
-"""Of a log, what an error message shows."""
-
+"""Lines of a log that an error message shows."""
 ENDING_SECONDS = 5.0
-"""How long a launcher has to end its workers. One that waits for other machines does not hear."""
+"""How long a launcher has to end its workers. One that waits for other machines hears nothing."""
 
 
 @dataclass
@@ -43,38 +41,41 @@ class Session:
     """A run on several machines, as the first of them has it."""
 
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """What the others tell its tasks from those of older runs by."""
+    """Tells its tasks from those of older runs."""
     gone: set[int] = field(default_factory=set)
-    """Machines that had come, and have ended."""
+    """Machines that have come and ended."""
     missing: set[int] = field(default_factory=set)
     """Machines that have not come yet."""
     one_is_gone: threading.Event = field(default_factory=threading.Event)
 
-
-def task_folder(context: Context) -> Path:
-    """Where a stage's task, its processes' logs and their result are while they run."""
-    return context.resume.with_suffix(".task")
+    def explain_absence(self) -> str | None:
+        """Say which machine a failure is due to, if any."""
+        if self.gone:
+            numbers = ", ".join(map(str, sorted(self.gone)))
+            return f"machine {numbers} has ended; see there, and run the same command again on each"
+        if self.missing:
+            numbers = ", ".join(map(str, sorted(self.missing)))
+            return f"machine {numbers} did not come; run the same command there, too"
+        return None
 
 
 def launch(
     kind: str,
-    name: str,
     stage: Stage,
     inputs: Inputs,
     context: Context,
     processes: Processes,
     session: Session | None = None,
 ) -> dict[str, Any] | None:
-    """Run a stage in processes of its own, and give what `run_stage` gives.
+    """Run a stage in processes of its own, and return what `run_stage` returns.
 
     `session`: of a run on several machines. Raises StageError with a worker's reason, or where
     another machine has ended.
     """
-    folder = task_folder(context).absolute()
+    folder = context.resume.with_suffix(".task").absolute()  # as `Store.task_folder`
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    task = task_of(kind, name, stage, inputs, context, processes)
-    task |= {
+    task = describe_task(kind, stage, inputs, context, processes) | {
         "session": session.name if session else None,
         "id": uuid.uuid4().hex,
         "shared": processes.machines > 1,
@@ -82,20 +83,13 @@ def launch(
     partial = folder / f".{TASK}"
     partial.write_text(json.dumps(task), encoding="utf-8")
     partial.rename(folder / TASK)  # whole, since another machine may be waiting for it
-    over = session.one_is_gone if session else None
-    code = run_processes(folder / TASK, processes, folder, context.progress.relay, over=over)
+    stop = session.one_is_gone if session else None
+    code = run_processes(folder / TASK, processes, folder, context.progress.relay, stop=stop)
     if (failure := folder / FAILURE).is_file():
         raise StageError(json.loads(failure.read_text(encoding="utf-8"))["reason"])
     if code != 0 or not (folder / RESULT).is_file():
-        if session and session.gone:
-            numbers = ", ".join(map(str, sorted(session.gone)))
-            raise StageError(
-                f"machine {numbers} has ended; see there, and give the same command again on each"
-            )
-        if session and session.missing:
-            numbers = ", ".join(map(str, sorted(session.missing)))
-            raise StageError(f"machine {numbers} did not come; give the same command there, too")
-        raise StageError(how_ended(code, folder))
+        absence = session.explain_absence() if session else None
+        raise StageError(absence or explain_exit(code, folder))
     result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     context.metrics.update(result["metrics"])
     shutil.rmtree(folder, ignore_errors=True)
@@ -103,13 +97,13 @@ def launch(
     return model
 
 
-def task_of(
-    kind: str, name: str, stage: Stage, inputs: Inputs, context: Context, processes: Processes
+def describe_task(
+    kind: str, stage: Stage, inputs: Inputs, context: Context, processes: Processes
 ) -> dict[str, Any]:
-    """All that a worker knows."""
+    """Describe all that a worker has to know, as JSON."""
     return {
         "kind": kind,
-        "name": name,
+        "name": context.name,
         "stage": stage.model_dump(mode="json"),
         "model_folder": str(inputs.folder.absolute()) if inputs.folder else None,
         "artifacts": {role: str(path.absolute()) for role, path in inputs.artifacts.items()},
@@ -127,106 +121,101 @@ def run_processes(
     task: Path,
     processes: Processes,
     logs: Path,
-    hear: Callable[[str], None],
+    on_line: Callable[[str], None],
     *,
     module: str = "compressor.engine.worker",
-    over: threading.Event | None = None,
+    stop: threading.Event | None = None,
 ) -> int:
-    """Start the processes of a task, have rank 0 heard, and give the launcher's exit code.
+    """Run a module on a task in each process, and return the launcher's exit code.
 
-    `logs`: a folder for what they write to their standard errors. `module`: what they run on the
-    task. `over`: set by another thread, it ends them.
+    `logs`: a folder for their standard errors. `on_line` gets what rank 0 prints. `stop`: when
+    another thread sets it, the processes are killed.
     """
-    threads = machine.threads(processes.here)
+    threads = machine.count_threads(processes.here)
     with (logs / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*_launcher(processes, logs), "-m", module, str(task)],
-            env=environment(threads),
+            [*_launch_command(processes, logs), "-m", module, str(task)],
+            env=child_environment(threads),
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
         )
         try:
-            if over is not None:
-                threading.Thread(target=_end_when, args=[over, process], daemon=True).start()
+            if stop is not None:
+                threading.Thread(target=_kill_when, args=[stop, process], daemon=True).start()
             assert process.stdout is not None
-            for line in process.stdout:  # rank 0's progress; the others are quiet
-                hear(line.decode(errors="replace").rstrip("\n"))
+            for line in process.stdout:  # rank 0's progress; the others print nothing
+                on_line(line.decode(errors="replace").rstrip("\n"))
             return process.wait()
         finally:
             _end(process)
 
 
-def _end_when(over: threading.Event, process: subprocess.Popen[bytes]) -> None:
-    """Without asking: workers end with their launcher, slow to hear while it imports."""
-    over.wait()
+def _kill_when(stop: threading.Event, process: subprocess.Popen[bytes]) -> None:
+    """Kill a launcher, which is slow to hear a request while it imports; its workers follow it."""
+    stop.wait()
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that is still there, and what it started. torch's launcher is asked first: it
-    gives each worker a session of its own.
+    """End a process that still runs, and what it started.
+
+    torch's launcher is asked first: it gives each worker a session of its own.
     """
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(ENDING_SECONDS)
-        except subprocess.TimeoutExpired:
-            workers = psutil.Process(process.pid).children(recursive=True)
-            os.killpg(process.pid, signal.SIGKILL)
-            for worker in workers:
-                with suppress(psutil.NoSuchProcess):
-                    worker.kill()
-            process.wait()
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        workers = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGKILL)
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        process.wait()
 
 
-def how_ended(code: int, logs: Path) -> str:
-    """What is known of a worker that left no reason: the signal that ended it, its last lines."""
-    found = last_lines(logs)
-    killed = ended_by(code, (logs / "log").read_text(errors="replace"))
-    how = killed if killed is not None else f"ended with code {code}"
-    return f"a worker process {how}" + (f":\n{found}" if found else "")
+def explain_exit(code: int, logs: Path) -> str:
+    """Say how a worker that left no reason ended: by which signal, and its last lines."""
+    lines = last_lines(logs)
+    how = explain_signal(code, (logs / "log").read_text(errors="replace"))
+    how = how if how is not None else f"ended with code {code}"
+    return f"a worker process {how}" + (f":\n{lines}" if lines else "")
 
 
 def last_lines(logs: Path) -> str:
-    """The end of what the first process that failed wrote: the others' errors follow from that."""
+    """Read the end of what the first process that failed wrote: the others fail because of it."""
     lines = (logs / "log").read_text(errors="replace").strip().splitlines()
     starts = [i for i, line in enumerate(lines) if line.startswith("Traceback")]
     end = starts[1] if len(starts) > 1 else len(lines)
     return "\n".join(lines[:end][-LAST_LINES:])
 
 
-def _launcher(processes: Processes, logs: Path) -> list[str]:
-    """The command that starts a module in each process. Without a place of ours for its own logs
-    torch's launcher leaves a folder in the system's for temporary files, each time.
+def _launch_command(processes: Processes, logs: Path) -> list[str]:
+    """Build the command that starts a module in each process.
+
+    Launchers run below `core.processes`, which ends them with this process, and log into a folder
+    of ours: torch's would leave one among the system's temporary files each time.
     """
     if not processes.several:
         return [sys.executable]
-    own_launcher = (sys.executable, "-m", "compressor.engine.launcher")
-    own = logs / "launcher"
+    beside_us, own_logs = (
+        (sys.executable, "-m", "compressor.core.processes"),
+        str(logs / "launcher"),
+    )
     if processes.config_file is None:
         # Accelerate's own command runs one process where `--cpu --num_processes 2` asks for two;
         # its Accelerator reads what torch's launcher sets all the same.
         return [
-            *(*own_launcher, "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", str(processes.count), "--log-dir", str(own)),
+            *(*beside_us, "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", str(processes.count), "--log-dir", own_logs),
         ]
     # Without a port of its own, two runs on one machine must not ask for the same.
     return [
-        *(*own_launcher, "accelerate.commands.launch"),
-        *("--config_file", str(processes.config_file), "--log_dir", str(own)),
+        *(*beside_us, "accelerate.commands.launch"),
+        *("--config_file", str(processes.config_file), "--log_dir", own_logs),
         *("--num_processes", str(processes.count)),
         *("--main_process_port", str(processes.port or 0)),
     ]
-
-
-def main() -> None:
-    """Run the module that the first argument names, with the others."""
-    end_with_parent()
-    del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -32,7 +32,7 @@ RECIPE, METRICS, ENVIRONMENT, EVENTS = (
     "events.jsonl",
 )
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
-"""The name of a run's folder: `compressor.engine.run_folder.new_folder`."""
+"""The name of a run's folder: `compressor.engine.run_folder.make_run_folder`."""
 
 Record = dict[str, Any]
 KeyParts = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The run directory: what was asked, with what, what came out, and links into the store."""
+"""Write a run's directory: its recipe, its environment, its results, and links into the store."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(plan.composed.public, sort_keys=False, allow_unicode=True)
         write_text(folder / "recipe.yaml", text)
-        write_json(folder / "environment.json", environment(plan))
+        write_json(folder / "environment.json", describe_environment(plan))
         (folder / "stages").mkdir(exist_ok=True)
         return cls(folder, store)
 
     def add(self, node: Node, manifest: Mapping[str, Any], *, cached: bool, seconds: float) -> None:
         """Record a node that is in the store, and link to it."""
-        number = len(self.records)
         assert node.key is not None
-        link(self.store.path(node.key), self.folder / "stages" / f"{number:02d}-{node.name}")
+        artifact, number = self.store.path(node.key), len(self.records)
+        link_or_copy(artifact, self.folder / "stages" / f"{number:02d}-{node.name}")
         record = {
             "name": node.name,
             "stage": node.kind,
@@ -70,47 +70,44 @@ class Run:
             "metrics": manifest["metrics"],
         }
         if isinstance(node.stage, Report) and node.stage.together:
-            self.records += self._for_each_model(record)
+            self.records += self._split_by_model(record)
         else:
             self.records.append(record)
-        for name in ("predictions.csv", "model"):
-            if name in {entry.split("/")[0] for entry in manifest["files"]} and (
-                not node.stage.changes_model
-            ):
-                link(self.store.path(node.key) / name, self.folder / name)
-        self._note_changes(record)
+        if not node.stage.changes_model:
+            for name in {"predictions.csv", "model"} & {f.split("/")[0] for f in manifest["files"]}:
+                link_or_copy(artifact / name, self.folder / name)
+        self._note_changed_processes(record)
         self.write()
 
-    def _note_changes(self, record: Mapping[str, Any]) -> None:
-        """Say in `environment.json` where a training went on in other processes than before."""
+    def _note_changed_processes(self, record: Mapping[str, Any]) -> None:
+        """Note in `environment.json` where a training resumed in other processes than before."""
         changes = record["metrics"].get("changes_of_processes")
         if changes:
             path = self.folder / "environment.json"
             about = json.loads(path.read_text(encoding="utf-8"))
-            about.setdefault("resumed", []).extend(
-                {"stage": record["name"], **change} for change in changes
-            )
+            resumed = about.setdefault("resumed", [])
+            resumed += [{"stage": record["name"], **change} for change in changes]
             write_json(path, about)
 
-    def _for_each_model(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """A record for each model of a report on all at once; the first has the time."""
-        measured = record["metrics"]["models"]
-        sizes = {known["name"]: known for known in self.records}
-        found = []
-        for model, metrics in measured.items():
-            name = f"{record['name']}@{model}" if len(measured) > 1 else record["name"]
-            own = {key: sizes[model][key] for key in SIZES}
-            found.append({**record, **own, "name": name, "model": model, "metrics": metrics})
+    def _split_by_model(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Make a record for each model of a report on all at once; the first has the time."""
+        metrics_of = record["metrics"]["models"]
+        sizes = {known["name"]: {key: known[key] for key in SIZES} for known in self.records}
+        records = []
+        for model, metrics in metrics_of.items():
+            name = f"{record['name']}@{model}" if len(metrics_of) > 1 else record["name"]
+            own = {"name": name, "model": model, "metrics": metrics}
+            records.append({**record, **sizes[model], **own})
             record = {**record, "seconds": 0.0, "made_in_seconds": 0.0}
-        return found
+        return records
 
     def write(self) -> None:
         # Manifests of earlier versions may have NaN.
         write_json(self.folder / "metrics.json", finite(self.records))
 
 
-def new_folder(parent: Path) -> Path:
-    """`<parent>/<time>`, which nobody else has; made here, so that two cannot share it."""
+def make_run_folder(parent: Path) -> Path:
+    """Make `<parent>/<time>`, which nobody else has: two runs cannot share it."""
     parent.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
@@ -123,8 +120,8 @@ def new_folder(parent: Path) -> Path:
     raise FileExistsError(f"{parent}: too many runs within one second")
 
 
-def link(target: Path, place: Path) -> None:
-    """A relative symbolic link, or a copy where there can be none; replaces what is there."""
+def link_or_copy(target: Path, place: Path) -> None:
+    """Replace a place by a relative link to a target, or by a copy where there are no links."""
     if place.is_symlink() or place.is_file():
         place.unlink()
     elif place.is_dir():
@@ -135,39 +132,39 @@ def link(target: Path, place: Path) -> None:
         (shutil.copytree if target.is_dir() else shutil.copy2)(target, place)
 
 
-def environment(plan: Plan) -> dict[str, Any]:
-    """What a person needs to make this run again. No environment variables: they hold secrets."""
-    versions: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
+def describe_environment(plan: Plan) -> dict[str, Any]:
+    """Describe what this run is made with. No environment variables: they hold secrets."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "machine": machine.description(),
-        "cores": machine.cores(),
-        "gpus": [gpu.name for gpu in machine.gpus()],
-        "packages": versions,
+        "machine": machine.describe_machine(),
+        "cores": machine.count_cores(),
+        "gpus": [gpu.name for gpu in machine.list_gpus()],
+        "packages": {package: _find_version(package) for package in _PACKAGES},
         "directory": str(Path.cwd()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "recipe_files": [str(source.file) for source in plan.composed.sources],
         "overrides": list(plan.composed.overrides),
         "processes": read_processes(plan.composed.recipe.launch).count,
-        "git": _git_commit(),
+        "git": _find_git_commit(),
     }
 
 
-def _git_commit() -> str | None:
+def _find_version(package: str) -> str | None:
     try:
-        asked = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _find_git_commit() -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return asked.stdout.strip() or None
+    return done.stdout.strip() or None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What each of the processes does that run a stage: `compressor.engine.launcher` starts them.
+"""Run a stage's task as one of several processes, which `compressor.engine.launcher` starts.
 
 The parent composes and plans once; workers read a frozen copy of what they need. Rank 0 alone
 writes. A worker whose parent is gone ends itself, so that nobody writes beside the next run.
@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from compressor.core.console import Console
 from compressor.core.errors import StageError, Unreachable
-from compressor.core.failures import is_of_memory, told
+from compressor.core.failures import explain_error, is_out_of_memory
 from compressor.core.files import write_json
 from compressor.core.processes import end_with_parent
 from compressor.core.progress import Progress, print_event
@@ -34,7 +34,7 @@ SHARDING = "ACCELERATE_USE_FSDP"
 
 
 def run_stage(stage: Stage, inputs: Inputs, context: Context) -> dict[str, Any] | None:
-    """Run a stage and save what it gives. What tables show of its model, or None without one."""
+    """Run a stage and save its model. Returns what tables show of that, or None without one."""
     checkpoint = stage.run(inputs, context)
     if checkpoint is None:
         return None
@@ -44,24 +44,24 @@ def run_stage(stage: Stage, inputs: Inputs, context: Context) -> dict[str, Any] 
 
 
 def main(path: Path) -> int:
-    """Run the task of a file, as one of several processes. See `begin` for how to leave."""
-    return perform(path, begin())
+    """Run the task of a file, as one of several processes; leave as `join_ranks` says."""
+    return run_task(path, join_ranks())
 
 
-def begin() -> Ranks:
+def join_ranks() -> Ranks:
     """Make this process one of those that run a stage. The caller must leave by `os._exit`.
 
-    torch frees a process group while it holds the interpreter's lock, and waits for gloo's threads,
-    of which one may wait for that lock to let go of a tensor: neither goes on, ever. So nothing
-    here destroys the group, and the process ends without the interpreter's farewell.
+    torch frees a process group while it holds the GIL, and waits for gloo's threads, of which one
+    may wait for the GIL to free a tensor: a deadlock. So nothing here destroys the group, and the
+    interpreter runs no exit handlers.
     """
     end_with_parent()
     os.environ.pop(SHARDING, None)
     return Ranks.of_environment()
 
 
-def perform(path: Path, ranks: Ranks) -> int:
-    """Run the task of a file. What came of it is beside that file; 1 where the stage failed."""
+def run_task(path: Path, ranks: Ranks) -> int:
+    """Run the task of a file and leave the result beside it; returns 1 where the stage failed."""
     task = json.loads(path.read_text(encoding="utf-8"))
     watch = print_event if ranks.first else None
     progress = Progress(Console(file=sys.stdout), quiet=True, watch=watch)
@@ -83,6 +83,7 @@ def perform(path: Path, ranks: Ranks) -> int:
         ranks=ranks,
         scheme=Scheme.model_validate(task["scheme"]),
     )
+    failure = path.parent / FAILURE
     try:
         if ranks.first:
             store = Store(context.folder.parent.parent)
@@ -93,33 +94,29 @@ def perform(path: Path, ranks: Ranks) -> int:
         else:
             stage.run(inputs, context)
     except (StageError, Unreachable) as error:
-        if ranks.first or not (path.parent / FAILURE).exists():
-            _leave_reason(path.parent / FAILURE, str(error))
+        if ranks.first or not failure.exists():
+            _leave_reason(failure, str(error))
         return 1
     except Exception as error:
-        reason = told(error, context.folder)
-        if reason is None:
-            raise
-        more = oom_hint(stage) if is_of_memory(error) else ""
-        _leave_reason(path.parent / FAILURE, f"{reason}{more}")
+        if (reason := explain_error(error, context.folder)) is not None:
+            hint = oom_hint(stage) if is_out_of_memory(error) else ""
+            _leave_reason(failure, f"{reason}{hint}")
         raise
     return 0
 
 
 def _leave_reason(path: Path, reason: str) -> None:
-    """Tell the parent why this process ends. Another rank may do so at the same time, and the disk
-    may be full: then it learns of it all the same, by what rank 0 prints.
-    """
+    """Leave the parent the reason why this process ends, in a file or, on a full disk, printed."""
     try:
         write_json(path, {"reason": reason})
     except OSError:
         print(f"a worker process ends: {reason}", flush=True)
 
 
-def leave_after(begin: Callable[[Path], int]) -> NoReturn:
-    """Do what the file of this process's command says, and leave as `main` says that one must."""
+def exit_after(run: Callable[[Path], int]) -> NoReturn:
+    """Run what the file of this process's command says, and leave as `join_ranks` says."""
     try:
-        code = begin(Path(sys.argv[1]))
+        code = run(Path(sys.argv[1]))
     except Exception:  # noqa: BLE001  # whatever it is, the process leaves the same way
         traceback.print_exc()
         code = 1
@@ -129,4 +126,4 @@ def leave_after(begin: Callable[[Path], int]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    leave_after(main)
+    exit_after(main)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field
 
 from compressor.core.errors import StageError
-from compressor.core.processes import end_with_parent, environment
+from compressor.core.processes import child_environment, end_with_parent
 from compressor.core.settings import SETTINGS, Integer, whole
 from compressor.evaluation.predictions import guarded
 
@@ -181,7 +181,7 @@ def _in_a_fresh_process(
                 str(task),
                 str(out),
             ],
-            env=environment(),
+            env=child_environment(),
             capture_output=True,
             text=True,
             check=False,

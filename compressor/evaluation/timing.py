@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from compressor.core.console import Console
 from compressor.core.errors import StageError
-from compressor.core.processes import end_with_parent, environment
+from compressor.core.processes import child_environment, end_with_parent
 from compressor.core.progress import Progress
 from compressor.data.examples import Examples
 from compressor.evaluation.resources import Peak
@@ -58,7 +58,7 @@ class Reader:
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "compressor.evaluation.timing"],
-                env=environment(threads),
+                env=child_environment(threads),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

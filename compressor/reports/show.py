@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compressor.core.errors import RecipeError
-from compressor.core.processes import is_there
+from compressor.core.processes import is_running
 from compressor.engine.past_run import METRICS, RECIPE, PastRun, Record
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def state(run: PastRun) -> State:
     under_way = started.get("name") if started.get("name") != done.get("name") else None
     process = last.get("run_started", {}).get("process")
     try:
-        running = process is not None and is_there(process)
+        running = process is not None and is_running(process)
     except (KeyError, TypeError, ValueError):  # a damaged line
         running = False
     return State("running" if running else "interrupted", under_way)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressor.core.failures import describe_error, told
+from compressor.core.failures import describe_error, explain_error
 from compressor.core.files import write_text, write_traceback
 from compressor.core.printing import print_warning
 from compressor.reports.run_page.results import Ended, Results
@@ -47,7 +47,7 @@ def write_reports(folder: Path, ended: Ended, error: str | None = None) -> None:
 def _warn(folder: Path, name: str, errors: Sequence[Exception]) -> None:
     """Say why a file is not there, the last error, and keep the tracebacks of all."""
     reason = describe_error(errors[-1], folder / name)
-    known = told(errors[-1], folder / name) is not None  # a full disk, say
+    known = explain_error(errors[-1], folder / name) is not None  # a full disk, say
     kept = not known and write_traceback(folder / TRACEBACK, *errors)
     see = f" (see {folder / TRACEBACK})" if kept else ""
     print_warning(f"{name} was not written: {reason}{see}")

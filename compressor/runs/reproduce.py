@@ -30,10 +30,10 @@ def into(run: PastRun, given: Path | None, outputs: Path) -> Path:
 
     Raises RecipeError where it has anything in it: a store would answer instead of the stages.
     """
-    from compressor.engine.run_folder import new_folder
+    from compressor.engine.run_folder import make_run_folder
 
     if given is None:
-        return new_folder((run.outputs or outputs) / "reproductions" / run.recipe).resolve()
+        return make_run_folder((run.outputs or outputs) / "reproductions" / run.recipe).resolve()
     folder = expand_home(given).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(f"--into: {given} is not empty; a run is made again in a fresh folder")
@@ -99,7 +99,7 @@ def surroundings(run: PastRun) -> list[str]:
         found.append(f"this restores them: {command}")
     if not packages(run):
         found.append(f"{ENVIRONMENT} has no versions: they cannot be compared")
-    recorded, now = run.environment.get("machine") or {}, machine.description()
+    recorded, now = run.environment.get("machine") or {}, machine.describe_machine()
     for name, before in recorded.items():
         if before != now.get(name):
             found.append(f"the machine's {name} was {before} and is {now.get(name)}")

@@ -10,14 +10,14 @@ from compressor.core.console import Console
 from compressor.core.errors import RecipeError, Stopped
 from compressor.core.files import expand_home, write_json
 from compressor.core.printing import print_note, print_warning
-from compressor.core.processes import described
+from compressor.core.processes import describe_process
 from compressor.core.progress import Progress, Watch
 from compressor.core.redaction import redact_text
-from compressor.engine.cluster import Helper, leading
+from compressor.engine.cluster import Follower, lead
 from compressor.engine.engine import Engine
 from compressor.engine.plan import Plan
 from compressor.engine.provenance import ASKED, asked
-from compressor.engine.run_folder import Run, new_folder
+from compressor.engine.run_folder import Run, make_run_folder
 from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings
 from compressor.reports.run_page.results import Ended
@@ -50,16 +50,16 @@ def execute(
     if started.machines > 1 and folder is not None:
         raise RecipeError("launch.config_file: a sweep runs on one machine; run points one by one")
     if started.machine > 0:
-        Helper(plan, store, started, Progress(console, quiet=quiet).say).follow()
+        Follower(plan, store, started, Progress(console, quiet=quiet).say).follow()
         return store.folder
-    folder = folder or new_folder(expand_home(recipe.outputs) / "runs" / recipe.name)
+    folder = folder or make_run_folder(expand_home(recipe.outputs) / "runs" / recipe.name)
     run, about = Run.create(folder, plan, store), asked(plan)
     with store.hold_off_gc(say_collecting):
         write_json(folder / ASKED, about)  # names what the run counts on
     with (
         Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch) as progress,
         _told(plan, run, progress),
-        leading(plan, store, started, progress.say) as session,
+        lead(plan, store, started, progress.say) as session,
     ):
         Engine(plan, store, run, progress, session=session).execute()
     print_results(run.records, console)
@@ -88,7 +88,7 @@ def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
     state: Ended = "failed"
     reason: str | None = None
     try:
-        progress.event("run_started", recipe=name, stages=stages, process=described())
+        progress.event("run_started", recipe=name, stages=stages, process=describe_process())
         yield
         state = "done"
     except Stopped as error:

@@ -10,7 +10,7 @@ from typing import Any
 from compressor.core.console import Console
 from compressor.core.display import display
 from compressor.core.errors import RecipeError
-from compressor.core.processes import is_there
+from compressor.core.processes import is_running
 from compressor.core.progress import parsed_event
 from compressor.engine.past_run import PastRun
 from compressor.reports.show import print_measured
@@ -67,7 +67,7 @@ def _events(path: Path) -> Iterator[Mapping[str, Any]]:
     with path.open("rb") as stream:
         rest = b""
         while True:
-            gone = process is None or not is_there(process)  # before the file is read: nothing
+            gone = process is None or not is_running(process)  # before the file is read: nothing
             # comes after that
             *lines, rest = (rest + stream.read()).split(b"\n")
             for event in filter(None, map(parsed_event, lines)):

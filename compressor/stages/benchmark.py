@@ -115,7 +115,7 @@ class Benchmark(BackendReport):
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Identify the machine: a time measured on one says nothing of another."""
         target = {"target_tokens": planning.data.max_target_length} if self.training_step else {}
-        return {"machine": machine.description(), **target}
+        return {"machine": machine.describe_machine(), **target}
 
     def parameters(self) -> dict[str, Any]:
         """Leave out settings of a step that is not measured."""
@@ -144,7 +144,7 @@ class Benchmark(BackendReport):
         """List every combination, those of equal threads together."""
         inputs: list[int | None] = [*sorted(set(self.input_lengths))] or [None]
         outputs: list[int | None] = [*sorted(set(self.output_lengths))] or [None]
-        threads = sorted(set(self.threads)) or [machine.threads()]
+        threads = sorted(set(self.threads)) or [machine.count_threads()]
         return [
             Case(batch_size=size, input_tokens=read, output_tokens=written, threads=count)
             for count, read, written, size in itertools.product(

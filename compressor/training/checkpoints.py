@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compressor.core.failures import told
+from compressor.core.failures import explain_error
 from compressor.core.files import file_digest, flush
 from compressor.training.parallel import Weights
 
@@ -158,7 +158,7 @@ def _write(resume: Path, final: Path, tensors: dict[str, Tensor], history: Histo
             shutil.rmtree(path, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)  # half a one would keep a full disk full
-        return told(error, partial) or f"{partial}: {error}"
+        return explain_error(error, partial) or f"{partial}: {error}"
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, Strict
 
 from compressor.core.errors import nearest
-from compressor.core.machine import gpus
+from compressor.core.machine import list_gpus
 from compressor.core.settings import SETTINGS, Counted, Integer, Listed, Natural
 
 Precision = Literal["auto", "float32", "bfloat16", "fp32", "bf16"]
@@ -93,7 +93,7 @@ class Hyperparameters(BaseModel):
         """What `precision` means on this machine."""
         if self.precision != "auto":
             return _ALIASES[self.precision]
-        return "bfloat16" if gpus() and all(gpu.bfloat16 for gpu in gpus()) else "float32"
+        return "bfloat16" if list_gpus() and all(gpu.bfloat16 for gpu in list_gpus()) else "float32"
 
     def check_trackers(self, problem: Callable[[str, str], None]) -> None:
         """Report a tracker that Accelerate does not know, or that is not installed."""

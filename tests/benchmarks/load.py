@@ -243,7 +243,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 def main() -> None:
     """Measure the parts that `LOAD` names, or all, and write `outputs/bench/load.json`."""
-    result: dict[str, Any] = {"machine": machine.description()}
+    result: dict[str, Any] = {"machine": machine.describe_machine()}
     outputs = Path("outputs").absolute()
     outputs.mkdir(exist_ok=True)
     for name in os.environ.get("LOAD", ",".join(PARTS)).split(","):

@@ -21,7 +21,7 @@ from typing import Any
 from rich.table import Table
 
 from compressor.core.console import Console
-from compressor.core.processes import environment
+from compressor.core.processes import child_environment
 from compressor.recipe.files import recipe_names
 from tests.benchmarks.report import write
 
@@ -32,7 +32,7 @@ def measure(name: str, folder: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "compressor", "run", name, "--rehearse"],
         cwd=folder,
-        env=environment() | {"HF_HUB_OFFLINE": "1"},
+        env=child_environment() | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -37,7 +37,7 @@ def main() -> None:
         source = [text[:1000] for text in texts(3000, 1, 240)]
         made(big, large(), source=source, recipe={"stages": {}})
         small = made(Path(place) / "small", rows=200)
-        result: dict[str, Any] = {"machine": machine.description(), "rounds": ROUNDS}
+        result: dict[str, Any] = {"machine": machine.describe_machine(), "rounds": ROUNDS}
         for name, folder in (("large", big), ("small", small)):
             seconds = [_make(folder) for _ in range(ROUNDS)]
             result[name] = {

@@ -71,7 +71,7 @@ def main() -> None:
     write(
         "store",
         {
-            "machine": machine.description(),
+            "machine": machine.describe_machine(),
             "parameters": parameters,
             "artifact_bytes": written,
             "bytes_for_each_parameter": round(written / parameters, 3),

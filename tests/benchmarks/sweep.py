@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compressor.core.processes import environment
+from compressor.core.processes import child_environment
 from tests.benchmarks.report import write
 
 KEY = "stages.prune.amounts.lm_head"
@@ -33,7 +33,7 @@ def timed(folder: Path, *arguments: str) -> float:
     subprocess.run(
         [sys.executable, "-m", "compressor", "run", "demo", *arguments],
         cwd=folder,
-        env=environment(),
+        env=child_environment(),
         check=True,
         stdout=subprocess.DEVNULL,
     )

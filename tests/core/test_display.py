@@ -19,7 +19,7 @@ from rich.text import Text
 from compressor.core.console import Console
 from compressor.core.display import Log, Moving, Screen, Seen, below
 from compressor.core.printing import printable
-from compressor.core.processes import environment
+from compressor.core.processes import child_environment
 
 STAGES = [
     {"name": "load", "stage": "load", "seconds": 2.0},
@@ -171,7 +171,9 @@ def test_errors_that_go_to_a_file_are_not_drawn(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     with (tmp_path / "errors.txt").open("wb") as errors:
         command = [sys.executable, "-c", "\n".join(lines)]
-        done = subprocess.run(command, stdout=theirs, stderr=errors, env=environment(), timeout=60)
+        done = subprocess.run(
+            command, stdout=theirs, stderr=errors, env=child_environment(), timeout=60
+        )
     os.close(theirs)
     os.close(ours)
     assert done.returncode == 0

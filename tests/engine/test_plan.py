@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compressor.core.errors import RecipeError
-from compressor.core.machine import gpus
+from compressor.core.machine import list_gpus
 from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
@@ -104,7 +104,7 @@ def test_version_6_shares_every_key_of_version_5() -> None:
         ("seed=1", {"load", *TRAINED}),
         ("data.max_target_length=31", TRAINED),
         ("training.max_epochs=1", set()),
-        ("training.precision=fp32", TRAINED if gpus() else set()),
+        ("training.precision=fp32", TRAINED if list_gpus() else set()),
     ],
 )
 def test_a_change_makes_new_keys_for_what_depends_on_it_alone(recipe, override, changed) -> None:

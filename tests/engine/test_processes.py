@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 
 from compressor.core.errors import StageError
 from compressor.core.files import accelerate_configs, recipes_folder
-from compressor.core.processes import environment
+from compressor.core.processes import child_environment
 from compressor.core.ranks import Ranks
 from compressor.data.examples import FILE
-from compressor.engine.cluster import POLL_SECONDS, Helper, leading
+from compressor.engine.cluster import POLL_SECONDS, Follower, lead
 from compressor.engine.plan import plan
 from compressor.engine.store.store import MACHINE_LOCKS, Store
 from compressor.recipe.compose import compose
@@ -252,11 +252,11 @@ def test_a_machine_with_another_plan_is_told(recipe, monkeypatch) -> None:
     planned = plan(compose(str(path), [configs[0]]), store)
     found = read_processes(planned.composed.recipe.launch)
     told: list[str] = []
-    with leading(planned, store, found, told.append) as session:
+    with lead(planned, store, found, told.append) as session:
         assert session is not None
         mine = plan(compose(str(path), [configs[1], "seed=5"]), store)
         with pytest.raises(StageError, match="another plan: 'load' is not the same there"):
-            Helper(mine, store, read_processes(mine.composed.recipe.launch), told.append).follow()
+            Follower(mine, store, read_processes(mine.composed.recipe.launch), told.append).follow()
     assert told == ["machine 1 of 2: lends 1 processes to machine 0's run"]
 
 
@@ -267,7 +267,7 @@ def test_a_machine_does_not_wait_for_ever_for_the_first(recipe, monkeypatch) -> 
     monkeypatch.setattr("compressor.engine.cluster.LEADER_SECONDS", 0.0)
     (path.parent / "outputs").mkdir()
     mine = plan(compose(str(path), machine_configs(path.parent)[1:]), Store(path.parent / "store"))
-    helper = Helper(
+    helper = Follower(
         mine, Store(path.parent / "store"), read_processes(mine.composed.recipe.launch), print
     )
     with pytest.raises(StageError, match="machine 0 has not begun this run"):
@@ -314,7 +314,10 @@ def test_what_was_started_ends_with_who_started_it(tmp_path: Path) -> None:
     works = f"{first}; end_with_parent(); print('works', flush=True); time.sleep(60)"
     launches = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {works!r}])"
     launcher = subprocess.Popen(
-        [sys.executable, "-c", launches], env=environment(), stdout=subprocess.PIPE, cwd=tmp_path
+        [sys.executable, "-c", launches],
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
     )
     assert launcher.stdout is not None and launcher.stdout.readline() == b"works\n"
     launcher.kill()
@@ -331,7 +334,7 @@ def test_a_machine_that_came_and_went_is_noted(recipe, monkeypatch) -> None:
     planned = plan(compose(str(path), machine_configs(path.parent)[:1]), store)
     started = read_processes(planned.composed.recipe.launch)
     lock = store.folder / "locks" / f"{MACHINE_LOCKS}{started.address}-{started.port}.1.lock"
-    with leading(planned, store, started, print) as session:
+    with lead(planned, store, started, print) as session:
         assert session is not None
         seen = []
         for is_held in (False, True, False, True):

@@ -206,7 +206,7 @@ def _settle(request: Request, descriptors: Sequence[int], requests: socket.socke
     os.environ.update(request.environment)
     if request.prepare is not None:
         request.prepare()
-    if request.module == "compressor.engine.launcher" or request.arguments[:1] == ("run",):
+    if request.module == "compressor.core.processes" or request.arguments[:1] == ("run",):
         nested.fork_own_processes(become)
     at_once = request.is_unbuffered or bool(os.environ.get("PYTHONUNBUFFERED"))
     sys.stdin, sys.stdout, sys.stderr = (

@@ -74,10 +74,10 @@ def test_it_is_signalled_and_read_while_it_runs(tmp_path: Path) -> None:
 
 PARENT = """
 import os, subprocess, sys
-from compressor.core.processes import environment
-variables = environment(1)
+from compressor.core.processes import child_environment
+variables = child_environment(1)
 variables["PYTHONPATH"] += ":" + os.getcwd()
-command = [sys.executable, "-m", "compressor.engine.launcher", "child", "x"]
+command = [sys.executable, "-m", "compressor.core.processes", "child", "x"]
 done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True)
 print(done.returncode, done.stdout == f"{os.getpid()} ['x'] True\\n")
 """

@@ -20,9 +20,9 @@ import pytest
 
 from compressor.core.console import Console
 from compressor.core.processes import (
-    described,
-    environment,
-    is_there,
+    child_environment,
+    describe_process,
+    is_running,
     sigterm_as_keyboard_interrupt,
 )
 from compressor.core.progress import Progress
@@ -229,7 +229,7 @@ def test_a_reader_that_goes_ends_a_run_as_by_hand(tmp_path: Path) -> None:
         cwd=tmp_path,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=environment(),
+        env=child_environment(),
     )
     assert process.stdin is not None and process.stdout is not None
     process.stdout.close()
@@ -272,7 +272,7 @@ def test_a_watch_that_is_ended_leaves_the_terminal_as_it_was(tmp_path: Path) -> 
     (tmp_path / "recipe.yaml").write_text("name: demo\n")
     stages = [{"name": "load", "stage": "load", "seconds": None}]
     progress = Progress(Console(quiet=True), tmp_path / "events.jsonl", quiet=True)
-    progress.event("run_started", recipe="demo", stages=stages, process=described())
+    progress.event("run_started", recipe="demo", stages=stages, process=describe_process())
     ours, theirs = pty.openpty()
     process = start("watch", tmp_path, stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -306,20 +306,20 @@ def test_what_a_killed_run_wrote_by_half_does_not_hide_the_next_ones_start(tmp_p
 def test_a_process_that_ended_and_was_not_waited_for_is_gone() -> None:
     """A zombie: of a run that was killed in a container, whose first process waits for nobody."""
     process = subprocess.Popen(["sleep", "60"])
-    about = described(process.pid)
-    assert is_there(about)
+    about = describe_process(process.pid)
+    assert is_running(about)
     process.kill()
     end = time.monotonic() + 10
-    while is_there(about) and time.monotonic() < end:
+    while is_running(about) and time.monotonic() < end:
         time.sleep(0.01)
-    assert not is_there(about)
+    assert not is_running(about)
     assert process.wait() == -signal.SIGKILL
 
 
 def test_a_process_is_the_same_one_after_the_clock_was_set() -> None:
     """What it is told of its own beginning moves with the clock; seconds since the boot do not."""
-    about = described()
-    assert is_there({**about, "created": about["created"] - 86_400})
-    assert not is_there({**about, "since_boot": about["since_boot"] - 10})
-    assert not is_there({**about, "boot": "another"})
-    assert not is_there({"host": about["host"], "id": "x"})
+    about = describe_process()
+    assert is_running({**about, "created": about["created"] - 86_400})
+    assert not is_running({**about, "since_boot": about["since_boot"] - 10})
+    assert not is_running({**about, "boot": "another"})
+    assert not is_running({"host": about["host"], "id": "x"})

@@ -27,7 +27,7 @@ from compressor.data.examples import FILE as PSEUDO_LABELS
 from compressor.data.examples import read_pseudo_labels
 from compressor.data.messages import LABELS, messages
 from compressor.engine.engine import Engine
-from compressor.engine.launcher import task_of
+from compressor.engine.launcher import describe_task
 from compressor.engine.plan import Plan, plan
 from compressor.engine.run_folder import Run
 from compressor.engine.store.store import Store
@@ -179,7 +179,7 @@ class Subject:
             progress=Progress(Console(), quiet=True), name=column,
         )  # fmt: skip
         inputs = Inputs(self.path("load"))
-        task = task_of(node.kind, column, node.stage, inputs, context, Processes(2))
+        task = describe_task(node.kind, node.stage, inputs, context, Processes(2))
         folder.mkdir(parents=True)
         (folder / TASK).write_text(json.dumps(task), encoding="utf-8")
         return folder / TASK

@@ -10,10 +10,10 @@ from compressor.engine import worker
 
 def main(path: Path) -> int:
     """Run the tasks that a file lists, up to the first that fails."""
-    ranks = worker.begin()
+    ranks = worker.join_ranks()
     tasks = json.loads(path.read_text(encoding="utf-8"))
-    return int(any(worker.perform(Path(task), ranks) for task in tasks))
+    return int(any(worker.run_task(Path(task), ranks) for task in tasks))
 
 
 if __name__ == "__main__":
-    worker.leave_after(main)
+    worker.exit_after(main)

@@ -160,7 +160,7 @@ class LlamaCppModel:
         import llama_cpp
 
         self._lib = llama_cpp
-        self._threads = threads or machine.threads()
+        self._threads = threads or machine.count_threads()
         self._file = File(folder / FILE)
         self._model = self._file.model
         self.tokenizer: Any = Vocabulary(self._file)

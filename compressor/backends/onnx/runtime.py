@@ -238,7 +238,7 @@ def _session(path: Path, threads: int | None) -> InferenceSession:
     if not path.is_file():
         raise StageError(f"no model in {path.parent}: expected {path.name}")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or machine.threads()
+    options.intra_op_num_threads = threads or machine.count_threads()
     options.log_severity_level = 3
     # A waiting thread that spins takes a core from whoever else works on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -102,7 +102,7 @@ def check_artifacts(
     """
     keys = store.list_keys()
     problems: list[Finding] = []
-    with ThreadPoolExecutor(machine.cores()) as pool:  # SHA-256 and reading release the GIL
+    with ThreadPoolExecutor(machine.count_cores()) as pool:  # SHA-256 and reading release the GIL
         checks = pool.map(lambda key: _check_artifact(store, key, quick=quick, repair=repair), keys)
         for done, findings in enumerate(checks, 1):
             problems += findings
@@ -241,9 +241,9 @@ def _belongs_to(requirement: Requirement, extra: str) -> bool:
 
 def check_devices() -> Iterator[Finding]:
     """Report the processor, the GPUs, and whether the installed torch can use them."""
-    cores, threads, gpus = machine.cores(), machine.threads(), machine.gpus()
+    cores, threads, gpus = machine.count_cores(), machine.count_threads(), machine.list_gpus()
     bfloat16 = f"bfloat16 in {'hardware' if _cpu_has_bfloat16() else 'software'}"
-    text = f"{machine.processor()}: {cores} cores, {threads} threads, {bfloat16}"
+    text = f"{machine.processor_name()}: {cores} cores, {threads} threads, {bfloat16}"
     yield Finding("devices", "ok", text, "cpu")
     for number, gpu in enumerate(gpus):
         kind = "with bfloat16" if gpu.bfloat16 else "without bfloat16: training is in float32"

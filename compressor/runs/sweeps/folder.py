@@ -16,7 +16,7 @@ from typing import Any
 from compressor.core.files import write_json
 from compressor.engine.keys import digest
 from compressor.engine.provenance import ASKED
-from compressor.engine.run_folder import ABOUT, OUTCOME, new_folder, read_metrics
+from compressor.engine.run_folder import ABOUT, OUTCOME, make_run_folder, read_metrics
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import Composed
 from compressor.recipe.objective import Goal
@@ -50,7 +50,7 @@ class SweepFolder:
                     return cls(about.parent)
             except (ValueError, KeyError, TypeError, OSError):  # half written, or another's
                 continue
-        folder = cls(new_folder(parent))
+        folder = cls(make_run_folder(parent))
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(folder.path / ABOUT, {"identity": identity, "started": started, "points": {}})
         return folder

@@ -275,7 +275,7 @@ def watched(grid: Points, folder: SweepFolder, console: Console, *, here: bool) 
                     write(folder.path / name, now)
                 except OSError as error:  # the points go on: a page can be had afterwards
                     if name not in unwritten:
-                        reason = failures.told(error) or error
+                        reason = failures.explain_error(error) or error
                         print_warning(f"cannot write {folder.path / name}: {reason}")
                     unwritten.add(name)
 

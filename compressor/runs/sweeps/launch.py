@@ -32,7 +32,7 @@ from compressor.core.failures import describe_error
 from compressor.core.files import write_json, write_traceback
 from compressor.core.packages import installing
 from compressor.core.printing import print_error
-from compressor.core.processes import end_with, forget_launchers, is_there
+from compressor.core.processes import end_with, forget_launchers, is_running
 from compressor.core.progress import Progress, Watch, parsed_event
 from compressor.core.redaction import redact_text
 from compressor.engine.keys import digest
@@ -118,7 +118,7 @@ def _tell_of_killed(folder: Path, deadline: float) -> None:
     process = last.get("process") or {}
     if process.get("host") != platform.node():
         return
-    while is_there(process):
+    while is_running(process):
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)

@@ -153,7 +153,7 @@ def _time(seconds: Sequence[float | None]) -> str:
 
 def _print_times(shared: SharedStages, timings: StageTimings, console: Console) -> None:
     """What each launcher would take. Points at once on one machine share its cores."""
-    count, cores = len(shared.planned), machine.cores()
+    count, cores = len(shared.planned), machine.count_cores()
     shown = Table("points at once", "time", "launcher", header_style="bold")
     choices = [
         (1, "the default, one after another"),
