@@ -21,29 +21,29 @@ from compressor.core.errors import RecipeError, nearest
 from compressor.core.files import recipes_folder, write_text
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
-from compressor.recipe.compose import NAME, Composed, Recipe, compose, validate_values
+from compressor.recipe.compose import NAME, ComposedRecipe, Recipe, compose, validate_values
 from compressor.recipe.describe import list_fields
-from compressor.recipe.files import HYDRA_SETTINGS, Source, recipe_names
-from compressor.recipe.schema import source_classes, unwrap_paragraphs
-from compressor.recipe.typed_stages import SECTIONS, kind_of
+from compressor.recipe.files import HYDRA_SETTINGS, Source, list_recipes
+from compressor.recipe.schema import find_source_classes, unwrap_paragraphs
+from compressor.recipe.typed_stages import SECTIONS, find_kind
 from compressor.stages.base import Stage, stage_class
 
 WIDTH = 100
 _TOP = ("seed", "outputs", "skip", "launch", "objective", "search")
 
 
-def new(file: Path, parent: str, *, full: bool = False, force: bool = False) -> None:
+def write_new_recipe(file: Path, parent: str, *, full: bool = False, force: bool = False) -> None:
     """Write a recipe that extends `parent`, or with `full` has all of it. Raises RecipeError."""
     _check_file(file, force=force)
-    if not full and parent not in recipe_names():
-        hint = nearest(parent, recipe_names())
+    if not full and parent not in list_recipes():
+        hint = nearest(parent, list_recipes())
         raise RecipeError(f"no checked-in recipe {parent!r}; {hint} (--full copies any recipe)")
     composed, root = compose(parent), recipes_folder()
     ancestors = {root / "base.yaml", *(() if full else [item.file for item in composed.sources])}
     if file.name in {path.relative_to(root).as_posix() for path in ancestors}:
         what = f"not the checked-in {file.stem!r}: take another name for it"
         raise RecipeError(f"{file} would extend itself, {what}")
-    lines = _Writer(composed, parent, full=full).lines(_locate_schema(file))
+    lines = _Writer(composed, parent, full=full).write_lines(_locate_schema(file))
     write_text(file, "\n".join(lines) + "\n")
 
 
@@ -71,7 +71,7 @@ def _locate_schema(file: Path) -> str:
 class _Writer:
     """Writes the lines of one file. Where it is not `full`, settings are comments."""
 
-    def __init__(self, composed: Composed, parent: str, *, full: bool) -> None:
+    def __init__(self, composed: ComposedRecipe, parent: str, *, full: bool) -> None:
         self.recipe, self.values, self.parent = composed.recipe, composed.values, parent
         self.full, self.mark = full, "" if full else "#"
         self.sweep = _read_sweep(composed.sources)
@@ -79,9 +79,9 @@ class _Writer:
         self.described: set[str] = set()
         """The kinds whose settings have their remarks already."""
 
-    def lines(self, schema: str) -> Iterator[str]:
+    def write_lines(self, schema: str) -> Iterator[str]:
         yield f"# yaml-language-server: $schema={schema}"
-        yield from _remark(self._introduction(), 0)
+        yield from _remark(self._introduce(), 0)
         yield from _dump("defaults", ["/base" if self.full else f"/{self.parent}", "_self_"])
         yield ""
         yield from _dump("description", self.recipe.description)
@@ -91,20 +91,20 @@ class _Writer:
         yield from textwrap.wrap(f"[{names}]", WIDTH, initial_indent="  ", subsequent_indent="   ")
         for name in _TOP:
             value = self.values.get(name, Recipe.model_fields[name].get_default())
-            yield from self._setting(name, value, _description(Recipe, name))
+            yield from self._write_setting(name, value, _describe(Recipe, name))
         for section in ("model", "data", "training"):
             yield ""
-            yield from self._section(section)
+            yield from self._write_section(section)
         yield ""
         yield "stages:"
         for name, settings in self.recipe.stages.items():
-            yield from self._stage(name, settings or {})
+            yield from self._write_stage(name, settings or {})
         if self.full and self.sweep:
             yield ""
             yield from _remark("How `run -m` sweeps.", 0)
             yield from _dump("hydra", self.sweep)
 
-    def _introduction(self) -> str:
+    def _introduce(self) -> str:
         if self.full:
             return (
                 f"All of {self.parent}, as it was composed: it extends nothing but `base`, and the "
@@ -117,20 +117,20 @@ class _Writer:
             "after the #. `compressor stages KIND` has every setting of a stage."
         )
 
-    def _section(self, section: str) -> Iterator[str]:
+    def _write_section(self, section: str) -> Iterator[str]:
         """Write one of the recipe's groups: what it says, with what that means."""
         values: Mapping[str, Any] = self.values.get(section) or {}
         if not values:
             return
-        yield from _remark(_description(Recipe, section), 0)
+        yield from _remark(_describe(Recipe, section), 0)
         yield f"{self.mark}{section}:"
         is_data = section == "data"
-        cls = source_classes()[values["source"]] if is_data else stage_class(SECTIONS[section])
+        cls = find_source_classes()[values["source"]] if is_data else stage_class(SECTIONS[section])
         for name, value in values.items():
-            yield from self._setting(name, value, _description(cls, name), depth=2)
+            yield from self._write_setting(name, value, _describe(cls, name), depth=2)
 
-    def _stage(self, name: str, settings: Mapping[str, Any]) -> Iterator[str]:
-        kind = kind_of(name, settings)
+    def _write_stage(self, name: str, settings: Mapping[str, Any]) -> Iterator[str]:
+        kind = find_kind(name, settings)
         is_first = kind not in self.described
         self.described.add(kind)
         yield ""
@@ -143,9 +143,9 @@ class _Writer:
         about = {field.path: field.description for field in list_fields(kind) if is_first}
         for key, value in (dict(settings) | self.defaults.get(name, {})).items():
             if key != "stage":
-                yield from self._setting(key, value, about.get(key, ""), indent=4)
+                yield from self._write_setting(key, value, about.get(key, ""), indent=4)
 
-    def _setting(
+    def _write_setting(
         self, name: str, value: Any, about: str, *, indent: int = 0, depth: int = 0
     ) -> Iterator[str]:
         """Write a setting, with what it means behind it or, where that is long, above it.
@@ -163,7 +163,7 @@ class _Writer:
         yield from lines
 
 
-def _list_defaults(composed: Composed) -> dict[str, dict[str, Any]]:
+def _list_defaults(composed: ComposedRecipe) -> dict[str, dict[str, Any]]:
     """Map the first stage of each kind to what it leaves at the defaults of its own fields.
 
     Without what planning says means nothing there.
@@ -172,7 +172,7 @@ def _list_defaults(composed: Composed) -> dict[str, dict[str, Any]]:
     unset: dict[str, dict[str, Any]] = {}
     kinds: set[str] = set()
     for name, settings in recipe.stages.items():
-        kind = kind_of(name, settings)
+        kind = find_kind(name, settings)
         if kind not in kinds:
             cls = stage_class(kind)
             group = getattr(recipe, cls.section) if cls.section else {}
@@ -210,7 +210,7 @@ def _read_sweep(sources: Sequence[Source]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in HYDRA_SETTINGS}
 
 
-def _description(cls: type[BaseModel], name: str) -> str:
+def _describe(cls: type[BaseModel], name: str) -> str:
     field = cls.model_fields.get(name)
     return (field.description if field is not None else None) or ""
 

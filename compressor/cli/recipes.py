@@ -63,9 +63,9 @@ def _print_formats() -> None:
 
 def list_recipes() -> int:
     """List the checked-in recipes."""
-    from compressor.recipe.files import recipe_names
+    from compressor.recipe.files import list_recipes
 
-    print("\n".join(recipe_names()))
+    print("\n".join(list_recipes()))
     return DONE
 
 
@@ -77,9 +77,9 @@ def write_recipe(
     force: Annotated[bool, Option("--force", help="replace a file that is there")] = False,
 ) -> int:
     """Begin a recipe of your own, from another one."""
-    from compressor.cli.new_recipe import new
+    from compressor.cli.new_recipe import write_new_recipe
 
-    new(file, parent, full=full, force=force)
+    write_new_recipe(file, parent, full=full, force=force)
     print(f"wrote {file}\nedit it, then: compressor plan {shlex.quote(str(file))}")
     return DONE
 
@@ -101,9 +101,10 @@ def print_schema(
     from compressor.recipe import schema
 
     if group is not None:
-        text = schema.to_text(schema.group_schema(group))
+        built = schema.build_group_schema(group)
     else:
-        text = schema.to_text(schema.composed_schema() if composed else schema.file_schema())
+        built = schema.build_composed_schema() if composed else schema.build_file_schema()
+    text = schema.to_text(built)
     if output is None:
         print(text, end="")
     else:

@@ -14,25 +14,25 @@ SETTINGS = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=Fa
 """The configuration of every model that a recipe's values go into."""
 
 
-def whole(value: Any) -> Any:
-    """A float without a fraction as the integer that it is; anything else as it is."""
+def to_int(value: Any) -> Any:
+    """Turn a float without a fraction into the integer that it is; leave anything else."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _index(value: Any) -> Any:
-    """A key of a mapping: a number in YAML, a text in JSON."""
+def _to_index(value: Any) -> Any:
+    """Turn a mapping's key, a number in YAML and a text in JSON, into the number."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
 _T = TypeVar("_T")
 
-Integer = Annotated[int, BeforeValidator(whole)]
+Integer = Annotated[int, BeforeValidator(to_int)]
 """A whole number; 1e3 and 3.0 are some."""
 # A range stands before the validator: behind it, pydantic leaves it out of the schema.
-Natural = Annotated[int, Field(ge=0), BeforeValidator(whole)]
-Counted = Annotated[int, Field(ge=1), BeforeValidator(whole)]
+Natural = Annotated[int, Field(ge=0), BeforeValidator(to_int)]
+Counted = Annotated[int, Field(ge=1), BeforeValidator(to_int)]
 """How many there are of something."""
-Index = Annotated[int, Field(ge=0), BeforeValidator(_index)]
+Index = Annotated[int, Field(ge=0), BeforeValidator(_to_index)]
 """A place in a list, from 0, as the key of a mapping."""
 Listed = Annotated[tuple[_T, ...], Strict(strict=False)]
 """What a recipe writes as a list."""

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from compressor.core.errors import nearest
-from compressor.core.settings import SETTINGS, Counted, Integer, Listed, whole
+from compressor.core.settings import SETTINGS, Counted, Integer, Listed, to_int
 from compressor.data.rows import (
     Rows,
     Task,
@@ -37,7 +37,7 @@ MIN_LABELS = {"multi_label": 1, "single_label": 2}
 ColumnName = Annotated[
     str,
     BeforeValidator(
-        lambda value: str(whole(value)) if type(whole(value)) is int and value >= 0 else value
+        lambda value: str(to_int(value)) if type(to_int(value)) is int and value >= 0 else value
     ),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}),
 ]

@@ -16,8 +16,8 @@ from compressor.engine.keys import digest, key_parts
 from compressor.engine.plan_checks import Findings, Stages, check_recipe, is_skipped
 from compressor.engine.store.store import Store
 from compressor.models.facts import Facts
-from compressor.recipe.compose import Composed
-from compressor.recipe.typed_stages import full_path, typed_stages
+from compressor.recipe.compose import ComposedRecipe
+from compressor.recipe.typed_stages import build_stages, locate_field
 from compressor.stages.base import Artifact, BackendReport, Planning, Report, Stage
 from compressor.training.launch_config import check_launch
 
@@ -73,7 +73,7 @@ class Node:
 class Plan:
     """What a run would do."""
 
-    composed: Composed
+    composed: ComposedRecipe
     nodes: tuple[Node, ...]
     warnings: tuple[Problem, ...] = ()
     unreached: tuple[Problem, ...] = ()
@@ -104,10 +104,10 @@ class Plan:
             raise RecipeError(list(self.unreached))
 
 
-def plan(composed: Composed, store: Store) -> Plan:
+def plan(composed: ComposedRecipe, store: Store) -> Plan:
     """Plan a recipe. Raises RecipeError with every problem that can be seen without running."""
     findings = Findings(composed)
-    stages = typed_stages(composed.recipe, findings.error)
+    stages = build_stages(composed.recipe, findings.error)
     check_recipe(composed, stages, findings)
     state = _State(composed, store, stages, findings)
     for name in dict.fromkeys(composed.recipe.pipeline):
@@ -127,7 +127,7 @@ def plan(composed: Composed, store: Store) -> Plan:
 class _State:
     """What planning knows so far, on its way through the pipeline."""
 
-    composed: Composed
+    composed: ComposedRecipe
     store: Store
     stages: Stages
     findings: Findings
@@ -314,7 +314,7 @@ def _planning(
     source = None if model is None else state.nodes[model]
 
     def full(path: str, data: str) -> str:
-        return path if path.startswith(data) else full_path(recipe, name, type(stage), path)
+        return path if path.startswith(data) else locate_field(recipe, name, type(stage), path)
 
     return Planning(
         facts=None if source is None else source.facts,

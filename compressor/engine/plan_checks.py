@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from compressor.core.errors import Problem, RecipeError, Unreachable, nearest
 from compressor.data.source_base import Split
-from compressor.recipe.compose import Composed, Recipe
+from compressor.recipe.compose import ComposedRecipe, Recipe
 from compressor.stages.base import SIZES, Stage, stage_kinds
 
 Stages = Mapping[str, tuple[str, Stage]]
@@ -19,20 +19,20 @@ Stages = Mapping[str, tuple[str, Stage]]
 class Findings:
     """Collect everything that is wrong with a recipe, each with its place in the files."""
 
-    composed: Composed
+    composed: ComposedRecipe
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     unreached: list[Problem] = field(default_factory=list)
     """What only a network could tell."""
 
     def error(self, path: str, message: str) -> None:
-        self.errors.append(self.composed.problem(path, message))
+        self.errors.append(self.composed.locate_problem(path, message))
 
     def warn(self, path: str, message: str) -> None:
-        self.warnings.append(self.composed.problem(path, message))
+        self.warnings.append(self.composed.locate_problem(path, message))
 
     def miss(self, path: str, message: str) -> None:
-        self.unreached.append(self.composed.problem(path, message))
+        self.unreached.append(self.composed.locate_problem(path, message))
 
     def raise_errors(self) -> None:
         """Raise RecipeError with all errors, if there are any."""
@@ -40,7 +40,7 @@ class Findings:
             raise RecipeError(list(dict.fromkeys(self.errors)))
 
 
-def check_recipe(composed: Composed, stages: Stages, findings: Findings) -> None:
+def check_recipe(composed: ComposedRecipe, stages: Stages, findings: Findings) -> None:
     """Report names, goals and rows that cannot be right."""
     _check_pipeline(composed.recipe, stages, findings)
     _check_unused(composed, stages, findings)
@@ -71,13 +71,13 @@ def _check_pipeline(recipe: Recipe, stages: Stages, findings: Findings) -> None:
         findings.error(path, f"no stage {name!r} under `stages`; {hint}")
 
 
-def _check_unused(composed: Composed, stages: Stages, findings: Findings) -> None:
+def _check_unused(composed: ComposedRecipe, stages: Stages, findings: Findings) -> None:
     """Report stages that are not in the pipeline; a file may have them for its children."""
     pipeline = composed.recipe.pipeline
     for name in composed.recipe.stages:
         if name in pipeline or name not in stages:
             continue
-        if composed.in_a_file(f"stages.{name}"):
+        if composed.is_in_file(f"stages.{name}"):
             findings.warn(f"stages.{name}", "is not in the pipeline and does nothing")
         else:
             hint = nearest(name, pipeline)

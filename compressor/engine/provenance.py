@@ -14,7 +14,7 @@ from typing import Any
 from compressor.core.errors import RecipeError
 from compressor.core.files import recipes_folder
 from compressor.engine.plan import Plan
-from compressor.recipe.compose import Composed, compose
+from compressor.recipe.compose import ComposedRecipe, compose
 
 ASKED = "asked.json"
 """The file's name in a run's folder."""
@@ -54,7 +54,7 @@ def asked(plan: Plan) -> dict[str, Any]:
     return found | {"nodes": nodes, "data": data}
 
 
-def _own_and_parent(composed: Composed) -> tuple[Path | None, Path | None]:
+def _own_and_parent(composed: ComposedRecipe) -> tuple[Path | None, Path | None]:
     """The recipe's own file, and that of the recipe it extends. `/base` and groups are neither."""
     base = recipes_folder() / "base.yaml"
     files = [s.file for s in composed.sources if s.package in {"", "_global_"} and s.file != base]

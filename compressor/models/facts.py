@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from compressor.core.errors import nearest
-from compressor.core.settings import whole
+from compressor.core.settings import to_int
 from compressor.models.block_config import KEY, BlockSizes
 
 Shape = tuple[int, ...]
@@ -458,7 +458,7 @@ def with_whole_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
     except KeyError:  # which planning reports
         return dict(config)
     counted |= {alias for alias, key in architecture(model_type).ALIASES.items() if key in counted}
-    return {key: whole(value) if key in counted else value for key, value in config.items()}
+    return {key: to_int(value) if key in counted else value for key, value in config.items()}
 
 
 def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: str) -> Facts:

@@ -27,9 +27,9 @@ from compressor.data.sources import Data
 from compressor.recipe.files import (
     RUNS_NOTHING,
     Source,
-    find,
+    find_recipe,
     has_resolver,
-    locate,
+    locate_problem,
     refuse_bad_defaults,
     refuse_code,
     refuse_keys_before_base,
@@ -37,15 +37,15 @@ from compressor.recipe.files import (
 )
 from compressor.recipe.hydra import (
     COMPOSITION_ERRORS,
+    complete_overrides,
     explain_composition_error,
-    hydra_loader,
-    hydra_overrides,
     refuse_overrides,
     set_values,
     sets_a_value,
+    start_hydra,
 )
 from compressor.recipe.objective import Objective, Search
-from compressor.recipe.validation import validation_problems
+from compressor.recipe.validation import explain_validation_error
 from compressor.stages.base import stage_kinds
 from compressor.training.launch_config import Launch
 
@@ -102,7 +102,7 @@ class Recipe(BaseModel):
 
 
 @dataclass(frozen=True)
-class Composed:
+class ComposedRecipe:
     """A recipe together with where each of its keys was written."""
 
     recipe: Recipe
@@ -115,26 +115,26 @@ class Composed:
         """The values without secrets, as files and pages have them."""
         return dict(redact(self.values))
 
-    def in_a_file(self, path: str) -> bool:
+    def is_in_file(self, path: str) -> bool:
         """Tell whether a file of the recipe, rather than the command line alone, has this key."""
         parts = path.split(".")
         places = (source.find_line(parts) for source in self.sources)
         return any(place is not None and place[0] == len(parts) for place in places)
 
-    def problem(self, path: str, message: str) -> Problem:
+    def locate_problem(self, path: str, message: str) -> Problem:
         """Say where in the files, or on the command line, a problem is."""
-        return locate(path, message, self.sources, self.overrides)
+        return locate_problem(path, message, self.sources, self.overrides)
 
 
-def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
+def compose(recipe: str, overrides: Sequence[str] = ()) -> ComposedRecipe:
     """Compose and validate a recipe. Raises RecipeError with everything that is wrong with it."""
-    folder, name = find(recipe)
+    folder, name = find_recipe(recipe)
     refuse_overrides(overrides)
-    with hydra_loader(folder) as loader:
+    with start_hydra(folder) as loader:
         sources: list[Source] = []
         try:
-            config = _merge(loader, folder, name, overrides, sources)
-            values = _resolve(config, sources, overrides)
+            config = _merge_files(loader, folder, name, overrides, sources)
+            values = _resolve_values(config, sources, overrides)
         except COMPOSITION_ERRORS as error:
             problem = explain_composition_error(error, folder, name, overrides, sources)
             raise RecipeError([problem]) from error
@@ -150,9 +150,9 @@ class Composer:
         self._recipe = recipe
         self._merged: dict[tuple[str, ...], tuple[tuple[Source, ...], DictConfig]] = {}
 
-    def compose(self, overrides: Sequence[str]) -> Composed:
+    def compose(self, overrides: Sequence[str]) -> ComposedRecipe:
         """Compose and validate. Raises RecipeError with everything that is wrong."""
-        folder, name = find(self._recipe)
+        folder, name = find_recipe(self._recipe)
         refuse_overrides(overrides)
         roots = (folder, recipes_folder())
         later = [item for item in overrides if sets_a_value(item, roots)]
@@ -160,26 +160,26 @@ class Composer:
         try:
             if choices not in self._merged:
                 read: list[Source] = []
-                with hydra_loader(folder) as loader:
-                    config = _merge(loader, folder, name, choices, read)
+                with start_hydra(folder) as loader:
+                    config = _merge_files(loader, folder, name, choices, read)
                 self._merged[choices] = tuple(read), config
             sources, merged = self._merged[choices]
             config = copy.deepcopy(merged)
             set_values(config, later)
-            values = _resolve(config, sources, overrides)
+            values = _resolve_values(config, sources, overrides)
         except COMPOSITION_ERRORS:  # which takes Hydra to explain
             return compose(self._recipe, overrides)
         return validate_values(values, name, sources, tuple(overrides))
 
 
-def _merge(
+def _merge_files(
     loader: Any, folder: Path, name: str, overrides: Sequence[str], sources: list[Source]
 ) -> DictConfig:
     """Merge a recipe's files and overrides into one config; add the files to `sources`.
 
     Raises RecipeError, or one of COMPOSITION_ERRORS.
     """
-    every = hydra_overrides(name, overrides)
+    every = complete_overrides(name, overrides)
     refuse_bad_defaults(folder, name)
     sources += _list_sources(loader, name, every, folder)
     refuse_code(sources)
@@ -198,7 +198,7 @@ def _list_sources(loader: Any, name: str, overrides: list[str], folder: Path) ->
     return sources
 
 
-def _resolve(config: DictConfig, sources: Sequence[Source], overrides: Sequence[str]) -> Any:
+def _resolve_values(config: DictConfig, sources: Sequence[Source], overrides: Sequence[str]) -> Any:
     """Turn a config into plain values. Raises RecipeError, or an error of OmegaConf."""
     values = OmegaConf.to_container(config, resolve=False)
     _refuse_resolvers(values, sources, overrides)
@@ -210,7 +210,7 @@ def _refuse_resolvers(
 ) -> None:
     """Refuse `${oc.env:HOME}`: a recipe is data. `${a.b}` may point at another key."""
     if isinstance(values, str) and has_resolver(values):
-        raise RecipeError([locate(path, f"{values} {RUNS_NOTHING}", sources, overrides)])
+        raise RecipeError([locate_problem(path, f"{values} {RUNS_NOTHING}", sources, overrides)])
     items = values.items() if isinstance(values, dict) else ()
     for key, value in enumerate(values) if isinstance(values, list) else items:
         _refuse_resolvers(value, sources, overrides, f"{path}.{key}" if path else str(key))
@@ -218,7 +218,7 @@ def _refuse_resolvers(
 
 def validate_values(
     values: Any, name: str, sources: tuple[Source, ...], overrides: tuple[str, ...]
-) -> Composed:
+) -> ComposedRecipe:
     """Validate composed values. A recipe that names itself nothing is called `name`."""
     values = {key: value for key, value in dict(values).items() if key != "hydra"}
     has_name = bool(values.get("name"))
@@ -227,16 +227,18 @@ def validate_values(
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems = [
-            (path, _reword(path, message, values, has_name=has_name))
-            for path, message in validation_problems(error, Recipe, values)
+            (path, _reword_message(path, message, values, has_name=has_name))
+            for path, message in explain_validation_error(error, Recipe, values)
         ]
         if any("did you mean 'pipeline'?" in message for _, message in problems):
             problems = [(path, message) for path, message in problems if path != "pipeline"]
-        raise RecipeError([locate(p, m, sources, overrides) for p, m in problems]) from error
-    return Composed(recipe, values, sources, overrides)
+        raise RecipeError(
+            [locate_problem(p, m, sources, overrides) for p, m in problems]
+        ) from error
+    return ComposedRecipe(recipe, values, sources, overrides)
 
 
-def _reword(path: str, message: str, values: Mapping[str, Any], *, has_name: bool) -> str:
+def _reword_message(path: str, message: str, values: Mapping[str, Any], *, has_name: bool) -> str:
     """Say what is wrong at the top of a recipe in words about recipes."""
     pipeline = values.get("pipeline")
     stages = pipeline if isinstance(pipeline, list) else []

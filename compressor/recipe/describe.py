@@ -11,7 +11,7 @@ from functools import cache, partial
 from itertools import zip_longest
 from typing import Any
 
-from compressor.recipe.schema import Schema, composed_schema, unwrap_paragraphs
+from compressor.recipe.schema import Schema, build_composed_schema, unwrap_paragraphs
 from compressor.stages.base import Stage, stage_class
 
 NOTHING = "-"
@@ -41,7 +41,7 @@ class Field:
 
 def list_fields(kind: str) -> list[Field]:
     """List a stage's settings, nested ones after the one that they are in."""
-    return list(_walk(_definitions()[kind], "", stage_class(kind)))
+    return list(_walk_settings(_load_definitions()[kind], "", stage_class(kind)))
 
 
 def describe_stages(kinds: Iterable[str]) -> list[dict[str, Any]]:
@@ -77,12 +77,12 @@ def to_yaml(value: Any) -> str:
 
 
 @cache
-def _definitions() -> Mapping[str, Schema]:
-    definitions: Mapping[str, Schema] = composed_schema()["definitions"]
+def _load_definitions() -> Mapping[str, Schema]:
+    definitions: Mapping[str, Schema] = build_composed_schema()["definitions"]
     return definitions
 
 
-def _walk(schema: Schema, above: str, cls: type[Stage] | None = None) -> Iterator[Field]:
+def _walk_settings(schema: Schema, above: str, cls: type[Stage] | None = None) -> Iterator[Field]:
     """Yield the settings of a mapping; of a stage `cls` those that every stage has come last."""
     shared = Stage.model_fields.keys() | {"models"} if cls is not None else set()
     names = [name for name in schema["properties"] if name != "stage"]
@@ -92,35 +92,35 @@ def _walk(schema: Schema, above: str, cls: type[Stage] | None = None) -> Iterato
         is_required = name in schema.get("required", ())
         yield Field(
             path=f"{above}{name}",
-            type=_join(map(_describe_type, choices)),
-            range=_join(map(_describe_range, choices)),
-            form=_join(map(_describe_form, choices)),
+            type=_join_choices(map(_describe_type, choices)),
+            range=_join_choices(map(_describe_range, choices)),
+            form=_join_choices(map(_describe_form, choices)),
             default="required" if is_required else _describe_default(field, choices),
             description=field.get("description", ""),
         )
         mappings = [choice for choice in choices if "properties" in choice]
         if len(mappings) == 1:
-            yield from _walk(mappings[0], f"{above}{name}.")
+            yield from _walk_settings(mappings[0], f"{above}{name}.")
 
 
-def _join(parts: Iterable[str]) -> str:
+def _join_choices(parts: Iterable[str]) -> str:
     return " or ".join(dict.fromkeys(filter(None, parts)))
 
 
-def _resolve(schema: Schema) -> Schema:
+def _resolve_reference(schema: Schema) -> Schema:
     """Follow a reference to the definition that it names."""
     for key in ("allOf", "anyOf"):
         inside = schema.get(key)
         if inside and len(inside) == 1 and "$ref" in inside[0]:
-            return _resolve(inside[0])
+            return _resolve_reference(inside[0])
     if "$ref" in schema:
-        return _resolve(_definitions()[schema["$ref"].rpartition("/")[2]])
+        return _resolve_reference(_load_definitions()[schema["$ref"].rpartition("/")[2]])
     return schema
 
 
 def _list_choices(schema: Schema) -> Iterator[Schema]:
     """Yield what a value may be, one by one, without null."""
-    schema = _resolve(schema)
+    schema = _resolve_reference(schema)
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices and "properties" not in schema:
         for choice in choices:
@@ -130,7 +130,7 @@ def _list_choices(schema: Schema) -> Iterator[Schema]:
 
 
 def _describe_types(schema: Schema) -> str:
-    return _join(map(_describe_type, _list_choices(schema)))
+    return _join_choices(map(_describe_type, _list_choices(schema)))
 
 
 def _describe_type(schema: Schema) -> str:
@@ -153,16 +153,16 @@ def _describe_type(schema: Schema) -> str:
 def _describe_range(schema: Schema) -> str:
     values = schema.get("additionalProperties")
     if isinstance(values, dict):
-        return _join(map(_describe_range, _list_choices(values)))
+        return _join_choices(map(_describe_range, _list_choices(values)))
     if schema.get("type") != "array":
         bounds = [f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]
         step = [f"by {schema['multipleOf']}"] if "multipleOf" in schema else []
         return ", ".join(bounds + step)
     items = schema.get("items", {})
     if isinstance(items, list):
-        return f"{len(items)}, each {_describe_range(_resolve(items[0]))}"
+        return f"{len(items)}, each {_describe_range(_resolve_reference(items[0]))}"
     length = f"{schema['minItems']} or more" if schema.get("minItems") else ""
-    item = _join(map(_describe_range, _list_choices(items)))
+    item = _join_choices(map(_describe_range, _list_choices(items)))
     return ", ".join(filter(None, (length, item and f"each {item}")))
 
 

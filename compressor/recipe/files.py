@@ -50,11 +50,11 @@ class Source:
     def tree(self) -> yaml.Node | None:
         """The YAML nodes with their line numbers."""
         about = self.file.stat()
-        return _parse(self.file, about.st_mtime_ns, about.st_size)
+        return _parse_file(self.file, about.st_mtime_ns, about.st_size)
 
-    def scalars(self) -> Iterator[tuple[Keys, yaml.ScalarNode]]:
+    def iterate_scalars(self) -> Iterator[tuple[Keys, yaml.ScalarNode]]:
         """Yield each scalar and empty end of the file, with the recipe's keys that lead to it."""
-        return _scalars(self.tree, self.above) if self.tree is not None else iter(())
+        return _walk_scalars(self.tree, self.above) if self.tree is not None else iter(())
 
     def find_line(self, path: Sequence[str]) -> tuple[int, int] | None:
         """Give (how many parts of `path` this file has, line of the last of them), or None."""
@@ -73,19 +73,19 @@ class Source:
 
 
 @lru_cache(maxsize=256)
-def _parse(file: Path, changed: int, size: int) -> yaml.Node | None:
+def _parse_file(file: Path, changed: int, size: int) -> yaml.Node | None:
     """Parse a file, and again only when it has changed: a sweep reads it for each point."""
     node: yaml.Node | None = yaml.compose(file.read_text(encoding="utf-8-sig"))
     return node
 
 
-def _scalars(node: yaml.Node, above: Keys) -> Iterator[tuple[Keys, yaml.ScalarNode]]:
+def _walk_scalars(node: yaml.Node, above: Keys) -> Iterator[tuple[Keys, yaml.ScalarNode]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield from _scalars(value, (*above, str(key.value)))
+            yield from _walk_scalars(value, (*above, str(key.value)))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _scalars(value, (*above, str(index)))
+            yield from _walk_scalars(value, (*above, str(index)))
     elif isinstance(node, yaml.ScalarNode):
         yield above, node
 
@@ -101,7 +101,9 @@ def _find_child(node: yaml.Node, part: str) -> tuple[int, yaml.Node] | None:
     return None
 
 
-def locate(path: str, message: str, sources: Sequence[Source], overrides: Sequence[str]) -> Problem:
+def locate_problem(
+    path: str, message: str, sources: Sequence[Source], overrides: Sequence[str]
+) -> Problem:
     """Name the place that last set `path`, or the longest part of it that is set."""
 
     def on_the_command_line(override: str) -> Problem:
@@ -127,7 +129,7 @@ def locate(path: str, message: str, sources: Sequence[Source], overrides: Sequen
     return Problem(path, message, sources[index].file, line)
 
 
-def recipe_names() -> list[str]:
+def list_recipes() -> list[str]:
     """List the checked-in recipes; groups (`model/`, `data/` …) are not among them."""
     root = recipes_folder()
     names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
@@ -135,17 +137,17 @@ def recipe_names() -> list[str]:
     return sorted(name for name in names if not name.startswith(groups) and name != "base")
 
 
-def find(recipe: str) -> tuple[Path, str]:
+def find_recipe(recipe: str) -> tuple[Path, str]:
     """Give (config folder, config name) of a checked-in name or of a file's path."""
     path, root = expand_home(recipe), recipes_folder()
     is_name = path.suffix not in {".yaml", ".yml"} and not path.is_file()
-    if is_name and recipe in recipe_names():
+    if is_name and recipe in list_recipes():
         return root, recipe
     if path.is_dir():
         raise RecipeError(f"{recipe!r} is a folder, not a recipe file")
     if is_name:
         file = path.with_name(f"{path.name}.yaml")
-        hint = f"did you mean '{file}'?" if file.is_file() else nearest(recipe, recipe_names())
+        hint = f"did you mean '{file}'?" if file.is_file() else nearest(recipe, list_recipes())
         cure = "(a recipe of your own is given as a path that ends in .yaml)"
         raise RecipeError(f"no recipe {recipe!r}; {hint} {cure}")
     if not path.is_file():
@@ -171,12 +173,12 @@ def refuse_code(sources: Sequence[Source]) -> None:
     for source in sources:
         if source.file.is_relative_to(recipes_folder()):
             continue
-        for path, node in source.scalars():
+        for path, node in source.iterate_scalars():
             keys = [key for key in path if key != "<<"]
             if keys[:1] == ["hydra"] and (message := _judge_setting(keys, str(node.value))):
                 place = ".".join(keys[:4])
                 problems.append(Problem(place, message, source.file, node.start_mark.line + 1))
-    _raise(problems)
+    _raise_problems(problems)
 
 
 def _judge_setting(keys: Sequence[str], value: str) -> str | None:
@@ -206,7 +208,7 @@ def refuse_octal_numbers(sources: Iterable[Source]) -> None:
     """Raise RecipeError for numbers that YAML 1.1 reads in base 8, which nobody means by them."""
     problems = []
     for source in sources:
-        for _, node in source.scalars():
+        for _, node in source.iterate_scalars():
             digits = str(node.value).replace("_", "")
             is_octal = node.tag == "tag:yaml.org,2002:int" and _OCTAL.fullmatch(digits)
             if is_octal and node.style is None and (value := int(digits, 8)):
@@ -216,10 +218,10 @@ def refuse_octal_numbers(sources: Iterable[Source]) -> None:
                     f"base 8; write {decimal}, or {node.value!r} for a text"
                 )
                 problems.append(Problem("", message, source.file, node.start_mark.line + 1))
-    _raise(problems)
+    _raise_problems(problems)
 
 
-def _raise(problems: Sequence[Problem]) -> None:
+def _raise_problems(problems: Sequence[Problem]) -> None:
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
 
@@ -232,7 +234,7 @@ def refuse_keys_before_base(sources: Sequence[Source], file: Path) -> None:
     base, file = (recipes_folder() / "base.yaml").resolve(), file.resolve()
     if base in files and file in files and files.index(file) < files.index(base):
         message = "`_self_` stands before what sets this file's keys anew; put it last"
-        raise RecipeError([locate("defaults", message, [Source(file, "")], ())])
+        raise RecipeError([locate_problem("defaults", message, [Source(file, "")], ())])
 
 
 def refuse_bad_defaults(folder: Path, name: str, above: tuple[str, ...] = ()) -> None:
@@ -245,7 +247,7 @@ def refuse_bad_defaults(folder: Path, name: str, above: tuple[str, ...] = ()) ->
     path = folder / f"{name}.yaml"
     if not path.is_file():
         return
-    for keys, node in Source(path, "").scalars():
+    for keys, node in Source(path, "").iterate_scalars():
         if keys[:1] != ("defaults",):
             continue
         line, value = node.start_mark.line + 1, str(node.value)

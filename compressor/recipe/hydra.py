@@ -32,7 +32,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from compressor.core.errors import Problem, RecipeError, nearest
 from compressor.core.files import recipes_folder
 from compressor.core.printing import shorten
-from compressor.recipe.files import HYDRA_SETTINGS, Source, has_resolver, locate
+from compressor.recipe.files import HYDRA_SETTINGS, Source, has_resolver, locate_problem
 
 _SETS_A_KEY = re.compile(r"(?!hydra\.)\w+(\.\w+)+=")
 _FORBIDDEN_SETTINGS = frozenset(HydraConf.__dataclass_fields__) - HYDRA_SETTINGS
@@ -75,10 +75,10 @@ def refuse_overrides(overrides: Sequence[str]) -> None:
             )
 
 
-def hydra_overrides(name: str, overrides: Sequence[str]) -> list[str]:
+def complete_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     """Add to a user's overrides where checked-in groups are, and the recipe's name."""
     # `pkg://` would import the folder; this only reads it.
-    searchpath, job = quote(f"{RecipeFolder.scheme()}://{recipes_folder()}"), quote(name)
+    searchpath, job = quote_text(f"{RecipeFolder.scheme()}://{recipes_folder()}"), quote_text(name)
     added = [f"hydra.searchpath=[{searchpath}]", f"++hydra.job.name={job}"]
     return [*allow_new_keys(overrides), *added]
 
@@ -106,7 +106,7 @@ def set_values(config: DictConfig, overrides: Sequence[str]) -> None:
     ConfigLoaderImpl._apply_overrides_to_config([item for item in parsed if item], config)
 
 
-def quote(text: str) -> str:
+def quote_text(text: str) -> str:
     """Write a string in Hydra's override grammar, whatever is in it."""
     escaped = re.sub(r"(\\*)'", r"\1\1\'", text)
     return f"'{escaped}'"
@@ -165,7 +165,7 @@ class RecipeFolder(FileConfigSource):
 
 
 @contextmanager
-def hydra_loader(folder: Path) -> Iterator[ConfigLoader]:
+def start_hydra(folder: Path) -> Iterator[ConfigLoader]:
     """Start Hydra with the recipes of one folder. There is one Hydra in a process at a time."""
     SourcesRegistry.instance().register(RecipeFolder)
     GlobalHydra.instance().clear()
@@ -204,7 +204,7 @@ def explain_composition_error(
     text = str(error)
     if setting := re.search(r"Key '[^']*' .*\s+full_key: (hydra[./]\S+)", text):
         message = _explain_setting(setting[1], getattr(error, "parent_node", None))
-        return locate(setting[1], message, [Source(file, "")], overrides)
+        return locate_problem(setting[1], message, [Source(file, "")], overrides)
     if "must be a DictConfig" in text:
         return Problem("", "expected keys and values at the top, not a list", file)
     if "Cannot merge" in text and (problem := _find_list_for_keys(sources, overrides)):
@@ -212,12 +212,12 @@ def explain_composition_error(
     if isinstance(error, MissingConfigException):
         return _explain_missing_config(error, folder, file)
     if struct := re.search(r"Key '([^']*)' is not in struct\s+full_key: (\S+)", text):
-        config = hydra_compose(name, hydra_overrides(name, []))
+        config = hydra_compose(name, complete_overrides(name, []))
         hint = _hint_key(struct[1], struct[2], config)
         return Problem(struct[2], f"no such key in this recipe; {hint}")
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         text = "must be set" if isinstance(error, MissingMandatoryValue) else text.splitlines()[0]
-        return locate(str(error.full_key), text, sources, overrides)
+        return locate_problem(str(error.full_key), text, sources, overrides)
     return Problem("", shorten(" ".join(text.split())), file)
 
 
@@ -254,7 +254,9 @@ def _find_list_for_keys(sources: Sequence[Source], overrides: Sequence[str]) -> 
     for source in sources:
         for path, kind in _list_collections(source.tree, ".".join(source.above)):
             if kinds.setdefault(path, kind) != kind:
-                return locate(path, f"expected {kinds[path]}, got {kind}", sources, overrides)
+                return locate_problem(
+                    path, f"expected {kinds[path]}, got {kind}", sources, overrides
+                )
     return None
 
 

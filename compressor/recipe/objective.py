@@ -34,7 +34,7 @@ class Goal:
     def metric(self) -> str:
         return self.path.rpartition(".")[2]
 
-    def value(self, records: Sequence[Mapping[str, Any]]) -> float | None:
+    def find_value(self, records: Sequence[Mapping[str, Any]]) -> float | None:
         """Find the number in a run's records; of a report on several models the last one's."""
         for record in reversed(records):
             if self.stage in {record["name"], record["name"].partition("@")[0]}:

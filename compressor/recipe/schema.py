@@ -24,18 +24,18 @@ DRAFT = "http://json-schema.org/draft-07/schema#"
 _DEFINITIONS = "#/definitions/"
 
 
-def composed_schema() -> Schema:
+def build_composed_schema() -> Schema:
     """Describe a composed recipe, such as a run's `recipe.yaml`."""
     definitions = _build_definitions()
     return _bundle(definitions["recipe"], definitions)
 
 
-def file_schema() -> Schema:
+def build_file_schema() -> Schema:
     """Describe a recipe's file, which may extend others."""
     return _describe_file("recipe", defaults=_DEFAULTS, hydra=_HYDRA)
 
 
-def group_schema(group: Group) -> Schema:
+def build_group_schema(group: Group) -> Schema:
     """Describe a group's file, such as `recipes/model/tiny.yaml`."""
     return _describe_file(group, defaults=_DEFAULTS)
 
@@ -45,7 +45,7 @@ def to_text(schema: Schema) -> str:
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
-def source_classes() -> dict[str, type[DataBase]]:
+def find_source_classes() -> dict[str, type[DataBase]]:
     """Map each value of `data.source` to the class of its settings."""
     classes: tuple[type[DataBase], ...] = get_args(get_args(Data)[0])
     return {get_args(cls.model_fields["source"].annotation)[0]: cls for cls in classes}
@@ -75,26 +75,26 @@ def _describe_file(name: str, **keys: Schema) -> Schema:
 def _bundle(root: Schema, definitions: Mapping[str, Schema]) -> Schema:
     """Make a schema whole: with those definitions that it needs."""
     names: set[str] = set()
-    pending = list(_references(root))
+    pending = list(_list_references(root))
     while pending:
         name = pending.pop()
         if name not in names:
             names.add(name)
-            pending += _references(definitions[name])
+            pending += _list_references(definitions[name])
     needed = {name: definitions[name] for name in sorted(names)}
     return {"$schema": DRAFT, **root, "definitions": needed}
 
 
-def _references(node: Any) -> Iterator[str]:
+def _list_references(node: Any) -> Iterator[str]:
     """Yield the names of the definitions that a schema refers to."""
     if isinstance(node, list):
         for item in node:
-            yield from _references(item)
+            yield from _list_references(item)
     elif isinstance(node, Mapping):
         if isinstance(node.get("$ref"), str):
             yield node["$ref"].removeprefix(_DEFINITIONS)
         for value in node.values():
-            yield from _references(value)
+            yield from _list_references(value)
 
 
 def _refer(name: str) -> Schema:
@@ -106,7 +106,7 @@ def _build_definitions() -> dict[str, Schema]:
     classes = {kind: stage_class(kind) for kind in stage_kinds()} | {"recipe": Recipe}
     models: Any = [(cls, "validation") for cls in classes.values()]
     references, document = models_json_schema(models, ref_template=_DEFINITIONS + "{model}")
-    definitions = {name: _to_draft_7(each) for name, each in document["$defs"].items()}
+    definitions = {name: _to_draft_7(schema) for name, schema in document["$defs"].items()}
     for name, cls in classes.items():
         long_name = references[cls, "validation"]["$ref"].removeprefix(_DEFINITIONS)
         definitions[name] = definitions.pop(long_name)
@@ -117,15 +117,17 @@ def _build_definitions() -> dict[str, Schema]:
     text = "The kind of this stage; needed where its name is another."
     for kind in stage_kinds():
         definitions[kind]["properties"]["stage"] = {"const": kind, "description": text}
-    sources = {source: cls.__name__ for source, cls in source_classes().items()}
-    definitions |= _choose("data", "source", sources, definitions)
-    definitions |= _choose("stage", "stage", {kind: kind for kind in stage_kinds()}, definitions)
+    sources = {source: cls.__name__ for source, cls in find_source_classes().items()}
+    definitions |= _choose_by_key("data", "source", sources, definitions)
+    kinds = {kind: kind for kind in stage_kinds()}
+    definitions |= _choose_by_key("stage", "stage", kinds, definitions)
     recipe = definitions["recipe"]["properties"]
-    recipe |= {group: _refer(group) for group in get_args(Group)} | {"stages": _stages_schema()}
+    recipe |= {group: _refer(group) for group in get_args(Group)}
+    recipe["stages"] = _describe_stages()
     return definitions
 
 
-def _stages_schema() -> Schema:
+def _describe_stages() -> Schema:
     """Describe `stages`: the kind of one is its name, or what its `stage:` says."""
     says_kind = {"type": "object", "required": ["stage"]}
     properties = {
@@ -145,7 +147,7 @@ def _stages_schema() -> Schema:
     }
 
 
-def _choose(
+def _choose_by_key(
     name: str, key: str, choices: Mapping[str, str], definitions: Mapping[str, Schema]
 ) -> dict[str, Schema]:
     """Describe an object of the choice that `key` names, or of any where it names none."""

@@ -31,7 +31,7 @@ _EXPECTED = {
 }
 
 
-def validation_problems(
+def explain_validation_error(
     error: ValidationError, model: type[BaseModel], values: Any
 ) -> list[tuple[str, str]]:
     """List (key path, message) of each of pydantic's errors, in a recipe's words."""
@@ -39,14 +39,14 @@ def validation_problems(
     wrong_keys: set[str] = set()
     wrong_types: set[str] = set()
     for item in error.errors(include_url=False):
-        path = ".".join(map(str, [*_drop_tags(item, values), *_discriminator(item)]))
+        path = ".".join(map(str, [*_drop_tags(item, values), *_find_discriminator(item)]))
         if "[key]" in item["loc"]:
             wrong_keys.add(path)
         elif path in wrong_keys:  # the value of what is no key means nothing
             continue
         elif item["type"].endswith("_type") and isinstance(item["input"], Mapping):
             wrong_types.add(path)
-        problems[path, _explain(item, model)] = None
+        problems[path, _explain_error(item, model)] = None
 
     def is_of_another_choice(path: str) -> bool:
         """Tell whether a mapping, which could be a text instead, is wrong in a part of it."""
@@ -55,19 +55,19 @@ def validation_problems(
     return [item for item in problems if not is_of_another_choice(item[0])]
 
 
-def _discriminator(item: ErrorDetails) -> list[str]:
+def _find_discriminator(item: ErrorDetails) -> list[str]:
     """Name the key whose value chooses among a union's kinds, where that value is wrong."""
     context = item.get("ctx", {})
     known = item["type"] == "union_tag_invalid" and context.get("discriminator") == "'source'"
     return ["source"] if known else []
 
 
-def _explain(item: ErrorDetails, model: type[BaseModel]) -> str:
+def _explain_error(item: ErrorDetails, model: type[BaseModel]) -> str:
     """Say what one of pydantic's errors means to somebody who writes a recipe."""
     kind, value, context = item["type"], item["input"], item.get("ctx", {})
     name, above = (str(item["loc"][-1]), item["loc"][:-1]) if item["loc"] else ("", ())
     if kind == "extra_forbidden":
-        return _explain_unknown_key(name, _field_names(model, above))
+        return _explain_unknown_key(name, _list_fields(model, above))
     if kind == "missing":
         return f"is missing{_describe_field(name, model, above)}"
     if kind.startswith("union_tag"):
@@ -78,14 +78,15 @@ def _explain(item: ErrorDetails, model: type[BaseModel]) -> str:
         names = re.findall(r"'([^']+)'", str(context["expected"]))
         close = nearest(value, names) if isinstance(value, str) and len(names) > 1 else ""
         hint = f"; {close}" if "mean" in close else ""
-        return f"expected {context['expected']}, got {_show(value)}{hint}"
-    expected = _expectation(item, model)
-    of_all = kind == "value_error" and isinstance(value, Mapping)  # a rule names its fields itself
-    is_shown = of_all or expected.endswith(f"got {_show(value)}")
-    return f"{expected}{'' if is_shown else f', got {_show(value)}'}{_cure(kind, value)}"
+        return f"expected {context['expected']}, got {_show_value(value)}{hint}"
+    expected = _explain_expectation(item, model)
+    got = f", got {_show_value(value)}"
+    if expected.endswith(got[2:]) or (kind == "value_error" and isinstance(value, Mapping)):
+        got = ""  # a rule between fields names them itself
+    return f"{expected}{got}{_suggest_cure(kind, value)}"
 
 
-def _expectation(item: ErrorDetails, model: type[BaseModel]) -> str:
+def _explain_expectation(item: ErrorDetails, model: type[BaseModel]) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
@@ -93,19 +94,19 @@ def _expectation(item: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "too_short":
         return f"expected at least {context['min_length']} in the list"
     if kind in ("model_type", "model_attributes_type"):
-        return f"expected keys and values, of {', '.join(_field_names(model, item['loc']))}"
+        return f"expected keys and values, of {', '.join(_list_fields(model, item['loc']))}"
     expected = _EXPECTED.get(kind) or item["msg"].removeprefix("Value error, ")
     return expected[0].lower() + expected[1:]
 
 
-def _show(value: Any) -> str:
+def _show_value(value: Any) -> str:
     """Write a value as YAML does, cut where it is long."""
     plain = value is None or isinstance(value, bool)
     shown = json.dumps(value) if plain else repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "…"
 
 
-def _cure(kind: str, value: Any) -> str:
+def _suggest_cure(kind: str, value: Any) -> str:
     """Say how a value is written that somebody seems to have meant."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind in ("less_than", "less_than_equal") and is_number and 1 < value <= 100:
@@ -184,23 +185,23 @@ def _drop_tags(item: ErrorDetails, values: Any) -> list[str | int]:
     return keys
 
 
-def _field_names(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+def _list_fields(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """List the fields that are valid at a location below `model`."""
     schema: Any = model.model_json_schema()
     definitions = schema.get("$defs", {})
 
-    def resolve(node: Any) -> Any:
+    def resolve_reference(node: Any) -> Any:
         while "$ref" in node:
             node = definitions[node["$ref"].rpartition("/")[2]]
         return node
 
     node = schema
     for part in location:
-        node = resolve(node)
+        node = resolve_reference(node)
         if part in node.get("properties", {}):
             node = node["properties"][part]
         elif mapping := node.get("discriminator", {}).get("mapping", {}):
             node = {"$ref": mapping[part]} if part in mapping else node
         if options := [option for option in node.get("anyOf", []) if "$ref" in option]:
             node = options[0]  # a union, or a part that may be left out
-    return list(resolve(node).get("properties", {}))
+    return list(resolve_reference(node).get("properties", {}))

@@ -13,7 +13,7 @@ from compressor.backends.open import open_artifact
 from compressor.core.errors import StageError
 from compressor.core.files import MANIFEST, write_json
 from compressor.core.packages import versions
-from compressor.core.settings import Integer, whole
+from compressor.core.settings import Integer, to_int
 from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
@@ -112,7 +112,7 @@ class Evaluate(BackendReport):
     @field_validator("max_length", mode="before")
     @classmethod
     def _whole(cls, value: Any) -> Any:
-        return [whole(limit) for limit in value] if isinstance(value, list) else whole(value)
+        return [to_int(limit) for limit in value] if isinstance(value, list) else to_int(value)
 
     @field_validator("max_length")
     @classmethod

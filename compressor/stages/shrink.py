@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from compressor.core.settings import whole
+from compressor.core.settings import to_int
 from compressor.models.facts import Facts, evenly_spaced
 from compressor.stages.base import Context, Inputs, Planning, Stage
 
@@ -47,8 +47,8 @@ class Shrink(Stage):
     @classmethod
     def _is_a_share(cls, value: Any) -> Any:
         if isinstance(value, list):
-            return [whole(layer) for layer in value]
-        value = value if value == 1 else whole(value)  # 1.0 is a share: all
+            return [to_int(layer) for layer in value]
+        value = value if value == 1 else to_int(value)  # 1.0 is a share: all
         if isinstance(value, float) and not 0 < value <= 1:
             raise ValueError(
                 f"expected a whole number of layers, or a share in (0, 1], got {value}"

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, WithJsonSchema, field_validator, model_va
 from compressor.compression.pruning import Grouping, Pruner
 from compressor.core.errors import StageError, nearest
 from compressor.core.numbers import require_finite
-from compressor.core.settings import SETTINGS, Integer, whole
+from compressor.core.settings import SETTINGS, Integer, to_int
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts, UnitKind, Units
 from compressor.stages.base import Context, Inputs, Planning, Stage, calibration
@@ -65,7 +65,7 @@ class Widths(BaseModel):
     @field_validator(*_FIELDS, mode="before")
     @classmethod
     def _is_a_width(cls, value: Any) -> Any:
-        value = value if value == 1 else whole(value)  # 1.0 is a share: all
+        value = value if value == 1 else to_int(value)  # 1.0 is a share: all
         is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if value is None or is_count or (isinstance(value, float) and 0 < value <= 1):
             return value

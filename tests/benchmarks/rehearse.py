@@ -22,7 +22,7 @@ from rich.table import Table
 
 from compressor.core.console import Console
 from compressor.core.processes import child_environment
-from compressor.recipe.files import recipe_names
+from compressor.recipe.files import list_recipes
 from tests.benchmarks.report import write
 
 
@@ -55,7 +55,7 @@ def _processor_seconds() -> float:
 def main() -> int:
     """Rehearse, print a table, write `outputs/bench/rehearse.json`; 1 where one does not pass."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipes", nargs="*", default=recipe_names())
+    parser.add_argument("recipes", nargs="*", default=list_recipes())
     results = list[dict[str, Any]]()
     table = Table("recipe", "", "seconds", "processor seconds", "", header_style="bold")
     with tempfile.TemporaryDirectory() as folder:

@@ -227,6 +227,6 @@ def test_what_plans_or_explains_imports_no_torch(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert not imported & HEAVY
-    from compressor.recipe.schema import composed_schema
+    from compressor.recipe.schema import build_composed_schema
 
-    assert json.loads((tmp_path / "x.json").read_text()) == as_json(composed_schema())
+    assert json.loads((tmp_path / "x.json").read_text()) == as_json(build_composed_schema())

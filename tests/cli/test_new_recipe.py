@@ -11,25 +11,25 @@ from jsonschema import Draft7Validator
 from omegaconf import OmegaConf
 
 from compressor.cli.main import main
-from compressor.cli.new_recipe import new
+from compressor.cli.new_recipe import write_new_recipe
 from compressor.core.errors import RecipeError
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
-from compressor.recipe.compose import Composed, compose
-from compressor.recipe.files import recipe_names
-from compressor.recipe.schema import file_schema
+from compressor.recipe.compose import ComposedRecipe, compose
+from compressor.recipe.files import list_recipes
+from compressor.recipe.schema import build_file_schema
 from tests.recipe.recipe_values import as_json
 
-SCHEMA = Draft7Validator(file_schema())
+SCHEMA = Draft7Validator(build_file_schema())
 SETTING = re.compile(r"^( *)#(?=\S|  )", re.MULTILINE)
 
 
-def keys(composed: Composed) -> dict[str, str | None]:
+def keys(composed: ComposedRecipe) -> dict[str, str | None]:
     nodes = plan(composed, Store(Path("/nonexistent"))).nodes
     return {node.name: node.key for node in nodes}
 
 
-def values(composed: Composed) -> dict[str, Any]:
+def values(composed: ComposedRecipe) -> dict[str, Any]:
     """What a recipe says, without its name and with each stage's kind."""
     found = dict(as_json(composed.values)) | {"name": ""}
     stages = composed.recipe.stages.items()
@@ -37,12 +37,12 @@ def values(composed: Composed) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_a_new_recipe_plans_to_the_keys_of_the_one_it_extends(name: str, tmp_path: Path) -> None:
     """As it is written, and with the # of every setting taken away; and its schema accepts both."""
     file, original = tmp_path / "mine.yaml", compose(name)
     expected = keys(original)
-    new(file, name)
+    write_new_recipe(file, name)
     extended = compose(str(file))
     assert values(extended) == values(original)
     assert keys(extended) == expected
@@ -60,7 +60,7 @@ def test_a_new_recipe_plans_to_the_keys_of_the_one_it_extends(name: str, tmp_pat
 def test_a_full_recipe_says_all_of_the_one_it_is_made_from(name: str, tmp_path: Path) -> None:
     """It extends `base` alone; also what it says to Hydra is there."""
     file = tmp_path / "mine.yaml"
-    new(file, name, full=True)
+    write_new_recipe(file, name, full=True)
     assert "/base" in file.read_text() and name not in re.findall(
         r"^defaults: .*", file.read_text()
     )
@@ -72,7 +72,7 @@ def test_a_full_recipe_says_all_of_the_one_it_is_made_from(name: str, tmp_path: 
 def test_a_new_recipe_still_takes_other_groups(tmp_path: Path) -> None:
     """Nothing in it stands over `model=`, `data=` and `training=` of the command line."""
     file, overrides = tmp_path / "mine.yaml", ("model=tiny", "data=bills", "training=quick")
-    new(file, "homework/v3")
+    write_new_recipe(file, "homework/v3")
     found = keys(compose(str(file), overrides))
     assert None not in found.values()
     assert found == keys(compose("homework/v3", overrides))
@@ -81,7 +81,7 @@ def test_a_new_recipe_still_takes_other_groups(tmp_path: Path) -> None:
 def test_one_setting_is_changed_by_taking_its_sign_away(tmp_path: Path) -> None:
     """`#epochs: 2` of one stage becomes `epochs: 3`, and all else stays."""
     file = tmp_path / "mine.yaml"
-    new(file, "demo")
+    write_new_recipe(file, "demo")
     text = file.read_text()
     assert text.count("    #epochs: 2") == 1
     file.write_text(text.replace("    #epochs: 2", "    epochs: 3"))
@@ -107,9 +107,9 @@ def test_new_refuses_what_would_not_work(tmp_path: Path) -> None:
         ("größe.yaml", "demo", "called as its file is, with letters"),
     ):
         with pytest.raises(RecipeError, match=expected):
-            new(tmp_path / file, parent)
+            write_new_recipe(tmp_path / file, parent)
     assert [path.name for path in tmp_path.iterdir()] == ["there.yaml"]
-    new(tmp_path / "there.yaml", "demo", force=True)
+    write_new_recipe(tmp_path / "there.yaml", "demo", force=True)
     assert "defaults: [/demo, _self_]" in (tmp_path / "there.yaml").read_text()
 
 

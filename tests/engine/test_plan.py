@@ -11,7 +11,7 @@ from compressor.core.machine import list_gpus
 from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
-from compressor.recipe.files import recipe_names
+from compressor.recipe.files import list_recipes
 
 TRAINED = {"finetune", "prune", "recover", "evaluate"}
 FRESH = ("model=t5_small_fresh", "training=none")
@@ -21,7 +21,7 @@ def planned(recipe: str | Path, *overrides: str, store: Path = Path("/nonexisten
     return plan(compose(str(recipe), overrides), Store(store))
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_every_checked_in_recipe_plans(name: str) -> None:
     """Without a network too, each recipe plans, with the facts of every model known."""
     nodes = planned(name).nodes

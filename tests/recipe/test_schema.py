@@ -24,15 +24,21 @@ from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import Recipe, compose
 from compressor.recipe.describe import list_fields, render_stage
-from compressor.recipe.files import recipe_names
-from compressor.recipe.schema import Group, composed_schema, file_schema, group_schema, to_text
-from compressor.recipe.typed_stages import typed_stages
-from compressor.recipe.validation import validation_problems
+from compressor.recipe.files import list_recipes
+from compressor.recipe.schema import (
+    Group,
+    build_composed_schema,
+    build_file_schema,
+    build_group_schema,
+    to_text,
+)
+from compressor.recipe.typed_stages import build_stages
+from compressor.recipe.validation import explain_validation_error
 from compressor.stages.base import stage_class, stage_kinds
 from tests.recipe.recipe_values import as_json, places
 
-COMPOSED = Draft7Validator(composed_schema())
-FILE = Draft7Validator(file_schema())
+COMPOSED = Draft7Validator(build_composed_schema())
+FILE = Draft7Validator(build_file_schema())
 ROOT = recipes_folder()
 FILES = sorted(
     path.relative_to(ROOT)
@@ -58,8 +64,8 @@ def find_problems(values: Any) -> list[tuple[str, str]]:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        return validation_problems(error, Recipe, values)
-    typed_stages(recipe, lambda path, message: problems.append((path, message)))
+        return explain_validation_error(error, Recipe, values)
+    build_stages(recipe, lambda path, message: problems.append((path, message)))
     return problems
 
 
@@ -106,7 +112,7 @@ def load(file: Path) -> Any:
     return as_json(OmegaConf.to_container(OmegaConf.load(file)))
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_a_checked_in_recipe_is_accepted_once_composed(name: str) -> None:
     assert list_errors(COMPOSED, compose_values(name)) == []
 
@@ -124,13 +130,15 @@ def test_a_checked_in_file_names_its_schema_and_follows_it(file: Path) -> None:
 
 def test_the_checked_in_schemas_are_current_and_of_draft_7() -> None:
     """`make schema` would change nothing, and a keyword of a later draft would check nothing."""
-    schemas = {"recipe": file_schema()} | {group: group_schema(group) for group in get_args(Group)}
+    schemas = {"recipe": build_file_schema()} | {
+        group: build_group_schema(group) for group in get_args(Group)
+    }
     for name, schema in schemas.items():
         text = to_text(schema)
         assert (ROOT / "schema" / f"{name}.json").read_text() == text, "run: make schema"
         assert not re.search(r'"(\$defs|prefixItems|discriminator|dependent\w+)":', text)
         Draft7Validator.check_schema(schema)
-    assert not any(name.startswith("schema") for name in recipe_names())
+    assert not any(name.startswith("schema") for name in list_recipes())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from compressor.core.packages import installing
 from compressor.engine.keys import digest
 from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings
-from compressor.recipe.compose import Composed
+from compressor.recipe.compose import ComposedRecipe
 from compressor.recipe.objective import Objective, Search
 from compressor.runs.search.space import Space, space_of
 from compressor.runs.sweeps.grid import divided, plan_points
@@ -35,7 +35,7 @@ class PlannedSearch:
     settings: tuple[str, ...]
     """Overrides of `hydra`: which launcher, and how."""
     space: Space
-    base: Composed
+    base: ComposedRecipe
     """The recipe in the middle of the space."""
     shared: SharedStages
     """What the tried points would run; the first one is the middle."""

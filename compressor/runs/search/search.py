@@ -16,7 +16,7 @@ from compressor.core.errors import StageError
 from compressor.core.files import expand_home, write_json
 from compressor.core.redaction import public_command
 from compressor.engine.run_folder import OUTCOME, read_metrics
-from compressor.recipe.compose import Composed
+from compressor.recipe.compose import ComposedRecipe
 from compressor.runs.search.plan import PlannedSearch, planned_search, require_optuna
 from compressor.runs.sweeps.folder import SweepFolder
 from compressor.runs.sweeps.grid import print_points, state, watched
@@ -82,7 +82,7 @@ class Trials:
         self._note()
 
     @property
-    def base(self) -> Composed:
+    def base(self) -> ComposedRecipe:
         return self.asked.base
 
     @property
@@ -148,7 +148,7 @@ class Trials:
             records = read_metrics(self.folder.point(point.name))
         except (OSError, json.JSONDecodeError):
             records = []
-        return {goal.path: goal.value(records) for goal in self.asked.objective.goals}
+        return {goal.path: goal.find_value(records) for goal in self.asked.objective.goals}
 
     def _note(self) -> None:
         """Bring `sweep.json` up to date."""

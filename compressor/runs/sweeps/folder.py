@@ -18,7 +18,7 @@ from compressor.engine.keys import digest
 from compressor.engine.provenance import ASKED
 from compressor.engine.run_folder import ABOUT, OUTCOME, make_run_folder, read_metrics
 from compressor.engine.store.store import Store
-from compressor.recipe.compose import Composed
+from compressor.recipe.compose import ComposedRecipe
 from compressor.recipe.objective import Goal
 from compressor.reports.tables import table
 from compressor.reports.write import CARD, REPORT
@@ -147,11 +147,11 @@ def _numbers(records: Sequence[Mapping[str, Any]], goals: Sequence[Goal]) -> dic
         for key, value in row.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    named = {goal.path: goal.value(records) for goal in goals}
+    named = {goal.path: goal.find_value(records) for goal in goals}
     return found | {path: value for path, value in named.items() if value is not None}
 
 
-def asked(composed: Sequence[Composed]) -> list[Any]:
+def asked(composed: Sequence[ComposedRecipe]) -> list[Any]:
     """What decides a sweep's results: its points' recipes, but not where or how they run, nor in
     which order: `shuffle(…)` has another one each time.
     """

@@ -22,7 +22,7 @@ from compressor.engine.keys import digest
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings
-from compressor.recipe.compose import Composed, Composer
+from compressor.recipe.compose import ComposedRecipe, Composer
 from compressor.recipe.hydra import parse_override
 from compressor.recipe.objective import Direction
 from compressor.reports.tables import COLUMNS, Column, print_columns
@@ -50,7 +50,7 @@ class Points(Protocol):
     """Points that are run, or have been; of a search, those that were drawn so far."""
 
     @property
-    def base(self) -> Composed: ...
+    def base(self) -> ComposedRecipe: ...
 
     @property
     def points(self) -> Sequence[Point]: ...
@@ -69,12 +69,12 @@ class Grid:
     """As they were given."""
     settings: tuple[str, ...]
     """Overrides of `hydra`: which launcher, and how."""
-    composed: tuple[Composed, ...]
+    composed: tuple[ComposedRecipe, ...]
     shared: SharedStages
     warnings: tuple[Problem, ...]
 
     @property
-    def base(self) -> Composed:
+    def base(self) -> ComposedRecipe:
         return self.composed[0]
 
     @property
@@ -109,7 +109,7 @@ def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
 
 def plan_points(
     recipe: str, points: Iterable[Point], *, reachable: bool
-) -> tuple[tuple[Composed, ...], SharedStages, tuple[Problem, ...]]:
+) -> tuple[tuple[ComposedRecipe, ...], SharedStages, tuple[Problem, ...]]:
     """Compose and plan each point: its recipe, all their stages, what is worth a warning.
 
     Raises RecipeError with the problems of the points that are wrong, or of the first WRONG_POINTS.
@@ -117,7 +117,7 @@ def plan_points(
     problems: list[Problem] = []
     warnings: list[Problem] = []
     every, composer, wrong = list(points), Composer(recipe), 0
-    found_at: dict[int, tuple[Composed, Planned]] = {}
+    found_at: dict[int, tuple[ComposedRecipe, Planned]] = {}
     for looked, place in enumerate(telling(every), 1):
         point = every[place]
         try:

@@ -39,17 +39,17 @@ from compressor.engine.keys import digest
 from compressor.engine.plan import plan
 from compressor.engine.run_folder import OUTCOME
 from compressor.engine.store.store import Store
-from compressor.recipe.compose import Composed, compose
-from compressor.recipe.files import Source, find, refuse_bad_defaults, refuse_code
+from compressor.recipe.compose import ComposedRecipe, compose
+from compressor.recipe.files import Source, find_recipe, refuse_bad_defaults, refuse_code
 from compressor.recipe.hydra import (
     COMPOSITION_ERRORS,
     allow_new_keys,
+    complete_overrides,
     explain_composition_error,
-    hydra_loader,
-    hydra_overrides,
     parse_override,
-    quote,
+    quote_text,
     refuse_overrides,
+    start_hydra,
 )
 from compressor.reports.write import write_reports
 from compressor.runs.runner import execute
@@ -82,7 +82,7 @@ class Launched:
         is interrupted, and has ended the processes of points with it, these have their reports.
         """
         jobs = [
-            [*allow_new_keys(point.overrides), f"hydra.sweep.subdir={quote(point.name)}"]
+            [*allow_new_keys(point.overrides), f"hydra.sweep.subdir={quote_text(point.name)}"]
             for point in points
         ]
         try:
@@ -132,7 +132,7 @@ def launched(
     overrides: Sequence[str],
     settings: Sequence[str],
     folder: Path,
-    base: Composed,
+    base: ComposedRecipe,
     *,
     quiet: bool,
     planned: Mapping[str, str] | None = None,
@@ -144,12 +144,12 @@ def launched(
     points' values, see `run_point`. `watch`: from a point's name, what hears its events where it
     runs; it travels there. Raises RecipeError.
     """
-    root, name = find(recipe)
-    place = f"hydra.sweep.dir={quote(str(folder.absolute()))}"
+    root, name = find_recipe(recipe)
+    place = f"hydra.sweep.dir={quote_text(str(folder.absolute()))}"
     every = [*overrides, *settings]
-    with hydra_loader(root) as loader:
+    with start_hydra(root) as loader:
         with _problems_told(root, name, every, base.sources):
-            given = hydra_overrides(name, [*every, place])
+            given = complete_overrides(name, [*every, place])
             config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
             here = config.hydra.launcher._target_ == _IN_THIS_PROCESS
             task = partial(
@@ -207,11 +207,11 @@ def _select(recipe: str, overrides: Sequence[str], key: str) -> Any:
     """What a multirun's config has at `key`, without the values that are swept."""
     refuse_overrides(overrides)
     _refuse_settings(overrides)
-    root, name = find(recipe)
-    with hydra_loader(root) as loader, _problems_told(root, name, overrides, ()):
+    root, name = find_recipe(recipe)
+    with start_hydra(root) as loader, _problems_told(root, name, overrides, ()):
         refuse_bad_defaults(root, name)
         refuse_code([Source(root / f"{name}.yaml", "")])
-        given = hydra_overrides(name, overrides)
+        given = complete_overrides(name, overrides)
         config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
         found = OmegaConf.select(config, key)
         # Not resolved: planning a point refuses what a recipe may not read, in any of its files.

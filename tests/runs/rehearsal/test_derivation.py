@@ -13,7 +13,7 @@ from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import Store
 from compressor.models.facts import _MODULES, Facts, architecture, facts
 from compressor.recipe.compose import compose, validate_values
-from compressor.recipe.files import recipe_names
+from compressor.recipe.files import list_recipes
 from compressor.runs.rehearsal.derivation import TRAINED, derive, shrink_config
 from compressor.runs.rehearsal.rows import sample_rows, write_rows
 from compressor.stages.base import Planning
@@ -49,7 +49,7 @@ def layers(known: Facts | None) -> list[int]:
     return [] if known is None else [stack.layers for stack in known.stacks().values()]
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_has_a_rehearsal_of_the_same_chain(name: str, tmp_path: Path) -> None:
     """Same stages in the same order, on models of the same kind, all reachable and 64 wide; what
     drops layers in the recipe does so here.

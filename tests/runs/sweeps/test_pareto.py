@@ -137,7 +137,7 @@ def test_a_goal_is_the_last_models_number_unless_one_is_named() -> None:
     ]
 
     def value(path: str) -> float | None:
-        return Goal(path, "maximize").value(records)
+        return Goal(path, "maximize").find_value(records)
 
     assert value("evaluate.rougeLsum") == 0.2
     assert value("evaluate@load.rougeLsum") == 0.1

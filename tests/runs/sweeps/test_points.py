@@ -13,7 +13,7 @@ from compressor.core import machine
 from compressor.core.console import Console
 from compressor.core.errors import RecipeError
 from compressor.engine.store.timings import StageTimings
-from compressor.recipe.compose import Composed, Composer, compose
+from compressor.recipe.compose import ComposedRecipe, Composer, compose
 from compressor.runs.sweeps.grid import planned, trade_off
 from compressor.runs.sweeps.points import LONGEST_NAME, Point, shortened, spanned, telling
 from compressor.runs.sweeps.shared_stages import Planned, SharedStages, Step, print_tree
@@ -149,7 +149,7 @@ WRONG = [
 ]
 
 
-def _outcome(composing: Callable[[list[str]], Composed], overrides: list[str]) -> Any:
+def _outcome(composing: Callable[[list[str]], ComposedRecipe], overrides: list[str]) -> Any:
     """The values and the files of a recipe, or what is wrong with it."""
     try:
         made = composing(overrides)
