@@ -54,10 +54,11 @@ test-browser: install
 test-docs: install
 	$(BIN)/python -m pytest -m docs --durations=0 tests/test_readme.py
 
-# Faults in full: kills, full disks, damage, hostile input. 20 minutes on 2 cores; as root it also
-# mounts small file systems. Writes outputs/faults.md. `make test` has its short form.
+# What takes longer than `make test`, which has its short form: faults in full (kills, full disks,
+# damage, hostile input; as root with small file systems of their own; outputs/faults.md), and every
+# cell of the README's table of families. 20 minutes on 2 cores.
 test-faults: install
-	FAULTS=1 $(BIN)/python -m pytest --numprocesses auto --durations=20 tests/faults
+	FAULTS=1 $(BIN)/python -m pytest --numprocesses auto --durations=20 tests/faults tests/support
 
 lint: install
 	$(BIN)/ruff check .
