@@ -26,10 +26,10 @@ def show_run(
     """Show a run and its results, or a sweep's points."""
     from compressor.engine.past_run import PastRun, find
     from compressor.reports import show
-    from compressor.runs.sweeps.show import is_sweep, print_sweep
+    from compressor.runs.sweeps.show import is_sweep_folder, print_sweep
 
     folder = find(run, outputs)
-    if is_sweep(folder):
+    if is_sweep_folder(folder):
         if as_json:
             raise RecipeError(f"--json is of one run; {folder} is a sweep's: it has a sweep.csv")
         print_sweep(folder, open_console())

@@ -112,22 +112,22 @@ def _rehearse(recipe: str, overrides: Sequence[str], *, multirun: bool, quiet: b
 
 def _run_sweep(recipe: str, overrides: Sequence[str], *, quiet: bool) -> int:
     """Search where the recipe has a `search`, else run a grid."""
-    from compressor.runs.search.search import search
-    from compressor.runs.sweeps.grid import multirun
+    from compressor.runs.search.search import run_search
+    from compressor.runs.sweeps.grid import run_grid
     from compressor.runs.sweeps.launch import is_search
 
-    sweep = search if is_search(recipe, overrides) else multirun
+    sweep = run_search if is_search(recipe, overrides) else run_grid
     return sweep(recipe, overrides, open_console(), quiet=quiet)
 
 
 def _plan_sweep(recipe: str, overrides: Sequence[str], *, as_json: bool) -> int:
     from compressor.runs.search.plan import print_search_plan
-    from compressor.runs.sweeps.grid import print_plan
+    from compressor.runs.sweeps.grid import print_grid_plan
     from compressor.runs.sweeps.launch import is_search
 
     if as_json:
         raise RecipeError("--json is of one run's stages; a sweep's plan is a tree")
-    show = print_search_plan if is_search(recipe, overrides) else print_plan
+    show = print_search_plan if is_search(recipe, overrides) else print_grid_plan
     for problem in show(recipe, overrides, open_console()):
         print_warning(problem)
     return DONE

@@ -64,7 +64,7 @@ class Moving:
 
 
 @dataclass
-class Seen:
+class RunState:
     """How far a run is, by the events so far."""
 
     recipe: str = ""
@@ -148,7 +148,7 @@ class Log:
     """Plain lines: for files, pipes, and whoever has no terminal."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.seen = console, Seen()
+        self.console, self.seen = console, RunState()
         self._lines: dict[str, float] = {}  # title of a bar → when its last line was said
 
     def hear(self, kind: str, values: Mapping[str, Any], now: float) -> None:
@@ -179,7 +179,7 @@ class Screen:
     """Lines that stay, and below them what is being done, drawn four times a second."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.seen = console, Seen()
+        self.console, self.seen = console, RunState()
         self._seeing = Lock()  # a thread of Live's draws what events change meanwhile
         self._live: Live | None = None
 
@@ -214,7 +214,7 @@ class Screen:
 class _Below:
     """What is being done. Drawn anew each time, so that times go on between events."""
 
-    def __init__(self, seen: Seen, seeing: Lock) -> None:
+    def __init__(self, seen: RunState, seeing: Lock) -> None:
         self.seen, self._seeing = seen, seeing
 
     def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
@@ -223,7 +223,7 @@ class _Below:
         yield Group(*shown)
 
 
-def below(seen: Seen, now: float) -> Sequence[RenderableType]:
+def below(seen: RunState, now: float) -> Sequence[RenderableType]:
     """A bar of all stages; in it the one that runs, with its own; and what comes after it."""
     shown: list[RenderableType] = []
     if seen.stages and seen.started is not None:
@@ -245,7 +245,7 @@ def _line(text: str, style: str = "") -> Text:
     return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
-def _running(seen: Seen, now: float) -> Text:
+def _running(seen: RunState, now: float) -> Text:
     assert seen.stage is not None
     passed = duration(max(0.0, now - seen.stage_started))
     expected = seen.stages.get(seen.stage)
@@ -253,7 +253,7 @@ def _running(seen: Seen, now: float) -> Text:
     return _line(f"{seen.stage:<{NAME_WIDTH}} {passed:>9}{usual}", "cyan")
 
 
-def _ahead(seen: Seen, now: float) -> str:
+def _ahead(seen: RunState, now: float) -> str:
     """The time that is left, where every stage's is known from before.
 
     A stage that takes longer than before makes those after it no shorter.

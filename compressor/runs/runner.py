@@ -1,4 +1,4 @@
-"""One planned run from start to table. Shared by a single run and by each point of a sweep."""
+"""Runs a plan from start to table: a single run, or a point of a sweep."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from compressor.engine.run_folder import Run, make_run_folder
 from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings
 from compressor.reports.run_page.results import Ended
-from compressor.reports.tables import (
-    print_results,
-)
+from compressor.reports.tables import print_results
 from compressor.reports.write import write_reports
 from compressor.training.launch_config import read_processes
 
@@ -58,7 +56,7 @@ def execute(
         write_json(folder / ASKED, about)  # names what the run counts on
     with (
         Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch) as progress,
-        _told(plan, run, progress),
+        _report_end(plan, run, progress),
         lead(plan, store, started, progress.say) as session,
     ):
         Engine(plan, store, run, progress, session=session).execute()
@@ -68,13 +66,13 @@ def execute(
 
 
 def say_collecting() -> None:
-    """Why a run or sweep does not begin at once."""
+    """Say why a run or sweep does not begin at once."""
     print_note("waiting for `compressor gc`, or another run that begins just now")
 
 
 @contextmanager
-def _told(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
-    """Tell that a run begins, and how it ends; and leave a report of it, however that is."""
+def _report_end(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
+    """Note when a run begins and how it ends, and leave a report of it, however that is."""
     timings = StageTimings.read(run.store) if any(not node.cached for node in plan.nodes) else None
     stages = [
         {

@@ -20,30 +20,27 @@ POLL_SECONDS = 0.3
 
 
 def watch(folder: Path, console: Console) -> bool:
-    """Show a run as its own terminal does, until it has ended. Whether it ended well.
+    """Show a run as its own terminal does until it has ended; return whether it ended well.
 
     Raises RecipeError where `folder` is no run's.
     """
     if not (folder / EVENTS).is_file():
-        raise RecipeError(_no_run(folder))
-    shown = display(console)
+        raise RecipeError(_explain_no_run(folder))
+    shown, unreadable = display(console), 0
     last: Mapping[str, Any] = {}
-    strange = 0
     try:
-        for event in _events(folder / EVENTS):
+        for event in _follow_events(folder / EVENTS):
             last = event
             values = {key: value for key, value in event.items() if key not in ("time", "event")}
             try:
                 shown.hear(event["event"], values, event["time"])
             except (KeyError, TypeError, ValueError, AttributeError):
-                strange += 1
+                unreadable += 1
     finally:
         shown.close()
-    if strange:
-        text = (
-            f"{strange} lines of {folder / EVENTS} cannot be shown: damaged, or of another version"
-        )
-        console.say(text)
+    if unreadable:
+        text = f"{unreadable} lines of {folder / EVENTS} cannot be shown"
+        console.say(f"{text}: damaged, or of another version")
     if last.get("event") != "run_ended":
         console.print("the run's process has ended, or was killed: the same command goes on")
         return False
@@ -55,20 +52,20 @@ def watch(folder: Path, console: Console) -> bool:
     return False
 
 
-def _no_run(folder: Path) -> str:
+def _explain_no_run(folder: Path) -> str:
     if (folder / "sweep.html").is_file():
         return f"{folder} is a sweep's: open its sweep.html, or name the folder of a point"
     return f"{folder} is no run's directory: it has no {EVENTS}"
 
 
-def _events(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The events of a run as they come, until the last or until its process is gone."""
+def _follow_events(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Read the events of a run as they come, until the last or until its process is gone."""
     process: Mapping[str, Any] | None = None
     with path.open("rb") as stream:
         rest = b""
         while True:
-            gone = process is None or not is_running(process)  # before the file is read: nothing
-            # comes after that
+            # Looked up before the file is read: of a process that is gone, nothing comes after.
+            gone = process is None or not is_running(process)
             *lines, rest = (rest + stream.read()).split(b"\n")
             for event in filter(None, map(parsed_event, lines)):
                 if event["event"] == "run_started":

@@ -15,7 +15,7 @@ import pytest
 
 from tests.harness.command import compressor
 from tests.harness.recipes import RECIPE
-from tests.runs.sweeps.test_sweep import SWEEP, made, sweep_folder, table
+from tests.runs.sweeps.test_sweep import SWEEP, list_made, list_results, sweep_folder
 
 
 def _slurm_is_up() -> bool:
@@ -47,7 +47,7 @@ def expected(tmp_path_factory):
     (folder / "mine.yaml").write_text(RECIPE)
     done = compressor("run", "mine.yaml", *SWEEP, cwd=folder)
     assert done.code == 0, done.err
-    return table(sweep_folder(folder / "outputs"))
+    return list_results(sweep_folder(folder / "outputs"))
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_a_launcher_gives_the_basic_one_s_bits_and_runs_nothing_twice(
     done = compressor("run", "mine.yaml", *SWEEP, *launcher, cwd=tmp_path, RAY_AUTH_MODE="disabled")
     assert done.code == 0, done.err
     folder = sweep_folder(tmp_path / "outputs")
-    assert table(folder) == expected
-    assert len(made(folder)) == len(set(made(folder))) == 11
+    assert list_results(folder) == expected
+    assert len(list_made(folder)) == len(set(list_made(folder))) == 11
     ended = [path.stat().st_mtime_ns for path in sorted(folder.glob("*/point.json"))]
     again = compressor("run", "mine.yaml", *SWEEP, *launcher, cwd=tmp_path)
     assert again.code == 0, again.err
@@ -102,7 +102,7 @@ def test_jobs_that_outlive_a_killed_command_are_joined_by_the_next(expected, tmp
     done = compressor("run", "mine.yaml", *SWEEP, *SLURM, cwd=tmp_path)
     assert done.code == 0, done.err
     folder = sweep_folder(tmp_path / "outputs")
-    assert table(folder) == expected
+    assert list_results(folder) == expected
 
 
 @needs_slurm
@@ -120,4 +120,4 @@ def test_cancelled_jobs_are_run_by_the_same_command(expected, tmp_path) -> None:
     assert "Traceback" not in out
     done = compressor("run", "mine.yaml", *SWEEP, *SLURM, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert table(sweep_folder(tmp_path / "outputs")) == expected
+    assert list_results(sweep_folder(tmp_path / "outputs")) == expected

@@ -17,7 +17,7 @@ from rich.console import Group
 from rich.text import Text
 
 from compressor.core.console import Console
-from compressor.core.display import Log, Moving, Screen, Seen, below
+from compressor.core.display import Log, Moving, RunState, Screen, below
 from compressor.core.printing import printable
 from compressor.core.processes import child_environment
 
@@ -34,7 +34,7 @@ def moved(done: int, *, ended: bool = False) -> dict[str, Any]:
     return {"title": "train", "done": done, "total": 100, "notes": {"loss": "2.3"}, "ended": ended}
 
 
-def text(seen: Seen, now: float, width: int = 80) -> list[str]:
+def text(seen: RunState, now: float, width: int = 80) -> list[str]:
     """What is drawn below the lines, as plain text."""
     console = Console(file=io.StringIO(), width=width)
     with console.capture() as captured:
@@ -42,8 +42,8 @@ def text(seen: Seen, now: float, width: int = 80) -> list[str]:
     return captured.get().splitlines()
 
 
-def begun() -> Seen:
-    seen = Seen()
+def begun() -> RunState:
+    seen = RunState()
     seen.hear("run_started", {"recipe": "demo", "stages": STAGES}, 1000.0)
     seen.hear("stage_started", {"name": "load"}, 1000.0)
     seen.hear("stage_ended", LOADED, 1001.0)
@@ -70,7 +70,7 @@ def test_below_are_the_stage_that_runs_its_bars_and_what_is_left() -> None:
 def test_no_time_is_promised_that_is_not_known() -> None:
     """Where one stage never ran before, the rest of the run has no known time."""
     stages = [STAGES[0], STAGES[1] | {"seconds": None}]
-    seen = Seen()
+    seen = RunState()
     seen.hear("run_started", {"recipe": "demo", "stages": stages}, 0.0)
     whole, then = text(seen, 5.0)
     assert whole.split() == ["demo", "0/2", "stages,", "5.0", "s"] and then == "then load, base"

@@ -81,15 +81,15 @@ class StageLosses:
         )
         self._values: list[float] = []
         before = self._study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-        mine = [trial for trial in before if trial.user_attrs.get(POINT) == point]
-        if mine and mine[-1].state == TrialState.PRUNED:
-            raise Stopped(mine[-1].user_attrs[REASON])
-        self._trial = None if mine else self._study.ask()
+        earlier = [trial for trial in before if trial.user_attrs.get(POINT) == point]
+        if earlier and earlier[-1].state == TrialState.PRUNED:
+            raise Stopped(earlier[-1].user_attrs[REASON])
+        self._trial = None if earlier else self._study.ask()
         if self._trial is not None:
             self._trial.set_user_attr(POINT, point)
 
     def add(self, loss: float) -> None:
-        """The loss of one more epoch. Raises Stopped."""
+        """Hear the loss of one more epoch. Raises Stopped."""
         if self._trial is None:
             return
         self._values.append(loss)
@@ -113,11 +113,10 @@ class StageLosses:
         return "median" if percentile == 50 else f"percentile {percentile:g}"
 
     def end(self, state: TrialState) -> None:
-        """The stage has ended."""
+        """Hear that the stage has ended."""
         if self._trial is None:
             return
-        sound = state == TrialState.COMPLETE and math.isfinite(self._values[-1])
-        if sound:
+        if state == TrialState.COMPLETE and math.isfinite(self._values[-1]):
             self._study.tell(self._trial, self._values[-1])
         else:
             self._study.tell(self._trial, state=TrialState.FAIL)

@@ -1,4 +1,4 @@
-"""The space of a search, as Hydra's override grammar writes it. Nothing is drawn here.
+"""Reads the space of a search, as Hydra's override grammar writes it. Nothing is drawn here.
 
 `a=interval(0, 1)`, `a=int(interval(1, 9))`, `a=tag(log, interval(1e-5, 1e-2))`, `a=range(1, 9, 2)`
 and `a=x,y` or `a=choice(x, y)`, as users of Hydra's Optuna plug-in know them. The one difference: a
@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from compressor.core.errors import Problem, RecipeError, nearest
 from compressor.recipe.hydra import parse_override
-from compressor.runs.sweeps.points import shortened
+from compressor.runs.sweeps.points import shorten_keys
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -43,32 +43,32 @@ class Numbers:
     @property
     def probes(self) -> tuple[str, ...]:
         """Values that show whether all are valid."""
-        return (self.text(self.low), self.text(self.high))
+        return (self.write(self.low), self.write(self.high))
 
     @property
     def middle(self) -> str:
         between = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         if self.step is not None:
             between = self.low + round((between - self.low) / self.step) * self.step
-        return self.text(round(between) if self.whole else between)
+        return self.write(round(between) if self.whole else between)
 
-    def text(self, value: float) -> str:
-        """A value as an override has it: exact, but for what adding up steps leaves."""
+    def write(self, value: float) -> str:
+        """Write a value as an override has it: exact, but for what adding up steps leaves."""
         if self.whole:
             return str(int(value))
         return repr(float(value) if self.step is None else float(f"{value:.12g}"))
 
-    def shown(self, value: float) -> str:
+    def show(self, value: float) -> str:
         return f"{value:.4g}" if not self.whole else str(int(value))
 
     def describe(self) -> str:
-        step = f", in steps of {self.shown(self.step)}" if self.step and self.step != 1 else ""
+        step = f", in steps of {self.show(self.step)}" if self.step and self.step != 1 else ""
         kind = "whole numbers, " if self.whole else ""
         scale = ", log scale" if self.log else ""
-        return f"{kind}{self.shown(self.low)} … {self.shown(self.high)}{step}{scale}"
+        return f"{kind}{self.show(self.low)} … {self.show(self.high)}{step}{scale}"
 
-    def distribution(self) -> BaseDistribution:
-        """What Optuna draws from."""
+    def make_distribution(self) -> BaseDistribution:
+        """Make what Optuna draws from."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         if self.whole:
@@ -94,17 +94,17 @@ class Choices:
     def middle(self) -> str:
         return self.values[0]
 
-    def text(self, value: str) -> str:
+    def write(self, value: str) -> str:
         return value
 
-    def shown(self, value: str) -> str:
+    def show(self, value: str) -> str:
         return value.strip("'\"")
 
     def describe(self) -> str:
-        return ", ".join(map(self.shown, self.values))
+        return ", ".join(map(self.show, self.values))
 
-    def distribution(self) -> BaseDistribution:
-        """What Optuna draws from."""
+    def make_distribution(self) -> BaseDistribution:
+        """Make what Optuna draws from."""
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution(self.values)
@@ -121,54 +121,57 @@ class Space:
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
-        return tuple(each for each in self.overrides if not isinstance(each, str))
+        return tuple(item for item in self.overrides if not isinstance(item, str))
 
     @property
     def middle(self) -> dict[str, str]:
         """Key → a value in the middle; of choices the first."""
-        return {each.key: each.middle for each in self.dimensions}
+        return {dimension.key: dimension.middle for dimension in self.dimensions}
 
     @property
     def probes(self) -> list[dict[str, str]]:
         """The middle, and around it both ends of each interval and each choice."""
-        found = [self.middle]
-        for each in self.dimensions:
-            found += [self.middle | {each.key: text} for text in each.probes]
-        return [dict(items) for items in dict.fromkeys(tuple(each.items()) for each in found)]
+        around = [
+            self.middle | {dimension.key: text}
+            for dimension in self.dimensions
+            for text in dimension.probes
+        ]
+        distinct = dict.fromkeys(tuple(values.items()) for values in (self.middle, *around))
+        return [dict(items) for items in distinct]
 
     def at(self, values: Mapping[str, str]) -> tuple[str, ...]:
-        """All that Hydra gets for the point with these values, in the order of the command."""
+        """List all that Hydra gets for the point with these values, in the command's order."""
         return tuple(
-            each if isinstance(each, str) else f"{each.element}={values[each.key]}"
-            for each in self.overrides
+            item if isinstance(item, str) else f"{item.element}={values[item.key]}"
+            for item in self.overrides
         )
 
-    def texts(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """Drawn values as overrides have them."""
-        return {each.key: each.text(values[each.key]) for each in self.dimensions}
+    def write(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Write drawn values as overrides have them."""
+        return {d.key: d.write(values[d.key]) for d in self.dimensions}
 
-    def shown(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """Drawn values as a person reads them."""
-        return {each.key: each.shown(values[each.key]) for each in self.dimensions}
+    def show(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Write drawn values as a person reads them."""
+        return {d.key: d.show(values[d.key]) for d in self.dimensions}
 
-    def title(self, values: Mapping[str, Any]) -> str:
-        """What tells a point from others, such as `lm_head=0.31,learning_rate=0.0021`."""
-        short = shortened([each.key for each in self.dimensions])
-        return ",".join(f"{short[key]}={text}" for key, text in self.shown(values).items())
+    def make_title(self, values: Mapping[str, Any]) -> str:
+        """Make what tells a point from others, such as `lm_head=0.31,learning_rate=0.0021`."""
+        short = shorten_keys([dimension.key for dimension in self.dimensions])
+        return ",".join(f"{short[key]}={text}" for key, text in self.show(values).items())
 
     def describe(self) -> dict[str, str]:
-        return {each.key: each.describe() for each in self.dimensions}
+        return {dimension.key: dimension.describe() for dimension in self.dimensions}
 
 
-def space_of(overrides: Sequence[str]) -> Space:
+def read_space(overrides: Sequence[str]) -> Space:
     """Read a space. Raises RecipeError with all that is wrong with it."""
-    found: list[str | Dimension] = []
+    items: list[str | Dimension] = []
     problems: list[Problem] = []
     keys: set[str] = set()
     for text in overrides:
         override = parse_override(text)
         if override is None or not override.is_sweep_override():
-            found.append(text)
+            items.append(text)
             continue
         key = override.key_or_group
         try:
@@ -177,51 +180,43 @@ def space_of(overrides: Sequence[str]) -> Space:
             if key in keys:
                 raise ValueError("is left open twice")
             keys.add(key)
-            found.append(_dimension(override))
+            items.append(_read_dimension(override))
         except ValueError as error:
             problems.append(Problem(key, f"{error} (in the space of the search: {text})"))
     if not keys:
-        problems.append(
-            Problem(
-                "search",
-                "nothing to search over: leave a key open, as in "
-                "stages.prune.amounts.lm_head='interval(0.1,0.9)'",
-            )
-        )
+        example = "stages.prune.amounts.lm_head='interval(0.1,0.9)'"
+        message = f"nothing to search over: leave a key open, as in {example}"
+        problems.append(Problem("search", message))
     if problems:
         raise RecipeError(problems)
-    return Space(tuple(found))
+    return Space(tuple(items))
 
 
-def _dimension(override: Override) -> Dimension:
+def _read_dimension(override: Override) -> Dimension:
     value: Any = override.value()
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         raise ValueError("name each value; a pattern is not expanded")
-    log = _is_log(value.tags)
+    if unknown := sorted(value.tags - {LOG}):
+        raise ValueError(f"no tag {unknown[0]!r}; {nearest(unknown[0], [LOG])}")
+    log = LOG in value.tags
     if isinstance(value, IntervalSweep):
-        return _interval(override, value, log=log)
+        return _read_interval(override, value, log=log)
     if isinstance(value, RangeSweep):
-        return _range(override, value, log=log)
+        return _read_range(override, value, log=log)
     if log:
         raise ValueError("choices have no scale, and no log")
     texts = dict.fromkeys(override.sweep_string_iterator())
     return Choices(override.key_or_group, str(override.get_key_element()), tuple(texts))
 
 
-def _is_log(tags: set[str]) -> bool:
-    if unknown := sorted(tags - {LOG}):
-        raise ValueError(f"no tag {unknown[0]!r}; {nearest(unknown[0], [LOG])}")
-    return LOG in tags
-
-
-def _interval(override: Override, value: IntervalSweep, *, log: bool) -> Numbers:
+def _read_interval(override: Override, value: IntervalSweep, *, log: bool) -> Numbers:
     assert value.start is not None and value.end is not None
     whole = isinstance(value.start, int)
-    return _numbers(override, float(value.start), float(value.end), None, log=log, whole=whole)
+    return _make_numbers(override, float(value.start), float(value.end), None, log=log, whole=whole)
 
 
-def _range(override: Override, value: RangeSweep, *, log: bool) -> Numbers:
-    whole = all(isinstance(each, int) for each in (value.start, value.stop, value.step))
+def _read_range(override: Override, value: RangeSweep, *, log: bool) -> Numbers:
+    whole = all(isinstance(n, int) for n in (value.start, value.stop, value.step))
     if not value.step:
         raise ValueError("a range needs a step other than 0")
     values = sorted(value.range())
@@ -230,10 +225,10 @@ def _range(override: Override, value: RangeSweep, *, log: bool) -> Numbers:
     step = float(abs(value.step))
     if log and not (whole and step == 1):
         raise ValueError("a range with steps has no log scale; an interval can have one")
-    return _numbers(override, values[0], values[-1], step, log=log, whole=whole)
+    return _make_numbers(override, values[0], values[-1], step, log=log, whole=whole)
 
 
-def _numbers(
+def _make_numbers(
     override: Override, low: float, high: float, step: float | None, *, log: bool, whole: bool
 ) -> Numbers:
     if not (math.isfinite(low) and math.isfinite(high)) or low >= high:

@@ -1,4 +1,4 @@
-"""An Optuna study of points, in a sweep's folder: it draws them and hears results. None runs here.
+"""An Optuna study, in a sweep's folder: it draws points and hears results. None runs here.
 
 Each draw has a sampler of its own, seeded by how many there were before: a study that goes on after
 a restart draws what it would have drawn without it, as long as one trial runs at a time.
@@ -22,7 +22,7 @@ from compressor.core.errors import StageError
 from compressor.recipe.objective import Goal, Search
 from compressor.runs.search.space import Space
 
-NAME = "trials"
+NAME, JOURNAL = "trials", "search.jsonl"
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Study:
     @property
     def trials(self) -> list[Trial]:
         """Every point that was drawn, in that order."""
-        found = self._study.get_trials(deepcopy=False)
-        return [Trial(t.number, t.params, t.state) for t in found if self._is_drawn(t)]
+        trials = self._study.get_trials(deepcopy=False)
+        return [Trial(t.number, t.params, t.state) for t in trials if self._is_drawn(t)]
 
-    def next(self) -> list[Trial]:
-        """Those to run now: what was running when the study was killed, else new ones."""
+    def draw(self) -> list[Trial]:
+        """Draw the trials to run now; what was running when the study was killed goes first."""
         trials = self.trials
         unfinished = [trial for trial in trials if not trial.ended]
         if unfinished:
@@ -72,13 +72,13 @@ class Study:
         return [self._ask(len(trials) + index) for index in range(count)]
 
     def _ask(self, drawn: int) -> Trial:
-        self._study.sampler = _sampler(self.search, drawn)
-        distributions = {each.key: each.distribution() for each in self.space.dimensions}
+        self._study.sampler = _make_sampler(self.search, drawn)
+        distributions = {d.key: d.make_distribution() for d in self.space.dimensions}
         trial = self._study.ask(fixed_distributions=distributions)
         return Trial(trial.number, trial.params, TrialState.RUNNING)
 
     def tell(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
-        """The end of a trial; `values` of the goals, where it is complete."""
+        """Hear the end of a trial, and its goals' `values` where it is complete."""
         self._study.tell(number, values, state)
 
     @property
@@ -87,8 +87,8 @@ class Study:
         return {trial.number for trial in self._study.best_trials}
 
 
-def _sampler(search: Search, drawn: int) -> optuna.samplers.BaseSampler:
-    """The sampler of the draw after `drawn` others."""
+def _make_sampler(search: Search, drawn: int) -> optuna.samplers.BaseSampler:
+    """Make the sampler of the draw after `drawn` others."""
     seed = int.from_bytes(hashlib.sha256(f"{search.seed}/{drawn}".encode()).digest()[:4])
     if search.sampler == "random":
         return optuna.samplers.RandomSampler(seed)
@@ -97,9 +97,6 @@ def _sampler(search: Search, drawn: int) -> optuna.samplers.BaseSampler:
     if search.sampler == "gp":
         return optuna.samplers.GPSampler(n_startup_trials=search.random_trials, seed=seed)
     return optuna.samplers.TPESampler(n_startup_trials=search.random_trials, seed=seed)
-
-
-JOURNAL = "search.jsonl"
 
 
 class SystemLock(BaseJournalFileLock):
@@ -120,9 +117,11 @@ class SystemLock(BaseJournalFileLock):
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """The journal, without the half of a line that a killed process may have left at its end.
+    """Open the journal, without the half of a line that a killed process may have left.
 
-    Raises StageError where it was changed by another hand.
+    It is a text log that many processes may append to: JSON lines and no pickle, which of Optuna's
+    samplers only `cmaes` stores, and that is not offered. Raises StageError where another hand has
+    changed it.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     lock = SystemLock(path)

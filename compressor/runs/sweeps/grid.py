@@ -1,4 +1,4 @@
-"""A multirun from command to table: plan every point, run what is missing, tell what came out.
+"""A multirun from command to table: plan every point, run what is missing, say what came out.
 
 Points share one store, so that what they have in common runs once, whichever launcher runs them.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from compressor.core import failures
 from compressor.core.console import Console
@@ -27,23 +27,22 @@ from compressor.recipe.hydra import parse_override
 from compressor.recipe.objective import Direction
 from compressor.reports.tables import COLUMNS, Column, print_columns
 from compressor.runs.runner import say_collecting
-from compressor.runs.sweeps.folder import SweepFolder, asked
-from compressor.runs.sweeps.launch import Launched, launched, swept_in_recipe
+from compressor.runs.sweeps.folder import SweepFolder, identify_sweep
+from compressor.runs.sweeps.launch import open_launcher, read_swept
 from compressor.runs.sweeps.page import write_csv, write_page
-from compressor.runs.sweeps.points import Point, spanned, telling
-from compressor.runs.sweeps.shared_stages import Planned, SharedStages, print_tree
-from compressor.runs.sweeps.state import Standing, Sweep
+from compressor.runs.sweeps.points import Point, expand_product, validation_order
+from compressor.runs.sweeps.shared_stages import PlannedPoint, SharedStages, print_tree
+from compressor.runs.sweeps.state import PointStatus, Sweep
 
 WRONG_POINTS = 3
-"""So many are told; a sweep is then refused without a look at its other points."""
-
+"""So many are reported; a sweep is then refused without a look at its other points."""
 POLL_SECONDS = 2.0
 """Between two looks at the points' folders."""
-
 PAGE, SPREADSHEET = "sweep.html", "sweep.csv"
-
 QUALITIES, SIZES, TIMES = ("rougeLsum", "micro_f1"), ("bytes", "nonzero_ratio"), ("latency_p50_ms",)
 """What points are compared by where the recipe has no objective: of these, what was measured."""
+SHOWN = ("parameters", "nonzero_ratio", "bytes", "rougeLsum", "micro_f1", "latency_p50_ms")
+"""The numbers of a point that its table has, as a run's table writes them."""
 
 
 class Points(Protocol):
@@ -82,29 +81,34 @@ class Grid:
         return Store.of(self.base.recipe.outputs)
 
     @property
+    def command(self) -> str:
+        """The command that asked for it, without secrets."""
+        return public_command(self.recipe, "-m", *self.overrides)
+
+    @property
     def points(self) -> list[Point]:
-        return [each.point for each in self.shared.planned]
+        return [planned.point for planned in self.shared.planned]
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of each point by name: what its values were when it was planned."""
-        names = [point.name for point in self.points]
-        return dict(zip(names, (digest(each.values) for each in self.composed), strict=True))
+        """Name of each point → a digest of its values as it was planned."""
+        values = (digest(composed.values) for composed in self.composed)
+        return dict(zip((point.name for point in self.points), values, strict=True))
 
     @property
     def counts(self) -> tuple[int, int]:
         return self.shared.distinct, self.shared.naive
 
 
-def planned(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
-    """Compose and plan every point, so that a wrong value is told before anything is trained.
+def plan_grid(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
+    """Compose and plan every point, so that a wrong value is found before anything is trained.
 
     `reachable`: whether something on a network that cannot be reached is an error too.
     Raises RecipeError with the problems of the points that are wrong, or of the first WRONG_POINTS.
     """
-    settings, own = divided(recipe, overrides)
-    composed, shared, warnings = plan_points(recipe, spanned(own), reachable=reachable)
-    return Grid(recipe, tuple(overrides), tuple(settings), composed, shared, warnings)
+    settings, rest = split_overrides(recipe, overrides)
+    planned = plan_points(recipe, expand_product(rest), reachable=reachable)
+    return Grid(recipe, tuple(overrides), tuple(settings), *planned)
 
 
 def plan_points(
@@ -116,118 +120,99 @@ def plan_points(
     """
     problems: list[Problem] = []
     warnings: list[Problem] = []
-    every, composer, wrong = list(points), Composer(recipe), 0
-    found_at: dict[int, tuple[ComposedRecipe, Planned]] = {}
-    for looked, place in enumerate(telling(every), 1):
-        point = every[place]
+    points, composer, wrong = list(points), Composer(recipe), 0
+    plans: dict[int, tuple[ComposedRecipe, PlannedPoint]] = {}
+    for tried, index in enumerate(validation_order(points), 1):
         try:
-            each = composer.compose(point.overrides)
-            found = plan(each, Store.of(each.recipe.outputs))
+            composed = composer.compose(points[index].overrides)
+            stages = plan(composed, Store.of(composed.recipe.outputs))
             if reachable:
-                found.require_reachable()
+                stages.require_reachable()
         except RecipeError as error:
             problems += error.problems
             wrong += 1
-            if wrong == WRONG_POINTS and looked < len(every):
-                left = f"{len(every) - looked:,} points were not looked at: {wrong} are wrong"
+            if wrong == WRONG_POINTS and tried < len(points):
+                left = f"{len(points) - tried:,} points were not looked at: {wrong} are wrong"
                 problems.append(Problem("", left))
                 break
             continue
-        warnings += [*found.warnings, *found.unreached]
-        found_at[place] = each, Planned.of(point, found)
+        warnings += [*stages.warnings, *stages.unreached]
+        plans[index] = composed, PlannedPoint.of(points[index], stages)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    if len({each.recipe.outputs for each, _ in found_at.values()}) > 1:
+    if len({composed.recipe.outputs for composed, _ in plans.values()}) > 1:
         raise RecipeError("outputs: points share one store; it cannot differ between them")
-    composed, steps = zip(*(found_at[place] for place in range(len(every))), strict=True)
-    return composed, SharedStages(list(steps)), tuple(dict.fromkeys(warnings))
+    every, planned = zip(*(plans[index] for index in range(len(points))), strict=True)
+    return every, SharedStages(list(planned)), tuple(dict.fromkeys(warnings))
 
 
-def divided(recipe: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(overrides of `hydra`, those of points), the second with what the recipe itself sweeps."""
-    settings = [item for item in overrides if _is_hydras(item)]
-    own = [item for item in overrides if item not in settings]
-    set_here = {_key(item) for item in own}
-    own = [p for p in swept_in_recipe(recipe, overrides) if _key(p) not in set_here] + own
-    return settings, own
+def split_overrides(recipe: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split off the overrides of `hydra`; the rest begins with what the recipe itself sweeps."""
+    keys = {text: _read_key(text) for text in overrides}
+    settings = [text for text in overrides if keys[text].startswith(("hydra.", "hydra/"))]
+    rest = [text for text in overrides if text not in settings]
+    swept = [p for p in read_swept(recipe, overrides) if _read_key(p) not in keys.values()]
+    return settings, swept + rest
 
 
-def _is_hydras(override: str) -> bool:
-    return _key(override).startswith(("hydra.", "hydra/"))
+def _read_key(text: str) -> str:
+    override = parse_override(text)
+    return text if override is None else override.key_or_group
 
 
-def _key(override: str) -> str:
-    found = parse_override(override)
-    return override if found is None else found.key_or_group
-
-
-def print_plan(recipe: str, overrides: Sequence[str], console: Console) -> tuple[Problem, ...]:
+def print_grid_plan(recipe: str, overrides: Sequence[str], console: Console) -> tuple[Problem, ...]:
     """Print what a multirun would run; returns what is worth a warning."""
-    grid = planned(recipe, overrides, reachable=False)
+    grid = plan_grid(recipe, overrides, reachable=False)
     print_tree(grid.shared, StageTimings.read(grid.store), console)
     return grid.warnings
 
 
-def multirun(recipe: str, overrides: Sequence[str], console: Console, *, quiet: bool) -> int:
+def run_grid(recipe: str, overrides: Sequence[str], console: Console, *, quiet: bool) -> int:
     """Run every point that is missing or failed; 0 if all succeeded, 1 if any failed.
 
     Raises RecipeError before anything runs where a point is wrong.
     """
-    grid = planned(recipe, overrides, reachable=True)
-    base, store = grid.base.recipe, grid.store
-    outputs = expand_home(base.outputs)
-    folder = SweepFolder.open(outputs, base.name, asked(grid.composed))
-    say = f"another process runs this sweep, in {folder.path}; waiting for it"
-    with folder.alone(store, lambda: console.say(say)):
-        missing = _missing(grid, folder)
-        done = len(grid.points) - len(missing)
+    grid = plan_grid(recipe, overrides, reachable=True)
+    base, trouble = grid.base.recipe, None
+    request = identify_sweep(grid.composed)
+    folder = SweepFolder.open(expand_home(base.outputs), base.name, request)
+    waiting = f"another process runs this sweep, in {folder.path}; waiting for it"
+    with folder.lock(grid.store, lambda: console.say(waiting)):
+        missing = prepare_missing(grid, folder)
+        done, first = len(grid.points) - len(missing), grid.points[0].overrides
         if done and missing:
             console.say(f"{done} of {len(grid.points)} points are done; {len(missing)} to run")
-        trouble = None
-        first = grid.points[0].overrides
         with (
-            launched(
-                recipe,
-                first,
-                grid.settings,
-                folder.path,
-                grid.base,
+            open_launcher(
+                *(recipe, first, grid.settings, folder.path, grid.base),
                 quiet=quiet,
-                planned=grid.digests,
+                digests=grid.digests,
             ) as launcher,
-            watched(grid, folder, console, here=launcher.here or not missing),
+            live_page(grid, folder, console, here=launcher.here or not missing),
         ):
-            trouble = _run(launcher, missing)
+            try:
+                if missing:
+                    launcher.run(missing)
+            except StageError as error:
+                trouble = error
         if trouble is None:  # each point's own folder names what it counts on
             folder.update(keys=[])
-    code = print_points(state(grid, folder), folder, console)
+    code = print_points(read_sweep(grid, folder), folder, console)
     if trouble is not None:
-        raise StageError(trouble)
+        raise trouble
     return code
 
 
-def _run(launcher: Launched, missing: Sequence[Point]) -> str | None:
-    """Run points; why the launcher could not, where it could not."""
-    try:
-        if missing:
-            launcher.run(missing)
-    except StageError as error:
-        return str(error)
-    return None
+def prepare_missing(grid: Grid, folder: SweepFolder) -> list[Point]:
+    """List the points without a result that is what they would make now; note all in `sweep.json`.
 
-
-def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
-    """The points without a result that is what they would make now; notes all in `sweep.json`."""
-    about = folder.about()
-    before = about["points"]
+    What such points left is removed.
+    """
+    before = folder.read()["points"]
     now = {
-        each.point.name: {
-            "differs": dict(each.point.differs),
-            "overrides": list(each.point.overrides),
-            "planned": digest([step.key for step in each.steps]),
-            "stages": len(each.steps),
-        }
-        for each in grid.shared.planned
+        planned.point.name: describe_point(planned.point, len(planned.steps))
+        | {"planned": digest([step.key for step in planned.steps])}
+        for planned in grid.shared.planned
     }
     missing = [
         point
@@ -240,7 +225,7 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
         folder.forget(point.name)
     with grid.store.hold_off_gc(say_collecting):
         folder.update(
-            command=public_command(grid.recipe, "-m", *grid.overrides),
+            command=grid.command,
             points=now,
             distinct=grid.shared.distinct,
             naive=grid.shared.naive,
@@ -249,61 +234,70 @@ def _missing(grid: Grid, folder: SweepFolder) -> list[Point]:
     return missing
 
 
+def describe_point(point: Point, stages: int) -> dict[str, Any]:
+    """Describe a point for `sweep.json`."""
+    return {
+        "differs": dict(point.differs),
+        "overrides": list(point.overrides),
+        "stages": stages,
+    }
+
+
 @contextmanager
-def watched(grid: Points, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
-    """Keep the sweep's page and table as the points' folders are, until the sweep has ended.
+def live_page(grid: Points, folder: SweepFolder, console: Console, *, here: bool) -> Iterator[None]:
+    """Keep the sweep's page and table up to date until the sweep has ended.
 
     Where points do not run `here`, say what became of each.
     """
-    ended = threading.Event()
-    seen: Sweep | None = None
-    unwritten: set[str] = set()
-    told = {e.name for e in state(grid, folder).points if e.state in {"done", "pruned"}}
+    ended, unwritten = threading.Event(), set[str]()
+    over = {"done", "failed", "pruned"}
+    last: Sweep | None = None
+    said = {p.name for p in read_sweep(grid, folder).points if p.state in {"done", "pruned"}}
 
-    def look(*, running: bool) -> None:
-        nonlocal seen
-        now = state(grid, folder, running=running)
-        for each in now.points:
-            over = each.state in {"done", "failed", "pruned"}
-            if over and not here and each.name not in told:
-                told.add(each.name)
-                console.say(f"{each.name}: {summary(each)}")
-        if now != seen:
-            seen = now
-            for name, write in ((PAGE, write_page), (SPREADSHEET, write_csv)):
-                try:
-                    write(folder.path / name, now)
-                except OSError as error:  # the points go on: a page can be had afterwards
-                    if name not in unwritten:
-                        reason = failures.explain_error(error) or error
-                        print_warning(f"cannot write {folder.path / name}: {reason}")
-                    unwritten.add(name)
+    def update(*, running: bool) -> None:
+        nonlocal last
+        sweep = read_sweep(grid, folder, running=running)
+        for point in sweep.points:
+            if point.state in over and not here and point.name not in said:
+                said.add(point.name)
+                console.say(f"{point.name}: {describe_status(point)}")
+        if sweep == last:
+            return
+        last = sweep
+        for name, write in ((PAGE, write_page), (SPREADSHEET, write_csv)):
+            try:
+                write(folder.path / name, sweep)
+            except OSError as error:  # the points go on: a page can be had afterwards
+                if name not in unwritten:
+                    reason = failures.explain_error(error) or error
+                    print_warning(f"cannot write {folder.path / name}: {reason}")
+                unwritten.add(name)
 
     def follow() -> None:
         while not ended.wait(POLL_SECONDS):
-            look(running=True)
+            update(running=True)
 
     follower = threading.Thread(target=follow, daemon=True)
-    look(running=True)
+    update(running=True)
     follower.start()
     try:
         yield
     finally:
         ended.set()
         follower.join()
-        look(running=False)
+        update(running=False)
 
 
-def state(grid: Points, folder: SweepFolder, *, running: bool = False) -> Sweep:
-    """The sweep as its folder is now."""
-    recipe, about = grid.base.recipe, folder.about()
+def read_sweep(grid: Points, folder: SweepFolder, *, running: bool = False) -> Sweep:
+    """Read how far a sweep is from its folder."""
+    recipe, about = grid.base.recipe, folder.read()
     goals = recipe.objective.goals if recipe.objective is not None else ()
     distinct, naive = grid.counts or (None, None)
-    points = [folder.standing(point, goals) for point in grid.points]
+    points = [folder.read_status(point, goals) for point in grid.points]
     return Sweep(
         recipe.name,
         points,
-        [(goal.path, goal.direction) for goal in goals] or trade_off(points),
+        [(goal.path, goal.direction) for goal in goals] or choose_objectives(points),
         description=recipe.description,
         command=about["command"],
         started=datetime.fromisoformat(about["started"]),
@@ -313,58 +307,56 @@ def state(grid: Points, folder: SweepFolder, *, running: bool = False) -> Sweep:
     )
 
 
-def trade_off(points: Sequence[Standing]) -> list[tuple[str, Direction]]:
-    """Quality, size and latency. Where the bytes of all are the same, as those of pruned weights
-    are, the size that tells points apart is the share of weights that are not zero.
+def choose_objectives(points: Sequence[PointStatus]) -> list[tuple[str, Direction]]:
+    """Choose what points are compared by: quality, size and latency.
+
+    Where the bytes of all are the same, as those of pruned weights are, the size that tells points
+    apart is the share of weights that are not zero.
     """
-    bytes_of_all = {each.metrics["bytes"] for each in points if "bytes" in each.metrics}
+    bytes_of_all = {point.metrics["bytes"] for point in points if "bytes" in point.metrics}
     size = SIZES[len(bytes_of_all) == 1 < len(points)]
     up: list[tuple[str, Direction]] = [(name, "maximize") for name in QUALITIES]
     return [*up, *((name, "minimize") for name in (size, *TIMES))]
 
 
-def summary(standing: Standing) -> str:
-    """What a person hears of a point that has ended."""
-    if standing.error is not None:
-        return f"failed: {standing.error}"
-    if standing.pruned is not None:
-        return f"stopped early: {standing.pruned}"
+def describe_status(point: PointStatus) -> str:
+    """Describe in a line what became of a point."""
+    if point.error is not None:
+        return f"failed: {point.error}"
+    if point.pruned is not None:
+        return f"stopped early: {point.pruned}"
     shown = ("rougeLsum", "micro_f1", "nonzero_ratio")
-    facts = [f"{k} {standing.metrics[k]:.4f}" for k in shown if k in standing.metrics]
-    cached = f"{standing.cached}/{standing.stages} cached"
-    return f"{standing.state} in {standing.seconds:.1f} s, {cached}  {'  '.join(facts)}"
-
-
-SHOWN = ("parameters", "nonzero_ratio", "bytes", "rougeLsum", "micro_f1", "latency_p50_ms")
-"""The numbers of a point that its table has, as a run's table writes them."""
+    facts = [f"{k} {point.metrics[k]:.4f}" for k in shown if k in point.metrics]
+    cached = f"{point.cached}/{point.stages} cached"
+    return f"{point.state} in {point.seconds:.1f} s, {cached}  {'  '.join(facts)}"
 
 
 def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
     """Print the table of points; 0 if all are done, else 1."""
-    rows = sweep.points
+    points = sweep.points
     goals = [path for path, _ in sweep.objectives if "." in path]
     named = {path.rpartition(".")[2] for path in goals}
     columns = [
-        Column(heading, [write(r.metrics[key]) if key in r.metrics else "" for r in rows])
+        Column(heading, [write(p.metrics[key]) if key in p.metrics else "" for p in points])
         for key, heading, write in COLUMNS
-        if key in SHOWN and key not in named and any(key in row.metrics for row in rows)
+        if key in SHOWN and key not in named and any(key in point.metrics for point in points)
     ]
     for path in goals:
-        values = [row.metrics.get(path) for row in rows]
+        values = [point.metrics.get(path) for point in points]
         columns.append(Column(path, ["" if v is None else f"{v:.4g}" for v in values]))
     columns += [
-        Column("cached", [f"{row.cached}/{row.stages}" if row.stages else "" for row in rows]),
-        Column("seconds", [f"{row.seconds:.1f}" for row in rows]),
+        Column("cached", [f"{p.cached}/{p.stages}" if p.stages else "" for p in points]),
+        Column("seconds", [f"{point.seconds:.1f}" for point in points]),
     ]
-    if sweep.compared():
-        columns.append(Column("front", ["●" if on else "" for on in sweep.on_front()], "left"))
-    print_columns(Column("point", [r.name for r in rows], "left", widest=40), columns, console)
-    if aims := ", ".join(f"{path} ({aim[:3]}.)" for path, aim in sweep.compared()):
-        console.say(f"● on the Pareto front of {aims}")
-    for row in rows:
-        if row.state != "done":
-            ended = row.error or row.pruned
-            console.say(f"{row.name}: {summary(row) if ended else 'did not end'}")
+    if sweep.list_compared():
+        columns.append(Column("front", ["●" if on else "" for on in sweep.mark_front()], "left"))
+    print_columns(Column("point", [p.name for p in points], "left", widest=40), columns, console)
+    if goals_text := ", ".join(f"{path} ({aim[:3]}.)" for path, aim in sweep.list_compared()):
+        console.say(f"● on the Pareto front of {goals_text}")
+    for point in points:
+        if point.state != "done":
+            ended = point.error or point.pruned
+            console.say(f"{point.name}: {describe_status(point) if ended else 'did not end'}")
     console.say(f"sweep: {folder.path}")
     console.say(f"page: {folder.path / PAGE}")
-    return 0 if all(row.state in {"done", "pruned"} for row in rows) else 1
+    return 0 if all(point.state in {"done", "pruned"} for point in points) else 1

@@ -1,6 +1,6 @@
-"""Points through a launcher of Hydra's: in this process, in others, on a cluster.
+"""Runs points through a launcher of Hydra's: in this process, in others, on a cluster.
 
-What runs a point is `run_point`; where it runs decides the launcher that the command names.
+`PointTask` runs a point; the launcher that the command names decides where.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from hydra._internal.callbacks import Callbacks
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
@@ -66,17 +64,17 @@ _IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 @dataclass
-class Launched:
+class PointLauncher:
     """A launcher that is ready to run points into a sweep's folder."""
 
     launcher: Launcher
     folder: Path
     here: bool
     """Whether points run in this process, one after another, and can talk to the person."""
-    started: int = 0
+    launched: int = 0
 
     def run(self, points: Sequence[Point]) -> None:
-        """Run points, and come back when all have ended. A point's failure is in its folder.
+        """Run points, and return when all have ended. A point's failure is in its folder.
 
         Raises StageError where the launcher itself fails: a worker that was killed, say. Where it
         is interrupted, and has ended the processes of points with it, these have their reports.
@@ -86,33 +84,33 @@ class Launched:
             for point in points
         ]
         try:
-            ended = self.launcher.launch(jobs, self.started)
+            results = self.launcher.launch(jobs, self.launched)
         except KeyboardInterrupt:
             deadline = time.monotonic() + _KILLED_SECONDS
             for point in points:
-                _tell_of_killed(self.folder / point.name, deadline)
+                _report_killed(self.folder / point.name, deadline)
             raise
         except Exception as error:  # what a launcher's library raises
-            reason = describe_error(error)
-            more = "what it had started may still run; the same command goes on from there"
-            raise StageError(f"the launcher stopped: {reason} ({more})") from error
+            hint = "what it had started may still run; the same command goes on from there"
+            raise StageError(f"the launcher stopped: {describe_error(error)} ({hint})") from error
         finally:
-            self.started += len(points)
-        for point, job in zip(points, ended, strict=False):
-            if job.status == JobStatus.FAILED:  # outside of what its folder tells
-                problem = job._return_value
-                raise StageError(f"{point.name}: {describe_error(problem)}")
+            self.launched += len(points)
+        for point, result in zip(points, results, strict=False):
+            if result.status == JobStatus.FAILED:  # outside of what its folder tells
+                raise StageError(f"{point.name}: {describe_error(result._return_value)}")
 
 
-def _tell_of_killed(folder: Path, deadline: float) -> None:
-    """End the events of a point whose process was killed, and write its report. A cluster's job,
-    which does not end with the command, is left alone, as is one that runs after the `deadline`.
+def _report_killed(folder: Path, deadline: float) -> None:
+    """End the events of a point whose process was killed, and write its report.
+
+    A cluster's job, which does not end with the command, is left alone, as is a process that still
+    runs at the `deadline`.
     """
     path = folder / "events.jsonl"
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    events = [each for each in map(parsed_event, lines) if each is not None]
+    events = [event for event in map(parsed_event, lines) if event is not None]
     states = {"run_started", "run_ended"}
-    last = next((each for each in reversed(events) if each["event"] in states), None)
+    last = next((event for event in reversed(events) if event["event"] in states), None)
     if last is None or last["event"] == "run_ended":
         return
     process = last.get("process") or {}
@@ -127,7 +125,7 @@ def _tell_of_killed(folder: Path, deadline: float) -> None:
 
 
 @contextmanager
-def launched(
+def open_launcher(
     recipe: str,
     overrides: Sequence[str],
     settings: Sequence[str],
@@ -135,30 +133,26 @@ def launched(
     base: ComposedRecipe,
     *,
     quiet: bool,
-    planned: Mapping[str, str] | None = None,
+    digests: Mapping[str, str] | None = None,
     watch: Callable[[str], Watch] | None = None,
-) -> Iterator[Launched]:
-    """The launcher that a recipe, or `settings` (overrides of `hydra`), names.
+) -> Iterator[PointLauncher]:
+    """Open the launcher that a recipe, or `settings` (overrides of `hydra`), names.
 
-    `overrides`: of any one point, since a recipe may not compose without. `planned`: the digests of
-    points' values, see `run_point`. `watch`: from a point's name, what hears its events where it
-    runs; it travels there. Raises RecipeError.
+    `overrides` are those of any one point, since a recipe may not compose without. See `PointTask`
+    for `digests` and `watch`. Raises RecipeError.
     """
     root, name = find_recipe(recipe)
     place = f"hydra.sweep.dir={quote_text(str(folder.absolute()))}"
-    every = [*overrides, *settings]
+    everything = [*overrides, *settings]
     with start_hydra(root) as loader:
-        with _problems_told(root, name, every, base.sources):
-            given = complete_overrides(name, [*every, place])
-            config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
+        with _explain_problems(root, name, everything, base.sources):
+            hydras = complete_overrides(name, [*everything, place])
+            config = loader.load_configuration(name, hydras, run_mode=RunMode.MULTIRUN)
             here = config.hydra.launcher._target_ == _IN_THIS_PROCESS
-            task = partial(
-                run_point,
-                recipe=recipe,
-                planned=planned or {},
-                outputs=base.recipe.outputs,
-                cwd=str(Path.cwd()),
-                command=os.getpid(),
+            task = PointTask(
+                recipe,
+                base.recipe.outputs,
+                digests or {},
                 here=here,
                 quiet=quiet,
                 watch=watch,
@@ -168,11 +162,11 @@ def launched(
                 task_function=task,
                 config=config,
             )
-        yield Launched(launcher, folder, here)
+        yield PointLauncher(launcher, folder, here)
 
 
 @contextmanager
-def _problems_told(
+def _explain_problems(
     root: Path, name: str, overrides: Sequence[str], sources: Sequence[Source]
 ) -> Iterator[None]:
     """Turn what Hydra raises into a RecipeError: a setting or a launcher that is not there."""
@@ -192,134 +186,121 @@ def _problems_told(
         ) from error
 
 
-def swept_in_recipe(recipe: str, overrides: Sequence[str]) -> list[str]:
-    """`hydra.sweeper.params` of a recipe, as overrides."""
-    params = _select(recipe, overrides, "hydra.sweeper.params")
+def read_swept(recipe: str, overrides: Sequence[str]) -> list[str]:
+    """Read `hydra.sweeper.params` of a recipe, as overrides."""
+    params = _read_config(recipe, overrides, "hydra.sweeper.params")
     return [f"{key}={value}" for key, value in (params or {}).items()]
 
 
 def is_search(recipe: str, overrides: Sequence[str]) -> bool:
-    """Whether a multirun of a recipe is a search: it has a `search`, valid or not."""
-    return _select(recipe, overrides, "search") is not None
+    """Tell whether a multirun of a recipe is a search: it has a `search`, valid or not."""
+    return _read_config(recipe, overrides, "search") is not None
 
 
-def _select(recipe: str, overrides: Sequence[str], key: str) -> Any:
-    """What a multirun's config has at `key`, without the values that are swept."""
+def _read_config(recipe: str, overrides: Sequence[str], key: str) -> Any:
+    """Read what a multirun's config has at `key`, without the values that are swept."""
     refuse_overrides(overrides)
     _refuse_settings(overrides)
     root, name = find_recipe(recipe)
-    with start_hydra(root) as loader, _problems_told(root, name, overrides, ()):
+    with start_hydra(root) as loader, _explain_problems(root, name, overrides, ()):
         refuse_bad_defaults(root, name)
         refuse_code([Source(root / f"{name}.yaml", "")])
-        given = complete_overrides(name, overrides)
-        config = loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN)
-        found = OmegaConf.select(config, key)
+        hydras = complete_overrides(name, overrides)
+        config = loader.load_configuration(name, hydras, run_mode=RunMode.MULTIRUN)
+        value = OmegaConf.select(config, key)
         # Not resolved: planning a point refuses what a recipe may not read, in any of its files.
-        return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+        return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _refuse_settings(overrides: Sequence[str]) -> None:
     """Raise RecipeError for what Hydra would take, and then neither it nor a sweep understands."""
-    for item in overrides:
-        key = found.key_or_group if (found := parse_override(item)) else item
+    for text in overrides:
+        key = override.key_or_group if (override := parse_override(text)) else text
         if key.startswith("hydra.sweeper.params"):
-            raise RecipeError(f"{item!r} is for a recipe: here give the key itself, as in seed=1,2")
+            raise RecipeError(f"{text!r} is for a recipe: here give the key itself, as in seed=1,2")
         if key in {"hydra.launcher", "hydra.sweeper"}:
-            meant = item.lstrip("+~").replace(".", "/", 1)
-            raise RecipeError(f"{item!r}: is chosen with a slash: {meant}")
+            meant = text.lstrip("+~").replace(".", "/", 1)
+            raise RecipeError(f"{text!r}: is chosen with a slash: {meant}")
 
 
-def run_point(
-    _: DictConfig,
-    *,
-    recipe: str,
-    planned: Mapping[str, str],
-    outputs: str,
-    cwd: str,
-    command: int,
-    here: bool,
-    quiet: bool,
-    watch: Callable[[str], Watch] | None = None,
-) -> None:
-    """Run one point, wherever it was launched. What came of it is in its folder.
+@dataclass(frozen=True)
+class PointTask:
+    """Runs one point, wherever it was launched. What came of it is in its folder."""
 
-    Beside other points it writes to a log of its own. A job of a sweep whose command was killed may
-    still run this very point: it is waited for. `planned`: of points, by name, the digest of their
-    values; one that has others now, since a file of the recipe was changed, fails. `command`: the
-    process that the sweep was asked of; what it started itself ends with it.
-    """
-    forget_launchers()
-    os.chdir(cwd)  # a launcher's worker may have begun elsewhere
-    if os.getppid() == command:  # joblib's, of which nothing else would say that nobody waits
-        end_with(command)
-    settings = HydraConfig.get()
-    folder = Path(settings.runtime.output_dir)
-    store = Store.of(outputs)
-    say = f"{folder.name}: a job of an earlier command still runs this point; waiting for it"
-    key = f"point-{digest(str(folder.resolve()))}"
-    with store.lock(key, lambda: print(say, file=sys.stderr, flush=True)):
-        expected = planned.get(folder.name)
-        _run_in(folder, recipe, settings, expected, here=here, quiet=quiet, watch=watch)
+    recipe: str
+    outputs: str
+    digests: Mapping[str, str]
+    """Name of a point → the digest of its values. One that has others by the time it runs, since a
+    file of the recipe was changed, fails."""
+    here: bool
+    """Whether it runs in the command's process, and not beside other points."""
+    quiet: bool
+    watch: Callable[[str], Watch] | None = None
+    """From a point's name, what hears its events where it runs."""
+    cwd: str = field(default_factory=lambda: str(Path.cwd()))
+    command: int = field(default_factory=os.getpid)
+    """The process that the sweep was asked of; what it started itself ends with it."""
 
+    def __call__(self, _: DictConfig) -> None:
+        """Run the point that Hydra's configuration names.
 
-def _run_in(
-    folder: Path,
-    recipe: str,
-    settings: HydraConf,
-    planned: str | None,
-    *,
-    here: bool,
-    quiet: bool,
-    watch: Callable[[str], Watch] | None,
-) -> None:
-    overrides = tuple(str(item).removeprefix("++") for item in settings.overrides.task)
-    if here:
-        console = Console(width=None if sys.stdout.isatty() else 200, quiet=quiet)
-        console.rule(escape(folder.name), style="dim")
-        _run(recipe, overrides, planned, folder, console, sys.stderr, quiet=quiet, watch=watch)
-        return
-    with (folder / LOG).open("w", encoding="utf-8", buffering=1) as log:
-        console = Console(file=log, width=200)
-        _run(recipe, overrides, planned, folder, console, log, quiet=quiet, watch=watch)
+        A job of a sweep whose command was killed may still run it: that one is waited for.
+        """
+        forget_launchers()
+        os.chdir(self.cwd)  # a launcher's worker may have begun elsewhere
+        if os.getppid() == self.command:  # joblib's, of which nothing else would say that nobody
+            end_with(self.command)  # waits
+        settings = HydraConfig.get()
+        folder = Path(settings.runtime.output_dir)
+        overrides = tuple(str(item).removeprefix("++") for item in settings.overrides.task)
+        message = f"{folder.name}: a job of an earlier command still runs this point; waiting"
+        key = f"point-{digest(str(folder.resolve()))}"
+        with (
+            Store.of(self.outputs).lock(key, lambda: print(message, file=sys.stderr, flush=True)),
+            self._open_console(folder) as (console, errors),
+        ):
+            self._run(folder, overrides, console, errors)
 
+    @contextmanager
+    def _open_console(self, folder: Path) -> Iterator[tuple[Console, TextIO]]:
+        """Open what a point and its errors are printed on: beside others, a log of its own."""
+        if self.here:
+            console = Console(width=None if sys.stdout.isatty() else 200, quiet=self.quiet)
+            console.rule(escape(folder.name), style="dim")
+            yield console, sys.stderr
+            return
+        with (folder / LOG).open("w", encoding="utf-8", buffering=1) as log:
+            yield Console(file=log, width=200), log
 
-def _run(
-    recipe: str,
-    overrides: tuple[str, ...],
-    planned: str | None,
-    folder: Path,
-    console: Console,
-    errors: TextIO,
-    *,
-    quiet: bool,
-    watch: Callable[[str], Watch] | None,
-) -> None:
-    started = time.monotonic()
-    error = pruned = None
-    (folder / OUTCOME).unlink(missing_ok=True)
-    try:
-        composed = compose(recipe, overrides)
+    def _run(
+        self, folder: Path, overrides: tuple[str, ...], console: Console, errors: TextIO
+    ) -> None:
+        started = time.monotonic()
+        outcome: dict[str, Any] = {"error": None, "pruned": None}
+        (folder / OUTCOME).unlink(missing_ok=True)
+        try:
+            self._execute(folder, overrides, console)
+        except Stopped as reason:
+            outcome["pruned"] = str(reason)
+            console.say(f"stopped early: {reason}")
+        except Exception as error:  # noqa: BLE001  # a point that fails does not stop the others
+            if isinstance(error, RecipeError | StageError | Unreachable):
+                outcome["error"] = redact_text(str(error))
+            else:
+                outcome["error"] = describe_error(error)
+                write_traceback(folder / "error.txt", error)
+            print_error(outcome["error"], errors)
+        outcome["overrides"] = list(overrides)
+        outcome["seconds"] = round(time.monotonic() - started, 3)
+        write_json(folder / OUTCOME, outcome)
+
+    def _execute(self, folder: Path, overrides: tuple[str, ...], console: Console) -> None:
+        composed = compose(self.recipe, overrides)
+        planned = self.digests.get(folder.name)
         if planned is not None and digest(composed.values) != planned:
             raise RecipeError(
                 "the recipe has changed since the sweep began: give the command again"
             )
         store = Store.of(composed.recipe.outputs)
-        hears = watch(folder.name) if watch is not None else None
-        execute(plan(composed, store), store, folder, console, quiet=quiet, watch=hears)
-    except Stopped as reason:
-        pruned = str(reason)
-        console.say(f"stopped early: {pruned}")
-    except Exception as caught:  # noqa: BLE001  # a point that fails does not stop the others
-        error = redact_text(str(caught))
-        if not isinstance(caught, RecipeError | StageError | Unreachable):
-            error = describe_error(caught)
-            write_traceback(folder / "error.txt", caught)
-        print_error(error, errors)
-    seconds = round(time.monotonic() - started, 3)
-    outcome: dict[str, Any] = {
-        "overrides": list(overrides),
-        "error": error,
-        "pruned": pruned,
-        "seconds": seconds,
-    }
-    write_json(folder / OUTCOME, outcome)
+        watch = self.watch(folder.name) if self.watch is not None else None
+        execute(plan(composed, store), store, folder, console, quiet=self.quiet, watch=watch)

@@ -33,37 +33,34 @@ class Point:
 
 
 def is_sweep(override: str) -> bool:
-    """Whether an override has several values: `a=1,2`, `a=range(1,4)`, `a=choice(x,y)` …"""
-    found = parse_override(override)
-    return found is not None and found.is_sweep_override()
+    """Tell whether an override has several values: `a=1,2`, `a=range(1,4)`, `a=choice(x,y)` …"""
+    tree = parse_override(override)
+    return tree is not None and tree.is_sweep_override()
 
 
-def spanned(overrides: Sequence[str]) -> list[Point]:
-    """Every combination of the values, the last key's changing first, each once.
+def expand_product(overrides: Sequence[str]) -> list[Point]:
+    """List every combination of the values once, the last key's values changing first.
 
     Raises RecipeError for a key whose values cannot be counted (an interval is for a search), that
     has none, or that is set a second time, since points would not be what their names say.
     """
     keys: list[str | None] = []
     values: list[list[str]] = []
-    for override in overrides:
-        found = parse_override(override)
-        several = found is not None and found.is_sweep_override()
-        keys.append(_key(found) if found is not None and several else None)
-        values.append(_values(found) if found is not None and several else [override])
+    for text in overrides:
+        override = parse_override(text) if is_sweep(text) else None
+        keys.append(None if override is None else _read_key(override))
+        values.append([text] if override is None else _list_values(override))
     _refuse_unclear(overrides, keys, values)
     if (count := prod(map(len, values))) > MOST:
         raise RecipeError(f"a sweep of {count:,} points; expected at most {MOST:,}: take a search")
-    combinations = dict.fromkeys(product(*values))
-    given = [
-        {key: text.partition("=")[2] for key, text in zip(keys, each, strict=True) if key}
-        for each in combinations
-    ]
-    return named(zip(combinations, given, strict=True))
+    return name_points(
+        (texts, {k: text.partition("=")[2] for k, text in zip(keys, texts, strict=True) if k})
+        for texts in dict.fromkeys(product(*values))
+    )
 
 
-def _key(override: Override) -> str:
-    """What an override sets: a key, or a group and where in the recipe its option lands."""
+def _read_key(override: Override) -> str:
+    """Read what an override sets: a key, or a group and where in the recipe its option lands."""
     element: str = override.get_key_element()
     return element.lstrip("+~")
 
@@ -72,17 +69,17 @@ def _refuse_unclear(
     overrides: Sequence[str], keys: Sequence[str | None], values: Sequence[Sequence[str]]
 ) -> None:
     """Raise RecipeError for a sweep over nothing, and for one over a key that is set elsewhere."""
-    plain = [_key(found) if (found := parse_override(each)) else each for each in overrides]
-    for override, key, name, some in zip(overrides, keys, plain, values, strict=True):
-        if not some:
-            raise RecipeError(f"{override!r} has no value")
-        if key is not None and plain.count(name) > 1:
-            others = [o for o, p in zip(overrides, plain, strict=True) if p == name]
+    names = [_read_key(override) if (override := parse_override(t)) else t for t in overrides]
+    for text, key, name, texts in zip(overrides, keys, names, values, strict=True):
+        if not texts:
+            raise RecipeError(f"{text!r} has no value")
+        if key is not None and names.count(name) > 1:
+            others = [other for other, n in zip(overrides, names, strict=True) if n == name]
             raise RecipeError(f"{name}: is set twice, by {' and by '.join(map(repr, others))}")
 
 
-def _values(override: Override) -> list[str]:
-    """`key=value` for each value of a sweep."""
+def _list_values(override: Override) -> list[str]:
+    """List `key=value` for each value of a sweep."""
     text = override.input_line
     if not override.is_discrete_sweep():
         raise RecipeError(
@@ -100,41 +97,42 @@ def _values(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in values]
 
 
-def named(points: Iterable[tuple[Sequence[str], Mapping[str, str]]]) -> list[Point]:
-    """Points of (overrides, key → value of what is swept), each with a name of its own."""
-    every = [(tuple(overrides), dict(values)) for overrides, values in points]
-    seen: dict[str, set[str]] = {}
+def name_points(points: Iterable[tuple[Sequence[str], Mapping[str, str]]]) -> list[Point]:
+    """Name points of (overrides, key → value of what is swept) by what differs between them."""
+    every = [(tuple(overrides), values) for overrides, values in points]
+    distinct: dict[str, set[str]] = {}
     for _, values in every:
         for key, value in values.items():
-            seen.setdefault(key, set()).add(value)
-    varying = [key for key, found in seen.items() if len(found) > 1]
-    short = shortened(varying)
+            distinct.setdefault(key, set()).add(value)
+    varying = [key for key, several in distinct.items() if len(several) > 1]
+    short = shorten_keys(varying)
     result: dict[str, Point] = {}
     for overrides, values in every:
-        differs = {key: _unquoted(values[key]) for key in varying if key in values}
+        differs = {key: _unquote(values[key]) for key in varying if key in values}
         text = ",".join(f"{short[key]}={value}" for key, value in differs.items())
-        name = folder_name(text, overrides)
+        name = make_folder_name(text, overrides)
         if name in result:
-            name = folder_name(text, overrides, unique=True)
+            name = make_folder_name(text, overrides, unique=True)
         result[name] = Point(name, overrides, differs)
     return list(result.values())
 
 
-def telling(points: Sequence[Point]) -> list[int]:
-    """The places of the points, those first that have a value which none before them has: where a
-    value is wrong, it is found in as many points as there are values, not combinations of them.
+def validation_order(points: Sequence[Point]) -> list[int]:
+    """Order the points' indices so that each value comes early.
+
+    A wrong value is then found in as many points as there are values, not combinations of them.
     """
-    seen: set[tuple[str, str]] = set()
+    tried: set[tuple[str, str]] = set()
     new: list[int] = []
     rest: list[int] = []
-    for place, point in enumerate(points):
-        (rest if seen.issuperset(point.differs.items()) else new).append(place)
-        seen.update(point.differs.items())
+    for index, point in enumerate(points):
+        (rest if tried.issuperset(point.differs.items()) else new).append(index)
+        tried.update(point.differs.items())
     return new + rest
 
 
-def folder_name(text: str, overrides: Sequence[str], *, unique: bool = False) -> str:
-    """`text` as a folder's name; with a digest of `overrides` where that alone might not tell."""
+def make_folder_name(text: str, overrides: Sequence[str], *, unique: bool = False) -> str:
+    """Make a folder's name of `text`, with a digest of `overrides` where that might not tell."""
     clean = re.sub(r"[^\w.=,+-]+", "_", text, flags=re.ASCII).lstrip(".") or "point"
     if len(clean) <= LONGEST_NAME and not unique:
         return clean
@@ -142,22 +140,22 @@ def folder_name(text: str, overrides: Sequence[str], *, unique: bool = False) ->
     return f"{clean[: LONGEST_NAME - 9]}-{digest}"
 
 
-def shortened(keys: Sequence[str]) -> dict[str, str]:
-    """Each key → its shortest end that no other has, such as `lm_head`."""
+def shorten_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Map each key to its shortest end that no other has, such as `lm_head`."""
     parts = {key: re.split(r"[./]", key) for key in keys}
 
     def end(key: str, length: int) -> str:
         return ".".join(parts[key][-length:])
 
-    found = {}
+    short = {}
     for key in keys:
-        lengths = range(1, len(parts[key]) + 1)
         others = [other for other in keys if other != key]
-        alone = (n for n in lengths if all(end(key, n) != end(o, n) for o in others))
-        found[key] = end(key, next(alone, len(parts[key])))
-    return found
+        lengths = range(1, len(parts[key]) + 1)
+        unique = (n for n in lengths if all(end(key, n) != end(o, n) for o in others))
+        short[key] = end(key, next(unique, len(parts[key])))
+    return short
 
 
-def _unquoted(value: str) -> str:
+def _unquote(value: str) -> str:
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     return value[1:-1] if quoted else value

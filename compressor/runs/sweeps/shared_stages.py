@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,15 +34,15 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedPoint:
     """A point and its stages, in their order."""
 
     point: Point
     steps: tuple[Step, ...]
 
     @classmethod
-    def of(cls, point: Point, plan: Plan) -> Planned:
-        """What stays of a plan; a part that cannot be reached has a key of its own here."""
+    def of(cls, point: Point, plan: Plan) -> PlannedPoint:
+        """Keep what counts of a plan; a part that cannot be reached gets a key of its own."""
         steps = [
             Step(node.name, node.kind, node.key or f"{point.name}/{node.name}", node.cached)
             for node in plan.nodes
@@ -53,21 +54,17 @@ class Planned:
 class SharedStages:
     """What a sweep would run."""
 
-    planned: Sequence[Planned]
+    planned: Sequence[PlannedPoint]
 
     @cached_property
-    def users(self) -> Mapping[str, int]:
+    def users(self) -> Counter[str]:
         """Key → how many points have that stage."""
-        found: dict[str, int] = {}
-        for each in self.planned:
-            for step in each.steps:
-                found[step.key] = found.get(step.key, 0) + 1
-        return found
+        return Counter(step.key for planned in self.planned for step in planned.steps)
 
     @property
     def naive(self) -> int:
         """Stages that the points would run if each ran alone."""
-        return sum(len(each.steps) for each in self.planned)
+        return self.users.total()
 
     @property
     def distinct(self) -> int:
@@ -76,19 +73,20 @@ class SharedStages:
     @property
     def to_run(self) -> list[Step]:
         """Each distinct stage that the store lacks, once."""
-        steps = {step.key: step for each in self.planned for step in each.steps}
+        steps = {step.key: step for planned in self.planned for step in planned.steps}
         return [step for step in steps.values() if not step.cached]
 
-    def seconds(self, timings: StageTimings, at_once: int) -> float:
-        """Time to the end with `at_once` points at a time, in their order, each on a machine as
-        fast as those that made the store. A point that needs what another makes waits for it. A
-        stage that was never timed counts as nothing.
+    def estimate_seconds(self, timings: StageTimings, at_once: int) -> float:
+        """Estimate the time to the end with `at_once` points at a time, in their order.
+
+        Each runs on a machine as fast as those that made the store, and waits for what another
+        makes. A stage that was never timed counts as nothing.
         """
         ready: dict[str, float] = {}  # key → when it is there
         free = [0.0] * max(1, at_once)
-        for each in self.planned:
+        for planned in self.planned:
             now = heapq.heappop(free)
-            for step in each.steps:
+            for step in planned.steps:
                 if step.cached:
                     continue
                 if step.key not in ready:
@@ -99,7 +97,7 @@ class SharedStages:
 
 
 def print_tree(shared: SharedStages, timings: StageTimings, console: Console) -> None:
-    """The tree, the counts, and the time that each number of points at once would take."""
+    """Print the tree, the counts, and the time that each number of points at once would take."""
     root = Tree(f"{len(shared.planned)} points", hide_root=False)
     _grow(root, list(shared.planned), 0, timings)
     console.print(root)
@@ -113,46 +111,46 @@ def print_tree(shared: SharedStages, timings: StageTimings, console: Console) ->
     if to_run and len(unknown) < len({step.name for step in to_run}):
         _print_times(shared, timings, console)
     if unknown:
-        what = f"no recorded time of {', '.join(unknown)}"
-        console.print(f"{what}: run one point, and it is known", highlight=False, markup=False)
+        text = f"no recorded time of {', '.join(unknown)}: run one point, and it is known"
+        console.print(text, highlight=False, markup=False)
 
 
-def _grow(above: Tree, planned: Sequence[Planned], depth: int, timings: StageTimings) -> None:
+def _grow(above: Tree, points: Sequence[PlannedPoint], depth: int, timings: StageTimings) -> None:
     """Add the stages from `depth` on: a branch for each, joined while all points have the same."""
-    branches: dict[str, list[Planned]] = {}
-    for each in planned:
-        if depth < len(each.steps):
-            branches.setdefault(each.steps[depth].key, []).append(each)
+    branches: dict[str, list[PlannedPoint]] = {}
+    for planned in points:
+        if depth < len(planned.steps):
+            branches.setdefault(planned.steps[depth].key, []).append(planned)
     for same in branches.values():
         end = depth + 1
-        while all(len(each.steps) > end for each in same) and (
-            len({each.steps[end].key for each in same}) == 1
+        while all(len(planned.steps) > end for planned in same) and (
+            len({planned.steps[end].key for planned in same}) == 1
         ):
             end += 1
-        steps = same[0].steps[depth:end]
-        names = [
-            f"[dim]{escape(step.name)}[/dim]" if step.cached else escape(step.name)
-            for step in steps
-        ]
-        if len(names) > LONGEST_CHAIN:
-            names[2:-1] = [f"… {len(names) - 3} more …"]
-        text = " → ".join(names)
-        seconds = [timings.seconds(step) for step in steps if not step.cached]
-        cost = "cached" if not seconds else _time(seconds)
-        whose = same[0].point.name if len(same) == 1 else f"{len(same)} points"
-        branch = above.add(f"[bold]{escape(whose)}[/bold]: {text}  [dim]{cost}[/dim]")
-        _grow(branch, same, end, timings)
+        label = _describe_branch(same[0].steps[depth:end], timings)
+        who = same[0].point.name if len(same) == 1 else f"{len(same)} points"
+        _grow(above.add(f"[bold]{escape(who)}[/bold]: {label}"), same, end, timings)
 
 
-def _time(seconds: Sequence[float | None]) -> str:
-    known = [each for each in seconds if each is not None]
+def _describe_branch(steps: Sequence[Step], timings: StageTimings) -> str:
+    names = [f"[dim]{escape(s.name)}[/dim]" if s.cached else escape(s.name) for s in steps]
+    if len(names) > LONGEST_CHAIN:
+        names[2:-1] = [f"… {len(names) - 3} more …"]
+    seconds = [timings.seconds(step) for step in steps if not step.cached]
+    return f"{' → '.join(names)}  [dim]{_describe_time(seconds)}[/dim]"
+
+
+def _describe_time(seconds: Sequence[float | None]) -> str:
+    if not seconds:
+        return "cached"
+    known = [value for value in seconds if value is not None]
     if not known:
         return "time unknown"
     return f"{'≥' if len(known) < len(seconds) else '≈'} {duration(sum(known))}"
 
 
 def _print_times(shared: SharedStages, timings: StageTimings, console: Console) -> None:
-    """What each launcher would take. Points at once on one machine share its cores."""
+    """Print what each launcher would take. Points at once on one machine share its cores."""
     count, cores = len(shared.planned), machine.count_cores()
     shown = Table("points at once", "time", "launcher", header_style="bold")
     choices = [
@@ -162,5 +160,6 @@ def _print_times(shared: SharedStages, timings: StageTimings, console: Console) 
     ]
     for number, (at_once, launcher) in enumerate(choices):
         if number == 0 or at_once > 1:
-            shown.add_row(str(at_once), duration(shared.seconds(timings, at_once)), launcher)
+            seconds = duration(shared.estimate_seconds(timings, at_once))
+            shown.add_row(str(at_once), seconds, launcher)
     console.print(shown)

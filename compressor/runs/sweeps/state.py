@@ -1,4 +1,4 @@
-"""What is known of a sweep at one moment: its points, and what it was asked for. No files here."""
+"""What is known of a sweep at one moment: its points, what they are compared by. No files here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from typing import Literal
 from compressor.recipe.objective import Direction
 
 State = Literal["waiting", "running", "done", "failed", "pruned"]
+_MINIMIZE = re.compile(
+    r"(^|[_.])(parameters|nonzero|nonzero_ratio|bytes|ms|seconds|loss|perplexity|joules)(_|$)"
+)
+_MAXIMIZE = re.compile(
+    r"(^|\.)(rouge|retention$|speedup$|accuracy|exact_match)|(^|[_.])(f1|auc|precision|recall)(_|$)"
+    r"|_per_second$"
+)
+_BLOCK = 256
+"""Rows that are compared with all others at a time: of 1,000, 256 kB for each of two tables."""
 
 
 @dataclass(frozen=True)
-class Standing:
+class PointStatus:
     """How far one run of a sweep is."""
 
     name: str
@@ -36,8 +45,8 @@ class Standing:
     pruned: str | None = None
     """Why it was stopped early."""
 
-    def measured(self, metric: str) -> float | None:
-        """The metric's value, or None where it is missing or not a finite number."""
+    def read_metric(self, metric: str) -> float | None:
+        """Read a metric, or None where it is missing or not a finite number."""
         value = self.metrics.get(metric)
         return value if value is not None and math.isfinite(value) else None
 
@@ -47,7 +56,7 @@ class Sweep:
     """Several runs of a recipe that differ in some overrides."""
 
     recipe: str
-    points: Sequence[Standing]
+    points: Sequence[PointStatus]
     objectives: Sequence[tuple[str, Direction]] = ()
     """Metrics that the points are compared by."""
     description: str = ""
@@ -59,50 +68,39 @@ class Sweep:
     naive_stages: int | None = None
     """How many the points would run if each ran alone."""
 
-    def keys(self) -> list[str]:
-        """Every key that differs between points, in the order in which they appear."""
+    def list_keys(self) -> list[str]:
+        """List every key that differs between points, in the order in which they appear."""
         return list(dict.fromkeys(key for point in self.points for key in point.differs))
 
-    def metrics(self) -> list[str]:
-        """Every metric of any point: the objectives first, then as they appear."""
+    def list_metrics(self) -> list[str]:
+        """List every metric of any point: the objectives first, then as they appear."""
         named = dict.fromkeys(metric for point in self.points for metric in point.metrics)
-        asked = [metric for metric, _ in self.objectives if metric in named]
-        return list(dict.fromkeys([*asked, *named]))
+        goals = [metric for metric, _ in self.objectives if metric in named]
+        return list(dict.fromkeys([*goals, *named]))
 
-    def compared(self) -> list[tuple[str, Direction]]:
-        """The objectives that at least one done point has a value for."""
+    def list_compared(self) -> list[tuple[str, Direction]]:
+        """List the objectives that at least one done point has a value for."""
         done = [point for point in self.points if point.state == "done"]
         return [
             (metric, direction)
             for metric, direction in self.objectives
-            if any(point.measured(metric) is not None for point in done)
+            if any(point.read_metric(metric) is not None for point in done)
         ]
 
-    def on_front(self) -> list[bool]:
-        """For each point, whether it is done and on the Pareto front of `compared`."""
-        compared = self.compared()
+    def mark_front(self) -> list[bool]:
+        """Tell of each point whether it is done and on the Pareto front of what is compared."""
+        goals = self.list_compared()
         rows = [
-            [point.measured(metric) if point.state == "done" else None for metric, _ in compared]
+            [point.read_metric(metric) if point.state == "done" else None for metric, _ in goals]
             for point in self.points
         ]
-        return front(rows, [direction for _, direction in compared])
+        return find_front(rows, [direction for _, direction in goals])
 
 
-_MINIMIZE = re.compile(
-    r"(^|[_.])(parameters|nonzero|nonzero_ratio|bytes|ms|seconds|loss|perplexity|joules)(_|$)"
-)
-
-_MAXIMIZE = re.compile(
-    r"(^|\.)(rouge|retention$|speedup$|accuracy|exact_match)|(^|[_.])(f1|auc|precision|recall)(_|$)"
-    r"|_per_second$"
-)
-
-_BLOCK = 256
-"""Rows that are compared with all others at a time: of 1,000, 256 kB for each of two tables."""
-
-
-def front(rows: Sequence[Sequence[float | None]], directions: Sequence[Direction]) -> list[bool]:
-    """Whether each row is on the Pareto front: no other row dominates it.
+def find_front(
+    rows: Sequence[Sequence[float | None]], directions: Sequence[Direction]
+) -> list[bool]:
+    """Tell of each row whether it is on the Pareto front: no other row dominates it.
 
     A row dominates another if it is at least as good in every value and better in one, so equal
     rows stay together. A row that lacks a value (None or NaN) is not compared: it is not on the
@@ -112,7 +110,7 @@ def front(rows: Sequence[Sequence[float | None]], directions: Sequence[Direction
 
     width = len(directions)
     if any(len(row) != width for row in rows):
-        raise ValueError(f"front: each row needs {width} values, one for each direction")
+        raise ValueError(f"each row needs {width} values, one for each direction")
     if not rows or not width:
         return [False] * len(rows)
     signs = np.array([1.0 if direction == "maximize" else -1.0 for direction in directions])
@@ -122,19 +120,19 @@ def front(rows: Sequence[Sequence[float | None]], directions: Sequence[Direction
     # NaN compares as neither ≥ nor >, so that a row that lacks a value dominates nothing.
     marks: list[bool] = []
     for start in range(0, len(rows), _BLOCK):
-        some = values[start : start + _BLOCK]
-        as_good = np.ones((len(some), len(rows)), dtype=bool)
+        block = values[start : start + _BLOCK]
+        as_good = np.ones((len(block), len(rows)), dtype=bool)
         one_better = np.zeros_like(as_good)
-        for own, every in zip(some.T, values.T, strict=True):
-            as_good &= every >= own[:, None]
-            one_better |= every > own[:, None]
+        for column, all_rows in zip(block.T, values.T, strict=True):
+            as_good &= all_rows >= column[:, None]
+            one_better |= all_rows > column[:, None]
         dominated = (as_good & one_better).any(axis=1)
-        marks += (~dominated & ~np.isnan(some).any(axis=1)).tolist()
+        marks += (~dominated & ~np.isnan(block).any(axis=1)).tolist()
     return marks
 
 
-def better(metric: str) -> Direction | None:
-    """Which way a metric is better, told from its name; None where neither is (`gen_len`)."""
+def guess_direction(metric: str) -> Direction | None:
+    """Guess from a metric's name which way is better; None where neither is (`gen_len`)."""
     if _MAXIMIZE.search(metric):
         return "maximize"
     return "minimize" if _MINIMIZE.search(metric) else None

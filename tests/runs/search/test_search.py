@@ -19,13 +19,15 @@ from filelock import FileLock
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from compressor.cli.main import main
 from compressor.core.errors import RecipeError, StageError, Stopped
 from compressor.engine.store.store import Store
 from compressor.recipe.objective import Goal, Search, StopEarly
 from compressor.runs.search.early_stopping import EpochWatch
-from compressor.runs.search.plan import planned_search
-from compressor.runs.search.space import space_of
+from compressor.runs.search.plan import plan_search
+from compressor.runs.search.space import read_space
 from compressor.runs.search.study import Study, open_journal
+from tests.harness.command import start
 
 PRUNE_ONLY = (
     ("[load, finetune, prune, recover, evaluate]", "[load, prune]"),
@@ -69,8 +71,8 @@ def test_a_space_is_what_hydras_grammar_says(
     """Each form of Hydra's grammar is drawn from the distribution that it names; ranges end before
     their stop, as in a grid.
     """
-    (dimension,) = space_of(["b=1", override]).dimensions
-    assert dimension.distribution() == expected
+    (dimension,) = read_space(["b=1", override]).dimensions
+    assert dimension.make_distribution() == expected
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_a_space_is_what_hydras_grammar_says(
 def test_a_space_that_cannot_be_drawn_from_is_refused(override: str, message: str) -> None:
     """What is wrong with a space is told with the key and the nearest valid way."""
     with pytest.raises(RecipeError, match=r".") as error:
-        space_of([override])
+        read_space([override])
     assert message in str(error.value)
     assert override.partition("=")[0] in str(error.value) or override == "b=1"
 
@@ -99,12 +101,12 @@ def test_drawn_values_become_overrides_that_say_them_exactly() -> None:
     """A float is written with all its digits, a step without what adding up leaves, a choice as
     it was given.
     """
-    space = space_of(["x=1", "a=interval(0,1)", "b=range(0.1,0.8,0.1)", "+c@d=u,'v w'"])
+    space = read_space(["x=1", "a=interval(0,1)", "b=range(0.1,0.8,0.1)", "+c@d=u,'v w'"])
     third = 1 / 3
-    values = space.texts({"a": third, "b": 0.1 + 0.1 + 0.1, "c": "'v w'"})
+    values = space.write({"a": third, "b": 0.1 + 0.1 + 0.1, "c": "'v w'"})
     assert space.at(values) == ("x=1", f"a={third!r}", "b=0.3", "+c@d='v w'")
     assert space.middle == {"a": "0.5", "b": "0.4", "c": "u"}
-    log = space_of(["a=tag(log,interval(1e-4,1e-2))"])
+    log = read_space(["a=tag(log,interval(1e-4,1e-2))"])
     assert float(log.middle["a"]) == pytest.approx(1e-3)
 
 
@@ -116,7 +118,7 @@ def test_both_ends_and_every_choice_are_planned_first(recipe: Callable[..., Path
     path = with_search(recipe, "search: {trials: 3}\nobjective: {minimize: prune.nonzero_ratio}\n")
     overrides = [f"{HEAD}=interval(0.5,1.5)", "stages.prune.importance=magnitude,magnitud,wando"]
     with pytest.raises(RecipeError) as error:
-        planned_search(str(path), overrides, reachable=True)
+        plan_search(str(path), overrides, reachable=True)
     told = str(error.value)
     assert "1.5" in told and "magnitud" in told and "wando" in told
     assert not (path.parent / "outputs").exists()
@@ -137,43 +139,37 @@ def test_a_search_that_cannot_work_is_refused(
     """A search needs an objective, and its own keys are checked as any others."""
     path = with_search(recipe, text)
     with pytest.raises(RecipeError) as error:
-        planned_search(str(path), [f"{HEAD}=interval(0.1,0.9)"], reachable=True)
+        plan_search(str(path), [f"{HEAD}=interval(0.1,0.9)"], reachable=True)
     assert message in str(error.value)
 
 
 def test_plan_says_the_space_and_what_trials_share(
-    recipe: Callable[..., Path], run: Callable[..., Any]
+    recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`plan -m` tells the space, the trials and what is shared; an interval in a grid, and Optuna
     where it is missing, are told with what to do.
     """
     text = "search: {trials: 7, at_once: 2}\nobjective: {minimize: prune.nonzero_ratio}\n"
-    path = with_search(recipe, text)
+    path = str(with_search(recipe, text))
+    monkeypatch.chdir(Path(path).parent)
     overrides = (f"{HEAD}=tag(log,interval(0.1,0.9))", "stages.prune.importance=magnitude,random")
-    planned = run("plan", path, "-m", *overrides)
-    assert planned.code == 0, planned.err
-    for said in (
+    assert main(["plan", path, "-m", *overrides]) == 0
+    out = capsys.readouterr().out
+    for line in (
         "0.1 … 0.9, log scale",
         "magnitude, random",
         "7 trials by tpe, 2 at once: minimize prune.nonzero_ratio",
         "shared by all trials: load",
         "in each trial: prune",
     ):
-        assert said in planned.out
-    grid = run("plan", path, "-m", overrides[0], "search=null")
-    assert grid.code == 2 and "give the recipe a `search`" in grid.err
-    missing = subprocess.run(
-        [
-            *(sys.executable, "-c"),
-            "import sys; sys.modules['optuna'] = None\n"
-            "from compressor.cli.main import main; sys.exit(main(sys.argv[1:]))",
-            *("run", str(path), "-m", *overrides),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert missing.returncode == 2
-    assert "pip install 'optuna>=5.0'" in missing.stderr
+        assert line in out
+    assert main(["plan", path, "-m", overrides[0], "search=null"]) == 2
+    assert "give the recipe a `search`" in capsys.readouterr().err
+    monkeypatch.setattr("compressor.runs.search.plan.find_spec", lambda name: None)
+    assert main(["run", path, "-m", *overrides]) == 2
+    assert "pip install 'optuna>=5.0'" in capsys.readouterr().err
 
 
 # The study
@@ -190,8 +186,8 @@ def drawn(
     """Go on with a study of two numbers until it has drawn `trials`; the last stay untold where
     `told` is less. Goal 1 is a valley, goal 2 falls with `a`.
     """
-    study = Study(journal, search, goals, space_of(["a=interval(0,1)", "b=int(interval(0,9))"]))
-    while next_trials := study.next():
+    study = Study(journal, search, goals, read_space(["a=interval(0,1)", "b=int(interval(0,9))"]))
+    while next_trials := study.draw():
         for trial in next_trials:
             if told is not None and trial.number >= told:
                 return [dict(trial.values) for trial in study.trials]
@@ -252,7 +248,7 @@ def test_the_best_of_two_goals_are_the_front(tmp_path: Path) -> None:
     }
     study = Study(
         *(tmp_path / "journal", search, GOALS),
-        space_of(["a=interval(0,1)", "b=int(interval(0,9))"]),
+        read_space(["a=interval(0,1)", "b=int(interval(0,9))"]),
     )
     assert 1 < len(front) < 30
     assert study.best == front
@@ -460,11 +456,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been_killed(
         shutil.rmtree(store.path(key))
     undisturbed.rename(tmp_path / "undisturbed")
     with store.lock(keys[1], lambda: None):  # the second trial waits, and is killed there
-        killed = subprocess.Popen(
-            [sys.executable, "-m", "compressor", "run", str(path), "-m", "-q"],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-        )
+        killed = start("run", path, "-m", "-q", cwd=tmp_path)
         waits = f"outputs/sweeps/mine/*/{names[1]}/events.jsonl"
         deadline = time.monotonic() + 120
         while not any('"prune"' in each.read_text() for each in tmp_path.glob(waits)):

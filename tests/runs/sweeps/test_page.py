@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from compressor.runs.sweeps.page import write_page
-from compressor.runs.sweeps.state import Direction, Standing, Sweep
+from compressor.runs.sweeps.state import Direction, PointStatus, Sweep
 
 HEAD, FEED = "stages.prune.amounts.lm_head", "stages.prune.amounts.feed_forward"
 AIMS: list[tuple[str, Direction]] = [("rougeLsum", "maximize"), ("bytes", "minimize")]
@@ -25,7 +25,7 @@ EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & ðŸ˜
 MARKS = "#chart .scatterlayer path.point"
 
 
-def _done(number: int, head: float, feed: float, quality: float, size: float) -> Standing:
+def _done(number: int, head: float, feed: float, quality: float, size: float) -> PointStatus:
     metrics = {
         "parameters": 76961152,
         "nonzero_ratio": size / 307.87e6,
@@ -39,7 +39,7 @@ def _done(number: int, head: float, feed: float, quality: float, size: float) ->
         "texts_per_second": 3e10 / size,
     }
     differs = {HEAD: str(head), FEED: str(feed)}
-    return Standing(str(number), differs, "done", None, None, 4, 9, 75.5, metrics)
+    return PointStatus(str(number), differs, "done", None, None, 4, 9, 75.5, metrics)
 
 
 def _sweep() -> Sweep:
@@ -54,7 +54,7 @@ def _sweep() -> Sweep:
     error = "stage recover: the loss is NaN at step 312. " + "A long explanation follows. " * 40
     points[7] = replace(points[7], state="failed", error=error, metrics={})
     points[10] = replace(points[10], state="running", stage="recover", metrics={})
-    points[11] = Standing("11", points[11].differs)
+    points[11] = PointStatus("11", points[11].differs)
     return Sweep(
         recipe="homework/v3",
         points=points,
@@ -132,15 +132,21 @@ def test_nothing_runs_in_a_sweep_that_has_ended(tmp_path: Path) -> None:
     ("points", "message"),
     [
         ([], "This sweep has no points."),
-        ([Standing("0", {}, "running", "prune")], "No point is done yet."),
-        ([Standing("0", {}, "failed", error="x")] * 2, "Every point failed. The errors are below."),
-        ([Standing("0", {}, "done")], "Nothing was measured"),
-        ([Standing("0", {}, "done", metrics={"bytes": 3})], "Only bytes was measured."),
-        ([Standing("0", {}, "done", metrics={"bytes": 3, "loss": float("nan")})], "Only bytes was"),
+        ([PointStatus("0", {}, "running", "prune")], "No point is done yet."),
+        (
+            [PointStatus("0", {}, "failed", error="x")] * 2,
+            "Every point failed. The errors are below.",
+        ),
+        ([PointStatus("0", {}, "done")], "Nothing was measured"),
+        ([PointStatus("0", {}, "done", metrics={"bytes": 3})], "Only bytes was measured."),
+        (
+            [PointStatus("0", {}, "done", metrics={"bytes": 3, "loss": float("nan")})],
+            "Only bytes was",
+        ),
     ],
 )
 def test_a_page_without_a_chart_says_why(
-    tmp_path: Path, points: list[Standing], message: str
+    tmp_path: Path, points: list[PointStatus], message: str
 ) -> None:
     """No empty axes: a sentence, and no chart's script in the file."""
     page = _read(tmp_path, Sweep("demo", points, AIMS, running=True))
@@ -155,7 +161,7 @@ def test_links_lead_to_a_report_if_there_is_one(tmp_path: Path) -> None:
     (tmp_path / names[2]).mkdir()
     (tmp_path / names[2] / "report.html").write_text("")
     states = ["done", "failed", "done", "waiting"]
-    points = [Standing(name, {}, state) for name, state in zip(names, states, strict=True)]  # type: ignore[arg-type]
+    points = [PointStatus(name, {}, state) for name, state in zip(names, states, strict=True)]  # type: ignore[arg-type]
     page = _read(tmp_path, Sweep("demo", points))
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert links == ["0/", "lm_head%3D0.3%2Cx%3Ay/", "%C3%A4%20b%231%3F%25/report.html"]
@@ -167,8 +173,8 @@ def test_every_text_is_a_text(tmp_path: Path) -> None:
     Half of a surrogate pair, which a file's name can have, stops nothing.
     """
     points = [
-        Standing(EVIL.replace("/", ""), {EVIL: EVIL}, "failed", error=EVIL),
-        Standing("ok\udcff", {}, "done", metrics={EVIL: 1.0, "bytes": 2.0}),
+        PointStatus(EVIL.replace("/", ""), {EVIL: EVIL}, "failed", error=EVIL),
+        PointStatus("ok\udcff", {}, "done", metrics={EVIL: 1.0, "bytes": 2.0}),
     ]
     page = _read(tmp_path, Sweep(EVIL, points, command=EVIL, description=EVIL))
     assert page.found.count(EVIL) == 7  # title, heading, description, command, key, value, error
@@ -247,9 +253,9 @@ def test_a_mark_for_each_done_point(open_page: Open) -> None:
 
 
 def test_the_front_is_the_same_in_chart_table_and_python(open_page: Open) -> None:
-    """The script that follows a person's choice of axes agrees with `pareto.front`."""
+    """The script that follows a person's choice of axes agrees with `find_front`."""
     sweep = _search(100)
-    expected = [f"point-{n}" for n, mark in enumerate(sweep.on_front()) if mark]
+    expected = [f"point-{n}" for n, mark in enumerate(sweep.mark_front()) if mark]
     page = open_page(sweep)
     assert 3 < len(expected) < 60
     assert _on_front(page) == expected
@@ -346,7 +352,7 @@ def test_a_long_error_is_cut_and_can_be_read(open_page: Open) -> None:
 def test_markup_in_data_stays_text_in_the_browser(open_page: Open) -> None:
     """In table, tooltip, labels, axes and notes; nothing of it runs."""
     points = [
-        Standing(f"{n}{EVIL.replace('/', '')}", {EVIL: f"<b>{n}</b>"}, "done",
+        PointStatus(f"{n}{EVIL.replace('/', '')}", {EVIL: f"<b>{n}</b>"}, "done",
               metrics={"rougeLsum": 0.1 * n, "bytes": n, f"<img src=x>{EVIL}": n})
         for n in (1, 2)
     ]  # fmt: skip

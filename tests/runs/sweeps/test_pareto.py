@@ -8,8 +8,8 @@ import time
 import pytest
 
 from compressor.recipe.objective import Goal
-from compressor.runs.sweeps.points import shortened
-from compressor.runs.sweeps.state import Direction, Standing, Sweep, better, front
+from compressor.runs.sweeps.points import shorten_keys
+from compressor.runs.sweeps.state import Direction, PointStatus, Sweep, find_front, guess_direction
 
 BOTH: list[Direction] = ["maximize", "minimize"]
 
@@ -44,7 +44,7 @@ def _by_definition(rows: list[list[float | None]], directions: list[Direction]) 
 )
 def test_front_of_hand_cases(rows: list[list[float | None]], expected: list[bool]) -> None:
     """Quality up, bytes down: who stays."""
-    assert front(rows, BOTH) == expected
+    assert find_front(rows, BOTH) == expected
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -56,7 +56,7 @@ def test_front_is_what_its_definition_says(seed: int) -> None:
         [None if random_.random() < 0.05 else float(random_.randint(0, 6)) for _ in directions]
         for _ in range(random_.randint(1, 60))
     ]
-    assert front(rows, directions) == _by_definition(rows, directions)
+    assert find_front(rows, directions) == _by_definition(rows, directions)
 
 
 def test_front_across_blocks() -> None:
@@ -66,18 +66,18 @@ def test_front_across_blocks() -> None:
         [random_.random(), random_.random()] if random_.random() > 0.02 else [None, 0.0]
         for _ in range(600)
     ]
-    assert front(rows, BOTH) == _by_definition(rows, BOTH)
+    assert find_front(rows, BOTH) == _by_definition(rows, BOTH)
 
 
 def test_front_of_a_thousand_points_takes_no_time() -> None:
     """A sweep's page is written after every point: 1,000 rows of 3 in less than 0.1 s."""
     random_ = random.Random(0)
     rows = [[random_.random() for _ in range(3)] for _ in range(1000)]
-    front(rows[:2], ["maximize"] * 3)  # numpy is imported
+    find_front(rows[:2], ["maximize"] * 3)  # numpy is imported
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        front(rows, ["maximize", "minimize", "minimize"])
+        find_front(rows, ["maximize", "minimize", "minimize"])
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.1
 
@@ -85,7 +85,7 @@ def test_front_of_a_thousand_points_takes_no_time() -> None:
 def test_front_wants_a_value_for_each_direction() -> None:
     """A row of another width is a mistake of the caller's, not a gap."""
     with pytest.raises(ValueError, match="2 values"):
-        front([[1.0]], BOTH)
+        find_front([[1.0]], BOTH)
 
 
 @pytest.mark.parametrize(
@@ -100,23 +100,23 @@ def test_front_wants_a_value_for_each_direction() -> None:
 )
 def test_better_way_of_a_metric(metric: str, direction: Direction | None) -> None:
     """The name tells; a length is better neither way."""
-    assert better(metric) == direction
+    assert guess_direction(metric) == direction
 
 
 def test_short_keys_are_as_short_as_they_can_be() -> None:
     """A key is its last word, and more words only where another key ends the same."""
     keys = ["a.prune.lm_head", "a.prune.encoder.ff", "a.prune.decoder.ff", "ff", "seed"]
     expected = ["lm_head", "encoder.ff", "decoder.ff", "ff", "seed"]
-    assert list(shortened(keys).values()) == expected
+    assert list(shorten_keys(keys).values()) == expected
 
 
 def test_a_sweep_compares_what_was_measured_of_what_is_done() -> None:
     """An objective that no point has is left out; a point that is not done is not on the front."""
     points = [
-        Standing("0", {}, "done", metrics={"rougeLsum": 0.4, "bytes": 10}),
-        Standing("1", {}, "done", metrics={"rougeLsum": 0.3, "bytes": 10}),
-        Standing("2", {}, "pruned", metrics={"rougeLsum": 0.9, "bytes": 1}),
-        Standing("3", {}, "done", metrics={"rougeLsum": 0.5}),
+        PointStatus("0", {}, "done", metrics={"rougeLsum": 0.4, "bytes": 10}),
+        PointStatus("1", {}, "done", metrics={"rougeLsum": 0.3, "bytes": 10}),
+        PointStatus("2", {}, "pruned", metrics={"rougeLsum": 0.9, "bytes": 1}),
+        PointStatus("3", {}, "done", metrics={"rougeLsum": 0.5}),
     ]
     aims: list[tuple[str, Direction]] = [
         ("rougeLsum", "maximize"),
@@ -124,8 +124,8 @@ def test_a_sweep_compares_what_was_measured_of_what_is_done() -> None:
         ("latency_p50_ms", "minimize"),
     ]
     sweep = Sweep("demo", points, aims)
-    assert sweep.compared() == aims[:2]
-    assert sweep.on_front() == [True, False, False, False]
+    assert sweep.list_compared() == aims[:2]
+    assert sweep.mark_front() == [True, False, False, False]
 
 
 def test_a_goal_is_the_last_models_number_unless_one_is_named() -> None:

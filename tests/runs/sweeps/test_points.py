@@ -14,16 +14,22 @@ from compressor.core.console import Console
 from compressor.core.errors import RecipeError
 from compressor.engine.store.timings import StageTimings
 from compressor.recipe.compose import ComposedRecipe, Composer, compose
-from compressor.runs.sweeps.grid import planned, trade_off
-from compressor.runs.sweeps.points import LONGEST_NAME, Point, shortened, spanned, telling
-from compressor.runs.sweeps.shared_stages import Planned, SharedStages, Step, print_tree
-from compressor.runs.sweeps.state import Standing
+from compressor.runs.sweeps.grid import choose_objectives, plan_grid
+from compressor.runs.sweeps.points import (
+    LONGEST_NAME,
+    Point,
+    expand_product,
+    shorten_keys,
+    validation_order,
+)
+from compressor.runs.sweeps.shared_stages import PlannedPoint, SharedStages, Step, print_tree
+from compressor.runs.sweeps.state import PointStatus
 
 HEAD = "stages.prune.amounts.lm_head"
 
 
 def names(*overrides: str) -> list[str]:
-    return [point.name for point in spanned(overrides)]
+    return [point.name for point in expand_product(overrides)]
 
 
 def test_every_combination_once_named_by_what_differs() -> None:
@@ -34,7 +40,7 @@ def test_every_combination_once_named_by_what_differs() -> None:
         "lm_head=0.3,learning_rate=1",
         "lm_head=0.3,learning_rate=2",
     ]
-    (first, *_) = spanned(["seed=3", f"{HEAD}=0.1,0.3"])
+    (first, *_) = expand_product(["seed=3", f"{HEAD}=0.1,0.3"])
     assert first == Point("lm_head=0.1", ("seed=3", f"{HEAD}=0.1"), {HEAD: "0.1"})
     assert names("seed=3") == ["point"]
     assert names("seed=3,3") == ["point"]
@@ -46,12 +52,12 @@ def test_keys_are_shortened_to_what_no_other_ends_with() -> None:
     """Two groups of the same part keep what tells them apart."""
     feed = "stages.prune.amounts.encoder.feed_forward"
     other = "stages.prune.amounts.decoder.feed_forward"
-    assert shortened([feed, other, HEAD]) == {
+    assert shorten_keys([feed, other, HEAD]) == {
         feed: "encoder.feed_forward",
         other: "decoder.feed_forward",
         HEAD: "lm_head",
     }
-    assert shortened(["a.seed", "seed"]) == {"a.seed": "a.seed", "seed": "seed"}
+    assert shorten_keys(["a.seed", "seed"]) == {"a.seed": "a.seed", "seed": "seed"}
 
 
 def test_a_name_is_one_folder_whatever_the_values_are() -> None:
@@ -69,13 +75,13 @@ def test_what_cannot_be_counted_is_refused() -> None:
     """An interval has no number of points; a pattern is not expanded."""
     for wrong in (f"{HEAD}=interval(0, 1)", "model=glob(*)"):
         with pytest.raises(RecipeError, match=wrong.partition("=")[0]):
-            spanned([wrong])
+            expand_product([wrong])
 
 
 def test_a_sweep_over_nothing_is_refused() -> None:
     """Regression: a range without a value gave no point, and a traceback."""
     with pytest.raises(RecipeError, match=r"'seed=range\(3,3\)' has no value"):
-        spanned(["seed=range(3,3)"])
+        expand_product(["seed=range(3,3)"])
 
 
 @pytest.mark.parametrize(
@@ -84,13 +90,13 @@ def test_a_sweep_over_nothing_is_refused() -> None:
 def test_a_swept_key_is_set_once(overrides: list[str]) -> None:
     """Regression: the last value counted, under names with the first ones."""
     with pytest.raises(RecipeError, match="seed: is set twice") as refused:
-        spanned(overrides)
+        expand_product(overrides)
     assert all(repr(override) in str(refused.value) for override in overrides)
 
 
 def test_one_group_may_be_chosen_for_two_places() -> None:
     """Regression: both were the key `model`, and a point was named by the second one alone."""
-    points = spanned(["+model@first=a,b", "+model@second=a,b"])
+    points = expand_product(["+model@first=a,b", "+model@second=a,b"])
     assert [point.name for point in points] == [
         "model_first=a,model_second=a",
         "model_first=a,model_second=b",
@@ -102,8 +108,8 @@ def test_one_group_may_be_chosen_for_two_places() -> None:
 
 def test_each_value_is_looked_at_before_the_combinations() -> None:
     """So that a wrong one is found in as many points as there are values."""
-    points = spanned(["a=1,2,3", "b=1,2,3,4"])
-    looked = [points[place].name for place in telling(points)]
+    points = expand_product(["a=1,2,3", "b=1,2,3,4"])
+    looked = [points[place].name for place in validation_order(points)]
     assert looked[:6] == ["a=1,b=1", "a=1,b=2", "a=1,b=3", "a=1,b=4", "a=2,b=1", "a=3,b=1"]
     assert sorted(looked) == sorted(point.name for point in points)
 
@@ -112,7 +118,7 @@ def test_a_wrong_value_of_a_large_sweep_is_told_before_all_points_are_composed(r
     """Regression: 14,850 points were composed, for half an hour, and 50 of 150 values told."""
     wrong = [f"{HEAD}=range(0.0,3,0.02)", "seed=range(1,100)"]
     with pytest.raises(RecipeError) as refused:
-        planned(str(recipe()), wrong, reachable=False)
+        plan_grid(str(recipe()), wrong, reachable=False)
     *told, rest = map(str, refused.value.problems)
     assert ["got 1.02;" in told[0], len(told)] == [True, 3]
     assert rest == "14,698 points were not looked at: 3 are wrong"
@@ -177,19 +183,19 @@ def test_points_of_one_size_in_bytes_are_compared_by_what_is_not_zero() -> None:
 
     def compared(*sizes: float) -> list[str]:
         points = [
-            Standing(str(n), {}, "done", metrics={"rougeLsum": 0.5, "bytes": size})
+            PointStatus(str(n), {}, "done", metrics={"rougeLsum": 0.5, "bytes": size})
             for n, size in enumerate(sizes)
         ]
-        return [name for name, _ in trade_off(points)]
+        return [name for name, _ in choose_objectives(points)]
 
     assert compared(7, 7, 7) == ["rougeLsum", "micro_f1", "nonzero_ratio", "latency_p50_ms"]
     assert compared(7, 8, 7) == ["rougeLsum", "micro_f1", "bytes", "latency_p50_ms"]
     assert compared(7) == ["rougeLsum", "micro_f1", "bytes", "latency_p50_ms"]
 
 
-def _planned(name: str, *keys: str, cached: str = "") -> Planned:
+def _planned(name: str, *keys: str, cached: str = "") -> PlannedPoint:
     steps = tuple(Step(key[0], "kind", key, key in cached.split()) for key in keys)
-    return Planned(Point(name, (), {}), steps)
+    return PlannedPoint(Point(name, (), {}), steps)
 
 
 def test_the_time_of_a_sweep_is_what_its_distinct_stages_cost() -> None:
@@ -202,7 +208,8 @@ def test_the_time_of_a_sweep_is_what_its_distinct_stages_cost() -> None:
     timings = StageTimings({"c": 99.0}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
     assert (shared.naive, shared.distinct) == (9, 5)
     assert [step.key for step in shared.to_run] == ["a", "b1", "b2", "b3"]
-    assert [shared.seconds(timings, at_once) for at_once in (1, 2, 3, 8)] == [22, 18, 14, 14]
+    seconds = [shared.estimate_seconds(timings, at_once) for at_once in (1, 2, 3, 8)]
+    assert seconds == [22, 18, 14, 14]
 
 
 def test_a_plan_names_each_launcher_that_can_help(monkeypatch) -> None:
@@ -222,6 +229,6 @@ def test_more_points_than_anybody_runs_are_refused_at_once() -> None:
     """A range of twenty million took minutes, and one without a step raised ValueError."""
     for given in (["seed=range(1,20000000)"], [f"{key}=range(0,300)" for key in "ab"]):
         with pytest.raises(RecipeError, match="20,000"):
-            spanned(given)
+            expand_product(given)
     with pytest.raises(RecipeError, match="zero"):
-        spanned(["seed=range(1,2,0)"])
+        expand_product(["seed=range(1,2,0)"])

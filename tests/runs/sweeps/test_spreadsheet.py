@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from compressor.runs.sweeps.page import write_csv
-from compressor.runs.sweeps.state import Standing, Sweep
+from compressor.runs.sweeps.state import PointStatus, Sweep
 
 POINTS = (
-    Standing("a=1", {"x.y": "-0.5", "+z": "=1+1"}, "done", cached=2, stages=5, seconds=1.25,
+    PointStatus("a=1", {"x.y": "-0.5", "+z": "=1+1"}, "done", cached=2, stages=5, seconds=1.25,
           metrics={"rougeLsum": 0.1 + 0.2, "bytes": 12345678901}),
-    Standing("b", {"x.y": "0.5", "name": "@me"}, "failed", error='-Oops, "x"\nmore', stages=5),
+    PointStatus("b", {"x.y": "0.5", "name": "@me"}, "failed", error='-Oops, "x"\nmore', stages=5),
 )  # fmt: skip
 
 
