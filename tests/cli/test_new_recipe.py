@@ -31,10 +31,9 @@ def keys(composed: ComposedRecipe) -> dict[str, str | None]:
 
 def values(composed: ComposedRecipe) -> dict[str, Any]:
     """What a recipe says, without its name and with each stage's kind."""
-    found = dict(as_json(composed.values)) | {"name": ""}
     stages = composed.recipe.stages.items()
-    found["stages"] = {name: {"stage": name} | (own or {}) for name, own in stages}
-    return found
+    kinds = {name: {"stage": name} | (settings or {}) for name, settings in stages}
+    return {**as_json(composed.values), "name": "", "stages": kinds}
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -73,9 +72,9 @@ def test_a_new_recipe_still_takes_other_groups(tmp_path: Path) -> None:
     """Nothing in it stands over `model=`, `data=` and `training=` of the command line."""
     file, overrides = tmp_path / "mine.yaml", ("model=tiny", "data=bills", "training=quick")
     write_new_recipe(file, "homework/v3")
-    found = keys(compose(str(file), overrides))
-    assert None not in found.values()
-    assert found == keys(compose("homework/v3", overrides))
+    expected = keys(compose("homework/v3", overrides))
+    assert None not in expected.values()
+    assert keys(compose(str(file), overrides)) == expected
 
 
 def test_one_setting_is_changed_by_taking_its_sign_away(tmp_path: Path) -> None:

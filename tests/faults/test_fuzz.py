@@ -17,7 +17,7 @@ from tests.conftest import RECIPE
 from tests.faults import trials
 from tests.faults.conftest import Tell
 from tests.harness.command import compressor
-from tests.recipe.recipe_values import changed
+from tests.recipe.recipe_values import change_values
 
 VALUES: dict[str, Any] = yaml.safe_load(RECIPE)
 WORDS = """
@@ -65,7 +65,7 @@ one_override = st.tuples(
 ).map("".join)
 overrides = st.lists(one_override, min_size=1, max_size=3)
 AREAS: dict[str, st.SearchStrategy[tuple[bytes, Sequence[str]]]] = {
-    "values of a recipe": changed(VALUES).map(
+    "values of a recipe": change_values(VALUES).map(
         lambda values: (yaml.safe_dump(values).encode(), ["plan", "mine.yaml"])
     ),
     "text of a recipe": wrong_texts().map(lambda text: (text, ["plan", "mine.yaml"])),
@@ -112,7 +112,7 @@ def test_what_planning_accepts_runs_or_says_why_not(tmp_path: Path, tell: Tell) 
     limits = ("launch.num_processes=1", "training.max_steps=2",
               "data.rows={train: 16, validation: 4, test: 2}")  # fmt: skip
     wanted, codes = trials(20, 1), Counter[int]()
-    for values in draw_examples(changed(VALUES), wanted * 40):
+    for values in draw_examples(change_values(VALUES), wanted * 40):
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
         if values == VALUES or compressor("plan", "mine.yaml", *limits, cwd=tmp_path).code != 0:
             continue

@@ -65,66 +65,49 @@ def assert_nothing_ran(place: Path) -> None:
         assert path.is_dir() or SECRET not in path.read_text(errors="replace"), path
 
 
-CODE = {
-    "a callback": {"other.yaml": f"hydra: {{callbacks: {TARGET}}}\n"},
-    "a package that is imported": {"other.yaml": "hydra: {searchpath: ['pkg://marking']}\n"},
-    "a folder elsewhere": {"other.yaml": "hydra: {searchpath: ['file:///etc']}\n"},
-    "a package, in the recipe itself": {"mine.yaml": "hydra: {searchpath: ['pkg://marking']}\n"},
-    "a folder, in the recipe itself": {"mine.yaml": "hydra: {searchpath: ['file:///etc']}\n"},
-    "another group of Hydra's": {
-        "other.yaml": "defaults: [override /hydra/callbacks: evil]\n",
-        "hydra/callbacks/evil.yaml": f"{TARGET[1:-1]}\n",
-    },
-    "a group at the top": {
-        "other.yaml": "defaults: [/x: evil]\n",
-        "x/evil.yaml": f"# @package _global_\nhydra: {{callbacks: {TARGET}}}\n",
-    },
-    "a group of Hydra's": {
-        "other.yaml": "defaults: [/hydra/callbacks: evil]\n",
-        "hydra/callbacks/evil.yaml": f"{TARGET[1:-1]}\n",
-    },
-    "a launcher of its own": {
+SECTIONS = [
+    f"callbacks: {TARGET}",
+    *("searchpath: ['pkg://marking']", "searchpath: ['file:///etc']", "job: {env_set: {X: y}}"),
+    *("launcher: {_target_: os.system}", "run: {dir: '${oc.env:HARMLESS}'}"),
+    "launcher: {ray: {init: {runtime_env: {pip: [evil]}}}}",
+    "job_logging: {handlers: {x: {(): os.system}}}",
+    "sweeper: {params: {hydra.callbacks.x._target_: 'a,b'}}",
+    "sweeper: {params: {description: '${oc.env:HARMLESS}'}}",
+]
+LAUNCHERS = [
+    ("slurm", "launcher: {setup: [touch struck]}"),
+    ("slurm", 'launcher: {comment: "x\\ntouch struck"}'),  # a line of the job's script
+    ("slurm", "launcher: {additional_parameters: {wrap: touch struck}}"),
+    ("processes", "launcher: {pre_dispatch: __import__('os').system('touch struck')}"),
+]
+EVIL = f"{TARGET[1:-1]}\n"
+CODE: list[dict[str, str]] = [
+    *({"other.yaml": f"hydra: {{{section}}}\n"} for section in SECTIONS),
+    *({"mine.yaml": f"hydra: {{{section}}}\n"} for section in SECTIONS[:3]),
+    *(
+        {"other.yaml": f"defaults: [override /hydra/launcher: {name}]\nhydra: {{{what}}}\n"}
+        for name, what in LAUNCHERS
+    ),
+    {
         "other.yaml": "defaults: [override /hydra/launcher: evil]\n",
         "hydra/launcher/evil.yaml": "_target_: os.system\ncommand: touch struck\n",
     },
-    "a launcher's class": {"other.yaml": "hydra: {launcher: {_target_: os.system}}\n"},
-    "a launcher's commands": {
-        "other.yaml": "defaults: [override /hydra/launcher: slurm]\n"
-        "hydra: {launcher: {setup: [touch struck]}}\n"
+    {
+        "other.yaml": "defaults: [override /hydra/callbacks: evil]\n",
+        "hydra/callbacks/evil.yaml": EVIL,
     },
-    "a line of a job's script": {
-        "other.yaml": "defaults: [override /hydra/launcher: slurm]\n"
-        'hydra: {launcher: {comment: "x\\ntouch struck"}}\n'
+    {"other.yaml": "defaults: [/hydra/callbacks: evil]\n", "hydra/callbacks/evil.yaml": EVIL},
+    {
+        "other.yaml": "defaults: [/x: evil]\n",
+        "x/evil.yaml": f"# @package _global_\nhydra: {{callbacks: {TARGET}}}\n",
     },
-    "a launcher's arguments": {
-        "other.yaml": "defaults: [override /hydra/launcher: slurm]\n"
-        "hydra: {launcher: {additional_parameters: {wrap: touch struck}}}\n"
-    },
-    "an expression of joblib's": {
-        "other.yaml": "defaults: [override /hydra/launcher: processes]\n"
-        "hydra: {launcher: {pre_dispatch: __import__('os').system('touch struck')}}\n"
-    },
-    "Ray's environment": {
-        "other.yaml": "hydra: {launcher: {ray: {init: {runtime_env: {pip: [evil]}}}}}\n"
-    },
-    "logging by a class": {
-        "other.yaml": "hydra: {job_logging: {handlers: {x: {(): os.system}}}}\n"
-    },
-    "a variable that is set": {"other.yaml": "hydra: {job: {env_set: {X: y}}}\n"},
-    "a folder by a variable": {"other.yaml": "hydra: {run: {dir: '${oc.env:HARMLESS}'}}\n"},
-    "a sweep over a callback": {
-        "other.yaml": "hydra: {sweeper: {params: {hydra.callbacks.x._target_: 'a,b'}}}\n"
-    },
-    "a sweep by a variable": {
-        "other.yaml": "hydra: {sweeper: {params: {description: '${oc.env:HARMLESS}'}}}\n"
-    },
-    "a merge key": {"other.yaml": f"<<: {{hydra: {{callbacks: {TARGET}}}}}\n"},
-    "tags of Python": {"other.yaml": "seed: !!python/object/apply:os.system [touch struck]\n"},
-}
+    {"other.yaml": f"<<: {{hydra: {{callbacks: {TARGET}}}}}\n"},
+    {"other.yaml": "seed: !!python/object/apply:os.system [touch struck]\n"},
+]
 REFUSED = "not allowed|not valid YAML|from the primary config|use 'override|no such setting"
 
 
-@pytest.mark.parametrize("files", CODE.values(), ids=CODE)
+@pytest.mark.parametrize("files", CODE, ids=lambda files: "".join(files.values())[:60])
 def test_no_file_of_a_recipe_runs_anything(
     files: dict[str, str], place: Path, call: Call, tell: Tell
 ) -> None:
@@ -134,8 +117,10 @@ def test_no_file_of_a_recipe_runs_anything(
     extend(files)
     with pytest.raises(RecipeError, match=REFUSED):
         compose("mine.yaml")
-    code, told = call("run", "mine.yaml", "-m", *([] if "sweeper" in str(files) else ["seed=1,2"]))
-    assert code == 2 and re.search(REFUSED, told), told
+    code, printed = call(
+        "run", "mine.yaml", "-m", *([] if "sweeper" in str(files) else ["seed=1,2"])
+    )
+    assert code == 2 and re.search(REFUSED, printed), printed
     assert_nothing_ran(place)
     tell("hostile", "recipes that would run code, by any file", "refused, with its place")
 
@@ -173,8 +158,8 @@ def test_no_interpolation_runs_a_resolver(text: str, place: Path, call: Call, te
         with pytest.raises(RecipeError) as refusal:
             compose("mine.yaml", [override])
         assert SECRET not in str(refusal.value)
-    code, told = call("run", "mine.yaml", "-m", f'description="{text}"', "seed=1,2")
-    assert code == 2 and SECRET not in told
+    code, printed = call("run", "mine.yaml", "-m", f'description="{text}"', "seed=1,2")
+    assert code == 2 and SECRET not in printed
     assert_nothing_ran(place)
     tell("hostile", "recipes that would read the environment", "refused, with its place")
 
@@ -193,8 +178,8 @@ def test_the_command_line_gives_hydra_no_code_either(
     """It is often copied from a stranger's instructions. `-m` used to run callbacks."""
     with pytest.raises(RecipeError, match="not allowed"):
         compose("mine.yaml", [override])
-    code, told = call("run", "mine.yaml", "-m", "seed=1,2", override)
-    assert code == 2 and "not allowed" in told
+    code, printed = call("run", "mine.yaml", "-m", "seed=1,2", override)
+    assert code == 2 and "not allowed" in printed
     assert_nothing_ran(place)
 
 
@@ -230,8 +215,8 @@ def test_outputs_that_hold_another_s_files_keep_them(place: Path, call: Call, te
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"mine: {name}")
     before = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
-    code, told = call("run", "mine.yaml", "pipeline=[load]", f"outputs={folder}")
-    assert code == 0, told
+    code, printed = call("run", "mine.yaml", "pipeline=[load]", f"outputs={folder}")
+    assert code == 0, printed
     assert {path: path.read_text() for path in before} == before
     assert {path.name for path in folder.iterdir()} == {"runs", "store", "model", "sweeps.txt"}
     tell("hostile", "`outputs` with somebody's files in it", "they stay; only store and runs come")
@@ -242,9 +227,9 @@ def test_outputs_that_hold_another_s_files_keep_them(place: Path, call: Call, te
 )
 def test_outputs_that_are_no_folder_are_told(outputs: str, call: Call) -> None:
     """By a sentence; a home that nobody has used to be a RuntimeError."""
-    code, told = call("run", "mine.yaml", "pipeline=[load]", f"outputs={outputs}")
-    assert code in (1, 2) and "error: " in told
-    assert "is a file, not a folder" in told or "mine.yaml" not in outputs
+    code, printed = call("run", "mine.yaml", "pipeline=[load]", f"outputs={outputs}")
+    assert code in (1, 2) and "error: " in printed
+    assert "is a file, not a folder" in printed or "mine.yaml" not in outputs
     assert not Path("~nosuchuser").exists()
 
 
@@ -255,10 +240,10 @@ def test_files_have_the_user_s_own_permissions(
     """Of folders 0777, of files 0666, without the mask's bits; no more, and no less."""
     before = os.umask(mask)
     try:
-        code, told = call("run", "mine.yaml", "pipeline=[load,finetune]", "training.max_steps=2")
+        code, printed = call("run", "mine.yaml", "pipeline=[load,finetune]", "training.max_steps=2")
     finally:
         os.umask(before)
-    assert code == 0, told
+    assert code == 0, printed
     paths = [path for path in (place / "outputs").rglob("*") if not path.is_symlink()]
     assert len(paths) > 20
     for path in paths:

@@ -22,23 +22,17 @@ from pydantic import ValidationError
 from compressor.core.files import recipes_folder
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
+from compressor.recipe import schema
 from compressor.recipe.compose import Recipe, compose
 from compressor.recipe.describe import list_fields, render_stage
 from compressor.recipe.files import list_recipes
-from compressor.recipe.schema import (
-    Group,
-    build_composed_schema,
-    build_file_schema,
-    build_group_schema,
-    to_text,
-)
 from compressor.recipe.typed_stages import build_stages
 from compressor.recipe.validation import explain_validation_error
 from compressor.stages.base import stage_class, stage_kinds
-from tests.recipe.recipe_values import as_json, places
+from tests.recipe.recipe_values import as_json, list_places
 
-COMPOSED = Draft7Validator(build_composed_schema())
-FILE = Draft7Validator(build_file_schema())
+COMPOSED = Draft7Validator(schema.build_composed_schema())
+FILE = Draft7Validator(schema.build_file_schema())
 ROOT = recipes_folder()
 FILES = sorted(
     path.relative_to(ROOT)
@@ -89,7 +83,7 @@ OF_ONE_VALUE = re.compile(
 def test_schema_and_planning_agree_on_types_and_ranges(kind: str) -> None:
     """Of each setting of each stage, whatever is written there; also of the rest of a recipe."""
     values = {**compose_values("demo_search"), "stages": {}}
-    paths = list(places(values))
+    paths = list(list_places(values))
     if kind != "search":
         values = {"name": "a", "pipeline": [kind], "data": {"source": "bills"}, "stages": {}}
         cls = stage_class(kind)
@@ -97,7 +91,7 @@ def test_schema_and_planning_agree_on_types_and_ranges(kind: str) -> None:
             stage = as_json(cls.model_validate(yaml.safe_load(example)).model_dump(mode="json"))
             values["stages"] = {"one": {"stage": kind, **stage}, kind: yaml.safe_load(example)}
             assert list_errors(COMPOSED, values) == []
-        paths = [("stages", "one", *path) for path in places(values["stages"]["one"])]
+        paths = [("stages", "one", *path) for path in list_places(values["stages"]["one"])]
     assert find_problems(values) == [] == list_errors(COMPOSED, values)
     for path in paths:
         for mutant in mutate(values, path):
@@ -122,22 +116,20 @@ def test_a_checked_in_file_names_its_schema_and_follows_it(file: Path) -> None:
     """The comment is where the YAML extension reads it, and Hydra still its own before it."""
     first = [line for line in (ROOT / file).read_text().splitlines()[:2] if "$schema=" in line]
     assert len(first) == 1
-    schema = (ROOT / file).parent / first[0].removeprefix("# yaml-language-server: $schema=")
-    assert schema.resolve().parent == (ROOT / "schema").resolve()
-    validator = Draft7Validator(json.loads(schema.read_text()))
+    path = (ROOT / file).parent / first[0].removeprefix("# yaml-language-server: $schema=")
+    assert path.resolve().parent == (ROOT / "schema").resolve()
+    validator = Draft7Validator(json.loads(path.read_text()))
     assert list_errors(validator, load(ROOT / file)) == []
 
 
 def test_the_checked_in_schemas_are_current_and_of_draft_7() -> None:
     """`make schema` would change nothing, and a keyword of a later draft would check nothing."""
-    schemas = {"recipe": build_file_schema()} | {
-        group: build_group_schema(group) for group in get_args(Group)
-    }
-    for name, schema in schemas.items():
-        text = to_text(schema)
+    groups = {group: schema.build_group_schema(group) for group in get_args(schema.Group)}
+    for name, built in {"recipe": schema.build_file_schema(), **groups}.items():
+        text = schema.to_text(built)
         assert (ROOT / "schema" / f"{name}.json").read_text() == text, "run: make schema"
         assert not re.search(r'"(\$defs|prefixItems|discriminator|dependent\w+)":', text)
-        Draft7Validator.check_schema(schema)
+        Draft7Validator.check_schema(built)
     assert not any(name.startswith("schema") for name in list_recipes())
 
 
