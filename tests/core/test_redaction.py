@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +114,43 @@ def test_a_record_is_written_without_secrets_and_with_all_its_numbers(tmp_path: 
     text = (tmp_path / "error.txt").read_text()
     assert "geheim" not in text and "ValueError" in text and "OSError" in text
     assert not write_traceback(tmp_path / "no folder" / "error.txt", *errors)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("data.api_key=abc=def", "data.api_key=<redacted>"),
+        ("+model.token=abc", "+model.token=<redacted>"),
+        ("stages.finetune.epochs=3", "stages.finetune.epochs=3"),
+        ({"data": {"password": "abc", "rows": 3}}, {"data": {"password": "<redacted>", "rows": 3}}),
+        (["see", "hf_" + "a" * 24], ["see", "<redacted>"]),
+        ("++hub.access_token=abc", "++hub.access_token=<redacted>"),
+        ("~hub.access_token=abc", "~hub.access_token=<redacted>"),
+        (
+            {"tokens": {"pad_token": "<pad>", "token": "abc"}},
+            {"tokens": {"pad_token": "<pad>", "token": "<redacted>"}},
+        ),
+        (
+            {"credentials": {"me": {"name": ["a", 7], "sure": True}}},
+            {"credentials": {"me": {"name": ["<redacted>", "<redacted>"], "sure": True}}},
+        ),
+        ("https://me:pass@host/x", "https://<redacted>@host/x"),
+        ({"keys": 7, "max_token_length": 9}, {"keys": 7, "max_token_length": 9}),
+    ],
+)
+def test_a_secret_is_written_to_no_file(value: Any, written: Any) -> None:
+    """Neither a recipe's value nor an override of the command that looks like one."""
+    assert redact(value) == written
+
+
+def test_what_the_environment_holds_as_a_secret_is_written_nowhere(monkeypatch) -> None:
+    """Wherever it stands, the longer one first; a short value may stand anywhere, and a path is
+    none.
+    """
+    monkeypatch.setenv("MY_TOKEN", "abcdefgh")
+    monkeypatch.setenv("OTHER_TOKEN", "abcdefghij")
+    monkeypatch.setenv("SHORT_TOKEN", "run")
+    monkeypatch.setenv("FILE_TOKEN", "/var/lib/secrets")
+    text = "run abcdefgh, abcdefghij of /var/lib/secrets"
+    assert redact_text(text) == "run <redacted>, <redacted> of /var/lib/secrets"
+    assert redact({"title": text}) == {"title": redact_text(text)}
