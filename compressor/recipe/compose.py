@@ -128,22 +128,12 @@ class ComposedRecipe:
 
 def compose(recipe: str, overrides: Sequence[str] = ()) -> ComposedRecipe:
     """Compose and validate a recipe. Raises RecipeError with everything that is wrong with it."""
-    folder, name = find_recipe(recipe)
-    refuse_overrides(overrides)
-    with start_hydra(folder) as loader:
-        sources: list[Source] = []
-        try:
-            config = _merge_files(loader, folder, name, overrides, sources)
-            values = _resolve_values(config, sources, overrides)
-        except COMPOSITION_ERRORS as error:
-            problem = explain_composition_error(error, folder, name, overrides, sources)
-            raise RecipeError([problem]) from error
-    return validate_values(values, name, tuple(sources), tuple(overrides))
+    return Composer(recipe).compose(overrides)
 
 
 class Composer:
-    """Composes one recipe with overrides again and again, as `compose` does; what files they choose
-    is read and merged once, a tenth of a second's work.
+    """Composes one recipe with overrides again and again; the files that they choose are read and
+    merged once, a tenth of a second's work.
     """
 
     def __init__(self, recipe: str) -> None:
@@ -154,22 +144,23 @@ class Composer:
         """Compose and validate. Raises RecipeError with everything that is wrong."""
         folder, name = find_recipe(self._recipe)
         refuse_overrides(overrides)
-        roots = (folder, recipes_folder())
-        later = [item for item in overrides if sets_a_value(item, roots)]
-        choices = tuple(item for item in overrides if item not in later)
+        values = [item for item in overrides if sets_a_value(item, (folder, recipes_folder()))]
+        choices = tuple(item for item in overrides if item not in values)
+        sources: list[Source] = []
         try:
-            if choices not in self._merged:
-                read: list[Source] = []
+            if choices in self._merged:
+                sources += self._merged[choices][0]
+            else:
                 with start_hydra(folder) as loader:
-                    config = _merge_files(loader, folder, name, choices, read)
-                self._merged[choices] = tuple(read), config
-            sources, merged = self._merged[choices]
-            config = copy.deepcopy(merged)
-            set_values(config, later)
-            values = _resolve_values(config, sources, overrides)
-        except COMPOSITION_ERRORS:  # which takes Hydra to explain
-            return compose(self._recipe, overrides)
-        return validate_values(values, name, sources, tuple(overrides))
+                    config = _merge_files(loader, folder, name, choices, sources)
+                self._merged[choices] = tuple(sources), config
+            config = copy.deepcopy(self._merged[choices][1])
+            set_values(config, values)
+            resolved = _resolve_values(config, sources, overrides)
+        except COMPOSITION_ERRORS as error:
+            problem = explain_composition_error(error, folder, name, overrides, sources)
+            raise RecipeError([problem]) from error
+        return validate_values(resolved, name, tuple(sources), tuple(overrides))
 
 
 def _merge_files(

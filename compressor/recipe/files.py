@@ -53,7 +53,7 @@ class Source:
         return _parse_file(self.file, about.st_mtime_ns, about.st_size)
 
     def iterate_scalars(self) -> Iterator[tuple[Keys, yaml.ScalarNode]]:
-        """Yield each scalar and empty end of the file, with the recipe's keys that lead to it."""
+        """Yield each scalar of the file, with the recipe's keys that lead to it."""
         return _walk_scalars(self.tree, self.above) if self.tree is not None else iter(())
 
     def find_line(self, path: Sequence[str]) -> tuple[int, int] | None:

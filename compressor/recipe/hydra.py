@@ -212,7 +212,8 @@ def explain_composition_error(
     if isinstance(error, MissingConfigException):
         return _explain_missing_config(error, folder, file)
     if struct := re.search(r"Key '([^']*)' is not in struct\s+full_key: (\S+)", text):
-        config = hydra_compose(name, complete_overrides(name, []))
+        with start_hydra(folder):
+            config = hydra_compose(name, complete_overrides(name, []))
         hint = _hint_key(struct[1], struct[2], config)
         return Problem(struct[2], f"no such key in this recipe; {hint}")
     if isinstance(error, OmegaConfBaseException) and error.full_key:

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from compressor.data.source_base import DataBase
 from compressor.data.sources import Data
 from compressor.recipe.compose import STAGE_NAME, Recipe
+from compressor.recipe.files import HYDRA_SETTINGS
 from compressor.recipe.typed_stages import SECTIONS
 from compressor.stages.base import stage_class, stage_kinds
 
@@ -204,24 +205,24 @@ def _to_draft_7(node: Any) -> Any:
 
 def _loosen(schema: Schema) -> Schema:
     """Require nothing, and allow a reference for every value: other files may have the rest."""
-    loose = {key: value for key, value in schema.items() if key not in ("required", "minItems")}
-    for key in ("anyOf", "oneOf", "allOf"):
-        if key in loose:
-            loose[key] = [_loosen(choice) for choice in loose[key]]
-    for key in ("then", "else"):
-        if key in loose:
-            loose[key] = _loosen(loose[key])
-    for key in ("items", "additionalProperties"):
-        if isinstance(loose.get(key), dict):
-            loose[key] = _allow_reference(loose[key])
-        elif isinstance(loose.get(key), list):
-            loose[key] = [_allow_reference(item) for item in loose[key]]
-    if "properties" in loose:
-        loose["properties"] = {k: _allow_reference(v) for k, v in loose["properties"].items()}
+    loose: Schema = {}
+    for key, value in schema.items():
+        if key in ("anyOf", "oneOf", "allOf"):
+            loose[key] = [_loosen(choice) for choice in value]
+        elif key in ("then", "else"):
+            loose[key] = _loosen(value)
+        elif key == "properties":
+            loose[key] = {name: _allow_reference(field) for name, field in value.items()}
+        elif key in ("items", "additionalProperties") and isinstance(value, list | dict):
+            is_list = isinstance(value, list)
+            loose[key] = list(map(_allow_reference, value)) if is_list else _allow_reference(value)
+        elif key not in ("required", "minItems"):
+            loose[key] = value
     return loose
 
 
 def _allow_reference(schema: Schema) -> Schema:
+    """Let `${key}` and `???` stand for a value."""
     field = _loosen(schema)
     about = {key: field.pop(key) for key in ("description", "default") if key in field}
     choices = field["anyOf"] if list(field) == ["anyOf"] else [field]
@@ -236,28 +237,12 @@ _REFERENCE: Schema = {
 _DEFAULTS: Schema = {
     "type": "array",
     "description": "What this extends, in order; `_self_` is this file.",
-    "items": {
-        "anyOf": [
-            {"type": "string"},
-            {"type": "object", "additionalProperties": {"type": ["string", "array", "null"]}},
-        ]
-    },
+    "items": {"type": ["string", "object"]},
 }
 _HYDRA: Schema = {
     "type": "object",
-    "description": "How a sweep goes.",
-    "properties": {
-        "sweeper": {
-            "type": "object",
-            "properties": {
-                "params": {
-                    "type": "object",
-                    "description": "Key → its values, such as `0.1,0.3` or `interval(0.1, 0.5)`.",
-                }
-            },
-        },
-        "launcher": {"type": "object", "description": "Settings of `hydra/launcher`."},
-        "mode": {"enum": ["RUN", "MULTIRUN"], "description": "MULTIRUN: as `run -m`."},
-    },
+    "description": "How a sweep goes: in `sweeper.params`, key → its values, such as `0.1,0.3` or "
+    "`interval(0.1, 0.5)`; the settings of `launcher`; `mode: MULTIRUN`, as `run -m`.",
+    "properties": {name: {} for name in sorted(HYDRA_SETTINGS)},
     "additionalProperties": False,
 }
