@@ -213,9 +213,10 @@ def _loosen(schema: Schema) -> Schema:
             loose[key] = _loosen(value)
         elif key == "properties":
             loose[key] = {name: _allow_reference(field) for name, field in value.items()}
-        elif key in ("items", "additionalProperties") and isinstance(value, list | dict):
-            is_list = isinstance(value, list)
-            loose[key] = list(map(_allow_reference, value)) if is_list else _allow_reference(value)
+        elif key == "items" and isinstance(value, list):
+            loose[key] = [_allow_reference(item) for item in value]
+        elif key in ("items", "additionalProperties") and isinstance(value, dict):
+            loose[key] = _allow_reference(value)
         elif key not in ("required", "minItems"):
             loose[key] = value
     return loose
