@@ -205,13 +205,6 @@ def main() -> None:
         say(getattr(session, request["do"])(request))
 
 
-if __name__ == "__main__":
-    try:
-        main()
-    except StageError as error:
-        sys.exit(str(error))
-
-
 def train(
     checkpoint: Checkpoint,
     sources: Sequence[Sequence[int]],
@@ -251,3 +244,10 @@ def train(
     checkpoint.model.zero_grad()
     checkpoint.model.to(device)
     return found
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StageError as error:
+        sys.exit(str(error))
