@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from compressor.core.files import MANIFEST
 from compressor.engine.store.store import Store
 from tests.faults.stored import check_store
 from tests.harness.command import Process, start
+from tests.harness.runs import list_processes
 
 SUMMARIES = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
@@ -75,13 +74,9 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 @dataclass
 class Place:
-    """A folder with recipes, outputs and temporary files of its own, in which runs are started.
-
-    Each run has the `overrides`.
-    """
+    """A folder with recipes, outputs and temporary files of its own, in which runs are started."""
 
     folder: Path
-    overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         (self.folder / "temporary").mkdir(parents=True, exist_ok=True)
@@ -100,16 +95,16 @@ class Place:
     def start(self, *command: str, **how: Any) -> Process:
         return start(*command, cwd=self.folder, TMPDIR=str(self.folder / "temporary"), **how)
 
-    def start_stage(self, kind: str, **how: Any) -> Process:
+    def start_stage(self, kind: str, *overrides: str, **how: Any) -> Process:
         """Start a run of one kind of stage, and of what it reads."""
         before = {"load": [], "distill": ["load", "shrink"]}.get(kind, ["load"])
         recipe = "labels.yaml" if kind == "approximate" else "summaries.yaml"
         pipeline = f"pipeline=[{','.join([*before, kind])}]"
-        return self.start("run", recipe, pipeline, *self.overrides, **how)
+        return self.start("run", recipe, pipeline, *overrides, **how)
 
-    def finish_stage(self, kind: str) -> Process:
+    def finish_stage(self, kind: str, *overrides: str) -> Process:
         """The same, to its end."""
-        process = self.start_stage(kind)
+        process = self.start_stage(kind, *overrides)
         assert process.wait(240) == 0, process.err
         return process
 
@@ -122,21 +117,6 @@ class Place:
     def operations(self) -> list[str]:
         """What the last run did to files, in order; see `signal_at`."""
         return (self.folder / OPERATIONS).read_text().splitlines()
-
-    def checkpoints(self) -> list[Path]:
-        return list(self.outputs.glob("store/partial/*.resume/step-*"))
-
-    def processes(self, module: str = "") -> list[psutil.Process]:
-        """What was started here and is still there: it has this working directory."""
-        processes = []
-        for process in psutil.process_iter():
-            try:
-                here = Path(process.cwd()).is_relative_to(self.folder)
-                if here and (not module or module in process.cmdline()):
-                    processes.append(process)
-            except (psutil.Error, OSError):
-                continue
-        return processes
 
 
 @dataclass
@@ -161,14 +141,14 @@ class Undisturbed:
 
     def copy_without(self, kind: str, folder: Path) -> Place:
         """A place with all of it but that kind's artifact."""
-        key, place = self.make(kind), Place(folder, self.place.overrides)
+        key, place = self.make(kind), Place(folder)
         for artifact in self.place.store.folder.iterdir():
             if (artifact / MANIFEST).is_file() and artifact.name != key:
                 shutil.copytree(artifact, place.store.path(artifact.name), copy_function=os.link)
         return place
 
 
-def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 60.0) -> bool:
+def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 240.0) -> bool:
     """Whether it came to be so before the run ended."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -219,7 +199,7 @@ def check_killed(place: Place, process: Process, number: signal.Signals) -> bool
 def check_nobody_left(place: Place) -> None:
     """What a killed process had started may take a moment to notice, and end itself."""
     deadline = time.monotonic() + 3
-    while left := place.processes():
+    while left := list_processes(place.folder):
         assert time.monotonic() < deadline, [process.cmdline() for process in left]
         time.sleep(0.02)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ from compressor.core.errors import DamagedArtifact
 from compressor.engine.store.store import Store
 from tests.faults import LONG, trials
 from tests.faults.conftest import Tell
-from tests.faults.kills import wait_for
 from tests.faults.stored import DAMAGE, artifacts, flip, key_of, whole_only
 from tests.harness.command import compressor, start
+from tests.harness.runs import kill, wait_for_step
 
 STAGES = ("load", "finetune", "prune", "evaluate")
 LONGER = ("mini.yaml", "-q", "stages.finetune.epochs=12", "skip=[prune, evaluate]")
-KILL_AT = "outputs/store/partial/*.resume/step-*"
 
 
 def copied(whole: Path, folder: Path) -> Path:
@@ -152,10 +150,9 @@ def test_a_training_does_not_go_on_from_a_damaged_checkpoint(
     draw = random.Random(kind)
     for _ in range(trials(3, 1)):
         process = start("run", *LONGER, cwd=mine)
-        assert wait_for(lambda: any(mine.glob(KILL_AT)), process)
-        process.send(signal.SIGKILL)
-        assert process.wait() == -9, "the training ended before it could be killed"
-        (checkpoint,) = mine.glob(KILL_AT)
+        wait_for_step(process)
+        kill(process)
+        (checkpoint,) = mine.glob("outputs/store/partial/*.resume/step-*")
         name = draw.choice(["tensors", "history.json", "sha256.json"])
         DAMAGE[kind](checkpoint / name)
         done = compressor("run", *LONGER, cwd=mine)

@@ -1,84 +1,60 @@
-"""Processes of a run are killed one by one: ranks, launchers, their parent, other machines."""
+"""Processes of a run are killed one by one: a launcher, what reports need, a machine, a sweep.
+
+A worker is killed in `tests.engine.test_processes`, what started it in `tests.runs.test_run`.
+"""
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.engine.test_processes import machine_configs
 from tests.faults import LONG
 from tests.faults.conftest import Tell
-from tests.faults.kills import (
-    INTERRUPTED,
-    Place,
-    Undisturbed,
-    check_finished,
-    check_nobody_left,
-    check_tidy,
-    wait_for,
-)
+from tests.faults.kills import INTERRUPTED, Place, check_nobody_left, check_tidy, wait_for
 from tests.faults.stored import check_store
 from tests.harness.command import Process
+from tests.harness.runs import list_processes, wait_for_step
 
 pytestmark = pytest.mark.skipif(not LONG, reason="takes minutes: make test-faults")
 LONGER = "stages.finetune.epochs=8"
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """Of trainings in two processes."""
-    return Undisturbed(Place(tmp_path_factory.mktemp("two"), ("launch.num_processes=2", LONGER)))
+def find_process(place: Place, module: str) -> psutil.Process | None:
+    """The first that runs a module, of a command that was started `fresh`, which forks none."""
+    processes = list_processes(place.folder)
+    return next((process for process in processes if module in process.cmdline()), None)
 
 
-def find_worker(place: Place) -> int:
-    """The id of a process that trains, which no launcher is."""
-    launchers = place.processes("compressor.engine.launcher")
-    return next(p.pid for p in place.processes("compressor.engine.worker") if p not in launchers)
+def kill_process(place: Place, run: Process, module: str) -> None:
+    assert wait_for(lambda: find_process(place, module) is not None, run)
+    process = find_process(place, module)
+    assert process is not None
+    process.kill()
 
 
-VICTIMS: dict[str, Callable[[Place, Process], int]] = {
-    "a worker": lambda place, run: find_worker(place),
-    "the launcher": lambda place, run: place.processes("compressor.engine.launcher")[0].pid,
-    "their parent": lambda place, run: run.pid,
-}
-
-
-@pytest.mark.parametrize("victim", VICTIMS)
-def test_one_of_a_trainings_processes_is_killed(
-    victim: str, together: Undisturbed, tmp_path: Path, tell: Tell
-) -> None:
-    """The others end at once, the run tells of it in one error, and the next one goes on."""
-    place = together.copy_without("finetune", tmp_path)
-    run = place.start_stage("finetune", fresh=True)  # whose own processes are not forked either
-    assert wait_for(lambda: len(place.checkpoints()) > 0, run, 90)
-    os.kill(VICTIMS[victim](place, run), signal.SIGKILL)
-    code = run.wait(30)
-    assert place.checkpoints(), "it had come to its end"
-    if victim == "their parent":
-        assert code == -signal.SIGKILL
-    else:
-        assert code == 1 and run.err.count("error: ") == 1, run.err
-        assert "stage 'finetune': a worker process was killed by signal 9" in run.err
-        assert place.events()[-1]["state"] == "failed"
+def test_a_trainings_launcher_is_killed(tmp_path: Path, tell: Tell) -> None:
+    """The workers end at once, the run tells of it in one error, and the next one goes on."""
+    place, two = Place(tmp_path), ("launch.num_processes=2", LONGER)
+    run = place.start_stage("finetune", *two, fresh=True)
+    wait_for_step(run)
+    kill_process(place, run, "compressor.engine.launcher")
+    assert run.wait(30) == 1 and run.err.count("error: ") == 1, run.err
+    assert "stage 'finetune': a worker process was killed by signal 9" in run.err
     check_nobody_left(place)
-    assert "goes on from step" in place.finish_stage("finetune").out
-    check_finished(place, together, "finetune")
-    tell("workers", f"SIGKILL to {victim}, of 2 that train", "exit 1, then the same weights")
+    assert "goes on from step" in place.finish_stage("finetune", *two).out
+    check_tidy(place)
+    tell("workers", "SIGKILL to the launcher of 2 that train", "exit 1, then it goes on")
 
 
 @pytest.mark.parametrize(
     ("kind", "module", "expected"),
     [
-        ("benchmark", "compressor.evaluation.timing", "the timed process ended with code -9"),
-        (
-            "export",
-            "compressor.evaluation.parity",
-            "the exported model does not run in a fresh process",
-        ),
+        ("benchmark", "timing", "the timed process ended with code -9"),
+        ("export", "parity", "the exported model does not run in a fresh process"),
     ],
 )
 def test_a_process_that_a_report_needs_is_killed(
@@ -87,9 +63,7 @@ def test_a_process_that_a_report_needs_is_killed(
     """One error that says which, nothing left behind, and the next run ends well."""
     place = Place(tmp_path)
     run = place.start_stage(kind, fresh=True)
-    module = f"compressor.evaluation.{module}"
-    assert wait_for(lambda: len(place.processes(module)) > 0, run)
-    place.processes(module)[0].kill()
+    kill_process(place, run, f"compressor.evaluation.{module}")
     assert run.wait(60) == 1
     assert expected in run.err and run.err.count("error: ") == 1, run.err
     place.finish_stage(kind)
@@ -111,8 +85,8 @@ def train_on_two_machines(folder: Path) -> list[tuple[Place, Process]]:
 def test_a_machine_of_two_is_killed(victim: int, tmp_path: Path, tell: Tell) -> None:
     """While they train: the other one ends with one error, soon, and all that it started ends."""
     runs = train_on_two_machines(tmp_path)
-    checkpoints = tmp_path / "outputs" / "store" / "partial"
-    assert wait_for(lambda: any(checkpoints.glob("*.resume/step-*")), runs[0][1], 120)
+    checkpoints = "outputs/store/partial/*.resume/step-*"
+    assert wait_for(lambda: any(tmp_path.glob(checkpoints)), runs[0][1])
     assert runs[victim][1].send(signal.SIGKILL)
     assert runs[victim][1].wait() == -signal.SIGKILL
     other = runs[1 - victim][1]
@@ -139,7 +113,8 @@ def test_a_sweep_in_several_processes_is_killed(
     pipeline, values = "pipeline=[load,finetune]", f"{rate}={','.join(rates)}"
     command = ("run", "summaries.yaml", "-m", values, pipeline, LONGER, "hydra/launcher=processes")
     sweep = place.start(*command)
-    assert wait_for(lambda: len(place.checkpoints()) > 1, sweep, 120)
+    checkpoints = "store/partial/*.resume/step-*"
+    assert wait_for(lambda: len(list(place.outputs.glob(checkpoints))) > 1, sweep)
     assert sweep.send(sent)
     if sent == signal.SIGKILL:
         assert sweep.wait(30) == -sent
