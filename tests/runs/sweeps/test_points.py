@@ -214,7 +214,7 @@ def test_the_time_of_a_sweep_is_what_its_distinct_stages_cost() -> None:
 
 def test_a_plan_names_each_launcher_that_can_help(monkeypatch) -> None:
     """Regression: where there are as many points as cores, `processes` was missing."""
-    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(machine, "count_cores", lambda: 2)
     known = StageTimings({}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
     for count, rows in ((1, ["1"]), (2, ["1", "2", "2"]), (3, ["1", "2", "3"])):
         shared = SharedStages([_planned(f"p{i}", "a", f"b{i}") for i in range(count)])
