@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from optuna.trial import TrialState
 
 from compressor.cli.main import main
 from compressor.core.errors import RecipeError, StageError, Stopped
+from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
+from compressor.recipe.compose import compose
 from compressor.recipe.objective import Goal, Search, StopEarly
 from compressor.runs.search.early_stopping import EpochWatch
 from compressor.runs.search.plan import plan_search
@@ -174,95 +175,81 @@ def test_plan_says_the_space_and_what_trials_share(
 
 # The study
 
-
-def drawn(
-    journal: Path,
-    search: Search,
-    trials: int,
-    goals: Sequence[Goal],
-    *,
-    told: int | None = None,
-) -> list[dict[str, Any]]:
-    """Go on with a study of two numbers until it has drawn `trials`; the last stay untold where
-    `told` is less. Goal 1 is a valley, goal 2 falls with `a`.
-    """
-    study = Study(journal, search, goals, read_space(["a=interval(0,1)", "b=int(interval(0,9))"]))
-    while next_trials := study.draw():
-        for trial in next_trials:
-            if told is not None and trial.number >= told:
-                return [dict(trial.values) for trial in study.trials]
-            a, b = trial.values["a"], trial.values["b"]
-            values = [(a - 0.3) ** 2 + (b - 4) ** 2 / 81, -a][: len(goals)]
-            study.tell(trial.number, TrialState.COMPLETE, values)
-            if len(study.trials) == trials and all(t.ended for t in study.trials):
-                break
-    return [dict(trial.values) for trial in study.trials]
-
-
 GOALS = (Goal("x.a", "minimize"), Goal("x.b", "minimize"))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
-@pytest.mark.parametrize("goals", [GOALS[:1], GOALS], ids=["one goal", "two goals"])
+def draw(
+    journal: Path, search: Search, goals: Sequence[Goal] = GOALS, *, until: int = 99
+) -> list[dict[str, Any]]:
+    """Go on with a study of two numbers to its end, or leave trial `until` without a result.
+
+    Goal 1 is a valley, goal 2 falls with `a`.
+    """
+    study = Study(journal, search, goals, read_space(["a=interval(0,1)", "b=int(interval(0,9))"]))
+    while trials := study.draw():
+        for trial in trials:
+            if trial.number >= until:
+                return [dict(trial.values) for trial in study.trials]
+            study.tell(trial.number, TrialState.COMPLETE, score(trial.values)[: len(goals)])
+    return [dict(trial.values) for trial in study.trials]
+
+
+def score(values: Mapping[str, Any]) -> list[float]:
+    return [(values["a"] - 0.3) ** 2 + (values["b"] - 4) ** 2 / 81, -values["a"]]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "goals"),
+    [("tpe", GOALS[:1]), ("tpe", GOALS), ("gp", GOALS), ("nsga2", GOALS), ("random", GOALS[:1])],
+)
 def test_a_study_draws_after_a_restart_what_it_would_have_drawn(
     tmp_path: Path, sampler: str, goals: tuple[Goal, ...]
 ) -> None:
     """Opened again after every few trials, one of them running, a study draws the very same trials,
     and not the same ones over and over; with another seed, others.
     """
-    search = Search(trials=9, sampler=sampler, random_trials=3)
-    whole = drawn(tmp_path / "whole", search, 9, goals)
-    assert len({json.dumps(each) for each in whole}) >= 8
-    for stop in (1, 4, 5, 7):
-        drawn(tmp_path / "parts", search, 9, goals, told=stop)
-    assert drawn(tmp_path / "parts", search, 9, goals) == whole
-    other = Search(trials=9, sampler=sampler, random_trials=3, seed=1)
-    assert drawn(tmp_path / "other", other, 9, goals)[0] != whole[0]
+    search = Search(trials=7, sampler=sampler, random_trials=3)
+    whole = draw(tmp_path / "whole", search, goals)
+    assert len({json.dumps(values) for values in whole}) >= 6
+    for stop in (1, 4, 5):
+        draw(tmp_path / "parts", search, goals, until=stop)
+    assert draw(tmp_path / "parts", search, goals) == whole
+    other = Search(trials=7, sampler=sampler, random_trials=3, seed=1)
+    assert draw(tmp_path / "other", other, goals, until=0)[0] != whole[0]
 
 
 def test_tpe_learns_where_the_valley_is(tmp_path: Path) -> None:
     """After its random trials tpe draws nearer to the optimum than chance does."""
 
     def distance(sampler: str) -> float:
-        search = Search(trials=40, sampler=sampler)
-        late = drawn(tmp_path / sampler, search, 40, GOALS[:1])[20:]
-        return sum(abs(each["a"] - 0.3) for each in late) / len(late)
+        late = draw(tmp_path / sampler, Search(trials=40, sampler=sampler), GOALS[:1])[20:]
+        return sum(abs(values["a"] - 0.3) for values in late) / len(late)
 
     assert distance("tpe") < 0.6 * distance("random")
 
 
 def test_the_best_of_two_goals_are_the_front(tmp_path: Path) -> None:
     """The trials called best are those that no other beats: compared pair by pair."""
-    search = Search(trials=30, sampler="random")
-    values = [
-        ((each["a"] - 0.3) ** 2 + (each["b"] - 4) ** 2 / 81, -each["a"])
-        for each in drawn(tmp_path / "journal", search, 30, GOALS)
-    ]
+    search, space = Search(trials=30, sampler="random"), read_space(["a=interval(0,1)", "b=1,2"])
+    values = [score(values) for values in draw(tmp_path / "journal", search)]
     front = {
         number
         for number, mine in enumerate(values)
-        if not any(
-            all(o <= m for o, m in zip(other, mine, strict=True)) and other != mine
-            for other in values
-        )
+        if not any(o[0] <= mine[0] and o[1] <= mine[1] and o != mine for o in values)
     }
-    study = Study(
-        *(tmp_path / "journal", search, GOALS),
-        read_space(["a=interval(0,1)", "b=int(interval(0,9))"]),
-    )
     assert 1 < len(front) < 30
-    assert study.best == front
+    assert Study(tmp_path / "journal", search, GOALS, space).best == front
 
 
 def test_a_trial_killed_while_it_was_drawn_is_drawn_again(tmp_path: Path) -> None:
     """A trial without all of its values does not count, and half of a line is no damage."""
     search = Search(trials=4, sampler="random")
-    whole = drawn(tmp_path / "whole", search, 4, GOALS)
-    drawn(tmp_path / "killed", search, 4, GOALS, told=2)
+    whole = draw(tmp_path / "whole", search)
+    draw(tmp_path / "killed", search, until=2)
     lines = (tmp_path / "killed").read_text().splitlines(keepends=True)
     last = max(index for index, line in enumerate(lines) if '"param_name":"b"' in line)
     (tmp_path / "killed").write_text("".join(lines[:last]) + lines[last][:20])
-    assert drawn(tmp_path / "killed", search, 4, GOALS) == whole
+    assert draw(tmp_path / "killed", search) == whole
 
 
 def test_a_killed_process_does_not_hold_the_journal(tmp_path: Path) -> None:
@@ -278,7 +265,7 @@ def test_a_killed_process_does_not_hold_the_journal(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", code, str(journal)])
     assert killed.returncode == -signal.SIGKILL
     started = time.monotonic()
-    drawn(journal, Search(trials=2), 2, GOALS)
+    draw(journal, Search(trials=2))
     assert time.monotonic() - started < 10
     assert all(json.loads(line) for line in journal.read_text().splitlines())
     journal.write_text("{}\n" + journal.read_text())
@@ -289,8 +276,8 @@ def test_a_killed_process_does_not_hold_the_journal(tmp_path: Path) -> None:
 # Stopping early
 
 
-def heard(journal: Path, point: str, losses: Sequence[float], *, cached: bool = False) -> int:
-    """Let a point report losses; after how many it was stopped, or 0."""
+def stop_after(journal: Path, point: str, losses: Sequence[float], *, cached: bool = False) -> int:
+    """Let a point report losses; return after how many it was stopped, or 0."""
     watch = EpochWatch(journal, StopEarly(after_trials=2, after_epochs=2), point)
     watch("stage_started", {"name": "finetune"})
     for epoch, loss in enumerate([] if cached else losses, 1):
@@ -310,14 +297,16 @@ def test_a_trial_is_stopped_where_the_median_says(tmp_path: Path) -> None:
     whose best loss is above the median of that epoch, whether it trains or is in the store.
     """
     journal = tmp_path / "journal"
-    assert heard(journal, "a", [5.0, 4.0, 3.0]) == 0
-    assert heard(journal, "b", [9.0, 8.0, 7.0]) == 0  # one trial before it: too few
-    assert heard(journal, "c", [9.9, 6.1, 1.0]) == 2  # the median of 4 and 8 is 6
-    assert heard(journal, "d", [5.9, 9.0, 4.0]) == 0  # its best is 5.9, then 4
-    assert heard(journal, "e", [9.0, 8.0, 7.0], cached=True) > 0
-    assert heard(journal, "f", [float("nan"), float("nan")]) == 2
-    assert heard(journal, "c", [0.1]) == 1  # run again after a kill: it was stopped before
-    assert heard(journal, "a", [9.0, 9.0, 9.0]) == 0  # and what had ended counts once, as it was
+    assert stop_after(journal, "a", [5.0, 4.0, 3.0]) == 0
+    assert stop_after(journal, "b", [9.0, 8.0, 7.0]) == 0  # one trial before it: too few
+    assert stop_after(journal, "c", [9.9, 6.1, 1.0]) == 2  # the median of 4 and 8 is 6
+    assert stop_after(journal, "d", [5.9, 9.0, 4.0]) == 0  # its best is 5.9, then 4
+    assert stop_after(journal, "e", [9.0, 8.0, 7.0], cached=True) > 0
+    assert stop_after(journal, "f", [float("nan"), float("nan")]) == 2
+    assert stop_after(journal, "c", [0.1]) == 1  # run again after a kill: it was stopped before
+    assert (
+        stop_after(journal, "a", [9.0, 9.0, 9.0]) == 0
+    )  # and what had ended counts once, as it was
     resumed = EpochWatch(journal, StopEarly(after_trials=2, after_epochs=2), "g")
     resumed("stage_started", {"name": "finetune"})
     resumed("resumed", {"validation_losses": [9.0]})  # told before it was killed
@@ -330,11 +319,20 @@ def test_a_trial_is_stopped_where_the_median_says(tmp_path: Path) -> None:
     assert [trial.user_attrs["point"] for trial in ended] == ["a", "b", "d"]
 
 
-TRAINED = """
-objective: {minimize: finetune.validation_loss}
-search: {trials: 4, sampler: random, stop_early: {after_trials: 1}}
-hydra: {sweeper: {params: {stages.finetune.learning_rate: "choice(0.01,1e-7,1e30)"}}}
+def train_search(write: Callable[..., Path], trials: int, rates: str, epochs: int) -> Path:
+    """The pico recipe's training alone, with a search over its learning rate."""
+    text = f"""
+objective: {{minimize: finetune.validation_loss}}
+search: {{trials: {trials}, sampler: random, stop_early: {{after_trials: 1}}}}
+hydra: {{sweeper: {{params: {{stages.finetune.learning_rate: "choice({rates})"}}}}}}
 """
+    return with_search(
+        write,
+        text,
+        ("[load, prune]", "[load, finetune]"),
+        ("stages:\n", f"stages:\n  finetune: {{epochs: {epochs}}}\n"),
+        ("  prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}\n", ""),
+    )
 
 
 def trials_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -361,13 +359,7 @@ def test_bad_trials_are_stopped_and_failing_ones_stop_no_other(
     """A learning rate that does nothing is stopped after one epoch of three; one that explodes
     fails, with its reason; the others end. Only the failure makes the exit code 1.
     """
-    path = with_search(
-        recipe,
-        TRAINED,
-        ("[load, prune]", "[load, finetune]"),
-        ("stages:\n", "stages:\n  finetune: {epochs: 3}\n"),
-        ("  prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}\n", ""),
-    )
+    path = train_search(recipe, 4, "0.01,1e-7,1e30", epochs=3)
     done = run("run", path, "-m", "-q")
     folder = sweep_of(done)
     ended = trials_of(folder)
@@ -403,21 +395,15 @@ def test_a_stage_in_several_processes_is_stopped_as_well(
     """The losses of worker processes are heard as they come, and the workers end: here the search
     goes on in two processes after a trial in one.
     """
-    path = with_search(
-        recipe,
-        TRAINED.replace("trials: 4", "trials: 1").replace(",1e30", ""),
-        ("[load, prune]", "[load, finetune]"),
-        ("stages:\n", "stages:\n  finetune: {epochs: 40}\n"),
-        ("  prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}\n", ""),
-    )
+    path = train_search(recipe, 1, "0.01,1e-7", epochs=12)
     first = run("run", path, "-m", "-q")
     assert first.code == 0, first.err
     then = run("run", path, "-m", "-q", "search.trials=2", "launch.num_processes=2")
     folder = sweep_of(then)
     assert then.code == 0 and folder == sweep_of(first), then.out + then.err
     good, bad = sorted(trials_of(folder))
-    assert good.endswith("=0.01") and len(epochs(folder / good)) == 40
-    assert bad.endswith("=1e-07") and len(epochs(folder / bad)) < 40
+    assert good.endswith("=0.01") and len(epochs(folder / good)) == 12
+    assert bad.endswith("=1e-07") and len(epochs(folder / bad)) < 12
     assert "after epoch 1 of 'finetune'" in trials_of(folder)[bad]["pruned"]
     task = next((tmp_path / "outputs/store/partial").glob("*.task"))
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
@@ -428,53 +414,48 @@ def test_a_stage_in_several_processes_is_stopped_as_well(
 
 PRUNED = f"""
 objective: {{minimize: prune.nonzero_ratio}}
-search: {{trials: 4, random_trials: 2}}
+search: {{trials: 3, sampler: random}}
 hydra: {{sweeper: {{params: {{{HEAD}: "interval(0.1,0.9)"}}}}}}
 """
 
 
 def test_a_killed_search_goes_on_as_if_it_had_not_been_killed(
-    recipe: Callable[..., Path], run: Callable[..., Any], tmp_path: Path
+    recipe: Callable[..., Path], run: Callable[..., Any], tmp_path: Path, monkeypatch
 ) -> None:
     """Killed in its second trial, a search runs that one again with the same values, none twice,
-    and draws the rest as an undisturbed one does. The objective is what the pruning counted.
+    and draws the rest as its study does. The objective is what the pruning counted.
     """
+    monkeypatch.chdir(tmp_path)
     path = with_search(recipe, PRUNED)
-    whole = run("run", path, "-m", "-q")
-    assert whole.code == 0, whole.err
-    undisturbed = sweep_of(whole)
-    names = sorted(trials_of(undisturbed))
-    assert len(names) == 4 and [name[:3] for name in names] == ["000", "001", "002", "003"]
-    records = [json.loads((undisturbed / name / "metrics.json").read_text()) for name in names]
-    ratios = [each[-1]["nonzero_ratio"] for each in records]
-    best = names[ratios.index(min(ratios))]
-    assert f"{best}  prune.nonzero_ratio {min(ratios):.6g}" in whole.out
-
-    store = Store(tmp_path / "outputs" / "store")
-    keys = [each[-1]["key"] for each in records]
-    for key in keys:
-        shutil.rmtree(store.path(key))
-    undisturbed.rename(tmp_path / "undisturbed")
-    with store.lock(keys[1], lambda: None):  # the second trial waits, and is killed there
+    planned = plan_search(str(path), [], reachable=True)
+    study = Study(tmp_path / "study", planned.search, planned.objective.goals, planned.space)
+    expected = []
+    while trials := study.draw():
+        expected.append(list(planned.space.at(planned.space.write(trials[0].values))))
+        study.tell(trials[0].number, TrialState.COMPLETE, [1.0])
+    store = planned.store
+    second = plan(compose(str(path), expected[1]), store).node("prune").key
+    with store.lock(second, lambda: None):  # the second trial waits, and is killed there
         killed = start("run", path, "-m", "-q", cwd=tmp_path)
-        waits = f"outputs/sweeps/mine/*/{names[1]}/events.jsonl"
         deadline = time.monotonic() + 120
-        while not any('"prune"' in each.read_text() for each in tmp_path.glob(waits)):
+        events = "outputs/sweeps/mine/*/001,*/events.jsonl"
+        while not any('"prune"' in path.read_text() for path in tmp_path.glob(events)):
             assert time.monotonic() < deadline and killed.poll() is None
             time.sleep(0.1)
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
     (folder,) = (tmp_path / "outputs/sweeps/mine").iterdir()
-    assert sorted(trials_of(folder)) == names[:1]
-    before = (folder / names[0] / "metrics.json").stat().st_mtime_ns
+    (first,) = trials_of(folder)
+    before = (folder / first / "metrics.json").stat().st_mtime_ns
     resumed = run("run", path, "-m", "-q")
     assert resumed.code == 0, resumed.err
-    assert sweep_of(resumed) == folder and "1 of 4 trials are done" in resumed.out
-    assert sorted(trials_of(folder)) == names
-    assert (folder / names[0] / "metrics.json").stat().st_mtime_ns == before
-    assert [trials_of(folder)[name]["overrides"] for name in names] == [
-        trials_of(tmp_path / "undisturbed")[name]["overrides"] for name in names
-    ]
+    assert sweep_of(resumed) == folder and "1 of 3 trials are done" in resumed.out
+    outcomes = sorted(trials_of(folder).items())
+    assert [outcome["overrides"] for _, outcome in outcomes] == expected
+    assert (folder / first / "metrics.json").stat().st_mtime_ns == before
+    records = {n: json.loads((folder / n / "metrics.json").read_text()) for n, _ in outcomes}
+    ratio, best = min((record[-1]["nonzero_ratio"], name) for name, record in records.items())
+    assert f"{best}  prune.nonzero_ratio {ratio:.6g}" in resumed.out
 
 
 def test_trials_in_several_processes_and_a_front(

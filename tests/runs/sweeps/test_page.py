@@ -112,18 +112,16 @@ def _words(text: str) -> str:
 
 
 def test_the_page_says_what_was_asked_and_how_far_it_is(tmp_path: Path) -> None:
-    """Title, command, progress and what was shared stand in the page without any script."""
-    sweep = replace(_sweep(), running=True)
-    text = _words(_read(tmp_path, sweep).found)
+    """Title, command, progress and what was shared stand in the page without any script. Nothing
+    runs in a sweep that has ended: after Ctrl-C the page said "finished" and "1 running".
+    """
+    sweep = _sweep()
+    text = _words(_read(tmp_path, replace(sweep, running=True)).found)
     assert "9 of 12 points done, 1 failed, 1 running, 1 waiting" in text
     assert "41 distinct stages instead of 66" in text
     assert sweep.command in text and sweep.description in text
     assert sweep.points[7].error is not None and sweep.points[7].error.strip() in text
-
-
-def test_nothing_runs_in_a_sweep_that_has_ended(tmp_path: Path) -> None:
-    """Regression: after Ctrl-C the page said "finished" and "1 running" of the same sweep."""
-    text = _words(_read(tmp_path, _sweep()).found)
+    text = _words(_read(tmp_path, sweep).found)
     assert "9 of 12 points done, 1 failed, 1 not ended, 1 waiting" in text
     assert "1 running" not in text
 

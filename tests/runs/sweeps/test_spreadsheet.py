@@ -17,8 +17,10 @@ POINTS = (
 )  # fmt: skip
 
 
-def test_every_point_is_a_row_and_nothing_is_rounded(tmp_path: Path) -> None:
-    """Columns in their order; floats to the last bit; what a point lacks is empty."""
+def test_every_point_is_a_row_and_nothing_is_rounded_or_a_formula(tmp_path: Path) -> None:
+    """Columns in their order; floats to the last bit; what a point lacks is empty; a text that a
+    spreadsheet would run carries an apostrophe, and a negative number does not.
+    """
     write_csv(tmp_path / "sweep.csv", Sweep("demo", POINTS))
     with (tmp_path / "sweep.csv").open(newline="", encoding="utf-8") as stream:
         heading, first, second = csv.reader(stream)
@@ -26,16 +28,9 @@ def test_every_point_is_a_row_and_nothing_is_rounded(tmp_path: Path) -> None:
         *("name", "state", "x.y", "'+z", "name (override)"),
         *("cached", "stages", "seconds", "error", "rougeLsum", "bytes"),
     ]
+    assert first[2:4] == ["-0.5", "'=1+1"]
     assert first[5:] == ["2", "5", "1.25", "", "0.30000000000000004", "12345678901"]
-    assert second[2:5] == ["0.5", "", "'@me"] and second[9:] == ["", ""]
+    assert second[2:5] == ["0.5", "", "'@me"]
+    assert second[8:] == ['\'-Oops, "x"\nmore', "", ""]
     frame = pd.read_csv(tmp_path / "sweep.csv")
     assert frame["rougeLsum"][0] == 0.1 + 0.2 and frame["x.y"].tolist() == [-0.5, 0.5]
-
-
-def test_no_cell_is_a_formula(tmp_path: Path) -> None:
-    """A text that a spreadsheet would run carries an apostrophe; a negative number does not."""
-    write_csv(tmp_path / "sweep.csv", Sweep("demo", POINTS))
-    with (tmp_path / "sweep.csv").open(newline="", encoding="utf-8") as stream:
-        _, first, second = csv.reader(stream)
-    assert first[2:4] == ["-0.5", "'=1+1"]
-    assert second[8] == '\'-Oops, "x"\nmore'
