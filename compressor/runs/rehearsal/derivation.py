@@ -128,7 +128,7 @@ def _write_stages(
         kind = {"stage": real[name].kind}
         stages[name] = kind | stage.model_dump(mode="json", exclude_unset=True)
         if not isinstance(stage, Load):
-            before, after = (each.model_dump(mode="json") for each in (real[name].stage, stage))
+            before, after = (s.model_dump(mode="json") for s in (real[name].stage, stage))
             changes += differences(before, after, f"stages.{name}")
     return stages, changes
 

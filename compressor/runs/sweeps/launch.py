@@ -71,7 +71,8 @@ class PointLauncher:
     folder: Path
     here: bool
     """Whether points run in this process, one after another, and can talk to the person."""
-    launched: int = 0
+    jobs: int = 0
+    """How many it was given so far."""
 
     def run(self, points: Sequence[Point]) -> None:
         """Run points, and return when all have ended. A point's failure is in its folder.
@@ -84,7 +85,7 @@ class PointLauncher:
             for point in points
         ]
         try:
-            results = self.launcher.launch(jobs, self.launched)
+            results = self.launcher.launch(jobs, self.jobs)
         except KeyboardInterrupt:
             deadline = time.monotonic() + _KILLED_SECONDS
             for point in points:
@@ -94,7 +95,7 @@ class PointLauncher:
             hint = "what it had started may still run; the same command goes on from there"
             raise StageError(f"the launcher stopped: {describe_error(error)} ({hint})") from error
         finally:
-            self.launched += len(points)
+            self.jobs += len(points)
         for point, result in zip(points, results, strict=False):
             if result.status == JobStatus.FAILED:  # outside of what its folder tells
                 raise StageError(f"{point.name}: {describe_error(result._return_value)}")

@@ -108,7 +108,7 @@ def test_the_table_has_the_values_of_the_objective(undisturbed) -> None:
 
 
 def test_a_failing_point_stops_no_other_and_alone_runs_again(recipe, run) -> None:
-    """Exit code 1, the error in its folder and in the table; a wrong value is told before."""
+    """Exit code 1, the error in its folder and in the table."""
     path = recipe()
     rates = "stages.recover.learning_rate=1e30,0.001"
     failed = run("run", path, "-m", rates)
@@ -124,9 +124,6 @@ def test_a_failing_point_stops_no_other_and_alone_runs_again(recipe, run) -> Non
     assert again.code == 1
     assert "1 of 2 points are done; 1 to run" in again.out
     assert (folder / "learning_rate=0.001" / "point.json").stat().st_mtime_ns == ended
-    wrong = run("run", path, "-m", f"{HEAD}=0.2,1.5")
-    assert wrong.code == 2
-    assert len(list(folder.parent.iterdir())) == 1
 
 
 @pytest.fixture
@@ -161,7 +158,7 @@ def test_an_old_failure_is_not_told_again(grid) -> None:
     """
     planned, folder = grid
     name = planned.points[1].name
-    outcome = (folder.path / name) / "point.json"
+    outcome = folder.path / name / "point.json"
     outcome.write_text(json.dumps({"error": "no memory", "seconds": 1.0}))
     told = Console(file=io.StringIO(), width=200)
     assert prepare_missing(planned, folder) == [planned.points[1]]
@@ -175,7 +172,7 @@ def test_an_old_failure_is_not_told_again(grid) -> None:
 def test_half_written_files_are_read_as_what_is_whole(grid) -> None:
     """Regression: half a line of events, of a killed process, ended the sweep with a traceback."""
     planned, folder = grid
-    first, second, third = ((folder.path / point.name) for point in planned.points)
+    first, second, third = (folder.path / point.name for point in planned.points)
     for left in (first, second):
         (left / "point.json").unlink()
     with (first / "events.jsonl").open("ab") as stream:
@@ -193,7 +190,7 @@ def test_a_page_that_cannot_be_written_does_not_end_the_sweep(grid, capsys) -> N
     (folder.path / "sweep.html").mkdir()
     (folder.path / "sweep.csv").unlink()
     with live_page(planned, folder, Console(file=io.StringIO()), here=True):
-        ((folder.path / POINTS[0]) / "point.json").unlink()
+        (folder.path / POINTS[0] / "point.json").unlink()
     told = capsys.readouterr().err
     assert told.count("cannot write") == 1
     assert "sweep.html" in told
@@ -400,6 +397,7 @@ def test_a_sweep_s_defaults_read_no_environment(recipe, capsys) -> None:
         (["hydra.launcher=processes"], "is chosen with a slash: hydra/launcher=processes"),
         (["hydra/launcer=processes"], "did you mean 'hydra/launcher'?"),
         (["+hydra.sweeper.params.seed='1,2'"], "here give the key itself, as in seed=1,2"),
+        ([f"{HEAD}=0.2,1.5"], "got 1.5"),
         ([f"{HEAD}=0.1,,0.3"], f"cannot read the override '{HEAD}=0.1,,0.3'"),
         (["seed=range(3,3)"], "has no value"),
         (["outputs=a,b"], "points share one store"),
