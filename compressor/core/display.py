@@ -148,17 +148,17 @@ class Log:
     """Plain lines: for files, pipes, and whoever has no terminal."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.seen = console, RunState()
+        self.console, self.state = console, RunState()
         self._lines: dict[str, float] = {}  # title of a bar → when its last line was said
 
     def hear(self, kind: str, values: Mapping[str, Any], now: float) -> None:
-        for line in self.seen.hear(kind, values, now):
+        for line in self.state.hear(kind, values, now):
             self.console.say(line)
         if kind == "progress":
             self._say_bar(values["title"], now)
 
     def _say_bar(self, title: str, now: float) -> None:
-        bar = self.seen.bars.get(title)
+        bar = self.state.bars.get(title)
         if bar is None:
             self._lines.pop(title, None)
         elif now - self._lines.setdefault(title, now) >= LINE_SECONDS:
@@ -179,13 +179,13 @@ class Screen:
     """Lines that stay, and below them what is being done, drawn four times a second."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.seen = console, RunState()
-        self._seeing = Lock()  # a thread of Live's draws what events change meanwhile
+        self.console, self.state = console, RunState()
+        self._lock = Lock()  # a thread of Live's draws what events change meanwhile
         self._live: Live | None = None
 
     def hear(self, kind: str, values: Mapping[str, Any], now: float) -> None:
-        with self._seeing:
-            lines = self.seen.hear(kind, values, now)
+        with self._lock:
+            lines = self.state.hear(kind, values, now)
         if kind == "run_started":
             self._open()
         for line in lines:
@@ -196,7 +196,7 @@ class Screen:
     def _open(self) -> None:
         if self._live is None:
             self._live = Live(
-                _Below(self.seen, self._seeing),
+                _Below(self.state, self._lock),
                 console=self.console,
                 transient=True,
                 refresh_per_second=4,
@@ -214,30 +214,30 @@ class Screen:
 class _Below:
     """What is being done. Drawn anew each time, so that times go on between events."""
 
-    def __init__(self, seen: RunState, seeing: Lock) -> None:
-        self.seen, self._seeing = seen, seeing
+    def __init__(self, state: RunState, lock: Lock) -> None:
+        self.state, self._lock = state, lock
 
     def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
-        with self._seeing:
-            shown = below(self.seen, time.time())
+        with self._lock:
+            shown = below(self.state, time.time())
         yield Group(*shown)
 
 
-def below(seen: RunState, now: float) -> Sequence[RenderableType]:
+def below(state: RunState, now: float) -> Sequence[RenderableType]:
     """A bar of all stages; in it the one that runs, with its own; and what comes after it."""
     shown: list[RenderableType] = []
-    if seen.stages and seen.started is not None:
-        passed = f"{duration(max(0.0, now - seen.started))}{_ahead(seen, now)}"
-        shown.append(_bar(seen.recipe, len(seen.ended), len(seen.stages), f"stages, {passed}"))
-    if seen.stage is not None:
-        shown.append(_running(seen, now))
-        shown += [_inner(title, bar, now) for title, bar in seen.bars.items()]
-        if seen.losses:
-            losses = "  ".join(f"{loss:.4g}" for loss in seen.losses[-6:])
-            cut = "… " if len(seen.losses) > 6 else ""
+    if state.stages and state.started is not None:
+        passed = f"{duration(max(0.0, now - state.started))}{_ahead(state, now)}"
+        shown.append(_bar(state.recipe, len(state.ended), len(state.stages), f"stages, {passed}"))
+    if state.stage is not None:
+        shown.append(_running(state, now))
+        shown += [_inner(title, bar, now) for title, bar in state.bars.items()]
+        if state.losses:
+            losses = "  ".join(f"{loss:.4g}" for loss in state.losses[-6:])
+            cut = "… " if len(state.losses) > 6 else ""
             shown.append(_line(f"  validation loss after each epoch: {cut}{losses}", "dim"))
-    if seen.waiting:
-        shown.append(_line(f"then {', '.join(seen.waiting)}", "dim"))
+    if state.waiting:
+        shown.append(_line(f"then {', '.join(state.waiting)}", "dim"))
     return shown
 
 
@@ -245,25 +245,25 @@ def _line(text: str, style: str = "") -> Text:
     return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
-def _running(seen: RunState, now: float) -> Text:
-    assert seen.stage is not None
-    passed = duration(max(0.0, now - seen.stage_started))
-    expected = seen.stages.get(seen.stage)
+def _running(state: RunState, now: float) -> Text:
+    assert state.stage is not None
+    passed = duration(max(0.0, now - state.stage_started))
+    expected = state.stages.get(state.stage)
     usual = "" if expected is None else f", {duration(expected)} before"
-    return _line(f"{seen.stage:<{NAME_WIDTH}} {passed:>9}{usual}", "cyan")
+    return _line(f"{state.stage:<{NAME_WIDTH}} {passed:>9}{usual}", "cyan")
 
 
-def _ahead(seen: RunState, now: float) -> str:
+def _ahead(state: RunState, now: float) -> str:
     """The time that is left, where every stage's is known from before.
 
     A stage that takes longer than before makes those after it no shorter.
     """
-    names = [*seen.waiting, *([seen.stage] if seen.stage else [])]
-    known = {name: s for name in names if (s := seen.stages.get(name)) is not None}
+    names = [*state.waiting, *([state.stage] if state.stage else [])]
+    known = {name: s for name in names if (s := state.stages.get(name)) is not None}
     if not names or len(known) < len(names):
         return ""
-    if seen.stage:
-        known[seen.stage] = max(0.0, known[seen.stage] - (now - seen.stage_started))
+    if state.stage:
+        known[state.stage] = max(0.0, known[state.stage] - (now - state.stage_started))
     return f", about {duration(sum(known.values()))} left"
 
 

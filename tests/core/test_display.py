@@ -34,30 +34,30 @@ def moved(done: int, *, ended: bool = False) -> dict[str, Any]:
     return {"title": "train", "done": done, "total": 100, "notes": {"loss": "2.3"}, "ended": ended}
 
 
-def text(seen: RunState, now: float, width: int = 80) -> list[str]:
+def text(state: RunState, now: float, width: int = 80) -> list[str]:
     """What is drawn below the lines, as plain text."""
     console = Console(file=io.StringIO(), width=width)
     with console.capture() as captured:
-        console.print(Group(*below(seen, now)))
+        console.print(Group(*below(state, now)))
     return captured.get().splitlines()
 
 
 def begun() -> RunState:
-    seen = RunState()
-    seen.hear("run_started", {"recipe": "demo", "stages": STAGES}, 1000.0)
-    seen.hear("stage_started", {"name": "load"}, 1000.0)
-    seen.hear("stage_ended", LOADED, 1001.0)
-    seen.hear("stage_started", {"name": "base"}, 1001.0)
-    return seen
+    state = RunState()
+    state.hear("run_started", {"recipe": "demo", "stages": STAGES}, 1000.0)
+    state.hear("stage_started", {"name": "load"}, 1000.0)
+    state.hear("stage_ended", LOADED, 1001.0)
+    state.hear("stage_started", {"name": "base"}, 1001.0)
+    return state
 
 
 def test_below_are_the_stage_that_runs_its_bars_and_what_is_left() -> None:
     """After 20 s of a stage that took 90 before, with 30 after it, 100 are left."""
-    seen = begun()
-    seen.hear("progress", moved(10), 1001.0)
-    seen.hear("progress", moved(30), 1021.0)
-    seen.hear("epoch", {"epoch": 1, "validation_loss": 2.25}, 1021.0)
-    whole, running, bar, losses, then = text(seen, 1021.0)
+    state = begun()
+    state.hear("progress", moved(10), 1001.0)
+    state.hear("progress", moved(30), 1021.0)
+    state.hear("epoch", {"epoch": 1, "validation_loss": 2.25}, 1021.0)
+    whole, running, bar, losses, then = text(state, 1021.0)
     assert running == "base                      20.0 s, 1 min 30 s before"
     assert bar.startswith("  train ") and "30/100 loss 2.3  1 min 10 s left" in bar
     assert losses == "  validation loss after each epoch: 2.25"
@@ -70,30 +70,30 @@ def test_below_are_the_stage_that_runs_its_bars_and_what_is_left() -> None:
 def test_no_time_is_promised_that_is_not_known() -> None:
     """Where one stage never ran before, the rest of the run has no known time."""
     stages = [STAGES[0], STAGES[1] | {"seconds": None}]
-    seen = RunState()
-    seen.hear("run_started", {"recipe": "demo", "stages": stages}, 0.0)
-    whole, then = text(seen, 5.0)
+    state = RunState()
+    state.hear("run_started", {"recipe": "demo", "stages": stages}, 0.0)
+    whole, then = text(state, 5.0)
     assert whole.split() == ["demo", "0/2", "stages,", "5.0", "s"] and then == "then load, base"
 
 
 def test_a_bar_is_gone_with_its_end_and_with_its_stage() -> None:
     """Neither an ended bar nor that of a stage which failed in the middle stays."""
-    seen = begun()
-    seen.hear("progress", moved(10), 1001.0)
-    seen.hear("progress", moved(100, ended=True), 1002.0)
-    assert not seen.bars
-    seen.hear("progress", moved(10), 1003.0)
-    seen.hear("stage_failed", {"name": "base", "error": "no"}, 1004.0)
-    assert not seen.bars and seen.stage is None
+    state = begun()
+    state.hear("progress", moved(10), 1001.0)
+    state.hear("progress", moved(100, ended=True), 1002.0)
+    assert not state.bars
+    state.hear("progress", moved(10), 1003.0)
+    state.hear("stage_failed", {"name": "base", "error": "no"}, 1004.0)
+    assert not state.bars and state.stage is None
 
 
 def test_lines_are_never_wider_than_the_terminal() -> None:
     """Long names are cut at the terminal's width: the drawing moves up line by line."""
-    seen = begun()
-    seen.hear("progress", moved(10), 1001.0)
-    seen.stages["evaluate_" + "x" * 200] = None
+    state = begun()
+    state.hear("progress", moved(10), 1001.0)
+    state.stages["evaluate_" + "x" * 200] = None
     for width in (20, 40, 80):
-        assert max(len(line) for line in text(seen, 1002.0, width)) <= width
+        assert max(len(line) for line in text(state, 1002.0, width)) <= width
 
 
 def test_a_name_with_markup_shows_as_it_is() -> None:
@@ -119,9 +119,9 @@ def test_without_a_terminal_a_bar_says_a_line_now_and_then() -> None:
 
 def test_a_second_run_in_the_same_folder_begins_anew() -> None:
     """A point of a sweep that was killed goes on in its folder: its old events count no more."""
-    seen = begun()
-    seen.hear("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
-    whole, then = text(seen, 2003.0)
+    state = begun()
+    state.hear("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
+    whole, then = text(state, 2003.0)
     assert whole.endswith(" 0/1 stages, 3.0 s, about 2.0 s left") and then == "then load"
 
 
@@ -152,10 +152,10 @@ def test_what_is_drawn_may_change_meanwhile() -> None:
     )
     ended.start()
     ended.join(0.2)
-    assert len(screen.seen.bars) == 2
+    assert len(screen.state.bars) == 2
     go_on.set()
     ended.join(10)
-    assert not screen.seen.bars
+    assert not screen.state.bars
     screen.close()
 
 
