@@ -345,7 +345,7 @@ def test_a_chain_as_a_user_runs_it(tmp_path: Path, monkeypatch) -> None:
     assert records["again"]["parameters"] == again.parameters
 
 
-NOISE = ("pipeline=[load,noise]", "stages.noise.epochs=100")
+NOISE = ("pipeline=[load,noise]", "stages.noise.epochs=15")
 
 
 def test_a_killed_one_goes_on_to_the_same_bits(tmp_path: Path) -> None:

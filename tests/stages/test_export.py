@@ -25,16 +25,16 @@ defaults: [/base, /model: tiny, /data: bills, _self_]
 pipeline: [load, finetune, slice, prune, recover, quantize, plain, packed, ct2, onnx, evaluate,
            benchmark]
 model:
-  config: {vocab_size: 400, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 2, num_decoder_layers: 2}
+  config: {vocab_size: 400, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 1, num_decoder_layers: 1}
   tokenizer: {vocab_size: 400}
 data: {rows: {train: 64, validation: 16, test: 12}, max_source_length: 96, max_target_length: 32}
 training: {batch_size: 8, learning_rate: 0.003, warmup_steps: 2}
 stages:
   load: {}
-  finetune: {epochs: 60}
+  finetune: {epochs: 30, learning_rate: 0.01}
   slice: {heads: 3, feed_forward: 0.75}
   prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}
-  recover: {stage: finetune, epochs: 10}
+  recover: {stage: finetune, epochs: 8}
   quantize: {}
   plain: {stage: export}
   packed: {stage: export, format: packed}
