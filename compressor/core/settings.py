@@ -32,6 +32,8 @@ Integer = Annotated[int, BeforeValidator(to_int)]
 Natural = Annotated[int, Field(ge=0), BeforeValidator(to_int)]
 Counted = Annotated[int, Field(ge=1), BeforeValidator(to_int)]
 """How many there are of something."""
+Length = Annotated[int, Field(ge=2), BeforeValidator(to_int)]
+"""Tokens of a text, one that starts or ends it included."""
 Index = Annotated[int, Field(ge=0), BeforeValidator(_to_index)]
 """A place in a list, from 0, as the key of a mapping."""
 Listed = Annotated[tuple[_T, ...], Strict(strict=False)]

@@ -319,8 +319,6 @@ def _planning(
     return Planning(
         facts=None if source is None else source.facts,
         data=recipe.data,
-        launch=recipe.launch,
-        outputs=state.store.folder.parent,
         problem=lambda path, message: findings.error(full(path, "data."), message),
         unreached=lambda path, message: findings.miss(full(path, "data"), message),
         backend="torch" if source is None else source.backend,

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
 from compressor.core.errors import StageError
 from compressor.core.processes import child_environment, end_with_parent
-from compressor.core.settings import SETTINGS, Integer, to_int
+from compressor.core.settings import SETTINGS, Integer, Length
 from compressor.evaluation.predictions import guarded
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ another text, so that a share of equal tokens falls faster than the quality does
 60 steps on titles shared 70 % in CTranslate2's int8, 85 % in ONNX's, and lost 0.6 and 0.1 points of
 rougeLsum. Without one of its five layers, the T5 of the tests shares 2 to 29 %."""
 
-Length = Annotated[int, Field(ge=2), BeforeValidator(to_int)]
 OUTPUTS, TOLD = "outputs.npz", "told.json"
 
 

@@ -177,8 +177,7 @@ class _Session:
         return {"bytes": self.peak.bytes() if known else None}
 
     def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
-
-        return train(
+        return time_training_step(
             self.model.checkpoint,  # type: ignore[attr-defined]  # torch's have one, others are not asked
             self.sources,
             tokens=request["tokens"],
@@ -205,7 +204,7 @@ def main() -> None:
         say(getattr(session, request["do"])(request))
 
 
-def train(
+def time_training_step(
     checkpoint: Checkpoint,
     sources: Sequence[Sequence[int]],
     *,
@@ -214,7 +213,7 @@ def train(
     gradient_checkpointing: bool,
     resume: Path,
 ) -> dict[str, Any]:
-    """A step of training, with one row of `tokens` tokens and `target_tokens` to learn.
+    """Time a step of training, with one row of `tokens` tokens and `target_tokens` to learn.
 
     It goes through the loop that trains, at a learning rate that leaves the weights as they are.
     """

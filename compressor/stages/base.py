@@ -61,8 +61,6 @@ class Planning:
 
     facts: Facts | None
     data: Data
-    launch: Launch
-    outputs: Path
     problem: Callable[[str, str], None]
     unreached: Callable[[str, str], None]
     backend: BackendName = "torch"

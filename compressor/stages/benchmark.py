@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
 from compressor.backends.base import EXPORT
 from compressor.core import machine
-from compressor.core.settings import Counted, Integer, Listed
+from compressor.core.settings import Counted, Integer, Length, Listed
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts
 from compressor.stages.base import BackendReport, Context, Inputs, Planning
@@ -29,7 +29,6 @@ LEAST_BATCHES = 3
 
 Results = dict[str, dict[str, Any]]
 """Model → its figures."""
-Length = Annotated[Integer, WithJsonSchema({"type": "integer", "minimum": 2})]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Benchmark(BackendReport):
         *("texts_per_second", "tokens_per_second", "peak_bytes", "resident_bytes"),
     )
 
-    max_length: Integer = Field(64, ge=2, description="Limit of a summary, in tokens.")
+    max_length: Length = Field(64, description="Limit of a summary, in tokens.")
     batch_sizes: Listed[Counted] = Field((1, 32), min_length=1, description="Texts read at once.")
     input_lengths: Listed[Length] = Field(
         (), description="Lengths of input, in tokens; default: the rows as they are."
@@ -103,8 +102,6 @@ class Benchmark(BackendReport):
 
     @model_validator(mode="after")
     def _sizes(self) -> Benchmark:
-        if any(tokens < 2 for tokens in self.input_lengths):
-            raise ValueError("input_lengths: expected lengths of at least 2 tokens")
         if self.training_step and not self.input_lengths:
             raise ValueError("training_step needs input_lengths, such as [512, 2048]")
         return self

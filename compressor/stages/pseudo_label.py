@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from compressor.core.settings import Integer
+from compressor.core.settings import Integer, Length
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts
 from compressor.stages.base import Context, Inputs, Planning, Stage
@@ -29,7 +29,7 @@ class PseudoLabel(Stage):
     version: ClassVar[int] = 3
     is_distributed: ClassVar[bool] = True
 
-    max_length: Integer = Field(128, ge=2, description="Limit of a text, in tokens.")
+    max_length: Length = Field(128, description="Limit of a text, in tokens.")
     min_length: Integer = Field(0, ge=0, description="A text has at least as many tokens.")
     num_beams: Integer = Field(1, ge=1, description="1 is greedy.")
 

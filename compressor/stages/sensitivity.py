@@ -12,7 +12,7 @@ from compressor.compression.pruning import Grouping, Pruner, default_groups, lef
 from compressor.core.errors import StageError
 from compressor.core.files import write_json
 from compressor.core.packages import versions
-from compressor.core.settings import Integer, Listed
+from compressor.core.settings import Integer, Length, Listed
 from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
 from compressor.evaluation.rouge import SCORERS
@@ -44,7 +44,7 @@ class Sensitivity(Grouping, Report):
     )
     rows: Integer = Field(64, ge=1, description="Validation rows that are looked at.")
     rouge: bool = Field(False, description="Summarize the rows too, and score: slow.")
-    max_length: Integer = Field(64, ge=2, description="Limit of those summaries, in tokens.")
+    max_length: Length = Field(64, description="Limit of those summaries, in tokens.")
     only: Listed[str] = Field((), description="The groups that are measured; default: all.")
 
     @field_validator("amounts")

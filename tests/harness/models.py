@@ -155,7 +155,7 @@ def planning_of(table: Facts | None, data: Data = BILLS) -> Planning:
     def problem(path: str, message: str) -> None:
         raise AssertionError(f"{path}: {message}")
 
-    return Planning(table, data, Launch(), Path(), problem, problem)
+    return Planning(table, data, problem, problem)
 
 
 def context(folder: Path) -> Context:

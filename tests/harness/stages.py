@@ -125,7 +125,7 @@ def preview(
     def report(path: str, message: str) -> None:
         problems.append((path, message))
 
-    planning = Planning(facts, data, Launch(), Path("outputs"), report, report)
+    planning = Planning(facts, data, report, report)
     return stage.preview(planning), problems
 
 

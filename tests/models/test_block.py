@@ -91,7 +91,7 @@ def planning(table: Any, told: list[tuple[str, str]] | None = None, **data: Any)
             raise AssertionError(f"{path}: {message}")
         told.append((path, message))
 
-    return Planning(table, Bills(source="bills", **data), Launch(), Path(), problem, problem)
+    return Planning(table, Bills(source="bills", **data), problem, problem)
 
 
 def pico(model_type: str, **changes: Any) -> Any:

@@ -12,19 +12,15 @@ import torch
 from transformers import T5Config
 
 from compressor.backends.formats import Texts
-from compressor.core.errors import RecipeError
 from compressor.data.bills import Bills
 from compressor.data.source_base import SplitRows
 from compressor.data.tokenizers import train_tokenizer
-from compressor.engine.plan import plan
-from compressor.engine.store.store import Store
 from compressor.evaluation.resources import Counters, Peak
 from compressor.evaluation.timing import _Session, of_length
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import build
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import Int8Linear, quantize_weights, quantized_layers
-from compressor.recipe.compose import compose
 from compressor.stages.benchmark import Benchmark, Case, _figures
 from tests.harness.models import T5
 
@@ -62,40 +58,27 @@ def test_each_length_has_its_latency_its_peak_and_that_of_a_training_step(recipe
         assert [row for row in cells if row in wanted] == wanted
 
 
-def problems(recipe, benchmark: str, *overrides: str) -> list[str]:
-    path = recipe(
-        ("[load, finetune, prune, recover, evaluate]", "[load, benchmark]"),
-        ("  evaluate: {max_length: [8, 16]}", f"  benchmark: {benchmark}"),
-    )
-    with pytest.raises(RecipeError) as caught:
-        plan(compose(str(path), overrides), Store(path.parent))
-    return [str(problem) for problem in caught.value.problems]
-
-
-def test_lengths_over_a_models_positions_are_refused_when_planned(recipe) -> None:
-    """BART of 48 positions: 48 is read, 49 is not; the key is named."""
-    bart = ("model.config.model_type=bart", "+model.config.max_position_embeddings=48")
-    bart += ("data.max_source_length=48",)
-    found = problems(recipe, "{input_lengths: [48, 49], max_length: 48}", *bart)
-    assert sum("positions" in problem for problem in found) == 1
-    assert any(
-        "stages.benchmark.input_lengths.1: the model has 48 positions, too few for 49 tokens"
-        in problem
-        for problem in found
-    )
+BART = ("model.config.model_type=bart", "+model.config.max_position_embeddings=48",
+        "data.max_source_length=48")  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "expected"),
+    ("benchmark", "overrides", "expected"),
     [
-        ("{input_lengths: [1, 64]}", "at least 2 tokens"),
-        ("{training_step: true}", "training_step needs input_lengths"),
+        ("{input_lengths: [48, 49], max_length: 48}", BART,
+         "stages.benchmark.input_lengths.1: the model has 48 positions, too few for 49 tokens"),
+        ("{input_lengths: [1, 64]}", (), "input_lengths.0: expected at least 2, got 1"),
+        ("{training_step: true}", (), "training_step needs input_lengths"),
     ],
-)
-def test_settings_that_measure_nothing_are_refused(recipe, benchmark, expected) -> None:
-    """A text of an end token alone, and a training step without a length."""
-    (found,) = problems(recipe, benchmark)
-    assert expected in found
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(plan_errors, benchmark, overrides, expected) -> None:
+    """A length over a model's positions, a text of an end token alone, a step without a length."""
+    error = plan_errors(
+        ("[load, finetune, prune, recover, evaluate]", "[load, benchmark]"),
+        ("  evaluate: {max_length: [8, 16]}", f"  benchmark: {benchmark}"),
+        overrides=overrides,
+    )
+    assert expected in error and error.count(": stages.benchmark") == 1
 
 
 def test_what_is_not_measured_is_no_part_of_a_key() -> None:

@@ -14,7 +14,7 @@ from compressor.backends.torch.generation import decode
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
 from compressor.models.checkpoint import Checkpoint
-from compressor.stages.base import Launch, Planning
+from compressor.stages.base import Planning
 from compressor.stages.load import Load
 from tests.harness.stages import (
     measure,
@@ -157,7 +157,7 @@ def planned(outputs: Path, **settings: Any) -> list[str]:
     def report(path: str, message: str) -> None:
         problems.append(f"{path}: {message}")
 
-    planning = Planning(None, Bills(source="bills"), Launch(), outputs, report, report)
+    planning = Planning(None, Bills(source="bills"), report, report)
     Load.model_validate(settings).preview(planning)
     return problems
 

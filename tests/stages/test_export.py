@@ -13,11 +13,10 @@ import pytest
 import compressor
 from compressor.backends.formats import refusal
 from compressor.core.errors import RecipeError, StageError
-from compressor.engine.plan import plan
-from compressor.engine.store.store import Store
+from compressor.engine.plan import Plan
 from compressor.evaluation.resources import sizes
 from compressor.models.facts import facts
-from compressor.recipe.compose import compose
+from tests.engine.test_plan import planned
 from tests.harness.models import PICO
 
 CHAIN = """
@@ -54,7 +53,9 @@ def test_a_sliced_pruned_quantized_model_goes_to_every_format(run, tmp_path) -> 
     for name in ("plain", "packed", "ct2", "onnx"):
         metrics = records[name]["metrics"]
         assert metrics["parity"]["rows"] == 12
-        assert metrics["parity"]["equal_tokens"] >= 0.8
+        # These two have the model's own values; a model that lacks a layer shares at most 29 %.
+        least = 0.98 if name in ("plain", "packed") else 0.6
+        assert metrics["parity"]["equal_tokens"] >= least
         assert metrics["bytes"] <= metrics["disk_bytes"]
         assert metrics["resident_bytes"] > 1e6
         assert records[name]["bytes"] == metrics["bytes"]
@@ -135,9 +136,9 @@ def test_a_classifier_gives_its_probabilities_everywhere(run, tmp_path) -> None:
     first, second = (model.classify([text])[0] for model in models)
     assert first == pytest.approx(second, abs=1e-4)
     assert len(first) == 6 and all(0 < value < 1 for value in first.values())
-    said = run("classify", folder, "--lines", stdin=f"{text}\n{text}\n")
-    assert said.code == 0, said.err
-    lines = said.out.splitlines()
+    answer = run("classify", folder, "--lines", stdin=f"{text}\n{text}\n")
+    assert answer.code == 0, answer.err
+    lines = answer.out.splitlines()
     likeliest = max(second, key=lambda name: second[name])
     assert len(lines) == 2 and lines[0] == lines[1]
     assert lines[0].startswith(f"{likeliest} {second[likeliest]:.4f}")
@@ -163,11 +164,9 @@ def test_what_fails_its_gate_is_not_kept_and_leaves_its_rows(run, tmp_path) -> N
     assert sorted(kinds) == ["finetune", "load"]
 
 
-def problems(tmp_path: Path, text: str, *overrides: str) -> list[str]:
+def plan_text(tmp_path: Path, text: str, *overrides: str) -> Plan:
     (tmp_path / "it.yaml").write_text(text)
-    with pytest.raises(RecipeError) as caught:
-        plan(compose(str(tmp_path / "it.yaml"), overrides), Store(tmp_path / "store"))
-    return [str(problem) for problem in caught.value.problems]
+    return planned(tmp_path / "it.yaml", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -191,44 +190,39 @@ def problems(tmp_path: Path, text: str, *overrides: str) -> list[str]:
 def test_what_cannot_be_is_found_while_planning(tmp_path, old, new, expected) -> None:
     text = CHAIN.replace(old, new)
     assert text != CHAIN
-    assert any(expected in problem for problem in problems(tmp_path, text))
+    with pytest.raises(RecipeError) as caught:
+        plan_text(tmp_path, text)
+    assert expected in str(caught.value)
 
 
 def test_a_skipped_export_is_not_another_model(tmp_path) -> None:
     """It leaves the reports, and nothing is held to it."""
-    path = tmp_path / "it.yaml"
-    path.write_text(CHAIN)
-    planned = plan(compose(str(path), ["skip=[ct2]"]), Store(tmp_path / "store"))
-    names = [node.name for node in planned.nodes]
+    plan = plan_text(tmp_path, CHAIN, "skip=[ct2]")
+    names = [node.name for node in plan.nodes]
     assert "evaluate@ct2" not in names and "evaluate@onnx" in names
-    assert list(planned.node("benchmark").artifacts) == ["recover", "onnx"]
-    assert any("'ct2' is skipped" in str(warning) for warning in planned.warnings)
-    path.write_text(CHAIN.replace("against: recover", "against: ct2"))
+    assert list(plan.node("benchmark").artifacts) == ["recover", "onnx"]
+    assert any("'ct2' is skipped" in str(warning) for warning in plan.warnings)
     with pytest.raises(RecipeError, match="'ct2' is skipped"):
-        plan(compose(str(path), ["skip=[ct2]"]), Store(tmp_path / "store"))
+        plan_text(tmp_path, CHAIN.replace("against: recover", "against: ct2"), "skip=[ct2]")
 
 
 def test_what_runs_an_export_is_part_of_keys(tmp_path) -> None:
     """Of the export's and of those that look at it; the order of models is the benchmark's."""
-    path = tmp_path / "it.yaml"
-    path.write_text(CHAIN)
-    planned = plan(compose(str(path), []), Store(tmp_path / "store"))
+    plan = plan_text(tmp_path, CHAIN)
     for name in ("onnx", "evaluate@onnx", "benchmark"):
-        assert "onnxruntime" in planned.node(name).key_parts["frameworks"], name
+        assert "onnxruntime" in plan.node(name).key_parts["frameworks"], name
     for name in ("plain", "evaluate@recover"):
-        assert set(planned.node(name).key_parts["frameworks"]) == {"torch", "transformers"}, name
-    path.write_text(
-        CHAIN.replace("{models: [recover, ct2, onnx], b", "{models: [ct2, recover, onnx], b")
-    )
-    other = plan(compose(str(path), []), Store(tmp_path / "store"))
-    assert other.node("benchmark").key != planned.node("benchmark").key
+        assert set(plan.node(name).key_parts["frameworks"]) == {"torch", "transformers"}, name
+    models = "{models: [recover, ct2, onnx], b"
+    other = plan_text(tmp_path, CHAIN.replace(models, "{models: [ct2, recover, onnx], b"))
+    assert other.node("benchmark").key != plan.node("benchmark").key
 
 
 def test_architectures_that_a_format_does_not_take_are_named(tmp_path) -> None:
     """With those formats that do."""
-    longt5 = CHAIN.replace("/model: tiny,", "/model: tiny_long_t5,")
-    found = problems(tmp_path, longt5)
-    refused = [problem for problem in found if ".format: " in problem]
+    with pytest.raises(RecipeError) as caught:
+        plan_text(tmp_path, CHAIN.replace("/model: tiny,", "/model: tiny_long_t5,"))
+    refused = [str(problem) for problem in caught.value.problems if ".format" in problem.path]
     assert len(refused) == 2
     assert "longt5 with the head 'seq2seq_lm' cannot be written as 'ctranslate2'" in refused[0]
     assert refused[0].endswith("valid: huggingface, packed")

@@ -15,17 +15,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 import compressor
-from compressor.core.console import Console
-from compressor.core.progress import Progress
-from compressor.data.bills import Bills
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Facts
 from compressor.models.loading import ABOUT, build
 from compressor.models.surgery import dequantized
-from compressor.stages.base import Context, Inputs, Launch, Planning
+from compressor.stages.base import Inputs
 from compressor.stages.export import Export
 from compressor.stages.quantize import Quantize
 from tests.harness.models import PICO
+from tests.harness.stages import preview, stage_context
 
 KINDS = ["int8", "int4", "bfloat16", "float16"]
 T5 = {"vocab_size": 1100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
@@ -59,30 +57,24 @@ def logits(model: Any) -> Tensor:
     return found
 
 
-def context(folder: Path) -> Context:
-    folder.mkdir(parents=True)
-    progress = Progress(console=Console(quiet=True), quiet=True)
-    return Context(folder, folder / "resume", Bills(source="bills"), 0, Launch(), progress)
-
-
 def quantized(start: Checkpoint, folder: Path, **settings: Any) -> Checkpoint:
+    """The quantized model, as it was before it was saved in `folder / "saved"`."""
     start.save(folder / "start")
-    found = Quantize(**settings).run(Inputs(folder / "start"), context(folder / "quantize"))
-    found.save(folder / "saved")
-    return found
+    result = Quantize(**settings).run(Inputs(folder / "start"), stage_context(folder / "quantize"))
+    result.save(folder / "saved")
+    return result
+
+
+def exported(folder: Path) -> Path:
+    """Where the saved model lies, exported for transformers."""
+    Export(parity=None).run(Inputs(folder / "saved"), stage_context(folder / "export"))
+    return folder / "export" / "model"
 
 
 def planned(facts: Facts, stage: Any = None, **settings: Any) -> tuple[Facts, list[str]]:
-    told: list[str] = []
-    planning = Planning(
-        facts,
-        Bills(source="bills"),
-        Launch(),
-        Path(),
-        lambda path, message: told.append(f"{path}: {message}"),
-        lambda path, message: told.append(f"{path}: {message}"),
-    )
-    return (stage or Quantize(**settings)).preview(planning), told
+    result, problems = preview(stage or Quantize(**settings), facts)
+    assert result is not None
+    return result, [f"{path}: {message}" for path, message in problems]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,8 +144,7 @@ def test_zeros_stay_zeros(tmp_path: Path, kind: str) -> None:
 def test_a_half_model_is_exported_as_it_is(tmp_path: Path, kind: str) -> None:
     """Plain transformers reads a file of that type, with the model's own values."""
     found = quantized(pico(), tmp_path, **SETTINGS[kind])
-    Export(parity=None).run(Inputs(tmp_path / "saved"), context(tmp_path / "export"))
-    folder = tmp_path / "export" / "model"
+    folder = exported(tmp_path)
     with safe_open(folder / "model.safetensors", "pt") as file:
         types = {str(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
     assert types == {f"torch.{kind}"}
@@ -164,8 +155,7 @@ def test_a_half_model_is_exported_as_it_is(tmp_path: Path, kind: str) -> None:
 def test_an_int4_model_is_exported_as_the_floats_it_stands_for(tmp_path: Path) -> None:
     """float32, and equal to the bit."""
     found = quantized(pico(), tmp_path, **SETTINGS["int4"])
-    Export(parity=None).run(Inputs(tmp_path / "saved"), context(tmp_path / "export"))
-    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "export" / "model").eval()
+    plain = AutoModelForSeq2SeqLM.from_pretrained(exported(tmp_path)).eval()
     assert torch.equal(logits(plain), logits(dequantized(found).model))
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoConfig
 
 from compressor.compression.smoothing import factors, input_peaks, rescale
-from compressor.core.errors import RecipeError
 from compressor.data.bills import Bills
 from compressor.data.source_base import SplitRows
 from compressor.data.tokenizers import train_tokenizer
-from compressor.engine.plan import plan
-from compressor.engine.store.store import Store
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Channels, facts
 from compressor.models.loading import build
 from compressor.models.surgery import dequantized
-from compressor.recipe.compose import compose
-from compressor.stages.base import Context, Inputs, Launch
+from compressor.stages.base import Inputs
 from compressor.stages.quantize import Quantize
 from compressor.stages.smooth import Smooth
+from tests.harness.stages import run_stage, stage_context
 
 DATA = Bills(source="bills", rows=SplitRows(train=8), max_source_length=40, max_target_length=16)
 
@@ -55,10 +50,6 @@ def logits(checkpoint: Checkpoint) -> torch.Tensor:
         return checkpoint.model(**batch).logits
 
 
-def context(folder: Path) -> Context:
-    return Context(folder, folder, DATA, 0, Launch(), progress=None)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("projection", ["relu", "gated-gelu", "gelu"])
 @pytest.mark.parametrize("untied", [False, True])
 def test_the_float_model_is_the_same_and_the_int8_one_is_nearer(
@@ -67,16 +58,14 @@ def test_the_float_model_is_the_same_and_the_int8_one_is_nearer(
     """Logits within float32's rounding; with integer activations the error is at most half."""
     before = t5(projection, untied=untied)
     wanted = logits(before)
-    before.save(tmp_path / "before")
-    after = Smooth(calibration_rows=8).run(Inputs(tmp_path / "before"), context(tmp_path / "a"))
+    after, _ = run_stage(Smooth(calibration_rows=8), before, tmp_path, DATA)
     torch.testing.assert_close(logits(after), wanted, rtol=1e-3, atol=1e-3 * float(wanted.std()))
     changed = [n for n, p in after.model.named_parameters()
                if not torch.equal(p, before.model.get_parameter(n))]  # fmt: skip
     assert ("lm_head.weight" in changed) == untied
-    after.save(tmp_path / "after")
     errors = []
     for name in ("before", "after"):
-        int8 = Quantize().run(Inputs(tmp_path / name), context(tmp_path / "q"))
+        int8 = Quantize().run(Inputs(tmp_path / name), stage_context(tmp_path / "q"))
         errors.append(float((logits(int8) - wanted).square().mean().sqrt()))
         assert int8.quantization is not None and int8.quantization.activations == "int8"
         assert dequantized(int8) is not int8
@@ -130,20 +119,21 @@ def test_every_channel_is_written_and_read_by_tensors_of_its_width() -> None:
         assert widths == {known.shapes[name][-1] for name in each.readers}
 
 
-def test_what_cannot_be_smoothed_is_told(recipe) -> None:
-    """Another architecture, and a model that is int8 already."""
-    for stages, overrides, expected in (
+@pytest.mark.parametrize(
+    ("pipeline", "overrides", "expected"),
+    [
         (
             "[load, smooth]",
             ["model.config.model_type=bart"],
             "knows T5 and mT5, and this is a bart",
         ),
         ("[load, quantize, smooth]", [], "cannot smooth an int8 model; put `quantize` after it"),
-    ):
-        path = recipe(
-            ("[load, finetune, prune, recover, evaluate]", stages),
-            ("  evaluate: {max_length: [8, 16]}", "  quantize: {}\n  smooth: {}"),
-        )
-        with pytest.raises(RecipeError) as caught:
-            plan(compose(str(path), overrides), Store(path.parent))
-        assert expected in str(caught.value)
+    ],
+)
+def test_what_cannot_be_smoothed_is_told(plan_errors, pipeline, overrides, expected) -> None:
+    """Another architecture, and a model that is int8 already."""
+    assert expected in plan_errors(
+        ("[load, finetune, prune, recover, evaluate]", pipeline),
+        ("  evaluate: {max_length: [8, 16]}", "  quantize: {}\n  smooth: {}"),
+        overrides=overrides,
+    )

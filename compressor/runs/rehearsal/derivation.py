@@ -95,8 +95,6 @@ def _shrink_stages(
         planning = Planning(
             facts=facts[node.model],
             data=data,
-            launch=Launch(),
-            outputs=outputs,
             problem=lambda path, message: problems.append(f"{path}: {message}"),
             unreached=lambda *_: None,
             backend="torch" if node.model is None else plan.node(node.model).backend,

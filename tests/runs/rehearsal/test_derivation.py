@@ -19,7 +19,6 @@ from compressor.runs.rehearsal.rows import sample_rows, write_rows
 from compressor.stages.base import Planning
 from compressor.stages.finetune import Finetune
 from compressor.stages.load import Load
-from compressor.training.launch_config import Launch
 
 
 def derive_plan(recipe: str, folder: Path) -> tuple[Plan, Plan, dict[str, Any]]:
@@ -130,7 +129,7 @@ stages:
 
 def test_nothing_is_tracked() -> None:
     """A tracker may keep what it is told, in a folder or elsewhere."""
-    planning = Planning(None, Bills(source="bills"), Launch(), Path(), fail, fail)
+    planning = Planning(None, Bills(source="bills"), fail, fail)
     assert Finetune(trackers=("wandb",)).smoke_test_settings(planning).trackers == ()
 
 
