@@ -84,6 +84,10 @@ def _call_command(words: list[str]) -> int:
             return code
     except typer.Exit as done:  # --help and --version
         return done.exit_code
+    except Exception as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # a library broke as it cleaned up
+            raise KeyboardInterrupt from error
+        raise
 
 
 def build_app() -> typer.Typer:

@@ -230,3 +230,26 @@ def test_what_plans_or_explains_imports_no_torch(tmp_path: Path) -> None:
     from compressor.recipe.schema import build_composed_schema
 
     assert json.loads((tmp_path / "x.json").read_text()) == as_json(build_composed_schema())
+
+
+def test_a_library_that_breaks_as_it_is_interrupted_shows_no_traceback(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may meet a library's own clean-up, which then raises another error; and an error of
+    its own is still one.
+    """
+
+    def work() -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("half undone")
+
+    def fail() -> int:
+        raise AttributeError("a defect")
+
+    monkeypatch.setitem(COMMANDS, "recipes", work)
+    assert call("recipes") == (1, "", "\ninterrupted\n")
+    monkeypatch.setitem(COMMANDS, "recipes", fail)
+    with pytest.raises(AttributeError, match="a defect"):
+        call("recipes")
