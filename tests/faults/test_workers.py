@@ -41,7 +41,7 @@ def test_a_trainings_launcher_is_killed(tmp_path: Path, tell: Tell) -> None:
     place, two = Place(tmp_path), ("launch.num_processes=2", LONGER)
     run = place.start_stage("finetune", *two, fresh=True)
     wait_for_step(run)
-    kill_process(place, run, "compressor.engine.launcher")
+    kill_process(place, run, "compressor.core.processes")
     assert run.wait(30) == 1 and run.err.count("error: ") == 1, run.err
     assert "stage 'finetune': a worker process was killed by signal 9" in run.err
     check_nobody_left(place)
