@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from subprocess import STDOUT
@@ -21,17 +22,17 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from compressor.core.errors import StageError
-from compressor.core.files import accelerate_configs, recipes_folder
+from compressor.core.files import accelerate_configs
 from compressor.core.processes import child_environment
 from compressor.core.ranks import Ranks
 from compressor.data.examples import FILE
 from compressor.engine.cluster import POLL_SECONDS, Follower, lead
-from compressor.engine.plan import plan
+from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import MACHINE_LOCKS, Store
 from compressor.recipe.compose import compose
-from compressor.training.launch_config import Launch, Processes, Scheme, read_processes
+from compressor.training.launch_config import Processes, read_processes
 from tests.harness.command import Command, compressor, start
-from tests.harness.runs import list_processes, wait_for_step
+from tests.harness.runs import find_stage, list_processes, wait_for_step, weights
 
 SUMMARIES = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
@@ -73,60 +74,47 @@ def without_times(metrics: Any) -> Any:
     return metrics
 
 
-def once_more(folder: Path, first: Command, names: set[str], *arguments: str) -> Command:
-    """Run again in `two/`, with all artifacts of `one/` but those of the named stages."""
+def check_same_results(folder: Path, recipe: str, stages: dict[str, str], count: int) -> Command:
+    """Run a recipe in one process, and some stages again in several: they give the same.
+
+    `stages`: name → the file that each writes. No folder of torch's launcher stays behind.
+    """
+    (folder / "mine.yaml").write_text(recipe)
+    one = compressor("run", "mine.yaml", "outputs=one", cwd=folder)
+    assert one.code == 0, one.err
     shutil.copytree(folder / "one", folder / "two", symlinks=True)
-    for name in names:
-        shutil.rmtree(folder / "two/store" / first.record(name)["key"])
-    temporary = folder / "temporary"
-    temporary.mkdir()
-    again = compressor(
-        "run", "mine.yaml", "outputs=two", *arguments, cwd=folder, TMPDIR=str(temporary)
-    )
-    assert again.code == 0, again.err
-    fresh = {record["name"] for record in again.records() if not record["cached"]}
-    assert fresh == names
-    assert not list(temporary.glob("torchelastic*"))
-    return again
-
-
-def artifact(done: Command, name: str, file: str) -> bytes:
-    (found,) = done.run_folder.glob(f"stages/*-{name}/{file}")
-    return found.read_bytes()
+    for name in stages:
+        shutil.rmtree(folder / "two/store" / one.record(name)["key"])
+    (folder / "temporary").mkdir()
+    command = ("run", "mine.yaml", "outputs=two", f"launch.num_processes={count}")
+    two = compressor(*command, cwd=folder, TMPDIR=str(folder / "temporary"))
+    assert two.code == 0, two.err
+    assert {record["name"] for record in two.records() if not record["cached"]} == {*stages}
+    assert not list((folder / "temporary").glob("torchelastic*"))
+    for name, file in stages.items():
+        metrics = [without_times(done.record(name)["metrics"]) for done in (one, two)]
+        assert metrics[0] == metrics[1]
+        files = [find_stage(done.run_folder, name) / file for done in (one, two)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    return two
 
 
 def test_shared_summaries_score_as_one_processs(tmp_path) -> None:
     """Greedy, beams, a demo text and pseudo-labels: all metrics to the last digit, all files to the
     byte. Of three processes one has no batch of the greedy rows, which make two, and two have none
-    of the demo text. No folder of torch's launcher stays behind.
+    of the demo text.
     """
-    (tmp_path / "mine.yaml").write_text(SUMMARIES)
-    one = compressor("run", "mine.yaml", "outputs=one", cwd=tmp_path)
-    assert one.code == 0, one.err
-    names = {"write", "greedy", "beams"}
-    two = once_more(tmp_path, one, names, "launch.num_processes=3")
-    for name in names:
-        metrics = [without_times(done.record(name)["metrics"]) for done in (one, two)]
-        assert metrics[0] == metrics[1]
-    assert 0 < one.record("greedy")["metrics"]["rougeLsum"] < 1
-    assert two.record("greedy")["metrics"]["demo"]["summary"]
-    for name in names - {"write"}:
-        assert artifact(one, name, "predictions.csv") == artifact(two, name, "predictions.csv")
-    assert artifact(one, "write", FILE) == artifact(two, "write", FILE)
+    stages = {"write": FILE, "greedy": "predictions.csv", "beams": "predictions.csv"}
+    metrics = check_same_results(tmp_path, SUMMARIES, stages, 3).record("greedy")["metrics"]
+    assert 0 < metrics["rougeLsum"] < 1 and metrics["demo"]["summary"]
 
 
 def test_shared_labels_score_as_one_processs(tmp_path) -> None:
     """Tuned thresholds, loss and all scores; what ONNX Runtime runs stays with one process."""
     pytest.importorskip("onnxruntime")
-    (tmp_path / "mine.yaml").write_text(LABELS)
-    one = compressor("run", "mine.yaml", "outputs=one", cwd=tmp_path)
-    assert one.code == 0, one.err
-    two = once_more(tmp_path, one, {"evaluate", "scored@exported"}, "launch.num_processes=2")
-    for name in ("evaluate", "scored@exported"):
-        metrics = [without_times(done.record(name)["metrics"]) for done in (one, two)]
-        assert metrics[0] == metrics[1]
-        assert artifact(one, name, "predictions.csv") == artifact(two, name, "predictions.csv")
-    assert len(set(one.record("evaluate")["metrics"]["thresholds"].values())) > 1
+    stages = dict.fromkeys(("evaluate", "scored@exported"), "predictions.csv")
+    done = check_same_results(tmp_path, LABELS, stages, 2)
+    assert len(set(done.record("evaluate")["metrics"]["thresholds"].values())) > 1
 
 
 def test_every_batch_is_one_processs() -> None:
@@ -167,13 +155,13 @@ def test_a_killed_training_goes_on_in_other_processes(recipe, run) -> None:
     done = run("run", path, only, "launch.num_processes=2")
     assert done.code == 0, done.err
     assert "goes on from step" in done.out
-    folders = [path.parent / result.run_folder for result in (undisturbed, done)]
-    mine, theirs = (load_file(f / "stages/01-finetune/model.safetensors") for f in folders)
-    assert mine.keys() == theirs.keys()
-    for name, tensor in mine.items():
-        assert (theirs[name] - tensor).abs().mean() < 1e-4, name
-        assert (theirs[name] - tensor).abs().max() < 2e-3, name
-    assert any(not torch.equal(theirs[name], tensor) for name, tensor in mine.items())
+    folders = [undisturbed.run_folder, done.run_folder]
+    expected, tensors = (load_file(weights(folder, "finetune")) for folder in folders)
+    assert expected.keys() == tensors.keys()
+    for name, tensor in expected.items():
+        assert (tensors[name] - tensor).abs().mean() < 1e-4, name
+        assert (tensors[name] - tensor).abs().max() < 2e-3, name
+    assert any(not torch.equal(tensors[name], tensor) for name, tensor in expected.items())
     about = json.loads((folders[1] / "environment.json").read_text())
     changes = about["resumed"]
     assert [change["stage"] for change in changes] == ["finetune", "finetune"]
@@ -186,22 +174,25 @@ def test_a_killed_training_goes_on_in_other_processes(recipe, run) -> None:
     assert "resumed" not in json.loads((folders[0] / "environment.json").read_text())
 
 
-def free_port() -> int:
-    import socket
-
+def machine_configs(folder: Path) -> list[str]:
+    """Write the checked-in config, as two machines have it: here both are this one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def machine_configs(folder: Path) -> list[str]:
-    """The checked-in config, as two machines have it: here both are this one."""
+        port = probe.getsockname()[1]
     text = accelerate_configs()["several_machines"].read_text()
-    text = text.replace("main_process_port: 29500", f"main_process_port: {free_port()}")
+    text = text.replace("main_process_port: 29500", f"main_process_port: {port}")
     for rank in (0, 1):
         own = text.replace("machine_rank: 0 ", f"machine_rank: {rank} ")
         (folder / f"machine{rank}.yaml").write_text(own)
     return [f"launch.config_file=machine{rank}.yaml" for rank in (0, 1)]
+
+
+def run_on_two_machines(path: Path, *overrides: str) -> tuple[Command, int, str]:
+    """Run a recipe on both; what the first says, and the second's exit code and words."""
+    first, second = machine_configs(path.parent)
+    follower = start("run", path, second, *overrides, cwd=path.parent, stderr=STDOUT)
+    leader = compressor("run", path, first, *overrides, cwd=path.parent)
+    return leader, follower.wait(60), follower.out
 
 
 def test_two_machines_make_one_run(recipe, run) -> None:
@@ -210,68 +201,72 @@ def test_two_machines_make_one_run(recipe, run) -> None:
     """
     path = recipe()
     one = run("run", path, "outputs=one")
-    configs = machine_configs(path.parent)
-    helper = start("run", path, configs[1], cwd=path.parent, stderr=STDOUT)
-    leader = run("run", path, configs[0])
-    code, told = helper.wait(60), helper.out
-    assert leader.code == 0, leader.err + told
-    assert code == 0, told
-    assert [line.split()[-1] for line in told.splitlines() if "takes part" in line] == [
-        "finetune", "recover", "evaluate",
-    ]  # fmt: skip
+    two, code, text = run_on_two_machines(path)
+    assert (two.code, code) == (0, 0), two.err + text
+    tasks = [line.split()[-1] for line in text.splitlines() if "takes part" in line]
+    assert tasks == ["finetune", "recover", "evaluate"]
     assert len(list(path.parent.glob("outputs/runs/mine/*"))) == 1
     assert list((path.parent / "outputs/store/partial").iterdir()) == []
     for name in ("finetune", "recover"):
-        losses = [done.record(name)["metrics"]["train_loss"] for done in (one, leader)]
+        losses = [done.record(name)["metrics"]["train_loss"] for done in (one, two)]
         assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-    masks = [load_file(done.run_folder / "stages/02-prune/masks.safetensors") for done in
-             (one, leader)]  # fmt: skip
+    folders = [find_stage(done.run_folder, "prune") for done in (one, two)]
+    masks = [load_file(folder / "masks.safetensors") for folder in folders]
     assert all(torch.equal(masks[1][name], mask) for name, mask in masks[0].items())
 
 
-def test_a_machine_says_when_the_first_one_fails(recipe, run) -> None:
+def test_a_machine_says_when_the_first_one_fails(recipe) -> None:
     """A rate that spoils the loss: exit code 1 on both, and nobody left."""
     path = recipe()
-    configs = machine_configs(path.parent)
-    spoils = "training.learning_rate=1e30"
-    helper = start("run", path, configs[1], spoils, cwd=path.parent, stderr=STDOUT)
-    leader = run("run", path, configs[0], spoils)
-    code, told = helper.wait(60), helper.out
+    leader, code, text = run_on_two_machines(path, "training.learning_rate=1e30")
     assert leader.code == 1 and "learning rate 1e+30; the weights before that" in leader.err
-    assert code == 1, told
-    assert "machine 0 has ended without all that was planned" in told
+    assert code == 1 and "machine 0 has ended without all that was planned" in text, text
     assert list_processes(path.parent) == []
 
 
-def test_a_machine_with_another_plan_is_told(recipe, monkeypatch) -> None:
+@pytest.fixture
+def plan_on(recipe, monkeypatch) -> Callable[..., tuple[Plan, Store, Processes]]:
+    """Plan the recipe as the first or second machine does."""
+    path = recipe()
+    monkeypatch.chdir(path.parent)
+    configs, store = machine_configs(path.parent), Store(path.parent / "outputs/store")
+
+    def make(machine: int, *overrides: str) -> tuple[Plan, Store, Processes]:
+        planned = plan(compose(str(path), [configs[machine], *overrides]), store)
+        return planned, store, read_processes(planned.composed.recipe.launch)
+
+    return make
+
+
+def test_a_machine_with_another_plan_says_so(plan_on) -> None:
     """Another seed on the second machine: a StageError that names the first stage it is in."""
-    path = recipe()
-    monkeypatch.chdir(path.parent)
-    configs = machine_configs(path.parent)
-    store = Store(path.parent / "outputs/store")
-    planned = plan(compose(str(path), [configs[0]]), store)
-    found = read_processes(planned.composed.recipe.launch)
-    told: list[str] = []
-    with lead(planned, store, found, told.append) as session:
+    said: list[str] = []
+    with lead(*plan_on(0), said.append) as session:
         assert session is not None
-        mine = plan(compose(str(path), [configs[1], "seed=5"]), store)
         with pytest.raises(StageError, match="another plan: 'load' is not the same there"):
-            Follower(mine, store, read_processes(mine.composed.recipe.launch), told.append).follow()
-    assert told == ["machine 1 of 2: lends 1 processes to machine 0's run"]
+            Follower(*plan_on(1, "seed=5"), said.append).follow()
+    assert said == ["machine 1 of 2: lends 1 processes to machine 0's run"]
 
 
-def test_a_machine_does_not_wait_for_ever_for_the_first(recipe, monkeypatch) -> None:
+def test_a_machine_does_not_wait_for_ever_for_the_first(plan_on, monkeypatch) -> None:
     """Which nobody started: a StageError that says what to do."""
-    path = recipe()
-    monkeypatch.chdir(path.parent)
     monkeypatch.setattr("compressor.engine.cluster.LEADER_SECONDS", 0.0)
-    (path.parent / "outputs").mkdir()
-    mine = plan(compose(str(path), machine_configs(path.parent)[1:]), Store(path.parent / "store"))
-    helper = Follower(
-        mine, Store(path.parent / "store"), read_processes(mine.composed.recipe.launch), print
-    )
     with pytest.raises(StageError, match="machine 0 has not begun this run"):
-        helper.follow()
+        Follower(*plan_on(1), print).follow()
+
+
+def test_a_machine_that_came_and_went_is_noted(plan_on) -> None:
+    """While it is there nothing is; where it comes again that is taken back."""
+    planned, store, started = plan_on(0)
+    lock = store.folder / "locks" / f"{MACHINE_LOCKS}{started.address}-{started.port}.1.lock"
+    with lead(planned, store, started, print) as session:
+        assert session is not None
+        seen = []
+        for is_held in (False, True, False, True):
+            with FileLock(lock) if is_held else nullcontext():
+                time.sleep(3 * POLL_SECONDS)
+                seen.append((set(session.gone), session.one_is_gone.is_set()))
+    assert seen == [(set(), False), (set(), False), ({1}, True), (set(), False)]
 
 
 def test_a_wait_for_another_machine_ends_by_a_signal(recipe) -> None:
@@ -324,84 +319,3 @@ def test_what_was_started_ends_with_who_started_it(tmp_path: Path) -> None:
     began = time.monotonic()
     assert launcher.communicate()[0] == b""  # until the worker, too, has let go of it
     assert time.monotonic() - began < 5
-
-
-def test_a_machine_that_came_and_went_is_noted(recipe, monkeypatch) -> None:
-    """While it is there nothing is; where it comes again that is taken back."""
-    path = recipe()
-    monkeypatch.chdir(path.parent)
-    store = Store(path.parent / "outputs/store")
-    planned = plan(compose(str(path), machine_configs(path.parent)[:1]), store)
-    started = read_processes(planned.composed.recipe.launch)
-    lock = store.folder / "locks" / f"{MACHINE_LOCKS}{started.address}-{started.port}.1.lock"
-    with lead(planned, store, started, print) as session:
-        assert session is not None
-        seen = []
-        for is_held in (False, True, False, True):
-            with FileLock(lock) if is_held else nullcontext():
-                time.sleep(3 * POLL_SECONDS)
-                seen.append((set(session.gone), session.one_is_gone.is_set()))
-    assert seen == [(set(), False), (set(), False), ({1}, True), (set(), False)]
-
-
-def test_checked_in_configs_mean_what_they_say() -> None:
-    """Each is read; a number of processes replaces its own; a path is taken too."""
-    configs = accelerate_configs()
-    assert list(configs) == ["ddp", "fsdp2", "several_machines"]
-    assert read_processes(Launch(num_processes=3)) == Processes(3)
-    found = read_processes(Launch(config_file="fsdp2", num_processes=4))
-    assert (found.count, found.here, found.several) == (4, 4, True)
-    assert found.scheme == Scheme(kind="fsdp2", reshard_after_forward=True)
-    assert read_processes(Launch(config_file="ddp")).scheme.kind == "ddp"
-    found = read_processes(Launch(config_file=str(configs["several_machines"])))
-    assert (found.count, found.here, found.machines, found.machine) == (2, 1, 2, 0)
-    assert (found.address, found.port) == ("127.0.0.1", 29500)
-    assert recipes_folder() in configs["ddp"].parents
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (None, "no file and no checked-in config 'fsdp'; did you mean 'fsdp2'?"),
-        ("use_cpu: true", "Accelerate starts one process where use_cpu is true"),
-        ("distributed_type: MULTI_CPU", "set distributed_type: MULTI_GPU and use_cpu: false"),
-        ("distributed_type: FDSP", "distributed_type: no 'FDSP' here; did you mean 'FSDP'?"),
-        ("distributed_type: FSDP", "fsdp_config.fsdp_version: only 2 is offered"),
-        (
-            "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_offload_params: true}",
-            "fsdp_config.fsdp_offload_params is not offered",
-        ),
-        (
-            "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}",
-            "DeepSpeed's ZeRO is not supported: take the config fsdp2",
-        ),
-        ("mixed_precision: fp16", "mixed_precision: only `training.precision` decides"),
-        ("num_machines: 2\nnum_processes: 4", "main_process_ip: several machines need"),
-        ("num_machines: 2\nmachine_rank: 2", "machine_rank is 2, of 2 machines"),
-        ("num_processes: many", "num_processes is 'many', not a number"),
-        ("[1, 2]", "expected a mapping, as `accelerate config` writes"),
-        (
-            "num_machines: 2\nnum_processes: 3\nmain_process_ip: a",
-            "3 processes do not divide over 2 machines",
-        ),
-    ],
-)
-def test_a_config_that_is_wrong_is_told_when_planning(tmp_path, text, expected) -> None:
-    """With what is offered instead, or the nearest name."""
-    name = "fsdp"
-    if text is not None:
-        (tmp_path / "mine.yaml").write_text(text)
-        name = str(tmp_path / "mine.yaml")
-    with pytest.raises(ValueError, match=re.escape(expected)):
-        read_processes(Launch(config_file=name))
-
-
-def test_the_command_tells_of_a_wrong_config_and_does_not_list_them(recipe, run) -> None:
-    """Exit code 2, the key's path, no traceback; no config is shown as a recipe."""
-    told = run("plan", recipe(), "launch.config_file=fsdp")
-    assert told.code == 2
-    assert "launch.config_file: no file and no checked-in config 'fsdp'" in told.err
-    told = run("plan", recipe(), "launch.config_file=zero3")
-    assert told.code == 2
-    assert "launch.config_file: zero3: DeepSpeed's ZeRO is not supported" in told.err
-    assert "accelerate" not in run("recipes").out
