@@ -52,7 +52,7 @@ class Node:
         return self.stage.label or self.name
 
     def summary(self) -> dict[str, Any]:
-        """What `plan --json` prints of a node."""
+        """Summarize the node as `plan --json` prints it."""
         facts = self.facts
         return {
             "name": self.name,
@@ -82,7 +82,7 @@ class Plan:
         return next(node for node in self.nodes if node.name == name)
 
     def data_for(self, node: Node) -> Data:
-        """The recipe's data, held as it was when planned where `node` reads any of it."""
+        """Give the recipe's data, pinned as it was planned where `node` reads any of it."""
         data = self.composed.recipe.data
         return data.pinned() if node.stage.reads() else data
 
@@ -92,9 +92,8 @@ class Plan:
             if self.composed.recipe.data.content_key(split) != planned["content"]:
                 raise StageError(f"the {split} rows have changed since this run was planned")
         identity = node.stage.identity(node.planning)
-        changed = [
-            part for part, is_ in node.key_parts["identity"].items() if identity[part] != is_
-        ]
+        planned_identity = node.key_parts["identity"].items()
+        changed = [part for part, value in planned_identity if identity[part] != value]
         if changed:
             raise StageError(f"its {' and '.join(changed)} changed since this run was planned")
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 VALUE_BYTES = {"int8": 1, "bfloat16": 2, "float32": 4}
 SMALL = 1024
-"""Matrices with fewer entries are packed as float32, as vectors are (`sparsity.packed`)."""
+"""Matrices with fewer entries are packed as float32, as vectors are (`backends.packed`)."""
 HEADER_BYTES = 200
-"""At most what describes a packed tensor in its file, beside its name, four times."""
+"""Most bytes that describe a packed tensor in its file, beside its name, which stands 4 times."""
 
 
 class Target(BaseModel):

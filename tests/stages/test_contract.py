@@ -8,6 +8,7 @@ import re
 import pytest
 import yaml
 
+from compressor.recipe.describe import render_stage
 from compressor.stages.base import Stage, stage_class, stage_kinds
 
 
@@ -31,6 +32,16 @@ def test_every_stage_is_listed(run) -> None:
     listed = run("stages").out
     for kind in stage_kinds():
         assert re.search(rf"^{kind} +\w", listed, re.MULTILINE)
-        described = run("stages", kind)
-        assert described.code == 0
-        assert "Example:" in described.out
+        assert "Example:" in render_stage(kind, 100)
+    assert "Example:" in run("stages", "prune").out
+
+
+def test_what_a_stage_gives_is_what_its_run_is_annotated_with() -> None:
+    """A Checkpoint is handed to the stages after it; None only looks at a model."""
+    looking = {kind for kind in stage_kinds() if not stage_class(kind).changes_model}
+    assert looking == {
+        "baseline", "benchmark", "evaluate", "export", "pseudo_label", "sensitivity",
+    }  # fmt: skip
+    for kind in stage_kinds():
+        expected = "None" if kind in looking else "Checkpoint"
+        assert stage_class(kind).run.__annotations__["return"] == expected

@@ -53,8 +53,9 @@ def test_a_sliced_pruned_quantized_model_goes_to_every_format(run, tmp_path) -> 
     for name in ("plain", "packed", "ct2", "onnx"):
         metrics = records[name]["metrics"]
         assert metrics["parity"]["rows"] == 12
-        # These two have the model's own values; a model that lacks a layer shares at most 29 %.
-        least = 0.98 if name in ("plain", "packed") else 0.6
+        least = (
+            0.98 if name in ("plain", "packed") else 0.8
+        )  # these two have the model's own values
         assert metrics["parity"]["equal_tokens"] >= least
         assert metrics["bytes"] <= metrics["disk_bytes"]
         assert metrics["resident_bytes"] > 1e6
