@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compressor.backends.predictor import Loaded
+    from compressor.backends.predictor import Predictor
 
 __version__ = "0.1.0"
 
 
-def load(place: str | Path, *, threads: int | None = None) -> Loaded:
+def load(place: str | Path, *, threads: int | None = None) -> Predictor:
     """A model with its tokenizer: `.summarize(texts)` or `.classify(texts)`, whatever runs it.
 
     `place` is a directory that `export` wrote; a run's folder, for what its last `export` wrote or,
@@ -24,7 +24,7 @@ def load(place: str | Path, *, threads: int | None = None) -> Loaded:
     """
     from compressor.backends import predictor
 
-    return predictor.load(Path(place), threads=threads)
+    return predictor.load_predictor(Path(place), threads=threads)
 
 
 def load_model(directory: str | Path) -> PreTrainedModel:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from compressor.backends.outputs import Decoded
+    from compressor.backends.outputs import GenerationOutput
 
 
 EXPORT = "compressor.json"
@@ -39,8 +39,8 @@ class Model(Protocol):
         num_beams: int = 1,
         min_length: int = 0,
         progress: Callable[[int], None] | None = None,
-    ) -> dict[int, Decoded]:
-        """Decode at each limit: see `compressor.backends.torch.generation.sweep`."""
+    ) -> dict[int, GenerationOutput]:
+        """Decode at each limit: see `compressor.backends.torch.generation.decode_sweep`."""
 
     def logits(
         self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None

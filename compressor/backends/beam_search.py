@@ -40,14 +40,14 @@ class Decoder(Protocol):
         ...
 
 
-def greedy(decoder: Decoder, count: int, settings: Settings) -> list[list[int]]:
+def search_greedily(decoder: Decoder, count: int, settings: Settings) -> list[list[int]]:
     """The likeliest token at each step, for `count` rows, each up to its end token."""
     tokens = np.full((count, 1), settings.start, dtype=np.int64)
     done: list[list[int]] = [[] for _ in range(count)]
     live = np.arange(count)
     ended = np.zeros(count, dtype=bool)
     while len(live) and tokens.shape[1] < settings.max_length:
-        scores = settings.process(tokens, _numbers(decoder.step(tokens[:, -1])))
+        scores = settings.process(tokens, _require_finite(decoder.step(tokens[:, -1])))
         tokens = np.concatenate([tokens, scores.argmax(axis=1)[:, None]], axis=1)
         ended |= is_one_of(tokens[:, -1], settings.eos)
         if ended.all() or ended.sum() >= max(1, _DROP_SHARE * len(live)):
@@ -119,13 +119,13 @@ class _Beams:
         """Add a token. Gives which rows are over, and where each place's beam was [rows, beams]."""
         rows = len(self.running)
         best, beam, tokens = self._continuations(decoder)
-        sequences = _chosen(self.running, beam)
+        sequences = _gather_places(self.running, beam)
         sequences[:, :, self.length] = tokens
         at_limit = self.length + 1 >= self.settings.max_length
         stops: NDArray[np.bool_] = is_one_of(tokens, self.settings.eos) | at_limit
         running = best + stops.astype(np.float32) * _NEVER
-        going = _top(running, self.beams)
-        self.running, self.scores = _chosen(sequences, going), _chosen(running, going)
+        going = _find_largest(running, self.beams)
+        self.running, self.scores = _gather_places(sequences, going), _gather_places(running, going)
         self._finish(sequences, best, stops)
         self.length += 1
         over = ~self._can_improve()
@@ -133,17 +133,19 @@ class _Beams:
             over |= self.is_finished.all(axis=1)
         if stops.all():
             over[:] = True
-        return over, np.arange(rows)[:, None] * self.beams + _chosen(beam, going)
+        return over, np.arange(rows)[:, None] * self.beams + _gather_places(beam, going)
 
     def _continuations(self, decoder: Decoder) -> tuple[Scores, Tokens, Tokens]:
         """Log-probability, beam and token of the best continuations, each [rows, kept]."""
         rows = len(self.running)
         flat = self.running[:, :, : self.length].reshape(rows * self.beams, -1)
-        scores = self.settings.process(flat, log_softmax(_numbers(decoder.step(flat[:, -1]))))
+        scores = self.settings.process(
+            flat, log_softmax(_require_finite(decoder.step(flat[:, -1])))
+        )
         vocabulary = scores.shape[1]
         scores = (scores.reshape(rows, self.beams, -1) + self.scores[:, :, None]).reshape(rows, -1)
-        chosen = _top(scores, self.kept)
-        return _chosen(scores, chosen), chosen // vocabulary, chosen % vocabulary
+        chosen = _find_largest(scores, self.kept)
+        return _gather_places(scores, chosen), chosen // vocabulary, chosen % vocabulary
 
     def _finish(self, sequences: Tokens, best: Scores, stops: NDArray[np.bool_]) -> None:
         """Take continuations that have just ended among the best into the finished ones."""
@@ -154,10 +156,10 @@ class _Beams:
             scores = scores + full.astype(np.float32) * _NEVER
         scores = scores + (~just).astype(np.float32) * _NEVER
         merged = np.concatenate([self.finished_scores, scores], axis=1)
-        top = _top(merged, self.beams)
-        self.finished_scores = _chosen(merged, top)
-        self.finished = _chosen(np.concatenate([self.finished, sequences], axis=1), top)
-        self.is_finished = _chosen(np.concatenate([self.is_finished, just], axis=1), top)
+        top = _find_largest(merged, self.beams)
+        self.finished_scores = _gather_places(merged, top)
+        self.finished = _gather_places(np.concatenate([self.finished, sequences], axis=1), top)
+        self.is_finished = _gather_places(np.concatenate([self.is_finished, just], axis=1), top)
 
     def _can_improve(self) -> NDArray[np.bool_]:
         """Which rows may still find a beam better than the worst of their finished ones."""
@@ -170,24 +172,24 @@ class _Beams:
         return better
 
 
-def _numbers(logits: Scores) -> Scores:
+def _require_finite(logits: Scores) -> Scores:
     """The logits as they are. Raises StageError where the largest of a row is NaN or infinite."""
     if not bool((logits.max(axis=1) < np.inf).all()):
         raise StageError(NOT_FINITE)
     return logits
 
 
-def _top(scores: Scores, count: int) -> Tokens:
+def _find_largest(scores: Scores, count: int) -> Tokens:
     """Places of the `count` largest of each row, the largest first; of equal ones the earlier."""
     if count < scores.shape[1]:
         some = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
     else:
         some = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    order = np.argsort(-_chosen(scores, some), axis=1, kind="stable")
+    order = np.argsort(-_gather_places(scores, some), axis=1, kind="stable")
     top: Tokens = np.take_along_axis(some, order, axis=1)
     return top
 
 
-def _chosen(values: NDArray, places: Tokens) -> NDArray:  # type: ignore[type-arg]
+def _gather_places(values: NDArray, places: Tokens) -> NDArray:  # type: ignore[type-arg]
     """Of values [R, N, …] those at places [R, M], as [R, M, …]."""
     return values[np.arange(len(values))[:, None], places]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.backends.generation_config import BackendName, require_followed
-from compressor.backends.outputs import Decoded, at_limits, token_ids, valid_limits
+from compressor.backends.outputs import GenerationOutput, at_limits, token_ids, valid_limits
 from compressor.core import machine
 from compressor.core.errors import StageError
 from compressor.data.batching import evaluation_batches
@@ -55,7 +55,7 @@ _ACTIVATIONS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]]
 }
 
 
-def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
+def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     """Write a float checkpoint into `folder`, as `ctranslate2.Translator` or `Encoder` loads it.
 
     A classifier's head, which CTranslate2 does not run, is beside it: `head.safetensors`. Raises
@@ -80,7 +80,7 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
 
         def _load(self) -> Any:
             spec = super()._load()
-            _complete(spec, copied, checkpoint.head, tokenizer)
+            _complete_spec(spec, copied, checkpoint.head, tokenizer)
             return spec
 
     _fit_converters(copied.config)
@@ -121,7 +121,7 @@ def _fit_converters(config: PretrainedConfig) -> None:
         config.tie_word_embeddings = entries["tie_word_embeddings"]
 
 
-def _complete(spec: Any, model: PreTrainedModel, head: str, tokenizer: Any) -> None:
+def _complete_spec(spec: Any, model: PreTrainedModel, head: str, tokenizer: Any) -> None:
     """Add what the converters leave out: sizes and numbers of heads, the first token written."""
     config = model.config
     if head == "seq2seq_lm" and config.model_type not in ("t5", "mt5"):
@@ -180,7 +180,7 @@ class Translator:
 
         self.tokenizer: Any = Tokens.load(folder)
         self.settings = json.loads((folder / GENERATION).read_text(encoding="utf-8"))
-        self._model, self._workers = _opened(ctranslate2.Translator, folder, threads)
+        self._model, self._workers = _open_model(ctranslate2.Translator, folder, threads)
         self.device = str(self._model.device)
         vocabulary = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
         self._tokens: list[str] = vocabulary
@@ -194,7 +194,7 @@ class Translator:
         num_beams: int = 1,
         min_length: int = 0,
         progress: Callable[[int], None] | None = None,
-    ) -> dict[int, Decoded]:
+    ) -> dict[int, GenerationOutput]:
         """Decode at each limit; see `compressor.backends.torch.generation.sweep`.
 
         Greedily it gives what `generate` gives, but for rounding. Beams end by other rules.
@@ -279,7 +279,7 @@ class Encoder:
         from safetensors import safe_open
 
         self.tokenizer: Any = Tokens.load(folder)
-        self._model, workers = _opened(ctranslate2.Encoder, folder, threads)
+        self._model, workers = _open_model(ctranslate2.Encoder, folder, threads)
         self._workers = ThreadPoolExecutor(workers) if workers > 1 else None
         self._parts = workers
         self.device = str(self._model.device)
@@ -290,7 +290,7 @@ class Encoder:
                 for i, name in enumerate(activations)
             ]
 
-    def sweep(self, *_: Any, **__: Any) -> dict[int, Decoded]:
+    def sweep(self, *_: Any, **__: Any) -> dict[int, GenerationOutput]:
         raise StageError("a classifier writes no summaries")
 
     def logits(
@@ -320,14 +320,14 @@ class Encoder:
         return np.concatenate(list(run(first, parts)))
 
 
-def load(
+def load_model(
     folder: Path, about: Mapping[str, Any], *, threads: int | None = None
 ) -> Translator | Encoder:
     """The model that `write` wrote. Raises StageError where CTranslate2 cannot load it."""
     return (Translator if about["head"] == "seq2seq_lm" else Encoder)(folder, threads)
 
 
-def _opened(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:
+def _open_model(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:
     """The loaded model, and how many parts of a batch it computes at once."""
     import ctranslate2
 

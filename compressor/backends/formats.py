@@ -15,7 +15,7 @@ from compressor.backends.generation_config import BackendName
 from compressor.backends.onnx.support import RUNS, WRITES
 from compressor.backends.onnx.support import SUPPORTED as ONNX
 from compressor.core.errors import StageError
-from compressor.core.packages import installing
+from compressor.core.packages import suggest_install
 from compressor.data.rows import Task
 from compressor.data.source_base import DataBase, Truncate
 from compressor.models.architectures.t5 import scales_outputs
@@ -92,7 +92,7 @@ FORMATS: Mapping[FormatName, Format] = {
 }
 
 
-def refusal(name: FormatName, facts: Facts) -> str | None:
+def explain_refusal(name: FormatName, facts: Facts) -> str | None:
     """Why a model cannot be written in a format; None where it can."""
     found, head = FORMATS[name], str(facts.config["head"])
     if not found.takes(head, facts.model_type):
@@ -110,11 +110,11 @@ def refusal(name: FormatName, facts: Facts) -> str | None:
     missing = [package for package in found.packages if find_spec(package) is None]
     if missing:
         needs = f"{name!r} needs {', '.join(missing)}"
-        return f"{needs}, which is not installed: {installing(found.extra)}"
+        return f"{needs}, which is not installed: {suggest_install(found.extra)}"
     return None
 
 
-def stored(facts: Facts, weights: Weights, name: FormatName = "huggingface") -> Facts:
+def derive_stored_facts(facts: Facts, weights: Weights, name: FormatName = "huggingface") -> Facts:
     """The facts of a model in a file of a format with such weights: matrices as they are called,
     with the format's scales of int8, and all else in the float type.
     """
@@ -123,10 +123,10 @@ def stored(facts: Facts, weights: Weights, name: FormatName = "huggingface") -> 
     matrices, _, other = weights.partition("_")
     int8 = {n for n, s in facts.shapes.items() if matrices == "int8" and len(s) > 1}
     if name == "onnx" and int8:
-        int8 = set(Grid().kinds("int8", facts))
+        int8 = set(Grid().choose_kinds("int8", facts))
     block = FORMATS[name].int8_block
     kept = other or ("float32" if int8 else matrices)
-    return replace(facts.dequantized(), weights=kept, int8=frozenset(int8), int8_block=block)
+    return replace(facts.dequantize(), weights=kept, int8=frozenset(int8), int8_block=block)
 
 
 def _with_readable_head(facts: Facts) -> Facts:
@@ -142,7 +142,7 @@ def _with_readable_head(facts: Facts) -> Facts:
     return replace(facts, shapes={**facts.shapes, **head})
 
 
-def matrix() -> list[tuple[str, str, list[bool]]]:
+def list_support() -> list[tuple[str, str, list[bool]]]:
     """(head, model type, whether each of `FORMATS` takes it) for every model that can be loaded."""
     heads = ("seq2seq_lm", "sequence_classification", "causal_lm")
     return [
@@ -173,7 +173,7 @@ class Texts(BaseModel):
         return cls(**{name: getattr(data, name) for name in shared}, **others)
 
 
-class Exported(Texts):
+class ExportInfo(Texts):
     """What `compressor.json` says of an exported model: what runs it, and how texts are read."""
 
     version: Literal[1] = 1
@@ -185,7 +185,7 @@ class Exported(Texts):
         (folder / EXPORT).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Exported:
+    def load(cls, folder: Path) -> ExportInfo:
         """Read a model directory's. Raises StageError where it is not one that was written here."""
         path = folder / EXPORT
         try:

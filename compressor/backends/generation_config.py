@@ -114,16 +114,16 @@ def read_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     path = folder / FILE
     if path.is_file():
-        return settings_of(path)
-    return settings_in(config)
+        return load_settings(path)
+    return select_settings(config)
 
 
-def settings_in(config: Mapping[str, Any]) -> dict[str, Any]:
+def select_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of generation in a model's config."""
     return {name: value for name, value in config.items() if name in SETTINGS}
 
 
-def settings_of(path: Path) -> dict[str, Any]:
+def load_settings(path: Path) -> dict[str, Any]:
     """The settings in a file. Raises ValueError, with its path."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -149,17 +149,17 @@ def find_unfollowed(
     return sorted(
         name
         for name, value in settings.items()
-        if SETTINGS.get(name, "torch") not in followed and _acts(name, value)
+        if SETTINGS.get(name, "torch") not in followed and _has_effect(name, value)
     )
 
 
-def _acts(name: str, value: Any) -> bool:
+def _has_effect(name: str, value: Any) -> bool:
     if name in _EVEN_IF_ZERO and value is not None and value is not False:
         return bool(value != _NEUTRAL.get(name))
     return bool(value) and value != _NEUTRAL.get(name)
 
 
-def refusals(
+def explain_refusals(
     settings: Mapping[str, Any], backend: BackendName, *, greedy: bool = True
 ) -> Iterator[str]:
     """What to tell of each such setting."""
@@ -184,9 +184,11 @@ def find_invalid(settings: Mapping[str, Any]) -> Iterator[str]:
             yield "num_return_sequences"
     if settings.get("early_stopping") not in (None, True, False, "never"):
         yield "early_stopping"
-    suppressed = [] if "suppress_tokens" in wrong else [*_flat([settings.get("suppress_tokens")])]
+    suppressed = (
+        [] if "suppress_tokens" in wrong else [*_flatten([settings.get("suppress_tokens")])]
+    )
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        forced = [] if name in wrong else [*_flat([settings.get(name)])]
+        forced = [] if name in wrong else [*_flatten([settings.get(name)])]
         if forced and set(forced) <= set(suppressed):
             yield name
     if settings.get("compile_config") is not None:
@@ -261,11 +263,11 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
 
 def require_followed(settings: Mapping[str, Any], backend: BackendName, *, greedy: bool) -> None:
     """Raise StageError with the first thing to tell."""
-    for message in refusals(settings, backend, greedy=greedy):
+    for message in explain_refusals(settings, backend, greedy=greedy):
         raise StageError(message)
 
 
-def token_problems(
+def check_tokens(
     config: Mapping[str, Any], ids: Mapping[str, Any], settings: Mapping[str, Any], *, whole: bool
 ) -> Iterator[tuple[str, str]]:
     """(name, message) of each token id that a model needs and lacks, or that no row stands for.
@@ -273,7 +275,7 @@ def token_problems(
     `ids` are those of its config. `whole`: they and the settings are all that a source has; else
     what is missing is found later, in the tokenizer or on the hub.
     """
-    kind, missing = config["model_type"], _missing(config, ids, settings, whole=whole)
+    kind, missing = config["model_type"], _list_missing_ids(config, ids, settings, whole=whole)
     for name in missing:
         cure = f"`generation: {{{name}: {_suggest_id(name, kind, ids)}}}` under `model`"
         yield name, f"its config has no {name}, {_USE[name]}; add it, or set {cure}"
@@ -284,7 +286,7 @@ def token_problems(
         if name in missing:
             continue
         values = [ids.get(name), settings.get(name)]
-        wrong = [each for each in _flat(values) if not _is_id(each, least, rows)]
+        wrong = [each for each in _flatten(values) if not _is_id(each, least, rows)]
         if wrong:
             yield name, f"{name}: no row stands for {wrong[0]!r}; the vocabulary has {rows:,}"
         elif name == _START and any(isinstance(value, list) for value in values):
@@ -298,7 +300,7 @@ _USE: Mapping[str, str] = {
 }
 
 
-def _missing(
+def _list_missing_ids(
     config: Mapping[str, Any], ids: Mapping[str, Any], settings: Mapping[str, Any], *, whole: bool
 ) -> list[str]:
     """Name the ids that are missing: in the config for training, in the settings for decoding."""
@@ -322,10 +324,10 @@ def _suggest_id(name: str, kind: str, ids: Mapping[str, Any]) -> Any:
     return ids.get("eos_token_id" if kind == "bart" else "pad_token_id")
 
 
-def _flat(values: Any) -> Iterator[Any]:
+def _flatten(values: Any) -> Iterator[Any]:
     for value in values:
         if isinstance(value, list | tuple):
-            yield from _flat(value)
+            yield from _flatten(value)
         elif value is not None:
             yield value
 

@@ -52,11 +52,11 @@ class Settings:
         Raises StageError where a setting is not offered or there is no decoder start token.
         """
         require_followed(config, "onnxruntime", greedy=True)
-        start = _first(config, "decoder_start_token_id", "bos_token_id")
+        start = _get_first(config, "decoder_start_token_id", "bos_token_id")
         if not isinstance(start, int):
             message = "expected one token as decoder_start_token_id"
             raise StageError(f"generation_config.json: {message}, got {start!r}")
-        eos = _ids(config.get("eos_token_id"))
+        eos = _list_ids(config.get("eos_token_id"))
         if not min_length:
             new = config.get("min_new_tokens")
             min_length = config.get("min_length") or 0 if new is None else new + 1
@@ -66,15 +66,15 @@ class Settings:
             eos=eos,
             max_length=max_length,
             min_length=min_length,
-            repetition_penalty=_first(config, "repetition_penalty", default=1.0),
+            repetition_penalty=_get_first(config, "repetition_penalty", default=1.0),
             no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,
             bad_words=tuple(words for words in bad if len(words) > 1 or words[0] not in eos),
             forced_bos=config.get("forced_bos_token_id"),
-            forced_eos=_ids(config.get("forced_eos_token_id")) if forced_end else (),
-            suppressed=_ids(config.get("suppress_tokens")),
-            suppressed_first=_ids(config.get("begin_suppress_tokens")),
-            length_penalty=_first(config, "length_penalty", default=1.0),
-            early_stopping=_first(config, "early_stopping", default=False),
+            forced_eos=_list_ids(config.get("forced_eos_token_id")) if forced_end else (),
+            suppressed=_list_ids(config.get("suppress_tokens")),
+            suppressed_first=_list_ids(config.get("begin_suppress_tokens")),
+            length_penalty=_get_first(config, "length_penalty", default=1.0),
+            early_stopping=_get_first(config, "early_stopping", default=False),
             renormalize=bool(config.get("renormalize_logits")),
         )
 
@@ -82,7 +82,7 @@ class Settings:
         """Scores [R, V] of the next token after rows [R, T], start token included. Changes them."""
         length = tokens.shape[1]
         if self.repetition_penalty != 1:
-            _penalize(tokens, scores, self.repetition_penalty)
+            _penalize_repeated(tokens, scores, self.repetition_penalty)
         if self.no_repeat_ngram_size:
             _forbid_repeated(tokens, scores, self.no_repeat_ngram_size)
         for words in self.bad_words:
@@ -90,9 +90,9 @@ class Settings:
         if length < self.min_length:
             scores[:, list(self.eos)] = -np.inf
         if length == 1 and self.forced_bos is not None:
-            _force(scores, (self.forced_bos,))
+            _force_tokens(scores, (self.forced_bos,))
         if length == self.max_length - 1 and self.forced_eos:
-            _force(scores, self.forced_eos)
+            _force_tokens(scores, self.forced_eos)
         scores[:, list(self.suppressed)] = -np.inf
         if length == (1 if self.forced_bos is None else 2):
             scores[:, list(self.suppressed_first)] = -np.inf
@@ -106,24 +106,24 @@ def log_softmax(logits: Scores) -> Scores:
     return normed
 
 
-def _first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
+def _get_first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
     """The value of the first of some settings that is set."""
     return next((config[name] for name in names if config.get(name) is not None), default)
 
 
-def _ids(setting: int | Sequence[int] | None) -> tuple[int, ...]:
+def _list_ids(setting: int | Sequence[int] | None) -> tuple[int, ...]:
     """A setting that may be one token, several, or none."""
     if setting is None:
         return ()
     return (setting,) if isinstance(setting, int) else tuple(setting)
 
 
-def _force(scores: Scores, tokens: Sequence[int]) -> None:
+def _force_tokens(scores: Scores, tokens: Sequence[int]) -> None:
     scores[:] = -np.inf
     scores[:, list(tokens)] = 0
 
 
-def _penalize(tokens: Tokens, scores: Scores, penalty: float) -> None:
+def _penalize_repeated(tokens: Tokens, scores: Scores, penalty: float) -> None:
     """Make tokens that a row has less likely, also its start token."""
     rows = np.arange(len(tokens))[:, None]
     inside = np.minimum(tokens, scores.shape[1] - 1)  # of two vocabularies, the start may be beyond

@@ -14,9 +14,9 @@ def open_artifact(folder: Path, *, threads: int | None = None, ranks: Ranks = AL
     """Open the model in a stage's artifact: an export's by its format, any other with torch."""
     exported = folder / "model"
     if (exported / EXPORT).is_file():
-        from compressor.backends.formats import Exported
+        from compressor.backends.formats import ExportInfo
 
-        about = Exported.load(exported).model_dump()
+        about = ExportInfo.load(exported).model_dump()
         return open_export(exported, about, threads=threads, ranks=ranks)
     from compressor.backends.torch.model import TorchModel
     from compressor.models.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def open_export(
     if about["format"] == "ctranslate2":
         from compressor.backends import ctranslate2
 
-        return ctranslate2.load(folder, about, threads=threads)
+        return ctranslate2.load_model(folder, about, threads=threads)
     if about["format"] == "onnx":
         from compressor.backends.onnx.runtime import OnnxModel
 
@@ -46,4 +46,4 @@ def open_export(
         return LlamaCppModel(folder, threads)
     from compressor.backends.torch import model
 
-    return model.load(folder, about, threads=threads, ranks=ranks)
+    return model.load_model(folder, about, threads=threads, ranks=ranks)

@@ -31,7 +31,7 @@ NOT_FINITE = (
 
 
 @dataclass(frozen=True)
-class Decoded:
+class GenerationOutput:
     """Generated rows under one `max_length`, in the order of the sources.
 
     `tokens` are without decoder start token and padding, with the end token where there is one.
@@ -54,7 +54,7 @@ class Decoded:
         return self.generated / self.seconds if self.seconds else 0.0
 
 
-def truncate(
+def truncate_row(
     tokens: Sequence[int], max_length: int, eos: Collection[int]
 ) -> tuple[list[int], bool]:
     """The prefix of a greedily decoded row that a shorter limit leaves, and whether it is cut off.
@@ -90,7 +90,7 @@ def at_limits(
     backend: BackendName,
     *,
     greedy: bool,
-) -> dict[int, Decoded]:
+) -> dict[int, GenerationOutput]:
     """What each limit gives: of a greedy decode, prefixes of the longest one's rows.
 
     Raises StageError for a setting that `backend` does not follow.
@@ -110,10 +110,10 @@ def at_limits(
             decodes[limit] = (_with_cut_off(tokens, limit, eos, forced), seconds)
         longest = []
     return {
-        limit: Decoded(
+        limit: GenerationOutput(
             tokens,
             cut_off,
-            [_length(row, generation_config) for row in tokens],
+            [_count_length(row, generation_config) for row in tokens],
             seconds,
             sum(map(len, longest or tokens)),
         )
@@ -126,7 +126,7 @@ def token_ids(setting: int | list[int] | None) -> list[int]:
     return [] if setting is None else setting if isinstance(setting, list) else [setting]
 
 
-def _length(row: Sequence[int], generation_config: Mapping[str, Any]) -> int:
+def _count_length(row: Sequence[int], generation_config: Mapping[str, Any]) -> int:
     """Count what is no pad in a row and its start token, as `run_summarization.py` does."""
     start = generation_config.get("decoder_start_token_id")
     if start is None:
@@ -140,7 +140,9 @@ def _with_cut_off(
 ) -> tuple[list[list[int]], list[bool]]:
     """Rows of a decode at this very limit; one that fills it by a forced end counts as cut off."""
     full = [bool(forced) and len(row) == limit - 1 for row in rows]
-    return rows, [truncate(row, limit, eos)[1] or at for row, at in zip(rows, full, strict=True)]
+    return rows, [
+        truncate_row(row, limit, eos)[1] or at for row, at in zip(rows, full, strict=True)
+    ]
 
 
 def _cut_at_limit(
@@ -149,7 +151,7 @@ def _cut_at_limit(
     """Rows of a longer greedy decode without a forced last token, as this limit gives them."""
     tokens, cut_off = [], []
     for row in rows:
-        kept, cut = truncate(row, limit, eos)
+        kept, cut = truncate_row(row, limit, eos)
         if forced and kept and len(kept) == limit - 1:
             kept[-1] = min(forced)  # all forced ones score 0, and argmax takes the first
         tokens.append(kept)
@@ -157,7 +159,7 @@ def _cut_at_limit(
     return tokens, cut_off
 
 
-def probabilities(logits: NDArray[np.float64], task: Task) -> NDArray[np.float64]:
+def compute_probabilities(logits: NDArray[np.float64], task: Task) -> NDArray[np.float64]:
     """Logits [N, L] as probabilities [N, L]: of each label, or of the one label of a row."""
     from scipy.special import expit, softmax  # type: ignore[import-untyped]  # no types
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from compressor.core.errors import StageError
 from compressor.models.checkpoint import Checkpoint, save_config
-from compressor.models.loading import Head, build, load_config, load_generation_config
+from compressor.models.loading import Head, build_model, load_config, load_generation_config
 from compressor.models.quantized_layers import dequantize_rows, quantize_rows
 
 if TYPE_CHECKING:
@@ -55,14 +55,16 @@ class _About(_Version):
     """Other name → the name under which a tied tensor is stored."""
 
 
-def pack_model(checkpoint: Checkpoint, values: Values) -> tuple[dict[str, Packed], dict[str, str]]:
+def pack_model(
+    checkpoint: Checkpoint, values: Values
+) -> tuple[dict[str, PackedTensor], dict[str, str]]:
     """Each distinct tensor packed, by its first name, and other name → first name for the ties.
 
     An int8 tensor keeps its values and scales. Raises StageError that names a tensor which cannot
     be packed.
     """
     state = checkpoint.model.state_dict()
-    packed: dict[str, Packed] = {}
+    packed: dict[str, PackedTensor] = {}
     ties: dict[str, str] = {}
     first: dict[tuple[int, int], str] = {}
     for name, tensor in state.items():
@@ -74,22 +76,24 @@ def pack_model(checkpoint: Checkpoint, values: Values) -> tuple[dict[str, Packed
             continue
         scale = state.get(f"{name}_scale")
         try:
-            packed[name] = pack(tensor, values) if scale is None else pack_int8(tensor, scale)
+            packed[name] = (
+                pack_tensor(tensor, values) if scale is None else pack_int8(tensor, scale)
+            )
         except ValueError as error:
             raise StageError(f"cannot pack {name}: {error}") from error
     return packed, ties
 
 
-def save_packed(checkpoint: Checkpoint, folder: Path, values: Values) -> dict[str, Packed]:
+def save_packed(checkpoint: Checkpoint, folder: Path, values: Values) -> dict[str, PackedTensor]:
     """Write a checkpoint into `folder`, matrices in `values`. Gives what was written, by name."""
     packed, ties = pack_model(checkpoint, values)
     folder.mkdir(parents=True, exist_ok=True)
     save_config(checkpoint.model, folder)
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save_pretrained(folder)
-    entries = {n: _Entry(shape=p.shape, crc32=_crc32(p)) for n, p in packed.items()}
+    entries = {n: _Entry(shape=p.shape, crc32=_compute_crc32(p)) for n, p in packed.items()}
     about = _About(version=VERSION, head=checkpoint.head, values=values, tensors=entries, ties=ties)
-    parts = {key: part for name, p in packed.items() for key, part in _parts(name, p).items()}
+    parts = {key: part for name, p in packed.items() for key, part in _list_parts(name, p).items()}
     save_file(parts, folder / FILE, metadata={ABOUT: about.model_dump_json()})
     return packed
 
@@ -99,32 +103,32 @@ def load_packed(folder: Path) -> PreTrainedModel:
 
     Raises StageError, naming the tensor, where the file is damaged or does not fit the config.
     """
-    about, packed = _read(folder)
+    about, packed = _read_file(folder)
     try:
         config = load_config(folder)
         # Parameters without memory: no time goes into values that are replaced below.
         with init_empty_weights(include_buffers=False):
-            model = build(config, about.head)
+            model = build_model(config, about.head)
         load_generation_config(model, folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise StageError(f"cannot build the model of {folder}: {error}") from error
-    _fit(folder, model, about)
+    _check_tensors(folder, model, about)
     made: dict[str, Tensor] = {}
     for name, entry in packed.items():
         try:
             made[name] = entry.unpack()
         except ValueError as error:
             raise StageError(f"{folder / FILE}: {name}: {error}") from error
-    _assign(folder, model, made, about.ties)
+    _assign_tensors(folder, model, made, about.ties)
     return model.eval()
 
 
-def _read(folder: Path) -> tuple[_About, dict[str, Packed]]:
+def _read_file(folder: Path) -> tuple[_About, dict[str, PackedTensor]]:
     """The description and every packed tensor, each with the bytes that were written."""
     path = folder / FILE
     try:
         with safe_open(path, "pt") as file:
-            about = _parse(path, (file.metadata() or {}).get(ABOUT))
+            about = _parse_description(path, (file.metadata() or {}).get(ABOUT))
             parts: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise StageError(f"{path} is damaged: {error}") from error
@@ -134,15 +138,15 @@ def _read(folder: Path) -> tuple[_About, dict[str, Packed]]:
             raise StageError(f"{path} lacks the tensor {name}")
         values, scale, mask = (parts.pop(name + part, None) for part in ("", ":scale", ":mask"))
         assert values is not None
-        packed[name] = Packed(entry.shape, values, scale, mask)
-        if _crc32(packed[name]) != entry.crc32:
+        packed[name] = PackedTensor(entry.shape, values, scale, mask)
+        if _compute_crc32(packed[name]) != entry.crc32:
             raise StageError(f"{path} is damaged: {name} has not the bytes that were written")
     if parts:
         raise StageError(f"{path} has {min(parts)}, which its description does not name")
     return about, packed
 
 
-def _parse(path: Path, text: str | None) -> _About:
+def _parse_description(path: Path, text: str | None) -> _About:
     if text is None:
         raise StageError(f"{path} is no packed model: its metadata has no {ABOUT!r}")
     try:
@@ -157,7 +161,7 @@ def _parse(path: Path, text: str | None) -> _About:
     return about
 
 
-def _fit(folder: Path, model: nn.Module, about: _About) -> None:
+def _check_tensors(folder: Path, model: nn.Module, about: _About) -> None:
     """Every tensor of the model is in the file, once or as a tie, with its shape; no other is."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, owner in about.ties.items():
@@ -175,7 +179,7 @@ def _fit(folder: Path, model: nn.Module, about: _About) -> None:
             raise StageError(f"{folder / FILE}: {message}")
 
 
-def _assign(
+def _assign_tensors(
     folder: Path, model: nn.Module, made: Mapping[str, Tensor], ties: Mapping[str, str]
 ) -> None:
     """Put the tensors in the place of the model's own; tied names get one and the same object."""
@@ -193,13 +197,13 @@ def _assign(
         setattr(model.get_submodule(parent), attribute, new)
 
 
-def _parts(name: str, packed: Packed) -> dict[str, Tensor]:
+def _list_parts(name: str, packed: PackedTensor) -> dict[str, Tensor]:
     """The tensors of the file that one packed tensor becomes."""
     parts = {name: packed.values, f"{name}:scale": packed.scale, f"{name}:mask": packed.mask}
     return {key: part.contiguous() for key, part in parts.items() if part is not None}
 
 
-def _crc32(packed: Packed) -> int:
+def _compute_crc32(packed: PackedTensor) -> int:
     """Against accidents, not against people: 25 MB take 10 ms."""
     crc = 0
     for part in (packed.values, packed.scale, packed.mask):
@@ -215,7 +219,7 @@ SMALL = 1024
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedTensor:
     """A tensor of `shape`, packed. Zeros that are not stored come back as +0."""
 
     shape: tuple[int, ...]
@@ -228,12 +232,12 @@ class Packed:
 
     @property
     def mask_bytes(self) -> int:
-        return _bytes(self.mask)
+        return _count_bytes(self.mask)
 
     @property
     def value_bytes(self) -> int:
         """Of the values and their scales."""
-        return _bytes(self.values) + _bytes(self.scale)
+        return _count_bytes(self.values) + _count_bytes(self.scale)
 
     def unpack(self) -> Tensor:
         """The dense tensor in memory of its own: float32, or of the values' type for integers.
@@ -242,28 +246,28 @@ class Packed:
         """
         entries = math.prod(self.shape)
         if self.mask is None:
-            _expect("shape of the values", tuple(self.values.shape), self.shape)
+            _require_equal("shape of the values", tuple(self.values.shape), self.shape)
             dense = self.values
         else:
-            _expect("type of the mask", self.mask.dtype, torch.uint8)
-            _expect("shape of the mask", tuple(self.mask.shape), (math.ceil(entries / 8),))
+            _require_equal("type of the mask", self.mask.dtype, torch.uint8)
+            _require_equal("shape of the mask", tuple(self.mask.shape), (math.ceil(entries / 8),))
             bits = self.mask.numpy()
             kept = np.unpackbits(bits, count=entries)
-            _expect("values", tuple(self.values.shape), (int(np.count_nonzero(kept)),))
+            _require_equal("values", tuple(self.values.shape), (int(np.count_nonzero(kept)),))
             dense = torch.zeros(self.shape, dtype=self.values.dtype)
             dense.masked_scatter_(
                 torch.from_numpy(kept).view(torch.bool).view(self.shape), self.values
             )
         if self.scale is not None:
-            _expect("type of the values", dense.dtype, torch.int8)
-            _expect("type of the scales", self.scale.dtype, torch.float32)
-            _expect("shape of the scales", tuple(self.scale.shape), (*self.shape[:1], 1))
+            _require_equal("type of the values", dense.dtype, torch.int8)
+            _require_equal("type of the scales", self.scale.dtype, torch.float32)
+            _require_equal("shape of the scales", tuple(self.scale.shape), (*self.shape[:1], 1))
             return dequantize_rows(dense, self.scale)
         dense = dense.float() if dense.is_floating_point() else dense
         return dense.clone() if dense is self.values else dense
 
 
-def pack(tensor: Tensor, values: Values) -> Packed:
+def pack_tensor(tensor: Tensor, values: Values) -> PackedTensor:
     """Pack a tensor, with or without a mask, whichever is smaller.
 
     Matrices of at least `SMALL` entries are rounded to `values` (int8: one scale a row, an error of
@@ -273,39 +277,39 @@ def pack(tensor: Tensor, values: Values) -> Packed:
     """
     tensor = tensor.detach().cpu()
     if not tensor.is_floating_point():
-        return _smaller(tensor, None)
+        return _choose_smaller(tensor, None)
     tensor = tensor.float()
     if tensor.ndim != 2 or tensor.numel() < SMALL or values == "float32":
-        return _smaller(tensor, None)
+        return _choose_smaller(tensor, None)
     rounded = tensor.bfloat16() if values == "bfloat16" else tensor
     if not torch.isfinite(rounded).all():
         raise ValueError(f"an entry is not finite, or too large for {values}")
     if values == "bfloat16":
-        return _smaller(rounded, None)
+        return _choose_smaller(rounded, None)
     return pack_int8(*quantize_rows(tensor))
 
 
-def pack_int8(weight: Tensor, scale: Tensor) -> Packed:
+def pack_int8(weight: Tensor, scale: Tensor) -> PackedTensor:
     """Pack a matrix that is int8 already: its values and its scales, (rows, 1), as they are."""
-    return _smaller(weight.detach().cpu(), scale.detach().cpu())
+    return _choose_smaller(weight.detach().cpu(), scale.detach().cpu())
 
 
-def _smaller(dense: Tensor, scale: Tensor | None) -> Packed:
+def _choose_smaller(dense: Tensor, scale: Tensor | None) -> PackedTensor:
     dense = dense.contiguous()
     kept = dense != 0
     count = int(kept.count_nonzero())
     saved = (dense.numel() - count) * dense.element_size()
     shape = tuple(dense.shape)
     if saved <= math.ceil(dense.numel() / 8):
-        return Packed(shape, dense, scale)
+        return PackedTensor(shape, dense, scale)
     mask = torch.from_numpy(np.packbits(kept.numpy()))
-    return Packed(shape, dense[kept], scale, mask)
+    return PackedTensor(shape, dense[kept], scale, mask)
 
 
-def _bytes(tensor: Tensor | None) -> int:
+def _count_bytes(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.numel() * tensor.element_size()
 
 
-def _expect(what: str, found: object, expected: object) -> None:
+def _require_equal(what: str, found: object, expected: object) -> None:
     if found != expected:
         raise ValueError(f"{what}: expected {expected}, found {found}")

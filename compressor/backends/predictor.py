@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.backends.base import EXPORT, Model
-from compressor.backends.formats import Exported, Texts
+from compressor.backends.formats import ExportInfo, Texts
 from compressor.backends.generation_config import BackendName
 from compressor.backends.open import open_export
 from compressor.core.errors import StageError
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from compressor.backends.outputs import Decoded
+    from compressor.backends.outputs import GenerationOutput
 
 
-class Loaded:
+class Predictor:
     """A model with what it needs to read texts as it did when it was scored."""
 
     def __init__(self, model: Model, about: Texts) -> None:
@@ -57,12 +57,12 @@ class Loaded:
         Of several labels that a text can have, each has its own; of labels of which a text has one,
         they add up to 1. Raises StageError for a model that gives no labels.
         """
-        from compressor.backends.outputs import probabilities
+        from compressor.backends.outputs import compute_probabilities
 
         self._require("a classifier", labelled=True)
         logits = self._model.logits(self.read(texts))
         names = self.about.labels or tuple(f"label {i}" for i in range(logits.shape[1]))
-        rows = probabilities(logits, self.about.task)
+        rows = compute_probabilities(logits, self.about.task)
         return [dict(zip(names, map(float, row), strict=True)) for row in rows]
 
     def decode(
@@ -72,7 +72,7 @@ class Loaded:
         max_length: int | None = None,
         min_length: int = 0,
         num_beams: int = 1,
-    ) -> Decoded:
+    ) -> GenerationOutput:
         """What `summarize` turns to text: token ids, and which rows the limit cut off."""
         self._require("an encoder-decoder", labelled=False)
         limit = self.about.max_target_length if max_length is None else max_length
@@ -105,21 +105,21 @@ class Loaded:
             raise StageError(f"expected {what}; this model has the head {self.about.head!r}")
 
 
-def load(place: Path, *, threads: int | None = None) -> Loaded:
+def load_predictor(place: Path, *, threads: int | None = None) -> Predictor:
     """The model of an exported directory, a stage's folder or a run: see `compressor.load`."""
     place = place.absolute()  # not resolved: a run's stages are links
     try:
         for folder in (place, place / "model"):
             if (folder / EXPORT).is_file():
-                about = Exported.load(folder)
-                return Loaded(open_export(folder, about.model_dump(), threads=threads), about)
+                about = ExportInfo.load(folder)
+                return Predictor(open_export(folder, about.model_dump(), threads=threads), about)
         return _of_run(place, threads)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StageError(f"cannot load the model in {place}: {reason}") from error
 
 
-def _of_run(place: Path, threads: int | None) -> Loaded:
+def _of_run(place: Path, threads: int | None) -> Predictor:
     """A model that a stage gives to the next; how texts are read, the run's recipe says."""
     from compressor.models.checkpoint import Checkpoint
     from compressor.models.loading import ABOUT
@@ -146,4 +146,4 @@ def _of_run(place: Path, threads: int | None) -> Loaded:
     head = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["head"]
     model = TorchModel(Checkpoint.load(folder), threads=threads)
     about = Texts.of(data, head=head, model_type=model.checkpoint.model.config.model_type)
-    return Loaded(model, about)
+    return Predictor(model, about)

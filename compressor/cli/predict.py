@@ -70,7 +70,7 @@ def score_predictions(
     path = path / "predictions.csv" if path.is_dir() else path
     try:
         if path.is_file() and label_predictions.is_labelled(path):
-            _print_label_scores(label_predictions.score(path), as_json=as_json)
+            _print_label_scores(label_predictions.score_predictions(path), as_json=as_json)
             return DONE
         scores = predictions.score_predictions(path, tokenizer=rouge_tokenizer)
     except ValueError as error:

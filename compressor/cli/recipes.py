@@ -50,11 +50,11 @@ def _print_formats() -> None:
     """Print which models can be exported to which formats, and the weights that each can store."""
     from rich.table import Table
 
-    from compressor.backends.formats import FORMATS, matrix
+    from compressor.backends.formats import FORMATS, list_support
 
     print()
     table = Table("head", "model", *FORMATS, header_style="bold")
-    for head, model_type, supported in matrix():
+    for head, model_type, supported in list_support():
         table.add_row(head, model_type, *("yes" if taken else "" for taken in supported))
     table.add_section()
     table.add_row("weights", "", *("\n".join(about.weights) for about in FORMATS.values()))

@@ -20,7 +20,7 @@ class Curve:
     amounts: Sequence[float]
     losses: Sequence[float]
 
-    def loss(self, amount: float, base: float) -> float:
+    def interpolate_loss(self, amount: float, base: float) -> float:
         """Linear between the measured points, from (0, base) on."""
         amounts, losses = [0.0, *self.amounts], [base, *self.losses]
         amount = min(amount, amounts[-1])  # a rounding may be one step beyond
@@ -32,7 +32,7 @@ class Curve:
         return losses[index - 1] + share * (losses[index] - losses[index - 1])
 
 
-def allocate(curves: Mapping[str, Curve], base: float, total: int) -> dict[str, int]:
+def allocate_counts(curves: Mapping[str, Curve], base: float, total: int) -> dict[str, int]:
     """Counts that add up to `total` for which the sum of the curves' losses is least.
 
     Predicted loss is `base` plus what each group's curve adds by itself. The minimum over a grid
@@ -44,7 +44,7 @@ def allocate(curves: Mapping[str, Curve], base: float, total: int) -> dict[str, 
     empty = dict.fromkeys((name for name, curve in curves.items() if not curve.left), 0)
     if empty:  # a group of which nothing is left has no shares
         rest = {name: curve for name, curve in curves.items() if curve.left}
-        found = allocate(rest, base, total) | empty
+        found = allocate_counts(rest, base, total) | empty
         return {name: found[name] for name in curves}
     most = {name: int(curve.amounts[-1] * curve.left) for name, curve in curves.items()}
     if total > sum(most.values()):
@@ -56,7 +56,9 @@ def allocate(curves: Mapping[str, Curve], base: float, total: int) -> dict[str, 
     choices: list[list[int]] = []
     for name, curve in curves.items():
         cells = min(CELLS, int(most[name] / cell))
-        added = [curve.loss(k * cell / curve.left, base) - base for k in range(cells + 1)]
+        added = [
+            curve.interpolate_loss(k * cell / curve.left, base) - base for k in range(cells + 1)
+        ]
         new, choice = [float("inf")] * (CELLS + 1), [0] * (CELLS + 1)
         for used in range(CELLS + 1):
             for k in range(min(cells, used) + 1):
@@ -72,10 +74,10 @@ def allocate(curves: Mapping[str, Curve], base: float, total: int) -> dict[str, 
         for name, choice in zip(reversed(list(curves)), reversed(choices), strict=True):
             counts[name] = min(most[name], round(choice[used] * cell))
             used -= choice[used]
-    return _exactly(counts, most, total, list(curves))
+    return _adjust_to_total(counts, most, total, list(curves))
 
 
-def _exactly(
+def _adjust_to_total(
     counts: dict[str, int], most: Mapping[str, int], total: int, order: Sequence[str]
 ) -> dict[str, int]:
     """Counts moved by what rounding to cells left over, the largest groups first."""

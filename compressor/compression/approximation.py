@@ -62,11 +62,11 @@ class NoiseRows:
             one = torch.ones((1, 1), dtype=torch.int64)
             hidden = torch.zeros((1, 1, self.width))
             return {"hidden_states": hidden, "attention_mask": one, "labels": one * IGNORED}
-        hidden = torch.from_numpy(np.stack([self._row(row) for row in rows]))
+        hidden = torch.from_numpy(np.stack([self._make_row(row) for row in rows]))
         real = torch.ones(hidden.shape[:2], dtype=torch.int64)
         return {"hidden_states": hidden, "attention_mask": real, "labels": real * 0}
 
-    def _row(self, row: int) -> np.ndarray:
+    def _make_row(self, row: int) -> np.ndarray:
         chance = np.random.default_rng((self.seed, self.stream, row))
         drawn: np.ndarray = chance.standard_normal((self.length, self.width), dtype=np.float32)
         return drawn
@@ -110,7 +110,7 @@ class Teacher(nn.Module):
         with torch.autocast(real.device.type, enabled=False):
             if "hidden_states" in batch:
                 given = batch["hidden_states"]
-                mask = self._mask(given, real)
+                mask = self._make_mask(given, real)
                 wanted = given
                 for layer in self.layers:
                     wanted = layer(wanted, mask)
@@ -118,9 +118,9 @@ class Teacher(nn.Module):
             states = self.encoder(
                 input_ids=batch["input_ids"], attention_mask=real, output_hidden_states=True
             ).hidden_states
-            return states[self.first], self._mask(states[self.first], real), states[-1]
+            return states[self.first], self._make_mask(states[self.first], real), states[-1]
 
-    def _mask(self, hidden: Tensor, real: Tensor) -> Tensor | None:
+    def _make_mask(self, hidden: Tensor, real: Tensor) -> Tensor | None:
         """What the encoder itself would hand to its layers."""
         mask: Tensor | None = create_bidirectional_mask(self.encoder.config, hidden, real)
         return mask

@@ -56,14 +56,16 @@ def input_norms(
         found = tokens.square().sum(0)
         squares[name] = squares[name] + found if name in squares else found
 
-    with _inputs(modules, add):
+    with _watch_inputs(modules, add):
         for batch in batches:
             loss(batch)
     return {name: square.sqrt() for name, square in squares.items()}
 
 
 @torch.no_grad()
-def hessians(modules: Mapping[str, nn.Module], loss: Loss, batches: Batches) -> dict[str, Tensor]:
+def compute_hessians(
+    modules: Mapping[str, nn.Module], loss: Loss, batches: Batches
+) -> dict[str, Tensor]:
     """`Σ x xᵀ` over all tokens for each module: name → [inputs, inputs], float32.
 
     Half the Hessian of `‖W x − W' x‖²` with regard to a row of W'; the factor does not matter.
@@ -75,14 +77,16 @@ def hessians(modules: Mapping[str, nn.Module], loss: Loss, batches: Batches) -> 
             sums[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
         sums[name].addmm_(tokens.T, tokens)
 
-    with _inputs(modules, add):
+    with _watch_inputs(modules, add):
         for batch in batches:
             loss(batch)
     return sums
 
 
 @contextmanager
-def _inputs(modules: Mapping[str, nn.Module], add: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _watch_inputs(
+    modules: Mapping[str, nn.Module], add: Callable[[str, Tensor], None]
+) -> Iterator[None]:
     """Call `add(name, [tokens, inputs])` with what comes into each module, in float32.
 
     Batches must have no padding: a padded position is a token like any other here.

@@ -39,7 +39,7 @@ TOO_LARGE = (
 )
 
 
-def _kind(value: Any) -> str:
+def _find_kind(value: Any) -> str:
     return "mapping" if isinstance(value, Mapping) else "number"
 
 
@@ -47,12 +47,12 @@ Amounts = dict[
     str,
     Annotated[
         Annotated[Amount, Tag("number")] | Annotated[dict[str, Amount], Tag("mapping")],
-        Discriminator(_kind),
+        Discriminator(_find_kind),
     ],
 ]
 
 
-def flat(amounts: Amounts) -> dict[str, float]:
+def flatten_amounts(amounts: Amounts) -> dict[str, float]:
     """Group path, such as `encoder.feed_forward`, → amount."""
     found: dict[str, float] = {}
     for name, value in amounts.items():
@@ -63,7 +63,7 @@ def flat(amounts: Amounts) -> dict[str, float]:
     return found
 
 
-def nested(amounts: Mapping[str, float]) -> dict[str, Any]:
+def nest_amounts(amounts: Mapping[str, float]) -> dict[str, Any]:
     """The inverse of `flat`: as a recipe has them, for overrides need keys without dots."""
     found: dict[str, Any] = {}
     for path, amount in amounts.items():
@@ -95,7 +95,7 @@ class Grouping(BaseModel):
     )
 
     @property
-    def calibrated(self) -> bool:
+    def needs_calibration(self) -> bool:
         return self.importance in CALIBRATED
 
     def all_groups(self, facts: Facts) -> dict[str, tuple[str, ...]]:
@@ -104,7 +104,7 @@ class Grouping(BaseModel):
             name: tuple(n for n in facts.shapes if any(fnmatchcase(n, p) for p in patterns))
             for name, patterns in self.groups.items()
         }
-        return facts.groups() | own
+        return facts.list_groups() | own
 
     def check_groups(self, facts: Facts, problem: Callable[[str, str], None]) -> None:
         """Report patterns that match nothing."""
@@ -114,7 +114,7 @@ class Grouping(BaseModel):
                     hint = nearest(pattern, facts.shapes)
                     problem(f"groups.{name}.{index}", f"matches no parameter; {hint}")
 
-    def chosen(
+    def choose_groups(
         self,
         paths: Iterable[tuple[str, str]],
         facts: Facts,
@@ -127,8 +127,8 @@ class Grouping(BaseModel):
         `by_row`: rows are inputs of a layer, so only weights that a layer multiplies by will do.
         """
         groups, owner = self.all_groups(facts), dict[str, str]()
-        matrices = {name for names in facts.groups().values() for name in names}
-        matrices |= set(facts.linear())
+        matrices = {name for names in facts.list_groups().values() for name in names}
+        matrices |= set(facts.list_linear_weights())
         for path, key in paths:
             if path not in groups:
                 problem(key, f"no such group; {nearest_group(path, groups)}")
@@ -142,7 +142,7 @@ class Grouping(BaseModel):
                 problem(key, f"shares weights with the group {twice!r}")
                 continue
             other = sorted(names - matrices)
-            if other and (by_row or self.calibrated):
+            if other and (by_row or self.needs_calibration):
                 problem(key, f"{other[0]} is no Linear layer's weight, which this needs")
             owner |= dict.fromkeys(names, path)
             yield path, names
@@ -163,7 +163,7 @@ def default_groups(grouping: Grouping, facts: Facts) -> list[str]:
         return list(grouping.groups)
     taken: set[str] = set()
     paths = []
-    for path, names in facts.groups().items():
+    for path, names in facts.list_groups().items():
         if names and not taken & set(names):
             taken |= set(names)
             paths.append(path)
@@ -172,10 +172,10 @@ def default_groups(grouping: Grouping, facts: Facts) -> list[str]:
 
 def left_of(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[int, int]:
     """(entries that no mask has taken, all entries) of a group."""
-    from compressor.models.masks import left
+    from compressor.models.masks import count_left
 
-    weights = {name: checkpoint.parameter(name) for name in names}
-    return left(checkpoint.masks, weights), sum(weight.numel() for weight in weights.values())
+    weights = {name: checkpoint.get_parameter(name) for name in names}
+    return count_left(checkpoint.masks, weights), sum(weight.numel() for weight in weights.values())
 
 
 _N_M = re.compile(r"^([1-9]\d*):([1-9]\d*)$")
@@ -208,40 +208,42 @@ class Pruner:
         self.checkpoint, self.grouping, self.seed = checkpoint, grouping, seed
         self.examples = examples
 
-    def prune(self, names: Iterable[str], count: int, n_m: tuple[int, int] | None = None) -> int:
+    def prune_group(
+        self, names: Iterable[str], count: int, n_m: tuple[int, int] | None = None
+    ) -> int:
         """Prune `count` more entries of these parameters together, or to N:M. How many went."""
         from compressor.compression.thresholds import prune_smallest
-        from compressor.models.masks import apply_mask, left
+        from compressor.models.masks import apply_mask, count_left
 
         names = list(names)
-        weights = {name: self.checkpoint.parameter(name) for name in names}
+        weights = {name: self.checkpoint.get_parameter(name) for name in names}
         masks = self.checkpoint.masks
-        before = left(masks, weights)
+        before = count_left(masks, weights)
         if self.grouping.importance == "sparsegpt":
-            self._sparsegpt(weights, count, n_m)
+            self._prune_with_sparsegpt(weights, count, n_m)
         elif n_m is not None or self.grouping.importance == "wanda":
             self._in_rows(weights, count, n_m)
         else:
-            prune_smallest(self.scores(weights), masks, count)
+            prune_smallest(self.compute_scores(weights), masks, count)
         for name in names:
             apply_mask(weights[name].data, masks[name])
-        return before - left(masks, weights)
+        return before - count_left(masks, weights)
 
     @contextmanager
-    def restored(self, names: Iterable[str]) -> Iterator[None]:
+    def restore_after(self, names: Iterable[str]) -> Iterator[None]:
         """Give these parameters their weights and masks back at the end."""
         names, masks = list(names), self.checkpoint.masks
-        weights = {name: self.checkpoint.parameter(name).detach().clone() for name in names}
+        weights = {name: self.checkpoint.get_parameter(name).detach().clone() for name in names}
         old = {name: masks[name].clone() for name in names if name in masks}
         try:
             yield
         finally:
             for name, weight in weights.items():
-                self.checkpoint.parameter(name).data.copy_(weight)
+                self.checkpoint.get_parameter(name).data.copy_(weight)
                 masks.pop(name, None)
             masks.update(old)
 
-    def scores(self, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    def compute_scores(self, weights: Mapping[str, Any]) -> dict[str, Tensor]:
         """A score for each entry, whose sign does not count; 0 where a mask has False."""
         from compressor.compression import importance
 
@@ -249,8 +251,8 @@ class Pruner:
         if kind == "magnitude":
             return {name: weight.detach() for name, weight in weights.items()}
         if kind == "wanda":
-            modules = self._modules(weights)
-            norms = importance.input_norms(modules, *self._calibration())
+            modules = self._list_modules(weights)
+            norms = importance.input_norms(modules, *self._prepare_calibration())
             require_finite(norms, "the norm of what comes into ", TOO_LARGE)
             norms = {
                 n: x[:, None] if importance.is_transposed(modules[n]) else x
@@ -258,7 +260,7 @@ class Pruner:
             }
             return importance.wanda_scores(weights, norms)
         if kind == "taylor":
-            scores = importance.taylor_scores(weights, *self._calibration())
+            scores = importance.taylor_scores(weights, *self._prepare_calibration())
             require_finite(scores, "the taylor importance of ", TOO_LARGE)
         else:
             scores = importance.random_scores(weights, self.seed)
@@ -268,8 +270,8 @@ class Pruner:
         """Compare entries with others of the same row only: in blocks of M, or in whole rows."""
         from compressor.compression.thresholds import prune_blocks, prune_rows
 
-        modules, masks = self._modules(weights), self.checkpoint.masks
-        scores = {n: _as_rows(s, modules[n]) for n, s in self.scores(weights).items()}
+        modules, masks = self._list_modules(weights), self.checkpoint.masks
+        scores = {n: _as_rows(s, modules[n]) for n, s in self.compute_scores(weights).items()}
         rows = {n: _as_rows(masks[n], modules[n]) for n in scores if n in masks}
         if n_m is not None:
             prune_blocks(scores, rows, *n_m)
@@ -277,16 +279,16 @@ class Pruner:
             prune_rows(scores, rows, count)
         masks |= {n: _as_rows(mask, modules[n]).contiguous() for n, mask in rows.items()}
 
-    def _sparsegpt(
+    def _prune_with_sparsegpt(
         self, weights: Mapping[str, Any], count: int, n_m: tuple[int, int] | None
     ) -> None:
         import torch
 
         from compressor.compression import importance
-        from compressor.compression.sparsegpt import block_counts, sparsegpt
+        from compressor.compression.sparsegpt import block_counts, prune_with_sparsegpt
 
-        modules, masks = self._modules(weights), self.checkpoint.masks
-        hessians = importance.hessians(modules, *self._calibration())
+        modules, masks = self._list_modules(weights), self.checkpoint.masks
+        hessians = importance.compute_hessians(modules, *self._prepare_calibration())
         require_finite(hessians, "the Hessian of ", TOO_LARGE)
         rows = {n: _as_rows(w.detach(), modules[n]) for n, w in weights.items()}
         old = {
@@ -300,18 +302,18 @@ class Pruner:
             counts = [*block_counts(list(old.values()), count)]
         for (name, weight), goes in zip(rows.items(), counts, strict=True):
             try:
-                new, mask = sparsegpt(weight, hessians.pop(name), old[name], goes, n_m)
+                new, mask = prune_with_sparsegpt(weight, hessians.pop(name), old[name], goes, n_m)
             except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it is there
                 raise StageError(f"the Hessian of {name} has no inverse; {TOO_LARGE}") from error
             weights[name].data.copy_(_as_rows(new, modules[name]))
             masks[name] = _as_rows(mask, modules[name]).contiguous()
 
-    def _modules(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+    def _list_modules(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         from compressor.compression.importance import linear_modules
 
         return linear_modules(self.checkpoint.model, weights)
 
-    def _calibration(self) -> tuple[Any, list[dict[str, Tensor]]]:
+    def _prepare_calibration(self) -> tuple[Any, list[dict[str, Tensor]]]:
         """(the loss of a batch, batches of one row each: without padding)."""
         from compressor.training.losses import LabelLoss
 

@@ -23,7 +23,7 @@ def input_peaks(model: nn.Module, weights: Iterable[str]) -> Iterator[dict[str, 
     """While it lasts, the largest |input| of each channel is kept for each named weight's layer."""
     peaks: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
+    def keep_peaks(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             found = inputs[0].detach().abs().flatten(0, -2).amax(0).float()
             peaks[name] = torch.maximum(peaks[name], found) if name in peaks else found
@@ -31,7 +31,9 @@ def input_peaks(model: nn.Module, weights: Iterable[str]) -> Iterator[dict[str, 
         return hook
 
     handles = [
-        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(keep(name))
+        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(
+            keep_peaks(name)
+        )
         for name in dict.fromkeys(weights)
     ]
     try:
@@ -41,7 +43,7 @@ def input_peaks(model: nn.Module, weights: Iterable[str]) -> Iterator[dict[str, 
             handle.remove()
 
 
-def factors(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
+def compute_factors(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
     """`max|x|^alpha / max|w|^(1 - alpha)` for each channel (equation 4 of the paper).
 
     `inputs` [C] and `weights` [C] are the largest magnitudes. A channel that no input or no weight
@@ -53,7 +55,7 @@ def factors(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
 
 
 @torch.no_grad()
-def rescale(
+def rescale_channels(
     model: nn.Module, channels: Iterable[Channels], peaks: dict[str, Tensor], alpha: float
 ) -> list[Tensor]:
     """Divide and multiply the weights around each of `channels`; gives the factors.
@@ -64,7 +66,7 @@ def rescale(
     for each in channels:
         readers = [model.get_parameter(name) for name in each.readers]
         largest = torch.stack([weight.abs().amax(0) for weight in readers]).amax(0)
-        factor = factors(peaks[each.readers[0]].to(largest.device), largest, alpha)
+        factor = compute_factors(peaks[each.readers[0]].to(largest.device), largest, alpha)
         for name in each.writers:
             writer = model.get_parameter(name)
             writer.div_(factor.view(-1, *[1] * (writer.dim() - 1)))

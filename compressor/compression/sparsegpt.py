@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compressor.compression.thresholds import prune_blocks, prune_smallest, shares
+from compressor.compression.thresholds import prune_blocks, prune_smallest, split_count
 
 BLOCK = 128
 """Columns that are updated together; without N:M their mask is chosen together too."""
@@ -21,12 +21,12 @@ def block_counts(masks: list[Tensor], count: int) -> list[list[int]]:
     left = [
         [int(part.count_nonzero()) for part in torch.split(mask, BLOCK, dim=1)] for mask in masks
     ]
-    goes = iter(shares([size for sizes in left for size in sizes], count))
+    goes = iter(split_count([size for sizes in left for size in sizes], count))
     return [[next(goes) for _ in sizes] for sizes in left]
 
 
 @torch.no_grad()
-def sparsegpt(
+def prune_with_sparsegpt(
     weight: Tensor,
     hessian: Tensor,
     mask: Tensor,

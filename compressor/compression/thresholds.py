@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.models.masks import _BITS, CHUNK, _array, left
+from compressor.models.masks import _BITS, CHUNK, _view_as_numpy, count_left
 
 SAMPLE = 2**16
 """Entries from which the first interval is guessed: 1 % of the group, wrong once in 400 times."""
@@ -43,7 +43,7 @@ def prune_smallest(values: Mapping[str, Tensor], masks: dict[str, Tensor], count
     if len(dtypes) != 1 or not dtypes <= _BITS.keys():
         raise ValueError(f"expected values of one dtype of {list(_BITS)}, got {dtypes}")
     total = sum(value.numel() for value in values.values())
-    gone = total - left(masks, values)
+    gone = total - count_left(masks, values)
     if not 0 <= count <= total - gone:
         raise ValueError(f"cannot prune {count} entries: {total - gone} are left")
     flat = {name: value.detach().contiguous().view(-1) for name, value in values.items()}
@@ -66,7 +66,7 @@ def prune_smallest(values: Mapping[str, Tensor], masks: dict[str, Tensor], count
             ties -= len(zeros)
 
 
-def _magnitudes(flat: Tensor) -> Iterator[Any]:
+def _read_magnitude_bits(flat: Tensor) -> Iterator[Any]:
     """The bits of each chunk's magnitudes, in a buffer that the next chunk overwrites.
 
     On a CPU as a NumPy array: there its comparisons, counts and selections of a chunk take half of
@@ -77,14 +77,16 @@ def _magnitudes(flat: Tensor) -> Iterator[Any]:
     buffer = torch.empty(min(CHUNK, bits.numel()), dtype=integer, device=flat.device)
     for chunk in torch.split(bits, CHUNK):
         functions = np if flat.device.type == "cpu" else torch
-        yield functions.bitwise_and(_array(chunk), positive, out=_array(buffer[: chunk.numel()]))
+        yield functions.bitwise_and(
+            _view_as_numpy(chunk), positive, out=_view_as_numpy(buffer[: chunk.numel()])
+        )
 
 
 def _kth_smallest(parts: list[Tensor], rank: int) -> tuple[int, int, int]:
     """(bits of the `rank`-th smallest magnitude, how many entries are smaller, how many equal)."""
-    low, high = _guess(parts, rank)
+    low, high = _guess_interval(parts, rank)
     while True:
-        below, inside, gathered = _count(parts, low, high)
+        below, inside, gathered = _count_in_interval(parts, low, high)
         if rank <= below:
             low, high = 0, low - 1
         elif rank > below + inside:
@@ -96,10 +98,10 @@ def _kth_smallest(parts: list[Tensor], rank: int) -> tuple[int, int, int]:
             smaller = int((gathered < threshold).count_nonzero())
             return threshold, below + smaller, int((gathered == threshold).count_nonzero())
         else:
-            low, high = _narrow(parts, low, high, rank - below)
+            low, high = _narrow_interval(parts, low, high, rank - below)
 
 
-def _guess(parts: list[Tensor], rank: int) -> tuple[int, int]:
+def _guess_interval(parts: list[Tensor], rank: int) -> tuple[int, int]:
     """An interval of bits that holds the `rank`-th smallest, most likely, and little else."""
     total = sum(part.numel() for part in parts)
     step = max(1, total // SAMPLE)
@@ -118,13 +120,13 @@ def _guess(parts: list[Tensor], rank: int) -> tuple[int, int]:
     return low, high
 
 
-def _count(parts: list[Tensor], low: int, high: int) -> tuple[int, int, Tensor | None]:
+def _count_in_interval(parts: list[Tensor], low: int, high: int) -> tuple[int, int, Tensor | None]:
     """(entries below `low`, entries in [low, high], those entries where they are few)."""
     below = inside = 0
     gathered: list[Any] | None = [] if low < high else None
     functions = np if parts[0].device.type == "cpu" else torch
     for part in parts:
-        for bits in _magnitudes(part):
+        for bits in _read_magnitude_bits(part):
             within = bits <= high
             if low:
                 under = bits < low
@@ -142,12 +144,12 @@ def _count(parts: list[Tensor], low: int, high: int) -> tuple[int, int, Tensor |
     return below, inside, torch.cat(list(together))
 
 
-def _narrow(parts: list[Tensor], low: int, high: int, rank: int) -> tuple[int, int]:
+def _narrow_interval(parts: list[Tensor], low: int, high: int, rank: int) -> tuple[int, int]:
     """The part of [low, high], one of `BINS`, that holds the `rank`-th smallest inside it."""
     width = -(-(high - low + 1) // BINS)
     histogram = torch.zeros(BINS, dtype=torch.int64, device=parts[0].device)
     for part in parts:
-        for bits in _magnitudes(part):
+        for bits in _read_magnitude_bits(part):
             within = torch.as_tensor(bits[(bits <= high) & (bits >= low)])
             histogram += torch.bincount((within - low) // width, minlength=BINS)
     index = int((histogram.cumsum(0) < rank).sum())
@@ -160,18 +162,18 @@ def _mask_below(flat: Tensor, mask: Tensor, threshold: int, ties: int, *, every:
     `every`: none that equals it is kept, here or in another tensor. Returns how many went.
     """
     start = went = 0
-    for bits in _magnitudes(flat):
-        chunk = _array(mask[start : start + len(bits)])
+    for bits in _read_magnitude_bits(flat):
+        chunk = _view_as_numpy(mask[start : start + len(bits)])
         start += len(bits)
         chunk[:] = bits > threshold if every else bits >= threshold
         if not every and went < ties:
             equal = torch.as_tensor(bits == threshold).nonzero().view(-1)[: ties - went]
-            chunk[_array(equal)] = False
+            chunk[_view_as_numpy(equal)] = False
             went += len(equal)
     return went
 
 
-def shares(sizes: list[int], count: int) -> list[int]:
+def split_count(sizes: list[int], count: int) -> list[int]:
     """`count` split over parts of the given sizes, in proportion, to whole numbers that add up.
 
     The largest remainders get one more; of equal ones the earlier part does. No part gets more
@@ -197,7 +199,7 @@ def prune_rows(scores: Mapping[str, Tensor], masks: dict[str, Tensor], count: in
     for name in names:
         masks.setdefault(name, torch.ones_like(scores[name], dtype=torch.bool))
     sizes = [int(size) for name in names for size in masks[name].sum(1)]
-    goes = iter(shares(sizes, count))
+    goes = iter(split_count(sizes, count))
     for name in names:
         mask = masks[name]
         ranked = torch.where(mask, scores[name].float(), -1).sort(dim=1, stable=True).indices

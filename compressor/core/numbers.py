@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def finite(value: Any) -> Any:
+def replace_nonfinite(value: Any) -> Any:
     """A nested value with None for each number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [replace_nonfinite(item) for item in value]
     return value
 
 
 def json_text(value: Any) -> str:
     """Indented JSON, with null for each number that is not finite, which JSON does not have."""
-    return json.dumps(finite(value), indent=2, allow_nan=False)
+    return json.dumps(replace_nonfinite(value), indent=2, allow_nan=False)
 
 
 def not_finite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:

@@ -11,7 +11,7 @@ FRAMEWORKS = ("torch", "transformers")
 """Packages whose release may change any result."""
 
 
-def installing(extra: str) -> str:
+def suggest_install(extra: str) -> str:
     """Give the command that installs the packages of one of our extras, such as `onnx`.
 
     It names them and not this package: a `compressor` on an index may be somebody else's.

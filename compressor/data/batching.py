@@ -52,22 +52,25 @@ def global_batches(
     order = chance.permutation(len(sources))
     whole = len(order) - len(order) % batch_size
     batches = [order[whole:]] if whole < len(order) else []
-    for window in _cut(order[:whole], WINDOW * batch_size):
-        for group in _cut(_by(sources, window), GROUP * batch_size):
-            batches += _cut(_by(targets, group), batch_size)
+    for window in _cut_batches(order[:whole], WINDOW * batch_size):
+        for group in _cut_batches(_sort_by_length(sources, window), GROUP * batch_size):
+            batches += _cut_batches(_sort_by_length(targets, group), batch_size)
     # The longest source first: `share` deals from the front, so every rank gets a like load.
-    return [_by(-sources, batches[place]).tolist() for place in chance.permutation(len(batches))]
+    return [
+        _sort_by_length(-sources, batches[place]).tolist()
+        for place in chance.permutation(len(batches))
+    ]
 
 
-def _by(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _sort_by_length(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return rows[np.argsort(lengths[rows], kind="stable")]
 
 
-def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+def _cut_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def share(
+def take_share(
     batch: Sequence[int], *, rank: int, world_size: int, micro_batches: int
 ) -> list[list[int]]:
     """One rank's part of a global batch, cut into exactly `micro_batches` lists of rows.
@@ -85,7 +88,7 @@ def share(
     return [mine[start:end] for start, end in pairwise(starts)]
 
 
-def collate(
+def collate_rows(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad_id: int, layout: Layout = "pairs"
 ) -> dict[str, Tensor]:
     """`input_ids`, `attention_mask` [B, S] and `labels` [B, T] (int64), padded to the longest row.
@@ -115,15 +118,15 @@ def collate(
     if layout == "class":
         labels = torch.tensor([label for (label,) in targets])
     else:
-        labels = torch.from_numpy(_padded(targets, IGNORED))
+        labels = torch.from_numpy(_pad_rows(targets, IGNORED))
     return {
-        "input_ids": torch.from_numpy(_padded(sources, pad_id)),
-        "attention_mask": torch.from_numpy(_padded([[1] * len(row) for row in sources], 0)),
+        "input_ids": torch.from_numpy(_pad_rows(sources, pad_id)),
+        "attention_mask": torch.from_numpy(_pad_rows([[1] * len(row) for row in sources], 0)),
         "labels": labels,
     }
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
+def _pad_rows(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
     table = np.full((len(rows), max(1, *map(len, rows))), value, dtype=np.int64)
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = row

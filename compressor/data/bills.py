@@ -98,12 +98,12 @@ class _Facts:
         return f"{self.aid} for {self.subject}"
 
 
-def bills(rows: int, *, seed: int, split: str) -> Iterator[dict[str, str]]:
+def make_bills(rows: int, *, seed: int, split: str) -> Iterator[dict[str, str]]:
     """The first `rows` rows of a split; fewer rows are a prefix of more."""
-    return (bill(seed, split, index) for index in range(rows))
+    return (make_bill(seed, split, index) for index in range(rows))
 
 
-def bill(seed: int, split: str, index: int) -> dict[str, str]:
+def make_bill(seed: int, split: str, index: int) -> dict[str, str]:
     """Row `index` of a split: `text` (about 100 words: 65 to 140) and `summary` (2 or 3 sentences).
 
     A title belongs to one split only, whatever the seed, so that no text and no summary is in
@@ -112,164 +112,185 @@ def bill(seed: int, split: str, index: int) -> dict[str, str]:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; available: {', '.join(SPLITS)}")
     rng = Random(f"{seed}/{split}/{index}")  # noqa: S311 - repeatable is the point, not secret
-    facts = _facts(rng, split)
+    facts = _draw_facts(rng, split)
     summary = [f"{facts.title} - Directs the {facts.agency} to {facts.duty}."]
-    sections = [_operative(rng, facts), _pick(rng, (_findings, _definitions))(rng)]
+    sections = [
+        _write_operative(rng, facts),
+        _pick_item(rng, (_write_findings, _write_definitions))(rng),
+    ]
     if rng.random() < 0.5:
-        sections.append(_boilerplate(rng))
+        sections.append(_write_boilerplate(rng))
     if facts.amount:
         summary.append(f"Authorizes {facts.amount} for fiscal year {facts.year}.")
-        sections.append(_appropriation(rng, facts))
+        sections.append(_write_appropriation(rng, facts))
     for name in facts.extras:
         section, sentence = _EXTRAS[name](rng)
         sections.append(section)
         summary.append(sentence)
-    text = _enact(rng, facts, _shuffled(rng, sections))
+    text = _write_bill(rng, facts, _shuffle(rng, sections))
     return {"text": text, "summary": " ".join(summary)}
 
 
-def _pick(rng: Random, items: Sequence[T]) -> T:
+def _pick_item(rng: Random, items: Sequence[T]) -> T:
     """One item. Only `Random.random` is promised to give the same in every Python version."""
     return items[int(rng.random() * len(items))]
 
 
-def _shuffled(rng: Random, items: Sequence[T]) -> list[T]:
+def _shuffle(rng: Random, items: Sequence[T]) -> list[T]:
     keys = [rng.random() for _ in items]
     return [items[i] for i in sorted(range(len(items)), key=keys.__getitem__)]
 
 
-def _title(rng: Random, split: str) -> str:
+def _write_title(rng: Random, split: str) -> str:
     """A title of this split: a sixth of all adjective and noun pairs each for the unseen two."""
     while True:
         first, second = int(rng.random() * len(_ADJECTIVES)), int(rng.random() * len(_NOUNS))
         if {4: "validation", 5: "test"}.get((first + second) % 6, "train") == split:
-            return f"{_ADJECTIVES[first]} {_NOUNS[second]} {_pick(rng, _ENDS)}"
+            return f"{_ADJECTIVES[first]} {_NOUNS[second]} {_pick_item(rng, _ENDS)}"
 
 
-def _year(rng: Random, start: int = 2026, years: int = 8) -> int:
+def _pick_year(rng: Random, start: int = 2026, years: int = 8) -> int:
     return start + int(rng.random() * years)
 
 
-def _facts(rng: Random, split: str) -> _Facts:
+def _draw_facts(rng: Random, split: str) -> _Facts:
     helps, funded = rng.random() < 0.75, rng.random() < 0.8
     return _Facts(
-        title=_title(rng, split),
-        agency=_pick(rng, _AGENCIES),
-        aid=_pick(rng, _AIDS) if helps else "issue standards",
-        beneficiary=_pick(rng, _BENEFICIARIES) if helps else "",
-        subject=_pick(rng, _SUBJECTS),
-        amount=_pick(rng, _AMOUNTS) if funded else "",
-        year=_year(rng),
-        extras=tuple(_shuffled(rng, tuple(_EXTRAS))[: int(rng.random() * 2) if funded else 1]),
+        title=_write_title(rng, split),
+        agency=_pick_item(rng, _AGENCIES),
+        aid=_pick_item(rng, _AIDS) if helps else "issue standards",
+        beneficiary=_pick_item(rng, _BENEFICIARIES) if helps else "",
+        subject=_pick_item(rng, _SUBJECTS),
+        amount=_pick_item(rng, _AMOUNTS) if funded else "",
+        year=_pick_year(rng),
+        extras=tuple(_shuffle(rng, tuple(_EXTRAS))[: int(rng.random() * 2) if funded else 1]),
     )
 
 
-def _enact(rng: Random, facts: _Facts, sections: list[Section]) -> str:
+def _write_bill(rng: Random, facts: _Facts, sections: list[Section]) -> str:
     """The bill's text: a long title, the enacting clause, the short title, then the sections."""
-    purpose = _pick(rng, ("A BILL", "A BILL For other purposes.", "A BILL To improve programs."))
-    named = _pick(rng, ('This Act may be cited as the "{}".', 'This Act is the "{}".'))
+    purpose = _pick_item(
+        rng, ("A BILL", "A BILL For other purposes.", "A BILL To improve programs.")
+    )
+    named = _pick_item(rng, ('This Act may be cited as the "{}".', 'This Act is the "{}".'))
     lines = [f"{purpose} Be it enacted,", f"SECTION 1. SHORT TITLE. {named.format(facts.title)}"]
     lines += [f"SEC. {n}. {head}. {body}" for n, (head, body) in enumerate(sections, start=2)]
     return "\n".join(lines)
 
 
-def _operative(rng: Random, facts: _Facts) -> Section:
+def _write_operative(rng: Random, facts: _Facts) -> Section:
     """The duty, in half of the wordings with another official consulted."""
-    other = _pick(rng, [agency for agency in _AGENCIES if agency != facts.agency])
+    other = _pick_item(rng, [agency for agency in _AGENCIES if agency != facts.agency])
     wording = (
         "The {agency} shall {duty}, after consulting the {other}.",
         "Not later than {deadline} after enactment, the {agency} shall {duty}.",
         "The {agency} is directed to {duty}. The {other} may comment.",
         "The {agency} shall {duty}, and keep records of it.",
     )
-    body = _pick(rng, wording).format(
-        agency=facts.agency, duty=facts.duty, other=other, deadline=_pick(rng, _DEADLINES)
+    body = _pick_item(rng, wording).format(
+        agency=facts.agency, duty=facts.duty, other=other, deadline=_pick_item(rng, _DEADLINES)
     )
-    return _pick(rng, ("PROGRAM", "DUTIES", "IN GENERAL")), body
+    return _pick_item(rng, ("PROGRAM", "DUTIES", "IN GENERAL")), body
 
 
-def _appropriation(rng: Random, facts: _Facts) -> Section:
+def _write_appropriation(rng: Random, facts: _Facts) -> Section:
     wording = (
         "There is authorized to be appropriated {amount} for fiscal year {year}.",
         "For fiscal year {year}, {amount} is authorized to be appropriated to carry out this Act.",
         "To carry out this Act, {amount} is authorized for fiscal year {year}, until expended.",
     )
-    body = _pick(rng, wording).format(amount=facts.amount, year=facts.year)
-    return _pick(rng, ("APPROPRIATIONS", "FUNDING")), body
+    body = _pick_item(rng, wording).format(amount=facts.amount, year=facts.year)
+    return _pick_item(rng, ("APPROPRIATIONS", "FUNDING")), body
 
 
-def _findings(rng: Random) -> Section:
+def _write_findings(rng: Random) -> Section:
     """What Congress found: amounts, years and people that the bill does not act on."""
-    found = (
-        f"in {_year(rng, 2001, 24)}, {_pick(rng, _BENEFICIARIES)} lost {_pick(rng, _AMOUNTS)}",
-        f"the need for {_pick(rng, _SUBJECTS)} has grown since {_year(rng, 2001, 24)}",
-        f"the States spent {_pick(rng, _AMOUNTS)} on {_pick(rng, _SUBJECTS)} last year",
-        f"{_pick(rng, _BENEFICIARIES)} have asked the {_pick(rng, _AGENCIES)} for help",
+    year, people, amount = (
+        _pick_year(rng, 2001, 24),
+        _pick_item(rng, _BENEFICIARIES),
+        _pick_item(rng, _AMOUNTS),
     )
-    first, second, *_ = _shuffled(rng, found)
+    findings = (
+        f"in {year}, {people} lost {amount}",
+        f"the need for {_pick_item(rng, _SUBJECTS)} has grown since {_pick_year(rng, 2001, 24)}",
+        f"the States spent {_pick_item(rng, _AMOUNTS)} on {_pick_item(rng, _SUBJECTS)} last year",
+        f"{_pick_item(rng, _BENEFICIARIES)} have asked the {_pick_item(rng, _AGENCIES)} for help",
+    )
+    first, second, *_ = _shuffle(rng, findings)
     return "FINDINGS", f"Congress finds that {first}, and that {second}."
 
 
-def _definitions(rng: Random) -> Section:
+def _write_definitions(rng: Random) -> Section:
     terms = (
         '"eligible" means approved by a State',
-        f'"small" means having assets below {_pick(rng, _AMOUNTS)}',
-        f'"records" means records kept since {_year(rng, 2001, 24)}',
+        f'"small" means having assets below {_pick_item(rng, _AMOUNTS)}',
+        f'"records" means records kept since {_pick_year(rng, 2001, 24)}',
         '"State" includes the District of Columbia',
     )
-    first, second, *_ = _shuffled(rng, terms)
+    first, second, *_ = _shuffle(rng, terms)
     return "DEFINITIONS", f"In this Act, {first}, and {second}."
 
 
-def _boilerplate(rng: Random) -> Section:
+def _write_boilerplate(rng: Random) -> Section:
     clauses = (
         ("SEVERABILITY", "If a provision of this Act is held invalid, the rest is not affected."),
-        ("RULE OF CONSTRUCTION", f"Nothing in this Act limits the {_pick(rng, _AGENCIES)}."),
-        ("EFFECTIVE DATE", f"This Act takes effect on {_pick(rng, _MONTHS)} 1, {_year(rng)}."),
-        ("PRIOR LAW", f"The Act of {_year(rng, 1950, 50)} on {_pick(rng, _SUBJECTS)} is repealed."),
+        ("RULE OF CONSTRUCTION", f"Nothing in this Act limits the {_pick_item(rng, _AGENCIES)}."),
+        (
+            "EFFECTIVE DATE",
+            f"This Act takes effect on {_pick_item(rng, _MONTHS)} 1, {_pick_year(rng)}.",
+        ),
+        (
+            "PRIOR LAW",
+            f"The Act of {_pick_year(rng, 1950, 50)} on {_pick_item(rng, _SUBJECTS)} is repealed.",
+        ),
     )
-    return _pick(rng, clauses)
+    return _pick_item(rng, clauses)
 
 
-def _report(rng: Random) -> tuple[Section, str]:
-    deadline = _pick(rng, _DEADLINES)
+def _write_report(rng: Random) -> tuple[Section, str]:
+    deadline = _pick_item(rng, _DEADLINES)
     wording = (
         f"Within {deadline}, a report on the results shall be sent to Congress.",
         f"A report shall be submitted to Congress within {deadline}, and made public.",
     )
-    return ("REPORT", _pick(rng, wording)), f"Requires a report to Congress within {deadline}."
+    return ("REPORT", _pick_item(rng, wording)), f"Requires a report to Congress within {deadline}."
 
 
-def _penalty(rng: Random) -> tuple[Section, str]:
-    fine = f"${_pick(rng, (5, 10, 20, 25, 50, 75))},000"
+def _write_penalty(rng: Random) -> tuple[Section, str]:
+    fine = f"${_pick_item(rng, (5, 10, 20, 25, 50, 75))},000"
     wording = (
         f"Whoever makes a false statement under this Act shall be fined up to {fine}.",
         f"A false statement in an application is subject to a civil penalty of up to {fine}.",
     )
     sentence = f"Sets a penalty of up to {fine} for false statements."
-    return ("PENALTIES", _pick(rng, wording)), sentence
+    return ("PENALTIES", _pick_item(rng, wording)), sentence
 
 
-def _sunset(rng: Random) -> tuple[Section, str]:
-    date = f"{_pick(rng, _MONTHS)} {_pick(rng, (1, 15, 30))}, {_year(rng, 2034, 6)}"
+def _write_sunset(rng: Random) -> tuple[Section, str]:
+    date = f"{_pick_item(rng, _MONTHS)} {_pick_item(rng, (1, 15, 30))}, {_pick_year(rng, 2034, 6)}"
     wording = (
         f"The authority provided by this Act ends on {date}.",
         f"This Act shall cease to have effect on {date}, unless extended by law.",
     )
-    return ("SUNSET", _pick(rng, wording)), f"Terminates the authority on {date}."
+    return ("SUNSET", _pick_item(rng, wording)), f"Terminates the authority on {date}."
 
 
-def _share(rng: Random) -> tuple[Section, str]:
-    share = f"{_pick(rng, (50, 60, 70, 75, 80, 90))} percent"
+def _draw_share(rng: Random) -> tuple[Section, str]:
+    share = f"{_pick_item(rng, (50, 60, 70, 75, 80, 90))} percent"
     wording = (
         f"The Federal share of the cost may not exceed {share}.",
         f"Of the cost, the Federal share shall be no more than {share}.",
     )
     sentence = f"Limits the Federal share to {share} of the cost."
-    return ("FEDERAL SHARE", _pick(rng, wording)), sentence
+    return ("FEDERAL SHARE", _pick_item(rng, wording)), sentence
 
 
-_EXTRAS = {"report": _report, "penalty": _penalty, "sunset": _sunset, "share": _share}
+_EXTRAS = {
+    "report": _write_report,
+    "penalty": _write_penalty,
+    "sunset": _write_sunset,
+    "share": _draw_share,
+}
 
 
 class Bills(DataBase):
@@ -299,5 +320,5 @@ class Bills(DataBase):
             _known_column(column, ["text", "summary"], field, "bills have", problem)
 
     def load(self, split: Split) -> Rows:
-        made = list(bills(self._count(split), seed=self.seed, split=split))
+        made = list(make_bills(self._count(split), seed=self.seed, split=split))
         return Rows([row[self.text] for row in made], [row[self.summary] for row in made])

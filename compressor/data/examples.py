@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from compressor.core.errors import StageError
-from compressor.data.batching import Layout, collate
+from compressor.data.batching import Layout, collate_rows
 from compressor.data.rows import Rows
 from compressor.data.source_base import DataBase, Truncate
 from compressor.data.spill import IdRows
-from compressor.data.truncation import encode
+from compressor.data.truncation import encode_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,10 +67,10 @@ class Examples:
 
     def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
         """What `collate` makes of some rows."""
-        return collate([self.row(row) for row in rows], pad_id=pad_id, layout=self.layout)
+        return collate_rows([self.row(row) for row in rows], pad_id=pad_id, layout=self.layout)
 
 
-def tokenize(
+def tokenize_rows(
     rows: Rows,
     tokenizer: PreTrainedTokenizerBase,
     data: DataBase,
@@ -92,7 +92,7 @@ def tokenize(
     sources, targets = source_ids(rows.texts, tokenizer, data, eos=eos), IdRows()
     for start in range(0, len(rows), CHUNK):
         part, limit = list(rows.summaries[start : start + CHUNK]), data.max_target_length
-        found = encode(part, tokenizer, limit, truncate=data.truncate, target=True, eos=eos)
+        found = encode_texts(part, tokenizer, limit, truncate=data.truncate, target=True, eos=eos)
         targets.extend(found)
     return Examples(sources, targets, "joined" if joined else "pairs")
 
@@ -109,7 +109,9 @@ def source_ids(
     limit, begin = data.max_source_length, len(data.prefix)
     for start in range(0, len(texts), CHUNK):
         part = [data.prefix + text for text in texts[start : start + CHUNK]]
-        ids.extend(encode(part, tokenizer, limit, truncate=data.truncate, begin=begin, eos=eos))
+        ids.extend(
+            encode_texts(part, tokenizer, limit, truncate=data.truncate, begin=begin, eos=eos)
+        )
     return ids
 
 
@@ -123,7 +125,7 @@ FILE = "targets.jsonl"
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenTexts:
     """What a model wrote for one row."""
 
     summary: str
@@ -137,20 +139,20 @@ class Written:
         return not self.summary.strip()
 
 
-def write_pseudo_labels(path: Path, labels: Sequence[Written]) -> None:
+def write_pseudo_labels(path: Path, labels: Sequence[WrittenTexts]) -> None:
     """Write one line of JSON for each label, as UTF-8."""
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         for label in labels:
             stream.write(json.dumps(asdict(label), ensure_ascii=False) + "\n")
 
 
-def read_pseudo_labels(path: Path) -> list[Written]:
+def read_pseudo_labels(path: Path) -> list[WrittenTexts]:
     """What `write_pseudo_labels` wrote."""
     with path.open(encoding="utf-8", newline="\n") as stream:
-        return [Written(**json.loads(line)) for line in stream]
+        return [WrittenTexts(**json.loads(line)) for line in stream]
 
 
-def with_pseudo_labels(rows: Rows, labels: Sequence[Written]) -> Rows:
+def with_pseudo_labels(rows: Rows, labels: Sequence[WrittenTexts]) -> Rows:
     """The same texts with `labels` as their summaries; a row whose label is empty keeps its own.
 
     An empty label would teach to write nothing. Raises StageError for another number of rows.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import StageError
-from compressor.core.packages import installing
+from compressor.core.packages import suggest_install
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -26,7 +26,7 @@ def is_marian(folder: Path) -> bool:
     return (folder / MARIANS).is_file() and not (folder / FILE).is_file()
 
 
-class Encoded:
+class TokenizedTexts:
     """What `Tokens` gives for some texts."""
 
     def __init__(self, input_ids: list[list[int]], encodings: Sequence[Encoding] = ()) -> None:
@@ -78,7 +78,7 @@ class Tokens:
         truncation: bool = False,
         max_length: int = 0,
         add_special_tokens: bool = True,
-    ) -> Encoded:
+    ) -> TokenizedTexts:
         """Ids of each text, at most `max_length` of them where `truncation` is on."""
         if truncation:
             self._tokenizer.enable_truncation(max_length, direction=self.truncation_side)
@@ -86,7 +86,7 @@ class Tokens:
             self._tokenizer.no_truncation()
         texts = list(text if text is not None else text_target or ())
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        return Encoded([encoding.ids for encoding in encodings], encodings)
+        return TokenizedTexts([encoding.ids for encoding in encodings], encodings)
 
     def batch_decode(
         self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = False
@@ -114,22 +114,26 @@ class MarianTokens(Tokens):
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
             needs = f"the tokenizer in {folder} needs sentencepiece, which is not installed"
-            raise StageError(f"{needs}: {installing('sentencepiece')}") from error
+            raise StageError(f"{needs}: {suggest_install('sentencepiece')}") from error
 
-        settings = _read(folder / SETTINGS)
+        settings = _read_json(folder / SETTINGS)
         written, writer = "vocab.json", MARIANS  # transformers joins pieces by the source's rules
         if settings.get("separate_vocabs"):
             written, writer = "target_vocab.json", "target.spm"
         self._source = SentencePieceProcessor(model_file=str(folder / MARIANS))
         self._writer = SentencePieceProcessor(model_file=str(folder / writer))
-        added = {int(i): _text(each) for i, each in settings["added_tokens_decoder"].items()}
-        special = {_text(each) for name, each in settings.items() if name.endswith("_token")}
-        special |= set(map(_text, settings.get("additional_special_tokens") or ()))
+        added = {
+            int(i): _get_token_text(each) for i, each in settings["added_tokens_decoder"].items()
+        }
+        special = {
+            _get_token_text(each) for name, each in settings.items() if name.endswith("_token")
+        }
+        special |= set(map(_get_token_text, settings.get("additional_special_tokens") or ()))
         self._special = special
-        self._ids = _read(folder / "vocab.json") | {text: i for i, text in added.items()}
-        self._pieces = {i: piece for piece, i in _read(folder / written).items()} | added
-        self._unknown = self._ids[_text(settings["unk_token"])]
-        self.eos_token_id = self._ids[_text(settings["eos_token"])]
+        self._ids = _read_json(folder / "vocab.json") | {text: i for i, text in added.items()}
+        self._pieces = {i: piece for piece, i in _read_json(folder / written).items()} | added
+        self._unknown = self._ids[_get_token_text(settings["unk_token"])]
+        self.eos_token_id = self._ids[_get_token_text(settings["eos_token"])]
         self.truncation_side = str(settings.get("truncation_side", "right"))
         longest_first = sorted(map(re.escape, {*added.values(), *special}), key=len, reverse=True)
         self._added = re.compile(f"({'|'.join(longest_first)})")
@@ -142,7 +146,7 @@ class MarianTokens(Tokens):
         truncation: bool = False,
         max_length: int = 0,
         add_special_tokens: bool = True,
-    ) -> Encoded:
+    ) -> TokenizedTexts:
         """Ids of each source text, at most `max_length` of them where `truncation` is on."""
         assert text_target is None, "nothing is trained with an exported model"
         end = [self.eos_token_id] if add_special_tokens else []
@@ -153,7 +157,7 @@ class MarianTokens(Tokens):
             if truncation and len(ids) > room:
                 ids = ids[:room] if self.truncation_side == "right" else ids[len(ids) - room :]
             rows.append(ids + end)
-        return Encoded(rows)
+        return TokenizedTexts(rows)
 
     def _split(self, text: str) -> list[str]:
         pieces: list[str] = []
@@ -183,13 +187,13 @@ class MarianTokens(Tokens):
         return texts
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise StageError(f"{path} cannot be read: {error}") from error
 
 
-def _text(token: Any) -> str:
+def _get_token_text(token: Any) -> str:
     """A token as settings write it: its text, or a mapping that has the text."""
     return str(token["content"] if isinstance(token, dict) else token)

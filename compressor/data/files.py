@@ -73,7 +73,7 @@ class Table:
     """Column → the names that its numbers stand for, where the file says so."""
 
 
-def format_of(path: Path) -> str | None:
+def find_format(path: Path) -> str | None:
     """What a path is by its ending, in any case of letters; None for what is not read."""
     if path.is_dir():
         return "saved" if (path / _SAVED).is_file() else None
@@ -118,7 +118,7 @@ def is_packed(path: Path) -> bool:
     return begin.startswith(_PACKED_BEGIN) or begin[257:262] == b"ustar"
 
 
-def separator_of(path: Path, form: Format) -> str:
+def find_separator(path: Path, form: Format) -> str:
     """What stands between the cells of a file."""
     return form.separator or (TAB if path.suffix.lower() == ".tsv" else ",")
 
@@ -136,7 +136,7 @@ def open_table(path: Path, form: Format, columns: Sequence[str]) -> Table:
     try:
         if is_packed(path):
             raise ValueError("it is a compressed file or an archive; unpack it")
-        kind = format_of(path)
+        kind = find_format(path)
         if kind == "json":
             table = Table(_json_rows(path, form))
         elif kind == "csv":
@@ -146,7 +146,7 @@ def open_table(path: Path, form: Format, columns: Sequence[str]) -> Table:
         else:
             table = _arrow_table(_saved_parts(path) if kind == "saved" else [path], columns)
     except (ValueError, OSError, KeyError, csv.Error, RecursionError) as error:
-        raise _explain(path, form, error) from error
+        raise _explain_error(path, form, error) from error
     return Table(_explain_errors(table.rows, path, form), table.columns, table.class_names)
 
 
@@ -154,10 +154,10 @@ def _explain_errors(rows: Iterator[Any], path: Path, form: Format) -> Iterator[A
     try:
         yield from rows
     except (ValueError, OSError, csv.Error) as error:  # Arrow's errors are ValueErrors
-        raise _explain(path, form, error) from error
+        raise _explain_error(path, form, error) from error
 
 
-def _explain(path: Path, form: Format, error: Exception) -> StageError:
+def _explain_error(path: Path, form: Format, error: Exception) -> StageError:
     if isinstance(error, UnicodeDecodeError):
         with path.open("rb") as stream:
             wide = stream.read(2) in (b"\xff\xfe", b"\xfe\xff")
@@ -175,7 +175,7 @@ def _open_text(path: Path, form: Format) -> TextIO:
     return path.open(encoding="utf-8-sig" if name == "utf-8" else name, newline="")
 
 
-def _lines(stream: TextIO) -> Iterator[str]:
+def _read_lines(stream: TextIO) -> Iterator[str]:
     """The lines of a file. Raises ValueError for one that is too long to be a line of a table."""
     while line := stream.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE:
@@ -187,7 +187,7 @@ def _csv_table(path: Path, form: Format) -> Table:
     records = _csv_records(path, form)
     number, first = next(records, (0, []))
     if form.header is True:
-        names = _distinct(first)
+        names = _number_repeated(first)
     else:
         names = list(form.header or map(str, range(len(first))))
     if form.header is not True and first:
@@ -200,8 +200,8 @@ def _csv_records(path: Path, form: Format) -> Iterator[tuple[int, list[str]]]:
     with _open_text(path, form) as stream:
         csv.field_size_limit(LONGEST_LINE)
         reader = csv.reader(
-            _lines(stream),
-            delimiter=separator_of(path, form),
+            _read_lines(stream),
+            delimiter=find_separator(path, form),
             quotechar=form.quote,
             quoting=csv.QUOTE_NONE if form.quote is None else csv.QUOTE_MINIMAL,
             strict=True,
@@ -214,8 +214,8 @@ def _csv_records(path: Path, form: Format) -> Iterator[tuple[int, list[str]]]:
             hint = "; data.quote=null takes quotation marks as text" if form.quote else ""
             stream.seek(0)
             header = stream.readline(LONGEST_LINE)
-            if reader.line_num == 1 or separator_of(path, form) not in header:
-                header = header.replace(separator_of(path, form), "")
+            if reader.line_num == 1 or find_separator(path, form) not in header:
+                header = header.replace(find_separator(path, form), "")
                 hint = suggest_separator(header) or hint
             raise ValueError(f"line {reader.line_num}: {error}{hint}") from error
 
@@ -236,7 +236,7 @@ def _csv_rows(
         yield dict(zip(names, cells, strict=False))
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
+def _number_repeated(names: Sequence[str]) -> list[str]:
     """Column names; the second `text` is `text.1`."""
     seen: dict[str, int] = {}
     distinct = []
@@ -263,7 +263,7 @@ def _json_rows(path: Path, form: Format) -> Iterator[Mapping[str, Any]]:
 
 
 def _line_values(stream: TextIO) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_lines(stream), 1):
+    for number, line in enumerate(_read_lines(stream), 1):
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)
@@ -393,16 +393,16 @@ def file_sha256(path: Path) -> str:
     place = str(path.resolve())
     changed = max(about.st_mtime, about.st_ctime)
     if time.time() - changed < _SETTLED_SECONDS:  # or in the future, of a clock that jumped
-        return _read(place)
+        return _read_digest(place)
     known = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-    return _remembered(place, known)
+    return _remember_digest(place, known)
 
 
 @lru_cache(_FILES)
-def _remembered(place: str, _: tuple[int, ...]) -> str:
-    return _read(place)
+def _remember_digest(place: str, _: tuple[int, ...]) -> str:
+    return _read_digest(place)
 
 
-def _read(place: str) -> str:
+def _read_digest(place: str) -> str:
     with Path(place).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -21,7 +21,7 @@ SILENCE_SECONDS = 60.0
 
 
 @cache
-def commit(repository: str, revision: str, kind: Kind) -> str:
+def resolve_commit(repository: str, revision: str, kind: Kind) -> str:
     """The commit that `revision` of `repository` stands for: asked of the hub, or of its cache.
 
     Raises Unreachable where neither knows, ValueError where the hub says there is no such thing.
@@ -39,19 +39,19 @@ def commit(repository: str, revision: str, kind: Kind) -> str:
             ask = api.model_info if kind == "model" else api.dataset_info
             sha = ask(repository, revision=revision, timeout=5).sha
             assert sha is not None
-            _note(repository, revision, kind, sha)
+            _note_commit(repository, revision, kind, sha)
             return sha
         except RepositoryNotFoundError as error:
             raise ValueError(_not_found(repository, kind, error)) from error
         except HfHubHTTPError as error:
-            if _status(error) == 404:
+            if _read_status(error) == 404:
                 raise ValueError(f"{repository!r} has no revision {revision!r}") from error
-            why = _reason(error)
+            why = _find_reason(error)
         except Exception as error:
             if not _is_of_network(error):
                 raise
-            why = _reason(error)  # the cache below may know
-    cached = _reference(repository, revision, kind)
+            why = _find_reason(error)  # the cache below may know
+    cached = _find_reference(repository, revision, kind)
     if cached.is_file():
         return cached.read_text().strip()
     raise Unreachable(
@@ -59,7 +59,7 @@ def commit(repository: str, revision: str, kind: Kind) -> str:
     )
 
 
-def file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path:
+def fetch_file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path:
     """One file of a commit, from the cache or downloaded, with the content that the hub names.
 
     Raises Unreachable, FileNotFoundError.
@@ -68,15 +68,15 @@ def file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        with unreachable(f"{name} of {repository!r}"):
-            _knock(repository, name, commit_hash, kind)
+        with explain_unreachable(f"{name} of {repository!r}"):
+            _ask_once(repository, name, commit_hash, kind)
             path = hf_hub_download(
                 repository, name, revision=commit_hash, repo_type=kind, etag_timeout=5
             )
     except LocalEntryNotFoundError as error:
         raise Unreachable(
             f"{name} of {repository!r} is not on this machine and the hub cannot be reached"
-            f"{_reason(error.__cause__)}"
+            f"{_find_reason(error.__cause__)}"
         ) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(f"{repository!r} has no file {name!r}") from error
@@ -88,12 +88,12 @@ def file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path:
 def find_file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path | None:
     """`file`, asked for once a process; None where the commit has none. Raises Unreachable."""
     try:
-        return file(repository, name, commit_hash, kind)
+        return fetch_file(repository, name, commit_hash, kind)
     except FileNotFoundError:
         return None
 
 
-def files(repository: str, commit_hash: str, patterns: Sequence[str]) -> Path:
+def fetch_files(repository: str, commit_hash: str, patterns: Sequence[str]) -> Path:
     """A folder with a model's files of these patterns, each with the content that the hub names.
 
     What is in the cache is not fetched again, but looked at. Raises Unreachable.
@@ -102,7 +102,7 @@ def files(repository: str, commit_hash: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        with unreachable(repr(repository)):
+        with explain_unreachable(repr(repository)):
             _bound_waits()
             found = snapshot_download(
                 repository, revision=commit_hash, allow_patterns=list(patterns), etag_timeout=5
@@ -110,7 +110,7 @@ def files(repository: str, commit_hash: str, patterns: Sequence[str]) -> Path:
     except LocalEntryNotFoundError as error:
         raise Unreachable(
             f"{repository!r} is not whole on this machine and the hub cannot be reached"
-            f"{_reason(error.__cause__)}"
+            f"{_find_reason(error.__cause__)}"
         ) from error
     named = (path for path in Path(found).rglob("*") if path.is_file())
     require_whole(
@@ -126,7 +126,7 @@ def _bound_waits() -> None:
     get_session().timeout = SILENCE_SECONDS
 
 
-def _knock(repository: str, name: str, commit_hash: str, kind: Kind) -> None:
+def _ask_once(repository: str, name: str, commit_hash: str, kind: Kind) -> None:
     """Ask for a file that is not in the cache, once: of a hub that is silent the library itself
     asks six times, a minute each.
     """
@@ -171,7 +171,7 @@ def _is_whole(path: Path) -> bool:
 
 
 @contextmanager
-def unreachable(what: str) -> Iterator[None]:
+def explain_unreachable(what: str) -> Iterator[None]:
     """Turn what the network does to a download into Unreachable. What is not there stays an error
     of its own: FileNotFoundError, or the hub's answer 404.
     """
@@ -182,16 +182,16 @@ def unreachable(what: str) -> Iterator[None]:
     except (LocalEntryNotFoundError, FileNotFoundError):
         raise
     except HfHubHTTPError as error:
-        if _status(error) == 404:
+        if _read_status(error) == 404:
             raise
-        raise Unreachable(f"{what} could not be fetched{_reason(error)}") from error
+        raise Unreachable(f"{what} could not be fetched{_find_reason(error)}") from error
     except Exception as error:
         short = explain_error(error)  # a full disk or a read-only cache is no fault of the network
         if short is not None:
             raise Unreachable(f"{what} could not be stored: {short}") from error
         if not _is_of_network(error):
             raise
-        raise Unreachable(f"{what} could not be fetched{_reason(error)}") from error
+        raise Unreachable(f"{what} could not be fetched{_find_reason(error)}") from error
 
 
 def _is_of_network(error: Exception) -> bool:
@@ -200,16 +200,16 @@ def _is_of_network(error: Exception) -> bool:
     return isinstance(error, OSError) or library in {"httpx", "httpx2", "httpcore", "httpcore2"}
 
 
-def _status(error: Exception) -> int | None:
+def _read_status(error: Exception) -> int | None:
     response = getattr(error, "response", None)
     return None if response is None else int(response.status_code)
 
 
-def _reason(error: BaseException | None) -> str:
+def _find_reason(error: BaseException | None) -> str:
     """What is known of it, to stand behind a sentence; nothing where nothing is."""
     if error is None:
         return ""
-    status = _status(error) if isinstance(error, Exception) else None
+    status = _read_status(error) if isinstance(error, Exception) else None
     if status is not None:
         hint = {
             401: ": log in with `hf auth login`",
@@ -227,20 +227,20 @@ def _not_found(repository: str, kind: Kind, error: Exception) -> str:
     login = "log in with `hf auth login`"
     if isinstance(error, GatedRepoError):
         return f"the {kind} {repository!r} is gated: accept its terms on the hub, and {login}"
-    private = f", or it is private: then {login}" if _status(error) in (401, 403) else ""
+    private = f", or it is private: then {login}" if _read_status(error) in (401, 403) else ""
     return f"the hub has no {kind} {repository!r}{private}"
 
 
-def _reference(repository: str, revision: str, kind: Kind) -> Path:
+def _find_reference(repository: str, revision: str, kind: Kind) -> Path:
     """Where the cache tells of a branch's or tag's commit."""
     return _cache_folder(repository, kind) / "refs" / revision
 
 
-def _note(repository: str, revision: str, kind: Kind, sha: str) -> None:
+def _note_commit(repository: str, revision: str, kind: Kind, sha: str) -> None:
     """Have the cache tell of a commit as it does of what is fetched by a branch's name, so that the
     same command needs no network. A commit that is not there takes no other's place.
     """
-    reference = _reference(repository, revision, kind)
+    reference = _find_reference(repository, revision, kind)
     known = _cache_folder(repository, kind) / "snapshots" / sha
     if known.is_dir() or not reference.is_file():
         with suppress(OSError):  # of a cache that cannot be written

@@ -114,7 +114,7 @@ _SLOTS = {
 _OPENINGS = ("Hello.", "Good morning.", "Dear team,", "Hi,", "")
 
 
-def messages(
+def make_messages(
     count: int, *, seed: int, split: str, single: bool
 ) -> Iterator[tuple[str, frozenset[str]]]:
     """`count` messages with the labels each has: none to three of `LABELS`, or one if `single`.
@@ -132,10 +132,10 @@ def messages(
         parts += [chance.choice(_DENIED[n]) for n in denied if chance.random() < _SHARE_DENIED]
         parts += chance.sample(_FILLER, chance.randint(0, 2))
         chance.shuffle(parts)
-        yield _written(parts, chance), frozenset(given)
+        yield _write_message(parts, chance), frozenset(given)
 
 
-def _written(parts: list[str], chance: Random) -> str:
+def _write_message(parts: list[str], chance: Random) -> str:
     slots = {name: chance.choice(values) for name, values in _SLOTS.items()}
     sentences = [part.format(**slots) for part in parts]
     text = " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
@@ -176,7 +176,7 @@ class Messages(DataBase):
 
     def load(self, split: Split) -> Rows:
         single = self.task == "single_label"
-        made = messages(self._count(split), seed=self.seed, split=split, single=single)
+        made = make_messages(self._count(split), seed=self.seed, split=split, single=single)
         texts, labels = [], []
         for text, given in made:
             texts.append(text)

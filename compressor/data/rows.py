@@ -237,7 +237,7 @@ class Collected:
     """Number of a row without a source or a target → the column that has none."""
 
 
-def collect(rows: Iterable[Row], path: Callable[[], Path] | None = None) -> Collected:
+def collect_rows(rows: Iterable[Row], path: Callable[[], Path] | None = None) -> Collected:
     """Keep rows in lists or, where they are many, in a file at `path`; what is there is not made
     again, so that its name must say what is in it.
     """
@@ -250,7 +250,7 @@ def collect(rows: Iterable[Row], path: Callable[[], Path] | None = None) -> Coll
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):  # of several processes one makes it
             if not place.is_file():
-                _store(chain(few, rows), place)
+                _write_arrow(chain(few, rows), place)
         return open_collected(place)
     few.extend(rows)
     references = [row.references for row in few]
@@ -266,7 +266,7 @@ def collect(rows: Iterable[Row], path: Callable[[], Path] | None = None) -> Coll
     )
 
 
-def _store(rows: Iterator[Row], path: Path) -> None:
+def _write_arrow(rows: Iterator[Row], path: Path) -> None:
     """Write rows to a file of Arrow, whole or not at all."""
     import pyarrow as pa
 

@@ -34,10 +34,10 @@ from compressor.data.files import (
     Table,
     class_names,
     data_sha256,
-    format_of,
+    find_format,
+    find_separator,
     open_table,
     saved_split,
-    separator_of,
     suggest_separator,
 )
 from compressor.data.messages import Messages
@@ -45,7 +45,7 @@ from compressor.data.rows import (
     Collected,
     RowReader,
     Rows,
-    collect,
+    collect_rows,
     has_column,
     require_labels,
 )
@@ -70,7 +70,7 @@ class Sample:
     """Whether these are all the rows that a run will read."""
 
 
-class Held(DataBase):
+class SplitSource(DataBase):
     """What sources of other people's rows share: they can be empty, or held out of train."""
 
     empty: Literal["error", "drop", "keep"] = Field(
@@ -217,7 +217,7 @@ class Held(DataBase):
         return Path(config.HF_DATASETS_CACHE) / "compressor-rows" / f"{name}.arrow"
 
 
-class Files(Held):
+class Files(SplitSource):
     """CSV, TSV, JSON, Parquet or Arrow files, told apart by their endings, or folders that
     `datasets` saved: one a split, or one of which others are held out.
 
@@ -272,18 +272,18 @@ class Files(Held):
 
     def _reading(self, path: Path) -> dict[str, Any]:
         """What of the settings decides how this file is read, as a JSON value."""
-        kind = format_of(path)
+        kind = find_format(path)
         usual, given = Format(), self._format
         fields = {"csv": ("quote", "header", "encoding"), "json": ("encoding",)}.get(kind or "", ())
         changed = {name: getattr(given, name) for name in fields}
         changed = {name: v for name, v in changed.items() if v != getattr(usual, name)}
-        if kind == "csv" and (separator := separator_of(path, given)) != ",":
+        if kind == "csv" and (separator := find_separator(path, given)) != ",":
             changed["separator"] = separator
         return changed
 
     def content_key(self, split: Split) -> Any:
         path = self._path(split)
-        if path is None or format_of(path) is None or not path.exists():
+        if path is None or find_format(path) is None or not path.exists():
             return None  # `check` reports it
         held = self._held(self._named)
         split, whose = self._where(split, self._named)
@@ -310,13 +310,13 @@ class Files(Held):
         if path.is_dir() and (path / "dataset_dict.json").is_file():
             parts = ", ".join(sorted(part.parent.name for part in path.glob("*/state.json")))
             problem(key, f"{path} has the splits {parts}; name one of these folders")
-        elif path.is_dir() and format_of(path) is None:
+        elif path.is_dir() and find_format(path) is None:
             problem(key, f"{str(path)!r} is a folder, and not one of `save_to_disk`")
         elif not path.exists():
             there = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
             hint = nearest(path.name, there) if there else f"{path.parent} is not a folder"
             problem(key, f"no file {str(path)!r}; {hint}")
-        elif format_of(path) is None:
+        elif find_format(path) is None:
             unpack = "; unpack it first" if path.suffix.lower() in PACKED else ""
             valid = ", ".join(FORMATS)
             problem(key, f"cannot read {path.suffix or path.name!r}; one of {valid}{unpack}")
@@ -352,12 +352,12 @@ class Files(Held):
 
     def _report_missing(self, path: Path, sample: Sample, problem: Problem) -> None:
         columns = list(sample.columns)
-        one = len(columns) == 1 and format_of(path) == "csv"
+        one = len(columns) == 1 and find_format(path) == "csv"
         if one and (hint := suggest_separator(columns[0])):
             field, column = next(iter(sample.missing.items()))
             problem(field, f"no column {column!r}: {path} has one, {columns[0]!r:.200}{hint}")
             return
-        headless = format_of(path) == "csv" and sample.missing == self.columns()
+        headless = find_format(path) == "csv" and sample.missing == self.columns()
         hint = "; data.header=false numbers the columns of a file without names" if headless else ""
         for field, column in sample.missing.items():
             _known_column(
@@ -409,7 +409,7 @@ class Files(Held):
         self, table: Table, path: Path, place: Callable[[], Path] | None = None
     ) -> Collected:
         reader = RowReader(self, str(path), table.class_names)
-        return collect((reader.read(n, row) for n, row in enumerate(table.rows)), place)
+        return collect_rows((reader.read(n, row) for n, row in enumerate(table.rows)), place)
 
     def load(self, split: Split) -> Rows:
         path = self._path(split)
@@ -433,7 +433,7 @@ _SAMPLES: dict[str, Sample] = {}
 _MOST_SAMPLES = 16
 
 
-class Hub(Held):
+class Hub(SplitSource):
     """A data set of the Hugging Face hub, at a commit that the plan finds and the store records.
 
     Example: `data: {source: hub, dataset: billsum, splits: {train: ca_test}, holdout: 0.1}`.
@@ -466,7 +466,7 @@ class Hub(Held):
         return value
 
     def content_key(self, split: Split) -> Any:
-        commit = hub.commit(self.dataset, self.revision, "dataset")
+        commit = hub.resolve_commit(self.dataset, self.revision, "dataset")
         fields = {"configuration", "splits", "holdout", "seed", "dataset"}
         fields |= {"files"} if self.files is not None else set()
         mine = self.model_dump(include=fields) | self.column_key()
@@ -478,13 +478,13 @@ class Hub(Held):
         return self.splits.keys()
 
     def pinned(self) -> Self:
-        commit = hub.commit(self.dataset, self.revision, "dataset")
+        commit = hub.resolve_commit(self.dataset, self.revision, "dataset")
         return self.model_copy(update={"revision": commit})
 
     def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
         self._check_split(split, self._named, "splits", problem)
         try:
-            hub.commit(self.dataset, self.revision, "dataset")
+            hub.resolve_commit(self.dataset, self.revision, "dataset")
         except ValueError as error:
             problem("dataset", str(error))
 
@@ -493,10 +493,10 @@ class Hub(Held):
         from datasets.exceptions import DatasetsError
 
         enable_progress_bars()  # of downloads
-        commit = hub.commit(self.dataset, self.revision, "dataset")
+        commit = hub.resolve_commit(self.dataset, self.revision, "dataset")
         what = f"data set {self.dataset!r}"
         try:
-            with hub.unreachable(what):
+            with hub.explain_unreachable(what):
                 builder = self._prepared(commit)
             part = self.splits[self._where(split, self._named)[1]]
             table = builder.as_dataset(split=part)
@@ -522,7 +522,7 @@ class Hub(Held):
         rows = (row for batch in batches.iter(1_000) for row in batch.to_pylist())
         about = [self.dataset, self.configuration, self.files, *content, most]
         read = (reader.read(number, row) for number, row in enumerate(islice(rows, most)))
-        return collect(read, lambda: self._place_of_rows(about))
+        return collect_rows(read, lambda: self._place_of_rows(about))
 
     def _prepared(self, commit: str) -> Any:
         """The data set's builder, its files read into the cache. Each file that comes in is
@@ -541,7 +541,7 @@ class Hub(Held):
             for url in dict.fromkeys(str(url) for urls in given.values() for url in urls):
                 here = f"hf://datasets/{self.dataset}@{commit}/"
                 if url.startswith(here):
-                    hub.file(self.dataset, url.removeprefix(here), commit, "dataset")
+                    hub.fetch_file(self.dataset, url.removeprefix(here), commit, "dataset")
         builder.download_and_prepare()
         return builder
 

@@ -108,7 +108,7 @@ class Vocabulary:
             model["merges"] = [
                 merge
                 for merge in self.model["merges"]
-                if self.ids.get(self._joined(*_pair(merge))) in new
+                if self.ids.get(self._joined(*_split_merge(merge))) in new
             ]
         document["added_tokens"] = [
             {**token, "id": new[token["id"]]}
@@ -132,7 +132,7 @@ class Vocabulary:
         """Id → ids of both parts of each merge that makes it; nothing but for BPE."""
         parts: dict[int, list[int]] = {}
         for merge in self.model.get("merges") or ():
-            left, right = _pair(merge)
+            left, right = _split_merge(merge)
             made = self.ids[self._joined(left, right)]
             parts.setdefault(made, []).extend((self.ids[left], self.ids[right]))
         return parts
@@ -152,7 +152,7 @@ class Vocabulary:
         return node
 
 
-def _pair(merge: str | list[str]) -> tuple[str, str]:
+def _split_merge(merge: str | list[str]) -> tuple[str, str]:
     """A merge is "a b" in old files, ["a", "b"] in new ones."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right

@@ -22,7 +22,7 @@ LONG = 200_000
 row of 10 MB takes 3 GB as the tokens of all of it."""
 
 
-def encode(
+def encode_texts(
     texts: list[str],
     tokenizer: PreTrainedTokenizerBase | Tokens,
     limit: int,
@@ -49,7 +49,7 @@ def encode(
         given = {"text_target": part} if target else {"text": part}
         return tokenizer(**given, truncation=True, max_length=room, add_special_tokens=special)
 
-    texts = [_beginning(text, tokenizer, read, limit) for text in texts]
+    texts = [_take_beginning(text, tokenizer, read, limit) for text in texts]
     if truncate == "tokens":
         ids: list[list[int]] = read(texts, limit).input_ids
     else:
@@ -57,10 +57,10 @@ def encode(
         by_itself = eos is None or read([""], limit).input_ids[0][-1:] == [eos]
         room = limit if by_itself else max(1, limit - 1)
         ids = _cut_at_sentences(texts, lambda part: read(part, room), room, begin)
-    return ids if eos is None else [_ended(row, limit, eos) for row in ids]
+    return ids if eos is None else [_end_with_eos(row, limit, eos) for row in ids]
 
 
-def _beginning(
+def _take_beginning(
     text: str, tokenizer: PreTrainedTokenizerBase | Tokens, read: Any, limit: int
 ) -> str:
     """As much of a text as has its first `limit` tokens, and much more behind them."""
@@ -95,7 +95,7 @@ def _cut_at_sentences(texts: list[str], read: Any, room: int, begin: int) -> lis
     for row, encoding in enumerate(whole.encodings):
         if len(encoding) == room and encoding.overflowing:
             reached = max(end for _, end in encoding.offsets) - begin
-            left[row] = ends(texts[row][begin:], max(0, reached))
+            left[row] = find_sentence_ends(texts[row][begin:], max(0, reached))
     while left := {row: stops for row, stops in left.items() if stops}:
         shorter = read([texts[row][: begin + stops.pop()] for row, stops in left.items()])
         for row, found, encoding in zip(
@@ -107,7 +107,7 @@ def _cut_at_sentences(texts: list[str], read: Any, room: int, begin: int) -> lis
     return ids
 
 
-def _ended(ids: list[int], limit: int, eos: int) -> list[int]:
+def _end_with_eos(ids: list[int], limit: int, eos: int) -> list[int]:
     """`ids` with one eos at the end, which is among the at most `limit` tokens."""
     text = ids[:-1] if ids and ids[-1] == eos else ids
     return [*text[: limit - 1], eos]
@@ -144,7 +144,7 @@ _LOOK_AHEAD = re.compile(rf"{_WORD}(?:\s+\S+)?{_WORD}\s?")
 
 
 @functools.cache
-def _punkt() -> Any:
+def _load_punkt() -> Any:
     # nltk's published Punkt model would be a download; the algorithm itself comes in the wheel.
     from nltk.tokenize.punkt import (  # type: ignore[import-untyped]  # nltk has no types
         PunktParameters,
@@ -157,7 +157,7 @@ def _punkt() -> Any:
     return PunktSentenceTokenizer(parameters)
 
 
-def spans(text: str) -> list[tuple[int, int]]:
+def find_spans(text: str) -> list[tuple[int, int]]:
     """Begin and end of each sentence of English `text`, in order, without white space around it.
 
     The end of a line ends a sentence (join hard-wrapped lines first), otherwise only white space
@@ -188,16 +188,16 @@ def _in_line(line: str) -> Iterator[tuple[int, int]]:
         seen = _LOOK_AHEAD.match(line, limit, begin + 2 * LONGEST)
         assert seen is not None, "each part of the pattern may be empty"
         part = line[begin : seen.end()]
-        found = _joined(_punkt().span_tokenize(part))
+        found = _join_spans(_load_punkt().span_tokenize(part))
         if len(part) > LONGEST:
-            found = [span for span in found if span[1] <= LONGEST] or [(0, _cut(part))]
+            found = [span for span in found if span[1] <= LONGEST] or [(0, _find_cut(part))]
         yield from ((begin + start, begin + stop) for start, stop in found)
         begin += found[-1][1]
         while begin < len(line) and line[begin].isspace():
             begin += 1
 
 
-def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _join_spans(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Those with a space between them: Punkt parts the last "!" of "Yes!!" from the rest."""
     found: list[tuple[int, int]] = []
     for start, stop in spans:
@@ -208,7 +208,7 @@ def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
-def _cut(text: str) -> int:
+def _find_cut(text: str) -> int:
     """Where the last whole word of the first `LONGEST` characters ends, or they do, in one word."""
     words = text[:LONGEST].rsplit(maxsplit=1)
     return len(words[0]) if len(words) > 1 else LONGEST
@@ -223,21 +223,21 @@ def _ends_without_space() -> Any:
     return regex.compile(rf"{stops}+[\p{{Pe}}\p{{Pf}}\"']*", regex.V1)
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """The sentences of `text` (see `spans`), in order, none of them empty.
 
     Those of other scripts end with their own full stops, too.
     """
     if not text.isascii():
         text = _ends_without_space().sub(r"\g<0>\n", text)
-    return [text[start:stop] for start, stop in spans(text)]
+    return [text[start:stop] for start, stop in find_spans(text)]
 
 
-def ends(text: str, limit: int) -> list[int]:
+def find_sentence_ends(text: str, limit: int) -> list[int]:
     """Where those sentences end that do so within the first `limit` characters, ascending.
 
     The same as if all of `text` had been read, of which only a word or two more are.
     """
     seen = _LOOK_AHEAD.match(text, limit)
     assert seen is not None, "each part of the pattern may be empty"
-    return [end for _, end in spans(text[: seen.end()]) if end <= limit]
+    return [end for _, end in find_spans(text[: seen.end()]) if end <= limit]

@@ -19,7 +19,7 @@ import yaml
 
 from compressor.core import machine
 from compressor.core.files import write_json, write_text
-from compressor.core.numbers import finite
+from compressor.core.numbers import replace_nonfinite
 from compressor.core.redaction import redact
 from compressor.engine.plan import Node, Plan
 from compressor.engine.store.store import Store
@@ -103,7 +103,7 @@ class Run:
 
     def write(self) -> None:
         # Manifests of earlier versions may have NaN.
-        write_json(self.folder / "metrics.json", finite(self.records))
+        write_json(self.folder / "metrics.json", replace_nonfinite(self.records))
 
 
 def make_run_folder(parent: Path) -> Path:

@@ -40,7 +40,7 @@ def run_stage(stage: Stage, inputs: Inputs, context: Context) -> dict[str, Any] 
         return None
     checkpoint.require_finite()
     checkpoint.save(context.folder)
-    return checkpoint.measure(context.folder)
+    return checkpoint.measure_sizes(context.folder)
 
 
 def main(path: Path) -> int:

@@ -51,10 +51,10 @@ def bootstrap_interval(
         raise ValueError(f"expected a list of at least one value, got the shape {rows.shape}")
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"expected 0 < level < 1 and resamples ≥ 1, got {level} and {resamples}")
-    return _interval(resampled_means(rows, resamples=resamples, seed=seed), level)
+    return _compute_interval(resampled_means(rows, resamples=resamples, seed=seed), level)
 
 
-def _interval(drawn: Scores, level: float) -> tuple[float, float]:
+def _compute_interval(drawn: Scores, level: float) -> tuple[float, float]:
     import numpy as np
 
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
@@ -107,7 +107,7 @@ def paired_difference(
     drawn = score(means[:, own:]) - score(means[:, :own])
     whole = both.mean(0, keepdims=True)
     worse = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    low, high = _interval(drawn, 0.95)
+    low, high = _compute_interval(drawn, 0.95)
     return PairedDifference(
         before=float(score(whole[:, :own])[0]),
         after=float(score(whole[:, own:])[0]),

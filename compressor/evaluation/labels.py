@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.evaluation.predictions import bare, guarded, records, write_table
+from compressor.evaluation.predictions import guard_cell, read_records, unguard_cell, write_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,9 @@ def best_thresholds(probabilities: Table, labels: Labels) -> list[float]:
     return found
 
 
-def summarize(truth: NDArray[np.int64], given: NDArray[np.int64], scores: Table) -> dict[str, Any]:
+def summarize_scores(
+    truth: NDArray[np.int64], given: NDArray[np.int64], scores: Table
+) -> dict[str, Any]:
     """`SCORES`, `accuracy` (rows without any mistake) and each label's own, from tables [N, L].
 
     `truth` and `given` are 0 and 1, `scores` the probabilities. ROC-AUC and average precision are
@@ -108,13 +110,13 @@ def summarize(truth: NDArray[np.int64], given: NDArray[np.int64], scores: Table)
     return {
         "micro_f1": float(2 * hits.sum() / max(either.sum(), 1)),
         "macro_f1": float(own.mean()),
-        **{name: _mean(label[name] for label in labels) for name in SCORES[2:]},
+        **{name: _average(label[name] for label in labels) for name in SCORES[2:]},
         "accuracy": float(np.mean((truth == given).all(axis=1))),
         "labels": labels,
     }
 
 
-def _mean(values: Any) -> float | None:
+def _average(values: Any) -> float | None:
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if there else None
 
@@ -126,7 +128,7 @@ PROBABILITY = "p:"
 """How the columns of probabilities begin; the label's name follows."""
 
 
-def write(
+def write_predictions(
     path: Path,
     rows: Rows,
     probabilities: NDArray[np.float64],
@@ -149,7 +151,7 @@ def write(
                 truth = [name for name, one in zip(names, real, strict=True) if one]
                 limits = zip(names, found, thresholds, strict=True)
                 given = [name for name, value, limit in limits if value >= limit]
-            cells = guarded(text), guarded(JOIN.join(truth)), guarded(JOIN.join(given))
+            cells = guard_cell(text), guard_cell(JOIN.join(truth)), guard_cell(JOIN.join(given))
             yield [str(index), *cells, *map(repr, found)]
 
     header = ("row", "source", "reference", "prediction", *(PROBABILITY + name for name in names))
@@ -177,47 +179,47 @@ class Labelled:
     """[N, L], probabilities."""
 
 
-def read(path: Path) -> Labelled:
+def read_predictions(path: Path) -> Labelled:
     """Read a file that `write` wrote.
 
     Raises ValueError, with the file, line and column, for anything else.
     """
     import numpy as np
 
-    with records(path, ("reference", "prediction")) as lines:
+    with read_records(path, ("reference", "prediction")) as lines:
         rows, truth, given, scores = [], [], [], []
         names: list[str] = []
         for where, record in lines:
             columns = [column for column in record if column.startswith(PROBABILITY)]
             names = [column.removeprefix(PROBABILITY) for column in columns]
             rows.append(tuple(record.get(name, "") for name in ("row", "source", "reference")))
-            truth.append(_there(record["reference"], names, where))
-            given.append(_there(record["prediction"], names, where))
-            scores.append([_probability(record[column], where) for column in columns])
+            truth.append(_require_label(record["reference"], names, where))
+            given.append(_require_label(record["prediction"], names, where))
+            scores.append([_parse_probability(record[column], where) for column in columns])
     if not truth:
         raise ValueError(f"{path} has no rows to score")
     return Labelled(rows, names, np.array(truth), np.array(given), np.array(scores))
 
 
-def score(path: Path) -> dict[str, Any]:
+def score_predictions(path: Path) -> dict[str, Any]:
     """`metrics.labels.summarize` of a file that `write` wrote, its `labels` by name.
 
     Raises ValueError as `read` does.
     """
-    found = read(path)
-    scored = summarize(found.truth, found.given, found.scores)
+    found = read_predictions(path)
+    scored = summarize_scores(found.truth, found.given, found.scores)
     scored["labels"] = dict(zip(found.names, scored["labels"], strict=True))
     return scored
 
 
-def _there(cell: str, names: Sequence[str], where: str) -> list[int]:
-    found = {name for name in bare(cell).split(JOIN) if name}
+def _require_label(cell: str, names: Sequence[str], where: str) -> list[int]:
+    found = {name for name in unguard_cell(cell).split(JOIN) if name}
     if strange := found - set(names):
         raise ValueError(f"{where}: no column {PROBABILITY + min(strange)!r} for the label")
     return [int(name in found) for name in names]
 
 
-def _probability(cell: str, where: str) -> float:
+def _parse_probability(cell: str, where: str) -> float:
     try:
         value = float(cell)
     except ValueError:

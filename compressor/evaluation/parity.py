@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from compressor.core.errors import StageError
 from compressor.core.processes import child_environment, end_with_parent
 from compressor.core.settings import SETTINGS, Integer, Length
-from compressor.evaluation.predictions import guarded
+from compressor.evaluation.predictions import guard_cell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +107,7 @@ class Outputs:
     """Of any other model: its first output, at the token that stands for the row."""
 
 
-def gate(
+def check_parity(
     settings: Parity,
     checkpoint: Checkpoint,
     folder: Path,
@@ -134,14 +134,14 @@ def gate(
     if told["read"] != sources:
         row = next(i for i, (a, b) in enumerate(zip(told["read"], sources, strict=True)) if a != b)
         raise StageError(f"the exported tokenizer reads row {row} of the test split as other ids")
-    measured = _compare(expected, got, rows, data)
+    measured = _compare_outputs(expected, got, rows, data)
     limits = settings.limits(*weights)
     failed = _passed_limits(measured, limits)
     told = {name: told[name] for name in ("load_seconds", "resident_bytes")}
     if failed:
         where = ""
         if evidence is not None:
-            _keep(evidence, measured, limits, rows, expected, got)
+            _keep_evidence(evidence, measured, limits, rows, expected, got)
             where = f"; the rows are in {evidence}"
         raise StageError(f"the exported model is not its source: {'; '.join(failed)}{where}")
     return {"parity": {"rows": len(rows), **measured, "limits": limits}, **told}
@@ -207,7 +207,9 @@ def equal_share(expected: Sequence[Sequence[int]], got: Sequence[Sequence[int]])
     return equal / places if places else 1.0
 
 
-def _compare(expected: Outputs, got: Outputs, rows: Rows, data: DataBase) -> dict[str, float]:
+def _compare_outputs(
+    expected: Outputs, got: Outputs, rows: Rows, data: DataBase
+) -> dict[str, float]:
     import numpy as np
 
     if expected.tokens is not None and got.tokens is not None:
@@ -258,7 +260,7 @@ def _passed_limits(measured: dict[str, float], limits: dict[str, float]) -> list
     return failed
 
 
-def _keep(
+def _keep_evidence(
     folder: Path,
     measured: dict[str, float],
     limits: dict[str, float],
@@ -277,20 +279,22 @@ def _keep(
         writer = csv.writer(stream)
         writer.writerow(("row", "source", "of the source model", "of the export"))
         for index, (text, (wanted, found)) in enumerate(zip(rows.texts, pairs, strict=True)):
-            cells = (each if isinstance(each, list) else guarded(each) for each in (wanted, found))
-            writer.writerow((index, guarded(text), *cells))
+            cells = (
+                each if isinstance(each, list) else guard_cell(each) for each in (wanted, found)
+            )
+            writer.writerow((index, guard_cell(text), *cells))
 
 
 def main(folder: Path, task_file: Path, out: Path) -> None:
     """Load the exported model as a user does, run the task's texts, write what came out."""
     import psutil
 
-    from compressor.backends.predictor import load
+    from compressor.backends.predictor import load_predictor
 
     end_with_parent()
     task = json.loads(task_file.read_text(encoding="utf-8"))
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
-    loaded = load(folder)
+    loaded = load_predictor(folder)
     told: dict[str, Any] = {"load_seconds": time.perf_counter() - started}
     is_summarizer = loaded.about.head == "seq2seq_lm"
     first = task["texts"][:1]

@@ -58,7 +58,7 @@ def write_predictions(path: Path, predictions: Iterable[Prediction], references:
     formula carries a leading apostrophe in the file.
     """
     others = [f"{OTHER_REFERENCE}{number}" for number in range(2, references + 1)]
-    write_table(path, (*COLUMNS, *others), (_cells(each, references) for each in predictions))
+    write_table(path, (*COLUMNS, *others), (_list_cells(each, references) for each in predictions))
 
 
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
@@ -81,16 +81,16 @@ def read_predictions(path: Path) -> list[Prediction]:
 
     Raises ValueError, with the file, the line and the column, for anything else.
     """
-    with records(path, COLUMNS) as lines:
+    with read_records(path, COLUMNS) as lines:
         return [
             Prediction(
-                row=_integer(record, "row", where),
-                max_length=_integer(record, "max_length", where),
-                source=bare(record["source"]),
-                reference=bare(record["reference"]),
-                prediction=bare(record["prediction"]),
-                tokens=_integer(record, "tokens", where),
-                cut_off=_truth(record, "cut_off", where),
+                row=_parse_integer(record, "row", where),
+                max_length=_parse_integer(record, "max_length", where),
+                source=unguard_cell(record["source"]),
+                reference=unguard_cell(record["reference"]),
+                prediction=unguard_cell(record["prediction"]),
+                tokens=_parse_integer(record, "tokens", where),
+                cut_off=_parse_boolean(record, "cut_off", where),
                 other_references=_other_references(record),
             )
             for where, record in lines
@@ -120,13 +120,13 @@ def score_predictions(
 
     groups: dict[int | None, list[tuple[str, tuple[str, ...], int | None, bool | None]]] = {}
     same: dict[tuple[str, ...], tuple[str, ...]] = {}  # each limit has the references again
-    with records(path, ("reference", "prediction")) as lines:
+    with read_records(path, ("reference", "prediction")) as lines:
         for where, record in lines:
-            length = _integer(record, "max_length", where) if "max_length" in record else None
-            tokens = _integer(record, "tokens", where) if "tokens" in record else None
-            cut_off = _truth(record, "cut_off", where) if "cut_off" in record else None
-            references = (bare(record["reference"]), *_other_references(record))
-            texts = bare(record["prediction"]), same.setdefault(references, references)
+            length = _parse_integer(record, "max_length", where) if "max_length" in record else None
+            tokens = _parse_integer(record, "tokens", where) if "tokens" in record else None
+            cut_off = _parse_boolean(record, "cut_off", where) if "cut_off" in record else None
+            references = (unguard_cell(record["reference"]), *_other_references(record))
+            texts = unguard_cell(record["prediction"]), same.setdefault(references, references)
             groups.setdefault(length, []).append((*texts, tokens, cut_off))
     if not groups:
         raise ValueError(f"{path} has no rows to score")
@@ -147,30 +147,30 @@ def score_predictions(
     return scored
 
 
-def _cells(prediction: Prediction, references: int) -> list[str]:
+def _list_cells(prediction: Prediction, references: int) -> list[str]:
     *values, others = astuple(prediction)
     values += [*others, *[""] * (references - 1 - len(others))]
-    return [guarded(value) if isinstance(value, str) else str(value).lower() for value in values]
+    return [guard_cell(value) if isinstance(value, str) else str(value).lower() for value in values]
 
 
 def _other_references(record: Mapping[str, str]) -> tuple[str, ...]:
     names = [name for name in record if name.startswith(OTHER_REFERENCE)]
-    return tuple(bare(record[name]) for name in names if record[name])
+    return tuple(unguard_cell(record[name]) for name in names if record[name])
 
 
-def guarded(text: str) -> str:
+def guard_cell(text: str) -> str:
     """A text as a cell that no spreadsheet takes for a formula; `bare` is the way back."""
     # A text's own apostrophe gets another one, so that the way back is never a guess.
     return f"'{text}" if text.startswith((*_RISKY, "'")) else text
 
 
-def bare(cell: str) -> str:
+def unguard_cell(cell: str) -> str:
     """The text of a cell that `guarded` made."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith((*_RISKY, "'")) else cell
 
 
 @contextmanager
-def records(
+def read_records(
     path: Path, required: tuple[str, ...]
 ) -> Iterator[Iterator[tuple[str, dict[str, str]]]]:
     """The records of the CSV at `path`, each with "file, line n" for messages."""
@@ -183,7 +183,7 @@ def records(
             reader = csv.DictReader(file, strict=True)
             try:
                 _check_columns(path, tuple(reader.fieldnames or ()), required)
-                yield _complete(path, reader)
+                yield _require_complete(path, reader)
             except csv.Error as error:
                 raise ValueError(f"{path}, line {reader.reader.line_num}: {error}") from error
             except UnicodeDecodeError as error:
@@ -192,7 +192,9 @@ def records(
         csv.field_size_limit(limit)
 
 
-def _complete(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def _require_complete(
+    path: Path, reader: csv.DictReader[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
     columns = list(reader.fieldnames or ())
     for record in reader:
         where = f"{path}, line {reader.line_num}"
@@ -214,7 +216,7 @@ def _check_columns(path: Path, columns: tuple[str, ...], required: tuple[str, ..
     raise ValueError(f"{path} has no column {', '.join(asked)}; its columns: {there}")
 
 
-def _integer(record: dict[str, str], column: str, where: str) -> int:
+def _parse_integer(record: dict[str, str], column: str, where: str) -> int:
     try:
         return int(record[column])
     except ValueError:
@@ -223,7 +225,7 @@ def _integer(record: dict[str, str], column: str, where: str) -> int:
         ) from None
 
 
-def _truth(record: dict[str, str], column: str, where: str) -> bool:
+def _parse_boolean(record: dict[str, str], column: str, where: str) -> bool:
     cell = record[column].strip().lower()
     if cell not in ("true", "false", "1", "0"):
         raise ValueError(f"{where}: {column!r} is {record[column]!r}, expected true or false")

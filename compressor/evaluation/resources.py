@@ -24,17 +24,17 @@ class Peak:
 
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
-        release()
-        self._resets = _reset(device)
-        self._before = 0 if self._resets else _most(device)
+        release_memory()
+        self._resets = _reset_peak(device)
+        self._before = 0 if self._resets else _read_peak(device)
 
     def bytes(self) -> int | None:
         """None where the system's peak cannot be reset, and was higher before."""
-        most = _most(self._device)
+        most = _read_peak(self._device)
         return most if self._resets or most > self._before else None
 
 
-def release() -> None:
+def release_memory() -> None:
     """Give memory that nothing uses back to the system, where it is glibc's or a GPU's cache."""
     gc.collect()
     if sys.platform == "linux":
@@ -46,7 +46,7 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def _reset(device: str) -> bool:
+def _reset_peak(device: str) -> bool:
     """Begin a new peak; whether that was possible."""
     if device.startswith("cuda"):
         import torch
@@ -60,7 +60,7 @@ def _reset(device: str) -> bool:
     return True
 
 
-def _most(device: str) -> int:
+def _read_peak(device: str) -> int:
     """Bytes."""
     if device.startswith("cuda"):
         import torch
@@ -93,7 +93,7 @@ class Counters:
     def __init__(self, root: Path = ROOT) -> None:
         found = sorted(root.glob("*/energy_uj")) if root.is_dir() else []
         # A counter may be there twice (intel-rapl-mmio:0, intel-rapl:0); the last one counts.
-        packages = {_name(file.parent): file for file in found}
+        packages = {_name_domain(file.parent): file for file in found}
         self._files = [file for name, file in packages.items() if name.startswith("package")]
 
     def read(self) -> list[int] | None:
@@ -116,7 +116,7 @@ class Counters:
         return total / 1e6
 
 
-def _name(folder: Path) -> str:
+def _name_domain(folder: Path) -> str:
     """What a domain is: "package-0" is a whole processor; its parts and DRAM are others."""
     try:
         return (folder / "name").read_text().strip()
@@ -133,18 +133,18 @@ LEVEL = 1
 """zlib's fastest: a model of 3 billion parameters takes minutes. `gzip -6` is 1 to 3 % smaller."""
 
 
-def sizes(folder: Path) -> dict[str, int]:
+def measure_sizes(folder: Path) -> dict[str, int]:
     """Bytes of a model's directory: all files, those with weights, and these after gzip."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     weights = [path for path in files if path.suffix in WEIGHT_FILES]
     return {
         "disk_bytes": sum(path.stat().st_size for path in files),
         "bytes": sum(path.stat().st_size for path in weights),
-        "gzip_bytes": sum(map(_compressed, weights)),
+        "gzip_bytes": sum(map(_measure_gzip, weights)),
     }
 
 
-def _compressed(path: Path) -> int:
+def _measure_gzip(path: Path) -> int:
     """The size of a file after gzip, without writing it."""
     stream, total = zlib.compressobj(LEVEL, wbits=31), 0
     with path.open("rb") as file:

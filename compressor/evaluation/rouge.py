@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from compressor.data.truncation import sentences
+from compressor.data.truncation import split_sentences
 from compressor.evaluation.bootstrap import bootstrap_interval
 from compressor.evaluation.words import split_words
 
@@ -81,17 +81,17 @@ class _Unicode:
 
 
 @functools.cache
-def _tokenizer(name: RougeTokenizer) -> _English | _Unicode:
+def _make_tokenizer(name: RougeTokenizer) -> _English | _Unicode:
     return _English() if name == "english" else _Unicode()
 
 
 @functools.cache
-def _scorer(tokenizer: RougeTokenizer) -> Any:
+def _make_scorer(tokenizer: RougeTokenizer) -> Any:
     from rouge_score.rouge_scorer import (  # type: ignore[import-untyped]  # no types
         RougeScorer,
     )
 
-    return RougeScorer(NAMES, tokenizer=_tokenizer(tokenizer))
+    return RougeScorer(NAMES, tokenizer=_make_tokenizer(tokenizer))
 
 
 def _texts_of(reference: Reference) -> Sequence[str]:
@@ -120,7 +120,7 @@ def describe_tokenizer(
 
     Such a reference scores 0 whatever is predicted.
     """
-    tokenize = _tokenizer(tokenizer).tokenize
+    tokenize = _make_tokenizer(tokenizer).tokenize
     wordless = sum(
         all(text.strip() and not tokenize(text) for text in _texts_of(reference))
         for reference in references
@@ -159,18 +159,18 @@ def score_rows(
 
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
-    scorer = _scorer(tokenizer or choose_tokenizer(references))
+    scorer = _make_scorer(tokenizer or choose_tokenizer(references))
     scores = {name: np.zeros((len(predictions), len(MEASURES))) for name in NAMES}
     for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         # Only rougeLsum sees the line ends; the other three take them for spaces.
-        targets = ["\n".join(sentences(text)) for text in _texts_of(reference)]
-        found = scorer.score_multi(targets, "\n".join(sentences(prediction)))
+        targets = ["\n".join(split_sentences(text)) for text in _texts_of(reference)]
+        found = scorer.score_multi(targets, "\n".join(split_sentences(prediction)))
         for name in NAMES:
             scores[name][row] = found[name]
     return scores
 
 
-def retention(student: float, teacher: float) -> float | None:
+def compute_retention(student: float, teacher: float) -> float | None:
     """`student / teacher`: the share of the teacher's score that is left; above 1 is better.
 
     None where the teacher scored 0, since there was nothing to keep.
@@ -178,7 +178,7 @@ def retention(student: float, teacher: float) -> float | None:
     return student / teacher if teacher else None
 
 
-def closeness(student: float, teacher: float) -> float:
+def compute_closeness(student: float, teacher: float) -> float:
     """`1 - |teacher - student|`, which "Compressing T5 models" (Ziade 2024) calls accuracy.
 
     It flatters: scores lie in a narrow band near 0.3, so a difference can hardly be large. 0.30

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @functools.cache
-def _patterns() -> tuple[Any, Any]:
+def _compile_patterns() -> tuple[Any, Any]:
     """What is dropped from a text, and what of the rest is a word."""
     import regex  # type: ignore[import-untyped]  # no types
 
@@ -31,7 +31,7 @@ def split_words(text: str) -> list[str]:
     In scripts that are written without spaces each character is one, with its marks. Forms of the
     same characters are equal: composed or not, full width or half, with or without soft hyphens.
     """
-    ignored, word = _patterns()
+    ignored, word = _compile_patterns()
     text = unicodedata.normalize("NFKC", ignored.sub("", text)).casefold()
     # Without the dot that the lower case of a Turkish "\u0130" has above its own.
     text = unicodedata.normalize("NFKC", text).replace("i\u0307", "i")

@@ -19,7 +19,7 @@ from compressor.models.facts import Stack
 NORM_EPSILON = 1e-12
 
 
-def _projection(into: int, out: int, depth: int) -> nn.Sequential:
+def _build_projection(into: int, out: int, depth: int) -> nn.Sequential:
     """`depth` times Linear(into, into) and GELU, then Linear(into, out)."""
     hidden = [layer for _ in range(depth) for layer in (nn.Linear(into, into), nn.GELU())]
     return nn.Sequential(*hidden, nn.Linear(into, out))
@@ -43,10 +43,10 @@ class Block(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers' 
     def __init__(self, width: int, sizes: BlockSizes) -> None:
         super().__init__()
         self.sizes = sizes
-        self.query = _projection(width, sizes.inner, sizes.depth)
-        self.key = _projection(width, sizes.inner, sizes.depth)
-        self.value = _projection(width, sizes.inner, sizes.depth)
-        self.output = _projection(sizes.inner, width, sizes.depth)
+        self.query = _build_projection(width, sizes.inner_width, sizes.depth)
+        self.key = _build_projection(width, sizes.inner_width, sizes.depth)
+        self.value = _build_projection(width, sizes.inner_width, sizes.depth)
+        self.output = _build_projection(sizes.inner_width, width, sizes.depth)
         self.dropout = nn.Dropout(sizes.dropout)
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         # transformers finds a model's own layers by their class, and records those alone.
@@ -64,14 +64,14 @@ class Block(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers' 
             part(hidden_states).unflatten(-1, (self.sizes.heads, -1)).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
-        mask = _expanded(attention_mask, query.dtype)
+        mask = _expand_mask(attention_mask, query.dtype)
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         output = self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
         normed: Tensor = self.norm(hidden_states + output)
         return normed
 
 
-def _expanded(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _expand_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A mask as torch's attention takes it: boolean, or additive in the queries' precision."""
     if mask is None:
         return None

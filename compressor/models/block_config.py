@@ -34,21 +34,21 @@ class BlockSizes(BaseModel):
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout before the residual is added.")
 
     @property
-    def inner(self) -> int:
+    def inner_width(self) -> int:
         """Width of all heads together."""
         return self.heads * self.head_size
 
-    def parameters(self, width: int) -> dict[str, tuple[int, ...]]:
+    def list_parameters(self, width: int) -> dict[str, tuple[int, ...]]:
         """Name → shape of every parameter in a model of `width`."""
         shapes: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "norm.bias": (width,)}
         for part in PARTS:
-            into, out = (self.inner, width) if part == "output" else (width, self.inner)
+            into, out = (self.inner_width, width) if part == "output" else (width, self.inner_width)
             for layer in range(self.depth + 1):
                 rows = out if layer == self.depth else into
                 name = f"{part}.{2 * layer}"  # between two of them is a GELU
                 shapes |= {f"{name}.weight": (rows, into), f"{name}.bias": (rows,)}
         return shapes
 
-    def weights(self) -> list[str]:
+    def list_weights(self) -> list[str]:
         """The names of the `Linear` weights."""
-        return [name for name, shape in self.parameters(1).items() if len(shape) == 2]
+        return [name for name, shape in self.list_parameters(1).items() if len(shape) == 2]

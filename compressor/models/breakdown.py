@@ -26,22 +26,22 @@ class Count(NamedTuple):
     nonzero: int
 
 
-def places(facts: Facts) -> dict[str, Place]:
+def locate_parameters(facts: Facts) -> dict[str, Place]:
     """Parameter name → where it stands, for what is in a group or is an embedding.
 
     A parameter of several groups goes by the first, and groups of parts come before their unions.
     """
-    stacks = facts.stacks().values()
+    stacks = facts.list_stacks().values()
     found: dict[str, Place] = {}
-    for group, names in facts.groups().items():
+    for group, names in facts.list_groups().items():
         for name in names:
-            found.setdefault(name, Place(group, _layer(name, stacks)))
+            found.setdefault(name, Place(group, _find_layer(name, stacks)))
     for name in facts.word_embeddings():
         found.setdefault(name, Place(EMBEDDING, None))
     return found
 
 
-def _layer(name: str, stacks: Iterable[Any]) -> int | None:
+def _find_layer(name: str, stacks: Iterable[Any]) -> int | None:
     for stack in stacks:
         if name.startswith(f"{stack.prefix}."):
             return int(name[len(stack.prefix) + 1 :].split(".", 1)[0])
@@ -53,8 +53,8 @@ def by_place(facts: Facts, counts: Iterable[Count]) -> dict[str, dict[str, list[
 
     Every count is in exactly one place; those that `places` does not know are in `OTHER`.
     """
-    where = places(facts)
-    ties: Mapping[str, str] = facts.ties()
+    where = locate_parameters(facts)
+    ties: Mapping[str, str] = facts.list_ties()
     summed: dict[Place, list[int]] = {}
     for name, weights, nonzero in counts:
         place = where.get(name) or where.get(ties.get(name, name)) or Place(OTHER, None)

@@ -20,21 +20,21 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.core.errors import StageError
 from compressor.core.numbers import require_finite
-from compressor.data.examples import Examples, tokenize, tokenize_labelled
+from compressor.data.examples import Examples, tokenize_labelled, tokenize_rows
 from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
 from compressor.models.block import has_blocks
 from compressor.models.block_config import FILE as WITH_BLOCKS
 from compressor.models.breakdown import Count, by_place
 from compressor.models.facts import Facts
-from compressor.models.facts import facts as facts_of
+from compressor.models.facts import derive_facts as facts_of
 from compressor.models.loading import (
     ABOUT,
     MASKS,
     WEIGHTS,
     Head,
     _load_quantized,
-    _quantization,
-    distinct,
+    _read_quantization,
+    drop_tied_names,
     has_tokenizer,
     has_untied_head,
     load_pretrained,
@@ -45,7 +45,7 @@ from compressor.models.masks import apply_mask
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import (
     LAYERS,
-    counts,
+    count_entries,
 )
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Checkpoint:
         """Read what `save` wrote, in the types it was in. On the CPU, in evaluation mode."""
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         head: Head = about["head"]
-        quantization = _quantization(about)
+        quantization = _read_quantization(about)
         if quantization is None:
             model = load_pretrained(folder, head)
         else:
@@ -105,18 +105,18 @@ class Checkpoint:
         tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
         return cls(model.eval(), tokenizer, head, masks, quantization)
 
-    def facts(self) -> Facts:
+    def derive_facts(self) -> Facts:
         """What planning would know of this model, without its masks."""
         untied = has_untied_head(self.model)
         return facts_of(self.model.config.to_dict(), head=self.head, untied_head=untied)
 
-    def examples(self, rows: Rows, data: DataBase) -> Examples:
+    def tokenize_rows(self, rows: Rows, data: DataBase) -> Examples:
         """Rows as token ids, in the layout of this model's head. Raises StageError."""
         if self.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
         if self.head == "sequence_classification":
             return tokenize_labelled(rows, self.tokenizer, data)
-        return tokenize(rows, self.tokenizer, data, joined=self.head == "causal_lm")
+        return tokenize_rows(rows, self.tokenizer, data, joined=self.head == "causal_lm")
 
     @property
     def pad_id(self) -> int:
@@ -134,7 +134,7 @@ class Checkpoint:
             )
         return pad
 
-    def parameter(self, name: str) -> nn.Parameter:
+    def get_parameter(self, name: str) -> nn.Parameter:
         """The parameter called `name`, whichever of its tied names that is."""
         parameter: nn.Parameter = self.model.get_parameter(name)
         return parameter
@@ -143,7 +143,7 @@ class Checkpoint:
         """Set every masked entry to zero."""
         with torch.no_grad():
             for name, mask in self.masks.items():
-                apply_mask(self.parameter(name), mask.to(self.model.device))
+                apply_mask(self.get_parameter(name), mask.to(self.model.device))
 
     def require_finite(self, cure: str = "a setting of this stage is too extreme") -> None:
         """Raise StageError that names a weight which is NaN or infinite; `cure`: what to do then.
@@ -151,10 +151,10 @@ class Checkpoint:
         A buffer that stands for no weight may be: Marian's bias has -inf for what is never written.
         """
         buffers = _plain_buffers(self.model)
-        weights = distinct(self.model.state_dict())
+        weights = drop_tied_names(self.model.state_dict())
         require_finite({n: w for n, w in weights.items() if n not in buffers}, "", cure)
 
-    def measure(self, folder: Path) -> dict[str, Any]:
+    def measure_sizes(self, folder: Path) -> dict[str, Any]:
         """What tables show of a saved model: counts from its tensors, bytes from its files.
 
         `groups` has them by group and layer, as `places.by_place` gives them.
@@ -163,7 +163,7 @@ class Checkpoint:
         state = self.model.state_dict()
         buffers = _plain_buffers(self.model)
         tensor_bytes = 0
-        for name, tensor in distinct(state).items():
+        for name, tensor in drop_tied_names(state).items():
             if name in buffers:
                 continue
             tensor_bytes += tensor.nbytes
@@ -171,7 +171,7 @@ class Checkpoint:
                 continue
             scale = state.get(f"{name}_scale")
             whole = tensor.numel(), int(torch.count_nonzero(tensor))
-            found.append(Count(name, *(whole if scale is None else counts(tensor, scale))))
+            found.append(Count(name, *(whole if scale is None else count_entries(tensor, scale))))
         parameters = sum(count.weights for count in found)
         nonzero = sum(count.nonzero for count in found)
         return {
@@ -181,7 +181,7 @@ class Checkpoint:
             "masked": sum(int((~mask).count_nonzero()) for mask in self.masks.values()),
             "bytes": weights_file(folder).stat().st_size,
             "tensor_bytes": tensor_bytes,
-            "groups": by_place(self.facts(), found),
+            "groups": by_place(self.derive_facts(), found),
         }
 
 
@@ -210,7 +210,9 @@ def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
 def save_state(model: PreTrainedModel, folder: Path) -> None:
     """Write the configs, and every distinct tensor under the first of its names."""
     save_config(model, folder)
-    state = {name: tensor.contiguous() for name, tensor in distinct(model.state_dict()).items()}
+    state = {
+        name: tensor.contiguous() for name, tensor in drop_tied_names(model.state_dict()).items()
+    }
     name = WITH_BLOCKS if has_blocks(model) else WEIGHTS
     save_file(state, folder / name, metadata={"format": "pt"})
 

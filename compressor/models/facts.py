@@ -91,13 +91,13 @@ class Stack:
     """Why no block can stand in the place of a layer; "" where one can."""
 
     @property
-    def own(self) -> list[int]:
+    def native_layers(self) -> list[int]:
         """The layers that are the architecture's own."""
         return [i for i in range(self.layers) if not self.blocks or self.blocks[i] is None]
 
-    def weights(self, names: Sequence[str]) -> tuple[str, ...]:
+    def list_weights(self, names: Sequence[str]) -> tuple[str, ...]:
         """The full names of these modules' weights, layer by layer."""
-        return tuple(f"{self.prefix}.{i}.{n}.weight" for i in self.own for n in names)
+        return tuple(f"{self.prefix}.{i}.{n}.weight" for i in self.native_layers for n in names)
 
     def block_parameters(self, width: int) -> dict[str, Shape]:
         """Name → shape of every parameter of the blocks, in a model of `width`."""
@@ -105,7 +105,7 @@ class Stack:
             f"{self.prefix}.{i}.{name}": shape
             for i, sizes in enumerate(self.blocks)
             if sizes is not None
-            for name, shape in sizes.parameters(width).items()
+            for name, shape in sizes.list_parameters(width).items()
         }
 
     def block_groups(self) -> dict[str, tuple[str, ...]]:
@@ -114,7 +114,7 @@ class Stack:
             f"{self.prefix}.{i}.{name}"
             for i, sizes in enumerate(self.blocks)
             if sizes is not None
-            for name in sizes.weights()
+            for name in sizes.list_weights()
         )
         return {"encoder.block": names} if names else {}
 
@@ -135,7 +135,7 @@ class Stack:
                 changed[key] = sum(layer < config[key] for layer in layers)
         return changed
 
-    def kept(self, name: str, layers: list[int]) -> str | None:
+    def renumber_parameter(self, name: str, layers: list[int]) -> str | None:
         """The name that parameter `name` has after keeping `layers`, or None if it goes."""
         if not name.startswith(f"{self.prefix}."):
             return name
@@ -259,55 +259,57 @@ class Facts:
         return entries * (2 if self.weights in HALF else 4)
 
     @property
-    def quantized(self) -> str:
+    def quantized_kind(self) -> str:
         """What messages call a model that no stage can change any more; "" where it is float32."""
         if self.weights == "float32":
             return ""
         return f"{'an' if self.weights.startswith('int') else 'a'} {self.weights} model"
 
-    def dequantized(self) -> Facts:
+    def dequantize(self) -> Facts:
         """The facts of the float32 model that has the values of a quantized one."""
         return replace(self, weights="float32", int8=frozenset(), int8_block=0, int4=frozenset())
 
     @property
     def positions(self) -> int | None:
         """The most tokens a sequence can have, where the model has a table of positions."""
-        module = architecture(self.model_type)
+        module = load_architecture(self.model_type)
         table = {"max_position_embeddings", "n_positions"} & module.DEFAULTS[self.model_type].keys()
         if not table:
             return None
         reserved = getattr(module, "reserved_positions", lambda _: 0)
         return int(self.config[table.pop()]) - int(reserved(self.config))
 
-    def numel(self, names: frozenset[str]) -> int:
+    def count_entries(self, names: frozenset[str]) -> int:
         return sum(math.prod(self.shapes[name]) for name in names)
 
-    def remaining(self, names: frozenset[str]) -> tuple[int, bool]:
+    def count_remaining(self, names: frozenset[str]) -> tuple[int, bool]:
         """How many entries of `names` no mask zeroes, and whether that count is exact."""
-        left, exact = float(self.numel(names)), self.exact
+        left, exact = float(self.count_entries(names)), self.exact
         for masked_names, count in self.masked:
             shared = masked_names & names
             if shared == masked_names:
                 left -= count
             elif shared:
-                left -= count * self.numel(shared) / self.numel(masked_names)
+                left -= count * self.count_entries(shared) / self.count_entries(masked_names)
                 exact = False
         return round(left), exact
 
-    def count(self, names: frozenset[str], amount: float, *, of_all: bool) -> tuple[int, bool]:
+    def count_to_prune(
+        self, names: frozenset[str], amount: float, *, of_all: bool
+    ) -> tuple[int, bool]:
         """How many more entries an amount, of what is left or of all, takes; whether exactly."""
-        left, exact = self.remaining(names)
-        return entries(amount, left, self.numel(names), of_all=of_all), exact
+        left, exact = self.count_remaining(names)
+        return count_entries(amount, left, self.count_entries(names), of_all=of_all), exact
 
     def prune(self, names: frozenset[str], count: int, *, exact: bool = True) -> Facts:
         """The facts after `count` more entries of `names` are masked."""
         known = self.exact and self.exact_size and exact
         return replace(self, masked=(*self.masked, (names, count)), exact=known)
 
-    def groups(self) -> dict[str, tuple[str, ...]]:
+    def list_groups(self) -> dict[str, tuple[str, ...]]:
         """Group path → names of its `Linear` weights; unions (`feed_forward`) come after parts."""
-        parts: dict[str, tuple[str, ...]] = architecture(self.model_type).groups(self.config)
-        parts = {path: tuple(map(self._physical, names)) for path, names in parts.items()}
+        parts: dict[str, tuple[str, ...]] = load_architecture(self.model_type).groups(self.config)
+        parts = {path: tuple(map(self._follow_tie, names)) for path, names in parts.items()}
         unions: dict[str, tuple[str, ...]] = {}
         for path, names in parts.items():
             _, dot, kind = path.partition(".")
@@ -315,45 +317,45 @@ class Facts:
                 unions[kind] = unions.get(kind, ()) + names
         return parts | {kind: names for kind, names in unions.items() if kind not in parts}
 
-    def _physical(self, name: str) -> str:
-        return name if name in self.shapes else self.ties().get(name, name)
+    def _follow_tie(self, name: str) -> str:
+        return name if name in self.shapes else self.list_ties().get(name, name)
 
-    def ties(self) -> Mapping[str, str]:
+    def list_ties(self) -> Mapping[str, str]:
         """Name of a parameter → the name it goes by where the two are one tensor."""
-        found: Mapping[str, str] = architecture(self.model_type).ties(self.config)
+        found: Mapping[str, str] = load_architecture(self.model_type).ties(self.config)
         return found
 
-    def linear(self) -> list[str]:
+    def list_linear_weights(self) -> list[str]:
         """The parameters that are the weight of an `nn.Linear`."""
-        found: list[str] = architecture(self.model_type).linear(self.config, self.shapes)
+        found: list[str] = load_architecture(self.model_type).linear(self.config, self.shapes)
         return found
 
     def word_embeddings(self) -> set[str]:
         """The tables that words are looked up in. Of two vocabularies (Marian's) none is known."""
-        heads = architecture(self.model_type).ties(self.config)
-        rows = {name for units in self.units("vocabulary") for name in units.matrices}
+        heads = load_architecture(self.model_type).ties(self.config)
+        rows = {name for units in self.list_units("vocabulary") for name in units.matrices}
         return {name for name in rows if name in self.shapes and name not in heads}
 
-    def stacks(self) -> dict[str, Stack]:
-        found: dict[str, Stack] = architecture(self.model_type).stacks(self.config)
+    def list_stacks(self) -> dict[str, Stack]:
+        found: dict[str, Stack] = load_architecture(self.model_type).stacks(self.config)
         return found
 
     def keep_layers(self, kept: Mapping[str, list[int]]) -> Facts:
         """The facts after keeping, of each named stack, only the listed layers."""
-        stacks = self.stacks()
+        stacks = self.list_stacks()
         # Every count is written: one that a config leaves out follows another that now changes.
         config = dict(self.config) | {stack.config_key: stack.layers for stack in stacks.values()}
         for stack, layers in kept.items():
             config |= stacks[stack].config_after(self.config, layers)
 
-        def renamed(name: str) -> str | None:
+        def rename_parameter(name: str) -> str | None:
             for stack, layers in kept.items():
-                new = stacks[stack].kept(name, layers)
+                new = stacks[stack].renumber_parameter(name, layers)
                 if new != name:
                     return new
             return name
 
-        names = {old: new for old in self.shapes if (new := renamed(old)) is not None}
+        names = {old: new for old in self.shapes if (new := rename_parameter(old)) is not None}
         shapes = {new: self.shapes[old] for old, new in names.items()}
         return replace(self, config=config, shapes=shapes, **self._masked_after(names))
 
@@ -363,7 +365,9 @@ class Facts:
         for group, count in self.masked:
             left, share = frozenset(names[name] for name in group if name in names), 1.0
             if len(left) < len(group):
-                share = self.numel(frozenset(n for n in group if n in names)) / self.numel(group)
+                share = self.count_entries(
+                    frozenset(n for n in group if n in names)
+                ) / self.count_entries(group)
                 exact = False
             if left:
                 masked.append((left, round(count * share)))
@@ -371,25 +375,25 @@ class Facts:
 
     def replace_layers(self, stack: str, layers: Sequence[int], sizes: BlockSizes) -> Facts:
         """The facts with one block in the place of consecutive `layers` of a stack."""
-        kept = [i for i in range(self.stacks()[stack].layers) if i not in layers[1:]]
+        kept = [i for i in range(self.list_stacks()[stack].layers) if i not in layers[1:]]
         shorter = self.keep_layers({stack: kept})
-        spec = shorter.stacks()[stack]
+        spec = shorter.list_stacks()[stack]
         config = {**shorter.config, **spec.with_block(layers[0], sizes)}
         place = f"{spec.prefix}.{layers[0]}."
         names = {name: name for name in shorter.shapes if not name.startswith(place)}
-        table: dict[str, Shape] = architecture(self.model_type).parameters(config)
+        table: dict[str, Shape] = load_architecture(self.model_type).parameters(config)
         shapes = {name: shorter.shapes[name] for name in names}
         shapes |= {name: shape for name, shape in table.items() if name.startswith(place)}
         return replace(shorter, config=config, shapes=shapes, **shorter._masked_after(names))
 
-    def units(self, kind: UnitKind) -> tuple[Units, ...]:
+    def list_units(self, kind: UnitKind) -> tuple[Units, ...]:
         """What an architecture declares of a kind; nothing where it declares none."""
-        declare = getattr(architecture(self.model_type), _DECLARED_BY[kind], None)
+        declare = getattr(load_architecture(self.model_type), _DECLARED_BY[kind], None)
         return () if declare is None else tuple(declare(self.config))
 
-    def channels(self) -> tuple[Channels, ...]:
+    def list_channels(self) -> tuple[Channels, ...]:
         """Those that an architecture declares; nothing where it declares none."""
-        declare = getattr(architecture(self.model_type), "channels", None)
+        declare = getattr(load_architecture(self.model_type), "channels", None)
         return () if declare is None else tuple(declare(self.config, self.shapes))
 
     def resize(self, units: Iterable[Units], width: int) -> Facts:
@@ -410,7 +414,7 @@ class Facts:
         smaller = replace(self, shapes=shapes, config=config)
         masked, exact = [], self.exact
         for names, count in self.masked:
-            before, after = self.numel(names), smaller.numel(names)
+            before, after = self.count_entries(names), smaller.count_entries(names)
             exact = exact and (before == after or count in (0, before))
             masked.append((names, round(count * after / before)))
         return replace(smaller, masked=tuple(masked), exact=exact)
@@ -428,7 +432,7 @@ class ConfigError(ValueError):
         super().__init__(message)
 
 
-def architecture(model_type: str) -> ModuleType:
+def load_architecture(model_type: str) -> ModuleType:
     """The module that describes `model_type`. Raises KeyError with the known ones."""
     if model_type not in _MODULES:
         raise KeyError(f"no architecture {model_type!r}; {nearest(model_type, _MODULES)}")
@@ -437,12 +441,12 @@ def architecture(model_type: str) -> ModuleType:
 
 def model_types(head: str) -> list[str]:
     """The model types on which such a head can stand."""
-    return [each for each in _MODULES if head in architecture(each).HEADS]
+    return [each for each in _MODULES if head in load_architecture(each).HEADS]
 
 
-def _counted(model_type: str) -> set[str]:
+def _list_count_keys(model_type: str) -> set[str]:
     """The keys of a config that say how many there are of something."""
-    defaults = architecture(model_type).DEFAULTS[model_type]
+    defaults = load_architecture(model_type).DEFAULTS[model_type]
     return {
         key
         for key, default in defaults.items()
@@ -454,21 +458,23 @@ def with_whole_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config in which 3.0 layers are 3, as everywhere in a recipe; all else as it is."""
     model_type = str(config.get("model_type", ""))
     try:
-        counted = _counted(model_type)
+        counted = _list_count_keys(model_type)
     except KeyError:  # which planning reports
         return dict(config)
-    counted |= {alias for alias, key in architecture(model_type).ALIASES.items() if key in counted}
+    counted |= {
+        alias for alias, key in load_architecture(model_type).ALIASES.items() if key in counted
+    }
     return {key: to_int(value) if key in counted else value for key, value in config.items()}
 
 
-def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: str) -> Facts:
+def derive_facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: str) -> Facts:
     """What a config says of a model. `untied_head` None: as the config says."""
     model_type = str(config.get("model_type", ""))
-    module = architecture(model_type)
+    module = load_architecture(model_type)
     given = {key: value for key, value in config.items() if value is not None}
     given |= {key: given[alias] for alias, key in module.ALIASES.items() if alias in given}
     full = {**module.DEFAULTS[model_type], **given, "head": head}
-    for key in _counted(model_type) & given.keys():
+    for key in _list_count_keys(model_type) & given.keys():
         value = given[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(key, f"expected a whole number of at least 1, got {value!r}")
@@ -482,12 +488,12 @@ def facts(config: Mapping[str, Any], *, untied_head: bool | None = None, head: s
     return Facts(model_type=model_type, config=full, shapes=shapes)
 
 
-def labels(config: Mapping[str, Any]) -> int:
+def count_labels(config: Mapping[str, Any]) -> int:
     """How many classes a classifier of this config has; transformers' default is 2."""
     return int(config.get("num_labels") or len(config.get("id2label") or ()) or 2)
 
 
-def blocks(config: Mapping[str, Any], layers: int) -> tuple[BlockSizes | None, ...]:
+def read_blocks(config: Mapping[str, Any], layers: int) -> tuple[BlockSizes | None, ...]:
     """The blocks that a config puts in the place of layers; empty where it names none."""
     listed = config.get(KEY)
     if listed is None:
@@ -502,7 +508,7 @@ def blocks(config: Mapping[str, Any], layers: int) -> tuple[BlockSizes | None, .
         raise ConfigError(KEY, f"{where}: {first['msg']}") from error
 
 
-def entries(amount: float, left: int, size: int, *, of_all: bool) -> int:
+def count_entries(amount: float, left: int, size: int, *, of_all: bool) -> int:
     """How many entries an amount takes: of the `left`, or of all `size`, of which some are gone."""
     return max(0, round(amount * size) - (size - left)) if of_all else round(amount * left)
 

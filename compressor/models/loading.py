@@ -24,7 +24,7 @@ from transformers.models.auto import modeling_auto
 from compressor.core.errors import StageError
 from compressor.models.block import put_blocks
 from compressor.models.block_config import FILE as WITH_BLOCKS
-from compressor.models.facts import Stack, architecture
+from compressor.models.facts import Stack, load_architecture
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import (
     Int8Embedding,
@@ -64,7 +64,7 @@ FRESH = ("classifier", "pre_classifier", "score", "bert.pooler")
 """How the names begin of what a classifier has and a pretrained body may lack."""
 
 
-def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def drop_tied_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with each tied tensor once, under the first of its names."""
     seen: set[tuple[int, int]] = set()
     kept = {}
@@ -76,7 +76,9 @@ def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def build(config: PretrainedConfig, head: Head, *, untied_head: bool = False) -> PreTrainedModel:
+def build_model(
+    config: PretrainedConfig, head: Head, *, untied_head: bool = False
+) -> PreTrainedModel:
     """A float32 model with fresh weights, blocks where the config says so, and its head a tensor of
     its own where one is wanted.
 
@@ -92,7 +94,7 @@ def build(config: PretrainedConfig, head: Head, *, untied_head: bool = False) ->
 
 def stacks_of(config: PretrainedConfig, head: Head) -> dict[str, Stack]:
     """The stacks of a real model's config."""
-    found: dict[str, Stack] = architecture(config.model_type).stacks(
+    found: dict[str, Stack] = load_architecture(config.model_type).stacks(
         {**config.to_dict(), "head": head}
     )
     return found
@@ -204,12 +206,12 @@ def _load_with_blocks(
 ) -> PreTrainedModel:
     """What `load_pretrained` gives of a model with blocks, also from under another head."""
     try:
-        model = build(load_config(folder, config), head)
+        model = build_model(load_config(folder, config), head)
         state = load_file(folder / WITH_BLOCKS)
         load_generation_config(model, folder)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    own, base = distinct(model.state_dict()), f"{model.base_model_prefix}."
+    own, base = drop_tied_names(model.state_dict()), f"{model.base_model_prefix}."
     below = [any(name.startswith(base) for name in names) for names in (own, state)]
     if below == [True, False]:  # a body without a head has no prefix
         state = {base + name: tensor for name, tensor in state.items()}
@@ -239,7 +241,7 @@ def _first_line(error: Exception) -> str:
 def _load_exactly(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
     """Copy a state dict with each tied tensor once; every distinct tensor must be in it."""
     own = model.state_dict()
-    for name, tensor in distinct(own).items():
+    for name, tensor in drop_tied_names(own).items():
         if name not in state:
             raise StageError(f"the weights lack {name}")
         tensor.copy_(state[name])
@@ -273,13 +275,13 @@ def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def cast(model: PreTrainedModel, weights: str) -> int:
+def cast_weights(model: PreTrainedModel, weights: str) -> int:
     """Turn all that a model saves into the named floating-point type; gives how many tensors.
 
     What it does not save stays as it is: a rotary embedding's angles need float32. Raises
     StageError where an entry is too large for the type.
     """
-    tensors = distinct(model.state_dict(keep_vars=True))
+    tensors = drop_tied_names(model.state_dict(keep_vars=True))
     for name, tensor in tensors.items():
         tensor.data = tensor.data.to(getattr(torch, weights))
         if not bool(torch.isfinite(tensor).all()):
@@ -288,7 +290,7 @@ def cast(model: PreTrainedModel, weights: str) -> int:
     return len(tensors)
 
 
-def _quantization(about: Mapping[str, Any]) -> Quantization | None:
+def _read_quantization(about: Mapping[str, Any]) -> Quantization | None:
     """What `checkpoint.json` says of it; before there was more than int8, it said so otherwise."""
     if activations := about.get("int8_activations"):
         return Quantization(weights="int8", activations=activations)
@@ -300,9 +302,9 @@ def _load_quantized(folder: Path, head: Head, quantization: Quantization) -> Pre
     state = load_file(weights_file(folder))
     # Only a head that is a tensor of its own is in the file under its own name.
     config = load_config(folder)
-    model = build(config, head, untied_head="lm_head.weight" in state)
-    if quantization.half:
-        cast(model, quantization.weights)
+    model = build_model(config, head, untied_head="lm_head.weight" in state)
+    if quantization.is_half_precision:
+        cast_weights(model, quantization.weights)
     scales = {name.removesuffix("_scale"): name for name in state if name.endswith("_scale")}
     put_quantized(model, {name: (state[name], state[scale]) for name, scale in scales.items()})
     set_activations(model, quantization)

@@ -73,20 +73,22 @@ def _wants_runs(stack: Any, batch: torch.Size) -> bool:
     return not (hasattr(stack.block[0], "unshard") or hasattr(next(stack.parameters()), "ds_id"))
 
 
-def encode(encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def encode_in_chunks(encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The encoder's last hidden states [B, L, D] of ids and mask [B, L]."""
     if not _wants_runs(encoder, input_ids.shape):
         states: Tensor = encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
         return states
     hidden: Tensor = encoder.dropout(encoder.embed_tokens(input_ids))
-    view, biases = _View.of(encoder, attention_mask), _biases(encoder, attention_mask)
+    view, biases = _View.of(encoder, attention_mask), _compute_biases(encoder, attention_mask)
     for block in encoder.block:
         hidden = in_runs(_EncoderLayer(block, view), hidden, hidden, biases)
     last: Tensor = encoder.dropout(encoder.final_layer_norm(hidden))
     return last
 
 
-def decode(decoder: Any, input_ids: Tensor, encoded: Tensor, attention_mask: Tensor) -> Tensor:
+def decode_in_chunks(
+    decoder: Any, input_ids: Tensor, encoded: Tensor, attention_mask: Tensor
+) -> Tensor:
     """The decoder's last hidden states [B, T, D], without a cache, of ids [B, T].
 
     `attention_mask` [B, L] is that of the encoded input [B, L, D].
@@ -125,19 +127,19 @@ def _decoder_layer(
     return done
 
 
-def _heads(states: Tensor, attention: Any) -> Tensor:
+def _split_heads(states: Tensor, attention: Any) -> Tensor:
     """[…, H · K] as […, H, K]."""
     return states.reshape(*states.shape[:-1], attention.n_heads, attention.key_value_proj_dim)
 
 
-def _blocks(states: Tensor, block: int, *, beside: int = 0) -> Tensor:
+def _split_blocks(states: Tensor, block: int, *, beside: int = 0) -> Tensor:
     """[B, L, …] as [B, N, block, …], filled up with zeros; `beside` more blocks at each end."""
     fill, ends = -states.shape[1] % block, beside * block
     padded = functional.pad(states, (*(0, 0) * (states.ndim - 2), ends, fill + ends))
     return padded.reshape(len(padded), -1, block, *padded.shape[2:])
 
 
-def _beside(blocks: Tensor) -> Tensor:
+def _join_neighbours(blocks: Tensor) -> Tensor:
     """[B, n + 2, block, …] as [B, n, 3 · block, …]: each block with the two beside it."""
     count = blocks.shape[1] - 2
     return torch.cat([blocks[:, place : place + count] for place in range(3)], dim=2)
@@ -148,7 +150,7 @@ def _self_attention(block: Any) -> Any:
     return getattr(layer, "TransientGlobalSelfAttention", None) or layer.LocalSelfAttention
 
 
-def _biases(encoder: Any, attention_mask: Tensor) -> tuple[Tensor, ...]:
+def _compute_biases(encoder: Any, attention_mask: Tensor) -> tuple[Tensor, ...]:
     """The position biases, which the first layer has and all layers use.
 
     [H, block, 3 · block], added to the scores of a block and its two neighbours; and, in
@@ -192,20 +194,20 @@ class _View:
         config, block = encoder.config, encoder.config.local_radius + 1
         of_block = _scores_of_a_block(config, attention_mask.shape)
         at_once = max(1, _scores_at_once(attention_mask.device) // of_block)
-        mask = _blocks(attention_mask != 0, block, beside=1)
+        mask = _split_blocks(attention_mask != 0, block, beside=1)
         if config.encoder_attention_type != "transient-global":
             return cls(block, at_once, mask)
         from transformers.models.longt5.modeling_longt5 import _make_global_fixed_block_ids
 
         ids, real = _make_global_fixed_block_ids(attention_mask, config.global_block_size)
-        return cls(block, at_once, mask, _blocks(ids.long(), block).flatten(1), real)
+        return cls(block, at_once, mask, _split_blocks(ids.long(), block).flatten(1), real)
 
     def local_mask(self, first: int, count: int) -> Tensor:
         """[B, n, 1, block, 3 · block] for n blocks: 0, or `_MASKED` for what is not seen."""
         mask = self.mask[:, first : first + count + 2]
         place = torch.arange(3 * self.block, device=mask.device)
         distance = place - place[self.block : 2 * self.block, None]
-        allowed = mask[:, 1:-1, :, None] & _beside(mask)[:, :, None]
+        allowed = mask[:, 1:-1, :, None] & _join_neighbours(mask)[:, :, None]
         allowed = allowed & (distance.abs() < self.block)
         return torch.where(allowed, 0.0, _MASKED)[:, :, None]
 
@@ -231,44 +233,44 @@ class _EncoderLayer:
     layer: Any
     view: _View
 
-    def modules(self) -> Iterator[nn.Module]:
+    def list_modules(self) -> Iterator[nn.Module]:
         yield self.layer
 
-    def prepare(self, whole: Tensor) -> tuple[Tensor, ...]:
+    def prepare_shared(self, whole: Tensor) -> tuple[Tensor, ...]:
         """Keys and values of all tokens [B, N + 2, block, H, K], and of sums [B, G, H, K]."""
         attention, view = _self_attention(self.layer), self.view
         normed = self.layer.layer[0].layer_norm(whole)
         projections = (attention.k, attention.v)
-        found = [_heads(project(normed), attention) for project in projections]
-        found = [_blocks(states, view.block, beside=1) for states in found]
+        found = [_split_heads(project(normed), attention) for project in projections]
+        found = [_split_blocks(states, view.block, beside=1) for states in found]
         if view.global_ids is not None and view.global_real is not None:
             rows, count = view.global_real.shape
             ids = view.global_ids[:, : whole.shape[1]] + 1  # 0 is of padding, and left out
             sums = normed.new_zeros(rows, count + 1, normed.shape[2])
             sums = sums.scatter_add(1, ids[..., None].expand_as(normed), normed)[:, 1:]
             sums = attention.global_input_layer_norm(sums)
-            found += [_heads(project(sums), attention) for project in projections]
+            found += [_split_heads(project(sums), attention) for project in projections]
         return tuple(found)
 
-    def runs(self, rows: Tensor) -> list[slice]:
+    def split_rows(self, rows: Tensor) -> list[slice]:
         size = self.view.at_once * self.view.block
         return [slice(start, start + size) for start in range(0, rows.shape[1], size)]
 
-    def cut(self, prepared: tuple[Tensor, ...], run: slice) -> tuple[Tensor, ...]:
+    def cut_prepared(self, prepared: tuple[Tensor, ...], run: slice) -> tuple[Tensor, ...]:
         """The blocks of a run and the two beside them; the sums whole."""
         first = run.start // self.view.block
         blocks = slice(first, first + self.view.at_once + 2)
         return tuple(states[:, blocks] for states in prepared[:2]) + prepared[2:]
 
-    def compute(
+    def compute_chunk(
         self, rows: Tensor, parts: tuple[Tensor, ...], shared: tuple[Tensor, ...], run: slice
     ) -> Tensor:
         view, layer, attention = self.view, self.layer.layer[0], _self_attention(self.layer)
         first, near = run.start // view.block, 3 * view.block
-        queries = _heads(attention.q(layer.layer_norm(rows)), attention)
-        queries = _blocks(queries, view.block)  # [B, n, block, H, K]
+        queries = _split_heads(attention.q(layer.layer_norm(rows)), attention)
+        queries = _split_blocks(queries, view.block)  # [B, n, block, H, K]
         keys, values, *sums = parts
-        scores = torch.einsum("bnqhd,bnkhd->bnhqk", queries, _beside(keys))
+        scores = torch.einsum("bnqhd,bnkhd->bnhqk", queries, _join_neighbours(keys))
         scores += (shared[0] + view.local_mask(first, queries.shape[1])).type_as(scores)
         if sums:
             far = torch.einsum("bnqhd,bghd->bnhqg", queries, sums[0])
@@ -276,7 +278,7 @@ class _EncoderLayer:
             scores = torch.cat([scores, far], dim=-1)
         weights = functional.softmax(scores.float(), dim=-1).type_as(scores)
         weights = functional.dropout(weights, p=attention.dropout, training=attention.training)
-        seen = torch.einsum("bnhqk,bnkhd->bnqhd", weights[..., :near], _beside(values))
+        seen = torch.einsum("bnhqk,bnkhd->bnqhd", weights[..., :near], _join_neighbours(values))
         if sums:
             seen = seen + torch.einsum("bnhqg,bghd->bnqhd", weights[..., near:], sums[1])
         seen = seen.flatten(3).flatten(1, 2)[:, : rows.shape[1]]
@@ -292,27 +294,29 @@ class _CrossAttention:
     padding: Tensor
     """[B, 1, 1, L]: 0, or the lowest number for what is padding."""
 
-    def modules(self) -> Iterator[nn.Module]:
+    def list_modules(self) -> Iterator[nn.Module]:
         yield self.layer
 
-    def prepare(self, whole: Tensor) -> tuple[Tensor, ...]:
+    def prepare_shared(self, whole: Tensor) -> tuple[Tensor, ...]:
         """Keys and values [B, L, H, K]."""
         attention = self.layer.EncDecAttention
-        return tuple(_heads(project(whole), attention) for project in (attention.k, attention.v))
+        return tuple(
+            _split_heads(project(whole), attention) for project in (attention.k, attention.v)
+        )
 
-    def runs(self, rows: Tensor) -> list[slice]:
+    def split_rows(self, rows: Tensor) -> list[slice]:
         heads = self.layer.EncDecAttention.n_heads
         size = max(1, _scores_at_once(rows.device) // (heads * self.padding.numel()))
         return [slice(start, start + size) for start in range(0, rows.shape[1], size)]
 
-    def cut(self, prepared: tuple[Tensor, ...], run: slice) -> tuple[Tensor, ...]:
+    def cut_prepared(self, prepared: tuple[Tensor, ...], run: slice) -> tuple[Tensor, ...]:
         return prepared
 
-    def compute(
+    def compute_chunk(
         self, rows: Tensor, parts: tuple[Tensor, ...], shared: tuple[Tensor, ...], run: slice
     ) -> Tensor:
         attention, (keys, values) = self.layer.EncDecAttention, parts
-        queries = _heads(attention.q(self.layer.layer_norm(rows)), attention)
+        queries = _split_heads(attention.q(self.layer.layer_norm(rows)), attention)
         scores = torch.einsum("bqhd,bkhd->bhqk", queries, keys) * attention.scaling
         weights = functional.softmax(scores + self.padding, dim=-1)
         weights = functional.dropout(weights, p=attention.dropout, training=attention.training)
@@ -324,19 +328,19 @@ class _CrossAttention:
 class Work(Protocol):
     """What is done to runs of rows, each of which also reads something made of a whole input."""
 
-    def modules(self) -> Iterator[nn.Module]:
+    def list_modules(self) -> Iterator[nn.Module]:
         """The modules whose parameters are used."""
 
-    def prepare(self, whole: Tensor) -> tuple[Tensor, ...]:
+    def prepare_shared(self, whole: Tensor) -> tuple[Tensor, ...]:
         """What runs read: the keys and values of all tokens, say."""
 
-    def runs(self, rows: Tensor) -> list[slice]:
+    def split_rows(self, rows: Tensor) -> list[slice]:
         """How rows [B, R, D] are cut along R."""
 
-    def cut(self, prepared: tuple[Tensor, ...], run: slice) -> tuple[Tensor, ...]:
+    def cut_prepared(self, prepared: tuple[Tensor, ...], run: slice) -> tuple[Tensor, ...]:
         """Views of what a run reads of the prepared tensors, or of others shaped like them."""
 
-    def compute(
+    def compute_chunk(
         self, rows: Tensor, parts: tuple[Tensor, ...], shared: tuple[Tensor, ...], run: slice
     ) -> Tensor:
         """The result [B, r, D], of the rows' dtype, for a run's rows [B, r, D]."""
@@ -349,12 +353,12 @@ def in_runs(work: Work, whole: Tensor, rows: Tensor, shared: tuple[Tensor, ...] 
     draws the same numbers when it is computed again. There are no gradients of gradients.
     """
     apply: Any = _InRuns.apply  # torch does not type it
-    result: Tensor = apply(work, len(shared), whole, rows, *shared, *_parameters(work))
+    result: Tensor = apply(work, len(shared), whole, rows, *shared, *_list_parameters(work))
     return result
 
 
-def _parameters(work: Work) -> list[nn.Parameter]:
-    return [p for module in work.modules() for p in module.parameters() if p.requires_grad]
+def _list_parameters(work: Work) -> list[nn.Parameter]:
+    return [p for module in work.list_modules() for p in module.parameters() if p.requires_grad]
 
 
 class _InRuns(torch.autograd.Function):
@@ -364,10 +368,10 @@ class _InRuns(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(whole, rows, *others[:shared])
         ctx.work, ctx.surroundings = work, _Surroundings(rows.device)
-        prepared, result = work.prepare(whole), torch.empty_like(rows)
-        for run in work.runs(rows):
-            parts = work.cut(prepared, run)
-            result[:, run] = work.compute(rows[:, run], parts, others[:shared], run)
+        prepared, result = work.prepare_shared(whole), torch.empty_like(rows)
+        for run in work.split_rows(rows):
+            parts = work.cut_prepared(prepared, run)
+            result[:, run] = work.compute_chunk(rows[:, run], parts, others[:shared], run)
         return result
 
     @staticmethod
@@ -375,39 +379,39 @@ class _InRuns(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         whole, rows, *shared = ctx.saved_tensors
         with ctx.surroundings.again():
-            found = _gradients(ctx.work, whole, rows, shared, gradient)
+            found = _compute_gradients(ctx.work, whole, rows, shared, gradient)
         return (None, None, *found)
 
 
-def _gradients(
+def _compute_gradients(
     work: Work, whole: Tensor, rows: Tensor, shared: Sequence[Tensor], gradient: Tensor
 ) -> list[Tensor]:
     """Gradients for whole, rows, shared and parameters, of a result's `gradient` [B, R, D]."""
-    parameters = _parameters(work)
+    parameters = _list_parameters(work)
     source = whole.detach().requires_grad_()
     with torch.enable_grad():
-        made = work.prepare(source)
+        made = work.prepare_shared(source)
     prepared = tuple(tensor.detach() for tensor in made)
     leaves = tuple(tensor.detach().requires_grad_() for tensor in shared)
     sums = tuple(map(torch.zeros_like, prepared))
     totals = [torch.zeros_like(tensor) for tensor in (*leaves, *parameters)]
     of_rows = torch.empty_like(rows)
-    for run in work.runs(rows):
+    for run in work.split_rows(rows):
         own = rows[:, run].detach().requires_grad_()
-        parts = tuple(part.detach().requires_grad_() for part in work.cut(prepared, run))
+        parts = tuple(part.detach().requires_grad_() for part in work.cut_prepared(prepared, run))
         with torch.enable_grad():
-            result = work.compute(own, parts, leaves, run)
+            result = work.compute_chunk(own, parts, leaves, run)
         inputs = (own, *parts, *leaves, *parameters)
         first, *found = torch.autograd.grad(result, inputs, gradient[:, run], allow_unused=True)
         of_rows[:, run] = first
-        _add([*work.cut(sums, run), *totals], found)
+        _add_gradients([*work.cut_prepared(sums, run), *totals], found)
         del result, found  # before the next run makes its own
     of_whole, *found = torch.autograd.grad(made, (source, *parameters), sums, allow_unused=True)
-    _add(totals[len(leaves) :], found)
+    _add_gradients(totals[len(leaves) :], found)
     return [of_whole, of_rows, *totals]
 
 
-def _add(totals: Sequence[Tensor], found: Sequence[Tensor | None]) -> None:
+def _add_gradients(totals: Sequence[Tensor], found: Sequence[Tensor | None]) -> None:
     for total, tensor in zip(totals, found, strict=True):
         if tensor is not None:
             total.add_(tensor)

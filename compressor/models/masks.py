@@ -19,7 +19,7 @@ _BITS = {
 }
 
 
-def left(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
+def count_left(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
     """How many entries of `weights` no mask has taken."""
     return sum(
         _count_true(masks[name]) if name in masks else weight.numel()
@@ -27,14 +27,14 @@ def left(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
     )
 
 
-def _array(tensor: Tensor) -> Any:
+def _view_as_numpy(tensor: Tensor) -> Any:
     """The same memory for NumPy where it is a CPU's, else the tensor itself."""
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
 def _count_true(mask: Tensor) -> int:
     functions = np if mask.device.type == "cpu" else torch
-    return int(functions.count_nonzero(_array(mask)))
+    return int(functions.count_nonzero(_view_as_numpy(mask)))
 
 
 def apply_mask(weight: Tensor, mask: Tensor) -> None:

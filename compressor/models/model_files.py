@@ -57,7 +57,7 @@ class StoredTensor:
     end: int
 
     def equals(self, other: StoredTensor) -> bool:
-        """Tell whether both hold the same, byte for byte."""
+        """Whether both hold the same, byte for byte."""
         if (self.dtype, self.shape) != (other.dtype, other.shape):
             return False
         if (self.file, self.begin) == (other.file, other.begin):
@@ -127,7 +127,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the file that `from_pretrained` reads weights from, or an index and what it names."""
+    """The file that `from_pretrained` takes the weights from, or an index and what it names."""
     for name in (WITH_BLOCKS, *(f"{n}{end}" for n in _WEIGHTS for end in ("", ".index.json"))):
         path = folder / name
         if path.is_file() and name.endswith(".index.json"):
@@ -138,7 +138,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Map tensor to file, as an index of shards says; empty where the run says what is wrong."""
+    """Tensor → file, as an index of shards says; nothing where the run will say what is wrong."""
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(file) for name, file in files.items()}
@@ -147,9 +147,9 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Map name to tensor of all that `from_pretrained` reads from safetensors, by their headers.
+    """Name → tensor of all that `from_pretrained` takes from safetensors, as their headers say.
 
-    Nothing of a `.bin`: only unpickling could tell what is in it.
+    Nothing of a `.bin`: what is in it only unpickling could tell.
     """
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
@@ -159,9 +159,9 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read the header of a safetensors file (8 bytes of length, then JSON), and how long both are.
+    """The header of a safetensors file (8 bytes of length, then JSON), and how long both are.
 
-    It is empty where the file is none: the run says what is wrong with it.
+    An empty one of what is no such file: the run will say what is wrong with it.
     """
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -226,7 +226,7 @@ def _of_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def digest_model(folder: Path, *, with_code: bool) -> dict[str, str]:
-    """Hash each file that decides what `load` makes of a folder, and no other.
+    """SHA-256 of each file that decides what `load` makes of a folder, and of no other.
 
     `with_code`: the folder's own code runs, which may read any file in it.
     """
@@ -239,7 +239,7 @@ def digest_model(folder: Path, *, with_code: bool) -> dict[str, str]:
 
 
 def digest_tokenizer(folder: Path) -> dict[str, str]:
-    """Hash each file that decides which tokenizer a folder gives: its config is one."""
+    """SHA-256 of each file that decides which tokenizer a folder gives: its config is one."""
     return _digest(folder, [folder / "config.json", *_tokenizer_files(folder)])
 
 

@@ -36,7 +36,7 @@ class Quantization(BaseModel):
     activations: Activations = "float"
 
     @property
-    def half(self) -> bool:
+    def is_half_precision(self) -> bool:
         """Whether the whole model is in one floating-point type of two bytes."""
         return self.weights in ("bfloat16", "float16")
 
@@ -55,13 +55,13 @@ class Grid(BaseModel):
         "a head is tied to always are); tables of under 1,024 rows stay float.",
     )
 
-    def kinds(self, weights: Kind, facts: Facts) -> dict[str, Kind]:
+    def choose_kinds(self, weights: Kind, facts: Facts) -> dict[str, Kind]:
         """Name → kind of each weight that is quantized; the others stay float.
 
         Tables are int8, also where a head is tied to one, and so is in an int4 model what groups do
         not divide.
         """
-        linear, tables = facts.linear(), facts.word_embeddings()
+        linear, tables = facts.list_linear_weights(), facts.word_embeddings()
         kinds: dict[str, Kind] = {
             name: weights
             if name not in tables and facts.shapes[name][1] % self.group_size == 0
@@ -71,10 +71,12 @@ class Grid(BaseModel):
         large = [n for n in tables if facts.shapes[n][0] >= SMALL_TABLE]
         return kinds | dict.fromkeys(large if self.embeddings else (), "int8")
 
-    def check(self, weights: Kind, facts: Facts, problem: Callable[[str, str], None]) -> None:
+    def check_groups(
+        self, weights: Kind, facts: Facts, problem: Callable[[str, str], None]
+    ) -> None:
         """Report groups that fit no weight."""
-        if weights not in self.kinds(weights, facts).values():
-            sizes = sorted({facts.shapes[name][1] for name in facts.linear()})
+        if weights not in self.choose_kinds(weights, facts).values():
+            sizes = sorted({facts.shapes[name][1] for name in facts.list_linear_weights()})
             message = f"{self.group_size} divides the columns of no linear layer; they have "
             problem("group_size", message + ", ".join(map(str, sizes)))
 

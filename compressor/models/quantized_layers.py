@@ -220,7 +220,7 @@ Quantized = tuple[Tensor, Tensor]
 """A weight and its scales: int8 rows with float32 scales, or int4 groups with bfloat16 ones."""
 
 
-def quantize(weight: Tensor, kind: Kind, group_size: int | None) -> Quantized:
+def quantize_weight(weight: Tensor, kind: Kind, group_size: int | None) -> Quantized:
     """A weight as int8 rows or int4 groups."""
     if kind == "int8":
         return quantize_rows(weight)
@@ -228,12 +228,12 @@ def quantize(weight: Tensor, kind: Kind, group_size: int | None) -> Quantized:
     return quantize_groups(weight, group_size)
 
 
-def dequantize(weight: Tensor, scale: Tensor) -> Tensor:
+def dequantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
     """The float32 values that a quantized weight stands for."""
     return (dequantize_groups if _is_int4(scale) else dequantize_rows)(weight, scale)
 
 
-def counts(weight: Tensor, scale: Tensor) -> tuple[int, int]:
+def count_entries(weight: Tensor, scale: Tensor) -> tuple[int, int]:
     """How many entries a quantized weight has, and how many are not zero."""
     entries = unpack_entries(weight) - ZERO if _is_int4(scale) else weight
     return entries.numel(), int(torch.count_nonzero(entries))
@@ -252,16 +252,16 @@ def quantize_weights(
     is tied, such as a head's to an embedding, is quantized once and stays tied.
     """
     if kinds is None:
-        linear = {id(m.weight) for _, m in _layers(model) if isinstance(m, nn.Linear)}
-        first = {id(m.weight): f"{p}.weight" for p, m in reversed(_layers(model))}
+        linear = {id(m.weight) for _, m in _list_layers(model) if isinstance(m, nn.Linear)}
+        first = {id(m.weight): f"{p}.weight" for p, m in reversed(_list_layers(model))}
         kinds = {name: "int8" for weight, name in first.items() if weight in linear}
-    made = {n: quantize(model.get_parameter(n), k, group_size) for n, k in kinds.items()}
+    made = {n: quantize_weight(model.get_parameter(n), k, group_size) for n, k in kinds.items()}
     put_quantized(model, made)
     return list(made)
 
 
 @contextmanager
-def rounded(model: nn.Module, kinds: Mapping[str, Kind], group_size: int) -> Iterator[None]:
+def round_weights(model: nn.Module, kinds: Mapping[str, Kind], group_size: int) -> Iterator[None]:
     """While it lasts, the named weights have the values of their quantization.
 
     Gradients taken meanwhile go to the weights as they are: straight through the rounding
@@ -280,9 +280,11 @@ def rounded(model: nn.Module, kinds: Mapping[str, Kind], group_size: int) -> Ite
                 part = parameter.to_local().detach()
                 rows.append((part, part.clone()))
                 if len(part):
-                    part.copy_(dequantize(*quantize(part, kind, group_size)))
+                    part.copy_(dequantize_weight(*quantize_weight(part, kind, group_size)))
                 continue
-            values = dequantize(*quantize(parameter, kind, group_size)).to(parameter.dtype)
+            values = dequantize_weight(*quantize_weight(parameter, kind, group_size)).to(
+                parameter.dtype
+            )
             own.append((parameter, parameter.data))
             parameter.data = values
         yield
@@ -295,16 +297,16 @@ def rounded(model: nn.Module, kinds: Mapping[str, Kind], group_size: int) -> Ite
 
 def put_quantized(model: nn.Module, made: Mapping[str, Quantized]) -> None:
     """Put layers that compute with these weights in the place of those that have them as float."""
-    found = _layers(model)
+    found = _list_layers(model)
     wanted = {id(m.weight): made[f"{p}.weight"] for p, m in found if f"{p}.weight" in made}
     for path, module in found:
         if id(module.weight) in wanted:
             parent, _, attribute = path.rpartition(".")
-            new = _layer(module, *wanted[id(module.weight)])
+            new = _build_layer(module, *wanted[id(module.weight)])
             setattr(model.get_submodule(parent), attribute, new.train(module.training))
 
 
-def _layers(model: nn.Module) -> list[tuple[str, nn.Linear | nn.Embedding]]:
+def _list_layers(model: nn.Module) -> list[tuple[str, nn.Linear | nn.Embedding]]:
     """All layers with a weight that can be quantized, under each of their names."""
     return [
         (path, module)
@@ -313,7 +315,7 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Linear | nn.Embedding]]:
     ]
 
 
-def _layer(module: nn.Linear | nn.Embedding, weight: Tensor, scale: Tensor) -> nn.Module:
+def _build_layer(module: nn.Linear | nn.Embedding, weight: Tensor, scale: Tensor) -> nn.Module:
     new: Int8Linear | Int8Embedding | Int4Linear
     if isinstance(module, nn.Embedding):
         rows, columns = module.num_embeddings, module.embedding_dim

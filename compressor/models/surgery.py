@@ -14,13 +14,13 @@ from compressor.models.checkpoint import Checkpoint, _keep_attention_scale
 from compressor.models.facts import Units
 from compressor.models.loading import (
     _load_exactly,
-    build,
-    distinct,
+    build_model,
+    drop_tied_names,
     has_untied_head,
     stacks_of,
 )
 from compressor.models.quantized_layers import (
-    dequantize,
+    dequantize_weight,
 )
 
 
@@ -37,23 +37,23 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
         for key, value in stacks[stack].config_after(model.config.to_dict(), layers).items():
             setattr(config, key, value)
 
-    def renamed(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    def rename_tensors(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         new = {}
         for name, tensor in items:
             target: str | None = name
             for stack, layers in kept.items():
                 if target is not None and target == name:
-                    target = stacks[stack].kept(name, layers)
+                    target = stacks[stack].renumber_parameter(name, layers)
             if target is not None:
                 new[target] = tensor
         return new
 
-    smaller = build(config, head, untied_head=bool(has_untied_head(model)))
-    _load_exactly(smaller, renamed(model.state_dict().items()))
+    smaller = build_model(config, head, untied_head=bool(has_untied_head(model)))
+    _load_exactly(smaller, rename_tensors(model.state_dict().items()))
     _keep_attention_scale(smaller, kept)
     if model.can_generate():
         smaller.generation_config = copy.deepcopy(model.generation_config)
-    masks = renamed(checkpoint.masks.items())
+    masks = rename_tensors(checkpoint.masks.items())
     return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
 
 
@@ -82,7 +82,7 @@ def keep_units(
     """
     model, head = checkpoint.model, checkpoint.head
     config, masks = copy.deepcopy(model.config), dict(checkpoint.masks)
-    state = dict(distinct(model.state_dict()))
+    state = dict(drop_tied_names(model.state_dict()))
     for units, indices in kept:
         setattr(config, units.config_key, len(indices))
         if units.config_key == "vocab_size" and hasattr(config, "decoder_vocab_size"):
@@ -93,21 +93,21 @@ def keep_units(
                     tensors[name] = take_units(tensors[name], axis, units.count, indices)
     for key, value in (settings or {}).items():
         setattr(config, key, value)
-    smaller = build(config, head, untied_head=bool(has_untied_head(model)))
+    smaller = build_model(config, head, untied_head=bool(has_untied_head(model)))
     _load_exactly(smaller, state)
     if model.can_generate():
         smaller.generation_config = copy.deepcopy(model.generation_config)
     return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
 
 
-def dequantized(checkpoint: Checkpoint) -> Checkpoint:
+def dequantize_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """A float32 checkpoint with the values that a quantized one's weights stand for."""
     source = checkpoint.model
-    state = dict(distinct(source.state_dict()))
+    state = dict(drop_tied_names(source.state_dict()))
     for name in [name for name in state if name.endswith("_scale")]:
         weight = name.removesuffix("_scale")
-        state[weight] = dequantize(state[weight], state.pop(name))
-    model = build(source.config, checkpoint.head, untied_head="lm_head.weight" in state)
+        state[weight] = dequantize_weight(state[weight], state.pop(name))
+    model = build_model(source.config, checkpoint.head, untied_head="lm_head.weight" in state)
     _load_exactly(model, state)
     if source.can_generate():
         model.generation_config = copy.deepcopy(source.generation_config)
@@ -141,7 +141,7 @@ def unit_sums(entries: Iterable[tuple[Tensor, int]], count: int) -> Tensor:
     return total
 
 
-def strongest(scores: Tensor, width: int) -> list[int]:
+def select_strongest(scores: Tensor, width: int) -> list[int]:
     """The `width` indices of the highest scores, rising; of equal ones the first stay."""
     order = torch.sort(scores, descending=True, stable=True).indices
     return sorted(order[:width].tolist())

@@ -106,7 +106,7 @@ class Approximate(Hyperparameters, Stage):
         self._check_settings(planning)
         if facts is None or not planning.is_float("train on"):
             return facts
-        stack = facts.stacks().get("encoder")
+        stack = facts.list_stacks().get("encoder")
         if stack is None or stack.stays:
             reason = stack.stays if stack else "it has no encoder"
             planning.problem("", f"no block can stand in a {facts.model_type}: {reason}")
@@ -115,7 +115,7 @@ class Approximate(Hyperparameters, Stage):
             return facts
         smaller = facts.replace_layers("encoder", self.layers, self.block)
         before = _count_parameters(facts, stack, self.layers)
-        after = _count_parameters(smaller, smaller.stacks()["encoder"], self.layers[:1])
+        after = _count_parameters(smaller, smaller.list_stacks()["encoder"], self.layers[:1])
         if after >= before:
             planning.problem(
                 "block",
@@ -231,4 +231,6 @@ class Approximate(Hyperparameters, Stage):
 
 def _count_parameters(facts: Facts, stack: Stack, layers: tuple[int, ...]) -> int:
     prefixes = tuple(f"{stack.prefix}.{layer}." for layer in layers)
-    return facts.numel(frozenset(name for name in facts.shapes if name.startswith(prefixes)))
+    return facts.count_entries(
+        frozenset(name for name in facts.shapes if name.startswith(prefixes))
+    )

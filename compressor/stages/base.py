@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
-from compressor.backends.generation_config import BackendName, refusals
+from compressor.backends.generation_config import BackendName, explain_refusals
 from compressor.compression.pruning import Grouping
 from compressor.core.ranks import ALONE, Ranks
 from compressor.core.settings import SETTINGS, Listed
@@ -69,20 +69,20 @@ class Planning:
     """Role → the facts of a model that the stage reads beside its own (`Stage.artifacts`)."""
 
     @property
-    def has_labels(self) -> bool:
+    def labelled(self) -> bool:
         """Whether the rows have labels, and not summaries."""
         return self.data.task != "summarization"
 
     def is_float(self, verb: str) -> bool:
         """Tell whether the model is not quantized; report one that is."""
-        quantized = self.facts is not None and self.facts.quantized
-        if quantized:
-            self.problem("", f"cannot {verb} {quantized}; put `quantize` after it")
-        return not quantized
+        quantized_kind = self.facts is not None and self.facts.quantized_kind
+        if quantized_kind:
+            self.problem("", f"cannot {verb} {quantized_kind}; put `quantize` after it")
+        return not quantized_kind
 
     def check_settings(self, stage: Stage, *, of_summaries: set[str], of_labels: set[str]) -> None:
         """Report settings of a stage that have a meaning for the other task alone."""
-        kind, unused = ("labels", of_summaries) if self.has_labels else ("summaries", of_labels)
+        kind, unused = ("labels", of_summaries) if self.labelled else ("summaries", of_labels)
         for name in sorted(unused & stage.model_fields_set):
             self.problem(name, f"means nothing for {kind}; data.task is {self.data.task}")
 
@@ -103,7 +103,7 @@ class Planning:
         if facts is None:
             return
         head = facts.config["head"]
-        if head == "none" or (head == "sequence_classification") != self.has_labels:
+        if head == "none" or (head == "sequence_classification") != self.labelled:
             kind = "of texts and summaries"
             if head == "sequence_classification":
                 kind = "with a task of labels, such as data=messages"
@@ -112,7 +112,7 @@ class Planning:
             self.problem("data.task", message)
             return
         lengths = {"data.max_source_length": data.max_source_length}
-        if not self.has_labels and (trains or head == "causal_lm"):
+        if not self.labelled and (trains or head == "causal_lm"):
             lengths["data.max_target_length"] = data.max_target_length
         longest, joint = (sum, " + ") if head == "causal_lm" else (max, " and ")
         cure = f"; lower {joint.join(lengths)}"
@@ -131,7 +131,7 @@ class Planning:
         for path, limit in limits.items():
             self.check_length(path, limit, facts=facts)
         greedy = num_beams == 1
-        for message in refusals(facts.generation, backend or self.backend, greedy=greedy):
+        for message in explain_refusals(facts.generation, backend or self.backend, greedy=greedy):
             self.problem("", message)
 
 
@@ -347,12 +347,14 @@ def oom_hint(stage: Stage) -> str:
     return f"; lower {lower}{same}"
 
 
-def calibration(grouping: Grouping, checkpoint: Checkpoint, context: Context) -> Examples | None:
+def load_calibration_rows(
+    grouping: Grouping, checkpoint: Checkpoint, context: Context
+) -> Examples | None:
     """Read the training rows that an importance looks at; None where it needs none."""
-    if not grouping.calibrated:
+    if not grouping.needs_calibration:
         return None
     rows = context.rows("train").first(grouping.calibration_rows)
-    return checkpoint.examples(rows, context.data)
+    return checkpoint.tokenize_rows(rows, context.data)
 
 
 def stage_kinds() -> list[str]:

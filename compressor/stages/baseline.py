@@ -54,7 +54,7 @@ class Baseline(Stage):
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Name the releases of what fits or scores: others may give other results."""
-        if planning.has_labels:
+        if planning.labelled:
             return {"scikit-learn": metadata.version("scikit-learn")}
         return versions(SCORERS)
 
@@ -76,11 +76,11 @@ class Baseline(Stage):
             self._regression(context)
 
     def _lead(self, context: Context) -> None:
-        from compressor.data.truncation import sentences
+        from compressor.data.truncation import split_sentences
         from compressor.evaluation.rouge import score_texts, warn_of_wordless
 
         rows = context.rows("test")
-        leads = [" ".join(sentences(text)[: self.sentences]) for text in rows.texts]
+        leads = [" ".join(split_sentences(text)[: self.sentences]) for text in rows.texts]
         context.metrics.update(score_texts(leads, rows.references, self.rouge_tokenizer))
         if warning := warn_of_wordless(context.metrics):
             context.progress.say(f"  {warning}")
@@ -90,8 +90,8 @@ class Baseline(Stage):
             TfidfVectorizer,
         )
 
-        from compressor.backends.outputs import probabilities
-        from compressor.evaluation.labels import mean_loss, score, write
+        from compressor.backends.outputs import compute_probabilities
+        from compressor.evaluation.labels import mean_loss, score_predictions, write_predictions
         from compressor.evaluation.rouge import choose_tokenizer
         from compressor.evaluation.words import split_words
 
@@ -122,9 +122,11 @@ class Baseline(Stage):
                 bar.advance()
         loss, strength, logits = min(fits, key=lambda fit: fit[0])
         path = context.folder / "baseline.csv"
-        write(path, test, probabilities(logits, task), names, [0.5] * len(names), task)
+        write_predictions(
+            path, test, compute_probabilities(logits, task), names, [0.5] * len(names), task
+        )
         context.metrics.update(
-            score(path),
+            score_predictions(path),
             loss=mean_loss(logits, test.labels, task),
             validation_loss=loss,
             inverse_regularization=strength,

@@ -124,7 +124,7 @@ class Distill(Finetune):
     def _check_cache(self, planning: Planning) -> None:
         if not self.cache_logits:
             return
-        if planning.has_labels:
+        if planning.labelled:
             planning.problem("cache_logits", "keeps logits over a vocabulary, not over labels")
         elif self._compares_layers:
             message = "hidden states and attention maps need the teacher in every step; leave out "
@@ -157,7 +157,7 @@ class Distill(Finetune):
             message = "LongT5's encoder attends to blocks and has no maps of whole rows"
             planning.problem(key, message)
         for role, facts in (("student", student), ("teacher", teacher)):
-            if any(any(stack.blocks) for stack in facts.stacks().values()):
+            if any(any(stack.blocks) for stack in facts.list_stacks().values()):
                 planning.problem(key, f"the {role} has a block, which gives no attention maps")
 
     def _check_layers(self, student: Facts, teacher: Facts, planning: Planning) -> None:
@@ -197,7 +197,7 @@ class Distill(Finetune):
             train = self._cache_logits(teacher, train, context)
             loss = DistillationLoss(checkpoint.model, None, weights, temperature=self.temperature)
             return loss, train
-        layers = self._layer_map(checkpoint.facts(), teacher.facts())
+        layers = self._layer_map(checkpoint.derive_facts(), teacher.derive_facts())
         if self._compares_layers:
             context.metrics["layers"] = layers
         torch.manual_seed(context.seed)  # of the projections
@@ -231,7 +231,7 @@ class Distill(Finetune):
 
 
 def _layers(facts: Facts) -> dict[str, int]:
-    return {name: stack.layers for name, stack in facts.stacks().items()}
+    return {name: stack.layers for name, stack in facts.list_stacks().items()}
 
 
 def _vocabularies(config: Mapping[str, Any]) -> tuple[int, int]:

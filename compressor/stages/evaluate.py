@@ -23,7 +23,7 @@ from compressor.stages.base import BackendReport, Context, Inputs, Planning
 
 if TYPE_CHECKING:
     from compressor.backends.base import Model
-    from compressor.backends.outputs import Decoded
+    from compressor.backends.outputs import GenerationOutput
 
 MAIN, MAIN_OF_LABELS = "rougeLsum", "micro_f1"
 """The scores whose retention tables show."""
@@ -124,7 +124,7 @@ class Evaluate(BackendReport):
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Name the releases of what counts words: others may give other scores."""
-        return {} if planning.has_labels else versions(SCORERS)
+        return {} if planning.labelled else versions(SCORERS)
 
     def parameters(self) -> dict[str, Any]:
         parameters = super().parameters()
@@ -143,7 +143,7 @@ class Evaluate(BackendReport):
         if facts is not None and facts.config["head"] == "causal_lm":
             planning.problem("", "scores the summaries of encoder-decoders only")
         planning.check_decoding({"max_length": self.limits[-1]}, num_beams=self.num_beams)
-        if self.min_length > self.limits[-1] and not planning.has_labels:
+        if self.min_length > self.limits[-1] and not planning.labelled:
             message = f"{self.min_length} is more than max_length, {self.limits[-1]}"
             planning.problem("min_length", message)
         planning.check_settings(
@@ -196,9 +196,14 @@ class Evaluate(BackendReport):
             context.metrics["demo"] = demo
 
     def _labels(self, model: Model, context: Context) -> None:
-        from compressor.backends.outputs import probabilities
+        from compressor.backends.outputs import compute_probabilities
         from compressor.data.examples import source_ids
-        from compressor.evaluation.labels import best_thresholds, mean_loss, score, write
+        from compressor.evaluation.labels import (
+            best_thresholds,
+            mean_loss,
+            score_predictions,
+            write_predictions,
+        )
 
         task, names = context.data.task, context.data.labels
         rows = context.rows("test")
@@ -211,14 +216,14 @@ class Evaluate(BackendReport):
             thresholds = [0.5 if self.threshold == "tuned" else self.threshold] * len(names)
             if tuning is not None:
                 sources = source_ids(tuning.texts, model.tokenizer, context.data)
-                table = probabilities(model.logits(sources, progress=bar.advance), task)
+                table = compute_probabilities(model.logits(sources, progress=bar.advance), task)
                 thresholds = best_thresholds(table, tuning.labels)
         if not context.ranks.first:
             return
         path = context.folder / "predictions.csv"
-        write(path, rows, probabilities(logits, task), names, thresholds, task)
+        write_predictions(path, rows, compute_probabilities(logits, task), names, thresholds, task)
         context.metrics.update(
-            score(path),
+            score_predictions(path),
             loss=mean_loss(logits, rows.labels, task),
             samples_per_second=len(rows) / seconds,
         )
@@ -226,7 +231,7 @@ class Evaluate(BackendReport):
             context.metrics["thresholds"] = dict(zip(names, thresholds, strict=True))
 
     def _score(
-        self, rows: Rows, decoded: dict[int, Decoded], tokenizer: Any, context: Context
+        self, rows: Rows, decoded: dict[int, GenerationOutput], tokenizer: Any, context: Context
     ) -> dict[str, dict[str, Any]]:
         """Write `predictions.csv`, score it as `compressor score` does, and write each row's
         rougeLsum at the longest limit.
@@ -285,12 +290,12 @@ class Evaluate(BackendReport):
     def _compare(
         self, names: tuple[str, ...], main: str, other: Mapping[str, Any], context: Context
     ) -> None:
-        from compressor.evaluation.rouge import closeness, retention
+        from compressor.evaluation.rouge import compute_closeness, compute_retention
 
         scores = context.metrics
         names = tuple(name for name in names if None not in (scores[name], other[name]))
-        kept = {name: retention(scores[name], other[name]) for name in names}
-        close = {name: closeness(scores[name], other[name]) for name in names}
+        kept = {name: compute_retention(scores[name], other[name]) for name in names}
+        close = {name: compute_closeness(scores[name], other[name]) for name in names}
         scores.update(
             retention=kept[main], retentions=kept, closeness=close[main], closenesses=close
         )

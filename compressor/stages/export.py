@@ -10,12 +10,12 @@ from pydantic import Field
 
 from compressor.backends.formats import (
     FORMATS,
-    Exported,
+    ExportInfo,
     Format,
     FormatName,
     Weights,
-    refusal,
-    stored,
+    derive_stored_facts,
+    explain_refusal,
 )
 from compressor.backends.generation_config import require_followed
 from compressor.core.errors import StageError, nearest
@@ -126,7 +126,7 @@ class Export(Stage):
             planning.problem("weights", f"{self.format!r} cannot store {weights!r}; {hint}")
         if facts is None:
             return None
-        if (reason := refusal(self.format, facts)) is not None:
+        if (reason := explain_refusal(self.format, facts)) is not None:
             planning.problem("format", reason)
         elif self.format == "ctranslate2" and facts.model_type == "marian":
             self._check_marian(facts, planning)
@@ -145,7 +145,7 @@ class Export(Stage):
             if self.parity.max_length is not None:
                 limit = {"parity.max_length": self.parity.max_length}
             planning.check_decoding(limit, backend="torch")
-        return stored(facts, weights, self.format)
+        return derive_stored_facts(facts, weights, self.format)
 
     def _check_packed(self, facts: Facts, planning: Planning, weights: str) -> None:
         """Report values that are not those of a quantized model."""
@@ -165,9 +165,9 @@ class Export(Stage):
 
     def _check_gguf(self, facts: Facts, planning: Planning) -> None:
         """Report what llama.cpp cannot do of a model that it knows."""
-        from compressor.backends.gguf.export import lost
+        from compressor.backends.gguf.export import list_unsupported
 
-        if names := lost(facts.config):
+        if names := list_unsupported(facts.config):
             planning.problem("format", f"llama.cpp does not follow this model's {', '.join(names)}")
         if planning.data.truncate == "sentences":
             reason = "llama.cpp's tokenizer does not tell where a token ends; set 'tokens' for gguf"
@@ -175,14 +175,14 @@ class Export(Stage):
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Write the model, measure its files, and run it in a fresh process."""
-        from compressor.evaluation.resources import sizes
+        from compressor.evaluation.resources import measure_sizes
         from compressor.models.checkpoint import save_tokenizer
 
         checkpoint, folder = inputs.checkpoint(), context.folder / "model"
         self._require_tokenizer(checkpoint)
         source = checkpoint.quantization.weights if checkpoint.quantization else "float32"
         weights = self._choose_weights(source)
-        facts = stored(checkpoint.facts(), weights, self.format)
+        stored = derive_stored_facts(checkpoint.derive_facts(), weights, self.format)
         details = self._write(checkpoint, folder, weights, context.progress)
         if checkpoint.tokenizer is not None:
             save_tokenizer(checkpoint.tokenizer, folder)
@@ -193,19 +193,19 @@ class Export(Stage):
             ):
                 rows = context.rows("test")
                 require_same_tokens(checkpoint.tokenizer, folder, rows, context.data)
-        Exported.of(
+        ExportInfo.of(
             context.data,
             head=checkpoint.head,
             model_type=checkpoint.model.config.model_type,
             format=self.format,
             weights=weights,
         ).save(folder)
-        measured = sizes(folder)
+        measured = measure_sizes(folder)
         context.sizes["bytes"] = measured["bytes"]
         context.metrics.update(
             format=self.format,
             weights=weights,
-            claimed_bytes=facts.bytes,
+            claimed_bytes=stored.bytes,
             **measured,
             **details,
         )
@@ -225,11 +225,11 @@ class Export(Stage):
     def _check(
         self, settings: Parity, inputs: Inputs, weights: str, context: Context
     ) -> dict[str, Any]:
-        from compressor.evaluation.parity import gate
+        from compressor.evaluation.parity import check_parity
 
         source = inputs.checkpoint()
         evidence = context.run_folder / "parity" / context.name if context.run_folder else None
-        return gate(
+        return check_parity(
             settings,
             source,
             context.folder / "model",
@@ -251,11 +251,11 @@ class Export(Stage):
             return self._write_onnx(checkpoint, folder, weights)
         from compressor.backends import ctranslate2
         from compressor.backends.gguf import export as gguf
-        from compressor.models.surgery import dequantized
+        from compressor.models.surgery import dequantize_checkpoint
 
         if checkpoint.quantization is not None:
-            checkpoint = dequantized(checkpoint)
-        write = gguf.write if self.format == "gguf" else ctranslate2.write
+            checkpoint = dequantize_checkpoint(checkpoint)
+        write = gguf.write_model if self.format == "gguf" else ctranslate2.write_model
         write(checkpoint, folder, weights)
         return {}
 
@@ -268,7 +268,7 @@ class Export(Stage):
             require_followed(settings, "onnxruntime", greedy=True)
         folder.mkdir()
         save_config(checkpoint.model, folder)
-        onnx_graphs.write(checkpoint, folder, weights=weights)  # type: ignore[arg-type]  # planned
+        onnx_graphs.write_model(checkpoint, folder, weights=weights)  # type: ignore[arg-type]  # planned
         return {}
 
     def _write_plain(
@@ -278,10 +278,10 @@ class Export(Stage):
 
         from compressor.models.checkpoint import fit_transformers_4, save_pretrained
         from compressor.models.loading import load_pretrained
-        from compressor.models.surgery import dequantized
+        from compressor.models.surgery import dequantize_checkpoint
 
         if checkpoint.quantization is not None:
-            checkpoint = dequantized(checkpoint)
+            checkpoint = dequantize_checkpoint(checkpoint)
         if not fit_transformers_4(checkpoint.model):
             progress.say(f"  {OWN_TABLES}")
         model = checkpoint.model.to(getattr(torch, weights))
@@ -295,13 +295,13 @@ class Export(Stage):
         import torch
 
         from compressor.backends.packed import load_packed, save_packed
-        from compressor.models.surgery import dequantized
+        from compressor.models.surgery import dequantize_checkpoint
 
-        if checkpoint.quantization is not None and checkpoint.quantization.half:
-            checkpoint = dequantized(checkpoint)
+        if checkpoint.quantization is not None and checkpoint.quantization.is_half_precision:
+            checkpoint = dequantize_checkpoint(checkpoint)
         packed = save_packed(checkpoint, folder, weights)  # type: ignore[arg-type]  # planned
         if checkpoint.quantization is not None:
-            checkpoint = dequantized(checkpoint)
+            checkpoint = dequantize_checkpoint(checkpoint)
         model = checkpoint.model
         source = _logits(model)
         state = model.state_dict()
@@ -331,9 +331,9 @@ def require_same_tokens(
     tokenizer: PreTrainedTokenizerBase, folder: Path, rows: Rows, data: DataBase
 ) -> None:
     """Raise StageError unless the tokenizer in `folder` reads and writes rows as the original."""
-    from compressor.data.examples import source_ids, tokenize
+    from compressor.data.examples import source_ids, tokenize_rows
 
-    saved, expected = Tokens.load(folder), tokenize(rows, tokenizer, data)
+    saved, expected = Tokens.load(folder), tokenize_rows(rows, tokenizer, data)
     sources, targets = source_ids(rows.texts, saved, data), expected.targets[:]
     expected_texts, texts = (
         t.batch_decode(targets, skip_special_tokens=True) for t in (tokenizer, saved)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from compressor.compression.pruning import Amounts, Grouping, Pruner, flat, left_of
+from compressor.compression.pruning import Amounts, Grouping, Pruner, flatten_amounts, left_of
 from compressor.core.settings import Integer
 from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
@@ -47,27 +47,29 @@ class Gradual(Grouping):
     def _valid(self) -> Gradual:
         if self.end <= self.start:
             raise ValueError("expected start < end")
-        if self.calibrated:
+        if self.needs_calibration:
             raise ValueError("while training, importance is magnitude or random")
         return self
 
     def preview(self, facts: Facts, problem: Callable[[str, str], None]) -> Facts:
         """Count exactly what is left; report unknown and overlapping groups."""
-        amounts = flat(self.amounts)
+        amounts = flatten_amounts(self.amounts)
         self.check_groups(facts, problem)
         paths = [(path, f"amounts.{path}") for path in amounts]
-        for path, names in self.chosen(paths, facts, problem):
-            count, exact = facts.count(names, amounts[path], of_all=False)
+        for path, names in self.choose_groups(paths, facts, problem):
+            count, exact = facts.count_to_prune(names, amounts[path], of_all=False)
             facts = facts.prune(names, count, exact=exact)
         return facts
 
     def schedule(self, checkpoint: Checkpoint, seed: int) -> AfterStep:
         """Make the callback of each training step. `checkpoint` is the one before the first."""
         pruner = Pruner(checkpoint, self, seed=seed)
-        groups = self.all_groups(checkpoint.facts())
-        left = {path: left_of(checkpoint, groups[path])[0] for path in flat(self.amounts)}
+        groups = self.all_groups(checkpoint.derive_facts())
+        left = {
+            path: left_of(checkpoint, groups[path])[0] for path in flatten_amounts(self.amounts)
+        }
         names, masks = set().union(*(groups[path] for path in left)), checkpoint.masks
-        sizes = {name: checkpoint.parameter(name).numel() for name in names}
+        sizes = {name: checkpoint.get_parameter(name).numel() for name in names}
 
         def after_step(step: int, total: int, whole: Whole) -> None:
             span = total * (self.end - self.start)
@@ -75,7 +77,7 @@ class Gradual(Grouping):
             step_share = math.floor(progress * self.times + 1e-9) / self.times
             if step_share <= 0:
                 return
-            for path, amount in flat(self.amounts).items():
+            for path, amount in flatten_amounts(self.amounts).items():
                 goal = round(round(amount * left[path]) * (1 - (1 - step_share) ** 3))
                 now = sum(
                     int(masks[name].count_nonzero()) if name in masks else sizes[name]
@@ -84,7 +86,7 @@ class Gradual(Grouping):
                 count = goal - (left[path] - now)
                 if count > 0:
                     with whole(groups[path]):  # so that every process chooses the same
-                        pruner.prune(groups[path], count)
+                        pruner.prune_group(groups[path], count)
 
         return after_step
 
@@ -174,7 +176,7 @@ class Finetune(Hyperparameters, Stage):
             message = "has no meaning with int8 weights"
             planning.problem("quantization_aware.group_size", message)
         elif planning.facts is not None:
-            aware.check(
+            aware.check_groups(
                 aware.weights,
                 planning.facts,
                 lambda path, message: planning.problem(f"quantization_aware.{path}", message),
@@ -192,7 +194,7 @@ class Finetune(Hyperparameters, Stage):
         if disable_layer_drop(checkpoint.model):
             context.progress.say("  trains without the config's layer drop: no layer is skipped")
         train, validation = (
-            checkpoint.examples(rows, context.data)
+            checkpoint.tokenize_rows(rows, context.data)
             for rows in (self._training_rows(inputs, context), context.rows("validation"))
         )
         loss, train = self._objective(checkpoint, train, inputs, context)
@@ -223,13 +225,13 @@ class Finetune(Hyperparameters, Stage):
         self, checkpoint: Checkpoint
     ) -> Callable[[], AbstractContextManager[None]]:
         """Make what the training enters to compute a loss: with rounded weights, if wanted."""
-        from compressor.models.quantized_layers import rounded
+        from compressor.models.quantized_layers import round_weights
 
         aware = self.quantization_aware
         if aware is None:
             return nullcontext
-        kinds = aware.kinds(aware.weights, checkpoint.facts())
-        return partial(rounded, checkpoint.model, kinds, aware.group_size)
+        kinds = aware.choose_kinds(aware.weights, checkpoint.derive_facts())
+        return partial(round_weights, checkpoint.model, kinds, aware.group_size)
 
     def _training_rows(self, inputs: Inputs, context: Context) -> Rows:
         """Read the training rows, with an earlier model's texts if `targets` names one."""

@@ -17,15 +17,15 @@ from compressor.backends.generation_config import FILE as GENERATION
 from compressor.backends.generation_config import (
     SETTINGS,
     TOKEN_IDS,
+    check_tokens,
     find_invalid,
+    load_settings,
     read_settings,
-    settings_in,
-    settings_of,
-    token_problems,
+    select_settings,
 )
 from compressor.core.errors import StageError, Unreachable, nearest
 from compressor.core.files import expand_home
-from compressor.core.packages import installing, versions
+from compressor.core.packages import suggest_install, versions
 from compressor.core.redaction import is_secret
 from compressor.core.settings import SETTINGS as MODEL_SETTINGS
 from compressor.core.settings import Integer
@@ -34,7 +34,13 @@ from compressor.data.fast_tokenizer import MARIANS
 from compressor.data.source_base import Reads, Split
 from compressor.data.sources import Data
 from compressor.models.classifier_head import fit_head, label_config, start_at_labels
-from compressor.models.facts import ConfigError, Facts, architecture, facts, with_whole_numbers
+from compressor.models.facts import (
+    ConfigError,
+    Facts,
+    derive_facts,
+    load_architecture,
+    with_whole_numbers,
+)
 from compressor.models.model_files import (
     HEAD,
     TOKENIZER_FILES,
@@ -164,13 +170,13 @@ class Load(Stage):
         if self._directory is not None:
             parts["files"] = digest_model(self._directory, with_code=self.trust_remote_code)
         elif self.source is not None:
-            parts["commit"] = hub.commit(self.source, self.revision, "model")
+            parts["commit"] = hub.resolve_commit(self.source, self.revision, "model")
         if isinstance(self.tokenizer, str):
             path = expand_home(self.tokenizer)
             parts["tokenizer"] = (
                 digest_tokenizer(path)
                 if path.is_dir()
-                else hub.commit(self.tokenizer, "main", "model")
+                else hub.resolve_commit(self.tokenizer, "main", "model")
             )
         elif self.tokenizer is not None:
             parts |= versions(("tokenizers",))  # another release may train another one
@@ -213,14 +219,12 @@ class Load(Stage):
         except ValueError as error:
             planning.problem("source", str(error))
         try:
-            result = facts(config, head=self.head, untied_head=untied)
+            result = derive_facts(config, head=self.head, untied_head=untied)
         except ConfigError as error:
             planning.problem(f"config.{error.key}" if self.source is None else "source", str(error))
             return None
         self._check_vocabulary(result, planning)
-        for name, message in token_problems(
-            result.config, ids, generation, whole=folder is not None
-        ):
+        for name, message in check_tokens(result.config, ids, generation, whole=folder is not None):
             path = "source" if self.source is not None else f"config.{name}"
             planning.problem(f"generation.{name}" if name in self.generation else path, message)
         slow = self._check_tokenizer(result, planning)
@@ -233,8 +237,8 @@ class Load(Stage):
         try:
             if self._directory is not None:
                 return read_config(self._directory), self._directory
-            commit = hub.commit(self.source, self.revision, "model")
-            path = hub.file(self.source, "config.json", commit, "model")
+            commit = hub.resolve_commit(self.source, self.revision, "model")
+            path = hub.fetch_file(self.source, "config.json", commit, "model")
             return json.loads(path.read_text(encoding="utf-8")), path.parent
         except Unreachable as error:
             hint = "; for a plan without it, set model.config" if self.config is None else ""
@@ -249,7 +253,7 @@ class Load(Stage):
     ) -> ModuleType | None:
         model_type = str(config.get("model_type"))
         try:
-            module = architecture(model_type)
+            module = load_architecture(model_type)
         except KeyError as error:
             key = "config.model_type" if self.source is None else "source"
             planning.problem(key, str(error.args[0]))
@@ -327,7 +331,7 @@ class Load(Stage):
             settings = self._source_generation(config, folder)
         except Unreachable as error:
             planning.unreached("source", str(error))
-            settings = settings_in(config)
+            settings = select_settings(config)
         except ValueError as error:
             planning.problem("source", str(error))
         settings |= self.generation
@@ -345,14 +349,14 @@ class Load(Stage):
         if self.source is None:
             return {}
         if folder is None:
-            return settings_in(config)
+            return select_settings(config)
         if self._directory or weight_files(folder):
             return read_settings(folder, config)
         if self.head not in ("seq2seq_lm", "causal_lm"):
             return {}
-        commit = hub.commit(self.source, self.revision, "model")
+        commit = hub.resolve_commit(self.source, self.revision, "model")
         path = hub.find_file(self.source, GENERATION, commit, "model")
-        return settings_in(config) if path is None else settings_of(path)
+        return select_settings(config) if path is None else load_settings(path)
 
     def _check_tokenizer(self, model: Facts, planning: Planning) -> bool:
         """Report a tokenizer that cannot be read here. Whether it is a slow one, Marian's own.
@@ -370,7 +374,7 @@ class Load(Stage):
         else:
             is_slow, missing = (directory / MARIANS).is_file(), missing_packages(directory)
         if missing:
-            cure = f"not installed: {installing('sentencepiece')}"
+            cure = f"not installed: {suggest_install('sentencepiece')}"
             planning.problem(key, f"its tokenizer needs {' and '.join(missing)}, {cure}")
         if is_slow and planning.data.truncate == "sentences":
             message = "Marian's tokenizer does not tell where in a text a token ends; set 'tokens'"
@@ -429,7 +433,7 @@ class Load(Stage):
         """Build a model with random weights, and with the tokenizer's ids of pad, bos and eos."""
         from transformers import AutoConfig
 
-        from compressor.models.loading import build
+        from compressor.models.loading import build_model
 
         assert self.config is not None
         ids = {k: v for k, v in self.generation.items() if k in TOKEN_IDS}
@@ -445,7 +449,9 @@ class Load(Stage):
         config._attn_implementation = None  # as in `checkpoint.load_config`
         if getattr(config, "forced_eos_token_id", None) and "forced_eos_token_id" not in values:
             config.forced_eos_token_id = config.eos_token_id  # BART's is its own tokenizer's
-        model = build(config, self.head, untied_head=values.get("tie_word_embeddings") is False)
+        model = build_model(
+            config, self.head, untied_head=values.get("tie_word_embeddings") is False
+        )
         if self.generation:
             model.generation_config = self._generation_config(model.generation_config.to_dict())
         return model
@@ -491,7 +497,7 @@ class Load(Stage):
         """Raise StageError where a `.bin`, which no plan reads, contradicts its config's head."""
         from compressor.models.loading import has_untied_head
 
-        planned = facts(config, head=self.head, untied_head=has_own_unread_head(config))
+        planned = derive_facts(config, head=self.head, untied_head=has_own_unread_head(config))
         if (HEAD in planned.shapes) != bool(has_untied_head(model)):
             verb = "equals" if HEAD in planned.shapes else "differs from"
             raise StageError(
@@ -502,11 +508,11 @@ class Load(Stage):
 
     def _download(self, context: Context) -> Path:
         assert self.source is not None
-        commit = hub.commit(self.source, self.revision, "model")
+        commit = hub.resolve_commit(self.source, self.revision, "model")
         patterns = ["*.json", "*.safetensors", *TOKENIZER_FILES]
-        folder = hub.files(self.source, commit, patterns)
+        folder = hub.fetch_files(self.source, commit, patterns)
         if not any(folder.glob("*.safetensors")):
-            folder = hub.files(self.source, commit, [*patterns, "*.bin"])
+            folder = hub.fetch_files(self.source, commit, [*patterns, "*.bin"])
         context.metrics["commit"] = commit
         return folder
 
@@ -522,11 +528,13 @@ class Load(Stage):
         if directory.is_dir():
             return load_tokenizer(directory) if has_tokenizer(directory) else None
         revision = self.revision if self.tokenizer is None else "main"
-        commit = hub.commit(source, revision, "model")
-        folder = hub.files(source, commit, ["*.json", *TOKENIZER_FILES])  # into the cache, whole
+        commit = hub.resolve_commit(source, revision, "model")
+        folder = hub.fetch_files(
+            source, commit, ["*.json", *TOKENIZER_FILES]
+        )  # into the cache, whole
         if missing := missing_packages(folder):
             needs = f"the tokenizer of {source} needs {' and '.join(missing)}"
-            raise StageError(f"{needs}, not installed: {installing('sentencepiece')}")
+            raise StageError(f"{needs}, not installed: {suggest_install('sentencepiece')}")
         return load_tokenizer(source, revision=commit)
 
     def _train_tokenizer(

@@ -13,16 +13,16 @@ from compressor.compression.pruning import (
     Amounts,
     Grouping,
     default_groups,
-    flat,
+    flatten_amounts,
     left_of,
     n_of_m,
-    nested,
+    nest_amounts,
 )
 from compressor.core.errors import StageError
 from compressor.core.settings import SETTINGS, Counted, Listed
 from compressor.data.source_base import Reads, Split
-from compressor.models.facts import Facts, entries
-from compressor.stages.base import Artifact, Context, Inputs, Planning, Stage, calibration
+from compressor.models.facts import Facts, count_entries
+from compressor.stages.base import Artifact, Context, Inputs, Planning, Stage, load_calibration_rows
 
 if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
@@ -132,7 +132,7 @@ class Prune(Grouping, Stage):
         return self.importance == "random"
 
     def reads(self) -> Mapping[Split, Reads]:
-        return {"train": "pairs"} if self.calibrated else {}
+        return {"train": "pairs"} if self.needs_calibration else {}
 
     def artifacts(self) -> Mapping[str, Artifact]:
         curves = Artifact(self.sensitivity, "sensitivity", of_same_model=True)
@@ -142,15 +142,21 @@ class Prune(Grouping, Stage):
         """Leave out the number of calibration rows where none is read. Where they are, a group is
         scored in the model that the groups before it have left, so their order is added.
         """
-        unused = {"sensitivity"} | (set() if self.calibrated else {"calibration_rows"})
+        unused = {"sensitivity"} | (set() if self.needs_calibration else {"calibration_rows"})
         fields = {key: v for key, v in super().parameters().items() if key not in unused}
-        order = list(flat(self.amounts)) if self.amounts else [] if self.only else [*self.groups]
-        return fields | ({"order": order} if self.calibrated and len(order) > 1 else {})
+        order = (
+            list(flatten_amounts(self.amounts))
+            if self.amounts
+            else []
+            if self.only
+            else [*self.groups]
+        )
+        return fields | ({"order": order} if self.needs_calibration and len(order) > 1 else {})
 
     def _paths(self, facts: Facts) -> list[tuple[str, str]]:
         """List (group, key in the recipe) of the groups that take part."""
         if self.amounts is not None:
-            return [(path, f"amounts.{path}") for path in flat(self.amounts)]
+            return [(path, f"amounts.{path}") for path in flatten_amounts(self.amounts)]
         if self.only:
             return [(path, f"only.{index}") for index, path in enumerate(self.only)]
         return [(path, "pattern") for path in default_groups(self, facts)]
@@ -160,19 +166,19 @@ class Prune(Grouping, Stage):
         facts = planning.facts
         if facts is None or not planning.is_float("prune"):
             return facts
-        if self.calibrated:
+        if self.needs_calibration:
             planning.check_rows(trains=True)
         self.check_groups(facts, planning.problem)
         n_m = n_of_m(self.pattern)
         paths, by_row = self._paths(facts), n_m is not None
-        chosen = dict(self.chosen(paths, facts, planning.problem, by_row=by_row))
+        chosen = dict(self.choose_groups(paths, facts, planning.problem, by_row=by_row))
         if self.target is not None:
             return self._preview_target(facts, frozenset().union(*chosen.values()), planning)
         if n_m is not None:
             return self._preview_pattern(facts, chosen, n_m, planning)
-        amounts = flat(self.amounts or {})
+        amounts = flatten_amounts(self.amounts or {})
         for path, names in chosen.items():
-            count, exact = facts.count(names, amounts[path], of_all=self.of == "all")
+            count, exact = facts.count_to_prune(names, amounts[path], of_all=self.of == "all")
             facts = facts.prune(names, count, exact=exact)
         return facts
 
@@ -184,7 +190,9 @@ class Prune(Grouping, Stage):
         planning: Planning,
     ) -> Facts:
         for path, names in chosen.items():
-            linear = set(facts.linear())  # another matrix is [inputs, outputs], as GPT-2's are
+            linear = set(
+                facts.list_linear_weights()
+            )  # another matrix is [inputs, outputs], as GPT-2's are
             shapes = {name: facts.shapes[name] for name in sorted(names)}
             rows = {name: s[-1] if name in linear else s[0] for name, s in shapes.items()}
             odd = next((name for name, inputs in rows.items() if inputs % n_m[1]), None)
@@ -192,9 +200,9 @@ class Prune(Grouping, Stage):
                 message = f"{odd} has rows of {rows[odd]}, no multiple of {n_m[1]}"
                 planning.problem("pattern", f"{path}: {message}")
                 continue
-            left, exact = facts.remaining(names)
-            whole = left == facts.numel(names)
-            stays = facts.numel(names) * n_m[0] // n_m[1]
+            left, exact = facts.count_remaining(names)
+            whole = left == facts.count_entries(names)
+            stays = facts.count_entries(names) * n_m[0] // n_m[1]
             count = left - stays if whole else round(left * (1 - n_m[0] / n_m[1]))
             facts = facts.prune(names, count, exact=exact and whole)
         return facts
@@ -203,7 +211,7 @@ class Prune(Grouping, Stage):
         assert self.target is not None
         kept, exact = self.target.kept(facts), facts.exact
         count = facts.parameters - kept - sum(masked for _, masked in facts.masked)
-        left, _ = facts.remaining(names)
+        left, _ = facts.count_remaining(names)
         key = "target.bytes" if self.target.bytes is not None else "target.nonzero_ratio"
         if not facts.exact_size:
             return facts.prune(names, max(0, min(count, left)), exact=False)
@@ -223,7 +231,10 @@ class Prune(Grouping, Stage):
             return small
         groups = self.all_groups(facts)
         names = {name for path, _ in self._paths(facts) for name in groups.get(path, ())}
-        pruned = sum(count for _, count in facts.masked) + facts.remaining(frozenset(names))[0] // 2
+        pruned = (
+            sum(count for _, count in facts.masked)
+            + facts.count_remaining(frozenset(names))[0] // 2
+        )
         ratio = round((facts.parameters - pruned) / facts.parameters, 6)
         return small.model_copy(update={"target": Target(nonzero_ratio=ratio)})
 
@@ -233,18 +244,21 @@ class Prune(Grouping, Stage):
         from compressor.compression.pruning import Pruner
 
         checkpoint = inputs.checkpoint()
-        facts = checkpoint.facts()
+        facts = checkpoint.derive_facts()
         groups = self.all_groups(facts)
         pruner = Pruner(
-            checkpoint, self, seed=context.seed, examples=calibration(self, checkpoint, context)
+            checkpoint,
+            self,
+            seed=context.seed,
+            examples=load_calibration_rows(self, checkpoint, context),
         )
         n_m = n_of_m(self.pattern)
         if self.target is not None:
             counts = self._allocate(checkpoint, facts, inputs, context)
         else:  # with N:M the pattern says how many
-            amounts, of_all = flat(self.amounts or {}), self.of == "all"
+            amounts, of_all = flatten_amounts(self.amounts or {}), self.of == "all"
             counts = {
-                path: entries(
+                path: count_entries(
                     amounts.get(path, 0.0), *left_of(checkpoint, groups[path]), of_all=of_all
                 )
                 for path, _ in self._paths(facts)
@@ -252,7 +266,7 @@ class Prune(Grouping, Stage):
         result = {}
         for path, count in counts.items():
             before, size = left_of(checkpoint, groups[path])
-            pruned = pruner.prune(groups[path], count, n_m)
+            pruned = pruner.prune_group(groups[path], count, n_m)
             result[path] = {
                 "amount": round(pruned / before, DIGITS) if before else 0.0,
                 "weights": size,
@@ -266,7 +280,7 @@ class Prune(Grouping, Stage):
         self, checkpoint: Checkpoint, facts: Facts, inputs: Inputs, context: Context
     ) -> dict[str, int]:
         """Choose from the curves how many entries each group loses; print and save it."""
-        from compressor.compression.allocation import DIGITS, Curve, allocate
+        from compressor.compression.allocation import DIGITS, Curve, allocate_counts
 
         assert self.target is not None
         path = inputs.artifacts["sensitivity"] / "sensitivity.json"
@@ -283,10 +297,10 @@ class Prune(Grouping, Stage):
         kept = self.target.kept(facts)
         masked = sum(int((~mask).count_nonzero()) for mask in checkpoint.masks.values())
         try:
-            counts = allocate(curves, measured["loss"], facts.parameters - kept - masked)
+            counts = allocate_counts(curves, measured["loss"], facts.parameters - kept - masked)
         except ValueError as error:
             raise StageError(f"target: {error}, at the amounts that were measured") from error
         amounts = {n: round(c / max(1, curves[n].left), DIGITS) for n, c in counts.items()}
-        context.metrics["amounts"] = nested(amounts)
-        context.progress.say(f"  amounts: {json.dumps(nested(amounts))}")
+        context.metrics["amounts"] = nest_amounts(amounts)
+        context.progress.say(f"  amounts: {json.dumps(nest_amounts(amounts))}")
         return counts

@@ -48,17 +48,17 @@ class PseudoLabel(Stage):
         """Decode, write `targets.jsonl`, compare with the references."""
         import torch
 
-        from compressor.backends.torch.generation import decode
-        from compressor.data.examples import FILE, Written, write_pseudo_labels
+        from compressor.backends.torch.generation import decode_greedily
+        from compressor.data.examples import FILE, WrittenTexts, write_pseudo_labels
         from compressor.evaluation.rouge import score_texts
 
         checkpoint = inputs.checkpoint()
         rows = context.rows("train")
-        sources = checkpoint.examples(rows, context.data).sources
+        sources = checkpoint.tokenize_rows(rows, context.data).sources
         context.ranks.join()
         model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         with context.progress.bar("decode", len(rows)) as bar:
-            decoded = decode(
+            decoded = decode_greedily(
                 model,
                 sources,
                 max_length=self.max_length,
@@ -72,7 +72,7 @@ class PseudoLabel(Stage):
         assert checkpoint.tokenizer is not None, "`examples` says so first"
         texts = checkpoint.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
         labels = [
-            Written(text, length, cut_off)
+            WrittenTexts(text, length, cut_off)
             for text, length, cut_off in zip(texts, decoded.lengths, decoded.cut_off, strict=True)
         ]
         write_pseudo_labels(context.folder / FILE, labels)

@@ -92,12 +92,12 @@ class Quantize(Grid, Stage):
             planning.problem(key, f"has no meaning with {self.weights} weights")
         if facts is None:
             return None
-        if facts.quantized:
-            planning.problem("", f"this is {facts.quantized} already")
+        if facts.quantized_kind:
+            planning.problem("", f"this is {facts.quantized_kind} already")
         if self.kind is None:
             return replace(facts, weights=self.weights, exact=False)
-        self.check(self.kind, facts, planning.problem)
-        kinds = self.kinds(self.kind, facts)
+        self.check_groups(self.kind, facts, planning.problem)
+        kinds = self.choose_kinds(self.kind, facts)
         int8, int4 = (frozenset(n for n, k in kinds.items() if k == kind) for kind in KINDS)
         return replace(
             facts,
@@ -110,15 +110,15 @@ class Quantize(Grid, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Quantize, and count how many tensors became what."""
-        from compressor.models.loading import cast
+        from compressor.models.loading import cast_weights
         from compressor.models.quantized_layers import quantize_weights, set_activations
 
         checkpoint = inputs.checkpoint()
         if self.kind is None:
-            count = cast(checkpoint.model, self.weights)
+            count = cast_weights(checkpoint.model, self.weights)
             context.metrics["quantized_tensors"] = {self.weights: count}
         else:
-            kinds = self.kinds(self.kind, checkpoint.facts())
+            kinds = self.choose_kinds(self.kind, checkpoint.derive_facts())
             quantize_weights(checkpoint.model, kinds, self.group_size)
             set_activations(checkpoint.model, self.quantization)
             context.metrics["quantized_tensors"] = dict(Counter(kinds.values()))

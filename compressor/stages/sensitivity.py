@@ -17,7 +17,7 @@ from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
 from compressor.evaluation.rouge import SCORERS
 from compressor.models.facts import Facts
-from compressor.stages.base import Context, Inputs, Planning, Report, calibration
+from compressor.stages.base import Context, Inputs, Planning, Report, load_calibration_rows
 
 if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ class Sensitivity(Grouping, Report):
         return self.importance == "random"
 
     def reads(self) -> Mapping[Split, Reads]:
-        calibration: dict[Split, Reads] = {"train": "pairs"} if self.calibrated else {}
+        calibration: dict[Split, Reads] = {"train": "pairs"} if self.needs_calibration else {}
         return {**calibration, "validation": "pairs"}
 
     def parameters(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Sensitivity(Grouping, Report):
             planning.problem("rouge", "scores sequence-to-sequence models only")
         elif self.rouge:
             planning.check_decoding({"max_length": self.max_length})
-        list(self.chosen(self._paths(facts), facts, planning.problem))
+        list(self.choose_groups(self._paths(facts), facts, planning.problem))
         return facts
 
     def _paths(self, facts: Facts) -> list[tuple[str, str]]:
@@ -101,17 +101,17 @@ class Sensitivity(Grouping, Report):
         rows = context.rows("validation").first(self.rows)
         measure = _Measure(checkpoint, rows, context, self)
         result: dict[str, Any] = {**measure("the model as it is"), "rows": len(rows), "groups": {}}
-        examples = calibration(self, checkpoint, context)
+        examples = load_calibration_rows(self, checkpoint, context)
         pruner = Pruner(checkpoint, self, seed=context.seed, examples=examples)
-        facts = checkpoint.facts()
+        facts = checkpoint.derive_facts()
         groups, paths = self.all_groups(facts), [path for path, _ in self._paths(facts)]
         with context.progress.bar("sensitivity", len(paths) * len(self.amounts)) as bar:
             for path in paths:
                 left, size = left_of(checkpoint, groups[path])
                 points = []
                 for amount in self.amounts:
-                    with pruner.restored(groups[path]):  # at once, as `prune` will
-                        pruner.prune(groups[path], round(amount * left))
+                    with pruner.restore_after(groups[path]):  # at once, as `prune` will
+                        pruner.prune_group(groups[path], round(amount * left))
                         point = {"amount": amount, **measure(f"{path} pruned at {amount:g}")}
                     points.append(point)
                     bar.advance(group=path, loss=f"{point['loss']:.3f}")
@@ -141,7 +141,7 @@ class _Measure:
         from compressor.training.losses import LabelLoss
 
         self.checkpoint, self.rows, self.stage = checkpoint, rows, stage
-        self.examples = checkpoint.examples(rows, context.data)
+        self.examples = checkpoint.tokenize_rows(rows, context.data)
         if not any(self.examples.targets):
             raise StageError(NO_LABELS.format("validation"))
         self.loss = LabelLoss(checkpoint.model)
@@ -160,10 +160,10 @@ class _Measure:
             )
         if not self.stage.rouge:
             return {"loss": loss}
-        from compressor.backends.torch.generation import decode
+        from compressor.backends.torch.generation import decode_greedily
         from compressor.evaluation.rouge import score_rows, summarize_scores
 
-        output = decode(model, self.examples.sources, max_length=self.stage.max_length)
+        output = decode_greedily(model, self.examples.sources, max_length=self.stage.max_length)
         texts = tokenizer.batch_decode(output.tokens, skip_special_tokens=True)
         scores = summarize_scores(score_rows(texts, self.rows.references))
         return {"loss": loss, "rougeLsum": scores["rougeLsum"]}

@@ -71,13 +71,13 @@ class Shrink(Stage):
         facts = planning.facts
         if facts is None or not planning.is_float("shrink"):
             return facts
-        stacks, kept = facts.stacks(), dict[str, list[int]]()
+        list_stacks, kept = facts.list_stacks(), dict[str, list[int]]()
         for stack, layers in self._stacks().items():
             field = f"{stack}_layers"
-            if stack not in stacks:
+            if stack not in list_stacks:
                 planning.problem(field, f"{facts.model_type} has no {stack}")
                 continue
-            count = stacks[stack].layers
+            count = list_stacks[stack].layers
             if isinstance(layers, list):
                 if not layers or layers != sorted(set(layers) & set(range(count))):
                     message = f"expected a rising list of layers from 0 to {count - 1}"
@@ -91,12 +91,12 @@ class Shrink(Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Build the smaller model, and copy the layers that stay, renumbered, into it."""
-        from compressor.models.facts import architecture
+        from compressor.models.facts import load_architecture
         from compressor.models.surgery import keep_layers
 
         checkpoint = inputs.checkpoint()
         config = checkpoint.model.config
-        stacks = architecture(config.model_type).stacks(
+        stacks = load_architecture(config.model_type).stacks(
             {**config.to_dict(), "head": checkpoint.head}
         )
         kept = {s: _choose(layers, stacks[s].layers) for s, layers in self._stacks().items()}

@@ -16,7 +16,7 @@ from compressor.core.numbers import require_finite
 from compressor.core.settings import SETTINGS, Integer, to_int
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts, UnitKind, Units
-from compressor.stages.base import Context, Inputs, Planning, Stage, calibration
+from compressor.stages.base import Context, Inputs, Planning, Stage, load_calibration_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,13 +151,13 @@ class Slice(Widths, Stage):
 
     def depths(self, facts: Facts, problem: Callable[[str, str], None] = _refuse) -> dict[str, int]:
         """Count the layers of each stack that stay. Reports more than there are, or raises."""
-        stacks, kept = facts.stacks(), dict[str, int]()
+        list_stacks, kept = facts.list_stacks(), dict[str, int]()
         for stack, widths in (("encoder", self.encoder), ("decoder", self.decoder)):
-            if widths is not None and widths.layers is not None and stack not in stacks:
-                problem(stack, f"{facts.model_type} has no {stack}; {nearest(stack, stacks)}")
-        for path, stack, amount in self._layers(s for s in stacks if hasattr(self, s)):
-            count = stacks[stack].layers
-            if any(stacks[stack].blocks):
+            if widths is not None and widths.layers is not None and stack not in list_stacks:
+                problem(stack, f"{facts.model_type} has no {stack}; {nearest(stack, list_stacks)}")
+        for path, stack, amount in self._layers(s for s in list_stacks if hasattr(self, s)):
+            count = list_stacks[stack].layers
+            if any(list_stacks[stack].blocks):
                 message = f"the {stack}'s layers are not all alike, one is a block; `shrink` them"
                 problem(path, message)
             elif amount > count:
@@ -187,11 +187,11 @@ class Slice(Widths, Stage):
         chosen: dict[str, tuple[str, Units, int]] = {}
         for stack, kind, amount in self._units():
             path = f"{stack}.{kind}" if stack else kind
-            if stack and stack not in facts.stacks():
-                hint = nearest(stack, facts.stacks())
+            if stack and stack not in facts.list_stacks():
+                hint = nearest(stack, facts.list_stacks())
                 problem(stack, f"{facts.model_type} has no {stack}; {hint}")
                 continue
-            members = [units for units in facts.units(kind) if stack in ("", units.stack)]
+            members = [units for units in facts.list_units(kind) if stack in ("", units.stack)]
             if not members:
                 problem(path, f"{facts.model_type} has no {_NAMES[kind]} that could be sliced")
             elif members[0].stays:
@@ -218,7 +218,7 @@ class Slice(Widths, Stage):
     ) -> None:
         """Report two widths where a config has one number for both."""
         members: dict[str, list[Units]] = {}
-        for units in (*facts.units("heads"), *facts.units("feed_forward")):
+        for units in (*facts.list_units("heads"), *facts.list_units("feed_forward")):
             members.setdefault(units.config_key, []).append(units)
         wrong: dict[str, str] = {}
         for path, units, width in chosen.values():
@@ -235,7 +235,7 @@ class Slice(Widths, Stage):
 
         checkpoint = inputs.checkpoint()
         kept: dict[str, Any] = {}
-        if depths := self.depths(checkpoint.facts()):
+        if depths := self.depths(checkpoint.derive_facts()):
             layers = self._choose_layers(checkpoint, depths, context)
             kept |= {f"{stack} layers": indices for stack, indices in layers.items()}
             checkpoint = keep_layers(checkpoint, layers)
@@ -249,42 +249,44 @@ class Slice(Widths, Stage):
         self, checkpoint: Checkpoint, names: Iterable[str], context: Context
     ) -> Mapping[str, Tensor]:
         """Score each entry of the matrices; no score is negative."""
-        weights = {name: checkpoint.parameter(name) for name in names}
+        weights = {name: checkpoint.get_parameter(name) for name in names}
         if self.importance == "magnitude":
             squares = {name: weight.detach().square() for name, weight in weights.items()}
             require_finite(squares, "the square of ", "its largest entry is beyond 1.8e19")
             return squares
         grouping = Grouping(importance=self.importance, calibration_rows=self.calibration_rows)
-        examples = calibration(grouping, checkpoint, context)
-        return Pruner(checkpoint, grouping, seed=context.seed, examples=examples).scores(weights)
+        examples = load_calibration_rows(grouping, checkpoint, context)
+        return Pruner(checkpoint, grouping, seed=context.seed, examples=examples).compute_scores(
+            weights
+        )
 
     def _choose_layers(
         self, checkpoint: Checkpoint, depths: Mapping[str, int], context: Context
     ) -> dict[str, list[int]]:
         import torch
 
-        from compressor.models.surgery import strongest, unit_sums
+        from compressor.models.surgery import select_strongest, unit_sums
 
-        facts, kept = checkpoint.facts(), {}
-        matrices = dict.fromkeys(n for names in facts.groups().values() for n in names)
+        facts, kept = checkpoint.derive_facts(), {}
+        matrices = dict.fromkeys(n for names in facts.list_groups().values() for n in names)
         for stack, depth in depths.items():
-            spec = facts.stacks()[stack]
+            spec = facts.list_stacks()[stack]
             members = [
                 [n for n in matrices if n.startswith(f"{spec.prefix}.{layer}.")]
                 for layer in range(spec.layers)
             ]
             scores = self._scores(checkpoint, [n for names in members for n in names], context)
             sums = [unit_sums(((scores[n], 0) for n in names), 1) for names in members]
-            kept[stack] = strongest(torch.cat(sums), depth)
+            kept[stack] = select_strongest(torch.cat(sums), depth)
         return kept
 
     def _choose_units(
         self, checkpoint: Checkpoint, context: Context
     ) -> list[tuple[Units, list[int]]]:
         """Choose the units of largest score; where several choose together, of the largest sum."""
-        from compressor.models.surgery import strongest, unit_sums
+        from compressor.models.surgery import select_strongest, unit_sums
 
-        widths = self.widths(checkpoint.facts())
+        widths = self.widths(checkpoint.derive_facts())
         if not widths:
             return []
         matrices = dict.fromkeys(name for units, _ in widths for name in units.matrices)
@@ -304,6 +306,6 @@ class Slice(Widths, Stage):
             for name, members in together.items()
         }
         return [
-            (units, strongest(sums[units.chosen_with or units.name], width))
+            (units, select_strongest(sums[units.chosen_with or units.name], width))
             for units, width in widths
         ]

@@ -51,7 +51,7 @@ class Smooth(Stage):
         facts = planning.facts
         if facts is None:
             return None
-        if planning.is_float("smooth") and not facts.channels():
+        if planning.is_float("smooth") and not facts.list_channels():
             planning.problem("", f"knows T5 and mT5, and this is a {facts.model_type}")
         planning.check_rows(trains=True)
         return facts
@@ -60,12 +60,12 @@ class Smooth(Stage):
         """Read some rows, then rescale."""
         import torch
 
-        from compressor.compression.smoothing import input_peaks, rescale
+        from compressor.compression.smoothing import input_peaks, rescale_channels
 
         checkpoint = inputs.checkpoint()
-        model, channels = checkpoint.model, checkpoint.facts().channels()
+        model, channels = checkpoint.model, checkpoint.derive_facts().list_channels()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        examples = checkpoint.examples(
+        examples = checkpoint.tokenize_rows(
             context.rows("train").first(self.calibration_rows), context.data
         )
         model.to(device)
@@ -79,7 +79,7 @@ class Smooth(Stage):
             "what comes into ",
             "activations on the calibration rows overflow, as after a training that diverged",
         )
-        factors = rescale(model, channels, peaks, self.alpha)
+        factors = rescale_channels(model, channels, peaks, self.alpha)
         model.to("cpu")
         context.metrics["channels"] = sum(len(factor) for factor in factors)
         context.metrics["largest_factor"] = max(float(factor.max()) for factor in factors)

@@ -86,7 +86,7 @@ class TrimVocabulary(Stage):
         facts = planning.facts
         if facts is None or not planning.is_float("trim"):
             return facts
-        units = facts.units("vocabulary")
+        units = facts.list_units("vocabulary")
         if not units:
             planning.problem("", f"{facts.model_type} has no vocabulary that could be trimmed")
             return facts
@@ -109,7 +109,7 @@ class TrimVocabulary(Stage):
     def smoke_test_settings(self, planning: Planning) -> Self:
         """Keep all of a small vocabulary, since few rows may use all of it."""
         small = super().smoke_test_settings(planning)
-        units = planning.facts.units("vocabulary") if planning.facts else []
+        units = planning.facts.list_units("vocabulary") if planning.facts else []
         if not units or units[0].count > SMALL_TABLE:
             return small
         changed = {name: units[0].count for name in ("size", "keep") if getattr(self, name)}
@@ -129,7 +129,7 @@ class TrimVocabulary(Stage):
             vocabulary = Vocabulary(json.loads(old.backend_tokenizer.to_str()))
         except ValueError as error:
             raise StageError(str(error)) from error
-        (units,) = checkpoint.facts().units("vocabulary")
+        (units,) = checkpoint.derive_facts().list_units("vocabulary")
         used = Counter[int]()
         for ids in _encode(old, context, self.from_splits):
             used.update(index for row in ids for index in row)

@@ -72,7 +72,7 @@ class History:
             "train_loss": math.fsum(tail) / len(tail) if tail else None,
             "validation_loss": self.validation_losses[-1] if self.validation_losses else None,
             "validation_losses": self.validation_losses,
-            "train_losses": curve(self.losses),
+            "train_losses": downsample_losses(self.losses),
             "validation_curve": [
                 [min(epoch * self.steps_per_epoch, self.step), loss]
                 for epoch, loss in enumerate(self.validation_losses, 1)
@@ -89,7 +89,7 @@ class History:
             writer.writerows(enumerate(self.losses, 1))
 
 
-def curve(losses: Sequence[float], most: int = CURVE_POINTS) -> list[tuple[int, float]]:
+def downsample_losses(losses: Sequence[float], most: int = CURVE_POINTS) -> list[tuple[int, float]]:
     """At most `most` pairs of a step, from 1, and the mean loss of the equally many steps up to it.
 
     The last pair may stand for fewer. Where there are no more than `most` steps, each is a pair.
@@ -107,7 +107,7 @@ def last_checkpoint(resume: Path) -> Path | None:
     return max(resume.glob("step-*"), key=lambda path: int(path.name[5:]), default=None)
 
 
-def save(
+def save_checkpoint(
     resume: Path,
     history: History,
     weights: Weights,
@@ -134,12 +134,14 @@ def save(
     if accelerator.is_main_process:
         tensors["generators"] = generators.cpu()
         tensors |= {f"mask.{name}": mask.cpu().contiguous() for name, mask in masks.items()}
-        short = _write(resume, final, tensors, history)
+        short = _write_checkpoint(resume, final, tensors, history)
     accelerator.wait_for_everyone()
     return short
 
 
-def _write(resume: Path, final: Path, tensors: dict[str, Tensor], history: History) -> str | None:
+def _write_checkpoint(
+    resume: Path, final: Path, tensors: dict[str, Tensor], history: History
+) -> str | None:
     """Write a checkpoint in place of the older ones, or say why that cannot be."""
     partial = resume / ".partial"
     try:
@@ -162,7 +164,7 @@ def _write(resume: Path, final: Path, tensors: dict[str, Tensor], history: Histo
     return None
 
 
-def _damage(checkpoint: Path) -> str | None:
+def _find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files; None where they are what was written.
 
     One from before digests were kept is taken as it is.
@@ -186,7 +188,7 @@ def set_damaged_aside(resume: Path) -> str | None:
     """
     shutil.rmtree(resume / ".partial", ignore_errors=True)
     found = last_checkpoint(resume)
-    damage = None if found is None else _damage(found)
+    damage = None if found is None else _find_damage(found)
     if found is None or damage is None:
         return None
     aside = resume / f"damaged-{found.name}"
@@ -195,7 +197,7 @@ def set_damaged_aside(resume: Path) -> str | None:
     return f"the checkpoint at {found.name[5:]} steps is damaged ({damage}); see {aside}"
 
 
-def restore(
+def restore_checkpoint(
     resume: Path, weights: Weights, masks: dict[str, Tensor], accelerator: Accelerator, seed: int
 ) -> History:
     """Load the last checkpoint into weights, masks and generators, if there is one."""

@@ -106,9 +106,9 @@ class DistillationLoss(nn.Module):
             parts["labels"] = self.student.of_logits(student.logits, labels)
         if self.weights.keys() == {"labels"}:
             return parts
-        teacher = self._taught(batch) if known is None else _Seen(known)
+        teacher = self._taught(batch) if known is None else _ModelOutput(known)
         if "logits" in self.weights:
-            of_kind = binary_divergence if self.student.multi_label else divergence
+            of_kind = binary_divergence if self.student.multi_label else compute_divergence
             parts["logits"] = of_kind(student.logits, teacher.logits, self.temperature)
         weights = self._position_weights(batch)
         if "hidden" in self.weights:
@@ -117,19 +117,19 @@ class DistillationLoss(nn.Module):
             parts["attention"] = self._attention(student, teacher, weights, batch)
         return parts
 
-    def _taught(self, batch: dict[str, Tensor]) -> _Seen:
+    def _taught(self, batch: dict[str, Tensor]) -> _ModelOutput:
         """What the teacher computes, in the precision its weights are in: outside of autocast."""
         assert self.teacher is not None, "without a teacher, batches bring its logits"
         device = batch["labels"].device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
             return self._seen(self.teacher, batch)[0]
 
-    def _seen(self, loss: LabelLoss, batch: dict[str, Tensor]) -> tuple[_Seen, Tensor]:
+    def _seen(self, loss: LabelLoss, batch: dict[str, Tensor]) -> tuple[_ModelOutput, Tensor]:
         """What a model computes of a batch, and the labels [N] that its logits [N, V] predict."""
         flags = {"hidden", "attention"} & self.weights.keys()
         if not flags:  # the head need not run on padding then
-            logits, labels = loss.logits(batch)
-            return _Seen(logits), labels
+            logits, labels = loss.compute_logits(batch)
+            return _ModelOutput(logits), labels
         model: Any = loss.model
         encoder_decoder = model.config.is_encoder_decoder
         given = {name: tensor for name, tensor in batch.items() if name != "labels"}
@@ -147,7 +147,7 @@ class DistillationLoss(nn.Module):
         if not encoder_decoder:  # one stack, whose outputs transformers gives without its name
             hidden, maps = {self.only_stack: "hidden_states"}, {self.only_stack: "attentions"}
         logits, labels = loss.kept(out.logits, batch["labels"])
-        seen = _Seen(
+        seen = _ModelOutput(
             logits,
             {stack: found for stack, key in hidden.items() if (found := out.get(key))},
             {stack: found for stack, key in maps.items() if (found := out.get(key))},
@@ -167,7 +167,9 @@ class DistillationLoss(nn.Module):
             labels = functional.pad(labels, (0, 1))
         return {"decoder": labels, "encoder": real * share}
 
-    def _hidden(self, student: _Seen, teacher: _Seen, weights: dict[str, Tensor]) -> Tensor:
+    def _hidden(
+        self, student: _ModelOutput, teacher: _ModelOutput, weights: dict[str, Tensor]
+    ) -> Tensor:
         found = []
         for stack, pairs in self.layers.items():
             for mine, theirs in pairs.items():
@@ -180,8 +182,8 @@ class DistillationLoss(nn.Module):
 
     def _attention(
         self,
-        student: _Seen,
-        teacher: _Seen,
+        student: _ModelOutput,
+        teacher: _ModelOutput,
         weights: dict[str, Tensor],
         batch: dict[str, Tensor],
     ) -> Tensor:
@@ -201,7 +203,7 @@ class DistillationLoss(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _ModelOutput:
     """What a model computed: logits [N, V]; per stack hidden states [B, T, D], embeddings first,
     and per kind of attention a layer's probabilities [B, H, T, K].
     """
@@ -211,7 +213,7 @@ class _Seen:
     attention: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
-def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def compute_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """`T² · Σ KL(softmax(teacher / T) ‖ softmax(student / T))` over rows of logits [N, V].
 
     In float32. T² keeps the size of its gradients when T changes (arXiv 1503.02531, section 2).

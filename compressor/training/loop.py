@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from compressor.core.errors import StageError
 from compressor.core.progress import Bar, Progress
-from compressor.data.batching import evaluation_batches, global_batches, share
+from compressor.data.batching import evaluation_batches, global_batches, take_share
 from compressor.training import checkpoints
 from compressor.training.checkpoints import History
 from compressor.training.dropout import FasterDropout
@@ -132,7 +132,7 @@ def mean_loss(loss: nn.Module, examples: TrainingRows, pad_id: int, device: torc
     return summed_loss(loss, examples, pad_id, device).item() / tokens
 
 
-def _digest(mask: Tensor) -> int:
+def _digest_mask(mask: Tensor) -> int:
     """The first 63 bits of a mask's SHA-256."""
     packed = mask.contiguous().cpu().view(torch.uint8).numpy()
     return int.from_bytes(hashlib.sha256(packed.tobytes()).digest()[:8]) >> 1
@@ -184,7 +184,7 @@ class Training:
         if self.rank == 0 and (damage := checkpoints.set_damaged_aside(self.resume)):
             self.progress.say(f"  {damage}")
         self.accelerator.wait_for_everyone()
-        history = checkpoints.restore(
+        history = checkpoints.restore_checkpoint(
             self.resume, self.weights, self.masks, self.accelerator, self.seed
         )
         history.steps_per_epoch = self.steps_per_epoch
@@ -351,7 +351,7 @@ class Training:
         micro = self.settings.micro_batch_size
         rows = math.ceil(len(batch) / self.world)
         count = 1 if micro is None else math.ceil(rows / micro)
-        return share(batch, rank=self.rank, world_size=self.world, micro_batches=count)
+        return take_share(batch, rank=self.rank, world_size=self.world, micro_batches=count)
 
     def _batch(self, examples: TrainingRows, rows: list[int]) -> dict[str, Tensor]:
         batch = examples.batch(rows, self.pad_id)
@@ -372,7 +372,7 @@ class Training:
             if count:
                 raise StageError(f"{count} pruned entries of {name} came alive while training")
         if self.world > 1:
-            kept = torch.tensor([_digest(mask) for mask in self.masks.values()])
+            kept = torch.tensor([_digest_mask(mask) for mask in self.masks.values()])
             every = self.accelerator.gather(kept.to(self.accelerator.device)[None])
             if not bool((every == every[0]).all()):
                 raise StageError("the processes do not agree on what is pruned")
@@ -412,7 +412,9 @@ class Training:
     def _save(self, history: History) -> None:
         started = time.monotonic()
         own = self.masks if self.after_step is not None else {}
-        short = checkpoints.save(self.resume, history, self.weights, own, self.accelerator)
+        short = checkpoints.save_checkpoint(
+            self.resume, history, self.weights, own, self.accelerator
+        )
         if short is not None:  # the training itself can end well all the same
             self.progress.say(
                 f"  no checkpoint at step {history.step}, the training goes on: {short}"

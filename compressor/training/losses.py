@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from compressor.data.batching import IGNORED
 from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
-from compressor.models.longt5 import decode, encode
+from compressor.models.longt5 import decode_in_chunks, encode_in_chunks
 
 KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "labels"})
 """What the short ways pass on; a batch with anything else takes the general one."""
@@ -52,7 +52,7 @@ class LabelLoss(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The summed loss, a float32 scalar."""
-        return self.of_logits(*self.logits(batch))
+        return self.of_logits(*self.compute_logits(batch))
 
     def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The summed loss, a float32 scalar, of what `logits` gives."""
@@ -62,7 +62,7 @@ class LabelLoss(nn.Module):
             )
         return functional.cross_entropy(logits.float(), labels, reduction="sum")
 
-    def logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def compute_logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The logits [N, V] where there is a label, and the N labels.
 
         Of a multi-label classifier there is one logit for each label: [N].
@@ -113,9 +113,9 @@ def _without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
     """What `T5ForConditionalGeneration.forward` does, with its head on the kept positions only."""
     mask = batch["attention_mask"]
-    encoded = encode(model.encoder, batch["input_ids"], mask)
+    encoded = encode_in_chunks(model.encoder, batch["input_ids"], mask)
     ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
-    hidden = decode(model.decoder, ids, encoded, mask)[kept]
+    hidden = decode_in_chunks(model.decoder, ids, encoded, mask)[kept]
     if scales_outputs(model.config.model_type, vars(model.config)):
         hidden = hidden * model.model_dim**-0.5
     logits: Tensor = model.lm_head(hidden)

@@ -42,7 +42,9 @@ def names_that_decay(module: nn.Module) -> set[str]:
     return set(get_parameter_names(module, [nn.LayerNorm], _NO_DECAY))
 
 
-def adamw(model: nn.Module, loss: nn.Module, settings: Hyperparameters) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, loss: nn.Module, settings: Hyperparameters
+) -> torch.optim.AdamW:
     """Make the optimizer of all that `named_parameters` gives and that asks for a gradient."""
     trained = {n: p for n, p in named_parameters(model, loss).items() if p.requires_grad}
     decays = set(trained)
@@ -86,7 +88,7 @@ class Weights:
     def _shard(self) -> None:
         self.named = named_parameters(self.model, self.loss)
         self.trained = [p for p in self.named.values() if p.requires_grad]
-        optimizer = adamw(self.model, self.loss, self.settings)
+        optimizer = make_optimizer(self.model, self.loss, self.settings)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.loss, optimizer)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
@@ -128,7 +130,7 @@ class Weights:
         for name, mask in masks.items():
             gradient = self.parameter(name).grad
             if gradient is not None:
-                apply_mask(local(gradient), self._part_of(name, mask))
+                apply_mask(get_local(gradient), self._part_of(name, mask))
 
     def _clip(self, limit: float) -> float:
         return float(self.accelerator.clip_grad_norm_(self.trained, limit))
@@ -222,7 +224,7 @@ class FullyShardedWeights(Weights):
         device = self.accelerator.device.type
         self.mesh = init_device_mesh(device, (self.accelerator.num_processes,))
         self.root = Objective(self.loss, self.measure, self.accelerator.autocast)
-        self.plain_layers = {name: _empty_copy(layer) for name, layer in layers(self.model)}
+        self.plain_layers = {name: _empty_copy(layer) for name, layer in list_layers(self.model)}
         frozen = {p for p in self.root.parameters() if not p.requires_grad}
         frozen -= set(self.model.parameters())
         for name in self.plain_layers:
@@ -236,7 +238,7 @@ class FullyShardedWeights(Weights):
         self.units.append(self.root)
         self.named = named_parameters(self.model, self.loss)
         self.trained = [p for p in self.named.values() if p.requires_grad]
-        self.optimizer = adamw(self.model, self.loss, self.settings)
+        self.optimizer = make_optimizer(self.model, self.loss, self.settings)
         self._note_gradients()
 
     def _note_gradients(self) -> None:
@@ -251,7 +253,7 @@ class FullyShardedWeights(Weights):
             unit.unshard()
             for name, parameter in named_parameters(self.model, self.loss).items():
                 if parameter.requires_grad and not hasattr(parameter, "to_local"):
-                    note = partial(_note, self.with_gradient, name)
+                    note = partial(_note_gradient, self.with_gradient, name)
                     parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
             unit.reshard()
 
@@ -288,7 +290,7 @@ class FullyShardedWeights(Weights):
     @contextmanager
     def whole(self, names: Iterable[str]) -> Iterator[None]:
         sharded = {id(p): p for p in map(self.parameter, names)}
-        whole = {own: nn.Parameter(_full(p.detach())) for own, p in sharded.items()}
+        whole = {own: nn.Parameter(_gather_full(p.detach())) for own, p in sharded.items()}
         set_parameters(self.model, self.model, whole)
         try:
             yield
@@ -301,31 +303,31 @@ class FullyShardedWeights(Weights):
             unit.reshard()
 
     def _part(self, name: str) -> Tensor:
-        return local(self.parameter(name)).detach()
+        return get_local(self.parameter(name)).detach()
 
     def _part_of(self, name: str, whole: Tensor) -> Tensor:
-        return local(self._distributed(name, whole))
+        return get_local(self._distributed(name, whole))
 
     def _distributed(self, name: str, whole: Tensor) -> Tensor:
         """A whole tensor of a parameter's shape as that parameter lies; nothing is sent."""
         from torch.distributed.tensor import distribute_tensor
 
         like: Any = self.parameter(name)
-        whole = whole.to(local(like).device)
+        whole = whole.to(get_local(like).device)
         # Every process has the whole, so that none needs the first one's.
         found: Tensor = distribute_tensor(whole, self.mesh, like.placements, src_data_rank=None)
         return found
 
     def whole_tensor(self, name: str) -> Tensor:
-        return _full(self.named[name].detach())
+        return _gather_full(self.named[name].detach())
 
     def state(self, name: str) -> dict[str, Tensor]:
-        return {key: _full(value) for key, value in super().state(name).items()}
+        return {key: _gather_full(value) for key, value in super().state(name).items()}
 
     @torch.no_grad()
     def load(self, name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> None:
         parameter = self.named[name]
-        local(parameter).copy_(self._part_of(name, tensor))
+        get_local(parameter).copy_(self._part_of(name, tensor))
         if state:
             self.optimizer.state[parameter] = {
                 key: self._distributed(name, value) if value.shape == tensor.shape else value
@@ -344,7 +346,7 @@ class FullyShardedWeights(Weights):
         set_parameters(self.model, self.model, whole)
 
 
-def _note(names: set[str], name: str, parameter: Tensor) -> None:
+def _note_gradient(names: set[str], name: str, parameter: Tensor) -> None:
     del parameter
     names.add(name)
 
@@ -357,7 +359,7 @@ def set_parameters(module: nn.Module, like: nn.Module, whole: Mapping[int, nn.Pa
             setattr(module.get_submodule(owner), attribute, whole[id(parameter)])
 
 
-def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def list_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers of a model's stacks: what its outermost lists of modules hold."""
     lists: list[str] = []
     for name, module in model.named_modules():
@@ -366,13 +368,13 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f"{name}.{child}", layer) for child, layer in module.named_children())
 
 
-def local(tensor: Tensor) -> Tensor:
+def get_local(tensor: Tensor) -> Tensor:
     """What this process has of a tensor, in place: all of it, unless it is one of FSDP2's."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part
 
 
-def _full(tensor: Any) -> Tensor:
+def _gather_full(tensor: Any) -> Tensor:
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
 

@@ -33,7 +33,7 @@ rows took no less of a CPU's time (24 s), and 4 s more of the system's, for new 
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TaughtExamples(Examples):
+class ExamplesWithLogits(Examples):
     """Examples whose batches bring the teacher's logits of their label tokens."""
 
     logits: Tensor
@@ -57,7 +57,7 @@ def with_teacher_logits(
     accelerator: Accelerator,
     progress: Progress,
     flush_seconds: float,
-) -> TaughtExamples:
+) -> ExamplesWithLogits:
     """`examples` with what `teacher` gives for them, from `folder` as far as it is there.
 
     Every process computes a share, and all map the whole. Which rows are computed together does
@@ -69,7 +69,7 @@ def with_teacher_logits(
     places = list(pairwise(accumulate((len(target) for target in examples.targets), initial=0)))
     with torch.no_grad():
         none = {n: t.to(accelerator.device) for n, t in examples.batch([], pad_id).items()}
-        sample, _ = loss.logits(none)
+        sample, _ = loss.compute_logits(none)
     file = File(folder, (places[-1][1], sample.shape[1]), sample.dtype)
     file.require_room()
     accelerator.wait_for_everyone()
@@ -83,19 +83,19 @@ def with_teacher_logits(
     mine = left[accelerator.process_index :: accelerator.num_processes]
     with _Writer(file, places, flush_seconds) as writer, progress.bar("teacher", len(mine)) as bar:
         for rows in mine:
-            writer.write(rows, _logits(loss, examples, rows, pad_id, accelerator.device))
+            writer.write(rows, _compute_logits(loss, examples, rows, pad_id, accelerator.device))
             bar.advance()
     accelerator.wait_for_everyone()
     given = {field.name: getattr(examples, field.name) for field in fields(Examples)}
-    return TaughtExamples(**given, logits=file.mapped(), places=places)
+    return ExamplesWithLogits(**given, logits=file.mapped(), places=places)
 
 
 @torch.no_grad()
-def _logits(
+def _compute_logits(
     loss: LabelLoss, examples: Examples, rows: list[int], pad_id: int, device: torch.device
 ) -> Tensor:
     batch = {name: tensor.to(device) for name, tensor in examples.batch(rows, pad_id).items()}
-    return loss.logits(batch)[0].cpu()
+    return loss.compute_logits(batch)[0].cpu()
 
 
 @dataclass(frozen=True)

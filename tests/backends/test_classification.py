@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from compressor.backends.torch.classification import of_sources
-from compressor.data.batching import collate
+from compressor.data.batching import collate_rows
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.models.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ def made(kind: str, layout: str, seed: int = 0, **changes: Any) -> Any:
 
 
 def batch(layout: Any, rows: Any = range(3)) -> dict[str, torch.Tensor]:
-    return collate([(SOURCES[i], TARGETS[layout][i]) for i in rows], pad_id=0, layout=layout)
+    return collate_rows([(SOURCES[i], TARGETS[layout][i]) for i in rows], pad_id=0, layout=layout)
 
 
 @pytest.mark.parametrize("layout", TARGETS)

@@ -15,10 +15,10 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from compressor.backends import ctranslate2
 from compressor.backends.formats import FORMATS
 from compressor.backends.torch.classification import of_sources
-from compressor.backends.torch.generation import sweep
+from compressor.backends.torch.generation import decode_sweep
 from compressor.data.tokenizers import train_tokenizer
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build, untie_head
+from compressor.models.loading import build_model, untie_head
 
 LIMITS = [3, 9, 24]
 EOS, PAD = 1, 0
@@ -77,7 +77,7 @@ def checkpoint(model_type: str, seed: int = 0, **values: Any) -> Checkpoint:
         | shape | values,
     )  # fmt: skip
     torch.manual_seed(seed)
-    model = build(config, head).eval()
+    model = build_model(config, head).eval()
     if head == "seq2seq_lm":
         if not config.tie_word_embeddings:
             with torch.no_grad():
@@ -101,16 +101,16 @@ def sources(count: int = 10) -> list[list[int]]:
 
 def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
     folder.mkdir()
-    ctranslate2.write(model, folder, weights)
+    ctranslate2.write_model(model, folder, weights)
     model.tokenizer.save_pretrained(folder)  # type: ignore[union-attr]
-    return ctranslate2.load(folder, {"head": model.head}, threads=1)
+    return ctranslate2.load_model(folder, {"head": model.head}, threads=1)
 
 
 @pytest.mark.parametrize("model_type", sorted(FORMATS["ctranslate2"].models["seq2seq_lm"]))
 def test_tokens_are_those_of_transformers_at_every_limit(model_type, tmp_path) -> None:
     """Random weights, different tokens in each row, sources of 3 to 40 tokens."""
     model = checkpoint(model_type)
-    expected = sweep(model.model, sources(), max_lengths=LIMITS)
+    expected = decode_sweep(model.model, sources(), max_lengths=LIMITS)
     got = exported(model, tmp_path / "model").sweep(sources(), max_lengths=LIMITS)
     rows = {tuple(row) for row in expected[24].tokens}
     assert len(rows) > 3 and len({token for row in rows for token in row}) > 4, "too alike to tell"
@@ -150,7 +150,7 @@ def test_a_marian_may_have_its_pad_anywhere_and_start_with_any_token(tmp_path) -
     model = checkpoint("marian", pad_token_id=7)
     model.model.generation_config.update(pad_token_id=7, decoder_start_token_id=9)
     model.model.lm_head.weight.data[-1] *= 3  # the last token is written like any other
-    expected = sweep(model.model, sources(), max_lengths=[12])[12].tokens
+    expected = decode_sweep(model.model, sources(), max_lengths=[12])[12].tokens
     assert any(len(model.tokenizer) - 1 in row for row in expected)  # type: ignore[arg-type]
     got = exported(model, tmp_path / "model").sweep(sources(), max_lengths=[12])
     assert got[12].tokens == expected

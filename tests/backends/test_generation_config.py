@@ -253,11 +253,11 @@ def test_a_start_that_the_recipe_gives_is_that_of_training_and_of_decoding(run, 
 @pytest.mark.parametrize(("pad", "longest"), [(0, 19), (1, 18), (3, 16)])
 def test_positions_of_a_roberta_begin_behind_its_pad(pad: int, longest: int) -> None:
     """As many as plain transformers reads."""
-    from compressor.models.facts import facts
+    from compressor.models.facts import derive_facts
 
     config = AutoConfig.for_model("roberta", **PICO["roberta"] | {"pad_token_id": pad})
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    assert facts(config.to_dict(), head="sequence_classification").positions == longest
+    assert derive_facts(config.to_dict(), head="sequence_classification").positions == longest
     model(torch.full((1, longest), 40))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, longest + 1), 40))

@@ -25,20 +25,20 @@ from tokenizers import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from compressor.backends.formats import FORMATS, stored
+from compressor.backends.formats import FORMATS, derive_stored_facts
 from compressor.backends.gguf import export as gguf
-from compressor.backends.torch.generation import sweep
+from compressor.backends.torch.generation import decode_sweep
 from compressor.backends.torch.model import TorchModel
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
 from compressor.data.examples import source_ids
 from compressor.data.source_base import SplitRows
 from compressor.data.tokenizers import train_tokenizer
-from compressor.evaluation.parity import Parity, gate
-from compressor.evaluation.resources import sizes
+from compressor.evaluation.parity import Parity, check_parity
+from compressor.evaluation.resources import measure_sizes
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.facts import facts
-from compressor.models.loading import build
+from compressor.models.facts import derive_facts
+from compressor.models.loading import build_model
 from compressor.models.surgery import keep_layers
 from compressor.stages.base import Context, Inputs, Launch
 from compressor.stages.export import Export
@@ -79,7 +79,7 @@ def checkpoint(model_type: str, seed: int = 0, **values: Any) -> Checkpoint:
     )  # fmt: skip
     head = "causal_lm" if model_type in DECODERS else "seq2seq_lm"
     torch.manual_seed(seed)
-    model = build(config, head).eval()
+    model = build_model(config, head).eval()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if tensor.ndim == 1:  # norms and biases, all alike in a fresh model
@@ -105,7 +105,7 @@ def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
     pytest.importorskip("llama_cpp")
     from compressor.backends.gguf.runtime import LlamaCppModel
 
-    gguf.write(model, folder, weights)
+    gguf.write_model(model, folder, weights)
     return LlamaCppModel(folder, 1)
 
 
@@ -123,7 +123,7 @@ def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
 def test_tokens_are_those_of_transformers_at_every_limit(values, tmp_path) -> None:
     """Random weights, different tokens in each row, sources of 3 to 40 tokens."""
     model = checkpoint(**values)
-    expected = sweep(model.model, sources(), max_lengths=LIMITS)
+    expected = decode_sweep(model.model, sources(), max_lengths=LIMITS)
     got = exported(model, tmp_path / "model").sweep(sources(), max_lengths=LIMITS)
     rows = {tuple(row) for row in expected[24].tokens}
     assert len(rows) > 3 and len({token for row in rows for token in row}) > 4, "too alike to tell"
@@ -134,7 +134,7 @@ def test_tokens_are_those_of_transformers_at_every_limit(values, tmp_path) -> No
 
 def test_beams_are_those_of_transformers(tmp_path) -> None:
     model = checkpoint("t5")
-    expected = sweep(model.model, sources(), max_lengths=[12], num_beams=3)
+    expected = decode_sweep(model.model, sources(), max_lengths=[12], num_beams=3)
     got = exported(model, tmp_path / "model").sweep(sources(), max_lengths=[12], num_beams=3)
     assert got[12].tokens == expected[12].tokens
 
@@ -180,7 +180,7 @@ def test_transformers_reads_the_same_model_out_of_the_file(model_type, tmp_path)
         "qwen3": {"head_dim": 128},
     }
     model = checkpoint(model_type, tie_word_embeddings=True, **sizes.get(model_type, {}))
-    gguf.write(model, tmp_path, "float32")
+    gguf.write_model(model, tmp_path, "float32")
     again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=gguf.FILE).eval()
     for source in sources(3):
         ids = torch.tensor([source])
@@ -191,7 +191,7 @@ def test_transformers_reads_the_same_model_out_of_the_file(model_type, tmp_path)
 def test_int8_is_blocks_of_32_with_a_float16_scale(tmp_path) -> None:
     """As computed here by hand; rows that are no multiple of 32 are float16."""
     model = checkpoint("gpt2")
-    gguf.write(model, tmp_path, "int8")
+    gguf.write_model(model, tmp_path, "int8")
     tensors = {t.name: t for t in gguf_reader.GGUFReader(tmp_path / gguf.FILE).tensors}
     weight = model.model.transformer.h[0].mlp.c_fc.weight.detach().numpy().T  # [48, 32]
     scale = np.abs(weight).max(axis=1, keepdims=True) / np.float32(127)
@@ -294,7 +294,7 @@ def test_a_chat_template_goes_into_the_file(tmp_path) -> None:
     """Without one llama.cpp would take another model's."""
     model = checkpoint("qwen3")
     model.tokenizer.chat_template = "{{ messages[0].content }}"  # type: ignore[union-attr]
-    gguf.write(model, tmp_path, "float16")
+    gguf.write_model(model, tmp_path, "float16")
     field = gguf_reader.GGUFReader(tmp_path / gguf.FILE).get_field("tokenizer.chat_template")
     assert field.contents() == "{{ messages[0].content }}"
 
@@ -334,7 +334,7 @@ def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(
     made = tokenizer()
     model = checkpoint("llama", vocab_size=len(made)).model
     with pytest.raises(StageError, match=f"llama.cpp would read texts otherwise.*{message}"):
-        gguf.write(Checkpoint(model, made, "causal_lm"), tmp_path, "float32")
+        gguf.write_model(Checkpoint(model, made, "causal_lm"), tmp_path, "float32")
 
 
 @pytest.mark.parametrize(
@@ -353,10 +353,12 @@ def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(
 )  # fmt: skip
 def test_what_llama_cpp_does_not_follow_is_refused(model_type, values, name, tmp_path) -> None:
     with pytest.raises(StageError, match=f"does not follow this model's {name}"):
-        gguf.write(checkpoint(model_type, **values), tmp_path / "model", "float32")
+        gguf.write_model(checkpoint(model_type, **values), tmp_path / "model", "float32")
     head = "seq2seq_lm" if model_type == "t5" else "causal_lm"
     shape = PICO[model_type] | {"model_type": model_type} | values
-    assert gguf.lost(facts(shape, head=head).config)[0].startswith(name)  # while planning
+    assert gguf.list_unsupported(derive_facts(shape, head=head).config)[0].startswith(
+        name
+    )  # while planning
 
 
 DATA = Bills(
@@ -376,7 +378,7 @@ def through_the_stage(model: Checkpoint, folder: Path, weights: str) -> Path:
 
 def _summarized(source: Checkpoint, texts: list[str]) -> list[str]:
     ids = source_ids(texts, source.tokenizer, DATA)
-    tokens = sweep(source.model, ids, max_lengths=[12])[12].tokens
+    tokens = decode_sweep(source.model, ids, max_lengths=[12])[12].tokens
     return source.tokenizer.batch_decode(tokens, skip_special_tokens=True)  # type: ignore[union-attr]
 
 
@@ -408,24 +410,24 @@ def test_the_gate_passes_the_source_and_not_one_without_a_layer(
     pytest.importorskip("llama_cpp")
     source, rows = checkpoint(model_type), DATA.load("test")
     whole = through_the_stage(source, tmp_path / "whole", "float32")
-    found = gate(Parity(), source, whole, rows, DATA, weights=["float32"])["parity"]
+    found = check_parity(Parity(), source, whole, rows, DATA, weights=["float32"])["parity"]
     assert found.get("equal_tokens", 1.0) == 1.0
     assert found.get("logits_difference", 0.0) < 1e-5
     if model_type == "t5":
         assert _summarized_alone(whole, rows.texts) == _summarized(source, rows.texts)
     shorter = through_the_stage(keep_layers(source, layers), tmp_path / "shorter", "float32")
     with pytest.raises(StageError, match=message):
-        gate(Parity(), source, shorter, rows, DATA, weights=["float32"])
+        check_parity(Parity(), source, shorter, rows, DATA, weights=["float32"])
 
 
 def test_the_plan_claims_the_size_of_the_blocks(tmp_path) -> None:
     """Of a model whose rows can all be cut into blocks; the vocabulary is not counted."""
     model = checkpoint("llama", hidden_size=64, intermediate_size=96, head_dim=32)
-    facts = stored(model.facts(), "int8", "gguf")
+    facts = derive_stored_facts(model.derive_facts(), "int8", "gguf")
     written = through_the_stage(model, tmp_path, "int8")
     tensors = gguf_reader.GGUFReader(written / gguf.FILE).tensors
     assert sum(tensor.n_bytes for tensor in tensors) == facts.bytes
-    assert 0 < sizes(written)["bytes"] - facts.bytes < 20_000
+    assert 0 < measure_sizes(written)["bytes"] - facts.bytes < 20_000
 
 
 def test_the_plan_tells_what_llama_cpp_cannot_do(recipe, run) -> None:

@@ -19,14 +19,14 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
 
 from compressor.backends.generation_config import find_unfollowed
-from compressor.backends.onnx.export import SUPPORTED, WEIGHTS, require, write
+from compressor.backends.onnx.export import SUPPORTED, WEIGHTS, require_packages, write_model
 from compressor.backends.onnx.runtime import OnnxModel
-from compressor.backends.torch.generation import decode
+from compressor.backends.torch.generation import decode_greedily
 from compressor.core.errors import StageError
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import quantize_rows, quantize_weights
-from compressor.models.surgery import dequantized
+from compressor.models.surgery import dequantize_checkpoint
 from tests.backends.test_generation import PICO as GENERATORS
 from tests.backends.test_generation import texts
 from tests.harness.models import PICO
@@ -74,7 +74,7 @@ def classifier(kind: str) -> Checkpoint:
 
 def written(checkpoint: Checkpoint, folder: Path, weights: Any) -> Path:
     folder.mkdir(exist_ok=True, parents=True)
-    write(checkpoint, folder, weights=weights)
+    write_model(checkpoint, folder, weights=weights)
     checkpoint.model.config.save_pretrained(folder)
     if checkpoint.model.can_generate():
         checkpoint.model.generation_config.save_pretrained(folder)
@@ -130,7 +130,7 @@ def configured(folder: Path, into: Path, **settings: Any) -> OnnxModel:
 
 def expected(checkpoint: Checkpoint, beams: int, limit: int, **settings: Any) -> list[list[int]]:
     checkpoint.model.generation_config = GenerationConfig(**BASE | settings)
-    return decode(checkpoint.model, texts(), max_length=limit, num_beams=beams).tokens
+    return decode_greedily(checkpoint.model, texts(), max_length=limit, num_beams=beams).tokens
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -149,7 +149,7 @@ def test_tokens_are_transformers_at_every_size(
         sources = texts(count)
         for limit in (2, 7, 30):
             found = model.generate(sources, max_length=limit, num_beams=beams)
-            wanted = decode(checkpoint.model, sources, max_length=limit, num_beams=beams)
+            wanted = decode_greedily(checkpoint.model, sources, max_length=limit, num_beams=beams)
             assert found == wanted.tokens
     assert len({token for row in found for token in row}) > 8  # no model that repeats itself
     if kind != "marian":  # no seed was found with which it does not end at once or never
@@ -286,12 +286,12 @@ def test_int8_tokens_are_close_to_those_of_the_same_values_in_float(small_t5: Wr
     folder = small_t5[1]
     model = generator("t5", num_layers=1).model
     quantize_weights(model)
-    float_values = dequantized(
+    float_values = dequantize_checkpoint(
         Checkpoint(model, None, "seq2seq_lm", quantization=Quantization(weights="int8"))
     )
     sources = texts(60)
     found = OnnxModel.load(folder, threads=1).generate(sources, max_length=8)
-    wanted = decode(float_values.model, sources, max_length=8).tokens
+    wanted = decode_greedily(float_values.model, sources, max_length=8).tokens
     assert len({row[0] for row in wanted}) > 5
     assert sum(a[0] == b[0] for a, b in zip(found, wanted, strict=True)) >= 48
 
@@ -340,7 +340,7 @@ def test_an_int8_checkpoint_keeps_its_values(tmp_path: Path) -> None:
             ), name
     sources = rows_of_a_class()
     logits = OnnxModel.load(folder, threads=1).logits(sources)
-    model = dequantized(checkpoint).model
+    model = dequantize_checkpoint(checkpoint).model
     with torch.inference_mode():
         wanted = np.stack([model(torch.tensor([row])).logits[0].numpy() for row in sources])
     difference = np.abs(logits - wanted).max()
@@ -362,7 +362,7 @@ def test_running_imports_no_torch(bart: Written) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     tokens, imported = run.stdout.splitlines()
-    wanted = decode(checkpoint.model, texts(), max_length=9, num_beams=2).tokens
+    wanted = decode_greedily(checkpoint.model, texts(), max_length=9, num_beams=2).tokens
     assert json.loads(tokens) == wanted
     assert imported == "[]"
 
@@ -371,9 +371,9 @@ def test_what_cannot_be_written_or_read_is_told(tmp_path: Path) -> None:
     """The model type, the missing file or the missing package is named."""
     model = classifier("gpt2").model
     with pytest.raises(StageError, match=r"the head 'causal_lm' as ONNX; valid: seq2seq_lm"):
-        write(Checkpoint(model, None, "causal_lm"), tmp_path, weights="float32")
+        write_model(Checkpoint(model, None, "causal_lm"), tmp_path, weights="float32")
     with pytest.raises(StageError, match=r"cannot write a gpt2 .* as ONNX; valid: bart, "):
-        write(Checkpoint(model, None, "seq2seq_lm"), tmp_path, weights="float32")
+        write_model(Checkpoint(model, None, "seq2seq_lm"), tmp_path, weights="float32")
     assert not list(tmp_path.iterdir()) and "t5" in SUPPORTED["seq2seq_lm"]
     with pytest.raises(StageError, match=r"expected model\.onnx"):
         OnnxModel.load(tmp_path)
@@ -381,4 +381,4 @@ def test_what_cannot_be_written_or_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="cannot load the model in"):
         OnnxModel.load(tmp_path)
     with pytest.raises(StageError, match=r"no_such_package .* pip install 'onnx>="):
-        require("no_such_package")
+        require_packages("no_such_package")

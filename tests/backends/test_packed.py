@@ -24,11 +24,11 @@ from compressor.backends.packed import ABOUT, FILE, save_packed
 from compressor.compression.thresholds import prune_smallest
 from compressor.core.errors import StageError
 from compressor.models.checkpoint import Checkpoint, save_pretrained
-from compressor.models.loading import Head, build, has_untied_head
-from compressor.models.masks import left
+from compressor.models.loading import Head, build_model, has_untied_head
+from compressor.models.masks import count_left
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import dequantize_rows, quantize_rows, quantize_weights
-from compressor.models.surgery import dequantized
+from compressor.models.surgery import dequantize_checkpoint
 
 SIZES = {"vocab_size": 90, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 FFN = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
@@ -38,12 +38,12 @@ def pico(*, untied: bool = False, **config: Any) -> Checkpoint:
     """A pruned T5: 0.6 of all feed-forward weights and of the head."""
     torch.manual_seed(0)
     made = T5Config(**(SIZES | config), decoder_start_token_id=0)
-    model = build(made, "seq2seq_lm", untied_head=untied).eval()
+    model = build_model(made, "seq2seq_lm", untied_head=untied).eval()
     model.generation_config.max_length = 17
     names = [n for n, _ in model.named_parameters() if "DenseReluDense.w" in n]
     weights = {n: model.get_parameter(n) for n in [*names, "lm_head.weight"]}
     checkpoint = Checkpoint(model, None, "seq2seq_lm")
-    prune_smallest(weights, checkpoint.masks, round(0.6 * left({}, weights)))
+    prune_smallest(weights, checkpoint.masks, round(0.6 * count_left({}, weights)))
     checkpoint.apply_masks()
     return checkpoint
 
@@ -116,7 +116,7 @@ def test_an_int8_model_keeps_its_values_and_scales(tmp_path, untied) -> None:
     loaded = compressor.load_model(tmp_path)
     assert torch.equal(loaded.get_parameter(FFN), own[FFN].float() * own[f"{FFN}_scale"])
     if not untied:  # an embedding of its own is a float matrix, and rounded now
-        assert torch.equal(logits(loaded), logits(dequantized(checkpoint).model))
+        assert torch.equal(logits(loaded), logits(dequantize_checkpoint(checkpoint).model))
 
 
 @pytest.mark.parametrize("head", ["sequence_classification", "none"])
@@ -124,7 +124,7 @@ def test_buffers_and_other_heads_come_back(tmp_path, head: Head) -> None:
     """BERT, whose positions are buffers that no file has."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = BertConfig(vocab_size=90, intermediate_size=64, num_labels=3, **sizes)
-    model = build(config, head).eval()
+    model = build_model(config, head).eval()
     save_packed(Checkpoint(model, None, head), tmp_path, "float32")
     loaded = compressor.load_model(tmp_path)
     ids = torch.arange(2, 12)[None]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compressor.backends import packed
-from compressor.backends.packed import Packed, Values, pack, pack_int8
+from compressor.backends.packed import PackedTensor, Values, pack_int8, pack_tensor
 from compressor.models.quantized_layers import dequantize_rows, quantize_rows
 from compressor.stages import prune
 
@@ -26,7 +26,9 @@ def sparse(rows: int, columns: int, density: float) -> torch.Tensor:
 
 def test_bits_and_values_are_in_the_order_of_the_rows() -> None:
     """The first entry is the highest bit of the first byte; a last byte is filled with zeros."""
-    packed = pack(torch.tensor([[0.0, 2.0, 0.0, -4.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0]]), "int8")
+    packed = pack_tensor(
+        torch.tensor([[0.0, 2.0, 0.0, -4.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0]]), "int8"
+    )
     assert packed.mask is not None
     assert packed.mask.tolist() == [0b01010000, 0b01000000]
     assert packed.values.tolist() == [2.0, -4.0, 1.0]
@@ -42,7 +44,7 @@ def test_what_comes_back_is_the_rounded_tensor(
     """Exactly the rule's values: nothing lost in float32, small matrices never rounded."""
     weight = sparse(*shape, density)
     rounded = ROUNDED[values](weight) if weight.numel() >= 1024 else weight
-    packed = pack(weight, values)
+    packed = pack_tensor(weight, values)
     assert torch.equal(packed.unpack(), rounded)
     dense = weight.numel() * packed.values.element_size()
     scales = 4 * shape[0] if packed.scale is not None else 0
@@ -54,7 +56,7 @@ def test_what_comes_back_is_the_rounded_tensor(
 def test_an_int8_entry_is_off_by_at_most_half_a_scale(density: float) -> None:
     """One scale a row: its largest entry / 127; a zero stays a zero."""
     weight = sparse(64, 48, density) * torch.logspace(-3, 3, 64)[:, None]
-    packed = pack(weight, "int8")
+    packed = pack_tensor(weight, "int8")
     scale = weight.abs().amax(dim=1, keepdim=True) / 127
     assert torch.equal(packed.scale, scale)
     error = (packed.unpack() - weight).abs()
@@ -75,14 +77,14 @@ def test_a_tensor_that_is_int8_already_is_not_rounded_again() -> None:
 def test_vectors_stay_float32_and_integers_what_they_are() -> None:
     """Norms and biases are not rounded, nor are buffers of whole numbers turned to float."""
     vector, numbers = torch.randn(5000), torch.arange(2000)[None]
-    assert torch.equal(pack(vector, "int8").unpack(), vector)
-    assert pack(vector, "bfloat16").values.dtype == torch.float32
-    assert torch.equal(pack(numbers, "int8").unpack(), numbers)
+    assert torch.equal(pack_tensor(vector, "int8").unpack(), vector)
+    assert pack_tensor(vector, "bfloat16").values.dtype == torch.float32
+    assert torch.equal(pack_tensor(numbers, "int8").unpack(), numbers)
 
 
 def test_an_unpacked_tensor_shares_no_memory_with_the_packed_one() -> None:
     """Training what was unpacked does not write into what it came from."""
-    packed = pack(torch.ones(4, 4), "float32")
+    packed = pack_tensor(torch.ones(4, 4), "float32")
     packed.unpack().zero_()
     assert packed.values.sum() == 16
 
@@ -94,11 +96,13 @@ def test_what_is_rounded_is_finite(bad: float) -> None:
     weight[3, 3] = bad
     for values in ("int8", "bfloat16"):
         with pytest.raises(ValueError, match="not finite"):
-            pack(weight, values)
-    assert torch.equal(pack(weight, "float32").unpack()[3, 3:4].isfinite(), torch.tensor([False]))
+            pack_tensor(weight, values)
+    assert torch.equal(
+        pack_tensor(weight, "float32").unpack()[3, 3:4].isfinite(), torch.tensor([False])
+    )
 
 
-def damages(packed: Packed) -> dict[str, tuple[Packed, str]]:
+def damages(packed: PackedTensor) -> dict[str, tuple[PackedTensor, str]]:
     assert packed.mask is not None and packed.scale is not None
     more = packed.mask.clone()
     more[0] ^= 0b100
@@ -115,10 +119,10 @@ def damages(packed: Packed) -> dict[str, tuple[Packed, str]]:
     }
 
 
-@pytest.mark.parametrize("damage", damages(pack(sparse(40, 40, 0.3), "int8")))
+@pytest.mark.parametrize("damage", damages(pack_tensor(sparse(40, 40, 0.3), "int8")))
 def test_parts_that_do_not_fit_are_told(damage: str) -> None:
     """Each kind of damage has a message that says what was expected."""
-    packed, message = damages(pack(sparse(40, 40, 0.3), "int8"))[damage]
+    packed, message = damages(pack_tensor(sparse(40, 40, 0.3), "int8"))[damage]
     with pytest.raises(ValueError, match=message):
         packed.unpack()
 
@@ -128,8 +132,8 @@ def test_what_a_type_cannot_hold_is_not_packed() -> None:
     large = torch.ones(64, 64)
     large[5, 6] = torch.finfo(torch.float32).max
     with pytest.raises(ValueError, match="too large for bfloat16"):
-        pack(large, "bfloat16")
-    assert torch.equal(pack(large, "float32").unpack(), large)
+        pack_tensor(large, "bfloat16")
+    assert torch.equal(pack_tensor(large, "float32").unpack(), large)
 
 
 def test_planning_knows_what_is_packed_as_it_is() -> None:

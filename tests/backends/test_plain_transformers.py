@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from compressor.models.checkpoint import Checkpoint, fit_transformers_4
-from compressor.models.facts import architecture
+from compressor.models.facts import load_architecture
 from compressor.models.loading import has_untied_head
 from compressor.models.surgery import keep_layers
 from compressor.stages.base import Inputs
@@ -62,7 +62,7 @@ def made(name: str) -> Checkpoint:
     """A pico model with weights so large that everything in it shows."""
     usual = name.removesuffix("_scaled_otherwise")
     model_type, changes = MODELS[usual]
-    checkpoint = build_case(model_type, changes, architecture(model_type).HEADS[0])
+    checkpoint = build_case(model_type, changes, load_architecture(model_type).HEADS[0])
     model = checkpoint.model
     with torch.no_grad():
         for parameter in model.parameters():
@@ -79,12 +79,12 @@ def made(name: str) -> Checkpoint:
 def compressed(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """Pruned, with fewer layers and neurons."""
     where = context(folder)
-    stacks = checkpoint.facts().stacks()
+    stacks = checkpoint.derive_facts().list_stacks()
     checkpoint = keep_layers(
         checkpoint, {name: [stack.layers - 1] for name, stack in stacks.items()}
     )
     checkpoint.save(folder / "shrunk")
-    checkpoint = Prune(amounts=dict.fromkeys(prunable_parts(checkpoint.facts()), 0.3)).run(
+    checkpoint = Prune(amounts=dict.fromkeys(prunable_parts(checkpoint.derive_facts()), 0.3)).run(
         Inputs(folder / "shrunk"), where
     )
     checkpoint.save(folder / "pruned")

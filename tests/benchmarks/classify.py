@@ -43,7 +43,7 @@ def make_inputs(folder: Path, rows: int) -> None:
     from compressor.data.tokenizers import train_tokenizer
     from compressor.models.checkpoint import Checkpoint
     from compressor.models.classifier_head import label_config
-    from compressor.models.loading import build, load_pretrained
+    from compressor.models.loading import build_model, load_pretrained
     from compressor.models.surgery import keep_layers
     from compressor.recipe.compose import compose
 
@@ -61,12 +61,12 @@ def make_inputs(folder: Path, rows: int) -> None:
     else:
         tokenizer = train_tokenizer(data.load("train").texts, vocab_size=8000)
         config = AutoConfig.for_model("bert", num_hidden_layers=6, **SHAPE, **labels)
-        model = build(config, "sequence_classification", untied_head=False)
+        model = build_model(config, "sequence_classification", untied_head=False)
     whole = Checkpoint(model, tokenizer, "sequence_classification")
     whole = keep_layers(whole, {"encoder": [0, 3]})
     whole.save(folder)
     for split, count in (("train", rows), ("validation", 1000)):
-        examples = whole.examples(data.load(split).first(count), data)
+        examples = whole.tokenize_rows(data.load(split).first(count), data)
         (folder / f"{split}.json").write_text(json.dumps([examples.sources, examples.targets]))
 
 

@@ -74,8 +74,8 @@ def make_inputs(folder: Path) -> None:
         T5ForConditionalGeneration,
     )
 
-    from compressor.data.bills import Bills, bills
-    from compressor.data.examples import tokenize
+    from compressor.data.bills import Bills, make_bills
+    from compressor.data.examples import tokenize_rows
     from compressor.data.sources import Rows
     from compressor.models.checkpoint import save_pretrained
 
@@ -88,7 +88,7 @@ def make_inputs(folder: Path) -> None:
 
         model = T5ForConditionalGeneration(T5Config(decoder_start_token_id=0))
         tokenizer = train_tokenizer(
-            (row["text"] for row in bills(1000, seed=0, split="train")), vocab_size=8000
+            (row["text"] for row in make_bills(1000, seed=0, split="train")), vocab_size=8000
         )
     save_pretrained(model, folder)
     tokenizer.save_pretrained(folder)
@@ -103,9 +103,9 @@ def make_inputs(folder: Path) -> None:
         if path.is_file():
             rows = [json.loads(line) for line in path.read_text().splitlines()][:count]
         else:
-            rows = list(bills(count, seed=0, split=split))
+            rows = list(make_bills(count, seed=0, split=split))
         texts = Rows([row["text"] for row in rows], [row["summary"] for row in rows])
-        examples = tokenize(texts, tokenizer, limits)
+        examples = tokenize_rows(texts, tokenizer, limits)
         pairs = list(zip(examples.sources, examples.targets, strict=True))
         (folder / f"{split}.json").write_text(json.dumps(pairs))
 
@@ -119,13 +119,13 @@ def validation_loss(model: Any, examples: Examples) -> float:
     """Mean cross-entropy of a label token, float32, without dropout: one measure for both sides."""
     import torch
 
-    from compressor.data.batching import collate
+    from compressor.data.batching import collate_rows
     from compressor.training.losses import LabelLoss
 
     loss, total = LabelLoss(model.eval().float()), 0.0
     with torch.inference_mode():
         for row in range(len(examples)):
-            total += loss(collate([examples.row(row)], pad_id=0)).item()
+            total += loss(collate_rows([examples.row(row)], pad_id=0)).item()
     return total / sum(map(len, examples.targets))
 
 

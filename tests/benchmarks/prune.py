@@ -26,8 +26,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from compressor.compression.thresholds import prune_smallest
-from compressor.models.facts import Facts, facts
-from compressor.models.masks import apply_mask, left
+from compressor.models.facts import Facts, derive_facts
+from compressor.models.masks import apply_mask, count_left
 from tests.benchmarks.report import write
 
 AMOUNTS = [
@@ -59,23 +59,23 @@ SIZES = {
 
 
 def shape(name: str) -> Facts:
-    return facts({"model_type": "t5", **SIZES[name]}, head="seq2seq_lm")
+    return derive_facts({"model_type": "t5", **SIZES[name]}, head="seq2seq_lm")
 
 
 def weights_of(known: Facts) -> dict[str, torch.Tensor]:
     """Normal weights for every parameter of a group."""
     generator = torch.Generator().manual_seed(0)
-    names = [name for path in AMOUNTS[0] for name in known.groups()[path]]
+    names = [name for path in AMOUNTS[0] for name in known.list_groups()[path]]
     return {n: torch.randn(known.shapes[n], generator=generator) for n in names}
 
 
 def ours(known: Facts, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     masks: dict[str, torch.Tensor] = {}
-    groups = known.groups()
+    groups = known.list_groups()
     for amounts in AMOUNTS:
         for path, amount in amounts.items():
             group = {name: weights[name] for name in groups[path]}
-            prune_smallest(group, masks, round(amount * left(masks, group)))
+            prune_smallest(group, masks, round(amount * count_left(masks, group)))
             for name, weight in group.items():
                 apply_mask(weight, masks[name])
     return masks
@@ -86,7 +86,7 @@ def theirs(known: Facts, weights: dict[str, torch.Tensor]) -> dict[str, torch.Te
     for name, weight in weights.items():
         layers[name] = nn.Linear(1, 1, bias=False)
         layers[name].weight = nn.Parameter(weight, requires_grad=False)
-    groups = known.groups()
+    groups = known.list_groups()
     for amounts in AMOUNTS:
         for path, amount in amounts.items():
             pairs = [(layers[name], "weight") for name in groups[path]]
@@ -117,7 +117,7 @@ def differing(
 ) -> tuple[int, bool]:
     """(entries that differ, whether each of them has a magnitude that ties at some threshold)."""
     weights, total, ties = weights_of(known), 0, True
-    groups = known.groups()
+    groups = known.list_groups()
     for path in AMOUNTS[0]:
         values = [weights[n][a[n] != b[n].bool()].abs() for n in groups[path]]
         found = torch.cat(values)

@@ -23,7 +23,7 @@ from compressor.core.console import Console
 from compressor.core.progress import Progress
 from compressor.data.bills import Bills
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build
+from compressor.models.loading import build_model
 from compressor.models.surgery import keep_units
 from compressor.stages.base import Context, Inputs, Launch
 from compressor.stages.slice import Slice
@@ -36,7 +36,7 @@ def models() -> dict[str, Checkpoint]:
     """The original, sliced to half, and that with fewer pieces."""
     torch.manual_seed(0)
     config = T5Config(decoder_start_token_id=0)
-    original = Checkpoint(build(config, "seq2seq_lm").eval(), None, "seq2seq_lm")
+    original = Checkpoint(build_model(config, "seq2seq_lm").eval(), None, "seq2seq_lm")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         original.save(folder / "original")
@@ -44,7 +44,7 @@ def models() -> dict[str, Checkpoint]:
         data = Bills(source="bills")
         context = Context(folder / "half", folder / "resume", data, 0, Launch(), quiet)
         half = Slice(heads=0.5, feed_forward=0.5).run(Inputs(folder / "original"), context)
-    (vocabulary,) = half.facts().units("vocabulary")
+    (vocabulary,) = half.derive_facts().list_units("vocabulary")
     return {
         "original": original,
         "sliced": half,
@@ -83,7 +83,7 @@ def measure() -> dict[str, Any]:
         "ratio": medians["original"] / medians["sliced"],
         "unit": "s",
         "pairs": list(zip(times["sliced"], times["original"], strict=True)),
-        "parameters": {n: c.facts().parameters for n, c in found.items()},
+        "parameters": {n: c.derive_facts().parameters for n, c in found.items()},
         "medians": medians,
         # Of each round, since a round shares the machine's mood.
         "ratios": {

@@ -55,12 +55,12 @@ def main() -> None:
             with timed("load"):
                 checkpoint = Checkpoint.load(store.path("0" * 64))
             with timed("prune"):
-                groups = checkpoint.facts().groups()
+                groups = checkpoint.derive_facts().list_groups()
                 pruner = Pruner(checkpoint, Grouping(), seed=0, examples=None)
                 for path in ("encoder.feed_forward", "decoder.feed_forward", "lm_head"):
                     names = groups[path]
-                    size = sum(checkpoint.parameter(name).numel() for name in names)
-                    pruner.prune(names, round(AMOUNT * size))
+                    size = sum(checkpoint.get_parameter(name).numel() for name in names)
+                    pruner.prune_group(names, round(AMOUNT * size))
             with timed("write"):
                 partial = store.begin(key)
                 checkpoint.save(partial)

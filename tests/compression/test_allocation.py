@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 
-from compressor.compression.allocation import Curve, _exactly, allocate
+from compressor.compression.allocation import Curve, _adjust_to_total, allocate_counts
 
 
 def predicted(curves: dict[str, Curve], counts: dict[str, int]) -> float:
-    return sum(c.loss(counts[n] / c.left, 0.0) for n, c in curves.items())
+    return sum(c.interpolate_loss(counts[n] / c.left, 0.0) for n, c in curves.items())
 
 
 def test_what_costs_nothing_goes_first() -> None:
@@ -19,7 +19,7 @@ def test_what_costs_nothing_goes_first() -> None:
         "flat": Curve(1000, [0.5, 0.9], [1.0, 1.0]),
         "steep": Curve(1000, [0.5, 0.9], [2.0, 5.0]),
     }
-    assert allocate(curves, 1.0, 1000) == {"flat": 900, "steep": 100}
+    assert allocate_counts(curves, 1.0, 1000) == {"flat": 900, "steep": 100}
 
 
 def test_no_split_of_a_fine_grid_is_better() -> None:
@@ -30,7 +30,7 @@ def test_no_split_of_a_fine_grid_is_better() -> None:
         "c": Curve(200, [0.3, 0.6, 0.9], [-0.1, 0.4, 0.5]),
     }
     total = 500
-    counts = allocate(curves, 0.0, total)
+    counts = allocate_counts(curves, 0.0, total)
     assert sum(counts.values()) == total
     best = min(
         predicted(curves, {"a": a, "b": b, "c": total - a - b})
@@ -44,7 +44,7 @@ def test_no_split_of_a_fine_grid_is_better() -> None:
 def test_the_total_is_exact(total: int) -> None:
     """Up to the last entry that the curves allow."""
     curves = {name: Curve(1000, [0.9], [1.0]) for name in "abc"}
-    counts = allocate(curves, 0.0, total)
+    counts = allocate_counts(curves, 0.0, total)
     assert sum(counts.values()) == total
     assert max(counts.values()) <= 900
 
@@ -52,14 +52,14 @@ def test_the_total_is_exact(total: int) -> None:
 def test_more_than_the_curves_reach_is_refused() -> None:
     """Nothing is known beyond the last measured amount."""
     with pytest.raises(ValueError, match="901 entries must go, and 900 can"):
-        allocate({"a": Curve(1000, [0.9], [1.0])}, 0.0, 901)
+        allocate_counts({"a": Curve(1000, [0.9], [1.0])}, 0.0, 901)
 
 
 def test_a_group_of_which_nothing_is_left_gives_nothing() -> None:
     """Its share of nothing used to be a division by 0."""
     curves = {"gone": Curve(0, [0.5], [1.0]), "left": Curve(10, [1.0], [2.0])}
-    assert allocate(curves, 1.0, 5) == {"gone": 0, "left": 5}
-    assert allocate(curves, 1.0, 0) == {"gone": 0, "left": 0}
+    assert allocate_counts(curves, 1.0, 5) == {"gone": 0, "left": 5}
+    assert allocate_counts(curves, 1.0, 0) == {"gone": 0, "left": 0}
 
 
 def test_between_measured_points_a_curve_is_a_line_that_begins_at_the_base() -> None:
@@ -67,12 +67,15 @@ def test_between_measured_points_a_curve_is_a_line_that_begins_at_the_base() -> 
     Where 10 of d cost a tenth of 0.3, those of c that 50 precede cost more, 0.04.
     """
     bent, cheap = Curve(100, [0.5, 1.0], [1.1, 1.3]), Curve(100, [0.5, 1.0], [1.05, 9.0])
-    assert allocate({"a": bent, "b": cheap}, 1.0, 60) == {"a": 10, "b": 50}
-    assert allocate({"c": bent, "d": Curve(100, [1.0], [1.3])}, 1.0, 60) == {"c": 50, "d": 10}
+    assert allocate_counts({"a": bent, "b": cheap}, 1.0, 60) == {"a": 10, "b": 50}
+    assert allocate_counts({"c": bent, "d": Curve(100, [1.0], [1.3])}, 1.0, 60) == {
+        "c": 50,
+        "d": 10,
+    }
 
 
 def test_what_rounding_leaves_goes_to_the_largest_group_that_has_room() -> None:
     """One too many is given back by the largest; two too few go where entries are left."""
     most = {"a": 10, "b": 100, "c": 8}
-    assert _exactly({"a": 10, "b": 90}, most, 99, ["a", "b"]) == {"a": 10, "b": 89}
-    assert _exactly({"a": 10, "c": 5}, most, 17, ["a", "c"]) == {"a": 10, "c": 7}
+    assert _adjust_to_total({"a": 10, "b": 90}, most, 99, ["a", "b"]) == {"a": 10, "b": 89}
+    assert _adjust_to_total({"a": 10, "c": 5}, most, 17, ["a", "c"]) == {"a": 10, "c": 7}

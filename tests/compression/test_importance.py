@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from compressor.compression import sparsegpt as module
 from compressor.compression.importance import (
-    hessians,
+    compute_hessians,
     input_norms,
     random_scores,
     taylor_scores,
     wanda_scores,
 )
-from compressor.compression.sparsegpt import block_counts, sparsegpt
+from compressor.compression.sparsegpt import block_counts, prune_with_sparsegpt
 
 
 def layer(weight: list[list[float]]) -> nn.Linear:
@@ -55,7 +55,7 @@ def test_hessian_is_the_sum_of_outer_products() -> None:
     """Over tokens and batches alike."""
     linear = layer([[1.0, 1.0]])
     batches = [{"x": torch.tensor([[1.0, 2.0], [0.0, 1.0]])}, {"x": torch.tensor([[3.0, 0.0]])}]
-    found = hessians({"w": linear}, lambda b: linear(b["x"]).sum(), batches)
+    found = compute_hessians({"w": linear}, lambda b: linear(b["x"]).sum(), batches)
     assert found["w"].tolist() == [[10.0, 2.0], [2.0, 5.0]]
 
 
@@ -75,7 +75,9 @@ def test_what_stays_makes_up_for_what_goes(monkeypatch) -> None:
     inputs = torch.randn(50, 3, generator=generator)
     inputs[:, 1] += inputs[:, 0]  # the second can stand in for the first
     weight = torch.tensor([[0.01, 1.0, -1.0], [-0.02, 0.5, 2.0]])
-    new, mask = sparsegpt(weight, inputs.T @ inputs, torch.ones(2, 3, dtype=torch.bool), [2])
+    new, mask = prune_with_sparsegpt(
+        weight, inputs.T @ inputs, torch.ones(2, 3, dtype=torch.bool), [2]
+    )
     assert mask.tolist() == [[False, True, True]] * 2
     outputs = inputs @ weight.T
     expected = torch.linalg.lstsq(inputs[:, 1:], outputs).solution.T
@@ -97,7 +99,7 @@ def test_it_beats_magnitude_and_keeps_what_is_masked(columns: int) -> None:
     count = int(old.sum()) // 2
     (counts,) = block_counts([old], count)
     assert sum(counts) == count
-    new, mask = sparsegpt(weight, inputs.T @ inputs, old, counts)
+    new, mask = prune_with_sparsegpt(weight, inputs.T @ inputs, old, counts)
     assert int(old.sum()) - int(mask.sum()) == count
     assert not bool((mask & ~old).any())
     assert not bool(new[~mask].any())
@@ -119,7 +121,7 @@ def test_working_in_blocks_changes_nothing() -> None:
     hessian = inputs.T @ inputs
     ones = torch.ones_like(weight, dtype=torch.bool)
     (counts,) = block_counts([ones], 700)
-    new, mask = sparsegpt(weight, hessian, ones, counts)
+    new, mask = prune_with_sparsegpt(weight, hessian, ones, counts)
     damped = hessian + module.DAMPING * hessian.diagonal().mean() * torch.eye(300)
     factor = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     expected = weight.clone()
@@ -143,6 +145,6 @@ def test_two_of_four_holds_in_every_row() -> None:
     inputs = torch.randn(100, 16, generator=generator)
     weight = torch.randn(6, 16, generator=generator)
     ones = torch.ones_like(weight, dtype=torch.bool)
-    new, mask = sparsegpt(weight, inputs.T @ inputs, ones, n_m=(2, 4))
+    new, mask = prune_with_sparsegpt(weight, inputs.T @ inputs, ones, n_m=(2, 4))
     assert mask.view(-1, 4).sum(1).tolist() == [2] * 24
     assert bool((new[mask] != weight[mask]).any())

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from compressor.compression.pruning import Grouping, Pruner
 from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build
+from compressor.models.loading import build_model
 from tests.compression.test_sparsegpt import published
 from tests.harness.models import PICO
 
@@ -34,7 +34,7 @@ def pico(kind: str) -> Checkpoint:
     config = AutoConfig.for_model(kind, **PICO[kind], initializer_range=0.5)
     backend = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    return Checkpoint(build(config, "causal_lm").eval(), tokenizer, "causal_lm")
+    return Checkpoint(build_model(config, "causal_lm").eval(), tokenizer, "causal_lm")
 
 
 def pruner(checkpoint: Checkpoint, importance: Any, seed: int = 0) -> Pruner:
@@ -65,11 +65,11 @@ def test_n_m_pruning_with_updates_is_the_papers_for_each_layer(kind: str) -> Non
     checkpoint, names = pico(kind), NAMES[kind]
     expected = {}
     for name in names:
-        inputs, weight = inputs_of(checkpoint, name), checkpoint.parameter(name).detach()
+        inputs, weight = inputs_of(checkpoint, name), checkpoint.get_parameter(name).detach()
         expected[name] = published(as_rows(kind, weight), inputs.T @ inputs, n_m=(2, 4))
-    pruner(checkpoint, "sparsegpt").prune(names, 0, (2, 4))
+    pruner(checkpoint, "sparsegpt").prune_group(names, 0, (2, 4))
     for name in names:
-        weight = as_rows(kind, checkpoint.parameter(name).detach())
+        weight = as_rows(kind, checkpoint.get_parameter(name).detach())
         assert torch.equal(as_rows(kind, checkpoint.masks[name]), expected[name] != 0)
         assert torch.allclose(weight.double(), expected[name], atol=1e-3)
 
@@ -80,12 +80,12 @@ def test_each_row_of_a_layer_loses_what_weighs_least_on_its_inputs(kind: str) ->
     checkpoint, names = pico(kind), NAMES[kind]
     scores = {}
     for name in names:
-        weight = as_rows(kind, checkpoint.parameter(name).detach())
+        weight = as_rows(kind, checkpoint.get_parameter(name).detach())
         scores[name] = weight.abs() * inputs_of(checkpoint, name).norm(dim=0)
     entries = sum(score.numel() for score in scores.values())
     for left in (2, 4):
         count = entries // left
-        assert pruner(checkpoint, "wanda").prune(names, count) == count
+        assert pruner(checkpoint, "wanda").prune_group(names, count) == count
         if left == 2:
             for name, score in scores.items():
                 kept = torch.zeros_like(score, dtype=torch.bool)
@@ -93,7 +93,7 @@ def test_each_row_of_a_layer_loses_what_weighs_least_on_its_inputs(kind: str) ->
                 kept.scatter_(1, best, value=True)
                 assert torch.equal(as_rows(kind, checkpoint.masks[name]), kept)
         assert not any(
-            bool(checkpoint.parameter(name)[~checkpoint.masks[name]].any()) for name in names
+            bool(checkpoint.get_parameter(name)[~checkpoint.masks[name]].any()) for name in names
         )
 
 
@@ -101,7 +101,7 @@ def test_each_row_of_a_layer_loses_what_weighs_least_on_its_inputs(kind: str) ->
 def test_the_least_change_of_the_loss_goes_first_and_what_is_gone_stays_so(kind: str) -> None:
     """By the gradient over all rows; pruned twice, as many entries more are gone."""
     checkpoint, names = pico(kind), NAMES[kind]
-    weights = [checkpoint.parameter(name) for name in names]
+    weights = [checkpoint.get_parameter(name) for name in names]
     loss = torch.tensor(0.0)
     for index in range(len(ROWS)):
         source, target = ROWS.row(index)
@@ -111,11 +111,11 @@ def test_the_least_change_of_the_loss_goes_first_and_what_is_gone_stays_so(kind:
     gradients = torch.autograd.grad(loss, weights)
     scores = [(w * g).abs().detach() for w, g in zip(weights, gradients, strict=True)]
     threshold = torch.cat([score.flatten() for score in scores]).sort().values[300]
-    assert pruner(checkpoint, "taylor").prune(names, 300) == 300
+    assert pruner(checkpoint, "taylor").prune_group(names, 300) == 300
     for name, score in zip(names, scores, strict=True):
         assert torch.equal(checkpoint.masks[name], score >= threshold)
     before = {name: checkpoint.masks[name].clone() for name in names}
-    assert pruner(checkpoint, "taylor").prune(names, 200) == 200
+    assert pruner(checkpoint, "taylor").prune_group(names, 200) == 200
     assert not any(bool((checkpoint.masks[name] & ~before[name]).any()) for name in names)
     assert sum(int((~checkpoint.masks[name]).sum()) for name in names) == 500
 
@@ -125,8 +125,8 @@ def test_chance_follows_the_seed() -> None:
     masks = []
     for seed in (1, 1, 2):
         checkpoint, names = pico("llama"), NAMES["llama"]
-        assert pruner(checkpoint, "random", seed).prune(names, 100) == 100
-        assert pruner(checkpoint, "random", seed + 10).prune(names, 50) == 50
+        assert pruner(checkpoint, "random", seed).prune_group(names, 100) == 100
+        assert pruner(checkpoint, "random", seed + 10).prune_group(names, 50) == 50
         masks.append(checkpoint.masks[names[0]])
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
@@ -136,12 +136,12 @@ def test_what_is_tried_is_taken_back_with_its_masks() -> None:
     """Weights and masks are as before, whether a parameter had a mask or none."""
     checkpoint, (first, second) = pico("llama"), NAMES["llama"]
     trial = pruner(checkpoint, "magnitude")
-    trial.prune([first], 50)
-    old = {name: checkpoint.parameter(name).detach().clone() for name in (first, second)}
+    trial.prune_group([first], 50)
+    old = {name: checkpoint.get_parameter(name).detach().clone() for name in (first, second)}
     mask = checkpoint.masks[first].clone()
-    with trial.restored([first, second]):
-        trial.prune([first, second], 400)
+    with trial.restore_after([first, second]):
+        trial.prune_group([first, second], 400)
         assert not torch.equal(checkpoint.masks[first], mask)
     assert checkpoint.masks.keys() == {first}
     assert torch.equal(checkpoint.masks[first], mask)
-    assert all(torch.equal(checkpoint.parameter(name), weight) for name, weight in old.items())
+    assert all(torch.equal(checkpoint.get_parameter(name), weight) for name, weight in old.items())

@@ -50,7 +50,7 @@ def test_every_way_of_choosing_prunes_exactly_what_was_planned(recipe, run, sett
     assert ratios(folder)["prune"] == plan["prune"] < 1
     checkpoint = Checkpoint.load(weights(folder, "prune").parent)
     for name, mask in checkpoint.masks.items():
-        assert not bool(checkpoint.parameter(name)[~mask].any())
+        assert not bool(checkpoint.get_parameter(name)[~mask].any())
 
 
 def test_a_pruned_group_is_pruned_further(recipe, run) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compressor.compression.importance import wanda_scores
-from compressor.compression.sparsegpt import block_counts, sparsegpt
+from compressor.compression.sparsegpt import block_counts, prune_with_sparsegpt
 from compressor.compression.thresholds import prune_rows
 
 
@@ -63,7 +63,7 @@ def test_masks_and_weights_are_those_of_the_paper(
     hessian = inputs.T @ inputs
     ones = torch.ones_like(weight, dtype=torch.bool)
     (counts,) = block_counts([ones], ones.numel() // 2)
-    new, mask = sparsegpt(weight, hessian, ones, None if n_m else counts, n_m)
+    new, mask = prune_with_sparsegpt(weight, hessian, ones, None if n_m else counts, n_m)
     expected = published(weight, hessian, n_m=n_m)
     assert torch.equal(mask, expected != 0)
     assert torch.allclose(new.double(), expected, atol=2e-4)
@@ -73,7 +73,9 @@ def test_fewer_tokens_than_inputs_are_enough() -> None:
     """Without damping such a Hessian has no inverse; with it the result is the paper's."""
     weight, inputs = correlated(40, 64)
     hessian = inputs.T @ inputs
-    new, mask = sparsegpt(weight, hessian, torch.ones_like(weight, dtype=torch.bool), n_m=(2, 4))
+    new, mask = prune_with_sparsegpt(
+        weight, hessian, torch.ones_like(weight, dtype=torch.bool), n_m=(2, 4)
+    )
     expected = published(weight, hessian, n_m=(2, 4))
     assert torch.equal(mask, expected != 0)
     assert torch.allclose(new.double(), expected, atol=1e-3)
@@ -91,7 +93,7 @@ def test_the_scale_of_the_activations_changes_nothing(
     scaled = inputs * scale
     ones = torch.ones_like(weight, dtype=torch.bool)
     (counts,) = block_counts([ones], ones.numel() // 2)
-    new, mask = sparsegpt(weight, scaled.T @ scaled, ones, None if n_m else counts, n_m)
+    new, mask = prune_with_sparsegpt(weight, scaled.T @ scaled, ones, None if n_m else counts, n_m)
     assert not bool(mask[:, dead].any())
     hessian = inputs.T @ inputs
     hessian[dead, dead] = hessian.diagonal().sum() / (160 - len(dead))  # no part of the mean
@@ -110,7 +112,7 @@ def test_an_input_that_is_never_active_is_no_reason_to_damp_more() -> None:
     wide_inputs[:, places] = inputs * 1e-4
     ones = torch.ones_like(wide_weight, dtype=torch.bool)
     hessian = wide_inputs.T @ wide_inputs
-    new, mask = sparsegpt(wide_weight, hessian, ones, [24 * 64 + 24 * 32])
+    new, mask = prune_with_sparsegpt(wide_weight, hessian, ones, [24 * 64 + 24 * 32])
     assert not bool(mask[:, places + 1].any())
     expected = published(weight, inputs.T @ inputs)
     assert torch.equal(mask[:, places], expected != 0)
@@ -132,6 +134,6 @@ def test_what_is_masked_counts_among_what_an_n_m_group_loses() -> None:
     old = torch.ones_like(weight, dtype=torch.bool)
     old[:12, 2::4] = False
     old[12:, 1:] = torch.arange(1, 32) % 4 == 0
-    new, mask = sparsegpt(weight * old, inputs.T @ inputs, old, n_m=(2, 4))
+    new, mask = prune_with_sparsegpt(weight * old, inputs.T @ inputs, old, n_m=(2, 4))
     assert not bool((mask & ~old).any()) and not bool(new[~mask].any())
     assert mask.view(24, 8, 4).sum(2).tolist() == [[2] * 8] * 12 + [[1] * 8] * 12

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from compressor.compression import thresholds
-from compressor.compression.thresholds import prune_blocks, prune_rows, prune_smallest, shares
+from compressor.compression.thresholds import prune_blocks, prune_rows, prune_smallest, split_count
 from compressor.models.masks import apply_mask
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -95,7 +95,7 @@ def test_the_same_entries_as_torch_over_several_rounds() -> None:
         weights[str(index)] = values
     masks: dict[str, Tensor] = {}
     for amount in (0.1, 0.3, 0.55):
-        prune_smallest(weights, masks, round(amount * thresholds.left(masks, weights)))
+        prune_smallest(weights, masks, round(amount * thresholds.count_left(masks, weights)))
         prune.global_unstructured(
             [(layer, "weight") for layer in layers], prune.L1Unstructured, amount=amount
         )
@@ -117,10 +117,10 @@ def test_more_than_is_left_and_mixed_dtypes_are_refused() -> None:
 
 def test_shares_add_up_and_follow_sizes() -> None:
     """Largest remainders first; a part never gets more than it has."""
-    assert shares([3, 3, 3], 4) == [2, 1, 1]
-    assert shares([10, 1, 0], 11) == [10, 1, 0]
-    assert shares([0, 0], 0) == [0, 0]
-    assert shares([1, 2], 1) == [0, 1]
+    assert split_count([3, 3, 3], 4) == [2, 1, 1]
+    assert split_count([10, 1, 0], 11) == [10, 1, 0]
+    assert split_count([0, 0], 0) == [0, 0]
+    assert split_count([1, 2], 1) == [0, 1]
 
 
 def test_rows_lose_in_proportion_and_the_sum_is_exact() -> None:

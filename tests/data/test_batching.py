@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from compressor.data.batching import collate, evaluation_batches, global_batches, share
+from compressor.data.batching import collate_rows, evaluation_batches, global_batches, take_share
 
 ROWS = 1003
 
@@ -100,7 +100,9 @@ def test_lists_of_other_lengths_are_refused() -> None:
 
 def test_rows_are_dealt_forth_and_back() -> None:
     """By hand: 7 rows to 2 ranks in 2 micro-batches."""
-    dealt = [share([0, 1, 2, 3, 4, 5, 6], rank=r, world_size=2, micro_batches=2) for r in (0, 1)]
+    dealt = [
+        take_share([0, 1, 2, 3, 4, 5, 6], rank=r, world_size=2, micro_batches=2) for r in (0, 1)
+    ]
     assert dealt == [[[0, 3], [4]], [[1, 2], [5, 6]]]
 
 
@@ -111,7 +113,7 @@ def test_ranks_share_a_batch_without_rest(rows: int, world_size: int, micro_batc
     """Nobody gets a row twice, none is lost, and every rank takes as many turns, of like size."""
     batch = list(range(100, 100 + rows))
     dealt = [
-        share(batch, rank=rank, world_size=world_size, micro_batches=micro_batches)
+        take_share(batch, rank=rank, world_size=world_size, micro_batches=micro_batches)
         for rank in range(world_size)
     ]
     assert batch == sorted(itertools.chain(*itertools.chain(*dealt)))
@@ -126,7 +128,7 @@ def test_ranks_get_a_like_load_of_tokens() -> None:
     """Over an epoch, two ranks differ by less than 1 % in real source tokens."""
     sources, _ = lengths()
     load = [
-        sum(sources[row] for batch in batches() for row in share(batch, **at)[0])
+        sum(sources[row] for batch in batches() for row in take_share(batch, **at)[0])
         for at in ({"rank": r, "world_size": 2, "micro_batches": 1} for r in (0, 1))
     ]
     assert load[0] == pytest.approx(load[1], rel=0.01)
@@ -135,12 +137,12 @@ def test_ranks_get_a_like_load_of_tokens() -> None:
 def test_a_rank_that_does_not_exist_is_refused() -> None:
     """Ranks count from 0."""
     with pytest.raises(ValueError, match="no rank 2 of 2"):
-        share([0], rank=2, world_size=2, micro_batches=1)
+        take_share([0], rank=2, world_size=2, micro_batches=1)
 
 
 def test_collate_pads_to_the_longest_row() -> None:
     """By hand: pads in the source, a mask of ones and zeros, -100 in the labels."""
-    batch = collate([([5, 6, 1], [7, 1]), ([8, 1], [9, 9, 1])], pad_id=0)
+    batch = collate_rows([([5, 6, 1], [7, 1]), ([8, 1], [9, 9, 1])], pad_id=0)
     assert batch["input_ids"].tolist() == [[5, 6, 1], [8, 1, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [[7, 1, -100], [9, 9, 1]]
@@ -148,7 +150,7 @@ def test_collate_pads_to_the_longest_row() -> None:
 
 def test_collate_of_no_rows_is_a_row_that_does_not_count() -> None:
     """A rank without rows has something to compute on, and no label in it."""
-    batch = collate([], pad_id=3)
+    batch = collate_rows([], pad_id=3)
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[3]],
         "attention_mask": [[1]],
@@ -159,7 +161,7 @@ def test_collate_of_no_rows_is_a_row_that_does_not_count() -> None:
 def test_collate_joins_source_and_target_for_a_decoder() -> None:
     """By hand: one sequence each, labels -100 on the source and on the padding."""
     rows = [([5, 6, 1], [7, 1]), ([8, 1], [9, 1])]
-    batch = collate(rows, pad_id=0, layout="joined")
+    batch = collate_rows(rows, pad_id=0, layout="joined")
     assert batch["input_ids"].tolist() == [[5, 6, 1, 7, 1], [8, 1, 9, 1, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
     ignored = -100
@@ -171,10 +173,10 @@ def test_collate_joins_source_and_target_for_a_decoder() -> None:
 
 def test_collate_gives_a_classifier_one_label_a_row() -> None:
     """The class ids [B], also for no rows."""
-    batch = collate([([5, 6, 1], [2]), ([8, 1], [0])], pad_id=0, layout="class")
+    batch = collate_rows([([5, 6, 1], [2]), ([8, 1], [0])], pad_id=0, layout="class")
     assert batch["labels"].tolist() == [2, 0]
     assert batch["input_ids"].tolist() == [[5, 6, 1], [8, 1, 0]]
-    assert collate([], pad_id=0, layout="class")["labels"].tolist() == [-100]
+    assert collate_rows([], pad_id=0, layout="class")["labels"].tolist() == [-100]
 
 
 def test_evaluation_batches_keep_to_the_budget() -> None:

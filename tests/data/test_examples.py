@@ -10,11 +10,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from compressor.core.errors import RecipeError, StageError
-from compressor.data.bills import Bills, bills
-from compressor.data.examples import tokenize
+from compressor.data.bills import Bills, make_bills
+from compressor.data.examples import tokenize_rows
 from compressor.data.sources import Rows
 from compressor.data.tokenizers import train_tokenizer
-from compressor.data.truncation import LONG, encode
+from compressor.data.truncation import LONG, encode_texts
 from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
@@ -26,7 +26,7 @@ EOS = 1
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    texts = (row["text"] for row in bills(100, seed=0, split="train"))
+    texts = (row["text"] for row in make_bills(100, seed=0, split="train"))
     return train_tokenizer(texts, vocab_size=400)
 
 
@@ -42,8 +42,8 @@ def plain(tokenizer: PreTrainedTokenizerFast, ends: str | None) -> PreTrainedTok
 def test_a_decoder_reads_source_and_target_each_ended_once(tokenizer) -> None:
     """The same ids from a tokenizer that ends texts itself and from one that does not."""
     data = Bills(source="bills", prefix="summarize: ", max_source_length=512)
-    own = tokenize(ROWS, tokenizer, data, joined=True)
-    other = tokenize(ROWS, plain(tokenizer, "</s>"), data, joined=True)
+    own = tokenize_rows(ROWS, tokenizer, data, joined=True)
+    other = tokenize_rows(ROWS, plain(tokenizer, "</s>"), data, joined=True)
     assert own == other
     for text, ids in zip(ROWS.texts, own.sources, strict=True):
         assert tokenizer.decode(ids[:-1]) == f"summarize: {text}"
@@ -57,16 +57,16 @@ def test_the_limits_count_the_end(tokenizer) -> None:
     """Cut sources and targets have exactly as many tokens as allowed, the last being eos."""
     data = Bills(source="bills", max_source_length=6, max_target_length=4)
     for kind in (tokenizer, plain(tokenizer, "</s>")):
-        cut = tokenize(ROWS, kind, data, joined=True)
+        cut = tokenize_rows(ROWS, kind, data, joined=True)
         assert [len(cut.sources[0]), len(cut.targets[0])] == [6, 4]
         assert cut.sources[0][-1] == cut.targets[0][-1] == EOS
-    assert tokenize(ROWS, tokenizer, data).sources[0] == cut.sources[0]
+    assert tokenize_rows(ROWS, tokenizer, data).sources[0] == cut.sources[0]
 
 
 def test_without_an_end_token_no_decoder_is_trained(tokenizer) -> None:
     """It could never stop."""
     with pytest.raises(StageError, match="no eos token"):
-        tokenize(ROWS, plain(tokenizer, None), Bills(source="bills"), joined=True)
+        tokenize_rows(ROWS, plain(tokenizer, None), Bills(source="bills"), joined=True)
 
 
 WORDS = (
@@ -137,8 +137,8 @@ def test_a_text_is_cut_after_the_last_sentence_that_fits(words, text, limit, exp
     """Ids by hand: a whole text, exact ends, one that is too long, abbreviations, lines, none."""
     framed = [CLS, *expected, SEP]
     rows = Rows([text], [text])
-    assert tokenize(rows, words, limited(limit, 99)).sources == [framed]
-    assert tokenize(rows, words, limited(99, limit)).targets == [framed]
+    assert tokenize_rows(rows, words, limited(limit, 99)).sources == [framed]
+    assert tokenize_rows(rows, words, limited(99, limit)).targets == [framed]
 
 
 SENTENCES = [
@@ -174,7 +174,7 @@ def test_at_every_limit_it_is_the_longest_row_of_sentences(request, name, joined
     prefix = "one. two: "
     rows = Rows([TEXT, "", TEXT, "One."], ["One.", TEXT, "", TEXT])
     for limit in range(3, len(whole(prefix + TEXT)) + 2):
-        found = tokenize(rows, used, limited(limit, limit, prefix), joined=joined)
+        found = tokenize_rows(rows, used, limited(limit, limit, prefix), joined=joined)
         assert found.sources[0] == found.sources[2] == expected(prefix, limit), limit
         assert found.targets[1] == found.targets[3] == expected("", limit), limit
         assert found.targets[2] == whole("")
@@ -187,13 +187,13 @@ def test_a_sentence_that_takes_more_tokens_alone_is_not_cut_in_two() -> None:
     backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, joins))
     joining = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     texts = ["Hi. BHi. B", "Hi. BBBB"]
-    assert encode(texts, joining, 1, truncate="sentences") == [[9], [9]]
-    assert encode(texts, joining, 3, truncate="sentences") == [[9, 9], [1, 2, 3]]
+    assert encode_texts(texts, joining, 1, truncate="sentences") == [[9], [9]]
+    assert encode_texts(texts, joining, 3, truncate="sentences") == [[9, 9], [1, 2, 3]]
 
 
 def test_a_text_that_begins_with_much_that_is_no_token_is_read_to_its_tokens(words) -> None:
     """Half a million spaces."""
-    assert encode([" " * 500_000 + "one two"], words, 9) == [[CLS, ONE, TWO, SEP]]
+    assert encode_texts([" " * 500_000 + "one two"], words, 9) == [[CLS, ONE, TWO, SEP]]
 
 
 @pytest.mark.parametrize("truncate", ["tokens", "sentences"])
@@ -209,7 +209,7 @@ def test_of_a_long_text_little_more_is_tokenized_than_is_read(tokenizer, part, t
             lengths.extend(map(len, text))
             return tokenizer(text, **settings)
 
-    (ids,) = encode([text], Spy(), 700, truncate=truncate)
+    (ids,) = encode_texts([text], Spy(), 700, truncate=truncate)
     assert max(lengths) <= LONG
     if truncate == "tokens":
         assert ids == tokenizer(text, truncation=True, max_length=700).input_ids
@@ -221,7 +221,7 @@ def test_the_default_cuts_by_tokens(words) -> None:
     """And only with `sentences` is the way of cutting part of a key, of what reads token ids."""
     rows = Rows(["One two. Three four."], ["One two. Three"])
     plainly = limited(7, 5).model_copy(update={"truncate": "tokens"})
-    found = tokenize(rows, words, plainly)
+    found = tokenize_rows(rows, words, plainly)
     assert found.sources == [[CLS, ONE, TWO, STOP, THREE, FOUR, SEP]]
     assert found.targets == [[CLS, ONE, TWO, STOP, SEP]]
     for reads, differs in (("texts", False), ("sources", True), ("pairs", True)):
@@ -233,11 +233,11 @@ def test_the_default_cuts_by_tokens(words) -> None:
 def test_a_tokenizer_that_cannot_tell_places_is_refused(tokenizer) -> None:
     """One without offsets, and one that keeps the end of a text."""
     with pytest.raises(StageError, match=r"ByT5Tokenizer does not tell .* set 'tokens'"):
-        tokenize(ROWS, ByT5Tokenizer(), limited(6))
+        tokenize_rows(ROWS, ByT5Tokenizer(), limited(6))
     other = plain(tokenizer, "</s>")
     other.truncation_side = "left"
     with pytest.raises(StageError, match="keeps the end of a text"):
-        tokenize(ROWS, other, limited(6))
+        tokenize_rows(ROWS, other, limited(6))
 
 
 def planned(*overrides: str) -> Plan:

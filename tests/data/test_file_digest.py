@@ -25,10 +25,10 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_file_that_stays_as_it_is_is_read_once(file: Path) -> None:
     """Planning read 5 GB for each stage that names them, and a run twice more for each."""
-    before = files._remembered.cache_info()
+    before = files._remember_digest.cache_info()
     expected = hashlib.sha256(file.read_bytes()).hexdigest()
     assert {file_sha256(file) for _ in range(5)} == {expected}
-    after = files._remembered.cache_info()
+    after = files._remember_digest.cache_info()
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 4)
 
 
@@ -53,8 +53,8 @@ def test_what_was_changed_a_moment_ago_is_not_remembered(tmp_path: Path) -> None
     """A second change within one tick of the file system's clock has the first one's times."""
     path = tmp_path / "rows.csv"
     path.write_bytes(b"a")
-    before = files._remembered.cache_info()
+    before = files._remember_digest.cache_info()
     file_sha256(path)
     os.utime(path, (time.time() + 9999,) * 2)  # a clock that jumped
     file_sha256(path)
-    assert files._remembered.cache_info() == before
+    assert files._remember_digest.cache_info() == before

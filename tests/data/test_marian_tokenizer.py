@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianTokenizer
 from compressor.backends import ctranslate2
 from compressor.backends.onnx import export as onnx_graphs
 from compressor.backends.onnx.runtime import OnnxModel
-from compressor.backends.torch.generation import decode
+from compressor.backends.torch.generation import decode_greedily
 from compressor.core.errors import RecipeError, StageError
 from compressor.data.fast_tokenizer import Tokens
 from compressor.data.rows import Rows
@@ -169,14 +169,14 @@ def test_an_export_translates_texts_as_the_model_does(folder: Path, backend: str
     if backend == "onnx":
         exported.mkdir()
         save_config(checkpoint.model, exported)
-        onnx_graphs.write(checkpoint, exported, weights="float32")
+        onnx_graphs.write_model(checkpoint, exported, weights="float32")
     else:
-        ctranslate2.write(checkpoint, exported, "float32")
+        ctranslate2.write_model(checkpoint, exported, "float32")
     save_tokenizer(tokenizer, exported)
     opened: Any = OnnxModel if backend == "onnx" else ctranslate2.Translator
     model = opened.load(exported) if backend == "onnx" else opened(exported, 1)
     got = model.sweep(model.tokenizer(texts).input_ids, max_lengths=[12])[12].tokens
-    expected = decode(checkpoint.model, tokenizer(texts).input_ids, max_length=12).tokens
+    expected = decode_greedily(checkpoint.model, tokenizer(texts).input_ids, max_length=12).tokens
     written = tokenizer.batch_decode(expected, skip_special_tokens=True)
     assert model.tokenizer.batch_decode(got, skip_special_tokens=True) == written
     assert len(set(written)) > 3, "too alike to tell"

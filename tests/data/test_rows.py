@@ -10,7 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from compressor.core.errors import StageError
-from compressor.data.messages import LABELS, Messages, messages
+from compressor.data.messages import LABELS, Messages, make_messages
 from compressor.data.rows import Rows
 from compressor.data.sources import Files
 
@@ -149,8 +149,8 @@ def test_labels_that_cannot_be_are_refused(changes, expected) -> None:
 
 def test_messages_are_the_same_on_every_machine() -> None:
     """And another seed, split or task is another set; more rows go on where fewer end."""
-    made = list(messages(50, seed=0, split="train", single=False))
-    assert made == list(messages(80, seed=0, split="train", single=False))[:50]
+    made = list(make_messages(50, seed=0, split="train", single=False))
+    assert made == list(make_messages(80, seed=0, split="train", single=False))[:50]
     assert made[0] == (
         "I want my money back for the suitcase. The suitcase arrived in Austin when you said. "
         "I bought the suitcase a month ago. What does the suitcase weigh. I used to love this "
@@ -159,9 +159,11 @@ def test_messages_are_the_same_on_every_machine() -> None:
     )
     for other in ({"seed": 1}, {"split": "test"}, {"single": True}):
         kept = {"seed": 0, "split": "train", "single": False}
-        assert made != list(messages(50, **kept | other))
+        assert made != list(make_messages(50, **kept | other))
     assert {len(labels) for _, labels in made} == {0, 1, 2, 3}
-    assert all(len(labels) == 1 for _, labels in messages(50, seed=0, split="train", single=True))
+    assert all(
+        len(labels) == 1 for _, labels in make_messages(50, seed=0, split="train", single=True)
+    )
 
 
 def test_messages_have_the_labels_that_are_asked_for() -> None:

@@ -7,8 +7,15 @@ import time
 
 import pytest
 
-from compressor.data.bills import bills
-from compressor.data.truncation import LONGEST, _joined, _punkt, ends, sentences, spans
+from compressor.data.bills import make_bills
+from compressor.data.truncation import (
+    LONGEST,
+    _join_spans,
+    _load_punkt,
+    find_sentence_ends,
+    find_spans,
+    split_sentences,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,13 +46,13 @@ from compressor.data.truncation import LONGEST, _joined, _punkt, ends, sentences
 )  # fmt: skip
 def test_sentences(text: str, expected: list[str]) -> None:
     """Abbreviations, sections, amounts, names, line ends and quotes of bills and news."""
-    assert sentences(text) == expected
+    assert split_sentences(text) == expected
 
 
 def test_sentences_lose_no_character() -> None:
     """White space apart, the sentences put together are the text."""
     text = "a.b (c. d) 'e.' F?!g.\x85 h \u2028i . . . j.\u00a0K. \u201cL.\u201d M" * 3
-    found = sentences(text)
+    found = split_sentences(text)
     assert "".join("".join(found).split()) == "".join(text.split())
     assert all(found)
     assert found == [sentence.strip() for sentence in found]
@@ -58,7 +65,7 @@ def test_text_without_sentences_takes_linear_time(part: str) -> None:
     """1 MB of "? ? ?" ended in nltk's TimeoutError (a regex can take hours over such a text)."""
     text = part * (40_000 // len(part)) + "a"
     start = time.process_time()
-    places = spans(text)
+    places = find_spans(text)
     assert time.process_time() - start < 10
     assert all(end - begin <= LONGEST for begin, end in places)
     joined = "".join(text[begin:end] for begin, end in places)
@@ -67,13 +74,13 @@ def test_text_without_sentences_takes_linear_time(part: str) -> None:
 
 def test_sentences_of_a_long_text_are_those_of_its_parts() -> None:
     """Where a part that is read at once ends decides nothing: 300 kB of bills, each on a line."""
-    rows = bills(40, seed=0, split="train")
+    rows = make_bills(40, seed=0, split="train")
     texts = [" ".join(row["text"].split()) for row in rows]
-    apart = [sentence for text in texts for sentence in sentences(text)]
-    assert sentences("\n".join(texts)) == apart
+    apart = [sentence for text in texts for sentence in split_sentences(text)]
+    assert split_sentences("\n".join(texts)) == apart
     whole = " ".join(texts * 10)  # in one line, of which a part ends anywhere
     assert len(whole) > 10 * LONGEST
-    assert spans(whole) == _joined(_punkt().span_tokenize(whole))
+    assert find_spans(whole) == _join_spans(_load_punkt().span_tokenize(whole))
 
 
 def test_the_ends_within_a_limit_need_only_what_is_around_it() -> None:
@@ -83,14 +90,17 @@ def test_the_ends_within_a_limit_need_only_what_is_around_it() -> None:
     parts += [' "', '"', '" ', ".) ", "(", " ", "  ", "\n", "\r\n", "\u00a0"]
     for _ in range(1000):
         text = "".join(chance.choices(parts, k=chance.randrange(1, 20)))
-        whole = [end for _, end in spans(text)]
+        whole = [end for _, end in find_spans(text)]
         for limit in range(len(text) + 1):
-            assert ends(text, limit) == [end for end in whole if end <= limit], (text, limit)
+            assert find_sentence_ends(text, limit) == [end for end in whole if end <= limit], (
+                text,
+                limit,
+            )
 
 
 def test_a_limit_far_before_the_end_is_quick() -> None:
     """Of a text of 10 MB, the part up to the limit is split, and no more."""
     text = "A sentence of words. " * 500_000
     start = time.perf_counter()
-    assert ends(text, 100) == [20, 41, 62, 83]
+    assert find_sentence_ends(text, 100) == [20, 41, 62, 83]
     assert time.perf_counter() - start < 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from compressor.data.bills import bills
+from compressor.data.bills import make_bills
 from compressor.data.tokenizers import train_tokenizer
 
 ODD = (
@@ -32,7 +32,7 @@ print(hashlib.sha256(made.encode()).hexdigest())
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    texts = (row["text"] for row in bills(200, seed=0, split="train"))
+    texts = (row["text"] for row in make_bills(200, seed=0, split="train"))
     return train_tokenizer(texts, vocab_size=700)
 
 
@@ -70,7 +70,7 @@ def test_saved_and_loaded_it_encodes_the_same(
     """A checkpoint's tokenizer opens with plain AutoTokenizer and gives identical ids and text."""
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    for text in (*ODD, *(row["text"] for row in bills(20, seed=1, split="test"))):
+    for text in (*ODD, *(row["text"] for row in make_bills(20, seed=1, split="test"))):
         ids = tokenizer(text)["input_ids"]
         assert ids == loaded(text)["input_ids"]
         assert text == loaded.decode(ids, skip_special_tokens=True)

@@ -22,8 +22,8 @@ from compressor.data.sources import Hub
 from compressor.engine.keys import digest
 from compressor.engine.plan import Plan
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.facts import facts
-from compressor.models.loading import build
+from compressor.models.facts import derive_facts
+from compressor.models.loading import build_model
 from compressor.models.model_files import TOKENIZER_FILES, digest_model, digest_tokenizer
 from compressor.stages.distill import Distill
 from compressor.stages.prune import Prune
@@ -54,19 +54,19 @@ def test_the_order_of_amounts_is_in_the_key_where_it_decides_masks(importance) -
         2 if decides else 1
     )
     torch.manual_seed(0)
-    start = build(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm").eval()
+    start = build_model(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm").eval()
     ids = torch.randint(3, 50, (4, 12)).tolist()
-    groups = Checkpoint(start, None, "seq2seq_lm").facts().groups()
+    groups = Checkpoint(start, None, "seq2seq_lm").derive_facts().list_groups()
     masks = []
     for paths in (["encoder.feed_forward", "lm_head"], ["lm_head", "encoder.feed_forward"]):
-        model = build(start.config, "seq2seq_lm").eval()
+        model = build_model(start.config, "seq2seq_lm").eval()
         model.load_state_dict(start.state_dict())
         checkpoint = Checkpoint(model, PadOnly(), "seq2seq_lm")
         examples = Examples(ids, [row[:6] for row in ids])
         pruner = Pruner(checkpoint, Grouping(importance=importance), examples=examples)
         for path in paths:
-            pruner.prune(
-                groups[path], sum(checkpoint.parameter(n).numel() for n in groups[path]) // 3
+            pruner.prune_group(
+                groups[path], sum(checkpoint.get_parameter(n).numel() for n in groups[path]) // 3
             )
         masks.append(checkpoint.masks)
     same = all(torch.equal(masks[0][name], mask) for name, mask in masks[1].items())
@@ -92,7 +92,7 @@ def test_the_order_of_a_recipes_own_groups_is_in_the_key_where_no_list_names_one
 
 def test_the_order_of_a_layer_map_decides_nothing() -> None:
     """Projections are drawn in the order of the layers, however a map lists them."""
-    small = facts({"model_type": "t5", **T5}, head="seq2seq_lm")
+    small = derive_facts({"model_type": "t5", **T5}, head="seq2seq_lm")
     for layers in ({0: 1, 1: 0}, {1: 0, 0: 1}):
         pairs = Distill(teacher="t", layers={"encoder": layers})._layer_map(small, small)
         assert list(pairs["encoder"].items()) == [(0, 1), (1, 0)]
@@ -185,7 +185,7 @@ UNREAD = (
 def model(tmp_path: Path) -> Path:
     """A folder with a model, as hubs and trainers leave them."""
     folder = tmp_path / "model"
-    build(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm").save_pretrained(folder)
+    build_model(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm").save_pretrained(folder)
     for name in (*READ, *UNREAD):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")

@@ -12,7 +12,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import compressor
 from compressor.core.files import file_digest
-from compressor.data.bills import bills
+from compressor.data.bills import make_bills
 from compressor.data.tokenizers import train_tokenizer
 from tests.engine.opened_files import hooked, noted, watched
 from tests.engine.test_plan import planned
@@ -48,7 +48,7 @@ UNREAD = ("README.md", "trainer_state.json", "training_args.bin", "optimizer.pt"
 
 def write_inputs(folder: Path) -> None:
     """Two models as a trainer leaves them, a tokenizer's folder, and rows."""
-    rows = list(bills(12, seed=0, split="train"))
+    rows = list(make_bills(12, seed=0, split="train"))
     tokenizer = train_tokenizer((row["text"] for row in rows), vocab_size=300)
     tokenizer.chat_template = "{{ messages }}"
     for name in ("model", "teacher"):

@@ -78,7 +78,7 @@ def test_a_share_of_layers_is_so_many_of_whatever_there_are() -> None:
 
     assert plan_half(0.5).node("shrink").facts == plan_half(3).node("shrink").facts
     single = plan_half(0.5, "model.config.num_decoder_layers=1").node("shrink").facts
-    assert single is not None and single.stacks()["decoder"].layers == 1
+    assert single is not None and single.list_stacks()["decoder"].layers == 1
     with pytest.raises(RecipeError, match="share in"):
         plan_half(1.5)
 
@@ -183,7 +183,7 @@ def test_a_group_given_for_all_stacks_is_one_group(recipe) -> None:
     facts = planned(path).node("prune").facts
     assert facts is not None
     names, count = facts.masked[0]
-    assert count == round(0.5 * facts.numel(names))
+    assert count == round(0.5 * facts.count_entries(names))
     assert {name.split(".")[0] for name in names} == {"encoder", "decoder"}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from compressor.evaluation import bootstrap
 from compressor.evaluation.bootstrap import bootstrap_interval, paired_difference, resampled_means
-from compressor.evaluation.rouge import retention
+from compressor.evaluation.rouge import compute_retention
 
 
 def _mean(means: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
@@ -72,7 +72,7 @@ def test_constant_scores_have_an_interval_of_one_point() -> None:
     """Also of zeros; and of a score of 0 nothing is retained."""
     assert bootstrap_interval([0.25]) == (0.25, 0.25)
     assert bootstrap_interval([0.0] * 9) == (0.0, 0.0)
-    assert retention(0.5, 0.0) is None
+    assert compute_retention(0.5, 0.0) is None
 
 
 def test_pairing_sees_what_two_intervals_do_not() -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressor.backends.outputs import probabilities
+from compressor.backends.outputs import compute_probabilities
 from compressor.data.rows import Rows
 from compressor.evaluation.labels import (
     best_thresholds,
     is_labelled,
     mean_loss,
-    score,
-    summarize,
-    write,
+    score_predictions,
+    summarize_scores,
+    write_predictions,
 )
 
 NAMES = ("damage", "=praise")
@@ -33,13 +33,13 @@ def test_losses_are_those_of_the_definition() -> None:
     assert mean_loss(logits, given, "multi_label") == pytest.approx(expected)
     rows = [-math.log(math.exp(2) / (math.exp(2) + math.exp(-1))), -math.log(1.0)]
     assert mean_loss(logits, [[0], [1]], "single_label") == pytest.approx(sum(rows) / 2)
-    assert probabilities(logits, "single_label").sum(1) == pytest.approx([1, 1])
+    assert compute_probabilities(logits, "single_label").sum(1) == pytest.approx([1, 1])
 
 
 def test_scores_of_each_label_and_their_means() -> None:
     """At 0.5: damage is given to rows 0 (right) and 3 (wrong), praise to 1 and 2 (right)."""
     truth = np.array(ROWS.labels)
-    found = summarize(truth, (SCORES >= 0.5).astype(int), SCORES)
+    found = summarize_scores(truth, (SCORES >= 0.5).astype(int), SCORES)
     damage, praise = found["labels"]
     assert praise == {
         "positives": 2, "given": 2, "f1": 1.0, "roc_auc": 1.0, "average_precision": 1.0,
@@ -59,7 +59,7 @@ def test_micro_counts_rows_and_macro_counts_labels() -> None:
     """One label of 1 row, found; one of 3 rows, found once: F1 of 1 and 1/2, 2·2 / 6 together."""
     truth = np.array([[1, 1], [0, 1], [0, 1], [0, 0]])
     given = np.array([[1, 1], [0, 0], [0, 0], [0, 0]])
-    found = summarize(truth, given, given * 0.8 + 0.1)
+    found = summarize_scores(truth, given, given * 0.8 + 0.1)
     assert found["macro_f1"] == pytest.approx((1 + 1 / 2) / 2)
     assert found["micro_f1"] == pytest.approx(2 * 2 / (4 + 2))
 
@@ -67,24 +67,24 @@ def test_micro_counts_rows_and_macro_counts_labels() -> None:
 def test_one_label_alone_is_scored_as_one_of_many_is() -> None:
     """One right, one wrong, one missed: F1 is 2·1 / (2 + 2), not that of its absence."""
     truth, given = np.array([[1], [0], [1], [0], [0]]), np.array([[1], [1], [0], [0], [0]])
-    found = summarize(truth, given, given * 0.8 + 0.1)
+    found = summarize_scores(truth, given, given * 0.8 + 0.1)
     assert [found["labels"][0]["f1"], found["micro_f1"], found["macro_f1"]] == [0.5, 0.5, 0.5]
 
 
 def test_a_label_without_both_kinds_of_rows_has_no_ranking() -> None:
     """And is left out of the means, not counted as 0 or 1."""
     truth = np.array([[1, 0], [0, 0]])
-    found = summarize(truth, truth, np.array([[0.9, 0.1], [0.2, 0.3]]))
+    found = summarize_scores(truth, truth, np.array([[0.9, 0.1], [0.2, 0.3]]))
     assert found["labels"][1]["roc_auc"] is None
     assert (found["roc_auc"], found["average_precision"]) == (1.0, 1.0)
-    nothing = summarize(truth[:, 1:], truth[:, 1:], np.array([[0.1], [0.3]]))
+    nothing = summarize_scores(truth[:, 1:], truth[:, 1:], np.array([[0.1], [0.3]]))
     assert nothing["roc_auc"] is None
 
 
 def test_constant_scores_rank_nothing() -> None:
     """By hand: two of four rows have the first label, three the second, and all get 0.3."""
     truth, scores = np.array([[1, 1], [1, 1], [0, 1], [0, 0]]), np.full((4, 2), 0.3)
-    found = summarize(truth, np.array([[1, 0]] * 4), scores)
+    found = summarize_scores(truth, np.array([[1, 0]] * 4), scores)
     assert [label["f1"] for label in found["labels"]] == [pytest.approx(2 / 3), 0.0]
     assert found["roc_auc"] == 0.5 and found["average_precision"] == pytest.approx((0.5 + 0.75) / 2)
     assert best_thresholds(scores[:, :1], [[0], [1], [0], [1]]) == [0.15]
@@ -122,11 +122,11 @@ def test_a_file_gives_the_scores_it_was_written_from(tmp_path: Path, task) -> No
         labels = [[0], [1], [1], [0]]
         truth = np.eye(2, dtype=int)[[0, 1, 1, 0]]
         given = np.eye(2, dtype=int)[[0, 1, 1, 0]]
-    write(path, Rows(ROWS.texts, [], labels), SCORES, NAMES, [0.35, 0.7], task)
+    write_predictions(path, Rows(ROWS.texts, [], labels), SCORES, NAMES, [0.35, 0.7], task)
     assert is_labelled(path)
-    expected = summarize(truth, given, SCORES)
+    expected = summarize_scores(truth, given, SCORES)
     expected["labels"] = dict(zip(NAMES, expected["labels"], strict=True))
-    assert score(path) == expected
+    assert score_predictions(path) == expected
     assert "'=1+1" in path.read_text()
     assert "\n0,late,damage," in path.read_text()
 
@@ -135,8 +135,10 @@ def test_a_label_is_given_from_its_threshold_on(tmp_path: Path) -> None:
     """A probability that equals it is enough, one below is not."""
     path = tmp_path / "predictions.csv"
     scores = np.array([[0.5, 0.25], [0.49, 0.24]])
-    write(path, Rows(["a", "b"], [], [[1, 1], [1, 1]]), scores, NAMES, [0.5, 0.25], "multi_label")
-    assert [label["given"] for label in score(path)["labels"].values()] == [1, 1]
+    write_predictions(
+        path, Rows(["a", "b"], [], [[1, 1], [1, 1]]), scores, NAMES, [0.5, 0.25], "multi_label"
+    )
+    assert [label["given"] for label in score_predictions(path)["labels"].values()] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -151,8 +153,8 @@ def test_a_label_is_given_from_its_threshold_on(tmp_path: Path) -> None:
 def test_a_file_that_was_edited_wrongly_is_refused_with_its_line(tmp_path, old, new, expected):
     """`compressor score` reads what people edit."""
     path = tmp_path / "predictions.csv"
-    write(path, ROWS, SCORES, NAMES, [0.5, 0.5], "multi_label")
+    write_predictions(path, ROWS, SCORES, NAMES, [0.5, 0.5], "multi_label")
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(ValueError, match=r"predictions\.csv") as error:
-        score(path)
+        score_predictions(path)
     assert expected in str(error.value)

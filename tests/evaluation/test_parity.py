@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 import compressor
-from compressor.backends.formats import Exported
+from compressor.backends.formats import ExportInfo
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
 from compressor.data.rows import Rows
@@ -27,14 +27,14 @@ from compressor.data.tokenizers import train_tokenizer
 from compressor.evaluation.parity import (
     Outputs,
     Parity,
-    _compare,
-    _keep,
+    _compare_outputs,
+    _keep_evidence,
     _passed_limits,
+    check_parity,
     equal_share,
-    gate,
 )
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build
+from compressor.models.loading import build_model
 from compressor.models.surgery import keep_layers
 from compressor.stages.base import Context, Inputs, Launch
 from compressor.stages.export import Export
@@ -59,8 +59,8 @@ def source() -> Checkpoint:
         num_decoder_layers=3, dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0,
         eos_token_id=1,
     )  # fmt: skip
-    learned = Checkpoint(build(config, "seq2seq_lm"), tokenizer, "seq2seq_lm")
-    batch = learned.examples(DATA.load("test"), DATA).batch(list(range(12)), 0)
+    learned = Checkpoint(build_model(config, "seq2seq_lm"), tokenizer, "seq2seq_lm")
+    batch = learned.tokenize_rows(DATA.load("test"), DATA).batch(list(range(12)), 0)
     optimizer = torch.optim.AdamW(learned.model.parameters(), lr=5e-3)
     for _ in range(150):
         optimizer.zero_grad()
@@ -84,7 +84,7 @@ def export(model: Checkpoint, folder: Path, kind: str, weights: str) -> Path:
 
 def check(source: Checkpoint, folder: Path, weights: str, **settings) -> dict:
     rows = DATA.load("test")
-    return gate(
+    return check_parity(
         Parity(**settings), source, folder, rows, DATA, weights=("float32", weights),
         evidence=folder.parent / "evidence",
     )  # fmt: skip
@@ -150,7 +150,7 @@ def test_a_wrong_scale_in_ctranslate2_fails(source, tmp_path) -> None:
 @pytest.mark.parametrize(("kind", "weights"), [FORMATS[0], FORMATS[2], FORMATS[4]])
 def test_an_untied_head_fails(source, kind, weights, tmp_path) -> None:
     """A head that is a tensor of its own, drawn anew, where the source's is its embedding."""
-    model = build(source.model.config, "seq2seq_lm", untied_head=True)
+    model = build_model(source.model.config, "seq2seq_lm", untied_head=True)
     state = source.model.state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -186,7 +186,7 @@ def cut_short(folder: Path) -> None:
 
 
 def no_prefix(folder: Path) -> None:
-    about = Exported.load(folder)
+    about = ExportInfo.load(folder)
     about.model_copy(update={"prefix": ""}).save(folder)
 
 
@@ -227,19 +227,19 @@ def test_an_export_of_a_head_that_is_zero_is_its_source() -> None:
     """Logits that are 0 on both sides used to differ "by nan of the largest"."""
     rows, data = Rows(["a", "b"]), DATA.model_copy(update={"task": "multi_label"})
     zeros, other = (Outputs(None, [], np.full((2, 2), value)) for value in (0.0, 0.5))
-    found = _compare(zeros, zeros, rows, data)
+    found = _compare_outputs(zeros, zeros, rows, data)
     assert found == {"logits_difference": 0.0, "equal_labels": 1.0}
     limits = {"tokens": 1.0, "rouge": 0.0, "logits": 1e-3, "labels": 1.0}
     assert _passed_limits(found, limits) == []
     with np.errstate(divide="ignore"):
-        assert _passed_limits(_compare(zeros, other, rows, data), limits)
+        assert _passed_limits(_compare_outputs(zeros, other, rows, data), limits)
 
 
 def test_the_rows_that_failed_are_no_formulas(tmp_path: Path) -> None:
     """In what a failed gate leaves to be looked at in a spreadsheet."""
     texts = ["=1+1", "+1", "@x", "\t=1"]
     outputs = Outputs(None, texts, None)
-    _keep(tmp_path / "evidence", {}, {}, Rows(texts), outputs, outputs)
+    _keep_evidence(tmp_path / "evidence", {}, {}, Rows(texts), outputs, outputs)
     with (tmp_path / "evidence" / "rows.csv").open(newline="", encoding="utf-8") as stream:
         cells = [cell for line in csv.reader(stream) for cell in line]
     assert sum(cell.startswith("'") for cell in cells) == 3 * len(texts)

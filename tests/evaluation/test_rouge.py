@@ -18,8 +18,8 @@ from compressor.evaluation.bootstrap import bootstrap_interval
 from compressor.evaluation.rouge import (
     NAMES,
     choose_tokenizer,
-    closeness,
-    retention,
+    compute_closeness,
+    compute_retention,
     score_rows,
     score_texts,
     summarize_scores,
@@ -186,9 +186,9 @@ def test_interval_refuses_what_has_none(values: list[float], options: dict[str, 
 
 def test_closeness_flatters_where_retention_does_not() -> None:
     """The published example: 0.30 against 0.38."""
-    assert closeness(0.30, 0.38) == pytest.approx(0.92)
-    assert retention(0.30, 0.38) == pytest.approx(0.789, abs=5e-4)
-    assert retention(0.30, 0.0) is None
+    assert compute_closeness(0.30, 0.38) == pytest.approx(0.92)
+    assert compute_retention(0.30, 0.38) == pytest.approx(0.789, abs=5e-4)
+    assert compute_retention(0.30, 0.0) is None
 
 
 def test_metric_fetches_nothing_and_leaves_nothing(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from compressor.data.examples import Examples
 from compressor.data.messages import Messages
 from compressor.data.sources import Data
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.facts import Facts, architecture
-from compressor.models.loading import build
+from compressor.models.facts import Facts, load_architecture
+from compressor.models.loading import build_model
 from compressor.stages.base import Context, Launch, Planning
 
 T5 = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 3, "num_layers": 2}
@@ -121,7 +121,7 @@ CHANGES = [
     ("distilbert", {"sinusoidal_pos_embds": True, "activation": "relu"}),
     *((kind, BLOCKS) for kind in ("bert", "roberta", "electra", "distilbert", "bart", "marian")),
 ]
-CASES = [(m, c, head) for m, c in CHANGES for head in architecture(m).HEADS]
+CASES = [(m, c, head) for m, c in CHANGES for head in load_architecture(m).HEADS]
 BILLS = Bills(source="bills")
 TWO_LABELS = Messages(source="messages", labels=("refund", "delivery"))
 LAYOUTS = {"seq2seq_lm": "pairs", "causal_lm": "joined", "sequence_classification": "class"}
@@ -135,7 +135,7 @@ def build_case(model_type: str, changes: dict, head: str) -> Checkpoint:
         values |= {"decoder_start_token_id": 0, "forced_eos_token_id": None}
     config = AutoConfig.for_model(model_type, **values)
     untied = changes.get("tie_word_embeddings") is False
-    model = build(config, head, untied_head=untied).eval()
+    model = build_model(config, head, untied_head=untied).eval()
     with torch.no_grad():  # biases and norms too, so that one that gets lost shows
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dim() == 1:
@@ -178,7 +178,7 @@ def examples(head: str, count: int = 12) -> Examples:
 
 
 def prunable_parts(table: Facts) -> list[str]:
-    return [path for path in table.groups() if "." in path or path == "lm_head"]
+    return [path for path in table.list_groups() if "." in path or path == "lm_head"]
 
 
 def reload(checkpoint: Checkpoint, folder: Path) -> Checkpoint:

@@ -12,18 +12,18 @@ from transformers import AutoConfig
 
 from compressor.core.console import Console
 from compressor.core.progress import Progress
-from compressor.data.bills import Bills, bills
+from compressor.data.bills import Bills, make_bills
 from compressor.data.sources import Data, Files
 from compressor.data.tokenizers import train_tokenizer
 from compressor.engine import worker
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Facts
-from compressor.models.loading import build
+from compressor.models.loading import build_model
 from compressor.stages.base import Context, Inputs, Planning, Stage, stage_class
 from compressor.training.launch_config import Launch
 
-TEXTS = [row["text"] for row in bills(40, seed=0, split="train")]
-SUMMARIES = [row["summary"] for row in bills(40, seed=0, split="train")]
+TEXTS = [row["text"] for row in make_bills(40, seed=0, split="train")]
+SUMMARIES = [row["summary"] for row in make_bills(40, seed=0, split="train")]
 T5 = {
     "vocab_size": 304, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2,
     "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
@@ -47,7 +47,7 @@ def pico_t5(**changes: Any) -> Checkpoint:
     """A T5 with an embedding of 304 rows, drawn from seed 0, and its tokenizer."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("t5", **{**T5, **changes})
-    return Checkpoint(build(config, "seq2seq_lm").eval(), tokenizer(), "seq2seq_lm")
+    return Checkpoint(build_model(config, "seq2seq_lm").eval(), tokenizer(), "seq2seq_lm")
 
 
 def pico_classifier(model_type: str = "bert", *, labels: int = 2, **changes: Any) -> Checkpoint:
@@ -56,7 +56,7 @@ def pico_classifier(model_type: str = "bert", *, labels: int = 2, **changes: Any
     sizes = BERT if model_type == "bert" else GPT2
     about = {"num_labels": labels, "problem_type": "multi_label_classification"}
     config = AutoConfig.for_model(model_type, **{**sizes, **about, **changes})
-    model = build(config, "sequence_classification").eval()
+    model = build_model(config, "sequence_classification").eval()
     return Checkpoint(model, tokenizer(), "sequence_classification")
 
 

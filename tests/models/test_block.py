@@ -31,8 +31,8 @@ from compressor.data.examples import Examples
 from compressor.models.block import Block
 from compressor.models.block_config import FILE, BlockSizes
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.facts import architecture, facts
-from compressor.models.loading import Head, build, load_pretrained
+from compressor.models.facts import derive_facts, load_architecture
+from compressor.models.loading import Head, build_model, load_pretrained
 from compressor.models.surgery import replace_layers
 from compressor.stages.approximate import Approximate
 from compressor.stages.base import Context, Inputs, Launch, Planning
@@ -54,9 +54,9 @@ REAL = torch.tensor([[i < n for i in range(5)] for n in LENGTHS])
 def fresh(model_type: str = "bert", head: Head | None = None, **changes: Any) -> Checkpoint:
     """A pico model whose weights are large enough for its layers to matter."""
     torch.manual_seed(0)
-    head = head or architecture(model_type).HEADS[0]
+    head = head or load_architecture(model_type).HEADS[0]
     config = AutoConfig.for_model(model_type, **(PICO[model_type] | {"pad_token_id": 0} | changes))
-    model = build(config, head).eval()
+    model = build_model(config, head).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:  # Marian's positions are not
@@ -96,20 +96,20 @@ def planning(table: Any, told: list[tuple[str, str]] | None = None, **data: Any)
 
 def pico(model_type: str, **changes: Any) -> Any:
     known = {"model_type": model_type, **PICO[model_type], **changes}
-    return facts(known, head=architecture(model_type).HEADS[0])
+    return derive_facts(known, head=load_architecture(model_type).HEADS[0])
 
 
 def test_the_published_shape_has_the_published_counts() -> None:
     """Two layers of BERT-base, 14,175,744 parameters; the block, 5,022,336; both real modules."""
     with torch.device("meta"):
-        layers = build(AutoConfig.for_model("bert"), "none").encoder.layer[:2]
+        layers = build_model(AutoConfig.for_model("bert"), "none").encoder.layer[:2]
         block = Block(768, BlockSizes())
     assert sum(p.numel() for p in layers.parameters()) == 14_175_744
     assert sum(p.numel() for p in block.parameters()) == 5_022_336
-    base = facts({"model_type": "bert"}, head="none")
+    base = derive_facts({"model_type": "bert"}, head="none")
     smaller = base.replace_layers("encoder", [0, 1], BlockSizes())
     assert base.parameters - smaller.parameters == 14_175_744 - 5_022_336
-    assert len(smaller.groups()["encoder.block"]) == 12
+    assert len(smaller.list_groups()["encoder.block"]) == 12
 
 
 def by_hand(block: Block, x: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ def test_it_comes_back_everywhere(tmp_path) -> None:
     Export(parity=None).run(Inputs(tmp_path / "int8"), context(tmp_path / "dequantized"))
     where["dequantized"] = tmp_path / "dequantized" / "model"
     assert sum(isinstance(m, Block) for m in int8.model.modules()) == 1
-    assert len(Quantize().preview(planning(start.facts())).int8) == len(
+    assert len(Quantize().preview(planning(start.derive_facts())).int8) == len(
         [name for name in int8.model.state_dict() if name.endswith("_scale")]
     )
     code = (

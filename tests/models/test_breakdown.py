@@ -10,13 +10,13 @@ import torch
 from transformers import AutoConfig
 
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build
+from compressor.models.loading import build_model
 from tests.harness.models import BART, BERT, PICO, T5
 
 
 def _checkpoint(model_type: str, config: dict[str, Any], head: str) -> Checkpoint:
     real = AutoConfig.for_model(model_type, **config)
-    return Checkpoint(build(real, head).eval(), None, head)  # type: ignore[arg-type]
+    return Checkpoint(build_model(real, head).eval(), None, head)  # type: ignore[arg-type]
 
 
 def _head(model_type: str) -> str:
@@ -31,7 +31,7 @@ def test_every_weight_is_in_one_place(model_type: str, tmp_path: Path) -> None:
     """The places' counts add up to the model's own, of all weights and of those not zero."""
     checkpoint = _checkpoint(model_type, PICO[model_type], _head(model_type))
     checkpoint.save(tmp_path)
-    found = checkpoint.measure(tmp_path)
+    found = checkpoint.measure_sizes(tmp_path)
     for name, total in (("weights", "parameters"), ("nonzero", "nonzero")):
         assert sum(sum(group[name]) for group in found["groups"].values()) == found[total]
     in_layers = [g for g in found["groups"].values() if g["layers"][0] is not None]
@@ -45,9 +45,9 @@ def test_zeros_are_found_where_they_are(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in checkpoint.model.parameters():
             parameter.fill_(1.0)
-        checkpoint.parameter("encoder.block.1.layer.1.DenseReluDense.wi.weight")[:12] = 0
+        checkpoint.get_parameter("encoder.block.1.layer.1.DenseReluDense.wi.weight")[:12] = 0
     checkpoint.save(tmp_path)
-    groups = checkpoint.measure(tmp_path)["groups"]
+    groups = checkpoint.measure_sizes(tmp_path)["groups"]
     size = 2 * 16 * 24  # wi and wo
     assert groups["encoder.feed_forward"] == {
         "layers": [0, 1],
@@ -68,7 +68,7 @@ def test_head_and_embedding_are_in_no_layer(
     """What belongs to no layer says None; norms and biases are `other`."""
     checkpoint = _checkpoint(model_type, config, _head(model_type))
     checkpoint.save(tmp_path)
-    groups = checkpoint.measure(tmp_path)["groups"]
+    groups = checkpoint.measure_sizes(tmp_path)["groups"]
     table = "embedding" if model_type == "bert" else "lm_head"
     assert groups[table]["layers"] == [None] and groups[table]["weights"][0] >= 50 * 16
     assert groups["other"]["layers"] == [None]

@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, BertConfig, T5Config
 
 from compressor.core.errors import StageError
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build, has_untied_head, load_pretrained
+from compressor.models.loading import build_model, has_untied_head, load_pretrained
 from compressor.models.surgery import keep_layers
 
 T5 = {
@@ -24,7 +24,7 @@ IDS = torch.arange(2, 12)[None]
 def t5(**config) -> Checkpoint:
     torch.manual_seed(0)
     untied = config.pop("untied", False)
-    model = build(T5Config(**T5 | config), "seq2seq_lm", untied_head=untied).eval()
+    model = build_model(T5Config(**T5 | config), "seq2seq_lm", untied_head=untied).eval()
     return Checkpoint(model, None, "seq2seq_lm")
 
 
@@ -126,7 +126,7 @@ def test_bert_shrinks_too() -> None:
         vocab_size=60, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
         intermediate_size=32,
     )  # fmt: skip
-    model = build(config, "none").eval()
+    model = build_model(config, "none").eval()
     with torch.no_grad():
         whole = model(input_ids=IDS, output_hidden_states=True).hidden_states
     smaller = keep_layers(Checkpoint(model, None, "none"), {"encoder": [0, 1]})

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from compressor.models.facts import Facts, architecture, evenly_spaced, facts
-from compressor.models.loading import AUTO_CLASSES, build, has_untied_head
+from compressor.models.facts import Facts, derive_facts, evenly_spaced, load_architecture
+from compressor.models.loading import AUTO_CLASSES, build_model, has_untied_head
 from compressor.models.quantized_layers import quantize_weights
 from tests.harness.models import BLOCKS, PICO, TWO_VOCABULARIES, UNTIED
 
@@ -44,7 +44,7 @@ CASES = [
     (model_type, values, head)
     for model_type, changes in [*((kind, {}) for kind in PICO), *VARIANTS]
     for values in (PICO[model_type] | changes,)
-    for head in architecture(model_type).HEADS
+    for head in load_architecture(model_type).HEADS
 ]
 
 
@@ -52,11 +52,11 @@ def real(model_type: str, values: dict, head: str, device: str = "meta"):
     """The real model, its head untied where the config says so."""
     with torch.device(device):
         config = AutoConfig.for_model(model_type, **values)
-        return build(config, head, untied_head=values.get("tie_word_embeddings") is False)
+        return build_model(config, head, untied_head=values.get("tie_word_embeddings") is False)
 
 
 def known(model_type: str, values: dict, head: str) -> Facts:
-    return facts({"model_type": model_type, **values}, head=head)
+    return derive_facts({"model_type": model_type, **values}, head=head)
 
 
 def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -70,14 +70,14 @@ def test_the_table_names_every_parameter_with_its_shape(model_type, values, head
     table = known(model_type, values, head)
     assert dict(table.shapes) == shapes(model)
     assert table.parameters == model.num_parameters()
-    again = facts(model.config.to_dict(), head=head, untied_head=has_untied_head(model))
+    again = derive_facts(model.config.to_dict(), head=head, untied_head=has_untied_head(model))
     assert dict(again.shapes) == shapes(model)
 
 
 @pytest.mark.parametrize("model_type", PICO)
 def test_the_defaults_are_those_of_transformers(model_type) -> None:
     """A config that says nothing but its type gives the real model's parameters, for each head."""
-    for head in architecture(model_type).HEADS:
+    for head in load_architecture(model_type).HEADS:
         with torch.device("meta"):
             model = AUTO_CLASSES[head].from_config(AutoConfig.for_model(model_type))
         assert dict(known(model_type, {}, head).shapes) == shapes(model)
@@ -87,10 +87,10 @@ def test_the_defaults_are_those_of_transformers(model_type) -> None:
 def test_the_groups_are_the_weights_of_the_layers(model_type, values, head) -> None:
     """Disjoint, and together every Linear or Conv1D weight of the layers and the language head."""
     model, table = real(model_type, values, head), known(model_type, values, head)
-    parts = {path: names for path, names in table.groups().items() if "." in path}
-    parts |= {path: names for path, names in table.groups().items() if path == "lm_head"}
+    parts = {path: names for path, names in table.list_groups().items() if "." in path}
+    parts |= {path: names for path, names in table.list_groups().items() if path == "lm_head"}
     members = [name for names in parts.values() for name in names]
-    prefixes = tuple(f"{stack.prefix}." for stack in table.stacks().values())
+    prefixes = tuple(f"{stack.prefix}." for stack in table.list_stacks().values())
     expected = [
         f"{name}.weight"
         for name, module in model.named_modules()
@@ -106,14 +106,16 @@ def test_the_groups_are_the_weights_of_the_layers(model_type, values, head) -> N
 def test_what_a_plan_calls_linear_is_what_becomes_int8(model_type, values, head) -> None:
     """The names are those of the weights that `quantize_weights` replaces in the real model."""
     model = real(model_type, values, head, device="cpu")
-    assert sorted(quantize_weights(model)) == sorted(known(model_type, values, head).linear())
+    assert sorted(quantize_weights(model)) == sorted(
+        known(model_type, values, head).list_linear_weights()
+    )
 
 
 def test_the_groups_are_named_by_place_in_the_order_of_system_b() -> None:
     """Six for an encoder-decoder, two and the head for a decoder, two for an encoder."""
 
     def paths(model_type: str, head: str) -> list[str]:
-        found = known(model_type, {}, head).groups()
+        found = known(model_type, {}, head).list_groups()
         return [path for path in found if "." in path or path == "lm_head"]
 
     six = [
@@ -132,10 +134,10 @@ def test_the_groups_are_named_by_place_in_the_order_of_system_b() -> None:
 def test_planned_layers_are_those_of_a_smaller_config() -> None:
     """Dropping layers in a plan gives the shapes that transformers gives a config with fewer."""
     for model_type, values in PICO.items():
-        for head in architecture(model_type).HEADS:
+        for head in load_architecture(model_type).HEADS:
             table = known(model_type, values, head)
-            stack = list(table.stacks())[-1]
-            key, count = table.stacks()[stack].config_key, table.stacks()[stack].layers
+            stack = list(table.list_stacks())[-1]
+            key, count = table.list_stacks()[stack].config_key, table.list_stacks()[stack].layers
             smaller = table.keep_layers({stack: list(range(1, count))})
             model = real(model_type, values | {key: count - 1}, head)
             assert dict(smaller.shapes) == shapes(model), (model_type, head)
@@ -170,10 +172,10 @@ def test_layers_are_kept_evenly_spaced(layers: int, keep: int, expected: list[in
 def test_units_lie_in_equal_blocks_along_their_axes(model_type, changes, head) -> None:
     """Every width of the config that a tensor has is declared once, on the right axis."""
     config = {"model_type": model_type, **PICO[model_type], **changes}
-    known = facts(config, head=head, untied_head=head == "seq2seq_lm")
+    known = derive_facts(config, head=head, untied_head=head == "seq2seq_lm")
     owned: dict[str, str] = {}
     for kind in ("heads", "feed_forward", "vocabulary"):
-        for units in known.units(kind):
+        for units in known.list_units(kind):
             assert units.count == known.config[units.config_key]
             for name, axis in units.tensors.items():
                 assert known.shapes[name][axis] % units.count == 0, name
@@ -188,9 +190,9 @@ def test_units_lie_in_equal_blocks_along_their_axes(model_type, changes, head) -
 def test_as_many_tokens_as_there_are_positions_can_be_read_and_no_more(model_type) -> None:
     """RoBERTa's table of 514 is for 512 tokens: its positions begin behind the padding's."""
     head = {"gpt2": "causal_lm", "bart": "seq2seq_lm"}.get(model_type, "none")
-    positions = facts({"model_type": model_type} | PICO[model_type], head=head).positions
+    positions = derive_facts({"model_type": model_type} | PICO[model_type], head=head).positions
     config = AutoConfig.for_model(model_type, **PICO[model_type] | {"pad_token_id": 1})
-    model = build(config, head).eval()
+    model = build_model(config, head).eval()
     model(input_ids=torch.full((1, positions), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, positions + 1), 5))

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.data.batching import collate
+from compressor.data.batching import collate_rows
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.facts import architecture, facts
+from compressor.models.facts import derive_facts, load_architecture
 from compressor.models.loading import has_untied_head
-from compressor.models.surgery import dequantized, keep_layers
+from compressor.models.surgery import dequantize_checkpoint, keep_layers
 from compressor.stages.base import Context, Inputs
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
@@ -65,7 +65,7 @@ def test_pruned_and_trained_it_comes_back_as_it_was(tmp_path, model_type, change
     found = Load(source=str(tmp_path / "fresh"), head=head).preview(planning_of(None, data))
     assert dict(found.shapes) == {n: tuple(p.shape) for n, p in start.model.named_parameters()}
 
-    table = facts({"model_type": model_type} | PICO[model_type] | changes, head=head)
+    table = derive_facts({"model_type": model_type} | PICO[model_type] | changes, head=head)
     prune = Prune(amounts=dict.fromkeys(prunable_parts(table), 0.5))
     planned = prune.preview(planning_of(table))
     where = context(tmp_path)
@@ -75,14 +75,14 @@ def test_pruned_and_trained_it_comes_back_as_it_was(tmp_path, model_type, change
         train(pruned, where)
         moved = {n for n, p in pruned.model.named_parameters() if not torch.equal(p, before[n])}
         assert pruned.masks.keys() <= moved
-    members = frozenset(name for names in table.groups().values() for name in names)
+    members = frozenset(name for names in table.list_groups().values() for name in names)
     assert pruned.masks.keys() == members
-    alive = sum(int(pruned.parameter(name).count_nonzero()) for name in members)
-    assert (alive, True) == planned.remaining(members)
-    assert alive < 0.51 * table.numel(members)
+    alive = sum(int(pruned.get_parameter(name).count_nonzero()) for name in members)
+    assert (alive, True) == planned.count_remaining(members)
+    assert alive < 0.51 * table.count_entries(members)
     for name, mask in pruned.masks.items():
-        assert not pruned.parameter(name)[~mask].any()
-    assert pruned.measure(tmp_path / "fresh")["parameters"] == planned.parameters
+        assert not pruned.get_parameter(name)[~mask].any()
+    assert pruned.measure_sizes(tmp_path / "fresh")["parameters"] == planned.parameters
 
     back = reload(pruned, tmp_path / "pruned")
     assert torch.equal(outputs(back.model), outputs(pruned.model))
@@ -95,7 +95,7 @@ def by_hand(checkpoint: Checkpoint, kept: dict[str, list[int]]) -> nn.Module:
     model = copy.deepcopy(checkpoint.model)
     model.config.use_cache = False  # its layers' numbers have holes
     table = {**model.config.to_dict(), "head": checkpoint.head}
-    for name, stack in architecture(model.config.model_type).stacks(table).items():
+    for name, stack in load_architecture(model.config.model_type).stacks(table).items():
         layers = model.get_submodule(stack.prefix)
         left = nn.ModuleList(layers[index] for index in kept[name])
         for bias in stack.first_layer_only:
@@ -122,13 +122,13 @@ def test_fewer_layers_give_what_those_layers_give(
         for parameter in start.model.parameters():
             if parameter.requires_grad and parameter.dim() > 1:
                 parameter.mul_(10)
-    table = facts({"model_type": model_type} | PICO[model_type] | changes, head=head)
-    stacks = table.stacks()
+    table = derive_facts({"model_type": model_type} | PICO[model_type] | changes, head=head)
+    stacks = table.list_stacks()
     kept = {name: [i for i in keep if i < stack.layers] for name, stack in stacks.items()}
     start.masks = {
         name: torch.rand(tensor.shape) > 0.5
         for name, tensor in start.model.named_parameters()
-        if name in {member for names in table.groups().values() for member in names}
+        if name in {member for names in table.list_groups().values() for member in names}
     }
     start.apply_masks()
     smaller = keep_layers(start, kept)
@@ -137,12 +137,12 @@ def test_fewer_layers_give_what_those_layers_give(
     planned = table.keep_layers(kept)
     assert dict(planned.shapes) == {n: tuple(p.shape) for n, p in smaller.model.named_parameters()}
     for name, mask in smaller.masks.items():
-        assert not smaller.parameter(name)[~mask].any()
-        assert mask.shape == smaller.parameter(name).shape
+        assert not smaller.get_parameter(name)[~mask].any()
+        assert mask.shape == smaller.get_parameter(name).shape
     back = reload(smaller, tmp_path)
     assert torch.equal(outputs(back.model), expected)
     config = back.model.config.to_dict()
-    for stack in planned.stacks().values():
+    for stack in planned.list_stacks().values():
         assert config[stack.config_key] == stack.layers
     for key in ("layer_types", "max_window_layers"):
         if key in planned.config and key in changes:
@@ -169,13 +169,13 @@ def test_shrink_is_right_for_every_count_of_layers_and_not_only_halves(
     head = "none" if model_type == "bert" else "seq2seq_lm"
     start = build_case(model_type, SIX[model_type], head)
     start.save(tmp_path / "whole")
-    stacks = start.facts().stacks()
+    stacks = start.derive_facts().list_stacks()
     stage = Shrink(**{f"{stack}_layers": count for stack in stacks})
     smaller = stage.run(Inputs(tmp_path / "whole"), context(tmp_path))
     even = [index * 6 // count for index in range(count)]
     expected = outputs(by_hand(start, dict.fromkeys(stacks, even)))
     assert torch.equal(outputs(reload(smaller, tmp_path / "less").model), expected)
-    for stack in smaller.facts().stacks().values():
+    for stack in smaller.derive_facts().list_stacks().values():
         assert stack.layers == len(smaller.model.get_submodule(stack.prefix)) == count
 
 
@@ -186,7 +186,7 @@ def test_the_loss_is_the_models_own(model_type, changes, head) -> None:
     """Value and gradients, with padding, by whichever short way the family has."""
     checkpoint = build_case(model_type, changes, head)
     model, rows = checkpoint.model, examples(head, 4)
-    batch = collate([rows.row(index) for index in range(4)], pad_id=0, layout=LAYOUTS[head])
+    batch = collate_rows([rows.row(index) for index in range(4)], pad_id=0, layout=LAYOUTS[head])
     count = sum(map(len, rows.targets))
     theirs = model(**batch).loss * count
     expected = gradients(model, theirs)
@@ -198,7 +198,7 @@ def test_the_loss_is_the_models_own(model_type, changes, head) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
-    nothing = loss(collate([], pad_id=0, layout=LAYOUTS[head]))  # a rank without rows
+    nothing = loss(collate_rows([], pad_id=0, layout=LAYOUTS[head]))  # a rank without rows
     assert nothing.item() == 0
     assert not any(gradient.any() for gradient in gradients(model, nothing).values())
 
@@ -267,7 +267,7 @@ def test_a_recipe_carries_another_family(tmp_path, run, config, head, last) -> N
     assert groups["lm_head"]["left"] == round(400 * 16 * 0.7)
     validation = records["finetune"]["metrics"]["validation_losses"]
     assert validation[1] < validation[0] < 6.5  # a model that knows nothing: ln 400 = 6.0
-    table = facts(config, head=head)
+    table = derive_facts(config, head=head)
     parameters = records["recover"]["parameters"]
     assert parameters == table.parameters
     if head == "causal_lm":
@@ -318,7 +318,7 @@ def test_an_int8_embedding_scales_as_the_one_in_its_place(tmp_path, model_type) 
     with torch.inference_mode():
         found, expected = (
             each.model(input_ids=ids, decoder_input_ids=ids[:, :4]).logits
-            for each in (Checkpoint.load(tmp_path), dequantized(start))
+            for each in (Checkpoint.load(tmp_path), dequantize_checkpoint(start))
         )
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(found, expected)
@@ -330,19 +330,19 @@ def test_neurons_that_are_zero_leave_and_take_nothing_along(
 ) -> None:
     """Half of each layer's neurons, in every family: logits within 1e-5, planned sizes, reload."""
     start = build_case(model_type, changes, head)
-    table = start.facts()
+    table = start.derive_facts()
     chance = random.Random(1)
     with torch.no_grad():
-        for units in table.units("feed_forward"):
+        for units in table.list_units("feed_forward"):
             for neuron in chance.sample(range(units.count), units.count // 2):
                 for name, axis in units.tensors.items():
-                    start.parameter(name).data.select(axis, neuron).zero_()
+                    start.get_parameter(name).data.select(axis, neuron).zero_()
     expected = outputs(start.model)
     start.save(tmp_path / "before")
     stage = Slice(feed_forward=0.5)
     planned = stage.preview(planning_of(table))
     smaller = stage.run(Inputs(tmp_path / "before"), context(tmp_path))
-    assert smaller.facts().shapes == planned.shapes
+    assert smaller.derive_facts().shapes == planned.shapes
     assert planned.parameters < table.parameters
     assert torch.allclose(outputs(smaller.model), expected, atol=1e-5)
     back = reload(smaller, tmp_path / "after")
@@ -352,8 +352,8 @@ def test_neurons_that_are_zero_leave_and_take_nothing_along(
 @pytest.mark.parametrize("model_type", sorted(PICO))
 def test_the_layer_of_smallest_norm_leaves_in_every_family(tmp_path, model_type) -> None:
     """The first of each stack, made small, goes; the others stay."""
-    start = build_case(model_type, {}, architecture(model_type).HEADS[0])
-    stacks = start.facts().stacks()
+    start = build_case(model_type, {}, load_architecture(model_type).HEADS[0])
+    stacks = start.derive_facts().list_stacks()
     for stack in stacks.values():
         for name, parameter in start.model.named_parameters():
             if name.startswith(f"{stack.prefix}.0.") and parameter.ndim == 2:
@@ -371,25 +371,25 @@ def test_two_of_four_inputs_stay_in_every_family(tmp_path, model_type, changes, 
     """Whichever way round a family keeps its matrices, the four are inputs of one output."""
     start = build_case(model_type, changes, head)
     start.save(tmp_path / "before")
-    table = start.facts()
-    only = [path for path in table.groups() if path.endswith("feed_forward") and "." in path]
+    table = start.derive_facts()
+    only = [path for path in table.list_groups() if path.endswith("feed_forward") and "." in path]
     stage = Prune(pattern="2:4", only=only)
     planned = stage.preview(planning_of(table))
     pruned = stage.run(Inputs(tmp_path / "before"), context(tmp_path))
-    alive = sum(int(pruned.parameter(name).count_nonzero()) for name in pruned.masks)
-    assert (alive, True) == planned.remaining(frozenset(pruned.masks))
+    alive = sum(int(pruned.get_parameter(name).count_nonzero()) for name in pruned.masks)
+    assert (alive, True) == planned.count_remaining(frozenset(pruned.masks))
     for name, mask in pruned.masks.items():
-        rows = mask if name in table.linear() else mask.T
+        rows = mask if name in table.list_linear_weights() else mask.T
         assert rows.reshape(-1, 4).sum(1).tolist() == [2] * (mask.numel() // 4)
 
 
 @pytest.mark.parametrize("model_type", sorted(PICO.keys() - {"t5", "mt5", "longt5"}))
 def test_heads_that_no_config_can_spare_are_refused(model_type) -> None:
     """With the reason, while planning."""
-    head = architecture(model_type).HEADS[0]
+    head = load_architecture(model_type).HEADS[0]
     told = []
     where = replace(
-        planning_of(facts({"model_type": model_type} | PICO[model_type], head=head)),
+        planning_of(derive_facts({"model_type": model_type} | PICO[model_type], head=head)),
         problem=lambda path, message: told.append((path, message)),
     )
     Slice(heads=0.5).preview(where)

@@ -11,19 +11,19 @@ from transformers import T5Config
 
 from compressor.models import quantized_layers
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build
+from compressor.models.loading import build_model
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import (
     Int8Embedding,
     Int8Linear,
-    dequantize,
     dequantize_rows,
-    quantize,
+    dequantize_weight,
     quantize_rows,
+    quantize_weight,
     quantize_weights,
     set_activations,
 )
-from compressor.models.surgery import dequantized
+from compressor.models.surgery import dequantize_checkpoint
 
 T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
 
@@ -31,7 +31,7 @@ T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "
 def pico(*, untied: bool) -> nn.Module:
     torch.manual_seed(0)
     config = T5Config(**T5, decoder_start_token_id=0)
-    return build(config, "seq2seq_lm", untied_head=untied).eval()
+    return build_model(config, "seq2seq_lm", untied_head=untied).eval()
 
 
 def logits(model: nn.Module) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_an_outlier_takes_its_own_rows_scale_alone() -> None:
 def test_constant_weights_come_back_as_they_are(kind, value: float) -> None:
     """A scale that is the value's own 127th (8th), or for 0 is 1, gives each entry back."""
     weight = torch.full((4, 16), value)
-    assert torch.allclose(dequantize(*quantize(weight, kind, 8)), weight, rtol=4e-3)
+    assert torch.allclose(dequantize_weight(*quantize_weight(weight, kind, 8)), weight, rtol=4e-3)
 
 
 def test_rows_are_quantized_by_their_largest_entry() -> None:
@@ -151,8 +151,8 @@ def test_an_int8_model_comes_back_from_disk_as_it_was(tmp_path, untied, activati
     loaded = Checkpoint.load(tmp_path)
     assert torch.equal(logits(loaded.model), logits(model))
     assert (logits(model) - before).abs().max() < 0.1 * before.abs().max()
-    assert loaded.measure(tmp_path)["parameters"] == sum(
+    assert loaded.measure_sizes(tmp_path)["parameters"] == sum(
         parameter.numel() for parameter in pico(untied=untied).parameters()
     )
     if activations == "float":
-        assert torch.equal(logits(dequantized(loaded).model), logits(model))
+        assert torch.equal(logits(dequantize_checkpoint(loaded).model), logits(model))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, LongT5Config, T5Config
 
-from compressor.backends.torch.generation import decode
+from compressor.backends.torch.generation import decode_greedily
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.models import longt5
@@ -92,7 +92,7 @@ def test_encoder_states_are_transformers_own_at_padding_too(kind: str) -> None:
     del batch["labels"]
     with torch.inference_mode():
         expected = model.encoder(**batch)[0]
-        found = longt5.encode(model.encoder, **batch)
+        found = longt5.encode_in_chunks(model.encoder, **batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_long_texts_are_decoded_as_by_generate(kind: str) -> None:
     expected = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **limits)
     rows = [row[: int(mask.sum())].tolist() for row, mask in zip(
         batch["input_ids"], batch["attention_mask"], strict=True)]  # fmt: skip
-    found = decode(model, rows, max_length=12).tokens
+    found = decode_greedily(model, rows, max_length=12).tokens
     for mine, theirs in zip(found, expected[:, 1:].tolist(), strict=True):
         assert mine == theirs[: len(mine)]
         assert len(mine) == 11 or mine[-1] == 1
@@ -121,7 +121,7 @@ def test_an_int8_model_reads_long_texts_too() -> None:
     del batch["labels"]
     with torch.inference_mode():
         expected = model.encoder(**batch)[0]
-        found = longt5.encode(model.encoder, **batch)
+        found = longt5.encode_in_chunks(model.encoder, **batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

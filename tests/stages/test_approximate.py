@@ -191,8 +191,8 @@ def test_a_block_learns_more_than_the_running_mean(tmp_path, model_type, layers)
                 assert torch.equal(tensor, before[f"{stack.prefix}.{left[int(index)]}.{rest}"])
         else:
             assert torch.equal(tensor, before[name])
-    planned = Approximate(layers=layers, **SMALL).preview(planning(start.facts()))
-    assert planned.shapes == after.facts().shapes
+    planned = Approximate(layers=layers, **SMALL).preview(planning(start.derive_facts()))
+    assert planned.shapes == after.derive_facts().shapes
     assert planned.parameters == after.model.num_parameters()
 
 
@@ -211,7 +211,7 @@ def test_a_blocks_place_can_be_taken_again(tmp_path) -> None:
     """A block and the layer behind it are a teacher as any layers are; masks of others stay."""
     start, _ = approximated(fresh(), tmp_path / "first", layers=[0, 1], epochs=0)
     names = ["encoder.layer.0.query.0.weight", "encoder.layer.1.output.dense.weight"]
-    start.masks = {name: torch.rand(start.parameter(name).shape) > 0.5 for name in names}
+    start.masks = {name: torch.rand(start.get_parameter(name).shape) > 0.5 for name in names}
     start.apply_masks()
     tiny = {"heads": 1, "head_size": 2, "depth": 0}
     after, metrics = approximated(start, tmp_path / "second", layers=[0], block=tiny)
@@ -219,7 +219,7 @@ def test_a_blocks_place_can_be_taken_again(tmp_path) -> None:
     assert list(after.masks) == names[1:]
     blocks = after.model.config.encoder_blocks
     assert blocks == [tiny | {"dropout": 0.1}, None]
-    table = start.facts().prune(frozenset(names[:1]), 10).prune(frozenset(names[1:]), 20)
+    table = start.derive_facts().prune(frozenset(names[:1]), 10).prune(frozenset(names[1:]), 20)
     planned = Approximate(layers=[0], **SMALL | {"block": tiny}).preview(planning(table))
     assert planned.masked == ((frozenset(names[1:]), 20),)
     whole, _ = approximated(start, tmp_path / "third", layers=[0, 1], epochs=0)

@@ -18,7 +18,7 @@ from compressor.data.tokenizers import train_tokenizer
 from compressor.evaluation.resources import Counters, Peak
 from compressor.evaluation.timing import _Session, of_length
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build
+from compressor.models.loading import build_model
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import Int8Linear, quantize_weights, quantized_layers
 from compressor.stages.benchmark import Benchmark, Case, _figures
@@ -122,7 +122,7 @@ def read_by(folder: Path, *, quantized: bool = False) -> InThisProcess:
     tokenizer = train_tokenizer(texts, vocab_size=300)
     torch.manual_seed(0)
     config = T5Config(**T5 | {"vocab_size": len(tokenizer)}, decoder_start_token_id=0)
-    checkpoint = Checkpoint(build(config, "seq2seq_lm"), tokenizer, "seq2seq_lm")
+    checkpoint = Checkpoint(build_model(config, "seq2seq_lm"), tokenizer, "seq2seq_lm")
     if quantized:
         quantize_weights(checkpoint.model)
         checkpoint.quantization = Quantization(weights="int8", activations="int8")

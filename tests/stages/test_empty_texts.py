@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from compressor.backends.torch.generation import decode
+from compressor.backends.torch.generation import decode_greedily
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
 from compressor.models.checkpoint import Checkpoint
@@ -85,7 +85,7 @@ def test_a_row_of_unknown_characters_is_read(tmp_path: Path) -> None:
         tokenizer_object=known, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
     data = rows_of_text(tmp_path, ["漢字 漢", "ÄÖ ß"], ["漢", "ß"])
-    assert checkpoint.examples(data.load("train"), data).sources == [[2, 2], [2, 2]]
+    assert checkpoint.tokenize_rows(data.load("train"), data).sources == [[2, 2], [2, 2]]
     assert math.isfinite(measure("finetune", checkpoint, data, tmp_path, epochs=1)["train_loss"])
     assert measure("evaluate", checkpoint, data, tmp_path, max_length=4)["count"] == 2
 
@@ -93,9 +93,9 @@ def test_a_row_of_unknown_characters_is_read(tmp_path: Path) -> None:
 def test_empty_sources_are_decoded_under_a_tokenizer_that_ends_nothing(tmp_path: Path) -> None:
     """Such a row has no token at all: it is one masked pad, beside whatever row."""
     checkpoint = with_endless_tokenizer(pico_t5())
-    alone = decode(checkpoint.model, [[]], max_length=6).tokens[0]
-    beside = decode(checkpoint.model, [[5, 6, 7], []], max_length=6).tokens[1]
-    beams = decode(checkpoint.model, [[], []], max_length=6, num_beams=2).tokens
+    alone = decode_greedily(checkpoint.model, [[]], max_length=6).tokens[0]
+    beside = decode_greedily(checkpoint.model, [[5, 6, 7], []], max_length=6).tokens[1]
+    beams = decode_greedily(checkpoint.model, [[], []], max_length=6, num_beams=2).tokens
     assert alone == beside and len(beams) == 2
     data = rows_of_text(tmp_path, ["", ""], ["a", "b"])
     for kind in ("evaluate", "pseudo_label"):

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import compressor
-from compressor.backends.formats import refusal
+from compressor.backends.formats import explain_refusal
 from compressor.core.errors import RecipeError, StageError
 from compressor.engine.plan import Plan
-from compressor.evaluation.resources import sizes
-from compressor.models.facts import facts
+from compressor.evaluation.resources import measure_sizes
+from compressor.models.facts import derive_facts
 from tests.engine.test_plan import planned
 from tests.harness.models import PICO
 
@@ -233,7 +233,9 @@ def test_a_bert_that_reads_one_way_alone_is_no_ctranslate2_encoder() -> None:
     """Refused while planning: CTranslate2's encoders read both ways."""
     for decoder in (False, True):
         config = PICO["bert"] | {"model_type": "bert", "is_decoder": decoder}
-        reason = refusal("ctranslate2", facts(config, head="sequence_classification"))
+        reason = explain_refusal(
+            "ctranslate2", derive_facts(config, head="sequence_classification")
+        )
         assert (reason is not None and "is_decoder is true" in reason) == decoder
 
 
@@ -256,7 +258,7 @@ def test_sizes_are_those_that_other_tools_tell(tmp_path) -> None:
     data = bytes(range(256)) * 4000
     (tmp_path / "model.safetensors").write_bytes(data)
     (tmp_path / "config.json").write_bytes(b"{}")
-    found = sizes(tmp_path)
+    found = measure_sizes(tmp_path)
     assert found["bytes"] == len(data) and found["disk_bytes"] == len(data) + 2
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as file:

@@ -173,7 +173,7 @@ class Overflow(nn.Module):
 def test_a_validation_loss_that_overflows_ends_the_training(tmp_path: Path) -> None:
     """After the last step, too, and without a checkpoint, from which it would end as done."""
     checkpoint, data = pico_t5(), rows_of_text(tmp_path)
-    examples = checkpoint.examples(data.load("train"), data)
+    examples = checkpoint.tokenize_rows(data.load("train"), data)
     training = Training(
         loss=LabelLoss(checkpoint.model), measure=Overflow(LabelLoss(checkpoint.model)),
         model=checkpoint.model, train=examples, validation=examples, masks={}, pad_id=0, seed=0,

@@ -13,7 +13,7 @@ import torch
 
 from compressor.core.errors import StageError
 from compressor.core.files import write_json
-from compressor.core.numbers import finite, json_text, not_finite, require_finite_metrics
+from compressor.core.numbers import json_text, not_finite, replace_nonfinite, require_finite_metrics
 from compressor.models.checkpoint import Checkpoint
 from tests.harness.stages import measure, pico_classifier, pico_t5, rows_of_labels, rows_of_text
 
@@ -49,8 +49,8 @@ def filled(values: dict[str, float], scale: float = 1.0) -> Checkpoint:
     checkpoint = pico_t5()
     with torch.no_grad():
         for name, value in values.items():
-            checkpoint.parameter(name).fill_(value)
-        checkpoint.parameter("shared.weight").mul_(scale)
+            checkpoint.get_parameter(name).fill_(value)
+        checkpoint.get_parameter("shared.weight").mul_(scale)
     return checkpoint
 
 
@@ -58,7 +58,7 @@ def with_entry(value: float, name: str) -> Checkpoint:
     """A T5 with one entry of a tensor that is `value`."""
     checkpoint = pico_t5()
     with torch.no_grad():
-        checkpoint.parameter(name).view(-1)[3] = value
+        checkpoint.get_parameter(name).view(-1)[3] = value
     return checkpoint
 
 
@@ -121,8 +121,8 @@ def test_a_classifier_whose_logits_are_not_finite_is_not_scored(
     """As labels, NaN is below every threshold: a score like any other came of it."""
     checkpoint = pico_classifier()
     with torch.no_grad():
-        checkpoint.parameter("bert.pooler.dense.weight").fill_(1e30)
-        checkpoint.parameter("classifier.weight").fill_(value).mul_(1e30)
+        checkpoint.get_parameter("bert.pooler.dense.weight").fill_(1e30)
+        checkpoint.get_parameter("classifier.weight").fill_(value).mul_(1e30)
     with pytest.raises(StageError, match="the model's logits are NaN or infinite"):
         measure("evaluate", checkpoint, rows_of_labels(tmp_path), tmp_path)
 
@@ -142,6 +142,6 @@ def test_no_json_file_has_a_bare_nan(tmp_path: Path) -> None:
         write_json(path, {"a": math.nan})
     assert json.loads(path.read_text()) == {"a": 1}
     values = {"a": [math.nan, -math.inf, 1.5], "b": {"c": (math.inf, True)}}
-    assert finite(values) == {"a": [None, None, 1.5], "b": {"c": [None, True]}}
+    assert replace_nonfinite(values) == {"a": [None, None, 1.5], "b": {"c": [None, True]}}
     assert [path for path, _ in not_finite(values)] == ["a.0", "a.1", "b.c.0"]
     assert json.loads(json_text(values), parse_constant=pytest.fail)["a"] == [None, None, 1.5]

@@ -13,7 +13,7 @@ from compressor.core.errors import RecipeError, StageError
 from compressor.data.batching import global_batches
 from compressor.data.examples import (
     FILE,
-    Written,
+    WrittenTexts,
     read_pseudo_labels,
     with_pseudo_labels,
     write_pseudo_labels,
@@ -82,12 +82,12 @@ def test_the_texts_are_what_generate_gives(done: Path) -> None:
     teacher, data = Checkpoint.load(stage(done, "teacher")), data_of(done)
     rows = data.load("train")
     expected = []
-    for ids in teacher.examples(rows, data).sources:
+    for ids in teacher.tokenize_rows(rows, data).sources:
         limits = {"max_length": 20, "min_length": 4, "do_sample": False}
         (out,) = teacher.model.generate(torch.tensor([ids]), **limits)
         ends = out[-1].item() == teacher.tokenizer.eos_token_id
         text = teacher.tokenizer.decode(out, skip_special_tokens=True)
-        expected.append(Written(text, len(out) - 1, not ends))
+        expected.append(WrittenTexts(text, len(out) - 1, not ends))
     found = read_pseudo_labels(stage(done, "write") / FILE)
     assert found == expected
     assert min(label.tokens for label in found) >= 3  # the start token counts, as in transformers
@@ -107,7 +107,7 @@ def test_a_student_learns_the_texts_and_is_validated_on_references(done, name, b
     rows = data.load("train")
     written = [label.summary for label in read_pseudo_labels(stage(done, "write") / FILE)]
     assert all(written) and written != rows.summaries
-    examples = checkpoint.examples(Rows(rows.texts, written), data)
+    examples = checkpoint.tokenize_rows(Rows(rows.texts, written), data)
     lengths = examples.lengths(), [len(target) for target in examples.targets]
     batch = global_batches(*lengths, batch_size=8, seed=0, epoch=0)[0]
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_a_student_learns_the_texts_and_is_validated_on_references(done, name, b
     assert first == pytest.approx(summed / tokens, abs=1e-4)
 
     trained = Checkpoint.load(stage(done, name))
-    validation = trained.examples(data.load("validation"), data)
+    validation = trained.tokenize_rows(data.load("validation"), data)
     loss = LabelLoss(trained.model)
     expected = mean_loss(loss, validation, trained.pad_id, torch.device("cpu"))
     assert record(done, name)["metrics"]["validation_loss"] == pytest.approx(expected, abs=1e-4)
@@ -132,7 +132,9 @@ def test_a_stage_that_gives_no_model_has_no_row_in_the_table(done: Path) -> None
 
 def test_labels_come_back_as_they_were_written(tmp_path: Path) -> None:
     """Line ends of every kind, quotes, an empty one."""
-    labels = [Written(t, 3, False) for t in ('a\nb\r\n"c"', "\u2028\x85 \N{GRINNING FACE}", "")]
+    labels = [
+        WrittenTexts(t, 3, False) for t in ('a\nb\r\n"c"', "\u2028\x85 \N{GRINNING FACE}", "")
+    ]
     write_pseudo_labels(tmp_path / FILE, labels)
     assert read_pseudo_labels(tmp_path / FILE) == labels
 
@@ -140,14 +142,14 @@ def test_labels_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_where_nothing_was_written_the_reference_is_learned() -> None:
     """An empty text, and one of white space, would teach silence."""
     rows = Rows(["a", "b", "c"], ["one", "two", "three"])
-    labels = [Written(text, 1, False) for text in ("", "written", " \n")]
+    labels = [WrittenTexts(text, 1, False) for text in ("", "written", " \n")]
     assert with_pseudo_labels(rows, labels) == Rows(rows.texts, ["one", "written", "three"])
 
 
 def test_another_number_of_rows_is_refused() -> None:
     """A label must never stand beside another row's text."""
     with pytest.raises(StageError, match="1 pseudo-labels for 2 training rows"):
-        with_pseudo_labels(Rows(["a", "b"], ["one", "two"]), [Written("x", 1, False)])
+        with_pseudo_labels(Rows(["a", "b"], ["one", "two"]), [WrittenTexts("x", 1, False)])
 
 
 def planned(tmp_path: Path, *replacements: tuple[str, str]) -> Plan:

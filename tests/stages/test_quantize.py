@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 import compressor
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Facts
-from compressor.models.loading import ABOUT, build
-from compressor.models.surgery import dequantized
+from compressor.models.loading import ABOUT, build_model
+from compressor.models.surgery import dequantize_checkpoint
 from compressor.stages.base import Inputs
 from compressor.stages.export import Export
 from compressor.stages.quantize import Quantize
@@ -39,13 +39,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def pico(*, untied: bool = False, **changes: Any) -> Checkpoint:
     torch.manual_seed(0)
     config = AutoConfig.for_model("t5", **T5, decoder_start_token_id=0, **changes)
-    return Checkpoint(build(config, "seq2seq_lm", untied_head=untied).eval(), None, "seq2seq_lm")
+    return Checkpoint(
+        build_model(config, "seq2seq_lm", untied_head=untied).eval(), None, "seq2seq_lm"
+    )
 
 
 def bert() -> Checkpoint:
     torch.manual_seed(0)
     config = AutoConfig.for_model("bert", **BERT)
-    return Checkpoint(build(config, "sequence_classification").eval(), None,
+    return Checkpoint(build_model(config, "sequence_classification").eval(), None,
                       "sequence_classification")  # fmt: skip
 
 
@@ -84,7 +86,7 @@ def test_a_plan_knows_the_bytes_of_every_tensor(
 ) -> None:
     """Names, types and sizes in the file are those of the plan; the same logits after a reload."""
     source = start()
-    facts, told = planned(source.facts(), **SETTINGS[kind])
+    facts, told = planned(source.derive_facts(), **SETTINGS[kind])
     found = quantized(source, tmp_path, **SETTINGS[kind])
     assert not told
     with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
@@ -92,12 +94,12 @@ def test_a_plan_knows_the_bytes_of_every_tensor(
     assert sizes.keys() - facts.shapes.keys() == {f"{n}_scale" for n in facts.int8 | facts.int4}
     for name in facts.shapes:
         assert sizes[name] + sizes.get(f"{name}_scale", 0) == facts.tensor_bytes(name), name
-    assert sum(sizes.values()) == facts.bytes < source.facts().bytes
+    assert sum(sizes.values()) == facts.bytes < source.derive_facts().bytes
     loaded = Checkpoint.load(tmp_path / "saved")
     assert loaded.quantization == found.quantization and loaded.quantization.weights == kind
     assert torch.equal(logits(loaded.model), logits(found.model))
-    assert loaded.measure(tmp_path / "saved")["parameters"] == facts.parameters
-    twin = logits(dequantized(loaded).model)
+    assert loaded.measure_sizes(tmp_path / "saved")["parameters"] == facts.parameters
+    twin = logits(dequantize_checkpoint(loaded).model)
     assert twin.dtype == torch.float32
     exact = kind in ("int8", "int4")
     torch.testing.assert_close(
@@ -108,16 +110,18 @@ def test_a_plan_knows_the_bytes_of_every_tensor(
 
 def test_which_weights_become_what() -> None:
     """int4 where groups divide the columns; tables int8; small tables and positions stay float."""
-    facts, _ = planned(bert().facts(), weights="int4", group_size=64)
+    facts, _ = planned(bert().derive_facts(), weights="int4", group_size=64)
     words = "bert.embeddings.word_embeddings.weight"
     assert facts.int4 == {f"bert.encoder.layer.{i}.output.dense.weight" for i in range(3)}
     assert words in facts.int8 and "classifier.weight" in facts.int8
     assert "bert.embeddings.position_embeddings.weight" not in facts.int8 | facts.int4
-    without, _ = planned(bert().facts(), embeddings=False)
+    without, _ = planned(bert().derive_facts(), embeddings=False)
     assert words not in without.int8
-    small, _ = planned(replace(bert().facts(), shapes=bert().facts().shapes | {words: (1023, 32)}))
+    small, _ = planned(
+        replace(bert().derive_facts(), shapes=bert().derive_facts().shapes | {words: (1023, 32)})
+    )
     assert words not in small.int8
-    tied, _ = planned(pico().facts(), weights="int4", embeddings=False)
+    tied, _ = planned(pico().derive_facts(), weights="int4", embeddings=False)
     assert tied.int8 >= {"shared.weight"}  # a head is tied to it
 
 
@@ -133,11 +137,11 @@ def test_zeros_stay_zeros(tmp_path: Path, kind: str) -> None:
     zeros = {name: tensor == 0 for name, tensor in before.items()}
     quantized(start, tmp_path, **SETTINGS[kind])
     loaded = Checkpoint.load(tmp_path / "saved")
-    after = dequantized(loaded).model.state_dict()
+    after = dequantize_checkpoint(loaded).model.state_dict()
     assert sum(int(zero.sum()) for zero in zeros.values()) > 10_000
     assert all(torch.all(after[name][zero] == 0) for name, zero in zeros.items())
-    nonzero = sum(int(torch.count_nonzero(after[n])) for n in loaded.facts().shapes)
-    assert loaded.measure(tmp_path / "saved")["nonzero"] == nonzero
+    nonzero = sum(int(torch.count_nonzero(after[n])) for n in loaded.derive_facts().shapes)
+    assert loaded.measure_sizes(tmp_path / "saved")["nonzero"] == nonzero
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
@@ -149,14 +153,14 @@ def test_a_half_model_is_exported_as_it_is(tmp_path: Path, kind: str) -> None:
         types = {str(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
     assert types == {f"torch.{kind}"}
     plain = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
-    assert torch.equal(logits(plain), logits(dequantized(found).model))
+    assert torch.equal(logits(plain), logits(dequantize_checkpoint(found).model))
 
 
 def test_an_int4_model_is_exported_as_the_floats_it_stands_for(tmp_path: Path) -> None:
     """float32, and equal to the bit."""
     found = quantized(pico(), tmp_path, **SETTINGS["int4"])
     plain = AutoModelForSeq2SeqLM.from_pretrained(exported(tmp_path)).eval()
-    assert torch.equal(logits(plain), logits(dequantized(found).model))
+    assert torch.equal(logits(plain), logits(dequantize_checkpoint(found).model))
 
 
 @pytest.mark.parametrize(
@@ -174,14 +178,14 @@ def test_an_int4_model_is_exported_as_the_floats_it_stands_for(tmp_path: Path) -
 )
 def test_settings_that_cannot_be_are_told(settings: dict[str, Any], expected: str) -> None:
     """At the key, with what would go."""
-    _, told = planned(pico().facts(), **settings)
+    _, told = planned(pico().derive_facts(), **settings)
     assert len(told) == 1 and told[0].startswith(expected), told
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_quantizes_or_packs_into_other_numbers_afterwards(kind: str) -> None:
     """A second `quantize`, and values of a packed file that the model has not."""
-    facts, _ = planned(pico().facts(), **SETTINGS[kind])
+    facts, _ = planned(pico().derive_facts(), **SETTINGS[kind])
     _, told = planned(facts)
     article = "an" if kind.startswith("int") else "a"
     assert told == [f": this is {article} {kind} model already"]

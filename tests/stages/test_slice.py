@@ -14,8 +14,8 @@ from compressor.data.bills import Bills
 from compressor.data.tokenizers import train_tokenizer
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Facts
-from compressor.models.loading import build, has_untied_head
-from compressor.models.surgery import strongest, take_units, unit_sums
+from compressor.models.loading import build_model, has_untied_head
+from compressor.models.surgery import select_strongest, take_units, unit_sums
 from compressor.stages.slice import Slice
 from tests.engine.test_plan import planned
 from tests.harness.stages import preview, run_stage
@@ -34,13 +34,13 @@ IDS = torch.arange(2, 12)[None]
 def t5(*, untied: bool = False, **config: Any) -> Checkpoint:
     """Weights large enough that each matters, position biases and norms too."""
     torch.manual_seed(0)
-    model = build(T5Config(**T5 | config), "seq2seq_lm", untied_head=untied).eval()
+    model = build_model(T5Config(**T5 | config), "seq2seq_lm", untied_head=untied).eval()
     return Checkpoint(shake(model), None, "seq2seq_lm")
 
 
 def bert(head: str = "none") -> Checkpoint:
     torch.manual_seed(0)
-    return Checkpoint(shake(build(BertConfig(**BERT, num_labels=3), head).eval()), None, head)
+    return Checkpoint(shake(build_model(BertConfig(**BERT, num_labels=3), head).eval()), None, head)
 
 
 def shake(model: Any) -> Any:
@@ -161,10 +161,10 @@ def test_layers_that_are_zero_go_first_and_change_nothing(tmp_path) -> None:
             if rest and parameter.ndim == 2 and "bias" not in name:
                 parameter.mul_(int(rest.partition(".")[0]) not in lost[stack])
     stage = Slice(encoder={"layers": 2}, decoder={"layers": 0.75})
-    plan, problems = preview(stage, checkpoint.facts())
+    plan, problems = preview(stage, checkpoint.derive_facts())
     smaller = run_slice(stage, checkpoint, tmp_path)
     assert problems == [] and plan is not None
-    assert plan.shapes == smaller.facts().shapes
+    assert plan.shapes == smaller.derive_facts().shapes
     assert torch.allclose(output(smaller.model), output(checkpoint.model), atol=1e-5)
 
 
@@ -184,14 +184,14 @@ def test_a_plan_knows_the_sliced_model_exactly(tmp_path, make, stage) -> None:
     real = run_slice(stage, checkpoint, tmp_path)
     assert problems == [] and plan is not None and plan.exact and plan.exact_size
     shapes = {name: tuple(p.shape) for name, p in real.model.named_parameters()}
-    assert dict(plan.shapes) == dict(real.facts().shapes) == shapes
+    assert dict(plan.shapes) == dict(real.derive_facts().shapes) == shapes
     for key in ("num_heads", "d_ff", "intermediate_size"):
         assert plan.config.get(key) == getattr(real.model.config, key, None)
 
 
 def test_widths_are_rounded_up_to_a_multiple() -> None:
     """30 % of 32 neurons are 10, rounded up to 16; never more than there are."""
-    facts = t5().facts()
+    facts = t5().derive_facts()
     for width, multiple, expected in ((0.3, 8, 16), (0.3, 1, 10), (31, 12, 32), (0.001, 1, 1)):
         plan, _ = preview(Slice(feed_forward=width, multiple_of=multiple), facts)
         assert plan is not None and plan.config["d_ff"] == expected
@@ -205,18 +205,18 @@ def test_masks_are_cut_as_their_weights_are(tmp_path) -> None:
     names = [f"encoder.block.0.layer.1.DenseReluDense.{n}.weight" for n in ("wi", "wo")]
     draw = torch.Generator().manual_seed(3)
     for name in (*names, "shared.weight"):
-        shape = checkpoint.parameter(name).shape
+        shape = checkpoint.get_parameter(name).shape
         checkpoint.masks[name] = torch.rand(shape, generator=draw) > 0.4
     checkpoint.apply_masks()
     smaller = run_slice(stage, checkpoint, tmp_path)
     assert [tuple(smaller.masks[n].shape) for n in names] == [(16, 16), (16, 16)]
     for name, mask in smaller.masks.items():
-        assert torch.equal(smaller.parameter(name) != 0, mask), name
+        assert torch.equal(smaller.get_parameter(name) != 0, mask), name
     assert torch.equal(smaller.masks["shared.weight"], checkpoint.masks["shared.weight"])
 
     def plan_half_pruned(pruned: frozenset[str]) -> Facts:
-        facts = checkpoint.facts()
-        plan, _ = preview(stage, facts.prune(pruned, facts.numel(pruned) // 2))
+        facts = checkpoint.derive_facts()
+        plan, _ = preview(stage, facts.prune(pruned, facts.count_entries(pruned) // 2))
         assert plan is not None
         return plan
 
@@ -300,10 +300,10 @@ def test_units_can_be_judged_otherwise(tmp_path, widths, importance) -> None:
     checkpoint = t5(vocab_size=300)
     checkpoint.tokenizer = train_tokenizer(data.load("train").texts, vocab_size=300)
     stage = Slice(**widths, importance=importance, calibration_rows=4)
-    plan, problems = preview(stage, checkpoint.facts(), data)
+    plan, problems = preview(stage, checkpoint.derive_facts(), data)
     smaller, _ = run_stage(stage, checkpoint, tmp_path, data)
     assert problems == [] and plan is not None
-    assert plan.shapes == smaller.facts().shapes != checkpoint.facts().shapes
+    assert plan.shapes == smaller.derive_facts().shapes != checkpoint.derive_facts().shapes
 
 
 def test_units_are_cut_out_of_either_axis() -> None:
@@ -319,4 +319,4 @@ def test_a_unit_is_judged_by_all_that_it_owns() -> None:
     """By hand: rows 0+1 and column 0 belong to unit 0, rows 2+3 and column 1 to unit 1."""
     rows, columns = torch.tensor([[1.0], [2.0], [3.0], [0.0]]), torch.tensor([[10.0, 1.0]])
     assert unit_sums([(rows, 0), (columns, 1)], 2).tolist() == [13.0, 4.0]
-    assert strongest(torch.tensor([1.0, 3.0, 1.0, 2.0]), 3) == [0, 1, 3]
+    assert select_strongest(torch.tensor([1.0, 3.0, 1.0, 2.0]), 3) == [0, 1, 3]

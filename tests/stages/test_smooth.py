@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from compressor.compression.smoothing import factors, input_peaks, rescale
+from compressor.compression.smoothing import compute_factors, input_peaks, rescale_channels
 from compressor.data.bills import Bills
 from compressor.data.source_base import SplitRows
 from compressor.data.tokenizers import train_tokenizer
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.facts import Channels, facts
-from compressor.models.loading import build
-from compressor.models.surgery import dequantized
+from compressor.models.facts import Channels, derive_facts
+from compressor.models.loading import build_model
+from compressor.models.surgery import dequantize_checkpoint
 from compressor.stages.base import Inputs
 from compressor.stages.quantize import Quantize
 from compressor.stages.smooth import Smooth
@@ -29,23 +29,23 @@ def t5(projection: str, *, untied: bool) -> Checkpoint:
         "t5", vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=40, num_heads=2, num_layers=2,
         num_decoder_layers=1, feed_forward_proj=projection, decoder_start_token_id=0,
     )  # fmt: skip
-    model = build(config, "seq2seq_lm", untied_head=untied).eval()
+    model = build_model(config, "seq2seq_lm", untied_head=untied).eval()
     made = Checkpoint(model, tokenizer, "seq2seq_lm")
     with torch.no_grad():  # outliers: a few channels are written 50 times as large, and read so
-        for each in made.facts().channels():
-            factor = torch.ones(made.parameter(each.readers[0]).shape[-1])
+        for each in made.derive_facts().list_channels():
+            factor = torch.ones(made.get_parameter(each.readers[0]).shape[-1])
             factor[::7] = 50
             for name in each.writers:
-                writer = made.parameter(name)
+                writer = made.get_parameter(name)
                 writer *= factor.view(-1, *[1] * (writer.dim() - 1))
             for name in each.readers:
-                reader = made.parameter(name)
+                reader = made.get_parameter(name)
                 reader /= factor
     return made
 
 
 def logits(checkpoint: Checkpoint) -> torch.Tensor:
-    batch = checkpoint.examples(DATA.load("train"), DATA).batch(list(range(8)), 0)
+    batch = checkpoint.tokenize_rows(DATA.load("train"), DATA).batch(list(range(8)), 0)
     with torch.inference_mode():
         return checkpoint.model(**batch).logits
 
@@ -68,20 +68,20 @@ def test_the_float_model_is_the_same_and_the_int8_one_is_nearer(
         int8 = Quantize().run(Inputs(tmp_path / name), stage_context(tmp_path / "q"))
         errors.append(float((logits(int8) - wanted).square().mean().sqrt()))
         assert int8.quantization is not None and int8.quantization.activations == "int8"
-        assert dequantized(int8) is not int8
+        assert dequantize_checkpoint(int8) is not int8
     assert errors[1] < errors[0] / 2, errors
 
 
 def test_factors_are_the_papers() -> None:
     """sqrt(16) / sqrt(4) = 2; a channel that nothing uses keeps 1; alpha 1 moves all of it."""
     inputs, weights = torch.tensor([16.0, 0.0, 9.0]), torch.tensor([4.0, 2.0, 0.0])
-    assert factors(inputs, weights, 0.5).tolist() == [2.0, 1.0, 1.0]
-    assert factors(inputs, weights, 1.0).tolist() == [16.0, 1.0, 1.0]
+    assert compute_factors(inputs, weights, 0.5).tolist() == [2.0, 1.0, 1.0]
+    assert compute_factors(inputs, weights, 1.0).tolist() == [16.0, 1.0, 1.0]
 
 
 def test_factors_stay_within_a_thousand() -> None:
     """A channel that was hardly used says little."""
-    found = factors(torch.tensor([1e9, 1e-9, 5.0]), torch.ones(3), 1.0)
+    found = compute_factors(torch.tensor([1e9, 1e-9, 5.0]), torch.ones(3), 1.0)
     assert found.tolist() == pytest.approx([1e3, 1e-3, 5.0])
 
 
@@ -102,7 +102,7 @@ def test_a_channels_factor_is_of_the_largest_weight_that_reads_it() -> None:
     for name, value in (("writes", 6.0), ("one", 1.0), ("other", -9.0)):
         model[name].weight.data.fill_(value)
     channels = Channels(("writes.weight",), ("one.weight", "other.weight"))
-    (factor,) = rescale(model, [channels], {"one.weight": torch.tensor([4.0])}, 0.5)
+    (factor,) = rescale_channels(model, [channels], {"one.weight": torch.tensor([4.0])}, 0.5)
     assert factor.tolist() == pytest.approx([2 / 3])
     values = [float(model[name].weight.detach()) for name in ("writes", "one", "other")]
     assert values == pytest.approx([9.0, 2 / 3, -6.0])
@@ -111,10 +111,10 @@ def test_a_channels_factor_is_of_the_largest_weight_that_reads_it() -> None:
 def test_every_channel_is_written_and_read_by_tensors_of_its_width() -> None:
     """All linear layers of an untied T5 read channels that can be rescaled, each once."""
     config = t5("gated-gelu", untied=True).model.config.to_dict()
-    known = facts(config, head="seq2seq_lm", untied_head=True)
-    read = [name for each in known.channels() for name in each.readers]
-    assert sorted(read) == sorted(known.linear())
-    for each in known.channels():
+    known = derive_facts(config, head="seq2seq_lm", untied_head=True)
+    read = [name for each in known.list_channels() for name in each.readers]
+    assert sorted(read) == sorted(known.list_linear_weights())
+    for each in known.list_channels():
         widths = {known.shapes[name][0] for name in each.writers}
         assert widths == {known.shapes[name][-1] for name in each.readers}
 

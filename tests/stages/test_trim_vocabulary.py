@@ -28,10 +28,10 @@ from transformers import (
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
 from compressor.core.errors import StageError
-from compressor.data.bills import Bills, bills
+from compressor.data.bills import Bills, make_bills
 from compressor.data.tokenizers import Vocabulary, train_tokenizer
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build, has_untied_head
+from compressor.models.loading import build_model, has_untied_head
 from compressor.stages.trim_vocabulary import TrimVocabulary
 from tests.conftest import SHARED
 from tests.engine.test_plan import planned
@@ -39,7 +39,7 @@ from tests.harness.models import CASES, PICO, UNTIED, WINDOW, build_case
 from tests.harness.stages import preview, run_stage
 
 DATA = Bills(source="bills", prefix="summarize: ", rows={"train": 6, "validation": 3})
-TEXTS = [text for row in bills(300, seed=7, split="train") for text in row.values()]
+TEXTS = [text for row in make_bills(300, seed=7, split="train") for text in row.values()]
 TEXTS += ["Ünïcode çafé naïve 漢字 😀 zebra quartz jumps", "[x] {y} 12,345.67 % & * § µ"]
 SENTINELS = [f"<extra_id_{i}>" for i in (1, 0)]
 
@@ -125,7 +125,7 @@ def t5(tokenizer, untied: bool = False, spare: int = 5) -> Checkpoint:
         pad_token_id=tokenizer.pad_token_id, eos_token_id=end,
         decoder_start_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
-    model = build(config, "seq2seq_lm", untied_head=untied).eval()
+    model = build_model(config, "seq2seq_lm", untied_head=untied).eval()
     return Checkpoint(model, tokenizer, "seq2seq_lm")
 
 
@@ -201,7 +201,7 @@ def test_the_model_gives_each_kept_piece_the_logit_it_gave(tmp_path, make, untie
     checkpoint = t5(old, untied)
     head = "lm_head.weight" if untied else "shared.weight"
     draw = torch.Generator().manual_seed(0)
-    checkpoint.masks[head] = torch.rand(checkpoint.parameter(head).shape, generator=draw) > 0.3
+    checkpoint.masks[head] = torch.rand(checkpoint.get_parameter(head).shape, generator=draw) > 0.3
     checkpoint.apply_masks()
     dropped = next(i for p, i in old.get_vocab().items() if len(p) > 4 and p not in SENTINELS)
     start = checkpoint.model.config.decoder_start_token_id
@@ -234,7 +234,7 @@ def test_the_model_gives_each_kept_piece_the_logit_it_gave(tmp_path, make, untie
     torch.testing.assert_close(logits(result)[..., : len(new)], expected, atol=1e-5, rtol=0)
 
     assert torch.equal(result.masks[head][: len(new)], checkpoint.masks[head][old_rows])
-    assert torch.equal(result.parameter(head) != 0, result.masks[head])
+    assert torch.equal(result.get_parameter(head) != 0, result.masks[head])
     for before, after in (
         (checkpoint.model.config, result.model.config),
         (checkpoint.model.generation_config, result.model.generation_config),
@@ -322,7 +322,7 @@ def test_a_size_that_the_rows_do_not_fit_is_an_error(tmp_path) -> None:
 
 def test_a_plan_knows_the_size_or_an_upper_bound() -> None:
     """Exact with `size`, also rounded; without, what the model had, and said to be no more."""
-    facts = t5(byte_level()).facts()
+    facts = t5(byte_level()).derive_facts()
     bound, problems = preview(TrimVocabulary(), facts)
     assert (bound.parameters, bound.exact_size, bound.exact) == (facts.parameters, False, True)
     small, more = preview(TrimVocabulary(size=500, multiple_of=8), facts)
@@ -443,10 +443,10 @@ def test_every_family_gives_the_logits_it_gave(tmp_path, kind, changes, head) ->
     new = result.tokenizer
     assert result.model.config.vocab_size < model.config.vocab_size - 50
     assert (new.pad_token_id == old.pad_token_id) == (kind in ("roberta", "qwen2"))
-    planned = checkpoint.facts().resize(
-        checkpoint.facts().units("vocabulary"), result.model.config.vocab_size
+    planned = checkpoint.derive_facts().resize(
+        checkpoint.derive_facts().list_units("vocabulary"), result.model.config.vocab_size
     )
-    assert planned.shapes == result.facts().shapes
+    assert planned.shapes == result.derive_facts().shapes
     assert planned.config.get("decoder_vocab_size") == getattr(
         result.model.config, "decoder_vocab_size", None
     )
@@ -475,7 +475,7 @@ def test_what_a_search_is_asked_keeps_its_effect(tmp_path) -> None:
     old = byte_level()
     checkpoint = t5(old)
     with torch.no_grad():
-        checkpoint.parameter("shared.weight").mul_(20)
+        checkpoint.get_parameter("shared.weight").mul_(20)
     ids = old(rows()[0]).input_ids
     used = list(dict.fromkeys(ids[:-1]))[:8]
     left = run_stage(TrimVocabulary(), checkpoint, tmp_path / "once", DATA)[0].tokenizer.get_vocab()

@@ -22,17 +22,17 @@ import compressor
 from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError
 from compressor.core.progress import Progress
-from compressor.data.bills import bills
+from compressor.data.bills import make_bills
 from compressor.data.examples import FILE as PSEUDO_LABELS
 from compressor.data.examples import read_pseudo_labels
-from compressor.data.messages import LABELS, messages
+from compressor.data.messages import LABELS, make_messages
 from compressor.engine.engine import Engine
 from compressor.engine.launcher import describe_task
 from compressor.engine.plan import Plan, plan
 from compressor.engine.run_folder import Run
 from compressor.engine.store.store import Store
 from compressor.engine.worker import TASK
-from compressor.evaluation.predictions import guarded
+from compressor.evaluation.predictions import guard_cell
 from compressor.models.checkpoint import Checkpoint
 from compressor.recipe.compose import compose
 from compressor.stages.base import Context, Inputs
@@ -110,10 +110,10 @@ class Subject:
     def rows(self, split: str) -> tuple[list[str], list[Any]]:
         """Texts, and what is learned: of bills a text, since the lengths of summaries vary."""
         if self.family.head != CLASSIFIER:
-            rows = list(bills(ROWS, seed=0, split=split))
+            rows = list(make_bills(ROWS, seed=0, split=split))
             return [row["summary"] for row in rows], [row["text"] for row in rows]
         single = self.family.task == "single_label"
-        made = list(messages(ROWS, seed=SEED, split=split, single=single))
+        made = list(make_messages(ROWS, seed=SEED, split=split, single=single))
         given = [[int(name in chosen) for name in LABELS] for _, chosen in made]
         return [text for text, _ in made], [[row.index(1)] if single else row for row in given]
 
@@ -289,7 +289,9 @@ def _evaluate(subject: Subject) -> float:
         return difference(subject.metrics("evaluate")["loss"], loss)
     with (subject.path("evaluate") / "predictions.csv").open(encoding="utf-8", newline="") as file:
         result = [row["prediction"] for row in csv.DictReader(file)]
-    return 0.0 if result == [guarded(text) for text in subject.plain.summaries(texts)] else INFINITE
+    return (
+        0.0 if result == [guard_cell(text) for text in subject.plain.summaries(texts)] else INFINITE
+    )
 
 
 def _pseudo_label(subject: Subject) -> float:

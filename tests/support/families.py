@@ -27,8 +27,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, PreTrainedTokenize
 from compressor.data import bills, messages
 
 TEXTS = [
-    *(text for row in bills.bills(60, seed=0, split="train") for text in row.values()),
-    *(text for text, _ in messages.messages(60, seed=0, split="train", single=True)),
+    *(text for row in bills.make_bills(60, seed=0, split="train") for text in row.values()),
+    *(text for text, _ in messages.make_messages(60, seed=0, split="train", single=True)),
 ]
 AUTO = {
     "seq2seq_lm": "AutoModelForSeq2SeqLM",

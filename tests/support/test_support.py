@@ -20,7 +20,7 @@ import torch
 
 from compressor.backends.formats import FORMATS
 from compressor.engine.launcher import run_processes
-from compressor.models.facts import _MODULES, architecture
+from compressor.models.facts import _MODULES, load_architecture
 from compressor.stages.base import stage_kinds
 from compressor.training.launch_config import Processes
 from tests.faults import LONG
@@ -157,7 +157,7 @@ def reloaded(subjects: Mapping[str, Subject], folder: Path) -> dict[str, float |
 def test_the_table_has_every_family_stage_and_format() -> None:
     """Each model type with each head that can be trained; no cell is empty."""
     kinds = {(family.model_type, family.head) for family in FAMILIES.values()}
-    assert kinds == {(m, h) for m in _MODULES for h in architecture(m).HEADS if h != "none"}
+    assert kinds == {(m, h) for m in _MODULES for h in load_architecture(m).HEADS if h != "none"}
     stages = {str(s.get("stage", c.replace(" ", "_"))) for c, s in STAGES.items()}
     assert stages | NO_REFERENCE.keys() == set(stage_kinds())
     assert {str(s["format"]) for s in STAGES.values() if s.get("stage") == "export"} == set(FORMATS)

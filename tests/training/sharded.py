@@ -26,7 +26,7 @@ from compressor.core.errors import StageError
 from compressor.core.progress import Progress
 from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.quantized_layers import rounded
+from compressor.models.quantized_layers import round_weights
 from compressor.stages.finetune import Gradual
 from compressor.training.distillation import DistillationLoss
 from compressor.training.dropout import disable_layer_drop
@@ -105,8 +105,8 @@ def checkpointed(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any
 def aware(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
     """Rounded weights: int8 has a scale for each row."""
     model = start("t5")
-    kinds = dict.fromkeys(model.facts().linear(), "int8")
-    within = partial(rounded, model.model, kinds, 4)
+    kinds = dict.fromkeys(model.derive_facts().list_linear_weights(), "int8")
+    within = partial(round_weights, model.model, kinds, 4)
     return model, train(model, where, scheme, {"learning_rate": 1e-4}, forward_weights=within)
 
 

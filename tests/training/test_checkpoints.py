@@ -16,8 +16,13 @@ from transformers import T5Config
 from compressor.core.console import Console
 from compressor.core.progress import Progress
 from compressor.data.examples import Examples
-from compressor.models.loading import build
-from compressor.training.checkpoints import CURVE_POINTS, History, curve, last_checkpoint
+from compressor.models.loading import build_model
+from compressor.training.checkpoints import (
+    CURVE_POINTS,
+    History,
+    downsample_losses,
+    last_checkpoint,
+)
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
@@ -29,20 +34,24 @@ STEPS = 12
 
 def test_a_short_training_keeps_each_step() -> None:
     """No more steps than points: each step's own loss, counted from 1."""
-    assert curve([4.0, 2.0, 1.0], most=3) == [(1, 4.0), (2, 2.0), (3, 1.0)]
-    assert curve([]) == []
+    assert downsample_losses([4.0, 2.0, 1.0], most=3) == [(1, 4.0), (2, 2.0), (3, 1.0)]
+    assert downsample_losses([]) == []
 
 
 def test_a_long_training_keeps_means_of_equally_many_steps() -> None:
     """Seven steps in at most three points: 3 + 3 + 1, each at the last of its steps."""
-    assert curve([3.0, 2.0, 1.0, 6.0, 6.0, 6.0, 9.0], most=3) == [(3, 2.0), (6, 6.0), (7, 9.0)]
+    assert downsample_losses([3.0, 2.0, 1.0, 6.0, 6.0, 6.0, 9.0], most=3) == [
+        (3, 2.0),
+        (6, 6.0),
+        (7, 9.0),
+    ]
 
 
 @pytest.mark.parametrize("steps", [1, 199, 200, 201, 399, 400, 401, 12_345])
 def test_a_curve_is_bounded_and_ends_with_the_training(steps: int) -> None:
     """At most 200 points, rising steps, and the mean over all steps is that of the losses."""
     losses = [random.Random(steps + n).uniform(1, 5) for n in range(steps)]
-    found = curve(losses)
+    found = downsample_losses(losses)
     ends = [0, *(step for step, _ in found)]
     assert len(found) <= CURVE_POINTS and ends == sorted(set(ends)) and ends[-1] == steps
     widths = [after - before for before, after in pairwise(ends)]
@@ -62,7 +71,9 @@ def test_a_checkpoint_from_before_goes_on() -> None:
     old = asdict(History(step=3, losses=[1.0, 2.0, 3.0]))
     del old["steps_per_epoch"]
     history = History(**json.loads(json.dumps(old)))
-    assert history.steps_per_epoch == 0 and history.metrics()["train_losses"] == curve([1.0, 2, 3])
+    assert history.steps_per_epoch == 0 and history.metrics()["train_losses"] == downsample_losses(
+        [1.0, 2, 3]
+    )
 
 
 def train(
@@ -79,7 +90,7 @@ def train(
     the first eight steps masks four more entries. `stop_at`: Ctrl-C in the step after this one.
     """
     torch.manual_seed(1)
-    model = build(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm")
+    model = build_model(T5Config(**T5, decoder_start_token_id=0), "seq2seq_lm")
     torch.rand(drawn_before)
     chance = random.Random(0)
     ids = [[chance.randrange(3, 50) for _ in range(9)] + [1] for _ in range(rows)]

@@ -21,7 +21,7 @@ from compressor.training.distillation import DistillationLoss
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training, learning_rate
 from compressor.training.losses import LabelLoss
-from compressor.training.parallel import adamw
+from compressor.training.parallel import make_optimizer
 from tests.harness.models import CASES, build_case, examples
 from tests.training import sharded
 
@@ -34,7 +34,7 @@ Masks = dict[str, Tensor]
 
 def decayed_names(model: nn.Module, loss: nn.Module, **settings: Any) -> set[str]:
     """The names, in the loss, of what our optimizer decays."""
-    optimizer = adamw(model, loss, Hyperparameters(weight_decay=0.5, **settings))
+    optimizer = make_optimizer(model, loss, Hyperparameters(weight_decay=0.5, **settings))
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     return {name for name, parameter in loss.named_parameters() if id(parameter) in decayed}
 

@@ -22,7 +22,7 @@ from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError
 from compressor.core.files import file_digest
 from compressor.core.progress import Progress
-from compressor.data.batching import collate
+from compressor.data.batching import collate_rows
 from compressor.data.examples import Examples
 from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import Store
@@ -36,8 +36,8 @@ from compressor.training.losses import LabelLoss
 from compressor.training.teacher_cache import (
     DONE,
     LOGITS,
+    ExamplesWithLogits,
     File,
-    TaughtExamples,
     with_teacher_logits,
 )
 from tests.harness.command import Command, compressor, start
@@ -72,7 +72,7 @@ def made(kind: str, seed: int, **changes: Any) -> Any:
 
 
 def batch(kind: str, rows: Any = ROWS) -> dict[str, torch.Tensor]:
-    return collate(rows, pad_id=0, layout="joined" if kind in CAUSAL else "pairs")
+    return collate_rows(rows, pad_id=0, layout="joined" if kind in CAUSAL else "pairs")
 
 
 def both(kind: str, weights: dict[str, float], temperature: float = 2.0) -> DistillationLoss:
@@ -205,7 +205,7 @@ def test_a_classifier_learns_a_teachers_logits_alone() -> None:
         for parameter in (*student.parameters(), *teacher.parameters()):
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
     rows = [([5, 6, 7], [1, 0, 1]), ([8, 9], [0, 0, 0])]
-    given = collate(rows, pad_id=0, layout="labels")
+    given = collate_rows(rows, pad_id=0, layout="labels")
     with torch.no_grad():
         found = DistillationLoss(student, teacher, {"logits": 1.0}, temperature=2.0)(given)
         expected = 0.0
@@ -273,7 +273,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
 
 
-def taught(kind: str, teacher: Any, folder: Path) -> TaughtExamples:
+def taught(kind: str, teacher: Any, folder: Path) -> ExamplesWithLogits:
     """The rows with the teacher's logits, as a stage makes them."""
     sources, targets = map(list, zip(*ROWS, strict=True))
     examples = Examples(sources, targets, "joined" if kind in CAUSAL else "pairs")
@@ -525,7 +525,7 @@ def targets(folder: Path) -> list[list[int]]:
     (small,) = folder.glob("outputs/runs/*/*/stages/*-small")
     checkpoint = Checkpoint.load(small)
     data = compose(str(folder / "mine.yaml")).recipe.data
-    return checkpoint.examples(data.load("train"), data).targets
+    return checkpoint.tokenize_rows(data.load("train"), data).targets
 
 
 def test_another_tokenizer_is_refused_before_the_first_step(folder: Path) -> None:

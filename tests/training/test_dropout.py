@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.training.dropout import FasterDropout, dropout
+from compressor.training.dropout import FasterDropout, drop_entries
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_the_share_and_the_scale_are_dropouts(p: float) -> None:
     """Of a million ones a share p goes (5 standard deviations), the rest is 1 / (1 - p)."""
     torch.manual_seed(0)
-    out = dropout(torch.ones(1000, 1000), p)
+    out = drop_entries(torch.ones(1000, 1000), p)
     gone = float((out == 0).double().mean())
     assert gone == pytest.approx(p, abs=5 * (p * (1 - p) / 1e6) ** 0.5 + 1e-5)
     assert float(out.max()) == pytest.approx(1 / (1 - p), rel=1e-3)
@@ -22,7 +22,7 @@ def test_the_share_and_the_scale_are_dropouts(p: float) -> None:
 def test_neighbours_are_independent() -> None:
     """Four entries share one draw; each pair of lanes drops together no more often than p²."""
     torch.manual_seed(0)
-    gone = (dropout(torch.ones(250_000, 4), 0.5) == 0).double()
+    gone = (drop_entries(torch.ones(250_000, 4), 0.5) == 0).double()
     together = gone.T @ gone / len(gone)
     expected = torch.full((4, 4), 0.25, dtype=torch.float64).fill_diagonal_(0.5)
     assert (together - expected).abs().max() < 0.005
@@ -31,7 +31,7 @@ def test_neighbours_are_independent() -> None:
 def test_the_gradient_passes_where_the_entry_stayed() -> None:
     """And is scaled as the entry was."""
     x = torch.ones(101, requires_grad=True)
-    out = dropout(x, 0.25)
+    out = drop_entries(x, 0.25)
     out.sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, out.detach())

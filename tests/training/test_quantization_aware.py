@@ -20,8 +20,13 @@ from compressor.core.progress import Progress
 from compressor.data.sources import Data
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.quantization import Kind
-from compressor.models.quantized_layers import dequantize, quantize, quantize_weights, rounded
-from compressor.models.surgery import dequantized
+from compressor.models.quantized_layers import (
+    dequantize_weight,
+    quantize_weight,
+    quantize_weights,
+    round_weights,
+)
+from compressor.models.surgery import dequantize_checkpoint
 from compressor.stages.finetune import Finetune
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training, mean_loss
@@ -38,7 +43,7 @@ KINDS: list[tuple[Kind, int]] = [("int8", 32), ("int4", 16)]
 def kinds(checkpoint: Checkpoint, kind: Kind, group_size: int) -> dict[str, Kind]:
     return Finetune(
         quantization_aware={"weights": kind, "group_size": group_size}
-    ).quantization_aware.kinds(kind, checkpoint.facts())
+    ).quantization_aware.choose_kinds(kind, checkpoint.derive_facts())
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -58,7 +63,7 @@ def test_gradients_go_straight_through_the_rounding(kind, group_size, checkpoint
     with torch.no_grad():
         for name, each in names.items():
             parameter = twin.model.get_parameter(name)
-            parameter.copy_(dequantize(*quantize(parameter, each, group_size)))
+            parameter.copy_(dequantize_weight(*quantize_weight(parameter, each, group_size)))
     if checkpointing:
         for each in (start, twin):
             each.model.train()
@@ -66,7 +71,7 @@ def test_gradients_go_straight_through_the_rounding(kind, group_size, checkpoint
     expected = gradients(twin.model)
     before = {name: (p, p.detach().clone()) for name, p in start.model.named_parameters()}
     attributes = {name: set(vars(module)) for name, module in start.model.named_modules()}
-    with rounded(start.model, names, group_size):
+    with round_weights(start.model, names, group_size):
         found = gradients(start.model)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -82,7 +87,7 @@ def test_an_error_leaves_the_weights_as_they_were() -> None:
     before = start.model.shared.weight.detach().clone()
 
     def step() -> None:
-        with rounded(start.model, kinds(start, "int8", 32), 32):
+        with round_weights(start.model, kinds(start, "int8", 32), 32):
             assert not torch.equal(start.model.shared.weight, before)
             raise KeyboardInterrupt
 
@@ -113,8 +118,8 @@ def test_what_training_measured_is_what_quantize_writes(recipe, run) -> None:
     )
     for trained, quantized in (("a", "q8"), ("b", "q4")):
         model = Checkpoint.load(weights(folder, quantized).parent)
-        rows = model.examples(data.load("validation"), data)
-        for each in (model, dequantized(model)):
+        rows = model.tokenize_rows(data.load("validation"), data)
+        for each in (model, dequantize_checkpoint(model)):
             found = mean_loss(LabelLoss(each.model), rows, model.pad_id, torch.device("cpu"))
             expected = done.record(trained)["metrics"]["validation_loss"]
             assert found == pytest.approx(expected, rel=1e-6)
@@ -122,7 +127,7 @@ def test_what_training_measured_is_what_quantize_writes(recipe, run) -> None:
         plain = mean_loss(LabelLoss(own.model), rows, model.pad_id, torch.device("cpu"))
         assert abs(plain - expected) > 1e-5  # the stage itself gives float weights
         assert own.masks and all(
-            not torch.any(own.parameter(name)[~mask]) for name, mask in own.masks.items()
+            not torch.any(own.get_parameter(name)[~mask]) for name, mask in own.masks.items()
         )
 
 
@@ -161,7 +166,7 @@ def test_two_processes_learn_alike(recipe, run) -> None:
 def tuned(start: Checkpoint, steps: int, rate: float, folder: Path, *, aware: bool) -> Checkpoint:
     """A trained copy; `aware` as int4 in groups of 32."""
     found = Checkpoint(copy.deepcopy(start.model), None, start.head)
-    within = partial(rounded, found.model, kinds(found, "int4", 32), 32)
+    within = partial(round_weights, found.model, kinds(found, "int4", 32), 32)
     Training(
         loss=LabelLoss(found.model), model=found.model, train=examples(start.head, 24),
         validation=None, settings=Hyperparameters(
@@ -218,5 +223,5 @@ def test_the_key_changes_only_where_it_is_set() -> None:
 )
 def test_what_cannot_be_is_told(settings: dict[str, Any], expected: str) -> None:
     """Before anything is trained."""
-    _, told = planned(pico().facts(), Finetune(**settings))
+    _, told = planned(pico().derive_facts(), Finetune(**settings))
     assert len(told) == 1 and told[0].startswith(expected), told

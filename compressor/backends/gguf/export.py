@@ -47,7 +47,7 @@ _FOLLOWED: Mapping[str, Mapping[str, Any]] = {
 """What llama.cpp has built in, and a config may say otherwise."""
 
 
-def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
+def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     """Write a float checkpoint into `folder`: `model.gguf`, and what `generate` is to follow.
 
     weights: float32, float16, bfloat16, or int8, which is GGML's Q8_0: blocks of 32 entries of a
@@ -61,7 +61,7 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     from compressor.backends.gguf.vocabulary import add_vocabulary
 
     config = checkpoint.model.config
-    if found := lost(config.to_dict()):
+    if found := list_unsupported(config.to_dict()):
         raise StageError(f"llama.cpp does not follow this model's {', '.join(found)}")
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoint.head == "seq2seq_lm":
@@ -79,7 +79,7 @@ def write(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
         writer.close()
 
 
-def lost(config: Mapping[str, Any]) -> list[str]:
+def list_unsupported(config: Mapping[str, Any]) -> list[str]:
     """The settings of a config with which llama.cpp computes something else, or nothing."""
     kind = config["model_type"]
     expected = _FOLLOWED["t5" if kind == "mt5" else kind]
@@ -166,23 +166,23 @@ def _head_size(config: PretrainedConfig) -> int:
 def _add_tensors(writer: Any, model: PreTrainedModel, architecture: Any, kind: str) -> None:
     import gguf
 
-    from compressor.models.loading import distinct
+    from compressor.models.loading import drop_tied_names
 
     layers = max(
         model.config.num_hidden_layers, getattr(model.config, "num_decoder_layers", None) or 0
     )
     names = gguf.get_tensor_name_map(architecture, layers)
-    for name, tensor in distinct(model.state_dict()).items():
+    for name, tensor in drop_tied_names(model.state_dict()).items():
         called = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if called is None:
             raise StageError(f"llama.cpp has no place for {name}")
         values = _as_laid_out(name, tensor.detach().float().cpu().numpy(), model.config)
-        _add(writer, called, values, kind)
+        _add_tensor(writer, called, values, kind)
     if (factors := _rope_factors(model)) is not None:
-        _add(writer, "rope_freqs.weight", factors, "F32")
+        _add_tensor(writer, "rope_freqs.weight", factors, "F32")
 
 
-def _add(writer: Any, name: str, values: Floats, kind: str) -> None:
+def _add_tensor(writer: Any, name: str, values: Floats, kind: str) -> None:
     import gguf
     import numpy as np
 

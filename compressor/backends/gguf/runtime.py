@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.backends.beam_search import beam_search, greedy
+from compressor.backends.beam_search import beam_search, search_greedily
 from compressor.backends.generation_config import BackendName
 from compressor.backends.generation_settings import Settings
 from compressor.backends.gguf.export import FILE
-from compressor.backends.outputs import Decoded, at_limits, valid_limits
+from compressor.backends.outputs import GenerationOutput, at_limits, valid_limits
 from compressor.core import machine
 from compressor.core.errors import StageError
 
@@ -35,7 +35,7 @@ _FLOAT32, _NO_FLASH_ATTENTION, _ERROR = 0, 0, 4
 
 
 @cache
-def _errors() -> tuple[deque[str], Any]:
+def _collect_errors() -> tuple[deque[str], Any]:
     """What llama.cpp tells of errors from now on, and the callback that hears it, to be kept.
 
     All else that it would print is left out.
@@ -60,7 +60,7 @@ class File:
     def __init__(self, path: Path) -> None:
         import llama_cpp
 
-        self._told, _ = _errors()
+        self._told, _ = _collect_errors()
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
         settings.n_gpu_layers = 0
@@ -175,7 +175,7 @@ class LlamaCppModel:
         num_beams: int = 1,
         min_length: int = 0,
         progress: Callable[[int], None] | None = None,
-    ) -> dict[int, Decoded]:
+    ) -> dict[int, GenerationOutput]:
         """Decode at each limit, by transformers' rules; see `backends.torch.generation.sweep`.
 
         One row after another.
@@ -192,7 +192,7 @@ class LlamaCppModel:
                     row = Row(self._lib, context, num_beams, self.tokenizer.size)
                     row.encode(source)
                     if num_beams == 1:
-                        found += greedy(row, 1, settings)
+                        found += search_greedily(row, 1, settings)
                     else:
                         found += beam_search(row, 1, num_beams, settings)
                     if progress is not None:

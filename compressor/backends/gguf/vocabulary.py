@@ -40,14 +40,14 @@ def add_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase | None, rows:
     elif saved["model"]["type"] == "Unigram":
         _add_unigram(writer, saved, rows)
     else:
-        raise _unknown(f"the model {saved['model']['type']}")
+        raise _refuse_unknown(f"the model {saved['model']['type']}")
     _add_tokens(writer, tokenizer, saved, rows)
     _add_specials(writer, tokenizer)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _unknown(what: str) -> StageError:
+def _refuse_unknown(what: str) -> StageError:
     known = "byte-level BPE as GPT-2, Llama 3 and Qwen have it, and T5's unigram model"
     return StageError(
         f"llama.cpp would read texts otherwise: the tokenizer has {what}; it has {known}"
@@ -58,19 +58,19 @@ def _add_bpe(writer: Any, saved: dict[str, Any]) -> None:
     """llama.cpp does not normalize. Qwen's NFC is let pass, as in its own files."""
     model, normalizer = saved["model"], saved["normalizer"]
     if normalizer is not None and normalizer["type"] != "NFC":
-        raise _unknown(f"the normalizer {normalizer['type']}")
-    split = _split(saved["pre_tokenizer"])
+        raise _refuse_unknown(f"the normalizer {normalizer['type']}")
+    split = _name_split(saved["pre_tokenizer"])
     if bool(model.get("ignore_merges")) != (split == "llama-bpe"):
-        raise _unknown(f"ignore_merges: {model.get('ignore_merges')}")
+        raise _refuse_unknown(f"ignore_merges: {model.get('ignore_merges')}")
     if model.get("byte_fallback"):
-        raise _unknown("byte_fallback")
+        raise _refuse_unknown("byte_fallback")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split)
     merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
     writer.add_token_merges(list(merges))
 
 
-def _split(found: dict[str, Any] | None) -> str:
+def _name_split(found: dict[str, Any] | None) -> str:
     """llama.cpp's name of how a text is cut before the merges."""
     steps = (found or {}).get("pretokenizers", [found or {"type": "none"}])
     *before, last = steps
@@ -82,20 +82,22 @@ def _split(found: dict[str, Any] | None) -> str:
             name = _SPLITS.get(split.get("pattern", {}).get("Regex"))
             if name and split["behavior"] == "Isolated" and not split["invert"]:
                 return name
-    raise _unknown(f"the pre-tokenizer {' + '.join(step['type'] for step in steps)}")
+    raise _refuse_unknown(f"the pre-tokenizer {' + '.join(step['type'] for step in steps)}")
 
 
 def _add_unigram(writer: Any, saved: dict[str, Any], rows: int) -> None:
-    model, (charsmap, one_space) = saved["model"], _normalizing(saved["normalizer"])
+    model, (charsmap, one_space) = saved["model"], _read_normalizer(saved["normalizer"])
     if model.get("byte_fallback"):
-        raise _unknown("byte_fallback")
+        raise _refuse_unknown("byte_fallback")
     found = saved["pre_tokenizer"] or {}
     *before, last = found.get("pretokenizers", [found])
     splits = [step["type"] for step in before]
     if not last.items() >= _METASPACE.items() or splits not in ([], ["WhitespaceSplit"]):
-        raise _unknown("another pre-tokenizer than Metaspace, alone or after WhitespaceSplit")
+        raise _refuse_unknown(
+            "another pre-tokenizer than Metaspace, alone or after WhitespaceSplit"
+        )
     if splits and charsmap is None:  # which makes spaces of tabs and new lines
-        raise _unknown("WhitespaceSplit and no Precompiled normalizer")
+        raise _refuse_unknown("WhitespaceSplit and no Precompiled normalizer")
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
     writer.add_add_space_prefix(True)
@@ -106,7 +108,7 @@ def _add_unigram(writer: Any, saved: dict[str, Any], rows: int) -> None:
     writer.add_token_scores((scores + [-1000.0] * rows)[:rows])
 
 
-def _normalizing(found: dict[str, Any] | None) -> tuple[bytes | None, bool]:
+def _read_normalizer(found: dict[str, Any] | None) -> tuple[bytes | None, bool]:
     """SentencePiece's map of characters, and whether several spaces are made one."""
     steps = (found or {}).get("normalizers", [found] if found else [])
     charsmap, one_space = None, False
@@ -116,7 +118,7 @@ def _normalizing(found: dict[str, Any] | None) -> tuple[bytes | None, bool]:
         elif step.items() >= _EXTRA_SPACES.items():
             one_space = True
         else:
-            raise _unknown(f"the normalizer {step['type']}")
+            raise _refuse_unknown(f"the normalizer {step['type']}")
     return charsmap, one_space
 
 
@@ -158,4 +160,4 @@ def _add_specials(writer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
                 writer.add_add_bos_token(begins)
                 writer.add_add_eos_token(ends)
                 return
-    raise _unknown("other tokens around a text than bos and eos")
+    raise _refuse_unknown("other tokens around a text than bos and eos")

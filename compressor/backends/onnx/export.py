@@ -31,11 +31,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import torch
 from torch import Tensor, nn
 
-from compressor.backends.onnx.support import SUPPORTED, WRITES, require
+from compressor.backends.onnx.support import SUPPORTED, WRITES, require_packages
 from compressor.core.errors import StageError, nearest
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.quantization import Grid
-from compressor.models.surgery import dequantized
+from compressor.models.surgery import dequantize_checkpoint
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,7 +53,9 @@ _ALIGNED = 4096
 """Bytes; so that a runtime can map a tensor's pages."""
 
 
-def write(checkpoint: Checkpoint, folder: Path, *, weights: Literal["float32", "int8"]) -> None:
+def write_model(
+    checkpoint: Checkpoint, folder: Path, *, weights: Literal["float32", "int8"]
+) -> None:
     """Write the graphs of a model, and `weights.bin`, into a folder that exists.
 
     `int8` stores the matrices that the stage `quantize` would make int8, with its very values, and
@@ -67,23 +69,27 @@ def write(checkpoint: Checkpoint, folder: Path, *, weights: Literal["float32", "
     if model_type not in SUPPORTED[head]:
         message = f"cannot write a {model_type} with the head {head!r} as ONNX"
         raise StageError(f"{message}; {nearest(model_type, SUPPORTED[head])}")
-    require(*WRITES)
-    model = _prepared(checkpoint, weights)
-    graphs = _seq2seq(model) if head == "seq2seq_lm" else {"model": _classifier(model)}
-    _save(graphs, folder)
+    require_packages(*WRITES)
+    model = _prepare_copy(checkpoint, weights)
+    graphs = _trace_seq2seq(model) if head == "seq2seq_lm" else {"model": _trace_classifier(model)}
+    _save_graphs(graphs, folder)
 
 
-def _prepared(checkpoint: Checkpoint, weights: str) -> nn.Module:
+def _prepare_copy(checkpoint: Checkpoint, weights: str) -> nn.Module:
     """A copy to trace: with int8 layers as the graphs have them, or without any."""
     from compressor.backends.onnx.int8 import with_int8_operators
 
     own = checkpoint.quantization
     if own is not None and not own.weights == weights == "int8":
-        checkpoint = dequantized(checkpoint)
+        checkpoint = dequantize_checkpoint(checkpoint)
     model = copy.deepcopy(checkpoint.model).eval().cpu()
     model.set_attn_implementation("eager")  # plain products and a softmax, which runtimes fuse
     if weights == "int8":
-        kinds = {} if checkpoint.quantization else Grid().kinds("int8", checkpoint.facts())
+        kinds = (
+            {}
+            if checkpoint.quantization
+            else Grid().choose_kinds("int8", checkpoint.derive_facts())
+        )
         return with_int8_operators(model, kinds)
     prepared: nn.Module = model
     return prepared
@@ -101,7 +107,7 @@ class _Encoder(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        cache = _cache()
+        cache = _make_cache()
         self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -109,7 +115,7 @@ class _Encoder(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        return _tensors(cache.cross_attention_cache)
+        return _list_cache_tensors(cache.cross_attention_cache)
 
 
 class _DecoderStep(nn.Module):
@@ -122,7 +128,7 @@ class _DecoderStep(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor], cross: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        cache = _cache()
+        cache = _make_cache()
         for layer in range(len(past) // 2):
             own, other = past[2 * layer : 2 * layer + 2], cross[2 * layer : 2 * layer + 2]
             cache.self_attention_cache.update(*own, layer)
@@ -136,7 +142,7 @@ class _DecoderStep(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        return (output.logits[:, -1], *_tensors(cache.self_attention_cache))
+        return (output.logits[:, -1], *_list_cache_tensors(cache.self_attention_cache))
 
 
 class _Classifier(nn.Module):
@@ -151,18 +157,18 @@ class _Classifier(nn.Module):
         return logits
 
 
-def _cache() -> EncoderDecoderCache:
+def _make_cache() -> EncoderDecoderCache:
     from transformers import DynamicCache, EncoderDecoderCache
 
     return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
-def _tensors(cache: Any) -> tuple[Tensor, ...]:
+def _list_cache_tensors(cache: Any) -> tuple[Tensor, ...]:
     """Keys and values of a cache, layer by layer."""
     return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
-def _sizes(model: Any) -> tuple[int, int, int]:
+def _choose_sizes(model: Any) -> tuple[int, int, int]:
     """Rows, source and past tokens to trace with: each another one, and none a size of the model.
 
     Where two sizes are equal, tracing may take it for a rule.
@@ -172,7 +178,7 @@ def _sizes(model: Any) -> tuple[int, int, int]:
     return rows, source, past
 
 
-def _source(rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+def _make_source(rows: int, tokens: int) -> tuple[Tensor, Tensor]:
     """Ids and mask to trace with, the first row with some padding."""
     mask = torch.ones(rows, tokens, dtype=torch.int64)
     mask[0, tokens // 2 :] = 0
@@ -184,9 +190,9 @@ _BATCH, _LENGTH, _PAST = (torch.export.Dim(name) for name in ("batch", "source",
 _SOURCE = {0: _BATCH, 1: _LENGTH}
 
 
-def _seq2seq(model: nn.Module) -> dict[str, ir.Model]:
-    rows, tokens, done = _sizes(model)
-    ids, mask = _source(rows, tokens)
+def _trace_seq2seq(model: nn.Module) -> dict[str, ir.Model]:
+    rows, tokens, done = _choose_sizes(model)
+    ids, mask = _make_source(rows, tokens)
     encoder = _Encoder(model)
     with torch.no_grad():
         cross = list(encoder(ids, mask))
@@ -205,19 +211,23 @@ def _seq2seq(model: nn.Module) -> dict[str, ir.Model]:
     taken = [*source, *(f"past.{name}" for name in names), *crossed]
     given = ["logits", *(f"present.{name}" for name in names)]
     return {
-        "encoder": _traced(encoder, (ids, mask), (_SOURCE, _SOURCE), source, crossed),
-        "decoder": _traced(_DecoderStep(model), step, shapes, taken, given),
+        "encoder": _trace_module(encoder, (ids, mask), (_SOURCE, _SOURCE), source, crossed),
+        "decoder": _trace_module(_DecoderStep(model), step, shapes, taken, given),
     }
 
 
-def _classifier(model: nn.Module) -> ir.Model:
+def _trace_classifier(model: nn.Module) -> ir.Model:
     names = ["input_ids", "attention_mask"]
-    return _traced(
-        _Classifier(model), _source(*_sizes(model)[:2]), (_SOURCE, _SOURCE), names, ["logits"]
+    return _trace_module(
+        _Classifier(model),
+        _make_source(*_choose_sizes(model)[:2]),
+        (_SOURCE, _SOURCE),
+        names,
+        ["logits"],
     )
 
 
-def _traced(
+def _trace_module(
     module: nn.Module,
     inputs: tuple[Any, ...],
     shapes: tuple[Any, ...],
@@ -227,7 +237,7 @@ def _traced(
     """The graph of a module, with constants folded but every parameter as it is."""
     from onnxscript.optimizer import optimize_ir
 
-    with torch.no_grad(), _quiet():  # with gradients, decomposing the graph fails
+    with torch.no_grad(), _silence_exporter():  # with gradients, decomposing the graph fails
         try:
             program = torch.onnx.export(
                 module.eval(),
@@ -247,12 +257,12 @@ def _traced(
         model: ir.Model = program.model
         parameters = set(model.graph.initializers)
         # A folded transpose would be a second copy of a tied weight. Runtimes fold it in memory.
-        optimize_ir(model, should_fold=lambda node: _reads(node, parameters))
+        optimize_ir(model, should_fold=lambda node: _forbid_folding(node, parameters))
     _require_dynamic(model, shapes)
     return model
 
 
-def _reads(node: ir.Node, parameters: set[str]) -> bool | None:
+def _forbid_folding(node: ir.Node, parameters: set[str]) -> bool | None:
     """False, which forbids folding, for a node that reads a parameter; else None."""
     names = {value.name for value in node.inputs if value is not None}
     return False if names & parameters else None
@@ -273,7 +283,7 @@ def _require_dynamic(model: ir.Model, shapes: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """Without what the exporter warns of: its own deprecated calls, and operators not used."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -286,7 +296,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _save(graphs: Mapping[str, ir.Model], folder: Path) -> None:
+def _save_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> None:
     """Write `<name>.onnx` for each graph, and the tensors of all in one file."""
     import onnx_ir as ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -299,7 +309,7 @@ def _save(graphs: Mapping[str, ir.Model], folder: Path) -> None:
                 tensor = value.const_value
                 assert tensor is not None, "an initializer has a value"
                 if tensor.nbytes > _INLINE:
-                    offset, length = _place(tensor.tobytes(), file, places)
+                    offset, length = _place_bytes(tensor.tobytes(), file, places)
                     value.const_value = ir.ExternalTensor(
                         WEIGHTS, offset, length, tensor.dtype,
                         shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder,
@@ -308,7 +318,9 @@ def _save(graphs: Mapping[str, ir.Model], folder: Path) -> None:
         ir.save(model, folder / f"{name}.onnx")
 
 
-def _place(data: bytes, file: BinaryIO, places: dict[bytes, tuple[int, int]]) -> tuple[int, int]:
+def _place_bytes(
+    data: bytes, file: BinaryIO, places: dict[bytes, tuple[int, int]]
+) -> tuple[int, int]:
     """Offset and length of some bytes in the file, where they are written if they are new."""
     digest = hashlib.sha256(data).digest()
     if digest not in places:

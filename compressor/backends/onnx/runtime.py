@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.backends.beam_search import Tokens, beam_search, greedy
+from compressor.backends.beam_search import Tokens, beam_search, search_greedily
 from compressor.backends.generation_config import BackendName
 from compressor.backends.generation_settings import Settings
-from compressor.backends.onnx.support import RUNS, require
-from compressor.backends.outputs import Decoded, at_limits, valid_limits
+from compressor.backends.onnx.support import RUNS, require_packages
+from compressor.backends.outputs import GenerationOutput, at_limits, valid_limits
 from compressor.core import machine
 from compressor.core.errors import StageError
 from compressor.data.batching import evaluation_batches
@@ -52,9 +52,9 @@ class OnnxModel:
     @classmethod
     def load(cls, folder: Path, *, threads: int | None = None) -> OnnxModel:
         """Read a directory. `threads`: of a product; None: a thread a core. Raises StageError."""
-        require(*RUNS)
+        require_packages(*RUNS)
         names = ("encoder", "decoder") if (folder / "encoder.onnx").is_file() else ("model",)
-        sessions = {name: _session(folder / f"{name}.onnx", threads) for name in names}
+        sessions = {name: _open_session(folder / f"{name}.onnx", threads) for name in names}
         configs = {}
         for name in ("config", "generation_config"):
             path = folder / f"{name}.json"
@@ -67,7 +67,7 @@ class OnnxModel:
     @property
     def vocabulary(self) -> int:
         """Tokens that the decoder chooses from."""
-        return int(self._session("decoder").get_outputs()[0].shape[-1])
+        return int(self._open_graph("decoder").get_outputs()[0].shape[-1])
 
     def sweep(
         self,
@@ -77,8 +77,8 @@ class OnnxModel:
         num_beams: int = 1,
         min_length: int = 0,
         progress: Callable[[int], None] | None = None,
-    ) -> dict[int, Decoded]:
-        """Decode at each limit; see `compressor.backends.torch.generation.sweep`."""
+    ) -> dict[int, GenerationOutput]:
+        """Decode at each limit; see `compressor.backends.torch.generation.decode_sweep`."""
 
         def rows(limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
             started = time.perf_counter()
@@ -140,11 +140,11 @@ class OnnxModel:
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float64]:
         """A classifier's logits [N, labels] of token ids, in their order."""
-        session = self._session("model")
+        session = self._open_graph("model")
         labels = session.get_outputs()[0].shape[-1]
         found = np.empty((len(sources), labels), dtype=np.float64)
         for batch in evaluation_batches(list(map(len, sources)), tokens=BATCH_TOKENS):
-            ids, mask = _padded([sources[row] for row in batch], self._pad)
+            ids, mask = _pad_rows([sources[row] for row in batch], self._pad)
             (found[batch],) = session.run(None, {"input_ids": ids, "attention_mask": mask})
             if progress is not None:
                 progress(len(batch))
@@ -155,7 +155,7 @@ class OnnxModel:
         """What fills a batch; it is masked, so that where none is set any token does."""
         return int(self._configs.get("config", {}).get("pad_token_id") or 0)
 
-    def _session(self, name: str) -> InferenceSession:
+    def _open_graph(self, name: str) -> InferenceSession:
         if name not in self._sessions:
             found = ", ".join(f"{other}.onnx" for other in self._sessions)
             raise StageError(f"expected a directory with {name}.onnx, got one with {found}")
@@ -166,13 +166,13 @@ class OnnxModel:
     ) -> list[list[int]]:
         decoder = self._encoded(sources, beams)
         if beams == 1:
-            return greedy(decoder, len(sources), settings)
+            return search_greedily(decoder, len(sources), settings)
         return beam_search(decoder, len(sources), beams, settings)
 
     def _encoded(self, sources: list[Sequence[int]], beams: int) -> _Decoder:
         """A batch that is ready for its first step, with `beams` places for each source."""
-        session = self._session("encoder")
-        ids, mask = _padded(sources, self._pad)
+        session = self._open_graph("encoder")
+        ids, mask = _pad_rows(sources, self._pad)
         size = max(1, _ENCODE_TOKENS // ids.shape[1])
         pieces = [
             session.run(
@@ -185,7 +185,7 @@ class OnnxModel:
             name: np.repeat(np.concatenate(parts), beams, axis=0)
             for name, parts in zip(names, zip(*pieces, strict=True), strict=True)
         }
-        return _Decoder(self._session("decoder"), np.repeat(mask, beams, axis=0), cross)
+        return _Decoder(self._open_graph("decoder"), np.repeat(mask, beams, axis=0), cross)
 
 
 class _Decoder:
@@ -199,38 +199,38 @@ class _Decoder:
     ) -> None:
         self._session = session
         self._names = [output.name for output in session.get_outputs()]
-        self._source = {"attention_mask": _value(mask)}
-        self._source |= {name: _value(states) for name, states in cross.items()}
+        self._source = {"attention_mask": _wrap_array(mask)}
+        self._source |= {name: _wrap_array(states) for name, states in cross.items()}
         rows, heads, _, size = next(iter(cross.values())).shape
         empty = np.zeros((rows, heads, 0, size), dtype=np.float32)
         self._past = {
-            name.replace("present", "past"): _value(empty)
+            name.replace("present", "past"): _wrap_array(empty)
             for name in self._names
             if name != "logits"
         }
 
     def step(self, tokens: Tokens) -> NDArray[np.float32]:
-        feed = {"input_ids": _value(tokens[:, None])} | self._source | self._past
+        feed = {"input_ids": _wrap_array(tokens[:, None])} | self._source | self._past
         logits, *present = self._session.run_with_ort_values(self._names, feed, None)
         self._past = dict(zip(self._past, present, strict=True))
         found: NDArray[np.float32] = logits.numpy()
         return found
 
     def keep(self, rows: Tokens) -> None:
-        self._source = {name: _value(v.numpy()[rows]) for name, v in self._source.items()}
+        self._source = {name: _wrap_array(v.numpy()[rows]) for name, v in self._source.items()}
         self.reorder(rows)
 
     def reorder(self, rows: Tokens) -> None:
-        self._past = {name: _value(v.numpy()[rows]) for name, v in self._past.items()}
+        self._past = {name: _wrap_array(v.numpy()[rows]) for name, v in self._past.items()}
 
 
-def _value(array: NDArray[Any]) -> OrtValue:
+def _wrap_array(array: NDArray[Any]) -> OrtValue:
     from onnxruntime import OrtValue
 
     return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
-def _session(path: Path, threads: int | None) -> InferenceSession:
+def _open_session(path: Path, threads: int | None) -> InferenceSession:
     """Raises StageError for a graph that is missing or damaged."""
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
@@ -249,7 +249,7 @@ def _session(path: Path, threads: int | None) -> InferenceSession:
         raise StageError(f"cannot load the model in {path.parent}: {first}") from error
 
 
-def _padded(sources: Sequence[Sequence[int]], pad: int) -> tuple[Tokens, Tokens]:
+def _pad_rows(sources: Sequence[Sequence[int]], pad: int) -> tuple[Tokens, Tokens]:
     """Ids and mask, both rows x longest row."""
     longest = max(map(len, sources))
     ids = np.full((len(sources), longest), pad, dtype=np.int64)

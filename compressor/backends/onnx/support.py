@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 
 from compressor.core.errors import StageError
-from compressor.core.packages import installing
+from compressor.core.packages import suggest_install
 
 SUPPORTED: Mapping[str, frozenset[str]] = {
     "seq2seq_lm": frozenset({"t5", "mt5", "bart", "mbart", "pegasus", "marian"}),
@@ -26,10 +26,10 @@ RUNS = ("onnxruntime",)
 """What running needs beside numpy."""
 
 
-def require(*packages: str) -> None:
+def require_packages(*packages: str) -> None:
     """Raise StageError for a package that is not installed, naming the extra that brings it."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise StageError(
-                f"the package {package} is not installed; {installing('onnx')} brings it"
+                f"the package {package} is not installed; {suggest_install('onnx')} brings it"
             )

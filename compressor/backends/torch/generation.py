@@ -20,11 +20,17 @@ from transformers.generation import LogitsProcessor, LogitsProcessorList, logits
 from transformers.modeling_outputs import BaseModelOutput
 
 from compressor.backends.generation_config import SETTINGS
-from compressor.backends.outputs import NOT_FINITE, Decoded, at_limits, token_ids, valid_limits
+from compressor.backends.outputs import (
+    NOT_FINITE,
+    GenerationOutput,
+    at_limits,
+    token_ids,
+    valid_limits,
+)
 from compressor.core.errors import StageError
 from compressor.core.ranks import ALONE, Ranks
 from compressor.data.batching import evaluation_batches
-from compressor.models.longt5 import encode
+from compressor.models.longt5 import encode_in_chunks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, StoppingCriteriaList
@@ -59,7 +65,7 @@ _ROWWISE = {
 (the two that look at the source, classifier-free guidance) index rows by their first place."""
 
 
-def decode(
+def decode_greedily(
     model: PreTrainedModel,
     sources: Sequence[Sequence[int]],
     *,
@@ -70,7 +76,7 @@ def decode(
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
     ranks: Ranks = ALONE,
-) -> Decoded:
+) -> GenerationOutput:
     """What `model.generate(do_sample=False, …)` gives for each source, token for token.
 
     `sources` are token ids, end token included. `max_length` counts the decoder start token, as in
@@ -84,7 +90,7 @@ def decode(
     Rows of like length share a batch. Another batch changes float32 logits by about 1e-6, which
     can turn a tie between two tokens.
     """
-    return sweep(
+    return decode_sweep(
         model,
         sources,
         max_lengths=[max_length],
@@ -97,7 +103,7 @@ def decode(
     )[max_length]
 
 
-def sweep(
+def decode_sweep(
     model: PreTrainedModel,
     sources: Sequence[Sequence[int]],
     *,
@@ -108,7 +114,7 @@ def sweep(
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
     ranks: Ranks = ALONE,
-) -> dict[int, Decoded]:
+) -> dict[int, GenerationOutput]:
     """`decode` at each of `max_lengths`; greedily, for the price of the longest alone.
 
     Greedy decoding does not look ahead, so what a shorter limit gives is a prefix. That holds with
@@ -125,13 +131,13 @@ def sweep(
 
     def rows(limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
         own = settings if forced_end else settings | {"forced_eos_token_id": None}
-        return _decode(model, sources, limit, own, batch_tokens, progress, ranks)
+        return _decode_rows(model, sources, limit, own, batch_tokens, progress, ranks)
 
     config = model.generation_config.to_dict()
     return at_limits(rows, limits, config, "torch", greedy=num_beams == 1)
 
 
-def _decode(
+def _decode_rows(
     model: PreTrainedModel,
     sources: Sequence[Sequence[int]],
     limit: int,
@@ -150,7 +156,7 @@ def _decode(
         batches = evaluation_batches(lengths, tokens=batch_tokens // settings["num_beams"])
         for batch, done in ranks.shares(batches):
             if limit > 1:  # `generate` refuses to give nothing
-                rows = _generate(model, [sources[index] for index in batch], limit, settings)
+                rows = _generate_batch(model, [sources[index] for index in batch], limit, settings)
                 found |= dict(zip(batch, rows, strict=True))
             if progress is not None:
                 progress(done)
@@ -176,18 +182,18 @@ class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # the base class is un
 
 
 @torch.inference_mode()
-def _generate(
+def _generate_batch(
     model: PreTrainedModel, sources: list[Sequence[int]], limit: int, settings: dict[str, Any]
 ) -> list[list[int]]:
     """Rows of one batch, the longest first, each up to its end token; by our loop where greedy."""
-    ids, mask = _padded(model, sources)
+    ids, mask = _pad_rows(model, sources)
     # What looks at the source (`encoder_…` settings) must not see another row's length.
     last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0))
     without = [name for name in _WITHOUT if hasattr(model.generation_config, name)]
     output: list[list[int]] | Tensor = model.generate(
         torch.where(mask == 1, ids, last),
         attention_mask=mask,
-        encoder_outputs=_encoded(model, sources),
+        encoder_outputs=_encode_rows(model, sources),
         max_length=limit,
         do_sample=False,
         num_return_sequences=1,
@@ -195,7 +201,7 @@ def _generate(
         # layers as the encoder has, too few where a T5's decoder is the deeper of the two.
         past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
         **dict.fromkeys(without) | {"use_cache": True},  # which training often has off
-        custom_generate=_greedy if settings["num_beams"] == 1 else None,
+        custom_generate=_search_greedily if settings["num_beams"] == 1 else None,
         logits_processor=None
         if settings["num_beams"] == 1
         else LogitsProcessorList([_RefuseNaN()]),
@@ -207,7 +213,7 @@ def _generate(
     return [row[:end] for row, end in zip(tokens, ends, strict=True)]
 
 
-def _padded(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def _pad_rows(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Ids and mask, both rows x longest row, on the model's device.
 
     Rows that are all empty, of a tokenizer that ends none, have one masked pad, as in training.
@@ -221,19 +227,19 @@ def _padded(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple[T
     return ids.to(model.device), mask.to(model.device)
 
 
-def _encoded(model: PreTrainedModel, sources: list[Sequence[int]]) -> BaseModelOutput:
+def _encode_rows(model: PreTrainedModel, sources: list[Sequence[int]]) -> BaseModelOutput:
     """Encoder states, rows x longest x width, of rows of which the longest come first."""
     longest = max(1, len(sources[0]))
     tokens = _ENCODE_TOKENS if model.device.type == "cpu" else longest * len(sources)
     states = []
     for piece in evaluation_batches(list(map(len, sources)), tokens=tokens):
-        ids, mask = _padded(model, [sources[index] for index in piece])
+        ids, mask = _pad_rows(model, [sources[index] for index in piece])
         missing = longest - ids.shape[1]  # masked like all padding
-        states.append(pad(encode(model.get_encoder(), ids, mask), (0, 0, 0, missing)))
+        states.append(pad(encode_in_chunks(model.get_encoder(), ids, mask), (0, 0, 0, missing)))
     return BaseModelOutput(last_hidden_state=torch.cat(states))
 
 
-def _greedy(
+def _search_greedily(
     model: PreTrainedModel,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from compressor.backends.outputs import Decoded
+    from compressor.backends.outputs import GenerationOutput
 
 
 class TorchModel:
@@ -51,9 +51,9 @@ class TorchModel:
         num_beams: int = 1,
         min_length: int = 0,
         progress: Callable[[int], None] | None = None,
-    ) -> dict[int, Decoded]:
+    ) -> dict[int, GenerationOutput]:
         """Decode at each limit."""
-        return generation.sweep(
+        return generation.decode_sweep(
             self.checkpoint.model,
             sources,
             max_lengths=max_lengths,
@@ -82,7 +82,7 @@ class TorchModel:
         return torch.stack(found).numpy()
 
 
-def load(
+def load_model(
     folder: Path, about: Mapping[str, Any], *, threads: int | None = None, ranks: Ranks = ALONE
 ) -> TorchModel:
     """An exported model of the format `huggingface` or `packed`."""

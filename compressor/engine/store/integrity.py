@@ -19,7 +19,7 @@ from compressor.core import machine
 from compressor.core.errors import DamagedArtifact
 from compressor.core.files import MANIFEST
 from compressor.core.numbers import format_bytes
-from compressor.core.packages import installing
+from compressor.core.packages import suggest_install
 from compressor.engine.store.store import KEY, USERS, Store
 from compressor.engine.store.survey import Item, list_leftovers, list_trash, measure
 from compressor.engine.store.timings import NOTES
@@ -226,9 +226,11 @@ def _check_extra(extra: str, use: str, requirements: list[Requirement]) -> Findi
         if version is not None and not r.specifier.contains(version, prereleases=True)
     ]:
         text = f"too old: {', '.join(too_old)}; for {use}"
-        return Finding("extras", "warning", text, extra, installing(extra))
+        return Finding("extras", "warning", text, extra, suggest_install(extra))
     if None in versions.values():
-        return Finding("extras", "ok", f"not installed; only for {use}", extra, installing(extra))
+        return Finding(
+            "extras", "ok", f"not installed; only for {use}", extra, suggest_install(extra)
+        )
     return Finding("extras", "ok", f"installed, for {use}", extra)
 
 

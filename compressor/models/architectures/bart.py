@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.models.block_config import KEY
-from compressor.models.facts import Shape, Stack, Units, Widths, blocks
+from compressor.models.facts import Shape, Stack, Units, Widths, read_blocks
 
 _BART: dict[str, Any] = {
     "vocab_size": 50265,
@@ -78,7 +78,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
         "encoder_layers",
         layers,
         per_layer=(KEY,),
-        blocks=() if norms_before else blocks(config, layers),
+        blocks=() if norms_before else read_blocks(config, layers),
         stays="its layers norm what they read, and a block norms what it gives"
         if norms_before
         else "",
@@ -112,7 +112,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         positions = config["max_position_embeddings"] + _POSITION_OFFSET.get(kind, 0)
         shapes[f"model.{side}.embed_positions.weight"] = (positions, width)
         inner = config[f"{side}_ffn_dim"]
-        for layer in stack.own:
+        for layer in stack.native_layers:
             block = f"{stack.prefix}.{layer}"
             for attention in ("self_attn", "encoder_attn")[: 1 + (side == "decoder")]:
                 for name in _PROJECTIONS:
@@ -136,11 +136,11 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     encoder, decoder = stacks(config)["encoder"], stacks(config)["decoder"]
     own, cross = ([f"{part}.{n}" for n in _PROJECTIONS] for part in ("self_attn", "encoder_attn"))
     return {
-        "encoder.self_attention": encoder.weights(own),
-        "encoder.feed_forward": encoder.weights(("fc1", "fc2")),
-        "decoder.self_attention": decoder.weights(own),
-        "decoder.cross_attention": decoder.weights(cross),
-        "decoder.feed_forward": decoder.weights(("fc1", "fc2")),
+        "encoder.self_attention": encoder.list_weights(own),
+        "encoder.feed_forward": encoder.list_weights(("fc1", "fc2")),
+        "decoder.self_attention": decoder.list_weights(own),
+        "decoder.cross_attention": decoder.list_weights(cross),
+        "decoder.feed_forward": decoder.list_weights(("fc1", "fc2")),
         "lm_head": ("lm_head.weight",),
         **encoder.block_groups(),
     }
@@ -161,7 +161,7 @@ def attentions(config: Mapping[str, Any]) -> list[Units]:
     found = []
     for side, stack in stacks(config).items():
         key = f"{side}_attention_heads"
-        for layer in stack.own:
+        for layer in stack.native_layers:
             for part in ("self_attn", "encoder_attn")[: 1 + (side == "decoder")]:
                 name = f"{stack.prefix}.{layer}.{part}"
                 found.append(
@@ -184,7 +184,7 @@ def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
     found = []
     for side, stack in stacks(config).items():
         key = f"{side}_ffn_dim"
-        for layer in stack.own:
+        for layer in stack.native_layers:
             name = f"{stack.prefix}.{layer}"
             matrices = {f"{name}.fc1.weight": 0, f"{name}.fc2.weight": 1}
             bias = {f"{name}.fc1.bias": 0}

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.models.block_config import KEY
-from compressor.models.facts import NO_ENCODER, Shape, Stack, Units, Widths, blocks, labels
+from compressor.models.facts import (
+    NO_ENCODER,
+    Shape,
+    Stack,
+    Units,
+    Widths,
+    count_labels,
+    read_blocks,
+)
 
 _BERT: dict[str, Any] = {
     "vocab_size": 30522,
@@ -66,7 +74,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """The layers, in whose place blocks may stand."""
     prefix, layers = f"{_prefix(config)}encoder.layer", config["num_hidden_layers"]
     own = Stack(
-        prefix, "num_hidden_layers", layers, per_layer=(KEY,), blocks=blocks(config, layers)
+        prefix, "num_hidden_layers", layers, per_layer=(KEY,), blocks=read_blocks(config, layers)
     )
     return {"encoder": own}
 
@@ -93,7 +101,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     if narrow != width:
         dense(f"{base}embeddings_project", width, narrow)
     encoder = stacks(config)["encoder"]
-    for layer in encoder.own:
+    for layer in encoder.native_layers:
         block = f"{encoder.prefix}.{layer}"
         for name in _ATTENTION:
             dense(f"{block}.{name}", width, width)
@@ -109,7 +117,9 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     if classifies and kind != "bert":
         dense("classifier.dense", width, width)
     if classifies:
-        dense("classifier" if kind == "bert" else "classifier.out_proj", labels(config), width)
+        dense(
+            "classifier" if kind == "bert" else "classifier.out_proj", count_labels(config), width
+        )
     return shapes
 
 
@@ -117,8 +127,8 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The two groups of `Linear` weights of the encoder's layers, and that of its blocks."""
     encoder = stacks(config)["encoder"]
     return {
-        "encoder.self_attention": encoder.weights(_ATTENTION),
-        "encoder.feed_forward": encoder.weights(_FEED_FORWARD),
+        "encoder.self_attention": encoder.list_weights(_ATTENTION),
+        "encoder.feed_forward": encoder.list_weights(_FEED_FORWARD),
         **encoder.block_groups(),
     }
 
@@ -132,7 +142,7 @@ def attentions(config: Mapping[str, Any]) -> list[Units]:
     """The heads of every layer. They cannot leave: the config has no head size of its own."""
     stack = stacks(config)["encoder"]
     found = []
-    for layer in stack.own:
+    for layer in stack.native_layers:
         name = f"{stack.prefix}.{layer}.attention"
         inner = [f"{name}.self.{part}" for part in ("query", "key", "value")]
         found.append(
@@ -154,7 +164,7 @@ def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
     """The neurons of every layer."""
     stack = stacks(config)["encoder"]
     found = []
-    for layer in stack.own:
+    for layer in stack.native_layers:
         name = f"{stack.prefix}.{layer}"
         matrices = {f"{name}.intermediate.dense.weight": 0, f"{name}.output.dense.weight": 1}
         bias = {f"{name}.intermediate.dense.bias": 0}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.models.block_config import KEY
-from compressor.models.facts import Shape, Stack, Units, Widths, blocks, labels
+from compressor.models.facts import Shape, Stack, Units, Widths, count_labels, read_blocks
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "distilbert": {
@@ -37,7 +37,7 @@ def _prefix(config: Mapping[str, Any]) -> str:
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """The layers, in whose place blocks may stand."""
     prefix, layers = f"{_prefix(config)}transformer.layer", config["n_layers"]
-    own = Stack(prefix, "n_layers", layers, per_layer=(KEY,), blocks=blocks(config, layers))
+    own = Stack(prefix, "n_layers", layers, per_layer=(KEY,), blocks=read_blocks(config, layers))
     return {"encoder": own}
 
 
@@ -58,7 +58,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 
     norm(f"{base}embeddings.LayerNorm")
     encoder = stacks(config)["encoder"]
-    for layer in encoder.own:
+    for layer in encoder.native_layers:
         block = f"{encoder.prefix}.{layer}"
         for name in _ATTENTION:
             dense(f"{block}.{name}", width, width)
@@ -69,7 +69,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     shapes |= encoder.block_parameters(width)
     if config["head"] == "sequence_classification":
         dense("pre_classifier", width, width)
-        dense("classifier", labels(config), width)
+        dense("classifier", count_labels(config), width)
     return shapes
 
 
@@ -77,8 +77,8 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The two groups of `Linear` weights of the encoder's layers, and that of its blocks."""
     encoder = stacks(config)["encoder"]
     return {
-        "encoder.self_attention": encoder.weights(_ATTENTION),
-        "encoder.feed_forward": encoder.weights(("ffn.lin1", "ffn.lin2")),
+        "encoder.self_attention": encoder.list_weights(_ATTENTION),
+        "encoder.feed_forward": encoder.list_weights(("ffn.lin1", "ffn.lin2")),
         **encoder.block_groups(),
     }
 
@@ -92,7 +92,7 @@ def attentions(config: Mapping[str, Any]) -> list[Units]:
     """The heads of every layer. They cannot leave: the config has no head size of its own."""
     stack = stacks(config)["encoder"]
     found = []
-    for layer in stack.own:
+    for layer in stack.native_layers:
         names = [f"{stack.prefix}.{layer}.{part}" for part in _ATTENTION]
         found.append(
             Units(
@@ -113,7 +113,7 @@ def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
     """The neurons of every layer."""
     stack = stacks(config)["encoder"]
     found = []
-    for layer in stack.own:
+    for layer in stack.native_layers:
         name = f"{stack.prefix}.{layer}.ffn"
         matrices = {f"{name}.lin1.weight": 0, f"{name}.lin2.weight": 1}
         bias = {f"{name}.lin1.bias": 0}

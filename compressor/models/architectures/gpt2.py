@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.models.facts import NO_ENCODER, Shape, Stack, Units, Widths, labels
+from compressor.models.facts import NO_ENCODER, Shape, Stack, Units, Widths, count_labels
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -71,7 +71,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         conv1d(f"{block}.mlp.c_proj", inner, width)
     norm(f"{base}ln_f")
     if head == "sequence_classification":
-        shapes["score.weight"] = (labels(config), width)
+        shapes["score.weight"] = (count_labels(config), width)
     untied = not config["tie_word_embeddings"] if untied_head is None else untied_head
     if head == "causal_lm" and untied:
         shapes["lm_head.weight"] = (config["vocab_size"], width)
@@ -82,8 +82,8 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The groups of `Conv1D` weights of the layers, and the head."""
     decoder = stacks(config)["decoder"]
     found = {
-        "decoder.self_attention": decoder.weights(("attn.c_attn", "attn.c_proj")),
-        "decoder.feed_forward": decoder.weights(("mlp.c_fc", "mlp.c_proj")),
+        "decoder.self_attention": decoder.list_weights(("attn.c_attn", "attn.c_proj")),
+        "decoder.feed_forward": decoder.list_weights(("mlp.c_fc", "mlp.c_proj")),
     }
     return found | ({"lm_head": ("lm_head.weight",)} if config["head"] == "causal_lm" else {})
 

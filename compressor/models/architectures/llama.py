@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.models.facts import Shape, Stack, Units, Widths, labels
+from compressor.models.facts import Shape, Stack, Units, Widths, count_labels
 
 _LLAMA: dict[str, Any] = {
     "vocab_size": 32000,
@@ -87,7 +87,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
             shapes[f"{block}.{name}.weight"] = (width,)
     shapes[f"{base}norm.weight"] = (width,)
     if head == "sequence_classification":
-        shapes["score.weight"] = (labels(config), width)
+        shapes["score.weight"] = (count_labels(config), width)
     untied = not config["tie_word_embeddings"] if untied_head is None else untied_head
     if head == "causal_lm" and untied:
         shapes["lm_head.weight"] = (config["vocab_size"], width)
@@ -98,8 +98,8 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The groups of `Linear` weights of the layers, and the head."""
     decoder = stacks(config)["decoder"]
     found = {
-        "decoder.self_attention": decoder.weights(_ATTENTION),
-        "decoder.feed_forward": decoder.weights(_FEED_FORWARD),
+        "decoder.self_attention": decoder.list_weights(_ATTENTION),
+        "decoder.feed_forward": decoder.list_weights(_FEED_FORWARD),
     }
     return found | ({"lm_head": ("lm_head.weight",)} if config["head"] == "causal_lm" else {})
 

@@ -154,11 +154,11 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
     inner = _feed_forward(config)
     return {
-        "encoder.self_attention": encoder.weights(under(_attention(config, "encoder"), _QKVO)),
-        "encoder.feed_forward": encoder.weights(under("layer.1.DenseReluDense", inner)),
-        "decoder.self_attention": decoder.weights(under(_attention(config, "decoder"), _QKVO)),
-        "decoder.cross_attention": decoder.weights(under("layer.1.EncDecAttention", _QKVO)),
-        "decoder.feed_forward": decoder.weights(under("layer.2.DenseReluDense", inner)),
+        "encoder.self_attention": encoder.list_weights(under(_attention(config, "encoder"), _QKVO)),
+        "encoder.feed_forward": encoder.list_weights(under("layer.1.DenseReluDense", inner)),
+        "decoder.self_attention": decoder.list_weights(under(_attention(config, "decoder"), _QKVO)),
+        "decoder.cross_attention": decoder.list_weights(under("layer.1.EncDecAttention", _QKVO)),
+        "decoder.feed_forward": decoder.list_weights(under("layer.2.DenseReluDense", inner)),
         "lm_head": ("lm_head.weight",),
     }
 

@@ -76,9 +76,9 @@ def _summaries(path: Path, tokenizer: RougeTokenizer | None) -> Scored:
 def _labels(path: Path) -> Scored:
     import numpy as np
 
-    from compressor.evaluation.labels import read
+    from compressor.evaluation.labels import read_predictions
 
-    found = read(path)
+    found = read_predictions(path)
     hits, either = found.truth & found.given, found.truth + found.given
     both = np.stack([hits.sum(1), either.sum(1)], axis=1).astype(float)
     each = np.concatenate([hits, either], axis=1).astype(float)

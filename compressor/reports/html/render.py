@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.core.numbers import finite
+from compressor.core.numbers import replace_nonfinite
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -58,7 +58,9 @@ def json_for_script(value: Any) -> Markup:
     """
     from markupsafe import Markup
 
-    text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        replace_nonfinite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
     for mark in "<>&\u2028\u2029":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return Markup(text)  # noqa: S704  # nothing in it is markup

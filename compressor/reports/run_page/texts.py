@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.evaluation.labels import JOIN, is_labelled
-from compressor.evaluation.predictions import bare, records
+from compressor.evaluation.predictions import read_records, unguard_cell
 from compressor.reports.run_page.results import Results
 from compressor.stages.evaluate import MAIN, ROW_SCORES
 
@@ -164,11 +164,11 @@ def _lines(
     names = ("source", "reference", "prediction")
     kept: list[tuple[str, str, str]] = []
     limit = ""
-    with records(path, names) as lines:
+    with read_records(path, names) as lines:
         for _, record in lines:
             if longest and record["max_length"] != limit:  # ascending, as `evaluate` writes them
                 limit, kept = record["max_length"], []
-            source, reference, text = (bare(record[name]) for name in names)
+            source, reference, text = (unguard_cell(record[name]) for name in names)
             both = same.setdefault(source, source), same.setdefault(reference, reference)
             kept.append((*both, text))
     yield from kept

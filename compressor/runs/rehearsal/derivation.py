@@ -17,7 +17,7 @@ from compressor.backends.generation_config import OF_TOKENS
 from compressor.data.sources import Data
 from compressor.engine.plan import Plan
 from compressor.engine.provenance import Difference, differences
-from compressor.models.facts import Facts, Widths, architecture, evenly_spaced
+from compressor.models.facts import Facts, Widths, evenly_spaced, load_architecture
 from compressor.stages.base import Planning, Stage
 from compressor.stages.load import Load, TrainTokenizer
 from compressor.training.launch_config import Launch
@@ -74,7 +74,7 @@ def derive(
 
 
 def _depths(facts: Facts | None) -> list[int]:
-    return [] if facts is None else [stack.layers for stack in facts.stacks().values()]
+    return [] if facts is None else [stack.layers for stack in facts.list_stacks().values()]
 
 
 def _shrink_stages(
@@ -167,10 +167,10 @@ def shrink_config(real: Facts, layers: int) -> dict[str, Any]:
     Everything else stays: the kind of attention, the activation, what is tied, the table of
     positions. A model that is no wider keeps its widths.
     """
-    module = architecture(real.model_type)
+    module = load_architecture(real.model_type)
     left_out = {*_NO_SHAPE, *module.ALIASES}
     config = {k: v for k, v in real.config.items() if k not in left_out and v is not None}
-    for stack in real.stacks().values():
+    for stack in real.list_stacks().values():
         kept = evenly_spaced(stack.layers, min(layers, stack.layers))
         config |= stack.config_after(real.config, kept)
     if "lm_head.weight" in real.shapes:

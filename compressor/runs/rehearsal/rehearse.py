@@ -135,7 +135,7 @@ class Rehearsal:
         folder = self.folder / "tokenizers" / name
         try:
             revision = load.revision if load.tokenizer is None else "main"
-            commit = hub.commit(source, revision, "model")
+            commit = hub.resolve_commit(source, revision, "model")
             load_tokenizer(source, revision=commit).save_pretrained(folder)
         except (Unreachable, OSError):  # of a commit that is cached, but not these files of it
             return TRAINED
@@ -234,7 +234,7 @@ def _count(rows: Mapping[Split, Rows]) -> str:
 
 
 def _size(facts: Facts) -> str:
-    layers = " + ".join(str(stack.layers) for stack in facts.stacks().values())
+    layers = " + ".join(str(stack.layers) for stack in facts.list_stacks().values())
     return f"{layers} layers, {facts.parameters / 1e6:.2f} M parameters ({facts.model_type})"
 
 

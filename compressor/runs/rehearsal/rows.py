@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import Unreachable
-from compressor.data.bills import bills
-from compressor.data.messages import messages
+from compressor.data.bills import make_bills
+from compressor.data.messages import make_messages
 from compressor.data.rows import Rows
 from compressor.data.source_base import Split, SplitRows
 from compressor.data.sources import Data
-from compressor.data.truncation import encode
+from compressor.data.truncation import encode_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,13 +82,13 @@ def _generate(data: Data, split: Split) -> Rows:
     """Generate rows of the same task: long bills, or messages with the recipe's labels in turn."""
     count, labels = COUNTS[split], len(data.labels)
     if data.task == "summarization":
-        rows = list(bills(count * _BILLS_OF_A_TEXT, seed=0, split=split))
+        rows = list(make_bills(count * _BILLS_OF_A_TEXT, seed=0, split=split))
         parts = [rows[i : i + _BILLS_OF_A_TEXT] for i in range(0, len(rows), _BILLS_OF_A_TEXT)]
         texts = ["\n".join(bill["text"] for bill in part) for part in parts]
         return Rows(texts, [part[0]["summary"] for part in parts])
     single = data.task == "single_label"
     count = max(count, labels) if split == "train" else count
-    texts = [text for text, _ in messages(count, seed=0, split=split, single=single)]
+    texts = [text for text, _ in make_messages(count, seed=0, split=split, single=single)]
     numbers = [row % labels for row in range(count)]
     if single:
         return Rows(texts, [], [[number] for number in numbers])
@@ -160,7 +160,9 @@ def _count_empty(
     limit = data.max_target_length if is_target else data.max_source_length
     special, begin = set(tokenizer.all_special_ids), len(prefix)
     prefixed = [prefix, *(prefix + text for text in texts)]
-    read = encode(prefixed, tokenizer, limit, truncate=data.truncate, begin=begin, target=is_target)
+    read = encode_texts(
+        prefixed, tokenizer, limit, truncate=data.truncate, begin=begin, target=is_target
+    )
     nothing, *rest = ([token for token in ids if token not in special] for ids in read)
     # A tokenizer of bytes has tokens for white space, of which nothing can be learned either.
     return sum(

@@ -13,7 +13,7 @@ from rich.text import Text
 from compressor.core.console import Console
 from compressor.core.errors import Problem, RecipeError
 from compressor.core.numbers import duration
-from compressor.core.packages import installing
+from compressor.core.packages import suggest_install
 from compressor.engine.keys import digest
 from compressor.engine.store.timings import StageTimings
 from compressor.recipe.objective import Objective, Search
@@ -83,7 +83,7 @@ def plan_search(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Pl
 def require_optuna() -> None:
     """Raise RecipeError where Optuna is not installed."""
     if find_spec("optuna") is None:
-        raise RecipeError(f"search: Optuna is not installed: {installing('search')}")
+        raise RecipeError(f"search: Optuna is not installed: {suggest_install('search')}")
 
 
 def print_search_plan(

@@ -28,7 +28,7 @@ from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError, Stopped, Unreachable, nearest
 from compressor.core.failures import describe_error
 from compressor.core.files import write_json, write_traceback
-from compressor.core.packages import installing
+from compressor.core.packages import suggest_install
 from compressor.core.printing import print_error
 from compressor.core.processes import end_with, forget_launchers, is_running
 from compressor.core.progress import Progress, Watch, parsed_event
@@ -177,7 +177,7 @@ def _explain_problems(
         missing = getattr(error, "missing_cfg_file", None) or ""
         launcher = missing.removeprefix("hydra/launcher/")
         if launcher in PLUGINS:
-            cure = installing(PLUGINS[launcher])
+            cure = suggest_install(PLUGINS[launcher])
             raise RecipeError(f"hydra/launcher: {launcher!r} is not installed: {cure}") from error
         if launcher != missing:
             hint = nearest(launcher, LAUNCHERS)

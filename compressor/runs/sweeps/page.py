@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from compressor.core.files import write_text
 from compressor.core.numbers import duration, shown
-from compressor.evaluation.predictions import guarded
+from compressor.evaluation.predictions import guard_cell
 from compressor.recipe.objective import Direction
 from compressor.reports.html.render import render
 from compressor.runs.sweeps.points import shorten_keys
@@ -221,4 +221,4 @@ def _make_headings(names: Iterable[str], taken: set[str], kind: str) -> list[str
 
 
 def _guard(text: str) -> str:
-    return text if _NUMBER.fullmatch(text) else guarded(text)
+    return text if _NUMBER.fullmatch(text) else guard_cell(text)

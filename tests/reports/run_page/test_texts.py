@@ -10,7 +10,7 @@ import pytest
 
 from compressor.core.files import write_json
 from compressor.data.rows import Rows
-from compressor.evaluation.labels import write
+from compressor.evaluation.labels import write_predictions
 from compressor.evaluation.rouge import score_rows
 from compressor.reports.run_page.results import Results
 from compressor.reports.run_page.texts import MOST_BYTES, fitting, label_f1, rows
@@ -83,8 +83,10 @@ def test_rows_of_labels_are_compared_by_their_labels(tmp_path: Path) -> None:
     ):
         folder = tmp_path / "stages" / f"{number:02d}-{name}"
         folder.mkdir(parents=True)
-        write(folder / "predictions.csv", table, np.array(given), ["joy", "anger"], [0.5, 0.5],
-              "multi_label")  # fmt: skip
+        write_predictions(
+            folder / "predictions.csv", table, np.array(given), ["joy", "anger"], [0.5, 0.5],
+                "multi_label",
+        )  # fmt: skip
     found = rows(Results.read(tmp_path))
     assert found is not None and found["labelled"]
     assert [line["t"] for line in found["rows"]] == [["joy", "joy; anger"], ["anger", "anger"]]

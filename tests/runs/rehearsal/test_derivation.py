@@ -11,7 +11,7 @@ import torch
 from compressor.data.bills import Bills
 from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import Store
-from compressor.models.facts import _MODULES, Facts, architecture, facts
+from compressor.models.facts import _MODULES, Facts, derive_facts, load_architecture
 from compressor.recipe.compose import compose, validate_values
 from compressor.recipe.files import list_recipes
 from compressor.runs.rehearsal.derivation import TRAINED, derive, shrink_config
@@ -45,7 +45,7 @@ def fail(path: str, message: str) -> None:
 
 
 def layers(known: Facts | None) -> list[int]:
-    return [] if known is None else [stack.layers for stack in known.stacks().values()]
+    return [] if known is None else [stack.layers for stack in known.list_stacks().values()]
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -145,7 +145,7 @@ stages:
     _, small, _ = derive_plan(write(tmp_path, text), tmp_path)
     load, pruned = small.node("load").facts, small.node("prune").facts
     assert load is not None and pruned is not None
-    whole = load.numel(frozenset(load.groups()["feed_forward"]))
+    whole = load.count_entries(frozenset(load.list_groups()["feed_forward"]))
     assert sum(count for _, count in pruned.masked) == pytest.approx(whole / 2, abs=1)
 
 
@@ -159,18 +159,18 @@ def test_every_kind_of_model_has_a_small_one(model_type: str) -> None:
     """
     from transformers import AutoConfig
 
-    from compressor.models.loading import build
+    from compressor.models.loading import build_model
 
-    head = architecture(model_type).HEADS[0]
-    real = facts({"model_type": model_type, **LARGE.get(model_type, {})}, head=head)
+    head = load_architecture(model_type).HEADS[0]
+    real = derive_facts({"model_type": model_type, **LARGE.get(model_type, {})}, head=head)
     config = shrink_config(real, 2)
     config |= {"vocab_size": 300, "pad_token_id": 0}  # as of a tokenizer that is trained
     config = {k: v for k, v in config.items() if not (k == "decoder_vocab_size" and v)}
-    planned = facts(config, head=head)
+    planned = derive_facts(config, head=head)
     assert set(layers(planned)) == {2}
     values = {k: v for k, v in config.items() if k != "model_type"}
     built = AutoConfig.for_model(model_type, **values)
-    model = build(built, head, untied_head="lm_head.weight" in planned.shapes)
+    model = build_model(built, head, untied_head="lm_head.weight" in planned.shapes)
     assert sum(p.numel() for p in model.parameters()) == planned.parameters
     ids = torch.tensor([[5, 6, 7, 8]])
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if head == "seq2seq_lm" else {})
@@ -182,7 +182,7 @@ def test_a_model_keeps_what_is_not_a_size() -> None:
     """Activation, attention, untied head, positions and shared keys stay; a model that is narrow
     already keeps its widths.
     """
-    long = facts(
+    long = derive_facts(
         {
             "model_type": "longt5", "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12,
             "num_heads": 12, "feed_forward_proj": "gated-gelu", "local_radius": 127,
@@ -197,11 +197,11 @@ def test_a_model_keeps_what_is_not_a_size() -> None:
     assert small["tie_word_embeddings"] is False
     assert (small["num_layers"], small["num_decoder_layers"]) == (2, 2)
     for keys, expected in ((1, 1), (8, 2), (32, 4)):
-        llama = facts({"model_type": "llama", "num_key_value_heads": keys}, head="causal_lm")
+        llama = derive_facts({"model_type": "llama", "num_key_value_heads": keys}, head="causal_lm")
         assert shrink_config(llama, 2)["num_key_value_heads"] == expected
-    roberta = facts({"model_type": "roberta", "max_position_embeddings": 514}, head="none")
-    assert facts(shrink_config(roberta, 2), head="none").positions == 512
+    roberta = derive_facts({"model_type": "roberta", "max_position_embeddings": 514}, head="none")
+    assert derive_facts(shrink_config(roberta, 2), head="none").positions == 512
     pico = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2,
             "intermediate_size": 48, "num_hidden_layers": 1}  # fmt: skip
-    kept = shrink_config(facts(pico, head="none"), 2)
+    kept = shrink_config(derive_facts(pico, head="none"), 2)
     assert {key: kept[key] for key in pico} == pico

@@ -133,7 +133,7 @@ def test_a_stage_that_is_not_as_planned_is_found(
         checkpoint = real(stage, inputs, context)
         name, mask = next(iter(checkpoint.masks.items()))
         mask[tuple(mask.nonzero()[0])] = False
-        checkpoint.parameter(name).data *= mask
+        checkpoint.get_parameter(name).data *= mask
         return checkpoint
 
     monkeypatch.setattr(Prune, "run", prune_more)
