@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -12,6 +12,9 @@ from compressor.cli import DONE, FAILED
 from compressor.cli.shared import OUTPUTS, AsJson, Outputs, RunName, open_console, print_json
 from compressor.core.errors import RecipeError
 from compressor.core.processes import sigterm_as_keyboard_interrupt
+
+if TYPE_CHECKING:
+    from compressor.engine.past_run import RunRecord
 
 
 def show_run(
@@ -24,32 +27,32 @@ def show_run(
     as_json: AsJson = False,
 ) -> int:
     """Show a run and its results, or a sweep's points."""
-    from compressor.engine.past_run import PastRun, find
-    from compressor.reports import show
+    from compressor.engine.past_run import RunRecord, find_run
+    from compressor.reports.show import describe_run, print_run
     from compressor.runs.sweeps.show import is_sweep_folder, print_sweep
 
-    folder = find(run, outputs)
+    folder = find_run(run, outputs)
     if is_sweep_folder(folder):
         if as_json:
             raise RecipeError(f"--json is of one run; {folder} is a sweep's: it has a sweep.csv")
         print_sweep(folder, open_console())
         return DONE
-    past_run = PastRun.read(folder)
+    record = RunRecord.read(folder)
     if as_json:
-        print_json(show.about(past_run))
+        print_json(describe_run(record))
     else:
-        show.print_run(past_run, open_console(), scores=scores)
+        print_run(record, open_console(), scores=scores)
     return DONE
 
 
 def watch_run(run: RunName, *, outputs: Outputs = OUTPUTS) -> int:
     """Follow a run from another terminal."""
-    from compressor.engine.past_run import find
+    from compressor.engine.past_run import find_run
     from compressor.runs.watch import watch
 
     try:
         with sigterm_as_keyboard_interrupt():
-            return DONE if watch(find(run, outputs), open_console()) else FAILED
+            return DONE if watch(find_run(run, outputs), open_console()) else FAILED
     except KeyboardInterrupt:
         print("\nnot watching any more; the run goes on", file=sys.stderr)
         return DONE
@@ -68,13 +71,12 @@ def compare_runs(
     as_json: AsJson = False,
 ) -> int:
     """Compare runs with the first of them."""
-    from compressor.engine.past_run import PastRun, find
     from compressor.reports.compare.compare import compare
     from compressor.reports.compare.tables import print_comparison
 
     if len(runs) < 2:
         raise RecipeError("compare: expected at least two runs, the baseline first")
-    comparison = compare([PastRun.read(find(name, outputs)) for name in runs])
+    comparison = compare([_read_run(name, outputs) for name in runs])
     if html is not None:
         from compressor.reports.compare.page import write_page
 
@@ -96,15 +98,14 @@ def explain_stage(
     as_json: AsJson = False,
 ) -> int:
     """Say why a stage ran, or that it came from the store."""
-    from compressor.engine.past_run import PastRun, find
-    from compressor.reports.why import explain, print_explanation
+    from compressor.reports import why
 
-    explanations = explain(PastRun.read(find(run, outputs)), stage)
+    explanations = why.explain_stage(_read_run(run, outputs), stage)
     if as_json:
         print_json([explanation.as_json() for explanation in explanations])
         return DONE
     for explanation in explanations:
-        print_explanation(explanation, open_console())
+        why.print_explanation(explanation, open_console())
     return DONE
 
 
@@ -128,18 +129,22 @@ def reproduce_run(
 
     Exit code 1 where something differs that should be equal.
     """
-    from compressor.engine.past_run import PastRun, find
-    from compressor.runs import reproduce
+    from compressor.runs.reproduce import make_outputs, reproduce, restore_recipe
     from compressor.runs.reproduction import print_reproduction
 
-    past_run = PastRun.read(find(run, outputs))
-    past_run.require_records()
-    values = reproduce.recipe_values(past_run, overrides)
-    folder = reproduce.into(past_run, into, outputs)
-    with reproduce.kept_if_filled(folder), sigterm_as_keyboard_interrupt():
-        reproduction = reproduce.reproduce(past_run, folder, values, open_console(stderr=as_json))
+    record = _read_run(run, outputs)
+    record.require_records()
+    values = restore_recipe(record, overrides)
+    with make_outputs(record, into, outputs) as folder, sigterm_as_keyboard_interrupt():
+        reproduction = reproduce(record, folder, values, open_console(stderr=as_json))
     if as_json:
         print_json(reproduction.as_json())
     else:
         print_reproduction(reproduction, open_console())
     return DONE if reproduction.equal else FAILED
+
+
+def _read_run(name: str, outputs: Path) -> RunRecord:
+    from compressor.engine.past_run import RunRecord, find_run
+
+    return RunRecord.read(find_run(name, outputs))

@@ -91,10 +91,10 @@ def _read_texts(*, lines: bool) -> list[str]:
 
 def _find_place(name: Path) -> Path:
     """Find what lies there, or else the latest run of a recipe of that name."""
-    from compressor.engine.past_run import find
+    from compressor.engine.past_run import find_run
 
     is_file = name.exists() or name.suffix == ".csv"
-    return name if is_file else find(str(name), OUTPUTS)
+    return name if is_file else find_run(str(name), OUTPUTS)
 
 
 def _print_scores(scores: Mapping[int | None, Any], *, as_json: bool) -> None:

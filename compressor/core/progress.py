@@ -1,4 +1,4 @@
-"""What happens in a run, told as events: to `events.jsonl`, to a person, to whoever watches.
+"""Report what happens in a run, as events: to `events.jsonl`, to a person, to whoever watches.
 
 An event is a kind and values that JSON can hold:
 
@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from compressor.core.console import Console
-from compressor.core.display import display
+from compressor.core.display import make_display
 from compressor.core.failures import explain_error
 from compressor.core.printing import print_warning
 from compressor.core.redaction import redact_text
@@ -35,7 +35,7 @@ from compressor.core.redaction import redact_text
 RECORD = "\x1e"
 """Begins an event among the lines that a process of ours prints (RFC 7464)."""
 Watch = Callable[[str, Mapping[str, Any]], None]
-"""Hears the kind and the values of each event. It may raise `Stopped`, which ends the run."""
+"""Gets the kind and the values of each event. It may raise `Stopped`, which ends the run."""
 MOVES_SECONDS = 0.5
 """The least time between two `progress` events of one bar."""
 WRITTEN_SHARE = 1 / 200
@@ -44,10 +44,9 @@ training leaves some 2,000 lines."""
 
 
 class Progress:
-    """Tells a person, `events.jsonl` and `watch` what happens. `quiet` says nothing to the person.
+    """Reports to a person, to `events.jsonl` and to `watch`. `quiet`: not to the person.
 
-    A run that `watch` ends by raising `Stopped` was not worth going on with. Use it as a context
-    where a person looks on: a terminal is then left as it was found.
+    Use it as a context where a person looks on: a terminal is then left as it was.
     """
 
     def __init__(
@@ -59,8 +58,8 @@ class Progress:
         watch: Watch | None = None,
     ) -> None:
         self.events, self.watch = events, watch
-        self._display = None if quiet else display(console)
-        self._unwritten = self._said_unwritten = False
+        self._display = None if quiet else make_display(console)
+        self._unwritten = self._has_warned = False
         self._said: set[str] = set()
         self._moved: dict[str, tuple[float, float]] = {}  # title → when it began, and was written
         if events is not None:
@@ -80,8 +79,8 @@ class Progress:
             with suppress(OSError, SystemExit):  # of a terminal that is gone nothing is left
                 self._display.close()
 
-    def event(self, kind: str, **values: Any) -> None:
-        """Tell one event. In the file its line is written whole: a reader can follow it.
+    def emit(self, kind: str, **values: Any) -> None:
+        """Report one event. In the file its line is written whole: a reader can follow it.
 
         The file is first, since the terminal may be gone, and that ends a run: as by hand, where
         a reader of what is printed has closed its end of the pipe.
@@ -95,7 +94,7 @@ class Progress:
             self._write(self.events, line)
         if self._display is not None:
             try:
-                self._display.hear(kind, values, now)
+                self._display.show(kind, values, now)
             except SystemExit as error:  # which rich makes of a BrokenPipeError
                 raise KeyboardInterrupt from error
         if self.watch is not None:
@@ -112,11 +111,10 @@ class Progress:
                 stream.write(line + "\n")
             self._unwritten = False
         except OSError as error:
-            said, self._unwritten = self._said_unwritten, True
-            self._said_unwritten = True
-            if not said:
+            if not self._has_warned:
                 reason = explain_error(error, events) or str(error)
                 print_warning(f"what happens is not recorded: {reason}")
+            self._unwritten = self._has_warned = True
 
     def _is_written(self, kind: str, values: Mapping[str, Any]) -> bool:
         """Whether the file gets it: of a long bar's moves it gets fewer and fewer."""
@@ -146,29 +144,29 @@ class Progress:
         except (ValueError, TypeError, AttributeError, KeyError):  # an event cut in two: a text
             self.say(record)
             return
-        self.event(kind, **values)
+        self.emit(kind, **values)
         if rest := record[end:]:
             self.relay(rest)
 
     def say(self, text: str) -> None:
-        """A line for the person."""
-        self.event("said", text=text)
+        """Report a line for the person."""
+        self.emit("said", text=text)
 
     def say_once(self, text: str) -> None:
-        """A line for the person, unless it was said before."""
+        """Report a line for the person, unless it was said before."""
         if text not in self._said:
             self._said.add(text)
             self.say(text)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """A bar from `done` to `total`; `Bar.advance(1, loss="2.31")` moves it."""
+        """Show a bar from `done` to `total`; `Bar.advance(1, loss="2.31")` moves it."""
         bar = Bar(self, title, total, done)
-        bar.tell(ended=False)
+        bar.emit(ended=False)
         try:
             yield bar
         finally:
-            bar.tell(ended=True)
+            bar.emit(ended=True)
 
 
 def _end_last_line(path: Path) -> None:
@@ -178,8 +176,8 @@ def _end_last_line(path: Path) -> None:
             stream.write(b"\n")
 
 
-def parsed_event(line: bytes) -> dict[str, Any] | None:
-    """An event of a file, or None for what is none: half a line of a process that was killed."""
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """Parse an event of a file; None for what is none: half a line of a process that was killed."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -189,27 +187,27 @@ def parsed_event(line: bytes) -> dict[str, Any] | None:
 
 
 def print_event(kind: str, values: Mapping[str, Any]) -> None:
-    """The `watch` of a process whose parent reads what it prints: see `Progress.relay`."""
+    """Print an event: the `watch` of a process whose parent reads it, by `Progress.relay`."""
     print(RECORD + json.dumps({"event": kind, **values}), flush=True)
 
 
 class Bar:
-    """One piece of work whose size is known."""
+    """A piece of work whose size is known."""
 
     def __init__(self, progress: Progress, title: str, total: int, done: int) -> None:
         self.progress, self.title, self.total, self.done = progress, title, total, done
         self._notes: dict[str, str] = {}
-        self._told = 0.0
+        self._emitted = 0.0
 
     def advance(self, steps: int = 1, **notes: str) -> None:
         """Move by `steps`, and show `notes` (such as loss and samples/s) beside the bar."""
         self.done += steps
         self._notes = notes
-        if time.monotonic() - self._told >= MOVES_SECONDS:
-            self.tell(ended=False)
+        if time.monotonic() - self._emitted >= MOVES_SECONDS:
+            self.emit(ended=False)
 
-    def tell(self, *, ended: bool) -> None:
-        """Tell where it stands."""
-        self._told = time.monotonic()
+    def emit(self, *, ended: bool) -> None:
+        """Report where it stands."""
+        self._emitted = time.monotonic()
         about = {"done": self.done, "total": self.total, "notes": self._notes, "ended": ended}
-        self.progress.event("progress", title=self.title, **about)
+        self.progress.emit("progress", title=self.title, **about)

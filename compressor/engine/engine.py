@@ -56,14 +56,14 @@ class Engine:
         """
         for node in self.plan.nodes:
             started = time.monotonic()
-            self.progress.event("stage_started", name=node.name, key=node.key)
+            self.progress.emit("stage_started", name=node.name, key=node.key)
             try:
                 manifest, cached = self._ensure(node)
             except Stopped:
                 raise
             except Exception as error:  # whatever a library raises; the cause is kept
                 reason = self._explain_failure(node, error)
-                self.progress.event("stage_failed", name=node.name, error=reason)
+                self.progress.emit("stage_failed", name=node.name, error=reason)
                 raise StageError(f"stage {node.name!r}: {reason}") from error
             seconds = time.monotonic() - started
             self.run.add(node, manifest, cached=cached, seconds=seconds)
@@ -91,7 +91,7 @@ class Engine:
         values["metrics"] = {n: metrics[n] for n in METRICS if metrics.get(n) is not None}
         if (losses := metrics.get("validation_losses")) is not None:
             values["validation_losses"] = losses
-        self.progress.event("stage_ended", name=node.name, cached=cached, seconds=seconds, **values)
+        self.progress.emit("stage_ended", name=node.name, cached=cached, seconds=seconds, **values)
 
     # Use what the store has
 

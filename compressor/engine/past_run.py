@@ -1,7 +1,7 @@
-"""A run that was made, read from its folder, and where such folders are. Nothing is written here.
+"""Read a run's folder, or that of a sweep's point, and find such folders. Nothing is written here.
 
-A folder may be damaged, half written, or of an earlier version: what is missing is told in a
-sentence that names the file, and what can be read is.
+A folder may be damaged, half written, or of an earlier version: an error names the file, and what
+can be read is read.
 """
 
 from __future__ import annotations
@@ -10,35 +10,44 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compressor.core.errors import DamagedArtifact, RecipeError, Unreachable, nearest
 from compressor.core.files import expand_home
-from compressor.engine.run_folder import ABOUT
+from compressor.core.processes import is_running
+from compressor.engine.provenance import ASKED
+from compressor.engine.run_folder import ABOUT, OUTCOME
 from compressor.engine.store.store import Store
 from compressor.stages.base import stage_kinds
 
 RECIPE, METRICS, ENVIRONMENT, EVENTS = (
-    "recipe.yaml",
-    "metrics.json",
-    "environment.json",
-    "events.jsonl",
+    *("recipe.yaml", "metrics.json", "environment.json", "events.jsonl"),
 )
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
-"""The name of a run's folder: `compressor.engine.run_folder.make_run_folder`."""
+"""The name of a run's folder: `run_folder.make_run_folder`."""
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is built
 
 Record = dict[str, Any]
 KeyParts = Mapping[str, Any]
+End = Literal["finished", "failed", "interrupted", "running", "stopped early"]
+_ENDS: Mapping[str, End] = {
+    "done": "finished",
+    "failed": "failed",
+    "interrupted": "interrupted",
+    "stopped": "stopped early",
+}
+"""What `run_ended` says → what a person reads."""
 
 
-class _Written(BaseModel):
+class _MetricsRecord(BaseModel):
     """What is relied on of a record in `metrics.json`."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -59,32 +68,72 @@ class _Written(BaseModel):
 
 
 @dataclass(frozen=True)
-class PastRun:
-    """One run's folder, as it is now."""
+class RunStatus:
+    """How a run ended, by its events."""
+
+    ended: End
+    stage: str | None = None
+    """The stage that failed, or was under way."""
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        where = f" in {self.stage}" if self.stage is not None else ""
+        return f"{self.ended}{where}" + (f": {self.reason}" if self.reason else "")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run's folder. Each file is read when it is first asked for: RecipeError names it."""
 
     folder: Path
-    records: list[Record]
-    """Of the stages that ended; empty where none did."""
-    environment: dict[str, Any]
-    values: dict[str, Any]
-    """The resolved recipe, secrets redacted; empty where there is none."""
-    events: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, folder: Path) -> PastRun:
-        """Read a run's folder. Raises RecipeError that says what is wrong with which file."""
+    def read(cls, folder: Path, *values: Any, **named_values: Any) -> Self:
+        """Read a run's folder whole. Raises RecipeError that says what is wrong with which file.
+
+        `values` are of a class that adds fields.
+        """
         if not folder.is_dir():
             raise RecipeError(f"{folder} is no run's directory: there is no such folder")
         if not any((folder / name).is_file() for name in (RECIPE, METRICS)):
-            about = "it has neither metrics.json nor recipe.yaml"
-            raise RecipeError(f"{folder} is no run's directory: {about}")
-        return cls(
-            folder,
-            _records(folder / METRICS),
-            _mapping(folder / ENVIRONMENT),
-            _recipe(folder / RECIPE),
-            _events(folder / EVENTS),
-        )
+            reason = "it has neither metrics.json nor recipe.yaml"
+            raise RecipeError(f"{folder} is no run's directory: {reason}")
+        run = cls(folder, *values, **named_values)
+        _ = run.records, run.environment, run.recipe, run.events, run.asked
+        return run
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """The records of the stages that ended; empty where none did."""
+        return _read_records(self.folder / METRICS)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return _read_mapping(self.folder / ENVIRONMENT)
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        """What `provenance.describe_request` said; empty in runs from before it was recorded."""
+        return _read_mapping(self.folder / ASKED)
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe, secrets redacted; empty where there is none."""
+        return _read_recipe(self.folder / RECIPE)
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """The events; half a line, which a killed process may leave, is none."""
+        events = []
+        for line in self._event_lines():
+            with suppress(ValueError, RecursionError):
+                events.append(json.loads(line))
+        return [event for event in events if isinstance(event, dict)]
+
+    def _event_lines(self) -> list[str]:
+        path = self.folder / EVENTS
+        text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+        return text.splitlines()
 
     def require_records(self) -> None:
         """Raise RecipeError where no stage has ended."""
@@ -93,29 +142,83 @@ class PastRun:
             raise RecipeError(f"{self.folder}: metrics.json {missing}: no stage of this run ended")
 
     @property
-    def recipe(self) -> str:
+    def name(self) -> str:
         """The recipe's name."""
-        return str(self.values.get("name") or self.folder.absolute().parent.name)
+        return str(self.recipe.get("name") or self.folder.absolute().parent.name)
 
     @cached_property
     def started(self) -> datetime:
         """When it was started, in local time with its zone."""
         try:
             return datetime.fromisoformat(self.environment["started"]).astimezone()
-        except (KeyError, TypeError, ValueError):  # the folder's own time is the nearest known
+        except (KeyError, TypeError, ValueError, RecipeError):  # its folder's time is the nearest
             return datetime.fromtimestamp(self.folder.stat().st_mtime).astimezone()
+
+    @property
+    def packages(self) -> dict[str, str | None]:
+        """The versions that it recorded."""
+        packages = self.environment.get("packages")
+        return packages if isinstance(packages, dict) else {}
+
+    @property
+    def status(self) -> RunStatus:
+        """How it ended: finished, failed with its error, or interrupted; or that it still runs.
+
+        By the events since it was last started: a point of a sweep may be, several times.
+        """
+        kinds = [event.get("event") for event in self.events]
+        starts = [index for index, kind in enumerate(kinds) if kind == "run_started"]
+        events = self.events[starts[-1] :] if starts else []
+        last: dict[str | None, dict[str, Any]] = {event.get("event"): event for event in events}
+        if (ended := last.get("run_ended")) is not None:
+            failed = last.get("stage_failed", {})
+            end = _ENDS.get(str(ended.get("state")), "failed")
+            reason = failed.get("error") or ended.get("error")
+            if end == "finished":
+                return RunStatus(end)
+            return RunStatus(end, failed.get("name"), reason)
+        stage, done = last.get("stage_started", {}).get("name"), last.get("stage_ended", {})
+        process = last.get("run_started", {}).get("process")
+        try:
+            runs = process is not None and is_running(process)
+        except (KeyError, TypeError, ValueError):  # a damaged line
+            runs = False
+        under_way = stage if stage != done.get("name") else None
+        return RunStatus("running" if runs else "interrupted", under_way)
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """What a sweep's point left at its end; None where it has not come to one."""
+        try:
+            outcome: dict[str, Any] = json.loads((self.folder / OUTCOME).read_text("utf-8"))
+            return outcome if {"error", "seconds"} <= outcome.keys() else None
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    @property
+    def last_stage(self) -> str | None:
+        """The stage that was started last, "" before the first; None where the run has not begun.
+
+        Only that line of the events is read: a sweep asks it of each point again and again.
+        """
+        for line in reversed(self._event_lines()):
+            if '"stage_started"' in line:
+                with suppress(ValueError, KeyError):  # half a line, of a process that was killed
+                    return str(json.loads(line)["name"])
+        has_begun = any((self.folder / name).is_file() for name in (EVENTS, RECIPE))
+        return "" if has_begun else None
 
     @cached_property
     def store(self) -> Store | None:
         """The store that it links to, found from a link, or from where the folder lies."""
-        for _, place in self._links():
-            if place.is_symlink():
-                target = Path(os.path.normpath(place.parent / place.readlink()))
+        for _, link in self.links():
+            if link.is_symlink():
+                target = Path(os.path.normpath(link.parent / link.readlink()))
                 if target.parent.is_dir():  # else the run has been moved without it
                     return Store(target.parent)
-        for above in self.folder.absolute().parents:
-            if (above / "store").is_dir():
-                return Store(above / "store")
+        for parent in self.folder.absolute().parents:
+            if (parent / "store").is_dir():
+                return Store(parent / "store")
         return None
 
     @cached_property
@@ -123,23 +226,23 @@ class PastRun:
         """The folder that holds its store, and the runs and sweeps beside it."""
         return self.store.folder.parent if self.store is not None else None
 
-    def _links(self) -> Iterator[tuple[str, Path]]:
-        """(node's name, link to its artifact), in the order of the run."""
+    def links(self) -> Iterator[tuple[str, Path]]:
+        """Give (node's name, link to its artifact), in the order of the run."""
         folder = self.folder / "stages"
-        for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-            number, _, name = place.name.partition("-")
+        for link in sorted(folder.iterdir()) if folder.is_dir() else ():
+            number, _, name = link.name.partition("-")
             if number.isdigit() and name:
-                yield name, place
+                yield name, link
 
     def artifact(self, record: Mapping[str, Any]) -> Path | None:
-        """The folder of a record's artifact; None where it has been removed."""
-        if self.store is not None and (self.store.path(record["key"])).is_dir():
+        """Find the folder of a record's artifact; None where it has been removed."""
+        if self.store is not None and self.store.path(record["key"]).is_dir():
             return self.store.path(record["key"])
-        found = next((place for name, place in self._links() if name == record["name"]), None)
-        return found if found is not None and found.is_dir() else None
+        link = next((link for name, link in self.links() if name == record["name"]), None)
+        return link if link is not None and link.is_dir() else None
 
     def manifest(self, key: str) -> dict[str, Any] | None:
-        """What the store says of an artifact; None where it is gone or cannot be read."""
+        """Read what the store says of an artifact; None where it is gone or cannot be read."""
         if self.store is None:
             return None
         try:
@@ -148,17 +251,14 @@ class PastRun:
             return None
 
     def key_parts(self, key: str) -> KeyParts | None:
-        """What a key was made of: from the store, or from planning the recipe again where that
-        gives the same key; None where neither is to be had.
+        """Find what a key was made of: in the store, or by planning the recipe again where that
+        gives the same key; None where neither does.
         """
-        manifest = self.manifest(key)
-        parts = manifest.get("key_parts") if manifest is not None else None
-        if isinstance(parts, dict):
-            return parts
-        return self._planned.get(key)
+        parts = (self.manifest(key) or {}).get("key_parts")
+        return parts if isinstance(parts, dict) else self._planned_parts.get(key)
 
     @cached_property
-    def _planned(self) -> dict[str, KeyParts]:
+    def _planned_parts(self) -> dict[str, KeyParts]:
         """Key → parts, as the recipe would be planned here and now."""
         from compressor.engine.plan import plan
         from compressor.recipe.compose import validate_values
@@ -166,52 +266,51 @@ class PastRun:
         if self.store is None:
             return {}
         try:
-            composed = validate_values(self.values, self.recipe, (), ())
+            composed = validate_values(self.recipe, self.name, (), ())
             nodes = plan(composed, self.store).nodes
         except (RecipeError, Unreachable, OSError, KeyError, TypeError, ValueError):
             return {}  # it cannot be planned any more
         return {node.key: node.key_parts for node in nodes if node.key is not None}
 
     def name_of(self, key: str) -> str | None:
-        """What this run calls an artifact, or else what the one that made it did."""
+        """Find what this run calls an artifact, or else what the one that made it did."""
         # Events first: of a report on all models at once they have the stage's own name.
-        for each in (*self.events, *self.records):
-            if each.get("key") == key and "name" in each:
-                return str(each["name"])
+        for entry in (*self.events, *self.records):
+            if entry.get("key") == key and "name" in entry:
+                return str(entry["name"])
         manifest = self.manifest(key)
         return str(manifest["name"]) if manifest is not None and "name" in manifest else None
 
     def nodes(self) -> dict[str, str]:
-        """Node → key of every stage that was started, ended or not."""
-        told = [e for e in self.events if e.get("event") == "stage_started"]
-        begun = {str(e["name"]): str(e["key"]) for e in told if {"name", "key"} <= e.keys()}
-        known = set(begun.values())
-        return begun | {r["name"]: r["key"] for r in self.records if r["key"] not in known}
+        """Map each node whose stage was started, ended or not, to its key."""
+        events = [e for e in self.events if e.get("event") == "stage_started"]
+        keys = {str(e["name"]): str(e["key"]) for e in events if {"name", "key"} <= e.keys()}
+        known = set(keys.values())
+        return keys | {r["name"]: r["key"] for r in self.records if r["key"] not in known}
 
     def window(self, name: str | None = None) -> tuple[float, float]:
-        """When a node's stage began and ended, or the whole run, in seconds since 1970."""
-        own = [e for e in self.events if name is None or e.get("name") == name]
-        times = [e["time"] for e in own if isinstance(e.get("time"), int | float)]
+        """Find when a node's stage, or the whole run, began and ended, in seconds since 1970."""
+        events = [e for e in self.events if name is None or e.get("name") == name]
+        times = [e["time"] for e in events if isinstance(e.get("time"), int | float)]
         return (min(times), max(times)) if times else (self.started.timestamp(), float("inf"))
 
     def record(self, name: str) -> Record | None:
-        """The record of a node; the first one, of a report on all models at once."""
-        for record in self.records:
-            if record["name"] == name:
-                return record
+        """Find the record of a node; the first one, of a report on all models at once."""
         key = self.nodes().get(name)
-        return next((record for record in self.records if record["key"] == key), None)
+        named = [record for record in self.records if record["name"] == name]
+        records = named or [record for record in self.records if record["key"] == key]
+        return records[0] if records else None
 
 
-def _records(path: Path) -> list[Record]:
+def _read_records(path: Path) -> list[Record]:
     if not path.is_file():
         return []
-    loaded = _json(path)
-    if not isinstance(loaded, list):
+    records = _read_json(path)
+    if not isinstance(records, list):
         raise RecipeError(f"{path}: expected a list of records")
-    for number, record in enumerate(loaded):
+    for number, record in enumerate(records):
         try:
-            kind = _Written.model_validate(record).stage
+            kind = _MetricsRecord.model_validate(record).stage
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the record"
@@ -220,52 +319,39 @@ def _records(path: Path) -> list[Record]:
         if kind not in stage_kinds():
             hint = nearest(kind, stage_kinds())
             raise RecipeError(f"{path}: record {number}: no stage {kind!r} here; {hint}")
-    return loaded
+    return records
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, or nested too deep
         raise RecipeError(f"{path} is not JSON: {error}") from error
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    loaded = _json(path) if path.is_file() else {}
-    if not isinstance(loaded, dict):
-        raise RecipeError(f"{path}: expected a mapping")
-    return loaded
+def _read_mapping(path: Path) -> dict[str, Any]:
+    return _require_mapping(path, _read_json(path)) if path.is_file() else {}
 
 
-def _recipe(path: Path) -> dict[str, Any]:
+def _read_recipe(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _YAML)  # noqa: S506  # a safe one
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"{path} is not YAML: {reason}") from error
-    if not isinstance(loaded, dict):
+    return _require_mapping(path, values)
+
+
+def _require_mapping(path: Path, values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected a mapping")
-    return loaded
+    return values
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
-    """The events; half a line, which a killed process may leave, is none."""
-    found = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.splitlines():
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict):
-            found.append(event)
-    return found
-
-
-def run_folders(outputs: Path) -> Iterator[Path]:
-    """Every run's folder below an outputs folder, points of sweeps included."""
+def list_run_folders(outputs: Path) -> Iterator[Path]:
+    """Find every run's folder below an outputs folder, points of sweeps included."""
     for part in ("runs", "sweeps"):
         for place, folders, files in os.walk(outputs / part):
             if RECIPE in files or METRICS in files:
@@ -273,47 +359,46 @@ def run_folders(outputs: Path) -> Iterator[Path]:
                 yield Path(place)
 
 
-def order(folder: Path) -> tuple[str, int]:
-    """What folders named by their time are sorted by: `…-10` is after `…-2`."""
-    found = _TIME.fullmatch(folder.name)
-    return (found[1], int(found[2] or 1)) if found else (folder.name, 0)
+def sort_key(folder: Path) -> tuple[str, int]:
+    """Order folders named by their time: `…-10` is after `…-2`."""
+    match = _TIME.fullmatch(folder.name)
+    return (match[1], int(match[2] or 1)) if match else (folder.name, 0)
 
 
-def find(given: str, outputs: Path) -> Path:
-    """The run that a person means: its folder, or the latest run of a recipe of that name.
+def find_run(name: str, outputs: Path) -> Path:
+    """Find the run that a person means: its folder, or the latest run of a recipe of that name.
 
     A sweep's folder is given back as it is. Raises RecipeError with the nearest name.
     """
-    folder = expand_home(given)
-    if any((folder / name).is_file() for name in (RECIPE, METRICS, ABOUT)):
+    folder = expand_home(name)
+    if _is_run_or_sweep(folder):
         return folder
     runs = outputs / "runs"
-    name = given.removesuffix(".yaml").strip("/")
-    newest = _newest(folder) or _newest(runs / name) or _newest(runs / Path(name).name)
+    recipe = name.removesuffix(".yaml").strip("/")
+    parents = (folder, runs / recipe, runs / Path(recipe).name)
+    newest = next(filter(None, map(_find_newest, parents)), None)
     if newest is not None or folder.is_dir():
         return newest or folder
     recipes = {
-        each.parent.relative_to(runs).as_posix()
-        for each in run_folders(outputs)
-        if runs in each.parents and each.parent != runs
+        run.parent.relative_to(runs).as_posix()
+        for run in list_run_folders(outputs)
+        if runs in run.parents and run.parent != runs
     }
     if not recipes:
         reason = f"and there are no runs under {str(runs)!r} (--outputs names another folder)"
-        raise RecipeError(f"{given!r} is no run's directory, {reason}")
+        raise RecipeError(f"{name!r} is no run's directory, {reason}")
     raise RecipeError(
-        f"{given!r} is no run's directory, nor a recipe with runs under {str(runs)!r}; "
-        f"{nearest(name, recipes)}"
+        f"{name!r} is no run's directory, nor a recipe with runs under {str(runs)!r}; "
+        f"{nearest(recipe, recipes)}"
     )
 
 
-def _newest(recipe: Path) -> Path | None:
-    """The latest run in a recipe's folder."""
-    if not recipe.is_dir():
-        return None
-    runs = [
-        each
-        for each in recipe.iterdir()
-        if _TIME.fullmatch(each.name)
-        and any((each / name).is_file() for name in (RECIPE, METRICS, ABOUT))
-    ]
-    return max(runs, key=order, default=None)
+def _is_run_or_sweep(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (RECIPE, METRICS, ABOUT))
+
+
+def _find_newest(parent: Path) -> Path | None:
+    """Find the latest run in a recipe's folder."""
+    folders = parent.iterdir() if parent.is_dir() else ()
+    runs = [run for run in folders if _TIME.fullmatch(run.name) and _is_run_or_sweep(run)]
+    return max(runs, key=sort_key, default=None)

@@ -167,10 +167,4 @@ def _find_git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run."""
-    loaded: list[dict[str, Any]] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return loaded
-
-
 ABOUT, OUTCOME = "sweep.json", "point.json"

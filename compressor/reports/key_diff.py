@@ -1,14 +1,14 @@
-"""What makes two keys differ: part by part, and through their inputs to where it began."""
+"""Find what makes two keys differ: part by part, and through their inputs to where it began."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from compressor.engine.past_run import KeyParts
-from compressor.engine.provenance import MISSING, Difference, differences
+from compressor.core.differences import MISSING, Difference, find_differences
+from compressor.engine.past_run import KeyParts, RunRecord
 
 _DIGEST = re.compile(r"[0-9a-f]{40,64}")
 _LONGEST = 60
@@ -22,6 +22,10 @@ class Side:
     parts: Callable[[str], KeyParts | None]
     name: Callable[[str], str | None]
 
+    @classmethod
+    def of(cls, run: RunRecord) -> Side:
+        return cls(run.key_parts, run.name_of)
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -30,44 +34,37 @@ class Cause:
     name: str
     """What the later run calls the stage."""
     differences: tuple[Difference, ...] = ()
-    """Of its own parts: what it is told, its data, its version, the frameworks …"""
+    """Of its own parts: its settings, its data, its version, the frameworks …"""
     inputs: tuple[tuple[str, Cause], ...] = ()
     """(role, why that input's key differs)."""
     unknown: str | None = None
-    """Why it cannot be told, where it cannot."""
+    """Why it cannot be said, where it cannot."""
 
     def as_json(self) -> dict[str, Any]:
+        differences = [asdict(each) | {"text": describe(each)} for each in self.differences]
         return {
             "stage": self.name,
             "differences": [
-                {
-                    "path": each.path,
-                    "before": None if each.before is MISSING else each.before,
-                    "after": None if each.after is MISSING else each.after,
-                    "text": written(each),
-                }
-                for each in self.differences
+                {key: None if value is MISSING else value for key, value in entry.items()}
+                for entry in differences
             ],
             "inputs": {role: cause.as_json() for role, cause in self.inputs},
             "unknown": self.unknown,
         }
 
     def chains(self) -> list[str]:
-        """A sentence for each place where a difference began, each place once.
+        """Write a sentence for each place where a difference began, each place once.
 
         Such as "its model prune differs, because its model base differs:
         parameters.learning_rate 0.001 → 0.0015".
         """
-        seen: set[str] = set()
-        found = []
-        for links, end in sorted(self._ends(), key=lambda each: len(each[0])):
-            if end.name not in seen:
-                seen.add(end.name)
-                found.append(_sentence(links, end))
-        return found
+        sentences: dict[str, str] = {}
+        for links, end in sorted(self._ends(), key=lambda path: len(path[0])):
+            sentences.setdefault(end.name, _write_sentence(links, end))
+        return list(sentences.values())
 
     def _ends(self) -> Iterator[tuple[tuple[tuple[str, str], ...], Cause]]:
-        """Paths of (role, stage) to each cause that has differences of its own."""
+        """Give the path of (role, stage) to each cause that has differences of its own."""
         if self.differences or self.unknown or not self.inputs:
             yield (), self
         for role, cause in self.inputs:
@@ -75,93 +72,93 @@ class Cause:
                 yield ((role, cause.name), *links), end
 
 
-def _sentence(links: tuple[tuple[str, str], ...], end: Cause) -> str:
-    whats = "; ".join(map(written, end.differences))
-    what = end.unknown if end.unknown is not None else whats or "nothing that is known"
+def _write_sentence(links: tuple[tuple[str, str], ...], end: Cause) -> str:
+    reason = end.unknown or "; ".join(map(describe, end.differences)) or "nothing that is known"
     if not links:
-        return what
-    steps = ", because ".join(f"{_input(role, name)} differs" for role, name in links)
-    return f"{steps}: {what}"
+        return reason
+    steps = ", because ".join(f"{_name_input(role, name)} differs" for role, name in links)
+    return f"{steps}: {reason}"
 
 
-def _input(role: str, name: str) -> str:
-    """What a sentence calls an input; a report on all models at once has each by its name."""
+def _name_input(role: str, name: str) -> str:
+    """Name an input in a sentence; a report on all models at once has each by its name."""
     return f"its model {name}" if role in {"model", name} else f"its {role!r}, {name},"
 
 
-def cause(name: str, before: str, after: str, earlier: Side, later: Side) -> Cause:
-    """Why the key `after` of the later side's stage `name` is not the earlier one's `before`."""
-    return _Search(earlier, later, {}).cause(name, before, after)
+def find_cause(name: str, before: str, after: str, earlier: Side, later: Side) -> Cause:
+    """Find why the key `after` of the later side's stage `name` is not the earlier one's."""
+    return _Search(earlier, later).find(name, before, after)
 
 
 @dataclass(frozen=True)
 class _Search:
     earlier: Side
     later: Side
-    known: dict[tuple[str, str], Cause]
+    known: dict[tuple[str, str], Cause] = field(default_factory=dict)
 
-    def cause(self, name: str, before: str, after: str) -> Cause:
-        pair = before, after
-        if pair not in self.known:
-            self.known[pair] = self._cause(name, before, after)
-        return self.known[pair]
+    def find(self, name: str, before: str, after: str) -> Cause:
+        if (before, after) not in self.known:
+            self.known[before, after] = self._find(name, before, after)
+        return self.known[before, after]
 
-    def _cause(self, name: str, before: str, after: str) -> Cause:
+    def _find(self, name: str, before: str, after: str) -> Cause:
         one, other = self.earlier.parts(before), self.later.parts(after)
         if one is None or other is None:
-            whose = "earlier" if one is None else "later"
-            return Cause(name, unknown=f"what the {whose} one was made of is no longer known")
+            side = "earlier" if one is None else "later"
+            return Cause(name, unknown=f"what the {side} one was made of is no longer known")
         if one.get("stage") != other.get("stage"):  # then no setting of one is one of the other's
             return Cause(name, (Difference("stage", one.get("stage"), other.get("stage")),))
-        own = tuple(differences(_own(one), _own(other)))
-        reads, read = inputs(one), inputs(other)
-        shared = [role for role in read if role in reads and read[role] != reads[role]]
-        changed = [
-            Difference(f"inputs.{role}", self._named(reads, role), self._named(read, role))
-            for role in dict.fromkeys([*reads, *read])
-            if (role in reads) != (role in read)
-        ]
-        followed = tuple((role, self._input(role, reads[role], read[role])) for role in shared)
-        return Cause(name, (*own, *changed), followed)
+        differences = find_differences(_without_inputs(one), _without_inputs(other))
+        old, new = list_inputs(one), list_inputs(other)
+        for role in dict.fromkeys([*old, *new]):
+            if (role in old) != (role in new):
+                names = (self._name(keys.get(role)) for keys in (old, new))
+                differences.append(Difference(f"inputs.{role}", *names))
+        causes = tuple(
+            (role, self.find(self.later.name(key) or role, old[role], key))
+            for role, key in new.items()
+            if role in old and key != old[role]
+        )
+        return Cause(name, tuple(differences), causes)
 
-    def _input(self, role: str, before: str, after: str) -> Cause:
-        return self.cause(self.later.name(after) or role, before, after)
-
-    def _named(self, keys: Mapping[str, str], role: str) -> Any:
-        key = keys.get(role)
+    def _name(self, key: str | None) -> Any:
         return MISSING if key is None else self.later.name(key) or self.earlier.name(key) or key
 
 
-def _own(parts: KeyParts) -> dict[str, Any]:
-    return {name: value for name, value in parts.items() if name != "inputs"}
+def _without_inputs(parts: KeyParts) -> dict[str, Any]:
+    return {key: value for key, value in parts.items() if key != "inputs"}
 
 
-def inputs(parts: KeyParts) -> dict[str, str]:
-    """Role → key of an input; of a report on all models at once the role is the model's node."""
-    found = parts.get("inputs") or {}
-    return dict(found) if isinstance(found, Mapping) else {str(node): key for node, key in found}
+def list_inputs(parts: KeyParts) -> dict[str, str]:
+    """Map the role of each input to its key.
+
+    Of a report on all models at once the role is the model's node.
+    """
+    inputs = parts.get("inputs") or {}
+    return dict(inputs)
 
 
-def written(difference: Difference) -> str:
-    """A difference in words, such as `parameters.epochs 2 → 3` or `data.train: other rows`."""
+def describe(difference: Difference) -> str:
+    """Say a difference, such as `parameters.epochs 2 → 3` or `data.train: other rows`."""
     path, before, after = difference.path, difference.before, difference.after
+    change = f"{_shorten(before)} → {_shorten(after)}"
     if re.fullmatch(r"data\.\w+\.content\.(sha256|commit)", path):
         split = path.split(".")[1]
         return f"data.{split}: other rows (the data set has changed)"
     if path.startswith("data.") and ".content." in path:
-        return f"{path.replace('.content.', '.')} {_value(before)} → {_value(after)}: other rows"
+        return f"{path.replace('.content.', '.')} {change}: other rows"
     if path == "version":
-        return f"version of the stage {_value(before)} → {_value(after)}: its results changed"
+        return f"version of the stage {change}: its results changed"
     if _is_digest(before) and _is_digest(after):
         return f"{path}: other content"
-    return f"{path} {_value(before)} → {_value(after)}"
+    return f"{path} {change}"
 
 
 def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
-def _value(value: Any) -> str:
+def _shorten(value: Any) -> str:
     if value is MISSING:
         return "nothing"
     text = value if isinstance(value, str) and value else repr(value)

@@ -1,147 +1,92 @@
-"""`show`: all that one comes back for after a month, of a run or of a sweep."""
+"""Show a run: all that one comes back for after a month."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import RecipeError
-from compressor.core.processes import is_running
-from compressor.engine.past_run import METRICS, RECIPE, PastRun, Record
+from compressor.engine.past_run import METRICS, Record, RunRecord
 
 if TYPE_CHECKING:
     from compressor.core.console import Console
 
-
-Ended = Literal["finished", "failed", "interrupted", "running", "stopped early"]
-
 FILES = ("report.html", "README.md", "model", "predictions.csv", "error.txt")
 """What a run may have that a person opens."""
-
-_TOLD = (
+_SUMMARIZED = (
     *("validation_loss", "baseline_loss", "loss", "rougeLsum", "micro_f1", "macro_f1"),
     *("retention", "latency_p50_ms", "format", "weights", "steps"),
 )
-"""Metrics that a stage's line has, where it left them."""
-
+"""Metrics that a stage's line has, where it left them: the first few."""
 _MOST = 4
 
 
-@dataclass(frozen=True)
-class State:
-    """How a run ended, by its events."""
-
-    ended: Ended
-    stage: str | None = None
-    """The stage that failed, or was under way."""
-    reason: str | None = None
-
-    def __str__(self) -> str:
-        where = f" in {self.stage}" if self.stage is not None else ""
-        return f"{self.ended}{where}" + (f": {self.reason}" if self.reason else "")
+def find_changed_versions(
+    packages: Mapping[str, str | None],
+) -> dict[str, tuple[str | None, str | None]]:
+    """Map each package that differs to (recorded version, installed one); None: not installed."""
+    pairs = {name: (recorded, _find_version(name)) for name, recorded in packages.items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def state(run: PastRun) -> State:
-    """How a run ended: finished, failed with its error, or interrupted; or that it still runs.
-
-    By the events since it was last started: a point of a sweep may be, several times.
-    """
-    kinds = [event.get("event") for event in run.events]
-    starts = [at for at, kind in enumerate(kinds) if kind == "run_started"]
-    events = run.events[starts[-1] :] if starts else []
-    last: dict[str | None, dict[str, Any]] = {event.get("event"): event for event in events}
-    if (ended := last.get("run_ended")) is not None:
-        failed = last.get("stage_failed", {})
-        reason = failed.get("error") or ended.get("error")
-        word = _ENDED.get(str(ended.get("state")), "failed")
-        return State(word, failed.get("name"), reason) if word != "finished" else State(word)
-    started, done = last.get("stage_started", {}), last.get("stage_ended", {})
-    under_way = started.get("name") if started.get("name") != done.get("name") else None
-    process = last.get("run_started", {}).get("process")
+def _find_version(package: str) -> str | None:
     try:
-        running = process is not None and is_running(process)
-    except (KeyError, TypeError, ValueError):  # a damaged line
-        running = False
-    return State("running" if running else "interrupted", under_way)
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
-_ENDED: Mapping[str, Ended] = {
-    "done": "finished",
-    "failed": "failed",
-    "interrupted": "interrupted",
-    "stopped": "stopped early",
-}
-
-
-def installed(packages: Mapping[str, str | None]) -> dict[str, tuple[str | None, str | None]]:
-    """Package → (recorded version, installed one) of those that differ; None: not installed."""
-    found = {}
-    for name, recorded in packages.items():
-        now: str | None
-        try:
-            now = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            now = None
-        if recorded != now:
-            found[name] = (recorded, now)
-    return found
-
-
-def packages(run: PastRun) -> dict[str, str | None]:
-    """The versions that a run recorded."""
-    found = run.environment.get("packages")
-    return found if isinstance(found, dict) else {}
-
-
-def about(run: PastRun) -> dict[str, Any]:
-    """What `show --json` prints."""
-    now = state(run)
+def describe_run(run: RunRecord) -> dict[str, Any]:
+    """Describe a run as `show --json` prints it."""
+    status = run.status
     return {
         "folder": str(run.folder),
-        "recipe": run.recipe,
-        "description": run.values.get("description") or None,
+        "recipe": run.name,
+        "description": run.recipe.get("description") or None,
         "command": run.environment.get("command"),
         "started": run.environment.get("started"),
         "machine": run.environment.get("machine"),
-        "state": {"ended": now.ended, "stage": now.stage, "reason": now.reason},
-        "packages": packages(run),
+        "state": {"ended": status.ended, "stage": status.stage, "reason": status.reason},
+        "packages": run.packages,
         "packages_that_differ": {
             name: {"recorded": before, "installed": after}
-            for name, (before, after) in installed(packages(run)).items()
+            for name, (before, after) in find_changed_versions(run.packages).items()
         },
         "stages": run.records,
-        "removed": removed(run),
-        "files": {name: str(run.folder / name) for name in _files(run.folder)},
+        "removed": list_removed_stages(run),
+        "files": {name: str(run.folder / name) for name in _list_files(run.folder)},
     }
 
 
-def removed(run: PastRun) -> list[str]:
-    """The stages whose artifacts are in the store no more."""
+def list_removed_stages(run: RunRecord) -> list[str]:
+    """List the stages whose artifacts are in the store no more."""
     return [record["name"] for record in run.records if run.artifact(record) is None]
 
 
-def _files(folder: Path) -> list[str]:
-    """What there is to open; a link whose target has been removed is not."""
+def _list_files(folder: Path) -> list[str]:
+    """List what there is to open; a link whose target has been removed is not."""
     return [name for name in FILES if (folder / name).exists()]
 
 
-def print_run(run: PastRun, console: Console, *, scores: bool = False) -> None:
-    """Everything of a run, for a person. Raises RecipeError where a record cannot be shown."""
-    _print_about(run, console)
-    _print_stages(run, console)
-    print_measured(run, console, scores=scores)
-    if gone := removed(run):
-        console.say(f"no longer in the store: {', '.join(gone)}")
-    for name in _files(run.folder):
+def print_run(run: RunRecord, console: Console, *, scores: bool = False) -> None:
+    """Print everything of a run. Raises RecipeError where a record cannot be shown."""
+    for name, text in _list_facts(run).items():
+        if text:
+            console.say(f"{name:<9} {text}")
+    if run.records:
+        _print_stages(run.records, console)
+    print_metrics(run, console, scores=scores)
+    if removed := list_removed_stages(run):
+        console.say(f"no longer in the store: {', '.join(removed)}")
+    for name in _list_files(run.folder):
         console.say(f"{name}: {run.folder / name}")
 
 
-def print_measured(run: PastRun, console: Console, *, scores: bool = False) -> None:
-    """The tables of what a run measured. Raises RecipeError where a record cannot be shown."""
+def print_metrics(run: RunRecord, console: Console, *, scores: bool = False) -> None:
+    """Print the tables of what a run measured. Raises RecipeError where a record does not fit."""
     from compressor.reports.tables import print_results, print_scores
 
     try:
@@ -151,85 +96,65 @@ def print_measured(run: PastRun, console: Console, *, scores: bool = False) -> N
             print_scores(run.records, console)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         # A stage's metrics are its own: one of another version may have left others.
-        what = f"{type(error).__name__}: {error}"
-        raise RecipeError(f"{run.folder / METRICS}: its metrics cannot be shown: {what}") from error
+        reason = f"{type(error).__name__}: {error}"
+        message = f"{run.folder / METRICS}: its metrics cannot be shown: {reason}"
+        raise RecipeError(message) from error
 
 
-def _print_about(run: PastRun, console: Console) -> None:
+def _list_facts(run: RunRecord) -> dict[str, str]:
     environment = run.environment
-    machine = environment.get("machine")
+    machine, command = environment.get("machine"), environment.get("command")
     machine = machine if isinstance(machine, dict) else {}  # another version's, or damaged
-    command = environment.get("command")
     command = command if isinstance(command, list) else ()
-    facts = {
+    parts = [str(machine[key]) for key in ("system", "processor", "device") if machine.get(key)]
+    parts += [f"{machine['threads']} threads"] if machine.get("threads") else []
+    return {
         "run": str(run.folder),
-        "recipe": run.recipe,
-        "what": " ".join(str(run.values.get("description") or "").split()),
+        "recipe": run.name,
+        "what": " ".join(str(run.recipe.get("description") or "").split()),
         "command": shlex.join(map(str, command)).replace("__main__.py", "compressor", 1),
         "started": f"{run.started:%Y-%m-%d %H:%M:%S}" if environment.get("started") else "",
-        "machine": ", ".join(
-            str(machine[key]) for key in ("system", "processor", "device") if machine.get(key)
-        )
-        + (f", {machine['threads']} threads" if machine.get("threads") else ""),
-        "state": str(state(run)),
-        "versions": versions_line(run),
+        "machine": ", ".join(parts),
+        "state": str(run.status),
+        "versions": summarize_versions(run),
     }
-    for name, text in facts.items():
-        if text:
-            console.say(f"{name:<9} {text}")
 
 
-def versions_line(run: PastRun) -> str:
-    """The versions that are not those installed now, in a line."""
-    recorded = packages(run)
-    if not recorded:
+def summarize_versions(run: RunRecord) -> str:
+    """Name the versions that are not those installed now, in a line."""
+    if not run.packages:
         return "not recorded"
-    differ = [
+    changes = [
         f"{name} {before or 'none'} (now {after or 'none'})"
-        for name, (before, after) in installed(recorded).items()
+        for name, (before, after) in find_changed_versions(run.packages).items()
     ]
-    return "; ".join(differ) or "as installed now"
+    return "; ".join(changes) or "as installed now"
 
 
-def _print_stages(run: PastRun, console: Console) -> None:
+def _print_stages(records: list[Record], console: Console) -> None:
     from compressor.reports.tables import NAME_WIDTH, Column, print_columns
 
-    if not run.records:
-        return
-    rows = run.records
-
-    def written(key: str, form: str, scale: float = 1.0) -> list[str]:
-        return ["" if r[key] is None else form.format(r[key] / scale) for r in rows]
+    def write(key: str, form: str, scale: float = 1.0) -> list[str]:
+        return ["" if r[key] is None else form.format(r[key] / scale) for r in records]
 
     columns = [
-        Column("", ["cached" if r["cached"] else "run" for r in rows], "left"),
-        Column("seconds", [f"{r['seconds']:.1f}" for r in rows]),
-        Column("parameters", written("parameters", "{:.2f} M", 1e6)),
-        Column("non-zero", written("nonzero_ratio", "{:.4f}")),
-        Column("MB", written("bytes", "{:.2f}", 1e6)),
-        Column("metrics", [line(record) for record in rows], "left"),
+        Column("", ["cached" if r["cached"] else "run" for r in records], "left"),
+        Column("seconds", write("seconds", "{:.1f}")),
+        Column("parameters", write("parameters", "{:.2f} M", 1e6)),
+        Column("non-zero", write("nonzero_ratio", "{:.4f}")),
+        Column("MB", write("bytes", "{:.2f}", 1e6)),
+        Column("metrics", [summarize_metrics(record) for record in records], "left"),
     ]
-    print_columns(Column("stage", [r["name"] for r in rows], "left", NAME_WIDTH), columns, console)
+    names = Column("stage", [r["name"] for r in records], "left", NAME_WIDTH)
+    print_columns(names, columns, console)
 
 
-def line(record: Record) -> str:
-    """What a stage measured, in a line; the run's tables and `--json` have all of it."""
-    metrics = record["metrics"]
-    found = [f"{key} {_short(metrics[key])}" for key in _TOLD if metrics.get(key) is not None]
-    return "  ".join(found[:_MOST])
+def summarize_metrics(record: Record | None) -> str:
+    """Write what a stage measured in a line; the run's tables and `--json` have all of it."""
+    metrics = {} if record is None else record["metrics"]
+    texts = [f"{key} {_write(metrics[key])}" for key in _SUMMARIZED if metrics.get(key) is not None]
+    return "  ".join(texts[:_MOST])
 
 
-def _short(value: Any) -> str:
+def _write(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _point_values(folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """The recipe of the first point that has begun."""
-    for name in names:
-        if (folder / name / RECIPE).is_file():
-            return PastRun.read(folder / name).values
-    return {}
-
-
-def _paths(given: Any) -> list[str]:
-    return [given] if isinstance(given, str) else list(given or ())

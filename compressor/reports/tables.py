@@ -1,4 +1,4 @@
-"""Tables of a run's results, no wider than the console. The numbers come from its records."""
+"""Print tables of a run's results, no wider than the console, from its records."""
 
 from __future__ import annotations
 
@@ -65,6 +65,14 @@ SIZE_COLUMNS = (
 )
 """Heading and key of each size of an export."""
 
+CASE_AXES = (
+    ("batch", "batch_size"),
+    ("input tokens", "input_tokens"),
+    ("output tokens", "output_tokens"),
+    ("threads", "threads"),
+)
+"""Heading and key of what a benchmark varies."""
+
 Record = Mapping[str, Any]
 
 
@@ -91,15 +99,15 @@ def print_columns(
     """Print columns beside `first`; what the console is too narrow for goes into further tables."""
     tables: list[list[Column]] = [[first]]
     for column in columns:
-        taken = sum(each.width + PADDING + BORDER for each in (*tables[-1], column))
-        if taken + BORDER > console.width and len(tables[-1]) > 1:
+        width = sum(c.width + PADDING + BORDER for c in (*tables[-1], column)) + BORDER
+        if width > console.width and len(tables[-1]) > 1:
             tables.append([first])
         tables[-1].append(column)
-    for number, some in enumerate(tables):
-        _print(some, console, title=None if number else title)
+    for number, table in enumerate(tables):
+        _print_table(table, console, title=None if number else title)
 
 
-def _print(columns: Sequence[Column], console: Console, *, title: str | None = None) -> None:
+def _print_table(columns: Sequence[Column], console: Console, *, title: str | None = None) -> None:
     table = Table(header_style="bold", title=title and Text(title), title_justify="left")
     for column in columns:
         table.add_column(Text(column.heading), justify=column.justify, max_width=column.width)
@@ -108,143 +116,27 @@ def _print(columns: Sequence[Column], console: Console, *, title: str | None = N
     console.print(table)
 
 
-def print_demos(records: Sequence[Record], console: Console) -> None:
-    """Each demo text, and under it a column for each model with its summary."""
-    demos: dict[str, list[Column]] = {}
-    for record in records:
-        demo = record["metrics"].get("demo") if record["stage"] == "evaluate" else None
-        if demo is not None:
-            summary = (demo["summary"].strip() or "(empty)") + (" …" if demo["cut_off"] else "")
-            column = Column(model_label(record, records), [summary], "left")
-            demos.setdefault(demo["text"], []).append(column)
-    beside = max(1, (console.width - BORDER) // (SUMMARY_WIDTH + PADDING + BORDER))
-    for text, columns in demos.items():
-        shown = text[:DEMO_CHARACTERS] + (" …" if len(text) > DEMO_CHARACTERS else "")
-        console.print(Text.assemble(("demo text: ", "bold"), shown))
-        for start in range(0, len(columns), beside):
-            _print(columns[start : start + beside], console)
+def print_results(records: Sequence[Record], console: Console) -> None:
+    """Print everything that a person sees of a run's results without asking for more."""
+    print_models(records, console)
+    print_cases(records, console)
+    print_exports(records, console)
+    print_demos(records, console)
 
 
-def print_cases(records: Sequence[Record], console: Console) -> None:
-    """What `benchmark` measured beyond a text alone and a batch: a row for each model and case."""
-    rows = [
-        (model_label(record, records), case, case.get("training_step", {}))
-        for record in records
-        if record["stage"] == "benchmark"
-        for case in record["metrics"].get("cases", ())
-    ]
-    axes = {
-        "batch": "batch_size",
-        "input tokens": "input_tokens",
-        "output tokens": "output_tokens",
-        "threads": "threads",
-    }
-    shown = {heading: key for heading, key in axes.items() if len({c[key] for _, c, _ in rows}) > 1}
-    shown |= {heading: key for heading, key in axes.items() if key.endswith("tokens")}
-    shown = {h: k for h, k in axes.items() if h in shown and any(c[k] for _, c, _ in rows)}
-    if not set(shown) - {"batch"}:
-        return
-    models = Column("model", [label for label, _, _ in rows], "left", widest=NAME_WIDTH)
+def print_models(records: Sequence[Record], console: Console) -> None:
+    """Print a row for each model that was looked at; only columns that have a value."""
+    rows = list_models(records)
     columns = [
-        Column(heading, ["" if c[key] is None else f"{c[key]:,}" for _, c, _ in rows])
-        for heading, key in shown.items()
+        Column(heading, ["" if row.get(key) is None else write(row[key]) for row in rows])
+        for key, heading, write in COLUMNS
+        if any(row.get(key) is not None for row in rows)
     ]
-    columns += [
-        Column(name, [f"{case[f'{name}_ms']:.1f} ms" for _, case, _ in rows])
-        for name in ("p50", "p95", "p99")
-    ]
-    columns.append(Column("× faster", [f"{case['speedup']:.2f}" for _, case, _ in rows]))
-    columns.append(Column("peak MB", [_megabytes(case["peak_bytes"]) for _, case, _ in rows]))
-    if any(case["joules_per_text"] is not None for _, case, _ in rows):
-        joules = ["" if (j := c["joules_per_text"]) is None else f"{j:.2f}" for _, c, _ in rows]
-        columns.append(Column("J/text", joules))
-    if any(step for _, _, step in rows):
-        seconds = [f"{step['seconds']:.1f} s" if step else "" for _, _, step in rows]
-        peaks = [_megabytes(step.get("peak_bytes")) for _, _, step in rows]
-        columns += [Column("training step", seconds), Column("its peak MB", peaks)]
-    print_columns(models, columns, console)
+    print_columns(_make_names("model", [row["model"] for row in rows]), columns, console)
 
 
-def print_exports(records: Sequence[Record], console: Console) -> None:
-    """The sizes of what was exported, and how near each is to its source."""
-    exports = [(record, record["metrics"]) for record in records if record["stage"] == "export"]
-    if not exports:
-        return
-    first = Column("export", [str(r["label"]) for r, _ in exports], "left", widest=NAME_WIDTH)
-    columns = [
-        Column("format", [m["format"] for _, m in exports], "left"),
-        Column("weights", [m["weights"] for _, m in exports], "left"),
-        *(
-            Column(heading, [_megabytes(m.get(key), digits=2) for _, m in exports])
-            for heading, key in SIZE_COLUMNS
-        ),
-        Column("equal to its source", [parity(m.get("parity")) for _, m in exports], "left"),
-    ]
-    print_columns(first, columns, console)
-
-
-def parity(found: Mapping[str, Any] | None) -> str:
-    """What an export's check found, in words."""
-    if found is None:
-        return "not checked"
-    if "equal_tokens" in found:
-        difference = f"rougeLsum ± {found['rougeLsum_difference']:.4f}"
-        return f"{100 * found['equal_tokens']:.1f} % of tokens, {difference}"
-    return f"logits within {found['logits_difference']:.1e}"
-
-
-def _megabytes(size: int | None, digits: int = 0) -> str:
-    return "" if size is None else f"{size / 1e6:,.{digits}f}"
-
-
-def print_scores(records: Sequence[Record], console: Console) -> None:
-    """Precision, recall and F1 of every ROUGE: a table for each model that is held to another."""
-    scored = [
-        record
-        for record in records
-        if record["stage"] == "evaluate" and "rouge1_recall" in record["metrics"]
-    ]
-    for stage in dict.fromkeys(_stage(record) for record in scored):
-        mine = [record for record in scored if _stage(record) == stage]
-        held = [record for record in mine if "closenesses" in record["metrics"]]
-        alone = [_scores(record, records) for record in mine if record not in held]
-        if not held:
-            print_columns(_score_names(), alone, console)
-        for record in held:
-            columns = [*alone, _scores(record, records), *_compared(record["metrics"])]
-            print_columns(_score_names(), columns, console)
-
-
-def _score_names() -> Column:
-    return Column("", [f"{name} {measure}" for name in NAMES for measure in MEASURES], "left")
-
-
-def _scores(record: Record, records: Sequence[Record]) -> Column:
-    cells = [f"{record['metrics'][key]:.4f}" for key in KEYS]
-    return Column(model_label(record, records), cells)
-
-
-def _compared(metrics: Mapping[str, Any]) -> list[Column]:
-    kept, close = metrics["retentions"], metrics["closenesses"]
-    shares = ["" if kept[key] is None else f"{100 * kept[key]:.1f} %" for key in KEYS]
-    return [
-        Column("retention", shares),
-        Column(CLOSENESS, [f"{close[key]:.4f}" for key in KEYS]),
-    ]
-
-
-def _stage(record: Record) -> str:
-    """The recipe's stage that a record is of: a report on several models has a record for each."""
-    return str(record["name"]).partition("@")[0]
-
-
-def model_label(record: Record, records: Sequence[Record]) -> str:
-    """What tables call the model that a report looked at."""
-    return next((str(r["label"]) for r in records if r["name"] == record["model"]), record["name"])
-
-
-def table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each model that a stage looked at: its sizes and everything measured of it."""
+def list_models(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """List each model that a stage looked at: its sizes and everything measured of it."""
     by_name = {record["name"]: record for record in records}
     rows: dict[str, dict[str, Any]] = {}
     floors = []
@@ -259,29 +151,127 @@ def table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row = rows.setdefault(model["name"], {"model": model["label"], "looked_at": False})
         row |= {name: model[name] for name in ("parameters", "nonzero_ratio", "bytes")}
         if record["stage"] in {"evaluate", "benchmark"}:
+            metrics = record["metrics"].items()
+            row |= {key: value for key, value in metrics if not isinstance(value, dict | list)}
             row["looked_at"] = True
-            row |= {
-                key: v for key, v in record["metrics"].items() if not isinstance(v, dict | list)
-            }
     looked_at = [row for row in rows.values() if row["looked_at"]]
     return floors + (looked_at or list(rows.values()))
 
 
-def print_results(records: Sequence[dict[str, Any]], console: Console) -> None:
-    """Everything that a person sees of a run's results without asking for more."""
-    print_table(records, console)
-    print_cases(records, console)
-    print_exports(records, console)
-    print_demos(records, console)
+def print_demos(records: Sequence[Record], console: Console) -> None:
+    """Print each demo text, and under it a column for each model with its summary."""
+    demos: dict[str, list[Column]] = {}
+    for record in records:
+        demo = record["metrics"].get("demo") if record["stage"] == "evaluate" else None
+        if demo is not None:
+            summary = (demo["summary"].strip() or "(empty)") + (" …" if demo["cut_off"] else "")
+            column = Column(find_label(record, records), [summary], "left")
+            demos.setdefault(demo["text"], []).append(column)
+    beside = max(1, (console.width - BORDER) // (SUMMARY_WIDTH + PADDING + BORDER))
+    for text, columns in demos.items():
+        shown = text[:DEMO_CHARACTERS] + (" …" if len(text) > DEMO_CHARACTERS else "")
+        console.print(Text.assemble(("demo text: ", "bold"), shown))
+        for start in range(0, len(columns), beside):
+            _print_table(columns[start : start + beside], console)
 
 
-def print_table(records: Sequence[dict[str, Any]], console: Console) -> None:
-    """A row for each model that was looked at; only columns that have a value."""
-    rows = table(records)
-    models = Column("model", [row["model"] for row in rows], "left", widest=NAME_WIDTH)
-    columns = [
-        Column(heading, ["" if row.get(key) is None else write(row[key]) for row in rows])
-        for key, heading, write in COLUMNS
-        if any(row.get(key) is not None for row in rows)
+def print_cases(records: Sequence[Record], console: Console) -> None:
+    """Print what `benchmark` measured beyond a text alone and a batch, a row for each case."""
+    rows = [
+        (find_label(record, records), case)
+        for record in records
+        if record["stage"] == "benchmark"
+        for case in record["metrics"].get("cases", ())
     ]
-    print_columns(models, columns, console)
+    cases = [case for _, case in rows]
+    axes = [
+        (heading, key)
+        for heading, key in CASE_AXES
+        if (key.endswith("tokens") or len({case[key] for case in cases}) > 1)
+        and any(case[key] for case in cases)
+    ]
+    if {key for _, key in axes} <= {"batch_size"}:
+        return
+    steps = [case.get("training_step", {}) for case in cases]
+    columns = [Column(heading, _write(cases, key, "{:,}")) for heading, key in axes]
+    columns += [Column(p, _write(cases, f"{p}_ms", "{:.1f} ms")) for p in ("p50", "p95", "p99")]
+    columns.append(Column("× faster", _write(cases, "speedup", "{:.2f}")))
+    columns.append(Column("peak MB", _write(cases, "peak_bytes", "{:,.0f}", 1e6)))
+    if any(case["joules_per_text"] is not None for case in cases):
+        columns.append(Column("J/text", _write(cases, "joules_per_text", "{:.2f}")))
+    if any(steps):
+        columns.append(Column("training step", _write(steps, "seconds", "{:.1f} s")))
+        columns.append(Column("its peak MB", _write(steps, "peak_bytes", "{:,.0f}", 1e6)))
+    print_columns(_make_names("model", [label for label, _ in rows]), columns, console)
+
+
+def _write(rows: Sequence[Record], key: str, form: str, scale: float | None = None) -> list[str]:
+    """Write a value of each row, "" where there is none, in units of `scale`."""
+    values = (row.get(key) for row in rows)
+    return ["" if v is None else form.format(v if scale is None else v / scale) for v in values]
+
+
+def _make_names(heading: str, names: Sequence[str]) -> Column:
+    return Column(heading, names, "left", NAME_WIDTH)
+
+
+def print_exports(records: Sequence[Record], console: Console) -> None:
+    """Print the sizes of what was exported, and how near each is to its source."""
+    exports = [record for record in records if record["stage"] == "export"]
+    if not exports:
+        return
+    metrics = [record["metrics"] for record in exports]
+    sizes = [Column(heading, _write(metrics, key, "{:,.2f}", 1e6)) for heading, key in SIZE_COLUMNS]
+    columns = [
+        Column("format", [m["format"] for m in metrics], "left"),
+        Column("weights", [m["weights"] for m in metrics], "left"),
+        *sizes,
+        Column("equal to its source", [describe_parity(m.get("parity")) for m in metrics], "left"),
+    ]
+    names = _make_names("export", [str(record["label"]) for record in exports])
+    print_columns(names, columns, console)
+
+
+def describe_parity(parity: Mapping[str, Any] | None) -> str:
+    """Say what an export's check found."""
+    if parity is None:
+        return "not checked"
+    if "equal_tokens" in parity:
+        difference = f"rougeLsum ± {parity['rougeLsum_difference']:.4f}"
+        return f"{100 * parity['equal_tokens']:.1f} % of tokens, {difference}"
+    return f"logits within {parity['logits_difference']:.1e}"
+
+
+def print_scores(records: Sequence[Record], console: Console) -> None:
+    """Print precision, recall and F1 of every ROUGE: a table for each model held to another."""
+    scored: dict[str, list[Record]] = {}
+    for record in records:
+        if record["stage"] == "evaluate" and "rouge1_recall" in record["metrics"]:
+            # A report on several models has a record for each.
+            scored.setdefault(str(record["name"]).partition("@")[0], []).append(record)
+    names = Column("", [f"{name} {measure}" for name in NAMES for measure in MEASURES], "left")
+    for evaluated in scored.values():
+        held = [record for record in evaluated if "closenesses" in record["metrics"]]
+        alone = [_make_scores(r, records) for r in evaluated if r not in held]
+        if not held:
+            print_columns(names, alone, console)
+        for record in held:
+            kept = _make_comparison(record["metrics"])
+            print_columns(names, [*alone, _make_scores(record, records), *kept], console)
+
+
+def _make_scores(record: Record, records: Sequence[Record]) -> Column:
+    cells = [f"{record['metrics'][key]:.4f}" for key in KEYS]
+    return Column(find_label(record, records), cells)
+
+
+def _make_comparison(metrics: Mapping[str, Any]) -> list[Column]:
+    shares = {key: share and 100 * share for key, share in metrics["retentions"].items()}
+    closenesses = [f"{metrics['closenesses'][key]:.4f}" for key in KEYS]
+    retentions = ["" if shares[key] is None else f"{shares[key]:.1f} %" for key in KEYS]
+    return [Column("retention", retentions), Column(CLOSENESS, closenesses)]
+
+
+def find_label(record: Record, records: Sequence[Record]) -> str:
+    """Find what tables call the model that a report looked at."""
+    return next((str(r["label"]) for r in records if r["name"] == record["model"]), record["name"])

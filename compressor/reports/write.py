@@ -1,7 +1,7 @@
-"""What every run leaves for a reader: `report.html` and a model card, of measured results alone.
+"""Write what every run leaves for a reader: `report.html` and a model card, of measured results.
 
-`asked` is written when a run starts; `write_reports` when it ends, however it ends. Both files are
-made of what the run's folder has, so nothing here measures, loads weights or asks a network.
+Both are made of what the run's folder has when it ends, however it ends: nothing here measures,
+loads weights or asks a network.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def write_reports(folder: Path, ended: Ended, error: str | None = None) -> None:
     """Write a run's page and its model card from the files in its folder.
 
     The results are in `metrics.json` already, and hours of work may stand behind them: a page that
-    cannot be made is told on the standard error, with the reason and its traceback's file, and
-    leaves the run what it is. An older page, of another result, does not stay.
+    cannot be made is a warning, with the reason and its traceback's file, and leaves the run what
+    it is. An older page, of another result, does not stay.
     """
-    from compressor.reports.model_card.card import card
-    from compressor.reports.run_page.page import page
+    from compressor.reports.model_card.card import render_card
+    from compressor.reports.run_page.page import render_page
 
     try:
         results = Results.read(folder, ended, error)
@@ -35,7 +35,7 @@ def write_reports(folder: Path, ended: Ended, error: str | None = None) -> None:
         return
     (folder / TRACEBACK).unlink(missing_ok=True)
     errors: list[Exception] = []
-    for name, make in ((REPORT, page), (CARD, card)):
+    for name, make in ((REPORT, render_page), (CARD, render_card)):
         try:
             write_text(folder / name, make(results))
         except Exception as caught:  # noqa: BLE001  # see above

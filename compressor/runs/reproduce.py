@@ -1,4 +1,4 @@
-"""`reproduce`: a run made again from what it recorded, in a store of its own, and held to it.
+"""Run a recorded recipe again, in a store of its own, and compare what comes out.
 
 What decides a result is compared; how long it took is shown. The comparison is in `reproduction`.
 """
@@ -12,117 +12,124 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import RecipeError, nearest
-from compressor.core.files import expand_home
+from compressor.core.files import expand_home, write_json
 from compressor.core.redaction import REDACTED
-from compressor.engine.past_run import ENVIRONMENT, RECIPE, PastRun
-from compressor.engine.provenance import Difference
-from compressor.reports.key_diff import Cause, Side, cause, written
-from compressor.reports.show import installed, packages
-from compressor.runs.reproduction import Reproduction, reproduction
+from compressor.engine.past_run import ENVIRONMENT, RECIPE, RunRecord
+from compressor.reports.key_diff import Cause, Side, describe, find_cause
+from compressor.reports.show import find_changed_versions
+from compressor.runs.reproduction import Reproduction, compare_runs
 
 if TYPE_CHECKING:
     from compressor.core.console import Console
     from compressor.engine.plan import Plan
 
 
-def into(run: PastRun, given: Path | None, outputs: Path) -> Path:
-    """The outputs folder that a reproduction fills, made here; absolute.
+@contextmanager
+def make_outputs(run: RunRecord, into: Path | None, outputs: Path) -> Iterator[Path]:
+    """Make the outputs folder that a reproduction fills; remove it where it stays empty. Absolute.
 
     Raises RecipeError where it has anything in it: a store would answer instead of the stages.
     """
     from compressor.engine.run_folder import make_run_folder
 
-    if given is None:
-        return make_run_folder((run.outputs or outputs) / "reproductions" / run.recipe).resolve()
-    folder = expand_home(given).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RecipeError(f"--into: {given} is not empty; a run is made again in a fresh folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    if into is None:
+        folder = make_run_folder((run.outputs or outputs) / "reproductions" / run.name).resolve()
+    else:
+        folder = expand_home(into).absolute()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RecipeError(f"--into: {into} is not empty; a run is made again in a fresh folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
 
 
-def recipe_values(run: PastRun, given: Sequence[str]) -> dict[str, Any]:
-    """The run's resolved recipe, with what was redacted put in again from `given` KEY=VALUEs.
+def restore_recipe(run: RunRecord, secrets: Sequence[str]) -> dict[str, Any]:
+    """Take the run's resolved recipe, with what was redacted put in again from KEY=VALUEs.
 
     Raises RecipeError that names what must still be given, and what is not to be.
     """
-    if not run.values:
+    if not run.recipe:
         raise RecipeError(f"{run.folder / RECIPE} is missing: there is nothing to run again")
-    values = dict(run.values)
-    hidden = list(_redacted(values))
-    for item in given:
+    values = dict(run.recipe)
+    redacted = list(_list_redacted(values))
+    missing = dict.fromkeys(redacted)
+    for item in secrets:
         path, mark, value = item.partition("=")
-        if not mark or path not in hidden:
-            what = nearest(path, hidden) if hidden else "nothing of this recipe was redacted"
-            raise RecipeError(f"{item!r}: KEY=VALUE is for a secret that was redacted; {what}")
-        values = _with(values, path.split("."), value)
-    left = [path for path in hidden if path not in {item.partition("=")[0] for item in given}]
-    if left:
-        again = " ".join(f"{path}=…" for path in left)
+        if not mark or path not in redacted:
+            hint = nearest(path, redacted) if redacted else "nothing of this recipe was redacted"
+            raise RecipeError(f"{item!r}: KEY=VALUE is for a secret that was redacted; {hint}")
+        values = _replace(values, path.split("."), value)
+        missing.pop(path, None)
+    if missing:
+        again = " ".join(f"{path}=…" for path in missing)
         raise RecipeError(
             f"secrets are not recorded; give them again: compressor reproduce … {again}"
         )
     return values
 
 
-def _redacted(value: Any, path: str = "") -> Iterator[str]:
-    """Key paths of texts that hold what was redacted."""
+def _list_redacted(value: Any, path: str = "") -> Iterator[str]:
+    """Give the key paths of texts that hold what was redacted."""
     if isinstance(value, Mapping | list):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, inner in items:
-            yield from _redacted(inner, f"{path}.{key}" if path else str(key))
+            yield from _list_redacted(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, str) and REDACTED in value:
         yield path
 
 
-def _with(value: Any, path: Sequence[str], new: str) -> Any:
-    """`value` with the text at `path` replaced."""
+def _replace(value: Any, path: Sequence[str], text: str) -> Any:
+    """Copy `value` with the text at `path` replaced."""
     if not path:
-        return new
+        return text
     if isinstance(value, list):
-        at = int(path[0])
-        return [_with(v, path[1:], new) if i == at else v for i, v in enumerate(value)]
-    return {**value, path[0]: _with(value[path[0]], path[1:], new)}
+        index = int(path[0])
+        return [_replace(v, path[1:], text) if i == index else v for i, v in enumerate(value)]
+    return {**value, path[0]: _replace(value[path[0]], path[1:], text)}
 
 
-def surroundings(run: PastRun) -> list[str]:
-    """Sentences on what is not as it was: versions, with the command that restores them; Python,
-    processor, threads.
+def compare_environments(run: RunRecord) -> list[str]:
+    """Say what is not as it was: versions, with the command that restores them; Python, processor,
+    threads.
     """
     from compressor.core import machine
 
-    found = []
-    differ = installed(packages(run))
-    for name, (before, after) in differ.items():
-        found.append(f"{name} was {before or 'not installed'} and is {after or 'not installed'}")
-    if command := format_pip_command({name: before for name, (before, _) in differ.items()}):
-        found.append(f"this restores them: {command}")
-    if not packages(run):
-        found.append(f"{ENVIRONMENT} has no versions: they cannot be compared")
+    changes = find_changed_versions(run.packages)
+    sentences = [
+        f"{name} was {before or 'not installed'} and is {after or 'not installed'}"
+        for name, (before, after) in changes.items()
+    ]
+    if command := format_pip_command({name: before for name, (before, _) in changes.items()}):
+        sentences.append(f"this restores them: {command}")
+    if not run.packages:
+        sentences.append(f"{ENVIRONMENT} has no versions: they cannot be compared")
     recorded, now = run.environment.get("machine") or {}, machine.describe_machine()
     for name, before in recorded.items():
         if before != now.get(name):
-            found.append(f"the machine's {name} was {before} and is {now.get(name)}")
+            sentences.append(f"the machine's {name} was {before} and is {now.get(name)}")
             if name == "threads":
-                found.append(f"OMP_NUM_THREADS={before} gives the same sums as then")
-    return found
+                sentences.append(f"OMP_NUM_THREADS={before} gives the same sums as then")
+    return sentences
 
 
-def format_pip_command(recorded: Mapping[str, str | None]) -> str | None:
+def format_pip_command(versions: Mapping[str, str | None]) -> str | None:
     """Write the command that restores versions; None where there is none to restore.
 
     compressor itself is left out: one of that name on an index may be somebody else's.
     """
     wanted = [
         f"{name}=={version}"
-        for name, version in recorded.items()
+        for name, version in versions.items()
         if version is not None and name != "compressor"
     ]
     return shlex.join(["pip", "install", *wanted]) if wanted else None
 
 
-def directory(run: PastRun) -> tuple[Path, str | None]:
-    """Where relative paths of the recipe begin, and what there is to say of it."""
+def _find_directory(run: RunRecord) -> tuple[Path, str | None]:
+    """Find where relative paths of the recipe begin, and what there is to say of it."""
     recorded = run.environment.get("directory")
     if recorded is None:
         return Path.cwd(), "where it was started is not recorded; relative paths begin here"
@@ -132,65 +139,53 @@ def directory(run: PastRun) -> tuple[Path, str | None]:
 
 
 def reproduce(
-    run: PastRun, folder: Path, values: Mapping[str, Any], console: Console
+    run: RunRecord, folder: Path, values: Mapping[str, Any], console: Console
 ) -> Reproduction:
     """Run the recipe again with `folder` as its outputs, and compare what came out.
 
     Raises StageError where a stage fails, and RecipeError where the recipe is no longer valid.
     """
-    from compressor.core.files import write_json
     from compressor.engine.plan import plan
     from compressor.engine.store.store import Store
     from compressor.recipe.compose import validate_values
     from compressor.runs.runner import execute
 
-    start, note = directory(run)
-    for text in (*surroundings(run), *([note] if note else [])):
+    start, note = _find_directory(run)
+    for text in (*compare_environments(run), *([note] if note else [])):
         console.say(text)
-    run = PastRun.read(run.folder.resolve())  # which a change of directory does not move
+    run = RunRecord.read(run.folder.resolve())  # which a change of directory does not move
     with chdir(start):
-        composed = validate_values({**values, "outputs": str(folder)}, run.recipe, (), ())
+        composed = validate_values({**values, "outputs": str(folder)}, run.name, (), ())
         store = Store.of(str(folder))
         planned = plan(composed, store)
-        causes = changed(run, planned)
-        for text in _began(causes):
+        causes = find_changed_keys(run, planned)
+        for text in _list_origins(causes):
             console.say(f"not what it was: {text}")
         made = execute(planned, store, None, console)
-    found = reproduction(run, PastRun.read(made), causes)
-    write_json(folder / "reproduction.json", found.as_json())
-    return found
+    reproduction = compare_runs(run, RunRecord.read(made), causes)
+    write_json(folder / "reproduction.json", reproduction.as_json())
+    return reproduction
 
 
-def changed(run: PastRun, planned: Plan) -> dict[str, Cause]:
-    """Node → why its key is not the recorded one, before anything runs."""
-    parts = {node.key: node.key_parts for node in planned.nodes if node.key is not None}
-    names = {node.key: node.name for node in planned.nodes if node.key is not None}
-    earlier, later = Side(run.key_parts, run.name_of), Side(parts.get, names.get)
+def find_changed_keys(run: RunRecord, planned: Plan) -> dict[str, Cause]:
+    """Map nodes to why their keys are not the recorded ones, before anything runs."""
+    nodes = {node.key: node for node in planned.nodes if node.key is not None}
+    later = Side(
+        lambda key: nodes[key].key_parts if key in nodes else None,
+        lambda key: nodes[key].name if key in nodes else None,
+    )
     recorded = run.nodes()
     return {
-        node.name: cause(node.name, recorded[node.name], node.key, earlier, later)
-        for node in planned.nodes
-        if node.key is not None and recorded.get(node.name, node.key) != node.key
+        node.name: find_cause(node.name, recorded[node.name], key, Side.of(run), later)
+        for key, node in nodes.items()
+        if recorded.get(node.name, key) != key
     }
 
 
-def _began(causes: Mapping[str, Cause]) -> list[str]:
-    """Where differences of keys began, each once."""
-    found: dict[str, None] = {}
-    for name, each in causes.items():
-        own: Sequence[Difference] = each.differences
-        if own:
-            found[f"{name}: {'; '.join(map(written, own))}"] = None
-        elif each.unknown is not None:
-            found[f"{name}: {each.unknown}"] = None
-    return list(found)
-
-
-@contextmanager
-def kept_if_filled(folder: Path) -> Iterator[None]:
-    """Remove a folder, made for what comes inside, that is still empty at the end."""
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            folder.rmdir()
+def _list_origins(causes: Mapping[str, Cause]) -> list[str]:
+    """Say where differences of keys began, each once."""
+    reasons = {
+        name: "; ".join(map(describe, cause.differences)) or cause.unknown
+        for name, cause in causes.items()
+    }
+    return list(dict.fromkeys(f"{name}: {reason}" for name, reason in reasons.items() if reason))

@@ -1,4 +1,4 @@
-"""A run beside the one that was to make the same: keys, metrics and files. Nothing runs here."""
+"""Compare a run with the one that was to make the same: keys, metrics, files. Nothing runs here."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compressor.engine.past_run import PastRun, Record
-from compressor.engine.provenance import MISSING
+from compressor.core.differences import MISSING, find_differing_leaves
+from compressor.engine.past_run import Record, RunRecord
 from compressor.reports.key_diff import Cause
-from compressor.reports.show import state
+from compressor.stages.base import SIZES
 
 if TYPE_CHECKING:
     from compressor.core.console import Console
 
-_MEASURED = re.compile(
-    r"(^|_)(seconds|per_second|ms|speedup|joules|watts|resident_bytes|peak_bytes)(_|$)"
-    r"|^(resumed|changes_of_processes)$"
+OF_ONE_MOMENT = re.compile(
+    r"(^|[._])(seconds|per_second|ms|speedup|joules|watts|resident_bytes|peak_bytes)([._]|$)"
+    r"|(^|\.)(resumed|changes_of_processes)(\.|$)"
 )
 """Metrics of the machine at one moment, or of how often a run was killed: not of the result."""
 _MEASURING = "benchmark"
 """The stage that measures the machine: all of its metrics and files are of one moment."""
 RELATIVE, ABSOLUTE = 1e-6, 1e-9
 """Two numbers are the same but for rounding within these."""
-Found = Literal["rounding", "different"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Metric:
     path: str
     before: Any
     after: Any
-    found: Found
+    found: Literal["rounding", "different"]
 
 
 @dataclass(frozen=True)
@@ -82,55 +81,49 @@ class Reproduction:
         """Whether everything that should be equal is. What the recorded run never reached is not
         held against the new one.
         """
-        return all(each.equal for each in self.outcomes if self.finished or each.there != "new")
+        outcomes = self.outcomes
+        return all(o.equal for o in outcomes if self.finished or o.there != "new")
 
     def as_json(self) -> dict[str, Any]:
-        """What `reproduction.json` has, and `reproduce --json` prints."""
-        outcomes = [asdict(each) | {"equal": each.equal} for each in self.outcomes]
-        for outcome in outcomes:
-            for metric in outcome["metrics"]:
-                for side in ("before", "after"):
-                    metric[side] = None if metric[side] is MISSING else metric[side]
+        """Describe it as `reproduction.json` has it, and `reproduce --json` prints it."""
+        stages = [asdict(outcome) | {"equal": outcome.equal} for outcome in self.outcomes]
+        for metric in (metric for stage in stages for metric in stage["metrics"]):
+            metric |= {key: None for key, value in metric.items() if value is MISSING}
         return {
             "recorded": str(self.recorded),
             "made": str(self.made),
             "equal": self.equal,
             "recorded_finished": self.finished,
-            "stages": outcomes,
+            "stages": stages,
         }
 
 
-def reproduction(before: PastRun, after: PastRun, causes: Mapping[str, Cause]) -> Reproduction:
+def compare_runs(before: RunRecord, after: RunRecord, causes: Mapping[str, Cause]) -> Reproduction:
     """Compare two runs, stage by stage; `causes`: node → why its key differs."""
-    ours = {record["name"]: record for record in before.records}
-    theirs = {record["name"]: record for record in after.records}
+    ours, theirs = ({r["name"]: r for r in run.records} for run in (before, after))
     outcomes = []
     for name in dict.fromkeys([*ours, *theirs]):
         one, other = ours.get(name), theirs.get(name)
-        if one is not None and other is not None:
-            chains = _chains(causes, name, after.name_of(other["key"]))
-            outcomes.append(_outcome(before, after, one, other, chains))
-        else:
+        if one is None or other is None:
             outcomes.append(Outcome(name, "recorded" if other is None else "new"))
-    finished = state(before).ended == "finished"
+        else:
+            cause = causes.get(name) or causes.get(after.name_of(other["key"]) or "")
+            outcomes.append(_compare_stages(before, after, one, other, cause))
+    finished = before.status.ended == "finished"
     return Reproduction(before.folder, after.folder, finished, tuple(outcomes))
 
 
-def _chains(causes: Mapping[str, Cause], *names: str | None) -> list[str]:
-    found = next((causes[name] for name in names if name is not None and name in causes), None)
-    return [] if found is None else found.chains()
-
-
-def _outcome(
-    before: PastRun, after: PastRun, one: Record, other: Record, chains: list[str]
+def _compare_stages(
+    before: RunRecord, after: RunRecord, one: Record, other: Record, cause: Cause | None
 ) -> Outcome:
     measures = one["stage"] == _MEASURING
-    files = None if measures else _files(before, after, one, other)
+    chains = [] if cause is None else cause.chains()
+    files = None if measures else _compare_files(before, after, one, other)
     return Outcome(
         one["name"],
         same_key=one["key"] == other["key"],
         because=chains[0] if chains else None,
-        metrics=tuple(_metrics(one, other)),
+        metrics=() if measures else tuple(_compare_metrics(one, other)),
         files=() if files is None else tuple(files[0]),
         compared_files=None if files is None else files[1],
         measures=measures,
@@ -139,127 +132,111 @@ def _outcome(
     )
 
 
-def _files(
-    before: PastRun, after: PastRun, one: Record, other: Record
+def _compare_files(
+    before: RunRecord, after: RunRecord, one: Record, other: Record
 ) -> tuple[list[str], int] | None:
-    """Files that are not the same bit for bit, and how many there are; None where not known."""
+    """List files that are not the same bit for bit, and count all; None where not known."""
     manifests = before.manifest(one["key"]), after.manifest(other["key"])
     if manifests[0] is None or manifests[1] is None:
         return None
-    ours, theirs = (each["files"] for each in manifests if each is not None)
-    names = sorted({*ours, *theirs})
-    differ = [
-        name
-        for name in names
-        if ours.get(name, {}).get("sha256") != theirs.get(name, {}).get("sha256")
-    ]
-    return differ, len(names)
-
-
-def _metrics(one: Record, other: Record) -> Iterator[Metric]:
-    """The metrics that differ, those of a moment left out."""
-    if one["stage"] == _MEASURING:
-        return
-    sizes = ("parameters", "nonzero", "nonzero_ratio", "bytes")
     ours, theirs = (
-        dict(_leaves({key: r[key] for key in sizes} | r["metrics"])) for r in (one, other)
+        {name: file["sha256"] for name, file in manifest["files"].items()}
+        for manifest in manifests
+        if manifest is not None
     )
-    for path in dict.fromkeys([*ours, *theirs]):
-        before, after = ours.get(path, MISSING), theirs.get(path, MISSING)
-        found = _difference(before, after)
-        if found is not None and not any(map(_MEASURED.search, path.split("."))):
-            yield Metric(path, before, after, found)
+    names = sorted({*ours, *theirs})
+    return [name for name in names if ours.get(name) != theirs.get(name)], len(names)
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping | list) and value:
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, inner in items:
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
+def _compare_metrics(one: Record, other: Record) -> Iterator[Metric]:
+    """List the metrics that differ, those of one moment left out."""
+    sides = [{key: r[key] for key in SIZES} | r["metrics"] for r in (one, other)]
+    for path, (before, after) in find_differing_leaves(sides, in_lists=True).items():
+        if not OF_ONE_MOMENT.search(path):
+            near = _is_number(before) and _is_number(after) and _are_close(before, after)
+            yield Metric(path, before, after, "rounding" if near else "different")
 
 
-def _difference(before: Any, after: Any) -> Found | None:
-    """None where two values are the same: NaN is the same as NaN, and True is not 1."""
-    numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in (before, after)]
-    if all(numbers):
-        if before == after or (math.isnan(before) and math.isnan(after)):
-            return None
-        near = math.isclose(before, after, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
-        return "rounding" if near else "different"
-    return None if type(before) is type(after) and before == after else "different"
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def print_reproduction(found: Reproduction, console: Console) -> None:
-    """A row for each stage, then what differs, then the verdict."""
+def _are_close(before: float, after: float) -> bool:
+    return math.isclose(before, after, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+
+
+def print_reproduction(reproduction: Reproduction, console: Console) -> None:
+    """Print a row for each stage, then what differs, then the verdict."""
     from compressor.reports.tables import NAME_WIDTH, Column, print_columns
 
-    rows = found.outcomes
+    outcomes = reproduction.outcomes
     columns = [
-        Column("key", [_key(each) for each in rows], "left"),
-        Column("metrics", [_metrics_text(each) for each in rows], "left"),
-        Column("files", [_files_text(each) for each in rows], "left"),
-        Column("seconds then", [_seconds(each.seconds[0]) for each in rows]),
-        Column("now", [_seconds(each.seconds[1]) for each in rows]),
+        Column("key", [_describe_key(o) for o in outcomes], "left"),
+        Column("metrics", [_describe_metrics(o) for o in outcomes], "left"),
+        Column("files", [_describe_files(o) for o in outcomes], "left"),
+        Column("seconds then", [_format_seconds(o.seconds[0]) for o in outcomes]),
+        Column("now", [_format_seconds(o.seconds[1]) for o in outcomes]),
     ]
-    print_columns(Column("stage", [e.name for e in rows], "left", NAME_WIDTH), columns, console)
-    for each in rows:
-        if each.because is not None:
-            console.say(f"{each.name}: another key: {each.because}")
-        for metric in each.metrics:
-            what = "only rounded otherwise" if metric.found == "rounding" else "different"
-            console.say(f"{each.name}: {metric.path} {metric.before!r} → {metric.after!r}, {what}")
-        for name in each.files:
-            console.say(f"{each.name}: {name} is another file")
-        then, now = each.computed_with
-        if not each.equal and each.same_key and then and now and then != now:
-            console.say(
-                f"{each.name}: computed with {_with(then)} then and {_with(now)} now, which take "
-                "sums in another order: last bits may differ, and what hangs on them"
-            )
-    unknown = [e.name for e in rows if _files_text(e) == "not known"]
-    if unknown:
-        console.say(
-            f"not compared, since they are in the store no more: files of {', '.join(unknown)}"
-        )
-    if not found.finished:
+    names = Column("stage", [o.name for o in outcomes], "left", NAME_WIDTH)
+    print_columns(names, columns, console)
+    for outcome in outcomes:
+        for sentence in _list_differences(outcome):
+            console.say(f"{outcome.name}: {sentence}")
+    if unknown := [o.name for o in outcomes if _describe_files(o) == "not known"]:
+        text = "not compared, since they are in the store no more: files of"
+        console.say(f"{text} {', '.join(unknown)}")
+    if not reproduction.finished:
         console.say("the recorded run did not finish: what it did not reach could not be compared")
-    same = "everything that should be equal is equal"
-    console.say(f"{same if found.equal else 'not the same'}: {found.made} and {found.recorded}")
+    same = "everything that should be equal is equal" if reproduction.equal else "not the same"
+    console.say(f"{same}: {reproduction.made} and {reproduction.recorded}")
 
 
-def _with(computed: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in computed.items())
+def _list_differences(outcome: Outcome) -> Iterator[str]:
+    if outcome.because is not None:
+        yield f"another key: {outcome.because}"
+    for metric in outcome.metrics:
+        how = "only rounded otherwise" if metric.found == "rounding" else "different"
+        yield f"{metric.path} {metric.before!r} → {metric.after!r}, {how}"
+    for name in outcome.files:
+        yield f"{name} is another file"
+    then, now = outcome.computed_with
+    if not outcome.equal and outcome.same_key and then and now and then != now:
+        yield (
+            f"computed with {_format_counts(then)} then and {_format_counts(now)} now, which take "
+            "sums in another order: last bits may differ, and what hangs on them"
+        )
 
 
-def _key(each: Outcome) -> str:
-    words = {"recorded": "only then", "new": "only now", "both": ""}
-    return words[each.there] or ("same" if each.same_key else "differs")
+def _format_counts(computed_with: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in computed_with.items())
 
 
-def _metrics_text(each: Outcome) -> str:
-    if each.there != "both":
+def _describe_key(outcome: Outcome) -> str:
+    if outcome.there != "both":
+        return "only then" if outcome.there == "recorded" else "only now"
+    return "same" if outcome.same_key else "differs"
+
+
+def _describe_metrics(outcome: Outcome) -> str:
+    if outcome.there != "both":
         return ""
-    different = sum(metric.found == "different" for metric in each.metrics)
-    rounded = len(each.metrics) - different
-    if not each.metrics:
-        return "of one moment" if each.measures else "same"
-    parts = [f"{different} different"] * bool(different) + [f"{rounded} by rounding"] * bool(
-        rounded
-    )
-    return ", ".join(parts)
+    if not outcome.metrics:
+        return "of one moment" if outcome.measures else "same"
+    different = sum(metric.found == "different" for metric in outcome.metrics)
+    rounded = len(outcome.metrics) - different
+    counts = ((different, "different"), (rounded, "by rounding"))
+    return ", ".join(f"{count} {word}" for count, word in counts if count)
 
 
-def _files_text(each: Outcome) -> str:
-    if each.there != "both":
+def _describe_files(outcome: Outcome) -> str:
+    if outcome.there != "both":
         return ""
-    if each.compared_files is None:
-        return "" if each.measures else "not known"
-    if each.files:
-        return f"{len(each.files)} of {each.compared_files} differ"
-    return f"{each.compared_files} bit for bit"
+    if outcome.compared_files is None:
+        return "" if outcome.measures else "not known"
+    if outcome.files:
+        return f"{len(outcome.files)} of {outcome.compared_files} differ"
+    return f"{outcome.compared_files} bit for bit"
 
 
-def _seconds(value: float | None) -> str:
+def _format_seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"

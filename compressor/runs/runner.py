@@ -16,7 +16,7 @@ from compressor.core.redaction import redact_text
 from compressor.engine.cluster import Follower, lead
 from compressor.engine.engine import Engine
 from compressor.engine.plan import Plan
-from compressor.engine.provenance import ASKED, asked
+from compressor.engine.provenance import ASKED, describe_request
 from compressor.engine.run_folder import Run, make_run_folder
 from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings
@@ -51,9 +51,9 @@ def execute(
         Follower(plan, store, started, Progress(console, quiet=quiet).say).follow()
         return store.folder
     folder = folder or make_run_folder(expand_home(recipe.outputs) / "runs" / recipe.name)
-    run, about = Run.create(folder, plan, store), asked(plan)
+    run, request = Run.create(folder, plan, store), describe_request(plan)
     with store.hold_off_gc(say_collecting):
-        write_json(folder / ASKED, about)  # names what the run counts on
+        write_json(folder / ASKED, request)  # names what the run counts on
     with (
         Progress(console, folder / "events.jsonl", quiet=quiet, watch=watch) as progress,
         _report_end(plan, run, progress),
@@ -86,7 +86,7 @@ def _report_end(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
     state: Ended = "failed"
     reason: str | None = None
     try:
-        progress.event("run_started", recipe=name, stages=stages, process=describe_process())
+        progress.emit("run_started", recipe=name, stages=stages, process=describe_process())
         yield
         state = "done"
     except Stopped as error:
@@ -100,6 +100,6 @@ def _report_end(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
         raise
     finally:
         try:
-            progress.event("run_ended", state=state, error=reason)
+            progress.emit("run_ended", state=state, error=reason)
         finally:  # the terminal may be gone
             write_reports(run.folder, state, reason and redact_text(reason))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core.console import Console
-from compressor.core.display import display
+from compressor.core.display import make_display
 from compressor.core.errors import RecipeError
 from compressor.core.processes import is_running
-from compressor.core.progress import parsed_event
-from compressor.engine.past_run import PastRun
-from compressor.reports.show import print_measured
+from compressor.core.progress import parse_event
+from compressor.engine.past_run import RunRecord
+from compressor.reports.show import print_metrics
 
 EVENTS = "events.jsonl"
 POLL_SECONDS = 0.3
@@ -26,18 +26,18 @@ def watch(folder: Path, console: Console) -> bool:
     """
     if not (folder / EVENTS).is_file():
         raise RecipeError(_explain_no_run(folder))
-    shown, unreadable = display(console), 0
+    display, unreadable = make_display(console), 0
     last: Mapping[str, Any] = {}
     try:
         for event in _follow_events(folder / EVENTS):
             last = event
             values = {key: value for key, value in event.items() if key not in ("time", "event")}
             try:
-                shown.hear(event["event"], values, event["time"])
+                display.show(event["event"], values, event["time"])
             except (KeyError, TypeError, ValueError, AttributeError):
                 unreadable += 1
     finally:
-        shown.close()
+        display.close()
     if unreadable:
         text = f"{unreadable} lines of {folder / EVENTS} cannot be shown"
         console.say(f"{text}: damaged, or of another version")
@@ -45,7 +45,7 @@ def watch(folder: Path, console: Console) -> bool:
         console.print("the run's process has ended, or was killed: the same command goes on")
         return False
     if last.get("state") == "done":
-        print_measured(PastRun.read(folder), console)
+        print_metrics(RunRecord.read(folder), console)
         return True
     reason = f": {last['error']}" if last.get("error") else ""
     console.say(f"{last.get('state')}{reason}")
@@ -67,7 +67,7 @@ def _follow_events(path: Path) -> Iterator[Mapping[str, Any]]:
             # Looked up before the file is read: of a process that is gone, nothing comes after.
             gone = process is None or not is_running(process)
             *lines, rest = (rest + stream.read()).split(b"\n")
-            for event in filter(None, map(parsed_event, lines)):
+            for event in filter(None, map(parse_event, lines)):
                 if event["event"] == "run_started":
                     process = event.get("process")
                     gone = False

@@ -191,7 +191,7 @@ class Training:
         history.go_on(self.scheme.kind if self.world > 1 else "one process", self.world)
         if history.step:
             self.progress.say(f"  goes on from step {history.step} of {total}")
-            self.progress.event("resumed", validation_losses=history.validation_losses)
+            self.progress.emit("resumed", validation_losses=history.validation_losses)
         with self._dropout(), self.progress.bar(self.title, total, history.step) as bar:
             while history.step < total:
                 self._epoch(history, total, bar)
@@ -299,7 +299,7 @@ class Training:
                     f"the validation loss is {found} after step {history.step}; {CURES}"
                 )
             history.validation_losses.append(found)
-            self.progress.event(
+            self.progress.emit(
                 "epoch", epoch=epoch + 1, validation_loss=history.validation_losses[-1]
             )
             if settings.trackers:

@@ -22,8 +22,8 @@ from typing import Any
 from compressor.core import machine
 from tests.benchmarks.report import write
 from tests.conftest import CHROMIUM_FLAGS
-from tests.reports.made import made, texts
-from tests.reports.run_page.test_page import large
+from tests.reports.handmade import make_run, random_texts
+from tests.reports.run_page.test_page import large_run
 
 ROUNDS = 5
 MAKE = "import sys; from pathlib import Path; from compressor.reports.write import write_reports; "
@@ -34,9 +34,9 @@ def main() -> None:
     """Measure, write `outputs/bench/report_page.json`."""
     with tempfile.TemporaryDirectory() as place:
         big = Path(place) / "large"
-        source = [text[:1000] for text in texts(3000, 1, 240)]
-        made(big, large(), source=source, recipe={"stages": {}})
-        small = made(Path(place) / "small", rows=200)
+        source = [text[:1000] for text in random_texts(3000, 1, 240)]
+        make_run(big, large_run(), source=source, recipe={"stages": {}})
+        small = make_run(Path(place) / "small", rows=200)
         result: dict[str, Any] = {"machine": machine.describe_machine(), "rounds": ROUNDS}
         for name, folder in (("large", big), ("small", small)):
             seconds = [_make(folder) for _ in range(ROUNDS)]

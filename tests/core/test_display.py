@@ -17,7 +17,7 @@ from rich.console import Group
 from rich.text import Text
 
 from compressor.core.console import Console
-from compressor.core.display import Log, Moving, RunState, Screen, below
+from compressor.core.display import BarState, Log, RunState, Screen, draw
 from compressor.core.printing import printable
 from compressor.core.processes import child_environment
 
@@ -30,34 +30,34 @@ LOADED = {"name": "load", "cached": True, "seconds": 0.01, "parameters": 1_510_0
 LOADED |= {"nonzero_ratio": 1.0, "metrics": {}}
 
 
-def moved(done: int, *, ended: bool = False) -> dict[str, Any]:
+def move(done: int, *, ended: bool = False) -> dict[str, Any]:
     return {"title": "train", "done": done, "total": 100, "notes": {"loss": "2.3"}, "ended": ended}
 
 
-def text(state: RunState, now: float, width: int = 80) -> list[str]:
+def drawn(state: RunState, now: float, width: int = 80) -> list[str]:
     """What is drawn below the lines, as plain text."""
     console = Console(file=io.StringIO(), width=width)
     with console.capture() as captured:
-        console.print(Group(*below(state, now)))
+        console.print(Group(*draw(state, now)))
     return captured.get().splitlines()
 
 
-def begun() -> RunState:
+def started() -> RunState:
     state = RunState()
-    state.hear("run_started", {"recipe": "demo", "stages": STAGES}, 1000.0)
-    state.hear("stage_started", {"name": "load"}, 1000.0)
-    state.hear("stage_ended", LOADED, 1001.0)
-    state.hear("stage_started", {"name": "base"}, 1001.0)
+    state.update("run_started", {"recipe": "demo", "stages": STAGES}, 1000.0)
+    state.update("stage_started", {"name": "load"}, 1000.0)
+    state.update("stage_ended", LOADED, 1001.0)
+    state.update("stage_started", {"name": "base"}, 1001.0)
     return state
 
 
 def test_below_are_the_stage_that_runs_its_bars_and_what_is_left() -> None:
     """After 20 s of a stage that took 90 before, with 30 after it, 100 are left."""
-    state = begun()
-    state.hear("progress", moved(10), 1001.0)
-    state.hear("progress", moved(30), 1021.0)
-    state.hear("epoch", {"epoch": 1, "validation_loss": 2.25}, 1021.0)
-    whole, running, bar, losses, then = text(state, 1021.0)
+    state = started()
+    state.update("progress", move(10), 1001.0)
+    state.update("progress", move(30), 1021.0)
+    state.update("epoch", {"epoch": 1, "validation_loss": 2.25}, 1021.0)
+    whole, running, bar, losses, then = drawn(state, 1021.0)
     assert running == "base                      20.0 s, 1 min 30 s before"
     assert bar.startswith("  train ") and "30/100 loss 2.3  1 min 10 s left" in bar
     assert losses == "  validation loss after each epoch: 2.25"
@@ -71,36 +71,36 @@ def test_no_time_is_promised_that_is_not_known() -> None:
     """Where one stage never ran before, the rest of the run has no known time."""
     stages = [STAGES[0], STAGES[1] | {"seconds": None}]
     state = RunState()
-    state.hear("run_started", {"recipe": "demo", "stages": stages}, 0.0)
-    whole, then = text(state, 5.0)
+    state.update("run_started", {"recipe": "demo", "stages": stages}, 0.0)
+    whole, then = drawn(state, 5.0)
     assert whole.split() == ["demo", "0/2", "stages,", "5.0", "s"] and then == "then load, base"
 
 
 def test_a_bar_is_gone_with_its_end_and_with_its_stage() -> None:
     """Neither an ended bar nor that of a stage which failed in the middle stays."""
-    state = begun()
-    state.hear("progress", moved(10), 1001.0)
-    state.hear("progress", moved(100, ended=True), 1002.0)
+    state = started()
+    state.update("progress", move(10), 1001.0)
+    state.update("progress", move(100, ended=True), 1002.0)
     assert not state.bars
-    state.hear("progress", moved(10), 1003.0)
-    state.hear("stage_failed", {"name": "base", "error": "no"}, 1004.0)
+    state.update("progress", move(10), 1003.0)
+    state.update("stage_failed", {"name": "base", "error": "no"}, 1004.0)
     assert not state.bars and state.stage is None
 
 
 def test_lines_are_never_wider_than_the_terminal() -> None:
     """Long names are cut at the terminal's width: the drawing moves up line by line."""
-    state = begun()
-    state.hear("progress", moved(10), 1001.0)
+    state = started()
+    state.update("progress", move(10), 1001.0)
     state.stages["evaluate_" + "x" * 200] = None
     for width in (20, 40, 80):
-        assert max(len(line) for line in text(state, 1002.0, width)) <= width
+        assert max(map(len, drawn(state, 1002.0, width))) <= width
 
 
 def test_a_name_with_markup_shows_as_it_is() -> None:
     """Square brackets from a recipe or a library are text, on a terminal and elsewhere."""
     for display in (Log, Screen):
         out = io.StringIO()
-        display(Console(file=out, width=80)).hear("said", {"text": "[red]5[/red] rows"}, 0.0)
+        display(Console(file=out, width=80)).show("said", {"text": "[red]5[/red] rows"}, 0.0)
         assert "[red]5[/red] rows" in out.getvalue()
 
 
@@ -109,7 +109,7 @@ def test_without_a_terminal_a_bar_says_a_line_now_and_then() -> None:
     out = io.StringIO()
     log = Log(Console(file=out, width=200))
     for second in range(61):
-        log.hear("progress", moved(second), float(second))
+        log.show("progress", move(second), float(second))
     lines = out.getvalue().splitlines()
     assert [re.sub(r"\s+", " ", line) for line in lines] == [
         f" train {done}/100 loss 2.3 {left} left"
@@ -119,15 +119,15 @@ def test_without_a_terminal_a_bar_says_a_line_now_and_then() -> None:
 
 def test_a_second_run_in_the_same_folder_begins_anew() -> None:
     """A point of a sweep that was killed goes on in its folder: its old events count no more."""
-    state = begun()
-    state.hear("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
-    whole, then = text(state, 2003.0)
+    state = started()
+    state.update("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
+    whole, then = drawn(state, 2003.0)
     assert whole.endswith(" 0/1 stages, 3.0 s, about 2.0 s left") and then == "then load"
 
 
 def test_a_stage_that_takes_longer_than_before_makes_the_others_no_shorter() -> None:
     """After 120 s of a stage that took 90 before, the 30 of the one after it are still to come."""
-    assert text(begun(), 1121.0)[0].endswith(" 1/3 stages, 2 min 01 s, about 30.0 s left")
+    assert drawn(started(), 1121.0)[0].endswith(" 1/3 stages, 2 min 01 s, about 30.0 s left")
 
 
 def test_what_is_drawn_may_change_meanwhile() -> None:
@@ -141,14 +141,14 @@ def test_what_is_drawn_may_change_meanwhile() -> None:
             return super().items()
 
     screen = Screen(Console(file=io.StringIO(), width=80, force_terminal=True))
-    screen.hear("run_started", {"recipe": "demo", "stages": STAGES}, 0.0)
-    screen.hear("stage_started", {"name": "base"}, 1.0)
+    screen.show("run_started", {"recipe": "demo", "stages": STAGES}, 0.0)
+    screen.show("stage_started", {"name": "base"}, 1.0)
     for title in ("train", "validate"):
         notes = {"notes": Slow(loss="2.3"), "title": title}
-        screen.hear("progress", moved(10) | notes, 2.0)
+        screen.show("progress", move(10) | notes, 2.0)
     assert drawing.wait(10), "four times a second"
     ended = threading.Thread(
-        target=screen.hear, args=("stage_ended", LOADED | {"name": "base"}, 3.0)
+        target=screen.show, args=("stage_ended", LOADED | {"name": "base"}, 3.0)
     )
     ended.start()
     ended.join(0.2)
@@ -165,7 +165,7 @@ def test_errors_that_go_to_a_file_are_not_drawn(tmp_path: Path) -> None:
         "import sys; from compressor.core.console import Console",
         "from compressor.core.display import Screen",
         "screen = Screen(Console())",
-        "screen.hear('run_started', {'recipe': 'demo', 'stages': []}, 0.0)",
+        "screen.show('run_started', {'recipe': 'demo', 'stages': []}, 0.0)",
         "print('careful', file=sys.stderr); screen.close()",
     )
     ours, theirs = pty.openpty()
@@ -182,8 +182,8 @@ def test_errors_that_go_to_a_file_are_not_drawn(tmp_path: Path) -> None:
 
 def test_a_bar_has_no_negative_time_left() -> None:
     """Begun at a time that, by a clock that was set back, is still to come."""
-    assert Moving(5, 10, {}, began=1e10, began_at=0).left(20.0) is None
-    assert Moving(5, 10, {}, began=0.0, began_at=0).left(20.0) == 20.0
+    assert BarState(5, 10, {}, began=1e10, began_at=0).seconds_left(20.0) is None
+    assert BarState(5, 10, {}, began=0.0, began_at=0).seconds_left(20.0) == 20.0
 
 
 ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from compressor.core.files import write_json
-from compressor.engine import provenance
 from compressor.engine.plan import plan
+from compressor.engine.provenance import describe_request
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
 
@@ -17,7 +17,7 @@ TINY = ["model=tiny", "data=bills"]
 
 
 def _asked(recipe: str, overrides: list[str], folder: Path) -> dict:
-    return provenance.asked(
+    return describe_request(
         plan(compose(recipe, [*overrides, f"outputs={folder}"]), Store.of(str(folder)))
     )
 

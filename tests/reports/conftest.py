@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +47,7 @@ stages:
 
 
 @dataclass(frozen=True)
-class Said:
+class Answer:
     """What a command answered."""
 
     code: int
@@ -54,66 +56,71 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder that commands are given in; recipes and `outputs/` are in it."""
+class Runs:
+    """Runs in one folder, in which commands are given."""
 
     folder: Path
+    first: Path = Path()
+    changed: Path = Path()
+    """With another learning rate of `base`."""
+    cached: Path = Path()
+    """The first one's command again."""
+    failed: Path = Path()
+    """Its loss became NaN in `base`."""
+    labels: Path = Path()
+    fewer_labels: Path = Path()
+    """The same rows with a classifier that learned at another rate."""
 
-    def call(self, *arguments: object) -> Said:
+    def call(self, *arguments: object) -> Answer:
         """Give a command, in this process: importing torch for each would take most of the time."""
         out, err = io.StringIO(), io.StringIO()
         with chdir(self.folder), redirect_stdout(out), redirect_stderr(err):
             code = main([str(argument) for argument in arguments])
         assert "Traceback" not in out.getvalue() + err.getvalue()
-        return Said(code, out.getvalue(), err.getvalue())
+        return Answer(code, out.getvalue(), err.getvalue())
+
+    def read(self, *arguments: object) -> Any:
+        """Give a command with `--json`, and load what it prints."""
+        answer = self.call(*arguments, "--json")
+        assert answer.code == 0, answer.err
+        return json.loads(answer.out, parse_constant=pytest.fail)
 
     def run(self, *arguments: object) -> Path:
-        """Run a recipe; its folder."""
-        said = self.call("run", *arguments)
-        assert said.code == 0, said.err
-        line = next(line for line in reversed(said.out.splitlines()) if line.startswith("run: "))
-        return self.folder / line.removeprefix("run: ")
+        """Run a recipe; its folder, whether it fails or not."""
+        self.call("run", *arguments)
+        return max(
+            (self.folder / "outputs/runs").glob("*/*"), key=lambda path: path.stat().st_mtime
+        )
 
 
-@dataclass(frozen=True)
-class Runs:
-    """Runs that all tests look at, and none changes."""
-
-    place: Place
-    first: Path
-    changed: Path
-    """With another learning rate of `base`."""
-    cached: Path
-    """The first one's command again."""
-    failed: Path
-    """Its loss became NaN in `base`."""
-    labels: Path
-    fewer_labels: Path
-    """The same rows with a classifier that learned at another rate."""
+def edit_json(path: Path, edit: Callable[[Any], None]) -> None:
+    """Change what a JSON file says."""
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    place = Place(tmp_path_factory.mktemp("past"))
+    """Runs that all tests look at, and none changes."""
+    place = Runs(tmp_path_factory.mktemp("past"))
     (place.folder / "mine.yaml").write_text(RECIPE)
     (place.folder / "labels.yaml").write_text(LABELS)
-    first = place.run("mine.yaml")
-    changed = place.run("mine.yaml", "stages.base.learning_rate=0.004")
-    cached = place.run("mine.yaml")
-    before = set((place.folder / "outputs/runs/mine").iterdir())
-    assert place.call("run", "mine.yaml", "stages.base.learning_rate=1e30").code == 1
-    (failed,) = set((place.folder / "outputs/runs/mine").iterdir()) - before
-    labels = place.run("labels.yaml")
-    fewer = place.run("labels.yaml", "training.learning_rate=0.001")
-    return Runs(place, first, changed, cached, failed, labels, fewer)
+    return Runs(
+        place.folder,
+        first=place.run("mine.yaml"),
+        changed=place.run("mine.yaml", "stages.base.learning_rate=0.004"),
+        cached=place.run("mine.yaml"),
+        failed=place.run("mine.yaml", "stages.base.learning_rate=1e30"),
+        labels=place.run("labels.yaml"),
+        fewer_labels=place.run("labels.yaml", "training.learning_rate=0.001"),
+    )
 
 
 @pytest.fixture
-def own(runs: Runs, tmp_path: Path) -> Callable[[], Place]:
+def own(runs: Runs, tmp_path: Path) -> Runs:
     """A copy of all runs and their store, for a test that changes them."""
-
-    def copy() -> Place:
-        shutil.copytree(runs.place.folder, tmp_path / "own", symlinks=True)
-        return Place(tmp_path / "own")
-
-    return copy
+    folder = tmp_path / "own"
+    shutil.copytree(runs.folder, folder, symlinks=True)
+    copies = {name: folder / path.relative_to(runs.folder) for name, path in vars(runs).items()}
+    return Runs(**copies)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compressor.core.numbers import duration, shown
-from compressor.reports.html.render import _plotly, render
+from compressor.reports.html.render import _read_plotly, render
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_plotly_ends_no_script_early() -> None:
     from plotly.offline import get_plotlyjs
 
     script = get_plotlyjs()
-    assert _plotly() == script
+    assert _read_plotly() == script
     assert "</script" not in script.lower() and "<!--" not in script
 
 
 def test_a_page_forbids_itself_the_network() -> None:
     """The browser is told to load nothing from outside, whatever a page should come to hold."""
-    policy = render("pages/base.html", {}).split('Content-Security-Policy" content="')[1]
+    policy = render("reports/html/base.html", {}).split('Content-Security-Policy" content="')[1]
     assert policy.startswith("default-src 'none';") and "http" not in policy.split('"')[0]

@@ -11,13 +11,13 @@ from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings
 from compressor.recipe.compose import compose
-from compressor.reports.plan_tree import print_plan, rows
+from compressor.reports.plan_tree import list_rows, print_plan
 
 
 def drawn(recipe: str | Path, outputs: Path, *overrides: str) -> list[str]:
     composed = compose(str(recipe), [f"outputs={outputs}", *overrides])
     made = plan(composed, Store.of(composed.recipe.outputs))
-    return [row.rail + row.node.name for row in rows(made.nodes)]
+    return [row.rail + row.node.name for row in list_rows(made.nodes)]
 
 
 def test_a_chain_stays_at_one_depth_and_reports_hang_below_their_models(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_every_node_has_one_row(tmp_path: Path) -> None:
     for name in ("homework/auto", "deploy", "distill", "bert/distil_tiny"):
         composed = compose(name, [f"outputs={tmp_path}"])
         made = plan(composed, Store.of(composed.recipe.outputs))
-        shown = [row.node.name for row in rows(made.nodes)]
+        shown = [row.node.name for row in list_rows(made.nodes)]
         assert sorted(shown) == sorted(node.name for node in made.nodes)
 
 

@@ -16,31 +16,30 @@ LABELS = ("original", "half the decoder", "half the decoder, int8", "half of bot
 
 def records(**changes: Any) -> list[dict[str, Any]]:
     """Four models, each looked at by `evaluate` and `benchmark`; the first is the original."""
-    made = []
+    rows = []
     for index, label in enumerate(LABELS):
         sizes = {"parameters": 60_500_000, "nonzero_ratio": 1.0, "bytes": 242_000_000}
         model = {"name": f"m{index}", "label": label, "stage": "finetune", "model": None, **sizes}
-        scores = dict.fromkeys(KEYS, 0.4 - index / 100)
         demo = {"text": "One [bold]text[/bold].", "summary": f"Summary {index}.", "cut_off": False}
+        scores = dict.fromkeys(KEYS, 0.4 - index / 100)
         evaluated = {**scores, "gen_len": 33.0, "demo": demo | changes}
         if index:
             kept, close = (dict.fromkeys(KEYS, value) for value in (0.875, 0.9231))
-            evaluated |= {"retention": 0.875, "closeness": 0.9231}
-            evaluated |= {"retentions": kept, "closenesses": close}
-        timed = {"latency_p50_ms": 63.6, "latency_p95_ms": 70.1, "texts_per_second": 30.2}
-        timed["resident_bytes"] = 310_000_000
-        made.append(model | {"metrics": {}})
+            evaluated |= {"retention": 0.875, "retentions": kept}
+            evaluated |= {"closeness": 0.9231, "closenesses": close}
+        timed = {"latency_p50_ms": 63.6, "latency_p95_ms": 70.1, "texts_per_second": 30.2,
+                 "resident_bytes": 310_000_000}  # fmt: skip
+        rows.append(model | {"metrics": {}})
         for kind, metrics in (("evaluate", evaluated), ("benchmark", timed)):
             node = {"name": f"{kind}@m{index}", "stage": kind, "model": f"m{index}"}
-            made.append({**model, **node, "metrics": metrics})
-    return made
+            rows.append({**model, **node, "metrics": metrics})
+    return rows
 
 
-def printed(work: Any, width: int, **changes: Any) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    work(records(**changes), console)
-    file: Any = console.file
-    return str(file.getvalue())
+def printed(work: Any, width: int, rows: Any = None, **changes: Any) -> str:
+    out = io.StringIO()
+    work(rows or records(**changes), Console(file=out, width=width))
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
@@ -73,21 +72,14 @@ def test_summaries_of_a_demo_text_stand_side_by_side() -> None:
     assert text.count("[red]word[/red]") == 8 * len(LABELS)
 
 
-def test_a_summary_that_the_limit_ended_says_so() -> None:
-    """An ellipsis after it, and none after one that ended by itself."""
+def test_a_summary_that_is_cut_or_empty_says_so() -> None:
+    """An ellipsis after one that the limit ended; a fresh model may give special tokens alone; of a
+    demo text of 16,000 words a part is enough.
+    """
     assert "Summary 0. …" in printed(print_results, 120, cut_off=True)
     assert "…" not in printed(print_results, 120)
-
-
-def test_an_empty_summary_is_told_from_none() -> None:
-    """A fresh model may give special tokens alone: its column says that nothing is there."""
     assert "(empty)" in printed(print_results, 120, summary=" ")
-
-
-def test_a_very_long_demo_text_is_printed_in_part() -> None:
-    """16,000 words would bury the summaries under them."""
-    text = printed(print_results, 120, text="many words " * 16_000)
-    assert len(text) < 8_000
+    assert len(printed(print_results, 120, text="many words " * 16_000)) < 8_000
 
 
 def test_scores_are_shown_against_the_model_that_others_are_held_to() -> None:
@@ -106,9 +98,7 @@ def test_scores_of_models_that_are_held_to_none_stand_in_one_table() -> None:
     for record in alone:
         for key in ("retentions", "closenesses"):
             record["metrics"].pop(key, None)
-    console = Console(file=io.StringIO(), width=120)
-    print_scores(alone, console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = printed(print_scores, 120, alone)
     assert text.count("┏") == 1
     line = next(line for line in text.splitlines() if "rouge1 F1" in line)
     cells = [cell.strip() for cell in line.strip("│").split("│")]

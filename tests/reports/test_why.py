@@ -4,47 +4,43 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from compressor.engine.provenance import MISSING, Difference
-from compressor.reports.key_diff import Side, cause, written
+from compressor.core.differences import MISSING, Difference
+from compressor.reports.key_diff import Side, describe, find_cause
+from tests.reports.conftest import Runs
 
 BECAUSE = "parameters.learning_rate 0.003 → 0.004"
 
 
-def _store(place: Any, run: Any, runs: Any, link: str) -> Any:
-    """A stage's artifact, in a copy of the runs."""
-    return (place.folder / run.relative_to(runs.place.folder) / "stages" / link).resolve()
+def _artifact(run: Path, link: str) -> Path:
+    return (run / "stages" / link).resolve()
 
 
-def test_the_first_time_there_is_nothing_to_compare_with(runs: Any) -> None:
+def test_the_first_time_there_is_nothing_to_compare_with(runs: Runs) -> None:
     """Of a kind that the store had no artifact of."""
-    said = runs.place.call("why", runs.first, "base")
-    assert said.code == 0 and said.out == "base ran: the store had no finetune stage before\n"
+    answer = runs.call("why", runs.first, "base")
+    assert (answer.code, answer.out) == (0, "base ran: the store had no finetune stage before\n")
 
 
-def test_another_setting_is_named_with_both_values(runs: Any) -> None:
+def test_another_setting_is_named_with_both_values(runs: Runs) -> None:
     """And the run that it is compared with, with the time of the artifact."""
-    out = runs.place.call("why", runs.changed, "base").out.splitlines()
+    out = runs.call("why", runs.changed, "base").out.splitlines()
     assert out[0] == f"base ran because {BECAUSE}"
     assert f"base of {runs.first}, made 20" in out[1] or "base of outputs/" in out[1]
 
 
-def test_an_input_is_followed_to_the_stage_that_differs(runs: Any) -> None:
-    """Through each model between, by name."""
-    said = runs.place.call("why", runs.changed, "recover")
+def test_an_input_is_followed_to_the_stage_that_differs(runs: Runs) -> None:
+    """Through each model between, by name; a report is asked for by its own name or one model's."""
+    out = runs.call("why", runs.changed, "recover").out
     chain = "its model prune differs, because its model base differs"
-    assert said.out.splitlines()[0] == f"recover ran because {chain}: {BECAUSE}"
-
-
-def test_a_report_on_several_models_is_told_of_each(runs: Any) -> None:
-    """All of them by the stage's name, one by the node's; a place of origin is told once."""
-    both = json.loads(runs.place.call("why", runs.changed, "evaluate", "--json").out)
+    assert out.splitlines()[0] == f"recover ran because {chain}: {BECAUSE}"
+    both = runs.read("why", runs.changed, "evaluate")
     assert [each["stage"] for each in both] == ["evaluate@base", "evaluate@recover"]
-    (one,) = json.loads(runs.place.call("why", runs.changed, "evaluate@recover", "--json").out)
+    (one,) = runs.read("why", runs.changed, "evaluate@recover")
     assert one == both[1] and one["reason"] == "changed"
     against = one["cause"]["inputs"]["against"]["inputs"]["model"]
     assert against["differences"] == [
@@ -53,102 +49,74 @@ def test_a_report_on_several_models_is_told_of_each(runs: Any) -> None:
     assert len(one["because"]) == 1 and one["because"][0].endswith(f"base differs: {BECAUSE}")
 
 
-def test_a_cached_stage_says_who_made_it(runs: Any) -> None:
+def test_a_cached_stage_says_who_made_it(runs: Runs) -> None:
     """The run, and when; `load` of the changed run came from the first one too."""
-    made = json.loads((runs.first / "stages/00-load/manifest.json").read_text())["made"]
+    made = json.loads((_artifact(runs.first, "00-load") / "manifest.json").read_text())["made"]
     for run in (runs.changed, runs.cached):
-        (found,) = json.loads(runs.place.call("why", run, "load", "--json").out)
-        assert (found["reason"], found["from"]["made"]) == ("cached", made)
-        assert found["from"]["run"].endswith(runs.first.name)
-    assert "load did not run: it came from the store" in runs.place.call("why", run, "load").out
+        (one,) = runs.read("why", run, "load")
+        assert (one["reason"], one["from"]["made"]) == ("cached", made)
+        assert one["from"]["run"].endswith(runs.first.name)
+    assert "load did not run: it came from the store" in runs.call("why", run, "load").out
 
 
-def test_a_failed_stage_is_explained_as_well(runs: Any) -> None:
-    """It left no artifact: the recipe, planned again, says what its key was made of."""
-    said = runs.place.call("why", runs.failed, "base")
-    assert said.out.startswith("base ran (failed in base: the ")
-    assert "because parameters.learning_rate 0.003 → 1e+30" in said.out
-
-
-def test_a_stage_that_an_earlier_run_did_not_end_is_held_to_one_before_it(
-    own: Callable[[], Any], runs: Any
-) -> None:
-    """Its key is the same, and says nothing; what was once changed does, and who began it."""
-    place = own()
-    before = set((place.folder / "outputs/runs/mine").iterdir())
-    assert place.call("run", "mine.yaml", "stages.base.learning_rate=1e30").code == 1
-    (again,) = set((place.folder / "outputs/runs/mine").iterdir()) - before
-    (said,) = json.loads(place.call("why", again, "base", "--json").out)
-    assert said["because"] == ["parameters.learning_rate 0.003 → 1e+30"]
-    (note,) = said["notes"]
-    assert runs.failed.name in note
+def test_a_failed_stage_is_explained_as_well(own: Runs) -> None:
+    """It left no artifact: the recipe, planned again, says what its key was made of. Where an
+    earlier run began it too and did not end it, that is told, and the one before it is compared.
+    """
+    out = own.call("why", own.failed, "base").out
+    assert out.startswith("base ran (failed in base: the ")
+    assert "because parameters.learning_rate 0.003 → 1e+30" in out
+    again = own.run("mine.yaml", "stages.base.learning_rate=1e30")
+    (one,) = own.read("why", again, "base")
+    assert one["because"] == ["parameters.learning_rate 0.003 → 1e+30"]
+    (note,) = one["notes"]
+    assert own.failed.name in note
     assert "began it with the same key and did not end it (failed in base" in note
 
 
 @pytest.mark.parametrize("stage", ["prun", "evaluate@recove"])
-def test_an_unknown_stage_gets_the_nearest(runs: Any, stage: str) -> None:
+def test_an_unknown_stage_gets_the_nearest(runs: Runs, stage: str) -> None:
     """Exit code 2, with the run and the name."""
-    said = runs.place.call("why", runs.first, stage)
-    assert said.code == 2 and "did you mean" in said.err
+    answer = runs.call("why", runs.first, stage)
+    assert answer.code == 2 and "did you mean" in answer.err
 
 
-def test_what_had_been_removed_is_made_again(own: Callable[[], Any], runs: Any) -> None:
-    """The key is the same; the artifact was not there any more."""
-    place = own()
-    shutil.rmtree(_store(place, runs.first, runs, "02-prune"))
-    again = place.run("mine.yaml")
-    out = place.call("why", again, "prune").out
+def test_what_had_been_removed_or_damaged_is_made_again(own: Runs) -> None:
+    """The key is the same. Where a damaged one lies now is told; a run that came before the damage
+    has another answer.
+    """
+    shutil.rmtree(_artifact(own.first, "02-prune"))
+    out = own.call("why", own.run("mine.yaml"), "prune").out
     assert out.startswith("prune ran, though nothing in its key had changed (it was there for ")
     assert "had been removed" in out
-
-
-def test_what_was_damaged_is_made_again(own: Callable[[], Any], runs: Any) -> None:
-    """Where it lies now is told; a run that came before the damage has another answer."""
-    place = own()
-    weights = _store(place, runs.first, runs, "02-prune") / "model.safetensors"
+    weights = _artifact(own.first, "02-prune") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    again = place.run("mine.yaml")
-    out = place.call("why", again, "prune").out
+    out = own.call("why", own.run("mine.yaml"), "prune").out
     assert "it was damaged in the store, and is set aside in " in out
-    first = place.folder / runs.first.relative_to(runs.place.folder)
-    assert "damaged" not in place.call("why", first, "prune").out
+    assert "damaged" not in own.call("why", own.first, "prune").out
 
 
-def test_an_earlier_artifact_that_is_gone_is_planned_again(
-    own: Callable[[], Any], runs: Any
-) -> None:
+def test_an_earlier_artifact_that_is_gone_is_planned_again(own: Runs) -> None:
     """Its run's recipe gives the same key, so that its parts are known without it."""
-    place = own()
-    for run in (runs.first, runs.cached):
-        shutil.rmtree(_store(place, run, runs, "01-base"), ignore_errors=True)
-    changed = place.folder / runs.changed.relative_to(runs.place.folder)
-    assert place.call("why", changed, "base").out.startswith(f"base ran because {BECAUSE}\n")
-    first = place.folder / runs.first.relative_to(runs.place.folder)
-    (first / "recipe.yaml").unlink()  # then nothing tells what the key was made of
-    out = place.call("why", changed, "base").out
+    shutil.rmtree(_artifact(own.first, "01-base"))
+    assert own.call("why", own.changed, "base").out.startswith(f"base ran because {BECAUSE}\n")
+    (own.first / "recipe.yaml").unlink()  # then nothing tells what the key was made of
+    out = own.call("why", own.changed, "base").out
     assert "is no longer in the store" in out and "between the recipes differ: " in out
 
 
-def test_a_stage_new_to_the_recipe_is_held_to_the_most_similar_one(
-    own: Callable[[], Any],
-) -> None:
+def test_a_stage_new_to_the_recipe_is_held_to_the_most_similar_one(own: Runs) -> None:
     """Another recipe's artifact of the same kind, by its name and the fewest differences."""
-    place = own()
-    text = (place.folder / "mine.yaml").read_text().replace("0.5}", "0.6}")
-    (place.folder / "other.yaml").write_text(text)
-    run = place.run("other.yaml", "skip=[recover,evaluate]")
-    (found,) = json.loads(place.call("why", run, "prune", "--json").out)
-    assert found["because"] == ["parameters.amounts.encoder.feed_forward 0.5 → 0.6"]
-    assert found["compared_with"]["run"].endswith(("mine/" + run.name, ""))
-    assert found["notes"] == ["no earlier run of this recipe is left that had this stage"]
+    text = (own.folder / "mine.yaml").read_text().replace("0.5}", "0.6}")
+    (own.folder / "other.yaml").write_text(text)
+    run = own.run("other.yaml", "skip=[recover,evaluate]")
+    (one,) = own.read("why", run, "prune")
+    assert one["because"] == ["parameters.amounts.encoder.feed_forward 0.5 → 0.6"]
+    assert "/runs/mine/" in one["compared_with"]["run"]
+    assert one["notes"] == ["no earlier run of this recipe is left that had this stage"]
 
 
 PARTS = {"stage": "finetune", "version": 1, "parameters": {"epochs": 2}, "inputs": {}}
-
-
-def _text(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    sides = [Side({"k": PARTS | part}.get, lambda _: "base") for part in (before, after)]
-    return cause("base", "k", "k", *sides).chains()
 
 
 @pytest.mark.parametrize(
@@ -175,10 +143,11 @@ def test_each_part_of_a_key_has_its_words(
     before: dict[str, Any], after: dict[str, Any], text: str
 ) -> None:
     """Settings, seed, version, frameworks, data, a source's files, inputs."""
-    assert _text(before, after) == [text]
+    sides = [Side({"k": PARTS | part}.get, lambda _: "base") for part in (before, after)]
+    assert find_cause("base", "k", "k", *sides).chains() == [text]
 
 
 def test_a_long_value_is_cut() -> None:
     """A demo text would fill the screen."""
-    text = written(Difference("parameters.demo_text", MISSING, "word " * 100))
+    text = describe(Difference("parameters.demo_text", MISSING, "word " * 100))
     assert text.startswith("parameters.demo_text nothing → word word") and len(text) < 110

@@ -139,7 +139,7 @@ def test_of_a_long_bar_few_events_are_written(tmp_path: Path) -> None:
     with progress.bar("train", 1000) as bar:
         for _ in range(1000):
             bar.advance()
-            bar.tell(ended=False)
+            bar.emit(ended=False)
             if bar.done == 500:
                 time.sleep(0.3)  # 0.5 % of it is more than the moves before took together
     written = [json.loads(line)["done"] for line in path.read_text().splitlines()]
@@ -246,11 +246,11 @@ def test_a_run_goes_on_where_its_events_cannot_be_written(
     path.symlink_to("/dev/full")
     progress = Progress(Console(quiet=True), path, quiet=True)
     for number in range(3):
-        progress.event("said", text=str(number))
+        progress.emit("said", text=str(number))
     (warning,) = capsys.readouterr().err.splitlines()
     assert "events.jsonl: the disk is full" in warning
     path.unlink()
-    progress.event("said", text="3")
+    progress.emit("said", text="3")
     assert [event["text"] for event in events(tmp_path)] == ["3"]
 
 
@@ -272,7 +272,7 @@ def test_a_watch_that_is_ended_leaves_the_terminal_as_it_was(tmp_path: Path) -> 
     (tmp_path / "recipe.yaml").write_text("name: demo\n")
     stages = [{"name": "load", "stage": "load", "seconds": None}]
     progress = Progress(Console(quiet=True), tmp_path / "events.jsonl", quiet=True)
-    progress.event("run_started", recipe="demo", stages=stages, process=describe_process())
+    progress.emit("run_started", recipe="demo", stages=stages, process=describe_process())
     ours, theirs = pty.openpty()
     process = start("watch", tmp_path, stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -297,7 +297,7 @@ def test_what_a_killed_run_wrote_by_half_does_not_hide_the_next_ones_start(tmp_p
     """A point of a sweep goes on in its folder: its first event is on a line of its own."""
     path = tmp_path / "events.jsonl"
     path.write_text('{"time": 1.0, "event": "stage_st')
-    Progress(Console(quiet=True), path, quiet=True).event("run_started", recipe="demo")
+    Progress(Console(quiet=True), path, quiet=True).emit("run_started", recipe="demo")
     half, whole = path.read_text().splitlines()
     assert half == '{"time": 1.0, "event": "stage_st'
     assert json.loads(whole)["event"] == "run_started"

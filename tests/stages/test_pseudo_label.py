@@ -24,7 +24,7 @@ from compressor.engine.store.store import Store
 from compressor.evaluation.rouge import score_rows
 from compressor.models.checkpoint import Checkpoint
 from compressor.recipe.compose import compose
-from compressor.reports.tables import table
+from compressor.reports.tables import list_models
 from compressor.training.loop import mean_loss
 from compressor.training.losses import LabelLoss
 from tests.harness.command import compressor
@@ -125,7 +125,7 @@ def test_a_student_learns_the_texts_and_is_validated_on_references(done, name, b
 
 def test_a_stage_that_gives_no_model_has_no_row_in_the_table(done: Path) -> None:
     """Only models have rows; the one that wrote has its own."""
-    rows = table(json.loads((done / "metrics.json").read_text()))
+    rows = list_models(json.loads((done / "metrics.json").read_text()))
     names = ["load", "teacher", "small", "student", "half", "distill"]
     assert [row["model"] for row in rows] == names
 

@@ -1,4 +1,4 @@
-"""`compare`: how runs differ in what they were told, in what came out, and where. No printing."""
+"""Compare runs: how they differ in their recipes, in what came out, and where. No printing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compressor.engine.past_run import PastRun, Record
-from compressor.engine.provenance import MISSING, differences
-from compressor.reports.compare.significance import LABELS, SUMMARIES, Scored, compared, scored
-from compressor.reports.key_diff import Side, cause
-from compressor.reports.show import line, state
+from compressor.core.differences import MISSING, find_differing_leaves
+from compressor.engine.past_run import Record, RunRecord
+from compressor.reports.compare.significance import (
+    LABELS,
+    SUMMARIES,
+    ScoredRows,
+    compare_scores,
+    score_rows,
+)
+from compressor.reports.key_diff import Side, find_cause
+from compressor.reports.show import summarize_metrics
 from compressor.stages.base import SIZES
 
 if TYPE_CHECKING:
@@ -20,22 +26,13 @@ if TYPE_CHECKING:
 
 METHOD = (
     "Paired bootstrap test (Koehn 2004): both models on the same 2,000 resamples of the test rows; "
-    "p is two-sided. It tells of other rows, not of other seeds of training, and p-values are not "
+    "p is two-sided. It speaks of other rows, not of other seeds of training, and p-values are not "
     "corrected for how many there are."
 )
 LATENCIES = "Latencies of two runs were measured at different times: another load, another speed."
 _UNTESTED = ("loss", "roc_auc", "average_precision")
 _ENVIRONMENT = ("python", "platform", "machine", "cores", "gpus", "processes", "git", "packages")
 Standing = Literal["same key", "differs", "only in the baseline", "only here"]
-
-
-@dataclass(frozen=True)
-class Told:
-    """A key of the recipes, or of the environments, that is not the same in all runs."""
-
-    path: str
-    values: tuple[Any, ...]
-    """For each run; MISSING where it has no such key."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,8 @@ class Model:
 
     @property
     def metrics(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.evaluation["metrics"]
-        return found
+        metrics: Mapping[str, Any] = self.evaluation["metrics"]
+        return metrics
 
     @property
     def tokenizer(self) -> RougeTokenizer:
@@ -62,10 +59,10 @@ class Model:
         return name
 
     def number(self, name: str) -> float | None:
+        """Read a metric; None where it is missing or no number."""
         value = self.metrics.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return float(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if is_number and value is not None else None
 
 
 @dataclass(frozen=True)
@@ -115,6 +112,18 @@ class Pair:
         one, other = self.before.label, self.after.label
         return one if one == other else f"{other}, against {one}"
 
+    def as_json(self, names: Sequence[str]) -> dict[str, Any]:
+        return {
+            "run": names[self.run],
+            "before": self.before.name,
+            "after": self.after.name,
+            "headline": self.headline,
+            "rows": self.rows,
+            "unpaired": self.unpaired,
+            "scores": [asdict(score) for score in self.scores],
+            "sizes": [asdict(size) | {"ratio": size.ratio} for size in self.sizes],
+        }
+
 
 @dataclass(frozen=True)
 class Step:
@@ -127,115 +136,123 @@ class Step:
     before: Record | None
     after: Record | None
 
+    def as_json(self, names: Sequence[str]) -> dict[str, Any]:
+        return {
+            "run": names[self.run],
+            "stage": self.name,
+            "standing": self.standing,
+            "because": self.because,
+            "before": _summarize(self.before),
+            "after": _summarize(self.after),
+        }
+
+
+def _summarize(record: Record | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    keys = ("key", "cached", "made_in_seconds", *SIZES)
+    return {key: record[key] for key in keys} | {"metrics": summarize_metrics(record)}
+
+
+Rows = Mapping[str, tuple[Any, ...]]
+"""Key → its value in each run, MISSING where a run has no such key."""
+
 
 @dataclass(frozen=True)
 class Comparison:
     """Everything that differs between a baseline, the first run, and others."""
 
-    runs: tuple[PastRun, ...]
-    recipe: tuple[Told, ...]
-    environment: tuple[Told, ...]
+    runs: tuple[RunRecord, ...]
+    recipe: Rows
+    environment: Rows
     models: tuple[Model, ...]
     pairs: tuple[Pair, ...]
     steps: tuple[Step, ...]
 
     @property
     def names(self) -> list[str]:
-        return names(self.runs)
+        """A short name for each run: its folder's, with the recipe's where that tells more."""
+        folders = [run.folder.absolute().name for run in self.runs]
+        if len({run.name for run in self.runs}) > 1:
+            pairs = zip(self.runs, folders, strict=True)
+            folders = [f"{run.name} {folder}" for run, folder in pairs]
+        if len(set(folders)) == len(folders):
+            return folders
+        return [f"{number} {folder}" for number, folder in enumerate(folders, 1)]
 
     def as_json(self) -> dict[str, Any]:
-        """What `compare --json` prints."""
+        """Describe it as `compare --json` prints it."""
+        names = self.names
         return {
             "runs": [
-                {"name": name, "folder": str(run.folder), "state": str(state(run))}
-                for name, run in zip(self.names, self.runs, strict=True)
+                {"name": name, "folder": str(run.folder), "state": str(run.status)}
+                for name, run in zip(names, self.runs, strict=True)
             ],
-            "recipe": [_told(each) for each in self.recipe],
-            "environment": [_told(each) for each in self.environment],
+            "recipe": _rows_as_json(self.recipe),
+            "environment": _rows_as_json(self.environment),
             "method": METHOD,
-            "models": [_pair(pair, self.names) for pair in self.pairs],
-            "stages": [_step(step, self.names) for step in self.steps],
+            "models": [pair.as_json(names) for pair in self.pairs],
+            "stages": [step.as_json(names) for step in self.steps],
         }
 
 
-def names(runs: Sequence[PastRun]) -> list[str]:
-    """A short name for each run: its folder's, with the recipe's where that tells more."""
-    recipes, folders = {run.recipe for run in runs}, [run.folder.absolute() for run in runs]
-    found = [
-        each.name if len(recipes) == 1 else f"{run.recipe} {each.name}"
-        for run, each in zip(runs, folders, strict=True)
+def _rows_as_json(rows: Rows) -> list[dict[str, Any]]:
+    """A key that a run has not is left out of its values by `there`."""
+    return [
+        {
+            "path": path,
+            "values": [None if value is MISSING else value for value in values],
+            "there": [value is not MISSING for value in values],
+        }
+        for path, values in rows.items()
     ]
-    if len(set(found)) == len(found):
-        return found
-    return [f"{number} {name}" for number, name in enumerate(found, 1)]
 
 
-def compare(runs: Sequence[PastRun]) -> Comparison:
+def compare(runs: Sequence[RunRecord]) -> Comparison:
     """Compare runs with the first of them. Raises RecipeError for one without any records."""
     for run in runs:
         run.require_records()
-    models = [_models(number, run) for number, run in enumerate(runs)]
-    read = cache(_read)
+    models = [_list_models(number, run) for number, run in enumerate(runs)]
+    read = cache(score_rows)
+    pairs = [
+        _compare_models(runs, pair, read, headline=pair == (models[0][-1], others[-1]))
+        for others in models[1:]
+        for pair in _match_models(models[0], others)
+    ]
+    environments = [
+        {key: run.environment.get(key, MISSING) for key in _ENVIRONMENT} for run in runs
+    ]
     return Comparison(
         tuple(runs),
-        told([run.values for run in runs]),
-        told([_environment(run) for run in runs]),
+        find_differing_leaves([run.recipe for run in runs]),
+        find_differing_leaves(environments),
         tuple(model for some in models for model in some),
-        tuple(
-            _compared(
-                runs, before, after, read, headline=(before, after) == (models[0][-1], other[-1])
-            )
-            for other in models[1:]
-            for before, after in _matched(models[0], other)
-        ),
-        tuple(step for number in range(1, len(runs)) for step in _steps(runs, number)),
+        tuple(pairs),
+        tuple(step for number in range(1, len(runs)) for step in _list_steps(runs, number)),
     )
 
 
-def _environment(run: PastRun) -> dict[str, Any]:
-    return {key: run.environment[key] for key in _ENVIRONMENT if key in run.environment}
-
-
-def told(every: Sequence[Mapping[str, Any]]) -> tuple[Told, ...]:
-    """The innermost keys that are not the same in all of `every`."""
-    flat = [dict(_leaves(each)) for each in every]
-    paths = dict.fromkeys(path for each in flat for path in each)
-    # An empty mapping here, and one with keys there: the keys tell it.
-    above = {path.rpartition(".")[0] for path in paths}
-    paths = dict.fromkeys(path for path in paths if path not in above)
-    rows = [Told(path, tuple(each.get(path, MISSING) for each in flat)) for path in paths]
-    return tuple(row for row in rows if any(differences(row.values[0], v) for v in row.values[1:]))
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and (value or not path):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
-
-
-def _models(number: int, run: PastRun) -> list[Model]:
-    """The models that a run evaluated, in their order, each once: as it was evaluated last."""
-    from compressor.reports.tables import model_label
+def _list_models(number: int, run: RunRecord) -> list[Model]:
+    """List the models that a run evaluated, each once: as it was evaluated last."""
+    from compressor.reports.tables import find_label
 
     p50s = {
         str(record["model"]): record["metrics"].get("latency_p50_ms")
         for record in run.records
         if record["stage"] == "benchmark"
     }
-    found: dict[str, Model] = {}
+    models: dict[str, Model] = {}
     for record in run.records:
         if record["stage"] == "evaluate":
             name = str(record["model"])
-            found.pop(name, None)
-            label = model_label(record, run.records)
-            found[name] = Model(number, name, label, record, p50s.get(name))
-    return list(found.values())
+            models.pop(name, None)
+            label = find_label(record, run.records)
+            models[name] = Model(number, name, label, record, p50s.get(name))
+    return list(models.values())
 
 
-def _matched(before: Sequence[Model], after: Sequence[Model]) -> Iterator[tuple[Model, Model]]:
-    """Models of one name, or of one label; then the last of each, where those are not matched."""
+def _match_models(before: Sequence[Model], after: Sequence[Model]) -> list[tuple[Model, Model]]:
+    """Pair models of one name, or of one label; then the last of each, where they are in none."""
     left = list(after)
     pairs: list[tuple[Model, Model]] = []
     for key in ("name", "label"):
@@ -247,60 +264,56 @@ def _matched(before: Sequence[Model], after: Sequence[Model]) -> Iterator[tuple[
     pairs.sort(key=lambda pair: before.index(pair[0]))
     if before and after and (before[-1], after[-1]) not in pairs:
         pairs.append((before[-1], after[-1]))
-    yield from pairs
+    return pairs
 
 
-def _compared(
-    runs: Sequence[PastRun], before: Model, after: Model, read: Any, *, headline: bool
+def _compare_models(
+    runs: Sequence[RunRecord], models: tuple[Model, Model], read: Any, *, headline: bool
 ) -> Pair:
-    """The scores and sizes of a pair, tested where the rows are the same."""
+    """Compare the scores and sizes of a pair, with a test where the rows are the same."""
+    before, after = models
     rows = unpaired = None
-    scores: list[Score] = []
+    scores: dict[str, Score] = {}
     try:
         if before.tokenizer != after.tokenizer:
             raise ValueError(
                 f"ROUGE's tokenizer is {before.tokenizer!r} there and {after.tokenizer!r} here"
             )
-        one, other = (read(_predictions(runs[m.run], m), m.tokenizer) for m in (before, after))
-        tested = compared(one, other)
+        sides: Iterator[ScoredRows] = (
+            read(_find_predictions(runs[model.run], model), model.tokenizer) for model in models
+        )
+        for name, paired in compare_scores(*sides).items():
+            rows = paired.rows
+            ends = paired.before, paired.after, paired.difference
+            scores[name] = Score(name, *ends, paired.low, paired.high, paired.p)
     except ValueError as error:
-        unpaired, tested = str(error), {}
-    for name, found in tested.items():
-        rows = found.rows
-        numbers = (found.before, found.after, found.difference, found.low, found.high, found.p)
-        scores.append(Score(name, *numbers))
+        unpaired = str(error)
     for name in (*SUMMARIES, *LABELS, *_UNTESTED):
         first, second = before.number(name), after.number(name)
-        if name not in tested and first is not None and second is not None:
-            scores.append(Score(name, first, second, second - first))
-    sizes = tuple(_sizes(before, after))
-    return Pair(after.run, before, after, headline, tuple(scores), sizes, rows, unpaired)
+        if name not in scores and first is not None and second is not None:
+            scores[name] = Score(name, first, second, second - first)
+    sizes = tuple(_list_sizes(before, after))
+    return Pair(after.run, before, after, headline, tuple(scores.values()), sizes, rows, unpaired)
 
 
-def _predictions(run: PastRun, model: Model) -> Path:
+def _find_predictions(run: RunRecord, model: Model) -> Path:
     folder = run.artifact(model.evaluation)
     if folder is None:
         raise ValueError(f"the predictions of {model.label!r} are no longer in the store")
     return (folder / "predictions.csv").resolve()
 
 
-def _read(path: Path, tokenizer: RougeTokenizer) -> Scored:
-    return scored(path, tokenizer)
-
-
-def _sizes(before: Model, after: Model) -> Iterator[Size]:
+def _list_sizes(before: Model, after: Model) -> Iterator[Size]:
     for name in ("bytes", "parameters", "nonzero_ratio"):
         yield Size(name, before.evaluation[name], after.evaluation[name])
     if before.p50 is not None or after.p50 is not None:
         yield Size("latency_p50_ms", before.p50, after.p50)
 
 
-def _steps(runs: Sequence[PastRun], number: int) -> Iterator[Step]:
-    """The stages of the baseline, and then those that the other run alone has."""
-    baseline, other = runs[0], runs[number]
-    sides = Side(baseline.key_parts, baseline.name_of), Side(other.key_parts, other.name_of)
-    ours = {record["name"]: record for record in baseline.records}
-    theirs = {record["name"]: record for record in other.records}
+def _list_steps(runs: Sequence[RunRecord], number: int) -> Iterator[Step]:
+    """List the stages of the baseline, and then those that the other run alone has."""
+    sides = Side.of(runs[0]), Side.of(runs[number])
+    ours, theirs = ({r["name"]: r for r in run.records} for run in (runs[0], runs[number]))
     for name in dict.fromkeys([*ours, *theirs]):
         one, two = ours.get(name), theirs.get(name)
         if one is None or two is None:
@@ -309,45 +322,5 @@ def _steps(runs: Sequence[PastRun], number: int) -> Iterator[Step]:
         elif one["key"] == two["key"]:
             yield Step(number, name, "same key", None, one, two)
         else:
-            chains = cause(name, one["key"], two["key"], *sides).chains()
-            because = chains[0] if chains else None
-            yield Step(number, name, "differs", because, one, two)
-
-
-def _told(row: Told) -> dict[str, Any]:
-    """A key that a run has not is left out of its values by `there`."""
-    return {
-        "path": row.path,
-        "values": [None if value is MISSING else value for value in row.values],
-        "there": [value is not MISSING for value in row.values],
-    }
-
-
-def _pair(pair: Pair, names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "run": names[pair.run],
-        "before": pair.before.name,
-        "after": pair.after.name,
-        "headline": pair.headline,
-        "rows": pair.rows,
-        "unpaired": pair.unpaired,
-        "scores": [asdict(score) for score in pair.scores],
-        "sizes": [asdict(size) | {"ratio": size.ratio} for size in pair.sizes],
-    }
-
-
-def _step(step: Step, names: Sequence[str]) -> dict[str, Any]:
-    def facts(record: Record | None) -> dict[str, Any] | None:
-        if record is None:
-            return None
-        kept = ("key", "cached", "made_in_seconds", *SIZES)
-        return {key: record[key] for key in kept} | {"metrics": line(record)}
-
-    return {
-        "run": names[step.run],
-        "stage": step.name,
-        "standing": step.standing,
-        "because": step.because,
-        "before": facts(step.before),
-        "after": facts(step.after),
-    }
+            chains = find_cause(name, one["key"], two["key"], *sides).chains()
+            yield Step(number, name, "differs", chains[0] if chains else None, one, two)

@@ -1,4 +1,4 @@
-"""The scores of two models' predictions on the same rows, and whether they differ. No runs here."""
+"""Score two models' predictions on the same rows, and test whether they differ. No runs here."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 SUMMARIES, LABELS = ("rougeLsum", "rouge1", "rouge2"), ("micro_f1", "macro_f1", "accuracy")
 """What is tested; the first is the main one."""
 Row = tuple[str, ...]
+"""What tells a row from others: its number, its source and its reference."""
 
 
 @dataclass(frozen=True)
-class Column:
+class Measure:
     """One measure, row by row."""
 
     rows: Scores
@@ -33,16 +34,15 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredRows:
     """The predictions of one model, scored."""
 
     rows: Sequence[Row]
-    """What tells each row from others: its number, its source and its reference."""
-    columns: Mapping[str, Column]
+    measures: Mapping[str, Measure]
 
 
-def scored(path: Path, tokenizer: RougeTokenizer | None = None) -> Scored:
-    """The rows of a `predictions.csv`; of summaries those at the longest `max_length`.
+def score_rows(path: Path, tokenizer: RougeTokenizer | None = None) -> ScoredRows:
+    """Score the rows of a `predictions.csv`; of summaries those at the longest `max_length`.
 
     `tokenizer`: the one that the run's ROUGE had.
 
@@ -52,76 +52,76 @@ def scored(path: Path, tokenizer: RougeTokenizer | None = None) -> Scored:
 
     if not path.is_file():
         raise ValueError(f"{path} is not there")
-    return _labels(path) if is_labelled(path) else _summaries(path, tokenizer)
+    return _score_labels(path) if is_labelled(path) else _score_summaries(path, tokenizer)
 
 
-def _summaries(path: Path, tokenizer: RougeTokenizer | None) -> Scored:
+def _score_summaries(path: Path, tokenizer: RougeTokenizer | None) -> ScoredRows:
+    from compressor.evaluation import rouge
     from compressor.evaluation.predictions import read_predictions
-    from compressor.evaluation.rouge import MEASURES, score_rows
 
-    every = read_predictions(path)
-    if not every:
+    predictions = read_predictions(path)
+    if not predictions:
         raise ValueError(f"{path} has no rows to score")
-    longest = max(each.max_length for each in every)
-    some = [each for each in every if each.max_length == longest]
-    texts = [each.prediction for each in some], [each.references for each in some]
-    found = score_rows(*texts, tokenizer)
-    f1 = MEASURES.index("f1")
-    return Scored(
-        [(str(each.row), each.source, *each.references) for each in some],
-        {name: Column(found[name][:, f1 : f1 + 1], _mean) for name in SUMMARIES},
+    limit = max(row.max_length for row in predictions)
+    rows = [row for row in predictions if row.max_length == limit]
+    texts = [row.prediction for row in rows], [row.references for row in rows]
+    scores, f1 = rouge.score_rows(*texts, tokenizer), rouge.MEASURES.index("f1")
+    return ScoredRows(
+        [(str(row.row), row.source, *row.references) for row in rows],
+        {name: Measure(scores[name][:, f1 : f1 + 1], _first) for name in SUMMARIES},
     )
 
 
-def _labels(path: Path) -> Scored:
+def _score_labels(path: Path) -> ScoredRows:
     import numpy as np
 
     from compressor.evaluation.labels import read_predictions
 
-    found = read_predictions(path)
-    hits, either = found.truth & found.given, found.truth + found.given
-    both = np.stack([hits.sum(1), either.sum(1)], axis=1).astype(float)
-    each = np.concatenate([hits, either], axis=1).astype(float)
-    right = (found.truth == found.given).all(axis=1, keepdims=True).astype(float)
-    columns = {
-        "micro_f1": Column(both, _mean_f1),
-        "macro_f1": Column(each, _mean_f1),
-        "accuracy": Column(right, _mean),
+    labels = read(path)
+    hits, either = labels.truth & labels.given, labels.truth + labels.given
+    micro = np.stack([hits.sum(1), either.sum(1)], axis=1).astype(float)
+    macro = np.concatenate([hits, either], axis=1).astype(float)
+    right = (labels.truth == labels.given).all(axis=1, keepdims=True).astype(float)
+    measures = {
+        "micro_f1": Measure(micro, _mean_f1),
+        "macro_f1": Measure(macro, _mean_f1),
+        "accuracy": Measure(right, _first),
     }
-    return Scored(found.rows, columns)
+    return ScoredRows(labels.rows, measures)
 
 
-def _mean(means: Scores) -> Scores:
+def _first(means: Scores) -> Scores:
     return means[:, 0]
 
 
 def _mean_f1(means: Scores) -> Scores:
     """The mean of labels' F1, from hits [R, L] and then rows with the label on either side [R, L].
 
-    0 for a label that neither has, as `metrics.labels.summarize` has it.
+    0 for a label that neither has, as `evaluation.labels.summarize` has it.
     """
     import numpy as np
 
     hits, either = np.split(means, 2, axis=1)
-    found: Any = np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0)
-    return np.asarray(found.mean(axis=1))
+    f1: Any = np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0)
+    return np.asarray(f1.mean(axis=1))
 
 
-def compared(before: Scored, after: Scored) -> dict[str, PairedDifference]:
-    """The paired bootstrap test of each measure that both have.
+def compare_scores(before: ScoredRows, after: ScoredRows) -> dict[str, PairedDifference]:
+    """Make the paired bootstrap test of each measure that both have.
 
     Raises ValueError where the rows are not the same: nothing can then be paired.
     """
-    order = _order(before.rows, after.rows)
+    order = _match_rows(before.rows, after.rows)
     return {
-        name: paired_difference(column.rows, after.columns[name].rows[order], column.score)
-        for name, column in before.columns.items()
-        if name in after.columns and column.rows.shape[1] == after.columns[name].rows.shape[1]
+        name: paired_difference(measure.rows, other.rows[order], measure.score)
+        for name, measure in before.measures.items()
+        if (other := after.measures.get(name)) is not None
+        and measure.rows.shape[1] == other.rows.shape[1]
     }
 
 
-def _order(before: Sequence[Row], after: Sequence[Row]) -> list[int]:
-    """Where in `after` each row of `before` is."""
+def _match_rows(before: Sequence[Row], after: Sequence[Row]) -> list[int]:
+    """Find where in `after` each row of `before` is."""
     places = {row: index for index, row in enumerate(after)}
     shared = sum(row in places for row in before)
     if len(before) == len(after) == len(places) == shared:

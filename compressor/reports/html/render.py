@@ -1,4 +1,4 @@
-"""Pages that a person opens in a browser: one file each, with all that it needs inside it.
+"""Render pages that a person opens in a browser: one file each, with all that it needs inside it.
 
 A template extends `reports/html/base.html`, which brings the style, light and dark, the sorting of
 tables, and Plotly's script. A page asks for nothing over a network, and its own policy (CSP) has
@@ -25,18 +25,18 @@ _PACKAGE = Path(__file__).parent.parent.parent
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """The page that a template of this package makes of `values`, such as `runs/sweeps/page.html`.
+    """Fill a template of this package, such as `runs/sweeps/page.html`, with `values`.
 
     A template has `written`, the time, too. Every text among the values is escaped; half of a
     surrogate pair, which a file name can have and UTF-8 cannot, becomes a question mark.
     """
     written = datetime.now().astimezone()
-    text = _environment().get_template(template).render(values, written=written)
+    text = _make_environment().get_template(template).render(values, written=written)
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @cache
-def _environment() -> Environment:
+def _make_environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -46,12 +46,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(asset=_asset, plotly=_plotly, json_for_script=json_for_script)
+    environment.globals.update(
+        asset=_read_asset, plotly=_read_plotly, json_for_script=json_for_script
+    )
     return environment
 
 
 def json_for_script(value: Any) -> Markup:
-    """A value as JSON that can stand in a script element: no text in it ends the element.
+    """Write a value as JSON that can stand in a script element: no text in it ends the element.
 
     Letters of other alphabets stay as they are, in a half of the bytes of their escapes; numbers
     that are not finite, which JSON does not have, become null.
@@ -66,16 +68,16 @@ def json_for_script(value: Any) -> Markup:
     return Markup(text)  # noqa: S704  # nothing in it is markup
 
 
-def _asset(name: str) -> Markup:
-    """A style or script file of this package as it is."""
+def _read_asset(name: str) -> Markup:
+    """Read a style or script file of this package."""
     from markupsafe import Markup
 
     return Markup((_PACKAGE / name).read_text(encoding="utf-8"))  # noqa: S704  # our own file
 
 
 @cache
-def _plotly() -> Markup:
-    """Plotly's script as its Python package brings it, 4.8 MB. The package is not imported."""
+def _read_plotly() -> Markup:
+    """Read Plotly's script from its Python package, 4.8 MB. The package is not imported."""
     from markupsafe import Markup
 
     spec = find_spec("plotly")

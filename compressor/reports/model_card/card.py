@@ -1,4 +1,4 @@
-"""`README.md` of a run: a model card in the hub's format. What its sections say is `sections`'.
+"""Render `README.md` of a run: a model card in the hub's format. Its sections are `sections`'.
 
 The front matter is written by huggingface_hub itself, so that the hub reads it as its own.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from compressor.reports.model_card import sections
-from compressor.reports.model_card.sections import plain
+from compressor.reports.model_card.markdown import escape
 from compressor.reports.model_card.subject import Subject
 from compressor.reports.run_page.results import Results
 
@@ -34,55 +34,55 @@ TAGS = {
 }
 
 
-def card(results: Results) -> str:
-    """The card of the model that a run ends with: its last export, else its last model."""
+def render_card(results: Results) -> str:
+    """Render the card of the model that a run ends with: its last export, else its last model."""
     subject = Subject.of(results)
-    title = plain(results.name) + (f": {plain(subject.label)}" if subject else "")
-    body = [f"# {title}", sections.about(results, subject)]
+    title = escape(results.name) + (f": {escape(subject.label)}" if subject else "")
+    body = [f"# {title}", sections.introduce(results, subject)]
     if subject is not None:
         for heading, text in (
-            ("How it was compressed", sections.history(subject)),
-            ("Results", sections.scores(results)),
-            ("Sizes", sections.sizes(subject)),
-            ("Speed", sections.speed(results)),
-            ("Use", sections.use(subject)),
-            ("Limitations", sections.limitations(subject)),
+            ("How it was compressed", sections.tell_history(subject)),
+            ("Results", sections.list_scores(results)),
+            ("Sizes", sections.list_sizes(subject)),
+            ("Speed", sections.list_times(results)),
+            ("Use", sections.show_use(subject)),
+            ("Limitations", sections.list_limitations(subject)),
         ):
             body += [f"## {heading}", text] if text else []
-    body += ["## Reproduce", sections.reproduce(results)]
-    text = f"---\n{_front_matter(results, subject)}\n---\n\n" + "\n\n".join(body) + "\n"
+    body += ["## Reproduce", sections.list_commands(results)]
+    text = f"---\n{_write_front_matter(results, subject)}\n---\n\n" + "\n\n".join(body) + "\n"
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _front_matter(results: Results, subject: Subject | None) -> str:
-    """YAML that only says what is known: no language, license or base that nobody named."""
+def _write_front_matter(results: Results, subject: Subject | None) -> str:
+    """Write YAML that only says what is known: no language, license or base that nobody named."""
     from huggingface_hub.repocard_data import ModelCardData
 
     task = "text-classification" if results.labelled else "summarization"
     exported = str(subject.exported.get("format", "")) if subject else ""
-    known: dict[str, Any] = {
+    values: dict[str, Any] = {
         "library_name": LIBRARIES.get(exported, "transformers"),
         "base_model": subject and subject.base_model,
         "datasets": [results.data["dataset"]] if results.data.get("source") == "hub" else None,
         "pipeline_tag": task,
-        "tags": _tags(subject, exported),
+        "tags": _list_tags(subject, exported),
     }
-    if evaluated := _eval_results(results, subject, task):
-        known |= {"model_name": results.name, "eval_results": evaluated}
-    found = ModelCardData(**{key: value for key, value in known.items() if value})
-    return str(found.to_yaml()).strip()
+    if evaluated := _list_eval_results(results, subject, task):
+        values |= {"model_name": results.name, "eval_results": evaluated}
+    data = ModelCardData(**{key: value for key, value in values.items() if value})
+    return str(data.to_yaml()).strip()
 
 
-def _tags(subject: Subject | None, exported: str) -> list[str]:
-    """What was done to the model, by the kinds of stages on its way."""
+def _list_tags(subject: Subject | None, exported: str) -> list[str]:
+    """List what was done to the model, by the kinds of stages on its way."""
     done = [TAGS[r["stage"]] for r in (subject.chain if subject else ()) if r["stage"] in TAGS]
     if subject and str(subject.exported.get("weights", "")).startswith("int"):
         done.append(TAGS["quantize"])
     return list(dict.fromkeys(["compressor", *done, *filter(LIBRARIES.get, [exported])]))
 
 
-def _eval_results(results: Results, subject: Subject | None, task: str) -> list[Any]:
-    """The scores of this very model, as they were measured."""
+def _list_eval_results(results: Results, subject: Subject | None, task: str) -> list[Any]:
+    """List the scores of this very model, as they were measured."""
     from huggingface_hub.repocard_data import EvalResult
 
     metrics = subject.metrics if subject else {}

@@ -1,4 +1,4 @@
-"""The model that a run ends with, and what is known of it. No text here."""
+"""Find the model that a run ends with, and what is known of it. No text here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.core.files import expand_home
-from compressor.reports.run_page.results import Record, Results
+from compressor.engine.past_run import Record
+from compressor.reports.run_page.results import Results
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
@@ -22,9 +23,9 @@ class Subject:
 
     @classmethod
     def of(cls, results: Results) -> Subject | None:
-        """None where no stage has given a model."""
-        found = results.of("export") or results.models
-        return cls(results, found[-1]) if found else None
+        """Find it; None where no stage has given a model."""
+        records = results.of("export") or results.models
+        return cls(results, records[-1]) if records else None
 
     @property
     def exported(self) -> Mapping[str, Any]:
@@ -49,9 +50,9 @@ class Subject:
     @property
     def metrics(self) -> Mapping[str, Any]:
         """What was measured of this very model; of an export's source where the values are its."""
-        own = self.results.measured.get(self.record["name"], {})
-        if own or not self.exported:
-            return own
+        metrics = self.results.measured.get(self.record["name"], {})
+        if metrics or not self.exported:
+            return metrics
         # A quantized model may compute in integers, what is exported of it as float32 does not.
         quantized = any(record["stage"] == "quantize" for record in self.chain)
         same = self.exported.get("weights") == "float32" and not quantized
@@ -66,21 +67,21 @@ class Subject:
     @property
     def origin(self) -> str | None:
         """What its first stage loaded: a hub id or a path; None for fresh weights."""
-        source = self._loaded.get("source")
+        source = self._load_settings.get("source")
         return None if source is None else str(source)
 
     @property
     def head(self) -> str:
         """What stands on its body, such as `causal_lm`."""
         labelled = "sequence_classification" if self.results.labelled else None
-        return str(labelled or self._loaded.get("head") or "seq2seq_lm")
+        return str(labelled or self._load_settings.get("head") or "seq2seq_lm")
 
     @property
-    def _loaded(self) -> Mapping[str, Any]:
+    def _load_settings(self) -> Mapping[str, Any]:
         """The settings of its first stage."""
-        stages, chain = self.results.recipe.get("stages") or {}, self.chain
-        own = (stages.get(chain[0]["name"]) or {}) if chain else {}
-        return {**(self.results.recipe.get("model") or {}), **own}
+        recipe, chain = self.results.recipe, self.chain
+        settings = ((recipe.get("stages") or {}).get(chain[0]["name"]) or {}) if chain else {}
+        return {**(recipe.get("model") or {}), **settings}
 
     @property
     def base_model(self) -> str | None:

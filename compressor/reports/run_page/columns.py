@@ -1,4 +1,4 @@
-"""The tables of a report: their columns, as texts to read and values to sort by. No HTML here."""
+"""Make the tables of a report: columns of texts to read and values to sort by. No HTML here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.core.numbers import shown
-from compressor.reports.run_page.results import ENDED, QUALITY, Record, Results, gives_model
-from compressor.reports.tables import COLUMNS, parity, table
+from compressor.engine.past_run import Record
+from compressor.reports.run_page.results import ENDED, QUALITY, Results, gives_model
+from compressor.reports.tables import COLUMNS, describe_parity, list_models
 from compressor.stages.base import SIZES
 
 EXPORT_SIZES = (
@@ -19,6 +20,32 @@ EXPORT_SIZES = (
 )
 UNSTRUCTURED = 0.999
 """Below this non-zero ratio a float model of unchanged size is said to hold zeros as weights."""
+_TITLES = {
+    "parameters": "entries of all tensors, zeros included",
+    "nonzero_ratio": "entries that are not zero / all entries",
+    "bytes": "the files that hold the weights",
+    "resident_bytes": "memory that loading and one text added to a process",
+    "retention": "this score / the original's",
+    "closeness": "1 - |difference|: near 1 for two bad models",
+}
+_HEADINGS = {
+    "nonzero_ratio": "non-zero",
+    "train_loss": "train loss",
+    "validation_loss": "val. loss",
+    "latency_p50_ms": "p50 ms",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+}
+_CASE_COLUMNS = (
+    ("p50_ms", "p50, ms", "median time of a batch"),
+    ("p95_ms", "p95, ms", "95th percentile"),
+    ("p99_ms", "p99, ms", "99th percentile"),
+    ("texts_per_second", "texts/s", ""),
+    ("tokens_per_second", "tokens/s", ""),
+    ("speedup", "× faster", "the first model's time / this one's"),
+    ("peak_bytes", "peak memory", "of the process"),
+    ("joules_per_text", "J/text", "of the whole machine"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,37 +61,34 @@ class Column:
     number: bool = True
 
 
-def main_table(results: Results) -> list[Column]:
-    """What the console shows of a run: a row for each model that was looked at."""
-    lines = table(results.records)
-    if not lines:
+def _make_text_column(key: str, cells: Sequence[str], heading: str | None = None) -> Column:
+    return Column(key, heading or key, "", cells, cells, number=False)
+
+
+def _make_number_column(
+    key: str, heading: str, title: str, values: Sequence[Any], cells: Sequence[str] | None = None
+) -> Column:
+    order = ["" if value is None else repr(value) for value in values]
+    return Column(key, heading, title, shown(key, values) if cells is None else cells, order)
+
+
+def make_main_table(results: Results) -> list[Column]:
+    """Make what the console shows of a run: a row for each model that was looked at."""
+    rows = list_models(results.records)
+    if not rows:
         return []
-    names = [str(line["model"]) for line in lines]
-    found = [Column("model", "model", "", names, names, number=False)]
+    columns = [_make_text_column("model", [str(row["model"]) for row in rows])]
     for key, heading, write in COLUMNS:
-        values = [line.get(key) for line in lines]
+        values = [row.get(key) for row in rows]
         if any(value is not None for value in values):
             cells = ["" if value is None else write(value) for value in values]
-            found.append(Column(key, heading, _TITLES.get(key, ""), cells, _sorted(values)))
-    return found
+            title = _TITLES.get(key, "")
+            columns.append(_make_number_column(key, heading, title, values, cells))
+    return columns
 
 
-_TITLES = {
-    "parameters": "entries of all tensors, zeros included",
-    "nonzero_ratio": "entries that are not zero / all entries",
-    "bytes": "the files that hold the weights",
-    "resident_bytes": "memory that loading and one text added to a process",
-    "retention": "this score / the original's",
-    "closeness": "1 - |difference|: near 1 for two bad models",
-}
-
-
-def _sorted(values: Sequence[Any]) -> list[str]:
-    return ["" if value is None else repr(value) for value in values]
-
-
-def zeros_note(results: Results) -> str | None:
-    """That zeros among the weights make nothing smaller, where a model of this run has such."""
+def explain_zeros(results: Results) -> str | None:
+    """Say that zeros among the weights make nothing smaller, where a model of this run has such."""
     for record in results.models:
         source = results.by_name.get(record["model"] or "")
         if source is None or record["nonzero_ratio"] >= UNSTRUCTURED:
@@ -78,9 +102,9 @@ def zeros_note(results: Results) -> str | None:
     return None
 
 
-def stage_rows(results: Results) -> list[dict[str, Any]]:
-    """Name, kind and state of each stage, of those that were not reached too."""
-    lines = [
+def list_stages(results: Results) -> list[dict[str, Any]]:
+    """List name, kind and state of each stage, of those that were not reached too."""
+    rows = [
         {
             "name": r["name"],
             "kind": r["stage"],
@@ -91,119 +115,99 @@ def stage_rows(results: Results) -> list[dict[str, Any]]:
     ]
     for number, node in enumerate(results.not_run):
         state = "not reached" if number or results.ended == "done" else ENDED[results.ended]
-        lines.append({"name": node["name"], "kind": node["stage"], "label": "", "state": state})
-    return lines
+        rows.append({"name": node["name"], "kind": node["stage"], "label": "", "state": state})
+    return rows
 
 
-def stage_columns(results: Results) -> list[Column]:
-    """Times, the sizes of models that stages give or write, and what was measured."""
-    records, rest = results.records, [None] * len(results.not_run)
+def make_stage_columns(results: Results) -> list[Column]:
+    """Make times, the sizes of models that stages give or write, and what was measured."""
+    records = results.records
     quality = [results.quality] if results.quality in (*QUALITY, "loss") else []
     sizes = [r if gives_model(r) or r["stage"] == "export" else {} for r in records]
-    metrics = [r["metrics"] for r in records]
-    wanted: list[tuple[str, str, str, list[Any]]] = [
-        ("seconds", "s now", "seconds that this run spent on it",
-         _once(records, "seconds")),
+    metrics = [record["metrics"] for record in records]
+    sized = [key for key in SIZES if key != "nonzero"]
+    measured = ["train_loss", "validation_loss", *quality, "retention", "latency_p50_ms"]
+    candidates: list[tuple[str, str, str, list[Any]]] = [
+        ("seconds", "s now", "seconds that this run spent on it", _times(records, "seconds")),
         ("made_in", "s to make", "seconds that it took when it was made",
-         _once(records, "made_in_seconds")),
-        *((key, _SIZE_HEADINGS[key], _TITLES[key], [size.get(key) for size in sizes])
-          for key in SIZES if key != "nonzero"),
+         _times(records, "made_in_seconds")),
+        *((key, _HEADINGS.get(key, key), _TITLES[key], [size.get(key) for size in sizes])
+          for key in sized),
         ("resident_bytes", "resident", _TITLES["resident_bytes"],
          [m.get("resident_bytes") for m in metrics]),
-        *((key, _WORDS.get(key, key), "", [m.get(key) for m in metrics])
-          for key in ("train_loss", "validation_loss", *quality, "retention", "latency_p50_ms")),
+        *((key, _HEADINGS.get(key, key), "", [m.get(key) for m in metrics]) for key in measured),
     ]  # fmt: skip
-    found = []
-    for key, heading, title, values in wanted:
+    columns = []
+    for key, heading, title, values in candidates:
         if any(value is not None for value in values):
-            cells = shown(key, values) if key not in _SECONDS else _seconds(values)
-            padded = [*values, *rest]
-            found.append(Column(key, heading, title, [*cells, *[""] * len(rest)], _sorted(padded)))
-    return found
+            is_time = key in ("seconds", "made_in")
+            cells = [_write_time(v) for v in values] if is_time else shown(key, values)
+            rest = len(results.not_run)
+            padded = [*values, *[None] * rest], [*cells, *[""] * rest]
+            columns.append(_make_number_column(key, heading, title, *padded))
+    return columns
 
 
-def _once(records: Sequence[Record], key: str) -> list[float | None]:
-    """A time of each piece of work, at its first record: a report on several models has more."""
+def _times(records: Sequence[Record], key: str) -> list[float | None]:
+    """List a time of each piece of work, at its first record: a report on several models has more
+    of them.
+    """
     first = {record["key"]: number for number, record in reversed(list(enumerate(records)))}
     return [r[key] if first[r["key"]] == number else None for number, r in enumerate(records)]
 
 
-def _seconds(values: Sequence[float | None]) -> list[str]:
-    return ["" if value is None else f"{value:,.1f}" for value in values]
+def _write_time(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:,.1f}"
 
 
-_SECONDS = ("seconds", "made_in")
-_SIZE_HEADINGS = {"parameters": "parameters", "nonzero_ratio": "non-zero", "bytes": "bytes"}
-_WORDS = {
-    "train_loss": "train loss",
-    "validation_loss": "val. loss",
-    "latency_p50_ms": "p50 ms",
-    "micro_f1": "micro F1",
-    "macro_f1": "macro F1",
-}
-
-
-def label_columns(labels: Mapping[str, Any] | None) -> list[Column]:
-    """F1 of each label under each model."""
+def make_label_columns(labels: Mapping[str, Any] | None) -> list[Column]:
+    """Make F1 of each label under each model."""
     if labels is None:
         return []
-    positives = labels["positives"]
-    counts = [str(count) for count in positives]
+    counts = [str(count) for count in labels["positives"]]
     return [
-        Column("label", "label", "", labels["names"], labels["names"], number=False),
-        Column("positives", "rows with it", "in the test split", counts, _sorted(positives)),
+        _make_text_column("label", labels["names"]),
+        _make_number_column(
+            "positives", "rows with it", "in the test split", labels["positives"], counts
+        ),
         *(
-            Column(f"f1-{n}", model["name"], "F1", shown("f1", model["f1"]), _sorted(model["f1"]))
-            for n, model in enumerate(labels["models"])
+            _make_number_column(f"f1-{number}", model["name"], "F1", model["f1"])
+            for number, model in enumerate(labels["models"])
         ),
     ]
 
 
-def case_columns(cases: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """What a benchmark measured of each model in each case."""
+def make_case_columns(cases: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Make what a benchmark measured of each model in each case."""
     if not cases:
         return []
-    models = [case["model"] for case in cases]
-    names = [case["case"] for case in cases]
-    found = [
-        Column("model", "model", "", models, models, number=False),
-        Column("case", "case", "", names, names, number=False),
+    texts = [_make_text_column(key, [case[key] for case in cases]) for key in ("model", "case")]
+    return [*texts, *_make_measured_columns(_CASE_COLUMNS, cases)]
+
+
+def _make_measured_columns(
+    columns: Sequence[tuple[str, str, str]], rows: Sequence[Mapping[str, Any]]
+) -> list[Column]:
+    """Make the columns that any row has a value for."""
+    return [
+        _make_number_column(key, heading, title, [row.get(key) for row in rows])
+        for key, heading, title in columns
+        if any(row.get(key) is not None for row in rows)
     ]
-    for key, heading, title in (
-        ("p50_ms", "p50, ms", "median time of a batch"),
-        ("p95_ms", "p95, ms", "95th percentile"),
-        ("p99_ms", "p99, ms", "99th percentile"),
-        ("texts_per_second", "texts/s", ""),
-        ("tokens_per_second", "tokens/s", ""),
-        ("speedup", "× faster", "the first model's time / this one's"),
-        ("peak_bytes", "peak memory", "of the process"),
-        ("joules_per_text", "J/text", "of the whole machine"),
-    ):
-        values = [case.get(key) for case in cases]
-        if any(value is not None for value in values):
-            found.append(Column(key, heading, title, shown(key, values), _sorted(values)))
-    return found
 
 
-def export_columns(results: Results) -> list[Column]:
-    """Format, sizes and parity of each export."""
+def make_export_columns(results: Results) -> list[Column]:
+    """Make format, sizes and parity of each export."""
     records = results.of("export")
     if not records:
         return []
     metrics = [record["metrics"] for record in records]
-
-    def texts(key: str, heading: str, cells: Sequence[str]) -> Column:
-        return Column(key, heading, "", cells, cells, number=False)
-
-    found = [
-        texts("export", "export", [str(r["label"]) for r in records]),
-        texts("of", "of", [results.label(r["model"]) for r in records]),
-        texts("format", "format", [str(m.get("format", "")) for m in metrics]),
-        texts("weights", "weights", [str(m.get("weights", "")) for m in metrics]),
+    parities = [describe_parity(m.get("parity")) for m in metrics]
+    return [
+        _make_text_column("export", [str(record["label"]) for record in records]),
+        _make_text_column("of", [results.label(record["model"]) for record in records]),
+        _make_text_column("format", [str(m.get("format", "")) for m in metrics]),
+        _make_text_column("weights", [str(m.get("weights", "")) for m in metrics]),
+        *_make_measured_columns(EXPORT_SIZES, metrics),
+        _make_text_column("parity", parities, "equal to its source"),
     ]
-    for key, heading, title in EXPORT_SIZES:
-        values = [m.get(key) for m in metrics]
-        if any(value is not None for value in values):
-            found.append(Column(key, heading, title, shown(key, values), _sorted(values)))
-    found.append(texts("parity", "equal to its source", [parity(m.get("parity")) for m in metrics]))
-    return found

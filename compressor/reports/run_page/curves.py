@@ -1,42 +1,42 @@
-"""What the charts of a report are drawn from: losses, sparsity, lengths, sensitivity, times."""
+"""List what the charts of a report are drawn from: losses, zeros, lengths, sensitivity, times."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from compressor.engine.past_run import Record
 from compressor.evaluation.rouge import NAMES
-from compressor.reports.run_page.results import Record, Results
+from compressor.reports.run_page.results import Results
 
 PRUNED_BY = 0.001
 """A stage whose model has a smaller non-zero ratio by more than this has pruned."""
 
 
-def losses(results: Results) -> list[dict[str, Any]]:
-    """For each training its loss by step and its validation loss by epoch, in the run's order."""
-    found = []
-    for record in results.models:
-        metrics = record["metrics"]
-        train, validation = metrics.get("train_losses"), metrics.get("validation_curve")
-        if train or validation:
-            found.append(
-                {
-                    "name": record["label"],
-                    "steps": metrics["steps"],
-                    "train": train or [],
-                    "validation": validation or [],
-                }
-            )
-    return found
+def list_losses(results: Results) -> list[dict[str, Any]]:
+    """List for each training its loss by step and its validation loss by epoch."""
+    trainings = [(record["label"], record["metrics"]) for record in results.models]
+    return [
+        {
+            "name": label,
+            "steps": metrics["steps"],
+            "train": metrics.get("train_losses") or [],
+            "validation": metrics.get("validation_curve") or [],
+        }
+        for label, metrics in trainings
+        if metrics.get("train_losses") or metrics.get("validation_curve")
+    ]
 
 
-def sparsity(results: Results) -> dict[str, Any] | None:
-    """Group × layer of each model: all and non-zero weights; `first` is the last pruned one."""
-    known = [record for record in results.models if record.get("groups")]
-    if not known:
+def count_zeros(results: Results) -> dict[str, Any] | None:
+    """Count all and non-zero weights by group and layer of each model; `first` is the last pruned
+    one.
+    """
+    records = [record for record in results.models if record.get("groups")]
+    if not records:
         return None
-    pruned = [number for number, record in enumerate(known) if _has_pruned(record, results)]
-    models = [{"name": record["label"], "groups": record["groups"]} for record in known]
+    pruned = [number for number, record in enumerate(records) if _has_pruned(record, results)]
+    models = [{"name": record["label"], "groups": record["groups"]} for record in records]
     return {"models": models, "first": pruned[-1] if pruned else len(models) - 1}
 
 
@@ -46,77 +46,61 @@ def _has_pruned(record: Record, results: Results) -> bool:
     return before - float(record["nonzero_ratio"]) > PRUNED_BY
 
 
-def lengths(results: Results) -> dict[str, Any] | None:
-    """ROUGE with its interval, and the share cut off, at each `max_length` of each model."""
+def list_lengths(results: Results) -> dict[str, Any] | None:
+    """List ROUGE with its interval, and the share cut off, at each `max_length` of each model."""
     models = []
     for record in results.of("evaluate"):
-        found: Mapping[str, Any] = record["metrics"].get("lengths") or {}
-        if not found:
-            continue
-        limits = sorted(found, key=int)
-        models.append(
-            {
-                "name": results.label(record["model"]),
-                "limits": [int(limit) for limit in limits],
-                "cut_off": [found[limit].get("cut_off") for limit in limits],
-                "scores": {
-                    name: [[found[k][name], *found[k]["intervals"][name]] for k in limits]
-                    for name in NAMES
-                },
-            }
-        )
+        lengths: Mapping[str, Any] = record["metrics"].get("lengths") or {}
+        scores = [lengths[limit] for limit in sorted(lengths, key=int)]
+        if scores:
+            models.append(
+                {
+                    "name": results.label(record["model"]),
+                    "limits": sorted(map(int, lengths)),
+                    "cut_off": [score.get("cut_off") for score in scores],
+                    "scores": {n: [[s[n], *s["intervals"][n]] for s in scores] for n in NAMES},
+                }
+            )
     return {"models": models} if models else None
 
 
-def labels(results: Results) -> dict[str, Any] | None:
-    """F1 of each label and model, for a table and a chart; None where rows have no labels."""
+def list_label_scores(results: Results) -> dict[str, Any] | None:
+    """List F1 of each label and model, for a table and a chart; None where rows have no labels."""
     records = [r for r in results.of("evaluate") if isinstance(r["metrics"].get("labels"), dict)]
     if not records:
         return None
-    names = list(records[0]["metrics"]["labels"])
+    labels = records[0]["metrics"]["labels"]
     return {
-        "names": names,
-        "positives": [records[0]["metrics"]["labels"][name]["positives"] for name in names],
+        "names": list(labels),
+        "positives": [label["positives"] for label in labels.values()],
         "models": [
             {
                 "name": results.label(record["model"]),
-                "f1": [record["metrics"]["labels"].get(name, {}).get("f1") for name in names],
+                "f1": [record["metrics"]["labels"].get(name, {}).get("f1") for name in labels],
             }
             for record in records
         ],
     }
 
 
-def sensitivity(results: Results) -> list[dict[str, Any]]:
-    """For each such stage: the loss without pruning, and at each amount of each group."""
-    found = []
+def list_sensitivity(results: Results) -> list[dict[str, Any]]:
+    """List for each such stage the loss without pruning, and at each amount of each group."""
+    stages = []
     for record in results.of("sensitivity"):
         metrics = record["metrics"]
         groups = [
             {
                 "name": name,
                 "weights": curve["weights"],
-                "points": [[0.0, metrics["loss"]]]
-                + [[point["amount"], point["loss"]] for point in curve["points"]],
+                "points": [
+                    [0.0, metrics["loss"]],
+                    *([point["amount"], point["loss"]] for point in curve["points"]),
+                ],
             }
             for name, curve in metrics["groups"].items()
         ]
-        found.append({"name": record["label"], "rows": metrics["rows"], "groups": groups})
-    return found
-
-
-def cases(results: Results) -> list[dict[str, Any]]:
-    """Every case that a benchmark timed, of every model; empty where there is one case alone.
-
-    `case` is its name, of what differs between cases: such as "batch 32, 512 tokens in".
-    """
-    found = [
-        {"model": results.label(record["model"]), **case}
-        for record in results.of("benchmark")
-        for case in record["metrics"].get("cases", ())
-    ]
-    varied = {axis for axis in _CASE if len({case.get(axis) for case in found}) > 1}
-    return [case | {"case": _case_name(case, varied)} for case in found] if varied else []
+        stages.append({"name": record["label"], "rows": metrics["rows"], "groups": groups})
+    return stages
 
 
 _CASE = {
@@ -128,17 +112,30 @@ _CASE = {
 """What a benchmark varies, and how a reader is told."""
 
 
-def _case_name(case: Mapping[str, Any], varied: Collection[str]) -> str:
-    texts = [form.format(case[axis]) for axis, form in _CASE.items()
-             if axis in varied and case.get(axis) is not None]  # fmt: skip
-    return ", ".join(texts) or "rows as they are"
+def list_cases(results: Results) -> list[dict[str, Any]]:
+    """List every case that a benchmark timed, of every model; none where there is one case alone.
+
+    `case` is its name, of what differs between cases: such as "batch 32, 512 tokens in".
+    """
+    cases = [
+        {"model": results.label(record["model"]), **case}
+        for record in results.of("benchmark")
+        for case in record["metrics"].get("cases", ())
+    ]
+    varied = {axis for axis in _CASE if len({case.get(axis) for case in cases}) > 1}
+    return [case | {"case": _name_case(case, varied)} for case in cases] if varied else []
 
 
-def by_model(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each model its cases, with p50, p95 and p99 in milliseconds."""
-    found: dict[str, dict[str, Any]] = {}
+def _name_case(case: Mapping[str, Any], varied: Collection[str]) -> str:
+    axes = [axis for axis in _CASE if axis in varied and case.get(axis) is not None]
+    return ", ".join(_CASE[axis].format(case[axis]) for axis in axes) or "rows as they are"
+
+
+def group_by_model(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Group cases by their model, with p50, p95 and p99 in milliseconds."""
+    models: dict[str, dict[str, Any]] = {}
     for case in cases:
-        model = found.setdefault(case["model"], {"name": case["model"], "cases": [], "ms": []})
+        model = models.setdefault(case["model"], {"name": case["model"], "cases": [], "ms": []})
         model["cases"].append(case["case"])
         model["ms"].append([case["p50_ms"], case["p95_ms"], case["p99_ms"]])
-    return list(found.values())
+    return list(models.values())

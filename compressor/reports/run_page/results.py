@@ -1,19 +1,15 @@
-"""A run's folder as its report reads it: what was asked, what was recorded, how it ended."""
+"""Answer what a run's page and model card ask of its records: models, chains, measures."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from compressor.engine.provenance import ASKED
-from compressor.engine.run_folder import read_metrics
+from compressor.engine.past_run import Record, RunRecord
 from compressor.stages.base import stage_class, stage_kinds
 
 Ended = Literal["done", "failed", "interrupted", "stopped"]
@@ -24,8 +20,7 @@ ENDED = {
     "interrupted": "interrupted",
     "stopped": "stopped early",
 }
-"""What a reader is told."""
-Record = Mapping[str, Any]
+"""What a reader sees of it."""
 
 QUALITY = ("rougeLsum", "micro_f1", "macro_f1")
 LOSS = ("loss", "validation_loss")
@@ -34,28 +29,11 @@ OTHER_LOSS = ("approximate",)
 
 
 @dataclass(frozen=True)
-class Results:
-    """Everything that a report is made of."""
+class Results(RunRecord):
+    """A run that has ended, as its reports read it."""
 
-    folder: Path
-    recipe: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    asked: Mapping[str, Any]
-    records: Sequence[Record]
     ended: Ended = "done"
     error: str | None = None
-
-    @classmethod
-    def read(cls, folder: Path, ended: Ended = "done", error: str | None = None) -> Results:
-        """Read the files of a run. Raises OSError or ValueError where one is not what it was."""
-        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
-        records = read_metrics(folder) if (folder / "metrics.json").is_file() else []
-        environment, asked = _json(folder / "environment.json"), _json(folder / ASKED)
-        return cls(folder, yaml.load(text, _LOADER), environment, asked, records, ended, error)  # noqa: S506  # a safe one
-
-    @property
-    def name(self) -> str:
-        return str(self.recipe.get("name") or self.folder.parent.name)
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -69,7 +47,7 @@ class Results:
 
     @cached_property
     def by_name(self) -> dict[str, Record]:
-        return {str(record["name"]): record for record in self.records}
+        return {record["name"]: record for record in self.records}
 
     @cached_property
     def models(self) -> list[Record]:
@@ -77,55 +55,54 @@ class Results:
         return [record for record in self.records if gives_model(record)]
 
     def label(self, name: str | None) -> str:
-        """What tables call a model, by the name of the stage that gave it."""
+        """Find what tables call a model, by the name of the stage that gave it."""
         return str(self.by_name[name]["label"]) if name in self.by_name else str(name or "")
 
     def of(self, *kinds: str) -> list[Record]:
-        """The records of some kinds of stages."""
+        """List the records of some kinds of stages."""
         return [record for record in self.records if record["stage"] in kinds]
 
     @cached_property
     def measured(self) -> dict[str, dict[str, Any]]:
         """Model → all that evaluations and benchmarks say of it, in the order of the records."""
-        found: dict[str, dict[str, Any]] = {}
+        metrics: dict[str, dict[str, Any]] = {}
         for record in self.of("evaluate", "benchmark"):
             if record["model"] in self.by_name:
-                found.setdefault(record["model"], {}).update(record["metrics"])
-        return found
+                metrics.setdefault(record["model"], {}).update(record["metrics"])
+        return metrics
 
     @cached_property
     def quality(self) -> str | None:
         """The metric that models are compared by, or None where nothing was measured."""
         for name in (*QUALITY, LOSS[0]):
-            if any(_is_number(each.get(name)) for each in self.measured.values()):
+            if any(_is_number(metrics.get(name)) for metrics in self.measured.values()):
                 return name
-        trained = any(self.value(str(r["name"]), LOSS[1]) is not None for r in self.models)
+        trained = any(self.value(record["name"], LOSS[1]) is not None for record in self.models)
         return LOSS[1] if trained else None
 
     @property
     def rouge_tokenizers(self) -> str:
         """Which words ROUGE counted; empty where nothing was scored, or by an earlier version."""
-        named = {record["metrics"].get("rouge_tokenizer") for record in self.records} - {None}
-        return " and ".join(sorted(named))
+        names = {record["metrics"].get("rouge_tokenizer") for record in self.records} - {None}
+        return " and ".join(sorted(names))
 
     def value(self, model: str, metric: str) -> float | None:
-        """A number of a model: measured of it, or of its training, or one of its sizes."""
+        """Find a number of a model: measured of it, or of its training, or one of its sizes."""
         record = self.by_name[model]
-        own = {} if record["stage"] in OTHER_LOSS else record["metrics"]
-        places = (self.measured.get(model, {}), own, record)
-        for place in places:
+        metrics = {} if record["stage"] in OTHER_LOSS else record["metrics"]
+        for place in (self.measured.get(model, {}), metrics, record):
             if _is_number(place.get(metric)):
                 return float(place[metric])
         return None
 
     def chain(self, model: str) -> list[str]:
-        """The models from the first to this one, each made from the one before."""
-        found: list[str] = []
+        """List the models from the first to this one, each made from the one before."""
+        chain: list[str] = []
         current: str | None = model
-        while current is not None and current in self.by_name and current not in found:
-            found.insert(0, current)
+        while current is not None and current in self.by_name and current not in chain:
+            chain.insert(0, current)
             current = self.by_name[current]["model"]
-        return found
+        return chain
 
     @cached_property
     def original(self) -> str | None:
@@ -139,15 +116,13 @@ class Results:
     @cached_property
     def not_run(self) -> list[Mapping[str, Any]]:
         """The planned stages that have no record, in their order."""
-        done = {part for r in self.records for part in (r["name"], r["name"].partition("@")[0])}
+        done = {part for name in self.by_name for part in (name, name.partition("@")[0])}
         return [node for node in self.asked.get("nodes") or () if node["name"] not in done]
 
     @cached_property
     def artifacts(self) -> dict[str, Path]:
         """Stage → its folder in the store, as the run links to it."""
-        stages = self.folder / "stages"
-        links = stages.iterdir() if stages.is_dir() else ()
-        return {path.name.partition("-")[2]: path for path in links}
+        return dict(self.links())
 
 
 def gives_model(record: Record) -> bool:
@@ -157,16 +132,5 @@ def gives_model(record: Record) -> bool:
 
 def _is_number(value: Any) -> bool:
     """Whether it is one that can be drawn: a training that diverged has a loss that is not."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return loaded
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is built
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)

@@ -1,9 +1,9 @@
-"""What models wrote, or labelled, row by row: read back from the predictions of a run's stages."""
+"""Read what models wrote, or labelled, row by row, from the predictions of a run's stages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ SHORTEST_SOURCE = 200
 
 
 @dataclass(frozen=True)
-class Written:
+class Predictions:
     """What one model made of each row of the test split."""
 
     model: str
@@ -35,74 +35,74 @@ class Written:
     labelled: bool
 
 
-def rows(results: Results) -> dict[str, Any] | None:
-    """The rows for the side-by-side view; None where no stage has left predictions.
+def list_rows(results: Results) -> dict[str, Any] | None:
+    """List the rows for the side-by-side view; None where no stage has left predictions.
 
     `original` and `models` are names for a reader; a row has `n` its number, `s` its source, `r`
     its reference, `t` the models' texts (the original's first) and `d`, for each model after it,
     its score minus the original's, or None. What is too large for a page is cut, and `cut` and
     `rows` against `total` say so: the rows that lost the most stay.
     """
-    written = _written(results)
-    if not written:
+    predictions = _read_predictions(results)
+    if not predictions:
         return None
-    first, others = written[0], written[1:]
-    lines = [
+    first, *others = predictions
+    rows = [
         {
             "n": number,
             "s": source,
             "r": first.references[number],
-            "t": [each.texts[number] for each in written],
-            "d": [_lost(first, each, number) for each in others],
+            "t": [model.texts[number] for model in predictions],
+            "d": [_subtract(first, other, number) for other in others],
             "q": None if first.scores is None else round(first.scores[number], 4),
         }
         for number, source in enumerate(first.sources)
     ]
-    shown, cut = fitting(lines)
+    shown, cut = fit_rows(rows)
     return {
         "labelled": first.labelled,
         "original": results.label(first.model),
-        "models": [results.label(each.model) for each in others],
-        "scored": all(each.scores is not None for each in written),
-        "total": len(lines),
+        "models": [results.label(other.model) for other in others],
+        "scored": all(model.scores is not None for model in predictions),
+        "total": len(rows),
         "rows": shown,
         "cut": cut,
     }
 
 
-def _lost(first: Written, other: Written, row: int) -> float | None:
+def _subtract(first: Predictions, other: Predictions, row: int) -> float | None:
     if first.scores is None or other.scores is None:
         return None
     return round(other.scores[row] - first.scores[row], 4)
 
 
-def fitting(
-    lines: Sequence[dict[str, Any]], most: int = MOST_BYTES
+def fit_rows(
+    rows: Sequence[dict[str, Any]], most: int = MOST_BYTES
 ) -> tuple[list[dict[str, Any]], int | None]:
-    """The rows that fit into `most` bytes of UTF-8, and where sources are cut, in characters.
+    """Choose rows that fit into `most` bytes of UTF-8, and where to cut sources, in characters.
 
     Sources are cut first, to no less than `SHORTEST_SOURCE`; then the rows that lost least go.
     """
-    texts = [ROW_BYTES + _bytes([line["r"], *line["t"]]) for line in lines]
-    sources = [_bytes([line["s"]]) for line in lines]
+    texts = [ROW_BYTES + _count_bytes([row["r"], *row["t"]]) for row in rows]
+    sources = [_count_bytes([row["s"]]) for row in rows]
     if sum(texts) + sum(sources) <= most:
-        return list(lines), None
-    kept = list(range(len(lines)))
-    if sum(texts) + SHORTEST_SOURCE * len(lines) > most:
+        return list(rows), None
+    kept = list(range(len(rows)))
+    if sum(texts) + SHORTEST_SOURCE * len(rows) > most:
         left, kept = most, []
-        for number in sorted(range(len(lines)), key=lambda n: _worst(lines[n])):
+        for number in sorted(range(len(rows)), key=lambda n: _find_worst(rows[n])):
             left -= texts[number] + SHORTEST_SOURCE
             if left < 0:
                 break
             kept.append(number)
         kept.sort()
     room = most - sum(texts[number] for number in kept)
-    wide = max(1.0, sum(sources) / max(1, sum(len(line["s"]) for line in lines)))
-    limit = max(SHORTEST_SOURCE, int(room / max(1, len(kept)) / wide))
-    return [{**lines[n], "s": _cut(lines[n]["s"], limit)} for n in kept], limit
+    bytes_a_character = max(1.0, sum(sources) / max(1, sum(len(row["s"]) for row in rows)))
+    limit = max(SHORTEST_SOURCE, int(room / max(1, len(kept)) / bytes_a_character))
+    return [{**rows[number], "s": _cut(rows[number]["s"], limit)} for number in kept], limit
 
 
-def _bytes(texts: Sequence[str]) -> int:
+def _count_bytes(texts: Sequence[str]) -> int:
     return sum(len(text.encode("utf-8", "replace")) for text in texts)
 
 
@@ -110,71 +110,62 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[:limit] + " …"
 
 
-def _worst(line: Mapping[str, Any]) -> float:
-    return min((lost for lost in line["d"] if lost is not None), default=0.0)
+def _find_worst(row: Mapping[str, Any]) -> float:
+    return min((difference for difference in row["d"] if difference is not None), default=0.0)
 
 
-def _written(results: Results) -> list[Written]:
-    """What each model wrote, the original first; models with other rows than it are left out."""
-    found: dict[str, Written] = {}
-    once: dict[str, str] = {}  # the texts that all models have are held once
+def _read_predictions(results: Results) -> list[Predictions]:
+    """Read what each model wrote, the original first, of those with the same rows as it."""
+    by_model: dict[str, Predictions] = {}
+    interned: dict[str, str] = {}  # the texts that all models have are held once
     for record in results.of("evaluate"):
-        folder = results.artifacts.get(record["name"])
-        if folder is not None and (folder / FILE).is_file() and record["model"] in results.by_name:
-            found[record["model"]] = _read(record["model"], folder, once)
-    first = found.pop(results.original or "", None) or _pop_first(found)
-    if first is None:
+        folder, model = results.artifacts.get(record["name"]), record["model"]
+        if folder is not None and (folder / FILE).is_file() and model in results.by_name:
+            by_model[model] = _read_folder(model, folder, interned)
+    if not by_model:
         return []
-    same = [each for each in found.values() if each.references == first.references]
-    return [first, *same]
+    original = results.original if results.original in by_model else next(iter(by_model))
+    first = by_model.pop(str(original))
+    return [first, *(p for p in by_model.values() if p.references == first.references)]
 
 
-def _pop_first(found: dict[str, Written]) -> Written | None:
-    name = next(iter(found), None)
-    return None if name is None else found.pop(name)
+def _read_folder(model: str, folder: Path, interned: dict[str, str]) -> Predictions:
+    """Read the rows of a file of predictions, at its longest `max_length`."""
+    labelled = is_labelled(folder / FILE)
+    rows = _read_rows(folder / FILE, interned, longest=not labelled)
+    scores: list[float] | None
+    if labelled:
+        scores = [score_labels(reference, text) for _, reference, text in rows]
+    else:
+        path = folder / ROW_SCORES  # an older artifact has none
+        kept = json.loads(path.read_text("utf-8")).get(MAIN) if path.is_file() else None
+        scores = kept if kept is not None and len(kept) == len(rows) else None
+    sources, references, texts = ([row[number] for row in rows] for number in range(3))
+    return Predictions(model, sources, references, texts, scores, labelled)
 
 
-def _read(model: str, folder: Path, same: dict[str, str]) -> Written:
-    """The rows of a file of predictions, at its longest `max_length`."""
-    path = folder / FILE
-    if is_labelled(path):
-        lines = list(_lines(path, same))
-        scores = [label_f1(reference, text) for _, reference, text in lines]
-        return Written(model, *_columns(lines), scores, labelled=True)
-    about: dict[str, Any] = {}
-    if (folder / ROW_SCORES).is_file():  # an older artifact has none
-        about = json.loads((folder / ROW_SCORES).read_text(encoding="utf-8"))
-    lines = list(_lines(path, same, longest=True))
-    kept = about.get(MAIN)
-    scored = kept if kept is not None and len(kept) == len(lines) else None
-    return Written(model, *_columns(lines), scored, labelled=False)
+def _read_rows(
+    path: Path, interned: dict[str, str], *, longest: bool = False
+) -> list[tuple[str, str, str]]:
+    """Read source, reference and prediction of each row; of several `max_length`s, at the last one.
 
-
-def _columns(lines: Sequence[tuple[str, str, str]]) -> tuple[list[str], list[str], list[str]]:
-    return [s for s, _, _ in lines], [r for _, r, _ in lines], [t for _, _, t in lines]
-
-
-def _lines(
-    path: Path, same: dict[str, str], *, longest: bool = False
-) -> Iterator[tuple[str, str, str]]:
-    """Source, reference and prediction of each row; of several `max_length`s, at the last one.
-
-    `same`: texts that were read before, of which no second copy is made.
+    `interned`: texts that were read before, of which no second copy is made.
     """
     names = ("source", "reference", "prediction")
-    kept: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str]] = []
     limit = ""
     with read_records(path, names) as lines:
         for _, record in lines:
             if longest and record["max_length"] != limit:  # ascending, as `evaluate` writes them
-                limit, kept = record["max_length"], []
-            source, reference, text = (unguard_cell(record[name]) for name in names)
-            both = same.setdefault(source, source), same.setdefault(reference, reference)
-            kept.append((*both, text))
-    yield from kept
+                limit, rows = record["max_length"], []
+            source, reference, text = (bare(record[name]) for name in names)
+            shared = interned.setdefault(source, source), interned.setdefault(reference, reference)
+            rows.append((*shared, text))
+    return rows
 
 
-def label_f1(reference: str, given: str) -> float:
+def score_labels(reference: str, given: str) -> float:
     """F1 of a row's labels, 1 where there are none and none is given."""
-    real, found = ({name for name in cell.split(JOIN) if name} for cell in (reference, given))
-    return 2 * len(real & found) / (len(real) + len(found)) if real or found else 1.0
+    real, guessed = ({name for name in cell.split(JOIN) if name} for cell in (reference, given))
+    total = len(real) + len(guessed)
+    return 2 * len(real & guessed) / total if total else 1.0

@@ -1,4 +1,4 @@
-"""What each stage did to quality, bytes and latency: the steps of waterfalls. No drawing here."""
+"""List what each stage did to quality, bytes and latency: the steps of waterfalls. No drawing."""
 
 from __future__ import annotations
 
@@ -10,33 +10,28 @@ from compressor.reports.run_page.results import Results
 LATENCY = "latency_p50_ms"
 
 
-def waterfalls(results: Results) -> list[dict[str, Any]]:
-    """For each chain of models that ends in a measured one, its steps in each metric.
+def list_waterfalls(results: Results) -> list[dict[str, Any]]:
+    """List for each chain of models that ends in a measured one its steps in each metric.
 
     Chains that are the beginning of another are left out. A chain: `name`, the last model's label,
     and `panels`, each with the metric's name and `steps`: the first has a total, the others what
     changed, and the last is the total that comes out.
     """
-    metrics = [m for m in (results.quality, "bytes", LATENCY) if m is not None]
+    metrics = [metric for metric in (results.quality, "bytes", LATENCY) if metric is not None]
     ends = [*results.measured] or [record["name"] for record in results.models][-1:]
     chains = [results.chain(end) for end in ends]
-    chains = [c for c in chains if not any(c == o[: len(c)] and len(c) < len(o) for o in chains)]
-    found = []
+    waterfalls = []
     for chain in chains:
-        panels = [_panel(results, chain, metric) for metric in metrics]
+        is_part = any(chain == other[: len(chain)] and chain != other for other in chains)
+        panels = [_list_steps(results, chain, metric) for metric in metrics]
         panels = [panel for panel in panels if len(panel["steps"]) > 2]
-        if panels:
-            found.append({"name": results.label(chain[-1]), "panels": panels})
-    return found
+        if panels and not is_part:
+            waterfalls.append({"name": results.label(chain[-1]), "panels": panels})
+    return waterfalls
 
 
-def _together(labels: Sequence[str]) -> str:
-    """The name of a step of several stages."""
-    return " + ".join(labels) if len(labels) <= 3 else f"{labels[0]} … {labels[-1]}"
-
-
-def _panel(results: Results, chain: Sequence[str], metric: str) -> dict[str, Any]:
-    """The steps of one metric along a chain.
+def _list_steps(results: Results, chain: Sequence[str], metric: str) -> dict[str, Any]:
+    """List the steps of one metric along a chain.
 
     A model without a value joins the next that has one; of bytes, which every model has, stages
     that changed nothing are left out.
@@ -56,10 +51,11 @@ def _panel(results: Results, chain: Sequence[str], metric: str) -> dict[str, Any
             unchanged = True
         else:
             joined = joined or len(waiting) > 1
-            steps.append({"label": _together(waiting), "value": value - last, "total": False})
+            label = " + ".join(waiting) if len(waiting) <= 3 else f"{waiting[0]} … {waiting[-1]}"
+            steps.append({"label": label, "value": value - last, "total": False})
         waiting, last = [], value
     if last is not None:
         steps.append({"label": "result", "value": last, "total": True})
-    left = [*waiting] if steps else []
+    after = waiting if steps else []
     return {"metric": metric, "steps": steps, "joined": joined, "unchanged": unchanged,
-            "after": left}  # fmt: skip
+            "after": after}  # fmt: skip

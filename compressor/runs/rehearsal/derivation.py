@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from compressor.backends.generation_config import OF_TOKENS
+from compressor.core.differences import Difference, find_differences
 from compressor.data.sources import Data
 from compressor.engine.plan import Plan
-from compressor.engine.provenance import Difference, differences
-from compressor.models.facts import Facts, Widths, evenly_spaced, load_architecture
+from compressor.models.facts import Facts, Widths, load_architecture, evenly_spaced
 from compressor.stages.base import Planning, Stage
 from compressor.stages.load import Load, TrainTokenizer
 from compressor.training.launch_config import Launch
@@ -69,7 +69,7 @@ def derive(
     written, changes = _write_stages(plan, stages)
     replaced: dict[str, Any] = {"stages": written, "data": dict(data), "outputs": str(outputs)}
     replaced |= {"launch": Launch().model_dump(mode="json"), "objective": None, "search": None}
-    changes += differences(before, after, "data")
+    changes += find_differences(before, after, "data")
     return SmallRecipe({**plan.composed.values, **replaced}, changes)
 
 
@@ -127,7 +127,7 @@ def _write_stages(
         stages[name] = kind | stage.model_dump(mode="json", exclude_unset=True)
         if not isinstance(stage, Load):
             before, after = (s.model_dump(mode="json") for s in (real[name].stage, stage))
-            changes += differences(before, after, f"stages.{name}")
+            changes += find_differences(before, after, f"stages.{name}")
     return stages, changes
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.core.console import Console
+from compressor.core.differences import Difference
 from compressor.core.errors import RecipeError, StageError, Unreachable
 from compressor.core.failures import describe_error
 from compressor.core.files import MANIFEST, expand_home, write_traceback
@@ -29,7 +30,6 @@ from compressor.data.rows import Rows
 from compressor.data.source_base import Split
 from compressor.engine.engine import Engine
 from compressor.engine.plan import Node, Plan, plan
-from compressor.engine.provenance import Difference
 from compressor.engine.run_folder import Run
 from compressor.engine.store.store import Store
 from compressor.models.facts import Facts

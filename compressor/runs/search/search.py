@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.console import Console
-from compressor.core.errors import StageError
+from compressor.core.errors import RecipeError, StageError
 from compressor.core.files import expand_home, write_json
 from compressor.core.redaction import public_command
-from compressor.engine.run_folder import OUTCOME, read_metrics
+from compressor.engine.run_folder import OUTCOME
 from compressor.recipe.compose import ComposedRecipe
 from compressor.runs.search.plan import PlannedSearch, plan_search, require_optuna
 from compressor.runs.sweeps.folder import SweepFolder
@@ -108,7 +107,7 @@ class Trials:
         points = {trial.number: self._make_point(trial) for trial in drawn}
         self.points += [p for p in points.values() if p.name not in {q.name for q in self.points}]
         self._update_folder()
-        missing = [p for p in points.values() if self.folder.read_outcome(p.name) is None]
+        missing = [p for p in points.values() if self.folder.record(p.name).outcome is None]
         trouble = None
         try:
             if missing:
@@ -116,7 +115,7 @@ class Trials:
         except StageError as error:
             trouble = str(error)
         for number, point in points.items():
-            outcome = self.folder.read_outcome(point.name)
+            outcome = self.folder.record(point.name).outcome
             if outcome is not None:
                 self._tell_study(number, point, outcome)
             elif trouble is None:
@@ -143,8 +142,8 @@ class Trials:
     def _read_goals(self, point: Point) -> dict[str, float | None]:
         """Read what a point that ended came to in each goal."""
         try:
-            records = read_metrics(self.folder.path / point.name)
-        except (OSError, json.JSONDecodeError):
+            records = self.folder.record(point.name).records
+        except RecipeError:
             records = []
         return {goal.path: goal.find_value(records) for goal in self.planned.objective.goals}
 

@@ -13,14 +13,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from compressor.core.errors import RecipeError
 from compressor.core.files import write_json
 from compressor.engine.keys import digest
+from compressor.engine.past_run import RunRecord
 from compressor.engine.provenance import ASKED
-from compressor.engine.run_folder import ABOUT, OUTCOME, make_run_folder, read_metrics
+from compressor.engine.run_folder import ABOUT, OUTCOME, make_run_folder
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import ComposedRecipe
 from compressor.recipe.objective import Goal
-from compressor.reports.tables import table
+from compressor.reports.tables import list_models
 from compressor.reports.write import CARD, REPORT
 from compressor.runs.sweeps.points import Point
 from compressor.runs.sweeps.state import PointStatus, State
@@ -65,13 +67,9 @@ class SweepFolder:
         with store.lock(f"sweep-{digest(str(self.path.resolve()))}", say_waiting):
             yield
 
-    def read_outcome(self, name: str) -> dict[str, Any] | None:
-        """Read what a point left at its end; None where it has not come to one."""
-        try:
-            outcome: dict[str, Any] = json.loads((self.path / name / OUTCOME).read_text("utf-8"))
-            return outcome if {"error", "seconds"} <= outcome.keys() else None
-        except (OSError, ValueError, AttributeError):
-            return None
+    def record(self, name: str) -> RunRecord:
+        """Find what a point's folder has now."""
+        return RunRecord(self.path / name)
 
     def forget(self, name: str) -> None:
         """Remove what an earlier try of a point left, so that it is not taken for one to come."""
@@ -81,22 +79,24 @@ class SweepFolder:
 
     def is_done(self, name: str, store: Store) -> bool:
         """Tell whether a point ended well, and all that it made is still in the store."""
-        outcome = self.read_outcome(name)
+        record = self.record(name)
+        outcome = record.outcome
         if outcome is None or outcome["error"] is not None or outcome.get("pruned"):
             return False
         try:
-            return all(store.has(record["key"]) for record in read_metrics(self.path / name))
-        except (OSError, ValueError):
+            return bool(record.records) and all(store.has(r["key"]) for r in record.records)
+        except RecipeError:
             return False
 
     def read_status(self, point: Point, goals: Sequence[Goal]) -> PointStatus:
         """Read how far a point is."""
-        outcome, stage = self.read_outcome(point.name), self._read_stage(point.name)
+        record = self.record(point.name)
+        outcome, stage = record.outcome, record.last_stage
         if outcome is None and stage is None:
             return PointStatus(point.name, point.differs)
         try:
-            records = read_metrics(self.path / point.name)
-        except (OSError, ValueError):
+            records = record.records
+        except RecipeError:
             records = []
         end = outcome or {"error": None, "seconds": 0.0}
         state: State = "running" if outcome is None else "done"
@@ -117,21 +117,9 @@ class SweepFolder:
             metrics=_read_numbers(records, goals),
         )
 
-    def _read_stage(self, name: str) -> str | None:
-        """Read the stage that a point started last; None where the point has not begun."""
-        try:
-            text = (self.path / name / "events.jsonl").read_text("utf-8", errors="replace")
-        except OSError:
-            return "" if (self.path / name / "recipe.yaml").is_file() else None
-        for line in reversed(text.splitlines()):
-            if '"stage_started"' in line:
-                with suppress(ValueError, KeyError):  # half a line, of a process that was killed
-                    return str(json.loads(line)["name"])
-        return ""
-
 
 def _read_numbers(records: Sequence[Mapping[str, Any]], goals: Sequence[Goal]) -> dict[str, float]:
-    rows = table(records) if records else []
+    rows = list_models(records) if records else []
     values = {
         **(rows[-1] if rows else {}),
         **{goal.path: goal.find_value(records) for goal in goals},

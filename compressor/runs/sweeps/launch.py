@@ -31,7 +31,7 @@ from compressor.core.files import write_json, write_traceback
 from compressor.core.packages import suggest_install
 from compressor.core.printing import print_error
 from compressor.core.processes import end_with, forget_launchers, is_running
-from compressor.core.progress import Progress, Watch, parsed_event
+from compressor.core.progress import Progress, Watch, parse_event
 from compressor.core.redaction import redact_text
 from compressor.engine.keys import digest
 from compressor.engine.plan import plan
@@ -109,7 +109,7 @@ def _report_killed(folder: Path, deadline: float) -> None:
     """
     path = folder / "events.jsonl"
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    events = [event for event in map(parsed_event, lines) if event is not None]
+    events = [event for event in map(parse_event, lines) if event is not None]
     states = {"run_started", "run_ended"}
     last = next((event for event in reversed(events) if event["event"] in states), None)
     if last is None or last["event"] == "run_ended":
@@ -121,7 +121,7 @@ def _report_killed(folder: Path, deadline: float) -> None:
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)
-    Progress(Console(), path, quiet=True).event("run_ended", state="interrupted", error=None)
+    Progress(Console(), path, quiet=True).emit("run_ended", state="interrupted", error=None)
     write_reports(folder, "interrupted")
 
 

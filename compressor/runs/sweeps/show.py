@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import RecipeError
-from compressor.engine.past_run import METRICS, RECIPE
+from compressor.engine.past_run import RECIPE, RunRecord
 from compressor.engine.run_folder import ABOUT
-from compressor.reports.show import _paths, _point_values
 
 if TYPE_CHECKING:
     from compressor.core.console import Console
@@ -44,21 +43,23 @@ def load_sweep(folder: Path) -> Sweep:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RecipeError(f"{folder / ABOUT} is not a sweep's: {reason}") from error
-    values = _point_values(folder, list(names))
+    # The recipe of the first point that has begun.
+    recipe = next(filter(None, (RunRecord(folder / name).recipe for name in names)), {})
     goals = [
         Goal(path, direction)
         for direction in ("maximize", "minimize")
-        for path in _paths((values.get("objective") or {}).get(direction))
+        for path in _list_paths((recipe.get("objective") or {}).get(direction))
     ]
-    try:
-        points = [sweep_folder.read_status(Point(n, (), d), goals) for n, d in names.items()]
-    except (KeyError, TypeError, AttributeError) as error:  # a record that lacks a key
-        raise RecipeError(f"{folder}: a point's {METRICS} is damaged: {error!r}") from error
+    points = [sweep_folder.read_status(Point(n, (), d), goals) for n, d in names.items()]
     return Sweep(
-        str(values.get("name") or folder.absolute().parent.name),
+        str(recipe.get("name") or folder.absolute().parent.name),
         points,
         [(goal.path, goal.direction) for goal in goals] or choose_objectives(points),
-        description=str(values.get("description") or ""),
+        description=str(recipe.get("description") or ""),
         command=str(about.get("command", "")),
         started=started,
     )
+
+
+def _list_paths(paths: Any) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths or ())

@@ -2,53 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.reports.conftest import Runs, edit_json
+
 EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{9**9}}"""
 
 
-def _renamed(folder: Path, label: str, description: str) -> None:
-    """Give the last model of a run another label, and the run a description."""
-    records = json.loads((folder / "metrics.json").read_text())
-    for record in records:
-        if record["name"] in {"recover", "classify"}:
-            record["label"] = label
-    (folder / "metrics.json").write_text(json.dumps(records))
-    values = yaml.safe_load((folder / "recipe.yaml").read_text())
-    values["description"] = description
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+@dataclass(frozen=True)
+class Evil:
+    """Runs whose texts are markup: two of labels, and two of summaries."""
+
+    runs: Runs
+    folders: list[Path]
+
+    def write(self, *numbers: int) -> Path:
+        path = self.runs.folder / "new" / "compared.html"
+        folders = [self.folders[number] for number in numbers]
+        answer = self.runs.call("compare", *folders, "--html", path)
+        assert answer.code == 0, answer.err
+        assert answer.out.endswith(f"page: {path}\n")
+        return path
 
 
 @pytest.fixture
-def evil(own: Callable[[], Any], runs: Any) -> tuple[Any, list[Path]]:
-    """Runs whose texts are markup: two of labels, and two of summaries."""
-    place = own()
-    names = (runs.labels, runs.fewer_labels, runs.first, runs.changed)
-    folders = [place.folder / run.relative_to(runs.place.folder) for run in names]
+def evil(own: Runs) -> Evil:
+    folders = [own.labels, own.fewer_labels, own.first, own.changed]
     for folder in folders:
-        _renamed(folder, f"<b>{EVIL}", EVIL)
-    return place, folders
+
+        def edit(records: Any) -> None:
+            for record in records:
+                if record["name"] in {"recover", "classify"}:
+                    record["label"] = f"<b>{EVIL}"
+
+        edit_json(folder / "metrics.json", edit)
+        values = yaml.safe_load((folder / "recipe.yaml").read_text())
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(values | {"description": EVIL}))
+    return Evil(own, folders)
 
 
-def _written(place: Any, folders: list[Path]) -> Path:
-    said = place.call("compare", *folders, "--html", place.folder / "new" / "compared.html")
-    assert said.code == 0, said.err
-    assert said.out.endswith(f"page: {place.folder}/new/compared.html\n")
-    path: Path = place.folder / "new" / "compared.html"
-    return path
-
-
-def test_the_page_needs_no_script_to_be_read(evil: Any) -> None:
+def test_the_page_needs_no_script_to_be_read(evil: Evil) -> None:
     """Every number is in a table; texts of recipes are escaped, and the policy forbids requests."""
-    place, folders = evil
-    text = _written(place, folders[:2]).read_text("utf-8")
+    text = evil.write(0, 1).read_text("utf-8")
     static = text[text.index("<body>") : text.index('<script type="application/json"')]
     assert "<script" not in static and "&lt;script&gt;" in static and "{{9**9}}" in static
     assert "micro_f1" in static and "training.learning_rate" in static
@@ -87,10 +89,9 @@ def _hover(page: Any, chart: str, number: int) -> str:
     return text
 
 
-def test_charts_tables_and_hover(evil: Any, open_page: Callable[..., Any]) -> None:
+def test_charts_tables_and_hover(evil: Evil, open_page: Callable[..., Any]) -> None:
     """A mark for each model with its interval; hovering tells it; all texts are texts."""
-    place, folders = evil
-    page = open_page(_written(place, folders[2:]))
+    page = open_page(evil.write(2, 3))
     assert page.title() != "broken" and page.locator("img").count() == 0
     assert (_marks(page, "differences"), _marks(page, "models")) == (2, 4)
     assert page.locator("#differences .errorbars path.xerror").count() == 2
@@ -104,10 +105,9 @@ def test_charts_tables_and_hover(evil: Any, open_page: Callable[..., Any]) -> No
     assert page.locator("#scores tr.headline").count() == 3
 
 
-def test_another_metric_is_drawn_and_kept(evil: Any, open_page: Callable[..., Any]) -> None:
+def test_another_metric_is_drawn_and_kept(evil: Evil, open_page: Callable[..., Any]) -> None:
     """Measures of labels that are not tested have hollow marks. A reload keeps the choice."""
-    place, folders = evil
-    page = open_page(_written(place, folders[:2]))
+    page = open_page(evil.write(0, 1))
     assert page.input_value("#metric") == "micro_f1"
     assert page.evaluate("differencesChart.data[0].marker.symbol") == "square"
     page.select_option("#metric", "roc_auc")
@@ -120,10 +120,9 @@ def test_another_metric_is_drawn_and_kept(evil: Any, open_page: Callable[..., An
     assert page.text_content("#models .ytitle") == "roc_auc"
 
 
-def test_headings_sort(evil: Any, open_page: Callable[..., Any]) -> None:
+def test_headings_sort(evil: Evil, open_page: Callable[..., Any]) -> None:
     """Differences as numbers, both ways; and the three runs have a column each."""
-    place, folders = evil
-    page = open_page(_written(place, folders[:3]))
+    page = open_page(evil.write(0, 1, 2))
     heading = page.locator("#sizes th[data-key='before']")
     column = "rows => rows.map((row) => Number(row.cells[3].dataset.value))"
     for direction in ("ascending", "descending"):
@@ -136,10 +135,9 @@ def test_headings_sort(evil: Any, open_page: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_both_themes(evil: Any, open_page: Callable[..., Any], theme: str) -> None:
+def test_both_themes(evil: Evil, open_page: Callable[..., Any], theme: str) -> None:
     """Ground, axis and marks change with the machine's theme, while the page is open too."""
-    place, folders = evil
-    page = open_page(_written(place, folders[2:]), color_scheme=theme)
+    page = open_page(evil.write(2, 3), color_scheme=theme)
 
     def lightness(script: str) -> float:
         return sum(map(int, re.findall(r"\d+", page.evaluate(script))[:3])) / 765
@@ -156,10 +154,9 @@ def test_both_themes(evil: Any, open_page: Callable[..., Any], theme: str) -> No
     assert len(colours) == 2
 
 
-def test_a_phone_needs_no_sideways_scroll(evil: Any, open_page: Callable[..., Any]) -> None:
+def test_a_phone_needs_no_sideways_scroll(evil: Evil, open_page: Callable[..., Any]) -> None:
     """At 390 px tables scroll in their boxes, and charts are as wide as the page."""
-    place, folders = evil
-    page = open_page(_written(place, folders[2:]), width=390, has_touch=True, is_mobile=True)
+    page = open_page(evil.write(2, 3), width=390, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     for chart in ("differences", "models"):
         right = f"document.querySelector('#{chart} .main-svg').getBoundingClientRect().right"

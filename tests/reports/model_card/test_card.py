@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
-from compressor.reports.model_card.card import card
-from compressor.reports.run_page.page import page
+from compressor.reports.model_card.card import render_card
+from compressor.reports.run_page.page import render_page
 from compressor.reports.run_page.results import Results
 from tests.harness.command import Command, compressor
 from tests.harness.models import PICO
 from tests.harness.recipes import RECIPE
-from tests.reports.made import EVIL, made, read_json, record, scores, usual
-from tests.reports.run_page.test_page import labelled
+from tests.reports.handmade import EVIL, evaluation, full_run, make_run, read_json, record
+from tests.reports.run_page.test_page import labelled_run
 
 SCALES = (1.0, 1e-3, 1e-6, 1e-9, 100.0)
 """A number may be shown as it is, in thousands, millions or billions, or as a percentage."""
@@ -77,26 +78,21 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_hub_reads_the_card_of_a_real_run(ran: Path) -> None:
-    """Front matter by the hub's own classes; the scores in it are the records', unrounded."""
-    loaded = ModelCard.load(ran / "README.md")
-    assert loaded.data.library_name == "transformers"
-    assert loaded.data.pipeline_tag == "summarization"
-    assert {"compressor", "pruned"} <= set(loaded.data.tags or ())
-    assert loaded.data.base_model is None and loaded.data.language is None
+    """Front matter by the hub's own classes; the scores in it are the records', unrounded; every
+    number of the text is in the records, and there are many. A wrong one would be found.
+    """
+    card = ModelCard.load(ran / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "summarization"
+    assert {"compressor", "pruned"} <= set(card.data.tags or ())
+    assert card.data.base_model is None and card.data.language is None
     (recovered,) = (r for r in read_json(ran / "metrics.json") if r["name"] == "evaluate@recover")
-    found = {e.metric_name: e.metric_value for e in loaded.data.eval_results or ()}
-    expected = {
-        name: recovered["metrics"][name] for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")
-    }
-    assert found == expected
-
-
-def test_every_number_of_a_real_card_is_in_the_records(ran: Path) -> None:
-    """And there are many: sizes, scores, times. A wrong one would be found."""
-    body = ModelCard.load(ran / "README.md").text
-    assert strange_numbers(body, ran) == []
-    assert len(NUMBER.findall(body)) > 40
-    wrong = body.replace("| recover |", "| recover | 0.98765", 1)
+    scores = {e.metric_name: e.metric_value for e in card.data.eval_results or ()}
+    names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+    assert scores == {name: recovered["metrics"][name] for name in names}
+    assert strange_numbers(card.text, ran) == []
+    assert len(NUMBER.findall(card.text)) > 40
+    wrong = card.text.replace("| recover |", "| recover | 0.98765", 1)
     assert strange_numbers(wrong, ran) == ["0.98765"]
 
 
@@ -113,73 +109,87 @@ def test_a_real_run_has_a_page_with_its_results(ran: Path) -> None:
     """The same numbers as `metrics.json`: the main table's, and each stage's."""
     text = (ran / "report.html").read_text("utf-8")
     records = {record["name"]: record for record in read_json(ran / "metrics.json")}
-    quality = records["evaluate@recover"]["metrics"]["rougeLsum"]
-    assert f">{quality:.4f}</td>" in text
+    assert f">{records['evaluate@recover']['metrics']['rougeLsum']:.4f}</td>" in text
     assert "Changed by this command: 1 key" in text and "<code>seed</code>" in text
     assert records["prune"]["groups"]["encoder.feed_forward"]["layers"] == [0, 1]
     assert "groups" not in records["evaluate@recover"]
     assert len(records["finetune"]["metrics"]["train_losses"]) == 8  # 64 rows, 8 a step
 
 
-@pytest.mark.parametrize("records", [usual(), usual()[:6], labelled(), [record("l", "load", None)]])
+def _card(folder: Path, records: Any = None, *ended: str, rows: int = 2, **recipe: Any) -> str:
+    """The card of a run that is made by hand, which is written to its folder, too."""
+    run = make_run(folder, records, rows=rows, recipe=recipe)
+    text = render_card(Results.read(run, *ended))
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return text
+
+
+@pytest.mark.parametrize(
+    "records", [full_run(), full_run()[:6], labelled_run(), [record("l", "load", None)]]
+)
 def test_every_kind_of_run_has_a_card(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     """With an export or without, measured or not, texts or labels: the records' numbers alone."""
-    task = "multi_label" if records[0]["name"] == "base" else "summarization"
-    data = {"source": "hub", "dataset": "FiscalNote/billsum", "task": task,
+    is_labelled = records[0]["name"] == "base"
+    data = {"source": "hub", "dataset": "FiscalNote/billsum",
+            "task": "multi_label" if is_labelled else "summarization",
             "max_source_length": 64, "max_target_length": 32}  # fmt: skip
-    folder = made(tmp_path, records, rows=0 if task != "summarization" else 3,
-                  recipe={"data": data, "stages": {}})  # fmt: skip
-    (folder / "README.md").write_text(card(Results.read(folder)), encoding="utf-8")
-    loaded = ModelCard.load(folder / "README.md")
-    assert strange_numbers(loaded.text, folder) == []
-    assert loaded.data.datasets == ["FiscalNote/billsum"]
-    assert loaded.data.base_model == "google-t5/t5-small"
-    expected = "summarization" if task == "summarization" else "text-classification"
-    assert loaded.data.pipeline_tag == expected
+    _card(tmp_path, records, rows=0 if is_labelled else 3, data=data, stages={})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert strange_numbers(card.text, tmp_path) == []
+    assert card.data.datasets == ["FiscalNote/billsum"]
+    assert card.data.base_model == "google-t5/t5-small"
+    expected = "text-classification" if is_labelled else "summarization"
+    assert card.data.pipeline_tag == expected
 
 
 def test_what_was_not_measured_is_said_and_not_made_up(tmp_path: Path) -> None:
     """No evaluation: no scores in the front matter, and a line that says so."""
-    folder = made(tmp_path, usual()[:6])
-    text = card(Results.read(folder, "failed", "stage 'evaluate': out of memory"))
+    text = _card(tmp_path, full_run()[:6], "failed", "stage 'evaluate': out of memory")
     assert "model-index" not in text and "Its quality was not measured." in text
     assert "This run is not complete" in text and "out of memory" in text
 
 
 def test_a_run_without_any_result_names_no_command_that_compares(tmp_path: Path) -> None:
     """`compressor reproduce` refuses such a run; the run's own command goes on from there."""
-    results = Results.read(made(tmp_path, []), "interrupted")
-    for text in (card(results), page(results)):
+    results = Results.read(make_run(tmp_path, []), "interrupted")
+    for text in (render_card(results), render_page(results)):
         assert "compressor reproduce" not in text
         assert "compressor run demo" in text
 
 
 def test_limitations_follow_from_the_numbers(tmp_path: Path) -> None:
-    """Zeros of no use, few rows with their interval, generated data: each only where it is so."""
-    text = card(Results.read(made(tmp_path)))
+    """Zeros of no use, few rows with their interval, generated data: each only where it is so. Of
+    an int8 model that is written as float32, the files are as large as they are.
+    """
+    text = _card(tmp_path)
     assert "0.4000 of its parameters are not zero" in text
     assert "Trained and scored on generated bills" in text
-    dense = [record("base", "finetune", None), usual()[6]]
-    other = card(Results.read(made(tmp_path / "dense", dense, recipe={"data": {
-        "source": "files", "max_source_length": 64, "max_target_length": 32}})))  # fmt: skip
+    dense = [record("base", "finetune", None), full_run()[6]]
+    data = {"source": "files", "max_source_length": 64, "max_target_length": 32}
+    other = _card(tmp_path / "dense", dense, data=data)
     assert "not zero, yet" not in other and "generated" not in other
     assert "Few rows: 200 were scored" in other and "0.8900 … 0.9200" in other
+    records = full_run()
+    records[-1] |= {"model": "quantize", "bytes": 8_000_000}
+    wide = _card(tmp_path / "wide", records)
+    assert "Its weights have 8.00 MB, the original's 0.00 MB." in wide
+    # A quantized model is scored as it computes; its export as float32 computes otherwise.
+    apart = "The scores are those of `quantize`; the export, in float32, was not scored."
+    assert apart in wide and "model-index" not in wide
 
 
-def exported(weights: str) -> list[dict[str, Any]]:
-    """The usual run; its export has the weights of `recover`, in another type."""
-    records = usual()
+def _exported(weights: str) -> list[dict[str, Any]]:
+    """The full run; its export has the weights of `recover`, in another type."""
+    records = full_run()
     records[-1]["metrics"] |= {"format": "packed", "weights": weights}
     return records
 
 
 def test_an_export_that_was_scored_itself_has_these_scores(tmp_path: Path) -> None:
     """Its source was not: it is no model without a quality, and no original of itself."""
-    own = record("evaluate@export", "evaluate", "export", metrics=scores(0.6))
-    records = [*(each for each in exported("int8") if each["stage"] != "evaluate"), own]
-    records = [each for each in records if each["stage"] != "benchmark"]
-    folder = made(tmp_path, records, rows=2, recipe={"stages": {}})
-    text = card(Results.read(folder))
+    scored = record("evaluate@export", "evaluate", "export", metrics=evaluation(0.6))
+    others = [r for r in _exported("int8") if r["stage"] not in ("evaluate", "benchmark")]
+    text = _card(tmp_path, [*others, scored], stages={})
     assert "was not measured" not in text
     assert "the bootstrap interval of rougeLsum is 0.5900 … 0.6200" in text
     (sizes,) = re.findall(r"(?s)## Sizes\n(.*?)\n## ", text)
@@ -188,34 +198,15 @@ def test_an_export_that_was_scored_itself_has_these_scores(tmp_path: Path) -> No
 
 def test_scores_of_other_weights_are_not_an_exports(tmp_path: Path) -> None:
     """Recover was scored, its int8 export was not: retention and interval are not the export's."""
-    kept = {"retention": 0.9, "closeness": 0.91}
-    own = record("evaluate@recover", "evaluate", "recover", metrics=scores(0.81) | kept)
-    folder = made(tmp_path, [*exported("int8"), own], rows=2)
-    text = card(Results.read(folder))
+    metrics = evaluation(0.81) | {"retention": 0.9, "closeness": 0.91}
+    scored = record("evaluate@recover", "evaluate", "recover", metrics=metrics)
+    text = _card(tmp_path, [*_exported("int8"), scored])
     assert "The scores are those of `recover`; the export, in int8, was not scored." in text
     assert "It keeps" not in text and "model-index" not in text
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    about = ModelCard.load(folder / "README.md").data
-    assert "quantized" in (about.tags or ()) and about.library_name == "compressor"
-    same = made(tmp_path / "same", [*exported("float32"), own], rows=2)
-    assert "It keeps 90.0 % of the main score of base." in card(Results.read(same))
-
-
-def test_the_bytes_beside_zeros_are_the_exports_own(tmp_path: Path) -> None:
-    """Of an int8 model that is written as float32, the files are as large as they are."""
-    records = usual()
-    records[-1] |= {"model": "quantize", "bytes": 8_000_000}
-    text = card(Results.read(made(tmp_path, records, rows=2)))
-    assert "Its weights have 8.00 MB, the original's 0.00 MB." in text
-
-
-def test_scores_of_integers_are_not_those_of_floats(tmp_path: Path) -> None:
-    """A quantized model is scored as it computes; its export as float32 computes otherwise."""
-    records = usual()
-    records[-1] |= {"model": "quantize"}
-    text = card(Results.read(made(tmp_path, records, rows=2)))
-    said = "The scores are those of `quantize`; the export, in float32, was not scored."
-    assert said in text and "model-index" not in text
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert "quantized" in (data.tags or ()) and data.library_name == "compressor"
+    same = _card(tmp_path / "same", [*_exported("float32"), scored])
+    assert "It keeps 90.0 % of the main score of base." in same
 
 
 @pytest.mark.parametrize("head", ["causal_lm", "none"])
@@ -228,8 +219,8 @@ def test_the_lines_for_a_model_that_is_no_encoder_decoder_run(
 
     data = {"max_source_length": 8, "max_target_length": 4, "prefix": "summarize: "}
     recipe = {"model": {"head": head}, "data": data}
-    folder = made(tmp_path, recipe=recipe)
-    (lines,) = re.findall(r"```python\n(.*?)```", card(Results.read(folder)), re.DOTALL)
+    folder = make_run(tmp_path, recipe=recipe)
+    (lines,) = re.findall(r"```python\n(.*?)```", render_card(Results.read(folder)), re.DOTALL)
     config = GPT2Config(**PICO["gpt2"], bos_token_id=1, eos_token_id=1)
     auto = AutoModelForCausalLM if head == "causal_lm" else AutoModel
     auto.from_config(config).save_pretrained(folder / "model")
@@ -243,23 +234,20 @@ def test_the_lines_for_a_model_that_is_no_encoder_decoder_run(
     if head == "causal_lm":
         assert found["written"].tolist() == found["output"][0, 4:].tolist()
     assert capsys.readouterr().out.endswith("\n")
-    alone = made(tmp_path / "alone", usual()[:6], recipe=recipe)
-    assert 'compressor.load(".")' in card(Results.read(alone))
+    alone = make_run(tmp_path / "alone", full_run()[:6], recipe=recipe)
+    assert 'compressor.load(".")' in render_card(Results.read(alone))
 
 
 def test_markup_stays_text(tmp_path: Path) -> None:
     """Names, descriptions, errors, settings: the front matter loads; no HTML is in the body."""
-    records = usual()
-    for each in records:
-        each["label"] = EVIL
+    records = [{**each, "label": EVIL} for each in full_run()]
     recipe = {"name": f"---\n{EVIL}", "description": f"---\nlicense: mit\n{EVIL}"}
-    folder = made(tmp_path, records, recipe=recipe, asked={
-        "changed": [{"path": EVIL, "before": EVIL, "after": f"a | b ` c {EVIL}"}]})  # fmt: skip
-    (folder / "README.md").write_text(card(Results.read(folder, "failed", EVIL)), encoding="utf-8")
-    loaded = ModelCard.load(folder / "README.md")
-    assert loaded.data.license is None
-    from markdown_it import MarkdownIt
-
-    html = MarkdownIt("commonmark").enable("table").render(loaded.text)
+    changed = [{"path": EVIL, "before": EVIL, "after": f"a | b ` c {EVIL}"}]
+    make_run(tmp_path, records, recipe=recipe, asked={"changed": changed})
+    results = Results.read(tmp_path, "failed", EVIL)
+    (tmp_path / "README.md").write_text(render_card(results), encoding="utf-8")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license is None
+    html = MarkdownIt("commonmark").enable("table").render(card.text)
     assert "<script" not in html and "&lt;script&gt;" in html
-    page(Results.read(folder))
+    render_page(results)

@@ -7,8 +7,14 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
-from compressor.reports.model_card.sections import block, code, plain, quote, table
-from tests.reports.made import EVIL
+from compressor.reports.model_card.markdown import (
+    escape,
+    format_block,
+    format_code,
+    format_quote,
+    format_table,
+)
+from tests.reports.handmade import EVIL
 
 HOSTILE = [
     EVIL,
@@ -52,36 +58,31 @@ def _line(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_plain_text_is_a_paragraph(text: str) -> None:
-    """One paragraph with that very text, white space aside, and no other element."""
-    shown = _read(plain(text))
-    assert _line(shown.text) == _line(text) and shown.tags == ["p"]
-    shown = _read(quote(text))
-    assert _line(shown.text) == _line(text) and shown.tags == ["blockquote", "p"]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_code_span_is_code(text: str) -> None:
-    """One `code` element with that text, whatever backticks it has."""
-    shown = _read(code(text))
-    assert shown.text.strip() == _line(text) and shown.tags == ["p", "code"]
-    shown = _read(block(text))
+def test_a_text_is_one_element_whose_text_it_is(text: str) -> None:
+    """A paragraph, a quotation, a span or a block of code, and no other element."""
+    for markdown, tags in (
+        (escape(text), ["p"]),
+        (format_quote(text), ["blockquote", "p"]),
+        (format_code(text), ["p", "code"]),
+    ):
+        shown = _read(markdown)
+        assert _line(shown.text) == _line(text) and shown.tags == tags
+    shown = _read(format_block(text))
     assert shown.text.rstrip("\n") == text and shown.tags == ["pre", "code"]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_cell_is_one_cell(text: str) -> None:
     """Plain and as code: two columns, and the number beside it stays in its own."""
-    shown = _read(table(["model", "score"], [[plain(text), "0.5"]]))
-    assert shown.tags.count("td") == 2 and set(shown.tags) <= {
-        *("table", "thead", "tbody", "tr", "th", "td"),
-    }
+    shown = _read(format_table(["model", "score"], [[escape(text), "0.5"]]))
+    assert shown.tags.count("td") == 2
+    assert set(shown.tags) <= {"table", "thead", "tbody", "tr", "th", "td"}
     assert _line(text) in _line(shown.text)
-    shown = _read(table(["model", "score"], [[code(text), "0.5"]]))
+    shown = _read(format_table(["model", "score"], [[format_code(text), "0.5"]]))
     assert shown.tags.count("td") == 2 and shown.tags.count("code") == 1
 
 
 def test_a_column_without_cells_is_left_out() -> None:
     """No empty columns of numbers; the first stays."""
-    made = table(["model", "a", "b"], [["x", "", "1"], ["y", "", ""]])
-    assert made.splitlines()[0] == "| model | b |"
+    table = format_table(["model", "a", "b"], [["x", "", "1"], ["y", "", ""]])
+    assert table.splitlines()[0] == "| model | b |"

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 
 from compressor.core.files import write_json
-from compressor.reports.run_page.page import page as rendered
+from compressor.reports.run_page.page import render_page
 from compressor.reports.run_page.results import Results
 from compressor.reports.write import write_reports
-from tests.reports.made import (
+from tests.reports.handmade import (
     EVIL,
-    groups,
-    made,
+    evaluation,
+    full_run,
+    make_run,
+    random_texts,
     read_json,
     record,
-    scores,
-    texts,
-    trained,
-    usual,
+    training,
+    zero_counts,
 )
 
 MOST_BYTES = 12_000_000
@@ -68,59 +68,55 @@ class _Text(HTMLParser):
 
 
 def _read(folder: Path, **how: Any) -> _Text:
-    return _Text(rendered(Results.read(folder, **how)))
+    return _Text(render_page(Results.read(folder, **how)))
 
 
-def labelled() -> list[dict[str, Any]]:
+def labelled_run() -> list[dict[str, Any]]:
     """A run of two classifiers."""
 
     def metrics(f1: float) -> dict[str, Any]:
-        own = {"positives": 9, "given": 8, "roc_auc": 0.9, "average_precision": 0.8}
-        labels = {name: {**own, "f1": f1 - 0.1 * n} for n, name in enumerate(("joy", "anger"))}
+        values = {"positives": 9, "given": 8, "roc_auc": 0.9, "average_precision": 0.8}
+        labels = {"joy": {**values, "f1": f1}, "anger": {**values, "f1": f1 - 0.1}}
         return {"micro_f1": f1, "macro_f1": f1, "accuracy": f1, "labels": labels}
 
     return [
-        record("base", "finetune", None, groups=groups(0), metrics=trained()),
-        record("small", "shrink", "base", groups=groups(0)),
+        record("base", "finetune", None, groups=zero_counts(0), metrics=training()),
+        record("small", "shrink", "base", groups=zero_counts(0)),
         record("evaluate@base", "evaluate", "base", metrics=metrics(0.9)),
         record("evaluate@small", "evaluate", "small", metrics=metrics(0.7)),
     ]
 
 
-def large() -> list[dict[str, Any]]:
+def large_run() -> list[dict[str, Any]]:
     """40 stages: 18 rounds of pruning and training, three evaluations, one benchmark."""
-    found = [record("load", "load", None, groups=groups(0, layers=24))]
+    records = [record("load", "load", None, groups=zero_counts(0, layers=24))]
     for number in range(18):
         share = 0.05 * (number + 1)
         sizes = {"nonzero": 1000 - 50 * number, "nonzero_ratio": 1 - share}
-        before, prune, train = found[-1]["name"], f"prune_{number}", f"recover_{number}"
-        zeros = groups(share, layers=24)
-        found.append(record(prune, "prune", before, **sizes, groups=zeros))
-        found.append(record(train, "finetune", prune, **sizes, groups=zeros, metrics=trained(200)))
-    models = ("recover_0", "recover_9", "recover_17")
-    for number, model in enumerate(models):
-        metrics = scores(0.9 - 0.1 * number, count=3000)
-        found.append(record(f"evaluate@{model}", "evaluate", model, metrics=metrics))
-    return found
+        pruned = {**sizes, "groups": zero_counts(share, layers=24)}
+        prune, train = f"prune_{number}", f"recover_{number}"
+        records.append(record(prune, "prune", records[-1]["name"], **pruned))
+        records.append(record(train, "finetune", prune, **pruned, metrics=training(200)))
+    for number in (0, 9, 17):
+        model, metrics = f"recover_{number}", evaluation(0.9 - 0.01 * number, count=3000)
+        records.append(record(f"evaluate@{model}", "evaluate", model, metrics=metrics))
+    return records
 
 
 # --- what the file says, without a browser --------------------------------------------------------
 
 
 def test_the_page_says_what_was_asked_and_what_came_out(tmp_path: Path) -> None:
-    """Command, recipe, every stage, and the main table stand in the page without any script."""
-    page = _read(made(tmp_path))
-    for each in ("A run made by hand.", "compressor run demo", "base", "quantize", "export"):
-        assert each in page.words
+    """Command, recipe, every stage, and the main table stand in the page without any script; each
+    of four sizes has a column, none made of another.
+    """
+    page = _read(make_run(tmp_path))
+    for word in ("A run made by hand.", "compressor run demo", "base", "quantize", "export"):
+        assert word in page.words
     assert "done started 2026-03-01 12:00 12 stages none cached 16.5 s" in page.words
     assert "0.9000" in page.words and "0.8500" in page.words  # the main table's rougeLsum
     assert "they make a model neither smaller nor faster" in page.words
     assert "compressor reproduce" in page.words
-
-
-def test_four_sizes_stand_apart(tmp_path: Path) -> None:
-    """Parameters, non-zero ratio, bytes, resident memory: a column each, none made of another."""
-    page = _read(made(tmp_path))
     buttons = [a["id"] for tag, a in page.tags if tag == "button" and "id" in a]
     for key in ("parameters", "nonzero_ratio", "bytes", "resident_bytes"):
         assert buttons.count(f"sort-stages-{key}") == 1
@@ -128,70 +124,63 @@ def test_four_sizes_stand_apart(tmp_path: Path) -> None:
 
 def test_differences_from_the_parent_are_told(tmp_path: Path) -> None:
     """Both sides of each key; what one side lacks is said."""
-    listed = [
+    differences = [
         {"path": "stages.prune.amounts.lm_head", "before": 0.3, "after": 0.6},
         {"path": "stages.recover", "after": {"stage": "finetune", "epochs": 20}},
     ]
-    parent = {"name": "homework/v1", "differences": listed}
-    page = _read(made(tmp_path, asked={"parent": parent, "changed": None}))
+    parent = {"name": "homework/v1", "differences": differences}
+    page = _read(make_run(tmp_path, asked={"parent": parent, "changed": None}))
     assert "Different from the parent recipe homework/v1: 2 keys" in page.words
     assert "stages.prune.amounts.lm_head 0.3 0.6" in page.words
     assert "(not there) {stage: finetune, epochs: 20}" in page.words
     assert "Changed by this command: not known" in page.words
 
 
-def test_a_failed_run_says_what_was_done_and_the_error(tmp_path: Path) -> None:
-    """Stages that were done, the one that failed, and those that were not reached."""
-    folder = made(tmp_path, usual())
-    records = usual()[:4]
-    write_json(folder / "metrics.json", records)
+def test_a_run_that_did_not_end_says_what_was_done_and_the_error(tmp_path: Path) -> None:
+    """Stages that were done, the one that failed, and those that were not reached. Interrupted
+    before the first one: no chart, no Plotly, no error.
+    """
+    folder = make_run(tmp_path)
+    write_json(folder / "metrics.json", full_run()[:4])
     page = _read(folder, ended="failed", error="stage 'recover': the loss is nan at step 3")
     assert "failed" in page.words and "the loss is nan at step 3" in page.words
     assert "recover finetune failed" in page.words
     assert "quantize quantize not reached" in page.words
     assert "4 of 12 stages done" in page.words
-
-
-def test_a_run_that_did_nothing_has_a_page(tmp_path: Path) -> None:
-    """Interrupted before the first stage: no chart, no Plotly, no error."""
-    folder = made(tmp_path, [])
     (folder / "metrics.json").unlink()
     (folder / "asked.json").unlink()
-    text = rendered(Results.read(folder, ended="interrupted"))
+    text = render_page(Results.read(folder, ended="interrupted"))
     assert "No stage was done." in text and len(text) < 100_000
 
 
 def test_artifacts_from_before_lack_counts_and_it_is_said(tmp_path: Path) -> None:
     """Models without counts by layer: a sentence instead of a chart."""
-    records = [{k: v for k, v in each.items() if k != "groups"} for each in usual()]
-    page = _read(made(tmp_path, records))
+    records = [{k: v for k, v in each.items() if k != "groups"} for each in full_run()]
+    page = _read(make_run(tmp_path, records))
     assert "made before zeros were counted by layer" in page.words
     assert not any(attributes.get("id") == "sparsity" for _, attributes in page.tags)
 
 
 def test_numbers_that_are_not_finite_stop_nothing(tmp_path: Path) -> None:
     """JSON has no NaN: a browser would refuse the page's whole data."""
-    records = usual()
-    records[1]["metrics"] = trained() | {"train_losses": [[1, float("nan")], [2, float("inf")]]}
-    text = rendered(Results.read(made(tmp_path, records)))
+    records = full_run()
+    records[1]["metrics"] |= {"train_losses": [[1, float("nan")], [2, float("inf")]]}
+    text = render_page(Results.read(make_run(tmp_path, records)))
     assert "NaN" not in re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]  # type: ignore[index]
 
 
 def test_every_text_is_a_text(tmp_path: Path) -> None:
     """Recipe, names, errors, environment and rows may hold markup: none of it is any."""
-    records = usual()
-    for each in records:
-        each["label"] = EVIL
-    folder = made(
+    folder = make_run(
         tmp_path,
-        records,
+        [{**each, "label": EVIL} for each in full_run()],
         source=[EVIL, "half \ud83d pair".encode("utf-8", "replace").decode()],
         recipe={"description": EVIL, "name": EVIL},
         environment={"command": ["compressor", EVIL], "platform": EVIL},
         asked={"changed": [{"path": EVIL, "before": EVIL, "after": {"a": EVIL}}]},
     )
     page = _read(folder, ended="failed", error=f"half \ud83d {EVIL}")
-    plain = _read(made(tmp_path / "plain"))
+    plain = _read(make_run(tmp_path / "plain"))
     assert page.words.count("<script>document.title='broken'</script>") > 15
     scripts = [sum(tag == "script" for tag, _ in each.tags) for each in (page, plain)]
     assert scripts[0] == scripts[1]
@@ -202,15 +191,14 @@ def test_a_page_that_cannot_be_made_is_told_and_leaves_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A warning with the reason, a file with the traceback; no older page stays; no exception."""
-    folder = made(tmp_path)
+    folder = make_run(tmp_path)
     write_reports(folder, "done")
     assert (folder / "report.html").is_file() and (folder / "README.md").is_file()
-    (folder / "report.html").chmod(0o644)
     (folder / "stages" / "06-evaluate@base" / "predictions.csv").write_text("no such,columns\n")
     write_reports(folder, "done")
-    told = capsys.readouterr().err
-    assert told.startswith("warning: report.html was not written: ValueError:")
-    assert "has no column" in told and (folder / "report-error.txt").is_file()
+    err = capsys.readouterr().err
+    assert err.startswith("warning: report.html was not written: ValueError:")
+    assert "has no column" in err and (folder / "report-error.txt").is_file()
     assert not (folder / "report.html").exists() and (folder / "README.md").is_file()
     (folder / "metrics.json").write_text("[")
     write_reports(folder, "done")
@@ -219,12 +207,12 @@ def test_a_page_that_cannot_be_made_is_told_and_leaves_the_rest(
 
 def test_a_large_run_fits(tmp_path: Path) -> None:
     """40 stages, three models' 3,000 predictions, sources of 1,000 characters: at most 12 MB."""
-    source = [text[:1000] for text in texts(3000, 1, 240)]
-    records = large()
+    records = large_run()
     assert len(records) == 40
-    folder = made(tmp_path, records, source=source, recipe={"stages": {}})
+    source = [text[:1000] for text in random_texts(3000, 1, 240)]
+    folder = make_run(tmp_path, records, source=source, recipe={"stages": {}})
     started = time.process_time()
-    text = rendered(Results.read(folder))
+    text = render_page(Results.read(folder))
     assert len(text.encode()) <= MOST_BYTES
     assert time.process_time() - started < 10
     assert text.count('{"n":') == 3000 and "rows are in this page" not in text
@@ -240,7 +228,7 @@ def open_report(open_file: Open) -> Open:
     """Write a run's page and open it."""
 
     def opened(folder: Path, **options: Any) -> Any:
-        (folder / "report.html").write_text(rendered(Results.read(folder)), encoding="utf-8")
+        (folder / "report.html").write_text(render_page(Results.read(folder)), encoding="utf-8")
         return open_file(folder / "report.html", **options)
 
     return opened
@@ -267,19 +255,19 @@ def _column(page: Any, table: str, key: str) -> list[str]:
 
 def test_every_chart_has_marks(open_report: Open, tmp_path: Path) -> None:
     """Of summaries and of labels: each chart is drawn when it is scrolled to, and is not empty."""
-    page = open_report(made(tmp_path / "summaries"))
+    page = open_report(make_run(tmp_path / "summaries"))
     for chart in ("waterfall", "losses", "sparsity", "lengths", "sensitivity", "cases"):
         assert _draw(page, chart).locator(MARKS[chart]).count() >= 1, chart
     panels = page.locator("#waterfall .plot")
     assert panels.count() == 3
     assert page.locator("#lengths .scatterlayer .point").count() == 3 * 3 * 2
-    page = open_report(made(tmp_path / "labels", labelled(), rows=0, recipe={"stages": {}}))
+    page = open_report(make_run(tmp_path / "labels", labelled_run(), rows=0, recipe={"stages": {}}))
     assert _draw(page, "labels").locator(MARKS["labels"]).count() == 4
 
 
 def test_a_persons_choices_draw_again_and_stay(open_report: Open, tmp_path: Path) -> None:
     """Model of the heat map, score, training and a logarithmic axis; a reload keeps them."""
-    page = open_report(made(tmp_path))
+    page = open_report(make_run(tmp_path))
     _draw(page, "sparsity")
     zeros = "document.querySelector('#sparsity .plot').data[0].z[0][0]"
     assert page.input_value("#sparsity-choice") == "2"  # load, base, prune: the last pruned one
@@ -301,7 +289,7 @@ def test_a_persons_choices_draw_again_and_stay(open_report: Open, tmp_path: Path
 
 def test_hovering_tells_the_numbers(open_report: Open, tmp_path: Path) -> None:
     """On the heat map: group, layer, share and both counts."""
-    page = open_report(made(tmp_path))
+    page = open_report(make_run(tmp_path))
     chart = _draw(page, "sparsity")
     box = chart.locator(".heatmaplayer image").bounding_box()
     page.mouse.move(box["x"] + 10, box["y"] + 10)
@@ -313,7 +301,7 @@ def test_hovering_tells_the_numbers(open_report: Open, tmp_path: Path) -> None:
 
 def test_headings_sort_numbers_as_numbers(open_report: Open, tmp_path: Path) -> None:
     """By keyboard too; what is empty comes last both ways."""
-    page = open_report(made(tmp_path))
+    page = open_report(make_run(tmp_path))
     button = page.locator("#sort-stages-bytes")
     button.click()
     assert _column(page, "stages", "bytes")[:2] == ["1.100 kB", "4.000 kB"]
@@ -326,7 +314,7 @@ def test_headings_sort_numbers_as_numbers(open_report: Open, tmp_path: Path) -> 
 
 def test_the_most_regressed_summaries_come_first(open_report: Open, tmp_path: Path) -> None:
     """In the order that Python would sort them in; twenty at a time; what was lost is shown."""
-    folder = made(tmp_path, rows=45)
+    folder = make_run(tmp_path, rows=45)
     page = open_report(folder)
     kept = [
         read_json(path)["rougeLsum"] for path in sorted(folder.glob("stages/*/row_scores.json"))
@@ -349,7 +337,7 @@ def test_the_most_regressed_summaries_come_first(open_report: Open, tmp_path: Pa
 
 def test_words_that_differ_are_marked(open_report: Open, tmp_path: Path) -> None:
     """A word diff by hand: "a big red cat sat" against "a red dog sat down"."""
-    folder = made(tmp_path, rows=1)
+    folder = make_run(tmp_path, rows=1)
     for name, text in {"base": "a big red cat sat", "quantize": "a red dog sat down"}.items():
         (path,) = folder.glob(f"stages/*-evaluate@{name}/predictions.csv")
         lines = path.read_text().splitlines()
@@ -364,8 +352,8 @@ def test_words_that_differ_are_marked(open_report: Open, tmp_path: Path) -> None
 
 def test_a_filter_finds_rows_and_a_source_unfolds(open_report: Open, tmp_path: Path) -> None:
     """In source, reference and summaries, whatever the case; nothing found is said."""
-    sources = [*texts(30, 1), "A Needle in the hay."]
-    page = open_report(made(tmp_path, source=sources))
+    sources = [*random_texts(30, 1), "A Needle in the hay."]
+    page = open_report(make_run(tmp_path, source=sources))
     page.fill("#texts-filter", "needle")
     assert page.locator("#texts article").count() == 1
     assert page.locator("#texts-pages").is_hidden()
@@ -377,10 +365,10 @@ def test_a_filter_finds_rows_and_a_source_unfolds(open_report: Open, tmp_path: P
 
 def test_markup_in_data_stays_text_in_the_browser(open_report: Open, tmp_path: Path) -> None:
     """In tables, ticks, hover texts, summaries and sources; nothing of it runs."""
-    records = usual()
+    records = full_run()
     for each in records:
         each["label"] = f"<img src=x>{EVIL}"
-    folder = made(tmp_path, records, source=[f"<img src=x>{EVIL}"] * 3, recipe={"name": EVIL})
+    folder = make_run(tmp_path, records, source=[f"<img src=x>{EVIL}"] * 3, recipe={"name": EVIL})
     page = open_report(folder)
     for chart in ("waterfall", "losses", "sparsity", "lengths", "sensitivity", "cases"):
         _draw(page, chart)
@@ -395,7 +383,7 @@ def test_markup_in_data_stays_text_in_the_browser(open_report: Open, tmp_path: P
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_both_themes(open_report: Open, tmp_path: Path, theme: str) -> None:
     """Ground and text change with the machine's theme, while the page is open too."""
-    page = open_report(made(tmp_path), color_scheme=theme)
+    page = open_report(make_run(tmp_path), color_scheme=theme)
     _draw(page, "losses")
 
     def lightness(script: str) -> float:
@@ -413,7 +401,7 @@ def test_both_themes(open_report: Open, tmp_path: Path, theme: str) -> None:
 
 def test_a_phone_needs_no_sideways_scroll(open_report: Open, tmp_path: Path) -> None:
     """At 360 px tables scroll in their boxes, and every chart is as wide as the screen allows."""
-    page = open_report(made(tmp_path), width=360, has_touch=True, is_mobile=True)
+    page = open_report(make_run(tmp_path), width=360, has_touch=True, is_mobile=True)
     for chart in ("waterfall", "losses", "sparsity", "lengths", "sensitivity", "cases"):
         drawn = _draw(page, chart)
         for svg in drawn.locator(".main-svg").all():
@@ -424,7 +412,7 @@ def test_a_phone_needs_no_sideways_scroll(open_report: Open, tmp_path: Path) -> 
 
 def test_panels_stand_beside_each_other(open_report: Open, tmp_path: Path) -> None:
     """Regression: the first chart was as wide as the card, and lay under the other two."""
-    page = open_report(made(tmp_path))
+    page = open_report(make_run(tmp_path))
     _draw(page, "waterfall")
     boxes = [svg.bounding_box() for svg in page.locator("#waterfall .plot").all()]
     drawn = [svg.bounding_box() for svg in page.locator("#waterfall .main-svg:first-child").all()]
@@ -435,7 +423,7 @@ def test_panels_stand_beside_each_other(open_report: Open, tmp_path: Path) -> No
 
 def test_print_has_every_chart_and_cuts_none(open_report: Open, tmp_path: Path) -> None:
     """Printing draws what was never scrolled to."""
-    page = open_report(made(tmp_path))
+    page = open_report(make_run(tmp_path))
     _draw(page, "waterfall")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     for chart in ("losses", "sparsity", "lengths", "sensitivity", "cases"):
@@ -448,8 +436,8 @@ def test_a_large_run_opens_soon(open_report: Open, tmp_path: Path) -> None:
 
     A generous one, for machines with other work: tests/benchmarks/report_page.py measures.
     """
-    source = [text[:1000] for text in texts(3000, 1, 240)]
-    folder = made(tmp_path, large(), source=source, recipe={"stages": {}})
+    source = [text[:1000] for text in random_texts(3000, 1, 240)]
+    folder = make_run(tmp_path, large_run(), source=source, recipe={"stages": {}})
     started = time.monotonic()
     page = open_report(folder)
     page.wait_for_selector("#waterfall[data-drawn]", state="attached", timeout=30_000)

@@ -9,40 +9,37 @@ from typing import Any
 import pytest
 
 from compressor.reports.run_page.results import Results
-from compressor.reports.run_page.waterfall import waterfalls
-from tests.reports.made import made, record, scores, trained, usual
+from compressor.reports.run_page.waterfall import list_waterfalls
+from tests.reports.handmade import evaluation, full_run, make_run, record, training
 
 
 def _waterfalls(folder: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return waterfalls(Results.read(made(folder, records, rows=1)))
+    return list_waterfalls(Results.read(make_run(folder, records, rows=1)))
 
 
 def _panel(chain: dict[str, Any], metric: str) -> dict[str, Any]:
     return next(panel for panel in chain["panels"] if panel["metric"] == metric)
 
 
-def test_a_stage_that_was_not_measured_counts_with_the_next(tmp_path: Path) -> None:
-    """Base 0.9, prune 0.09, recover not measured, quantize 0.85: three steps and the result."""
-    (chain,) = _waterfalls(tmp_path, usual())
-    quality = _panel(chain, "rougeLsum")
-    labels = [step["label"] for step in quality["steps"]]
-    assert labels == ["base", "prune", "recover + quantize", "result"]
-    values = [step["value"] for step in quality["steps"]]
-    assert values == pytest.approx([0.9, 0.09 - 0.9, 0.85 - 0.09, 0.85])
-    assert [step["total"] for step in quality["steps"]] == [True, False, False, True]
-    assert quality["joined"] and sum(values[:-1]) == pytest.approx(values[-1])
+def _steps(chain: dict[str, Any], metric: str) -> list[tuple[str, float]]:
+    return [(s["label"], pytest.approx(s["value"])) for s in _panel(chain, metric)["steps"]]
 
 
-def test_bytes_are_known_of_every_stage(tmp_path: Path) -> None:
-    """Only quantize made the file smaller; stages that changed nothing are left out."""
-    (chain,) = _waterfalls(tmp_path, usual())
-    size = _panel(chain, "bytes")
-    assert [(s["label"], s["value"]) for s in size["steps"]] == [
-        ("load", 4000), ("quantize", -2900), ("result", 1100),
+def test_steps_add_up_in_each_metric(tmp_path: Path) -> None:
+    """A stage that was not scored counts with the next; of bytes, which every stage has, those that
+    changed nothing are left out.
+    """
+    (chain,) = _waterfalls(tmp_path, full_run())
+    assert _steps(chain, "rougeLsum") == [
+        ("base", 0.9), ("prune", 0.09 - 0.9), ("recover + quantize", 0.85 - 0.09), ("result", 0.85),
     ]  # fmt: skip
+    quality, size = _panel(chain, "rougeLsum"), _panel(chain, "bytes")
+    assert quality["joined"]
+    assert [step["total"] for step in quality["steps"]] == [True, False, False, True]
+    assert _steps(chain, "bytes") == [("load", 4000), ("quantize", -2900), ("result", 1100)]
     assert size["unchanged"] and not size["joined"]
-    latency = _panel(chain, "latency_p50_ms")
-    assert [s["value"] for s in latency["steps"]] == [80.0, -30.0, 50.0]
+    latencies = _steps(chain, "latency_p50_ms")
+    assert [value for _, value in latencies] == [80.0, -30.0, 50.0]
 
 
 def test_models_that_part_have_a_waterfall_each(tmp_path: Path) -> None:
@@ -51,57 +48,39 @@ def test_models_that_part_have_a_waterfall_each(tmp_path: Path) -> None:
         record("original", "finetune", None),
         record("half", "shrink", "original", bytes=2000),
         record("third", "shrink", "original", bytes=1500),
-        record("evaluate@original", "evaluate", "original", metrics=scores(0.9)),
-        record("evaluate@half", "evaluate", "half", metrics=scores(0.8)),
-        record("evaluate@third", "evaluate", "third", metrics=scores(0.7)),
+        record("evaluate@original", "evaluate", "original", metrics=evaluation(0.9)),
+        record("evaluate@half", "evaluate", "half", metrics=evaluation(0.8)),
+        record("evaluate@third", "evaluate", "third", metrics=evaluation(0.7)),
     ]
-    found = _waterfalls(tmp_path, records)
-    assert [chain["name"] for chain in found] == ["half", "third"]
-    assert [s["value"] for s in _panel(found[1], "rougeLsum")["steps"]] == pytest.approx(
-        [0.9, -0.2, 0.7]
-    )
+    half, third = _waterfalls(tmp_path, records)
+    assert (half["name"], third["name"]) == ("half", "third")
+    expected = [("original", 0.9), ("third", -0.2), ("result", 0.7)]
+    assert _steps(third, "rougeLsum") == expected
 
 
-def test_without_an_evaluation_the_validation_loss_is_the_quality(tmp_path: Path) -> None:
-    """A run that only trains: the losses that the trainings left."""
+@pytest.mark.parametrize(
+    ("middle", "loss", "expected"),
+    [
+        ("finetune", 2.5, [("base", 3.0), ("middle", -0.5), ("last", -0.5), ("result", 2.0)]),
+        # A training that diverged is not drawn as a loss of zero.
+        ("finetune", math.nan, [("base", 3.0), ("middle + last", -1.0), ("result", 2.0)]),
+        # What `approximate` leaves as its loss is the difference of a block's outputs.
+        ("approximate", 0.1, [("base", 3.0), ("middle + last", -1.0), ("result", 2.0)]),
+    ],
+)
+def test_without_an_evaluation_the_validation_loss_is_the_quality(
+    tmp_path: Path, middle: str, loss: float, expected: list[tuple[str, float]]
+) -> None:
+    """A loss that is none of labels, or no number, is none of the steps."""
     records = [
-        record("load", "load", None),
-        record("base", "finetune", "load", metrics=trained() | {"validation_loss": 3.0}),
-        record("more", "finetune", "base", metrics=trained() | {"validation_loss": 2.0}),
+        record("base", "finetune", None, metrics=training() | {"validation_loss": 3.0}),
+        record("middle", middle, "base", metrics=training() | {"validation_loss": loss}),
+        record("last", "finetune", "middle", metrics=training() | {"validation_loss": 2.0}),
     ]
     (chain,) = _waterfalls(tmp_path, records)
-    steps = _panel(chain, "validation_loss")["steps"]
-    assert [s["value"] for s in steps] == [3.0, -1.0, 2.0]
-
-
-def test_a_loss_that_is_no_number_is_none_of_the_steps(tmp_path: Path) -> None:
-    """A training that diverged is not drawn as a loss of zero: it joins the next that has one."""
-    records = [
-        record("base", "finetune", None, metrics=trained() | {"validation_loss": 3.0}),
-        record("wild", "finetune", "base", metrics=trained() | {"validation_loss": math.nan}),
-        record("more", "finetune", "wild", metrics=trained() | {"validation_loss": 2.0}),
-    ]
-    (chain,) = _waterfalls(tmp_path, records)
-    steps = _panel(chain, "validation_loss")["steps"]
-    assert [(s["label"], s["value"]) for s in steps] == [
-        ("base", 3.0), ("wild + more", -1.0), ("result", 2.0),
-    ]  # fmt: skip
-
-
-def test_a_loss_of_hidden_states_is_not_held_to_one_of_labels(tmp_path: Path) -> None:
-    """`approximate` leaves the difference of a block's outputs as its validation loss."""
-    records = [
-        record("base", "finetune", None, metrics=trained() | {"validation_loss": 3.0}),
-        record("block", "approximate", "base", metrics=trained() | {"validation_loss": 0.1}),
-        record("more", "finetune", "block", metrics=trained() | {"validation_loss": 2.5}),
-    ]
-    (chain,) = _waterfalls(tmp_path, records)
-    steps = _panel(chain, "validation_loss")["steps"]
-    assert [(s["label"], s["value"]) for s in steps] == [
-        ("base", 3.0), ("block + more", -0.5), ("result", 2.5),
-    ]  # fmt: skip
-    alone = made(tmp_path / "alone", records[1:2], rows=1)
-    assert Results.read(alone).quality is None
+    assert _steps(chain, "validation_loss") == expected
+    alone = Results.read(make_run(tmp_path / "alone", records[1:2], rows=1))
+    assert (alone.quality is None) == (loss != 2.5)
 
 
 def test_nothing_to_compare_is_no_waterfall(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_a_recipe_that_is_edited_while_its_sweep_runs(recipe, tmp_path, monkeypa
     path.write_text(path.read_text().replace("lm_head: 0.3", "lm_head: 0.4"))
     launch(path, planned, tmp_path / "sweep")
     for point in planned.points:
-        outcome = SweepFolder(tmp_path / "sweep").read_outcome(point.name)
+        outcome = SweepFolder(tmp_path / "sweep").record(point.name).outcome
         assert outcome is not None and "the recipe has changed" in outcome["error"]
 
 
@@ -282,7 +282,7 @@ def test_a_point_that_an_earlier_job_still_runs_is_waited_for(
         assert held.wait(10)
         launch(path, planned, tmp_path / "sweep")
         assert earlier.result()
-    assert SweepFolder(tmp_path / "sweep").read_outcome("point") is not None
+    assert SweepFolder(tmp_path / "sweep").record("point").outcome is not None
 
 
 def test_each_point_tells_of_its_own_files(recipe, run) -> None:

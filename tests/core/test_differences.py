@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 
-from compressor.engine.provenance import MISSING, Difference, differences
+from compressor.core.differences import (
+    MISSING,
+    Difference,
+    find_differences,
+    find_differing_leaves,
+)
 
 
 def test_it_names_the_innermost_keys_in_order() -> None:
     """A changed, a removed and an added key, each with its path and both values."""
     before = {"seed": 0, "stages": {"prune": {"amounts": {"lm_head": 0.3}}, "old": {"epochs": 1}}}
     after = {"seed": 0, "stages": {"prune": {"amounts": {"lm_head": 0.5}}, "new": None}}
-    assert differences(before, after) == [
+    assert find_differences(before, after) == [
         Difference("stages.prune.amounts.lm_head", 0.3, 0.5),
         Difference("stages.old", {"epochs": 1}, MISSING),
         Difference("stages.new", MISSING, None),
@@ -31,7 +36,9 @@ def test_what_is_missing_stays_so_in_a_copy() -> None:
 
 def test_a_list_is_one_value() -> None:
     """Of a pipeline both orders are wanted, not the places in which they differ."""
-    found = differences({"pipeline": ["load", "prune"]}, {"pipeline": ["load", "shrink", "prune"]})
+    found = find_differences(
+        {"pipeline": ["load", "prune"]}, {"pipeline": ["load", "shrink", "prune"]}
+    )
     assert found == [Difference("pipeline", ["load", "prune"], ["load", "shrink", "prune"])]
 
 
@@ -49,4 +56,13 @@ def test_a_list_is_one_value() -> None:
 )
 def test_what_is_the_same_value(one: Any, other: Any, equal: bool) -> None:
     """Numbers are compared as numbers, and truth values only with each other."""
-    assert (not differences({"key": one}, {"key": other})) == equal
+    assert (not find_differences({"key": one}, {"key": other})) == equal
+
+
+def test_an_empty_mapping_counts_as_the_keys_of_another() -> None:
+    """`quantize: {}` beside `{weights: int4}` is one key; a list is one value, or many."""
+    one = {"stages": {"quantize": {}}, "a": 1, "b": [1, 2]}
+    other = {"stages": {"quantize": {"weights": "int4"}}, "a": True, "b": [1, 3]}
+    rows = {"stages.quantize.weights": (MISSING, "int4"), "a": (1, True)}
+    assert find_differing_leaves([one, other]) == rows | {"b": ([1, 2], [1, 3])}
+    assert find_differing_leaves([one, other], in_lists=True) == rows | {"b.1": (2, 3)}
