@@ -17,7 +17,7 @@ from compressor.evaluation.predictions import (
     score_predictions,
     write_predictions,
 )
-from compressor.reports.compare.significance import scored
+from compressor.reports.compare.significance import score_rows
 
 PLAIN = Prediction(0, 20, "a long bill", "a b", "a c", 2, False)
 
@@ -156,6 +156,6 @@ def test_several_references_come_back_and_are_scored_again(tmp_path: Path) -> No
     assert path.read_text().splitlines()[0].endswith(",cut_off,reference_2,reference_3")
     assert read_predictions(path) == rows
     assert score_predictions(path)[8]["rouge1"] == 1
-    scored_rows = scored(path)
-    assert list(scored_rows.columns["rouge1"].rows[:, 0]) == [1, 1]
+    scored_rows = score_rows(path)
+    assert list(scored_rows.measures["rouge1"].rows[:, 0]) == [1, 1]
     assert scored_rows.rows[0] == ("0", "s", "x y", "=a b", "z")

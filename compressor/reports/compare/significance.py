@@ -77,7 +77,7 @@ def _score_labels(path: Path) -> ScoredRows:
 
     from compressor.evaluation.labels import read_predictions
 
-    labels = read(path)
+    labels = read_predictions(path)
     hits, either = labels.truth & labels.given, labels.truth + labels.given
     micro = np.stack([hits.sum(1), either.sum(1)], axis=1).astype(float)
     macro = np.concatenate([hits, either], axis=1).astype(float)

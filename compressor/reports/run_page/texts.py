@@ -158,7 +158,7 @@ def _read_rows(
         for _, record in lines:
             if longest and record["max_length"] != limit:  # ascending, as `evaluate` writes them
                 limit, rows = record["max_length"], []
-            source, reference, text = (bare(record[name]) for name in names)
+            source, reference, text = (unguard_cell(record[name]) for name in names)
             shared = interned.setdefault(source, source), interned.setdefault(reference, reference)
             rows.append((*shared, text))
     return rows

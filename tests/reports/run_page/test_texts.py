@@ -72,8 +72,9 @@ def test_rows_of_labels_are_compared_by_their_labels(tmp_path: Path) -> None:
     for number, (name, first) in enumerate({"base": [0.9, 0.1], "small": [0.9, 0.8]}.items()):
         folder = tmp_path / "stages" / f"{number:02d}-evaluate@{name}"
         folder.mkdir(parents=True)
-        write(folder / "predictions.csv", table, np.array([first, [0.1, 0.9]]), ["joy", "anger"],
-              [0.5, 0.5], "multi_label")  # fmt: skip
+        scores = np.array([first, [0.1, 0.9]])
+        path = folder / "predictions.csv"
+        write_predictions(path, table, scores, ["joy", "anger"], [0.5, 0.5], "multi_label")
     page = list_rows(Results.read(tmp_path))
     assert page is not None and page["labelled"]
     assert [row["t"] for row in page["rows"]] == [["joy", "joy; anger"], ["anger", "anger"]]
