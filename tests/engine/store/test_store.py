@@ -12,7 +12,7 @@ import pytest
 
 from compressor.core.errors import DamagedArtifact
 from compressor.core.files import MANIFEST
-from compressor.engine.store.store import Store
+from compressor.engine.store.store import SELF, Store
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 
@@ -84,6 +84,8 @@ def test_a_group_can_read_what_a_library_made_for_the_owner_alone(store: Store) 
         ("model/weights", "jello"),
         (MANIFEST, '{"key": "other", "files": {}}'),
         (MANIFEST, '{"key": '),
+        (MANIFEST, "[]"),
+        (MANIFEST, json.dumps({"key": KEY, "files": None})),
         (MANIFEST, None),
     ],
 )
@@ -97,11 +99,19 @@ def test_damage_is_noticed(store: Store, name: str, content: str | None) -> None
 
 
 def test_a_manifest_that_was_edited_is_noticed(store: Store) -> None:
-    """It has a digest of itself."""
+    """It has a digest of itself; the first versions wrote none, and are held to their files."""
     path = commit(store).path(KEY) / MANIFEST
-    path.write_text(path.read_text().replace('"load"', '"prune"'))
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"stage": "prune"}))
     with pytest.raises(DamagedArtifact, match="manifest has changed"):
         store.manifest(KEY)
+    del manifest[SELF]
+    path.write_text(json.dumps(manifest))
+    store.verify(KEY)
+    manifest["files"]["model/weights"]["sha256"] = 64 * "0"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DamagedArtifact, match="model/weights has changed"):
+        store.verify(KEY)
 
 
 def test_what_is_in_an_artifacts_place_is_set_aside_and_not_deleted(store: Store) -> None:
