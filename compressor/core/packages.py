@@ -34,9 +34,13 @@ def versions(packages: Iterable[str] = FRAMEWORKS) -> dict[str, str]:
 @cache
 def _release(package: str) -> str | None:
     """Sweeps ask thousands of times, and the answer lies in a file."""
-    distribution = {"llama_cpp": "llama_cpp_python"}.get(package, package)
+    release = find_version({"llama_cpp": "llama_cpp_python"}.get(package, package))
+    return release and ".".join(release.split("+")[0].split(".")[:2])
+
+
+def find_version(distribution: str) -> str | None:
+    """Read a distribution's version; None where it is not installed."""
     try:
-        release = metadata.version(distribution)
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-    return ".".join(release.split("+")[0].split(".")[:2])

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import yaml
 from compressor.core import machine
 from compressor.core.files import write_json, write_text
 from compressor.core.numbers import replace_nonfinite
+from compressor.core.packages import find_version
 from compressor.core.redaction import redact
 from compressor.engine.plan import Node, Plan
 from compressor.engine.store.store import Store
@@ -141,7 +141,7 @@ def describe_environment(plan: Plan) -> dict[str, Any]:
         "machine": machine.describe_machine(),
         "cores": machine.count_cores(),
         "gpus": [gpu.name for gpu in machine.list_gpus()],
-        "packages": {package: _find_version(package) for package in _PACKAGES},
+        "packages": {package: find_version(package) for package in _PACKAGES},
         "directory": str(Path.cwd()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "recipe_files": [str(source.file) for source in plan.composed.sources],
@@ -149,13 +149,6 @@ def describe_environment(plan: Plan) -> dict[str, Any]:
         "processes": read_processes(plan.composed.recipe.launch).count,
         "git": _find_git_commit(),
     }
-
-
-def _find_version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _find_git_commit() -> str | None:

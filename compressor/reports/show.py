@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import RecipeError
+from compressor.core.packages import find_version
 from compressor.engine.past_run import METRICS, Record, RunRecord
 
 if TYPE_CHECKING:
@@ -28,15 +28,8 @@ def find_changed_versions(
     packages: Mapping[str, str | None],
 ) -> dict[str, tuple[str | None, str | None]]:
     """Map each package that differs to (recorded version, installed one); None: not installed."""
-    pairs = {name: (recorded, _find_version(name)) for name, recorded in packages.items()}
+    pairs = {name: (recorded, find_version(name)) for name, recorded in packages.items()}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _find_version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def describe_run(run: RunRecord) -> dict[str, Any]:

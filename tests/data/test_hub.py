@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.faults import trials
-from tests.faults.stored import flip, whole_only
+from tests.faults.stored import whole_only
+from tests.harness.artifacts import flip
 from tests.harness.command import Command, Server
 from tests.harness.stages import pico_t5
 

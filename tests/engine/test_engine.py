@@ -26,6 +26,7 @@ from compressor.models.loading import ABOUT, WEIGHTS
 from compressor.recipe.compose import compose
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
+from tests.harness.artifacts import flip
 from tests.harness.recipes import RECIPE
 
 
@@ -73,13 +74,6 @@ def weights(outputs: Path, stage: str) -> Path:
     key = planned(outputs).node(stage).key
     assert key is not None
     return outputs / "store" / key / WEIGHTS
-
-
-def flip(path: Path) -> None:
-    """Change one byte in the middle."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def test_what_a_stage_reads_is_what_was_written_or_is_made_again(outputs: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compressor.core.files import MANIFEST
 from compressor.engine.store.store import Store
+from tests.harness.artifacts import flip
 
 
 def artifacts(outputs: Path) -> dict[str, dict[str, str]]:
@@ -47,13 +48,6 @@ def key_of(outputs: Path, stage: str) -> str:
         if json.loads(path.read_text())["name"] == stage:
             return path.parent.name
     raise KeyError(stage)
-
-
-def flip(path: Path) -> None:
-    """Change one bit, in the middle."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def _link_to_nowhere(path: Path) -> None:

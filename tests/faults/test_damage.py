@@ -16,7 +16,8 @@ from compressor.core.errors import DamagedArtifact
 from compressor.engine.store.store import Store
 from tests.faults import LONG, trials
 from tests.faults.conftest import Tell
-from tests.faults.stored import DAMAGE, artifacts, flip, key_of, whole_only
+from tests.faults.stored import DAMAGE, artifacts, key_of, whole_only
+from tests.harness.artifacts import flip
 from tests.harness.command import compressor, start
 from tests.harness.runs import kill, wait_for_step
 

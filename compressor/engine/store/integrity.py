@@ -19,7 +19,7 @@ from compressor.core import machine
 from compressor.core.errors import DamagedArtifact
 from compressor.core.files import MANIFEST
 from compressor.core.numbers import format_bytes
-from compressor.core.packages import suggest_install
+from compressor.core.packages import find_version, suggest_install
 from compressor.engine.store.store import KEY, USERS, Store
 from compressor.engine.store.survey import Item, list_leftovers, list_trash, measure
 from compressor.engine.store.timings import NOTES
@@ -197,17 +197,10 @@ def check_versions() -> Iterator[Finding]:
     requirements = [Requirement(text) for text in metadata.requires("compressor") or ()]
     for requirement in requirements:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            installed = _find_version(requirement.name)
+            installed = find_version(requirement.name)
             yield _check_version(requirement.name, installed, requirement.specifier)
     for extra, use in _EXTRAS.items():
         yield _check_extra(extra, use, [r for r in requirements if _belongs_to(r, extra)])
-
-
-def _find_version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _check_version(package: str, version: str | None, wanted: SpecifierSet) -> Finding:
@@ -219,7 +212,7 @@ def _check_version(package: str, version: str | None, wanted: SpecifierSet) -> F
 
 
 def _check_extra(extra: str, use: str, requirements: list[Requirement]) -> Finding:
-    versions = {r: _find_version(r.name) for r in requirements}
+    versions = {r: find_version(r.name) for r in requirements}
     if too_old := [
         f"{r.name} {version} ({r.specifier})"
         for r, version in versions.items()

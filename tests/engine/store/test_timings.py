@@ -10,7 +10,7 @@ import pytest
 
 from compressor.engine.store.store import Store
 from compressor.engine.store.timings import NOTES, StageTimings
-from tests.faults.artifacts import commit, key_of, manifest_of
+from tests.harness.artifacts import commit, key_of, manifest_of
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ import pytest
 
 from compressor.engine.store.integrity import Finding, check_artifacts, check_versions, examine
 from compressor.engine.store.store import Store
-from tests.conftest import compressor
-from tests.faults.artifacts import commit, key_of, manifest_of, name_in_run
-from tests.faults.stored import flip
+from tests.harness.artifacts import commit, flip, key_of, manifest_of, name_in_run
+from tests.harness.command import compressor
 
 
 @pytest.fixture

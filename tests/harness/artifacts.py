@@ -58,3 +58,10 @@ def name_in_run(outputs: Path, key: str, run: str = "mine/2026-01-01_00-00-00") 
 
 def manifest_of(store: Store, key: str) -> Path:
     return store.path(key) / MANIFEST
+
+
+def flip(path: Path) -> None:
+    """Change one bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
