@@ -154,7 +154,11 @@ class RecipeFolder(FileConfigSource):
         about = file.stat()
         key = (str(file), about.st_mtime_ns, about.st_size, self.provider)
         if key not in self._loaded:
-            loaded = super().load_config(config_path)
+            try:
+                loaded = super().load_config(config_path)
+            except (AttributeError, KeyError):  # PyYAML's own, of `!!bool x` and `!!timestamp x`
+                message = "a value does not fit the YAML tag before it, such as !!bool; remove it"
+                raise ValueError(message) from None
             # To Hydra a byte order mark is a part of the first line, such as `# @package _global_`.
             loaded.header = self._get_header_dict(file.read_text(encoding="utf-8-sig"))
             self._loaded[key] = loaded

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
+from compressor.engine.store.store import Store
 from tests.conftest import RECIPE
 from tests.faults import LONG
 from tests.faults.conftest import Tell
 from tests.faults.kills import without_times
-from tests.faults.stored import artifacts
 from tests.harness.command import Command, compressor
 
 ELSEWHERE = {
@@ -29,7 +29,7 @@ STAGES: dict[str, dict[str, Any]] = {
 MANY: dict[str, dict[str, Any]] = {
     "load": {},
     "baseline": {},
-    "magnitude": {"stage": "prune", "amounts": {"lm_head": 0.5}},
+    "magnitude": {"stage": "prune", "model": "load", "amounts": {"lm_head": 0.5}},
     "chance": {"stage": "prune", "model": "load", "amounts": {"lm_head": 0.5},
                "importance": "random"},
     "nearest": {"stage": "prune", "model": "load", "pattern": "2:4"},
@@ -70,11 +70,11 @@ def run(folder: Path, stages: dict[str, Any], order: list[str], **variables: str
 
 def bits(done: Command) -> dict[str, Any]:
     """Stage → key, files and all metrics but times."""
-    files = artifacts(done.cwd / "outputs")
+    store = Store(done.cwd / "outputs" / "store")
     return {
         record["name"]: (
             record["key"],
-            files[record["name"].partition("@")[0]],
+            store.verify(record["key"])["files"],
             without_times(record["metrics"]),
         )
         for record in done.records()
