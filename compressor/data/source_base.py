@@ -148,7 +148,7 @@ class DataBase(BaseModel):
         unread = set() if self.task == "summarization" else {"max_target_length"}
         return self.model_dump(include=limits[reads] - unread) | rows
 
-    def pinned(self) -> Self:
+    def pin_revision(self) -> Self:
         """The same source, with whatever may move held where it is now. Raises Unreachable."""
         return self
 

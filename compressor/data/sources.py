@@ -104,7 +104,7 @@ class SplitSource(DataBase):
         drop = {"empty": self.empty} if self.empty == "drop" else {}
         return super().column_key() | more | drop
 
-    def _held(self, named: Collection[str]) -> dict[Split, float]:
+    def _list_held_out(self, named: Collection[str]) -> dict[Split, float]:
         """Each split that is held out of train → its share, given the splits that are `named`."""
         splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
         if isinstance(self.holdout, dict):  # in one order, however it is written
@@ -115,7 +115,7 @@ class SplitSource(DataBase):
 
     def _where(self, split: Split, named: Collection[str]) -> tuple[Split, Split]:
         """Whose rows a split has (its own or validation's), and of which split they are a part."""
-        held = self._held(named)
+        held = self._list_held_out(named)
         if split == "test" and split not in named and split not in held:
             split = "validation"
         return split, "train" if split in held else split
@@ -124,7 +124,7 @@ class SplitSource(DataBase):
         self, split: Split, named: Collection[str], field: str, problem: Problem
     ) -> bool:
         """Report a split without rows, or with two places they come from; whether all is well."""
-        both = sorted(self._held(named).keys() & set(named))
+        both = sorted(self._list_held_out(named).keys() & set(named))
         if both:
             problem("holdout", f"{both[0]!r} is held out of train, and has its own in data.{field}")
         elif self._where(split, named)[1] not in named:
@@ -150,7 +150,7 @@ class SplitSource(DataBase):
         """
         import numpy as np
 
-        held, count = self._held(self._named), len(places)
+        held, count = self._list_held_out(self._named), len(places)
         if not held:
             return places
         sizes = {name: max(1, round(share * count)) for name, share in held.items()}
@@ -165,12 +165,12 @@ class SplitSource(DataBase):
 
     def _most_rows(self, split: Split) -> int | None:
         """How many rows of a table have to be read for a split; None where it is all of them."""
-        all_count = self.empty == "drop" or self._held(self._named)
+        all_count = self.empty == "drop" or self._list_held_out(self._named)
         return None if all_count else getattr(self.rows, split)
 
     def _reads_all(self, split: Split) -> bool:
         """Whether a row at a table's beginning is used, in whichever split."""
-        return not self._held(self._named) or getattr(self.rows, split) is None
+        return not self._list_held_out(self._named) or getattr(self.rows, split) is None
 
     def _choose(self, collected: Collected, split: Split, whose: str) -> Rows:
         """The rows of a split, from those of the table that `_where` says they are in."""
@@ -285,7 +285,7 @@ class Files(SplitSource):
         path = self._path(split)
         if path is None or find_format(path) is None or not path.exists():
             return None  # `check` reports it
-        held = self._held(self._named)
+        held = self._list_held_out(self._named)
         split, whose = self._where(split, self._named)
         part = (
             {"held": held, "seed": self.seed, "split": split} if held and whose == "train" else {}
@@ -477,7 +477,7 @@ class Hub(SplitSource):
     def _named(self) -> Collection[str]:
         return self.splits.keys()
 
-    def pinned(self) -> Self:
+    def pin_revision(self) -> Self:
         commit = hub.resolve_commit(self.dataset, self.revision, "dataset")
         return self.model_copy(update={"revision": commit})
 

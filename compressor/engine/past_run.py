@@ -99,7 +99,7 @@ class RunRecord:
             reason = "it has neither metrics.json nor recipe.yaml"
             raise RecipeError(f"{folder} is no run's directory: {reason}")
         run = cls(folder, *values, **named_values)
-        _ = run.records, run.environment, run.recipe, run.events, run.asked
+        _ = run.records, run.environment, run.recipe, run.events, run.request
         return run
 
     @cached_property
@@ -112,7 +112,7 @@ class RunRecord:
         return _read_mapping(self.folder / ENVIRONMENT)
 
     @cached_property
-    def asked(self) -> dict[str, Any]:
+    def request(self) -> dict[str, Any]:
         """What `provenance.describe_request` said; empty in runs from before it was recorded."""
         return _read_mapping(self.folder / ASKED)
 
@@ -147,7 +147,7 @@ class RunRecord:
         return str(self.recipe.get("name") or self.folder.absolute().parent.name)
 
     @cached_property
-    def started(self) -> datetime:
+    def start_time(self) -> datetime:
         """When it was started, in local time with its zone."""
         try:
             return datetime.fromisoformat(self.environment["started"]).astimezone()
@@ -292,7 +292,7 @@ class RunRecord:
         """Find when a node's stage, or the whole run, began and ended, in seconds since 1970."""
         events = [e for e in self.events if name is None or e.get("name") == name]
         times = [e["time"] for e in events if isinstance(e.get("time"), int | float)]
-        return (min(times), max(times)) if times else (self.started.timestamp(), float("inf"))
+        return (min(times), max(times)) if times else (self.start_time.timestamp(), float("inf"))
 
     def record(self, name: str) -> Record | None:
         """Find the record of a node; the first one, of a report on all models at once."""

@@ -84,7 +84,7 @@ class Plan:
     def data_for(self, node: Node) -> Data:
         """Give the recipe's data, pinned as it was planned where `node` reads any of it."""
         data = self.composed.recipe.data
-        return data.pinned() if node.stage.reads() else data
+        return data.pin_revision() if node.stage.reads() else data
 
     def require_unchanged(self, node: Node) -> None:
         """Raise StageError where what `node` reads is no longer what its key says."""

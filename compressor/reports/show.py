@@ -106,7 +106,7 @@ def _list_facts(run: RunRecord) -> dict[str, str]:
         "recipe": run.name,
         "what": " ".join(str(run.recipe.get("description") or "").split()),
         "command": shlex.join(map(str, command)).replace("__main__.py", "compressor", 1),
-        "started": f"{run.started:%Y-%m-%d %H:%M:%S}" if environment.get("started") else "",
+        "started": f"{run.start_time:%Y-%m-%d %H:%M:%S}" if environment.get("started") else "",
         "machine": ", ".join(parts),
         "state": str(run.status),
         "versions": summarize_versions(run),

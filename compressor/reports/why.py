@@ -126,7 +126,7 @@ class _History:
         notes = [] if manifest is not None else ["it is no longer in the store"]
         if (damaged := self._find_damaged(key)) is not None:
             notes.append(f"this run found it damaged and made it again; see {damaged}")
-        origin = Origin(key, _made(self.run, key))
+        origin = Origin(key, _find_time_made(self.run, key))
         for run in self.earlier:
             for record in _find_records(run.folder, key):
                 if not record.get("cached", True):
@@ -177,7 +177,7 @@ class _History:
                 gone += [_compare_recipes(before, self.run)] if len(gone) == 1 else []
             else:
                 cause = find_cause(name, old, key, Side.of(before), Side.of(self.run))
-                origin = Origin(old, _made(before, old), before.folder, name)
+                origin = Origin(old, _find_time_made(before, old), before.folder, name)
                 notes = (*unfinished, *gone)
                 return replace(
                     explanation, reason="changed", origin=origin, cause=cause, notes=notes
@@ -206,7 +206,7 @@ class _History:
         parts, store = self.run.key_parts(key), self.run.store
         if parts is None or store is None:
             return None
-        limit = _made(self.run, key) or ""
+        limit = _find_time_made(self.run, key) or ""
         keys = [record["key"] for record in self.run.records]
         later = keys[keys.index(key) :] if key in keys else []  # `made` has whole seconds
         similar: list[tuple[int, str, Origin]] = []
@@ -224,7 +224,7 @@ class _History:
 
 
 def _order(run: RunRecord) -> tuple[datetime, tuple[str, int]]:
-    return run.started, sort_key(run.folder)
+    return run.start_time, sort_key(run.folder)
 
 
 def _find_records(folder: Path, key: str) -> list[Record]:
@@ -251,7 +251,7 @@ def _name_inputs(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {**parts, "inputs": list_inputs(parts)}
 
 
-def _made(run: RunRecord, key: str) -> str | None:
+def _find_time_made(run: RunRecord, key: str) -> str | None:
     manifest = run.manifest(key)
     return None if manifest is None else manifest.get("made")
 

@@ -69,7 +69,7 @@ class Planning:
     """Role → the facts of a model that the stage reads beside its own (`Stage.artifacts`)."""
 
     @property
-    def labelled(self) -> bool:
+    def has_labels(self) -> bool:
         """Whether the rows have labels, and not summaries."""
         return self.data.task != "summarization"
 
@@ -82,7 +82,7 @@ class Planning:
 
     def check_settings(self, stage: Stage, *, of_summaries: set[str], of_labels: set[str]) -> None:
         """Report settings of a stage that have a meaning for the other task alone."""
-        kind, unused = ("labels", of_summaries) if self.labelled else ("summaries", of_labels)
+        kind, unused = ("labels", of_summaries) if self.has_labels else ("summaries", of_labels)
         for name in sorted(unused & stage.model_fields_set):
             self.problem(name, f"means nothing for {kind}; data.task is {self.data.task}")
 
@@ -103,7 +103,7 @@ class Planning:
         if facts is None:
             return
         head = facts.config["head"]
-        if head == "none" or (head == "sequence_classification") != self.labelled:
+        if head == "none" or (head == "sequence_classification") != self.has_labels:
             kind = "of texts and summaries"
             if head == "sequence_classification":
                 kind = "with a task of labels, such as data=messages"
@@ -112,7 +112,7 @@ class Planning:
             self.problem("data.task", message)
             return
         lengths = {"data.max_source_length": data.max_source_length}
-        if not self.labelled and (trains or head == "causal_lm"):
+        if not self.has_labels and (trains or head == "causal_lm"):
             lengths["data.max_target_length"] = data.max_target_length
         longest, joint = (sum, " + ") if head == "causal_lm" else (max, " and ")
         cure = f"; lower {joint.join(lengths)}"

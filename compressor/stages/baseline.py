@@ -54,7 +54,7 @@ class Baseline(Stage):
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Name the releases of what fits or scores: others may give other results."""
-        if planning.labelled:
+        if planning.has_labels:
             return {"scikit-learn": metadata.version("scikit-learn")}
         return versions(SCORERS)
 

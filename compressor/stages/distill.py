@@ -124,7 +124,7 @@ class Distill(Finetune):
     def _check_cache(self, planning: Planning) -> None:
         if not self.cache_logits:
             return
-        if planning.labelled:
+        if planning.has_labels:
             planning.problem("cache_logits", "keeps logits over a vocabulary, not over labels")
         elif self._compares_layers:
             message = "hidden states and attention maps need the teacher in every step; leave out "

@@ -124,7 +124,7 @@ class Evaluate(BackendReport):
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Name the releases of what counts words: others may give other scores."""
-        return {} if planning.labelled else versions(SCORERS)
+        return {} if planning.has_labels else versions(SCORERS)
 
     def parameters(self) -> dict[str, Any]:
         parameters = super().parameters()
@@ -143,7 +143,7 @@ class Evaluate(BackendReport):
         if facts is not None and facts.config["head"] == "causal_lm":
             planning.problem("", "scores the summaries of encoder-decoders only")
         planning.check_decoding({"max_length": self.limits[-1]}, num_beams=self.num_beams)
-        if self.min_length > self.limits[-1] and not planning.labelled:
+        if self.min_length > self.limits[-1] and not planning.has_labels:
             message = f"{self.min_length} is more than max_length, {self.limits[-1]}"
             planning.problem("min_length", message)
         planning.check_settings(

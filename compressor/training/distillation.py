@@ -100,7 +100,7 @@ class DistillationLoss(nn.Module):
         # Apart: a batch with what a model does not know takes the slower way through it.
         batch = dict(batch)
         known = batch.pop(TEACHER_LOGITS, None)
-        student, labels = self._seen(self.student, batch)
+        student, labels = self._run_model(self.student, batch)
         parts = {}
         if "labels" in self.weights:
             parts["labels"] = self.student.of_logits(student.logits, labels)
@@ -122,9 +122,9 @@ class DistillationLoss(nn.Module):
         assert self.teacher is not None, "without a teacher, batches bring its logits"
         device = batch["labels"].device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            return self._seen(self.teacher, batch)[0]
+            return self._run_model(self.teacher, batch)[0]
 
-    def _seen(self, loss: LabelLoss, batch: dict[str, Tensor]) -> tuple[_ModelOutput, Tensor]:
+    def _run_model(self, loss: LabelLoss, batch: dict[str, Tensor]) -> tuple[_ModelOutput, Tensor]:
         """What a model computes of a batch, and the labels [N] that its logits [N, V] predict."""
         flags = {"hidden", "attention"} & self.weights.keys()
         if not flags:  # the head need not run on padding then

@@ -41,7 +41,7 @@ NARROW: dict[str, dict[str, Any]] = {
 ALL = {"labels": 0.5, "logits": 1.0, "hidden": 2.0, "attention": 3.0}
 
 
-def made(kind: str, layout: str, seed: int = 0, **changes: Any) -> Any:
+def build_pico(kind: str, layout: str, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         kind, **PICO[kind] | changes, num_labels=3, problem_type=PROBLEM[layout], pad_token_id=0
@@ -61,7 +61,7 @@ def batch(layout: Any, rows: Any = range(3)) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_loss_is_the_models_own_however_the_batch_is_cut(kind: str, layout: str) -> None:
     """Summed over rows and labels, with its gradients; an empty share gives 0 and takes part."""
-    model = made(kind, layout)
+    model = build_pico(kind, layout)
     loss, whole = LabelLoss(model), batch(layout)
     labels = whole["labels"].float() if layout == "labels" else whole["labels"]
     own = model(**whole | {"labels": labels}).loss * whole["labels"].numel()
@@ -118,8 +118,8 @@ def test_every_part_of_a_distillation_is_what_a_loop_over_unpadded_rows_gives(ki
     """With padding, other widths and heads; a row's hidden states weigh as much as its labels."""
     stack = "decoder" if kind == "gpt2" else "encoder"
     loss = DistillationLoss(
-        made(kind, layout, 1, **NARROW[kind]), made(kind, layout, 2), ALL, temperature=2.0,
-        layers={stack: {0: 1, 1: 2}},
+        build_pico(kind, layout, 1, **NARROW[kind]), build_pico(kind, layout, 2), ALL,
+        temperature=2.0, layers={stack: {0: 1, 1: 2}},
     )  # fmt: skip
     expected = by_hand(loss, layout)
     parts = {name: part.item() for name, part in loss.parts(batch(layout)).items()}
@@ -173,7 +173,7 @@ def test_a_fresh_head_starts_at_how_often_each_label_is_given(kind: str, layout:
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
 def test_a_pretrained_head_keeps_its_meaning_or_goes(tmp_path, kind, labels, said) -> None:
     """Each label's logit is the source's for that name; a head for other labels is not kept."""
-    source = made(kind, "labels")
+    source = build_pico(kind, "labels")
     source.config.id2label = {0: "a", 1: "b", 2: "c"}
     source.config.label2id = {"a": 0, "b": 1, "c": 2}
     source.save_pretrained(tmp_path)

@@ -58,7 +58,7 @@ SCALED = {"t5": False, "longt5": False, "t5_untied": True, "longt5_untied": True
 """Names with `_scaled_otherwise`: whether outputs are scaled, beside which heads are not usual."""
 
 
-def made(name: str) -> Checkpoint:
+def build_checkpoint(name: str) -> Checkpoint:
     """A pico model with weights so large that everything in it shows."""
     usual = name.removesuffix("_scaled_otherwise")
     model_type, changes = MODELS[usual]
@@ -120,7 +120,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     (folder / "models").mkdir()
     for name in [*MODELS, *(f"{name}_scaled_otherwise" for name in SCALED)]:
-        checkpoint = made(name)
+        checkpoint = build_checkpoint(name)
         export(checkpoint, folder, name)
         export(compressed(checkpoint, folder), folder, f"{name}_compressed")
     for kind in KINDS:
@@ -150,5 +150,5 @@ def test_a_model_that_transformers_4_cannot_hold_is_named() -> None:
     differing = build_case("pegasus", UNTIED, "seq2seq_lm")
     assert not fit_transformers_4(differing.model)
     assert not fit_transformers_4(build_case("marian", TWO_VOCABULARIES, "seq2seq_lm").model)
-    assert fit_transformers_4(made("pegasus_untied").model)
-    assert has_untied_head(made("pegasus_untied").model)
+    assert fit_transformers_4(build_checkpoint("pegasus_untied").model)
+    assert has_untied_head(build_checkpoint("pegasus_untied").model)

@@ -73,7 +73,7 @@ def test_a_launcher_gives_the_basic_one_s_bits_and_runs_nothing_twice(
     assert [path.stat().st_mtime_ns for path in sorted(folder.glob("*/point.json"))] == ended
 
 
-def _started(folder: Path) -> subprocess.Popen[str]:
+def _start(folder: Path) -> subprocess.Popen[str]:
     """The sweep's command, once a job of it has begun."""
     process = subprocess.Popen(
         [sys.executable, "-m", "compressor", "run", "mine.yaml", *SWEEP, *SLURM],
@@ -96,7 +96,7 @@ def test_jobs_that_outlive_a_killed_command_are_joined_by_the_next(expected, tmp
     its points again, and each waits for the job that has the point already.
     """
     (tmp_path / "mine.yaml").write_text(RECIPE)
-    process = _started(tmp_path)
+    process = _start(tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = compressor("run", "mine.yaml", *SWEEP, *SLURM, cwd=tmp_path)
@@ -111,7 +111,7 @@ def test_cancelled_jobs_are_run_by_the_same_command(expected, tmp_path) -> None:
     of it and waits: the command is ended by hand, without a traceback, and given again.
     """
     (tmp_path / "mine.yaml").write_text(RECIPE)
-    process = _started(tmp_path)
+    process = _start(tmp_path)
     subprocess.run(["scancel", "--name", "mine"], check=True)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)

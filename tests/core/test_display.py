@@ -42,7 +42,7 @@ def drawn(state: RunState, now: float, width: int = 80) -> list[str]:
     return captured.get().splitlines()
 
 
-def started() -> RunState:
+def make_state() -> RunState:
     state = RunState()
     state.update("run_started", {"recipe": "demo", "stages": STAGES}, 1000.0)
     state.update("stage_started", {"name": "load"}, 1000.0)
@@ -53,7 +53,7 @@ def started() -> RunState:
 
 def test_below_are_the_stage_that_runs_its_bars_and_what_is_left() -> None:
     """After 20 s of a stage that took 90 before, with 30 after it, 100 are left."""
-    state = started()
+    state = make_state()
     state.update("progress", move(10), 1001.0)
     state.update("progress", move(30), 1021.0)
     state.update("epoch", {"epoch": 1, "validation_loss": 2.25}, 1021.0)
@@ -78,7 +78,7 @@ def test_no_time_is_promised_that_is_not_known() -> None:
 
 def test_a_bar_is_gone_with_its_end_and_with_its_stage() -> None:
     """Neither an ended bar nor that of a stage which failed in the middle stays."""
-    state = started()
+    state = make_state()
     state.update("progress", move(10), 1001.0)
     state.update("progress", move(100, ended=True), 1002.0)
     assert not state.bars
@@ -89,7 +89,7 @@ def test_a_bar_is_gone_with_its_end_and_with_its_stage() -> None:
 
 def test_lines_are_never_wider_than_the_terminal() -> None:
     """Long names are cut at the terminal's width: the drawing moves up line by line."""
-    state = started()
+    state = make_state()
     state.update("progress", move(10), 1001.0)
     state.stages["evaluate_" + "x" * 200] = None
     for width in (20, 40, 80):
@@ -119,7 +119,7 @@ def test_without_a_terminal_a_bar_says_a_line_now_and_then() -> None:
 
 def test_a_second_run_in_the_same_folder_begins_anew() -> None:
     """A point of a sweep that was killed goes on in its folder: its old events count no more."""
-    state = started()
+    state = make_state()
     state.update("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
     whole, then = drawn(state, 2003.0)
     assert whole.endswith(" 0/1 stages, 3.0 s, about 2.0 s left") and then == "then load"
@@ -127,7 +127,7 @@ def test_a_second_run_in_the_same_folder_begins_anew() -> None:
 
 def test_a_stage_that_takes_longer_than_before_makes_the_others_no_shorter() -> None:
     """After 120 s of a stage that took 90 before, the 30 of the one after it are still to come."""
-    assert drawn(started(), 1121.0)[0].endswith(" 1/3 stages, 2 min 01 s, about 30.0 s left")
+    assert drawn(make_state(), 1121.0)[0].endswith(" 1/3 stages, 2 min 01 s, about 30.0 s left")
 
 
 def test_what_is_drawn_may_change_meanwhile() -> None:

@@ -16,7 +16,7 @@ from compressor.recipe.compose import compose
 TINY = ["model=tiny", "data=bills"]
 
 
-def _asked(recipe: str, overrides: list[str], folder: Path) -> dict:
+def _describe(recipe: str, overrides: list[str], folder: Path) -> dict:
     return describe_request(
         plan(compose(recipe, [*overrides, f"outputs={folder}"]), Store.of(str(folder)))
     )
@@ -27,7 +27,7 @@ def test_a_recipe_is_held_to_the_one_it_extends(tmp_path: Path) -> None:
 
     The command's overrides are not among these differences, but by themselves.
     """
-    found = _asked("homework/v2", TINY, tmp_path)
+    found = _describe("homework/v2", TINY, tmp_path)
     own = yaml.safe_load(Path("recipes/homework/v2.yaml").read_text())
     assert found["parent"]["name"] == "homework/v1"
     differs = {each["path"]: each for each in found["parent"]["differences"]}
@@ -42,7 +42,7 @@ def test_a_recipe_is_held_to_the_one_it_extends(tmp_path: Path) -> None:
 
 def test_a_recipe_without_parent_has_the_commands_changes(tmp_path: Path) -> None:
     """Demo extends no recipe (`/base` and groups are none): the overrides alone."""
-    found = _asked("demo", ["seed=3"], tmp_path)
+    found = _describe("demo", ["seed=3"], tmp_path)
     assert found["parent"] is None
     assert found["changed"] == [{"path": "seed", "before": 0, "after": 3}]
     assert [node["name"] for node in found["nodes"]][:3] == ["load", "base", "prune"]
@@ -54,14 +54,14 @@ def test_a_file_of_ones_own_extends_another(recipe: Callable[..., Path], tmp_pat
     recipe(name="parent.yaml")
     child = tmp_path / "child.yaml"
     child.write_text("defaults: [parent, _self_]\nstages: {finetune: {epochs: 2}}\n")
-    found = _asked(str(child), [], tmp_path)
+    found = _describe(str(child), [], tmp_path)
     assert found["parent"] == {
         "name": "parent.yaml",
         "differences": [{"path": "stages.finetune.epochs", "before": 1, "after": 2}],
     }
     needs = tmp_path / "needs.yaml"
     needs.write_text("defaults: [parent, _self_]\nstages: {finetune: {batch_size: '???'}}\n")
-    found = _asked(str(needs), ["stages.finetune.batch_size=4"], tmp_path)
+    found = _describe(str(needs), ["stages.finetune.batch_size=4"], tmp_path)
     assert found["parent"] == {"name": "parent.yaml", "differences": None}
     assert found["changed"] is None
 
@@ -69,7 +69,7 @@ def test_a_file_of_ones_own_extends_another(recipe: Callable[..., Path], tmp_pat
 def test_a_secret_is_not_written(recipe: Callable[..., Path], tmp_path: Path) -> None:
     """What looks like a token is redacted on both sides."""
     token = "hf_" + "a1B2" * 8
-    found = _asked(str(recipe()), [f"description={token}", f"data.prefix={token}"], tmp_path)
+    found = _describe(str(recipe()), [f"description={token}", f"data.prefix={token}"], tmp_path)
     assert token not in str(found["changed"]) and "<redacted>" in str(found["changed"])
     write_json(tmp_path / "asked.json", found)
     assert token not in (tmp_path / "asked.json").read_text()

@@ -156,7 +156,7 @@ class Steep(LabelLoss):
         return Cliff.apply(super().forward(batch))
 
 
-def stopped(
+def stop_training(
     model: Checkpoint, where: Path, scheme: Scheme, **rest: Any
 ) -> tuple[Checkpoint, dict[str, Any]]:
     try:
@@ -169,12 +169,12 @@ def not_a_number(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any
     model = start("t5")
     with torch.no_grad():
         model.model.get_parameter("encoder.final_layer_norm.weight")[3] = torch.nan
-    return stopped(model, where, scheme)
+    return stop_training(model, where, scheme)
 
 
 def overflown(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
     model = start("t5")
-    return stopped(model, where, scheme, loss=Steep(model.model))
+    return stop_training(model, where, scheme, loss=Steep(model.model))
 
 
 class Interrupted(Exception):

@@ -58,7 +58,7 @@ NARROW: dict[str, dict[str, Any]] = {
 FAMILIES, CAUSAL = tuple(NARROW), {"gpt2", "qwen2"}
 
 
-def made(kind: str, seed: int, **changes: Any) -> Any:
+def build_pico(kind: str, seed: int, **changes: Any) -> Any:
     """A pico model with other weights for every seed, and logits that are not all alike."""
     torch.manual_seed(seed)
     special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
@@ -76,7 +76,7 @@ def batch(kind: str, rows: Any = ROWS) -> dict[str, torch.Tensor]:
 
 
 def both(kind: str, weights: dict[str, float], temperature: float = 2.0) -> DistillationLoss:
-    student, teacher = made(kind, 1, **NARROW[kind]), made(kind, 2)
+    student, teacher = build_pico(kind, 1, **NARROW[kind]), build_pico(kind, 2)
     stacks = ("decoder",) if kind in CAUSAL else ("encoder", "decoder")
     layers = {stack: MAPS[stack] for stack in stacks}
     return DistillationLoss(student, teacher, weights, temperature=temperature, layers=layers)
@@ -165,7 +165,7 @@ def test_an_empty_share_adds_nothing_to_any_gradient(kind: str, part: str) -> No
 
 def test_the_divergence_of_known_distributions() -> None:
     """Teacher 3/4, 1/4 at T = 2 and a uniform student: 4 · (3/4 ln 3/2 + 1/4 ln 1/2) a label."""
-    student, teacher = made("bart", 1, vocab_size=20), made("bart", 2, vocab_size=20)
+    student, teacher = build_pico("bart", 1, vocab_size=20), build_pico("bart", 2, vocab_size=20)
     for model in (student, teacher):
         torch.nn.init.zeros_(model.lm_head.weight)  # tied: hidden states say nothing
         model.final_logits_bias.fill_(-1e4)
@@ -225,7 +225,7 @@ def test_labels_alone_are_the_label_loss() -> None:
 
 def test_a_teacher_gets_no_gradient_and_never_drops() -> None:
     """Its weights are frozen, in training mode it gives what it gives in evaluation."""
-    student, teacher = made("t5", 1), made("t5", 2, dropout_rate=0.5)
+    student, teacher = build_pico("t5", 1), build_pico("t5", 2, dropout_rate=0.5)
     loss = DistillationLoss(student, teacher, {"logits": 1.0, "hidden": 1.0}, layers=MAPS)
     expected = loss(batch("t5")).item()
     loss.train()
@@ -241,8 +241,8 @@ def test_a_teacher_gets_no_gradient_and_never_drops() -> None:
 
 def test_in_bfloat16_the_teacher_keeps_its_own_precision() -> None:
     """Under autocast only the student's side is rounded: at itself, a teacher differs by that."""
-    model = made("t5", 1)
-    loss = DistillationLoss(made("t5", 1), model, {"logits": 1.0}, temperature=1.0)
+    model = build_pico("t5", 1)
+    loss = DistillationLoss(build_pico("t5", 1), model, {"logits": 1.0}, temperature=1.0)
     seen = []
     model.lm_head.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
@@ -314,7 +314,7 @@ def test_cached_logits_give_the_teachers_loss_and_gradients(kind: str, tmp_path:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_file_has_a_line_for_each_label_token(dtype: torch.dtype, tmp_path: Path) -> None:
     """What the teacher gives for rows alone, in its own type: 10 labels of 50 pieces."""
-    teacher = made("t5", 2).to(dtype)
+    teacher = build_pico("t5", 2).to(dtype)
     found = taught("t5", teacher, tmp_path).logits
     assert (found.shape, found.dtype) == ((LABELS, 50), dtype)
     assert (tmp_path / LOGITS).stat().st_size == LABELS * 50 * dtype.itemsize
@@ -326,17 +326,17 @@ def test_the_file_has_a_line_for_each_label_token(dtype: torch.dtype, tmp_path: 
 
 def test_cached_logits_that_are_on_the_disk_are_not_computed_again(tmp_path: Path) -> None:
     """After a kill only what is missing is, a batch that is half there as a whole."""
-    first = taught("t5", made("t5", 2), tmp_path).logits.clone()
-    assert torch.equal(taught("t5", made("t5", 3), tmp_path).logits, first)
+    first = taught("t5", build_pico("t5", 2), tmp_path).logits.clone()
+    assert torch.equal(taught("t5", build_pico("t5", 3), tmp_path).logits, first)
     assert (tmp_path / DONE).read_bytes() == b"\1\1\1"
     (tmp_path / DONE).write_bytes(b"\1\0\1")
-    second = taught("t5", made("t5", 3), tmp_path).logits
+    second = taught("t5", build_pico("t5", 3), tmp_path).logits
     assert not torch.isclose(second, first).all(1).any()
-    fresh = taught("t5", made("t5", 3), tmp_path / "fresh").logits
+    fresh = taught("t5", build_pico("t5", 3), tmp_path / "fresh").logits
     assert torch.equal(second, fresh)
     # A file that is not what these rows need is made anew.
     (tmp_path / LOGITS).write_bytes(b"short")
-    assert torch.equal(taught("t5", made("t5", 3), tmp_path).logits, fresh)
+    assert torch.equal(taught("t5", build_pico("t5", 3), tmp_path).logits, fresh)
 
 
 def test_a_disk_without_room_is_told_before_anything_is_computed(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_a_disk_without_room_is_told_before_anything_is_computed(tmp_path: Path)
 def test_without_a_teacher_there_are_only_logits() -> None:
     """Hidden states and attention maps are in no file."""
     with pytest.raises(ValueError, match="need the teacher itself"):
-        DistillationLoss(made("t5", 1), None, {"hidden": 1.0})
+        DistillationLoss(build_pico("t5", 1), None, {"hidden": 1.0})
 
 
 def test_layers_are_matched_evenly_and_last_to_last() -> None:
@@ -654,11 +654,11 @@ def test_layer_drop_moves_no_layer_into_anothers_place(kind) -> None:
     skips = {"encoder_layerdrop": 0.9, "decoder_layerdrop": 0.9}
     losses = [
         DistillationLoss(
-            made(kind, 1, **still, **drop), made(kind, 2), ALL, layers=MAPS
+            build_pico(kind, 1, **still, **drop), build_pico(kind, 2), ALL, layers=MAPS
         ).train()(batch(kind))
         for drop in ({}, skips)
     ]  # fmt: skip
     assert torch.equal(*losses)
-    student = made(kind, 1, **skips)
-    DistillationLoss(student, made(kind, 2), {"labels": 1.0})
+    student = build_pico(kind, 1, **skips)
+    DistillationLoss(student, build_pico(kind, 2), {"labels": 1.0})
     assert student.get_encoder().layerdrop == 0.9  # which labels and logits do not mind

@@ -63,7 +63,7 @@ MODELS = {
 }
 
 
-def made(name: str) -> Any:
+def build_pico(name: str) -> Any:
     torch.manual_seed(0)
     return MODELS[name]().eval()
 
@@ -88,13 +88,13 @@ def assert_same(model: Any, batch: dict[str, torch.Tensor], tokens: int) -> None
 @pytest.mark.parametrize("name", MODELS)
 def test_the_sum_is_the_models_mean_times_its_label_tokens(name: str) -> None:
     """Value and every gradient, to 1e-5, with padding in source and target."""
-    assert_same(made(name), collate_rows(ROWS, pad_id=0), tokens=10)
+    assert_same(build_pico(name), collate_rows(ROWS, pad_id=0), tokens=10)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_dropout_draws_the_same_numbers_as_the_model(name: str) -> None:
     """In training mode too, from one generator state: nothing before the head was changed."""
-    model, batch = made(name).train(), collate_rows(ROWS, pad_id=0)
+    model, batch = build_pico(name).train(), collate_rows(ROWS, pad_id=0)
     torch.manual_seed(3)
     theirs = model(**batch).loss * 10
     torch.manual_seed(3)
@@ -104,7 +104,7 @@ def test_dropout_draws_the_same_numbers_as_the_model(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_sum_does_not_depend_on_how_the_batch_was_cut(name: str) -> None:
     """The parts of a batch add up to the whole, whatever their padding."""
-    loss = LabelLoss(made(name))
+    loss = LabelLoss(build_pico(name))
     parts = sum(loss(collate_rows([row], pad_id=0)).item() for row in ROWS)
     assert loss(collate_rows(ROWS, pad_id=0)).item() == pytest.approx(parts, rel=1e-5)
 
@@ -112,7 +112,7 @@ def test_a_sum_does_not_depend_on_how_the_batch_was_cut(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_no_rows_give_a_zero_loss_and_zero_gradients(name: str) -> None:
     """A rank without rows takes part in the step: every parameter gets a gradient, and it is 0."""
-    model = made(name).train()
+    model = build_pico(name).train()
     loss = LabelLoss(model)(collate_rows([], pad_id=0))
     assert loss.item() == 0
     found = gradients(model, loss)
@@ -123,7 +123,7 @@ def test_no_rows_give_a_zero_loss_and_zero_gradients(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_under_bfloat16_autocast_the_cross_entropy_is_float32(name: str) -> None:
     """The value is float32 and within bfloat16's 3 digits of the float32 one."""
-    model, batch = made(name), collate_rows(ROWS, pad_id=0)
+    model, batch = build_pico(name), collate_rows(ROWS, pad_id=0)
     expected = LabelLoss(model)(batch).item()
     with torch.autocast("cpu", torch.bfloat16):
         found = LabelLoss(model)(batch)
@@ -149,7 +149,7 @@ def test_a_model_in_bfloat16_has_its_cross_entropy_in_float32() -> None:
 
 def test_a_model_that_knows_nothing_pays_log_of_the_vocabulary_for_each_token() -> None:
     """By hand: a head of zeros gives ln 100 a label token; padding does not count."""
-    model = made("t5_untied")
+    model = build_pico("t5_untied")
     torch.nn.init.zeros_(model.lm_head.weight)
     assert LabelLoss(model)(collate_rows(ROWS, pad_id=0)).item() == pytest.approx(
         10 * math.log(100)
@@ -158,7 +158,7 @@ def test_a_model_that_knows_nothing_pays_log_of_the_vocabulary_for_each_token() 
 
 def test_a_further_input_takes_the_general_way_with_the_same_result() -> None:
     """A batch with a `decoder_attention_mask` is not silently read without it."""
-    model, batch = made("t5_tied"), collate_rows(ROWS, pad_id=0)
+    model, batch = build_pico("t5_tied"), collate_rows(ROWS, pad_id=0)
     batch["decoder_attention_mask"] = (batch["labels"] != -100).long()
     batch["decoder_attention_mask"][0, 0] = 0
     assert_same(model, batch, tokens=10)

@@ -58,7 +58,7 @@ def _write_front_matter(results: Results, subject: Subject | None) -> str:
     """Write YAML that only says what is known: no language, license or base that nobody named."""
     from huggingface_hub.repocard_data import ModelCardData
 
-    task = "text-classification" if results.labelled else "summarization"
+    task = "text-classification" if results.has_labels else "summarization"
     exported = str(subject.exported.get("format", "")) if subject else ""
     values: dict[str, Any] = {
         "library_name": LIBRARIES.get(exported, "transformers"),

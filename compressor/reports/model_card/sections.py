@@ -80,7 +80,7 @@ def tell_history(subject: Subject) -> str:
     ]
     headings = ("stage", "kind", "settings", "parameters", "non-zero", "MB on disk")
     parts = [format_table(headings, rows, texts=3)]
-    for changes in list_changes(results.asked):
+    for changes in list_changes(results.request):
         if changes["rows"]:
             lines = [f"- {_format_difference(*row)}" for row in changes["rows"]]
             parts.append(f"{escape(changes['heading'])}:\n\n" + "\n".join(lines))
@@ -182,7 +182,7 @@ def _format_number(metrics: Mapping[str, Any], key: str, form: str) -> str:
 def show_use(subject: Subject) -> str:
     """Write lines that run as they stand, in the run's folder."""
     results, form = subject.results, subject.exported.get("format")
-    verb = "classify" if results.labelled else "summarize"
+    verb = "classify" if results.has_labels else "summarize"
     whole = subject.head in ("seq2seq_lm", "sequence_classification")  # the others write nothing
     if form is None and whole:
         return format_block(f"compressor {verb} . < text.txt", "console")

@@ -73,7 +73,7 @@ class Subject:
     @property
     def head(self) -> str:
         """What stands on its body, such as `causal_lm`."""
-        labelled = "sequence_classification" if self.results.labelled else None
+        labelled = "sequence_classification" if self.results.has_labels else None
         return str(labelled or self._load_settings.get("head") or "seq2seq_lm")
 
     @property

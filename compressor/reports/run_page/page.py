@@ -46,7 +46,7 @@ def render_page(results: Results) -> str:
         "command": format_command(results.environment),
         "again": _format_repeat(results),
         "recipe_text": (results.folder / "recipe.yaml").read_text(encoding="utf-8"),
-        "differences": list_changes(results.asked),
+        "differences": list_changes(results.request),
         "main": columns.make_main_table(results),
         "note": columns.explain_zeros(results),
         "stages": columns.list_stages(results),
@@ -91,7 +91,7 @@ def _list_facts(results: Results) -> list[str]:
     facts = []
     if started := results.environment.get("started"):
         facts.append(f"started {datetime.fromisoformat(started).strftime('%Y-%m-%d %H:%M')}")
-    planned = len(results.asked.get("nodes") or ()) or len(results.records)
+    planned = len(results.request.get("nodes") or ()) or len(results.records)
     done = planned - len(results.not_run)
     facts.append(f"{done} of {planned} stages done" if done < planned else f"{planned} stages")
     # A report on all models at once has several records of one key.

@@ -38,10 +38,10 @@ class Results(RunRecord):
     @property
     def data(self) -> Mapping[str, Any]:
         """The recipe's data, with what it leaves to defaults."""
-        return {**(self.recipe.get("data") or {}), **(self.asked.get("data") or {})}
+        return {**(self.recipe.get("data") or {}), **(self.request.get("data") or {})}
 
     @property
-    def labelled(self) -> bool:
+    def has_labels(self) -> bool:
         """Whether rows have labels, and not summaries."""
         return str(self.data.get("task", "summarization")) != "summarization"
 
@@ -117,7 +117,7 @@ class Results(RunRecord):
     def not_run(self) -> list[Mapping[str, Any]]:
         """The planned stages that have no record, in their order."""
         done = {part for name in self.by_name for part in (name, name.partition("@")[0])}
-        return [node for node in self.asked.get("nodes") or () if node["name"] not in done]
+        return [node for node in self.request.get("nodes") or () if node["name"] not in done]
 
     @cached_property
     def artifacts(self) -> dict[str, Path]:
