@@ -112,7 +112,8 @@ def _print_version(is_asked: bool) -> None:  # noqa: FBT001  # Typer passes it s
 def _options_of_all(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Compress transformer models from YAML recipes."""

@@ -45,15 +45,6 @@ def mean_loss(logits: Table, labels: Labels, task: Task) -> float:
     return float((np.logaddexp(0, logits) - logits * truth).mean())
 
 
-def one_hot(labels: Labels, count: int) -> NDArray[np.int64]:
-    """Labels as 0 and 1 [N, L], from one number a row."""
-    import numpy as np
-
-    table = np.zeros((len(labels), count), dtype=np.int64)
-    table[np.arange(len(labels)), [number for (number,) in labels]] = 1
-    return table
-
-
 def best_thresholds(probabilities: Table, labels: Labels) -> list[float]:
     """For each label the probability from which giving it has the best F1 on these rows.
 

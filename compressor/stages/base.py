@@ -271,7 +271,9 @@ class Stage(BaseModel):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.changes_model = cls.run.__annotations__.get("return") not in ("None", None)
+        if "return" not in cls.run.__annotations__:
+            raise TypeError(f"{cls.__name__}.run: annotate what it gives, Checkpoint or None")
+        cls.changes_model = cls.run.__annotations__["return"] not in ("None", None)
 
     @property
     def export_format(self) -> Format | None:

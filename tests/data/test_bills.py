@@ -35,7 +35,7 @@ def test_rows_are_pinned() -> None:
 
 def test_rows_do_not_depend_on_the_hash_seed() -> None:
     """Another process with another PYTHONHASHSEED makes the same rows."""
-    code = "from compressor.data.bills import bill; print(bill(7, 'test', 3))"
+    code = "from compressor.data.bills import make_bill; print(make_bill(7, 'test', 3))"
     for hash_seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
         out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)

@@ -22,9 +22,9 @@ ODD = (
 )
 TRAINED = """
 import hashlib
-from compressor.data.bills import bills
+from compressor.data.bills import make_bills
 from compressor.data.tokenizers import train_tokenizer
-texts = [row["text"] for row in bills(200, seed=0, split="train")]
+texts = [row["text"] for row in make_bills(200, seed=0, split="train")]
 made = train_tokenizer(texts, vocab_size=700).backend_tokenizer.to_str()
 print(hashlib.sha256(made.encode()).hexdigest())
 """

@@ -160,19 +160,19 @@ class Drops:
 
     layer: nn.Linear
 
-    def modules(self) -> Iterator[nn.Module]:
+    def list_modules(self) -> Iterator[nn.Module]:
         yield self.layer
 
-    def prepare(self, whole: Tensor) -> tuple[Tensor, ...]:
+    def prepare_shared(self, whole: Tensor) -> tuple[Tensor, ...]:
         return (nn.functional.dropout(self.layer(whole), 0.5).tanh(),)
 
-    def runs(self, rows: Tensor) -> list[slice]:
+    def split_rows(self, rows: Tensor) -> list[slice]:
         return [slice(start, start + 3) for start in range(0, rows.shape[1], 3)]
 
-    def cut(self, prepared: tuple[Tensor, ...], run: slice) -> tuple[Tensor, ...]:
+    def cut_prepared(self, prepared: tuple[Tensor, ...], run: slice) -> tuple[Tensor, ...]:
         return (prepared[0][:, max(0, run.start - 1) : run.stop + 1],)
 
-    def compute(
+    def compute_chunk(
         self, rows: Tensor, parts: tuple[Tensor, ...], shared: tuple[Tensor, ...], run: slice
     ) -> Tensor:
         mixed = self.layer(nn.functional.dropout(rows, 0.3)) * shared[0]
@@ -193,9 +193,9 @@ def test_runs_have_autograds_gradients_with_the_same_dropout(context: Any) -> No
     weights = torch.randn(2, 10, 4)
 
     def plain() -> Tensor:
-        prepared = work.prepare(whole)
-        done = [work.compute(rows[:, run], work.cut(prepared, run), (shared,), run)
-                for run in work.runs(rows)]  # fmt: skip
+        prepared = work.prepare_shared(whole)
+        done = [work.compute_chunk(rows[:, run], work.cut_prepared(prepared, run), (shared,), run)
+                for run in work.split_rows(rows)]  # fmt: skip
         return torch.cat(done, 1)
 
     with context():

@@ -180,7 +180,7 @@ def test_layers_that_are_zero_go_first_and_change_nothing(tmp_path) -> None:
 def test_a_plan_knows_the_sliced_model_exactly(tmp_path, make, stage) -> None:
     """Names, shapes and config equal the real model's."""
     checkpoint = make()
-    plan, problems = preview(stage, checkpoint.facts())
+    plan, problems = preview(stage, checkpoint.derive_facts())
     real = run_slice(stage, checkpoint, tmp_path)
     assert problems == [] and plan is not None and plan.exact and plan.exact_size
     shapes = {name: tuple(p.shape) for name, p in real.model.named_parameters()}
@@ -242,7 +242,7 @@ def test_masks_are_cut_as_their_weights_are(tmp_path) -> None:
 def test_what_no_model_can_be_is_found_when_planned(tmp_path, make, stage, path, message) -> None:
     """The key, and why; a run that was not planned is refused too."""
     checkpoint = make()
-    _, problems = preview(Slice(**stage), checkpoint.facts())
+    _, problems = preview(Slice(**stage), checkpoint.derive_facts())
     assert [key for key, _ in problems] == [path]
     assert message in problems[0][1]
     with pytest.raises(StageError, match=path):
