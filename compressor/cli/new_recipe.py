@@ -74,18 +74,18 @@ class _Writer:
     def __init__(self, composed: ComposedRecipe, parent: str, *, full: bool) -> None:
         self.recipe, self.values, self.parent = composed.recipe, composed.values, parent
         self.full, self.mark = full, "" if full else "#"
-        self.sweep = _read_sweep(composed.sources)
+        self.sweep = _read_sweep(composed.sources) if full else {}
         self.defaults = {} if full else _list_defaults(composed)
         self.described: set[str] = set()
         """The kinds whose settings have their remarks already."""
 
     def write_lines(self, schema: str) -> Iterator[str]:
         yield f"# yaml-language-server: $schema={schema}"
-        yield from _remark(self._introduce(), 0)
+        yield from _remark(self._introduce())
         yield from _dump("defaults", ["/base" if self.full else f"/{self.parent}", "_self_"])
         yield ""
         yield from _dump("description", self.recipe.description)
-        yield from _remark("Stages in their order; their settings are below.", 0)
+        yield from _remark("Stages in their order; their settings are below.")
         yield "pipeline:"
         names = ", ".join(self.recipe.pipeline)
         yield from textwrap.wrap(f"[{names}]", WIDTH, initial_indent="  ", subsequent_indent="   ")
@@ -99,30 +99,30 @@ class _Writer:
         yield "stages:"
         for name, settings in self.recipe.stages.items():
             yield from self._write_stage(name, settings or {})
-        if self.full and self.sweep:
+        if self.sweep:
             yield ""
-            yield from _remark("How `run -m` sweeps.", 0)
+            yield from _remark("How `run -m` sweeps.")
             yield from _dump("hydra", self.sweep)
 
     def _introduce(self) -> str:
-        if self.full:
-            return (
-                f"All of {self.parent}, as it was composed: it extends nothing but `base`, and the "
-                "groups `model=` and `data=` are not among its choices. `compressor stages KIND` "
-                "has every setting of a stage."
-            )
-        return (
+        text = (
             f"It extends {self.parent}. A line such as `#seed: 0` is what {self.parent} says: take "
             "the # away, also of the group that it stands in, and change it. Remarks have a space "
-            "after the #. `compressor stages KIND` has every setting of a stage."
+            "after the #."
         )
+        if self.full:
+            text = (
+                f"All of {self.parent}, as it was composed: it extends nothing but `base`, and the "
+                "groups `model=` and `data=` are not among its choices."
+            )
+        return f"{text} `compressor stages KIND` has every setting of a stage."
 
     def _write_section(self, section: str) -> Iterator[str]:
         """Write one of the recipe's groups: what it says, with what that means."""
         values: Mapping[str, Any] = self.values.get(section) or {}
         if not values:
             return
-        yield from _remark(_describe(Recipe, section), 0)
+        yield from _remark(_describe(Recipe, section))
         yield f"{self.mark}{section}:"
         is_data = section == "data"
         cls = find_source_classes()[values["source"]] if is_data else stage_class(SECTIONS[section])
@@ -164,23 +164,16 @@ class _Writer:
 
 
 def _list_defaults(composed: ComposedRecipe) -> dict[str, dict[str, Any]]:
-    """Map the first stage of each kind to what it leaves at the defaults of its own fields.
-
-    Without what planning says means nothing there.
-    """
+    """Map the first stage of each kind to the defaults of its own fields that planning accepts."""
     recipe = composed.recipe
     unset: dict[str, dict[str, Any]] = {}
-    kinds: set[str] = set()
-    for name, settings in recipe.stages.items():
-        kind = find_kind(name, settings)
-        if kind not in kinds:
-            cls = stage_class(kind)
-            group = getattr(recipe, cls.section) if cls.section else {}
-            unset[name] = dict(_read_defaults(cls, {*(settings or {}), *group}))
-        kinds.add(kind)
-    stages = {
-        name: (settings or {}) | unset.get(name, {}) for name, settings in recipe.stages.items()
-    }
+    stages = {name: settings or {} for name, settings in recipe.stages.items()}
+    first = {find_kind(name, settings): name for name, settings in reversed(stages.items())}
+    for kind, name in first.items():
+        cls = stage_class(kind)
+        group = getattr(recipe, cls.section) if cls.section else {}
+        unset[name] = dict(_read_defaults(cls, {*stages[name], *group}))
+    stages = {name: settings | unset.get(name, {}) for name, settings in stages.items()}
     values = {**composed.values, "stages": stages}
     try:
         plan(validate_values(values, recipe.name, composed.sources, ()), Store.of(recipe.outputs))
@@ -211,21 +204,17 @@ def _read_sweep(sources: Sequence[Source]) -> dict[str, Any]:
 
 
 def _describe(cls: type[BaseModel], name: str) -> str:
-    field = cls.model_fields.get(name)
-    return (field.description if field is not None else None) or ""
+    return (cls.model_fields[name].description if name in cls.model_fields else None) or ""
 
 
-def _remark(text: str, indent: int) -> list[str]:
-    before = " " * indent + "# "
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=before, subsequent_indent=before, break_on_hyphens=False
-    )
+def _remark(text: str, indent: int = 0) -> list[str]:
+    lines = textwrap.wrap(text, WIDTH - indent - 2, break_on_hyphens=False)
+    return [f"{' ' * indent}# {line}" for line in lines]
 
 
 def _dump(name: str, value: Any, width: int = WIDTH) -> list[str]:
     """Write a setting in lines of YAML: what holds only plain values on one line where it fits."""
+    how: Any = {"sort_keys": False, "allow_unicode": True, "width": width}
     style = None if isinstance(value, Mapping | list) else False
-    text = yaml.safe_dump(
-        {name: value}, sort_keys=False, allow_unicode=True, default_flow_style=style, width=width
-    )
+    text: str = yaml.safe_dump({name: value}, default_flow_style=style, **how)
     return text.splitlines()

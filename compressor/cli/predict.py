@@ -14,6 +14,11 @@ from compressor.cli.shared import OUTPUTS, AsJson, Lines, ModelPlace, open_conso
 from compressor.core.errors import RecipeError
 from compressor.core.printing import print_text, print_warning
 
+_FILE_HELP = "with columns `prediction` and `reference`; or a recipe's name, for its latest run's"
+_TOKENIZER_HELP = (
+    "ROUGE's words: stemmed ones of a-z and 0-9, or those of any script; default: by the references"
+)
+
 
 def summarize_texts(
     place: ModelPlace,
@@ -37,27 +42,16 @@ def classify_texts(place: ModelPlace, *, lines: Lines = False) -> int:
 
     texts, predictor = _read_texts(lines=lines), compressor.load(_find_place(place))
     for labels in predictor.classify(texts):
-        ordered = sorted(labels.items(), key=lambda item: -item[1])
-        print_text("  ".join(f"{name} {share:.4f}" for name, share in ordered))
+        names = sorted(labels, key=lambda name: -labels[name])
+        print_text("  ".join(f"{name} {labels[name]:.4f}" for name in names))
     return DONE
 
 
 def score_predictions(
-    file: Annotated[
-        Path,
-        Argument(
-            metavar="FILE",
-            help="with columns `prediction` and `reference`; or a recipe's name, for its latest "
-            "run's",
-        ),
-    ],
+    file: Annotated[Path, Argument(metavar="FILE", help=_FILE_HELP)],
     *,
     rouge_tokenizer: Annotated[
-        Literal["english", "unicode"] | None,
-        Option(
-            help="ROUGE's words: stemmed ones of a-z and 0-9, or those of any script; default: by "
-            "the references"
-        ),
+        Literal["english", "unicode"] | None, Option(help=_TOKENIZER_HELP)
     ] = None,
     as_json: AsJson = False,
 ) -> int:
@@ -124,13 +118,13 @@ def _print_label_scores(scores: Mapping[str, Any], *, as_json: bool) -> None:
     names = ("positives", "given", "f1", "roc_auc", "average_precision")
     table = Table("label", *names, header_style="bold")
     for name, values in scores["labels"].items():
-        table.add_row(escape(name), *(_number(values[key]) for key in names))
+        table.add_row(escape(name), *(_format_number(values[key]) for key in names))
     table.add_section()
     means = (scores[key] for key in ("macro_f1", "roc_auc", "average_precision"))
-    table.add_row("mean", "", "", *map(_number, means))
+    table.add_row("mean", "", "", *map(_format_number, means))
     open_console().print(table)
     print(f"micro F1 {scores['micro_f1']:.4f}, rows without a mistake {scores['accuracy']:.4f}")
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

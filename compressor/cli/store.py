@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from typer import Option
@@ -71,18 +72,24 @@ def check_store(
     That is every artifact against its checksums, what killed runs left, links of runs, disks,
     versions and devices. Exit code 1 where something is broken.
     """
+    from rich.progress import Progress
+
     from compressor.cli import store_printing
     from compressor.core.files import expand_home
     from compressor.engine.store.integrity import examine
     from compressor.engine.store.store import Store
 
-    folder = expand_home(outputs)
-    store = Store.of(str(folder))
-    with (
-        sigterm_as_keyboard_interrupt(),
-        store_printing.show_progress(open_console(stderr=True)) as advance,
-    ):
-        findings = examine(store, folder, quick=quick, repair=repair, advance=advance)
+    folder, console = expand_home(outputs), open_console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with sigterm_as_keyboard_interrupt(), bar:
+        move = partial(bar.update, bar.add_task("artifacts"))
+        findings = examine(
+            Store.of(str(folder)),
+            folder,
+            quick=quick,
+            repair=repair,
+            advance=lambda done, total: move(completed=done, total=total),
+        )
     if as_json:
         print_json(store_printing.findings_as_json(findings))
     else:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -83,43 +82,25 @@ def _count(number: int, kind: str) -> str:
     return f"{number:,} {_PLURALS.get(kind) or (name if number == 1 else name + 's')}"
 
 
+def _removal_as_json(removal: Removal) -> dict[str, Any]:
+    item = removal.item
+    age = None if math.isinf(item.used) else round(item.age(time.time()), 1)
+    names = ("kind", "stage", "name", "bytes")
+    about = {name: getattr(item, name) for name in names}
+    return {"path": str(item.path), **about, "age_seconds": age, "why": removal.why}
+
+
 def gc_as_json(result: GcResult, *, dry_run: bool) -> dict[str, Any]:
     """Describe a `gc`: sizes in bytes, ages in seconds (null where a clock was not set)."""
-    now = time.time()
     return {
         "dry_run": dry_run,
-        "removed": [
-            {
-                "path": str(item.path),
-                "kind": item.kind,
-                "stage": item.stage,
-                "name": item.name,
-                "bytes": item.bytes,
-                "age_seconds": None if math.isinf(item.used) else round(item.age(now), 1),
-                "why": removal.why,
-            }
-            for removal in result.removed
-            for item in (removal.item,)
-        ],
+        "removed": [_removal_as_json(removal) for removal in result.removed],
         "kept": dict(result.kept),
         "failed": result.failed,
         "bytes_before": result.bytes_before,
         "bytes_freed": result.bytes_freed,
         "kept_by_one_alone": {str(folder): size for folder, size in result.largest},
     }
-
-
-@contextmanager
-def show_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Give a function of (done, total) that moves a bar, where the console is a terminal."""
-    if not console.is_terminal:
-        yield lambda _done, _total: None
-        return
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("artifacts")
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_findings(findings: Sequence[Finding], console: Console) -> None:

@@ -70,7 +70,7 @@ def find_differing_leaves(
 
 def flatten(value: Any, path: str = "", *, in_lists: bool = False) -> Iterator[tuple[str, Any]]:
     """Give the path and value of each innermost key; an empty mapping is a value."""
-    if isinstance(value, list) and in_lists:
+    if isinstance(value, list | tuple) and in_lists:
         value = dict(enumerate(value)) or value
     if isinstance(value, Mapping) and (value or not path):
         for key, inner in value.items():

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
@@ -30,17 +30,7 @@ METRICS = ("validation_loss", "baseline_loss", "rougeLsum", "micro_f1", "latency
 """What the line of a stage says of its metrics."""
 
 
-class Display(Protocol):
-    """Shows events to a person."""
-
-    def show(self, kind: str, values: Mapping[str, Any], now: float) -> None:
-        """Show an event of time `now`, seconds of the epoch."""
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-
-
-def make_display(console: Console) -> Display:
+def make_display(console: Console) -> Log | Screen:
     """Make the display that suits where the console writes to."""
     return Screen(console) if console.is_terminal else Log(console)
 
@@ -55,23 +45,18 @@ class BarState:
     began: float
     began_at: int
 
-    def seconds_left(self, now: float) -> float | None:
-        """Estimate the seconds to its end, at its pace so far."""
+    def describe(self, now: float) -> str:
+        """Write its notes, and the time that is left at its pace so far."""
+        notes = "  ".join(f"{name} {value}" for name, value in self.notes.items())
         moved, passed = self.done - self.began_at, now - self.began
         if moved <= 0 or passed < 0:  # a clock that was set back says nothing
-            return None
-        return passed / moved * (self.total - self.done)
-
-    def describe(self, now: float) -> str:
-        """Write its notes, and the time that is left."""
-        notes = "  ".join(f"{name} {value}" for name, value in self.notes.items())
-        left = self.seconds_left(now)
-        return notes if left is None else f"{notes}  {duration(left)} left"
+            return notes
+        return f"{notes}  {duration(passed / moved * (self.total - self.done))} left"
 
 
 @dataclass
 class RunState:
-    """How far a run is, by the events so far."""
+    """The progress of a run, by the events so far."""
 
     recipe: str = ""
     stages: dict[str, float | None] = field(default_factory=dict)
@@ -90,8 +75,8 @@ class RunState:
         if kind == "run_started":
             self._restart(values, now)
         elif kind == "stage_started":
+            self._end_stage()
             self.stage, self.stage_started, self.losses = values["name"], now, []
-            self.bars.clear()
         elif kind == "progress":
             self._move_bar(values, now)
         elif kind == "epoch":
@@ -156,6 +141,7 @@ class Log:
         self._printed: dict[str, float] = {}  # title of a bar → when its last line was printed
 
     def show(self, kind: str, values: Mapping[str, Any], now: float) -> None:
+        """Show an event of time `now`, seconds of the epoch."""
         for line in self.state.update(kind, values, now):
             self.console.say(line)
         if kind == "progress":
@@ -206,40 +192,39 @@ class Screen:
 
 
 class _LiveView:
-    """What is being done. Drawn anew each time, so that times go on between events."""
+    """A drawing that is made anew each time, so that times go on between events."""
 
     def __init__(self, state: RunState, lock: Lock) -> None:
         self.state, self._lock = state, lock
 
     def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
         with self._lock:
-            lines = draw(self.state, time.time())
-        yield Group(*lines)
+            drawing = Group(*draw(self.state, time.time()))
+        yield drawing
 
 
-def draw(state: RunState, now: float) -> Sequence[RenderableType]:
-    """Draw a bar of all stages; in it the one that runs, with its own; and what comes after it."""
-    lines: list[RenderableType] = []
+def draw(state: RunState, now: float) -> Iterator[RenderableType]:
+    """Draw a bar of all stages; below it the one that runs, with its own, and what comes after."""
     if state.stages and state.started is not None:
         passed = f"{duration(max(0.0, now - state.started))}{_describe_rest(state, now)}"
         done, total = len(state.ended), len(state.stages)
-        lines.append(_draw_bar(state.recipe, done, total, f"stages, {passed}"))
+        yield _draw_bar(state.recipe, done, total, f"stages, {passed}")
     if state.stage is not None:
-        passed = duration(max(0.0, now - state.stage_started))
-        expected = state.stages.get(state.stage)
-        before = "" if expected is None else f", {duration(expected)} before"
-        lines.append(_draw_line(f"{state.stage:<{NAME_WIDTH}} {passed:>9}{before}", "cyan"))
-        lines += [
-            _draw_bar(f"  {title}", bar.done, bar.total, bar.describe(now))
-            for title, bar in state.bars.items()
-        ]
-        if state.losses:
-            losses = "  ".join(f"{loss:.4g}" for loss in state.losses[-6:])
-            cut = "… " if len(state.losses) > 6 else ""
-            lines.append(_draw_line(f"  validation loss after each epoch: {cut}{losses}", "dim"))
+        yield from _draw_stage(state, state.stage, now)
     if state.waiting:
-        lines.append(_draw_line(f"then {', '.join(state.waiting)}", "dim"))
-    return lines
+        yield _draw_line(f"then {', '.join(state.waiting)}", "dim")
+
+
+def _draw_stage(state: RunState, stage: str, now: float) -> Iterator[RenderableType]:
+    passed, expected = duration(max(0.0, now - state.stage_started)), state.stages.get(stage)
+    before = "" if expected is None else f", {duration(expected)} before"
+    yield _draw_line(f"{stage:<{NAME_WIDTH}} {passed:>9}{before}", "cyan")
+    for title, bar in state.bars.items():
+        yield _draw_bar(f"  {title}", bar.done, bar.total, bar.describe(now))
+    if state.losses:
+        losses = "  ".join(f"{loss:.4g}" for loss in state.losses[-6:])
+        cut = "… " if len(state.losses) > 6 else ""
+        yield _draw_line(f"  validation loss after each epoch: {cut}{losses}", "dim")
 
 
 def _draw_line(text: str, style: str = "") -> Text:
@@ -247,15 +232,12 @@ def _draw_line(text: str, style: str = "") -> Text:
 
 
 def _describe_rest(state: RunState, now: float) -> str:
-    """Write the time that is left, where every stage's is known from before.
-
-    A stage that takes longer than before makes those after it no shorter.
-    """
-    names = [*state.waiting, *([state.stage] if state.stage else [])]
-    known = {name: s for name in names if (s := state.stages.get(name)) is not None}
+    """Write the time that is left, where every stage's is known; none is shorter for a late one."""
+    names = [name for name in state.stages if name not in state.ended]
+    known = {name: s for name in names if (s := state.stages[name]) is not None}
     if not names or len(known) < len(names):
         return ""
-    if state.stage:
+    if state.stage in known:
         known[state.stage] = max(0.0, known[state.stage] - (now - state.stage_started))
     return f", about {duration(sum(known.values()))} left"
 

@@ -1,7 +1,4 @@
-"""Explain errors of a disk or memory that ran out, and say what to do about them.
-
-They are recognized in whatever a library raised. Nothing is caught or tried again here.
-"""
+"""Explain errors of a disk or memory that ran out, in whatever a library raised, with the cure."""
 
 from __future__ import annotations
 
@@ -33,13 +30,12 @@ def explain_error(error: BaseException, folder: Path | None = None) -> str | Non
 
     `folder`: where it was writing, for errors of libraries that do not name the file.
     """
-    for cause in _walk_causes(error):
+    causes = list(_walk_causes(error))
+    for cause in causes:
         if (explanation := _explain_file_error(cause, folder)) is not None:
             return explanation
-    for cause in _walk_causes(error):
-        text = f"{type(cause).__name__}: {cause}"
-        if _is_memory_error(cause, text.lower()):
-            return f"out of memory: {text.splitlines()[0][:200]}"
+    for cause in filter(_is_memory_error, causes):
+        return f"out of memory: {f'{type(cause).__name__}: {cause}'.splitlines()[0][:200]}"
     return None
 
 
@@ -50,7 +46,7 @@ def describe_error(error: BaseException, folder: Path | None = None) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `explain_error` says that memory ran out."""
+    """Tell whether `explain_error` says that memory ran out."""
     return (explain_error(error) or "").startswith("out of memory")
 
 
@@ -79,7 +75,7 @@ def _explain_file_error(error: BaseException, folder: Path | None) -> str | None
         return None
     name = getattr(error, "filename", None)
     place = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else folder
-    file = str(place) if place is not None else "a file"
+    file = place or "a file"
     if code == errno.EROFS:
         return f"{file}: its file system is read-only; outputs=DIR writes elsewhere"
     if code in _REFUSED:
@@ -114,8 +110,9 @@ def _describe_full_disk(place: Path | None) -> str:
     return f"the disk is full; without what was half written {free} of {total}{inodes} are free"
 
 
-def _is_memory_error(error: BaseException, text: str) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+def _is_memory_error(error: BaseException) -> bool:
+    kind = type(error).__name__
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":  # torch's
         return True
-    of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return of_system or any(words in text for words in _MEMORY)
+    of_system = getattr(error, "errno", None) == errno.ENOMEM
+    return of_system or any(words in f"{kind}: {error}".lower() for words in _MEMORY)

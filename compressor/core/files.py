@@ -46,10 +46,7 @@ def to_json(value: Any) -> str:
 
 
 def write_traceback(path: Path, *errors: BaseException) -> bool:
-    """Write what errors leave for a developer, without secrets; False where it cannot be written.
-
-    A full disk, say, is often what the error itself is about.
-    """
+    """Write tracebacks without secrets; False where the file cannot be written: a full disk."""
     text = "".join("".join(traceback.format_exception(error)) for error in errors)
     try:
         write_text(path, redact_text(text).encode(errors="replace").decode())
@@ -76,10 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def expand_home(path: str | Path) -> Path:
-    """Replace a leading `~` by the home folder, where there is such a home.
-
-    `~nobody/x` stays as it is: pathlib's `expanduser` raises RuntimeError for it.
-    """
+    """Replace a leading `~` by the home folder, but not `~nobody`, where pathlib raises."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  # see above
 
 

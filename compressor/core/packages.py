@@ -12,10 +12,7 @@ FRAMEWORKS = ("torch", "transformers")
 
 
 def suggest_install(extra: str) -> str:
-    """Give the command that installs the packages of one of our extras, such as `onnx`.
-
-    It names them and not this package: a `compressor` on an index may be somebody else's.
-    """
+    """Give the command for an extra's packages: `compressor` on an index may be another's."""
     marker = f'extra == "{extra}"'
     requirements = [
         requirement.partition(";")[0].strip()

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,7 @@ _OF_LAUNCHERS = re.compile(
 
 
 def forget_launchers() -> None:
-    """Remove variables of launchers from the environment: a run does what its recipe says.
-
-    Pods and images set such variables for all that runs there.
-    """
+    """Remove variables of launchers, which pods and images set for all that runs there."""
     for name in list(os.environ):
         if _OF_LAUNCHERS.fullmatch(name) and name != UNDER_LAUNCHER:
             del os.environ[name]
@@ -85,10 +82,7 @@ def end_with_parent() -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process when `parent` ends, however that ends, or the launcher between them.
-
-    A launcher sees to it that none of several processes goes on without the others.
-    """
+    """End this process when `parent` ends, however that ends, or the launcher between them."""
     import psutil
 
     launcher, name = os.getppid(), f"end with {parent}"
@@ -106,6 +100,7 @@ def end_with(parent: int) -> None:
 
 
 def _is_alive(process: int) -> bool:
+    """Tell whether a process runs; one that has ended may wait for its parent to look."""
     import psutil
 
     try:
@@ -115,10 +110,7 @@ def _is_alive(process: int) -> bool:
 
 
 def describe_process(number: int | None = None) -> dict[str, Any]:
-    """Describe this process, or another, so that `is_running` finds it.
-
-    Where the system tells it, `since_boot` too: seconds that no change of the clock moves.
-    """
+    """Describe a process so that `is_running` finds it, whatever a clock does meanwhile."""
     import psutil
 
     process = psutil.Process(number)
@@ -128,10 +120,7 @@ def describe_process(number: int | None = None) -> dict[str, Any]:
 
 
 def is_running(process: Mapping[str, Any]) -> bool:
-    """Whether a process that was described runs; True for one of another host, which nobody knows.
-
-    A damaged description is of no process.
-    """
+    """Tell whether a process that was described runs; True for one of another host."""
     try:
         return process["host"] != platform.node() or _runs_here(process)
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -141,24 +130,20 @@ def is_running(process: Mapping[str, Any]) -> bool:
 def _runs_here(process: Mapping[str, Any]) -> bool:
     import psutil
 
-    try:
-        candidate = psutil.Process(process["id"])
-        if candidate.status() == psutil.STATUS_ZOMBIE:  # ended, and its parent has not looked
-            return False
-        created, since_boot = candidate.create_time(), _read_start(candidate.pid)
-    except psutil.NoSuchProcess:
+    number = process["id"]
+    if not _is_alive(number):
         return False
+    since_boot = _read_start(number)
     if since_boot is not None and "since_boot" in process:
         same_boot = process["boot"] == _read_boot()
         return bool(same_boot and abs(since_boot - float(process["since_boot"])) < 1.0)
-    return abs(created - float(process["created"])) < 1.0
+    with suppress(psutil.NoSuchProcess):
+        return abs(psutil.Process(number).create_time() - float(process["created"])) < 1.0
+    return False
 
 
 def _read_start(process: int) -> float | None:
-    """Read when a process began, in seconds after the system did; None where there is no Linux.
-
-    `psutil` adds the time of the boot, which moves with the clock.
-    """
+    """Read when a process began, in seconds after the boot: psutil's time moves with the clock."""
     try:
         after_name = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2]
         return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")

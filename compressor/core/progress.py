@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from compressor.core.console import Console
@@ -44,9 +43,8 @@ training leaves some 2,000 lines."""
 
 
 class Progress:
-    """Reports to a person, to `events.jsonl` and to `watch`. `quiet`: not to the person.
-
-    Use it as a context where a person looks on: a terminal is then left as it was.
+    """Reports to a person (unless `quiet`), to `events.jsonl` and to `watch`. Used as a context, it
+    leaves a terminal as it was.
     """
 
     def __init__(
@@ -69,22 +67,13 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._display is not None:
             with suppress(OSError, SystemExit):  # of a terminal that is gone nothing is left
                 self._display.close()
 
     def emit(self, kind: str, **values: Any) -> None:
-        """Report one event. In the file its line is written whole: a reader can follow it.
-
-        The file is first, since the terminal may be gone, and that ends a run: as by hand, where
-        a reader of what is printed has closed its end of the pipe.
-        """
+        """Report one event: to the file first, since a terminal that is gone ends a run."""
         now = time.time()
         for name in ("text", "error"):  # of which some are a library's own words
             if isinstance(values.get(name), str):
@@ -101,9 +90,7 @@ class Progress:
             self.watch(kind, values)
 
     def _write(self, events: Path, line: str) -> None:
-        """Append a line. Where that fails the work goes on, which may be worth hours; it is said
-        once. What is left of a line is ended before the next one.
-        """
+        """Append a line. Where that fails, say so once and go on: the work may be worth hours."""
         try:
             if self._unwritten:
                 _end_last_line(events)
@@ -117,7 +104,7 @@ class Progress:
             self._unwritten = self._has_warned = True
 
     def _is_written(self, kind: str, values: Mapping[str, Any]) -> bool:
-        """Whether the file gets it: of a long bar's moves it gets fewer and fewer."""
+        """Tell whether the file gets an event: of a long bar's moves it gets fewer and fewer."""
         if kind != "progress":
             return True
         now, title = time.monotonic(), values["title"]
@@ -129,10 +116,7 @@ class Progress:
         return due
 
     def relay(self, line: str) -> None:
-        """Take a line that a process of ours printed: an event, or what a library had to say.
-
-        Where several print at once, one may have written into the line of another.
-        """
+        """Take a line of a process of ours: an event, or what a library had to say."""
         text, mark, record = line.rstrip("\n").partition(RECORD)
         if text or not mark:
             self.say(text)
@@ -140,11 +124,10 @@ class Progress:
             return
         try:
             values, end = json.JSONDecoder().raw_decode(record)
-            kind = values.pop("event")
-        except (ValueError, TypeError, AttributeError, KeyError):  # an event cut in two: a text
+        except ValueError:  # an event cut in two: a text
             self.say(record)
             return
-        self.emit(kind, **values)
+        self.emit(values.pop("event"), **values)
         if rest := record[end:]:
             self.relay(rest)
 

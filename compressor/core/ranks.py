@@ -1,7 +1,4 @@
-"""Which of several processes this is, and how they put together what each of them computed.
-
-Accelerate starts the process group. torch is imported where there is something to put together.
-"""
+"""Tell which of several processes this is, and gather what each of them computed."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ class Ranks:
 
     @classmethod
     def of_environment(cls) -> Ranks:
-        """What a launcher has told this process."""
+        """Read what a launcher has told this process."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     @property
@@ -43,21 +40,20 @@ class Ranks:
             PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
     def shares(self, batches: Sequence[list[int]]) -> Iterator[tuple[list[int], int]]:
-        """Each batch of this process, and how many rows all processes compute meanwhile."""
+        """Yield each batch of this process, and how many rows all compute meanwhile."""
         for start in range(0, len(batches), self.world):
             turn = batches[start : start + self.world]
             if self.rank < len(turn):
                 yield turn[self.rank], sum(map(len, turn))
 
     def together(self, mine: dict[int, T]) -> dict[int, T]:
-        """What every process found, by row. Each row must be one process's."""
+        """Gather what every process computed, by row. Each row must be one process's."""
         if self.world == 1:
             return mine
         from accelerate.utils import gather_object
 
         self.join()
-        found = dict(gather_object(list(mine.items())))
-        return dict(sorted(found.items()))
+        return dict(sorted(gather_object(list(mine.items()))))
 
 
 ALONE = Ranks()

@@ -17,32 +17,24 @@ from typing import Any
 
 REDACTED = "<redacted>"
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
-_NAMES = frozenset(
-    (
-        *("secret", "secrets", "password", "passwords", "passwd", "passphrase", "credential"),
-        *("credentials", "authorization", "apikey", "accesskey", "privatekey"),
-    )
-)
+_NAMES = frozenset((
+    "secret", "secrets", "password", "passwords", "passwd", "passphrase", "credential",
+    "credentials", "authorization", "apikey", "accesskey", "privatekey",
+))  # fmt: skip
 _KEYS = frozenset(("api", "access", "private", "signing", "encryption", "license"))
 """Before `_key`."""
-_PIECES = frozenset(
-    (
-        *("bos", "eos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio", "start"),
-        *("end", "special", "stop", "first", "last", "next", "per", "each", "unexpected"),
-    )
-)
+_PIECES = frozenset((
+    "bos", "eos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio", "start", "end",
+    "special", "stop", "first", "last", "next", "per", "each", "unexpected",
+))  # fmt: skip
 """Before `_token`: `pad_token` is the text of a tokenizer's piece."""
 _FORMS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), REDACTED),
     (re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]+@"), rf"\1{REDACTED}@"),
     # With a digit or a sign that words have not: "a basic fine-tuning" is no login.
-    (
-        re.compile(
-            r"\b(Bearer|Basic)\s+(?=[A-Za-z._~/-]*[0-9+=])[A-Za-z0-9._~+/=-]{12,}", re.IGNORECASE
-        ),
-        rf"\1 {REDACTED}",
-    ),
-)
+    (re.compile(r"(?i)\b(Bearer|Basic)\s+(?=[A-Z._~/-]*[0-9+=])[A-Z0-9._~+/=-]{12,}"),
+     rf"\1 {REDACTED}"),
+)  # fmt: skip
 _ASSIGNED = re.compile(r"(?<![\w.-])([\w.-]+)['\"]?\s*[=:]\s*")
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|(?:(?:Bearer|Basic)\s+)?[^\s,;&'\"}\])]+")
 _SHORTEST = 8

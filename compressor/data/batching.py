@@ -37,16 +37,11 @@ def global_batches(
     seed: int,
     epoch: int,
 ) -> list[list[int]]:
-    """The row indices of every optimizer step of one epoch, every row exactly once.
+    """List the row indices of every optimizer step of one epoch, every row exactly once.
 
     A batch has rows of like source and target length, and lies at a random place of the epoch.
     If the rows do not divide, one batch is smaller; chance picks its rows and its place.
     """
-    if batch_size < 1 or len(source_lengths) != len(target_lengths):
-        raise ValueError(
-            f"expected a batch size of at least 1 and as many targets as sources, got {batch_size},"
-            f" {len(target_lengths)} and {len(source_lengths)}"
-        )
     sources, targets = np.asarray(source_lengths), np.asarray(target_lengths)
     chance = np.random.default_rng((seed, epoch))
     order = chance.permutation(len(sources))
@@ -73,14 +68,12 @@ def _cut_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
 def take_share(
     batch: Sequence[int], *, rank: int, world_size: int, micro_batches: int
 ) -> list[list[int]]:
-    """One rank's part of a global batch, cut into exactly `micro_batches` lists of rows.
+    """Take one rank's part of a global batch, as exactly `micro_batches` lists of rows.
 
     Every row goes to one rank. A list may be empty, so that all ranks take as many turns. Rows are
     dealt forth and back (0 1 2 2 1 0 …): from a batch in order of length, every rank gets a like
     load, and its micro-batches have rows of like length.
     """
-    if not 0 <= rank < world_size or micro_batches < 1:
-        raise ValueError(f"no rank {rank} of {world_size} with {micro_batches} micro-batches")
     turn = (rank, 2 * world_size - 1 - rank)
     mine = [row for place, row in enumerate(batch) if place % (2 * world_size) in turn]
     size, larger = divmod(len(mine), micro_batches)
@@ -91,7 +84,7 @@ def take_share(
 def collate_rows(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad_id: int, layout: Layout = "pairs"
 ) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask` [B, S] and `labels` [B, T] (int64), padded to the longest row.
+    """Make `input_ids`, `attention_mask` [B, S] and `labels` [B, T] (int64), padded alike.
 
     With `layout` "joined", `input_ids` are a source and its target, and `labels` [B, S] the same,
     but -100 on the source. With "class", `labels` [B] are the one number of each target; with
@@ -134,7 +127,7 @@ def _pad_rows(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
 
 
 def evaluation_batches(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
-    """Every row once, in batches of at most `tokens` padded tokens; a longer row stands alone.
+    """Put every row in a batch of at most `tokens` padded tokens; a longer row stands alone.
 
     The longest rows come first: what does not fit into memory shows at once. Rows of equal length
     keep their order, so that rows in this order can be split once more.

@@ -7,20 +7,16 @@ summary states the operative facts alone. Small enough to learn from scratch on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, TypeVar
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from compressor.core.settings import Integer
-from compressor.data.rows import (
-    Rows,
-)
-from compressor.data.source_base import DataBase, Problem, Split, _keep_silent, _known_column
+from compressor.data.rows import Rows
+from compressor.data.source_base import DataBase, Problem, Split, check_column, keep_silent
 
 VERSION = 1
 """Raise it when any row changes, so that results made from the older rows are not taken for new."""
@@ -99,12 +95,12 @@ class _Facts:
 
 
 def make_bills(rows: int, *, seed: int, split: str) -> Iterator[dict[str, str]]:
-    """The first `rows` rows of a split; fewer rows are a prefix of more."""
+    """Make the first `rows` rows of a split; fewer rows are a prefix of more."""
     return (make_bill(seed, split, index) for index in range(rows))
 
 
 def make_bill(seed: int, split: str, index: int) -> dict[str, str]:
-    """Row `index` of a split: `text` (about 100 words: 65 to 140) and `summary` (2 or 3 sentences).
+    """Make row `index` of a split: `text` (65 to 140 words) and `summary` (2 or 3 sentences).
 
     A title belongs to one split only, whatever the seed, so that no text and no summary is in
     two of them. Raises ValueError for a split that does not exist.
@@ -124,15 +120,16 @@ def make_bill(seed: int, split: str, index: int) -> dict[str, str]:
         summary.append(f"Authorizes {facts.amount} for fiscal year {facts.year}.")
         sections.append(_write_appropriation(rng, facts))
     for name in facts.extras:
-        section, sentence = _EXTRAS[name](rng)
-        sections.append(section)
-        summary.append(sentence)
+        heading, draw, wording, sentence = _EXTRAS[name]
+        value = draw(rng)
+        sections.append((heading, _pick_item(rng, wording).format(value)))
+        summary.append(sentence.format(value))
     text = _write_bill(rng, facts, _shuffle(rng, sections))
     return {"text": text, "summary": " ".join(summary)}
 
 
 def _pick_item(rng: Random, items: Sequence[T]) -> T:
-    """One item. Only `Random.random` is promised to give the same in every Python version."""
+    """Pick an item. Only `Random.random` is promised to give the same in every Python version."""
     return items[int(rng.random() * len(items))]
 
 
@@ -142,7 +139,7 @@ def _shuffle(rng: Random, items: Sequence[T]) -> list[T]:
 
 
 def _write_title(rng: Random, split: str) -> str:
-    """A title of this split: a sixth of all adjective and noun pairs each for the unseen two."""
+    """Write a title of this split: a sixth of all pairs of words for each of the unseen two."""
     while True:
         first, second = int(rng.random() * len(_ADJECTIVES)), int(rng.random() * len(_NOUNS))
         if {4: "validation", 5: "test"}.get((first + second) % 6, "train") == split:
@@ -168,10 +165,9 @@ def _draw_facts(rng: Random, split: str) -> _Facts:
 
 
 def _write_bill(rng: Random, facts: _Facts, sections: list[Section]) -> str:
-    """The bill's text: a long title, the enacting clause, the short title, then the sections."""
-    purpose = _pick_item(
-        rng, ("A BILL", "A BILL For other purposes.", "A BILL To improve programs.")
-    )
+    """Write a long title, the enacting clause, the short title, then the sections."""
+    purposes = ("A BILL", "A BILL For other purposes.", "A BILL To improve programs.")
+    purpose = _pick_item(rng, purposes)
     named = _pick_item(rng, ('This Act may be cited as the "{}".', 'This Act is the "{}".'))
     lines = [f"{purpose} Be it enacted,", f"SECTION 1. SHORT TITLE. {named.format(facts.title)}"]
     lines += [f"SEC. {n}. {head}. {body}" for n, (head, body) in enumerate(sections, start=2)]
@@ -179,7 +175,7 @@ def _write_bill(rng: Random, facts: _Facts, sections: list[Section]) -> str:
 
 
 def _write_operative(rng: Random, facts: _Facts) -> Section:
-    """The duty, in half of the wordings with another official consulted."""
+    """Write the duty, in half of the wordings with another official consulted."""
     other = _pick_item(rng, [agency for agency in _AGENCIES if agency != facts.agency])
     wording = (
         "The {agency} shall {duty}, after consulting the {other}.",
@@ -204,12 +200,9 @@ def _write_appropriation(rng: Random, facts: _Facts) -> Section:
 
 
 def _write_findings(rng: Random) -> Section:
-    """What Congress found: amounts, years and people that the bill does not act on."""
-    year, people, amount = (
-        _pick_year(rng, 2001, 24),
-        _pick_item(rng, _BENEFICIARIES),
-        _pick_item(rng, _AMOUNTS),
-    )
+    """Write what Congress found: amounts, years and people that the bill does not act on."""
+    year, people = _pick_year(rng, 2001, 24), _pick_item(rng, _BENEFICIARIES)
+    amount = _pick_item(rng, _AMOUNTS)
     findings = (
         f"in {year}, {people} lost {amount}",
         f"the need for {_pick_item(rng, _SUBJECTS)} has grown since {_pick_year(rng, 2001, 24)}",
@@ -232,65 +225,48 @@ def _write_definitions(rng: Random) -> Section:
 
 
 def _write_boilerplate(rng: Random) -> Section:
+    agency, month, year = _pick_item(rng, _AGENCIES), _pick_item(rng, _MONTHS), _pick_year(rng)
+    past, subject = _pick_year(rng, 1950, 50), _pick_item(rng, _SUBJECTS)
     clauses = (
         ("SEVERABILITY", "If a provision of this Act is held invalid, the rest is not affected."),
-        ("RULE OF CONSTRUCTION", f"Nothing in this Act limits the {_pick_item(rng, _AGENCIES)}."),
-        (
-            "EFFECTIVE DATE",
-            f"This Act takes effect on {_pick_item(rng, _MONTHS)} 1, {_pick_year(rng)}.",
-        ),
-        (
-            "PRIOR LAW",
-            f"The Act of {_pick_year(rng, 1950, 50)} on {_pick_item(rng, _SUBJECTS)} is repealed.",
-        ),
+        ("RULE OF CONSTRUCTION", f"Nothing in this Act limits the {agency}."),
+        ("EFFECTIVE DATE", f"This Act takes effect on {month} 1, {year}."),
+        ("PRIOR LAW", f"The Act of {past} on {subject} is repealed."),
     )
     return _pick_item(rng, clauses)
 
 
-def _write_report(rng: Random) -> tuple[Section, str]:
-    deadline = _pick_item(rng, _DEADLINES)
-    wording = (
-        f"Within {deadline}, a report on the results shall be sent to Congress.",
-        f"A report shall be submitted to Congress within {deadline}, and made public.",
-    )
-    return ("REPORT", _pick_item(rng, wording)), f"Requires a report to Congress within {deadline}."
+def _draw_date(rng: Random) -> str:
+    return f"{_pick_item(rng, _MONTHS)} {_pick_item(rng, (1, 15, 30))}, {_pick_year(rng, 2034, 6)}"
 
 
-def _write_penalty(rng: Random) -> tuple[Section, str]:
-    fine = f"${_pick_item(rng, (5, 10, 20, 25, 50, 75))},000"
-    wording = (
-        f"Whoever makes a false statement under this Act shall be fined up to {fine}.",
-        f"A false statement in an application is subject to a civil penalty of up to {fine}.",
-    )
-    sentence = f"Sets a penalty of up to {fine} for false statements."
-    return ("PENALTIES", _pick_item(rng, wording)), sentence
-
-
-def _write_sunset(rng: Random) -> tuple[Section, str]:
-    date = f"{_pick_item(rng, _MONTHS)} {_pick_item(rng, (1, 15, 30))}, {_pick_year(rng, 2034, 6)}"
-    wording = (
-        f"The authority provided by this Act ends on {date}.",
-        f"This Act shall cease to have effect on {date}, unless extended by law.",
-    )
-    return ("SUNSET", _pick_item(rng, wording)), f"Terminates the authority on {date}."
-
-
-def _draw_share(rng: Random) -> tuple[Section, str]:
-    share = f"{_pick_item(rng, (50, 60, 70, 75, 80, 90))} percent"
-    wording = (
-        f"The Federal share of the cost may not exceed {share}.",
-        f"Of the cost, the Federal share shall be no more than {share}.",
-    )
-    sentence = f"Limits the Federal share to {share} of the cost."
-    return ("FEDERAL SHARE", _pick_item(rng, wording)), sentence
-
-
-_EXTRAS = {
-    "report": _write_report,
-    "penalty": _write_penalty,
-    "sunset": _write_sunset,
-    "share": _draw_share,
-}
+_EXTRAS: dict[str, tuple[str, Callable[[Random], str], tuple[str, str], str]] = {
+    "report": (
+        "REPORT", lambda rng: _pick_item(rng, _DEADLINES),
+        ("Within {}, a report on the results shall be sent to Congress.",
+         "A report shall be submitted to Congress within {}, and made public."),
+        "Requires a report to Congress within {}.",
+    ),
+    "penalty": (
+        "PENALTIES", lambda rng: f"${_pick_item(rng, (5, 10, 20, 25, 50, 75))},000",
+        ("Whoever makes a false statement under this Act shall be fined up to {}.",
+         "A false statement in an application is subject to a civil penalty of up to {}."),
+        "Sets a penalty of up to {} for false statements.",
+    ),
+    "sunset": (
+        "SUNSET", _draw_date,
+        ("The authority provided by this Act ends on {}.",
+         "This Act shall cease to have effect on {}, unless extended by law."),
+        "Terminates the authority on {}.",
+    ),
+    "share": (
+        "FEDERAL SHARE", lambda rng: f"{_pick_item(rng, (50, 60, 70, 75, 80, 90))} percent",
+        ("The Federal share of the cost may not exceed {}.",
+         "Of the cost, the Federal share shall be no more than {}."),
+        "Limits the Federal share to {} of the cost.",
+    ),
+}  # fmt: skip
+"""Name → heading, what draws a value, wordings of the section, and the summary's sentence."""
 
 
 class Bills(DataBase):
@@ -311,13 +287,13 @@ class Bills(DataBase):
         columns = self.columns()
         return made | ({} if columns == {"text": "text", "summary": "summary"} else columns)
 
-    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
-        """Nothing can be wrong with generated rows, but a column that is not made."""
+    def check(self, split: Split, problem: Problem, warn: Problem = keep_silent) -> None:
+        """Report a column that is not made."""
         if self.task != "summarization":
             problem("task", f"bills have summaries, and no labels for {self.task}; set data")
             return
         for field, column in self.columns().items():
-            _known_column(column, ["text", "summary"], field, "bills have", problem)
+            check_column(column, ["text", "summary"], field, "bills have", problem)
 
     def load(self, split: Split) -> Rows:
         made = list(make_bills(self._count(split), seed=self.seed, split=split))

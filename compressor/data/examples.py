@@ -1,4 +1,4 @@
-"""Rows as token ids: what models train on and read. No padding or batching here."""
+"""Turn rows into token ids: what models train on and read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Reading(Protocol):
-    """How texts become the ids that a model reads: of a recipe's data, or of an exported model."""
+    """How texts become ids that a model reads: the data of a recipe, or an exported model."""
 
     @property
     def prefix(self) -> str: ...
@@ -54,11 +54,8 @@ class Examples:
     def __len__(self) -> int:
         return len(self.sources)
 
-    def row(self, index: int) -> tuple[list[int], list[int]]:
-        return self.sources[index], self.targets[index]
-
     def lengths(self) -> list[int]:
-        """How many tokens of each row a model reads at once."""
+        """Count the tokens of each row that a model reads at once."""
         if self.layout == "joined":
             return [len(s) + len(t) for s, t in zip(self.sources, self.targets, strict=True)]
         if isinstance(self.sources, IdRows):
@@ -66,20 +63,17 @@ class Examples:
         return [len(source) for source in self.sources]
 
     def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
-        """What `collate` makes of some rows."""
-        return collate_rows([self.row(row) for row in rows], pad_id=pad_id, layout=self.layout)
+        """Collate some rows, as `collate_rows` does."""
+        chosen = [(self.sources[row], self.targets[row]) for row in rows]
+        return collate_rows(chosen, pad_id=pad_id, layout=self.layout)
 
 
 def tokenize_rows(
-    rows: Rows,
-    tokenizer: PreTrainedTokenizerBase,
-    data: DataBase,
-    *,
-    joined: bool = False,
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase, *, joined: bool = False
 ) -> Examples:
-    """Token ids of `rows`, at most `max_source_length` and `max_target_length` with the eos.
+    """Tokenize `rows`, to at most `max_source_length` and `max_target_length` with the eos.
 
-    What is longer is cut as `data.truncate` says: see `encode`.
+    What is longer is cut as `data.truncate` says: see `encode_texts`.
 
     `joined`: for a decoder-only model, which reads a source and goes on with the target. Then
     both end with exactly one eos, whatever the tokenizer does by itself (the source's tells where
@@ -90,10 +84,10 @@ def tokenize_rows(
     if joined and (eos := tokenizer.eos_token_id) is None:
         raise StageError("the tokenizer has no eos token, with which a summary must end")
     sources, targets = source_ids(rows.texts, tokenizer, data, eos=eos), IdRows()
+    limit, how = data.max_target_length, data.truncate
     for start in range(0, len(rows), CHUNK):
-        part, limit = list(rows.summaries[start : start + CHUNK]), data.max_target_length
-        found = encode_texts(part, tokenizer, limit, truncate=data.truncate, target=True, eos=eos)
-        targets.extend(found)
+        part = list(rows.summaries[start : start + CHUNK])
+        targets.extend(encode_texts(part, tokenizer, limit, truncate=how, target=True, eos=eos))
     return Examples(sources, targets, "joined" if joined else "pairs")
 
 
@@ -104,19 +98,17 @@ def source_ids(
     *,
     eos: int | None = None,
 ) -> IdRows:
-    """Token ids of each text with the prefix, at most `max_source_length`; ended with `eos`."""
-    ids = IdRows()
-    limit, begin = data.max_source_length, len(data.prefix)
+    """Tokenize each text with the prefix, to at most `max_source_length`; ended with `eos`."""
+    ids, limit, how = IdRows(), data.max_source_length, data.truncate
     for start in range(0, len(texts), CHUNK):
         part = [data.prefix + text for text in texts[start : start + CHUNK]]
-        ids.extend(
-            encode_texts(part, tokenizer, limit, truncate=data.truncate, begin=begin, eos=eos)
-        )
+        begin = len(data.prefix)
+        ids.extend(encode_texts(part, tokenizer, limit, truncate=how, begin=begin, eos=eos))
     return ids
 
 
 def tokenize_labelled(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase) -> Examples:
-    """Token ids of `rows`, at most `max_source_length`, and the labels that the rows have."""
+    """Tokenize `rows`, to at most `max_source_length`, with the labels that they have."""
     sources = source_ids(rows.texts, tokenizer, data)
     return Examples(sources, rows.labels, "class" if data.task == "single_label" else "labels")
 
@@ -147,20 +139,17 @@ def write_pseudo_labels(path: Path, labels: Sequence[WrittenTexts]) -> None:
 
 
 def read_pseudo_labels(path: Path) -> list[WrittenTexts]:
-    """What `write_pseudo_labels` wrote."""
+    """Read what `write_pseudo_labels` wrote."""
     with path.open(encoding="utf-8", newline="\n") as stream:
         return [WrittenTexts(**json.loads(line)) for line in stream]
 
 
 def with_pseudo_labels(rows: Rows, labels: Sequence[WrittenTexts]) -> Rows:
-    """The same texts with `labels` as their summaries; a row whose label is empty keeps its own.
-
-    An empty label would teach to write nothing. Raises StageError for another number of rows.
-    """
+    """Replace summaries by `labels` that are not empty. Raises StageError for other counts."""
     if len(labels) != len(rows):
         raise StageError(
             f"targets: {len(labels)} pseudo-labels for {len(rows)} training rows; both stages must "
             "read the same rows"
         )
     both = zip(labels, rows.summaries, strict=True)
-    return Rows(rows.texts, [own if label.empty else label.summary for label, own in both])
+    return Rows(rows.texts, [given if label.empty else label.summary for label, given in both])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +27,16 @@ def is_marian(folder: Path) -> bool:
     return (folder / MARIANS).is_file() and not (folder / FILE).is_file()
 
 
+@dataclass(frozen=True)
 class TokenizedTexts:
     """What `Tokens` gives for some texts."""
 
-    def __init__(self, input_ids: list[list[int]], encodings: Sequence[Encoding] = ()) -> None:
-        self.input_ids, self.encodings = input_ids, encodings
+    input_ids: list[list[int]]
+    encodings: Sequence[Encoding] = ()
 
 
 class Tokens:
-    """The part of transformers' fast tokenizers that `compressor.data.examples` uses.
-
-    It reads what they saved, so that ids are the same; an export's check compares them.
-    """
+    """The part of transformers' fast tokenizers that `examples` uses, with the same ids."""
 
     is_fast = True
 
@@ -49,16 +48,14 @@ class Tokens:
 
     @classmethod
     def load(cls, folder: Path) -> Tokens:
-        """The tokenizer that was saved in a model's directory. Raises StageError without one."""
+        """Load the tokenizer that was saved in a model's directory. Raises StageError."""
         from tokenizers import Tokenizer
 
         if is_marian(folder):
             return MarianTokens(folder)
         if not (folder / FILE).is_file():
             raise StageError(f"{folder} has no {FILE}; the tokenizer must be a fast one")
-        settings = {}
-        if (folder / SETTINGS).is_file():
-            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        settings = _read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
         try:
             tokenizer = Tokenizer.from_file(str(folder / FILE))
         except Exception as error:  # the library raises nothing narrower
@@ -66,9 +63,7 @@ class Tokens:
         return cls(tokenizer, settings)
 
     def _id(self, token: object) -> int | None:
-        """The id of a token as settings write it: its text, or a mapping that has the text."""
-        text = token.get("content") if isinstance(token, dict) else token
-        return None if text is None else self._tokenizer.token_to_id(str(text))
+        return None if token is None else self._tokenizer.token_to_id(_get_token_text(token))
 
     def __call__(
         self,
@@ -79,24 +74,24 @@ class Tokens:
         max_length: int = 0,
         add_special_tokens: bool = True,
     ) -> TokenizedTexts:
-        """Ids of each text, at most `max_length` of them where `truncation` is on."""
-        if truncation:
-            self._tokenizer.enable_truncation(max_length, direction=self.truncation_side)
-        else:
-            self._tokenizer.no_truncation()
+        """Tokenize each text into at most `max_length` ids, where `truncation` is on."""
         texts = list(text if text is not None else text_target or ())
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        return self._encode(texts, max_length if truncation else None, special=add_special_tokens)
+
+    def _encode(self, texts: list[str], limit: int | None, *, special: bool) -> TokenizedTexts:
+        if limit is None:
+            self._tokenizer.no_truncation()
+        else:
+            self._tokenizer.enable_truncation(limit, direction=self.truncation_side)
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=special)
         return TokenizedTexts([encoding.ids for encoding in encodings], encodings)
 
     def batch_decode(
         self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = False
     ) -> list[str]:
-        """The text of each row of ids."""
-        return list(
-            self._tokenizer.decode_batch(
-                [list(row) for row in rows], skip_special_tokens=skip_special_tokens
-            )
-        )
+        """Decode each row of ids."""
+        ids = [list(row) for row in rows]
+        return list(self._tokenizer.decode_batch(ids, skip_special_tokens=skip_special_tokens))
 
 
 _LANGUAGE = re.compile(r">>.*?<<", re.DOTALL)
@@ -122,40 +117,27 @@ class MarianTokens(Tokens):
             written, writer = "target_vocab.json", "target.spm"
         self._source = SentencePieceProcessor(model_file=str(folder / MARIANS))
         self._writer = SentencePieceProcessor(model_file=str(folder / writer))
-        added = {
-            int(i): _get_token_text(each) for i, each in settings["added_tokens_decoder"].items()
-        }
-        special = {
-            _get_token_text(each) for name, each in settings.items() if name.endswith("_token")
-        }
-        special |= set(map(_get_token_text, settings.get("additional_special_tokens") or ()))
-        self._special = special
+        decoder = settings["added_tokens_decoder"]
+        added = {int(i): _get_token_text(token) for i, token in decoder.items()}
+        special = [token for name, token in settings.items() if name.endswith("_token")]
+        special += settings.get("additional_special_tokens") or ()
+        self._special = set(map(_get_token_text, special))
         self._ids = _read_json(folder / "vocab.json") | {text: i for i, text in added.items()}
         self._pieces = {i: piece for piece, i in _read_json(folder / written).items()} | added
         self._unknown = self._ids[_get_token_text(settings["unk_token"])]
         self.eos_token_id = self._ids[_get_token_text(settings["eos_token"])]
         self.truncation_side = str(settings.get("truncation_side", "right"))
-        longest_first = sorted(map(re.escape, {*added.values(), *special}), key=len, reverse=True)
+        tokens = {*added.values(), *self._special}
+        longest_first = sorted(map(re.escape, tokens), key=len, reverse=True)
         self._added = re.compile(f"({'|'.join(longest_first)})")
 
-    def __call__(
-        self,
-        text: Sequence[str] | None = None,
-        *,
-        text_target: Sequence[str] | None = None,
-        truncation: bool = False,
-        max_length: int = 0,
-        add_special_tokens: bool = True,
-    ) -> TokenizedTexts:
-        """Ids of each source text, at most `max_length` of them where `truncation` is on."""
-        assert text_target is None, "nothing is trained with an exported model"
-        end = [self.eos_token_id] if add_special_tokens else []
-        room = max(0, max_length - len(end))
+    def _encode(self, texts: list[str], limit: int | None, *, special: bool) -> TokenizedTexts:
+        end = [self.eos_token_id] if special else []
         rows = []
-        for each in text or ():
-            ids = [self._ids.get(piece, self._unknown) for piece in self._split(each)]
-            if truncation and len(ids) > room:
-                ids = ids[:room] if self.truncation_side == "right" else ids[len(ids) - room :]
+        for text in texts:
+            ids = [self._ids.get(piece, self._unknown) for piece in self._split(text)]
+            room = len(ids) if limit is None else max(0, limit - len(end))
+            ids = ids[:room] if self.truncation_side == "right" else ids[max(0, len(ids) - room) :]
             rows.append(ids + end)
         return TokenizedTexts(rows)
 
@@ -173,7 +155,7 @@ class MarianTokens(Tokens):
     def batch_decode(
         self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = False
     ) -> list[str]:
-        """The text of each row of ids."""
+        """Decode each row of ids."""
         texts = []
         for row in rows:
             text, pieces = "", []
@@ -195,5 +177,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _get_token_text(token: Any) -> str:
-    """A token as settings write it: its text, or a mapping that has the text."""
+    """Read a token as settings write it: its text, or a mapping that has the text."""
     return str(token["content"] if isinstance(token, dict) else token)

@@ -1,7 +1,4 @@
-"""Rows of files as people have them: CSV, JSON, Parquet, Arrow. What a row means is in `rows`.
-
-A file can be anybody's: how long a line and how many columns a table may have stands here.
-"""
+"""Read rows of files as people have them: CSV, JSON, Parquet, Arrow; anybody's, so with limits."""
 
 from __future__ import annotations
 
@@ -10,13 +7,16 @@ import csv
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 from compressor.core.errors import StageError
+from compressor.core.files import file_digest
 
 LONGEST_LINE = 64_000_000
 """Characters of a line, or of a row; a text of 10 MB has room."""
@@ -49,8 +49,6 @@ _PIECE = 2**16
 
 _BATCH = 1_000
 
-TAB = "\t"
-
 
 @dataclass(frozen=True)
 class Format:
@@ -74,20 +72,20 @@ class Table:
 
 
 def find_format(path: Path) -> str | None:
-    """What a path is by its ending, in any case of letters; None for what is not read."""
+    """Name a path's format by its ending, in any case of letters; None for what is not read."""
     if path.is_dir():
         return "saved" if (path / _SAVED).is_file() else None
     return FORMATS.get(path.suffix.lower())
 
 
 def saved_split(path: Path, split: str) -> Path:
-    """A path or, of a folder with several splits of `datasets`, the one that has this name."""
+    """Give a path or, of a folder with several splits of `datasets`, the one of this name."""
     several = (path / _SAVED_SPLITS).is_file() and (path / split / _SAVED).is_file()
     return path / split if several else path
 
 
 def data_sha256(path: Path) -> str:
-    """The SHA-256 of a file or, of a folder of `datasets`, of its files' digests in their order."""
+    """Digest a file or, of a folder of `datasets`, its files' digests in their order."""
     if not path.is_dir():
         return file_sha256(path)
     digests = [file_sha256(part) for part in _saved_parts(path)]
@@ -95,7 +93,7 @@ def data_sha256(path: Path) -> str:
 
 
 def _saved_parts(path: Path) -> list[Path]:
-    """The files of a folder that `datasets` saved. Raises StageError where they are not there."""
+    """List the files of a folder that `datasets` saved. Raises StageError where one is missing."""
     try:
         state = json.loads((path / _SAVED).read_text(encoding="utf-8"))
         parts = [path / Path(part["filename"]).name for part in state["_data_files"]]
@@ -110,7 +108,7 @@ def _saved_parts(path: Path) -> list[Path]:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file begins as compressed ones and archives do, or has a tar's mark."""
+    """Tell whether a file begins as compressed ones and archives do, or has a tar's mark."""
     if path.is_dir():
         return False
     with path.open("rb") as stream:
@@ -119,16 +117,14 @@ def is_packed(path: Path) -> bool:
 
 
 def find_separator(path: Path, form: Format) -> str:
-    """What stands between the cells of a file."""
-    return form.separator or (TAB if path.suffix.lower() == ".tsv" else ",")
+    """Give what stands between the cells of a file."""
+    return form.separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
 
 
 def suggest_separator(header: str) -> str:
-    """What to say of a header that a separator should have divided; "" where it has no other."""
-    signs = [sign for sign in ";\t|," if sign in header]
-    if not signs:
-        return ""
-    return f"; \"data.separator='{'tab' if signs[0] == TAB else signs[0]}'\" divides its columns"
+    """Suggest a separator for a header that is one cell; "" where it has none."""
+    sign = next((sign for sign in ";\t|," if sign in header), "").replace("\t", "tab")
+    return f"; \"data.separator='{sign}'\" divides its columns" if sign else ""
 
 
 def open_table(path: Path, form: Format, columns: Sequence[str]) -> Table:
@@ -147,7 +143,7 @@ def open_table(path: Path, form: Format, columns: Sequence[str]) -> Table:
             table = _arrow_table(_saved_parts(path) if kind == "saved" else [path], columns)
     except (ValueError, OSError, KeyError, csv.Error, RecursionError) as error:
         raise _explain_error(path, form, error) from error
-    return Table(_explain_errors(table.rows, path, form), table.columns, table.class_names)
+    return replace(table, rows=_explain_errors(table.rows, path, form))
 
 
 def _explain_errors(rows: Iterator[Any], path: Path, form: Format) -> Iterator[Any]:
@@ -158,15 +154,12 @@ def _explain_errors(rows: Iterator[Any], path: Path, form: Format) -> Iterator[A
 
 
 def _explain_error(path: Path, form: Format, error: Exception) -> StageError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, UnicodeDecodeError):
         with path.open("rb") as stream:
-            wide = stream.read(2) in (b"\xff\xfe", b"\xfe\xff")
-        other = "utf-16" if wide else "cp1252"
-        reason = (
-            f"its text is not {form.encoding}; name its encoding, such as data.encoding={other}"
-        )
-    else:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+            other = "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "cp1252"
+        cure = f"name its encoding, such as data.encoding={other}"
+        reason = f"its text is not {form.encoding}; {cure}"
     return StageError(f"data: cannot read {path}: {reason}")
 
 
@@ -176,7 +169,7 @@ def _open_text(path: Path, form: Format) -> TextIO:
 
 
 def _read_lines(stream: TextIO) -> Iterator[str]:
-    """The lines of a file. Raises ValueError for one that is too long to be a line of a table."""
+    """Yield the lines of a file. Raises ValueError for one that is too long for a table."""
     while line := stream.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE:
             raise ValueError(f"a line has more than {LONGEST_LINE:,} characters")
@@ -185,23 +178,23 @@ def _read_lines(stream: TextIO) -> Iterator[str]:
 
 def _csv_table(path: Path, form: Format) -> Table:
     records = _csv_records(path, form)
-    number, first = next(records, (0, []))
+    first = next(records, (0, []))
     if form.header is True:
-        names = _number_repeated(first)
+        names = _number_repeated(first[1])
     else:
-        names = list(form.header or map(str, range(len(first))))
-    if form.header is not True and first:
-        records = _put_back((number, first), records)
+        names = list(form.header or map(str, range(len(first[1]))))
+        records = chain([first] if first[1] else [], records)
     return Table(_csv_rows(names, records), names)
 
 
 def _csv_records(path: Path, form: Format) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each record, with the number of its last line. Blank lines are none."""
+    """Yield the cells of each record that is not blank, with the number of its last line."""
+    separator = find_separator(path, form)
     with _open_text(path, form) as stream:
         csv.field_size_limit(LONGEST_LINE)
         reader = csv.reader(
             _read_lines(stream),
-            delimiter=find_separator(path, form),
+            delimiter=separator,
             quotechar=form.quote,
             quoting=csv.QUOTE_NONE if form.quote is None else csv.QUOTE_MINIMAL,
             strict=True,
@@ -214,15 +207,9 @@ def _csv_records(path: Path, form: Format) -> Iterator[tuple[int, list[str]]]:
             hint = "; data.quote=null takes quotation marks as text" if form.quote else ""
             stream.seek(0)
             header = stream.readline(LONGEST_LINE)
-            if reader.line_num == 1 or find_separator(path, form) not in header:
-                header = header.replace(find_separator(path, form), "")
-                hint = suggest_separator(header) or hint
+            if reader.line_num == 1 or separator not in header:
+                hint = suggest_separator(header.replace(separator, "")) or hint
             raise ValueError(f"line {reader.line_num}: {error}{hint}") from error
-
-
-def _put_back(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def _csv_rows(
@@ -237,24 +224,20 @@ def _csv_rows(
 
 
 def _number_repeated(names: Sequence[str]) -> list[str]:
-    """Column names; the second `text` is `text.1`."""
-    seen: dict[str, int] = {}
+    """Number names that stand twice: the second `text` is `text.1`."""
+    counts = Counter[str]()
     distinct = []
     for name in names:
-        count = seen.get(name, 0)
-        seen[name] = count + 1
-        distinct.append(f"{name}.{count}" if count else name)
+        distinct.append(f"{name}.{counts[name]}" if counts[name] else name)
+        counts[name] += 1
     return distinct
 
 
 def _json_rows(path: Path, form: Format) -> Iterator[Mapping[str, Any]]:
-    """The rows of a file that is an array, or has a line for each."""
+    """Yield the rows of a file that is an array, or has a line for each."""
     with _open_text(path, form) as stream:
-        begin = stream.read(_PIECE)
-        while begin and not begin.strip():
-            begin = stream.read(_PIECE)
+        is_array = _skip_space("", stream).startswith("[")
         stream.seek(0)
-        is_array = begin.lstrip().startswith("[")
         values = _array_values(stream) if is_array else _line_values(stream)
         for place, value in values:
             if not isinstance(value, dict):
@@ -274,37 +257,41 @@ def _line_values(stream: TextIO) -> Iterator[tuple[str, Any]]:
 
 
 def _array_values(stream: TextIO) -> Iterator[tuple[str, Any]]:
-    """The items of a JSON array, without the whole of it in memory."""
-    decoder = json.JSONDecoder()
-    text = _skip_space("", stream)[1:]
+    """Yield the items of a JSON array, without the whole of it in memory."""
+    text = _skip_space(_skip_space("", stream)[1:], stream)
     number = 0
-    text = _skip_space(text, stream)
     while not (number == 0 and text.startswith("]")):
-        try:
-            value, end = decoder.raw_decode(text)
-        except RecursionError as error:
-            raise ValueError(f"row {number}: a value is nested too deeply") from error
-        except json.JSONDecodeError as error:
-            if len(text) > LONGEST_LINE:
-                raise ValueError(f"a row has more than {LONGEST_LINE:,} characters") from None
-            if not (more := stream.read(max(_PIECE, len(text)))):
-                raise ValueError(f"row {number}: {error.msg}") from error
-            text += more
-            continue
+        value, text = _decode_value(text, stream, f"row {number}")
         yield f"row {number}", value
-        number += 1
-        text = _skip_space(text[end:], stream)
+        text = _skip_space(text, stream)
         if text.startswith("]"):
             break
         if not text.startswith(","):
-            raise ValueError(f"after row {number - 1}: expected ',' or ']', got {text[:20]!r}")
+            raise ValueError(f"after row {number}: expected ',' or ']', got {text[:20]!r}")
         text = _skip_space(text[1:], stream)
+        number += 1
     if rest := _skip_space(text[1:], stream):
         raise ValueError(f"after the array: {rest[:20]!r}; a file is one array, or a row a line")
 
 
+def _decode_value(text: str, stream: TextIO, place: str) -> tuple[Any, str]:
+    """Decode a value, reading on until it is whole; give what comes after it, too."""
+    while True:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text)
+            return value, text[end:]
+        except RecursionError as error:
+            raise ValueError(f"{place}: a value is nested too deeply") from error
+        except json.JSONDecodeError as error:
+            if len(text) > LONGEST_LINE:
+                raise ValueError(f"a row has more than {LONGEST_LINE:,} characters") from None
+            if not (more := stream.read(max(_PIECE, len(text)))):
+                raise ValueError(f"{place}: {error.msg}") from error
+            text += more
+
+
 def _skip_space(text: str, stream: TextIO) -> str:
-    """What comes after white space, read on where a text has no more; "" at the end."""
+    """Give what comes after white space, reading on where needed; "" at the end."""
     text = text.lstrip()
     while not text and (text := stream.read(_PIECE)):
         text = text.lstrip()
@@ -346,7 +333,7 @@ def _arrow_table(paths: Sequence[Path], columns: Sequence[str]) -> Table:
 
 
 def _select_columns(names: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """Those of a table's columns that are read; of `answers.text` it is `answers`."""
+    """List those of a table's columns that are read; of `answers.text` it is `answers`."""
     heads = {column if column in names else column.partition(".")[0] for column in columns}
     return [name for name in names if name in heads]
 
@@ -357,7 +344,7 @@ def _batch_rows(batches: Iterator[Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def class_names(schema: Any) -> dict[str, Sequence[str]]:
-    """What `datasets` says in a file that the numbers of its columns stand for, by dotted names."""
+    """Map columns, by dotted names, to what `datasets` says that their numbers stand for."""
     about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     return dict(_class_names("", about.get("info", {}).get("features", {})))
 
@@ -378,31 +365,22 @@ _SETTLED_SECONDS = 2.0
 """A file that was changed a moment ago may change again within one tick of its file system's clock:
 its times do not tell yet."""
 
-_FILES = 256
-"""Digests that are remembered."""
-
 
 def file_sha256(path: Path) -> str:
-    """In hexadecimal. Planning asks for each stage that reads the file, and running twice more:
-    of 5 GB each time would take some 5 to 15 s.
+    """Compute a file's SHA-256, once while it stays the same: of 5 GB it takes some 5 to 15 s, and
+    planning asks for each stage that reads the file.
 
     A file counts as the same while its inode, size, and times of content and of status are; the
     last no program can set.
     """
-    about = path.stat()
-    place = str(path.resolve())
+    about, place = path.stat(), path.resolve()
     changed = max(about.st_mtime, about.st_ctime)
     if time.time() - changed < _SETTLED_SECONDS:  # or in the future, of a clock that jumped
-        return _read_digest(place)
+        return file_digest(place)
     known = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
     return _remember_digest(place, known)
 
 
-@lru_cache(_FILES)
-def _remember_digest(place: str, _: tuple[int, ...]) -> str:
-    return _read_digest(place)
-
-
-def _read_digest(place: str) -> str:
-    with Path(place).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+@lru_cache(256)
+def _remember_digest(place: Path, _: tuple[int, ...]) -> str:
+    return file_digest(place)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from compressor.core.errors import Unreachable
 from compressor.core.failures import explain_error
@@ -22,7 +22,7 @@ SILENCE_SECONDS = 60.0
 
 @cache
 def resolve_commit(repository: str, revision: str, kind: Kind) -> str:
-    """The commit that `revision` of `repository` stands for: asked of the hub, or of its cache.
+    """Find the commit that `revision` of `repository` stands for, at the hub or in its cache.
 
     Raises Unreachable where neither knows, ValueError where the hub says there is no such thing.
     """
@@ -60,33 +60,27 @@ def resolve_commit(repository: str, revision: str, kind: Kind) -> str:
 
 
 def fetch_file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path:
-    """One file of a commit, from the cache or downloaded, with the content that the hub names.
+    """Give one file of a commit, from the cache or downloaded, with the content that the hub names.
 
     Raises Unreachable, FileNotFoundError.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         with explain_unreachable(f"{name} of {repository!r}"):
             _ask_once(repository, name, commit_hash, kind)
-            path = hf_hub_download(
-                repository, name, revision=commit_hash, repo_type=kind, etag_timeout=5
-            )
-    except LocalEntryNotFoundError as error:
-        raise Unreachable(
-            f"{name} of {repository!r} is not on this machine and the hub cannot be reached"
-            f"{_find_reason(error.__cause__)}"
-        ) from error
+            about: Any = {"revision": commit_hash, "repo_type": kind, "etag_timeout": 5}
+            path = Path(hf_hub_download(repository, name, **about))
     except EntryNotFoundError as error:
         raise FileNotFoundError(f"{repository!r} has no file {name!r}") from error
-    require_whole([Path(path)], repository)
-    return Path(path)
+    require_whole([path], repository)
+    return path
 
 
 @cache
 def find_file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path | None:
-    """`file`, asked for once a process; None where the commit has none. Raises Unreachable."""
+    """Fetch a file, once a process; None where the commit has none. Raises Unreachable."""
     try:
         return fetch_file(repository, name, commit_hash, kind)
     except FileNotFoundError:
@@ -94,29 +88,19 @@ def find_file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path 
 
 
 def fetch_files(repository: str, commit_hash: str, patterns: Sequence[str]) -> Path:
-    """A folder with a model's files of these patterns, each with the content that the hub names.
+    """Give a folder with a model's files of these patterns, as the hub names their contents.
 
     What is in the cache is not fetched again, but looked at. Raises Unreachable.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        with explain_unreachable(repr(repository)):
-            _bound_waits()
-            found = snapshot_download(
-                repository, revision=commit_hash, allow_patterns=list(patterns), etag_timeout=5
-            )
-    except LocalEntryNotFoundError as error:
-        raise Unreachable(
-            f"{repository!r} is not whole on this machine and the hub cannot be reached"
-            f"{_find_reason(error.__cause__)}"
-        ) from error
-    named = (path for path in Path(found).rglob("*") if path.is_file())
-    require_whole(
-        [path for path in named if any(fnmatch(path.name, each) for each in patterns)], repository
-    )
-    return Path(found)
+    with explain_unreachable(repr(repository)):
+        _bound_waits()
+        about: Any = {"revision": commit_hash, "allow_patterns": list(patterns), "etag_timeout": 5}
+        folder = Path(snapshot_download(repository, **about))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    require_whole([p for p in files if any(fnmatch(p.name, item) for item in patterns)], repository)
+    return folder
 
 
 def _bound_waits() -> None:
@@ -127,9 +111,7 @@ def _bound_waits() -> None:
 
 
 def _ask_once(repository: str, name: str, commit_hash: str, kind: Kind) -> None:
-    """Ask for a file that is not in the cache, once: of a hub that is silent the library itself
-    asks six times, a minute each.
-    """
+    """Ask for a file that is not in the cache once: the library asks a silent hub six times."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -159,7 +141,7 @@ def require_whole(paths: Sequence[Path], repository: str) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a cached file has the content that its name there tells, where that tells any."""
+    """Tell whether a cached file has the content that its name there tells, where it tells any."""
     named = path.resolve()
     if named.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", named.name):
         return True  # a copy, where a file system has no links
@@ -172,14 +154,17 @@ def _is_whole(path: Path) -> bool:
 
 @contextmanager
 def explain_unreachable(what: str) -> Iterator[None]:
-    """Turn what the network does to a download into Unreachable. What is not there stays an error
-    of its own: FileNotFoundError, or the hub's answer 404.
+    """Turn what the network does to a download into Unreachable. What the hub does not have stays
+    an error of its own: FileNotFoundError, or the hub's answer 404.
     """
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         yield
-    except (LocalEntryNotFoundError, FileNotFoundError):
+    except LocalEntryNotFoundError as error:
+        absent = "is not whole on this machine and the hub cannot be reached"
+        raise Unreachable(f"{what} {absent}{_find_reason(error.__cause__)}") from error
+    except FileNotFoundError:
         raise
     except HfHubHTTPError as error:
         if _read_status(error) == 404:
@@ -195,7 +180,7 @@ def explain_unreachable(what: str) -> Iterator[None]:
 
 
 def _is_of_network(error: Exception) -> bool:
-    """The HTTP library's own errors are not OSErrors; a file of another size than told is one."""
+    # The HTTP library's own errors are not OSErrors; a file of another size than told is one.
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or library in {"httpx", "httpx2", "httpcore", "httpcore2"}
 
@@ -206,7 +191,7 @@ def _read_status(error: Exception) -> int | None:
 
 
 def _find_reason(error: BaseException | None) -> str:
-    """What is known of it, to stand behind a sentence; nothing where nothing is."""
+    """Write what is known of an error, to stand behind a sentence; nothing where nothing is."""
     if error is None:
         return ""
     status = _read_status(error) if isinstance(error, Exception) else None
@@ -232,14 +217,12 @@ def _not_found(repository: str, kind: Kind, error: Exception) -> str:
 
 
 def _find_reference(repository: str, revision: str, kind: Kind) -> Path:
-    """Where the cache tells of a branch's or tag's commit."""
+    """Name the file in which the cache tells of a branch's or tag's commit."""
     return _cache_folder(repository, kind) / "refs" / revision
 
 
 def _note_commit(repository: str, revision: str, kind: Kind, sha: str) -> None:
-    """Have the cache tell of a commit as it does of what is fetched by a branch's name, so that the
-    same command needs no network. A commit that is not there takes no other's place.
-    """
+    """Note a commit in the cache, as a download by name does: the command then needs no network."""
     reference = _find_reference(repository, revision, kind)
     known = _cache_folder(repository, kind) / "snapshots" / sha
     if known.is_dir() or not reference.is_file():

@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from compressor.core.settings import Integer, Listed
-from compressor.data.rows import (
-    Rows,
-    require_labels,
+from compressor.data.rows import Rows, require_labels
+from compressor.data.source_base import (
+    DataBase,
+    Label,
+    Problem,
+    Split,
+    check_column,
+    keep_silent,
 )
-from compressor.data.source_base import DataBase, Label, Problem, Split, _keep_silent, _known_column
 
 VERSION = 1
 """Raise it when any row changes, so that results made from the older rows are not taken for new."""
@@ -117,7 +119,7 @@ _OPENINGS = ("Hello.", "Good morning.", "Dear team,", "Hi,", "")
 def make_messages(
     count: int, *, seed: int, split: str, single: bool
 ) -> Iterator[tuple[str, frozenset[str]]]:
-    """`count` messages with the labels each has: none to three of `LABELS`, or one if `single`.
+    """Make `count` messages with their labels: none to three of `LABELS`, or one if `single`.
 
     The same arguments give the same messages; a larger count goes on where a smaller one ends.
     Raises ValueError for an unknown split.
@@ -164,23 +166,21 @@ class Messages(DataBase):
         made = {"messages": VERSION, "seed": self.seed, "split": split}
         return made | {"n": self._count(split), "task": self.task, "labels": list(self.labels)}
 
-    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
-        """Nothing can be wrong with generated rows, but a column or a label that is not made."""
-        _known_column(self.text, ["text"], "text", "messages have", problem)
+    def check(self, split: Split, problem: Problem, warn: Problem = keep_silent) -> None:
+        """Report a column or a label that is not made."""
+        check_column(self.text, ["text"], "text", "messages have", problem)
         if self.label is not None:
             problem("label", "messages have no such column; set data.task and data.labels")
         for index, name in enumerate(self.labels):
-            _known_column(name, list(LABELS), f"labels.{index}", "messages have", problem)
+            check_column(name, list(LABELS), f"labels.{index}", "messages have", problem)
         if self.task == "single_label" and set(self.labels) != set(LABELS):
             problem("labels", "single_label wants all six: each message has one of them")
 
     def load(self, split: Split) -> Rows:
         single = self.task == "single_label"
         made = make_messages(self._count(split), seed=self.seed, split=split, single=single)
-        texts, labels = [], []
-        for text, given in made:
-            texts.append(text)
-            chosen = [int(name in given) for name in self.labels]
-            labels.append([chosen.index(1)] if single else chosen)
+        texts, names = zip(*made, strict=True)
+        labels = [[int(name in given) for name in self.labels] for given in names]
+        labels = [[row.index(1)] for row in labels] if single else labels
         require_labels(labels, self, split, "the generated messages")
-        return Rows(texts, [], labels)
+        return Rows(list(texts), [], labels)

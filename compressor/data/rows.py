@@ -1,7 +1,7 @@
-"""Rows of text with what is learned of them, and how they come out of a table. No files here.
+"""Rows of text with what is learned of them, and how they come out of a table.
 
 A table's rows are mappings of column → value. `RowReader` turns each into a `Row` or names the cell
-that is wrong; `collect` keeps few rows in lists and many in a file of Arrow.
+that is wrong; `collect_rows` keeps few rows in lists and many in a file of Arrow.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class Rows:
 
     @property
     def references(self) -> Sequence[str] | Sequence[Sequence[str]]:
-        """What a summary of each text is scored by."""
+        """The texts that a summary of each row is scored by."""
         return self.several or self.summaries
 
     def first(self, count: int) -> Rows:
-        """At most `count` rows from the beginning."""
+        """Take at most `count` rows from the beginning."""
         some = slice(count)
         return Rows(self.texts[some], self.summaries[some], self.labels[some], self.several[some])
 
     def take(self, places: Sequence[int]) -> Rows:
-        """The rows at `places`, in that order."""
+        """Take the rows at `places`, in that order."""
 
         def pick(values: Any) -> Any:
             if isinstance(values, Column):
@@ -102,15 +102,13 @@ class Row(NamedTuple):
 
 
 def find_value(row: Mapping[str, Any], column: str) -> Any:
-    """A row's value in a column; `answers.text` is the field `text` of `answers`, or of each item
-    of a list there. None where there is none.
-    """
+    """Read a row's value in a column, or None; `a.b` is the field `b` of `a`, or of its items."""
     value = _look_up(row, column)
     return None if value is _MISSING else value
 
 
 def has_column(row: Mapping[str, Any], column: str) -> bool:
-    """Whether a row has a value, if only null, in a column."""
+    """Tell whether a row has a value, if only null, in a column."""
     return _look_up(row, column) is not _MISSING
 
 
@@ -122,7 +120,7 @@ def _look_up(value: Any, column: str) -> Any:
         return _look_up(value[head], rest) if dot and head in value else _MISSING
     if isinstance(value, list):
         fields = [_look_up(item, column) for item in value]
-        return _MISSING if fields and all(each is _MISSING for each in fields) else fields
+        return _MISSING if fields and all(item is _MISSING for item in fields) else fields
     return None if value is None else _MISSING
 
 
@@ -130,13 +128,13 @@ class RowReader:
     """Turns rows of a table into rows that are used. Raises StageError at a cell that is wrong."""
 
     def __init__(
-        self, data: Columns, whose: str, class_names: Mapping[str, Sequence[str]] | None = None
+        self, data: Columns, origin: str, class_names: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         """`class_names`: column → what its numbers stand for, where the table says so."""
-        self._data, self._whose, self._names = data, whose, class_names or {}
+        self._data, self._origin, self._names = data, origin, class_names or {}
 
     def read(self, number: int, row: Mapping[str, Any]) -> Row:
-        """The row of this number, from 0."""
+        """Read the row of this number, from 0."""
         text = self._text(number, self._data.text, find_value(row, self._data.text))
         blank = self._data.text if is_blank(text) else ""
         if self._data.task != "summarization":
@@ -146,10 +144,10 @@ class RowReader:
         return Row(text, references, [], blank or (column if is_blank(references[0]) else ""))
 
     def _wrong(self, number: int, column: str, what: str) -> StageError:
-        return StageError(f"data: {self._whose}, row {number}, column {column!r}: {what}")
+        return StageError(f"data: {self._origin}, row {number}, column {column!r}: {what}")
 
     def _text(self, number: int, column: str, value: Any) -> str:
-        """A text, or a list of sentences as one."""
+        """Read a text, or a list of sentences as one."""
         if isinstance(value, list):
             return " ".join(self._text(number, column, sentence) for sentence in value)
         if value is None:
@@ -164,7 +162,7 @@ class RowReader:
     def _references(self, number: int, column: str, value: Any) -> list[str]:
         if not isinstance(value, list):
             return [self._text(number, column, value)]
-        texts = [self._text(number, column, each) for each in value]
+        texts = [self._text(number, column, item) for item in value]
         return [text for text in texts if not is_blank(text)] or [""]
 
     def _labels(self, number: int, row: Mapping[str, Any]) -> list[int]:
@@ -181,8 +179,8 @@ class RowReader:
         if not isinstance(value, list):
             hint = "; data.label_separator=',' splits a text" if isinstance(value, str) else ""
             raise self._wrong(number, column, f"{value!r:.40}, not a list of labels{hint}")
-        given = {self._label(number, column, each) for each in value}
-        return [int(place in given) for place in range(len(data.labels))]
+        places = {self._label(number, column, item) for item in value}
+        return [int(place in places) for place in range(len(data.labels))]
 
     def _truth(self, number: int, column: str, value: Any) -> int:
         text = str(value).strip().lower()
@@ -195,12 +193,12 @@ class RowReader:
         raise self._wrong(number, column, f"{what}, not 0 or 1")
 
     def _label(self, number: int, column: str, value: Any) -> int:
-        """A label's place: by its name as it is written, or by its number where no name is one."""
-        names, own = self._data.labels, self._names.get(column)
+        """Find a label's place: by its name as written, or by its number where no name is one."""
+        names, classes = self._data.labels, self._names.get(column)
         text = "" if value is None else str(value)
         is_number = isinstance(value, int) and not isinstance(value, bool)
-        if is_number and own is not None and 0 <= value < len(own):
-            text = own[value]
+        if is_number and classes is not None and 0 <= value < len(classes):
+            text = classes[value]
         for name in (text, text.strip(), text.lower() if isinstance(value, bool) else text):
             if name in names:
                 return names.index(name)
@@ -208,7 +206,8 @@ class RowReader:
         if whole is not None:  # 1.0, of a column with blanks
             if (name := whole[1]) in names:
                 return names.index(name)
-            if own is None and not any(map(_is_numeric, names)) and int(name) in range(len(names)):
+            is_place = classes is None and not any(map(_is_numeric, names))
+            if is_place and int(name) in range(len(names)):
                 return int(name)
         shown = value if text == str(value) else text
         what = "nothing" if not text.strip() else f"{shown!r:.40}"
@@ -224,7 +223,7 @@ def _is_numeric(text: str) -> bool:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has nothing but white space."""
+    """Tell whether a text has nothing but white space."""
     return not text or text.isspace()
 
 
@@ -238,9 +237,7 @@ class Collected:
 
 
 def collect_rows(rows: Iterable[Row], path: Callable[[], Path] | None = None) -> Collected:
-    """Keep rows in lists or, where they are many, in a file at `path`; what is there is not made
-    again, so that its name must say what is in it.
-    """
+    """Keep rows in lists or, where they are many, in a file, whose name says what is in it."""
     from filelock import FileLock
 
     rows = iter(rows)
@@ -254,47 +251,35 @@ def collect_rows(rows: Iterable[Row], path: Callable[[], Path] | None = None) ->
         return open_collected(place)
     few.extend(rows)
     references = [row.references for row in few]
-    several = references if any(len(each) > 1 for each in references) else []
-    return Collected(
-        Rows(
-            [row.text for row in few],
-            [each[0] for each in references if each],
-            [row.labels for row in few if row.labels],
-            several,
-        ),
-        {number: row.empty for number, row in enumerate(few) if row.empty},
+    collected = Rows(
+        [row.text for row in few],
+        [texts[0] for texts in references if texts],
+        [row.labels for row in few if row.labels],
+        references if any(len(texts) > 1 for texts in references) else [],
     )
+    return Collected(collected, {number: row.empty for number, row in enumerate(few) if row.empty})
 
 
 def _write_arrow(rows: Iterator[Row], path: Path) -> None:
     """Write rows to a file of Arrow, whole or not at all."""
     import pyarrow as pa
 
-    text = pa.large_string()
-    schema = pa.schema(
-        {
-            "text": text,
-            "references": pa.list_(text),
-            "labels": pa.list_(pa.int32()),
-            "empty": pa.string(),
-        }
-    )
+    text, numbers = pa.large_string(), pa.list_(pa.int32())
+    types = (text, pa.list_(text), numbers, pa.string())
+    schema = pa.schema(zip(Row._fields, types, strict=True))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as stream, pa.ipc.new_stream(stream, schema) as writer:
             while piece := list(islice(rows, _PIECE)):
-                columns = [
-                    pa.array(values, kind)
-                    for values, kind in zip(zip(*piece, strict=True), schema.types, strict=True)
-                ]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
+                columns = map(pa.array, zip(*piece, strict=True), types)
+                writer.write_batch(pa.record_batch(list(columns), schema=schema))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def open_collected(path: Path) -> Collected:
-    """The rows that `collect` has left in a file."""
+    """Open the rows that `collect_rows` has left in a file."""
     import numpy as np
     import pyarrow.compute as pc
     from datasets import Dataset
@@ -314,7 +299,7 @@ def open_collected(path: Path) -> Collected:
 
 
 class Column(Sequence[Any]):
-    """A column's values, read from the table's file when they are asked for: 5 GB stay on the disk.
+    """The values of a column, read from the file when they are asked for: 5 GB stay on the disk.
 
     In order, or many at once by a slice, that is as quick as a list; one alone takes some 0.1 ms.
     """
@@ -326,7 +311,7 @@ class Column(Sequence[Any]):
         self._read = 0
 
     def take(self, places: Sequence[int]) -> Column:
-        """The values at `places`, in that order."""
+        """Take the values at `places`, in that order."""
         return Column(self._table.select(places), self._name, first=self._first)
 
     def __len__(self) -> int:
@@ -354,17 +339,17 @@ class Column(Sequence[Any]):
             yield from self[start : start + _PIECE]
 
 
-def require_labels(labels: list[list[int]], data: Labels, split: str, whose: str) -> None:
+def require_labels(labels: list[list[int]], data: Labels, split: str, origin: str) -> None:
     """Raise StageError for a label that no row to train on has: nothing could be learned of it."""
     if split != "train" or data.task == "summarization":
         return
     if data.task == "multi_label":
-        there = {place for row in labels for place, one in enumerate(row) if one}
+        learned = {place for row in labels for place, one in enumerate(row) if one}
     else:
-        there = {number for (number,) in labels}
-    absent = [name for place, name in enumerate(data.labels) if place not in there]
+        learned = {number for (number,) in labels}
+    absent = [name for place, name in enumerate(data.labels) if place not in learned]
     if absent:
         raise StageError(
-            f"data.labels: no row of {whose} that is trained on has the label {absent[0]!r}; leave "
-            "it out, or allow more rows (data.rows.train)"
+            f"data.labels: no row of {origin} that is trained on has the label {absent[0]!r}; "
+            "leave it out, or allow more rows (data.rows.train)"
         )

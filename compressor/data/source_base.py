@@ -7,20 +7,11 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from compressor.core.errors import nearest
 from compressor.core.settings import SETTINGS, Counted, Integer, Listed, to_int
-from compressor.data.rows import (
-    Rows,
-    Task,
-)
+from compressor.data.rows import Rows, Task
 
 Split = Literal["train", "validation", "test"]
 
@@ -46,13 +37,12 @@ ColumnName = Annotated[
 Label = Annotated[str, Field(json_schema_extra={"pattern": "^[^;]+$"})]
 
 Share = Annotated[
-    float,
-    WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5}),
+    float, WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5})
 ]
 """Of train's rows, so that enough are left to train on."""
 
 
-def _keep_silent(path: str, message: str) -> None:
+def keep_silent(path: str, message: str) -> None:
     """Report nothing."""
 
 
@@ -123,7 +113,7 @@ class DataBase(BaseModel):
         return self
 
     def columns(self) -> dict[str, str]:
-        """The field that names each column which is read → the column."""
+        """Map each field that names a column which is read to the column."""
         if self.task == "summarization":
             return {"text": self.text, "summary": self.summary}
         if self.task == "single_label" or self.label is not None:
@@ -131,25 +121,23 @@ class DataBase(BaseModel):
         return {"text": self.text} | {f"labels.{i}": name for i, name in enumerate(self.labels)}
 
     def column_key(self) -> dict[str, Any]:
-        """What of a row is read, as a JSON value."""
+        """Describe what of a row is read, as a JSON value."""
         if self.task == "summarization":
             return {"text": self.text, "summary": self.summary}
         return self.columns() | {"task": self.task, "labels": list(self.labels)}
 
     def key(self, split: Split, reads: Reads) -> dict[str, Any]:
-        """What decides what is read of a split, beside the tokenizer. Raises Unreachable."""
-        cut = {"truncate"} if self.truncate != "tokens" else set()
-        limits = {
-            "texts": set(),
-            "sources": {"prefix", "max_source_length", *cut},
-            "pairs": {"prefix", "max_source_length", "max_target_length", *cut},
-        }
+        """Describe what decides what a stage reads, beside the tokenizer. Raises Unreachable."""
+        fields = set() if reads == "texts" else {"prefix", "max_source_length"}
+        if reads == "pairs" and self.task == "summarization":
+            fields.add("max_target_length")
+        if reads != "texts" and self.truncate != "tokens":
+            fields.add("truncate")
         rows = {"rows": getattr(self.rows, split), "content": self.content_key(split)}
-        unread = set() if self.task == "summarization" else {"max_target_length"}
-        return self.model_dump(include=limits[reads] - unread) | rows
+        return self.model_dump(include=fields) | rows
 
     def pin_revision(self) -> Self:
-        """The same source, with whatever may move held where it is now. Raises Unreachable."""
+        """Give the source with whatever may move held where it is now. Raises Unreachable."""
         return self
 
     @property
@@ -159,19 +147,20 @@ class DataBase(BaseModel):
 
     @abstractmethod
     def content_key(self, split: Split) -> Any:
-        """A JSON value that differs where the split's rows differ."""
+        """Give a JSON value that differs where the split's rows differ."""
 
     @abstractmethod
-    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
+    def check(self, split: Split, problem: Problem, warn: Problem = keep_silent) -> None:
         """Report what is wrong with a split, at the key (below `data`) that names it."""
 
     @abstractmethod
     def load(self, split: Split) -> Rows:
-        """All rows of a split that `rows` allows. Raises StageError on an empty split."""
+        """Read the rows of a split that `rows` allows. Raises StageError on an empty split."""
 
 
-def _known_column(name: str, columns: list[str], field: str, whose: str, problem: Problem) -> None:
+def check_column(name: str, columns: list[str], field: str, has: str, problem: Problem) -> None:
+    """Report a column that is not there. `has`: subject and verb, such as `bills have`."""
     if name not in columns:
         shown = ", ".join(columns[:20]) + (f" and {len(columns) - 20} more" * (len(columns) > 20))
         close = difflib.get_close_matches(name, columns[:1000], n=1) or columns[:20]
-        problem(field, f"no column {name!r}: {whose} {shown:.1000}; {nearest(name, close):.1000}")
+        problem(field, f"no column {name!r}: {has} {shown:.1000}; {nearest(name, close):.1000}")

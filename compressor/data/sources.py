@@ -1,4 +1,4 @@
-"""Where rows come from: generated bills, files, or a hub data set. No tokenization here.
+"""Where rows come from: generated bills or messages, files, or a hub data set. No tokens here.
 
 Planning asks a source for the digest of a split and for what is wrong with it, without reading
 more than it must; running asks it for the rows.
@@ -6,24 +6,19 @@ more than it must; running asks it for the rows.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    field_validator,
-)
+from pydantic import Field, field_validator
 
 from compressor.core.errors import StageError, Unreachable, nearest
 from compressor.core.files import expand_home
-from compressor.core.settings import Integer, Listed
+from compressor.core.settings import Listed
 from compressor.data import hub
 from compressor.data.bills import Bills
 from compressor.data.files import (
@@ -41,21 +36,14 @@ from compressor.data.files import (
     suggest_separator,
 )
 from compressor.data.messages import Messages
-from compressor.data.rows import (
-    Collected,
-    RowReader,
-    Rows,
-    collect_rows,
-    has_column,
-    require_labels,
-)
-from compressor.data.source_base import DataBase, Problem, Share, Split, _keep_silent, _known_column
-
-READER = 2
-"""Raise it when rows of the same bytes come out otherwise."""
+from compressor.data.rows import Collected, RowReader, Rows, collect_rows, has_column
+from compressor.data.source_base import Problem, Share, Split, check_column, keep_silent
+from compressor.data.split_source import HELD_OUT, READER, HeldSplit, SplitSource
 
 PLANNED_ROWS, PLANNED_CHARACTERS = 10_000, 4_000_000
 """How much of a file planning reads: some 0.1 s."""
+
+_NO_ROWS = Collected(Rows([]), {})
 
 
 @dataclass(frozen=True)
@@ -65,156 +53,9 @@ class Sample:
     columns: Sequence[str]
     missing: Mapping[str, str]
     """The field that names a column which no row has → the column."""
-    collected: Collected | StageError
-    is_whole: bool
+    collected: Collected | StageError = _NO_ROWS
+    is_whole: bool = True
     """Whether these are all the rows that a run will read."""
-
-
-class SplitSource(DataBase):
-    """What sources of other people's rows share: they can be empty, or held out of train."""
-
-    empty: Literal["error", "drop", "keep"] = Field(
-        "error",
-        description="What is done about rows whose text or summary is missing, empty or white "
-        "space: an error, or they are left out, or used as they are.",
-    )
-    label_separator: str | None = Field(
-        None,
-        min_length=1,
-        description="multi_label with `label`: what stands between the labels of a cell, such as "
-        "`,` of `3,10`; default: a row has a list.",
-    )
-    holdout: Share | dict[Literal["validation", "test"], Share] | None = Field(
-        None,
-        description="Share of train's rows, shuffled, that is held out for each split without rows "
-        "of its own, or for the splits that are named; what is neither is validation's rows.",
-    )
-    seed: Integer = Field(0, description="Of the shuffle before rows are held out.")
-
-    @field_validator("holdout")
-    @classmethod
-    def _leaves_rows_to_train_on(cls, value: Any) -> Any:
-        shares = value.values() if isinstance(value, dict) else [value]
-        if any(share is not None and not 0 < share < 0.5 for share in shares):
-            raise ValueError("expected a holdout above 0 and below 0.5")
-        return value
-
-    def column_key(self) -> dict[str, Any]:
-        more = {"label_separator": self.label_separator} if self.label_separator else {}
-        drop = {"empty": self.empty} if self.empty == "drop" else {}
-        return super().column_key() | more | drop
-
-    def _list_held_out(self, named: Collection[str]) -> dict[Split, float]:
-        """Each split that is held out of train → its share, given the splits that are `named`."""
-        splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
-        if isinstance(self.holdout, dict):  # in one order, however it is written
-            return {split: self.holdout[split] for split in splits if split in self.holdout}
-        if self.holdout is None:
-            return {}
-        return dict.fromkeys((split for split in splits if split not in named), self.holdout)
-
-    def _where(self, split: Split, named: Collection[str]) -> tuple[Split, Split]:
-        """Whose rows a split has (its own or validation's), and of which split they are a part."""
-        held = self._list_held_out(named)
-        if split == "test" and split not in named and split not in held:
-            split = "validation"
-        return split, "train" if split in held else split
-
-    def _check_split(
-        self, split: Split, named: Collection[str], field: str, problem: Problem
-    ) -> bool:
-        """Report a split without rows, or with two places they come from; whether all is well."""
-        both = sorted(self._list_held_out(named).keys() & set(named))
-        if both:
-            problem("holdout", f"{both[0]!r} is held out of train, and has its own in data.{field}")
-        elif self._where(split, named)[1] not in named:
-            hint = "" if split == "train" else "; or hold it out of train: data.holdout=0.1"
-            problem(field, f"nothing for the split {split!r}, which a stage reads{hint}")
-        else:
-            return True
-        return False
-
-    @property
-    @abstractmethod
-    def _named(self) -> Collection[str]:
-        """The splits that have rows of their own."""
-
-    @property
-    def scores_validation(self) -> bool:
-        """Whether the rows of the test split are those of validation."""
-        return self._where("test", self._named)[0] == "validation"
-
-    def _part(self, places: Sequence[int], split: Split) -> Sequence[int]:
-        """Which of train's rows, of which `places` are all, a split gets. Raises StageError where
-        they are too few.
-        """
-        import numpy as np
-
-        held, count = self._list_held_out(self._named), len(places)
-        if not held:
-            return places
-        sizes = {name: max(1, round(share * count)) for name, share in held.items()}
-        if sum(sizes.values()) >= count:
-            raise StageError(f"data.holdout: {count} rows are too few to hold any out and train")
-        order, start = np.random.default_rng(self.seed).permutation(count).tolist(), 0
-        for name, size in sizes.items():
-            if name == split:
-                return [places[place] for place in order[start : start + size]]
-            start += size
-        return [places[place] for place in order[start:]]
-
-    def _most_rows(self, split: Split) -> int | None:
-        """How many rows of a table have to be read for a split; None where it is all of them."""
-        all_count = self.empty == "drop" or self._list_held_out(self._named)
-        return None if all_count else getattr(self.rows, split)
-
-    def _reads_all(self, split: Split) -> bool:
-        """Whether a row at a table's beginning is used, in whichever split."""
-        return not self._list_held_out(self._named) or getattr(self.rows, split) is None
-
-    def _choose(self, collected: Collected, split: Split, whose: str) -> Rows:
-        """The rows of a split, from those of the table that `_where` says they are in."""
-        mine, source = self._where(split, self._named)
-        empty = collected.empty
-        places: Sequence[int] = range(len(collected.rows))
-        if self.empty == "drop" and empty:
-            places = [place for place in places if place not in empty]
-        if source == "train" and places:
-            places = self._part(places, mine)
-        places = places[: getattr(self.rows, split)]
-        if not places:
-            raise StageError(f"data: the split {split!r} of {whose} has no rows")
-        if self.empty != "drop" and empty:
-            chosen = set(places)
-            empty = {row: column for row, column in empty.items() if row in chosen}
-        rows = collected.rows
-        if len(places) < len(rows) or places != range(len(rows)):
-            rows = rows.take(places)
-        require_labels(rows.labels, self, split, whose)
-        return rows if not empty else replace(rows, note=self._judge_empty(empty, whose))
-
-    def _judge_empty(self, empty: Mapping[int, str], whose: str) -> str:
-        """What a person is told of empty rows. Raises StageError where they are an error."""
-        row, column = next(iter(empty.items()))
-        count = f"{len(empty):,} rows have" if len(empty) > 1 else "1 row has"
-        what = f"{whose}: {count} no text or no summary (row {row}, column {column!r}"
-        if self.task != "summarization":
-            what = f"{whose}: {count} no text (row {row}, column {column!r}"
-        what += ", is the first)" if len(empty) > 1 else ")"
-        if self.empty == "error":
-            ways = "data.empty=drop leaves such rows out, data.empty=keep uses them"
-            raise StageError(f"data.empty: {what}; {ways}")
-        done = "left out" if self.empty == "drop" else "kept"
-        return f"{what}, {done} as data.empty={self.empty} says"
-
-    def _place_of_rows(self, content: Any) -> Path:
-        """Where rows that are too many for memory are kept, by what decides them."""
-        from datasets import config
-
-        about = {"reader": READER, "content": content, "columns": self.column_key()}
-        text = json.dumps(about | {"task": self.task}, sort_keys=True)
-        name = hashlib.sha256(text.encode()).hexdigest()
-        return Path(config.HF_DATASETS_CACHE) / "compressor-rows" / f"{name}.arrow"
 
 
 class Files(SplitSource):
@@ -262,71 +103,56 @@ class Files(SplitSource):
         return Format(self.separator, self.quote, self.header, self.encoding)
 
     @property
-    def _named(self) -> Collection[str]:
+    def own_splits(self) -> Collection[str]:
         return [split for split, path in self.files.items() if path is not None]
 
     def _path(self, split: Split) -> Path | None:
-        split = self._where(split, self._named)[1]
+        split = self._locate_rows(split)[1]
         name = self.files.get(split)
         return saved_split(expand_home(name), split) if name else None
 
     def _reading(self, path: Path) -> dict[str, Any]:
         """What of the settings decides how this file is read, as a JSON value."""
-        kind = find_format(path)
-        usual, given = Format(), self._format
+        kind, usual, chosen = find_format(path), Format(), self._format
         fields = {"csv": ("quote", "header", "encoding"), "json": ("encoding",)}.get(kind or "", ())
-        changed = {name: getattr(given, name) for name in fields}
-        changed = {name: v for name, v in changed.items() if v != getattr(usual, name)}
-        if kind == "csv" and (separator := find_separator(path, given)) != ",":
-            changed["separator"] = separator
-        return changed
+        settings = {name: getattr(chosen, name) for name in fields}
+        settings = {name: v for name, v in settings.items() if v != getattr(usual, name)}
+        if kind == "csv" and (separator := find_separator(path, chosen)) != ",":
+            settings["separator"] = separator
+        return settings
 
     def content_key(self, split: Split) -> Any:
         path = self._path(split)
         if path is None or find_format(path) is None or not path.exists():
             return None  # `check` reports it
-        held = self._list_held_out(self._named)
-        split, whose = self._where(split, self._named)
-        part = (
-            {"held": held, "seed": self.seed, "split": split} if held and whose == "train" else {}
-        )
+        shares = self._list_shares()
+        name, read_from = self._locate_rows(split)
+        part = {"held": shares, "seed": self.seed, "split": name}
         try:
-            sha256 = data_sha256(path)
+            content = {"sha256": data_sha256(path), "reader": READER, **self._reading(path)}
         except StageError:
             return None  # as before
-        content = {"sha256": sha256, "reader": READER, **self._reading(path)}
-        return {**content, **self.column_key(), **part}
+        return content | self.column_key() | (part if shares and read_from == "train" else {})
 
-    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
-        if not self._check_split(split, self._named, "files", problem):
+    def check(self, split: Split, problem: Problem, warn: Problem = keep_silent) -> None:
+        if not self._check_split(split, "files", problem):
             return
         try:
             "".encode(self.encoding)
         except (LookupError, ValueError):
             problem("encoding", f"no encoding {self.encoding!r}; utf-8, utf-16 or cp1252, say")
             return
-        path, key = self._path(split), f"files.{self._where(split, self._named)[1]}"
+        path, key = self._path(split), f"files.{self._locate_rows(split)[1]}"
         assert path is not None, "a split that has rows has a file"
-        if path.is_dir() and (path / "dataset_dict.json").is_file():
-            parts = ", ".join(sorted(part.parent.name for part in path.glob("*/state.json")))
-            problem(key, f"{path} has the splits {parts}; name one of these folders")
-        elif path.is_dir() and find_format(path) is None:
-            problem(key, f"{str(path)!r} is a folder, and not one of `save_to_disk`")
-        elif not path.exists():
-            there = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-            hint = nearest(path.name, there) if there else f"{path.parent} is not a folder"
-            problem(key, f"no file {str(path)!r}; {hint}")
-        elif find_format(path) is None:
-            unpack = "; unpack it first" if path.suffix.lower() in PACKED else ""
-            valid = ", ".join(FORMATS)
-            problem(key, f"cannot read {path.suffix or path.name!r}; one of {valid}{unpack}")
-        else:
-            try:
-                self._check_rows(path, split, key, problem, warn)
-            except StageError as error:
-                match = re.fullmatch(r"data(?:\.([\w.]+))?: (.*)", str(error), re.DOTALL)
-                assert match is not None, "what reads rows says which setting is meant"
-                problem(match[1] or key, match[2])
+        if message := _judge_path(path):
+            problem(key, message)
+            return
+        try:
+            self._check_rows(path, split, key, problem, warn)
+        except StageError as error:
+            match = re.fullmatch(r"data(?:\.([\w.]+))?: (.*)", str(error), re.DOTALL)
+            assert match is not None, "what reads rows says which setting is meant"
+            problem(match[1] or key, match[2])
 
     def _check_rows(
         self, path: Path, split: Split, key: str, problem: Problem, warn: Problem
@@ -342,25 +168,27 @@ class Files(SplitSource):
             return
         if isinstance(sample.collected, StageError):
             raise sample.collected
+        # A row at the beginning may be of another split, or beyond this one's rows.
+        uses_all = not self._list_shares() or getattr(self.rows, split) is None
         if sample.is_whole:
             if not len(sample.collected.rows):
                 problem(key, f"{path} is empty")
             elif note := self._choose(sample.collected, split, str(path)).note:
                 warn("empty", note)
-        elif self.empty == "error" and sample.collected.empty and self._reads_all(split):
+        elif self.empty == "error" and sample.collected.empty and uses_all:
             self._judge_empty(sample.collected.empty, str(path))
 
     def _report_missing(self, path: Path, sample: Sample, problem: Problem) -> None:
-        columns = list(sample.columns)
-        one = len(columns) == 1 and find_format(path) == "csv"
-        if one and (hint := suggest_separator(columns[0])):
+        columns, is_csv = list(sample.columns), find_format(path) == "csv"
+        if is_csv and len(columns) == 1 and (hint := suggest_separator(columns[0])):
             field, column = next(iter(sample.missing.items()))
             problem(field, f"no column {column!r}: {path} has one, {columns[0]!r:.200}{hint}")
             return
-        headless = find_format(path) == "csv" and sample.missing == self.columns()
-        hint = "; data.header=false numbers the columns of a file without names" if headless else ""
+        hint = ""
+        if is_csv and sample.missing == self.columns():
+            hint = "; data.header=false numbers the columns of a file without names"
         for field, column in sample.missing.items():
-            _known_column(
+            check_column(
                 column,
                 columns,
                 field,
@@ -369,8 +197,8 @@ class Files(SplitSource):
             )
 
     def _sample(self, path: Path, split: Split) -> Sample:
-        """The first rows of a file, read once while it stays as it is. Raises StageError."""
-        most = self._most_rows(split)
+        """Read the first rows of a file, once while it stays as it is. Raises StageError."""
+        most = self._limit_rows(split)
         about = [data_sha256(path), self._reading(path), self.column_key(), self.task, most]
         name = json.dumps([str(path), *about])
         if name not in _SAMPLES:
@@ -383,7 +211,7 @@ class Files(SplitSource):
         wanted = self.columns()
         table = open_table(path, self._format, list(wanted.values()))
         if len(table.columns) > MOST_COLUMNS:
-            return Sample(table.columns, {}, Collected(Rows([]), {}), is_whole=True)
+            return Sample(table.columns, {})
         rows, characters = list[Mapping[str, Any]](), 0
         for row in islice(table.rows, min(PLANNED_ROWS, most or PLANNED_ROWS)):
             rows.append(row)
@@ -398,7 +226,7 @@ class Files(SplitSource):
             if column not in columns and not any(has_column(row, column) for row in rows)
         }
         if missing or not rows:
-            return Sample(columns, missing if columns else {}, Collected(Rows([]), {}), is_whole)
+            return Sample(columns, missing if columns else {}, is_whole=is_whole)
         try:
             collected = self._collect(Table(iter(rows), columns, table.class_names), path)
         except StageError as error:
@@ -414,13 +242,12 @@ class Files(SplitSource):
     def load(self, split: Split) -> Rows:
         path = self._path(split)
         assert path is not None, "checked when planned"
-        most = self._most_rows(split)
-        read = data_sha256(path)
+        most, digest = self._limit_rows(split), data_sha256(path)
         table = open_table(path, self._format, list(self.columns().values()))
-        some = Table(islice(table.rows, most), table.columns, table.class_names)
-        content = [read, self._reading(path), most]
-        collected = self._collect(some, path, lambda: self._place_of_rows(content))
-        if data_sha256(path) != read:
+        some = replace(table, rows=islice(table.rows, most))
+        content = [digest, self._reading(path), most]
+        collected = self._collect(some, path, lambda: self._locate_cache(content))
+        if data_sha256(path) != digest:
             raise StageError(f"data: {path} has changed while it was read")
         rows = self._choose(collected, split, str(path))
         if rows.note and self._sample(path, split).is_whole:  # planning has told it
@@ -431,6 +258,23 @@ class Files(SplitSource):
 _SAMPLES: dict[str, Sample] = {}
 
 _MOST_SAMPLES = 16
+
+
+def _judge_path(path: Path) -> str:
+    """Say why a path is not read, before anything of it is; "" where it may be."""
+    if path.is_dir() and (path / "dataset_dict.json").is_file():
+        parts = ", ".join(sorted(part.parent.name for part in path.glob("*/state.json")))
+        return f"{path} has the splits {parts}; name one of these folders"
+    if path.is_dir() and find_format(path) is None:
+        return f"{str(path)!r} is a folder, and not one of `save_to_disk`"
+    if not path.exists():
+        names = [other.name for other in path.parent.glob("*")]
+        hint = nearest(path.name, names) if names else f"{path.parent} is not a folder"
+        return f"no file {str(path)!r}; {hint}"
+    if find_format(path) is None:
+        unpack = "; unpack it first" if path.suffix.lower() in PACKED else ""
+        return f"cannot read {path.suffix or path.name!r}; one of {', '.join(FORMATS)}{unpack}"
+    return ""
 
 
 class Hub(SplitSource):
@@ -448,11 +292,7 @@ class Hub(SplitSource):
     files: dict[str, str] | None = Field(
         None, description="The hub's splits made of its files: split → file; default: as it says."
     )
-    holdout: Share | dict[Literal["validation", "test"], Share] = Field(
-        0.1,
-        description="Share of train's rows, shuffled, that is held out for each split without rows "
-        "of its own, or for the splits that are named; what is neither is validation's rows.",
-    )
+    holdout: Share | dict[HeldSplit, Share] = Field(0.1, description=HELD_OUT)
 
     @field_validator("files")
     @classmethod
@@ -465,26 +305,27 @@ class Hub(SplitSource):
                 )
         return value
 
+    def _resolve_commit(self) -> str:
+        return hub.resolve_commit(self.dataset, self.revision, "dataset")
+
     def content_key(self, split: Split) -> Any:
-        commit = hub.resolve_commit(self.dataset, self.revision, "dataset")
         fields = {"configuration", "splits", "holdout", "seed", "dataset"}
         fields |= {"files"} if self.files is not None else set()
-        mine = self.model_dump(include=fields) | self.column_key()
-        split = self._where(split, self._named)[0]
-        return mine | {"commit": commit, "split": split, "reader": READER}
+        settings = self.model_dump(include=fields) | self.column_key()
+        name = self._locate_rows(split)[0]
+        return settings | {"commit": self._resolve_commit(), "split": name, "reader": READER}
 
     @property
-    def _named(self) -> Collection[str]:
+    def own_splits(self) -> Collection[str]:
         return self.splits.keys()
 
     def pin_revision(self) -> Self:
-        commit = hub.resolve_commit(self.dataset, self.revision, "dataset")
-        return self.model_copy(update={"revision": commit})
+        return self.model_copy(update={"revision": self._resolve_commit()})
 
-    def check(self, split: Split, problem: Problem, warn: Problem = _keep_silent) -> None:
-        self._check_split(split, self._named, "splits", problem)
+    def check(self, split: Split, problem: Problem, warn: Problem = keep_silent) -> None:
+        self._check_split(split, "splits", problem)
         try:
-            hub.resolve_commit(self.dataset, self.revision, "dataset")
+            self._resolve_commit()
         except ValueError as error:
             problem("dataset", str(error))
 
@@ -493,14 +334,13 @@ class Hub(SplitSource):
         from datasets.exceptions import DatasetsError
 
         enable_progress_bars()  # of downloads
-        commit = hub.resolve_commit(self.dataset, self.revision, "dataset")
+        commit, part = self._resolve_commit(), self.splits[self._locate_rows(split)[1]]
         what = f"data set {self.dataset!r}"
         try:
             with hub.explain_unreachable(what):
-                builder = self._prepared(commit)
-            part = self.splits[self._where(split, self._named)[1]]
+                builder = self._prepare_builder(commit)
             table = builder.as_dataset(split=part)
-        except OSError as error:  # what `unreachable` leaves: something is not there
+        except OSError as error:  # what `explain_unreachable` leaves: something is not there
             raise Unreachable(f"{what}: {_first_line(error)}") from error
         except (DatasetsError, ValueError) as error:
             reason = _first_line(error.__cause__ or error)
@@ -508,24 +348,23 @@ class Hub(SplitSource):
         return self._choose(self._collect(table, split, [commit, part]), split, self.dataset)
 
     def _collect(self, table: Any, split: Split, content: list[str]) -> Collected:
-        """The rows of a `datasets.Dataset`. Raises StageError at what is not expected."""
-        wanted, most = self.columns(), self._most_rows(split)
-        heads = {name: name if name in table.column_names else name.partition(".")[0]
-                 for name in wanted.values()}  # fmt: skip
-        for field, name in wanted.items():
-            if heads[name] not in table.column_names:
-                hint = nearest(name, table.column_names)
-                message = f"{self.dataset} has no column {name!r}; {hint}"
+        """Collect the rows of a `datasets.Dataset`. Raises StageError at what is not expected."""
+        names, most, heads = table.column_names, self._limit_rows(split), set()
+        for field, name in self.columns().items():
+            head = name if name in names else name.partition(".")[0]
+            heads.add(head)
+            if head not in names:
+                message = f"{self.dataset} has no column {name!r}; {nearest(name, names)}"
                 raise StageError(f"data.{field}: {message}")
         reader = RowReader(self, self.dataset, class_names(table.features.arrow_schema))
-        batches = table.select_columns(sorted(set(heads.values()))).with_format("arrow")
+        batches = table.select_columns(sorted(heads)).with_format("arrow")
         rows = (row for batch in batches.iter(1_000) for row in batch.to_pylist())
         about = [self.dataset, self.configuration, self.files, *content, most]
         read = (reader.read(number, row) for number, row in enumerate(islice(rows, most)))
-        return collect_rows(read, lambda: self._place_of_rows(about))
+        return collect_rows(read, lambda: self._locate_cache(about))
 
-    def _prepared(self, commit: str) -> Any:
-        """The data set's builder, its files read into the cache. Each file that comes in is
+    def _prepare_builder(self, commit: str) -> Any:
+        """Make the data set's builder, its files read into the cache. Each file that comes in is
         compared with what the hub names its content: the library takes any of the right length.
         """
         from datasets import load_dataset_builder
@@ -537,9 +376,9 @@ class Hub(SplitSource):
             about["converters"] = dict.fromkeys(self.columns().values(), str)
             builder = load_dataset_builder(self.dataset, self.configuration, **about)
         if not Path(builder.cache_dir).is_dir():
-            given = builder.config.data_files or {}
-            for url in dict.fromkeys(str(url) for urls in given.values() for url in urls):
-                here = f"hf://datasets/{self.dataset}@{commit}/"
+            here = f"hf://datasets/{self.dataset}@{commit}/"
+            files = (builder.config.data_files or {}).values()
+            for url in dict.fromkeys(str(url) for urls in files for url in urls):
                 if url.startswith(here):
                     hub.fetch_file(self.dataset, url.removeprefix(here), commit, "dataset")
         builder.download_and_prepare()

@@ -11,6 +11,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, overload
 
 SPILL_BYTES = 256 * 2**20
@@ -49,9 +50,8 @@ class IdRows(Sequence[list[int]]):
         self._file.flush()
 
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
-        ends = self._ends
-        return [ends[row + 1] - ends[row] for row in range(len(self))]
+        """Count the tokens of each row."""
+        return [end - start for start, end in pairwise(self._ends)]
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -69,13 +69,12 @@ class IdRows(Sequence[list[int]]):
         start, end, here = self._ends[row], self._ends[row + 1], len(self._ids)
         if start < here or start == end:
             return self._ids[start:end].tolist()
-        found = array(_INTEGER)
-        wanted = (end - start) * _BYTES
-        found.frombytes(os.pread(self._file.fileno(), wanted, (start - here) * _BYTES))
-        return found.tolist()
+        ids, size = array(_INTEGER), (end - start) * _BYTES
+        ids.frombytes(os.pread(self._file.fileno(), size, (start - here) * _BYTES))
+        return ids.tolist()
 
     def __eq__(self, other: object) -> bool:
-        """Whether `other` has the same rows, as a list of lists, say."""
+        """Tell whether `other` has the same rows, as a list of lists, say."""
         if not isinstance(other, Sequence) or len(other) != len(self):
             return False
         return all(mine == list(theirs) for mine, theirs in zip(self, other, strict=True))

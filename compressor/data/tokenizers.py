@@ -1,4 +1,4 @@
-"""A tokenizer's JSON with fewer pieces. Neither the data's rows nor the model are known here.
+"""Trim a tokenizer's JSON, and train a tokenizer. Neither data nor the model are known here.
 
 The ids of what stays are renumbered in their old order. Three models are understood, as the
 `tokenizers` library writes them: Unigram (T5), BPE (byte-level or not) and WordPiece (BERT).
@@ -7,6 +7,7 @@ The ids of what stays are renumbered in their old order. Three models are unders
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -42,13 +43,13 @@ class Vocabulary:
         )
         self.ids = self.own | self.added
         self.pieces = {index: piece for piece, index in self.ids.items()}
-        self._parts = self._merged_from()
+        self._parts = self._list_parts()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def always(self, *, characters: bool, sentinels: bool) -> set[int]:
-        """Ids that stay whatever the rows say: special tokens, bytes, and what decides of others.
+        """List ids that stay whatever the rows say: special tokens, bytes, what decides of others.
 
         `characters`: every piece of one character too, so that other text in them still encodes.
         `sentinels`: T5's `<extra_id_…>` too, which only its pretraining reads.
@@ -73,21 +74,21 @@ class Vocabulary:
         return kept
 
     def with_parts(self, ids: Iterable[int]) -> set[int]:
-        """`ids` and, in BPE, every piece that a merge on the way to one of them joins.
+        """Add to `ids`, in BPE, every piece that a merge on the way to one of them joins.
 
         With all of them, a text whose pieces are kept is merged step for step as it was: no merge
         that it took is gone, and none has come before another.
         """
-        found, left = set[int](), list(ids)
-        while left:
-            index = left.pop()
-            if index not in found:
-                found.add(index)
-                left += self._parts.get(index, ())
-        return found
+        closure, pending = set[int](), list(ids)
+        while pending:
+            index = pending.pop()
+            if index not in closure:
+                closure.add(index)
+                pending += self._parts.get(index, ())
+        return closure
 
     def only(self, kept: set[int]) -> tuple[dict[str, Any], list[int]]:
-        """(the JSON with only `kept`, their old ids in the order of the new ones).
+        """Give the JSON with only `kept`, and their old ids in the order of the new ones.
 
         `kept` holds its own parts. The model's own pieces come first, then the added tokens that
         it lacks, as the `tokenizers` library numbers them.
@@ -105,46 +106,43 @@ class Vocabulary:
         else:
             model["vocab"] = {self.pieces[old]: new[old] for old in order if old in own}
         if self.kind == "BPE":
-            model["merges"] = [
-                merge
-                for merge in self.model["merges"]
-                if self.ids.get(self._joined(*_split_merge(merge))) in new
-            ]
+            merges = self.model["merges"]
+            model["merges"] = [m for m in merges if self.ids.get(self._apply_merge(m)) in new]
         document["added_tokens"] = [
             {**token, "id": new[token["id"]]}
             for token in self.document["added_tokens"]
             if token["id"] in new
         ]
         for part in ("post_processor", "padding"):
-            document[part] = self._renumbered(copy.deepcopy(self.document[part]), new)
+            document[part] = self._renumber(copy.deepcopy(self.document[part]), new)
         return document, order
 
     def _bare(self, piece: str) -> str:
-        """A piece without what marks that it goes on, or ends, a word."""
+        """Strip from a piece what marks that it goes on, or ends, a word."""
         prefix = self.model.get("continuing_subword_prefix") or ""
         suffix = self.model.get("end_of_word_suffix") or ""
         return piece.removeprefix(prefix).removesuffix(suffix) or piece
 
-    def _joined(self, left: str, right: str) -> str:
+    def _apply_merge(self, merge: str | list[str]) -> str:
+        left, right = _split_merge(merge)
         return left + right.removeprefix(self.model.get("continuing_subword_prefix") or "")
 
-    def _merged_from(self) -> dict[int, list[int]]:
-        """Id → ids of both parts of each merge that makes it; nothing but for BPE."""
+    def _list_parts(self) -> dict[int, list[int]]:
+        """Map an id to the ids of both parts of each merge that makes it; nothing but for BPE."""
         parts: dict[int, list[int]] = {}
         for merge in self.model.get("merges") or ():
-            left, right = _split_merge(merge)
-            made = self.ids[self._joined(left, right)]
-            parts.setdefault(made, []).extend((self.ids[left], self.ids[right]))
+            ids = parts.setdefault(self.ids[self._apply_merge(merge)], [])
+            ids += [self.ids[part] for part in _split_merge(merge)]
         return parts
 
-    def _renumbered(self, node: Any, new: Mapping[int, int]) -> Any:
-        """A post-processor or padding with the new ids; both name each token beside its id."""
+    def _renumber(self, node: Any, new: Mapping[int, int]) -> Any:
+        """Renumber a post-processor or padding; both name each token beside its id."""
         if isinstance(node, list):
             if len(node) == 2 and isinstance(node[0], str) and node[1] == self.ids.get(node[0]):
                 return [node[0], new[node[1]]]  # Bert's and Roberta's ["[SEP]", 102]
-            return [self._renumbered(item, new) for item in node]
+            return [self._renumber(item, new) for item in node]
         if isinstance(node, dict):
-            node = {key: self._renumbered(value, new) for key, value in node.items()}
+            node = {key: self._renumber(value, new) for key, value in node.items()}
             if "ids" in node and "tokens" in node:  # TemplateProcessing's special tokens
                 node["ids"] = [new[index] for index in node["ids"]]
             if "pad_id" in node:
@@ -153,24 +151,14 @@ class Vocabulary:
 
 
 def _split_merge(merge: str | list[str]) -> tuple[str, str]:
-    """A merge is "a b" in old files, ["a", "b"] in new ones."""
+    """Split a merge: "a b" in old files, ["a", "b"] in new ones."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
 
 def _is_byte_level(document: Mapping[str, Any]) -> bool:
     """Whether texts come to the model as bytes, each written as one character."""
-
-    def types(node: Any) -> Iterable[str]:
-        if isinstance(node, dict):
-            yield str(node.get("type"))
-            for value in node.values():
-                yield from types(value)
-        elif isinstance(node, list):
-            for value in node:
-                yield from types(value)
-
-    return "ByteLevel" in types([document["pre_tokenizer"], document["decoder"]])
+    return '"type": "ByteLevel"' in json.dumps([document["pre_tokenizer"], document["decoder"]])
 
 
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
@@ -182,7 +170,7 @@ _NO_LIMIT = 10**30  # what transformers itself writes for "no maximum"
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with at most `vocab_size` tokens, special ones included.
+    """Train a byte-level BPE tokenizer of at most `vocab_size` tokens, special ones included.
 
     The same texts in the same order give the same tokenizer. Any text is encoded without
     `<unk>`, ends with `</s>`, and decodes (special tokens skipped) to exactly what it was.

@@ -1,4 +1,4 @@
-"""Token ids of texts, cut to a limit: by tokens, or where a sentence ends. No rows or batches."""
+"""Tokenize texts, cut to a limit: by tokens, or where a sentence ends. No rows or batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def encode_texts(
     target: bool = False,
     eos: int | None = None,
 ) -> list[list[int]]:
-    """Token ids of each text, at most `limit` with what the tokenizer puts around them.
+    """Tokenize each text to at most `limit` ids, with what the tokenizer puts around them.
 
     truncate: "sentences" reads of a text that is too long as much as ends with its last sentence
         that fits; "tokens", and where the first sentence is too long, the first tokens.
@@ -63,7 +63,7 @@ def encode_texts(
 def _take_beginning(
     text: str, tokenizer: PreTrainedTokenizerBase | Tokens, read: Any, limit: int
 ) -> str:
-    """As much of a text as has its first `limit` tokens, and much more behind them."""
+    """Take as much of a text as has its first `limit` tokens, and much more behind them."""
     size = LONG
     while len(text) > size and tokenizer.truncation_side == "right":
         if len(read([text[: size // 2]], limit).input_ids[0]) >= limit:
@@ -85,7 +85,7 @@ def _require_places(tokenizer: PreTrainedTokenizerBase | Tokens) -> None:
 
 
 def _cut_at_sentences(texts: list[str], read: Any, room: int, begin: int) -> list[list[int]]:
-    """Each text is tokenized once, and what is left of a longer one, at most `room` tokens, again.
+    """Tokenize each text, and what is left of a longer one, at most `room` tokens, again.
 
     Again, and not just cut, because a tokenizer may join what is before a cut to what is after it.
     """
@@ -98,17 +98,15 @@ def _cut_at_sentences(texts: list[str], read: Any, room: int, begin: int) -> lis
             left[row] = find_sentence_ends(texts[row][begin:], max(0, reached))
     while left := {row: stops for row, stops in left.items() if stops}:
         shorter = read([texts[row][: begin + stops.pop()] for row, stops in left.items()])
-        for row, found, encoding in zip(
-            list(left), shorter.input_ids, shorter.encodings, strict=True
-        ):
+        for row, encoding in zip(list(left), shorter.encodings, strict=True):
             if not encoding.overflowing:  # else the sentence before it
-                ids[row] = found
+                ids[row] = encoding.ids
                 del left[row]
     return ids
 
 
 def _end_with_eos(ids: list[int], limit: int, eos: int) -> list[int]:
-    """`ids` with one eos at the end, which is among the at most `limit` tokens."""
+    """End `ids` with one eos, which is among the at most `limit` tokens."""
     text = ids[:-1] if ids and ids[-1] == eos else ids
     return [*text[: limit - 1], eos]
 
@@ -158,7 +156,7 @@ def _load_punkt() -> Any:
 
 
 def find_spans(text: str) -> list[tuple[int, int]]:
-    """Begin and end of each sentence of English `text`, in order, without white space around it.
+    """Find begin and end of each sentence of English `text`, without white space around it.
 
     The end of a line ends a sentence (join hard-wrapped lines first), otherwise only white space
     does; that apart, every character is in one. Rules, not a model: the Punkt algorithm (Kiss &
@@ -167,17 +165,17 @@ def find_spans(text: str) -> list[tuple[int, int]]:
     sentence of more than `LONGEST` characters is several: text without any end takes time, and
     memory, in proportion to its length.
     """
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     line_start = 0
     for whole in text.splitlines(keepends=True):
         offset = line_start + len(whole) - len(whole.lstrip())
         line_start += len(whole)
-        found += [(offset + start, offset + stop) for start, stop in _in_line(whole.strip())]
-    return found
+        spans += [(offset + start, offset + stop) for start, stop in _split_line(whole.strip())]
+    return spans
 
 
-def _in_line(line: str) -> Iterator[tuple[int, int]]:
-    """Begin and end of each sentence of one line, read in parts that begin where a sentence does.
+def _split_line(line: str) -> Iterator[tuple[int, int]]:
+    """Find the sentences of one line, read in parts that begin where a sentence does.
 
     The words around an end decide it, so they are those of the whole line, to which nltk gives five
     seconds of computing and then an error: some megabytes, or less of "A. A. A. A.".
@@ -185,31 +183,34 @@ def _in_line(line: str) -> Iterator[tuple[int, int]]:
     begin = 0
     while begin < len(line):
         limit = min(begin + LONGEST, len(line))
-        seen = _LOOK_AHEAD.match(line, limit, begin + 2 * LONGEST)
-        assert seen is not None, "each part of the pattern may be empty"
-        part = line[begin : seen.end()]
-        found = _join_spans(_load_punkt().span_tokenize(part))
+        part = line[begin : _look_ahead(line, limit, begin + 2 * LONGEST)]
+        spans = _join_spans(_load_punkt().span_tokenize(part))
         if len(part) > LONGEST:
-            found = [span for span in found if span[1] <= LONGEST] or [(0, _find_cut(part))]
-        yield from ((begin + start, begin + stop) for start, stop in found)
-        begin += found[-1][1]
+            spans = [span for span in spans if span[1] <= LONGEST] or [(0, _find_cut(part))]
+        yield from ((begin + start, begin + stop) for start, stop in spans)
+        begin += spans[-1][1]
         while begin < len(line) and line[begin].isspace():
             begin += 1
 
 
+def _look_ahead(text: str, limit: int, end: int) -> int:
+    """Find where what decides of a sentence's end at `limit` ends itself."""
+    match = _LOOK_AHEAD.match(text, limit, end)
+    assert match is not None, "each part of the pattern may be empty"
+    return match.end()
+
+
 def _join_spans(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those with a space between them: Punkt parts the last "!" of "Yes!!" from the rest."""
-    found: list[tuple[int, int]] = []
+    """Join spans with no space between them: Punkt parts the last "!" of "Yes!!" from the rest."""
+    joined: list[tuple[int, int]] = []
     for start, stop in spans:
-        if found and start == found[-1][1]:
-            found[-1] = found[-1][0], stop
-        else:
-            found.append((start, stop))
-    return found
+        begin = joined.pop()[0] if joined and start == joined[-1][1] else start
+        joined.append((begin, stop))
+    return joined
 
 
 def _find_cut(text: str) -> int:
-    """Where the last whole word of the first `LONGEST` characters ends, or they do, in one word."""
+    """Find where the last whole word of the first `LONGEST` characters ends, or they do."""
     words = text[:LONGEST].rsplit(maxsplit=1)
     return len(words[0]) if len(words) > 1 else LONGEST
 
@@ -224,7 +225,7 @@ def _ends_without_space() -> Any:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of `text` (see `spans`), in order, none of them empty.
+    """Split `text` into sentences (see `find_spans`), none of them empty.
 
     Those of other scripts end with their own full stops, too.
     """
@@ -234,10 +235,6 @@ def split_sentences(text: str) -> list[str]:
 
 
 def find_sentence_ends(text: str, limit: int) -> list[int]:
-    """Where those sentences end that do so within the first `limit` characters, ascending.
-
-    The same as if all of `text` had been read, of which only a word or two more are.
-    """
-    seen = _LOOK_AHEAD.match(text, limit)
-    assert seen is not None, "each part of the pattern may be empty"
-    return [end for _, end in find_spans(text[: seen.end()]) if end <= limit]
+    """List the ends of sentences within the first `limit` characters, reading little more."""
+    end = _look_ahead(text, limit, len(text))
+    return [stop for _, stop in find_spans(text[:end]) if stop <= limit]

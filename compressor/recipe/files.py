@@ -18,12 +18,10 @@ HYDRA_SETTINGS = frozenset({"sweeper", "launcher", "mode"})
 """What a recipe may set of Hydra's: how a sweep goes. The rest can import code or read secrets."""
 RUNS_NOTHING = "is not allowed: a recipe runs nothing and reads no environment"
 _GROUPS = ("model", "data", "training")
-_LAUNCHER_TEXTS = frozenset(
-    (
-        *("partition", "qos", "comment", "constraint", "exclude", "gres", "account", "name"),
-        *("mem_per_gpu", "mem_per_cpu", "prefer"),
-    )
-)
+_LAUNCHER_TEXTS = frozenset((
+    "partition", "qos", "comment", "constraint", "exclude", "gres", "account", "name",
+    "mem_per_gpu", "mem_per_cpu", "prefer",
+))  # fmt: skip
 """A launcher's settings that are texts and no more. Others are commands, which SLURM's jobs and
 Ray's workers run, or folders that are written to.
 """
@@ -52,9 +50,9 @@ class Source:
         about = self.file.stat()
         return _parse_file(self.file, about.st_mtime_ns, about.st_size)
 
-    def iterate_scalars(self) -> Iterator[tuple[Keys, yaml.ScalarNode]]:
-        """Yield each scalar of the file, with the recipe's keys that lead to it."""
-        return _walk_scalars(self.tree, self.above) if self.tree is not None else iter(())
+    def list_scalars(self) -> list[tuple[Keys, yaml.ScalarNode]]:
+        """List each scalar of the file, with the recipe's keys that lead to it."""
+        return list(_walk_scalars(self.tree, self.above))
 
     def find_line(self, path: Sequence[str]) -> tuple[int, int] | None:
         """Give (how many parts of `path` this file has, line of the last of them), or None."""
@@ -63,10 +61,10 @@ class Source:
             return None
         node, depth, line = self.tree, len(above), 1
         for part in path[len(above) :]:
-            child = _find_child(node, part)
-            if child is None:
+            children = {key: (number, child) for key, number, child in _list_children(node)}
+            if part not in children:
                 break
-            line, node = child
+            line, node = children[part]
             depth += 1
         reached = depth > len(above) or (above and len(path) == len(above))
         return (depth, line) if reached else None
@@ -79,26 +77,21 @@ def _parse_file(file: Path, changed: int, size: int) -> yaml.Node | None:
     return node
 
 
-def _walk_scalars(node: yaml.Node, above: Keys) -> Iterator[tuple[Keys, yaml.ScalarNode]]:
+def _list_children(node: yaml.Node | None) -> Iterator[tuple[str, int, yaml.Node]]:
+    """Yield key or place, line, and node of what a mapping or a list has."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield from _walk_scalars(value, (*above, str(key.value)))
+            yield str(key.value), key.start_mark.line + 1, value
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _walk_scalars(value, (*above, str(index)))
-    elif isinstance(node, yaml.ScalarNode):
+            yield str(index), value.start_mark.line + 1, value
+
+
+def _walk_scalars(node: yaml.Node | None, above: Keys) -> Iterator[tuple[Keys, yaml.ScalarNode]]:
+    if isinstance(node, yaml.ScalarNode):
         yield above, node
-
-
-def _find_child(node: yaml.Node, part: str) -> tuple[int, yaml.Node] | None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value == part:
-                return key.start_mark.line + 1, value
-    if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
-        value = node.value[int(part)]
-        return value.start_mark.line + 1, value
-    return None
+    for key, _, child in _list_children(node):
+        yield from _walk_scalars(child, (*above, key))
 
 
 def locate_problem(
@@ -173,7 +166,7 @@ def refuse_code(sources: Sequence[Source]) -> None:
     for source in sources:
         if source.file.is_relative_to(recipes_folder()):
             continue
-        for path, node in source.iterate_scalars():
+        for path, node in source.list_scalars():
             keys = [key for key in path if key != "<<"]
             if keys[:1] == ["hydra"] and (message := _judge_setting(keys, str(node.value))):
                 place = ".".join(keys[:4])
@@ -208,7 +201,7 @@ def refuse_octal_numbers(sources: Iterable[Source]) -> None:
     """Raise RecipeError for numbers that YAML 1.1 reads in base 8, which nobody means by them."""
     problems = []
     for source in sources:
-        for _, node in source.iterate_scalars():
+        for _, node in source.list_scalars():
             digits = str(node.value).replace("_", "")
             is_octal = node.tag == "tag:yaml.org,2002:int" and _OCTAL.fullmatch(digits)
             if is_octal and node.style is None and (value := int(digits, 8)):
@@ -227,9 +220,7 @@ def _raise_problems(problems: Sequence[Problem]) -> None:
 
 
 def refuse_keys_before_base(sources: Sequence[Source], file: Path) -> None:
-    """Raise RecipeError where `base` comes after a recipe's own keys, and empties its pipeline:
-    where `_self_` is not the last of its `defaults`.
-    """
+    """Raise RecipeError where `base` comes after a recipe's own keys: `_self_` is not the last."""
     files = [source.file.resolve() for source in sources]
     base, file = (recipes_folder() / "base.yaml").resolve(), file.resolve()
     if base in files and file in files and files.index(file) < files.index(base):
@@ -238,16 +229,14 @@ def refuse_keys_before_base(sources: Sequence[Source], file: Path) -> None:
 
 
 def refuse_bad_defaults(folder: Path, name: str, above: tuple[str, ...] = ()) -> None:
-    """Raise RecipeError where a file's `defaults`, or those of a file beside it, run a resolver or
-    lead back to the file itself.
+    """Raise RecipeError where a file's `defaults` run a resolver or lead back to the file itself.
 
-    Hydra resolves them while it looks for the files, before anything else can be checked; and goes
-    round in a circle for 8 seconds.
+    Hydra resolves them before anything else can be checked, and goes round for 8 seconds.
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
         return
-    for keys, node in Source(path, "").iterate_scalars():
+    for keys, node in Source(path, "").list_scalars():
         if keys[:1] != ("defaults",):
             continue
         line, value = node.start_mark.line + 1, str(node.value)
@@ -263,10 +252,7 @@ def refuse_bad_defaults(folder: Path, name: str, above: tuple[str, ...] = ()) ->
 
 
 def _name_parent(name: str, keys: Sequence[str], value: str) -> str | None:
-    """Name the file, without its ending, that an entry of `defaults` in the file `name` extends.
-
-    `keys`: of the entry, from its place in the list. None where it names no file of its own.
-    """
+    """Name the file, without its ending, that an entry of a file's `defaults` extends, if any."""
     group, *_ = [*(key for key in keys if not key.isdigit()), ""]
     words = group.split()
     if value == "_self_" or "override" in words[:-1]:

@@ -39,10 +39,7 @@ _FORBIDDEN_SETTINGS = frozenset(HydraConf.__dataclass_fields__) - HYDRA_SETTINGS
 
 
 def allow_new_keys(overrides: Iterable[str]) -> list[str]:
-    """Let overrides set fields that the recipe does not mention.
-
-    Whether a field exists is for the typed stages to say, which know the nearest name.
-    """
+    """Let overrides set fields that the recipe does not mention: typed stages know what exists."""
     return [f"++{item}" if _SETS_A_KEY.match(item) else item for item in overrides]
 
 
@@ -56,9 +53,7 @@ def parse_override(override: str) -> Override | None:
 
 
 def refuse_overrides(overrides: Sequence[str]) -> None:
-    """Raise RecipeError for an override without a key, or by which Hydra would run code or read the
-    environment.
-    """
+    """Raise RecipeError for an override without a key, or by which Hydra would run code."""
     for item in overrides:
         override = parse_override(item)
         if override is None:
@@ -84,9 +79,7 @@ def complete_overrides(name: str, overrides: Sequence[str]) -> list[str]:
 
 
 def sets_a_value(override: str, roots: Sequence[Path]) -> bool:
-    """Tell whether an override leaves the choice of files (below `roots`) as it is, and sets or
-    deletes something of what they merge into. In doubt: no.
-    """
+    """Tell whether an override sets or deletes a value, and chooses no files (below `roots`)."""
     parsed = parse_override(override)
     if parsed is None or parsed.is_sweep_override() or parsed.package is not None:
         return False
@@ -98,10 +91,7 @@ def sets_a_value(override: str, roots: Sequence[Path]) -> bool:
 
 
 def set_values(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Apply overrides of which `sets_a_value` holds, as Hydra does after it has merged the files.
-
-    Raises one of COMPOSITION_ERRORS.
-    """
+    """Apply overrides that set values, as Hydra does. Raises one of COMPOSITION_ERRORS."""
     parsed = map(parse_override, allow_new_keys(overrides))
     ConfigLoaderImpl._apply_overrides_to_config([item for item in parsed if item], config)
 
@@ -121,7 +111,6 @@ COMPOSITION_ERRORS = (
     ValueError,  # a group set to null; a file that is not UTF-8
     RecursionError,  # a thousand recipes of which each extends the next
 )
-
 
 _OF_THE_FILE = {
     RecursionError: ("", "too many levels: of `defaults` that extend each other, or of values"),
@@ -186,11 +175,7 @@ def start_hydra(folder: Path) -> Iterator[ConfigLoader]:
 
 
 def explain_composition_error(
-    error: Exception,
-    folder: Path,
-    name: str,
-    overrides: Sequence[str],
-    sources: Sequence[Source],
+    error: Exception, folder: Path, name: str, overrides: Sequence[str], sources: Sequence[Source]
 ) -> Problem:
     """Say what a person needs to know of an error of Hydra, OmegaConf or YAML."""
     file = folder / f"{name}.yaml"
@@ -246,22 +231,18 @@ def _find_paths(node: Any, key: str, above: str = "") -> Iterator[str]:
     """Yield the dotted paths at which `key` stands below a node."""
     for name, value in node.items() if isinstance(node, dict) else ():
         path = f"{above}.{name}" if above else str(name)
-        if path != "hydra":
-            yield from [path] if name == key else []
-            yield from _find_paths(value, key, path)
+        yield from [path] if name == key else []
+        yield from _find_paths(value, key, path)
 
 
 def _find_list_for_keys(sources: Sequence[Source], overrides: Sequence[str]) -> Problem | None:
-    """Find a list where another file has keys and values, or the other way round: OmegaConf, which
-    cannot merge the two, does not say where they are.
-    """
+    """Find a list where another file has keys and values, which OmegaConf cannot merge."""
     kinds: dict[str, str] = {}
     for source in sources:
         for path, kind in _list_collections(source.tree, ".".join(source.above)):
-            if kinds.setdefault(path, kind) != kind:
-                return locate_problem(
-                    path, f"expected {kinds[path]}, got {kind}", sources, overrides
-                )
+            if (expected := kinds.setdefault(path, kind)) != kind:
+                message = f"expected {expected}, got {kind}"
+                return locate_problem(path, message, sources, overrides)
     return None
 
 

@@ -112,9 +112,12 @@ def _build_definitions() -> dict[str, Schema]:
         long_name = references[cls, "validation"]["$ref"].removeprefix(_DEFINITIONS)
         definitions[name] = definitions.pop(long_name)
     for section, kind in SECTIONS.items():
-        fields, text = definitions[kind]["properties"], Recipe.model_fields[section].description
-        definitions[section] = {"type": "object", "description": text, "properties": dict(fields)}
-        definitions[section]["additionalProperties"] = False
+        definitions[section] = {
+            "type": "object",
+            "description": Recipe.model_fields[section].description,
+            "properties": dict(definitions[kind]["properties"]),
+            "additionalProperties": False,
+        }
     text = "The kind of this stage; needed where its name is another."
     for kind in stage_kinds():
         definitions[kind]["properties"]["stage"] = {"const": kind, "description": text}
@@ -130,20 +133,14 @@ def _build_definitions() -> dict[str, Schema]:
 
 def _describe_stages() -> Schema:
     """Describe `stages`: the kind of one is its name, or what its `stage:` says."""
-    says_kind = {"type": "object", "required": ["stage"]}
-    properties = {
-        kind: {
-            "if": says_kind,
-            "then": _refer("stage"),
-            "else": {"anyOf": [_refer(kind), {"type": "null"}]},
-        }
-        for kind in stage_kinds()
-    }
+    rule = {"if": {"type": "object", "required": ["stage"]}, "then": _refer("stage")}
+    null = {"type": "null"}
+    kinds = {kind: rule | {"else": {"anyOf": [_refer(kind), null]}} for kind in stage_kinds()}
     return {
         "type": "object",
         "description": Recipe.model_fields["stages"].description,
         "propertyNames": {"pattern": STAGE_NAME},
-        "properties": properties,
+        "properties": kinds,
         "additionalProperties": _refer("stage"),
     }
 
@@ -170,16 +167,11 @@ def _unite(schemas: Sequence[Schema], key: str, choices: Mapping[str, str]) -> S
     for schema in schemas:
         for name, field in schema["properties"].items():
             known = fields.setdefault(name, [])
-            if field not in known:
-                known.append(field)
+            known += [] if field in known else [field]
     merged = {name: some[0] if len(some) == 1 else {"anyOf": some} for name, some in fields.items()}
     merged[key] = {"enum": list(choices)}
-    return {
-        "type": "object",
-        "required": [key],
-        "properties": merged,
-        "additionalProperties": False,
-    }
+    any_of_all = {"type": "object", "required": [key], "properties": merged}
+    return any_of_all | {"additionalProperties": False}
 
 
 def _to_draft_7(node: Any) -> Any:

@@ -1,7 +1,4 @@
-"""Turn a recipe's stages into typed ones, and report wrong keys, types and ranges.
-
-What only planning knows is not here: what stages refer to, what models and data have.
-"""
+"""Turn a recipe's stages into typed ones, and report wrong keys, types and ranges."""
 
 from __future__ import annotations
 

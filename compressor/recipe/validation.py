@@ -36,10 +36,9 @@ def explain_validation_error(
 ) -> list[tuple[str, str]]:
     """List (key path, message) of each of pydantic's errors, in a recipe's words."""
     problems: dict[tuple[str, str], None] = {}
-    wrong_keys: set[str] = set()
-    wrong_types: set[str] = set()
+    wrong_keys, wrong_types = set[str](), set[str]()
     for item in error.errors(include_url=False):
-        path = ".".join(map(str, [*_drop_tags(item, values), *_find_discriminator(item)]))
+        path = ".".join(map(str, _drop_tags(item, values)))
         if "[key]" in item["loc"]:
             wrong_keys.add(path)
         elif path in wrong_keys:  # the value of what is no key means nothing
@@ -48,18 +47,9 @@ def explain_validation_error(
             wrong_types.add(path)
         problems[path, _explain_error(item, model)] = None
 
-    def is_of_another_choice(path: str) -> bool:
-        """Tell whether a mapping, which could be a text instead, is wrong in a part of it."""
-        return path in wrong_types and any(other.startswith(f"{path}.") for other, _ in problems)
-
-    return [item for item in problems if not is_of_another_choice(item[0])]
-
-
-def _find_discriminator(item: ErrorDetails) -> list[str]:
-    """Name the key whose value chooses among a union's kinds, where that value is wrong."""
-    context = item.get("ctx", {})
-    known = item["type"] == "union_tag_invalid" and context.get("discriminator") == "'source'"
-    return ["source"] if known else []
+    # A mapping that is no text, where it could be one: what is wrong is a part of it.
+    in_parts = {p for p in wrong_types if any(other.startswith(f"{p}.") for other, _ in problems)}
+    return [(path, message) for path, message in problems if path not in in_parts]
 
 
 def _explain_error(item: ErrorDetails, model: type[BaseModel]) -> str:
@@ -112,10 +102,8 @@ def _suggest_cure(kind: str, value: Any) -> str:
     if kind in ("less_than", "less_than_equal") and is_number and 1 < value <= 100:
         return f"; {value:g} % is {value / 100:g}"
     if kind == "string_type" and is_number:  # `2:4` is 124 to YAML
-        return (
-            "; a text that looks like a number, such as '2:4', stands in quotes "
-            "(on the command line in both kinds: \"'…'\")"
-        )
+        cure = "stands in quotes (on the command line in both kinds: \"'…'\")"
+        return f"; a text that looks like a number, such as '2:4', {cure}"
     if not isinstance(value, str):
         return ""
     if kind == "float_type" and (percent := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
@@ -132,10 +120,8 @@ def _explain_key(item: ErrorDetails) -> str:
     if item["type"] == "literal_error":
         names = re.findall(r"'([^']+)'", str(item["ctx"]["expected"]))
         return f"no such key; {nearest(str(item['input']), names)}"
-    lists = "a list is written in brackets, such as [8, 16]"
-    return (
-        f"{item['input']!r} is no key; {lists}, and a number without a comma, such as 0.3 or 4000"
-    )
+    cure = "a list is written in brackets, such as [8, 16], and a number without a comma"
+    return f"{item['input']!r} is no key; {cure}, such as 0.3 or 4000"
 
 
 def _explain_unknown_key(name: str, siblings: Sequence[str]) -> str:
@@ -167,7 +153,7 @@ def _describe_field(name: str, model: type[BaseModel], above: Sequence[str | int
 
 
 def _drop_tags(item: ErrorDetails, values: Any) -> list[str | int]:
-    """Drop from an error's location the tags of unions that pydantic puts between real keys."""
+    """Give an error's path without the tags of unions that pydantic puts between real keys."""
     keys: list[str | int] = []
     node, untagged = values, None
     location = [part for part in item["loc"] if part != "[key]"]
@@ -182,7 +168,8 @@ def _drop_tags(item: ErrorDetails, values: Any) -> list[str | int]:
         elif item["type"] != "missing" or index < len(location) - 1:
             continue
         keys.append(part)
-    return keys
+    is_source = item.get("ctx", {}).get("discriminator") == "'source'"
+    return [*keys, "source"] if item["type"] == "union_tag_invalid" and is_source else keys
 
 
 def _list_fields(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:

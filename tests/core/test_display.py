@@ -35,7 +35,7 @@ def move(done: int, *, ended: bool = False) -> dict[str, Any]:
 
 
 def drawn(state: RunState, now: float, width: int = 80) -> list[str]:
-    """What is drawn below the lines, as plain text."""
+    """Draw what is below the lines, as plain text."""
     console = Console(file=io.StringIO(), width=width)
     with console.capture() as captured:
         console.print(Group(*draw(state, now)))
@@ -67,13 +67,21 @@ def test_below_are_the_stage_that_runs_its_bars_and_what_is_left() -> None:
     )
 
 
-def test_no_time_is_promised_that_is_not_known() -> None:
-    """Where one stage never ran before, the rest of the run has no known time."""
+def test_the_time_left_counts_what_is_known_and_no_stage_as_shorter_than_before() -> None:
+    """Where one stage never ran before, the rest has no known time. A point of a sweep that was
+    killed begins anew in its folder, and a bar after a clock that was set back has no time left.
+    """
+    assert drawn(make_state(), 1121.0)[0].endswith(" 1/3 stages, 2 min 01 s, about 30.0 s left")
+    state = make_state()
+    state.update("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
+    whole, then = drawn(state, 2003.0)
+    assert whole.endswith(" 0/1 stages, 3.0 s, about 2.0 s left") and then == "then load"
     stages = [STAGES[0], STAGES[1] | {"seconds": None}]
-    state = RunState()
     state.update("run_started", {"recipe": "demo", "stages": stages}, 0.0)
     whole, then = drawn(state, 5.0)
     assert whole.split() == ["demo", "0/2", "stages,", "5.0", "s"] and then == "then load, base"
+    assert BarState(5, 10, {}, began=1e10, began_at=0).describe(20.0) == ""
+    assert BarState(5, 10, {}, began=0.0, began_at=0).describe(20.0).strip() == "20.0 s left"
 
 
 def test_a_bar_is_gone_with_its_end_and_with_its_stage() -> None:
@@ -87,17 +95,13 @@ def test_a_bar_is_gone_with_its_end_and_with_its_stage() -> None:
     assert not state.bars and state.stage is None
 
 
-def test_lines_are_never_wider_than_the_terminal() -> None:
-    """Long names are cut at the terminal's width: the drawing moves up line by line."""
+def test_lines_are_never_wider_than_the_terminal_and_markup_is_text() -> None:
+    """Long names are cut: the drawing moves up line by line. Square brackets mean nothing."""
     state = make_state()
     state.update("progress", move(10), 1001.0)
     state.stages["evaluate_" + "x" * 200] = None
     for width in (20, 40, 80):
         assert max(map(len, drawn(state, 1002.0, width))) <= width
-
-
-def test_a_name_with_markup_shows_as_it_is() -> None:
-    """Square brackets from a recipe or a library are text, on a terminal and elsewhere."""
     for display in (Log, Screen):
         out = io.StringIO()
         display(Console(file=out, width=80)).show("said", {"text": "[red]5[/red] rows"}, 0.0)
@@ -117,19 +121,6 @@ def test_without_a_terminal_a_bar_says_a_line_now_and_then() -> None:
     ]
 
 
-def test_a_second_run_in_the_same_folder_begins_anew() -> None:
-    """A point of a sweep that was killed goes on in its folder: its old events count no more."""
-    state = make_state()
-    state.update("run_started", {"recipe": "demo", "stages": STAGES[:1]}, 2000.0)
-    whole, then = drawn(state, 2003.0)
-    assert whole.endswith(" 0/1 stages, 3.0 s, about 2.0 s left") and then == "then load"
-
-
-def test_a_stage_that_takes_longer_than_before_makes_the_others_no_shorter() -> None:
-    """After 120 s of a stage that took 90 before, the 30 of the one after it are still to come."""
-    assert drawn(make_state(), 1121.0)[0].endswith(" 1/3 stages, 2 min 01 s, about 30.0 s left")
-
-
 def test_what_is_drawn_may_change_meanwhile() -> None:
     """Live draws in a thread of its own: a stage that ends while a bar is drawn waits for that."""
     drawing, go_on = threading.Event(), threading.Event()
@@ -147,9 +138,8 @@ def test_what_is_drawn_may_change_meanwhile() -> None:
         notes = {"notes": Slow(loss="2.3"), "title": title}
         screen.show("progress", move(10) | notes, 2.0)
     assert drawing.wait(10), "four times a second"
-    ended = threading.Thread(
-        target=screen.show, args=("stage_ended", LOADED | {"name": "base"}, 3.0)
-    )
+    last = ("stage_ended", LOADED | {"name": "base"}, 3.0)
+    ended = threading.Thread(target=screen.show, args=last)
     ended.start()
     ended.join(0.2)
     assert len(screen.state.bars) == 2
@@ -171,30 +161,21 @@ def test_errors_that_go_to_a_file_are_not_drawn(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     with (tmp_path / "errors.txt").open("wb") as errors:
         command = [sys.executable, "-c", "\n".join(lines)]
-        done = subprocess.run(
-            command, stdout=theirs, stderr=errors, env=child_environment(), timeout=60
-        )
+        streams: Any = {"stdout": theirs, "stderr": errors}
+        done = subprocess.run(command, **streams, env=child_environment(), timeout=60)
     os.close(theirs)
     os.close(ours)
     assert done.returncode == 0
     assert (tmp_path / "errors.txt").read_text() == "careful\n"
 
 
-def test_a_bar_has_no_negative_time_left() -> None:
-    """Begun at a time that, by a clock that was set back, is still to come."""
-    assert BarState(5, 10, {}, began=1e10, began_at=0).seconds_left(20.0) is None
-    assert BarState(5, 10, {}, began=0.0, began_at=0).seconds_left(20.0) == 20.0
-
-
 ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 ORDERS = {
-    "clears the screen": "\x1b[2J\x1b[1;1H",
-    "sets the clipboard": "\x1b]52;c;cm0gLXJmIH4=\x07",
+    "clears the screen": "\x1b[2J\x1b[1;1H", "sets the clipboard": "\x1b]52;c;cm0gLXJmIH4=\x07",
     "links elsewhere": "\x1b]8;;https://evil.example\x1b\\all is well\x1b]8;;\x1b\\",
-    "writes over what was said": "failed\rdone  ",
-    "8-bit codes": "\x9b2J\x9d52;c;YQ==\x9c",
+    "writes over what was said": "failed\rdone  ", "8-bit codes": "\x9b2J\x9d52;c;YQ==\x9c",
     "turns the writing": "\u202egnihton\u2066",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ORDERS.values(), ids=ORDERS)

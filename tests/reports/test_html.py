@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compressor.core.numbers import duration, shown
+from compressor.core.numbers import duration, format_values
 from compressor.reports.html.render import _read_plotly, render
 
 
@@ -27,7 +27,7 @@ def test_a_column_has_one_unit_and_one_precision(
     name: str, values: list[float | None], expected: list[str]
 ) -> None:
     """The largest value chooses both, so that a column can be read down."""
-    assert shown(name, values) == expected
+    assert format_values(name, values) == expected
 
 
 @pytest.mark.parametrize(

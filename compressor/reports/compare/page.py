@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core.files import write_text
-from compressor.core.numbers import shown
+from compressor.core.numbers import format_values
 from compressor.reports.compare.compare import LATENCIES, METHOD, Comparison, Model, Pair
 from compressor.reports.compare.significance import LABELS, SUMMARIES
 from compressor.reports.compare.tables import format_interval, format_p, format_value
@@ -39,7 +39,9 @@ def render_page(comparison: Comparison) -> str:
         ],
         "pairs": pairs,
         "scores": [(pair, score) for pair in pairs for score in pair.scores],
-        "sizes": [(p, size, shown(size.name, [size.before, size.after])) for p, size in sizes],
+        "sizes": [
+            (p, size, format_values(size.name, [size.before, size.after])) for p, size in sizes
+        ],
         "steps": comparison.steps,
         "summarize_metrics": summarize_metrics,
         "several": len(comparison.runs) > 2,
@@ -85,7 +87,7 @@ def _list_chart_data(comparison: Comparison, metrics: Sequence[str]) -> dict[str
                 "label": model.label,
                 "run": model.run,
                 "bytes": model.evaluation["bytes"],
-                "size": shown("bytes", [model.evaluation["bytes"]])[0],
+                "size": format_values("bytes", [model.evaluation["bytes"]])[0],
                 "scores": {metric: _finite(model.number(metric)) for metric in metrics},
             }
             for model in comparison.models

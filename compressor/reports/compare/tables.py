@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.differences import MISSING
-from compressor.core.numbers import shown
+from compressor.core.numbers import format_values
 from compressor.reports.compare.compare import (
     LATENCIES,
     METHOD,
@@ -112,7 +112,7 @@ def _print_sizes(pairs: Sequence[Pair], console: Console) -> None:
     rows = [(pair, size) for pair in pairs for size in pair.sizes]
     if not rows:
         return
-    cells = [shown(size.name, [size.before, size.after]) for _, size in rows]
+    cells = [format_values(size.name, [size.before, size.after]) for _, size in rows]
     columns = [
         Column("", [size.name for _, size in rows], "left"),
         Column("baseline", [before for before, _ in cells]),

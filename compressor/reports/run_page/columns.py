@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.core.numbers import shown
+from compressor.core.numbers import format_values
 from compressor.engine.past_run import Record
 from compressor.reports.run_page.results import ENDED, QUALITY, Results, gives_model
 from compressor.reports.tables import COLUMNS, describe_parity, list_models
@@ -69,7 +69,9 @@ def _make_number_column(
     key: str, heading: str, title: str, values: Sequence[Any], cells: Sequence[str] | None = None
 ) -> Column:
     order = ["" if value is None else repr(value) for value in values]
-    return Column(key, heading, title, shown(key, values) if cells is None else cells, order)
+    return Column(
+        key, heading, title, format_values(key, values) if cells is None else cells, order
+    )
 
 
 def make_main_table(results: Results) -> list[Column]:
@@ -141,7 +143,7 @@ def make_stage_columns(results: Results) -> list[Column]:
     for key, heading, title, values in candidates:
         if any(value is not None for value in values):
             is_time = key in ("seconds", "made_in")
-            cells = [_write_time(v) for v in values] if is_time else shown(key, values)
+            cells = [_write_time(v) for v in values] if is_time else format_values(key, values)
             rest = len(results.not_run)
             padded = [*values, *[None] * rest], [*cells, *[""] * rest]
             columns.append(_make_number_column(key, heading, title, *padded))

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from urllib.parse import quote
 
 from compressor.core.files import write_text
-from compressor.core.numbers import duration, shown
+from compressor.core.numbers import duration, format_values
 from compressor.evaluation.predictions import guard_cell
 from compressor.recipe.objective import Direction
 from compressor.reports.html.render import render
@@ -110,7 +110,7 @@ def _list_metrics(sweep: Sweep) -> list[Column]:
         rare = metric not in goals and (constant or metric not in _USUAL)
         aim = _choose_direction(metric, sweep)
         title = f"{metric}: {_AIMS[aim]}" if aim else metric
-        cells = shown(metric, values)
+        cells = format_values(metric, values)
         columns.append(Column(f"metric:{metric}", metric, title, cells, texts, True, rare))
     if len(columns) <= _FEW or all(column.rare for column in columns):
         columns = [replace(column, rare=False) for column in columns]
