@@ -6,30 +6,32 @@ torch nor transformers in its process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from compressor.backends.generation_config import BackendName
+from compressor.backends.outputs import GenerationOutput, Report, Search, decode_limits, ignore
+from compressor.core.errors import StageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from compressor.backends.outputs import GenerationOutput
 
 
 EXPORT = "compressor.json"
 """The file of an exported model that says what runs it, and how its texts are read."""
 
 
-class Model(Protocol):
+class Model:
     """A loaded model. Rows are token ids, the end token included."""
 
     backend: BackendName
-    device: str
+    device: str = "cpu"
     """Where it is computed: "cpu", "cuda:0"."""
-    tokenizer: Any
+    tokenizer: Any = None
     """What `compressor.data.examples` takes, or None for a model without one."""
+    generation_config: Mapping[str, Any] = MappingProxyType({})
 
     def sweep(
         self,
@@ -38,11 +40,31 @@ class Model(Protocol):
         max_lengths: Sequence[int],
         num_beams: int = 1,
         min_length: int = 0,
-        progress: Callable[[int], None] | None = None,
+        progress: Report = ignore,
     ) -> dict[int, GenerationOutput]:
-        """Decode at each limit: see `compressor.backends.torch.generation.decode_sweep`."""
+        """Decode at each of `max_lengths`; greedily, for the price of the longest alone.
+
+        Lengths count the decoder start token. `min_length` 0 leaves it, like all else but beams,
+        to the generation config. `progress` gets the number of rows just done. Raises ValueError
+        for a limit below 1, StageError where the model or a setting is none to decode with.
+        """
+        return decode_limits(
+            lambda search: self._decode_rows(sources, search, progress),
+            max_lengths,
+            self.generation_config,
+            self.backend,
+            num_beams=num_beams,
+            min_length=min_length,
+        )
+
+    def _decode_rows(
+        self, sources: Sequence[list[int]], search: Search, progress: Report
+    ) -> list[list[int]]:
+        """Decode under one limit: rows up to their end token, in the order of the sources."""
+        raise StageError("only an encoder-decoder is decoded")
 
     def logits(
-        self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None
+        self, sources: Sequence[list[int]], *, progress: Report = ignore
     ) -> NDArray[np.float64]:
-        """A classifier's logits [rows, labels], in the order of the rows."""
+        """Compute a classifier's logits [rows, labels], in the order of the rows."""
+        raise StageError("an encoder-decoder gives no labels")

@@ -6,6 +6,7 @@ model's affair: a `Decoder` is one batch in the middle of being decoded. Samplin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,20 +29,31 @@ class Decoder(Protocol):
     """A batch of rows that a model goes on with, one token at a time."""
 
     def step(self, tokens: Tokens) -> Scores:
-        """The logits [R, V] after the last token [R] of each row. The caller may change them."""
-        ...
+        """Give the logits [R, V] after each row's last token [R], which the caller may change."""
 
     def keep(self, rows: Tokens) -> None:
         """Go on with these rows alone, given by their place in the batch."""
-        ...
 
     def reorder(self, rows: Tokens) -> None:
         """Go on at each place from the row named there, which has the same source."""
-        ...
 
 
-def search_greedily(decoder: Decoder, count: int, settings: Settings) -> list[list[int]]:
-    """The likeliest token at each step, for `count` rows, each up to its end token."""
+def search_tokens(decoder: Decoder, count: int, beams: int, settings: Settings) -> list[list[int]]:
+    """Write `count` rows, each up to its end token; greedily with one beam.
+
+    The decoder's batch has `beams` places for each row, one after another.
+    """
+    if settings.max_length == 1:
+        return [[] for _ in range(count)]
+    if beams == 1:
+        rows = _search_greedily(decoder, count, settings)
+    else:
+        rows = _search_beams(decoder, count, beams, settings)
+    return [up_to_end(row, settings.eos) for row in rows]
+
+
+def _search_greedily(decoder: Decoder, count: int, settings: Settings) -> list[list[int]]:
+    """Take the likeliest token at each step; what follows an end token is undefined."""
     tokens = np.full((count, 1), settings.start, dtype=np.int64)
     done: list[list[int]] = [[] for _ in range(count)]
     live = np.arange(count)
@@ -59,25 +71,22 @@ def search_greedily(decoder: Decoder, count: int, settings: Settings) -> list[li
                 decoder.keep(stay)
     for place, row in enumerate(live):
         done[row] = tokens[place, 1:].tolist()
-    return [up_to_end(row, settings.eos) for row in done]
+    return done
 
 
-def up_to_end(row: list[int], eos: tuple[int, ...]) -> list[int]:
-    """A row without what follows its first end token."""
+def up_to_end(row: list[int], eos: Sequence[int]) -> list[int]:
+    """Cut a row after its first end token."""
     ends = [place for place, token in enumerate(row, 1) if token in eos]
     return row[: ends[0]] if ends else row
 
 
-def beam_search(decoder: Decoder, count: int, beams: int, settings: Settings) -> list[list[int]]:
-    """The best finished beam of each of `count` rows, each up to its end token.
+def _search_beams(decoder: Decoder, count: int, beams: int, settings: Settings) -> list[list[int]]:
+    """Take the best finished beam of each row; what follows an end token is undefined.
 
-    The decoder's batch has `beams` places for each row, one after another. The rules are those of
-    transformers' `_beam_search`: the best (1 + end tokens) · beams continuations are looked at, at
-    least two a beam; an ended one counts if it is among the best `beams` of them; its score is its
-    log-probability / length ** length_penalty.
+    The rules are those of transformers' `_beam_search`: the best (1 + end tokens) · beams
+    continuations are looked at, at least two a beam; an ended one counts if it is among the best
+    `beams` of them; its score is its log-probability / length ** length_penalty.
     """
-    if settings.max_length == 1:
-        return [[] for _ in range(count)]
     done: list[list[int]] = [[] for _ in range(count)]
     live = np.arange(count)
     state = _Beams(count, beams, settings)
@@ -94,7 +103,7 @@ def beam_search(decoder: Decoder, count: int, beams: int, settings: Settings) ->
                 places = np.arange(len(live))[:, None] * beams + places % beams
         if len(live):
             decoder.reorder(places.ravel())
-    return [up_to_end(row, settings.eos) for row in done]
+    return done
 
 
 class _Beams:
@@ -116,7 +125,7 @@ class _Beams:
             setattr(self, name, getattr(self, name)[rows])
 
     def advance(self, decoder: Decoder) -> tuple[NDArray[np.bool_], Tokens]:
-        """Add a token. Gives which rows are over, and where each place's beam was [rows, beams]."""
+        """Add a token; tell which rows are over, and where each place's beam was [rows, beams]."""
         rows = len(self.running)
         best, beam, tokens = self._continuations(decoder)
         sequences = _gather_places(self.running, beam)
@@ -162,7 +171,7 @@ class _Beams:
         self.is_finished = _gather_places(np.concatenate([self.is_finished, just], axis=1), top)
 
     def _can_improve(self) -> NDArray[np.bool_]:
-        """Which rows may still find a beam better than the worst of their finished ones."""
+        """Tell which rows may still find a beam better than the worst of their finished ones."""
         penalty, length = self.settings.length_penalty, self.length - 1
         if self.settings.early_stopping == "never" and penalty > 0:
             length = self.settings.max_length - 1
@@ -173,14 +182,14 @@ class _Beams:
 
 
 def _require_finite(logits: Scores) -> Scores:
-    """The logits as they are. Raises StageError where the largest of a row is NaN or infinite."""
+    """Return the logits. Raises StageError where the largest of a row is NaN or infinite."""
     if not bool((logits.max(axis=1) < np.inf).all()):
         raise StageError(NOT_FINITE)
     return logits
 
 
 def _find_largest(scores: Scores, count: int) -> Tokens:
-    """Places of the `count` largest of each row, the largest first; of equal ones the earlier."""
+    """Find the places of the `count` largest of each row, the largest first, then the earlier."""
     if count < scores.shape[1]:
         some = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
     else:
@@ -191,5 +200,5 @@ def _find_largest(scores: Scores, count: int) -> Tokens:
 
 
 def _gather_places(values: NDArray, places: Tokens) -> NDArray:  # type: ignore[type-arg]
-    """Of values [R, N, …] those at places [R, M], as [R, M, …]."""
+    """Take of values [R, N, …] those at places [R, M], as [R, M, …]."""
     return values[np.arange(len(values))[:, None], places]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressor.backends.base import Model
 from compressor.backends.generation_config import BackendName, require_followed
-from compressor.backends.outputs import GenerationOutput, at_limits, token_ids, valid_limits
+from compressor.backends.outputs import Report, Search, ignore, list_ids
 from compressor.core import machine
 from compressor.core.errors import StageError
 from compressor.data.batching import evaluation_batches
@@ -64,7 +64,7 @@ def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     from ctranslate2.converters import TransformersConverter
     from transformers import BartConfig
 
-    model, tokenizer = checkpoint.model, _padded_tokenizer(checkpoint)
+    model, tokenizer = checkpoint.model, _pad_tokenizer(checkpoint)
     # The converters quantize tensors where they lie, and read a config that they can be told by.
     copied = copy.deepcopy(model)
     body = copied if checkpoint.head == "seq2seq_lm" else copied.base_model
@@ -91,16 +91,17 @@ def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
         try:
             Converter(config).convert(str(folder), quantization=weights, force=True)
         except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise StageError(f"CTranslate2 cannot take this model: {reason}") from error
     if checkpoint.head == "seq2seq_lm":
-        _write_generation(model, folder)
+        require_followed(model.generation_config.to_dict(), "ctranslate2", greedy=True)
+        model.generation_config.save_pretrained(folder)
     else:
         _write_head(model, folder)
 
 
-def _padded_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer with a made-up token for each row of the embedding that has none."""
+def _pad_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Copy the tokenizer, with a made-up token for each row of the embedding that has none."""
     tokenizer, size = copy.deepcopy(checkpoint.tokenizer), checkpoint.model.config.vocab_size
     ids = sorted(tokenizer.get_vocab().values())  # type: ignore[union-attr]
     if ids != list(range(len(ids))) or len(ids) > size:
@@ -144,22 +145,14 @@ def _complete_spec(spec: Any, model: PreTrainedModel, head: str, tokenizer: Any)
         spec.config.decoder_start_token = tokenizer.convert_ids_to_tokens(start)
 
 
-def _write_generation(model: PreTrainedModel, folder: Path) -> None:
-    require_followed(model.generation_config.to_dict(), "ctranslate2", greedy=True)
-    model.generation_config.save_pretrained(folder)
-
-
 def _write_head(model: PreTrainedModel, folder: Path) -> None:
-    """The layers between the first token's state and the logits: weight, bias, activation."""
+    """Write the layers between the first token's state and the logits: weight, bias, activation."""
     from safetensors.torch import save_file
 
     kind = model.config.model_type
     layers = {
         "bert": lambda: [(model.bert.pooler.dense, "tanh"), (model.classifier, "none")],
-        "roberta": lambda: [
-            (model.classifier.dense, "tanh"),
-            (model.classifier.out_proj, "none"),
-        ],
+        "roberta": lambda: [(model.classifier.dense, "tanh"), (model.classifier.out_proj, "none")],
         "distilbert": lambda: [(model.pre_classifier, "relu"), (model.classifier, "none")],
     }[kind]()
     tensors = {}
@@ -170,106 +163,74 @@ def _write_head(model: PreTrainedModel, folder: Path) -> None:
     save_file(tensors, folder / HEAD, metadata={"activations": activations})
 
 
-class Translator:
-    """An encoder-decoder."""
+class Translator(Model):
+    """An encoder-decoder. Greedily it gives what `generate` gives, but for rounding; beams end by
+    other rules.
+    """
 
     backend: BackendName = "ctranslate2"
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         import ctranslate2
 
-        self.tokenizer: Any = Tokens.load(folder)
-        self.settings = json.loads((folder / GENERATION).read_text(encoding="utf-8"))
+        self.tokenizer = Tokens.load(folder)
+        self.generation_config = json.loads((folder / GENERATION).read_text(encoding="utf-8"))
         self._model, self._workers = _open_model(ctranslate2.Translator, folder, threads)
         self.device = str(self._model.device)
-        vocabulary = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
-        self._tokens: list[str] = vocabulary
-        self._ids = {token: index for index, token in reversed(list(enumerate(vocabulary)))}
+        self._tokens = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
+        self._ids = {token: index for index, token in reversed(list(enumerate(self._tokens)))}
 
-    def sweep(
-        self,
-        sources: Sequence[list[int]],
-        *,
-        max_lengths: Sequence[int],
-        num_beams: int = 1,
-        min_length: int = 0,
-        progress: Callable[[int], None] | None = None,
-    ) -> dict[int, GenerationOutput]:
-        """Decode at each limit; see `compressor.backends.torch.generation.sweep`.
-
-        Greedily it gives what `generate` gives, but for rounding. Beams end by other rules.
-        """
-
-        def rows(limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
-            started = time.perf_counter()
-            found = self._decode(sources, limit, num_beams, min_length, progress)
-            forced = token_ids(self.settings.get("forced_eos_token_id")) if forced_end else []
-            if forced:
-                found = [_force_end(row, limit, forced) for row in found]
-            return found, time.perf_counter() - started
-
-        return at_limits(
-            rows, valid_limits(max_lengths), self.settings, self.backend, greedy=num_beams == 1
-        )
-
-    def logits(
-        self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None
-    ) -> NDArray[np.float64]:
-        raise StageError("an encoder-decoder gives no labels")
-
-    @property
-    def _eos(self) -> list[int]:
-        return token_ids(self.settings.get("eos_token_id"))
-
-    def _decode(
-        self,
-        sources: Sequence[list[int]],
-        limit: int,
-        num_beams: int,
-        min_length: int,
-        progress: Callable[[int], None] | None,
+    def _decode_rows(
+        self, sources: Sequence[list[int]], search: Search, progress: Report
     ) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in sources]
-        settings = self._options(limit, num_beams, min_length) if limit > 1 else {}
+        config, limit = self.generation_config, search.max_length
+        rows: list[list[int]] = [[] for _ in sources]
+        start = list_ids(config.get("forced_bos_token_id"))
+        forced = list_ids(config.get("forced_eos_token_id")) if search.forced_end else []
         lengths = [len(source) + limit for source in sources]
-        for batch in evaluation_batches(lengths, tokens=BATCH_TOKENS // num_beams):
+        for batch in evaluation_batches(lengths, tokens=BATCH_TOKENS // search.num_beams):
             if limit > 1:
-                texts = [[self._tokens[i] for i in sources[index]] for index in batch]
-                start = token_ids(self.settings.get("forced_bos_token_id"))
-                first = [[self._tokens[i] for i in start]] * len(texts) if start else None
-                part = -(-len(texts) // self._workers)
                 results = self._model.translate_batch(
-                    texts, target_prefix=first, max_batch_size=part, **settings
+                    [self._spell(sources[index]) for index in batch],
+                    target_prefix=[self._spell(start)] * len(batch) if start else None,
+                    max_batch_size=-(-len(batch) // self._workers),
+                    **self._build_options(search),
                 )
                 for index, result in zip(batch, results, strict=True):
-                    found[index] = [self._ids[token] for token in result.hypotheses[0]]
-            if progress is not None:
-                progress(len(batch))
-        return found
+                    row = [self._ids[token] for token in result.hypotheses[0]]
+                    if forced and len(row) == limit - 1:
+                        row[-1] = min(forced)
+                    rows[index] = row
+            progress(len(batch))
+        return rows
 
-    def _options(self, limit: int, num_beams: int, min_length: int) -> dict[str, Any]:
-        """`translate_batch`'s settings that follow the generation config's."""
-        own = self.settings
-        least = max(0, min_length or own.get("min_length") or 0) - 1
-        if not min_length and own.get("min_new_tokens") is not None:
-            least = own["min_new_tokens"]
-        never = [[token] for token in own.get("suppress_tokens") or ()]
-        never += own.get("bad_words_ids") or ()
+    def _spell(self, ids: Sequence[int]) -> list[str]:
+        return [self._tokens[index] for index in ids]
+
+    def _build_options(self, search: Search) -> dict[str, Any]:
+        """Build `translate_batch`'s settings that follow the generation config's."""
+        config, most = self.generation_config, search.max_length - 1
+        least = (search.min_length or config.get("min_length") or 0) - 1
+        if not search.min_length and config.get("min_new_tokens") is not None:
+            least = config["min_new_tokens"]
+        never = [[token] for token in config.get("suppress_tokens") or ()]
+        never += config.get("bad_words_ids") or ()
+        beams = search.num_beams
         return {
-            "beam_size": num_beams,
-            "max_decoding_length": limit - 1,
-            "min_decoding_length": max(0, min(least, limit - 1)),
+            "beam_size": beams,
+            "max_decoding_length": most,
+            "min_decoding_length": max(0, min(least, most)),
             "max_input_length": 0,  # by default what is beyond 1,024 tokens is cut off
-            "end_token": self._eos,
+            "end_token": list_ids(config.get("eos_token_id")),
             "return_end_token": True,
-            "length_penalty": own.get("length_penalty", 1.0) if num_beams > 1 else 1.0,
-            "repetition_penalty": own.get("repetition_penalty") or 1.0,
-            "no_repeat_ngram_size": own.get("no_repeat_ngram_size") or 0,
-            "suppress_sequences": [[self._tokens[i] for i in ids] for ids in never] or None,
+            "length_penalty": config.get("length_penalty", 1.0) if beams > 1 else 1.0,
+            "repetition_penalty": config.get("repetition_penalty") or 1.0,
+            "no_repeat_ngram_size": config.get("no_repeat_ngram_size") or 0,
+            "suppress_sequences": [*map(self._spell, never)] or None,
         }
 
 
-class Encoder:
+class Encoder(Model):
     """A classifier: CTranslate2 runs its encoder, and the head is a few small products."""
 
     backend: BackendName = "ctranslate2"
@@ -278,10 +239,9 @@ class Encoder:
         import ctranslate2
         from safetensors import safe_open
 
-        self.tokenizer: Any = Tokens.load(folder)
-        self._model, workers = _open_model(ctranslate2.Encoder, folder, threads)
-        self._workers = ThreadPoolExecutor(workers) if workers > 1 else None
-        self._parts = workers
+        self.tokenizer = Tokens.load(folder)
+        self._model, self._workers = _open_model(ctranslate2.Encoder, folder, threads)
+        self._pool = ThreadPoolExecutor(self._workers)
         self.device = str(self._model.device)
         with safe_open(folder / HEAD, "numpy") as file:
             activations = json.loads(file.metadata()["activations"])
@@ -290,58 +250,44 @@ class Encoder:
                 for i, name in enumerate(activations)
             ]
 
-    def sweep(self, *_: Any, **__: Any) -> dict[int, GenerationOutput]:
-        raise StageError("a classifier writes no summaries")
-
     def logits(
-        self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None
+        self, sources: Sequence[list[int]], *, progress: Report = ignore
     ) -> NDArray[np.float64]:
-        """The logits [rows, labels]."""
-        found = np.empty((len(sources), len(self._head[-1][1])), dtype=np.float64)
+        logits = np.empty((len(sources), len(self._head[-1][1])), dtype=np.float64)
         for batch in evaluation_batches(list(map(len, sources)), tokens=BATCH_TOKENS):
-            states = self._states([list(sources[index]) for index in batch])
+            states = self._encode_rows([list(sources[index]) for index in batch])
             for weight, bias, activation in self._head:
                 states = activation(states @ weight.T + bias)
-            found[batch] = states
-            if progress is not None:
-                progress(len(batch))
-        return found
+            logits[batch] = states
+            progress(len(batch))
+        return logits
 
-    def _states(self, rows: list[list[int]]) -> NDArray[np.float32]:
-        """The last state of each row's first token."""
+    def _encode_rows(self, rows: list[list[int]]) -> NDArray[np.float32]:
+        """Compute the last state of each row's first token, [rows, width]."""
 
-        def first(part: list[list[int]]) -> NDArray[np.float32]:
+        def encode(part: list[list[int]]) -> NDArray[np.float32]:
             output = self._model.forward_batch(part)
             return np.array(output.last_hidden_state, dtype=np.float32)[:, 0]
 
-        size = -(-len(rows) // self._parts)
+        size = -(-len(rows) // self._workers)
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        run = map if self._workers is None else self._workers.map
-        return np.concatenate(list(run(first, parts)))
+        return np.concatenate(list(self._pool.map(encode, parts)))
 
 
-def load_model(
-    folder: Path, about: Mapping[str, Any], *, threads: int | None = None
-) -> Translator | Encoder:
-    """The model that `write` wrote. Raises StageError where CTranslate2 cannot load it."""
-    return (Translator if about["head"] == "seq2seq_lm" else Encoder)(folder, threads)
+def load_model(folder: Path, head: str, *, threads: int | None = None) -> Translator | Encoder:
+    """Load what `write_model` wrote. Raises StageError where CTranslate2 cannot."""
+    return (Translator if head == "seq2seq_lm" else Encoder)(folder, threads)
 
 
 def _open_model(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:
-    """The loaded model, and how many parts of a batch it computes at once."""
+    """Load a model; also how many parts of a batch it computes at once."""
     import ctranslate2
 
     device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
     threads = threads or machine.count_threads()
-    several = [n for n in range(1, WORKERS + 1) if threads % n == 0]
-    workers = several[-1] if device == "cpu" else 1
+    workers = max(n for n in range(1, WORKERS + 1) if threads % n == 0) if device == "cpu" else 1
     share = {"inter_threads": workers, "intra_threads": threads // workers}
     try:
         return kind(str(folder), device=device, **share), workers
     except (RuntimeError, ValueError) as error:
         raise StageError(f"CTranslate2 cannot load {folder}: {error}") from error
-
-
-def _force_end(row: list[int], limit: int, forced: list[int]) -> list[int]:
-    """A row that fills the limit ends with the forced token."""
-    return [*row[:-1], min(forced)] if row and len(row) == limit - 1 else row

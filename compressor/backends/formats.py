@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.backends.base import EXPORT
 from compressor.backends.generation_config import BackendName
-from compressor.backends.onnx.support import RUNS, WRITES
-from compressor.backends.onnx.support import SUPPORTED as ONNX
 from compressor.core.errors import StageError
 from compressor.core.packages import suggest_install
 from compressor.data.rows import Task
@@ -41,16 +39,20 @@ class Format:
     """How weights can be stored; the first is the default."""
     models: Mapping[str, frozenset[str]] | None = None
     """Head → model types; None: whatever transformers loads and this package knows."""
-    packages: tuple[str, ...] = ()
-    """What must be installed, beyond this package's own dependencies, to write and to run it."""
-    extra: str = ""
-    """What brings these."""
+    runs: tuple[str, ...] = ()
+    """The packages that run it, beyond this package's own dependencies."""
+    writes: tuple[str, ...] = ()
+    """Those that write it."""
     int8_block: int = 0
     """Entries that share one float16 scale in int8; 0: each row has one float32 scale."""
     blocks: bool = False
     """Whether a block of `approximate` can be in it."""
 
-    def takes(self, head: str, model_type: str) -> bool:
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return self.writes + self.runs
+
+    def accepts(self, head: str, model_type: str) -> bool:
         return self.models is None or model_type in self.models.get(head, ())
 
 
@@ -67,15 +69,20 @@ FORMATS: Mapping[FormatName, Format] = {
             "seq2seq_lm": frozenset({"t5", "mt5", *_BART_LIKE}),
             "sequence_classification": frozenset({"bert", "distilbert", "roberta"}),
         },
-        packages=("ctranslate2",),
-        extra="ctranslate2",
+        runs=("ctranslate2",),
     ),
     "onnx": Format(
         "onnxruntime",
         ("int8", "float32"),
-        ONNX,
-        packages=(*WRITES, *RUNS),
-        extra="onnx",
+        # Without LongT5, whose transient-global attention is traced for one length alone.
+        {
+            "seq2seq_lm": frozenset({"t5", "mt5", *_BART_LIKE}),
+            "sequence_classification": frozenset(
+                {"bert", "roberta", "electra", "distilbert", "gpt2", "llama", "qwen2", "qwen3"}
+            ),
+        },
+        runs=("onnxruntime",),
+        writes=("onnx", "onnxscript"),
         blocks=True,
     ),
     "gguf": Format(
@@ -85,38 +92,42 @@ FORMATS: Mapping[FormatName, Format] = {
             "seq2seq_lm": frozenset({"t5", "mt5"}),
             "causal_lm": frozenset({"gpt2", "llama", "qwen2", "qwen3"}),
         },
-        packages=("gguf", "llama_cpp"),
-        extra="gguf",
+        runs=("llama_cpp",),
+        writes=("gguf",),
         int8_block=32,
     ),
 }
 
 
 def explain_refusal(name: FormatName, facts: Facts) -> str | None:
-    """Why a model cannot be written in a format; None where it can."""
-    found, head = FORMATS[name], str(facts.config["head"])
-    if not found.takes(head, facts.model_type):
-        fitting = [other for other in FORMATS if FORMATS[other].takes(head, facts.model_type)]
+    """Explain why a model cannot be written in a format; None where it can."""
+    export_format, head = FORMATS[name], str(facts.config["head"])
+    if not export_format.accepts(head, facts.model_type):
+        fitting = [other for other in FORMATS if FORMATS[other].accepts(head, facts.model_type)]
         return (
             f"{facts.model_type} with the head {head!r} cannot be written as {name!r}; "
             f"valid: {', '.join(fitting)}"
         )
-    if facts.config.get(BLOCKS) and not found.blocks:
+    if facts.config.get(BLOCKS) and not export_format.blocks:
         return f"a model with a block cannot be written as {name!r}"
     if name == "ctranslate2" and head != "seq2seq_lm" and facts.config.get("is_decoder"):
         return (
             f"CTranslate2 lets a {facts.model_type} read both ways: its config's is_decoder is true"
         )
-    missing = [package for package in found.packages if find_spec(package) is None]
-    if missing:
-        needs = f"{name!r} needs {', '.join(missing)}"
-        return f"{needs}, which is not installed: {suggest_install(found.extra)}"
-    return None
+    return explain_missing(name, export_format.packages)
+
+
+def explain_missing(name: FormatName, packages: Iterable[str]) -> str | None:
+    """Tell which packages of a format are not installed, and how to install them."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if not missing:
+        return None
+    return f"{name!r} needs {', '.join(missing)}, which is not installed: {suggest_install(name)}"
 
 
 def derive_stored_facts(facts: Facts, weights: Weights, name: FormatName = "huggingface") -> Facts:
-    """The facts of a model in a file of a format with such weights: matrices as they are called,
-    with the format's scales of int8, and all else in the float type.
+    """Derive the facts of a model in a file of a format with such weights: matrices as they are
+    called, with the format's scales of int8, and all else in the float type.
     """
     if name == "huggingface":
         facts = _with_readable_head(facts)
@@ -130,8 +141,8 @@ def derive_stored_facts(facts: Facts, weights: Weights, name: FormatName = "hugg
 
 
 def _with_readable_head(facts: Facts) -> Facts:
-    """A T5 that does not scale its outputs is written with a head of its own, since transformers 4
-    reads no other: see `checkpoint.fit_transformers_4`.
+    """Add the head of its own that a T5 without scaled outputs is written with, since transformers
+    4 reads no other: see `checkpoint.fit_transformers_4`.
     """
     is_t5 = facts.model_type in ("t5", "mt5", "longt5")
     if not is_t5 or "lm_head.weight" in facts.shapes:
@@ -143,10 +154,10 @@ def _with_readable_head(facts: Facts) -> Facts:
 
 
 def list_support() -> list[tuple[str, str, list[bool]]]:
-    """(head, model type, whether each of `FORMATS` takes it) for every model that can be loaded."""
+    """List (head, model type, whether each of `FORMATS` accepts it) for all that can be loaded."""
     heads = ("seq2seq_lm", "sequence_classification", "causal_lm")
     return [
-        (head, model_type, [each.takes(head, model_type) for each in FORMATS.values()])
+        (head, model_type, [known.accepts(head, model_type) for known in FORMATS.values()])
         for head in heads
         for model_type in model_types(head)
     ]
@@ -168,7 +179,7 @@ class Texts(BaseModel):
 
     @classmethod
     def of(cls, data: DataBase, **others: Any) -> Self:
-        """As the rows of `data` are read; `others` are the fields that data do not have."""
+        """Describe how rows of `data` are read; `others` are the fields that data do not have."""
         shared = cls.model_fields.keys() & type(data).model_fields.keys()
         return cls(**{name: getattr(data, name) for name in shared}, **others)
 

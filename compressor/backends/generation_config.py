@@ -14,6 +14,7 @@ from typing import Any, Literal
 from compressor.core.errors import StageError
 
 FILE = "generation_config.json"
+BackendName = Literal["torch", "ctranslate2", "onnxruntime", "llamacpp"]
 
 Use = Literal[
     "followed",  # by all that decodes
@@ -107,7 +108,7 @@ OF_TOKENS = (
 
 
 def read_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `from_pretrained` takes for the generation config of a model's folder.
+    """Read what `from_pretrained` takes for the generation config of a model's folder.
 
     Without a file of its own it is in the model's `config`, as older models have it. Raises
     ValueError for a file that is not JSON.
@@ -119,25 +120,25 @@ def read_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def select_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of generation in a model's config."""
+    """Select the settings of generation in a model's config."""
     return {name: value for name, value in config.items() if name in SETTINGS}
 
 
 def load_settings(path: Path) -> dict[str, Any]:
-    """The settings in a file. Raises ValueError, with its path."""
+    """Read the settings in a file. Raises ValueError, with its path."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no object")
-    return found
+    return settings
 
 
 def find_unfollowed(
     settings: Mapping[str, Any], backend: BackendName, *, greedy: bool = True
 ) -> list[str]:
-    """The settings that would change what `backend` gives, and that it does not follow.
+    """Find the settings that would change what `backend` gives, and that it does not follow.
 
     A name that is not known counts for the engines: a newer transformers may have given it a
     meaning. torch decodes by the `generate` that is installed, which passes over it.
@@ -162,9 +163,9 @@ def _has_effect(name: str, value: Any) -> bool:
 def explain_refusals(
     settings: Mapping[str, Any], backend: BackendName, *, greedy: bool = True
 ) -> Iterator[str]:
-    """What to tell of each such setting."""
+    """Explain each setting of `find_unfollowed`, and how to leave it out."""
     for name in find_unfollowed(settings, backend, greedy=greedy):
-        where = "a decode by torch" if backend == "torch" else f"{backend}"
+        where = "a decode by torch" if backend == "torch" else str(backend)
         if SETTINGS.get(name) == "greedy":
             where = "beam search"
         why = f", which {_WHY[name]}" if name in _WHY else ""
@@ -176,7 +177,10 @@ def explain_refusals(
 
 def find_invalid(settings: Mapping[str, Any]) -> Iterator[str]:
     """Name the settings with which transformers does not load a model, or `generate` fails."""
-    wrong = [name for name, is_right in _RIGHT.items() if not is_right(settings.get(name))]
+    given = {name: value for name, value in settings.items() if value is not None}
+    wrong = [
+        name for name, is_right in _RIGHT.items() if name in given and not is_right(given[name])
+    ]
     yield from wrong
     if not {"num_return_sequences", "num_beams"} & set(wrong) and not settings.get("do_sample"):
         several = settings.get("num_return_sequences") or 1
@@ -196,7 +200,7 @@ def find_invalid(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return _is_token(value) and value >= 0
 
 
 def _is_token(value: Any) -> bool:
@@ -216,15 +220,12 @@ def _is_penalty(value: Any) -> bool:
     return value == 1 or (isinstance(value, float) and value > 0)
 
 
-def _are_biases(value: Any) -> bool:
-    return bool(value) and _is_list(
-        value,
-        lambda pair: (
-            _is_list(pair, lambda _: True)
-            and len(pair) == 2
-            and _are_words(pair[:1])
-            and isinstance(pair[1], float)
-        ),
+def _is_bias(value: Any) -> bool:
+    return (
+        _is_list(value, lambda _: True)
+        and len(value) == 2
+        and _are_words(value[:1])
+        and isinstance(value[1], float)
     )
 
 
@@ -232,12 +233,8 @@ def _is_decay(value: Any) -> bool:
     return _is_list(value, lambda part: isinstance(part, int | float)) and len(value) == 2
 
 
-def _or_null(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or is_right(value)
-
-
 _RIGHT: Mapping[str, Callable[[Any], bool]] = {
-    name: _or_null(is_right)
+    name: is_right
     for names, is_right in (
         (
             (
@@ -253,16 +250,16 @@ _RIGHT: Mapping[str, Callable[[Any], bool]] = {
             lambda v: _is_token(v) or (_is_list(v, _is_token) and bool(v)),
         ),
         (("bad_words_ids",), _are_words),
-        (("sequence_bias",), _are_biases),
+        (("sequence_bias",), lambda v: _is_list(v, _is_bias) and bool(v)),
         (("exponential_decay_length_penalty",), _is_decay),
     )
     for name in names
 }
-"""Setting → whether `generate` takes a value for it."""
+"""Setting → whether `generate` takes a value for it, null apart."""
 
 
 def require_followed(settings: Mapping[str, Any], backend: BackendName, *, greedy: bool) -> None:
-    """Raise StageError with the first thing to tell."""
+    """Raise StageError for the first setting that `backend` does not follow."""
     for message in explain_refusals(settings, backend, greedy=greedy):
         raise StageError(message)
 
@@ -270,7 +267,7 @@ def require_followed(settings: Mapping[str, Any], backend: BackendName, *, greed
 def check_tokens(
     config: Mapping[str, Any], ids: Mapping[str, Any], settings: Mapping[str, Any], *, whole: bool
 ) -> Iterator[tuple[str, str]]:
-    """(name, message) of each token id that a model needs and lacks, or that no row stands for.
+    """Report (name, message) of each token id that a model lacks, or that no row stands for.
 
     `ids` are those of its config. `whole`: they and the settings are all that a source has; else
     what is missing is found later, in the tokenizer or on the hub.
@@ -286,7 +283,7 @@ def check_tokens(
         if name in missing:
             continue
         values = [ids.get(name), settings.get(name)]
-        wrong = [each for each in _flatten(values) if not _is_id(each, least, rows)]
+        wrong = [v for v in _flatten(values) if not (_is_token(v) and least <= v < rows)]
         if wrong:
             yield name, f"{name}: no row stands for {wrong[0]!r}; the vocabulary has {rows:,}"
         elif name == _START and any(isinstance(value, list) for value in values):
@@ -316,7 +313,7 @@ def _list_missing_ids(
 
 
 def _suggest_id(name: str, kind: str, ids: Mapping[str, Any]) -> Any:
-    """What it is in the models of a kind that were published."""
+    """Suggest what it is in the models of a kind that were published."""
     if name != _START:
         return "its id"
     if kind == "mbart":
@@ -330,10 +327,3 @@ def _flatten(values: Any) -> Iterator[Any]:
             yield from _flatten(value)
         elif value is not None:
             yield value
-
-
-def _is_id(value: Any, least: int, rows: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < rows
-
-
-BackendName = Literal["torch", "ctranslate2", "onnxruntime", "llamacpp"]

@@ -1,6 +1,6 @@
 """What a generation config asks of greedy and beam search.
 
-Logits processors are transformers', in its order, on numpy arrays. The search is in `decoding`.
+Logits processors are transformers', in its order, on numpy arrays. The search: `beam_search`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.backends.generation_config import require_followed
+from compressor.backends.outputs import Search, list_ids
 from compressor.core.errors import StageError
 
 Tokens = NDArray[np.int64]
@@ -20,7 +21,7 @@ Scores = NDArray[np.float32]
 
 
 def is_one_of(tokens: Tokens, some: Sequence[int]) -> NDArray[np.bool_]:
-    """Which tokens are among some, of any shape."""
+    """Whether each token, in an array of any shape, is among some."""
     return np.isin(tokens, np.array(some, dtype=np.int64))
 
 
@@ -29,25 +30,23 @@ class Settings:
     """What decides the next token beside the model. Lengths count the decoder start token."""
 
     start: int
-    eos: tuple[int, ...]
+    eos: Sequence[int]
     max_length: int
     min_length: int = 0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     bad_words: tuple[tuple[int, ...], ...] = ()
     forced_bos: int | None = None
-    forced_eos: tuple[int, ...] = ()
-    suppressed: tuple[int, ...] = ()
-    suppressed_first: tuple[int, ...] = ()
+    forced_eos: Sequence[int] = ()
+    suppressed: Sequence[int] = ()
+    suppressed_first: Sequence[int] = ()
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     renormalize: bool = False
 
     @classmethod
-    def of(
-        cls, config: Mapping[str, Any], max_length: int, min_length: int, *, forced_end: bool
-    ) -> Settings:
-        """From a generation config. A `min_length` of 0 leaves it to the config.
+    def of(cls, config: Mapping[str, Any], search: Search) -> Settings:
+        """Read a generation config, as far as `search` leaves it to that.
 
         Raises StageError where a setting is not offered or there is no decoder start token.
         """
@@ -56,7 +55,8 @@ class Settings:
         if not isinstance(start, int):
             message = "expected one token as decoder_start_token_id"
             raise StageError(f"generation_config.json: {message}, got {start!r}")
-        eos = _list_ids(config.get("eos_token_id"))
+        eos = list_ids(config.get("eos_token_id"))
+        min_length = search.min_length
         if not min_length:
             new = config.get("min_new_tokens")
             min_length = config.get("min_length") or 0 if new is None else new + 1
@@ -64,15 +64,15 @@ class Settings:
         return cls(
             start=start,
             eos=eos,
-            max_length=max_length,
+            max_length=search.max_length,
             min_length=min_length,
             repetition_penalty=_get_first(config, "repetition_penalty", default=1.0),
             no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,
             bad_words=tuple(words for words in bad if len(words) > 1 or words[0] not in eos),
             forced_bos=config.get("forced_bos_token_id"),
-            forced_eos=_list_ids(config.get("forced_eos_token_id")) if forced_end else (),
-            suppressed=_list_ids(config.get("suppress_tokens")),
-            suppressed_first=_list_ids(config.get("begin_suppress_tokens")),
+            forced_eos=list_ids(config.get("forced_eos_token_id")) if search.forced_end else (),
+            suppressed=list_ids(config.get("suppress_tokens")),
+            suppressed_first=list_ids(config.get("begin_suppress_tokens")),
             length_penalty=_get_first(config, "length_penalty", default=1.0),
             early_stopping=_get_first(config, "early_stopping", default=False),
             renormalize=bool(config.get("renormalize_logits")),
@@ -90,7 +90,7 @@ class Settings:
         if length < self.min_length:
             scores[:, list(self.eos)] = -np.inf
         if length == 1 and self.forced_bos is not None:
-            _force_tokens(scores, (self.forced_bos,))
+            _force_tokens(scores, [self.forced_bos])
         if length == self.max_length - 1 and self.forced_eos:
             _force_tokens(scores, self.forced_eos)
         scores[:, list(self.suppressed)] = -np.inf
@@ -100,22 +100,15 @@ class Settings:
 
 
 def log_softmax(logits: Scores) -> Scores:
-    """The logarithms of the probabilities of each row."""
+    """Logits [R, V] as logarithms of the probabilities of each row."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     normed: Scores = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return normed
 
 
 def _get_first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
-    """The value of the first of some settings that is set."""
+    """Get the value of the first of some settings that is set."""
     return next((config[name] for name in names if config.get(name) is not None), default)
-
-
-def _list_ids(setting: int | Sequence[int] | None) -> tuple[int, ...]:
-    """A setting that may be one token, several, or none."""
-    if setting is None:
-        return ()
-    return (setting,) if isinstance(setting, int) else tuple(setting)
 
 
 def _force_tokens(scores: Scores, tokens: Sequence[int]) -> None:
@@ -127,8 +120,8 @@ def _penalize_repeated(tokens: Tokens, scores: Scores, penalty: float) -> None:
     """Make tokens that a row has less likely, also its start token."""
     rows = np.arange(len(tokens))[:, None]
     inside = np.minimum(tokens, scores.shape[1] - 1)  # of two vocabularies, the start may be beyond
-    found = scores[rows, inside]
-    scores[rows, inside] = np.where(found < 0, found * penalty, found / penalty)
+    old = scores[rows, inside]
+    scores[rows, inside] = np.where(old < 0, old * penalty, old / penalty)
 
 
 def _forbid_repeated(tokens: Tokens, scores: Scores, size: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from compressor.backends.base import EXPORT, Model
+from compressor.core.errors import StageError
 from compressor.core.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from compressor.backends.formats import ExportInfo
 
 
 def open_artifact(folder: Path, *, threads: int | None = None, ranks: Ranks = ALONE) -> Model:
@@ -16,8 +19,7 @@ def open_artifact(folder: Path, *, threads: int | None = None, ranks: Ranks = AL
     if (exported / EXPORT).is_file():
         from compressor.backends.formats import ExportInfo
 
-        about = ExportInfo.load(exported).model_dump()
-        return open_export(exported, about, threads=threads, ranks=ranks)
+        return open_export(exported, ExportInfo.load(exported), threads=threads, ranks=ranks)
     from compressor.backends.torch.model import TorchModel
     from compressor.models.checkpoint import Checkpoint
 
@@ -25,25 +27,29 @@ def open_artifact(folder: Path, *, threads: int | None = None, ranks: Ranks = AL
 
 
 def open_export(
-    folder: Path, about: Mapping[str, Any], *, threads: int | None = None, ranks: Ranks = ALONE
+    folder: Path, info: ExportInfo, *, threads: int | None = None, ranks: Ranks = ALONE
 ) -> Model:
     """Open an exported directory with what its format is made for.
 
-    `about` is what its `compressor.json` says; `threads` how many it computes with. What torch
-    runs is shared out over `ranks`.
+    `threads`: how many it computes with. What torch runs is shared out over `ranks`. Raises
+    StageError where a package is missing.
     """
-    if about["format"] == "ctranslate2":
+    from compressor.backends.formats import FORMATS, explain_missing
+
+    if missing := explain_missing(info.format, FORMATS[info.format].runs):
+        raise StageError(missing)
+    if info.format == "ctranslate2":
         from compressor.backends import ctranslate2
 
-        return ctranslate2.load_model(folder, about, threads=threads)
-    if about["format"] == "onnx":
+        return ctranslate2.load_model(folder, info.head, threads=threads)
+    if info.format == "onnx":
         from compressor.backends.onnx.runtime import OnnxModel
 
-        return OnnxModel.load(folder, threads=threads)
-    if about["format"] == "gguf":
+        return OnnxModel(folder, threads)
+    if info.format == "gguf":
         from compressor.backends.gguf.runtime import LlamaCppModel
 
         return LlamaCppModel(folder, threads)
-    from compressor.backends.torch import model
+    from compressor.backends.torch.model import TorchModel, load_exported
 
-    return model.load_model(folder, about, threads=threads, ranks=ranks)
+    return TorchModel(load_exported(folder, info.head), threads=threads, ranks=ranks)

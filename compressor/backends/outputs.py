@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from compressor.backends.generation_config import require_followed
 
@@ -28,6 +29,25 @@ NOT_FINITE = (
     "overflow, as float16's do in some models (take bfloat16), or its weights are far too large, "
     "as after a training that diverged"
 )
+
+Report = Callable[[int], object]
+"""Takes the number of rows that have just been done."""
+
+
+def ignore(rows: int) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How rows are decoded. Lengths count the decoder start token, as in transformers."""
+
+    max_length: int
+    num_beams: int = 1
+    min_length: int = 0
+    """0 leaves it to the generation config."""
+    forced_end: bool = True
+    """Whether the generation config's `forced_eos_token_id` holds."""
 
 
 @dataclass(frozen=True)
@@ -57,73 +77,56 @@ class GenerationOutput:
 def truncate_row(
     tokens: Sequence[int], max_length: int, eos: Collection[int]
 ) -> tuple[list[int], bool]:
-    """The prefix of a greedily decoded row that a shorter limit leaves, and whether it is cut off.
+    """Cut a greedily decoded row at a shorter limit; also whether it is cut off there.
 
     A row is cut off that has none of the end tokens `eos` within the limit. `max_length` counts
-    the decoder start token, which `tokens` lack. A forced last token is not put in: see `sweep`.
+    the decoder start token, which `tokens` lack. A forced last token is not put in.
     """
     kept = list(tokens[: max_length - 1])
     return kept, not (kept and kept[-1] in eos)
 
 
-class Rows(Protocol):
-    """Decodes all rows of a set under one limit."""
-
-    def __call__(self, limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
-        """Rows up to their end token, and the seconds they took. Without `forced_end`, the
-        generation config's `forced_eos_token_id` is left out.
-        """
-
-
-def valid_limits(max_lengths: Sequence[int]) -> list[int]:
-    """The limits in rising order. Raises ValueError for one below 1."""
-    limits = sorted(set(max_lengths))
-    if limits and limits[0] < 1:
-        raise ValueError(f"max_length counts the decoder start token: {limits[0]} is below 1")
-    return limits
-
-
-def at_limits(
-    rows: Rows,
-    limits: Sequence[int],
+def decode_limits(
+    decode: Callable[[Search], list[list[int]]],
+    max_lengths: Sequence[int],
     generation_config: Mapping[str, Any],
     backend: BackendName,
     *,
-    greedy: bool,
+    num_beams: int,
+    min_length: int,
 ) -> dict[int, GenerationOutput]:
-    """What each limit gives: of a greedy decode, prefixes of the longest one's rows.
+    """Decode at each limit, in rising order; see `Model.sweep`.
 
-    Raises StageError for a setting that `backend` does not follow.
+    Greedy decoding does not look ahead, so what a shorter limit gives is a prefix. That holds with
+    `min_length` and penalties, which look at the tokens so far. A forced last token (BART's
+    `forced_eos_token_id`) takes the place of the last token at each limit. Beam search ranks by
+    finished lengths, so with beams each limit is decoded.
     """
-    require_followed(generation_config, backend, greedy=greedy)
+    limits = sorted(set(max_lengths), reverse=True)
+    if limits and limits[-1] < 1:
+        raise ValueError(f"max_length counts the decoder start token: {limits[-1]} is below 1")
+    require_followed(generation_config, backend, greedy=num_beams == 1)
     eos, forced = (
-        token_ids(generation_config.get(key)) for key in ("eos_token_id", "forced_eos_token_id")
+        list_ids(generation_config.get(key)) for key in ("eos_token_id", "forced_eos_token_id")
     )
     overruled = forced and any(generation_config.get(key) for key in _AFTER_FORCED_EOS)
-    if greedy and not overruled:
-        longest, seconds = rows(max(limits, default=1), forced_end=False)
-        decodes = {limit: (_cut_at_limit(longest, limit, eos, forced), seconds) for limit in limits}
-    else:
-        decodes = {}
-        for limit in limits:
-            tokens, seconds = rows(limit, forced_end=True)
-            decodes[limit] = (_with_cut_off(tokens, limit, eos, forced), seconds)
-        longest = []
-    return {
-        limit: GenerationOutput(
-            tokens,
-            cut_off,
-            [_count_length(row, generation_config) for row in tokens],
-            seconds,
-            sum(map(len, longest or tokens)),
-        )
-        for limit, ((tokens, cut_off), seconds) in decodes.items()
-    }
+    as_prefix = num_beams == 1 and not overruled
+    outputs: dict[int, GenerationOutput] = {}
+    for limit in limits:
+        if not (as_prefix and outputs):
+            started = time.perf_counter()
+            rows = decode(Search(limit, num_beams, min_length, forced_end=not as_prefix))
+            seconds = time.perf_counter() - started
+        cut = [_cut_row(row, limit, eos, forced, as_prefix=as_prefix) for row in rows]
+        tokens, cut_off = [row for row, _ in cut], [is_cut for _, is_cut in cut]
+        lengths = [_count_length(row, generation_config) for row in tokens]
+        outputs[limit] = GenerationOutput(tokens, cut_off, lengths, seconds, sum(map(len, rows)))
+    return dict(sorted(outputs.items()))
 
 
-def token_ids(setting: int | list[int] | None) -> list[int]:
-    """A token setting of the generation config, which may be one id, several, or none."""
-    return [] if setting is None else setting if isinstance(setting, list) else [setting]
+def list_ids(setting: int | Sequence[int] | None) -> list[int]:
+    """List a token setting of the generation config, which may be one id, several, or none."""
+    return [] if setting is None else [setting] if isinstance(setting, int) else list(setting)
 
 
 def _count_length(row: Sequence[int], generation_config: Mapping[str, Any]) -> int:
@@ -135,35 +138,23 @@ def _count_length(row: Sequence[int], generation_config: Mapping[str, Any]) -> i
     return sum(token != pad for token in (start, *row))
 
 
-def _with_cut_off(
-    rows: list[list[int]], limit: int, eos: list[int], forced: list[int]
-) -> tuple[list[list[int]], list[bool]]:
-    """Rows of a decode at this very limit; one that fills it by a forced end counts as cut off."""
-    full = [bool(forced) and len(row) == limit - 1 for row in rows]
-    return rows, [
-        truncate_row(row, limit, eos)[1] or at for row, at in zip(rows, full, strict=True)
-    ]
-
-
-def _cut_at_limit(
-    rows: list[list[int]], limit: int, eos: list[int], forced: list[int]
-) -> tuple[list[list[int]], list[bool]]:
-    """Rows of a longer greedy decode without a forced last token, as this limit gives them."""
-    tokens, cut_off = [], []
-    for row in rows:
-        kept, cut = truncate_row(row, limit, eos)
-        if forced and kept and len(kept) == limit - 1:
-            kept[-1] = min(forced)  # all forced ones score 0, and argmax takes the first
-        tokens.append(kept)
-        cut_off.append(cut)
-    return tokens, cut_off
+def _cut_row(
+    row: list[int], limit: int, eos: list[int], forced: list[int], *, as_prefix: bool
+) -> tuple[list[int], bool]:
+    """Cut a row of a longer decode without forced end, or of one at this very limit with it."""
+    kept, cut_off = truncate_row(row, limit, eos)
+    if forced and kept and len(kept) == limit - 1:
+        if not as_prefix:
+            return kept, True
+        kept[-1] = min(forced)  # all forced ones score 0, and argmax takes the first
+    return kept, cut_off
 
 
 def compute_probabilities(logits: NDArray[np.float64], task: Task) -> NDArray[np.float64]:
     """Logits [N, L] as probabilities [N, L]: of each label, or of the one label of a row."""
     from scipy.special import expit, softmax  # type: ignore[import-untyped]  # no types
 
-    found: NDArray[np.float64] = (
+    probabilities: NDArray[np.float64] = (
         softmax(logits, axis=1) if task == "single_label" else expit(logits)
     )
-    return found
+    return probabilities

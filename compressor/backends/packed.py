@@ -1,5 +1,4 @@
-"""A packed model on disk: one safetensors file, configs and a tokenizer. How a tensor is packed is
-in `compressor.backends.packed`.
+"""Packed models: one safetensors file of tensors without their zeros, configs and a tokenizer.
 
 `packed.safetensors` holds, for a tensor `name`: `name` (its values), `name:mask` (bits, where it
 has a mask) and `name:scale` (where it is int8). A JSON text in the file's metadata, under
@@ -33,185 +32,6 @@ if TYPE_CHECKING:
 
 
 FILE, ABOUT, VERSION = "packed.safetensors", "compressor.packed", 1
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    shape: tuple[NonNegativeInt, ...]
-    crc32: int
-    """Of the values, the scales and the mask, one after the other."""
-
-
-class _Version(BaseModel):
-    version: int
-
-
-class _About(_Version):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    head: Head
-    values: Values
-    tensors: dict[str, _Entry]
-    ties: dict[str, str]
-    """Other name → the name under which a tied tensor is stored."""
-
-
-def pack_model(
-    checkpoint: Checkpoint, values: Values
-) -> tuple[dict[str, PackedTensor], dict[str, str]]:
-    """Each distinct tensor packed, by its first name, and other name → first name for the ties.
-
-    An int8 tensor keeps its values and scales. Raises StageError that names a tensor which cannot
-    be packed.
-    """
-    state = checkpoint.model.state_dict()
-    packed: dict[str, PackedTensor] = {}
-    ties: dict[str, str] = {}
-    first: dict[tuple[int, int], str] = {}
-    for name, tensor in state.items():
-        if name.endswith("_scale") and name.removesuffix("_scale") in state:
-            continue
-        owner = first.setdefault((tensor.data_ptr(), tensor.numel()), name)
-        if owner != name and tensor.numel():
-            ties[name] = owner
-            continue
-        scale = state.get(f"{name}_scale")
-        try:
-            packed[name] = (
-                pack_tensor(tensor, values) if scale is None else pack_int8(tensor, scale)
-            )
-        except ValueError as error:
-            raise StageError(f"cannot pack {name}: {error}") from error
-    return packed, ties
-
-
-def save_packed(checkpoint: Checkpoint, folder: Path, values: Values) -> dict[str, PackedTensor]:
-    """Write a checkpoint into `folder`, matrices in `values`. Gives what was written, by name."""
-    packed, ties = pack_model(checkpoint, values)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(checkpoint.model, folder)
-    if checkpoint.tokenizer is not None:
-        checkpoint.tokenizer.save_pretrained(folder)
-    entries = {n: _Entry(shape=p.shape, crc32=_compute_crc32(p)) for n, p in packed.items()}
-    about = _About(version=VERSION, head=checkpoint.head, values=values, tensors=entries, ties=ties)
-    parts = {key: part for name, p in packed.items() for key, part in _list_parts(name, p).items()}
-    save_file(parts, folder / FILE, metadata={ABOUT: about.model_dump_json()})
-    return packed
-
-
-def load_packed(folder: Path) -> PreTrainedModel:
-    """The model that `save_packed` wrote: float32, on the CPU, in evaluation mode, ties intact.
-
-    Raises StageError, naming the tensor, where the file is damaged or does not fit the config.
-    """
-    about, packed = _read_file(folder)
-    try:
-        config = load_config(folder)
-        # Parameters without memory: no time goes into values that are replaced below.
-        with init_empty_weights(include_buffers=False):
-            model = build_model(config, about.head)
-        load_generation_config(model, folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise StageError(f"cannot build the model of {folder}: {error}") from error
-    _check_tensors(folder, model, about)
-    made: dict[str, Tensor] = {}
-    for name, entry in packed.items():
-        try:
-            made[name] = entry.unpack()
-        except ValueError as error:
-            raise StageError(f"{folder / FILE}: {name}: {error}") from error
-    _assign_tensors(folder, model, made, about.ties)
-    return model.eval()
-
-
-def _read_file(folder: Path) -> tuple[_About, dict[str, PackedTensor]]:
-    """The description and every packed tensor, each with the bytes that were written."""
-    path = folder / FILE
-    try:
-        with safe_open(path, "pt") as file:
-            about = _parse_description(path, (file.metadata() or {}).get(ABOUT))
-            parts: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise StageError(f"{path} is damaged: {error}") from error
-    packed = {}
-    for name, entry in about.tensors.items():
-        if name not in parts:
-            raise StageError(f"{path} lacks the tensor {name}")
-        values, scale, mask = (parts.pop(name + part, None) for part in ("", ":scale", ":mask"))
-        assert values is not None
-        packed[name] = PackedTensor(entry.shape, values, scale, mask)
-        if _compute_crc32(packed[name]) != entry.crc32:
-            raise StageError(f"{path} is damaged: {name} has not the bytes that were written")
-    if parts:
-        raise StageError(f"{path} has {min(parts)}, which its description does not name")
-    return about, packed
-
-
-def _parse_description(path: Path, text: str | None) -> _About:
-    if text is None:
-        raise StageError(f"{path} is no packed model: its metadata has no {ABOUT!r}")
-    try:
-        version = _Version.model_validate_json(text).version
-        if version != VERSION:
-            raise StageError(f"{path} is of version {version}; this package reads {VERSION}")
-        about = _About.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StageError(f"{path}: {ABOUT}.{where}: {first['msg']}") from error
-    return about
-
-
-def _check_tensors(folder: Path, model: nn.Module, about: _About) -> None:
-    """Every tensor of the model is in the file, once or as a tie, with its shape; no other is."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, owner in about.ties.items():
-        if owner not in about.tensors or name in about.tensors:
-            raise StageError(f"{folder / FILE}: {name} is tied to {owner}, which is not stored")
-    named = about.tensors.keys() | about.ties.keys()
-    if missing := shapes.keys() - named:
-        raise StageError(f"{folder / FILE} lacks {min(missing)}, which the config asks for")
-    if unknown := named - shapes.keys():
-        raise StageError(f"{folder / FILE} has {min(unknown)}, which the config does not ask for")
-    for name, shape in shapes.items():
-        found = about.tensors[about.ties.get(name, name)].shape
-        if found != shape:
-            message = f"{name}: expected shape {shape} from the config, found {found}"
-            raise StageError(f"{folder / FILE}: {message}")
-
-
-def _assign_tensors(
-    folder: Path, model: nn.Module, made: Mapping[str, Tensor], ties: Mapping[str, str]
-) -> None:
-    """Put the tensors in the place of the model's own; tied names get one and the same object."""
-    parameters: dict[str, nn.Parameter] = {}
-    for name, old in model.state_dict(keep_vars=True).items():
-        owner = ties.get(name, name)
-        tensor = made[owner]
-        if tensor.dtype != old.dtype:
-            message = f"{name}: expected {old.dtype} from the config, found {tensor.dtype}"
-            raise StageError(f"{folder / FILE}: {message}")
-        parent, _, attribute = name.rpartition(".")
-        new: Any = tensor
-        if isinstance(old, nn.Parameter):
-            new = parameters.setdefault(owner, nn.Parameter(tensor))
-        setattr(model.get_submodule(parent), attribute, new)
-
-
-def _list_parts(name: str, packed: PackedTensor) -> dict[str, Tensor]:
-    """The tensors of the file that one packed tensor becomes."""
-    parts = {name: packed.values, f"{name}:scale": packed.scale, f"{name}:mask": packed.mask}
-    return {key: part.contiguous() for key, part in parts.items() if part is not None}
-
-
-def _compute_crc32(packed: PackedTensor) -> int:
-    """Against accidents, not against people: 25 MB take 10 ms."""
-    crc = 0
-    for part in (packed.values, packed.scale, packed.mask):
-        if part is not None and part.numel():
-            crc = zlib.crc32(part.contiguous().flatten().view(torch.uint8).numpy().data, crc)
-    return crc
-
-
 Values = Literal["int8", "bfloat16", "float32"]
 
 SMALL = 1024
@@ -240,28 +60,21 @@ class PackedTensor:
         return _count_bytes(self.values) + _count_bytes(self.scale)
 
     def unpack(self) -> Tensor:
-        """The dense tensor in memory of its own: float32, or of the values' type for integers.
+        """Make the dense tensor in its own memory: float32, or of the values' type for integers.
 
-        Raises ValueError where mask, values, scale and shape do not fit each other.
+        Raises ValueError where there are other values than the mask and the shape ask for.
         """
-        entries = math.prod(self.shape)
-        if self.mask is None:
-            _require_equal("shape of the values", tuple(self.values.shape), self.shape)
-            dense = self.values
-        else:
-            _require_equal("type of the mask", self.mask.dtype, torch.uint8)
-            _require_equal("shape of the mask", tuple(self.mask.shape), (math.ceil(entries / 8),))
-            bits = self.mask.numpy()
-            kept = np.unpackbits(bits, count=entries)
-            _require_equal("values", tuple(self.values.shape), (int(np.count_nonzero(kept)),))
+        dense, shape = self.values, self.shape
+        if self.mask is not None:
+            kept = np.unpackbits(self.mask.numpy(), count=math.prod(self.shape))
+            shape = (int(np.count_nonzero(kept)),)
+        if tuple(self.values.shape) != shape:
+            raise ValueError(f"values: expected {shape}, found {tuple(self.values.shape)}")
+        if self.mask is not None:
             dense = torch.zeros(self.shape, dtype=self.values.dtype)
-            dense.masked_scatter_(
-                torch.from_numpy(kept).view(torch.bool).view(self.shape), self.values
-            )
+            places = torch.from_numpy(kept).view(torch.bool).view(self.shape)
+            dense.masked_scatter_(places, self.values)
         if self.scale is not None:
-            _require_equal("type of the values", dense.dtype, torch.int8)
-            _require_equal("type of the scales", self.scale.dtype, torch.float32)
-            _require_equal("shape of the scales", tuple(self.scale.shape), (*self.shape[:1], 1))
             return dequantize_rows(dense, self.scale)
         dense = dense.float() if dense.is_floating_point() else dense
         return dense.clone() if dense is self.values else dense
@@ -310,6 +123,174 @@ def _count_bytes(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.numel() * tensor.element_size()
 
 
-def _require_equal(what: str, found: object, expected: object) -> None:
-    if found != expected:
-        raise ValueError(f"{what}: expected {expected}, found {found}")
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    shape: tuple[NonNegativeInt, ...]
+    crc32: int
+    """Of the values, the scales and the mask, one after the other."""
+
+
+class _Version(BaseModel):
+    version: int
+
+
+class _About(_Version):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    head: Head
+    values: Values
+    tensors: dict[str, _Entry]
+    ties: dict[str, str]
+    """Other name → the name under which a tied tensor is stored."""
+
+
+def pack_model(
+    checkpoint: Checkpoint, values: Values
+) -> tuple[dict[str, PackedTensor], dict[str, str]]:
+    """Pack each distinct tensor, by its first name; also other name → first name for the ties.
+
+    An int8 tensor keeps its values and scales. Raises StageError that names a tensor which cannot
+    be packed.
+    """
+    state = checkpoint.model.state_dict()
+    packed: dict[str, PackedTensor] = {}
+    ties: dict[str, str] = {}
+    first: dict[tuple[int, int], str] = {}
+    for name, tensor in state.items():
+        if name.endswith("_scale") and name.removesuffix("_scale") in state:
+            continue
+        owner = first.setdefault((tensor.data_ptr(), tensor.numel()), name)
+        if owner != name and tensor.numel():
+            ties[name] = owner
+            continue
+        scale = state.get(f"{name}_scale")
+        try:
+            packed[name] = (
+                pack_tensor(tensor, values) if scale is None else pack_int8(tensor, scale)
+            )
+        except ValueError as error:
+            raise StageError(f"cannot pack {name}: {error}") from error
+    return packed, ties
+
+
+def save_packed(checkpoint: Checkpoint, folder: Path, values: Values) -> dict[str, PackedTensor]:
+    """Write a checkpoint into `folder`, matrices in `values`; return what was written, by name."""
+    packed, ties = pack_model(checkpoint, values)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(checkpoint.model, folder)
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer.save_pretrained(folder)
+    entries = {n: _Entry(shape=p.shape, crc32=_compute_crc32(p)) for n, p in packed.items()}
+    about = _About(version=VERSION, head=checkpoint.head, values=values, tensors=entries, ties=ties)
+    parts = {key: part for name, p in packed.items() for key, part in _list_parts(name, p).items()}
+    save_file(parts, folder / FILE, metadata={ABOUT: about.model_dump_json()})
+    return packed
+
+
+def load_packed(folder: Path) -> PreTrainedModel:
+    """Load what `save_packed` wrote: float32, on the CPU, in evaluation mode, ties intact.
+
+    Raises StageError, naming the tensor, where the file is damaged or does not fit the config.
+    """
+    about, packed = _read_file(folder)
+    try:
+        config = load_config(folder)
+        # Parameters without memory: no time goes into values that are replaced below.
+        with init_empty_weights(include_buffers=False):
+            model = build_model(config, about.head)
+        load_generation_config(model, folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise StageError(f"cannot build the model of {folder}: {error}") from error
+    path = folder / FILE
+    _check_tensors(path, model, about)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in packed.items():
+        try:
+            tensors[name] = tensor.unpack()
+        except (ValueError, RuntimeError) as error:
+            raise StageError(f"{path}: {name}: {error}") from error
+    _assign_tensors(path, model, tensors, about.ties)
+    return model.eval()
+
+
+def _read_file(folder: Path) -> tuple[_About, dict[str, PackedTensor]]:
+    """Read the description and every packed tensor, each with the bytes that were written."""
+    path = folder / FILE
+    try:
+        with safe_open(path, "pt") as file:
+            about = _parse_description(path, (file.metadata() or {}).get(ABOUT))
+            parts: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise StageError(f"{path} is damaged: {error}") from error
+    packed = {}
+    for name, entry in about.tensors.items():
+        if name not in parts:
+            raise StageError(f"{path} lacks the tensor {name}")
+        scale, mask = parts.get(f"{name}:scale"), parts.get(f"{name}:mask")
+        packed[name] = PackedTensor(entry.shape, parts[name], scale, mask)
+        if _compute_crc32(packed[name]) != entry.crc32:
+            raise StageError(f"{path} is damaged: {name} has not the bytes that were written")
+    return about, packed
+
+
+def _parse_description(path: Path, text: str | None) -> _About:
+    if text is None:
+        raise StageError(f"{path} is no packed model: its metadata has no {ABOUT!r}")
+    try:
+        version = _Version.model_validate_json(text).version
+        if version != VERSION:
+            raise StageError(f"{path} is of version {version}; this package reads {VERSION}")
+        return _About.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StageError(f"{path}: {ABOUT}.{where}: {first['msg']}") from error
+
+
+def _check_tensors(path: Path, model: nn.Module, about: _About) -> None:
+    """Require that the file has every tensor of the model, once or as a tie, and no other."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, owner in about.ties.items():
+        if owner not in about.tensors:
+            raise StageError(f"{path}: {name} is tied to {owner}, which is not stored")
+    named = about.tensors.keys() | about.ties.keys()
+    if missing := shapes.keys() - named:
+        raise StageError(f"{path} lacks {min(missing)}, which the config asks for")
+    if unknown := named - shapes.keys():
+        raise StageError(f"{path} has {min(unknown)}, which the config does not ask for")
+    for name, shape in shapes.items():
+        stored = about.tensors[about.ties.get(name, name)].shape
+        if stored != shape:
+            message = f"{name}: expected shape {shape} from the config, found {stored}"
+            raise StageError(f"{path}: {message}")
+
+
+def _assign_tensors(
+    path: Path, model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str]
+) -> None:
+    """Put the tensors in the place of the model's own; tied names get one and the same object."""
+    parameters: dict[str, nn.Parameter] = {}
+    for name, old in model.state_dict(keep_vars=True).items():
+        owner = ties.get(name, name)
+        new: Any = tensors[owner]
+        if new.dtype != old.dtype:
+            message = f"{name}: expected {old.dtype} from the config, found {new.dtype}"
+            raise StageError(f"{path}: {message}")
+        if isinstance(old, nn.Parameter):
+            new = parameters.setdefault(owner, nn.Parameter(new))
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, new)
+
+
+def _list_parts(name: str, packed: PackedTensor) -> dict[str, Tensor]:
+    """List the tensors of the file that one packed tensor becomes."""
+    parts = {name: packed.values, f"{name}:scale": packed.scale, f"{name}:mask": packed.mask}
+    return {key: part.contiguous() for key, part in parts.items() if part is not None}
+
+
+def _compute_crc32(packed: PackedTensor) -> int:
+    """Compute a checksum against accidents, not against people: 25 MB take 10 ms."""
+    crc = 0
+    for part in (packed.values, packed.scale, packed.mask):
+        if part is not None and part.numel():
+            crc = zlib.crc32(part.contiguous().flatten().view(torch.uint8).numpy().data, crc)
+    return crc

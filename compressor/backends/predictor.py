@@ -1,4 +1,4 @@
-"""What `compressor.load` gives: a model of any backend, which takes texts."""
+"""The models that `compressor.load` gives: of any backend, taking texts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Predictor:
         min_length: int = 0,
         num_beams: int = 1,
     ) -> list[str]:
-        """A summary of each text.
+        """Summarize each text.
 
         `max_length` (tokens, the start token included; default: that of the targets it was trained
         on) and `min_length` as in transformers; `num_beams` 1 is greedy. A text longer than the
@@ -52,14 +52,14 @@ class Predictor:
         return self.texts(decoded.tokens)
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """The probability in [0, 1] of each label, for each text.
+        """Give the probability in [0, 1] of each label, for each text.
 
         Of several labels that a text can have, each has its own; of labels of which a text has one,
         they add up to 1. Raises StageError for a model that gives no labels.
         """
         from compressor.backends.outputs import compute_probabilities
 
-        self._require("a classifier", labelled=True)
+        self._require_head("sequence_classification", "a classifier")
         logits = self._model.logits(self.read(texts))
         names = self.about.labels or tuple(f"label {i}" for i in range(logits.shape[1]))
         rows = compute_probabilities(logits, self.about.task)
@@ -73,8 +73,8 @@ class Predictor:
         min_length: int = 0,
         num_beams: int = 1,
     ) -> GenerationOutput:
-        """What `summarize` turns to text: token ids, and which rows the limit cut off."""
-        self._require("an encoder-decoder", labelled=False)
+        """Generate what `summarize` turns to text: token ids, and which rows the limit cut off."""
+        self._require_head("seq2seq_lm", "an encoder-decoder")
         limit = self.about.max_target_length if max_length is None else max_length
         if limit < 1 or num_beams < 1:
             raise ValueError(f"expected at least 1, got max_length {limit}, num_beams {num_beams}")
@@ -84,43 +84,42 @@ class Predictor:
         )[limit]
 
     def texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of token ids, without special tokens."""
+        """Decode rows of token ids to texts, without special tokens."""
         return list(self._model.tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """A classifier's logits [texts, labels]; of another head, its output at one token."""
+        """Compute a classifier's logits [texts, labels]; of another head, outputs at one token."""
         return self._model.logits(self.read(texts))
 
     def read(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids that the model reads of each text."""
+        """Tokenize texts as the model reads them."""
         if self._model.tokenizer is None:
             raise StageError("the model has no tokenizer, and reads no texts")
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, got one text")
         return source_ids(texts, self._model.tokenizer, self.about)[:]
 
-    def _require(self, what: str, *, labelled: bool) -> None:
-        wanted = "sequence_classification" if labelled else "seq2seq_lm"
-        if self.about.head != wanted:
-            raise StageError(f"expected {what}; this model has the head {self.about.head!r}")
+    def _require_head(self, head: str, kind: str) -> None:
+        if self.about.head != head:
+            raise StageError(f"expected {kind}; this model has the head {self.about.head!r}")
 
 
 def load_predictor(place: Path, *, threads: int | None = None) -> Predictor:
-    """The model of an exported directory, a stage's folder or a run: see `compressor.load`."""
+    """Load the model of an exported directory, a stage's folder or a run: see `compressor.load`."""
     place = place.absolute()  # not resolved: a run's stages are links
     try:
         for folder in (place, place / "model"):
             if (folder / EXPORT).is_file():
-                about = ExportInfo.load(folder)
-                return Predictor(open_export(folder, about.model_dump(), threads=threads), about)
-        return _of_run(place, threads)
+                info = ExportInfo.load(folder)
+                return Predictor(open_export(folder, info, threads=threads), info)
+        return _load_stage(place, threads)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StageError(f"cannot load the model in {place}: {reason}") from error
 
 
-def _of_run(place: Path, threads: int | None) -> Predictor:
-    """A model that a stage gives to the next; how texts are read, the run's recipe says."""
+def _load_stage(place: Path, threads: int | None) -> Predictor:
+    """Load a model that a stage gives to the next; the run's recipe says how texts are read."""
     from compressor.models.checkpoint import Checkpoint
     from compressor.models.loading import ABOUT
 
@@ -129,7 +128,7 @@ def _of_run(place: Path, threads: int | None) -> Predictor:
     if (place / "recipe.yaml").is_file():
         recipe = place / "recipe.yaml"
         stages = sorted((place / "stages").iterdir(), reverse=True)
-    folder = next((each for each in stages if (each / ABOUT).is_file()), None)
+    folder = next((stage for stage in stages if (stage / ABOUT).is_file()), None)
     if folder is None or not recipe.is_file():
         raise StageError(
             f"{place} has no model: expected a run's folder, one of its `stages/…`, or a directory "

@@ -112,7 +112,7 @@ class Follower:
 
     def _follow(self) -> None:
         place = f"machine {self.processes.machine} of {self.processes.machines}"
-        self.say(f"{place}: lends {self.processes.here} processes to machine 0's run")
+        self.say(f"{place}: lends {self.processes.local_count} processes to machine 0's run")
         session: str | None = None
         deadline = time.monotonic() + LEADER_SECONDS
         while True:

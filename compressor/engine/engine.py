@@ -212,7 +212,7 @@ class Engine:
             {role: self.store.path(self._key(name)) for role, name in node.artifacts.items()},
         )
         started = self._choose_processes(node, context)
-        if started.several:
+        if started.is_distributed:
             model = launcher.launch(node.kind, node.stage, inputs, context, started, self.session)
         else:
             model = worker.run_stage(node.stage, inputs, context)
@@ -231,7 +231,7 @@ class Engine:
     def _computed_with(self, node: Node, context: Context) -> dict[str, int]:
         """Record what decides the order of sums, and so a result's last bits: no key holds it."""
         started = self._choose_processes(node, context)
-        return {"processes": started.count, "threads": machine.count_threads(started.here)}
+        return {"processes": started.count, "threads": machine.count_threads(started.local_count)}
 
     def _key(self, name: str) -> str:
         key = self.plan.node(name).key

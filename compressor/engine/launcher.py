@@ -131,7 +131,7 @@ def run_processes(
     `logs`: a folder for their standard errors. `on_line` gets what rank 0 prints. `stop`: when
     another thread sets it, the processes are killed.
     """
-    threads = machine.count_threads(processes.here)
+    threads = machine.count_threads(processes.local_count)
     with (logs / "log").open("wb") as log:
         process = subprocess.Popen(
             [*_launch_command(processes, logs), "-m", module, str(task)],
@@ -199,7 +199,7 @@ def _launch_command(processes: Processes, logs: Path) -> list[str]:
     Launchers run below `core.processes`, which ends them with this process, and log into a folder
     of ours: torch's would leave one among the system's temporary files each time.
     """
-    if not processes.several:
+    if not processes.is_distributed:
         return [sys.executable]
     beside_us, own_logs = (
         (sys.executable, "-m", "compressor.core.processes"),

@@ -19,7 +19,7 @@ RESAMPLES = 2000
 
 
 def resampled_means(rows: Scores, *, resamples: int, seed: int) -> Scores:
-    """Means over as many rows, drawn with replacement, `resamples` times.
+    """Average as many rows, drawn with replacement, `resamples` times.
 
     `rows` is [N] or [N, K]; the result [resamples] or [resamples, K]. All columns of a resample are
     means over the same rows. The same arguments give the same draws.
@@ -63,7 +63,7 @@ def _compute_interval(drawn: Scores, level: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How a score of one model differs from another's on the same rows."""
+    """The difference of two models' scores on the same rows."""
 
     before: float
     after: float
@@ -101,16 +101,16 @@ def paired_difference(
 
     if before.shape != after.shape or before.ndim != 2 or before.size == 0:
         raise ValueError(f"expected two tables of one shape, got {before.shape}, {after.shape}")
-    own = before.shape[1]
+    columns = before.shape[1]
     both = np.concatenate([before, after], axis=1)
     means = resampled_means(both, resamples=resamples, seed=seed)
-    drawn = score(means[:, own:]) - score(means[:, :own])
+    drawn = score(means[:, columns:]) - score(means[:, :columns])
     whole = both.mean(0, keepdims=True)
     worse = min((drawn <= 0).sum(), (drawn >= 0).sum())
     low, high = _compute_interval(drawn, 0.95)
     return PairedDifference(
-        before=float(score(whole[:, :own])[0]),
-        after=float(score(whole[:, own:])[0]),
+        before=float(score(whole[:, :columns])[0]),
+        after=float(score(whole[:, columns:])[0]),
         low=low,
         high=high,
         p=min(1.0, 2 * float(worse + 1) / (resamples + 1)),

@@ -1,4 +1,4 @@
-"""Scores of labels from probabilities: F1, ROC-AUC, average precision, losses. No files or models.
+"""Scores of labels from probabilities, and the file they are made of. No models.
 
 scikit-learn ranks: its definitions are those that people compare with.
 """
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compressor.data.rows import Rows, Task
-
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from compressor.data.rows import Task
 
     Table = NDArray[np.float64]
     Labels = Sequence[Sequence[int]]
@@ -46,14 +39,14 @@ def mean_loss(logits: Table, labels: Labels, task: Task) -> float:
 
 
 def best_thresholds(probabilities: Table, labels: Labels) -> list[float]:
-    """For each label the probability from which giving it has the best F1 on these rows.
+    """Find for each label the probability from which giving it has the best F1 on these rows.
 
     Half-way between two rows' probabilities, so that rounding decides nothing; of equally good
     ones the highest; 0.5 for a label that no row has.
     """
     import numpy as np
 
-    found = []
+    thresholds = []
     for column, truth in zip(probabilities.T, np.asarray(labels).T, strict=True):
         order = np.argsort(-column, kind="stable")
         scores, hits = column[order], np.cumsum(truth[order])
@@ -63,18 +56,18 @@ def best_thresholds(probabilities: Table, labels: Labels) -> list[float]:
         below = scores[best + 1] if best + 1 < len(scores) else 0.0
         middle = (scores[best] + below) / 2
         limit = middle if middle > below else scores[best]  # there may be no number between them
-        found.append(float(limit) if truth.any() else 0.5)
-    return found
+        thresholds.append(float(limit) if truth.any() else 0.5)
+    return thresholds
 
 
 def summarize_scores(
     truth: NDArray[np.int64], given: NDArray[np.int64], scores: Table
 ) -> dict[str, Any]:
-    """`SCORES`, `accuracy` (rows without any mistake) and each label's own, from tables [N, L].
+    """Compute `SCORES`, `accuracy` (rows without any mistake) and those of each label.
 
-    `truth` and `given` are 0 and 1, `scores` the probabilities. ROC-AUC and average precision are
-    None for a label that all rows have, or none, and such a label is not in their means; the F1 of
-    a label that neither has is 0.
+    `truth` and `given` [N, L] are 0 and 1, `scores` [N, L] the probabilities. ROC-AUC and average
+    precision are None for a label that all rows have, or none, and such a label is not in their
+    means; the F1 of a label that neither has is 0.
     """
     import numpy as np
     from sklearn.metrics import (  # type: ignore[import-untyped]  # no types
@@ -84,7 +77,7 @@ def summarize_scores(
 
     # By hand: scikit-learn takes a table of one column for one of two classes.
     hits, either = (truth & given).sum(0), truth.sum(0) + given.sum(0)
-    own = 2 * hits / np.maximum(either, 1)
+    f1 = 2 * hits / np.maximum(either, 1)
     labels: list[dict[str, Any]] = []
     for column in range(truth.shape[1]):
         real, score = truth[:, column], scores[:, column]
@@ -93,14 +86,14 @@ def summarize_scores(
             {
                 "positives": int(real.sum()),
                 "given": int(given[:, column].sum()),
-                "f1": float(own[column]),
+                "f1": float(f1[column]),
                 "roc_auc": float(roc_auc_score(real, score)) if both else None,
                 "average_precision": float(average_precision_score(real, score)) if both else None,
             }
         )
     return {
         "micro_f1": float(2 * hits.sum() / max(either.sum(), 1)),
-        "macro_f1": float(own.mean()),
+        "macro_f1": float(f1.mean()),
         **{name: _average(label[name] for label in labels) for name in SCORES[2:]},
         "accuracy": float(np.mean((truth == given).all(axis=1))),
         "labels": labels,
@@ -108,8 +101,8 @@ def summarize_scores(
 
 
 def _average(values: Any) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 JOIN = "; "
@@ -127,40 +120,39 @@ def write_predictions(
     thresholds: Sequence[float],
     task: Task,
 ) -> None:
-    """A line for each row: its number, text, labels, those given, and each one's probability.
+    """Write a line for each row: its number, text, labels, those given, and all probabilities.
 
     multi_label: a label is given from its threshold on; single_label: the likeliest is.
     """
 
     def lines() -> Any:
-        for index, (text, real, found) in enumerate(
-            zip(rows.texts, rows.labels, probabilities.tolist(), strict=True)
-        ):
+        table = zip(rows.texts, rows.labels, probabilities.tolist(), strict=True)
+        for index, (text, real, scores) in enumerate(table):
             if task == "single_label":
-                truth, given = [names[real[0]]], [names[found.index(max(found))]]
+                truth, given = [names[real[0]]], [names[scores.index(max(scores))]]
             else:
                 truth = [name for name, one in zip(names, real, strict=True) if one]
-                limits = zip(names, found, thresholds, strict=True)
+                limits = zip(names, scores, thresholds, strict=True)
                 given = [name for name, value, limit in limits if value >= limit]
-            cells = guard_cell(text), guard_cell(JOIN.join(truth)), guard_cell(JOIN.join(given))
-            yield [str(index), *cells, *map(repr, found)]
+            cells = map(guard_cell, (text, JOIN.join(truth), JOIN.join(given)))
+            yield [str(index), *cells, *map(repr, scores)]
 
     header = ("row", "source", "reference", "prediction", *(PROBABILITY + name for name in names))
     write_table(path, header, lines())
 
 
 def is_labelled(path: Path) -> bool:
-    """Whether the CSV at `path` has labels, and not summaries."""
+    """Tell whether the CSV at `path` has labels, and not summaries."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         return f",{PROBABILITY}" in file.readline().replace('"', "")
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a file that `write` wrote says of its N rows and L labels."""
+    """The N rows and L labels of a file that `write_predictions` wrote."""
 
     rows: list[tuple[str, ...]]
-    """What tells each row from others: its number, source and labels, as far as there are such."""
+    """Number, source and labels of each row, which tell it from others."""
     names: list[str]
     truth: NDArray[np.int64]
     """[N, L] of 0 and 1."""
@@ -171,10 +163,7 @@ class Labelled:
 
 
 def read_predictions(path: Path) -> Labelled:
-    """Read a file that `write` wrote.
-
-    Raises ValueError, with the file, line and column, for anything else.
-    """
+    """Read a file of `write_predictions`. Raises ValueError with file, line, column for another."""
     import numpy as np
 
     with read_records(path, ("reference", "prediction")) as lines:
@@ -193,21 +182,18 @@ def read_predictions(path: Path) -> Labelled:
 
 
 def score_predictions(path: Path) -> dict[str, Any]:
-    """`metrics.labels.summarize` of a file that `write` wrote, its `labels` by name.
-
-    Raises ValueError as `read` does.
-    """
-    found = read_predictions(path)
-    scored = summarize_scores(found.truth, found.given, found.scores)
-    scored["labels"] = dict(zip(found.names, scored["labels"], strict=True))
+    """Summarize the scores of a file of `write_predictions`, its `labels` by name."""
+    table = read_predictions(path)
+    scored = summarize_scores(table.truth, table.given, table.scores)
+    scored["labels"] = dict(zip(table.names, scored["labels"], strict=True))
     return scored
 
 
 def _require_label(cell: str, names: Sequence[str], where: str) -> list[int]:
-    found = {name for name in unguard_cell(cell).split(JOIN) if name}
-    if strange := found - set(names):
-        raise ValueError(f"{where}: no column {PROBABILITY + min(strange)!r} for the label")
-    return [int(name in found) for name in names]
+    labels = {name for name in unguard_cell(cell).split(JOIN) if name}
+    if unknown := labels - set(names):
+        raise ValueError(f"{where}: no column {PROBABILITY + min(unknown)!r} for the label")
+    return [int(name in labels) for name in names]
 
 
 def _parse_probability(cell: str, where: str) -> float:

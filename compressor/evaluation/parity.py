@@ -1,4 +1,4 @@
-"""Whether an exported model does what its source does: a process of its own runs it and tells.
+"""Check that an exported model does what its source does, by running it in a process of its own.
 
 `python -m compressor.evaluation.parity FOLDER TASK OUT` is that process. It loads what a user
 would load.
@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,11 +42,19 @@ another text, so that a share of equal tokens falls faster than the quality does
 60 steps on titles shared 70 % in CTranslate2's int8, 85 % in ONNX's, and lost 0.6 and 0.1 points of
 rougeLsum. Without one of its five layers, the T5 of the tests shares 2 to 29 %."""
 
+LIMITS = {
+    "tokens": ("equal_tokens", "{:.1%} of greedy tokens are equal"),
+    "rouge": ("rougeLsum_difference", "rougeLsum differs by {:.4f}"),
+    "labels": ("equal_labels", "{:.1%} of labels are equal"),
+    "logits": ("logits_difference", "a logit differs by {:.4g} of the largest"),
+}
+"""Limit → what is measured for it, and how that is told."""
+
 OUTPUTS, TOLD = "outputs.npz", "told.json"
 
 
 class Parity(BaseModel):
-    """How an export is checked: rows of the test split, read by it and by its source.
+    """The check of an export: rows of the test split, read by it and by its source.
 
     Example: `parity: {rows: 64, tokens: 0.95}`
     """
@@ -85,20 +93,16 @@ class Parity(BaseModel):
         "the likeliest; default: 0.99, 0.97, 0.9.",
     )
 
-    def limits(self, *weights: str) -> dict[str, float]:
-        """Measure → its limit, for a source and an export with weights of these kinds."""
-        kinds = {"int4": "int8", "bfloat16": "16", "float16": "16"}
-        coarsest = max(
-            (kinds.get(each, "int8" if each.startswith("int8") else each) for each in weights),
-            key=list(LOOSEST).index,
-        )
-        own = {name: getattr(self, name) for name in LOOSEST[coarsest]}
-        return LOOSEST[coarsest] | {name: each for name, each in own.items() if each is not None}
+    def choose_limits(self, *weights: str) -> dict[str, float]:
+        """Choose each measure's limit, for a source and an export with weights of these kinds."""
+        kinds = {"float32": "float32", "bfloat16": "16", "float16": "16"}
+        coarsest = max((kinds.get(kind, "int8") for kind in weights), key=list(LOOSEST).index)
+        return LOOSEST[coarsest] | self.model_dump(include=set(LIMITS), exclude_none=True)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gave for some rows."""
+    """A model's outputs for some rows."""
 
     tokens: list[list[int]] | None
     """Of an encoder-decoder, greedily."""
@@ -119,7 +123,7 @@ def check_parity(
 ) -> dict[str, Any]:
     """Run the model in `folder` in a fresh process, and hold it to `checkpoint`.
 
-    `weights` are those of the source and of the export, as recipes call them. Gives what was
+    `weights` are those of the source and of the export, as recipes call them. Returns what was
     measured, and the limits. Raises StageError where a limit is passed, and then leaves the rows
     and what both models made of them in `evidence`.
     """
@@ -129,26 +133,27 @@ def check_parity(
     limit = settings.max_length or data.max_target_length
     assert checkpoint.tokenizer is not None, "`export` says so first"
     sources = source_ids(rows.texts, checkpoint.tokenizer, data)[:]
-    expected = _outputs_of(checkpoint, sources, limit)
-    got, told = _in_a_fresh_process(folder, rows.texts, limit)
+    expected = _run_source(checkpoint, sources, limit)
+    got, told = _run_export(folder, rows.texts, limit)
     if told["read"] != sources:
         row = next(i for i, (a, b) in enumerate(zip(told["read"], sources, strict=True)) if a != b)
         raise StageError(f"the exported tokenizer reads row {row} of the test split as other ids")
-    measured = _compare_outputs(expected, got, rows, data)
-    limits = settings.limits(*weights)
-    failed = _passed_limits(measured, limits)
-    told = {name: told[name] for name in ("load_seconds", "resident_bytes")}
-    if failed:
+    measured = compare_outputs(expected, got, rows, data)
+    limits = settings.choose_limits(*weights)
+    if failed := list_failures(measured, limits):
         where = ""
         if evidence is not None:
-            _keep_evidence(evidence, measured, limits, rows, expected, got)
+            keep_evidence(evidence, measured, limits, rows, expected, got)
             where = f"; the rows are in {evidence}"
         raise StageError(f"the exported model is not its source: {'; '.join(failed)}{where}")
-    return {"parity": {"rows": len(rows), **measured, "limits": limits}, **told}
+    return {
+        "parity": {"rows": len(rows), **measured, "limits": limits},
+        **{name: told[name] for name in ("load_seconds", "resident_bytes")},
+    }
 
 
-def _outputs_of(checkpoint: Checkpoint, sources: list[list[int]], limit: int) -> Outputs:
-    """What the source gives, in this process."""
+def _run_source(checkpoint: Checkpoint, sources: list[list[int]], limit: int) -> Outputs:
+    """Run the source in this process."""
     from compressor.backends.torch.model import TorchModel
 
     model = TorchModel(checkpoint)
@@ -162,24 +167,17 @@ def _outputs_of(checkpoint: Checkpoint, sources: list[list[int]], limit: int) ->
         checkpoint.model.to("cpu")
 
 
-def _in_a_fresh_process(
-    folder: Path, texts: Sequence[str], limit: int
-) -> tuple[Outputs, dict[str, Any]]:
+def _run_export(folder: Path, texts: Sequence[str], limit: int) -> tuple[Outputs, dict[str, Any]]:
+    """Run the export in a fresh process; also return what that told."""
     import numpy as np
 
     # Beside the export: interrupted as it is removed, it goes with what was not finished.
     with TemporaryDirectory(prefix=".check-", dir=folder.parent) as temporary:
         task, out = Path(temporary) / "task.json", Path(temporary)
         task.write_text(json.dumps({"texts": list(texts), "limit": limit}), encoding="utf-8")
+        module = ("-m", "compressor.evaluation.parity")
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "compressor.evaluation.parity",
-                str(folder),
-                str(task),
-                str(out),
-            ],
+            [sys.executable, *module, str(folder), str(task), str(out)],
             env=child_environment(),
             capture_output=True,
             text=True,
@@ -197,7 +195,7 @@ def _in_a_fresh_process(
 
 
 def equal_share(expected: Sequence[Sequence[int]], got: Sequence[Sequence[int]]) -> float:
-    """The share of places with the same token; places that one of two rows lacks are unequal."""
+    """Share of places with the same token; places that one of two rows lacks are unequal."""
     places = sum(max(len(a), len(b)) for a, b in zip(expected, got, strict=True))
     equal = sum(
         x == y
@@ -207,7 +205,7 @@ def equal_share(expected: Sequence[Sequence[int]], got: Sequence[Sequence[int]])
     return equal / places if places else 1.0
 
 
-def _compare_outputs(
+def compare_outputs(
     expected: Outputs, got: Outputs, rows: Rows, data: DataBase
 ) -> dict[str, float]:
     import numpy as np
@@ -216,8 +214,8 @@ def _compare_outputs(
         from compressor.evaluation.rouge import score_rows
 
         scores = [
-            float(score_rows(each.texts, rows.references)["rougeLsum"][:, 2].mean())
-            for each in (expected, got)
+            float(score_rows(outputs.texts, rows.references)["rougeLsum"][:, 2].mean())
+            for outputs in (expected, got)
         ]
         return {
             "equal_tokens": equal_share(expected.tokens, got.tokens),
@@ -230,37 +228,26 @@ def _compare_outputs(
     difference = np.abs(expected.logits - got.logits).max()
     largest = np.abs(expected.logits).max()
     # A head that is all zero gives zeros, and so has its export to.
-    found = {"logits_difference": float(difference / largest) if difference else 0.0}
+    measured = {"logits_difference": float(difference / largest) if difference else 0.0}
     if data.task == "multi_label":
-        found["equal_labels"] = float(((expected.logits >= 0) == (got.logits >= 0)).mean())
+        measured["equal_labels"] = float(((expected.logits >= 0) == (got.logits >= 0)).mean())
     elif data.task == "single_label":
-        found["equal_labels"] = float((expected.logits.argmax(1) == got.logits.argmax(1)).mean())
-    return found
+        measured["equal_labels"] = float((expected.logits.argmax(1) == got.logits.argmax(1)).mean())
+    return measured
 
 
-def _passed_limits(measured: dict[str, float], limits: dict[str, float]) -> list[str]:
-    """What is said of each limit that is passed; NaN passes every one."""
-    failed = []
-    if "equal_tokens" in measured:
-        if not measured["equal_tokens"] >= limits["tokens"]:
-            share = f"{100 * measured['equal_tokens']:.1f} %"
-            failed.append(
-                f"{share} of greedy tokens are equal, at least {limits['tokens']:.0%} asked"
-            )
-        if not measured["rougeLsum_difference"] <= limits["rouge"]:
-            found = f"rougeLsum differs by {measured['rougeLsum_difference']:.4f}"
-            failed.append(f"{found}, at most {limits['rouge']:g} asked")
-        return failed
-    if not measured.get("equal_labels", 1.0) >= limits["labels"]:
-        found = f"{measured['equal_labels']:.1%} of labels are equal"
-        failed.append(f"{found}, at least {limits['labels']:.0%} asked")
-    if not measured["logits_difference"] <= limits["logits"]:
-        found = f"a logit differs by {measured['logits_difference']:.4g} of the largest"
-        failed.append(f"{found}, at most {limits['logits']:g} asked")
-    return failed
+def list_failures(measured: dict[str, float], limits: dict[str, float]) -> list[str]:
+    """Say of each limit by how much it is passed; NaN passes every one."""
+    failures = []
+    for limit, (name, text) in LIMITS.items():
+        value, asked, is_share = measured.get(name), limits[limit], name.startswith("equal")
+        if value is not None and not (value >= asked if is_share else value <= asked):
+            wanted = f"at least {asked:.0%}" if is_share else f"at most {asked:g}"
+            failures.append(f"{text.format(value)}, {wanted} asked")
+    return failures
 
 
-def _keep_evidence(
+def keep_evidence(
     folder: Path,
     measured: dict[str, float],
     limits: dict[str, float],
@@ -272,17 +259,15 @@ def _keep_evidence(
     folder.mkdir(parents=True, exist_ok=True)
     about = {"measured": {k: repr(v) for k, v in measured.items()}, "limits": limits}
     (folder / "parity.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    pairs: list[tuple[Any, Any]] = list(zip(expected.texts, got.texts, strict=True))
+    pairs: Iterable[tuple[Any, Any]] = zip(expected.texts, got.texts, strict=True)
     if expected.logits is not None and got.logits is not None:
-        pairs = list(zip(expected.logits.tolist(), got.logits.tolist(), strict=True))
+        pairs = zip(expected.logits.tolist(), got.logits.tolist(), strict=True)
     with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("row", "source", "of the source model", "of the export"))
-        for index, (text, (wanted, found)) in enumerate(zip(rows.texts, pairs, strict=True)):
-            cells = (
-                each if isinstance(each, list) else guard_cell(each) for each in (wanted, found)
-            )
-            writer.writerow((index, guard_cell(text), *cells))
+        for index, (text, pair) in enumerate(zip(rows.texts, pairs, strict=True)):
+            cells = (guard_cell(cell) if isinstance(cell, str) else cell for cell in (text, *pair))
+            writer.writerow((index, *cells))
 
 
 def main(folder: Path, task_file: Path, out: Path) -> None:
@@ -303,8 +288,7 @@ def main(folder: Path, task_file: Path, out: Path) -> None:
     else:
         loaded.logits(first)
     told["resident_bytes"] = psutil.Process().memory_info().rss - before
-    told["read"] = loaded.read(task["texts"])
-    told |= {"tokens": None, "written": []}
+    told |= {"read": loaded.read(task["texts"]), "tokens": None, "written": []}
     if is_summarizer:
         told["tokens"] = loaded.decode(task["texts"], max_length=task["limit"]).tokens
         told["written"] = loaded.texts(told["tokens"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from compressor.core.errors import nearest
 
 if TYPE_CHECKING:
     from compressor.evaluation.rouge import RougeTokenizer
@@ -58,7 +59,7 @@ def write_predictions(path: Path, predictions: Iterable[Prediction], references:
     formula carries a leading apostrophe in the file.
     """
     others = [f"{OTHER_REFERENCE}{number}" for number in range(2, references + 1)]
-    write_table(path, (*COLUMNS, *others), (_list_cells(each, references) for each in predictions))
+    write_table(path, (*COLUMNS, *others), (_list_cells(row, references) for row in predictions))
 
 
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
@@ -77,10 +78,7 @@ def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """The rows of a file that `write_predictions` wrote.
-
-    Raises ValueError, with the file, the line and the column, for anything else.
-    """
+    """Read a file of `write_predictions`. Raises ValueError with file, line, column for another."""
     with read_records(path, COLUMNS) as lines:
         return [
             Prediction(
@@ -102,14 +100,14 @@ def score_predictions(
     rows: dict[int | None, list[float]] | None = None,
     tokenizer: RougeTokenizer | None = None,
 ) -> dict[int | None, dict[str, Any]]:
-    """ROUGE of a predictions file for each `max_length` in it, ascending.
+    """Compute ROUGE of a predictions file for each `max_length` in it, ascending.
 
     A value is `rouge.summarize_scores` plus `gen_len`, the mean of `tokens`, and `cut_off`, the
     share of rows cut off, and `rouge.describe_tokenizer`. Any CSV with the columns `reference` and
     `prediction` will do: without `max_length` there is one entry, under None; without `tokens` or
-    `cut_off`, no such value.
-    `rows`, where given, is filled: for each `max_length` each row's rougeLsum (F1), in the file's
-    order. Raises ValueError as `read_predictions` does, and for a file without rows.
+    `cut_off`, no such value. `rows`, where given, is filled: for each `max_length` each row's
+    rougeLsum (F1), in the file's order. Raises ValueError as `read_predictions` does, and for a
+    file without rows.
     """
     from compressor.evaluation.rouge import (
         choose_tokenizer,
@@ -159,13 +157,13 @@ def _other_references(record: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def guard_cell(text: str) -> str:
-    """A text as a cell that no spreadsheet takes for a formula; `bare` is the way back."""
+    """Write a text as a cell that no spreadsheet takes for a formula."""
     # A text's own apostrophe gets another one, so that the way back is never a guess.
     return f"'{text}" if text.startswith((*_RISKY, "'")) else text
 
 
 def unguard_cell(cell: str) -> str:
-    """The text of a cell that `guarded` made."""
+    """Read the text of a cell that `guard_cell` made."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith((*_RISKY, "'")) else cell
 
 
@@ -173,7 +171,7 @@ def unguard_cell(cell: str) -> str:
 def read_records(
     path: Path, required: tuple[str, ...]
 ) -> Iterator[Iterator[tuple[str, dict[str, str]]]]:
-    """The records of the CSV at `path`, each with "file, line n" for messages."""
+    """Read the records of the CSV at `path`, each with "file, line n" for messages."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; expected a CSV with {', '.join(required)}")
     limit = csv.field_size_limit(_CELL_LIMIT)
@@ -205,24 +203,17 @@ def _require_complete(
 
 
 def _check_columns(path: Path, columns: tuple[str, ...], required: tuple[str, ...]) -> None:
-    missing = [name for name in required if name not in columns]
-    if not missing:
-        return
-    asked = []
-    for name in missing:
-        near = difflib.get_close_matches(name, columns, n=1)
-        asked.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    there = ", ".join(map(repr, columns)) or "none"
-    raise ValueError(f"{path} has no column {', '.join(asked)}; its columns: {there}")
+    for name in required:
+        if name not in columns:
+            raise ValueError(f"{path} has no column {name!r}; {nearest(name, columns)}")
 
 
 def _parse_integer(record: dict[str, str], column: str, where: str) -> int:
     try:
         return int(record[column])
     except ValueError:
-        raise ValueError(
-            f"{where}: {column!r} is {record[column]!r}, expected a whole number"
-        ) from None
+        message = f"{where}: {column!r} is {record[column]!r}, expected a whole number"
+        raise ValueError(message) from None
 
 
 def _parse_boolean(record: dict[str, str], column: str, where: str) -> bool:

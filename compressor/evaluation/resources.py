@@ -1,4 +1,4 @@
-"""How much memory this process takes at most: resident, or allocated on a GPU."""
+"""What a model takes: memory of this process or a GPU, energy, and bytes on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Peak:
         self._before = 0 if self._resets else _read_peak(device)
 
     def bytes(self) -> int | None:
-        """None where the system's peak cannot be reset, and was higher before."""
+        """Read the peak; None where the system cannot reset it, and it was higher before."""
         most = _read_peak(self._device)
         return most if self._resets or most > self._before else None
 
@@ -47,7 +47,7 @@ def release_memory() -> None:
 
 
 def _reset_peak(device: str) -> bool:
-    """Begin a new peak; whether that was possible."""
+    """Begin a new peak; tell whether that was possible."""
     if device.startswith("cuda"):
         import torch
 
@@ -61,7 +61,7 @@ def _reset_peak(device: str) -> bool:
 
 
 def _read_peak(device: str) -> int:
-    """Bytes."""
+    """Read the peak since the last reset, in bytes."""
     if device.startswith("cuda"):
         import torch
 
@@ -70,10 +70,6 @@ def _read_peak(device: str) -> int:
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -91,20 +87,19 @@ class Counters:
     """
 
     def __init__(self, root: Path = ROOT) -> None:
-        found = sorted(root.glob("*/energy_uj")) if root.is_dir() else []
         # A counter may be there twice (intel-rapl-mmio:0, intel-rapl:0); the last one counts.
-        packages = {_name_domain(file.parent): file for file in found}
+        packages = {_name_domain(file.parent): file for file in sorted(root.glob("*/energy_uj"))}
         self._files = [file for name, file in packages.items() if name.startswith("package")]
 
     def read(self) -> list[int] | None:
-        """Microjoules of each package since some start; None where none can be read."""
+        """Read the microjoules of each package since some start; None where none can be read."""
         try:
             return [int(file.read_text()) for file in self._files] or None
         except (OSError, ValueError):
             return None
 
     def joules(self, before: Sequence[int] | None, after: Sequence[int] | None) -> float | None:
-        """Energy between two readings, a counter that began anew in between counted through."""
+        """Compute the energy between two readings, through a counter's new beginning."""
         if before is None or after is None:
             return None
         total = 0
@@ -117,7 +112,7 @@ class Counters:
 
 
 def _name_domain(folder: Path) -> str:
-    """What a domain is: "package-0" is a whole processor; its parts and DRAM are others."""
+    """Name a domain: "package-0" is a whole processor; its parts and DRAM have other names."""
     try:
         return (folder / "name").read_text().strip()
     except OSError:
@@ -134,7 +129,7 @@ LEVEL = 1
 
 
 def measure_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of a model's directory: all files, those with weights, and these after gzip."""
+    """Count the bytes of a model's directory: all files, those with weights, these after gzip."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     weights = [path for path in files if path.suffix in WEIGHT_FILES]
     return {
@@ -145,7 +140,7 @@ def measure_sizes(folder: Path) -> dict[str, int]:
 
 
 def _measure_gzip(path: Path) -> int:
-    """The size of a file after gzip, without writing it."""
+    """Count the bytes of a file after gzip, without writing it."""
     stream, total = zlib.compressobj(LEVEL, wbits=31), 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -1,7 +1,6 @@
 """ROUGE with per-row scores and their uncertainty. No files, models or network here.
 
-`score_rows` does the work; `Rouge` is the same behind the interface of an `evaluate.Metric`, for
-code that takes one, and is made only when asked for.
+`metric.Rouge` is the same behind the interface of an `evaluate.Metric`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -132,10 +130,9 @@ def warn_of_wordless(metrics: Mapping[str, Any]) -> str | None:
     """Say how many references no prediction can match, where `describe_tokenizer` counted any."""
     if not metrics.get("wordless"):
         return None
-    name = metrics["rouge_tokenizer"]
-    cure = (
-        "; `rouge_tokenizer: unicode` knows the words of all scripts" if name == "english" else ""
-    )
+    name, cure = metrics["rouge_tokenizer"], ""
+    if name == "english":
+        cure = "; `rouge_tokenizer: unicode` knows the words of all scripts"
     return (
         f"{metrics['wordless']} of {metrics['count']} references have no word that ROUGE's "
         f"tokenizer {name!r} knows, and score 0{cure}"
@@ -152,7 +149,7 @@ def score_rows(
     Returns, for each of `NAMES`, a float64 array of shape (rows, 3): precision, recall, F1, in
     0..1. `english` words are lower-cased and stemmed (Porter), as `evaluate`'s `use_stemmer=True`
     does; `unicode` ones are those of `split_words`; None: `choose_tokenizer` of the references.
-    rougeLsum is over sentences, found by `sentences` on both sides. Where either text has no
+    rougeLsum is over sentences, found by `split_sentences` on both sides. Where either text has no
     word, all is 0. Raises ValueError if the two differ in length.
     """
     import numpy as np
@@ -164,9 +161,9 @@ def score_rows(
     for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         # Only rougeLsum sees the line ends; the other three take them for spaces.
         targets = ["\n".join(split_sentences(text)) for text in _texts_of(reference)]
-        found = scorer.score_multi(targets, "\n".join(split_sentences(prediction)))
+        triples = scorer.score_multi(targets, "\n".join(split_sentences(prediction)))
         for name in NAMES:
-            scores[name][row] = found[name]
+            scores[name][row] = triples[name]
     return scores
 
 
@@ -191,7 +188,7 @@ def compute_closeness(student: float, teacher: float) -> float:
 def summarize_scores(
     rows: Mapping[str, Scores], *, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """The means of what `score_rows` returned, ready for JSON, in 0..1 at full precision.
+    """Average what `score_rows` returned, ready for JSON, in 0..1 at full precision.
 
     `{"count": rows, "rouge1": F1, "rouge1_precision": …, "rouge1_recall": …, …,
     "intervals": {"rouge1": [low, high], …}}`; an interval is `bootstrap_interval`'s, of F1.
@@ -215,74 +212,7 @@ def score_texts(
     references: Sequence[Reference],
     tokenizer: RougeTokenizer | None = None,
 ) -> dict[str, Any]:
-    """The means of `score_rows`, and which words were counted: what a stage's metrics have."""
+    """Average `score_rows`, and name the tokenizer: what a stage's metrics have."""
     tokenizer = tokenizer or choose_tokenizer(references)
     summary = summarize_scores(score_rows(predictions, references, tokenizer))
     return summary | describe_tokenizer(references, tokenizer)
-
-
-_INPUTS = """
-Args:
-    predictions (list of str): one text a row.
-    references (list of str): one text a row.
-    per_row (bool): also return `per_row`, a list of [precision, recall, F1] for each name.
-    level (float): of the intervals, 0.95 unless told.
-    tokenizer (str): english or unicode; default: by the references.
-"""
-
-
-@functools.cache
-def _rouge_class() -> type[Any]:
-    import datasets  # type: ignore[import-untyped,unused-ignore]  # no types
-    import evaluate  # type: ignore[import-untyped]  # no types
-
-    class Rouge(evaluate.Metric):  # type: ignore[misc]  # the base class is untyped
-        """ROUGE-1/2/L/Lsum as an `evaluate.Metric` that needs no script from the hub.
-
-        `compute(predictions=…, references=…)` returns `summarize_scores(score_rows(…))`. It keeps
-        its rows in memory and leaves no file behind, so any number of processes can use one each;
-        it does not gather rows across processes: do that first, and score on one.
-        """
-
-        def __init__(self, *, seed: int = 0) -> None:
-            # The base class makes a cache folder that a metric in memory never writes to.
-            with tempfile.TemporaryDirectory(prefix="compressor-rouge-") as unused:
-                super().__init__(keep_in_memory=True, cache_dir=unused, seed=seed)
-
-        def _info(self) -> evaluate.MetricInfo:
-            text = datasets.Value("string")
-            return evaluate.MetricInfo(
-                description="ROUGE-1, -2, -L and -Lsum: precision, recall and F1.",
-                citation="Chin-Yew Lin. 2004. ROUGE: A Package for Automatic Evaluation of "
-                "Summaries. In Text Summarization Branches Out, pages 74-81.",
-                inputs_description=_INPUTS,
-                features=datasets.Features({"predictions": text, "references": text}),
-            )
-
-        def _compute(
-            self,
-            *,
-            predictions: Sequence[str],
-            references: Sequence[str],
-            per_row: bool = False,
-            level: float = 0.95,
-            tokenizer: RougeTokenizer | None = None,
-        ) -> dict[str, Any]:
-            tokenizer = tokenizer or choose_tokenizer(references)
-            rows = score_rows(predictions, references, tokenizer)
-            summary = summarize_scores(rows, level=level, seed=self.seed)
-            summary |= describe_tokenizer(references, tokenizer)
-            if per_row:
-                summary["per_row"] = {name: scores.tolist() for name, scores in rows.items()}
-            return summary
-
-    Rouge.__qualname__ = "Rouge"  # so that an instance can be pickled by its name in this module
-    return Rouge
-
-
-def __getattr__(name: str) -> Any:
-    # `Rouge` is made on first use: its base class brings torch and takes seconds to import, which
-    # those who want only `score_rows` should not wait for.
-    if name == "Rouge":
-        return _rouge_class()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A process that loads one model and reads texts when asked; `benchmark` asks several in turn.
+"""Time a model in a process that reads texts when asked; `benchmark` asks several in turn.
 
 `python -m compressor.evaluation.timing` is that process: a line of JSON on its standard input
 is a request, a line on its standard output the answer. It ends when its input does.
@@ -14,25 +14,21 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.core.processes import child_environment, end_with_parent
 from compressor.core.progress import Progress
-from compressor.data.examples import Examples
 from compressor.evaluation.resources import Peak
-from compressor.models.checkpoint import Checkpoint
-from compressor.training.hyperparameters import Hyperparameters
-from compressor.training.loop import Training
-from compressor.training.losses import LabelLoss
 
 if TYPE_CHECKING:
     from compressor.backends.formats import Texts
+    from compressor.models.checkpoint import Checkpoint
 
 
 def of_length(sources: Sequence[Sequence[int]], tokens: int, start: int = 0) -> list[int]:
-    """`tokens` ids: those of `sources`, from one on and around again, ended as the last one is.
+    """Make `tokens` ids of `sources`, from one on and around again, ended as the last one is.
 
     A source's own end, its last token, is left out.
     """
@@ -66,34 +62,34 @@ class Reader:
                 encoding="utf-8",
             )
         start = {"folder": str(folder), "threads": threads, "texts": list(texts)}
-        self._send({**start, "about": about.model_dump(mode="json")})
+        self._send_request({**start, "about": about.model_dump(mode="json")})
 
-    def _send(self, request: Mapping[str, Any]) -> None:
+    def _send_request(self, request: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            self._ended()
+            self._explain_end()
 
-    def answer(self) -> dict[str, Any]:
-        """The next answer. Raises StageError where the process has ended instead."""
+    def read_answer(self) -> dict[str, Any]:
+        """Read the next answer. Raises StageError where the process has ended instead."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._ended()
-        found: dict[str, Any] = json.loads(line)
-        return found
+            self._explain_end()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
-    def _ended(self) -> None:
+    def _explain_end(self) -> NoReturn:
         code = self._process.wait()
         last = "\n".join(self._log.read_text(errors="replace").strip().splitlines()[-6:])
         raise StageError(f"the timed process ended with code {code}:\n{last}")
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and wait for its answer."""
-        self._send(request)
-        return self.answer()
+        self._send_request(request)
+        return self.read_answer()
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +103,7 @@ class Reader:
 
 
 class _Session:
-    """What the process keeps between requests."""
+    """The model that the process has loaded, and what it answers to requests."""
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         import psutil
@@ -124,34 +120,31 @@ class _Session:
         about = Texts.model_validate(start["about"])
         self.labelled = about.head == "sequence_classification"
         first = source_ids(start["texts"][:1], self.model.tokenizer, about)[:]
-        self._read(first, {"max_length": 2, "min_length": 0})
+        self._read_batch(first, {"max_length": 2, "min_length": 0})
         self.resident = psutil.Process().memory_info().rss - before
         self.sources = source_ids(start["texts"], self.model.tokenizer, about)
-        self.peak: Any = None
+        # None where the model is not one that `finetune` would take.
+        self.trained: Checkpoint | None = getattr(self.model, "checkpoint", None)
+        if self.trained is not None and self.trained.quantization is not None:
+            self.trained = None
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {
             "load_seconds": self.load_seconds,
             "resident_bytes": self.resident,
             "backend": self.model.backend,
             "device": self.model.device,
-            "trains": self._trains,
+            "trains": self.trained is not None,
         }
 
-    @property
-    def _trains(self) -> bool:
-        """Whether the model is one that `finetune` would take."""
-        checkpoint = getattr(self.model, "checkpoint", None)
-        return checkpoint is not None and checkpoint.quantization is None
-
-    def _read(self, batch: list[list[int]], limits: Mapping[str, int]) -> int:
-        """Read a batch; how many tokens were written."""
+    def _read_batch(self, batch: list[list[int]], limits: Mapping[str, int]) -> int:
+        """Read a batch; return how many tokens were written."""
         if self.labelled:
             self.model.logits(batch)
             return 0
         limit = limits["max_length"]
-        found = self.model.sweep(batch, max_lengths=[limit], min_length=limits["min_length"])
-        return found[limit].generated
+        swept = self.model.sweep(batch, max_lengths=[limit], min_length=limits["min_length"])
+        return swept[limit].generated
 
     def read(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Time one batch: rows from `start` on, of `input_tokens` tokens where that is given."""
@@ -162,12 +155,10 @@ class _Session:
         else:
             batch = [of_length(self.sources, tokens, place) for place in places]
         begun = time.perf_counter()
-        written = self._read(batch, request)
+        written = self._read_batch(batch, request)
         return {"seconds": time.perf_counter() - begun, "tokens": written}
 
     def begin_peak(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        from compressor.evaluation.resources import Peak
-
         self.peak = Peak(self.model.device if self.model.backend == "torch" else "cpu")
         return {}
 
@@ -177,8 +168,9 @@ class _Session:
         return {"bytes": self.peak.bytes() if known else None}
 
     def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        assert self.trained is not None, "others are not asked"
         return time_training_step(
-            self.model.checkpoint,  # type: ignore[attr-defined]  # torch's have one, others are not asked
+            self.trained,
             self.sources,
             tokens=request["tokens"],
             target_tokens=request["target_tokens"],
@@ -198,7 +190,7 @@ def main() -> None:
         answers.flush()
 
     session = _Session(json.loads(sys.stdin.readline()))
-    say(session.about())
+    say(session.describe())
     for line in sys.stdin:
         request = json.loads(line)
         say(getattr(session, request["do"])(request))
@@ -217,6 +209,11 @@ def time_training_step(
 
     It goes through the loop that trains, at a learning rate that leaves the weights as they are.
     """
+    from compressor.data.examples import Examples
+    from compressor.training.hyperparameters import Hyperparameters
+    from compressor.training.loop import Training
+    from compressor.training.losses import LabelLoss
+
     example = Examples([of_length(sources, tokens)], [of_length(sources, target_tokens)])
     settings = Hyperparameters(
         batch_size=1,
@@ -239,10 +236,10 @@ def time_training_step(
         resume=resume,
         progress=Progress(Console(quiet=True), quiet=True),
     ).run()
-    found = {"seconds": history.seconds, "peak_bytes": peak.bytes()}
+    measured = {"seconds": history.seconds, "peak_bytes": peak.bytes()}
     checkpoint.model.zero_grad()
     checkpoint.model.to(device)
-    return found
+    return measured
 
 
 if __name__ == "__main__":

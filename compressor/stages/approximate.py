@@ -196,7 +196,7 @@ class Approximate(Hyperparameters, Stage):
         )
         history = training.run()
         history.write_losses(context.folder / "losses.csv")
-        context.metrics.update(history.metrics())
+        context.metrics.update(history.summarize())
         if training.rank != 0:
             return
         lengths = train.lengths()

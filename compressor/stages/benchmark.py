@@ -182,7 +182,7 @@ class Benchmark(BackendReport):
                 log = context.folder / f"{len(readers)}.log"
                 reader = Reader(folder, texts, about, threads=threads, log=log)
                 readers[name] = stack.enter_context(reader)
-                loading = reader.answer()  # one after the other: loading is timed
+                loading = reader.read_answer()  # one after the other: loading is timed
                 if "load_seconds" not in results[name]:
                     results[name].update(loading, threads=threads)
             for case in cases:

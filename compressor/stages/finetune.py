@@ -218,7 +218,7 @@ class Finetune(Hyperparameters, Stage):
         history = training.run()
         if context.ranks.first:
             history.write_losses(context.folder / "losses.csv")
-        context.metrics.update(history.metrics())
+        context.metrics.update(history.summarize())
         return checkpoint
 
     def _forward_weights(

@@ -48,7 +48,7 @@ class PseudoLabel(Stage):
         """Decode, write `targets.jsonl`, compare with the references."""
         import torch
 
-        from compressor.backends.torch.generation import decode_greedily
+        from compressor.backends.torch.generation import generate_rows
         from compressor.data.examples import FILE, WrittenTexts, write_pseudo_labels
         from compressor.evaluation.rouge import score_texts
 
@@ -58,7 +58,7 @@ class PseudoLabel(Stage):
         context.ranks.join()
         model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         with context.progress.bar("decode", len(rows)) as bar:
-            decoded = decode_greedily(
+            decoded = generate_rows(
                 model,
                 sources,
                 max_length=self.max_length,

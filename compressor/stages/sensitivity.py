@@ -160,10 +160,10 @@ class _Measure:
             )
         if not self.stage.rouge:
             return {"loss": loss}
-        from compressor.backends.torch.generation import decode_greedily
+        from compressor.backends.torch.generation import generate_rows
         from compressor.evaluation.rouge import score_rows, summarize_scores
 
-        output = decode_greedily(model, self.examples.sources, max_length=self.stage.max_length)
+        output = generate_rows(model, self.examples.sources, max_length=self.stage.max_length)
         texts = tokenizer.batch_decode(output.tokens, skip_special_tokens=True)
         scores = summarize_scores(score_rows(texts, self.rows.references))
         return {"loss": loss, "rougeLsum": scores["rougeLsum"]}

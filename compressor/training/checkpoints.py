@@ -1,4 +1,4 @@
-"""A training that can go on after it was killed: what happened so far, and every whole tensor.
+"""Checkpoints of a training: what happened so far, and every whole tensor.
 
 Rank 0 writes, every rank reads, and neither depends on how many there are or on how the weights lie
 over them: a checkpoint of two processes goes on in one.
@@ -47,9 +47,8 @@ class History:
     changes: list[dict[str, Any]] = field(default_factory=list)
     """Where it went on in another number of processes, or under another scheme."""
     steps_per_epoch: int = 0
-    """0 in a checkpoint from before this was kept."""
 
-    def go_on(self, scheme: str, processes: int) -> None:
+    def note_processes(self, scheme: str, processes: int) -> None:
         """Note what it runs in from here on."""
         if self.processes and (self.scheme, self.processes) != (scheme, processes):
             change = {
@@ -60,8 +59,8 @@ class History:
             self.changes.append(change)
         self.scheme, self.processes = scheme, processes
 
-    def metrics(self) -> dict[str, Any]:
-        """What tables and charts show of a training; a step's own loss is in `losses.csv`.
+    def summarize(self) -> dict[str, Any]:
+        """Summarize a training for tables and charts; each step's loss is in `losses.csv`.
 
         `train_losses` and `validation_curve` are [step, loss] pairs. They follow from what every
         checkpoint holds, so a training that was killed and goes on leaves the same ones.
@@ -90,9 +89,9 @@ class History:
 
 
 def downsample_losses(losses: Sequence[float], most: int = CURVE_POINTS) -> list[tuple[int, float]]:
-    """At most `most` pairs of a step, from 1, and the mean loss of the equally many steps up to it.
+    """Make at most `most` pairs of a step, from 1, and the mean loss of the steps up to it.
 
-    The last pair may stand for fewer. Where there are no more than `most` steps, each is a pair.
+    Pairs stand for equally many steps, the last perhaps for fewer; of few steps each is a pair.
     """
     width = max(1, -(-len(losses) // most))
     parts = [losses[start : start + width] for start in range(0, len(losses), width)]
@@ -103,7 +102,7 @@ def downsample_losses(losses: Sequence[float], most: int = CURVE_POINTS) -> list
 
 
 def last_checkpoint(resume: Path) -> Path | None:
-    """The folder of the last whole checkpoint."""
+    """Find the folder of the last whole checkpoint."""
     return max(resume.glob("step-*"), key=lambda path: int(path.name[5:]), default=None)
 
 
@@ -116,27 +115,27 @@ def save_checkpoint(
 ) -> str | None:
     """Write a checkpoint, whole or not at all, and remove the older ones.
 
-    `masks`: those that the training itself makes. Gives the reason, on the first rank, where the
+    `masks`: those that the training itself makes. Returns the reason, on the first rank, where the
     file system did not take it: then the older one stays.
     """
     final = resume / f"step-{history.step}"
     if final.exists():  # only after a restore, and then with what it says
         accelerator.wait_for_everyone()
         return None
-    generators = accelerator.gather(_generator_state(accelerator).to(accelerator.device)[None])
+    generators = accelerator.gather(_get_generator_state(accelerator).to(accelerator.device)[None])
     tensors: dict[str, Tensor] = {}
     for name in weights.named:  # gathered one by one: the first rank alone has all at once
-        found = {f"model.{name}": weights.whole_tensor(name)}
-        found |= {f"optimizer.{name}.{key}": t for key, t in weights.state(name).items()}
+        parts = {f"model.{name}": weights.gather(name)}
+        parts |= {f"optimizer.{name}.{key}": t for key, t in weights.gather_state(name).items()}
         if accelerator.is_main_process:
-            tensors |= {key: tensor.cpu().contiguous() for key, tensor in found.items()}
-    short: str | None = None
+            tensors |= {key: tensor.cpu().contiguous() for key, tensor in parts.items()}
+    failure: str | None = None
     if accelerator.is_main_process:
         tensors["generators"] = generators.cpu()
         tensors |= {f"mask.{name}": mask.cpu().contiguous() for name, mask in masks.items()}
-        short = _write_checkpoint(resume, final, tensors, history)
+        failure = _write_checkpoint(resume, final, tensors, history)
     accelerator.wait_for_everyone()
-    return short
+    return failure
 
 
 def _write_checkpoint(
@@ -165,12 +164,7 @@ def _write_checkpoint(
 
 
 def _find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None where they are what was written.
-
-    One from before digests were kept is taken as it is.
-    """
-    if not (checkpoint / DIGESTS).exists():
-        return None
+    """Tell what is wrong with a checkpoint's files; None where they are what was written."""
     try:
         digests = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
         for name in (TENSORS, HISTORY):
@@ -182,39 +176,39 @@ def _find_damage(checkpoint: Path) -> str | None:
 
 
 def set_damaged_aside(resume: Path) -> str | None:
-    """Put a checkpoint whose files are not what was written out of the way; what is told of it.
+    """Put a last checkpoint whose files are not what was written out of the way, and say so.
 
     Call it on one rank, before any restores.
     """
     shutil.rmtree(resume / ".partial", ignore_errors=True)
-    found = last_checkpoint(resume)
-    damage = None if found is None else _find_damage(found)
-    if found is None or damage is None:
+    last = last_checkpoint(resume)
+    damage = last and _find_damage(last)
+    if not last or damage is None:
         return None
-    aside = resume / f"damaged-{found.name}"
+    aside = resume / f"damaged-{last.name}"
     shutil.rmtree(aside, ignore_errors=True)
-    found.rename(aside)
-    return f"the checkpoint at {found.name[5:]} steps is damaged ({damage}); see {aside}"
+    last.rename(aside)
+    return f"the checkpoint at {last.name[5:]} steps is damaged ({damage}); see {aside}"
 
 
 def restore_checkpoint(
     resume: Path, weights: Weights, masks: dict[str, Tensor], accelerator: Accelerator, seed: int
 ) -> History:
     """Load the last checkpoint into weights, masks and generators, if there is one."""
-    found = last_checkpoint(resume)
+    last = last_checkpoint(resume)
     accelerator.wait_for_everyone()  # nobody may write before everyone has looked
-    if found is None:
+    if last is None:
         return History()
-    history = History(**json.loads((found / HISTORY).read_text(encoding="utf-8")))
+    history = History(**json.loads((last / HISTORY).read_text(encoding="utf-8")))
     history.resumed += 1
-    with safe_open(found / TENSORS, "pt") as tensors:
+    with safe_open(last / TENSORS, "pt") as tensors:
         names = set(tensors.keys())
         for name in weights.named:
             prefix = f"optimizer.{name}."
             keys = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
             state = {key: tensors.get_tensor(prefix + key) for key in keys if "." not in key}
-            weights.load(name, tensors.get_tensor(f"model.{name}"), state)
-        for name in [name for name in names if name.startswith("mask.")]:
+            weights.load_parameter(name, tensors.get_tensor(f"model.{name}"), state)
+        for name in filter(lambda name: name.startswith("mask."), names):
             mask = tensors.get_tensor(name).to(accelerator.device)
             masks[name.removeprefix("mask.")] = mask
         generators = tensors.get_tensor("generators")
@@ -227,8 +221,8 @@ def restore_checkpoint(
     return history
 
 
-def _generator_state(accelerator: Accelerator) -> Tensor:
-    """The state of the generator that dropout draws from, as bytes, on the CPU."""
+def _get_generator_state(accelerator: Accelerator) -> Tensor:
+    """Get the state of the generator that dropout draws from, as bytes, on the CPU."""
     device = accelerator.device
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 

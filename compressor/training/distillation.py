@@ -1,4 +1,4 @@
-"""What a student learns from labels and from a teacher: logits, hidden states, attention maps.
+"""The loss of a student, of labels and of a teacher's logits, hidden states and attention maps.
 
 No training here. Every part is a sum over label tokens, as `LabelLoss` is, so that the training
 loop's division by the label tokens of the global batch gives a mean that does not depend on how
@@ -92,11 +92,11 @@ class DistillationLoss(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The summed loss, a float32 scalar."""
-        parts = self.parts(batch)
+        parts = self.compute_parts(batch)
         return torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
 
-    def parts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each part that has a weight, before it is weighted: float32 scalars."""
+    def compute_parts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute each part that has a weight, before it is weighted: float32 scalars."""
         # Apart: a batch with what a model does not know takes the slower way through it.
         batch = dict(batch)
         known = batch.pop(TEACHER_LOGITS, None)
@@ -106,26 +106,26 @@ class DistillationLoss(nn.Module):
             parts["labels"] = self.student.of_logits(student.logits, labels)
         if self.weights.keys() == {"labels"}:
             return parts
-        teacher = self._taught(batch) if known is None else _ModelOutput(known)
+        teacher = self._run_teacher(batch) if known is None else _ModelOutput(known)
         if "logits" in self.weights:
-            of_kind = binary_divergence if self.student.multi_label else compute_divergence
-            parts["logits"] = of_kind(student.logits, teacher.logits, self.temperature)
+            diverge = binary_divergence if self.student.multi_label else compute_divergence
+            parts["logits"] = diverge(student.logits, teacher.logits, self.temperature)
         weights = self._position_weights(batch)
         if "hidden" in self.weights:
-            parts["hidden"] = self._hidden(student, teacher, weights)
+            parts["hidden"] = self._compare_hidden(student, teacher, weights)
         if "attention" in self.weights:
-            parts["attention"] = self._attention(student, teacher, weights, batch)
+            parts["attention"] = self._compare_attention(student, teacher, weights, batch)
         return parts
 
-    def _taught(self, batch: dict[str, Tensor]) -> _ModelOutput:
-        """What the teacher computes, in the precision its weights are in: outside of autocast."""
+    def _run_teacher(self, batch: dict[str, Tensor]) -> _ModelOutput:
+        """Run the teacher in the precision its weights are in: outside of autocast."""
         assert self.teacher is not None, "without a teacher, batches bring its logits"
         device = batch["labels"].device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
             return self._run_model(self.teacher, batch)[0]
 
     def _run_model(self, loss: LabelLoss, batch: dict[str, Tensor]) -> tuple[_ModelOutput, Tensor]:
-        """What a model computes of a batch, and the labels [N] that its logits [N, V] predict."""
+        """Run a model on a batch; also give the labels [N] that its logits [N, V] predict."""
         flags = {"hidden", "attention"} & self.weights.keys()
         if not flags:  # the head need not run on padding then
             logits, labels = loss.compute_logits(batch)
@@ -141,65 +141,61 @@ class DistillationLoss(nn.Module):
             output_attentions="attention" in flags,
             use_cache=False,
         )
-        hidden = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states"}
-        maps = {"encoder": "encoder_attentions", "decoder": "decoder_attentions"}
-        maps["cross"] = "cross_attentions"
+        prefixes = {stack: f"{stack}_" for stack in ("encoder", "decoder", "cross")}
         if not encoder_decoder:  # one stack, whose outputs transformers gives without its name
-            hidden, maps = {self.only_stack: "hidden_states"}, {self.only_stack: "attentions"}
-        logits, labels = loss.kept(out.logits, batch["labels"])
-        seen = _ModelOutput(
-            logits,
-            {stack: found for stack, key in hidden.items() if (found := out.get(key))},
-            {stack: found for stack, key in maps.items() if (found := out.get(key))},
+            prefixes = {self.only_stack: ""}
+        hidden, maps = (
+            {stack: out[key] for stack, name in prefixes.items() if out.get(key := f"{name}{kind}")}
+            for kind in ("hidden_states", "attentions")
         )
-        return seen, labels
+        logits, labels = loss.keep_labelled(out.logits, batch["labels"])
+        return _ModelOutput(logits, hidden, maps), labels
 
     def _position_weights(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """How often each position [B, T] of a stack counts: float32, N in all."""
-        counted = self.student.counted(batch["labels"]) != IGNORED
-        labels, real = counted.float(), batch["attention_mask"].float()
-        if counted.dim() == 1:  # a class for each row
+        """Weigh how often each position [B, T] of a stack counts: float32, N in all."""
+        labels = (self.student.select_labels(batch["labels"]) != IGNORED).float()
+        real = batch["attention_mask"].float()
+        if labels.dim() == 1:  # a class for each row
             labels = labels[:, None]
         share = labels.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
         if self.student.classifies:
             return {self.only_stack: real * share}
-        if counted.shape[1] < batch["labels"].shape[1]:  # the last position predicts nothing
+        if labels.shape[1] < batch["labels"].shape[1]:  # the last position predicts nothing
             labels = functional.pad(labels, (0, 1))
         return {"decoder": labels, "encoder": real * share}
 
-    def _hidden(
+    def _compare_hidden(
         self, student: _ModelOutput, teacher: _ModelOutput, weights: dict[str, Tensor]
     ) -> Tensor:
-        found = []
+        sums = []
         for stack, pairs in self.layers.items():
             for mine, theirs in pairs.items():
-                own = student.hidden[stack][mine + 1]  # the first is the embeddings
+                states = student.hidden[stack][mine + 1]  # the first is the embeddings
                 if stack in self.projections:
-                    own = self.projections[stack](own)
-                difference = (own.float() - teacher.hidden[stack][theirs + 1].float()) ** 2
-                found.append((difference.mean(-1) * weights[stack]).sum())
-        return torch.stack(found).mean()
+                    states = self.projections[stack](states)
+                difference = (states.float() - teacher.hidden[stack][theirs + 1].float()) ** 2
+                sums.append((difference.mean(-1) * weights[stack]).sum())
+        return torch.stack(sums).mean()
 
-    def _attention(
+    def _compare_attention(
         self,
         student: _ModelOutput,
         teacher: _ModelOutput,
         weights: dict[str, Tensor],
         batch: dict[str, Tensor],
     ) -> Tensor:
-        source, own = batch["attention_mask"].float(), batch["attention_mask"].float()
-        if "cross" in student.attention:
-            own = weights["decoder"]
-        keys = {"encoder": source, "decoder": own, "cross": source}
-        found = []
+        source = batch["attention_mask"].float()
+        target = weights["decoder"] if "cross" in student.attention else source
+        keys = {"encoder": source, "decoder": target, "cross": source}
+        sums = []
         for stack, pairs in self.layers.items():
             kinds = ("decoder", "cross") if stack == "decoder" else (stack,)
             for kind in (kind for kind in kinds if kind in student.attention):
                 for mine, theirs in pairs.items():
                     maps = student.attention[kind][mine], teacher.attention[kind][theirs]
                     difference = attention_difference(*maps, keys[kind])
-                    found.append((difference * weights[stack]).sum())
-        return torch.stack(found).mean()
+                    sums.append((difference * weights[stack]).sum())
+        return torch.stack(sums).mean()
 
 
 @dataclass(frozen=True)
@@ -219,8 +215,8 @@ def compute_divergence(student: Tensor, teacher: Tensor, temperature: float) -> 
     In float32. T² keeps the size of its gradients when T changes (arXiv 1503.02531, section 2).
     """
     target = functional.log_softmax(teacher.float() / temperature, dim=-1)
-    found = functional.log_softmax(student.float() / temperature, dim=-1)
-    summed = functional.kl_div(found, target, reduction="sum", log_target=True)
+    guess = functional.log_softmax(student.float() / temperature, dim=-1)
+    summed = functional.kl_div(guess, target, reduction="sum", log_target=True)
     return summed * temperature**2
 
 

@@ -1,4 +1,4 @@
-"""What every stage that trains can be told. No training here, and no torch."""
+"""Settings of every stage that trains. No training here, and no torch."""
 
 from __future__ import annotations
 
@@ -13,24 +13,10 @@ from compressor.core.machine import list_gpus
 from compressor.core.settings import SETTINGS, Counted, Integer, Listed, Natural
 
 Precision = Literal["auto", "float32", "bfloat16", "fp32", "bf16"]
-_ALIASES: dict[str, Literal["float32", "bfloat16"]] = {
-    "float32": "float32",
-    "fp32": "float32",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-}
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
-_TRACKER_MODULES = {
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "comet_ml": "comet_ml",
-    "aim": "aim",
-    "clearml": "clearml",
-    "dvclive": "dvclive",
-    "trackio": "trackio",
-}
+_TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "trackio")
+"""Accelerate's names of them, which are those of their modules."""
 
 
 class Hyperparameters(BaseModel):
@@ -90,18 +76,18 @@ class Hyperparameters(BaseModel):
 
     @property
     def dtype(self) -> Literal["float32", "bfloat16"]:
-        """What `precision` means on this machine."""
+        """The type that `precision` means on this machine."""
         if self.precision != "auto":
-            return _ALIASES[self.precision]
+            return "float32" if self.precision in ("float32", "fp32") else "bfloat16"
         return "bfloat16" if list_gpus() and all(gpu.bfloat16 for gpu in list_gpus()) else "float32"
 
     def check_trackers(self, problem: Callable[[str, str], None]) -> None:
         """Report a tracker that Accelerate does not know, or that is not installed."""
         for index, name in enumerate(self.trackers):
             key = f"trackers.{index}"
-            if name not in _TRACKER_MODULES:
-                problem(key, f"no tracker {name!r}; {nearest(name, _TRACKER_MODULES)}")
-            elif importlib.util.find_spec(_TRACKER_MODULES[name]) is None:
+            if name not in _TRACKERS:
+                problem(key, f"no tracker {name!r}; {nearest(name, _TRACKERS)}")
+            elif importlib.util.find_spec(name) is None:
                 problem(key, f"{name!r} is not installed: pip install {name}")
 
     def check_decay(self, problem: Callable[[str, str], None]) -> None:
@@ -112,7 +98,7 @@ class Hyperparameters(BaseModel):
             problem("weight_decay", message + "weight_decay); expected less than 1")
 
     def key_parts(self) -> dict[str, Any]:
-        """What decides the weights, as it is after caps and defaults."""
+        """List what decides the weights, as it is after caps and defaults."""
         left_out = {"checkpoint_seconds", "trackers", "epochs", "max_epochs"}
-        own = self.model_dump(mode="json", include=set(Hyperparameters.model_fields) - left_out)
-        return own | {"passes": self.passes, "precision": self.dtype}
+        parts = self.model_dump(mode="json", include=set(Hyperparameters.model_fields) - left_out)
+        return parts | {"passes": self.passes, "precision": self.dtype}

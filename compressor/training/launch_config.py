@@ -1,4 +1,4 @@
-"""Read from an Accelerate config in which processes `launch` runs a stage. Starts none.
+"""Read in which processes `launch` runs a stage, from an Accelerate config. Starts none.
 
 A config is the user's own file, or the name of one that comes with the package.
 """
@@ -20,6 +20,7 @@ from compressor.core.settings import SETTINGS, Integer
 Kind = Literal["ddp", "fsdp2"]
 DEFAULT_PORT = 29_500
 """What Accelerate and torch take where a config of several machines names no port."""
+RESHARD = "fsdp_reshard_after_forward"
 _TYPES = ("NO", "MULTI_GPU", "FSDP")
 _NO_DEEPSPEED = (
     "DeepSpeed's ZeRO is not supported: take the config fsdp2, which shards weights, gradients and "
@@ -72,12 +73,12 @@ class Processes:
     config_file: Path | None = None
 
     @property
-    def here(self) -> int:
-        """Count those that run on this machine."""
+    def local_count(self) -> int:
+        """How many run on this machine."""
         return max(1, self.count // self.machines)
 
     @property
-    def several(self) -> bool:
+    def is_distributed(self) -> bool:
         return self.count > 1 or self.config_file is not None
 
 
@@ -91,7 +92,8 @@ def read_processes(launch: Launch) -> Processes:
         raise ValueError(f"{path}: {problem}")
     machines = int(values.get("num_machines") or 1)
     count = int(values.get("num_processes") or 1)
-    count = launch.num_processes * machines if launch.num_processes > 1 else count
+    if launch.num_processes > 1:
+        count = launch.num_processes * machines
     if count % machines:
         raise ValueError(f"{path}: {count} processes do not divide over {machines} machines")
     port = values.get("main_process_port")
@@ -172,15 +174,13 @@ def _find_fsdp_problems(config: Mapping[str, Any]) -> Iterator[str]:
     ):
         if config.get(key):
             yield f"fsdp_config.{key} is not offered: {instead}"
-    reshard = config.get("fsdp_reshard_after_forward", True)
+    reshard = config.get(RESHARD, True)
     if not isinstance(reshard, bool):
-        yield f"fsdp_config.fsdp_reshard_after_forward: true or false, not {reshard!r}"
+        yield f"fsdp_config.{RESHARD}: true or false, not {reshard!r}"
 
 
 def _read_scheme(values: Mapping[str, Any]) -> Scheme:
-    if values.get("distributed_type") == "FSDP":
-        config = values.get("fsdp_config") or {}
-        return Scheme(
-            kind="fsdp2", reshard_after_forward=config.get("fsdp_reshard_after_forward", True)
-        )
-    return Scheme()
+    if values.get("distributed_type") != "FSDP":
+        return Scheme()
+    reshard = (values.get("fsdp_config") or {}).get(RESHARD, True)
+    return Scheme(kind="fsdp2", reshard_after_forward=reshard)

@@ -1,20 +1,19 @@
 """The only training loop. It takes a module that gives a summed loss for a batch, and rows.
 
-What it promises: without dropout the result depends on the number of processes or micro-batches by
-rounding alone, since a step's loss is the mean over all real label tokens of its global batch; a
-killed run goes on from its last checkpoint to the same bits; masked entries are zero after every
-step. How weights lie over processes is `sharding`'s, what a checkpoint holds `training_state`'s.
+Without dropout the result depends on the number of processes or micro-batches by rounding alone,
+since a step's loss is the mean over all real label tokens of its global batch; a killed run goes on
+from its last checkpoint to the same bits; masked entries are zero after every step. For how weights
+lie over processes see `parallel`; for what a checkpoint holds, `checkpoints`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -31,7 +30,7 @@ from compressor.core.progress import Bar, Progress
 from compressor.data.batching import evaluation_batches, global_batches, take_share
 from compressor.training import checkpoints
 from compressor.training.checkpoints import History
-from compressor.training.dropout import FasterDropout
+from compressor.training.dropout import use_faster_dropout
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.launch_config import Scheme
 from compressor.training.parallel import weights_for
@@ -57,19 +56,19 @@ class TrainingRows(Protocol):
 
     @property
     def targets(self) -> Sequence[Sized]:
-        """What the loss counts in each row: as many items as it is a sum over."""
+        """For each row as many items as the loss sums over in it."""
 
     def __len__(self) -> int: ...
 
     def lengths(self) -> list[int]:
-        """How many tokens of each row a model reads at once."""
+        """Count the tokens of each row that a model reads at once."""
 
     def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
-        """These rows as the loss takes them; for no rows, a batch with a loss of 0."""
+        """Make a batch as the loss takes it; of no rows, one with a loss of 0."""
 
 
 def accelerator_for(settings: Hyperparameters, trackers_folder: Path | None) -> Accelerator:
-    """An Accelerator with the recipe's precision, on this process's device."""
+    """Make an Accelerator with the recipe's precision, on this process's device."""
     AcceleratorState._reset_state()  # an earlier stage of this process may have had another one
     return Accelerator(
         mixed_precision="bf16" if settings.dtype == "bfloat16" else "no",
@@ -115,7 +114,7 @@ def summed_loss(
     rank: int = 0,
     world: int = 1,
 ) -> Tensor:
-    """The loss summed over the label tokens of every row, or of a rank's share: float64, [1]."""
+    """Sum the loss over the label tokens of every row, or of a rank's share: float64, [1]."""
     summed = torch.zeros(1, device=device, dtype=torch.float64)
     batches = evaluation_batches(examples.lengths(), tokens=EVALUATION_TOKENS)
     # As many turns on every rank: where weights are sharded, all take part in each.
@@ -127,15 +126,9 @@ def summed_loss(
 
 
 def mean_loss(loss: nn.Module, examples: TrainingRows, pad_id: int, device: torch.device) -> float:
-    """Mean loss over every label token of the rows, each counted once."""
+    """Average the loss over every label token of the rows, each counted once."""
     tokens = sum(len(target) for target in examples.targets)
     return summed_loss(loss, examples, pad_id, device).item() / tokens
-
-
-def _digest_mask(mask: Tensor) -> int:
-    """The first 63 bits of a mask's SHA-256."""
-    packed = mask.contiguous().cpu().view(torch.uint8).numpy()
-    return int.from_bytes(hashlib.sha256(packed.tobytes()).digest()[:8]) >> 1
 
 
 Whole = Callable[[Iterable[str]], AbstractContextManager[Any]]
@@ -178,7 +171,7 @@ class Training:
         """Train to the end. Raises StageError at the first loss or gradient that is not finite, and
         where nothing can be learned: at the first gradient that is 0 everywhere, of a loss above 0.
         """
-        self._prepare()
+        self._prepare_training()
         self._require_labels()
         total = self.total_steps
         if self.rank == 0 and (damage := checkpoints.set_damaged_aside(self.resume)):
@@ -188,13 +181,13 @@ class Training:
             self.resume, self.weights, self.masks, self.accelerator, self.seed
         )
         history.steps_per_epoch = self.steps_per_epoch
-        history.go_on(self.scheme.kind if self.world > 1 else "one process", self.world)
+        history.note_processes(self.scheme.kind if self.world > 1 else "one process", self.world)
         if history.step:
             self.progress.say(f"  goes on from step {history.step} of {total}")
             self.progress.emit("resumed", validation_losses=history.validation_losses)
-        with self._dropout(), self.progress.bar(self.title, total, history.step) as bar:
+        with self._choose_dropout(), self.progress.bar(self.title, total, history.step) as bar:
             while history.step < total:
-                self._epoch(history, total, bar)
+                self._run_epoch(history, total, bar)
         self._assert_sound()
         self.weights.finish()
         for tracker in self.accelerator.trackers:  # not end_training(): see worker.main
@@ -218,7 +211,7 @@ class Training:
         total = self.steps_per_epoch * self.settings.passes
         return total if self.settings.max_steps is None else min(total, self.settings.max_steps)
 
-    def _prepare(self) -> None:
+    def _prepare_training(self) -> None:
         settings = self.settings
         if sys.platform == "linux":
             keep_freed_memory()
@@ -240,33 +233,20 @@ class Training:
         if settings.trackers:
             self.accelerator.init_trackers(self.title)
 
-    @contextmanager
-    def _dropout(self) -> Iterator[None]:
-        """Train with the faster dropout where it is: in float32, on a CPU.
+    def _choose_dropout(self) -> AbstractContextManager[None]:
+        """Use the faster dropout where it is: in float32, on a CPU.
 
-        It cannot reach into torch's fused attention, which on a CPU is slower than the plain one
-        as soon as there is dropout. Recomputed activations must see the numbers of the first pass,
-        which only torch's own dropout takes care of.
+        Recomputed activations must see the numbers of the first pass, which only torch's own
+        dropout takes care of.
         """
         plain = self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "no"
         drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.model.modules())
         if not plain or not drops or self.settings.gradient_checkpointing:
-            yield
-            return
-        if not isinstance(self.model, PreTrainedModel):
-            with FasterDropout():
-                yield
-            return
-        attention = self.model.config._attn_implementation
-        self.model.set_attn_implementation("eager")
-        try:
-            with FasterDropout():
-                yield
-        finally:
-            self.model.set_attn_implementation(attention)
+            return nullcontext()
+        return use_faster_dropout(self.model)
 
-    def _epoch(self, history: History, total: int, bar: Bar) -> None:
-        """The rest of the epoch that `history.step` is in, then the validation loss."""
+    def _run_epoch(self, history: History, total: int, bar: Bar) -> None:
+        """Train the rest of the epoch of `history.step`; then measure the validation loss."""
         settings = self.settings
         epoch, done = divmod(history.step, self.steps_per_epoch)
         batches = global_batches(
@@ -279,7 +259,7 @@ class Training:
         save = False
         for batch in batches[done:]:
             started = time.monotonic()
-            loss, save = self._step(batch, history, total)
+            loss, save = self._run_step(batch, history, total)
             history.step += 1
             history.losses.append(loss)
             history.samples += len(batch)
@@ -291,36 +271,35 @@ class Training:
             if history.step == total:
                 break
             if save and batch is not batches[-1]:
-                self._save(history)
+                self._save_checkpoint(history)
         if self.validation is not None:
-            found = self.validation_loss()
-            if not math.isfinite(found):  # no checkpoint: it would go on behind this epoch
+            loss = self.validation_loss()
+            if not math.isfinite(loss):  # no checkpoint: it would go on behind this epoch
                 raise StageError(
-                    f"the validation loss is {found} after step {history.step}; {CURES}"
+                    f"the validation loss is {loss} after step {history.step}; {CURES}"
                 )
-            history.validation_losses.append(found)
-            self.progress.emit(
-                "epoch", epoch=epoch + 1, validation_loss=history.validation_losses[-1]
-            )
+            history.validation_losses.append(loss)
+            self.progress.emit("epoch", epoch=epoch + 1, validation_loss=loss)
             if settings.trackers:
-                log = {"validation_loss": history.validation_losses[-1]}
-                self.accelerator.log(log, step=history.step)
+                self.accelerator.log({"validation_loss": loss}, step=history.step)
         if save and history.step < total:
-            self._save(history)
+            self._save_checkpoint(history)
 
-    def _step(self, batch: list[int], history: History, total: int) -> tuple[float, bool]:
-        """One optimizer step on a global batch: (its mean loss, whether a checkpoint is due)."""
+    def _run_step(self, batch: list[int], history: History, total: int) -> tuple[float, bool]:
+        """Make an optimizer step on a global batch: (mean loss, whether a checkpoint is due)."""
         rate = learning_rate(history.step, total, self.settings)
         tokens = sum(len(self.train.targets[row]) for row in batch)
-        micro_batches = self._share(batch)
+        micro_batches = self._take_share(batch)
         summed = torch.zeros(2, device=self.accelerator.device)
         with self.forward_weights():
             for index, rows in enumerate(micro_batches):
                 last = index == len(micro_batches) - 1
                 with self.weights.micro_batch(last=last):
-                    loss = self.weights.summed(self._batch(self.train, rows))
+                    inputs = self.train.batch(rows, self.pad_id)
+                    inputs = {name: tensor.to(summed.device) for name, tensor in inputs.items()}
+                    loss = self.weights.training_loss(inputs)
                     # Gradients are averaged over ranks; the mean wanted is over tokens.
-                    self.weights.backward(loss * (self.world / max(1, tokens)))
+                    self.weights.run_backward(loss * (self.world / max(1, tokens)))
                 summed[0] += loss.detach()
         if self.rank == 0 and self._checkpoint_due():
             summed[1] = 1
@@ -328,72 +307,65 @@ class Training:
             summed = self.accelerator.reduce(summed, "sum")
         mean, due = summed[0].item() / max(1, tokens), summed[1].item() > 0
         if not math.isfinite(mean):
-            self._stop(history, f"the loss is {mean}", rate)
-        norm = self.weights.step(rate, self.masks)
+            self._stop_early(history, f"the loss is {mean}", rate)
+        norm = self.weights.make_step(rate, self.masks)
         if not math.isfinite(norm):
-            self._stop(history, f"the gradient's norm is {norm}", rate)
+            self._stop_early(history, f"the gradient's norm is {norm}", rate)
         if norm == 0 and mean > NO_LOSS:  # T5's norms turn activations that overflow to zeros
-            self._stop(history, f"the loss is {mean:.3f} and its gradient is 0 everywhere", rate)
+            what = f"the loss is {mean:.3f} and its gradient is 0 everywhere"
+            self._stop_early(history, what, rate)
         if self.after_step is not None:
             self.after_step(history.step + 1, total, self.weights.whole)
         self.weights.apply_masks(self.masks)
         return mean, due
 
-    def _stop(self, history: History, what: str, rate: float) -> NoReturn:
+    def _stop_early(self, history: History, what: str, rate: float) -> NoReturn:
         """End the training before a step that would spoil the weights."""
-        self._save(history)
+        self._save_checkpoint(history)
         raise StageError(
             f"{what} at step {history.step + 1}, learning rate {rate:g}; the weights before that "
             f"step are kept in {self.resume}; {CURES}"
         )
 
-    def _share(self, batch: list[int]) -> list[list[int]]:
+    def _take_share(self, batch: list[int]) -> list[list[int]]:
         micro = self.settings.micro_batch_size
         rows = math.ceil(len(batch) / self.world)
         count = 1 if micro is None else math.ceil(rows / micro)
         return take_share(batch, rank=self.rank, world_size=self.world, micro_batches=count)
 
-    def _batch(self, examples: TrainingRows, rows: list[int]) -> dict[str, Tensor]:
-        batch = examples.batch(rows, self.pad_id)
-        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-
     def _assert_sound(self) -> None:
-        """On every rank: all is finite, what is pruned is zero, and all agree on what that is."""
+        """Raise StageError where an entry is not finite, or one that is pruned is not zero."""
         names = list(self.weights.named)
-        not_finite = self._total(map(self.weights.not_finite, names))
+        not_finite = self._sum_over_ranks(map(self.weights.not_finite, names))
         for name, wrong in zip(names, not_finite, strict=True):
             if wrong:
                 raise StageError(
                     f"{name} is not finite after the last step; lower learning_rate, or raise "
                     "warmup_steps"
                 )
-        alive = self._total(self.weights.alive(*item) for item in self.masks.items())
-        for name, count in zip(self.masks, alive, strict=True):
+        revived = self._sum_over_ranks(
+            self.weights.count_revived(*item) for item in self.masks.items()
+        )
+        for name, count in zip(self.masks, revived, strict=True):
             if count:
                 raise StageError(f"{count} pruned entries of {name} came alive while training")
-        if self.world > 1:
-            kept = torch.tensor([_digest_mask(mask) for mask in self.masks.values()])
-            every = self.accelerator.gather(kept.to(self.accelerator.device)[None])
-            if not bool((every == every[0]).all()):
-                raise StageError("the processes do not agree on what is pruned")
 
-    def _total(self, counts: Iterable[int]) -> list[int]:
-        """Counts of every rank's part, of all parts together."""
-        found = torch.tensor(list(counts), dtype=torch.int64, device=self.accelerator.device)
-        if self.world > 1 and found.numel():
-            every = self.accelerator.gather(found[None])
-            found = every.sum(0) if self.weights.sharded else every.amax(0)
-        total: list[int] = found.tolist()
-        return total
+    def _sum_over_ranks(self, counts: Iterable[int]) -> list[int]:
+        """Add up counts of every rank's part."""
+        total = torch.tensor(list(counts), dtype=torch.int64, device=self.accelerator.device)
+        if self.world > 1 and total.numel():
+            parts = self.accelerator.gather(total[None])
+            total = parts.sum(0) if self.weights.sharded else parts.amax(0)
+        return list(total.tolist())
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean loss over every label token of the validation rows, each counted once."""
+        """Average the loss over every label token of the validation rows, each counted once."""
         assert self.validation is not None
         self.model.eval()
         with self.forward_weights():
             summed = summed_loss(
-                self.weights.measured,
+                self.weights.validation_loss,
                 self.validation,
                 self.pad_id,
                 self.accelerator.device,
@@ -409,15 +381,15 @@ class Training:
         wait = max(self.settings.checkpoint_seconds, self._save_seconds / OWN_CHECKPOINT_SHARE)
         return time.monotonic() - self._saved_at >= wait
 
-    def _save(self, history: History) -> None:
+    def _save_checkpoint(self, history: History) -> None:
         started = time.monotonic()
-        own = self.masks if self.after_step is not None else {}
-        short = checkpoints.save_checkpoint(
-            self.resume, history, self.weights, own, self.accelerator
+        masks = self.masks if self.after_step is not None else {}
+        failure = checkpoints.save_checkpoint(
+            self.resume, history, self.weights, masks, self.accelerator
         )
-        if short is not None:  # the training itself can end well all the same
+        if failure is not None:  # the training itself can end well all the same
             self.progress.say(
-                f"  no checkpoint at step {history.step}, the training goes on: {short}"
+                f"  no checkpoint at step {history.step}, the training goes on: {failure}"
             )
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - started

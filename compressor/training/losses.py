@@ -31,8 +31,9 @@ class LabelLoss(nn.Module):
 
     Divide by the labels of the whole global batch, over ranks and micro-batches, to get a result
     that does not depend on how the batch was cut. Value and gradients are those of
-    `model(**batch).loss` times `count(labels)`; the cross-entropy is float32 under autocast too. A
-    batch whose labels are all -100 gives 0, with a gradient of 0 for what comes before the head.
+    `model(**batch).loss` times `count_labels(labels)`; the cross-entropy is float32 under autocast
+    too. A batch whose labels are all -100 gives 0, with a gradient of 0 for what comes before the
+    head.
 
     `labels` are class indices: [B, T] for language models and token classification, [B] for
     sequence classification. Of a multi-label classifier they are 0 or 1, [B, L], the loss is the
@@ -51,11 +52,11 @@ class LabelLoss(nn.Module):
         self.multi_label = hf.config.problem_type == MULTI_LABEL
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """The summed loss, a float32 scalar."""
+        """Sum the loss of a batch: a float32 scalar."""
         return self.of_logits(*self.compute_logits(batch))
 
     def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The summed loss, a float32 scalar, of what `logits` gives."""
+        """Sum the loss of what `compute_logits` gives: a float32 scalar."""
         if self.multi_label:
             return functional.binary_cross_entropy_with_logits(
                 logits.float(), labels.float(), reduction="sum"
@@ -63,38 +64,40 @@ class LabelLoss(nn.Module):
         return functional.cross_entropy(logits.float(), labels, reduction="sum")
 
     def compute_logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The logits [N, V] where there is a label, and the N labels.
+        """Compute the logits [N, V] where there is a label, and the N labels.
 
         Of a multi-label classifier there is one logit for each label: [N].
         """
-        labels = self.counted(batch["labels"])
+        labels = self.select_labels(batch["labels"])
         kept = labels != IGNORED
-        short = self._short_way(batch, kept)
+        short = self._compute_kept(batch, kept)
         if short is not None:
             return short, labels[kept]
         model: Any = self.model
         # With labels: encoder-decoders make their decoder's input of them.
-        given = batch if model.config.is_encoder_decoder else _without_labels(batch)
-        return self.kept(model(**given).logits, batch["labels"])
+        given = batch
+        if not model.config.is_encoder_decoder:
+            given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return self.keep_labelled(model(**given).logits, batch["labels"])
 
-    def kept(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What `logits` gives, from all the logits of a model's forward."""
-        labels = self.counted(labels)
+    def keep_labelled(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Select what `compute_logits` gives from all the logits of a model's forward."""
+        labels = self.select_labels(labels)
         if self.multi_label:
             labels = labels.expand_as(logits)  # a batch of no rows has one for all
         kept = labels != IGNORED
         return (logits[:, :-1] if self._causal else logits)[kept], labels[kept]
 
-    def count(self, labels: Tensor) -> int:
-        """How many label tokens the sum is over (a causal model's first label predicts nothing)."""
-        return int((self.counted(labels) != IGNORED).sum())
+    def count_labels(self, labels: Tensor) -> int:
+        """Count the label tokens of the sum (a causal model's first label predicts nothing)."""
+        return int((self.select_labels(labels) != IGNORED).sum())
 
-    def counted(self, labels: Tensor) -> Tensor:
-        """The labels that positions predict: a causal model's without the first, [B, T - 1]."""
+    def select_labels(self, labels: Tensor) -> Tensor:
+        """Select the labels that positions predict: a causal model's but the first, [B, T - 1]."""
         return labels[:, 1:] if self._causal else labels
 
-    def _short_way(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor | None:
-        """The logits [N, V] at the kept positions, of a model whose head can run on these alone."""
+    def _compute_kept(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor | None:
+        """Compute the logits [N, V] at the kept positions alone, where the head can do that."""
         model: Any = self.model
         if batch.keys() == KNOWN_INPUTS and hasattr(model, "lm_head"):
             if self._kind in T5_TYPES:
@@ -106,12 +109,8 @@ class LabelLoss(nn.Module):
         return None
 
 
-def _without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
-
-
 def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
-    """What `T5ForConditionalGeneration.forward` does, with its head on the kept positions only."""
+    """Do as `T5ForConditionalGeneration.forward` does, with its head on the kept positions only."""
     mask = batch["attention_mask"]
     encoded = encode_in_chunks(model.encoder, batch["input_ids"], mask)
     ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
@@ -123,7 +122,7 @@ def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
 
 
 def bart_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
-    """What the BART family's forward does, with its head on the kept positions only."""
+    """Do as the BART family's forward does, with its head on the kept positions only."""
     hidden = model.model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -135,7 +134,7 @@ def bart_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
 
 
 def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
-    """What an encoder-decoder makes of its labels [B, T] for its decoder to read."""
+    """Make what an encoder-decoder's decoder reads of its labels [B, T]."""
     if model.config.model_type == "mbart" and not (labels != IGNORED).any():
         # Its decoder starts with a row's last label, and here no row has one.
         return labels.masked_fill(labels == IGNORED, model.config.pad_token_id)
@@ -144,7 +143,7 @@ def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
 
 
 def causal_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
-    """What a decoder's forward does, with its head where the next label is kept only."""
+    """Do as a decoder's forward does, with its head where the next label is kept only."""
     hidden = model.base_model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
     )[0]

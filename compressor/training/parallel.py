@@ -1,4 +1,4 @@
-"""How the weights of a training lie over its processes: whole in each (DDP), or in shards (FSDP2).
+"""Weights of a training over its processes: whole in each (DDP), or in shards (FSDP2).
 
 Both are used through `Weights`. No batches, no schedule.
 
@@ -30,11 +30,11 @@ _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm
 
 
 def named_parameters(model: nn.Module, loss: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's parameters, and then those that the loss itself has to train."""
+    """Name the model's parameters, and then those that the loss itself has to train."""
     named = dict(model.named_parameters())
-    models = {id(parameter) for parameter in named.values()}
-    own = ((n, p) for n, p in loss.named_parameters() if p.requires_grad)
-    return named | {f"loss.{n}": p for n, p in own if id(p) not in models}
+    known = {id(parameter) for parameter in named.values()}
+    others = ((n, p) for n, p in loss.named_parameters() if p.requires_grad)
+    return named | {f"loss.{n}": p for n, p in others if id(p) not in known}
 
 
 def names_that_decay(module: nn.Module) -> set[str]:
@@ -83,41 +83,43 @@ class Weights:
         self.accelerator, self.model, self.settings = accelerator, model, settings
         self.loss, self.measure = loss, measure
         loss.to(accelerator.device)
-        self._shard()
-
-    def _shard(self) -> None:
+        self._shard_weights()
         self.named = named_parameters(self.model, self.loss)
         self.trained = [p for p in self.named.values() if p.requires_grad]
-        optimizer = make_optimizer(self.model, self.loss, self.settings)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.loss, optimizer)
+        self.optimizer = make_optimizer(self.model, self.loss, self.settings)
+        self._prepare()
+
+    def _shard_weights(self) -> None:
+        """Lay the weights out over the processes."""
+
+    def _prepare(self) -> None:
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.loss, self.optimizer)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
         """Around a micro-batch's two passes: gradients need not be reduced before the last."""
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
-    def summed(self, batch: Batch) -> Tensor:
-        """The training's loss of a batch."""
+    def training_loss(self, batch: Batch) -> Tensor:
         loss: Tensor = self.wrapped(batch)
         return loss
 
-    def measured(self, batch: Batch) -> Tensor:
-        """The validation's loss of a batch."""
+    def validation_loss(self, batch: Batch) -> Tensor:
         with self.accelerator.autocast():  # preparing `loss` gave it autocast, but not `measure`
             loss: Tensor = self.measure(batch)
         return loss
 
-    def backward(self, loss: Tensor) -> None:
+    def run_backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def step(self, rate: float, masks: Mapping[str, Tensor]) -> float:
-        """Clip the gradients and make an optimizer step; the norm, over all processes.
+    def make_step(self, rate: float, masks: Mapping[str, Tensor]) -> float:
+        """Clip the gradients and make an optimizer step; return the norm, over all processes.
 
         What a whole mask has False is no weight: its gradient is in no norm and no average. There
         is no step where the norm is not finite.
         """
         self._mask_gradients(masks)
         limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
-        norm = self._clip(limit)
+        norm = self._clip_gradients(limit)
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -128,15 +130,15 @@ class Weights:
     @torch.no_grad()
     def _mask_gradients(self, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
-            gradient = self.parameter(name).grad
+            gradient = self.get_parameter(name).grad
             if gradient is not None:
-                apply_mask(get_local(gradient), self._part_of(name, mask))
+                apply_mask(get_local(gradient), self._take_shard(name, mask))
 
-    def _clip(self, limit: float) -> float:
+    def _clip_gradients(self, limit: float) -> float:
         return float(self.accelerator.clip_grad_norm_(self.trained, limit))
 
-    def parameter(self, name: str) -> nn.Parameter:
-        """The parameter of any of its names, of which `named` has the first."""
+    def get_parameter(self, name: str) -> nn.Parameter:
+        """Get the parameter of any of its names, of which `named` has the first."""
         known = self.named.get(name)
         return self.model.get_parameter(name) if known is None else known
 
@@ -144,43 +146,52 @@ class Weights:
     def apply_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Set to zero, wherever it lies, what a whole mask has False."""
         for name, mask in masks.items():
-            apply_mask(self._part(name), self._part_of(name, mask))
+            apply_mask(self.local_shard(name), self._take_shard(name, mask))
 
     def whole(self, names: Iterable[str]) -> AbstractContextManager[Any]:
         """Inside, these parameters of the model are whole, to be read; changes may be lost."""
         return nullcontext()
 
     def not_finite(self, name: str) -> int:
-        """How many entries of this process's part are not finite."""
-        part = self._part(name)
+        """Count the entries of this process's part that are not finite."""
+        part = self.local_shard(name)
         return part.numel() - int(torch.isfinite(part).sum())
 
-    def alive(self, name: str, mask: Tensor) -> int:
-        """How many entries of this process's part are not zero where the whole mask is False."""
-        return int(torch.count_nonzero(self._part(name)[~self._part_of(name, mask)]))
+    def count_revived(self, name: str, mask: Tensor) -> int:
+        """Count the entries of this process's part that are not 0 where the whole mask is False."""
+        return int(torch.count_nonzero(self.local_shard(name)[~self._take_shard(name, mask)]))
 
-    def _part(self, name: str) -> Tensor:
-        return self.parameter(name).detach()
+    def local_shard(self, name: str) -> Tensor:
+        """What this process has of a parameter, in place."""
+        return get_local(self.get_parameter(name)).detach()
 
-    def _part_of(self, name: str, whole: Tensor) -> Tensor:
+    def _take_shard(self, name: str, whole: Tensor) -> Tensor:
+        """Take from a tensor of a parameter's shape what belongs to this process's part."""
         return whole
 
-    def whole_tensor(self, name: str) -> Tensor:
-        """A parameter, whole, on every process."""
-        return self.named[name].detach()
+    def gather(self, name: str) -> Tensor:
+        """Gather a parameter, whole, on every process."""
+        return _gather_full(self.named[name].detach())
 
-    def state(self, name: str) -> dict[str, Tensor]:
-        """The optimizer's state of a parameter, whole; empty before the first step."""
-        return dict(self.optimizer.state.get(self.named[name], {}))
+    def gather_state(self, name: str) -> dict[str, Tensor]:
+        """Gather the optimizer's state of a parameter, whole; empty before the first step."""
+        state = self.optimizer.state.get(self.named[name], {})
+        return {key: _gather_full(value) for key, value in state.items()}
 
     @torch.no_grad()
-    def load(self, name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> None:
+    def load_parameter(self, name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> None:
         """Take a whole parameter, and its optimizer's whole state where there is one."""
-        parameter = self.named[name]
-        parameter.copy_(tensor)
+        self.local_shard(name).copy_(self._take_shard(name, tensor))
         if state:
-            moved = {key: value.to(parameter.device) for key, value in state.items()}
-            self.optimizer.state[parameter] = moved
+            parameter = self.named[name]
+            self.optimizer.state[parameter] = {
+                key: self._lay_out(name, value.to(parameter.device), tensor.shape)
+                for key, value in state.items()
+            }
+
+    def _lay_out(self, name: str, state: Tensor, shape: torch.Size) -> Tensor:
+        """Lay a whole part of the optimizer's state out as the parameter of that shape lies."""
+        return state
 
     def finish(self) -> None:
         """Leave the model with whole weights, as plain as it was."""
@@ -217,7 +228,7 @@ class FullyShardedWeights(Weights):
         self.scheme = scheme
         super().__init__(*given)
 
-    def _shard(self) -> None:
+    def _shard_weights(self) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -236,12 +247,8 @@ class FullyShardedWeights(Weights):
         fully_shard(self.root, mesh=self.mesh, ignored_params=frozen)
         self.units: list[Any] = [self.model.get_submodule(name) for name in self.plain_layers]
         self.units.append(self.root)
-        self.named = named_parameters(self.model, self.loss)
-        self.trained = [p for p in self.named.values() if p.requires_grad]
-        self.optimizer = make_optimizer(self.model, self.loss, self.settings)
-        self._note_gradients()
 
-    def _note_gradients(self) -> None:
+    def _prepare(self) -> None:
         """Have every parameter note when it gets a gradient here.
 
         A model may use some of them for some inputs only. All processes have to reduce the same
@@ -257,85 +264,66 @@ class FullyShardedWeights(Weights):
                     parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
             unit.reshard()
 
-    def step(self, rate: float, masks: Mapping[str, Tensor]) -> float:
+    def make_step(self, rate: float, masks: Mapping[str, Tensor]) -> float:
         noted = [float(name in self.with_gradient) for name in self.named]
         self.with_gradient.clear()
         count = self.accelerator.reduce(torch.tensor(noted, device=self.accelerator.device), "sum")
         for parameter, used in zip(self.named.values(), count.tolist(), strict=True):
             if not used:  # in one process it would have none either, and be left as it is
                 parameter.grad = None
-        return super().step(rate, masks)
+        return super().make_step(rate, masks)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         self.root.set_requires_gradient_sync(last)  # type: ignore[operator]
         yield
 
-    def summed(self, batch: Batch) -> Tensor:
+    def training_loss(self, batch: Batch) -> Tensor:
         loss: Tensor = self.root(batch)
         return loss
 
-    def measured(self, batch: Batch) -> Tensor:
+    def validation_loss(self, batch: Batch) -> Tensor:
         loss: Tensor = self.root(batch, measured=True)
-        self._reshard()  # which a backward pass would have done
+        for unit in self.units:
+            unit.reshard()  # which a backward pass would have done
         return loss
 
-    def backward(self, loss: Tensor) -> None:
+    def run_backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss)
 
-    def _clip(self, limit: float) -> float:
+    def _clip_gradients(self, limit: float) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     @contextmanager
     def whole(self, names: Iterable[str]) -> Iterator[None]:
-        sharded = {id(p): p for p in map(self.parameter, names)}
-        whole = {own: nn.Parameter(_gather_full(p.detach())) for own, p in sharded.items()}
+        sharded = {id(p): p for p in map(self.get_parameter, names)}
+        whole = {key: nn.Parameter(_gather_full(p.detach())) for key, p in sharded.items()}
         set_parameters(self.model, self.model, whole)
         try:
             yield
         finally:
-            back = {id(whole[own]): parameter for own, parameter in sharded.items()}
+            back = {id(whole[key]): parameter for key, parameter in sharded.items()}
             set_parameters(self.model, self.model, back)
 
-    def _reshard(self) -> None:
-        for unit in self.units:
-            unit.reshard()
+    def _take_shard(self, name: str, whole: Tensor) -> Tensor:
+        return get_local(self._distribute_tensor(name, whole))
 
-    def _part(self, name: str) -> Tensor:
-        return get_local(self.parameter(name)).detach()
-
-    def _part_of(self, name: str, whole: Tensor) -> Tensor:
-        return get_local(self._distributed(name, whole))
-
-    def _distributed(self, name: str, whole: Tensor) -> Tensor:
-        """A whole tensor of a parameter's shape as that parameter lies; nothing is sent."""
+    def _distribute_tensor(self, name: str, whole: Tensor) -> Tensor:
+        """Lay a whole tensor of a parameter's shape out as that parameter lies; sends nothing."""
         from torch.distributed.tensor import distribute_tensor
 
-        like: Any = self.parameter(name)
+        like: Any = self.get_parameter(name)
         whole = whole.to(get_local(like).device)
         # Every process has the whole, so that none needs the first one's.
-        found: Tensor = distribute_tensor(whole, self.mesh, like.placements, src_data_rank=None)
-        return found
+        part: Tensor = distribute_tensor(whole, self.mesh, like.placements, src_data_rank=None)
+        return part
 
-    def whole_tensor(self, name: str) -> Tensor:
-        return _gather_full(self.named[name].detach())
-
-    def state(self, name: str) -> dict[str, Tensor]:
-        return {key: _gather_full(value) for key, value in super().state(name).items()}
-
-    @torch.no_grad()
-    def load(self, name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> None:
-        parameter = self.named[name]
-        get_local(parameter).copy_(self._part_of(name, tensor))
-        if state:
-            self.optimizer.state[parameter] = {
-                key: self._distributed(name, value) if value.shape == tensor.shape else value
-                for key, value in state.items()
-            }
+    def _lay_out(self, name: str, state: Tensor, shape: torch.Size) -> Tensor:
+        return self._distribute_tensor(name, state) if state.shape == shape else state
 
     def finish(self) -> None:
-        whole = {id(p): nn.Parameter(self.whole_tensor(n)) for n, p in self.named.items()}
+        whole = {id(p): nn.Parameter(self.gather(n)) for n, p in self.named.items()}
         for path, plain in self.plain_layers.items():
             sharded = self.model.get_submodule(path)
             plain.to_empty(device=self.accelerator.device)
@@ -352,7 +340,7 @@ def _note_gradient(names: set[str], name: str, parameter: Tensor) -> None:
 
 
 def set_parameters(module: nn.Module, like: nn.Module, whole: Mapping[int, nn.Parameter]) -> None:
-    """Put, for each parameter of `like` under its name in `module`, what `whole` has for it."""
+    """Put what `whole` has for each parameter of `like` under its name in `module`."""
     for name, parameter in list(like.named_parameters(remove_duplicate=False)):
         if id(parameter) in whole:
             owner, _, attribute = name.rpartition(".")
@@ -360,7 +348,7 @@ def set_parameters(module: nn.Module, like: nn.Module, whole: Mapping[int, nn.Pa
 
 
 def list_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a model's stacks: what its outermost lists of modules hold."""
+    """List the layers of a model's stacks: what its outermost lists of modules hold."""
     lists: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{n}.") for n in lists):
@@ -369,7 +357,7 @@ def list_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def get_local(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor, in place: all of it, unless it is one of FSDP2's."""
+    """Get what this process has of a tensor, in place: all of it, unless it is one of FSDP2's."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part
 
@@ -380,12 +368,12 @@ def _gather_full(tensor: Any) -> Tensor:
 
 
 def _empty_copy(layer: nn.Module) -> nn.Module:
-    """The layer's modules, without memory for its tensors."""
+    """Copy a layer's modules, without memory for its tensors."""
     return copy.deepcopy(layer).to("meta")
 
 
 def weights_for(scheme: Scheme, *given: Any) -> Weights:
-    """The weights of a training, in one of several processes, as a scheme has them lie."""
+    """Make the weights of a training, in one of several processes, as a scheme has them lie."""
     accelerator: Accelerator = given[0]
     if accelerator.num_processes == 1 or scheme.kind == "ddp":
         return Weights(*given)

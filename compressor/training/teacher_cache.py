@@ -42,9 +42,9 @@ class ExamplesWithLogits(Examples):
     """Where a row's tokens begin and end in it."""
 
     def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
-        """What `collate` makes of some rows, and their logits as `LabelLoss.logits` orders them."""
-        found = [self.logits[slice(*self.places[row])] for row in rows]
-        logits = torch.cat([self.logits[:0], *found])  # of no rows too
+        """Make a batch of some rows, with logits in the order of `LabelLoss.compute_logits`."""
+        parts = [self.logits[slice(*self.places[row])] for row in rows]
+        logits = torch.cat([self.logits[:0], *parts])  # of no rows too
         return {**super().batch(rows, pad_id), TEACHER_LOGITS: logits}
 
 
@@ -58,7 +58,7 @@ def with_teacher_logits(
     progress: Progress,
     flush_seconds: float,
 ) -> ExamplesWithLogits:
-    """`examples` with what `teacher` gives for them, from `folder` as far as it is there.
+    """Add to `examples` what `teacher` gives for them, from `folder` as far as it is there.
 
     Every process computes a share, and all map the whole. Which rows are computed together does
     not depend on the number of processes or on what was there, so neither do the bits. After a kill
@@ -74,28 +74,23 @@ def with_teacher_logits(
     file.require_room()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        file.create(len(examples))
+        file.create_file(len(examples))
     accelerator.wait_for_everyone()
-    done = file.done()
+    done = (folder / DONE).read_bytes()
     batches = evaluation_batches(examples.lengths(), tokens=TOKENS)
     left = [rows for rows in batches if not all(done[row] for row in rows)]
     accelerator.wait_for_everyone()  # nobody may write before everyone has looked
     mine = left[accelerator.process_index :: accelerator.num_processes]
     with _Writer(file, places, flush_seconds) as writer, progress.bar("teacher", len(mine)) as bar:
         for rows in mine:
-            writer.write(rows, _compute_logits(loss, examples, rows, pad_id, accelerator.device))
+            batch = examples.batch(rows, pad_id).items()
+            with torch.no_grad():
+                logits, _ = loss.compute_logits({n: t.to(accelerator.device) for n, t in batch})
+            writer.write_rows(rows, logits.cpu())
             bar.advance()
     accelerator.wait_for_everyone()
     given = {field.name: getattr(examples, field.name) for field in fields(Examples)}
-    return ExamplesWithLogits(**given, logits=file.mapped(), places=places)
-
-
-@torch.no_grad()
-def _compute_logits(
-    loss: LabelLoss, examples: Examples, rows: list[int], pad_id: int, device: torch.device
-) -> Tensor:
-    batch = {name: tensor.to(device) for name, tensor in examples.batch(rows, pad_id).items()}
-    return loss.compute_logits(batch)[0].cpu()
+    return ExamplesWithLogits(**given, logits=file.map_numbers(), places=places)
 
 
 @dataclass(frozen=True)
@@ -128,8 +123,8 @@ class File:
                 "fewer rows"
             )
 
-    def create(self, rows: int) -> None:
-        """An empty file of the whole size, where there is none yet."""
+    def create_file(self, rows: int) -> None:
+        """Make an empty file of the whole size, where there is none yet."""
         path, done = self.folder / LOGITS, self.folder / DONE
         sizes = [place.stat().st_size for place in (path, done) if place.is_file()]
         if sizes != [self.size, rows]:
@@ -139,19 +134,11 @@ class File:
                 stream.truncate(self.size)
             done.write_bytes(bytes(rows))
 
-    def done(self) -> bytes:
-        return (self.folder / DONE).read_bytes()
-
-    def mapped(self) -> Tensor:
-        """The numbers, which nobody may change."""
+    def map_numbers(self) -> Tensor:
+        """Map the numbers, which nobody may change."""
         # A mapping that is not shared counts as memory that is taken, and may be refused.
-        numbers = torch.from_file(
-            str(self.folder / LOGITS),
-            shared=True,
-            size=self.shape[0] * self.shape[1],
-            dtype=self.dtype,
-        )
-        return numbers.view(self.shape)
+        path, count = str(self.folder / LOGITS), self.shape[0] * self.shape[1]
+        return torch.from_file(path, shared=True, size=count, dtype=self.dtype).view(self.shape)
 
 
 class _Writer:
@@ -169,9 +156,9 @@ class _Writer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._logits, self._done:
             if kind is None:
-                self.flush()
+                self.flush_all()
 
-    def write(self, rows: list[int], logits: Tensor) -> None:
+    def write_rows(self, rows: list[int], logits: Tensor) -> None:
         """Write the numbers of some rows, one after the other in `logits`."""
         places = [self.places[row] for row in rows]
         sizes = [end - start for start, end in places]
@@ -181,9 +168,9 @@ class _Writer:
             self._logits.write(part.numpy().data)
         self._written += rows
         if time.monotonic() - self._flushed_at >= self.flush_seconds:
-            self.flush()
+            self.flush_all()
 
-    def flush(self) -> None:
+    def flush_all(self) -> None:
         """Bring everything to the disk: the numbers first, then what tells that they are there."""
         self._logits.flush()
         os.fsync(self._logits.fileno())

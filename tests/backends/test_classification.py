@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from compressor.backends.torch.classification import of_sources
+from compressor.backends.torch.classification import compute_logits
 from compressor.data.batching import collate_rows
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
@@ -73,7 +73,7 @@ def test_the_loss_is_the_models_own_however_the_batch_is_cut(kind: str, layout: 
     for part in parts:
         part.backward()
     assert sum(part.item() for part in parts) == pytest.approx(own.item(), rel=1e-5)
-    assert loss.count(whole["labels"]) == (9 if layout == "labels" else 3)
+    assert loss.count_labels(whole["labels"]) == (9 if layout == "labels" else 3)
     for name, gradient in expected.items():
         found = model.get_parameter(name).grad
         torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-5, msg=name)
@@ -122,9 +122,9 @@ def test_every_part_of_a_distillation_is_what_a_loop_over_unpadded_rows_gives(ki
         temperature=2.0, layers={stack: {0: 1, 1: 2}},
     )  # fmt: skip
     expected = by_hand(loss, layout)
-    parts = {name: part.item() for name, part in loss.parts(batch(layout)).items()}
+    parts = {name: part.item() for name, part in loss.compute_parts(batch(layout)).items()}
     assert parts == pytest.approx(expected, rel=1e-4)
-    cut = [loss.parts(batch(layout, rows)) for rows in ([0], [], [1, 2])]
+    cut = [loss.compute_parts(batch(layout, rows)) for rows in ([0], [], [1, 2])]
     for name, value in expected.items():
         assert sum(part[name].item() for part in cut) == pytest.approx(value, rel=1e-4)
 
@@ -212,8 +212,8 @@ stages: {load: {}, evaluate: {}}
     assert done.code == 0, done.err
     checkpoint = Checkpoint.load(done.run_folder / "stages" / "00-load")
     sources = [[50, 60, 70, 7], [80, 90], [7, 100, 110]]
-    together = of_sources(checkpoint, sources)
-    alone = [of_sources(checkpoint, [source])[0] for source in sources]
+    together = compute_logits(checkpoint, sources)
+    alone = [compute_logits(checkpoint, [source])[0] for source in sources]
     assert together == pytest.approx(np.array(alone), abs=1e-6)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from compressor.backends import ctranslate2
 from compressor.backends.formats import FORMATS
-from compressor.backends.torch.classification import of_sources
+from compressor.backends.torch.classification import compute_logits
 from compressor.backends.torch.generation import decode_sweep
 from compressor.data.tokenizers import train_tokenizer
 from compressor.models.checkpoint import Checkpoint
@@ -103,7 +103,7 @@ def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
     folder.mkdir()
     ctranslate2.write_model(model, folder, weights)
     model.tokenizer.save_pretrained(folder)  # type: ignore[union-attr]
-    return ctranslate2.load_model(folder, {"head": model.head}, threads=1)
+    return ctranslate2.load_model(folder, model.head, threads=1)
 
 
 @pytest.mark.parametrize("model_type", sorted(FORMATS["ctranslate2"].models["seq2seq_lm"]))
@@ -161,7 +161,7 @@ def test_a_marian_may_have_its_pad_anywhere_and_start_with_any_token(tmp_path) -
 )
 def test_logits_are_those_of_transformers(model_type, tmp_path) -> None:
     model = checkpoint(model_type)
-    expected = of_sources(model, sources())
+    expected = compute_logits(model, sources())
     got = exported(model, tmp_path / "model").logits(sources())
     assert np.ptp(expected, axis=0).min() > 0.1, "too alike to tell"
     np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
@@ -180,7 +180,7 @@ def test_int8_is_near_and_the_checkpoint_stays_as_it_was(model_type, tmp_path) -
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert model.model.config.to_dict() == config
     if model.head == "sequence_classification":
-        expected = of_sources(model, sources())
+        expected = compute_logits(model, sources())
         np.testing.assert_allclose(
             loaded.logits(sources()), expected, atol=0.1 * np.abs(expected).max()
         )

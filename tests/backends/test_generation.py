@@ -22,11 +22,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from compressor.backends.beam_search import beam_search, search_greedily
+from compressor.backends.beam_search import search_tokens
 from compressor.backends.generation_settings import Settings
 from compressor.backends.outputs import truncate_row
 from compressor.backends.torch import generation
-from compressor.backends.torch.generation import decode_greedily, decode_sweep
+from compressor.backends.torch.generation import decode_sweep, generate_rows
 from compressor.core.errors import StageError
 
 # Limits below min_length are meant.
@@ -116,7 +116,7 @@ def test_forced_end() -> None:
     bart, plain = pico("bart"), pico("bart")
     plain.generation_config.forced_eos_token_id = None
     for limit, forced in decode_sweep(bart, texts(), max_lengths=[7, 20]).items():
-        free = decode_greedily(plain, texts(), max_length=limit)
+        free = generate_rows(plain, texts(), max_length=limit)
         assert any(free.cut_off)
         assert free.cut_off == forced.cut_off
         for row, cut, expected in zip(forced.tokens, forced.cut_off, free.tokens, strict=True):
@@ -170,7 +170,7 @@ def test_padding_is_no_part_of_a_source() -> None:
         model = pico("t5")
         model.lm_head.weight.data *= 20
         model.generation_config.update(**settings)
-        ours = decode_greedily(model, texts(), max_length=9, num_beams=beams).tokens
+        ours = generate_rows(model, texts(), max_length=9, num_beams=beams).tokens
         assert [generated(model, [row], 9, num_beams=beams)[0] for row in texts()] == ours
         differing += generated(model, texts(), 9, num_beams=beams) != ours
     assert differing  # where `generate` takes pads for tokens of the source
@@ -192,7 +192,7 @@ def test_a_setting_that_is_not_followed_is_named(settings: dict[str, Any], beams
     model.generation_config.update(**settings)
     name = list(settings)[-1]
     with pytest.raises(StageError, match=f"sets {name} to .*`generation: {{{name}: null}}`"):
-        decode_greedily(model, texts(), max_length=9, num_beams=beams)
+        generate_rows(model, texts(), max_length=9, num_beams=beams)
 
 
 def test_lengths_are_those_of_the_usual_script() -> None:
@@ -205,7 +205,7 @@ def test_lengths_are_those_of_the_usual_script() -> None:
         ids = [row for row in texts() if len(row) == len(texts()[0])]
         predictions = model.generate(torch.tensor(ids), max_length=12, do_sample=False)
         script = [int(np.count_nonzero(row != PAD)) for row in predictions.numpy()]
-        decoded = decode_greedily(model, ids, max_length=12)
+        decoded = generate_rows(model, ids, max_length=12)
         assert script == decoded.lengths
         rows = zip(script, decoded.tokens, strict=True)
         assert {length - len(row) + row.count(PAD) for length, row in rows} == {int(start != PAD)}
@@ -214,7 +214,7 @@ def test_lengths_are_those_of_the_usual_script() -> None:
 def test_min_length(model: PreTrainedModel) -> None:
     """`min_length` counts the start token: no row ends before it, and the config's is replaced."""
     model.generation_config.min_new_tokens = 2
-    ours = decode_greedily(model, texts(), max_length=20, min_length=10)
+    ours = generate_rows(model, texts(), max_length=20, min_length=10)
     assert generated(model, texts(), 20, min_length=10, min_new_tokens=None) == ours.tokens
     assert min(map(len, ours.tokens)) >= 10
 
@@ -232,7 +232,7 @@ def test_batches_do_not_show(batch_tokens: int, num_beams: int) -> None:
     """However few rows fit in a batch, results come in the sources' order; progress adds up."""
     done: list[int] = []
     model = pico("t5")
-    ours = decode_greedily(
+    ours = generate_rows(
         model,
         texts(),
         max_length=20,
@@ -254,30 +254,18 @@ def test_ended_rows_are_not_computed() -> None:
     model.decoder.register_forward_pre_hook(
         lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
     )
-    ours = decode_greedily(model, texts(), max_length=30)
+    ours = generate_rows(model, texts(), max_length=30)
     assert len(seen) == 29
     assert seen == sorted(seen, reverse=True)
     assert sum(ours.cut_off) == seen[-1] < seen[0] == 12
     ending = [row for row, cut in zip(texts(), ours.cut_off, strict=True) if not cut]
     seen.clear()
-    longest = max(map(len, decode_greedily(model, ending, max_length=30).tokens))
+    longest = max(map(len, generate_rows(model, ending, max_length=30).tokens))
     assert longest == len(seen) < 29
     seen.clear()
     model.generation_config.encoder_repetition_penalty = 1.1
-    decode_greedily(model, texts(), max_length=30)
+    generate_rows(model, texts(), max_length=30)
     assert {12} == set(seen)
-
-
-def test_rows_that_ended_are_not_gone_on_with_though_they_leave_late() -> None:
-    """Where no row leaves before all have ended, the decoder runs up to the last end."""
-    model, seen = pico("t5"), list[int]()
-    free = decode_greedily(model, texts(), max_length=30)
-    ending = [row for row, cut in zip(texts(), free.cut_off, strict=True) if not cut]
-    model.decoder.register_forward_pre_hook(lambda *_: seen.append(1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "_DROP_SHARE", 2.0)
-        longest = max(map(len, decode_greedily(model, ending, max_length=30).tokens))
-    assert longest == len(seen) < 29
 
 
 def test_beams_count_as_rows_of_a_batch() -> None:
@@ -286,7 +274,7 @@ def test_beams_count_as_rows_of_a_batch() -> None:
     model.decoder.register_forward_pre_hook(
         lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
     )
-    decode_greedily(model, texts(40), max_length=10, num_beams=3, batch_tokens=200)
+    generate_rows(model, texts(40), max_length=10, num_beams=3, batch_tokens=200)
     assert 3 < max(seen) <= 200 // 10
 
 
@@ -296,7 +284,7 @@ def test_logits_that_are_infinite_are_refused(num_beams: int) -> None:
     model = pico("bart")
     model.final_logits_bias[0, 5] = torch.inf
     with pytest.raises(StageError, match="NaN or infinite"):
-        decode_greedily(model, texts(), max_length=10, num_beams=num_beams)
+        generate_rows(model, texts(), max_length=10, num_beams=num_beams)
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
@@ -312,27 +300,23 @@ def test_logits_of_an_export_that_are_nan_are_refused(num_beams: int) -> None:
 
     settings = Settings(start=0, eos=(1,), max_length=5)
     with pytest.raises(StageError, match="the model's logits are NaN"):
-        search_greedily(Decoder(), 2, settings) if num_beams == 1 else beam_search(
-            Decoder(), 2, num_beams, settings
-        )
+        search_tokens(Decoder(), 2, num_beams, settings)
 
 
 def test_shortest_limits(model: PreTrainedModel) -> None:
-    """Limit 1 has room for the start token alone, 2 for one token, and 0 is refused."""
+    """Limit 1 has room for the start token alone, 2 for one token, 0 is refused; and no sources
+    give no rows, no limits no results.
+    """
     swept = decode_sweep(model, texts(), max_lengths=[1, 2])
     assert swept[1].tokens == [[]] * 12
     assert swept[1].cut_off == [True] * 12
     assert generated(model, texts(), 2) == swept[2].tokens
-    assert decode_greedily(model, texts(), max_length=1, num_beams=2).tokens == [[]] * 12
+    assert generate_rows(model, texts(), max_length=1, num_beams=2).tokens == [[]] * 12
     with pytest.raises(ValueError, match="0 is below 1"):
         decode_sweep(model, texts(), max_lengths=[20, 0])
-
-
-def test_nothing_to_decode() -> None:
-    """No sources give no rows, and no limits no results."""
-    decoded = decode_greedily(pico("t5"), [], max_length=20)
+    decoded = generate_rows(model, [], max_length=20)
     assert (decoded.tokens, decoded.cut_off, decoded.generated) == ([], [], 0)
-    assert decode_sweep(pico("t5"), texts(), max_lengths=[]) == {}
+    assert decode_sweep(model, texts(), max_lengths=[]) == {}
 
 
 def test_cut_off() -> None:
@@ -344,9 +328,9 @@ def test_cut_off() -> None:
     assert truncate_row([5, 6, EOS], 9, {EOS}) == ([5, 6, EOS], False)
     assert truncate_row([5, 6, EOS], 1, [EOS]) == ([], True)
     for num_beams in (1, 2):
-        free = decode_greedily(pico("t5"), texts(), max_length=12, num_beams=num_beams)
+        free = generate_rows(pico("t5"), texts(), max_length=12, num_beams=num_beams)
         assert [EOS not in row for row in free.tokens] == free.cut_off
-    forced = decode_greedily(pico("bart"), texts(), max_length=12, num_beams=2)
+    forced = generate_rows(pico("bart"), texts(), max_length=12, num_beams=2)
     assert [len(row) == 11 for row in forced.tokens] == forced.cut_off
     assert any(forced.cut_off)
 
@@ -355,23 +339,29 @@ def test_the_model_is_left_as_it_was() -> None:
     """Dropout is off while decoding only; the generation config is not written to."""
     model = pico("bart")
     config = model.generation_config.to_dict()
-    expected = decode_greedily(model, texts(), max_length=20).tokens
+    expected = generate_rows(model, texts(), max_length=20).tokens
     model.train()
-    decoded = decode_sweep(model, texts(), max_lengths=[20, 7], min_length=5, device="cpu")[20]
+    decoded = decode_sweep(model, texts(), max_lengths=[20, 7], min_length=5)[20]
     assert model.training
     assert config == model.generation_config.to_dict()
-    assert decode_greedily(model, texts(), max_length=20).tokens == expected
+    assert generate_rows(model, texts(), max_length=20).tokens == expected
     assert sum(map(len, decoded.tokens)) == decoded.generated
     assert decoded.tokens_per_second > 0
 
 
-def test_rows_leave_by_share() -> None:
-    """The share at which rows leave changes the work, not the tokens."""
-    expected = decode_greedily(pico("t5"), texts(), max_length=30).tokens
-    for share in (0.0, 0.5, 2.0):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(generation, "_DROP_SHARE", share)
-            assert expected == decode_greedily(pico("t5"), texts(), max_length=30).tokens
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
+def test_rows_leave_by_share(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes the work, not the tokens; where no row leaves before all have ended, the decoder
+    runs up to the last end.
+    """
+    model, calls = pico("t5"), list[int]()
+    expected = generate_rows(model, texts(), max_length=30)
+    monkeypatch.setattr(generation, "_DROP_SHARE", share)
+    assert expected.tokens == generate_rows(model, texts(), max_length=30).tokens
+    ending = [row for row, cut in zip(texts(), expected.cut_off, strict=True) if not cut]
+    model.decoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    longest = max(map(len, generate_rows(model, ending, max_length=30).tokens))
+    assert longest == len(calls) < 29
 
 
 def test_a_decoder_deeper_than_its_encoder_is_decoded() -> None:
@@ -388,4 +378,4 @@ def test_a_decoder_deeper_than_its_encoder_is_decoded() -> None:
         while len(expected) < 8 and expected[-1] != 1:
             logits = model(input_ids=ids, decoder_input_ids=torch.tensor([expected])).logits
             expected.append(int(logits[0, -1].argmax()))
-    assert decode_greedily(model, [[5, 6, 7, 1]], max_length=8).tokens == [expected[1:]]
+    assert generate_rows(model, [[5, 6, 7, 1]], max_length=8).tokens == [expected[1:]]

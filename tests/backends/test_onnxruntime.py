@@ -18,10 +18,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
 
+from compressor.backends import formats
+from compressor.backends.formats import ExportInfo
 from compressor.backends.generation_config import find_unfollowed
-from compressor.backends.onnx.export import SUPPORTED, WEIGHTS, require_packages, write_model
+from compressor.backends.onnx.export import WEIGHTS, write_model
 from compressor.backends.onnx.runtime import OnnxModel
-from compressor.backends.torch.generation import decode_greedily
+from compressor.backends.open import open_export
+from compressor.backends.torch.generation import generate_rows
 from compressor.core.errors import StageError
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.quantization import Quantization
@@ -125,12 +128,16 @@ def configured(folder: Path, into: Path, **settings: Any) -> OnnxModel:
     """The model in a folder with another generation config."""
     shutil.copytree(folder, into)
     (into / "generation_config.json").write_text(json.dumps(BASE | settings))
-    return OnnxModel.load(into, threads=1)
+    return OnnxModel(into, 1)
+
+
+def written_rows(model: OnnxModel, beams: int, limit: int, rows: Any = None) -> list[list[int]]:
+    return model.sweep(rows or texts(), max_lengths=[limit], num_beams=beams)[limit].tokens
 
 
 def expected(checkpoint: Checkpoint, beams: int, limit: int, **settings: Any) -> list[list[int]]:
     checkpoint.model.generation_config = GenerationConfig(**BASE | settings)
-    return decode_greedily(checkpoint.model, texts(), max_length=limit, num_beams=beams).tokens
+    return generate_rows(checkpoint.model, texts(), max_length=limit, num_beams=beams).tokens
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -144,16 +151,16 @@ def test_tokens_are_transformers_at_every_size(
     """
     checkpoint, folder = float_models(kind)
     checkpoint.model.generation_config = GenerationConfig.from_pretrained(folder)
-    model = OnnxModel.load(folder, threads=1)
+    model = OnnxModel(folder, 1)
     for count in (1, 5, 23):
         sources = texts(count)
         for limit in (2, 7, 30):
-            found = model.generate(sources, max_length=limit, num_beams=beams)
-            wanted = decode_greedily(checkpoint.model, sources, max_length=limit, num_beams=beams)
-            assert found == wanted.tokens
-    assert len({token for row in found for token in row}) > 8  # no model that repeats itself
+            wanted = generate_rows(checkpoint.model, sources, max_length=limit, num_beams=beams)
+            assert written_rows(model, beams, limit, sources) == wanted.tokens
+    rows = wanted.tokens
+    assert len({token for row in rows for token in row}) > 8  # no model that repeats itself
     if kind != "marian":  # no seed was found with which it does not end at once or never
-        assert len({len(row) for row in found}) > 2
+        assert len({len(row) for row in rows}) > 2
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -191,7 +198,7 @@ def test_every_offered_setting_is_transformers(
     for beams in (1, 3):
         wanted = expected(checkpoint, beams, 20, **settings)
         assert wanted != expected(checkpoint, beams, 20)
-        assert model.generate(texts(), max_length=20, num_beams=beams) == wanted
+        assert written_rows(model, beams, 20) == wanted
 
 
 @pytest.mark.parametrize("settings", OF_BEAMS, ids="+".join)
@@ -204,7 +211,7 @@ def test_every_offered_setting_of_beams_is_transformers(
     changed = False
     for beams, limit in ((2, 30), (4, 9), (4, 30)):
         wanted = expected(checkpoint, beams, limit, **settings)
-        assert model.generate(texts(), max_length=limit, num_beams=beams) == wanted
+        assert written_rows(model, beams, limit) == wanted
         changed |= wanted != expected(checkpoint, beams, limit)
     assert changed
 
@@ -217,21 +224,18 @@ def test_of_several_forced_end_tokens_greedy_search_takes_the_first(
     model = configured(folder, tmp_path / "model", forced_eos_token_id=[8, 9])
     wanted = expected(checkpoint, 1, 9, forced_eos_token_id=[8, 9])
     assert any(row[-1] == 8 for row in wanted)
-    assert model.generate(texts(), max_length=9) == wanted
+    assert written_rows(model, 1, 9) == wanted
 
 
-def test_arguments_win_over_the_generation_config(bart: Written, tmp_path: Path) -> None:
-    """`min_length` over both of its settings, and a forced end can be left out."""
+def test_min_length_wins_over_the_generation_config(bart: Written, tmp_path: Path) -> None:
+    """Over both of its settings there; and the shortest limits, and no rows."""
     checkpoint, folder = bart
-    model = configured(folder, tmp_path / "a", min_new_tokens=3, forced_eos_token_id=8)
-    found = model.generate(texts(), max_length=14, min_length=9, forced_end=False)
-    assert found == expected(checkpoint, 1, 14, min_length=9)
-    assert found != expected(checkpoint, 1, 14, min_length=9, forced_eos_token_id=8)
-    assert found != expected(checkpoint, 1, 14, min_new_tokens=3)
-    assert model.generate(texts(), max_length=1) == [[]] * 12
-    assert model.generate([], max_length=9) == []
-    with pytest.raises(ValueError, match="0 is below 1"):
-        model.generate(texts(), max_length=0)
+    model = configured(folder, tmp_path / "a", min_new_tokens=3)
+    swept = model.sweep(texts(), max_lengths=[1, 14], min_length=9)
+    assert swept[14].tokens == expected(checkpoint, 1, 14, min_length=9)
+    assert swept[14].tokens != expected(checkpoint, 1, 14, min_new_tokens=3)
+    assert swept[1].tokens == [[]] * 12
+    assert model.sweep([], max_lengths=[9])[9].tokens == []
 
 
 def test_settings_that_are_not_offered_are_named(bart: Written, tmp_path: Path) -> None:
@@ -246,7 +250,7 @@ def test_settings_that_are_not_offered_are_named(bart: Written, tmp_path: Path) 
     assert find_unfollowed(config, "onnxruntime") == named
     model = configured(bart[1], tmp_path / "model", guidance_scale=1.5)
     with pytest.raises(StageError, match=r"sets guidance_scale to 1\.5; onnxruntime does not"):
-        model.generate(texts(), max_length=5)
+        written_rows(model, 1, 5)
 
 
 def test_a_tied_weight_is_once_on_disk(float_models: Callable[[str], Written]) -> None:
@@ -290,8 +294,8 @@ def test_int8_tokens_are_close_to_those_of_the_same_values_in_float(small_t5: Wr
         Checkpoint(model, None, "seq2seq_lm", quantization=Quantization(weights="int8"))
     )
     sources = texts(60)
-    found = OnnxModel.load(folder, threads=1).generate(sources, max_length=8)
-    wanted = decode_greedily(float_values.model, sources, max_length=8).tokens
+    found = written_rows(OnnxModel(folder, 1), 1, 8, sources)
+    wanted = generate_rows(float_values.model, sources, max_length=8).tokens
     assert len({row[0] for row in wanted}) > 5
     assert sum(a[0] == b[0] for a, b in zip(found, wanted, strict=True)) >= 48
 
@@ -299,7 +303,7 @@ def test_int8_tokens_are_close_to_those_of_the_same_values_in_float(small_t5: Wr
 def test_a_classifiers_logits_are_torchs(tmp_path: Path) -> None:
     """Within 1e-5, for rows of all lengths, in their order. Other families: `tests.support`."""
     checkpoint = classifier("bert")
-    model = OnnxModel.load(written(checkpoint, tmp_path, "float32"), threads=1)
+    model = OnnxModel(written(checkpoint, tmp_path, "float32"), 1)
     sources = rows_of_a_class()
     done: list[int] = []
     found = model.logits(sources, progress=done.append)
@@ -308,8 +312,8 @@ def test_a_classifiers_logits_are_torchs(tmp_path: Path) -> None:
         wanted = [checkpoint.model(torch.tensor([row])).logits[0].numpy() for row in sources]
     assert np.ptp(wanted, axis=0).min() > 0.05  # else any rows would do
     assert np.allclose(found, np.stack(wanted), rtol=0, atol=1e-5)
-    with pytest.raises(StageError, match=r"expected a directory with decoder\.onnx"):
-        _ = model.vocabulary
+    with pytest.raises(StageError, match="only an encoder-decoder is decoded"):
+        model.sweep(sources, max_lengths=[4])
 
 
 def rows_of_a_class() -> list[list[int]]:
@@ -339,7 +343,7 @@ def test_an_int8_checkpoint_keeps_its_values(tmp_path: Path) -> None:
                 f.shape[0] == len(wanted) and np.array_equal(f[:, :width], wanted) for f in found
             ), name
     sources = rows_of_a_class()
-    logits = OnnxModel.load(folder, threads=1).logits(sources)
+    logits = OnnxModel(folder, 1).logits(sources)
     model = dequantize_checkpoint(checkpoint).model
     with torch.inference_mode():
         wanted = np.stack([model(torch.tensor([row])).logits[0].numpy() for row in sources])
@@ -354,31 +358,30 @@ def test_running_imports_no_torch(bart: Written) -> None:
     code = (
         "import sys, json; from pathlib import Path\n"
         "from compressor.backends.onnx.runtime import OnnxModel\n"
-        f"model = OnnxModel.load(Path({str(folder)!r}), threads=1)\n"
-        f"print(json.dumps(model.generate({texts()!r}, max_length=9, num_beams=2)))\n"
-        "assert model.vocabulary == 100\n"
+        f"model = OnnxModel(Path({str(folder)!r}), 1)\n"
+        f"swept = model.sweep({texts()!r}, max_lengths=[9], num_beams=2)\n"
+        "print(json.dumps(swept[9].tokens))\n"
         "print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     tokens, imported = run.stdout.splitlines()
-    wanted = decode_greedily(checkpoint.model, texts(), max_length=9, num_beams=2).tokens
+    wanted = generate_rows(checkpoint.model, texts(), max_length=9, num_beams=2).tokens
     assert json.loads(tokens) == wanted
     assert imported == "[]"
 
 
-def test_what_cannot_be_written_or_read_is_told(tmp_path: Path) -> None:
-    """The model type, the missing file or the missing package is named."""
-    model = classifier("gpt2").model
-    with pytest.raises(StageError, match=r"the head 'causal_lm' as ONNX; valid: seq2seq_lm"):
-        write_model(Checkpoint(model, None, "causal_lm"), tmp_path, weights="float32")
-    with pytest.raises(StageError, match=r"cannot write a gpt2 .* as ONNX; valid: bart, "):
-        write_model(Checkpoint(model, None, "seq2seq_lm"), tmp_path, weights="float32")
-    assert not list(tmp_path.iterdir()) and "t5" in SUPPORTED["seq2seq_lm"]
+def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The missing or damaged file is named, and what to install for a package."""
     with pytest.raises(StageError, match=r"expected model\.onnx"):
-        OnnxModel.load(tmp_path)
+        OnnxModel(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(StageError, match="cannot load the model in"):
-        OnnxModel.load(tmp_path)
-    with pytest.raises(StageError, match=r"no_such_package .* pip install 'onnx>="):
-        require_packages("no_such_package")
+        OnnxModel(tmp_path)
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    info = ExportInfo(
+        head="seq2seq_lm", model_type="t5", task="summarization", max_source_length=8,
+        max_target_length=8, format="onnx", weights="int8",
+    )  # fmt: skip
+    with pytest.raises(StageError, match=r"'onnx' needs onnxruntime, .* pip install 'onnx>="):
+        open_export(tmp_path, info)

@@ -221,7 +221,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no scales": (rewrite(drop_scales), f"{FFN}: expected torch.float32"),
     "no values": (rewrite(lambda a, t: t.pop(FFN)), f"lacks the tensor {FFN}"),
     "a tensor less": (rewrite(drop_tensor), f"lacks {FFN}, which the config asks for"),
-    "a tensor more": (rewrite(lambda a, t: t.update(x=torch.ones(1))), "has x, which"),
     "a loose tie": (
         rewrite(lambda a, t: a["ties"].update({"lm_head.weight": "x"})),
         "lm_head.weight is tied to x",

@@ -27,7 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from compressor.backends.torch.generation import decode_greedily, decode_sweep
+from compressor.backends.torch.generation import decode_sweep, generate_rows
 from tests.benchmarks.report import write
 
 LIMITS = [20, 50, 64, 70, 100, 128]
@@ -126,12 +126,12 @@ def measure_limits(count: int, repeats: int) -> dict[str, Any]:
     """The sweep, one decode at its longest limit, and their predictions, in turn."""
     model = t5_small()
     rows = texts(count, 32_000)
-    decode_greedily(model, rows[:2], max_length=5)
+    generate_rows(model, rows[:2], max_length=5)
     predict(model, rows[:2], [5])
     pairs, ones = [], []
     for _ in range(repeats):
         ours, swept = timed(lambda: decode_sweep(model, rows, max_lengths=LIMITS))
-        one, _ = timed(lambda: decode_greedily(model, rows, max_length=max(LIMITS)))
+        one, _ = timed(lambda: generate_rows(model, rows, max_length=max(LIMITS)))
         theirs, predicted = timed(lambda: predict(model, rows, LIMITS))
         assert predicted == {limit: swept[limit].tokens for limit in LIMITS}
         pairs.append([ours, theirs])
@@ -151,11 +151,11 @@ def measure_ended_rows(count: int, repeats: int) -> dict[str, Any]:
     """Our loop and theirs on the very same batch, of rows that end at different steps."""
     model = tiny(end_scale=3.0)
     rows = [row[:64] for row in texts(count, 2000)]
-    decode_greedily(model, rows[:2], max_length=5)
+    generate_rows(model, rows[:2], max_length=5)
     pairs = []
     for _ in range(repeats):
         ours, decoded = timed(
-            lambda: decode_greedily(model, rows, max_length=128, batch_tokens=10**9)
+            lambda: generate_rows(model, rows, max_length=128, batch_tokens=10**9)
         )
         theirs, expected = timed(lambda: generate(model, rows, 128))
         assert expected == decoded.tokens

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianTokenizer
 from compressor.backends import ctranslate2
 from compressor.backends.onnx import export as onnx_graphs
 from compressor.backends.onnx.runtime import OnnxModel
-from compressor.backends.torch.generation import decode_greedily
+from compressor.backends.torch.generation import generate_rows
 from compressor.core.errors import RecipeError, StageError
 from compressor.data.fast_tokenizer import Tokens
 from compressor.data.rows import Rows
@@ -173,10 +173,9 @@ def test_an_export_translates_texts_as_the_model_does(folder: Path, backend: str
     else:
         ctranslate2.write_model(checkpoint, exported, "float32")
     save_tokenizer(tokenizer, exported)
-    opened: Any = OnnxModel if backend == "onnx" else ctranslate2.Translator
-    model = opened.load(exported) if backend == "onnx" else opened(exported, 1)
+    model = OnnxModel(exported, 1) if backend == "onnx" else ctranslate2.Translator(exported, 1)
     got = model.sweep(model.tokenizer(texts).input_ids, max_lengths=[12])[12].tokens
-    expected = decode_greedily(checkpoint.model, tokenizer(texts).input_ids, max_length=12).tokens
+    expected = generate_rows(checkpoint.model, tokenizer(texts).input_ids, max_length=12).tokens
     written = tokenizer.batch_decode(expected, skip_special_tokens=True)
     assert model.tokenizer.batch_decode(got, skip_special_tokens=True) == written
     assert len(set(written)) > 3, "too alike to tell"

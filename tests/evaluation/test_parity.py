@@ -27,11 +27,11 @@ from compressor.data.tokenizers import train_tokenizer
 from compressor.evaluation.parity import (
     Outputs,
     Parity,
-    _compare_outputs,
-    _keep_evidence,
-    _passed_limits,
     check_parity,
+    compare_outputs,
     equal_share,
+    keep_evidence,
+    list_failures,
 )
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import build_model
@@ -227,19 +227,19 @@ def test_an_export_of_a_head_that_is_zero_is_its_source() -> None:
     """Logits that are 0 on both sides used to differ "by nan of the largest"."""
     rows, data = Rows(["a", "b"]), DATA.model_copy(update={"task": "multi_label"})
     zeros, other = (Outputs(None, [], np.full((2, 2), value)) for value in (0.0, 0.5))
-    found = _compare_outputs(zeros, zeros, rows, data)
+    found = compare_outputs(zeros, zeros, rows, data)
     assert found == {"logits_difference": 0.0, "equal_labels": 1.0}
     limits = {"tokens": 1.0, "rouge": 0.0, "logits": 1e-3, "labels": 1.0}
-    assert _passed_limits(found, limits) == []
+    assert list_failures(found, limits) == []
     with np.errstate(divide="ignore"):
-        assert _passed_limits(_compare_outputs(zeros, other, rows, data), limits)
+        assert list_failures(compare_outputs(zeros, other, rows, data), limits)
 
 
 def test_the_rows_that_failed_are_no_formulas(tmp_path: Path) -> None:
     """In what a failed gate leaves to be looked at in a spreadsheet."""
     texts = ["=1+1", "+1", "@x", "\t=1"]
     outputs = Outputs(None, texts, None)
-    _keep_evidence(tmp_path / "evidence", {}, {}, Rows(texts), outputs, outputs)
+    keep_evidence(tmp_path / "evidence", {}, {}, Rows(texts), outputs, outputs)
     with (tmp_path / "evidence" / "rows.csv").open(newline="", encoding="utf-8") as stream:
         cells = [cell for line in csv.reader(stream) for cell in line]
     assert sum(cell.startswith("'") for cell in cells) == 3 * len(texts)

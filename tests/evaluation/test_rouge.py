@@ -31,7 +31,7 @@ OFFLINE = """
 import json, socket
 def refuse(*_): raise AssertionError("a connection was asked for")
 socket.socket.connect = refuse
-from compressor.evaluation.rouge import Rouge
+from compressor.evaluation.metric import Rouge
 print(json.dumps(Rouge().compute(
     predictions=["the cat sat on the mat"], references=["on the cat sat"], per_row=True)))
 """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, LongT5Config, T5Config
 
-from compressor.backends.torch.generation import decode_greedily
+from compressor.backends.torch.generation import generate_rows
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.models import longt5
@@ -105,7 +105,7 @@ def test_long_texts_are_decoded_as_by_generate(kind: str) -> None:
     expected = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **limits)
     rows = [row[: int(mask.sum())].tolist() for row, mask in zip(
         batch["input_ids"], batch["attention_mask"], strict=True)]  # fmt: skip
-    found = decode_greedily(model, rows, max_length=12).tokens
+    found = generate_rows(model, rows, max_length=12).tokens
     for mine, theirs in zip(found, expected[:, 1:].tolist(), strict=True):
         assert mine == theirs[: len(mine)]
         assert len(mine) == 11 or mine[-1] == 1

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from compressor.backends.torch.generation import decode_greedily
+from compressor.backends.torch.generation import generate_rows
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
 from compressor.models.checkpoint import Checkpoint
@@ -93,9 +93,9 @@ def test_a_row_of_unknown_characters_is_read(tmp_path: Path) -> None:
 def test_empty_sources_are_decoded_under_a_tokenizer_that_ends_nothing(tmp_path: Path) -> None:
     """Such a row has no token at all: it is one masked pad, beside whatever row."""
     checkpoint = with_endless_tokenizer(pico_t5())
-    alone = decode_greedily(checkpoint.model, [[]], max_length=6).tokens[0]
-    beside = decode_greedily(checkpoint.model, [[5, 6, 7], []], max_length=6).tokens[1]
-    beams = decode_greedily(checkpoint.model, [[], []], max_length=6, num_beams=2).tokens
+    alone = generate_rows(checkpoint.model, [[]], max_length=6).tokens[0]
+    beside = generate_rows(checkpoint.model, [[5, 6, 7], []], max_length=6).tokens[1]
+    beams = generate_rows(checkpoint.model, [[], []], max_length=6, num_beams=2).tokens
     assert alone == beside and len(beams) == 2
     data = rows_of_text(tmp_path, ["", ""], ["a", "b"])
     for kind in ("evaluate", "pseudo_label"):

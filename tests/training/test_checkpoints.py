@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -63,17 +61,7 @@ def test_validation_losses_stand_at_the_ends_of_epochs() -> None:
     """Ten steps an epoch, ended by `max_steps` at 25: at 10, 20 and 25."""
     history = History(step=25, losses=[1.0] * 25, validation_losses=[3.0, 2.0, 1.5])
     history.steps_per_epoch = 10
-    assert history.metrics()["validation_curve"] == [[10, 3.0], [20, 2.0], [25, 1.5]]
-
-
-def test_a_checkpoint_from_before_goes_on() -> None:
-    """Its file has no `steps_per_epoch`: it loads, and the training fills that in."""
-    old = asdict(History(step=3, losses=[1.0, 2.0, 3.0]))
-    del old["steps_per_epoch"]
-    history = History(**json.loads(json.dumps(old)))
-    assert history.steps_per_epoch == 0 and history.metrics()["train_losses"] == downsample_losses(
-        [1.0, 2, 3]
-    )
+    assert history.summarize()["validation_curve"] == [[10, 3.0], [20, 2.0], [25, 1.5]]
 
 
 def train(
@@ -145,7 +133,7 @@ def test_a_training_that_was_stopped_twice_goes_on_to_the_same_bits(tmp_path: Pa
     assert all(torch.equal(same[name], weight) for name, weight in weights.items())
     assert int((weights[NAME] == 0).sum()) == 32
     assert again.samples == history.samples == 48
-    told = again.metrics()
+    told = again.summarize()
     assert told["samples_per_second"] == pytest.approx(48 / again.seconds)
     assert told["train_loss"] == again.losses[-1]
 
@@ -177,5 +165,5 @@ def test_the_validation_loss_is_without_dropout(tmp_path: Path) -> None:
 
 def test_a_curves_last_loss_is_the_mean_of_the_last_twentieth() -> None:
     """Of 40 steps two, of 5 the last."""
-    assert History(losses=[9.0] * 38 + [1.0, 2.0]).metrics()["train_loss"] == 1.5
-    assert History(losses=[9.0] * 4 + [1.0]).metrics()["train_loss"] == 1.0
+    assert History(losses=[9.0] * 38 + [1.0, 2.0]).summarize()["train_loss"] == 1.5
+    assert History(losses=[9.0] * 4 + [1.0]).summarize()["train_loss"] == 1.0

@@ -175,6 +175,6 @@ def test_what_is_pruned_counts_in_no_norm_and_no_average(tmp_path, gradual) -> N
         torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-4, atol=1e-5)
     if not gradual:
         for name, mask in final.items():
-            state = training.weights.state(name)
+            state = training.weights.gather_state(name)
             assert state["exp_avg"][mask].any()
             assert not state["exp_avg"][~mask].any() and not state["exp_avg_sq"][~mask].any()

@@ -125,7 +125,7 @@ def test_every_part_is_what_a_loop_over_unpadded_rows_gives(kind: str) -> None:
     """Values, with padding, other widths and other numbers of heads; the whole is their sum."""
     loss = both(kind, ALL)
     expected = by_hand(loss, kind)
-    parts = {name: part.item() for name, part in loss.parts(batch(kind)).items()}
+    parts = {name: part.item() for name, part in loss.compute_parts(batch(kind)).items()}
     assert parts == pytest.approx(expected, rel=1e-4)
     whole = sum(ALL[name] * value for name, value in expected.items())
     assert loss(batch(kind)).item() == pytest.approx(whole, rel=1e-4)

@@ -78,7 +78,7 @@ def assert_same(model: Any, batch: dict[str, torch.Tensor], tokens: int) -> None
     theirs = model(**batch).loss * tokens
     ours = LabelLoss(model)(batch)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert LabelLoss(model).count(batch["labels"]) == tokens
+    assert LabelLoss(model).count_labels(batch["labels"]) == tokens
     expected, found = gradients(model, theirs), gradients(model, ours)
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():

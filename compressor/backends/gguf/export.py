@@ -1,8 +1,8 @@
-"""Models as one GGUF file, which llama.cpp runs: its settings and tensors. No model is run here.
+"""Write a model as one GGUF file, which llama.cpp runs: its settings and tensors.
 
 https://github.com/ggml-org/llama.cpp. Tensor names, layouts and settings are those that llama.cpp's
 `convert_hf_to_gguf.py` writes, by the name maps of the package `gguf`. The tokenizer is in the file
-too: see `gguf_vocabulary`.
+too: see `vocabulary`.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     from compressor.backends.gguf.vocabulary import add_vocabulary
 
     config = checkpoint.model.config
-    if found := list_unsupported(config.to_dict()):
-        raise StageError(f"llama.cpp does not follow this model's {', '.join(found)}")
+    if names := list_unsupported(config.to_dict()):
+        raise StageError(f"llama.cpp does not follow this model's {', '.join(names)}")
     folder.mkdir(parents=True, exist_ok=True)
-    if checkpoint.head == "seq2seq_lm":
-        _write_generation(checkpoint.model, folder)
+    if checkpoint.head == "seq2seq_lm":  # a GGUF file has no settings of a search
+        require_followed(checkpoint.model.generation_config.to_dict(), "llamacpp", greedy=True)
+        checkpoint.model.generation_config.save_pretrained(folder)
     architecture = gguf.MODEL_ARCH[_ARCHITECTURES[config.model_type]]
     writer = gguf.GGUFWriter(folder / FILE, gguf.MODEL_ARCH_NAMES[architecture])
     try:
@@ -80,38 +81,33 @@ def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
 
 
 def list_unsupported(config: Mapping[str, Any]) -> list[str]:
-    """The settings of a config with which llama.cpp computes something else, or nothing."""
+    """List the settings of a config with which llama.cpp computes something else, or nothing."""
     kind = config["model_type"]
     expected = _FOLLOWED["t5" if kind == "mt5" else kind]
-    found = [name for name, value in expected.items() if config.get(name, value) != value]
+    names = [name for name, value in expected.items() if config.get(name, value) != value]
     if kind in ("t5", "mt5"):
         if config["feed_forward_proj"] not in ("relu", "gated-gelu", "gated-gelu_new"):
-            found.append("feed_forward_proj")
+            names.append("feed_forward_proj")
         layers = config["num_layers"]
         if (config.get("num_decoder_layers") or layers) > layers:  # it runs beyond its list
-            found.append("decoder, which has more layers than the encoder")
-    first = config.get("max_window_layers")
-    windows = config.get("layer_types") or (
-        ["sliding_attention"]
-        if config.get("use_sliding_window")
-        and (28 if first is None else first) < config["num_hidden_layers"]
-        else []
-    )
-    if "sliding_attention" in windows:
-        found.append("sliding window")
+            names.append("decoder, which has more layers than the encoder")
+    if _has_sliding_window(config):
+        names.append("sliding window")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     taken = ("default", "linear", "llama3") if kind == "llama" else ("default",)
     if (scaling := rope.get("rope_type", rope.get("type", "default"))) not in taken:
-        found.append(f"rope_type {scaling!r}")
+        names.append(f"rope_type {scaling!r}")
     if rope.get("partial_rotary_factor", 1) != 1:
-        found.append("partial_rotary_factor")
-    return found
+        names.append("partial_rotary_factor")
+    return names
 
 
-def _write_generation(model: PreTrainedModel, folder: Path) -> None:
-    """A GGUF file has no settings of a search: they are beside it."""
-    require_followed(model.generation_config.to_dict(), "llamacpp", greedy=True)
-    model.generation_config.save_pretrained(folder)
+def _has_sliding_window(config: Mapping[str, Any]) -> bool:
+    if config.get("layer_types"):
+        return "sliding_attention" in config["layer_types"]
+    first = config.get("max_window_layers")
+    first = 28 if first is None else first  # as in transformers
+    return bool(config.get("use_sliding_window")) and first < config["num_hidden_layers"]
 
 
 def _add_settings(writer: Any, config: PretrainedConfig, weights: str) -> None:
@@ -159,8 +155,8 @@ def _add_llama(writer: Any, config: PretrainedConfig) -> None:
 
 
 def _head_size(config: PretrainedConfig) -> int:
-    own = getattr(config, "head_dim", None)
-    return int(own or config.hidden_size // config.num_attention_heads)
+    size = getattr(config, "head_dim", None)
+    return int(size or config.hidden_size // config.num_attention_heads)
 
 
 def _add_tensors(writer: Any, model: PreTrainedModel, architecture: Any, kind: str) -> None:
@@ -176,9 +172,9 @@ def _add_tensors(writer: Any, model: PreTrainedModel, architecture: Any, kind: s
         called = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if called is None:
             raise StageError(f"llama.cpp has no place for {name}")
-        values = _as_laid_out(name, tensor.detach().float().cpu().numpy(), model.config)
+        values = _lay_out(name, tensor.detach().float().cpu().numpy(), model.config)
         _add_tensor(writer, called, values, kind)
-    if (factors := _rope_factors(model)) is not None:
+    if (factors := _compute_rope_factors(model)) is not None:
         _add_tensor(writer, "rope_freqs.weight", factors, "F32")
 
 
@@ -197,8 +193,8 @@ def _add_tensor(writer: Any, name: str, values: Floats, kind: str) -> None:
     writer.add_tensor(name, data, raw_dtype=number)
 
 
-def _as_laid_out(name: str, values: Floats, config: PretrainedConfig) -> Floats:
-    """A tensor as llama.cpp wants it."""
+def _lay_out(name: str, values: Floats, config: PretrainedConfig) -> Floats:
+    """Lay a tensor out as llama.cpp wants it."""
     import numpy as np
 
     if config.model_type == "gpt2" and values.ndim == 2 and ".c_" in name:
@@ -216,8 +212,8 @@ def _as_laid_out(name: str, values: Floats, config: PretrainedConfig) -> Floats:
     return values
 
 
-def _rope_factors(model: PreTrainedModel) -> Floats | None:
-    """What a Llama's rotary frequencies are divided by where they are scaled, one a pair."""
+def _compute_rope_factors(model: PreTrainedModel) -> Floats | None:
+    """Compute what a Llama's scaled rotary frequencies are divided by, one factor a pair."""
     import numpy as np
 
     config = model.config
@@ -226,6 +222,6 @@ def _rope_factors(model: PreTrainedModel) -> Floats | None:
         return None
     size = _head_size(config)
     plain = rope["rope_theta"] ** (-np.arange(0, size, 2, dtype=np.float64) / size)
-    own = model.model.rotary_emb.inv_freq.double().cpu().numpy()
-    factors: Floats = (plain / own).astype(np.float32)
+    scaled = model.model.rotary_emb.inv_freq.double().cpu().numpy()
+    factors: Floats = (plain / scaled).astype(np.float32)
     return factors

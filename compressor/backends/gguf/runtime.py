@@ -1,4 +1,4 @@
-"""Models that llama.cpp runs, by the C interface of llama-cpp-python. No torch, no transformers.
+"""Run models with llama.cpp, by the C interface of llama-cpp-python. No torch, no transformers.
 
 A GGUF file is read as any program of llama.cpp reads it, its tokenizer included. Keys and values
 are kept in float32 here, where those programs take float16 unless told otherwise.
@@ -7,11 +7,9 @@ are kept in float32 here, where those programs take float16 unless told otherwis
 from __future__ import annotations
 
 import ctypes
-import json
-import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -19,39 +17,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.backends.beam_search import beam_search, search_greedily
-from compressor.backends.generation_config import BackendName
+from compressor.backends.base import Model
+from compressor.backends.beam_search import search_tokens
+from compressor.backends.generation_config import FILE as GENERATION
+from compressor.backends.generation_config import BackendName, load_settings
 from compressor.backends.generation_settings import Settings
 from compressor.backends.gguf.export import FILE
-from compressor.backends.outputs import GenerationOutput, at_limits, valid_limits
+from compressor.backends.outputs import Report, Search, ignore
 from compressor.core import machine
 from compressor.core.errors import StageError
+from compressor.data.fast_tokenizer import TokenizedTexts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-GENERATION = "generation_config.json"
 _FLOAT32, _NO_FLASH_ATTENTION, _ERROR = 0, 0, 4
 
 
 @cache
 def _collect_errors() -> tuple[deque[str], Any]:
-    """What llama.cpp tells of errors from now on, and the callback that hears it, to be kept.
+    """Collect what llama.cpp says of errors from now on; also the callback, which must be kept.
 
-    All else that it would print is left out.
     llama-cpp-python's own log takes its warnings for errors, and its errors for details.
     """
     import llama_cpp
 
-    told: deque[str] = deque(maxlen=8)
+    errors: deque[str] = deque(maxlen=8)
 
-    def tell(level: int, text: bytes, _: object) -> None:
+    def note(level: int, text: bytes, _: object) -> None:
         if level == _ERROR:
-            told.append(text.decode(errors="replace").strip())
+            errors.append(text.decode(errors="replace").strip())
 
-    callback = llama_cpp.llama_log_callback(tell)
+    callback = llama_cpp.llama_log_callback(note)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    return told, callback
+    return errors, callback
 
 
 class File:
@@ -60,25 +59,18 @@ class File:
     def __init__(self, path: Path) -> None:
         import llama_cpp
 
-        self._told, _ = _collect_errors()
+        self._errors, _ = _collect_errors()
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
         settings.n_gpu_layers = 0
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
         if not self.model:
-            raise StageError(f"llama.cpp cannot load {path}: {self.reason()}")
+            raise StageError(f"llama.cpp cannot load {path}: {self.explain_error()}")
         weakref.finalize(self, llama_cpp.llama_model_free, self.model)
 
-    def reason(self) -> str:
-        """What llama.cpp told last of an error."""
-        return self._told[-1] if self._told else "it does not say why"
-
-
-class Read:
-    """What `Vocabulary` gives for some texts."""
-
-    def __init__(self, input_ids: list[list[int]]) -> None:
-        self.input_ids = input_ids
+    def explain_error(self) -> str:
+        """Repeat what llama.cpp said last of an error."""
+        return self._errors[-1] if self._errors else "it does not say why"
 
 
 class Vocabulary:
@@ -106,18 +98,19 @@ class Vocabulary:
         truncation: bool = False,
         max_length: int = 0,
         add_special_tokens: bool = True,
-    ) -> Read:
-        """Ids of each text, at most `max_length` of them where `truncation` is on."""
+    ) -> TokenizedTexts:
+        """Encode each text, to at most `max_length` ids where `truncation` is on."""
         first, last = (self._first, self._last) if add_special_tokens else ([], [])
         rows = []
-        for each in text if text is not None else text_target or ():
-            ids = self._ids(each)
+        assert text_target is None, "nothing is trained with an exported model"
+        for line in text or ():
+            ids = self._encode_text(line)
             if truncation:
                 ids = ids[: max(0, max_length - len(first) - len(last))]
             rows.append([*first, *ids, *last])
-        return Read(rows)
+        return TokenizedTexts(rows)
 
-    def _ids(self, text: str) -> list[int]:
+    def _encode_text(self, text: str) -> list[int]:
         data = text.encode()
         room = len(data) + 8  # a token is seldom less than a byte: some characters are spelt out
         while True:
@@ -132,15 +125,16 @@ class Vocabulary:
     def batch_decode(
         self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = False
     ) -> list[str]:
-        """The text of each row of ids."""
+        """Decode rows of ids to texts."""
         lead = self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_UGM
         texts = [
-            b"".join(self._piece(i, special=not skip_special_tokens) for i in row) for row in rows
+            b"".join(self._read_token(i, special=not skip_special_tokens) for i in row)
+            for row in rows
         ]
-        found = [text.decode(errors="replace") for text in texts]
-        return [text.removeprefix(" ") for text in found] if lead else found
+        decoded = [text.decode(errors="replace") for text in texts]
+        return [text.removeprefix(" ") for text in decoded] if lead else decoded
 
-    def _piece(self, token: int, *, special: bool) -> bytes:
+    def _read_token(self, token: int, *, special: bool) -> bytes:
         room = 256
         while True:
             text = ctypes.create_string_buffer(room)
@@ -150,11 +144,10 @@ class Vocabulary:
             room = -size
 
 
-class LlamaCppModel:
-    """A model of a GGUF file, on the CPU."""
+class LlamaCppModel(Model):
+    """A model of a GGUF file, on the CPU. Decodes one row after another."""
 
     backend: BackendName = "llamacpp"
-    device = "cpu"
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         import llama_cpp
@@ -163,63 +156,41 @@ class LlamaCppModel:
         self._threads = threads or machine.count_threads()
         self._file = File(folder / FILE)
         self._model = self._file.model
-        self.tokenizer: Any = Vocabulary(self._file)
-        own = folder / GENERATION
-        self.settings = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {}
+        self._decodes = bool(llama_cpp.llama_model_has_encoder(self._model))
+        self.tokenizer = Vocabulary(self._file)
+        self.generation_config = load_settings(folder / GENERATION) if self._decodes else {}
 
-    def sweep(
-        self,
-        sources: Sequence[list[int]],
-        *,
-        max_lengths: Sequence[int],
-        num_beams: int = 1,
-        min_length: int = 0,
-        progress: Callable[[int], None] | None = None,
-    ) -> dict[int, GenerationOutput]:
-        """Decode at each limit, by transformers' rules; see `backends.torch.generation.sweep`.
-
-        One row after another.
-        """
-        if not self._lib.llama_model_has_encoder(self._model):
-            raise StageError("only an encoder-decoder is decoded")
-
-        def rows(limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
-            started = time.perf_counter()
-            settings = Settings.of(self.settings, limit, min_length, forced_end=forced_end)
-            found = []
-            with self._context(sources, limit, num_beams) as context:
-                for source in sources:
-                    row = Row(self._lib, context, num_beams, self.tokenizer.size)
-                    row.encode(source)
-                    if num_beams == 1:
-                        found += search_greedily(row, 1, settings)
-                    else:
-                        found += beam_search(row, 1, num_beams, settings)
-                    if progress is not None:
-                        progress(1)
-            return found, time.perf_counter() - started
-
-        return at_limits(
-            rows, valid_limits(max_lengths), self.settings, self.backend, greedy=num_beams == 1
-        )
+    def _decode_rows(
+        self, sources: Sequence[list[int]], search: Search, progress: Report
+    ) -> list[list[int]]:
+        if not self._decodes:
+            return super()._decode_rows(sources, search, progress)
+        settings = Settings.of(self.generation_config, search)
+        beams, rows = search.num_beams, []
+        with self._open_context(sources, search.max_length, beams) as context:
+            for source in sources:
+                row = Row(self._lib, context, beams, self.tokenizer.size)
+                row.encode(source)
+                rows += search_tokens(row, 1, beams, settings)
+                progress(1)
+        return rows
 
     def logits(
-        self, sources: Sequence[list[int]], *, progress: Callable[[int], None] | None = None
+        self, sources: Sequence[list[int]], *, progress: Report = ignore
     ) -> NDArray[np.float64]:
-        """The logits [rows, tokens] of the token after each row."""
-        if self._lib.llama_model_has_encoder(self._model):
-            raise StageError("an encoder-decoder gives no labels")
-        found = np.empty((len(sources), self.tokenizer.size), dtype=np.float64)
-        with self._context(sources, 0, 1) as context:
+        """Compute the logits [rows, tokens] of the token after each row."""
+        if self._decodes:
+            return super().logits(sources)
+        logits = np.empty((len(sources), self.tokenizer.size), dtype=np.float64)
+        with self._open_context(sources, 0, 1) as context:
             for index, source in enumerate(sources):
-                found[index] = Row(self._lib, context, 1, self.tokenizer.size).read(source)
-                if progress is not None:
-                    progress(1)
-        return found
+                logits[index] = Row(self._lib, context, 1, self.tokenizer.size).read(source)
+                progress(1)
+        return logits
 
     @contextmanager
-    def _context(self, sources: Sequence[Sequence[int]], limit: int, beams: int) -> Iterator[Any]:
-        """Room for the longest source, and for `limit` tokens of each beam, twice for a reorder."""
+    def _open_context(self, sources: Sequence[list[int]], limit: int, beams: int) -> Iterator[Any]:
+        """Take room for the longest source and `limit` tokens of each beam, twice for a reorder."""
         settings = self._lib.llama_context_default_params()
         longest = max(map(len, sources), default=1)
         settings.n_ctx = max(longest, limit * beams * 2)
@@ -231,7 +202,9 @@ class LlamaCppModel:
         settings.flash_attn_type = _NO_FLASH_ATTENTION
         context = self._lib.llama_init_from_model(self._model, settings)
         if not context:
-            raise StageError(f"llama.cpp cannot read {longest} tokens: {self._file.reason()}")
+            raise StageError(
+                f"llama.cpp cannot read {longest} tokens: {self._file.explain_error()}"
+            )
         try:
             yield context
         finally:
@@ -239,7 +212,7 @@ class LlamaCppModel:
 
 
 class Row:
-    """A row in the middle of being read or written, by one or more beams: see `decoding.Decoder`.
+    """A `beam_search.Decoder`: a row in the middle of being read or written, by one or more beams.
 
     Each beam is a sequence. A reorder copies them to the other half of the sequences.
     """
@@ -253,21 +226,21 @@ class Row:
     def encode(self, source: Sequence[int]) -> None:
         """Have the encoder read a source, for all beams."""
         everyone = list(range(2 * self._beams))
-        self._run(
+        self._run_batch(
             self._lib.llama_encode, [(t, i, everyone) for i, t in enumerate(source)], every=True
         )
 
     def read(self, source: Sequence[int]) -> NDArray[np.float32]:
-        """The logits [V] after all tokens of a source, by a model without an encoder."""
-        self._run(self._lib.llama_decode, [(t, i, [0]) for i, t in enumerate(source)])
-        return self._logits(len(source) - 1)
+        """Compute the logits [V] after all tokens of a source, by a model without an encoder."""
+        self._run_batch(self._lib.llama_decode, [(t, i, [0]) for i, t in enumerate(source)])
+        return self._read_logits(len(source) - 1)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The logits [beams, V] after a token of each beam."""
+        """Compute the logits [beams, V] after a token of each beam."""
         places = [(int(t), self._length, [self._start + i]) for i, t in enumerate(tokens)]
-        self._run(self._lib.llama_decode, places, every=True)
+        self._run_batch(self._lib.llama_decode, places, every=True)
         self._length += 1
-        return np.stack([self._logits(index) for index in range(len(tokens))])
+        return np.stack([self._read_logits(index) for index in range(len(tokens))])
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         """Go on at each place from the beam named there."""
@@ -282,12 +255,12 @@ class Row:
 
     keep = reorder
 
-    def _logits(self, index: int) -> NDArray[np.float32]:
+    def _read_logits(self, index: int) -> NDArray[np.float32]:
         pointer = self._lib.llama_get_logits_ith(self._context, index)
-        found: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self._size,)).copy()
-        return found
+        logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self._size,)).copy()
+        return logits
 
-    def _run(
+    def _run_batch(
         self, function: Any, places: list[tuple[int, int, list[int]]], *, every: bool = False
     ) -> None:
         """Have llama.cpp read tokens, each at a position of some sequences."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import StageError
@@ -55,7 +56,7 @@ def _refuse_unknown(what: str) -> StageError:
 
 
 def _add_bpe(writer: Any, saved: dict[str, Any]) -> None:
-    """llama.cpp does not normalize. Qwen's NFC is let pass, as in its own files."""
+    """Add a BPE model. llama.cpp does not normalize; Qwen's NFC passes, as in its own files."""
     model, normalizer = saved["model"], saved["normalizer"]
     if normalizer is not None and normalizer["type"] != "NFC":
         raise _refuse_unknown(f"the normalizer {normalizer['type']}")
@@ -70,9 +71,9 @@ def _add_bpe(writer: Any, saved: dict[str, Any]) -> None:
     writer.add_token_merges(list(merges))
 
 
-def _name_split(found: dict[str, Any] | None) -> str:
-    """llama.cpp's name of how a text is cut before the merges."""
-    steps = (found or {}).get("pretokenizers", [found or {"type": "none"}])
+def _name_split(pre: dict[str, Any] | None) -> str:
+    """Give llama.cpp's name of how a text is cut before the merges."""
+    steps = (pre or {}).get("pretokenizers", [pre or {"type": "none"}])
     *before, last = steps
     if last["type"] == "ByteLevel" and not last["add_prefix_space"]:
         if not before and last["use_regex"]:
@@ -89,8 +90,8 @@ def _add_unigram(writer: Any, saved: dict[str, Any], rows: int) -> None:
     model, (charsmap, one_space) = saved["model"], _read_normalizer(saved["normalizer"])
     if model.get("byte_fallback"):
         raise _refuse_unknown("byte_fallback")
-    found = saved["pre_tokenizer"] or {}
-    *before, last = found.get("pretokenizers", [found])
+    pre = saved["pre_tokenizer"] or {}
+    *before, last = pre.get("pretokenizers", [pre])
     splits = [step["type"] for step in before]
     if not last.items() >= _METASPACE.items() or splits not in ([], ["WhitespaceSplit"]):
         raise _refuse_unknown(
@@ -108,9 +109,9 @@ def _add_unigram(writer: Any, saved: dict[str, Any], rows: int) -> None:
     writer.add_token_scores((scores + [-1000.0] * rows)[:rows])
 
 
-def _read_normalizer(found: dict[str, Any] | None) -> tuple[bytes | None, bool]:
-    """SentencePiece's map of characters, and whether several spaces are made one."""
-    steps = (found or {}).get("normalizers", [found] if found else [])
+def _read_normalizer(saved: dict[str, Any] | None) -> tuple[bytes | None, bool]:
+    """Read SentencePiece's map of characters, and whether several spaces are made one."""
+    steps = (saved or {}).get("normalizers", [saved] if saved else [])
     charsmap, one_space = None, False
     for step in steps:
         if step["type"] == "Precompiled":
@@ -125,13 +126,13 @@ def _read_normalizer(found: dict[str, Any] | None) -> tuple[bytes | None, bool]:
 def _add_tokens(
     writer: Any, tokenizer: PreTrainedTokenizerBase, saved: dict[str, Any], rows: int
 ) -> None:
-    """The text and the kind of each row's token; a row without one gets an unused token."""
+    """Add the text and the kind of each row's token; a row without one gets an unused token."""
     from gguf import TokenType
 
     texts = {index: text for text, index in tokenizer.get_vocab().items()}
     if max(texts) >= rows:
         raise StageError(f"the tokenizer has a token {max(texts)}, the model {rows} rows")
-    added = {each["id"]: each["special"] for each in saved["added_tokens"]}
+    added = {token["id"]: token["special"] for token in saved["added_tokens"]}
     kinds = []
     for index in range(rows):
         if index not in texts:
@@ -147,17 +148,16 @@ def _add_tokens(
 
 
 def _add_specials(writer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The special tokens, and which of them the tokenizer puts around a text."""
+    """Add the special tokens, and which of them the tokenizer puts around a text."""
     for name in ("bos", "eos", "unk", "pad"):
         if (index := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(index)
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     around = tokenizer("a")["input_ids"]
-    for begins in (False, True):
-        for ends in (False, True):
-            bos, eos = [tokenizer.bos_token_id] * begins, [tokenizer.eos_token_id] * ends
-            if around == [*bos, *bare, *eos]:
-                writer.add_add_bos_token(begins)
-                writer.add_add_eos_token(ends)
-                return
+    for begins, ends in product((False, True), repeat=2):
+        bos, eos = [tokenizer.bos_token_id] * begins, [tokenizer.eos_token_id] * ends
+        if around == [*bos, *bare, *eos]:
+            writer.add_add_bos_token(begins)
+            writer.add_add_eos_token(ends)
+            return
     raise _refuse_unknown("other tokens around a text than bos and eos")

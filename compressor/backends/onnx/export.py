@@ -1,5 +1,4 @@
-"""A model as ONNX graphs with one file of weights. How int8 is written is in `onnx_int8`; what runs
-the graphs is in `onnxruntime`.
+"""Write a model as ONNX graphs with one file of weights. For int8 see `int8`; `runtime` runs them.
 
 An encoder-decoder becomes two graphs, which name layer i's keys and values [B, H, T, K] by stack:
 
@@ -31,10 +30,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import torch
 from torch import Tensor, nn
 
-from compressor.backends.onnx.support import SUPPORTED, WRITES, require_packages
-from compressor.core.errors import StageError, nearest
+from compressor.core.errors import StageError
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.quantization import Grid
+from compressor.models.quantization import Grid, Kind
 from compressor.models.surgery import dequantize_checkpoint
 
 if TYPE_CHECKING:
@@ -61,50 +59,46 @@ def write_model(
     `int8` stores the matrices that the stage `quantize` would make int8, with its very values, and
     multiplies by integer products; an int8 checkpoint keeps its own. `float32` writes the float
     values that an int8 checkpoint's weights stand for. The checkpoint is not changed. Raises
-    StageError for a model that is not in `SUPPORTED`, or a package that is missing.
+    StageError for a model that cannot be traced; `formats.FORMATS` has those that can.
     """
-    head, model_type = checkpoint.head, checkpoint.model.config.model_type
-    if head not in SUPPORTED:
-        raise StageError(f"cannot write the head {head!r} as ONNX; {nearest(head, SUPPORTED)}")
-    if model_type not in SUPPORTED[head]:
-        message = f"cannot write a {model_type} with the head {head!r} as ONNX"
-        raise StageError(f"{message}; {nearest(model_type, SUPPORTED[head])}")
-    require_packages(*WRITES)
     model = _prepare_copy(checkpoint, weights)
-    graphs = _trace_seq2seq(model) if head == "seq2seq_lm" else {"model": _trace_classifier(model)}
+    if checkpoint.head == "seq2seq_lm":
+        graphs = _trace_seq2seq(model)
+    else:
+        graphs = {"model": _trace_classifier(model)}
     _save_graphs(graphs, folder)
 
 
 def _prepare_copy(checkpoint: Checkpoint, weights: str) -> nn.Module:
-    """A copy to trace: with int8 layers as the graphs have them, or without any."""
+    """Copy a model to trace: with int8 layers as the graphs have them, or without any."""
     from compressor.backends.onnx.int8 import with_int8_operators
 
-    own = checkpoint.quantization
-    if own is not None and not own.weights == weights == "int8":
+    quantization = checkpoint.quantization
+    if quantization is not None and not quantization.weights == weights == "int8":
         checkpoint = dequantize_checkpoint(checkpoint)
-    model = copy.deepcopy(checkpoint.model).eval().cpu()
-    model.set_attn_implementation("eager")  # plain products and a softmax, which runtimes fuse
-    if weights == "int8":
-        kinds = (
-            {}
-            if checkpoint.quantization
-            else Grid().choose_kinds("int8", checkpoint.derive_facts())
-        )
-        return with_int8_operators(model, kinds)
-    prepared: nn.Module = model
-    return prepared
+    model: nn.Module = copy.deepcopy(checkpoint.model).eval().cpu()
+    # Plain products and a softmax, which runtimes fuse.
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    if weights != "int8":
+        return model
+    kinds: Mapping[str, Kind] = {}
+    if checkpoint.quantization is None:
+        kinds = Grid().choose_kinds("int8", checkpoint.derive_facts())
+    return with_int8_operators(model, kinds)
 
 
-class _Encoder(nn.Module):
+class _Traced(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+class _Encoder(_Traced):
     """Ids and mask [B, S] → keys and values [B, H, S, K] of each layer's cross-attention.
 
     They are what one step of the decoder leaves in its cache, in every family; what else the step
     computes is of no use to an output, and leaves the graph.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         cache = _make_cache()
@@ -118,21 +112,17 @@ class _Encoder(nn.Module):
         return _list_cache_tensors(cache.cross_attention_cache)
 
 
-class _DecoderStep(nn.Module):
+class _DecoderStep(_Traced):
     """Last tokens [B, 1] and what is cached → logits [B, V], and self-attention's cache."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor], cross: list[Tensor]
     ) -> tuple[Tensor, ...]:
         cache = _make_cache()
         for layer in range(len(past) // 2):
-            own, other = past[2 * layer : 2 * layer + 2], cross[2 * layer : 2 * layer + 2]
-            cache.self_attention_cache.update(*own, layer)
-            cache.cross_attention_cache.update(*other, layer)
+            both = slice(2 * layer, 2 * layer + 2)
+            cache.self_attention_cache.update(*past[both], layer)
+            cache.cross_attention_cache.update(*cross[both], layer)
             cache.is_updated[layer] = True
         output = self.model(
             # Only its length is read, since the cross-attention's keys and values are given.
@@ -145,12 +135,8 @@ class _DecoderStep(nn.Module):
         return (output.logits[:, -1], *_list_cache_tensors(cache.self_attention_cache))
 
 
-class _Classifier(nn.Module):
+class _Classifier(_Traced):
     """Ids and mask [B, S] → logits [B, L]."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
@@ -164,12 +150,12 @@ def _make_cache() -> EncoderDecoderCache:
 
 
 def _list_cache_tensors(cache: Any) -> tuple[Tensor, ...]:
-    """Keys and values of a cache, layer by layer."""
+    """List the keys and values of a cache, layer by layer."""
     return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
 def _choose_sizes(model: Any) -> tuple[int, int, int]:
-    """Rows, source and past tokens to trace with: each another one, and none a size of the model.
+    """Choose rows, source and past tokens to trace with: all differ, none is a size of the model.
 
     Where two sizes are equal, tracing may take it for a rule.
     """
@@ -179,7 +165,7 @@ def _choose_sizes(model: Any) -> tuple[int, int, int]:
 
 
 def _make_source(rows: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask to trace with, the first row with some padding."""
+    """Make ids and mask to trace with, the first row with some padding."""
     mask = torch.ones(rows, tokens, dtype=torch.int64)
     mask[0, tokens // 2 :] = 0
     return torch.full_like(mask, 3), mask
@@ -217,14 +203,9 @@ def _trace_seq2seq(model: nn.Module) -> dict[str, ir.Model]:
 
 
 def _trace_classifier(model: nn.Module) -> ir.Model:
-    names = ["input_ids", "attention_mask"]
-    return _trace_module(
-        _Classifier(model),
-        _make_source(*_choose_sizes(model)[:2]),
-        (_SOURCE, _SOURCE),
-        names,
-        ["logits"],
-    )
+    rows, tokens, _ = _choose_sizes(model)
+    inputs, names = _make_source(rows, tokens), ["input_ids", "attention_mask"]
+    return _trace_module(_Classifier(model), inputs, (_SOURCE, _SOURCE), names, ["logits"])
 
 
 def _trace_module(
@@ -234,7 +215,7 @@ def _trace_module(
     taken: Sequence[str],
     given: Sequence[str],
 ) -> ir.Model:
-    """The graph of a module, with constants folded but every parameter as it is."""
+    """Trace a module to a graph, with constants folded but every parameter as it is."""
     from onnxscript.optimizer import optimize_ir
 
     with torch.no_grad(), _silence_exporter():  # with gradients, decomposing the graph fails
@@ -256,16 +237,15 @@ def _trace_module(
         assert program is not None, "dynamo gives one"
         model: ir.Model = program.model
         parameters = set(model.graph.initializers)
-        # A folded transpose would be a second copy of a tied weight. Runtimes fold it in memory.
-        optimize_ir(model, should_fold=lambda node: _forbid_folding(node, parameters))
+
+        def may_fold(node: ir.Node) -> bool | None:
+            # A folded transpose would copy a tied weight. Runtimes fold it in memory.
+            names = {value.name for value in node.inputs if value is not None}
+            return False if names & parameters else None
+
+        optimize_ir(model, should_fold=may_fold)
     _require_dynamic(model, shapes)
     return model
-
-
-def _forbid_folding(node: ir.Node, parameters: set[str]) -> bool | None:
-    """False, which forbids folding, for a node that reads a parameter; else None."""
-    names = {value.name for value in node.inputs if value is not None}
-    return False if names & parameters else None
 
 
 def _require_dynamic(model: ir.Model, shapes: tuple[Any, ...]) -> None:
@@ -284,7 +264,7 @@ def _require_dynamic(model: ir.Model, shapes: tuple[Any, ...]) -> None:
 
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
-    """Without what the exporter warns of: its own deprecated calls, and operators not used."""
+    """Hide the exporter's warnings of its own deprecated calls, and of operators not used."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -321,7 +301,7 @@ def _save_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> None:
 def _place_bytes(
     data: bytes, file: BinaryIO, places: dict[bytes, tuple[int, int]]
 ) -> tuple[int, int]:
-    """Offset and length of some bytes in the file, where they are written if they are new."""
+    """Write bytes to the file if they are new; return their offset and length in it."""
     digest = hashlib.sha256(data).digest()
     if digest not in places:
         file.write(bytes(-file.tell() % _ALIGNED))

@@ -88,24 +88,24 @@ class _Embedding(nn.Module):
 
 
 def with_int8_operators(model: nn.Module, kinds: Mapping[str, Kind]) -> nn.Module:
-    """The model with int8 layers whose trace has ONNX Runtime's operators. Changes `model`.
+    """Give the model int8 layers whose trace has ONNX Runtime's operators. Changes `model`.
 
     The weights in `kinds` are quantized first, as the stage `quantize` does it; a tied one stays
     one tensor.
     """
     quantize_weights(model, kinds)
-    made: dict[int, _Matrix] = {}
+    matrices: dict[int, _Matrix] = {}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(module, Int8Linear | Int8Embedding):
             continue
         key = id(module.weight)
-        if key not in made:
-            made[key] = _Matrix(module.weight, module.weight_scale)
+        if key not in matrices:
+            matrices[key] = _Matrix(module.weight, module.weight_scale)
         new: nn.Module
         if isinstance(module, Int8Linear):
-            new = _Linear(made[key], module.bias)
+            new = _Linear(matrices[key], module.bias)
         else:
-            new = _Embedding(made[key], module.embed_scale)
+            new = _Embedding(matrices[key], module.embed_scale)
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, new)
     return model

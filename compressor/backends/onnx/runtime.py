@@ -1,24 +1,22 @@
-"""Runs what `onnx_graphs` has written: numpy and ONNX Runtime, no torch and no transformers.
+"""Run what `onnx.export` has written: numpy and ONNX Runtime, no torch and no transformers.
 
-How a token is chosen is in `decoding`. Text is not here: sources are token ids.
+How a token is chosen is in `beam_search`.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.backends.beam_search import Tokens, beam_search, search_greedily
-from compressor.backends.generation_config import BackendName
+from compressor.backends.base import Model
+from compressor.backends.beam_search import Tokens, search_tokens
+from compressor.backends.generation_config import FILE, BackendName, load_settings
 from compressor.backends.generation_settings import Settings
-from compressor.backends.onnx.support import RUNS, require_packages
-from compressor.backends.outputs import GenerationOutput, at_limits, valid_limits
+from compressor.backends.outputs import Report, Search, ignore
 from compressor.core import machine
 from compressor.core.errors import StageError
 from compressor.data.batching import evaluation_batches
@@ -35,143 +33,53 @@ _ENCODE_TOKENS = 2_048
 """Source positions encoded at once."""
 
 
-class OnnxModel:
+class OnnxModel(Model):
     """A model directory with graphs: an encoder-decoder that generates, or a classifier."""
 
     backend: BackendName = "onnxruntime"
-    device = "cpu"
 
-    def __init__(
-        self,
-        sessions: dict[str, InferenceSession],
-        configs: dict[str, Any],
-        tokenizer: Tokenizer | None = None,
-    ) -> None:
-        self._sessions, self._configs, self.tokenizer = sessions, configs, tokenizer
-
-    @classmethod
-    def load(cls, folder: Path, *, threads: int | None = None) -> OnnxModel:
-        """Read a directory. `threads`: of a product; None: a thread a core. Raises StageError."""
-        require_packages(*RUNS)
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        """Load a directory. `threads`: of a product; None: a thread a core. Raises StageError."""
         names = ("encoder", "decoder") if (folder / "encoder.onnx").is_file() else ("model",)
-        sessions = {name: _open_session(folder / f"{name}.onnx", threads) for name in names}
-        configs = {}
-        for name in ("config", "generation_config"):
-            path = folder / f"{name}.json"
-            if path.is_file():
-                configs[name] = json.loads(path.read_text(encoding="utf-8"))
+        self._sessions = {name: _open_session(folder / f"{name}.onnx", threads) for name in names}
         reads_texts = (folder / TOKENIZER).is_file() or is_marian(folder)
-        tokenizer = Tokenizer.load(folder) if reads_texts else None
-        return cls(sessions, configs, tokenizer)
+        self.tokenizer = Tokenizer.load(folder) if reads_texts else None
+        self.generation_config = load_settings(folder / FILE) if "decoder" in names else {}
+        # What fills a batch is masked, so that where none is set any token does.
+        self._pad = int(load_settings(folder / "config.json").get("pad_token_id") or 0)
 
-    @property
-    def vocabulary(self) -> int:
-        """Tokens that the decoder chooses from."""
-        return int(self._open_graph("decoder").get_outputs()[0].shape[-1])
-
-    def sweep(
-        self,
-        sources: Sequence[list[int]],
-        *,
-        max_lengths: Sequence[int],
-        num_beams: int = 1,
-        min_length: int = 0,
-        progress: Callable[[int], None] | None = None,
-    ) -> dict[int, GenerationOutput]:
-        """Decode at each limit; see `compressor.backends.torch.generation.decode_sweep`."""
-
-        def rows(limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
-            started = time.perf_counter()
-            found = self.generate(
-                sources,
-                max_length=limit,
-                num_beams=num_beams,
-                min_length=min_length,
-                forced_end=forced_end,
-                progress=progress,
-            )
-            return found, time.perf_counter() - started
-
-        config = self._configs.get("generation_config", {})
-        return at_limits(
-            rows, valid_limits(max_lengths), config, self.backend, greedy=num_beams == 1
-        )
-
-    def generate(
-        self,
-        sources: Sequence[Sequence[int]],
-        *,
-        max_length: int,
-        num_beams: int = 1,
-        min_length: int = 0,
-        forced_end: bool = True,
-        progress: Callable[[int], None] | None = None,
+    def _decode_rows(
+        self, sources: Sequence[list[int]], search: Search, progress: Report
     ) -> list[list[int]]:
-        """What transformers' `generate(do_sample=False, …)` gives for each source.
-
-        Rows are without decoder start token and padding, up to and including their end token.
-        `max_length` counts the start token: 20 gives at most 19. `min_length` likewise; 0 leaves
-        it, like all else but lengths and beams, to the `generation_config.json`. `forced_end=False`
-        leaves `forced_eos_token_id` out (of several, which score the same, the first is taken; beam
-        search of transformers takes any one). `progress` gets the number of rows just done. Raises
-        StageError for a setting that is not offered, ValueError for a `max_length` below 1.
-        """
-        if max_length < 1:
-            raise ValueError(f"max_length counts the start token: {max_length} is below 1")
-        config = self._configs.get("generation_config")
-        if config is None:
-            raise StageError("the directory has no generation_config.json")
-        settings = Settings.of(config, max_length, min_length, forced_end=forced_end)
+        if "decoder" not in self._sessions:
+            return super()._decode_rows(sources, search, progress)
+        settings = Settings.of(self.generation_config, search)
         rows: list[list[int]] = [[] for _ in sources]
-        lengths = [len(source) + max_length for source in sources]
-        for batch in evaluation_batches(lengths, tokens=BATCH_TOKENS // num_beams):
-            if max_length > 1:
-                found = self._decode([sources[row] for row in batch], num_beams, settings)
-                for row, tokens in zip(batch, found, strict=True):
-                    rows[row] = tokens
-            if progress is not None:
-                progress(len(batch))
+        lengths = [len(source) + search.max_length for source in sources]
+        for batch in evaluation_batches(lengths, tokens=BATCH_TOKENS // search.num_beams):
+            decoder = self._encode_batch([sources[row] for row in batch], search.num_beams)
+            written = search_tokens(decoder, len(batch), search.num_beams, settings)
+            for row, tokens in zip(batch, written, strict=True):
+                rows[row] = tokens
+            progress(len(batch))
         return rows
 
     def logits(
-        self,
-        sources: Sequence[Sequence[int]],
-        *,
-        progress: Callable[[int], None] | None = None,
+        self, sources: Sequence[list[int]], *, progress: Report = ignore
     ) -> NDArray[np.float64]:
-        """A classifier's logits [N, labels] of token ids, in their order."""
-        session = self._open_graph("model")
-        labels = session.get_outputs()[0].shape[-1]
-        found = np.empty((len(sources), labels), dtype=np.float64)
+        session = self._sessions.get("model")
+        if session is None:
+            return super().logits(sources)
+        logits = np.empty((len(sources), session.get_outputs()[0].shape[-1]), dtype=np.float64)
         for batch in evaluation_batches(list(map(len, sources)), tokens=BATCH_TOKENS):
             ids, mask = _pad_rows([sources[row] for row in batch], self._pad)
-            (found[batch],) = session.run(None, {"input_ids": ids, "attention_mask": mask})
-            if progress is not None:
-                progress(len(batch))
-        return found
+            (logits[batch],) = session.run(None, {"input_ids": ids, "attention_mask": mask})
+            progress(len(batch))
+        return logits
 
-    @property
-    def _pad(self) -> int:
-        """What fills a batch; it is masked, so that where none is set any token does."""
-        return int(self._configs.get("config", {}).get("pad_token_id") or 0)
-
-    def _open_graph(self, name: str) -> InferenceSession:
-        if name not in self._sessions:
-            found = ", ".join(f"{other}.onnx" for other in self._sessions)
-            raise StageError(f"expected a directory with {name}.onnx, got one with {found}")
-        return self._sessions[name]
-
-    def _decode(
-        self, sources: list[Sequence[int]], beams: int, settings: Settings
-    ) -> list[list[int]]:
-        decoder = self._encoded(sources, beams)
-        if beams == 1:
-            return search_greedily(decoder, len(sources), settings)
-        return beam_search(decoder, len(sources), beams, settings)
-
-    def _encoded(self, sources: list[Sequence[int]], beams: int) -> _Decoder:
-        """A batch that is ready for its first step, with `beams` places for each source."""
-        session = self._open_graph("encoder")
+    def _encode_batch(self, sources: list[list[int]], beams: int) -> _Decoder:
+        """Make a batch ready for its first step, with `beams` places for each source."""
+        session = self._sessions["encoder"]
         ids, mask = _pad_rows(sources, self._pad)
         size = max(1, _ENCODE_TOKENS // ids.shape[1])
         pieces = [
@@ -185,11 +93,11 @@ class OnnxModel:
             name: np.repeat(np.concatenate(parts), beams, axis=0)
             for name, parts in zip(names, zip(*pieces, strict=True), strict=True)
         }
-        return _Decoder(self._open_graph("decoder"), np.repeat(mask, beams, axis=0), cross)
+        return _Decoder(self._sessions["decoder"], np.repeat(mask, beams, axis=0), cross)
 
 
 class _Decoder:
-    """A batch in the middle of being decoded: `decoding.Decoder`.
+    """A batch in the middle of being decoded: see `beam_search.Decoder`.
 
     The cache stays in the runtime's own memory from one step to the next.
     """
@@ -213,8 +121,8 @@ class _Decoder:
         feed = {"input_ids": _wrap_array(tokens[:, None])} | self._source | self._past
         logits, *present = self._session.run_with_ort_values(self._names, feed, None)
         self._past = dict(zip(self._past, present, strict=True))
-        found: NDArray[np.float32] = logits.numpy()
-        return found
+        numbers: NDArray[np.float32] = logits.numpy()
+        return numbers
 
     def keep(self, rows: Tokens) -> None:
         self._source = {name: _wrap_array(v.numpy()[rows]) for name, v in self._source.items()}
@@ -231,7 +139,7 @@ def _wrap_array(array: NDArray[Any]) -> OrtValue:
 
 
 def _open_session(path: Path, threads: int | None) -> InferenceSession:
-    """Raises StageError for a graph that is missing or damaged."""
+    """Load a graph. Raises StageError where it is missing or damaged."""
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
 
@@ -250,7 +158,7 @@ def _open_session(path: Path, threads: int | None) -> InferenceSession:
 
 
 def _pad_rows(sources: Sequence[Sequence[int]], pad: int) -> tuple[Tokens, Tokens]:
-    """Ids and mask, both rows x longest row."""
+    """Make ids and mask, both rows x longest row."""
     longest = max(map(len, sources))
     ids = np.full((len(sources), longest), pad, dtype=np.int64)
     mask = np.zeros_like(ids)

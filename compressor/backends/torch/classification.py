@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from compressor.backends.outputs import NOT_FINITE
+from compressor.backends.outputs import NOT_FINITE, Report, ignore
 from compressor.core.errors import StageError
 from compressor.core.ranks import ALONE, Ranks
 from compressor.data.batching import evaluation_batches
@@ -23,19 +23,19 @@ BATCH_TOKENS = 16_384
 
 
 @torch.inference_mode()
-def of_sources(
+def compute_logits(
     checkpoint: Checkpoint,
     sources: Sequence[list[int]],
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Report = ignore,
     ranks: Ranks = ALONE,
 ) -> NDArray[np.float64]:
-    """The logits [N, L] of token ids, in their order; several `ranks` compute them in shares."""
+    """Compute the logits [N, L] of token ids, in their order; several `ranks` in shares."""
     from compressor.data.examples import Examples
 
     model = checkpoint.model.eval()
     examples = Examples(list(sources), [[0]] * len(sources), "class")
-    found: dict[int, NDArray[np.float64]] = {}
+    logits: dict[int, NDArray[np.float64]] = {}
     batches = evaluation_batches(examples.lengths(), tokens=BATCH_TOKENS)
     for batch, done in ranks.shares(batches):
         inputs = examples.batch(batch, checkpoint.pad_id)
@@ -43,10 +43,9 @@ def of_sources(
         out = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
         if not bool(torch.isfinite(out.logits).all()):
             raise StageError(NOT_FINITE)
-        found |= dict(zip(batch, out.logits.double().cpu().numpy(), strict=True))
-        if progress is not None:
-            progress(done)
-    found = ranks.together(found)
-    if not found:
+        logits |= dict(zip(batch, out.logits.double().cpu().numpy(), strict=True))
+        progress(done)
+    logits = ranks.together(logits)
+    if not logits:
         return np.empty((0, model.config.num_labels))
-    return np.stack([found[row] for row in range(len(sources))])
+    return np.stack([logits[row] for row in range(len(sources))])

@@ -7,8 +7,7 @@ row has ended, the two loops are equally fast. Sampling is not offered: it has n
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,13 +18,16 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.generation import LogitsProcessor, LogitsProcessorList, logits_process
 from transformers.modeling_outputs import BaseModelOutput
 
+from compressor.backends.beam_search import up_to_end
 from compressor.backends.generation_config import SETTINGS
 from compressor.backends.outputs import (
     NOT_FINITE,
     GenerationOutput,
-    at_limits,
-    token_ids,
-    valid_limits,
+    Report,
+    Search,
+    decode_limits,
+    ignore,
+    list_ids,
 )
 from compressor.core.errors import StageError
 from compressor.core.ranks import ALONE, Ranks
@@ -65,42 +67,11 @@ _ROWWISE = {
 (the two that look at the source, classifier-free guidance) index rows by their first place."""
 
 
-def decode_greedily(
-    model: PreTrainedModel,
-    sources: Sequence[Sequence[int]],
-    *,
-    max_length: int,
-    num_beams: int = 1,
-    min_length: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
-    device: torch.device | str | None = None,
-    progress: Callable[[int], None] | None = None,
-    ranks: Ranks = ALONE,
+def generate_rows(
+    model: PreTrainedModel, sources: Sequence[Sequence[int]], *, max_length: int, **options: Any
 ) -> GenerationOutput:
-    """What `model.generate(do_sample=False, …)` gives for each source, token for token.
-
-    `sources` are token ids, end token included. `max_length` counts the decoder start token, as in
-    transformers: 20 gives at most 19 new tokens. `min_length` likewise; 0 leaves it, like all
-    else but lengths, beams and sampling, to the model's generation config. A batch has at most
-    `batch_tokens` positions (longest source + `max_length`, times rows and beams), and at least
-    one row. `device` moves the model, which stays there. `progress` gets the number of rows just
-    done. ValueError for a `max_length` below 1. Of several `ranks` each decodes some of the
-    batches, and has all rows at the end; all must be given the same.
-
-    Rows of like length share a batch. Another batch changes float32 logits by about 1e-6, which
-    can turn a tie between two tokens.
-    """
-    return decode_sweep(
-        model,
-        sources,
-        max_lengths=[max_length],
-        num_beams=num_beams,
-        min_length=min_length,
-        batch_tokens=batch_tokens,
-        device=device,
-        progress=progress,
-        ranks=ranks,
-    )[max_length]
+    """Decode at one limit; `options` are those of `decode_sweep`."""
+    return decode_sweep(model, sources, max_lengths=[max_length], **options)[max_length]
 
 
 def decode_sweep(
@@ -111,60 +82,52 @@ def decode_sweep(
     num_beams: int = 1,
     min_length: int = 0,
     batch_tokens: int = BATCH_TOKENS,
-    device: torch.device | str | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Report = ignore,
     ranks: Ranks = ALONE,
 ) -> dict[int, GenerationOutput]:
-    """`decode` at each of `max_lengths`; greedily, for the price of the longest alone.
+    """Decode at each limit what `model.generate(do_sample=False, …)` gives, token for token.
 
-    Greedy decoding does not look ahead, so what a shorter limit gives is a prefix. That holds with
-    `min_length` and penalties, which look at the tokens so far. A forced last token (BART's
-    `forced_eos_token_id`) takes the place of the last token at each limit. Beam search ranks by
-    finished lengths, so with beams each limit is decoded, and `progress` gets all rows each time.
+    See `compressor.backends.base.Model.sweep`. A batch has at most `batch_tokens` positions
+    (longest source + limit, times rows and beams), and at least one row. Of several `ranks` each
+    decodes some of the batches, and has all rows at the end; all must be given the same.
+
+    Rows of like length share a batch. Another batch changes float32 logits by about 1e-6, which
+    can turn a tie between two tokens.
     """
-    limits = valid_limits(max_lengths)
-    if device is not None:
-        model.to(device)
-    settings: dict[str, Any] = {"num_beams": num_beams}
-    if min_length:
-        settings |= {"min_length": min_length, "min_new_tokens": None}
-
-    def rows(limit: int, *, forced_end: bool) -> tuple[list[list[int]], float]:
-        own = settings if forced_end else settings | {"forced_eos_token_id": None}
-        return _decode_rows(model, sources, limit, own, batch_tokens, progress, ranks)
-
-    config = model.generation_config.to_dict()
-    return at_limits(rows, limits, config, "torch", greedy=num_beams == 1)
+    return decode_limits(
+        lambda search: decode_rows(model, sources, search, batch_tokens, progress, ranks),
+        max_lengths,
+        model.generation_config.to_dict(),
+        "torch",
+        num_beams=num_beams,
+        min_length=min_length,
+    )
 
 
-def _decode_rows(
+def decode_rows(
     model: PreTrainedModel,
     sources: Sequence[Sequence[int]],
-    limit: int,
-    settings: dict[str, Any],
+    search: Search,
     batch_tokens: int,
-    progress: Callable[[int], None] | None,
+    progress: Report,
     ranks: Ranks,
-) -> tuple[list[list[int]], float]:
-    """Rows up to their end token, in the order of `sources`, and the seconds they took."""
-    started = time.perf_counter()
-    found: dict[int, list[int]] = {}
+) -> list[list[int]]:
+    """Decode under one limit: rows up to their end token, in the order of `sources`."""
+    rows: dict[int, list[int]] = {}
     training = model.training
     model.eval()
     try:
-        lengths = [len(source) + limit for source in sources]
-        batches = evaluation_batches(lengths, tokens=batch_tokens // settings["num_beams"])
+        lengths = [len(source) + search.max_length for source in sources]
+        batches = evaluation_batches(lengths, tokens=batch_tokens // search.num_beams)
         for batch, done in ranks.shares(batches):
-            if limit > 1:  # `generate` refuses to give nothing
-                rows = _generate_batch(model, [sources[index] for index in batch], limit, settings)
-                found |= dict(zip(batch, rows, strict=True))
-            if progress is not None:
-                progress(done)
+            if search.max_length > 1:  # `generate` refuses to give nothing
+                generated = _generate_batch(model, [sources[index] for index in batch], search)
+                rows |= dict(zip(batch, generated, strict=True))
+            progress(done)
     finally:
         model.train(training)
-    found = ranks.together(found)
-    tokens = [found.get(index, []) for index in range(len(sources))]
-    return tokens, time.perf_counter() - started
+    rows = ranks.together(rows)
+    return [rows.get(index, []) for index in range(len(sources))]
 
 
 _WITHOUT = [name for name, use in SETTINGS.items() if use in ("no effect", "greedy")]
@@ -183,9 +146,18 @@ class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # the base class is un
 
 @torch.inference_mode()
 def _generate_batch(
-    model: PreTrainedModel, sources: list[Sequence[int]], limit: int, settings: dict[str, Any]
+    model: PreTrainedModel, sources: list[Sequence[int]], search: Search
 ) -> list[list[int]]:
-    """Rows of one batch, the longest first, each up to its end token; by our loop where greedy."""
+    """Decode a batch, its longest row first, each up to its end token; by our loop where greedy."""
+    settings: dict[str, Any] = {"max_length": search.max_length, "num_beams": search.num_beams}
+    if search.min_length:
+        settings |= {"min_length": search.min_length, "min_new_tokens": None}
+    if not search.forced_end:
+        settings["forced_eos_token_id"] = None
+    if search.num_beams == 1:
+        settings["custom_generate"] = _search_greedily
+    else:
+        settings["logits_processor"] = LogitsProcessorList([_RefuseNaN()])
     ids, mask = _pad_rows(model, sources)
     # What looks at the source (`encoder_…` settings) must not see another row's length.
     last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0))
@@ -194,27 +166,21 @@ def _generate_batch(
         torch.where(mask == 1, ids, last),
         attention_mask=mask,
         encoder_outputs=_encode_rows(model, sources),
-        max_length=limit,
         do_sample=False,
         num_return_sequences=1,
         # Only a dynamic cache lets rows leave. Made here, since `generate` makes it with as many
         # layers as the encoder has, too few where a T5's decoder is the deeper of the two.
         past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
         **dict.fromkeys(without) | {"use_cache": True},  # which training often has off
-        custom_generate=_search_greedily if settings["num_beams"] == 1 else None,
-        logits_processor=None
-        if settings["num_beams"] == 1
-        else LogitsProcessorList([_RefuseNaN()]),
         **settings,
     )
     tokens = output if isinstance(output, list) else output[:, 1:].tolist()
-    eos = token_ids(model.generation_config.eos_token_id)
-    ends = [next((i for i, token in enumerate(row, 1) if token in eos), None) for row in tokens]
-    return [row[:end] for row, end in zip(tokens, ends, strict=True)]
+    eos = list_ids(model.generation_config.eos_token_id)
+    return [up_to_end(row, eos) for row in tokens]
 
 
 def _pad_rows(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, both rows x longest row, on the model's device.
+    """Make ids and mask, both rows x longest row, on the model's device.
 
     Rows that are all empty, of a tokenizer that ends none, have one masked pad, as in training.
     """
@@ -228,7 +194,7 @@ def _pad_rows(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple
 
 
 def _encode_rows(model: PreTrainedModel, sources: list[Sequence[int]]) -> BaseModelOutput:
-    """Encoder states, rows x longest x width, of rows of which the longest come first."""
+    """Compute encoder states [rows, longest, width] of rows of which the longest come first."""
     longest = max(1, len(sources[0]))
     tokens = _ENCODE_TOKENS if model.device.type == "cpu" else longest * len(sources)
     states = []
@@ -247,7 +213,7 @@ def _search_greedily(
     generation_config: Any,
     **model_kwargs: Any,
 ) -> list[list[int]]:
-    """Greedy search over one batch that ended rows leave; what follows an end token is undefined.
+    """Search greedily over a batch that ended rows leave; what follows an end token is undefined.
 
     Called by `generate`. Its `encoder_outputs`, `attention_mask` and `past_key_values` must come in
     `model_kwargs`: `generate` would take one named here from the caller, past the encoder.
