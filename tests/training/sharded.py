@@ -1,7 +1,7 @@
 """Trainings of pico models, run in one process by a test and in several by torch's launcher.
 
-`python -m tests.training.sharded SCHEME FOLDER` trains every case, and leaves `CASE.json`,
-`CASE.safetensors` in the folder.
+`python -m tests.training.sharded FOLDER` trains every case under every scheme, and leaves
+`SCHEME/CASE.json` and `SCHEME/CASE.safetensors` in the folder.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -34,29 +33,33 @@ from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.launch_config import Scheme
 from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
-from tests.harness.models import BLOCKS, build_case, examples
-from tests.models import test_families as families
+from tests.faults import LONG
+from tests.harness.models import BLOCKS, CASES, build_case, examples
 
+SHORT = (
+    *("t5-seq2seq_lm", "bart-seq2seq_lm-tie_word_embeddings", "pegasus-seq2seq_lm"),
+    "marian-seq2seq_lm-share_encoder_decoder_embeddings-decoder_vocab_size",
+    *("bert-sequence_classification", "gpt2-causal_lm", "qwen3-sequence_classification"),
+)
 FAMILIES = {
-    "-".join([kind, head, *changes]): case
-    for case in families.CASES
+    name: case
+    for case in CASES
     for kind, changes, head in [case]
     if head != "none" and changes != BLOCKS
+    for name in ["-".join([kind, head, *changes])]
+    if LONG or name in SHORT
 }
-"""Every family that can be trained, with what makes it another one."""
+"""Every family that can be trained, with what makes it another one; a few in `make test`."""
 SETTINGS: dict[str, Any] = {
     "epochs": 9, "max_steps": 6, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 5e-3,
     "weight_decay": 0.1, "clip_norm": 0.5, "checkpoint_seconds": 1e9,
 }  # fmt: skip
+SCHEMES: tuple[Literal["ddp", "fsdp2"], ...] = ("ddp", "fsdp2")
 STILL = {"learning_rate": 1e-30}
 """Weights stay as they are, to the bit, whatever gradients come."""
 
 
-def start(kind: str, **changes: Any) -> Checkpoint:
-    return family(kind, changes, "seq2seq_lm")
-
-
-def family(kind: str, changes: dict[str, Any], head: str) -> Checkpoint:
+def start(kind: str, head: str = "seq2seq_lm", **changes: Any) -> Checkpoint:
     torch.manual_seed(7)
     config = AutoConfig.for_model(kind).to_dict().items()
     no_dropout = {key: 0.0 for key, value in config if "drop" in key and isinstance(value, float)}
@@ -81,28 +84,21 @@ def train(
     return {"losses": history.losses, "validation": history.validation_losses}
 
 
-def plain(
-    kind: str, changes: dict[str, Any], head: str
-) -> Callable[..., tuple[Checkpoint, dict[str, Any]]]:
-    def case(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
-        model = family(kind, changes, head)
-        return model, train(model, where, scheme)
-
-    return case
+Result = tuple[Checkpoint, dict[str, Any]]
 
 
-def one_row(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
-    """Batches of one row: the other process has none."""
-    model = start("t5")
-    return model, train(model, where, scheme, {"batch_size": 1})
+def train_family(case: tuple[str, dict[str, Any], str], where: Path, scheme: Scheme) -> Result:
+    kind, changes, head = case
+    model = start(kind, head, **changes)
+    return model, train(model, where, scheme)
 
 
-def checkpointed(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
-    model = start("t5")
-    return model, train(model, where, scheme, {"gradient_checkpointing": True})
+def train_t5(more: dict[str, Any], where: Path, scheme: Scheme, **changes: Any) -> Result:
+    model = start("t5", **changes)
+    return model, train(model, where, scheme, more)
 
 
-def aware(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+def aware(where: Path, scheme: Scheme) -> Result:
     """Rounded weights: int8 has a scale for each row."""
     model = start("t5")
     kinds = dict.fromkeys(model.derive_facts().list_linear_weights(), "int8")
@@ -110,7 +106,7 @@ def aware(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
     return model, train(model, where, scheme, {"learning_rate": 1e-4}, forward_weights=within)
 
 
-def gradual(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+def gradual(where: Path, scheme: Scheme) -> Result:
     """Global thresholds over groups of several layers, while nothing moves the weights."""
     model = start("t5")
     amounts = {"encoder": {"feed_forward": 0.5}, "decoder": {"self_attention": 0.4}, "lm_head": 0.3}
@@ -118,7 +114,7 @@ def gradual(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
     return model, train(model, where, scheme, STILL, after_step=prune.schedule(model, 0))
 
 
-def masked(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+def masked(where: Path, scheme: Scheme) -> Result:
     """Pruned before; a high rate, momentum and decay would bring what is pruned to life."""
     model = start("t5")
     for name, parameter in model.model.named_parameters():
@@ -128,7 +124,7 @@ def masked(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
     return model, train(model, where, scheme, {"learning_rate": 1e-2})
 
 
-def taught(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+def taught(where: Path, scheme: Scheme) -> Result:
     """A frozen teacher of another width: a projection is trained beside the student."""
     teacher, student = start("t5"), start("t5", d_model=12, num_heads=2)
     torch.manual_seed(1)
@@ -137,6 +133,31 @@ def taught(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
         layers={"encoder": {0: 0, 1: 1}, "decoder": {0: 1}},
     )  # fmt: skip
     return student, train(student, where, scheme, loss=loss)
+
+
+def taught_hidden(where: Path, scheme: Scheme) -> Result:
+    """Nothing reaches the head, nor the decoder's last layer."""
+    teacher, student = start("bart"), start("bart", tie_word_embeddings=False)
+    loss = DistillationLoss(
+        student.model, teacher.model, {"hidden": 1.0}, layers={"encoder": {0: 0}, "decoder": {0: 1}}
+    )
+    return student, train(student, where, scheme, loss=loss)
+
+
+def long_inputs(where: Path, scheme: Scheme) -> Result:
+    """A stack whose layers one process calls in runs."""
+    model = start("longt5")
+    return model, train(model, where, scheme, {"gradient_checkpointing": True})
+
+
+def of_some_rows(where: Path, scheme: Scheme) -> Result:
+    """Global biases, which rows of 16 tokens use: one process has such, or both, or none."""
+    model = start("longt5", encoder_attention_type="transient-global")
+    sources = [
+        [3 + (row * 7 + i * i) % 40 for i in range(20 if row % 3 else 6)] for row in range(13)
+    ]
+    rows = Examples(sources, examples(model.head, 13).targets)
+    return model, train(model, where, scheme, {"micro_batch_size": 1, "batch_size": 3}, rows=rows)
 
 
 class Cliff(torch.autograd.Function):
@@ -156,32 +177,30 @@ class Steep(LabelLoss):
         return Cliff.apply(super().forward(batch))
 
 
-def stop_training(
-    model: Checkpoint, where: Path, scheme: Scheme, **rest: Any
-) -> tuple[Checkpoint, dict[str, Any]]:
+def stop_training(where: Path, scheme: Scheme, model: Checkpoint, **rest: Any) -> Result:
     try:
         return model, train(model, where, scheme, **rest)
     except StageError as error:
         return model, {"error": str(error).replace(str(where), "FOLDER")}
 
 
-def not_a_number(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+def not_a_number(where: Path, scheme: Scheme) -> Result:
     model = start("t5")
     with torch.no_grad():
         model.model.get_parameter("encoder.final_layer_norm.weight")[3] = torch.nan
-    return stop_training(model, where, scheme)
+    return stop_training(where, scheme, model)
 
 
-def overflown(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+def overflown(where: Path, scheme: Scheme) -> Result:
     model = start("t5")
-    return stop_training(model, where, scheme, loss=Steep(model.model))
+    return stop_training(where, scheme, model, loss=Steep(model.model))
 
 
 class Interrupted(Exception):
     """As a kill would, but in the same process."""
 
 
-def interrupted(model: Checkpoint, where: Path, scheme: Scheme) -> None:
+def interrupt(model: Checkpoint, where: Path, scheme: Scheme) -> None:
     """Train up to the fourth step; the last checkpoint is of an earlier one."""
 
     def after_step(step: int, total: int, whole: Any) -> None:
@@ -192,74 +211,35 @@ def interrupted(model: Checkpoint, where: Path, scheme: Scheme) -> None:
         train(model, where, scheme, {"checkpoint_seconds": 0}, after_step=after_step)
 
 
-def with_dropout(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
-    model = start("t5", dropout_rate=0.1)
-    return model, train(model, where, scheme)
-
-
-def gone_on(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+def gone_on(where: Path, scheme: Scheme) -> Result:
     """Interrupted, and gone on from its checkpoint, with dropout."""
-    interrupted(start("t5", dropout_rate=0.1), where, scheme)
-    model = start("t5", dropout_rate=0.1)
-    return model, train(model, where, scheme)
+    interrupt(start("t5", dropout_rate=0.1), where, scheme)
+    return train_t5({}, where, scheme, dropout_rate=0.1)
 
 
-def taken_over(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
-    """Gone on from what another number of processes has left, where a test has put it."""
-    model = start("t5")
-    return model, train(model, where, scheme)
-
-
-def left_over(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
+def left_over(where: Path, scheme: Scheme) -> Result:
     """Interrupted; the checkpoint stays, for another number of processes."""
     model = start("t5")
-    interrupted(model, where, scheme)
+    interrupt(model, where, scheme)
     return model, {"error": "interrupted"}
 
 
-def long_inputs(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
-    """A stack whose layers one process calls in runs."""
-    model = start("longt5")
-    return model, train(model, where, scheme, {"gradient_checkpointing": True})
-
-
-def of_some_rows(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
-    """Global biases, which rows of 16 tokens use: one process has such, or both, or none."""
-    model = start("longt5", encoder_attention_type="transient-global")
-    sources = [
-        [3 + (row * 7 + i * i) % 40 for i in range(20 if row % 3 else 6)] for row in range(13)
-    ]
-    rows = Examples(sources, examples(model.head, 13).targets)
-    return model, train(model, where, scheme, {"micro_batch_size": 1, "batch_size": 3}, rows=rows)
-
-
-def taught_hidden(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
-    """Nothing reaches the head, nor the decoder's last layer."""
-    teacher, student = start("bart"), start("bart", tie_word_embeddings=False)
-    loss = DistillationLoss(
-        student.model, teacher.model, {"hidden": 1.0}, layers={"encoder": {0: 0}, "decoder": {0: 1}}
-    )
-    return student, train(student, where, scheme, loss=loss)
-
-
-def bfloat16(where: Path, scheme: Scheme) -> tuple[Checkpoint, dict[str, Any]]:
-    model = start("t5")
-    return model, train(model, where, scheme, {"precision": "bfloat16"})
-
-
-CASES = {
-    **{name: plain(*case) for name, case in FAMILIES.items()},
-    **{case.__name__: case for case in (one_row, checkpointed, aware, gradual, masked, taught)},
-    **{case.__name__: case for case in (with_dropout, gone_on, taken_over, left_over)},
-    **{case.__name__: case for case in (long_inputs, bfloat16)},
-    **{case.__name__: case for case in (of_some_rows, taught_hidden)},
+TRAININGS = {
+    **{name: partial(train_family, case) for name, case in FAMILIES.items()},
+    "one_row": partial(train_t5, {"batch_size": 1}),  # the other process has none
+    "checkpointed": partial(train_t5, {"gradient_checkpointing": True}),
+    "bfloat16": partial(train_t5, {"precision": "bfloat16"}),
+    "with_dropout": partial(train_t5, {}, dropout_rate=0.1),
+    "taken_over": partial(train_t5, {}),  # from what another number of processes has left
+    **{case.__name__: case for case in (aware, gradual, masked, taught, taught_hidden)},
+    **{case.__name__: case for case in (gone_on, left_over, long_inputs, of_some_rows)},
     **{case.__name__: case for case in (not_a_number, overflown)},
 }
 
 
 def run(name: str, folder: Path, scheme: Scheme, *, first: bool) -> dict[str, Any]:
     """One case; its weights and masks are left in the folder by the first process."""
-    model, told = CASES[name](folder / f"{name}.resume", scheme)
+    model, told = TRAININGS[name](folder / f"{name}.resume", scheme)
     if first:
         if name != "left_over":
             shutil.rmtree(folder / f"{name}.resume", ignore_errors=True)
@@ -274,8 +254,9 @@ def run(name: str, folder: Path, scheme: Scheme, *, first: bool) -> dict[str, An
 
 
 if __name__ == "__main__":
-    kind, where = sys.argv[1], Path(sys.argv[2])
-    for each in CASES:
-        run(each, where, Scheme(kind=kind), first=os.environ["RANK"] == "0")
+    for kind in SCHEMES:
+        for name in TRAININGS:
+            is_first = os.environ["RANK"] == "0"
+            run(name, Path(sys.argv[1]) / kind, Scheme(kind=kind), first=is_first)
     sys.stdout.flush()
     os._exit(0)  # see compressor.engine.worker.main

@@ -26,46 +26,46 @@ WITHIN = {"aware": 1e-3, "bfloat16": 2e-2}
 def alone(tmp_path_factory) -> Path:
     """Every case in this one process."""
     folder = tmp_path_factory.mktemp("alone")
-    for name in sharded.CASES:
+    for name in sharded.TRAININGS:
         sharded.run(name, folder, ONE, first=True)
     return folder
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
-def pair(request, tmp_path_factory) -> Path:
-    """Every case of a scheme in two processes of one launch."""
-    folder = tmp_path_factory.mktemp(request.param)
-    sharded.interrupted(sharded.start("t5"), folder / "taken_over.resume", ONE)
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """Every case of every scheme in two processes of one launch."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for kind in sharded.SCHEMES:
+        sharded.interrupt(sharded.start("t5"), folder / kind / "taken_over.resume", ONE)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *(
-            "--log-dir",
-            str(folder / "logs"),
-            "-m",
-            "tests.training.sharded",
-            request.param,
-            str(folder),
-        ),
+        *("--log-dir", str(folder / "logs"), "-m", "tests.training.sharded"),
+        str(folder),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    # 40 seconds on two idle cores, several minutes where others use them.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+@pytest.fixture(params=sharded.SCHEMES)
+def pair(request, pairs) -> Path:
+    return pairs / request.param
 
 
 def told(folder: Path, name: str) -> dict:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", sorted(sharded.CASES.keys() - STOPPED - ITS_OWN_DROPOUT))
+@pytest.mark.parametrize("name", sorted(sharded.TRAININGS.keys() - STOPPED - ITS_OWN_DROPOUT))
 def test_two_processes_train_what_one_trains(alone, pair, name) -> None:
     """Losses, validation losses, weights and masks: momentum, decay, clipping and micro-batches
     included. Rounded weights may round apart, and then a loss differs a little more.
     """
-    found, expected = told(pair, name), told(alone, name)
-    assert len(expected["losses"]) == 6
-    within = WITHIN.get(name, 2e-5)
-    assert found["losses"] == pytest.approx(expected["losses"], abs=within)
-    assert found["validation"] == pytest.approx(expected["validation"], abs=within)
+    one, two = told(alone, name), told(pair, name)
+    assert len(one["losses"]) == 6
+    for losses in ("losses", "validation"):
+        assert two[losses] == pytest.approx(one[losses], abs=WITHIN.get(name, 2e-5))
     mine, theirs = (load_file(folder / f"{name}.safetensors") for folder in (alone, pair))
     assert mine.keys() == theirs.keys()
     for key, tensor in mine.items():
@@ -80,9 +80,10 @@ def test_two_processes_train_what_one_trains(alone, pair, name) -> None:
 def test_tables_of_fixed_positions_stay_as_they_are(alone, pair) -> None:
     """To the bit, though they ask for a gradient: without one there is no step and no decay."""
     fixed = [name for name in sharded.FAMILIES if name.startswith(("marian", "pegasus"))]
-    assert len(fixed) == 4
+    assert len(fixed) >= 2
     for name in fixed:
-        start = sharded.family(*sharded.FAMILIES[name]).model
+        kind, changes, head = sharded.FAMILIES[name]
+        start = sharded.start(kind, head, **changes).model
         for folder in (alone, pair):
             trained = load_file(folder / f"{name}.safetensors")
             for key in (
@@ -108,8 +109,9 @@ def test_what_two_processes_leave_one_goes_on_from(alone, pair, tmp_path) -> Non
     assert 1 <= int(checkpoint.name[5:]) <= 3
     shutil.copytree(checkpoint, tmp_path / checkpoint.name)
     model = sharded.start("t5")
-    found = sharded.train(model, tmp_path, ONE)
-    assert found["losses"] == pytest.approx(told(alone, T5)["losses"], abs=2e-5)
+    assert sharded.train(model, tmp_path, ONE)["losses"] == pytest.approx(
+        told(alone, T5)["losses"], abs=2e-5
+    )
     expected = load_file(alone / f"{T5}.safetensors")
     for name, parameter in model.model.named_parameters():
         assert (parameter - expected[name]).abs().mean() < 1e-4, name
@@ -133,13 +135,12 @@ def test_gradual_pruning_chooses_the_same_entries(alone, pair) -> None:
 
 def test_what_is_pruned_stays_zero(pair) -> None:
     """Half of every matrix, at a high rate with momentum and decay; the rest has moved."""
-    found = load_file(pair / "masked.safetensors")
-    masks = {key.removeprefix("mask."): found[key] for key in found if key.startswith("mask.")}
+    state = load_file(pair / "masked.safetensors")
+    masks = {key.removeprefix("mask."): state[key] for key in state if key.startswith("mask.")}
     assert len(masks) > 20
     for name, mask in masks.items():
         assert not mask.all()
-        assert torch.count_nonzero(found[name][~mask]) == 0
-        assert torch.count_nonzero(found[name][mask]) == mask.sum()
+        assert torch.equal(state[name] != 0, mask)
 
 
 def test_what_is_not_finite_stops_all_processes(alone, pair) -> None:
