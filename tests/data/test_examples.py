@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import copy
 from typing import Any
 
 import pytest
@@ -15,8 +15,6 @@ from compressor.data.examples import tokenize_rows
 from compressor.data.sources import Rows
 from compressor.data.tokenizers import train_tokenizer
 from compressor.data.truncation import LONG, encode_texts
-from compressor.engine.plan import Plan, plan
-from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
 from tests.conftest import SHARED
 
@@ -32,25 +30,24 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def plain(tokenizer: PreTrainedTokenizerFast, ends: str | None) -> PreTrainedTokenizerFast:
     """The same one without a template: like GPT-2's, it adds no special tokens."""
-    import copy
-
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.post_processor = None
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=ends)
 
 
 def test_a_decoder_reads_source_and_target_each_ended_once(tokenizer) -> None:
-    """The same ids from a tokenizer that ends texts itself and from one that does not."""
+    """The same ids from a tokenizer that ends texts itself and from one that does not; with no end
+    to put, it could never stop.
+    """
     data = Bills(source="bills", prefix="summarize: ", max_source_length=512)
-    own = tokenize_rows(ROWS, tokenizer, data, joined=True)
-    other = tokenize_rows(ROWS, plain(tokenizer, "</s>"), data, joined=True)
-    assert own == other
-    for text, ids in zip(ROWS.texts, own.sources, strict=True):
-        assert tokenizer.decode(ids[:-1]) == f"summarize: {text}"
-        assert ids.count(EOS) == 1 and ids[-1] == EOS
-    for text, ids in zip(ROWS.summaries, own.targets, strict=True):
+    rows = tokenize_rows(ROWS, tokenizer, data, joined=True)
+    assert rows == tokenize_rows(ROWS, plain(tokenizer, "</s>"), data, joined=True)
+    texts = [*(f"summarize: {text}" for text in ROWS.texts), *ROWS.summaries]
+    for text, ids in zip(texts, [*rows.sources, *rows.targets], strict=True):
         assert tokenizer.decode(ids[:-1]) == text
         assert ids.count(EOS) == 1 and ids[-1] == EOS
+    with pytest.raises(StageError, match="no eos token"):
+        tokenize_rows(ROWS, plain(tokenizer, None), data, joined=True)
 
 
 def test_the_limits_count_the_end(tokenizer) -> None:
@@ -63,26 +60,9 @@ def test_the_limits_count_the_end(tokenizer) -> None:
     assert tokenize_rows(ROWS, tokenizer, data).sources[0] == cut.sources[0]
 
 
-def test_without_an_end_token_no_decoder_is_trained(tokenizer) -> None:
-    """It could never stop."""
-    with pytest.raises(StageError, match="no eos token"):
-        tokenize_rows(ROWS, plain(tokenizer, None), Bills(source="bills"), joined=True)
-
-
 WORDS = (
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "mr",
-    "roe",
-    ".",
-)
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "one", "two", "three", "four", "five", "mr", "roe", ".",
+)  # fmt: skip
 ONE, TWO, THREE, FOUR, FIVE, MR, ROE, STOP = range(4, 12)
 CLS, SEP = 2, 3
 
@@ -108,13 +88,8 @@ def t5() -> PreTrainedTokenizerFast:
 
 
 def limited(source: int, target: int = 64, prefix: str = "") -> Bills:
-    return Bills(
-        source="bills",
-        prefix=prefix,
-        max_source_length=source,
-        max_target_length=target,
-        truncate="sentences",
-    )
+    limits = {"max_source_length": source, "max_target_length": target}
+    return Bills(source="bills", prefix=prefix, truncate="sentences", **limits)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +118,8 @@ def test_a_text_is_cut_after_the_last_sentence_that_fits(words, text, limit, exp
 
 SENTENCES = [
     "The roads of the U.S. are old.",
-    "Parks (\N{GRINNING FACE}) cost $1.5 million \N{GRINNING FACE}!",
-    "is it so?",
-    "It is",
-]
+    "Parks (\N{GRINNING FACE}) cost $1.5 million \N{GRINNING FACE}!", "is it so?", "It is",
+]  # fmt: skip
 TEXT = "{}  {} {}\n\n {}".format(*SENTENCES)
 
 
@@ -174,10 +147,10 @@ def test_at_every_limit_it_is_the_longest_row_of_sentences(request, name, joined
     prefix = "one. two: "
     rows = Rows([TEXT, "", TEXT, "One."], ["One.", TEXT, "", TEXT])
     for limit in range(3, len(whole(prefix + TEXT)) + 2):
-        found = tokenize_rows(rows, used, limited(limit, limit, prefix), joined=joined)
-        assert found.sources[0] == found.sources[2] == expected(prefix, limit), limit
-        assert found.targets[1] == found.targets[3] == expected("", limit), limit
-        assert found.targets[2] == whole("")
+        cut = tokenize_rows(rows, used, limited(limit, limit, prefix), joined=joined)
+        assert cut.sources[0] == cut.sources[2] == expected(prefix, limit), limit
+        assert cut.targets[1] == cut.targets[3] == expected("", limit), limit
+        assert cut.targets[2] == whole("")
 
 
 def test_a_sentence_that_takes_more_tokens_alone_is_not_cut_in_two() -> None:
@@ -221,9 +194,9 @@ def test_the_default_cuts_by_tokens(words) -> None:
     """And only with `sentences` is the way of cutting part of a key, of what reads token ids."""
     rows = Rows(["One two. Three four."], ["One two. Three"])
     plainly = limited(7, 5).model_copy(update={"truncate": "tokens"})
-    found = tokenize_rows(rows, words, plainly)
-    assert found.sources == [[CLS, ONE, TWO, STOP, THREE, FOUR, SEP]]
-    assert found.targets == [[CLS, ONE, TWO, STOP, SEP]]
+    cut = tokenize_rows(rows, words, plainly)
+    assert cut.sources == [[CLS, ONE, TWO, STOP, THREE, FOUR, SEP]]
+    assert cut.targets == [[CLS, ONE, TWO, STOP, SEP]]
     for reads, differs in (("texts", False), ("sources", True), ("pairs", True)):
         keys: list[dict[str, Any]] = [d.key("train", reads) for d in (plainly, limited(7, 5))]
         assert "truncate" not in keys[0]
@@ -240,12 +213,8 @@ def test_a_tokenizer_that_cannot_tell_places_is_refused(tokenizer) -> None:
         tokenize_rows(ROWS, other, limited(6))
 
 
-def planned(*overrides: str) -> Plan:
-    return plan(compose("sft/headlines_half_both", overrides), Store(Path("/nonexistent")))
-
-
 def test_the_headlines_of_system_a_are_cut_at_sentence_ends() -> None:
     """Its write-up says so, of sources and targets; another word is refused by its name."""
-    assert planned().composed.recipe.data.truncate == "sentences"
+    assert compose("sft/headlines_half_both").recipe.data.truncate == "sentences"
     with pytest.raises(RecipeError, match=r"data\.truncate"):
-        planned("data.truncate=sentence")
+        compose("sft/headlines_half_both", ["data.truncate=sentence"])

@@ -10,30 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianTokenizer
 
-from compressor.backends import ctranslate2
-from compressor.backends.onnx import export as onnx_graphs
-from compressor.backends.onnx.runtime import OnnxModel
-from compressor.backends.torch.generation import generate_rows
+from compressor.cli.main import main
 from compressor.core.errors import RecipeError, StageError
 from compressor.data.fast_tokenizer import Tokens
 from compressor.data.rows import Rows
-from compressor.data.sources import Data
+from compressor.data.sources import Files
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
-from compressor.models.checkpoint import Checkpoint, save_config, save_tokenizer
-from compressor.models.loading import has_tokenizer, load_pretrained, load_tokenizer
+from compressor.models.loading import has_tokenizer, load_tokenizer
 from compressor.recipe.compose import compose
 from compressor.stages.export import require_same_tokens
 
 spm = pytest.importorskip("sentencepiece", reason="needs the extra `sentencepiece`")
 
 WORDS = (
-    *("the", "act", "shall", "report", "annual", "energy", "grants"),
-    *("to", "each", "state", "for", "schools", "and", "water"),
-)
+    "the", "act", "shall", "report", "annual", "energy", "grants", "to", "each", "state", "for",
+    "schools", "and", "water",
+)  # fmt: skip
 ODD = [
     "", " ", "Grants for schools.", "  two   spaces ", ">>fra<< Grants for water", ">>xyz<<water",
     "the >>fra<< act", ">>fra<<", "water</s>the act", "<unk> <pad></s>", "漢字 water 漢",
@@ -48,11 +43,10 @@ def write_texts(count: int, seed: int) -> list[str]:
 
 def train(file: Path, texts: list[str], **settings: Any) -> list[str]:
     """Train a SentencePiece model; gives its pieces."""
+    about: dict[str, Any] = {"vocab_size": 90, "hard_vocab_limit": False, "minloglevel": 2}
     with file.open("wb") as stream:
-        spm.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=stream, vocab_size=90,
-            hard_vocab_limit=False, minloglevel=2, **settings,
-        )  # fmt: skip
+        how = about | settings
+        spm.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=stream, **how)
     model = spm.SentencePieceProcessor(model_file=str(file))
     return [model.id_to_piece(i) for i in range(model.vocab_size())]
 
@@ -100,12 +94,9 @@ def test_ids_and_texts_are_those_of_transformers(tmp_path: Path, separate: bool)
         assert ours.batch_decode(rows, skip_special_tokens=skip) == expected
 
 
-def test_a_missing_package_or_file_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_or_file_is_named(tmp_path: Path, monkeypatch) -> None:
     """By whoever opens an export, too."""
-    size = write_tokenizer(tmp_path / "model")
-    assert size > 50
+    write_tokenizer(tmp_path / "model")
     MarianTokenizer.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "saved")
     (tmp_path / "saved" / "vocab.json").unlink()
     with pytest.raises(StageError, match=r"vocab\.json cannot be read"):
@@ -150,39 +141,16 @@ def write_model(folder: Path, size: int, **settings: Any) -> None:
     AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder / "model")
 
 
-def test_an_export_is_kept_that_reads_and_writes_as_the_model(folder: Path, run: Any) -> None:
+def test_an_export_is_kept_that_reads_and_writes_as_the_model(folder: Path) -> None:
     """Regression: it was refused after the training, for want of a fast tokenizer."""
-    done = run("run", "mine.yaml")
-    assert done.code == 0, done.err
-    assert done.record("ct2")["metrics"]["parity"]["equal_tokens"] == 1
-
-
-@pytest.mark.parametrize("backend", ["ctranslate2", "onnx"])
-def test_an_export_translates_texts_as_the_model_does(folder: Path, backend: str) -> None:
-    """From the text to the text."""
-    tokenizer: Any = load_tokenizer(folder / "model")
-    checkpoint = Checkpoint(
-        load_pretrained(folder / "model", "seq2seq_lm"), tokenizer, "seq2seq_lm"
-    )
-    texts = [f">>fra<< {text}" for text in write_texts(8, 4)]
-    exported = folder / "exported"
-    if backend == "onnx":
-        exported.mkdir()
-        save_config(checkpoint.model, exported)
-        onnx_graphs.write_model(checkpoint, exported, weights="float32")
-    else:
-        ctranslate2.write_model(checkpoint, exported, "float32")
-    save_tokenizer(tokenizer, exported)
-    model = OnnxModel(exported, 1) if backend == "onnx" else ctranslate2.Translator(exported, 1)
-    got = model.sweep(model.tokenizer(texts).input_ids, max_lengths=[12])[12].tokens
-    expected = generate_rows(checkpoint.model, tokenizer(texts).input_ids, max_length=12).tokens
-    written = tokenizer.batch_decode(expected, skip_special_tokens=True)
-    assert model.tokenizer.batch_decode(got, skip_special_tokens=True) == written
-    assert len(set(written)) > 3, "too alike to tell"
+    assert main(["run", "mine.yaml", "-q"]) == 0
+    (metrics,) = folder.glob("outputs/runs/mine/*/metrics.json")
+    (record,) = (r for r in json.loads(metrics.read_text()) if r["name"] == "ct2")
+    assert record["metrics"]["parity"]["equal_tokens"] == 1
 
 
 def refused(folder: Path, *replacements: tuple[str, str]) -> str:
-    """What planning says of the recipe with some changes."""
+    """Plan the recipe with some changes: all that is wrong with it."""
     text = RECIPE
     for old, new in replacements:
         assert old in text
@@ -193,21 +161,16 @@ def refused(folder: Path, *replacements: tuple[str, str]) -> str:
     return "\n".join(f"{problem.path}: {problem.message}" for problem in caught.value.problems)
 
 
-def test_what_needs_a_fast_tokenizer_is_refused_when_planned(folder: Path) -> None:
-    """Sentences' places, and a vocabulary to trim."""
+def test_what_a_published_marian_cannot_do_is_refused_when_planned(folder: Path) -> None:
+    """Sentences' places, and a vocabulary to trim; CTranslate2's converter reads one vocabulary."""
     trimmed = (
         ("[load, ct2", "[load, trim_vocabulary, ct2"),
         ("load: {}", "load: {}\n  trim_vocabulary: {}"),
     )
     assert "cannot trim Marian's own tokenizer" in refused(folder, *trimmed)
-    whole = refused(folder, ("data: {files", "data: {truncate: sentences, files"))
-    assert whole == (
+    assert refused(folder, ("data: {files", "data: {truncate: sentences, files")) == (
         "data.truncate: Marian's tokenizer does not tell where in a text a token ends; set 'tokens'"
     )
-
-
-def test_a_marian_that_ctranslate2_cannot_read_is_refused_when_planned(folder: Path) -> None:
-    """Its converter reads one vocabulary."""
     size = len(json.loads((folder / "model" / "vocab.json").read_text()))
     write_model(folder, size, share_encoder_decoder_embeddings=False, pad_token_id=size - 1)
     assert refused(folder).startswith("stages.ct2.format: CTranslate2 reads no Marian with two")
@@ -253,16 +216,15 @@ def test_a_tokenizer_that_differs_on_a_row_is_not_exported(tmp_path: Path) -> No
     texts = write_texts(5, 3)
     rows = Rows(texts, [text[::-1] for text in texts])
     files = {"train": "rows.jsonl", "validation": "rows.jsonl"}
-    data = TypeAdapter(Data).validate_python({"source": "files", "files": files})
+    data = Files(source="files", files=files)
     sides = (("vocab", "text", "reads row 0"), ("target_vocab", "text_target", "summary of row 0"))
     for name, side, message in sides:
         tokenizer.save_pretrained(tmp_path / name)
         require_same_tokens(tokenizer, tmp_path / name, rows, data)
         path = tmp_path / name / f"{name}.json"
         vocabulary = json.loads(path.read_text())
-        first = tokenizer(
-            **{side: rows.texts[0] if side == "text" else rows.summaries[0]}
-        ).input_ids[0]
+        text = rows.texts[0] if side == "text" else rows.summaries[0]
+        first = tokenizer(**{side: text}).input_ids[0]
         piece = next(piece for piece, i in vocabulary.items() if i == first)
         vocabulary[piece], vocabulary[">>fra<<"] = vocabulary[">>fra<<"], vocabulary[piece]
         path.write_text(json.dumps(vocabulary))

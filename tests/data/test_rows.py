@@ -15,6 +15,8 @@ from compressor.data.rows import Rows
 from compressor.data.sources import Files
 
 TEXTS = ["late", "broken", "late and broken"]
+SINGLE = {"task": "single_label"}
+STARS = {**SINGLE, "label": "stars"}
 
 
 def data(**changes: Any) -> Files:
@@ -22,44 +24,42 @@ def data(**changes: Any) -> Files:
     return Files(source="files", files={"train": "rows.csv"}, **fields)
 
 
-def read(source: Files, split: str = "train", limit: int | None = None, **columns: Any) -> Rows:
+def read(source: Files, split: Any = "train", limit: int | None = None, **columns: Any) -> Rows:
     return read_table(Dataset.from_dict({"text": TEXTS} | columns), source, split, limit)
 
 
-def read_table(table: Dataset, source: Files, split: str = "train", limit: Any = None) -> Rows:
-    """What planning says of a table that is saved as a file, or else its rows."""
+def read_table(table: Dataset, source: Files, split: Any = "train", limit: Any = None) -> Rows:
+    """Raise what planning says of a table that is saved as a file, or else read its rows."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
         table.to_parquet(path)
         about: Any = {"files": dict.fromkeys(("train", split), str(path))}
         source = Files.model_validate(source.model_dump() | about | {"rows": {split: limit}})
         problems: list[str] = []
-        source.check(split, lambda key, message: problems.append(f"{key}: {message}"))  # type: ignore[arg-type]
+        source.check(split, lambda key, message: problems.append(f"{key}: {message}"))
         if problems:
             raise StageError("\n".join(problems))
-        return source.load(split)  # type: ignore[arg-type]
+        return source.load(split)
 
 
-@pytest.mark.parametrize("truths", [[1, 0, 1], [True, False, True], [1.0, 0.0, 1.0], list("101")])
-def test_a_column_of_0_and_1_may_be_written_in_any_of_the_usual_ways(truths: list[Any]) -> None:
-    """Whole numbers, truth values, floats, and texts: the same labels."""
-    assert read(data(), delivery=truths, damage=[0, 1, 1]).labels == [[1, 0], [0, 1], [1, 1]]
-
-
-def test_a_list_of_labels_is_the_same_as_a_column_for_each() -> None:
-    """By name and by number, in any order, none included."""
-    labels = [["delivery"], [], ["damage", "delivery"]]
-    assert read(data(label="tags"), tags=labels).labels == [[1, 0], [0, 0], [1, 1]]
-    assert read(data(label="tags"), tags=[[0], [], [1, 0]]).labels == [[1, 0], [0, 0], [1, 1]]
-
-
-def test_one_label_is_read_by_name_or_number() -> None:
-    """A name that looks like a number is the name, whatever type the column has."""
-    single = data(task="single_label")
-    assert read(single, label=["damage", "delivery", "damage"]).labels == [[1], [0], [1]]
-    assert read(single, label=[1, 0, 1]).labels == [[1], [0], [1]]
-    stars = data(task="single_label", labels=("1", "2"), label="stars")
-    assert read(stars, stars=[1, 2, 1]).labels == [[0], [1], [0]]
+@pytest.mark.parametrize(
+    ("changes", "columns", "expected"),
+    [
+        *(({}, {"delivery": truths, "damage": [0, 1, 1]}, [[1, 0], [0, 1], [1, 1]])
+          for truths in ([1, 0, 1], [True, False, True], [1.0, 0.0, 1.0], list("101"))),
+        ({"label": "tags"}, {"tags": [["delivery"], [], ["damage", "delivery"]]},
+         [[1, 0], [0, 0], [1, 1]]),
+        ({"label": "tags"}, {"tags": [[0], [], [1, 0]]}, [[1, 0], [0, 0], [1, 1]]),
+        (SINGLE, {"label": ["damage", "delivery", "damage"]}, [[1], [0], [1]]),
+        (SINGLE, {"label": [1, 0, 1]}, [[1], [0], [1]]),
+        (STARS | {"labels": ("1", "2")}, {"stars": [1, 2, 1]}, [[0], [1], [0]]),
+    ],
+)  # fmt: skip
+def test_labels_may_be_written_in_any_of_the_usual_ways(changes, columns, expected) -> None:
+    """Truths as numbers, truth values or texts, lists in any order, names and numbers; a name that
+    looks like a number is the name, whatever type the column has.
+    """
+    assert read(data(**changes), **columns).labels == expected
 
 
 @pytest.mark.parametrize(
@@ -69,21 +69,19 @@ def test_one_label_is_read_by_name_or_number() -> None:
         ({}, {"delivery": [1, 0, None], "damage": [0, 1, 1]}, "row 2, column 'delivery': nothing"),
         ({}, {"delivery": [1, 1, 1], "damage": [0, 0, 0]}, "has the label 'damage'; leave it out"),
         ({}, {"delivery": [1, 1, 1]}, "no column 'damage'"),
-        (
-            {"label": "tags"},
-            {"tags": [["delivery"], ["damge"], []]},
-            "row 1, column 'tags': 'd",
-        ),
-        (
-            {"label": "tags"},
-            {"tags": ["delivery"] * 3},
-            "row 0, column 'tags': 'delivery', not",
-        ),
-        ({"task": "single_label"}, {"label": [0, 1, 2]}, "row 2, column 'label': 2 is no label"),
-        ({"task": "single_label"}, {"label": ["damage"] * 3}, "has the label 'delivery'"),
+        ({"label": "tags"}, {"tags": [["delivery"], ["damge"], []]}, "row 1, column 'tags': 'd"),
+        ({"label": "tags"}, {"tags": ["delivery"] * 3}, "row 0, column 'tags': 'delivery', not"),
+        (SINGLE, {"label": [0, 1, 2]}, "row 2, column 'label': 2 is no label"),
+        (SINGLE, {"label": ["damage"] * 3}, "has the label 'delivery'"),
         ({"text": "delivery"}, {"delivery": [1, 0, 0], "damage": [0, 1, 0]}, "int 1, not text"),
+        # Stars from 1 to 3 with a stray 0: it would be the first label, and 1 the second.
+        (STARS | {"labels": ("1", "2", "3")}, {"stars": [1, 2, 0]}, "'stars': 0 is no label"),
+        # A blank is no label, nor a reason to take whole numbers for fractions.
+        (SINGLE | {"labels": ("None", "damage")}, {"label": ["damage", None, "None"]},
+         "row 1, column 'label': nothing is no label"),
+        (SINGLE, {"label": [1.0, 0.0, None]}, "row 2, column 'label': nothing is no label"),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_expected_is_named_by_row_and_column(changes, columns, expected) -> None:
     """Each message alone is enough to find the cell."""
     with pytest.raises(StageError) as error:
@@ -91,35 +89,21 @@ def test_what_is_not_expected_is_named_by_row_and_column(changes, columns, expec
     assert expected in str(error.value)
 
 
-def test_numbers_are_no_places_where_a_label_is_called_by_one() -> None:
-    """Stars from 1 to 3 with a stray 0: it would be the first label, and 1 the second."""
-    stars = data(task="single_label", labels=("1", "2", "3"), label="stars")
-    with pytest.raises(StageError, match="row 2, column 'stars': 0 is no label"):
-        read(stars, stars=[1, 2, 0])
-
-
-def test_a_blank_is_no_label_whatever_labels_are_called() -> None:
-    """Nor a reason to take whole numbers for fractions: the blank's own row is named."""
-    with pytest.raises(StageError, match="row 1, column 'label': nothing is no label"):
-        read(data(task="single_label", labels=("None", "damage")), label=["damage", None, "None"])
-    with pytest.raises(StageError, match="row 2, column 'label': nothing is no label"):
-        read(data(task="single_label"), label=[1.0, 0.0, None])
-
-
 @pytest.mark.parametrize("several", [False, True])
 def test_numbers_mean_what_the_table_says_they_mean(several: bool) -> None:
     """A column that knows its classes' names, in another order than `labels`."""
     kind: Any = ClassLabel(names=["damage", "delivery", "other"])
-    values = [[0], [1], [0]] if several else [0, 1, 0]
     features = Features({"text": Value("string"), "label": List(kind) if several else kind})
-    table = Dataset.from_dict({"text": TEXTS, "label": values}, features=features)
     source = data(label="label") if several else data(task="single_label")
+
+    def read_values(*values: int) -> Rows:
+        column = [[value] for value in values] if several else list(values)
+        return read_table(Dataset.from_dict({"text": TEXTS, "label": column}, features), source)
+
     expected = [[0, 1], [1, 0], [0, 1]] if several else [[1], [0], [1]]
-    assert read_table(table, source).labels == expected
-    strange = [[2], [1], [0]] if several else [2, 1, 0]
-    table = Dataset.from_dict({"text": TEXTS, "label": strange}, features=features)
+    assert read_values(0, 1, 0).labels == expected
     with pytest.raises(StageError, match="row 0, column 'label': 'other' is no label"):
-        read_table(table, source)
+        read_values(2, 1, 0)
 
 
 def test_a_label_without_rows_matters_only_where_it_is_learned() -> None:
@@ -149,8 +133,9 @@ def test_labels_that_cannot_be_are_refused(changes, expected) -> None:
 
 def test_messages_are_the_same_on_every_machine() -> None:
     """And another seed, split or task is another set; more rows go on where fewer end."""
-    made = list(make_messages(50, seed=0, split="train", single=False))
-    assert made == list(make_messages(80, seed=0, split="train", single=False))[:50]
+    about: dict[str, Any] = {"seed": 0, "split": "train", "single": False}
+    made = list(make_messages(50, **about))
+    assert made == list(make_messages(80, **about))[:50]
     assert made[0] == (
         "I want my money back for the suitcase. The suitcase arrived in Austin when you said. "
         "I bought the suitcase a month ago. What does the suitcase weigh. I used to love this "
@@ -158,12 +143,9 @@ def test_messages_are_the_same_on_every_machine() -> None:
         {"question", "refund"},
     )
     for other in ({"seed": 1}, {"split": "test"}, {"single": True}):
-        kept = {"seed": 0, "split": "train", "single": False}
-        assert made != list(make_messages(50, **kept | other))
+        assert made != list(make_messages(50, **about | other))
     assert {len(labels) for _, labels in made} == {0, 1, 2, 3}
-    assert all(
-        len(labels) == 1 for _, labels in make_messages(50, seed=0, split="train", single=True)
-    )
+    assert {len(labels) for _, labels in make_messages(50, **about | {"single": True})} == {1}
 
 
 def test_messages_have_the_labels_that_are_asked_for() -> None:

@@ -35,7 +35,7 @@ COMPOSED = Draft7Validator(schema.build_composed_schema())
 FILE = Draft7Validator(schema.build_file_schema())
 ROOT = recipes_folder()
 FILES = sorted(
-    path.relative_to(ROOT)
+    path
     for path in ROOT.rglob("*.yaml")
     if path.relative_to(ROOT).parts[0] not in ("hydra", "accelerate", "base.yaml")
 )
@@ -106,20 +106,16 @@ def load(file: Path) -> Any:
     return as_json(OmegaConf.to_container(OmegaConf.load(file)))
 
 
-@pytest.mark.parametrize("name", list_recipes())
-def test_a_checked_in_recipe_is_accepted_once_composed(name: str) -> None:
-    assert list_errors(COMPOSED, compose_values(name)) == []
-
-
-@pytest.mark.parametrize("file", FILES, ids=str)
-def test_a_checked_in_file_names_its_schema_and_follows_it(file: Path) -> None:
+def test_checked_in_recipes_and_files_follow_the_schemas_that_they_name() -> None:
     """The comment is where the YAML extension reads it, and Hydra still its own before it."""
-    first = [line for line in (ROOT / file).read_text().splitlines()[:2] if "$schema=" in line]
-    assert len(first) == 1
-    path = (ROOT / file).parent / first[0].removeprefix("# yaml-language-server: $schema=")
-    assert path.resolve().parent == (ROOT / "schema").resolve()
-    validator = Draft7Validator(json.loads(path.read_text()))
-    assert list_errors(validator, load(ROOT / file)) == []
+    for name in list_recipes():
+        assert list_errors(COMPOSED, compose_values(name)) == [], name
+    for file in FILES:
+        first = [line for line in file.read_text().splitlines()[:2] if "$schema=" in line]
+        assert len(first) == 1, file
+        path = file.parent / first[0].removeprefix("# yaml-language-server: $schema=")
+        assert path.resolve().parent == (ROOT / "schema").resolve()
+        assert list_errors(Draft7Validator(json.loads(path.read_text())), load(file)) == [], file
 
 
 def test_the_checked_in_schemas_are_current_and_of_draft_7() -> None:
@@ -177,8 +173,10 @@ def test_a_file_may_leave_to_others_what_they_say(recipe: str) -> None:
 
 
 def test_a_number_is_one_however_it_is_written_and_nothing_else_is() -> None:
-    """1e3 and 3.0 are whole numbers, 1 is a float; a text, and true, are no numbers, nor 1 true."""
-    finetune = stage_class("finetune")
+    """1e3 and 3.0 are whole numbers, 1 is a float; a text, and true, are no numbers, nor 1 true.
+    Where a whole number counts and a float is a share, 1.0 is a share and 2.0 two.
+    """
+    finetune, narrow, shrink = map(stage_class, ("finetune", "slice", "shrink"))
     stage = finetune.model_validate({"max_steps": 1e3, "epochs": 3.0, "clip_norm": 1}).model_dump()
     types = [type(stage[name]) for name in ("max_steps", "epochs", "clip_norm")]
     assert types == [int, int, float]
@@ -190,6 +188,12 @@ def test_a_number_is_one_however_it_is_written_and_nothing_else_is() -> None:
     ):
         with pytest.raises(ValidationError):
             finetune.model_validate(wrong)
+    widths = narrow.model_validate({"heads": 1.0, "feed_forward": 2.0, "layers": 1}).model_dump()
+    values = [widths[name] for name in ("heads", "feed_forward", "layers")]
+    assert [(value, type(value)) for value in values] == [(1.0, float), (2, int), (1, int)]
+    layers = {"encoder_layers": [0.0, 2], "decoder_layers": 1.0}
+    dumped = shrink.model_validate(layers).model_dump()
+    assert (dumped["encoder_layers"], type(dumped["decoder_layers"])) == ([0, 2], float)
 
 
 def test_two_layers_are_two_however_they_are_written() -> None:
@@ -203,18 +207,6 @@ def test_two_layers_are_two_however_they_are_written() -> None:
     assert len(keys) == 1
 
 
-def test_one_and_one_point_zero_are_one_unit_and_all() -> None:
-    """Where a whole number counts and a float is a share, 1.0 is a share and 2.0 two."""
-    widths = stage_class("slice").model_validate({"heads": 1.0, "feed_forward": 2.0, "layers": 1})
-    values = [getattr(widths, name) for name in ("heads", "feed_forward", "layers")]
-    assert [(value, type(value)) for value in values] == [(1.0, float), (2, int), (1, int)]
-    layers = stage_class("shrink").model_validate(
-        {"encoder_layers": [0.0, 2], "decoder_layers": 1.0}
-    )
-    dumped = layers.model_dump()
-    assert (dumped["encoder_layers"], type(dumped["decoder_layers"])) == ([0, 2], float)
-
-
 def test_a_stage_is_the_same_after_the_way_to_another_process() -> None:
     """A worker reads its stage as JSON: lists for tuples, texts for the numbers of layers."""
     layers = {"layers": {"decoder": {0: 1, 1: 3}}, "quantization_aware": "int8"}
@@ -224,14 +216,14 @@ def test_a_stage_is_the_same_after_the_way_to_another_process() -> None:
         assert type(stage).model_validate(as_json(stage.model_dump(mode="json"))) == stage
 
 
-@pytest.mark.parametrize("kind", stage_kinds())
-def test_a_stage_prints_its_settings_on_80_columns(kind: str) -> None:
+def test_a_stage_prints_its_settings_on_80_columns() -> None:
     """Every field, nested ones too, with its default; no line is longer, but a table's."""
-    printed = render_stage(kind, 80)
-    for field in list_fields(kind):
-        assert re.search(rf"^{re.escape(field.path)}( |$)", printed, re.MULTILINE), field.path
-        assert field.description or field.path.startswith(("rows.", "data."))
-    assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("|"))
+    for kind in stage_kinds():
+        printed = render_stage(kind, 80)
+        for field in list_fields(kind):
+            assert re.search(rf"^{re.escape(field.path)}( |$)", printed, re.MULTILINE), field.path
+            assert field.description or field.path.startswith(("rows.", "data."))
+        assert all(len(line) <= 80 for line in printed.splitlines() if line[:1] != "|")
 
 
 def test_a_setting_is_described_in_plain_words() -> None:
