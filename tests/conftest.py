@@ -16,6 +16,7 @@ from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
 from tests.harness.command import Command, compressor
+from tests.harness.once import run_once
 from tests.harness.recipes import RECIPE
 
 CHROMIUM_FLAGS = [
@@ -32,6 +33,12 @@ def environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A run of the pico recipe, made once for all tests, which leave its folder as it is."""
+    return run_once(tmp_path_factory, "finished", RECIPE)
 
 
 @pytest.fixture

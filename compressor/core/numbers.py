@@ -9,13 +9,18 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from compressor.core.differences import flatten
 from compressor.core.errors import StageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number, which True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def replace_nonfinite(value: Any) -> Any:

@@ -1,8 +1,7 @@
 """Make one run on several machines that share the outputs: the first leads, the others follow.
 
-A person starts the same command on each. The first machine plans, takes locks, commits and writes
-the run's directory, as if it were alone. The others find the tasks that it writes, start their part
-of the processes for each, and end when it ends. Nothing is sent but what torch's launcher sends.
+A person starts the same command on each. The first machine works as if it were alone. The others
+find the tasks that it writes, start their part of the processes for each, and end when it ends.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Engine:
 
     def _ensure(self, node: Node) -> tuple[dict[str, Any], bool]:
         """Bring a node into the store. Returns its manifest, and whether it was a cache hit."""
-        assert node.key is not None, "a plan with an unreachable part is refused before it runs"
+        assert node.key is not None, "an unreachable part is refused before"
         if (manifest := self._find_usable(node, node.key)) is not None:
             self.store.mark_used(node.key)
             self.store.forget_committed(node.key)
@@ -112,10 +112,10 @@ class Engine:
             return self._make(node), False
 
     def _find_usable(self, node: Node, key: str) -> dict[str, Any] | None:
-        """Read the manifest of an artifact that is whole, by its sizes or by every byte.
+        """Read the manifest of an artifact that is whole: by every byte where a person gets it.
 
-        Every byte is compared where the run hands the artifact to a person; what only other stages
-        read is compared when one of them does. Raises StageError where it is not as planned.
+        What only other stages read is compared when one does. Raises StageError where it is not as
+        planned.
         """
         if not self.store.has(key):
             return None

@@ -1,7 +1,7 @@
 """Start the processes that a stage runs in, wait for them, and explain why they failed.
 
-One process is started as it is; several by torch's launcher, or by Accelerate's where there is a
-config. `engine.worker` says what a process does. Nothing that is started outlives its parent.
+Several are started by torch's launcher, or by Accelerate's where there is a config. What they do is
+in `engine.worker`. None outlives its parent.
 """
 
 from __future__ import annotations
@@ -50,13 +50,12 @@ class Session:
 
     def explain_absence(self) -> str | None:
         """Say which machine a failure is due to, if any."""
+        numbers = ", ".join(map(str, sorted(self.gone or self.missing)))
         if self.gone:
-            numbers = ", ".join(map(str, sorted(self.gone)))
             return f"machine {numbers} has ended; see there, and run the same command again on each"
-        if self.missing:
-            numbers = ", ".join(map(str, sorted(self.missing)))
-            return f"machine {numbers} did not come; run the same command there, too"
-        return None
+        return (
+            f"machine {numbers} did not come; run the same command there, too" if numbers else None
+        )
 
 
 def launch(
@@ -69,8 +68,7 @@ def launch(
 ) -> dict[str, Any] | None:
     """Run a stage in processes of its own, and return what `run_stage` returns.
 
-    `session`: of a run on several machines. Raises StageError with a worker's reason, or where
-    another machine has ended.
+    `session`: of a run on several machines. Raises StageError with a worker's or machine's reason.
     """
     folder = context.resume.with_suffix(".task").absolute()  # as `Store.task_folder`
     shutil.rmtree(folder, ignore_errors=True)
@@ -128,8 +126,7 @@ def run_processes(
 ) -> int:
     """Run a module on a task in each process, and return the launcher's exit code.
 
-    `logs`: a folder for their standard errors. `on_line` gets what rank 0 prints. `stop`: when
-    another thread sets it, the processes are killed.
+    `logs`: a folder for their standard errors. `on_line` hears rank 0. `stop` kills them once set.
     """
     threads = machine.count_threads(processes.local_count)
     with (logs / "log").open("wb") as log:
@@ -181,8 +178,7 @@ def explain_exit(code: int, logs: Path) -> str:
     """Say how a worker that left no reason ended: by which signal, and its last lines."""
     lines = last_lines(logs)
     how = explain_signal(code, (logs / "log").read_text(errors="replace"))
-    how = how if how is not None else f"ended with code {code}"
-    return f"a worker process {how}" + (f":\n{lines}" if lines else "")
+    return f"a worker process {how or f'ended with code {code}'}" + (f":\n{lines}" if lines else "")
 
 
 def last_lines(logs: Path) -> str:
@@ -201,21 +197,18 @@ def _launch_command(processes: Processes, logs: Path) -> list[str]:
     """
     if not processes.is_distributed:
         return [sys.executable]
-    beside_us, own_logs = (
-        (sys.executable, "-m", "compressor.core.processes"),
-        str(logs / "launcher"),
-    )
+    beside_us = (sys.executable, "-m", "compressor.core.processes")
     if processes.config_file is None:
         # Accelerate's own command runs one process where `--cpu --num_processes 2` asks for two;
         # its Accelerator reads what torch's launcher sets all the same.
         return [
             *(*beside_us, "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", str(processes.count), "--log-dir", own_logs),
+            *("--nproc_per_node", str(processes.count), "--log-dir", str(logs / "launcher")),
         ]
     # Without a port of its own, two runs on one machine must not ask for the same.
     return [
         *(*beside_us, "accelerate.commands.launch"),
-        *("--config_file", str(processes.config_file), "--log_dir", own_logs),
+        *("--config_file", str(processes.config_file), "--log_dir", str(logs / "launcher")),
         *("--num_processes", str(processes.count)),
         *("--main_process_port", str(processes.port or 0)),
     ]

@@ -1,7 +1,6 @@
-"""Read a run's folder, or that of a sweep's point, and find such folders. Nothing is written here.
+"""Read the folder of a run or of a sweep's point, and find such folders. Writes nothing.
 
-A folder may be damaged, half written, or of an earlier version: an error names the file, and what
-can be read is read.
+A folder may be damaged, half written, or of an earlier version: errors name the file.
 """
 
 from __future__ import annotations
@@ -9,8 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -23,16 +21,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from compressor.core.errors import DamagedArtifact, RecipeError, Unreachable, nearest
 from compressor.core.files import expand_home
 from compressor.core.processes import is_running
+from compressor.core.progress import parse_event
 from compressor.engine.provenance import ASKED
 from compressor.engine.run_folder import ABOUT, OUTCOME
 from compressor.engine.store.store import Store
 from compressor.stages.base import stage_kinds
 
-RECIPE, METRICS, ENVIRONMENT, EVENTS = (
-    *("recipe.yaml", "metrics.json", "environment.json", "events.jsonl"),
-)
+RECIPE, METRICS = "recipe.yaml", "metrics.json"
+ENVIRONMENT, EVENTS = "environment.json", "events.jsonl"
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
-"""The name of a run's folder: `run_folder.make_run_folder`."""
+"""The name that `run_folder.make_run_folder` gives."""
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is built
 
 Record = dict[str, Any]
@@ -93,10 +91,9 @@ class RunRecord:
 
         `values` are of a class that adds fields.
         """
-        if not folder.is_dir():
-            raise RecipeError(f"{folder} is no run's directory: there is no such folder")
         if not any((folder / name).is_file() for name in (RECIPE, METRICS)):
-            reason = "it has neither metrics.json nor recipe.yaml"
+            exists = "it has neither metrics.json nor recipe.yaml"
+            reason = exists if folder.is_dir() else "there is no such folder"
             raise RecipeError(f"{folder} is no run's directory: {reason}")
         run = cls(folder, *values, **named_values)
         _ = run.records, run.environment, run.recipe, run.events, run.request
@@ -113,27 +110,22 @@ class RunRecord:
 
     @cached_property
     def request(self) -> dict[str, Any]:
-        """What `provenance.describe_request` said; empty in runs from before it was recorded."""
+        """What `provenance.describe_request` said; empty in runs of earlier versions."""
         return _read_mapping(self.folder / ASKED)
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe, secrets redacted; empty where there is none."""
-        return _read_recipe(self.folder / RECIPE)
+        return _read_mapping(self.folder / RECIPE, _read_yaml)
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """The events; half a line, which a killed process may leave, is none."""
-        events = []
-        for line in self._event_lines():
-            with suppress(ValueError, RecursionError):
-                events.append(json.loads(line))
-        return [event for event in events if isinstance(event, dict)]
+        """The events, without what a killed process may leave: half a line."""
+        return [event for event in map(parse_event, self._event_lines()) if event is not None]
 
-    def _event_lines(self) -> list[str]:
+    def _event_lines(self) -> list[bytes]:
         path = self.folder / EVENTS
-        text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
-        return text.splitlines()
+        return path.read_bytes().splitlines() if path.is_file() else []
 
     def require_records(self) -> None:
         """Raise RecipeError where no stage has ended."""
@@ -151,7 +143,7 @@ class RunRecord:
         """When it was started, in local time with its zone."""
         try:
             return datetime.fromisoformat(self.environment["started"]).astimezone()
-        except (KeyError, TypeError, ValueError, RecipeError):  # its folder's time is the nearest
+        except (KeyError, TypeError, ValueError, RecipeError):
             return datetime.fromtimestamp(self.folder.stat().st_mtime).astimezone()
 
     @property
@@ -162,10 +154,7 @@ class RunRecord:
 
     @property
     def status(self) -> RunStatus:
-        """How it ended: finished, failed with its error, or interrupted; or that it still runs.
-
-        By the events since it was last started: a point of a sweep may be, several times.
-        """
+        """How it ended, or that it runs, since its last start: a sweep's point may have several."""
         kinds = [event.get("event") for event in self.events]
         starts = [index for index, kind in enumerate(kinds) if kind == "run_started"]
         events = self.events[starts[-1] :] if starts else []
@@ -173,10 +162,9 @@ class RunRecord:
         if (ended := last.get("run_ended")) is not None:
             failed = last.get("stage_failed", {})
             end = _ENDS.get(str(ended.get("state")), "failed")
-            reason = failed.get("error") or ended.get("error")
             if end == "finished":
                 return RunStatus(end)
-            return RunStatus(end, failed.get("name"), reason)
+            return RunStatus(end, failed.get("name"), failed.get("error") or ended.get("error"))
         stage, done = last.get("stage_started", {}).get("name"), last.get("stage_ended", {})
         process = last.get("run_started", {}).get("process")
         try:
@@ -199,12 +187,11 @@ class RunRecord:
     def last_stage(self) -> str | None:
         """The stage that was started last, "" before the first; None where the run has not begun.
 
-        Only that line of the events is read: a sweep asks it of each point again and again.
+        Parses one line: a sweep asks this of each point again and again.
         """
         for line in reversed(self._event_lines()):
-            if '"stage_started"' in line:
-                with suppress(ValueError, KeyError):  # half a line, of a process that was killed
-                    return str(json.loads(line)["name"])
+            if b'"stage_started"' in line and (event := parse_event(line)) is not None:
+                return str(event["name"])
         has_begun = any((self.folder / name).is_file() for name in (EVENTS, RECIPE))
         return "" if has_begun else None
 
@@ -251,9 +238,7 @@ class RunRecord:
             return None
 
     def key_parts(self, key: str) -> KeyParts | None:
-        """Find what a key was made of: in the store, or by planning the recipe again where that
-        gives the same key; None where neither does.
-        """
+        """Find what a key was made of: in the store, or by planning the recipe again, or None."""
         parts = (self.manifest(key) or {}).get("key_parts")
         return parts if isinstance(parts, dict) else self._planned_parts.get(key)
 
@@ -329,22 +314,15 @@ def _read_json(path: Path) -> Any:
         raise RecipeError(f"{path} is not JSON: {error}") from error
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    return _require_mapping(path, _read_json(path)) if path.is_file() else {}
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _read_yaml(path: Path) -> Any:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _YAML)  # noqa: S506  # a safe one
+        return yaml.load(path.read_text(encoding="utf-8"), _YAML)  # noqa: S506  # a safe one
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"{path} is not YAML: {reason}") from error
-    return _require_mapping(path, values)
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def _require_mapping(path: Path, values: Any) -> dict[str, Any]:
+def _read_mapping(path: Path, read: Callable[[Path], Any] = _read_json) -> dict[str, Any]:
+    values = read(path) if path.is_file() else {}
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected a mapping")
     return values
@@ -384,13 +362,11 @@ def find_run(name: str, outputs: Path) -> Path:
         for run in list_run_folders(outputs)
         if runs in run.parents and run.parent != runs
     }
-    if not recipes:
-        reason = f"and there are no runs under {str(runs)!r} (--outputs names another folder)"
-        raise RecipeError(f"{name!r} is no run's directory, {reason}")
-    raise RecipeError(
-        f"{name!r} is no run's directory, nor a recipe with runs under {str(runs)!r}; "
-        f"{nearest(recipe, recipes)}"
-    )
+    reason = f"and there are no runs under {str(runs)!r} (--outputs names another folder)"
+    if recipes:
+        hint = nearest(recipe, recipes)
+        reason = f"nor a recipe with runs under {str(runs)!r}; {hint}"
+    raise RecipeError(f"{name!r} is no run's directory, {reason}")
 
 
 def _is_run_or_sweep(folder: Path) -> bool:

@@ -1,7 +1,4 @@
-"""Record what a run was asked to do, before its first stage, as a later reader wants to know it.
-
-The recipe's files can change afterwards, so what differs from the parent recipe is found at once.
-"""
+"""Record what a run was asked to do before its first stage: the recipe's files may change later."""
 
 from __future__ import annotations
 
@@ -31,17 +28,15 @@ def describe_request(plan: Plan) -> dict[str, Any]:
 
     `parent`: None, or its name and where this recipe's files differ from it. `changed`: where the
     command's overrides made the recipe differ from its own file. Either list of differences is None
-    where one of the two recipes composes only with overrides. `nodes`: their keys are what the run
-    counts on, which `compressor gc` keeps. `data`: how texts are read. Costs a composition for each
-    of the two files, about 0.15 s, and none for a recipe that has neither parent nor overrides.
+    where one of the two recipes composes only with overrides. `nodes`: with keys that `gc` keeps.
+    `data`: how texts are read. Composes each of the two files where needed, in about 0.15 s.
     """
     composed = plan.composed
     file, parent = _find_files(composed)
-    needs_file = file is not None and (composed.overrides or parent)
-    values = _compose_alone(*_stamp(file)) if file is not None and needs_file else None
+    values = _compose_alone(file) if file and (composed.overrides or parent) else None
     request: dict[str, Any] = {"parent": None, "changed": []}
     if parent is not None:
-        above = _compose_alone(*_stamp(parent))
+        above = _compose_alone(parent)
         differences = None if values is None or above is None else _list_differences(above, values)
         request["parent"] = {"name": _name_recipe(parent), "differences": differences}
     if composed.overrides:
@@ -62,16 +57,14 @@ def _find_files(composed: ComposedRecipe) -> tuple[Path | None, Path | None]:
     return files[-1] if files else None, files[-2] if len(files) > 1 else None
 
 
-def _stamp(file: Path) -> tuple[Path, int]:
-    return file, file.stat().st_mtime_ns
+def _compose_alone(file: Path) -> Mapping[str, Any] | None:
+    """Compose a recipe without any override, as it may be shown; None where it needs some."""
+    return _compose_once(file, file.stat().st_mtime_ns)
 
 
 @cache
-def _compose_alone(file: Path, changed: int) -> Mapping[str, Any] | None:
-    """Compose a recipe without any override, as it may be shown; None where it needs some.
-
-    Done once for all points of a sweep, while the file is as it was `changed`.
-    """
+def _compose_once(file: Path, _changed: int) -> Mapping[str, Any] | None:
+    """Compose a file once for all points of a sweep, while it is as it was `changed`."""
     try:
         return compose(str(file)).public
     except RecipeError:

@@ -89,16 +89,16 @@ class Run:
             resumed += [{"stage": record["name"], **change} for change in changes]
             write_json(path, about)
 
-    def _split_by_model(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _split_by_model(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         """Make a record for each model of a report on all at once; the first has the time."""
         metrics_of = record["metrics"]["models"]
         sizes = {known["name"]: {key: known[key] for key in SIZES} for known in self.records}
         records = []
         for model, metrics in metrics_of.items():
             name = f"{record['name']}@{model}" if len(metrics_of) > 1 else record["name"]
-            own = {"name": name, "model": model, "metrics": metrics}
-            records.append({**record, **sizes[model], **own})
-            record = {**record, "seconds": 0.0, "made_in_seconds": 0.0}
+            about = {"name": name, "model": model, "metrics": metrics}
+            records.append(record | sizes[model] | about)
+            record = record | {"seconds": 0.0, "made_in_seconds": 0.0}
         return records
 
     def write(self) -> None:

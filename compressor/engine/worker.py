@@ -51,9 +51,8 @@ def main(path: Path) -> int:
 def join_ranks() -> Ranks:
     """Make this process one of those that run a stage. The caller must leave by `os._exit`.
 
-    torch frees a process group while it holds the GIL, and waits for gloo's threads, of which one
-    may wait for the GIL to free a tensor: a deadlock. So nothing here destroys the group, and the
-    interpreter runs no exit handlers.
+    torch frees a process group while it holds the GIL and waits for gloo's threads, which may wait
+    for the GIL: a deadlock. So nothing destroys the group, and no exit handlers run.
     """
     end_with_parent()
     os.environ.pop(SHARDING, None)

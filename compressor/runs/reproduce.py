@@ -1,7 +1,4 @@
-"""Run a recorded recipe again, in a store of its own, and compare what comes out.
-
-What decides a result is compared; how long it took is shown. The comparison is in `reproduction`.
-"""
+"""Run a recorded recipe again in a new store. `reproduction` compares what comes out."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def make_outputs(run: RunRecord, into: Path | None, outputs: Path) -> Iterator[Path]:
-    """Make the outputs folder that a reproduction fills; remove it where it stays empty. Absolute.
+    """Make the outputs folder that a reproduction fills; remove it where it stays empty.
 
     Raises RecipeError where it has anything in it: a store would answer instead of the stages.
     """
@@ -49,7 +46,7 @@ def make_outputs(run: RunRecord, into: Path | None, outputs: Path) -> Iterator[P
 def restore_recipe(run: RunRecord, secrets: Sequence[str]) -> dict[str, Any]:
     """Take the run's resolved recipe, with what was redacted put in again from KEY=VALUEs.
 
-    Raises RecipeError that names what must still be given, and what is not to be.
+    Raises RecipeError with what is missing, or was not asked for.
     """
     if not run.recipe:
         raise RecipeError(f"{run.folder / RECIPE} is missing: there is nothing to run again")
@@ -64,10 +61,8 @@ def restore_recipe(run: RunRecord, secrets: Sequence[str]) -> dict[str, Any]:
         values = _replace(values, path.split("."), value)
         missing.pop(path, None)
     if missing:
-        again = " ".join(f"{path}=…" for path in missing)
-        raise RecipeError(
-            f"secrets are not recorded; give them again: compressor reproduce … {again}"
-        )
+        command = f"compressor reproduce … {' '.join(f'{path}=…' for path in missing)}"
+        raise RecipeError(f"secrets are not recorded; give them again: {command}")
     return values
 
 
@@ -92,9 +87,7 @@ def _replace(value: Any, path: Sequence[str], text: str) -> Any:
 
 
 def compare_environments(run: RunRecord) -> list[str]:
-    """Say what is not as it was: versions, with the command that restores them; Python, processor,
-    threads.
-    """
+    """Say what is not as it was: versions, with pip's command, Python, processor, threads."""
     from compressor.core import machine
 
     changes = find_changed_versions(run.packages)
@@ -116,16 +109,9 @@ def compare_environments(run: RunRecord) -> list[str]:
 
 
 def format_pip_command(versions: Mapping[str, str | None]) -> str | None:
-    """Write the command that restores versions; None where there is none to restore.
-
-    compressor itself is left out: one of that name on an index may be somebody else's.
-    """
-    wanted = [
-        f"{name}=={version}"
-        for name, version in versions.items()
-        if version is not None and name != "compressor"
-    ]
-    return shlex.join(["pip", "install", *wanted]) if wanted else None
+    """Write the command that restores versions, if any; `compressor` may be somebody else's."""
+    known = {n: v for n, v in versions.items() if v is not None and n != "compressor"}
+    return shlex.join(["pip", "install", *map("==".join, known.items())]) if known else None
 
 
 def _find_directory(run: RunRecord) -> tuple[Path, str | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compressor.core.differences import MISSING, find_differing_leaves
+from compressor.core.numbers import is_number
 from compressor.engine.past_run import Record, RunRecord
 from compressor.reports.key_diff import Cause
 from compressor.stages.base import SIZES
@@ -53,7 +54,7 @@ class Outcome:
     compared_files: int | None = None
     """How many were compared; None where they are no longer known, or `measures`."""
     measures: bool = False
-    """Whether the stage measures the machine at one moment, so that nothing of it is compared."""
+    """Whether it measures the machine at one moment, so that nothing is compared."""
     seconds: tuple[float | None, float | None] = (None, None)
     computed_with: tuple[Mapping[str, int] | None, Mapping[str, int] | None] = (None, None)
     """Processes, and threads of each; None of a run from before they were recorded."""
@@ -61,9 +62,8 @@ class Outcome:
     @property
     def equal(self) -> bool:
         """Whether all that should be equal is: of what measures the machine, that it is there."""
-        if self.measures:
-            return self.there == "both"
-        return self.there == "both" and self.same_key and not self.metrics and not self.files
+        is_same = self.same_key and not self.metrics and not self.files
+        return self.there == "both" and (self.measures or is_same)
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,8 @@ class Reproduction:
 
     @property
     def equal(self) -> bool:
-        """Whether everything that should be equal is. What the recorded run never reached is not
-        held against the new one.
-        """
-        outcomes = self.outcomes
-        return all(o.equal for o in outcomes if self.finished or o.there != "new")
+        """Whether everything that should be equal is, as far as the recorded run came."""
+        return all(o.equal for o in self.outcomes if self.finished or o.there != "new")
 
     def as_json(self) -> dict[str, Any]:
         """Describe it as `reproduction.json` has it, and `reproduce --json` prints it."""
@@ -139,11 +136,7 @@ def _compare_files(
     manifests = before.manifest(one["key"]), after.manifest(other["key"])
     if manifests[0] is None or manifests[1] is None:
         return None
-    ours, theirs = (
-        {name: file["sha256"] for name, file in manifest["files"].items()}
-        for manifest in manifests
-        if manifest is not None
-    )
+    ours, theirs = manifests[0]["files"], manifests[1]["files"]
     names = sorted({*ours, *theirs})
     return [name for name in names if ours.get(name) != theirs.get(name)], len(names)
 
@@ -153,12 +146,8 @@ def _compare_metrics(one: Record, other: Record) -> Iterator[Metric]:
     sides = [{key: r[key] for key in SIZES} | r["metrics"] for r in (one, other)]
     for path, (before, after) in find_differing_leaves(sides, in_lists=True).items():
         if not OF_ONE_MOMENT.search(path):
-            near = _is_number(before) and _is_number(after) and _are_close(before, after)
+            near = is_number(before) and is_number(after) and _are_close(before, after)
             yield Metric(path, before, after, "rounding" if near else "different")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _are_close(before: float, after: float) -> bool:

@@ -1,4 +1,4 @@
-"""Follows a run from another terminal, by the events that it writes. Nothing here changes a run."""
+"""Follow a run from another terminal by the events that it writes. Changes nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from compressor.core.display import make_display
 from compressor.core.errors import RecipeError
 from compressor.core.processes import is_running
 from compressor.core.progress import parse_event
-from compressor.engine.past_run import RunRecord
+from compressor.engine.past_run import EVENTS, RunRecord
 from compressor.reports.show import print_metrics
 
-EVENTS = "events.jsonl"
 POLL_SECONDS = 0.3
 
 
@@ -24,8 +23,10 @@ def watch(folder: Path, console: Console) -> bool:
 
     Raises RecipeError where `folder` is no run's.
     """
+    if (folder / "sweep.html").is_file():
+        raise RecipeError(f"{folder} is a sweep's: open its sweep.html, or name a point's folder")
     if not (folder / EVENTS).is_file():
-        raise RecipeError(_explain_no_run(folder))
+        raise RecipeError(f"{folder} is no run's directory: it has no {EVENTS}")
     display, unreadable = make_display(console), 0
     last: Mapping[str, Any] = {}
     try:
@@ -50,12 +51,6 @@ def watch(folder: Path, console: Console) -> bool:
     reason = f": {last['error']}" if last.get("error") else ""
     console.say(f"{last.get('state')}{reason}")
     return False
-
-
-def _explain_no_run(folder: Path) -> str:
-    if (folder / "sweep.html").is_file():
-        return f"{folder} is a sweep's: open its sweep.html, or name the folder of a point"
-    return f"{folder} is no run's directory: it has no {EVENTS}"
 
 
 def _follow_events(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.command import compressor
+from tests.harness.once import run_once
 from tests.harness.recipes import RECIPE
 from tests.runs.sweeps.test_sweep import SWEEP, list_made, list_results, sweep_folder
 
@@ -43,11 +44,8 @@ SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1")
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     """The table of the same sweep by Hydra's basic launcher."""
-    folder = tmp_path_factory.mktemp("basic")
-    (folder / "mine.yaml").write_text(RECIPE)
-    done = compressor("run", "mine.yaml", *SWEEP, cwd=folder)
-    assert done.code == 0, done.err
-    return list_results(sweep_folder(folder / "outputs"))
+    done = run_once(tmp_path_factory, "sweep", RECIPE, *SWEEP)
+    return list_results(sweep_folder(done.cwd / "outputs"))
 
 
 @pytest.mark.parametrize(

@@ -53,17 +53,17 @@ def watched(top: Path) -> Iterator[Callable[[], set[Path]]]:
     assert descriptor >= 0 and min(folders) > 0, os.strerror(ctypes.get_errno())
 
     def opened() -> set[Path]:
-        found = set()
+        paths = set()
         try:
             while events := os.read(descriptor, 1 << 16):
                 while events:
                     watch, mask, _, length = _EVENT.unpack_from(events)
                     name, events = events[16 : 16 + length].rstrip(b"\0"), events[16 + length :]
                     if not mask & _IN_ISDIR:
-                        found.add(folders[watch] / os.fsdecode(name))
+                        paths.add(folders[watch] / os.fsdecode(name))
         except BlockingIOError:
-            return found
-        return found
+            return paths
+        return paths
 
     try:
         yield opened

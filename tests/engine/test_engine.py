@@ -26,8 +26,8 @@ from compressor.models.loading import ABOUT, WEIGHTS
 from compressor.recipe.compose import compose
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
+from tests.engine.conftest import TWO_STAGES
 from tests.harness.artifacts import flip
-from tests.harness.recipes import RECIPE
 
 
 class Heard(Progress):
@@ -43,7 +43,7 @@ class Heard(Progress):
 
 def planned(outputs: Path) -> Plan:
     path = outputs.parent / "mine.yaml"
-    path.write_text(RECIPE.replace("[load, finetune, prune, recover, evaluate]", "[load, prune]"))
+    path.write_text(TWO_STAGES)
     return plan(compose(str(path), [f"outputs={outputs}"]), Store(outputs / "store"))
 
 
@@ -55,18 +55,10 @@ def execute(outputs: Path, progress: Progress | None = None) -> list[dict[str, A
     return run.records
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The outputs of an undisturbed run."""
-    outputs = tmp_path_factory.mktemp("whole") / "outputs"
-    execute(outputs)
-    return outputs
-
-
 @pytest.fixture
-def outputs(whole: Path, tmp_path: Path) -> Path:
-    """The same, as one's own."""
-    shutil.copytree(whole / "store", tmp_path / "outputs" / "store")
+def outputs(pruned: Path, tmp_path: Path) -> Path:
+    """A copy of the store of an undisturbed run."""
+    shutil.copytree(pruned / "outputs/store", tmp_path / "outputs/store")
     return tmp_path / "outputs"
 
 
@@ -87,9 +79,7 @@ def test_what_a_stage_reads_is_what_was_written_or_is_made_again(outputs: Path) 
     assert file_digest(weights(outputs, "prune")) == before
 
 
-def test_the_last_model_of_a_run_is_compared_byte_by_byte_and_one_before_it_is_not(
-    outputs: Path,
-) -> None:
+def test_the_last_model_of_a_run_is_compared_byte_by_byte_and_one_before_it_is_not(outputs) -> None:
     """What is handed to a person is right; what nobody reads costs no time."""
     before = file_digest(weights(outputs, "prune"))
     flip(weights(outputs, "load"))
@@ -136,9 +126,7 @@ def test_a_stage_that_fails_leaves_no_artifact_and_nothing_half_made(
     assert weights(outputs, "load").is_file()
 
 
-def test_a_model_that_changes_while_it_is_read_is_stored_under_no_key(
-    outputs: Path, monkeypatch
-) -> None:
+def test_a_model_that_changes_while_it_is_read_is_stored_under_no_key(outputs, monkeypatch) -> None:
     """Its key was made of what it was before."""
     source = outputs.parent / "source"
     shutil.copytree(weights(outputs, "load").parent, source)
@@ -179,9 +167,9 @@ def test_a_model_with_other_counts_than_its_plan_is_no_artifact(outputs: Path, m
     assert not artifact.exists()
 
 
-def test_what_another_process_made_meanwhile_is_not_made_again(whole: Path, tmp_path: Path) -> None:
+def test_what_another_process_made_meanwhile_is_not_made_again(pruned, tmp_path) -> None:
     """It waits for the lock, and then looks again."""
-    outputs = tmp_path / "outputs"
+    outputs, whole = tmp_path / "outputs", pruned / "outputs"
     key = planned(outputs).node("load").key
     assert key is not None
     waits, heard = threading.Event(), Heard()
@@ -215,7 +203,7 @@ def test_a_stage_begins_once_the_writer_before_it_has_ended(outputs: Path) -> No
     with store.lock(writer_lock(artifact.name), lambda: None):
         run = threading.Thread(target=execute, args=(outputs,))
         run.start()
-        run.join(3)
+        run.join(1)
         assert run.is_alive() and written.is_file()
     run.join()
     assert (artifact / WEIGHTS).is_file() and not (artifact / "half").exists()

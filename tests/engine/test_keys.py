@@ -41,7 +41,7 @@ def keys(plan: Plan) -> dict[str, str | None]:
 
 def count_keys(stage: type[Prune | Sensitivity], *settings: dict[str, Any]) -> int:
     """Count how many of these settings have a key of their own."""
-    return len({digest(stage.model_validate(each).parameters()) for each in settings})
+    return len({digest(stage.model_validate(values).parameters()) for values in settings})
 
 
 @pytest.mark.parametrize("importance", ["magnitude", "random", "taylor", "wanda", "sparsegpt"])
@@ -244,7 +244,7 @@ def test_every_file_that_a_tokenizer_of_transformers_is_read_from_is_in_keys() -
         for block in re.findall(r"VOCAB_FILES_NAMES = \{(.*?)\}", path.read_text(), re.DOTALL):
             names |= set(re.findall(r': *"([^"]+\.\w+)"', block))
     assert {"source.spm", "vocab.txt", "merges.txt", "spiece.model"} < names
-    assert [n for n in names if not any(fnmatch(n, each) for each in TOKENIZER_FILES)] == []
+    assert [n for n in names if not any(fnmatch(n, known) for known in TOKENIZER_FILES)] == []
 
 
 def test_a_model_that_changes_after_planning_is_not_stored_under_its_old_key(model) -> None:

@@ -13,7 +13,7 @@ import pytest
 from compressor.core.files import write_text
 from tests.faults import LONG
 from tests.faults.kills import Place, Undisturbed
-from tests.harness.command import compressor
+from tests.harness.once import run_once, session_folder
 
 TABLE = Path(__file__).parents[2] / "outputs" / "faults.md"
 Tell = Callable[..., None]
@@ -36,25 +36,21 @@ stages:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `mini.yaml` and the `outputs` of a run of it that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "mini.yaml").write_text(MINI)
-    done = compressor("run", "mini.yaml", cwd=folder)
-    assert done.code == 0, done.err
-    return folder
+    """A folder with `mine.yaml` and the `outputs` of a run of it that nothing disturbed."""
+    return run_once(tmp_path_factory, "mini", MINI).cwd
 
 
 @pytest.fixture
 def mine(whole: Path, tmp_path: Path) -> Path:
-    """A folder with `mini.yaml` and no outputs yet."""
-    shutil.copy(whole / "mini.yaml", tmp_path)
+    """A folder with `mine.yaml` and no outputs yet."""
+    shutil.copy(whole / "mine.yaml", tmp_path)
     return tmp_path
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """A store that no kill has touched."""
-    return Undisturbed(Place(tmp_path_factory.mktemp("undisturbed")))
+    """A store that no kill has touched, and that all of pytest's processes share."""
+    return Undisturbed(Place(session_folder(tmp_path_factory) / "undisturbed"))
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compressor.core.files import MANIFEST
+from filelock import FileLock
+
+from compressor.core.files import MANIFEST, write_text
 from compressor.engine.store.store import Store
 from tests.faults.stored import check_store
 from tests.harness.command import Process, start
@@ -81,8 +83,7 @@ class Place:
     def __post_init__(self) -> None:
         (self.folder / "temporary").mkdir(parents=True, exist_ok=True)
         for name, text in {"summaries": SUMMARIES, "labels": LABELS}.items():
-            (self.folder / f"{name}.yaml").write_text(text)
-
+            write_text(self.folder / f"{name}.yaml", text)  # another process may read it now
         self.outputs = self.folder / "outputs"
         self.store = Store(self.outputs / "store")
 
@@ -131,12 +132,12 @@ class Undisturbed:
     def make(self, kind: str) -> str:
         """The key of that kind's artifact."""
         if kind not in self.keys:
-            self.place.finish_stage(kind)
-            records = json.loads((self.place.runs[-1] / "metrics.json").read_text())
+            with FileLock(self.place.folder / "making.lock"):
+                self.place.finish_stage(kind)
+                records = json.loads((self.place.runs[-1] / "metrics.json").read_text())
             for record in records:
-                manifest = self.place.store.manifest(record["key"])
                 self.keys[record["stage"]] = record["key"]
-                self.seconds[record["stage"]] = manifest["seconds"]
+                self.seconds[record["stage"]] = record["made_in_seconds"]
         return self.keys[kind]
 
     def copy_without(self, kind: str, folder: Path) -> Place:

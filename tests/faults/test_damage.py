@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tests.harness.command import compressor, start
 from tests.harness.runs import kill, wait_for_step
 
 STAGES = ("load", "finetune", "prune", "evaluate")
-LONGER = ("mini.yaml", "-q", "stages.finetune.epochs=12", "skip=[prune, evaluate]")
+LONGER = ("mine.yaml", "-q", "stages.finetune.epochs=12", "skip=[prune, evaluate]")
 
 
 def copied(whole: Path, folder: Path) -> Path:
@@ -33,7 +32,7 @@ def copied(whole: Path, folder: Path) -> Path:
 
 def measured(outputs: Path) -> list[Any]:
     """What the latest run says that its stages measured, without their times."""
-    run = max((outputs / "runs" / "mini").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    run = max((outputs / "runs" / "mine").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     records = json.loads((run / "metrics.json").read_text())
     timed = ("samples_per_second", "seconds")
     return [{k: v for k, v in r["metrics"].items() if k not in timed} for r in records]
@@ -56,7 +55,7 @@ def test_a_damaged_file_of_an_artifact_is_found_by_whoever_reads_it(
         DAMAGE[kind](path)
         with pytest.raises((DamagedArtifact, FileNotFoundError)):
             Store(outputs / "store").verify(folder.name)
-        done = compressor("run", "mini.yaml", "-q", cwd=mine)
+        done = compressor("run", "mine.yaml", "-q", cwd=mine)
         assert done.code == 0, (stage, path.name, done.err)
         assert artifacts(outputs) == expected
         whole_only(outputs)
@@ -77,26 +76,22 @@ def raise_score(artifact: Path) -> None:
     [raise_score, lambda artifact: flip(artifact / "predictions.csv")],
     ids=["score", "text"],
 )
-def test_a_cached_run_hands_over_no_damaged_scores_or_texts(
-    damage: Callable[[Path], None], whole: Path, mine: Path, tell: Tell
-) -> None:
+def test_a_cached_run_hands_over_no_damaged_scores_or_texts(damage, whole, mine, tell) -> None:
     """Sizes alone were looked at of what no stage reads: an edited metric, and a flipped bit of
     `predictions.csv`, went into the run's tables and report.
     """
     outputs = copied(whole, mine)
     damage(outputs / "store" / key_of(outputs, "evaluate"))
-    done = compressor("run", "mini.yaml", cwd=mine)
+    done = compressor("run", "mine.yaml", cwd=mine)
     assert done.code == 0, done.err
     assert measured(outputs) == measured(whole / "outputs")
-    (before,) = whole.glob("outputs/runs/mini/*/predictions.csv")
+    (before,) = whole.glob("outputs/runs/mine/*/predictions.csv")
     assert (done.run_folder / "predictions.csv").read_bytes() == before.read_bytes()
     assert len(list((outputs / "store" / "damaged").iterdir())) == 1
     tell("damage", "a cached stage's scores or texts", "set aside, made again, the same")
 
 
-def test_a_file_that_no_manifest_names_changes_no_model(
-    whole: Path, mine: Path, tell: Tell
-) -> None:
+def test_a_file_that_no_manifest_names_changes_no_model(whole: Path, mine: Path, tell) -> None:
     """Masks put beside a model's weights were loaded with them; a hidden file is let be."""
     outputs = copied(whole, mine)
     store = outputs / "store"
@@ -104,7 +99,7 @@ def test_a_file_that_no_manifest_names_changes_no_model(
     shutil.copy(pruned / "masks.safetensors", model)
     (model / ".DS_Store").write_text("")
     shutil.rmtree(pruned)
-    done = compressor("run", "mini.yaml", cwd=mine)
+    done = compressor("run", "mine.yaml", cwd=mine)
     assert done.code == 0
     assert "finetune: masks.safetensors is none of its files, and is set aside" in done.out
     assert len(list(store.glob("damaged/*/masks.safetensors"))) == 1
@@ -118,15 +113,13 @@ def test_a_file_that_no_manifest_names_changes_no_model(
 def longer(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run of a training that lasts long enough to be killed in it."""
     folder = tmp_path_factory.mktemp("longer")
-    shutil.copy(whole / "mini.yaml", folder)
+    shutil.copy(whole / "mine.yaml", folder)
     assert compressor("run", *LONGER, cwd=folder).code == 0
     return folder
 
 
 @pytest.mark.parametrize("kind", DAMAGE if LONG else ["one bit flipped"])
-def test_a_training_does_not_go_on_from_a_damaged_checkpoint(
-    kind: str, longer: Path, mine: Path, tell: Tell
-) -> None:
+def test_a_training_does_not_go_on_from_a_damaged_checkpoint(kind: str, longer, mine, tell) -> None:
     """A flipped bit of a weight was trained on in silence; half a history failed every run."""
     draw = random.Random(kind)
     for _ in range(trials(3, 1)):
@@ -193,8 +186,8 @@ def test_commands_on_a_damaged_run_say_what_is_wrong_or_show_what_they_can(
     for seed in range(trials(60, 3)):
         draw = random.Random(seed)
         outputs = copied(whole, mine)
-        (run,) = (outputs / "runs" / "mini").iterdir()
-        (sound,) = (whole / "outputs" / "runs" / "mini").iterdir()
+        (run,) = (outputs / "runs" / "mine").iterdir()
+        (sound,) = (whole / "outputs" / "runs" / "mine").iterdir()
         file = damage_one(outputs, run, draw)
         commands = [
             ("show", run), ("show", run, "--scores"), ("show", run, "--json"), ("watch", run),
@@ -219,11 +212,9 @@ def test_commands_on_a_damaged_run_say_what_is_wrong_or_show_what_they_can(
         ("run_ended", {"state": None}),
     ],
 )
-def test_watch_shows_what_it_can_of_another_versions_events(
-    kind: str, change: dict[str, Any], whole: Path, mine: Path
-) -> None:
+def test_watch_shows_what_it_can_of_another_versions_events(kind: str, change, whole, mine) -> None:
     """A key that an older version did not write, or of another type, was a traceback."""
-    (run,) = (copied(whole, mine) / "runs" / "mini").iterdir()
+    (run,) = (copied(whole, mine) / "runs" / "mine").iterdir()
     path = run / "events.jsonl"
     events = [json.loads(line) for line in path.read_text().splitlines()]
     at = next(i for i, event in enumerate(events) if event["event"] == kind)

@@ -23,7 +23,7 @@ from tests.harness.command import Command, compressor
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users need root")
 long_form = pytest.mark.skipif(not LONG, reason="takes minutes: make test-faults")
 NOBODY, MEGABYTE = 65534, 1 << 20
-RUN = ("run", "mini.yaml", "-q")
+RUN = ("run", "mine.yaml", "-q")
 Mount = Callable[..., Path]
 
 
@@ -82,9 +82,7 @@ def test_a_full_disk_is_named_and_with_room_the_same_command_finishes(
 
 
 @needs_root
-def test_a_run_whose_report_has_no_room_says_so_and_ends_well(
-    whole: Path, mine: Path, mount: Mount, tell: Tell
-) -> None:
+def test_a_run_whose_report_has_no_room_says_so_and_ends_well(whole, mine, mount, tell) -> None:
     """Room for the results and not for the page, which is ten times as large."""
     place = mount("size=1m")
     done = compressor(*RUN, cwd=mine)
@@ -97,12 +95,10 @@ def test_a_run_whose_report_has_no_room_says_so_and_ends_well(
 
 
 @needs_root
-def test_a_training_outlives_a_checkpoint_that_has_no_room(
-    whole: Path, mine: Path, mount: Mount, tell: Tell
-) -> None:
+def test_a_training_outlives_a_checkpoint_that_has_no_room(whole, mine, mount, tell) -> None:
     """A checkpoint is three times the model: the training ended with it, though its result fits."""
     place = mount("size=440k")
-    done = compressor("run", "mini.yaml", "skip=[prune, evaluate]", cwd=mine)
+    done = compressor("run", "mine.yaml", "skip=[prune, evaluate]", cwd=mine)
     assert done.code == 0, done.err
     assert "no checkpoint at step 1, the training goes on: " in done.out
     assert artifacts(place)["finetune"] == artifacts(whole / "outputs")["finetune"]
@@ -127,9 +123,7 @@ def test_a_file_may_be_no_larger_than_the_shell_says(whole: Path, mine: Path, te
 
 
 @needs_root
-def test_read_only_outputs_are_named_and_what_they_hold_can_be_used(
-    whole: Path, mine: Path, tell: Tell
-) -> None:
+def test_read_only_outputs_are_named_and_what_they_hold_can_be_used(whole, mine, tell) -> None:
     """Of empty ones one error; a run wanted the lock that keeps `gc` away, which it cannot take."""
     shutil.copytree(whole / "outputs", mine / "outputs", symlinks=True)
     store = mine / "outputs" / "store"
@@ -164,7 +158,7 @@ def common() -> Iterator[Path]:
 @pytest.mark.parametrize("part", ["outputs", "store", "runs", "artifact"])
 def test_what_is_another_users_is_named(part: str, whole: Path, common: Path, tell: Tell) -> None:
     """Outputs, or a part of them, that only root may write, or read: one error, and no half."""
-    shutil.copy(whole / "mini.yaml", common)
+    shutil.copy(whole / "mine.yaml", common)
     outputs = common / "outputs"
     outputs.mkdir()
     outputs.chmod(0o777 if part != "outputs" else 0o755)
@@ -191,7 +185,7 @@ def test_outputs_may_have_any_name(name: str, whole: Path, mine: Path, tell: Tel
     done = compressor(*RUN, f"outputs='{quoted}'", cwd=mine)
     assert done.code == 0, done.err
     assert artifacts(mine / name) == artifacts(whole / "outputs")
-    (run,) = (mine / name / "runs" / "mini").iterdir()
+    (run,) = (mine / name / "runs" / "mine").iterdir()
     assert (run / "report.html").is_file()
     assert compressor("show", run, cwd=mine).code == 0
     tell("disk", "outputs with a strange or a long name", "all there")

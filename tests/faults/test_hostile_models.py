@@ -157,9 +157,7 @@ def refuse_kernels() -> None:
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_a_config_does_not_choose_what_computes_attention(
-    key: str, model: Path, tell: Tell
-) -> None:
+def test_a_config_does_not_choose_what_computes_attention(key: str, model: Path, tell) -> None:
     """It may name a repository of the hub, whose kernels are code."""
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {key: "evil/kernel"}))

@@ -108,9 +108,7 @@ REFUSED = "not allowed|not valid YAML|from the primary config|use 'override|no s
 
 
 @pytest.mark.parametrize("files", CODE, ids=lambda files: "".join(files.values())[:60])
-def test_no_file_of_a_recipe_runs_anything(
-    files: dict[str, str], place: Path, call: Call, tell: Tell
-) -> None:
+def test_no_file_of_a_recipe_runs_anything(files, place: Path, call, tell) -> None:
     """Neither plan nor sweep, wherever it stands. A launcher's `setup` used to reach SLURM's jobs,
     and a text with a line break the script of one.
     """
@@ -172,9 +170,7 @@ def test_no_interpolation_runs_a_resolver(text: str, place: Path, call: Call, te
         *("hydra.sweep.dir=/tmp/elsewhere", "+hydra.job.env_set.X=y", "hydra/job_logging=stdout"),
     ],
 )
-def test_the_command_line_gives_hydra_no_code_either(
-    override: str, place: Path, call: Call
-) -> None:
+def test_the_command_line_gives_hydra_no_code_either(override: str, place: Path, call) -> None:
     """It is often copied from a stranger's instructions. `-m` used to run callbacks."""
     with pytest.raises(RecipeError, match="not allowed"):
         compose("mine.yaml", [override])
@@ -234,9 +230,7 @@ def test_outputs_that_are_no_folder_are_told(outputs: str, call: Call) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o027])
-def test_files_have_the_user_s_own_permissions(
-    mask: int, place: Path, call: Call, tell: Tell
-) -> None:
+def test_files_have_the_user_s_own_permissions(mask: int, place: Path, call, tell) -> None:
     """Of folders 0777, of files 0666, without the mask's bits; no more, and no less."""
     before = os.umask(mask)
     try:

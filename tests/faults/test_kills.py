@@ -86,9 +86,7 @@ def test_a_run_killed_between_any_two_file_operations_leaves_whole_ones(
 
 
 @pytest.mark.parametrize("sent", draw_signals(random.Random(8), trials(9, 2)))
-def test_a_command_killed_while_it_starts_leaves_nothing(
-    sent: signal.Signals, tmp_path: Path, tell: Tell
-) -> None:
+def test_a_command_killed_while_it_starts_leaves_nothing(sent, tmp_path: Path, tell) -> None:
     """From the interpreter's start over its imports to the first stage: no traceback as soon as
     `main` runs, and no half artifact.
     """

@@ -61,9 +61,7 @@ def check_shared(place: Place, undisturbed: Undisturbed) -> None:
         assert place.store.manifest(key)["files"] == expected
 
 
-def test_runs_at_once_make_each_artifact_once(
-    undisturbed: Undisturbed, tmp_path: Path, tell: Tell
-) -> None:
+def test_runs_at_once_make_each_artifact_once(undisturbed, tmp_path: Path, tell) -> None:
     """The same recipe, and recipes that share stages, started together."""
     place = Place(tmp_path)
     runs = [start_beside(place, number) for number in range(len(PIPELINES))]

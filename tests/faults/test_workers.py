@@ -57,9 +57,7 @@ def test_a_trainings_launcher_is_killed(tmp_path: Path, tell: Tell) -> None:
         ("export", "parity", "the exported model does not run in a fresh process"),
     ],
 )
-def test_a_process_that_a_report_needs_is_killed(
-    kind: str, module: str, expected: str, tmp_path: Path, tell: Tell
-) -> None:
+def test_a_process_that_a_report_needs_is_killed(kind, module, expected, tmp_path, tell) -> None:
     """One error that says which, nothing left behind, and the next run ends well."""
     place = Place(tmp_path)
     run = place.start_stage(kind, fresh=True)
@@ -101,9 +99,7 @@ def test_a_machine_of_two_is_killed(victim: int, tmp_path: Path, tell: Tell) -> 
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_sweep_in_several_processes_is_killed(
-    sent: signal.Signals, tmp_path: Path, tell: Tell
-) -> None:
+def test_a_sweep_in_several_processes_is_killed(sent, tmp_path: Path, tell) -> None:
     """By joblib's launcher: its workers end too, the points' reports say interrupted where the
     command could hear of it, and the same command goes on to its end.
     """

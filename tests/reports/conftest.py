@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from compressor.cli.main import main
+from tests.harness.once import make_once
 
 RECIPE = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
@@ -103,24 +104,28 @@ def edit_json(path: Path, edit: Callable[[Any], None]) -> None:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Runs that all tests look at, and none changes."""
-    place = Runs(tmp_path_factory.mktemp("past"))
-    (place.folder / "mine.yaml").write_text(RECIPE)
-    (place.folder / "labels.yaml").write_text(LABELS)
-    return Runs(
-        place.folder,
-        first=place.run("mine.yaml"),
-        changed=place.run("mine.yaml", "stages.base.learning_rate=0.004"),
-        cached=place.run("mine.yaml"),
-        failed=place.run("mine.yaml", "stages.base.learning_rate=1e30"),
-        labels=place.run("labels.yaml"),
-        fewer_labels=place.run("labels.yaml", "training.learning_rate=0.001"),
-    )
+
+    def make(folder: Path) -> Runs:
+        place = Runs(folder)
+        (folder / "mine.yaml").write_text(RECIPE)
+        (folder / "labels.yaml").write_text(LABELS)
+        return Runs(
+            folder,
+            first=place.run("mine.yaml"),
+            changed=place.run("mine.yaml", "stages.base.learning_rate=0.004"),
+            cached=place.run("mine.yaml"),
+            failed=place.run("mine.yaml", "stages.base.learning_rate=1e30"),
+            labels=place.run("labels.yaml"),
+            fewer_labels=place.run("labels.yaml", "training.learning_rate=0.001"),
+        )
+
+    return make_once(tmp_path_factory, "past", make)
 
 
 @pytest.fixture
-def own(runs: Runs, tmp_path: Path) -> Runs:
+def copies(runs: Runs, tmp_path: Path) -> Runs:
     """A copy of all runs and their store, for a test that changes them."""
-    folder = tmp_path / "own"
+    folder = tmp_path / "copies"
     shutil.copytree(runs.folder, folder, symlinks=True)
     copies = {name: folder / path.relative_to(runs.folder) for name, path in vars(runs).items()}
     return Runs(**copies)

@@ -14,7 +14,6 @@ import yaml
 from compressor.core.files import write_json
 from compressor.evaluation.predictions import Prediction, write_predictions
 
-EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{9**9}}"""
 GROUPS = ("encoder.self_attention", "encoder.feed_forward", "decoder.feed_forward")
 WORDS = ("the", "bill", "directs", "a", "secretary", "to", "give", "assistance", "for", "water")
 
@@ -188,12 +187,12 @@ def make_run(
     (folder / "metrics.json").write_text(json.dumps(list(records)))
     sources = source or random_texts(rows, 1, 60)
     texts = {"sources": sources, "references": random_texts(len(sources), 2)}
-    for number, each in enumerate(records):
-        if each["stage"] == "evaluate":
+    for number, made in enumerate(records):
+        if made["stage"] == "evaluate":
             chance = random.Random(number)
             scores = [round(chance.random(), 3) for _ in sources]
             predictions = random_texts(len(sources), 10 + number)
-            write_evaluation(folder, number, each["name"], predictions, scores, **texts)
+            write_evaluation(folder, number, made["name"], predictions, scores, **texts)
     return folder
 
 

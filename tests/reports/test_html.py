@@ -23,9 +23,7 @@ from compressor.reports.html.render import _read_plotly, render
         ("loss", [float("nan"), 2.5], ["nan", "2.500"]),
     ],
 )
-def test_a_column_has_one_unit_and_one_precision(
-    name: str, values: list[float | None], expected: list[str]
-) -> None:
+def test_a_column_has_one_unit_and_one_precision(name: str, values, expected) -> None:
     """The largest value chooses both, so that a column can be read down."""
     assert format_values(name, values) == expected
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 from compressor.core.console import Console
@@ -67,9 +66,7 @@ def test_every_node_has_one_row(tmp_path: Path) -> None:
         assert sorted(shown) == sorted(node.name for node in made.nodes)
 
 
-def test_times_are_those_of_before_and_the_sum_says_what_it_lacks(
-    recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_times_are_those_of_before_and_the_sum_says_what_it_lacks(recipe, tmp_path: Path) -> None:
     """A stage of a kind and name that ran before has its time; the others have none."""
     composed = compose(str(recipe()), [f"outputs={tmp_path / 'none'}"])
     made = plan(composed, Store.of(composed.recipe.outputs))

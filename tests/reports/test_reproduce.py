@@ -43,7 +43,7 @@ def test_a_pico_run_comes_out_bit_for_bit(runs: Runs, tmp_path: Path) -> None:
     assert again.code == 2 and "--into" in again.err and "not empty" in again.err
 
 
-def test_what_differs_is_told_by_name(own: Runs, runs: Runs) -> None:
+def test_what_differs_is_told_by_name(copies: Runs, runs: Runs) -> None:
     """A metric by rounding, one for real, one that one of the two lacks, which is null as JSON; a
     file; a stage that one of the two lacks.
     """
@@ -60,9 +60,9 @@ def test_what_differs_is_told_by_name(own: Runs, runs: Runs) -> None:
         manifest["files"]["config.json"]["sha256"] = "0" * 64
         del manifest[SELF]  # its own digest, as in earlier versions
 
-    edit_json(own.first / "metrics.json", edit)
-    edit_json((own.first / "stages/02-prune").resolve() / "manifest.json", edit_manifest)
-    made = compare_runs(RunRecord.read(own.first), RunRecord.read(runs.first), {})
+    edit_json(copies.first / "metrics.json", edit)
+    edit_json((copies.first / "stages/02-prune").resolve() / "manifest.json", edit_manifest)
+    made = compare_runs(RunRecord.read(copies.first), RunRecord.read(runs.first), {})
     assert not made.equal
     by_name = {stage["name"]: stage for stage in json.loads(json.dumps(made.as_json()))["stages"]}
     metrics = {metric["path"]: metric for metric in by_name["base"]["metrics"]}
@@ -83,27 +83,28 @@ def test_a_run_that_did_not_finish_is_held_to_what_it_reached(runs: Runs) -> Non
 
 
 @pytest.fixture
-def files(own: Runs) -> Path:
+def files(copies: Runs) -> Path:
     """A run on a data file of a person's own."""
     rows = [json.dumps({"text": f"bill {n} on taxes", "summary": "a tax"}) for n in range(40)]
-    (own.folder / "rows").mkdir()
-    (own.folder / "rows/train.jsonl").write_text("\n".join(rows))
-    (own.folder / "files.yaml").write_text(ONLY_LOAD)
-    return own.run("files.yaml")
+    (copies.folder / "rows").mkdir()
+    (copies.folder / "rows/train.jsonl").write_text("\n".join(rows))
+    (copies.folder / "files.yaml").write_text(ONLY_LOAD)
+    return copies.run("files.yaml")
 
 
-def test_relative_paths_begin_where_the_run_was_started(
-    own: Runs, files: Path, tmp_path: Path
-) -> None:
+def test_relative_paths_begin_where_the_run_was_started(copies, files, tmp_path) -> None:
     """Given from another folder, the data file is found; once it has changed, that is told; once it
     is gone, one error has its key, and nothing half made is left.
     """
-    elsewhere, outputs = replace(own, folder=tmp_path), own.folder / "outputs/reproductions/files"
+    elsewhere, outputs = (
+        replace(copies, folder=tmp_path),
+        copies.folder / "outputs/reproductions/files",
+    )
     answer = elsewhere.call("reproduce", files)
     assert answer.code == 0, answer.err
     assert "everything that should be equal is equal" in answer.out
     assert len(list(outputs.iterdir())) == 1
-    rows = own.folder / "rows/train.jsonl"
+    rows = copies.folder / "rows/train.jsonl"
     rows.write_text(rows.read_text().replace("taxes", "trade"))
     answer = elsewhere.call("reproduce", files)
     assert answer.code == 1, answer.err
@@ -116,11 +117,11 @@ def test_relative_paths_begin_where_the_run_was_started(
     assert len(list(outputs.iterdir())) == 2
 
 
-def test_secrets_must_be_given_again(own: Runs) -> None:
+def test_secrets_must_be_given_again(copies: Runs) -> None:
     """They are not recorded; all that is missing is named, and nothing else can be set."""
-    path = own.first / "recipe.yaml"
+    path = copies.first / "recipe.yaml"
     path.write_text(path.read_text() + "hub: {token: <redacted>, names: [a, '<redacted>']}")
-    run = RunRecord.read(own.first)
+    run = RunRecord.read(copies.first)
     for secrets, message in (
         ([], r"again: .* hub.token=… hub.names.1=…"),
         (["hub.token=x"], r"again: .* reproduce … hub.names.1=…"),
@@ -130,21 +131,21 @@ def test_secrets_must_be_given_again(own: Runs) -> None:
             restore_recipe(run, secrets)
     values = restore_recipe(run, ["hub.token=a=b", "hub.names.1=c"])
     assert values["hub"] == {"token": "a=b", "names": ["a", "c"]}
-    answer = own.call("reproduce", own.cached, "seed=3")
+    answer = copies.call("reproduce", copies.cached, "seed=3")
     assert answer.code == 2 and "nothing of this recipe was redacted" in answer.err
 
 
-def test_versions_come_with_the_command_that_restores_them(own: Runs) -> None:
+def test_versions_come_with_the_command_that_restores_them(copies: Runs) -> None:
     """Only those that differ; a build of torch with its index; threads, which decide sums."""
-    assert compare_environments(RunRecord.read(own.first)) == []
+    assert compare_environments(RunRecord.read(copies.first)) == []
     packages = {"torch": "2.1.0+cpu", "compressor": "0.0.1", "gguf": None}
 
     def edit(about: Any) -> None:
         about["packages"] |= packages
         about["machine"]["threads"] = 7
 
-    edit_json(own.first / "environment.json", edit)
-    text = "\n".join(compare_environments(RunRecord.read(own.first)))
+    edit_json(copies.first / "environment.json", edit)
+    text = "\n".join(compare_environments(RunRecord.read(copies.first)))
     assert "pip install torch==2.1.0+cpu" in text
     assert "compressor was 0.0.1" in text and "transformers" not in text
     assert "OMP_NUM_THREADS=7" in text

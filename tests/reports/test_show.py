@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.harness.pages import Text
 from tests.reports.conftest import Runs, edit_json
 
 
@@ -59,15 +59,19 @@ def test_an_unknown_name_gets_the_nearest(runs: Runs, name: str, message: str) -
 
 
 def test_a_failed_run_says_where_and_why(runs: Runs) -> None:
-    """Also one of which only `load` ended."""
+    """Also one of which only `load` ended; its page and card tell what was not reached."""
     out = runs.call("show", runs.failed).out
     state = next(line for line in out.splitlines() if line.startswith("state"))
     assert state.startswith("state     failed in base: the ") and "is nan" in state.lower()
+    words = Text((runs.failed / "report.html").read_text("utf-8")).words
+    assert "stage 'base'" in words and "1 of 6 stages done" in words
+    assert "base finetune failed" in words and "recover finetune not reached" in words
+    assert "This run is not complete" in (runs.failed / "README.md").read_text("utf-8")
 
 
-def test_an_interrupted_run_is_told_from_a_finished_one(own: Runs) -> None:
+def test_an_interrupted_run_is_told_from_a_finished_one(copies: Runs) -> None:
     """Killed in a stage, its last line half written; or between two stages."""
-    path = own.first / "events.jsonl"
+    path = copies.first / "events.jsonl"
     events = path.read_text().splitlines(keepends=True)
     at = next(i for i, e in enumerate(events) if '"stage_started", "name": "prune"' in e)
     started = json.loads(events[0])
@@ -79,7 +83,7 @@ def test_an_interrupted_run_is_told_from_a_finished_one(own: Runs) -> None:
         (events[:at], "interrupted"),
     ):
         path.write_text("".join(kept))
-        assert f"state     {state}\n" in own.call("show", own.first).out
+        assert f"state     {state}\n" in copies.call("show", copies.first).out
 
 
 def _without_label(text: str) -> str:
@@ -101,47 +105,45 @@ def _without_label(text: str) -> str:
         ("environment.json", lambda _: "\udcff", "environment.json is not JSON"),
     ],
 )
-def test_a_damaged_folder_is_told_by_file(
-    own: Runs, file: str, change: Any, message: str | None
-) -> None:
+def test_a_damaged_folder_is_told_by_file(copies, file: str, change, message) -> None:
     """Exit code 2 and a sentence, for each command; metrics that are others than now do no harm."""
-    text = change((own.first / file).read_text())
-    (own.first / file).write_text(text, errors="surrogateescape")
+    text = change((copies.first / file).read_text())
+    (copies.first / file).write_text(text, errors="surrogateescape")
     if message is None:
-        assert own.call("show", own.first).code == 0
+        assert copies.call("show", copies.first).code == 0
         return
-    for command, *more in (["show"], ["why", "base"], ["compare", own.changed], ["reproduce"]):
-        answer = own.call(command, own.first, *more)
+    for command, *more in (["show"], ["why", "base"], ["compare", copies.changed], ["reproduce"]):
+        answer = copies.call(command, copies.first, *more)
         assert answer.code == 2 and message in answer.err, command
 
 
-def test_what_has_changed_since_is_told(own: Runs) -> None:
+def test_what_has_changed_since_is_told(copies: Runs) -> None:
     """Versions, also of a package that is not there any more; an artifact that was removed; the
     NaN of an older run, which JSON has not, is null.
     """
-    now = own.read("show", own.first)["packages"]["torch"]
+    now = copies.read("show", copies.first)["packages"]["torch"]
     packages = {"torch": "2.1.0", "no-such-package": "1.0"}
-    edit_json(own.first / "environment.json", lambda about: about["packages"].update(packages))
+    edit_json(copies.first / "environment.json", lambda about: about["packages"].update(packages))
     nan = {"validation_loss": float("nan")}
-    edit_json(own.first / "metrics.json", lambda records: records[1]["metrics"].update(nan))
-    shutil.rmtree((own.first / "stages/02-prune").resolve())
-    answer = own.call("show", own.first)
+    edit_json(copies.first / "metrics.json", lambda records: records[1]["metrics"].update(nan))
+    shutil.rmtree((copies.first / "stages/02-prune").resolve())
+    answer = copies.call("show", copies.first)
     assert f"torch 2.1.0 (now {now}); no-such-package 1.0 (now none)\n" in answer.out
     assert answer.code == 0 and "no longer in the store: prune\n" in answer.out
-    about = own.read("show", own.first)
+    about = copies.read("show", copies.first)
     assert about["removed"] == ["prune"]
     assert about["stages"][1]["metrics"]["validation_loss"] is None
 
 
-def test_a_sweeps_folder_shows_its_points(own: Runs) -> None:
+def test_a_sweeps_folder_shows_its_points(copies: Runs) -> None:
     """The table that the sweep ended with; a point's folder is a run like any other."""
-    ended = own.call("run", "mine.yaml", "-m", "stages.evaluate.max_length=4,8")
+    ended = copies.call("run", "mine.yaml", "-m", "stages.evaluate.max_length=4,8")
     assert ended.code == 0, ended.err
-    (sweep,) = (own.folder / "outputs/sweeps/mine").iterdir()
-    out = own.call("show", sweep.relative_to(own.folder)).out
+    (sweep,) = (copies.folder / "outputs/sweeps/mine").iterdir()
+    out = copies.call("show", sweep.relative_to(copies.folder)).out
     table = [line for line in ended.out.splitlines() if line.startswith("│ max_length=")]
     assert len(table) >= 2 and all(line in out for line in table[-2:])
-    assert "state     finished" in own.call("show", sweep / "max_length=4").out
-    assert own.call("show", sweep, "--json").code == 2
+    assert "state     finished" in copies.call("show", sweep / "max_length=4").out
+    assert copies.call("show", sweep, "--json").code == 2
     (sweep / "sweep.json").write_text("{}")
-    assert "sweep.json is not a sweep's" in own.call("show", sweep).err
+    assert "sweep.json is not a sweep's" in copies.call("show", sweep).err

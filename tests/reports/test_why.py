@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -59,18 +58,18 @@ def test_a_cached_stage_says_who_made_it(runs: Runs) -> None:
     assert "load did not run: it came from the store" in runs.call("why", run, "load").out
 
 
-def test_a_failed_stage_is_explained_as_well(own: Runs) -> None:
+def test_a_failed_stage_is_explained_as_well(copies: Runs) -> None:
     """It left no artifact: the recipe, planned again, says what its key was made of. Where an
     earlier run began it too and did not end it, that is told, and the one before it is compared.
     """
-    out = own.call("why", own.failed, "base").out
+    out = copies.call("why", copies.failed, "base").out
     assert out.startswith("base ran (failed in base: the ")
     assert "because parameters.learning_rate 0.003 → 1e+30" in out
-    again = own.run("mine.yaml", "stages.base.learning_rate=1e30")
-    (one,) = own.read("why", again, "base")
+    again = copies.run("mine.yaml", "stages.base.learning_rate=1e30")
+    (one,) = copies.read("why", again, "base")
     assert one["because"] == ["parameters.learning_rate 0.003 → 1e+30"]
     (note,) = one["notes"]
-    assert own.failed.name in note
+    assert copies.failed.name in note
     assert "began it with the same key and did not end it (failed in base" in note
 
 
@@ -81,36 +80,38 @@ def test_an_unknown_stage_gets_the_nearest(runs: Runs, stage: str) -> None:
     assert answer.code == 2 and "did you mean" in answer.err
 
 
-def test_what_had_been_removed_or_damaged_is_made_again(own: Runs) -> None:
+def test_what_had_been_removed_or_damaged_is_made_again(copies: Runs) -> None:
     """The key is the same. Where a damaged one lies now is told; a run that came before the damage
     has another answer.
     """
-    shutil.rmtree(_artifact(own.first, "02-prune"))
-    out = own.call("why", own.run("mine.yaml"), "prune").out
+    shutil.rmtree(_artifact(copies.first, "02-prune"))
+    out = copies.call("why", copies.run("mine.yaml"), "prune").out
     assert out.startswith("prune ran, though nothing in its key had changed (it was there for ")
     assert "had been removed" in out
-    weights = _artifact(own.first, "02-prune") / "model.safetensors"
+    weights = _artifact(copies.first, "02-prune") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    out = own.call("why", own.run("mine.yaml"), "prune").out
+    out = copies.call("why", copies.run("mine.yaml"), "prune").out
     assert "it was damaged in the store, and is set aside in " in out
-    assert "damaged" not in own.call("why", own.first, "prune").out
+    assert "damaged" not in copies.call("why", copies.first, "prune").out
 
 
-def test_an_earlier_artifact_that_is_gone_is_planned_again(own: Runs) -> None:
+def test_an_earlier_artifact_that_is_gone_is_planned_again(copies: Runs) -> None:
     """Its run's recipe gives the same key, so that its parts are known without it."""
-    shutil.rmtree(_artifact(own.first, "01-base"))
-    assert own.call("why", own.changed, "base").out.startswith(f"base ran because {BECAUSE}\n")
-    (own.first / "recipe.yaml").unlink()  # then nothing tells what the key was made of
-    out = own.call("why", own.changed, "base").out
+    shutil.rmtree(_artifact(copies.first, "01-base"))
+    assert copies.call("why", copies.changed, "base").out.startswith(
+        f"base ran because {BECAUSE}\n"
+    )
+    (copies.first / "recipe.yaml").unlink()  # then nothing tells what the key was made of
+    out = copies.call("why", copies.changed, "base").out
     assert "is no longer in the store" in out and "between the recipes differ: " in out
 
 
-def test_a_stage_new_to_the_recipe_is_held_to_the_most_similar_one(own: Runs) -> None:
+def test_a_stage_new_to_the_recipe_is_held_to_the_most_similar_one(copies: Runs) -> None:
     """Another recipe's artifact of the same kind, by its name and the fewest differences."""
-    text = (own.folder / "mine.yaml").read_text().replace("0.5}", "0.6}")
-    (own.folder / "other.yaml").write_text(text)
-    run = own.run("other.yaml", "skip=[recover,evaluate]")
-    (one,) = own.read("why", run, "prune")
+    text = (copies.folder / "mine.yaml").read_text().replace("0.5}", "0.6}")
+    (copies.folder / "other.yaml").write_text(text)
+    run = copies.run("other.yaml", "skip=[recover,evaluate]")
+    (one,) = copies.read("why", run, "prune")
     assert one["because"] == ["parameters.amounts.encoder.feed_forward 0.5 → 0.6"]
     assert "/runs/mine/" in one["compared_with"]["run"]
     assert one["notes"] == ["no earlier run of this recipe is left that had this stage"]
@@ -139,9 +140,7 @@ PARTS = {"stage": "finetune", "version": 1, "parameters": {"epochs": 2}, "inputs
          "its model base differs: what the earlier one was made of is no longer known"),
     ],
 )  # fmt: skip
-def test_each_part_of_a_key_has_its_words(
-    before: dict[str, Any], after: dict[str, Any], text: str
-) -> None:
+def test_each_part_of_a_key_has_its_words(before, after, text: str) -> None:
     """Settings, seed, version, frameworks, data, a source's files, inputs."""
     sides = [Side({"k": PARTS | part}.get, lambda _: "base") for part in (before, after)]
     assert find_cause("base", "k", "k", *sides).chains() == [text]

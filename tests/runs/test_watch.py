@@ -26,7 +26,7 @@ from compressor.core.processes import (
     sigterm_as_keyboard_interrupt,
 )
 from compressor.core.progress import Progress
-from tests.harness.command import Command, Process, compressor, start
+from tests.harness.command import Process, compressor, start
 
 
 @pytest.fixture
@@ -60,64 +60,73 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
-def test_a_run_is_watched_from_elsewhere_and_its_kill_is_told(
-    start_run: Callable[..., Process], tmp_path: Path
-) -> None:
+def read_terminal(process: Process, ours: int, word: bytes) -> str:
+    """Read what a process draws until it ends; send it SIGTERM once it has drawn a word."""
+    shown, is_asked, end = b"", False, time.monotonic() + 90
+    while (select.select([ours], [], [], 0.2)[0] or process.poll() is None) and (
+        time.monotonic() < end
+    ):
+        if select.select([ours], [], [], 0)[0]:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:  # Linux's way to say that the other side is closed
+                break
+        if word in shown and not is_asked:
+            is_asked = process.send(signal.SIGTERM)
+    os.close(ours)
+    text = shown.decode()
+    assert "\x1b[?25l" in text, "it draws bars, and hides the cursor meanwhile"
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    return text
+
+
+def begin_events(folder: Path, process: int) -> Progress:
+    """Write the first event of a run of one stage, which a process is said to be."""
+    (folder / "recipe.yaml").write_text("name: demo\n")
+    stages = [{"name": "load", "stage": "load", "seconds": None}]
+    progress = Progress(Console(quiet=True), folder / "events.jsonl", quiet=True)
+    about = describe_process(process)
+    progress.emit("run_started", recipe="demo", stages=stages, process=about)
+    return progress
+
+
+def test_a_run_is_watched_from_elsewhere_and_its_kill_is_told(tmp_path: Path) -> None:
     """Who watches sees what has ended, and is told when the run's process is gone for good."""
-    process = start_run()
-    watching = start("watch", run_folder(tmp_path))
-    deadline = time.monotonic() + 60
+    process = subprocess.Popen(["sleep", "60"])
+    progress = begin_events(tmp_path, process.pid)
+    progress.emit("stage_started", name="load", key="0" * 64)
+    progress.emit("stage_ended", name="load", cached=False, seconds=1.0, metrics={})
+    watching, deadline = start("watch", tmp_path), time.monotonic() + 60
     while not watching.out.startswith("load  "):
         assert watching.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    process.send(signal.SIGKILL)
+    process.kill()
+    process.wait()
     assert watching.wait(30) == 1
     assert watching.out.endswith(
         "the run's process has ended, or was killed: the same command goes on\n"
     )
 
 
-def test_a_terminal_is_left_as_it_was_by_kill(
-    start_run: Callable[..., Process], tmp_path: Path
-) -> None:
+def test_a_terminal_is_left_as_it_was_by_kill(start_run, tmp_path: Path) -> None:
     """SIGTERM ends a run as Ctrl-C does: the cursor is shown again, and the run says so."""
     ours, theirs = pty.openpty()
     process = start_run(stdout=theirs, stderr=theirs, stdin=theirs)
     os.close(theirs)
-    shown, asked = b"", False
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        if select.select([ours], [], [], 0.2)[0]:
-            try:
-                piece = os.read(ours, 65536)
-            except OSError:  # Linux's way to say that the other side is closed
-                break
-            shown += piece
-            if b"train" in shown and not asked:
-                process.send(signal.SIGTERM)
-                asked = True
+    assert "the same command goes on from here" in read_terminal(process, ours, b"train")
     assert process.wait(30) == 1
-    text = shown.decode()
-    assert "\x1b[?25l" in text, "it draws bars, and hides the cursor meanwhile"
-    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
-    assert "the same command goes on from here" in text
     (folder,) = (tmp_path / "outputs" / "runs").glob("*/*")
     last = events(folder)[-1]
     assert (last["event"], last["state"]) == ("run_ended", "interrupted")
 
 
-def test_the_events_of_a_run_say_all_that_is_shown(
-    recipe: Callable[..., Path], run: Callable[..., Command]
-) -> None:
+def test_the_events_of_a_run_say_all_that_is_shown(recipe, run) -> None:
     """From first to last, in workers' processes too; watching an ended run shows its results."""
-    done = run("run", recipe(), "launch.num_processes=2", "skip=[recover]")
+    done = run("run", recipe(), "launch.num_processes=2", "skip=[prune, recover]")
     assert done.code == 0, done.err
-    told = events(done.run_folder)
+    told, names = events(done.run_folder), ["load", "finetune", "evaluate"]
     assert [told[0]["event"], told[-1]["event"]] == ["run_started", "run_ended"]
-    assert [stage["name"] for stage in told[0]["stages"]] == [
-        *("load", "finetune", "prune"),
-        "evaluate",
-    ]
+    assert [stage["name"] for stage in told[0]["stages"]] == names
     assert told[-1]["state"] == "done"
     moves = [event for event in told if event["event"] == "progress"]
     assert {"train", "decode"} <= {event["title"] for event in moves}
@@ -125,8 +134,7 @@ def test_the_events_of_a_run_say_all_that_is_shown(
     seen = compressor("watch", str(done.run_folder))
     assert seen.code == 0
     assert seen.out.splitlines()[-3:] == done.out.splitlines()[-4:-1]
-    ended = re.findall(r"^(\w+) +[\d.]+ s ", done.out, re.MULTILINE)
-    assert ended == ["load", "finetune", "prune", "evaluate"]
+    assert re.findall(r"^(\w+) +[\d.]+ s ", done.out, re.MULTILINE) == names
 
 
 def test_of_a_long_bar_few_events_are_written(tmp_path: Path) -> None:
@@ -148,26 +156,14 @@ def test_of_a_long_bar_few_events_are_written(tmp_path: Path) -> None:
     assert len(written) < len(heard)
 
 
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
-        (lambda folder: None, "is no run's directory"),
-        (lambda folder: folder.mkdir(), "it has no events.jsonl"),
-    ],
-)
-def test_what_is_no_run_is_not_watched(
-    make: Callable[[Path], None], told: str, tmp_path: Path
-) -> None:
+def test_what_is_no_run_is_not_watched(tmp_path: Path) -> None:
     """A wrong folder is the person's mistake, told as such."""
-    make(tmp_path / "run")
-    done = compressor("watch", str(tmp_path / "run"))
-    assert done.code == 2
-    assert told in done.err
+    for folder, message in ((tmp_path / "no", "is no run's"), (tmp_path, "it has no events.jsonl")):
+        done = compressor("watch", folder)
+        assert done.code == 2 and message in done.err
 
 
-def test_a_run_whose_terminal_is_closed_leaves_its_report(
-    start_run: Callable[..., Process], tmp_path: Path
-) -> None:
+def test_a_run_whose_terminal_is_closed_leaves_its_report(start_run, tmp_path: Path) -> None:
     """Kernel and shell both send SIGHUP, and writing fails: the end is told all the same."""
     ours, theirs = pty.openpty()
     process = start_run(stdout=theirs, stderr=theirs, stdin=theirs)
@@ -238,9 +234,7 @@ def test_a_reader_that_goes_ends_a_run_as_by_hand(tmp_path: Path) -> None:
     assert [event["text"] for event in events(tmp_path)] == ["a line"]
 
 
-def test_a_run_goes_on_where_its_events_cannot_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_goes_on_where_its_events_cannot_be_written(tmp_path: Path, capsys) -> None:
     """`/dev/full` takes nothing. It is said once; the next line that can be written is whole."""
     path = tmp_path / "events.jsonl"
     path.symlink_to("/dev/full")
@@ -269,28 +263,12 @@ def test_an_event_is_found_in_a_line_that_others_have_written_into(tmp_path: Pat
 
 def test_a_watch_that_is_ended_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
     """SIGTERM to who looks on: the cursor comes back, and the run is not what has ended."""
-    (tmp_path / "recipe.yaml").write_text("name: demo\n")
-    stages = [{"name": "load", "stage": "load", "seconds": None}]
-    progress = Progress(Console(quiet=True), tmp_path / "events.jsonl", quiet=True)
-    progress.emit("run_started", recipe="demo", stages=stages, process=describe_process())
+    begin_events(tmp_path, os.getpid())
     ours, theirs = pty.openpty()
     process = start("watch", tmp_path, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    shown, asked = b"", False
-    while process.poll() is None or select.select([ours], [], [], 0)[0]:
-        if select.select([ours], [], [], 0.2)[0]:
-            try:
-                shown += os.read(ours, 65536)
-            except OSError:
-                break
-        if b"0/1" in shown and not asked:
-            asked = True
-            process.send(signal.SIGTERM)
-    os.close(ours)
+    assert "not watching any more; the run goes on" in read_terminal(process, ours, b"0/1")
     assert process.wait(30) == 0
-    text = shown.decode()
-    assert "not watching any more; the run goes on" in text
-    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
 def test_what_a_killed_run_wrote_by_half_does_not_hide_the_next_ones_start(tmp_path: Path) -> None:

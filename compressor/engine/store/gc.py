@@ -1,9 +1,8 @@
-"""Remove from a store what no run refers to, so that no run loses what it counts on.
+"""Remove from a store what no run refers to.
 
-A run holds the store's `gc` lock while it writes down the keys of its plan. Under the same lock
-all runs are read here, and what none refers to is renamed: a run sees an artifact before it is
-gone for good or not at all. Files are deleted afterwards. A killed `gc` leaves no half artifact,
-and the next one empties the trash.
+A run holds the store's `gc` lock while it writes down the keys of its plan. Under the same lock all
+runs are read here, and what none refers to is renamed; files are deleted afterwards. So a run sees
+a whole artifact or none, also where a `gc` is killed: the next one empties the trash.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -32,18 +31,13 @@ _WRITING_SECONDS = 24 * 3600.0
 """A temporary file that is older belongs to no process of any machine: writing takes seconds."""
 
 _AMOUNT = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?([A-Za-z]+)", re.ASCII)
-
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
 _BYTES = {"b": 1} | {
     f"{letter}{binary}b": (1024 if binary else 1000) ** power
     for power, letter in enumerate("kmgtp", 1)
     for binary in ("", "i")
 }
-
-_CENTURY = 100 * 366 * 86400.0
-
-_EXABYTE = 10**18
+_CENTURY, _EXABYTE = 100 * 366 * 86400.0, 10**18
 
 
 @dataclass(frozen=True)
@@ -81,14 +75,6 @@ def _parse_amount(
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Whether one thing is removed, and why."""
-
-    remove: bool
-    why: str
-
-
-@dataclass(frozen=True)
 class Removal:
     """What was removed, and why."""
 
@@ -111,11 +97,7 @@ class GcResult:
 
     @property
     def bytes_freed(self) -> int:
-        return sum(map(_freed_bytes, (removal.item for removal in self.removed)))
-
-
-def _freed_bytes(item: Item) -> int:
-    return item.bytes if item.kind != "temporary" else 0  # which lies in a run's folder
+        return sum(removal.item.bytes for removal in self.removed)
 
 
 def collect_garbage(
@@ -134,15 +116,16 @@ def collect_garbage(
 def _collect(store: Store, outputs: Path, limits: Limits, remover: Remover) -> GcResult:
     references, items = read_references(store, find_outputs(store, outputs)), survey(store)
     result = GcResult(bytes_before=sum(item.bytes for item in items))
-    items += [measure_item(path, "temporary") for path in references.temporary]
+    # Which lie in folders of runs, and free no bytes of the store.
+    items += [replace(measure_item(p, "temporary"), bytes=0) for p in references.temporary]
     left, now = result.bytes_before, time.time()
     for item in sorted(items, key=lambda item: (item.kind == "artifact", item.used)):
-        decision = decide(item, references, limits, left, now)
-        if not decision.remove:
-            result.kept[decision.why] += 1
+        goes, why = decide(item, references, limits, left, now)
+        if not goes:
+            result.kept[why] += 1
         elif (refusal := remover.remove(item)) is None:
-            result.removed.append(Removal(item, decision.why))
-            left -= _freed_bytes(item)
+            result.removed.append(Removal(item, why))
+            left -= item.bytes
         elif refusal == IN_USE:
             result.kept[IN_USE] += 1
         else:
@@ -153,26 +136,25 @@ def _collect(store: Store, outputs: Path, limits: Limits, remover: Remover) -> G
 
 def decide(
     item: Item, references: References, limits: Limits, store_bytes: int, now: float
-) -> Decision:
-    """Decide by runs, age and size whether one thing is removed."""
+) -> tuple[bool, str]:
+    """Decide by runs, age and size whether one thing is removed, and say why."""
     match item.kind:
         case "trash":
-            return Decision(remove=True, why="an earlier gc was removing it")
+            return True, "an earlier gc was removing it"
         case "lock":
-            return Decision(remove=True, why="nobody holds it")
+            return True, "nobody holds it"
         case "unfinished":
-            return Decision(remove=True, why="a run that has ended left it half made")
+            return True, "a run that has ended left it half made"
         case "temporary":
             is_written = psutil.pid_exists(writer_of(item.path)) or item.age(now) < _WRITING_SECONDS
-            why = "being written" if is_written else "its process has ended"
-            return Decision(remove=not is_written, why=why)
+            return not is_written, "being written" if is_written else "its process has ended"
     if item.key in references.by_key:
-        return Decision(remove=False, why=f"{item.kind}s that runs name")
+        return False, f"{item.kind}s that runs name"
     if limits.older_than is not None and item.age(now) < limits.older_than:
-        return Decision(remove=False, why="too young")
+        return False, "too young"
     if limits.max_size is not None and store_bytes <= limits.max_size:
-        return Decision(remove=False, why="small enough already")
-    return Decision(remove=True, why="damaged" if item.kind == "damaged" else "no run names it")
+        return False, "small enough already"
+    return True, "damaged" if item.kind == "damaged" else "no run names it"
 
 
 def _rank_sole_users(items: list[Item], references: References) -> list[tuple[Path, int]]:

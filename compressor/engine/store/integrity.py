@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from compressor.core.files import MANIFEST
 from compressor.core.numbers import format_bytes
 from compressor.core.packages import find_version, suggest_install
 from compressor.engine.store.store import KEY, USERS, Store
-from compressor.engine.store.survey import Item, list_leftovers, list_trash, measure
+from compressor.engine.store.survey import list_leftovers, list_trash, measure
 from compressor.engine.store.timings import NOTES
 
 State = Literal["ok", "warning", "error"]
@@ -57,7 +58,7 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked."""
+    """One thing that was checked; without a `cure` there is nothing to do."""
 
     area: str
     state: State
@@ -65,7 +66,6 @@ class Finding:
     place: str = ""
     """A file, a folder, a package, a device."""
     cure: str = ""
-    """What to do; empty where there is nothing to do."""
 
 
 def examine(
@@ -148,8 +148,8 @@ def check_leftovers(store: Store) -> Iterator[Finding]:
     """Report half artifacts, checkpoints, damaged artifacts, and what is not of our making."""
     items = list(list_leftovers(store))
     for kind, (state, message) in _LEFTOVERS.items():
-        idle = [item for item in items if item.kind == kind and not _is_in_use(store, item)]
-        if idle:
+        left = [item for item in items if item.kind == kind]
+        if idle := [i for i in left if i.key is None or not store.is_locked(i.key)]:
             size = format_bytes(sum(item.bytes for item in idle))
             text = f"{len(idle)} {kind} ({size}) {message}"
             yield Finding("store", state, text, str(idle[0].path.parent), "compressor gc")
@@ -164,22 +164,19 @@ def check_leftovers(store: Store) -> Iterator[Finding]:
         yield Finding("store", "warning", text, str(store.folder), "gc leaves them alone")
 
 
-def _is_in_use(store: Store, item: Item) -> bool:
-    return item.key is not None and store.is_locked(item.key)
-
-
 def check_links(outputs: Path) -> Iterator[Finding]:
     """Report the runs and sweeps whose links lead nowhere."""
-    total, broken = 0, dict[Path, int]()
-    for part in ("runs", "sweeps"):
-        for folder, folders, files in os.walk(outputs / part):
-            for path in (Path(folder) / name for name in (*folders, *files)):
-                total += path.is_symlink()
-                if path.is_symlink() and not path.exists():
-                    run = path.parent.parent if path.parent.name == "stages" else path.parent
-                    broken[run] = broken.get(run, 0) + 1
-    good = total - sum(broken.values())
-    yield Finding("runs", "ok", f"{good:,} of {total:,} links lead somewhere")
+    links = [
+        Path(folder) / name
+        for part in ("runs", "sweeps")
+        for folder, folders, files in os.walk(outputs / part)
+        for name in (*folders, *files)
+        if Path(folder, name).is_symlink()
+    ]
+    parents = (link.parent for link in links if not link.exists())
+    broken = Counter(parent.parent if parent.name == "stages" else parent for parent in parents)
+    good = len(links) - broken.total()
+    yield Finding("runs", "ok", f"{good:,} of {len(links):,} links lead somewhere")
     for run, count in sorted(broken.items()):
         text = f"{count} links lead nowhere: the artifacts are gone"
         cure = f"compressor reproduce {run}, or remove the folder"
@@ -199,8 +196,10 @@ def check_versions() -> Iterator[Finding]:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             installed = find_version(requirement.name)
             yield _check_version(requirement.name, installed, requirement.specifier)
+    optional = [(r, r.marker) for r in requirements if r.marker is not None]
     for extra, use in _EXTRAS.items():
-        yield _check_extra(extra, use, [r for r in requirements if _belongs_to(r, extra)])
+        mine = [r for r, m in optional if m.evaluate({"extra": extra}) != m.evaluate({"extra": ""})]
+        yield _check_extra(extra, use, mine)
 
 
 def _check_version(package: str, version: str | None, wanted: SpecifierSet) -> Finding:
@@ -221,24 +220,19 @@ def _check_extra(extra: str, use: str, requirements: list[Requirement]) -> Findi
         text = f"too old: {', '.join(too_old)}; for {use}"
         return Finding("extras", "warning", text, extra, suggest_install(extra))
     if None in versions.values():
-        return Finding(
-            "extras", "ok", f"not installed; only for {use}", extra, suggest_install(extra)
-        )
+        text = f"not installed; only for {use}"
+        return Finding("extras", "ok", text, extra, suggest_install(extra))
     return Finding("extras", "ok", f"installed, for {use}", extra)
-
-
-def _belongs_to(requirement: Requirement, extra: str) -> bool:
-    marker = requirement.marker
-    if marker is None:
-        return False
-    return marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
 
 
 def check_devices() -> Iterator[Finding]:
     """Report the processor, the GPUs, and whether the installed torch can use them."""
     cores, threads, gpus = machine.count_cores(), machine.count_threads(), machine.list_gpus()
-    bfloat16 = f"bfloat16 in {'hardware' if _cpu_has_bfloat16() else 'software'}"
-    text = f"{machine.processor_name()}: {cores} cores, {threads} threads, {bfloat16}"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    has_bfloat16 = any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+    text = f"{machine.processor_name()}: {cores} cores, {threads} threads, "
+    text += f"bfloat16 in {'hardware' if has_bfloat16 else 'software'}"
     yield Finding("devices", "ok", text, "cpu")
     for number, gpu in enumerate(gpus):
         kind = "with bfloat16" if gpu.bfloat16 else "without bfloat16: training is in float32"
@@ -251,12 +245,6 @@ def check_devices() -> Iterator[Finding]:
         yield Finding("devices", "warning", text, "gpu", cure)
     elif not count:
         yield Finding("devices", "ok", "none: everything runs on the CPU", "gpu")
-
-
-def _cpu_has_bfloat16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
-    return any(flag in text for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
 def check_disks(store: Store) -> Iterator[Finding]:

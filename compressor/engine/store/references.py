@@ -1,8 +1,7 @@
 """Find the artifacts that runs and sweeps refer to, which `gc` keeps. Removes nothing.
 
-A run's folder has the keys of its whole plan from its first moment (`asked.json`), so that a run
-that has only begun keeps what it counts on. Any 64 hexadecimal digits in a run's files count as a
-key: a damaged file, or one of another version, keeps what it names all the same.
+A run's `asked.json` has the keys of its whole plan from its first moment. Any 64 hexadecimal digits
+in a run's files count as a key: a damaged file keeps what it names all the same.
 """
 
 from __future__ import annotations
@@ -59,8 +58,8 @@ def find_outputs(store: Store, outputs: Path) -> list[Path]:
 def read_references(store: Store, roots: list[Path]) -> References:
     """Read the folders of all runs and sweeps below some outputs folders.
 
-    Links to a run's folder are followed, links inside it are not. Raises StageError where
-    something cannot be read: nobody then knows what it keeps.
+    Follows links to a run's folder and none inside it. Raises StageError where something cannot be
+    read: nobody then knows what it keeps.
     """
     reader = _Reader(store.folder.resolve())
     try:

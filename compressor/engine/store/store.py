@@ -40,12 +40,10 @@ SELF = "sha256"
 KEY = re.compile(r"[0-9a-f]{64}")
 
 GC_LOCK = "gc"
-"""Held by a run while it writes down the keys of its plan, and by `gc` while it reads what runs
-have written: each sees all that the other has done, or nothing of it."""
+"""Held by a run while it writes down the keys of its plan, and by `gc` while it reads these."""
 
 MACHINE_LOCKS = "machines-"
-"""Begins the names of locks by which the machines of one run see each other: to hold one for a
-moment, as `try_lock` does, is to come and go."""
+"""Begins the names of locks by which the machines of one run see each other come and go."""
 
 USERS = "outputs"
 """The folder of notes on who uses a store that is a link: see `Store.hold_off_gc`."""
@@ -90,7 +88,7 @@ class Store:
 
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold the sole right to make `key`; `on_wait` is called once if another process has it.
+        """Hold the sole right to make `key`; call `on_wait` if another process has it.
 
         The operating system frees the lock when its process ends, however that ends.
         """
@@ -146,8 +144,7 @@ class Store:
     def forget_committed(self, key: str) -> None:
         """Remove what could be resumed from where the artifact exists already.
 
-        It stays after a kill between rename and forget, and after a try in several processes that
-        one process brought to its end.
+        A kill between rename and forget leaves it, as does a try in several processes.
         """
         if any(folder.exists() for folder in (self.resume_folder(key), self.task_folder(key))):
             with suppress(Timeout, OSError), self._file_lock(key).acquire(timeout=0):
@@ -221,17 +218,14 @@ class Store:
         return None
 
     def find_unlisted(self, key: str) -> list[str]:
-        """Name the files of an artifact that its manifest does not list, but for hidden ones.
+        """Name the files, but hidden ones, that the manifest does not list.
 
         A file beside a model's weights can change what is loaded.
         """
         folder, listed = self.path(key), {*self.manifest(key)["files"], MANIFEST}
-        names = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
-        return sorted(
-            name.as_posix()
-            for name in names
-            if name.as_posix() not in listed and not any(part[0] == "." for part in name.parts)
-        )
+        files = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
+        names = {f.as_posix() for f in files if not any(part[0] == "." for part in f.parts)}
+        return sorted(names - listed)
 
     def set_unlisted_aside(self, key: str) -> list[str]:
         """Move unlisted files out of an artifact, and name them."""
@@ -248,25 +242,21 @@ class Store:
     def hold_off_gc(self, on_wait: Callable[[], None]) -> Iterator[None]:
         """Keep `gc` waiting while a run or sweep writes down the keys that it counts on.
 
-        What existed before may be gone inside; what exists inside stays while a run names it.
+        What existed before may be gone inside; what exists inside stays while a run names it. In a
+        store that is a link it is noted whose runs use it: `gc` may start from elsewhere.
         """
         with ExitStack() as stack:
             try:
                 stack.enter_context(self.lock(GC_LOCK, on_wait))
-                self._note_outputs()
+                place = str(self.folder.parent.resolve())
+                note = self.folder / USERS / hashlib.sha256(place.encode()).hexdigest()[:16]
+                if self.folder.is_symlink() and not note.is_file():
+                    note.parent.mkdir(exist_ok=True)
+                    write_text(note, f"{place}\n")
             except OSError as error:
                 if error.errno not in _READ_ONLY:  # there `gc` can remove nothing either
                     raise
             yield
-
-    def _note_outputs(self) -> None:
-        """Note in a store that is a link whose runs use it: `gc` may start from elsewhere."""
-        if self.folder.is_symlink():
-            place = str(self.folder.parent.resolve())
-            note = self.folder / USERS / hashlib.sha256(place.encode()).hexdigest()[:16]
-            if not note.is_file():
-                note.parent.mkdir(exist_ok=True)
-                write_text(note, f"{place}\n")
 
     def is_locked(self, key: str) -> bool:
         """Whether a process holds the lock of `key`. Makes no lock file."""
@@ -284,7 +274,7 @@ class Store:
     def try_lock(self, key: str) -> Iterator[bool]:
         """Hold the lock of `key` and leave no lock file; give False where another process has it.
 
-        A process that waits with the file open sees that it has lost its name, and makes a new one.
+        Whoever waits with the file open sees that it has lost its name, and makes a new one.
         """
         lock = self._file_lock(key)
         try:
@@ -327,8 +317,7 @@ def _seal(path: Path) -> dict[str, Any]:
 def _give_permissions_of(manifest: Path, paths: list[Path]) -> None:
     """Give files the permissions of one that we have written ourselves, by the user's umask.
 
-    Some libraries (safetensors) let the owner alone read theirs, which locks a group out of a
-    store that it shares.
+    Some libraries (safetensors) let the owner alone read theirs: a group could share no store.
     """
     mode = stat.S_IMODE(manifest.stat().st_mode)
     for path in paths:

@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,8 +24,7 @@ Kind = Literal["artifact", "checkpoint", "unfinished", "damaged", "temporary", "
 """`checkpoint`: what a killed training resumes from. `unfinished`: other work that was not
 committed. `temporary`: a file that was being written. `trash`: what an earlier `gc` had renamed."""
 TRASH = "trash-"
-"""Begins the new name of what `gc` removes. It is moved into no folder: a full disk may have no
-room for one."""
+"""Begins the new name of what `gc` removes. A full disk may have no room for a folder of these."""
 _EARLIEST = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
 """Before this package existed: a clock that says so was not set."""
 
@@ -63,24 +62,16 @@ def _read_artifact(folder: Path) -> Item:
     item = measure_item(folder, "artifact", folder.name)
     try:
         about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        parts = about.get("key_parts") or {}
+        inputs = (about.get("key_parts") or {}).get("inputs") or {}  # of roles, or a list of pairs
         return replace(
             item,
             used=max(item.used, _parse_time(about.get("made"))),
-            inputs=tuple(_list_inputs(parts.get("inputs"))),
+            inputs=tuple(map(str, dict(inputs).values())),
             stage=str(about.get("stage")),
             name=str(about.get("name")),
         )
     except (OSError, ValueError, AttributeError, TypeError):  # damaged
         return item
-
-
-def _list_inputs(inputs: Any) -> Iterator[str]:
-    """Give the keys in a mapping of roles, or in a list of pairs: see `Plan`."""
-    for value in inputs.values() if isinstance(inputs, Mapping) else inputs or ():
-        key = value[-1] if isinstance(value, list) and value else value
-        if isinstance(key, str):
-            yield key
 
 
 def _parse_time(text: Any) -> float:

@@ -1,7 +1,6 @@
 """Tell how long stages took before, from the store's manifests.
 
-A plan, and each point of a sweep, would open every manifest of a store: 10,000 files. So their
-seconds are cached in one file; where it is missing or damaged, manifests are read again.
+A store may have 10,000 of them, so their seconds are cached in one file, which may be missing.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Render pages that a person opens in a browser: one file each, with all that it needs inside it.
 
-A template extends `reports/html/base.html`, which brings the style, light and dark, the sorting of
-tables, and Plotly's script. A page asks for nothing over a network, and its own policy (CSP) has
-the browser hold it to that. What a page shows is known to those who write it.
+A template extends `reports/html/base.html`, which brings style, light and dark, sorting, and
+Plotly's script. A page asks for nothing over a network: its own policy (CSP) forbids it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib.util import find_spec
@@ -24,11 +24,25 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).parent.parent.parent
 
 
-def render(template: str, values: Mapping[str, Any]) -> str:
-    """Fill a template of this package, such as `runs/sweeps/page.html`, with `values`.
+@dataclass(frozen=True)
+class PageColumn:
+    """A column of a page's table, a cell for each row."""
 
-    A template has `written`, the time, too. Every text among the values is escaped; half of a
-    surrogate pair, which a file name can have and UTF-8 cannot, becomes a question mark.
+    key: str
+    heading: str
+    title: str
+    cells: Sequence[str]
+    values: Sequence[Any]
+    """What sorting goes by; "" comes last."""
+    number: bool = True
+    rare: bool = False
+    """Shown on demand."""
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Fill a template of this package, such as `runs/sweeps/page.html`, with `values`, all escaped.
+
+    Adds `written`, the time. Half of a surrogate pair, as in a file name, becomes a question mark.
     """
     written = datetime.now().astimezone()
     text = _make_environment().get_template(template).render(values, written=written)
@@ -53,11 +67,7 @@ def _make_environment() -> Environment:
 
 
 def json_for_script(value: Any) -> Markup:
-    """Write a value as JSON that can stand in a script element: no text in it ends the element.
-
-    Letters of other alphabets stay as they are, in a half of the bytes of their escapes; numbers
-    that are not finite, which JSON does not have, become null.
-    """
+    """Write a value as JSON that can stand in a script element: no text in it ends the element."""
     from markupsafe import Markup
 
     text = json.dumps(

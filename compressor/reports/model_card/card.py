@@ -12,12 +12,7 @@ from compressor.reports.model_card.markdown import escape
 from compressor.reports.model_card.subject import Subject
 from compressor.reports.run_page.results import Results
 
-LIBRARIES = {
-    "ctranslate2": "ctranslate2",
-    "onnx": "onnx",
-    "gguf": "gguf",
-    "packed": "compressor",
-}
+LIBRARIES = {"ctranslate2": "ctranslate2", "onnx": "onnx", "gguf": "gguf", "packed": "compressor"}
 """Format of an export → the hub's name of what runs it; transformers for the others."""
 METRIC_TYPES = {
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "rouge"),
@@ -25,13 +20,8 @@ METRIC_TYPES = {
     **{name: name for name in ("roc_auc", "average_precision", "accuracy")},
 }
 """Our metric → the hub's type of it."""
-TAGS = {
-    "prune": "pruned",
-    "shrink": "pruned",
-    "slice": "pruned",
-    "distill": "distilled",
-    "quantize": "quantized",
-}
+TAGS = dict.fromkeys(("prune", "shrink", "slice"), "pruned")
+TAGS |= {"distill": "distilled", "quantize": "quantized"}
 
 
 def render_card(results: Results) -> str:
@@ -59,13 +49,13 @@ def _write_front_matter(results: Results, subject: Subject | None) -> str:
     from huggingface_hub.repocard_data import ModelCardData
 
     task = "text-classification" if results.has_labels else "summarization"
-    exported = str(subject.exported.get("format", "")) if subject else ""
+    form = str(subject.export_metrics.get("format", "")) if subject else ""
     values: dict[str, Any] = {
-        "library_name": LIBRARIES.get(exported, "transformers"),
+        "library_name": LIBRARIES.get(form, "transformers"),
         "base_model": subject and subject.base_model,
         "datasets": [results.data["dataset"]] if results.data.get("source") == "hub" else None,
         "pipeline_tag": task,
-        "tags": _list_tags(subject, exported),
+        "tags": _list_tags(subject, form),
     }
     if evaluated := _list_eval_results(results, subject, task):
         values |= {"model_name": results.name, "eval_results": evaluated}
@@ -73,12 +63,12 @@ def _write_front_matter(results: Results, subject: Subject | None) -> str:
     return str(data.to_yaml()).strip()
 
 
-def _list_tags(subject: Subject | None, exported: str) -> list[str]:
+def _list_tags(subject: Subject | None, form: str) -> list[str]:
     """List what was done to the model, by the kinds of stages on its way."""
     done = [TAGS[r["stage"]] for r in (subject.chain if subject else ()) if r["stage"] in TAGS]
-    if subject and str(subject.exported.get("weights", "")).startswith("int"):
+    if subject and str(subject.export_metrics.get("weights", "")).startswith("int"):
         done.append(TAGS["quantize"])
-    return list(dict.fromkeys(["compressor", *done, *filter(LIBRARIES.get, [exported])]))
+    return list(dict.fromkeys(["compressor", *done, *filter(LIBRARIES.get, [form])]))
 
 
 def _list_eval_results(results: Results, subject: Subject | None, task: str) -> list[Any]:

@@ -37,11 +37,6 @@ def _make_fence(text: str, least: int) -> str:
     return "`" * max(least, longest + 1)
 
 
-def format_quote(text: str) -> str:
-    """Write a quotation, as plain text."""
-    return f"> {escape(text)}"
-
-
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
     """Write a table of finished Markdown cells; columns after the first `texts` are numbers.
 
@@ -51,11 +46,7 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, text
     lines = [
         [headings[n] for n in kept],
         ["---" if n < texts else "---:" for n in kept],
-        *([_escape_pipes(row[n]) for n in kept] for row in rows),
+        # A pipe ends a cell even in a code span, unless it is escaped there too.
+        *([re.sub(r"(?<!\\)\|", r"\\|", row[n]) for n in kept] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escape_pipes(text: str) -> str:
-    """A pipe ends a cell even in a code span, unless it is escaped there too."""
-    return re.sub(r"(?<!\\)\|", r"\\|", text)

@@ -12,7 +12,6 @@ from compressor.reports.model_card.markdown import (
     escape,
     format_block,
     format_code,
-    format_quote,
     format_table,
 )
 from compressor.reports.model_card.subject import Subject
@@ -22,18 +21,14 @@ from compressor.reports.tables import COLUMNS, describe_parity, list_models
 
 GENERATED = ("bills", "messages")
 """Sources of data that are made up."""
-
 DENSE = 0.999
 """From this non-zero ratio on, zeros are no subject."""
-
 FEW_ROWS = 1000
-
 _NO_SCORES = (
     *("parameters", "nonzero_ratio", "bytes", "latency_p50_ms", "latency_p95_ms"),
     *("latency_p99_ms", "speedup", "texts_per_second", "tokens_per_second", "resident_bytes"),
 )
 """Columns of the main table that have a section of their own here."""
-
 _TIMES = (
     ("latency_p50_ms", "p50 ms", ".1f"),
     ("latency_p95_ms", "p95 ms", ".1f"),
@@ -47,7 +42,7 @@ def introduce(results: Results, subject: Subject | None) -> str:
     version = results.packages.get("compressor")
     by = f"compressor {format_code(version)}" if version else "compressor"
     description = results.recipe.get("description")
-    parts = [format_quote(str(description))] if description else []
+    parts = [f"> {escape(str(description))}"] if description else []
     parts.append(
         f"Made with {by} from the recipe {format_code(results.name)}. Every number below was "
         "measured by this run, or by the one that made a cached stage: `metrics.json` has all of "
@@ -68,7 +63,7 @@ def introduce(results: Results, subject: Subject | None) -> str:
 def tell_history(subject: Subject) -> str:
     """List the stages that the model went through, and what the recipe changed."""
     results = subject.results
-    chain = [*subject.chain, *([subject.record] if subject.exported else [])]
+    chain = [*subject.chain, *([subject.record] if subject.export_metrics else [])]
     rows = [
         [
             format_code(record["name"]),
@@ -80,10 +75,9 @@ def tell_history(subject: Subject) -> str:
     ]
     headings = ("stage", "kind", "settings", "parameters", "non-zero", "MB on disk")
     parts = [format_table(headings, rows, texts=3)]
-    for changes in list_changes(results.request):
-        if changes["rows"]:
-            lines = [f"- {_format_difference(*row)}" for row in changes["rows"]]
-            parts.append(f"{escape(changes['heading'])}:\n\n" + "\n".join(lines))
+    for changes in filter(lambda changes: changes["rows"], list_changes(results.request)):
+        lines = [f"- {_format_difference(*row)}" for row in changes["rows"]]
+        parts.append(f"{escape(changes['heading'])}:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 
@@ -134,18 +128,18 @@ def list_sizes(subject: Subject) -> str:
     """Write four kinds of sizes, which are never the same, of the original and of this model."""
     results, rows = subject.results, []
     for name in dict.fromkeys(filter(None, (subject.original, subject.source))):
-        resident = results.measured.get(name, {}).get("resident_bytes")
+        resident = results.measurements.get(name, {}).get("resident_bytes")
         rows.append([escape(results.label(name)), *_format_sizes(results.by_name[name], resident)])
     text = (
         "Parameters count every entry; non-zero is the share that is not zero; MB on disk are the "
         "files with the weights; resident MB is memory of a process that has loaded the model."
     )
-    if exported := subject.exported:
-        cells = _format_sizes(subject.record, exported.get("resident_bytes"))
+    if metrics := subject.export_metrics:
+        cells = _format_sizes(subject.record, metrics.get("resident_bytes"))
         rows.append([format_code(subject.record["name"]), *cells])
         text += (
-            f" The directory `model/` has {exported['disk_bytes'] / 1e6:.2f} MB in all; its "
-            f"weights are {exported['gzip_bytes'] / 1e6:.2f} MB after gzip."
+            f" The directory `model/` has {metrics['disk_bytes'] / 1e6:.2f} MB in all; its "
+            f"weights are {metrics['gzip_bytes'] / 1e6:.2f} MB after gzip."
         )
     headings = ("model", "parameters", "non-zero", "MB on disk", "resident MB")
     return f"{format_table(headings, rows)}\n\n{text}"
@@ -159,7 +153,10 @@ def list_times(results: Results) -> str:
     rows = [
         [
             escape(results.label(record["model"])),
-            *(_format_number(record["metrics"], key, form) for key, _, form in _TIMES),
+            *(
+                "" if (value := record["metrics"].get(key)) is None else format(value, form)
+                for key, _, form in _TIMES
+            ),
         ]
         for record in records
     ]
@@ -175,13 +172,9 @@ def list_times(results: Results) -> str:
     return f"{format_table(headings, rows)}\n\nOn {where}{many}. {note}"
 
 
-def _format_number(metrics: Mapping[str, Any], key: str, form: str) -> str:
-    return format(metrics[key], form) if metrics.get(key) is not None else ""
-
-
 def show_use(subject: Subject) -> str:
     """Write lines that run as they stand, in the run's folder."""
-    results, form = subject.results, subject.exported.get("format")
+    results, form = subject.results, subject.export_metrics.get("format")
     verb = "classify" if results.has_labels else "summarize"
     whole = subject.head in ("seq2seq_lm", "sequence_classification")  # the others write nothing
     if form is None and whole:
@@ -245,7 +238,7 @@ def list_limitations(subject: Subject) -> str:
         sentences.append(
             "Its weights began at random: it has seen the recipe's training rows alone."
         )
-    if check := subject.exported.get("parity"):
+    if check := subject.export_metrics.get("parity"):
         held = f"The export was held to its source on {check['rows']} rows"
         sentences.append(f"{held}: {describe_parity(check)}.")
     return "\n".join(f"- {sentence}" for sentence in sentences)
@@ -258,7 +251,7 @@ def _explain_zeros(subject: Subject) -> list[str]:
     if record["nonzero_ratio"] >= DENSE or record["parameters"] != before["parameters"]:
         return []
     kept = f"{record['nonzero_ratio']:.4f} of its parameters are not zero"
-    if subject.exported.get("format") == "packed":
+    if subject.export_metrics.get("format") == "packed":
         text = "The packed file leaves the zeros out; a model that is loaded from it has them, and"
         return [f"{kept}. {text} is no faster for them."]
     size, original_size = (f"{r['bytes'] / 1e6:.2f} MB" for r in (subject.record, before))
@@ -273,8 +266,8 @@ def _explain_scores(subject: Subject) -> list[str]:
     """Say how far its scores can be trusted."""
     metrics = subject.metrics
     if not any(name in metrics for name in QUALITY):
-        if any(name in subject.results.measured.get(subject.source, ()) for name in QUALITY):
-            source, weights = format_code(subject.label), escape(str(subject.exported["weights"]))
+        if any(name in subject.results.measurements.get(subject.source, ()) for name in QUALITY):
+            source, weights = format_code(subject.label), escape(subject.export_metrics["weights"])
             return [f"The scores are those of {source}; the export, in {weights}, was not scored."]
         return ["Its quality was not measured."]
     sentences = []

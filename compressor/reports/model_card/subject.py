@@ -28,7 +28,7 @@ class Subject:
         return cls(results, records[-1]) if records else None
 
     @property
-    def exported(self) -> Mapping[str, Any]:
+    def export_metrics(self) -> Mapping[str, Any]:
         """What its export measured; nothing where there is none."""
         metrics: Mapping[str, Any] = self.record["metrics"]
         return metrics if self.record["stage"] == "export" else {}
@@ -36,7 +36,7 @@ class Subject:
     @property
     def source(self) -> str:
         """The stage that gave the model; an export's is the one it exports."""
-        return str(self.record["model"] if self.exported else self.record["name"])
+        return str(self.record["model"] if self.export_metrics else self.record["name"])
 
     @property
     def label(self) -> str:
@@ -50,13 +50,13 @@ class Subject:
     @property
     def metrics(self) -> Mapping[str, Any]:
         """What was measured of this very model; of an export's source where the values are its."""
-        metrics = self.results.measured.get(self.record["name"], {})
-        if metrics or not self.exported:
+        metrics = self.results.measurements.get(self.record["name"], {})
+        if metrics or not self.export_metrics:
             return metrics
         # A quantized model may compute in integers, what is exported of it as float32 does not.
         quantized = any(record["stage"] == "quantize" for record in self.chain)
-        same = self.exported.get("weights") == "float32" and not quantized
-        return self.results.measured.get(self.source, {}) if same else {}
+        same = self.export_metrics.get("weights") == "float32" and not quantized
+        return self.results.measurements.get(self.source, {}) if same else {}
 
     @property
     def original(self) -> str:
@@ -67,8 +67,7 @@ class Subject:
     @property
     def origin(self) -> str | None:
         """What its first stage loaded: a hub id or a path; None for fresh weights."""
-        source = self._load_settings.get("source")
-        return None if source is None else str(source)
+        return self._load_settings.get("source")
 
     @property
     def head(self) -> str:

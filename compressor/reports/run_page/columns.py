@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from compressor.core.numbers import format_values
 from compressor.engine.past_run import Record
+from compressor.reports.html.render import PageColumn
 from compressor.reports.run_page.results import ENDED, QUALITY, Results, gives_model
 from compressor.reports.tables import COLUMNS, describe_parity, list_models
 from compressor.stages.base import SIZES
@@ -48,33 +48,20 @@ _CASE_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table, a cell for each row."""
-
-    key: str
-    heading: str
-    title: str
-    cells: Sequence[str]
-    values: Sequence[Any]
-    """What sorting goes by; "" comes last."""
-    number: bool = True
-
-
-def _make_text_column(key: str, cells: Sequence[str], heading: str | None = None) -> Column:
-    return Column(key, heading or key, "", cells, cells, number=False)
+def _make_text_column(key: str, cells: Sequence[str], heading: str | None = None) -> PageColumn:
+    return PageColumn(key, heading or key, "", cells, cells, number=False)
 
 
 def _make_number_column(
     key: str, heading: str, title: str, values: Sequence[Any], cells: Sequence[str] | None = None
-) -> Column:
+) -> PageColumn:
     order = ["" if value is None else repr(value) for value in values]
-    return Column(
+    return PageColumn(
         key, heading, title, format_values(key, values) if cells is None else cells, order
     )
 
 
-def make_main_table(results: Results) -> list[Column]:
+def make_main_table(results: Results) -> list[PageColumn]:
     """Make what the console shows of a run: a row for each model that was looked at."""
     rows = list_models(results.records)
     if not rows:
@@ -121,7 +108,7 @@ def list_stages(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def make_stage_columns(results: Results) -> list[Column]:
+def make_stage_columns(results: Results) -> list[PageColumn]:
     """Make times, the sizes of models that stages give or write, and what was measured."""
     records = results.records
     quality = [results.quality] if results.quality in (*QUALITY, "loss") else []
@@ -143,7 +130,8 @@ def make_stage_columns(results: Results) -> list[Column]:
     for key, heading, title, values in candidates:
         if any(value is not None for value in values):
             is_time = key in ("seconds", "made_in")
-            cells = [_write_time(v) for v in values] if is_time else format_values(key, values)
+            times = ["" if v is None else f"{v:,.1f}" for v in values] if is_time else None
+            cells = format_values(key, values) if times is None else times
             rest = len(results.not_run)
             padded = [*values, *[None] * rest], [*cells, *[""] * rest]
             columns.append(_make_number_column(key, heading, title, *padded))
@@ -151,18 +139,12 @@ def make_stage_columns(results: Results) -> list[Column]:
 
 
 def _times(records: Sequence[Record], key: str) -> list[float | None]:
-    """List a time of each piece of work, at its first record: a report on several models has more
-    of them.
-    """
+    """List a time of each piece of work, at its first record: a report may have several."""
     first = {record["key"]: number for number, record in reversed(list(enumerate(records)))}
     return [r[key] if first[r["key"]] == number else None for number, r in enumerate(records)]
 
 
-def _write_time(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:,.1f}"
-
-
-def make_label_columns(labels: Mapping[str, Any] | None) -> list[Column]:
+def make_label_columns(labels: Mapping[str, Any] | None) -> list[PageColumn]:
     """Make F1 of each label under each model."""
     if labels is None:
         return []
@@ -179,7 +161,7 @@ def make_label_columns(labels: Mapping[str, Any] | None) -> list[Column]:
     ]
 
 
-def make_case_columns(cases: Sequence[Mapping[str, Any]]) -> list[Column]:
+def make_case_columns(cases: Sequence[Mapping[str, Any]]) -> list[PageColumn]:
     """Make what a benchmark measured of each model in each case."""
     if not cases:
         return []
@@ -189,7 +171,7 @@ def make_case_columns(cases: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 def _make_measured_columns(
     columns: Sequence[tuple[str, str, str]], rows: Sequence[Mapping[str, Any]]
-) -> list[Column]:
+) -> list[PageColumn]:
     """Make the columns that any row has a value for."""
     return [
         _make_number_column(key, heading, title, [row.get(key) for row in rows])
@@ -198,18 +180,19 @@ def _make_measured_columns(
     ]
 
 
-def make_export_columns(results: Results) -> list[Column]:
+def make_export_columns(results: Results) -> list[PageColumn]:
     """Make format, sizes and parity of each export."""
     records = results.of("export")
     if not records:
         return []
     metrics = [record["metrics"] for record in records]
-    parities = [describe_parity(m.get("parity")) for m in metrics]
     return [
         _make_text_column("export", [str(record["label"]) for record in records]),
         _make_text_column("of", [results.label(record["model"]) for record in records]),
         _make_text_column("format", [str(m.get("format", "")) for m in metrics]),
         _make_text_column("weights", [str(m.get("weights", "")) for m in metrics]),
         *_make_measured_columns(EXPORT_SIZES, metrics),
-        _make_text_column("parity", parities, "equal to its source"),
+        _make_text_column(
+            "parity", [describe_parity(m.get("parity")) for m in metrics], "equal to its source"
+        ),
     ]

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
+from compressor.core.numbers import is_number
 from compressor.engine.past_run import Record, RunRecord
 from compressor.stages.base import stage_class, stage_kinds
 
@@ -63,7 +64,7 @@ class Results(RunRecord):
         return [record for record in self.records if record["stage"] in kinds]
 
     @cached_property
-    def measured(self) -> dict[str, dict[str, Any]]:
+    def measurements(self) -> dict[str, dict[str, Any]]:
         """Model → all that evaluations and benchmarks say of it, in the order of the records."""
         metrics: dict[str, dict[str, Any]] = {}
         for record in self.of("evaluate", "benchmark"):
@@ -75,7 +76,7 @@ class Results(RunRecord):
     def quality(self) -> str | None:
         """The metric that models are compared by, or None where nothing was measured."""
         for name in (*QUALITY, LOSS[0]):
-            if any(_is_number(metrics.get(name)) for metrics in self.measured.values()):
+            if any(_can_be_drawn(metrics.get(name)) for metrics in self.measurements.values()):
                 return name
         trained = any(self.value(record["name"], LOSS[1]) is not None for record in self.models)
         return LOSS[1] if trained else None
@@ -90,10 +91,8 @@ class Results(RunRecord):
         """Find a number of a model: measured of it, or of its training, or one of its sizes."""
         record = self.by_name[model]
         metrics = {} if record["stage"] in OTHER_LOSS else record["metrics"]
-        for place in (self.measured.get(model, {}), metrics, record):
-            if _is_number(place.get(metric)):
-                return float(place[metric])
-        return None
+        values = (v.get(metric) for v in (self.measurements.get(model, {}), metrics, record))
+        return next((float(value) for value in values if _can_be_drawn(value)), None)
 
     def chain(self, model: str) -> list[str]:
         """List the models from the first to this one, each made from the one before."""
@@ -109,9 +108,9 @@ class Results(RunRecord):
         """The model that the others are held to: `against`, else the first that was looked at."""
         for settings in (self.recipe.get("stages") or {}).values():
             against = (settings or {}).get("against")
-            if against in self.measured:
+            if against in self.measurements:
                 return str(against)
-        return next(iter(self.measured), None)
+        return next(iter(self.measurements), None)
 
     @cached_property
     def not_run(self) -> list[Mapping[str, Any]]:
@@ -130,7 +129,6 @@ def gives_model(record: Record) -> bool:
     return record["stage"] in stage_kinds() and stage_class(record["stage"]).changes_model
 
 
-def _is_number(value: Any) -> bool:
-    """Whether it is one that can be drawn: a training that diverged has a loss that is not."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+def _can_be_drawn(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number, which the loss of a training that diverged is not."""
+    return is_number(value) and math.isfinite(value)

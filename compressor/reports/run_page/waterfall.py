@@ -13,12 +13,11 @@ LATENCY = "latency_p50_ms"
 def list_waterfalls(results: Results) -> list[dict[str, Any]]:
     """List for each chain of models that ends in a measured one its steps in each metric.
 
-    Chains that are the beginning of another are left out. A chain: `name`, the last model's label,
-    and `panels`, each with the metric's name and `steps`: the first has a total, the others what
-    changed, and the last is the total that comes out.
+    Chains that begin another are left out. A chain has `name`, the last model's label, and `panels`
+    of a metric and its `steps`: a total, what changed, and the total that comes out.
     """
     metrics = [metric for metric in (results.quality, "bytes", LATENCY) if metric is not None]
-    ends = [*results.measured] or [record["name"] for record in results.models][-1:]
+    ends = [*results.measurements] or [record["name"] for record in results.models][-1:]
     chains = [results.chain(end) for end in ends]
     waterfalls = []
     for chain in chains:
@@ -33,8 +32,7 @@ def list_waterfalls(results: Results) -> list[dict[str, Any]]:
 def _list_steps(results: Results, chain: Sequence[str], metric: str) -> dict[str, Any]:
     """List the steps of one metric along a chain.
 
-    A model without a value joins the next that has one; of bytes, which every model has, stages
-    that changed nothing are left out.
+    A model without a value joins the next that has one. Unchanged bytes are no step.
     """
     steps: list[dict[str, Any]] = []
     waiting: list[str] = []

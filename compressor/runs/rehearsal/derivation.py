@@ -1,7 +1,6 @@
-"""Derives the recipe of a rehearsal: the same chain on tiny models of the same kinds.
+"""Derive the recipe of a rehearsal: the same chain on tiny models of the same kinds. Runs nothing.
 
 Each `load` becomes one of a small fresh model, and each stage gets `Stage.smoke_test_settings`.
-Nothing is read or run here.
 """
 
 from __future__ import annotations
@@ -41,10 +40,9 @@ _NO_SHAPE = frozenset(
 
 @dataclass(frozen=True)
 class SmallRecipe:
-    """A rehearsal's recipe, and how it differs from the real one."""
+    """A rehearsal's recipe as it is composed, and how it differs from the real one."""
 
     values: Mapping[str, Any]
-    """The recipe as it is composed."""
     changes: Sequence[Difference]
 
 
@@ -53,13 +51,12 @@ def derive(
 ) -> SmallRecipe:
     """Derive it with as few layers as let each stage do what it does in the recipe.
 
-    `data` is its group of that name. `tokenizers` has for each `load` the directory of the
-    tokenizer, `TRAINED`, or None where there is none.
+    `data`: its group of that name. `tokenizers`: `load` → a tokenizer's directory, `TRAINED`, None.
     """
     source = TypeAdapter[Data](Data).validate_python(data)
     depths = [depth for node in plan.nodes for depth in _depths(node.facts)]
     for layers in range(LAYERS, max([LAYERS, *depths]) + 1):
-        stages, fits = _shrink_stages(plan, source, tokenizers, outputs, layers)
+        stages, fits = _shrink_stages(plan, source, tokenizers, layers)
         if fits:
             break
     limits = ("max_source_length", "max_target_length")
@@ -78,11 +75,7 @@ def _depths(facts: Facts | None) -> list[int]:
 
 
 def _shrink_stages(
-    plan: Plan,
-    data: Data,
-    tokenizers: Mapping[str, str | None],
-    outputs: Path,
-    layers: int,
+    plan: Plan, data: Data, tokenizers: Mapping[str, str | None], layers: int
 ) -> tuple[dict[str, Stage], bool]:
     """Shrink each stage of the pipeline, for models of at most `layers` in a stack.
 
@@ -145,14 +138,8 @@ def shrink_load(load: Load, real: Facts, layers: int, tokenizer: str | None) -> 
             size = min(size, load.tokenizer.vocab_size)
         vocabulary = TrainTokenizer(vocab_size=size)
         generation = {k: v for k, v in generation.items() if k not in OF_TOKENS}
-    changed = {
-        "generation": generation,
-        "source": None,
-        "config": config,
-        "tokenizer": vocabulary,
-        "trust_remote_code": False,
-    }
-    return load.model_copy(update=changed)
+    changed = {"generation": generation, "config": config, "tokenizer": vocabulary}
+    return load.model_copy(update=changed | {"source": None, "trust_remote_code": False})
 
 
 def _resize_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:
@@ -164,8 +151,7 @@ def _resize_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:
 def shrink_config(real: Facts, layers: int) -> dict[str, Any]:
     """Make the config of a model like `real`, `WIDTH` wide, with at most `layers` in each stack.
 
-    Everything else stays: the kind of attention, the activation, what is tied, the table of
-    positions. A model that is no wider keeps its widths.
+    All else stays: attention, activation, what is tied, positions, and widths that are no wider.
     """
     module = load_architecture(real.model_type)
     left_out = {*_NO_SHAPE, *module.ALIASES}

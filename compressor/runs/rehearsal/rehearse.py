@@ -1,7 +1,6 @@
-"""Rehearses a recipe: runs its whole chain on tiny models, checks each stage, and keeps nothing.
+"""Rehearse a recipe: run its whole chain on tiny models, check each stage, and keep nothing.
 
-`derivation` says what the small recipe is, `rows` where its rows come from. What a stage changes
-about its own settings, the stage says: `Stage.smoke_test_settings`.
+`derivation` says what the small recipe is, `rows` where its rows come from.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text
 def rehearse(real: Plan, console: Console, *, quiet: bool = False) -> bool:
     """Rehearse a planned recipe, print what was checked, and return whether all of it was right.
 
-    Everything is written to a temporary folder, which stays where something failed.
+    Writes to a temporary folder alone, which stays where something failed.
     """
     for problem in (*real.warnings, *real.unreached):
         print_warning(problem)
@@ -62,8 +61,9 @@ def rehearse(real: Plan, console: Console, *, quiet: bool = False) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     rehearsal.print_result()
-    word, seconds = "failed" if failure else "passed", time.monotonic() - started
-    console.print(f"rehearsal {word}, {seconds:.0f} s", highlight=False, markup=False)
+    console.say(
+        f"rehearsal {'failed' if failure else 'passed'}, {time.monotonic() - started:.0f} s"
+    )
     if failure:
         print_error(f"{failure}\nwhat the rehearsal left: {folder}")
     else:
@@ -99,8 +99,8 @@ class Rehearsal:
     def run(self) -> None:
         """Run all of it. Raises StageError at the first thing that is wrong."""
         tokenizers = self._find_tokenizers()
-        line, started = Line("(rows)", passed=False), time.monotonic()
-        self.lines[line.name] = line
+        started = time.monotonic()
+        line = self.lines["(rows)"] = Line("(rows)", passed=False)
         data = self._prepare_data(tokenizers, line)
         self._pass(line, time.monotonic() - started)
         self.recipe = derive(self.real, data, tokenizers, self.folder / "outputs")
@@ -189,8 +189,7 @@ class Rehearsal:
     def _pass(self, line: Line, seconds: float) -> None:
         line.passed, line.seconds = True, seconds
         if not self.quiet:
-            text = f"{line.name:<22} {line.seconds:>7.1f} s"
-            self.console.say(text)
+            self.console.say(f"{line.name:<22} {line.seconds:>7.1f} s")
 
     def print_result(self) -> None:
         """Print a table of the stages, and how the rehearsal differs from the run."""
@@ -223,9 +222,8 @@ def _plan_small(recipe: SmallRecipe, real: Plan) -> Plan:
         small = plan(composed, Store.of(composed.recipe.outputs))
         small.require_reachable()
     except RecipeError as error:
-        reason = "; ".join(str(problem) for problem in error.problems)
-        message = f"this recipe cannot be rehearsed; of its small model: {reason}"
-        raise StageError(message) from error
+        reason = "; ".join(map(str, error.problems))
+        raise StageError(f"this recipe cannot be rehearsed as a small model: {reason}") from error
     return small
 
 

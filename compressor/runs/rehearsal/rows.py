@@ -1,4 +1,4 @@
-"""Samples a few of a recipe's rows for its rehearsal; generates some where these are not here."""
+"""Sample a few of a recipe's rows for its rehearsal, or generate some where these are not here."""
 
 from __future__ import annotations
 
@@ -131,8 +131,7 @@ def find_empty_rows(
 ) -> Iterator[tuple[str, float]]:
     """Describe the columns with rows that are blank, or of which only special tokens are left.
 
-    Gives the share of such rows too. Lengths and truncation are the recipe's, not the rehearsal's.
-    Without a `tokenizer` only blank rows are found.
+    Gives their share, too. Lengths are the recipe's. Without a `tokenizer` finds blank rows alone.
     """
     for split, rows in inspected.items():
         columns = (data.text, rows.texts, "text"), (data.summary, rows.summaries, "target")

@@ -1,8 +1,7 @@
-"""Stops a trial whose validation loss is worse than that of most trials before it.
+"""Stop a trial whose validation loss is worse than that of most trials before it.
 
-Optuna's pruners know studies of one goal, and compare all that a trial reports. So each stage that
-trains has a study of its own in the search's journal, with the validation loss as its only goal:
-like is compared with like, and a search may have any number of goals. It runs where the trial does.
+Optuna's pruners know studies of one goal, and compare all that a trial reports. So the search's
+journal has a study for each stage that trains, with the validation loss as its only goal.
 """
 
 from __future__ import annotations
@@ -99,18 +98,15 @@ class StageLosses:
             warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, where no loss is a number
             stop = self._trial.should_prune()
         if stop:
+            percentile = self.settings.percentile
+            limit = "median" if percentile == 50 else f"percentile {percentile:g}"
             reason = (
                 f"after epoch {epoch} of {self.stage!r} the best validation loss, "
-                f"{min(self._values):.4g}, is above the {self._limit} of the trials before"
+                f"{min(self._values):.4g}, is above the {limit} of the trials before"
             )
             self._trial.set_user_attr(REASON, reason)
             self._study.tell(self._trial, state=TrialState.PRUNED)
             raise Stopped(reason)
-
-    @property
-    def _limit(self) -> str:
-        percentile = self.settings.percentile
-        return "median" if percentile == 50 else f"percentile {percentile:g}"
 
     def end(self, state: TrialState) -> None:
         """Hear that the stage has ended."""

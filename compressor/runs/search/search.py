@@ -1,7 +1,4 @@
-"""A search from command to table: draw points, launch them, hear their results, name the best.
-
-`study` draws; the launcher decides where a trial runs, as for the points of a grid.
-"""
+"""Run a search: draw points, launch them as those of a grid, hear their results, name the best."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.console import Console
-from compressor.core.errors import RecipeError, StageError
+from compressor.core.errors import StageError
 from compressor.core.files import expand_home, write_json
 from compressor.core.redaction import public_command
 from compressor.engine.run_folder import OUTCOME
@@ -29,8 +26,7 @@ if TYPE_CHECKING:
 def run_search(recipe: str, overrides: Sequence[str], console: Console, *, quiet: bool) -> int:
     """Run trials until there are as many as asked for; 0 if none failed, 1 if any did.
 
-    The same command goes on with a search that was killed. Raises RecipeError before anything
-    runs where the space has a value that is wrong.
+    Goes on with a search that was killed. Raises RecipeError for a wrong space.
     """
     require_optuna()
     planned = plan_search(recipe, overrides, reachable=True)
@@ -51,7 +47,7 @@ def _run_trials(
     study = Study(journal, planned.search, planned.objective.goals, planned.space)
     trials, early = Trials(planned, folder, study), planned.search.stop_early
     first, trouble = planned.middle.point.overrides, None
-    if done := [trial for trial in study.trials if trial.ended]:
+    if done := [trial for trial in study.trials if trial.has_ended]:
         total = max(len(done), planned.search.trials)
         console.say(f"{len(done)} of {total} trials are done")
     with (
@@ -141,10 +137,7 @@ class Trials:
 
     def _read_goals(self, point: Point) -> dict[str, float | None]:
         """Read what a point that ended came to in each goal."""
-        try:
-            records = self.folder.record(point.name).records
-        except RecipeError:
-            records = []
+        records = self.folder.read_records(point.name)
         return {goal.path: goal.find_value(records) for goal in self.planned.objective.goals}
 
     def _update_folder(self) -> None:
@@ -163,7 +156,7 @@ class Trials:
 
     def describe_progress(self) -> str:
         """Describe how many trials have ended, and the best so far."""
-        ended, best = sum(trial.ended for trial in self.study.trials), self.best
+        ended, best = sum(trial.has_ended for trial in self.study.trials), self.best
         text = f"{ended} of {self.planned.search.trials} trials"
         if len(best) == 1:
             return f"{text}; best: {self.describe(best[0])}"

@@ -1,7 +1,7 @@
-"""An Optuna study, in a sweep's folder: it draws points and hears results. None runs here.
+"""An Optuna study in a sweep's folder: it draws points and hears results. Runs none.
 
-Each draw has a sampler of its own, seeded by how many there were before: a study that goes on after
-a restart draws what it would have drawn without it, as long as one trial runs at a time.
+Each draw's sampler is seeded by how many were drawn before: after a restart a study draws what it
+would have drawn without it, as long as one trial runs at a time.
 """
 
 from __future__ import annotations
@@ -31,11 +31,7 @@ class Trial:
 
     number: int
     values: Mapping[str, Any]
-    state: TrialState
-
-    @property
-    def ended(self) -> bool:
-        return self.state.is_finished()
+    has_ended: bool
 
 
 class Study:
@@ -60,12 +56,14 @@ class Study:
     def trials(self) -> list[Trial]:
         """Every point that was drawn, in that order."""
         trials = self._study.get_trials(deepcopy=False)
-        return [Trial(t.number, t.params, t.state) for t in trials if self._is_drawn(t)]
+        return [
+            Trial(t.number, t.params, t.state.is_finished()) for t in trials if self._is_drawn(t)
+        ]
 
     def draw(self) -> list[Trial]:
         """Draw the trials to run now; what was running when the study was killed goes first."""
         trials = self.trials
-        unfinished = [trial for trial in trials if not trial.ended]
+        unfinished = [trial for trial in trials if not trial.has_ended]
         if unfinished:
             return unfinished[: self.search.at_once]
         count = min(self.search.at_once, self.search.trials - len(trials))
@@ -75,7 +73,7 @@ class Study:
         self._study.sampler = _make_sampler(self.search, drawn)
         distributions = {d.key: d.make_distribution() for d in self.space.dimensions}
         trial = self._study.ask(fixed_distributions=distributions)
-        return Trial(trial.number, trial.params, TrialState.RUNNING)
+        return Trial(trial.number, trial.params, has_ended=False)
 
     def tell(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
         """Hear the end of a trial, and its goals' `values` where it is complete."""
@@ -90,13 +88,15 @@ class Study:
 def _make_sampler(search: Search, drawn: int) -> optuna.samplers.BaseSampler:
     """Make the sampler of the draw after `drawn` others."""
     seed = int.from_bytes(hashlib.sha256(f"{search.seed}/{drawn}".encode()).digest()[:4])
-    if search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed)
-    if search.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(population_size=search.random_trials, seed=seed)
-    if search.sampler == "gp":
-        return optuna.samplers.GPSampler(n_startup_trials=search.random_trials, seed=seed)
-    return optuna.samplers.TPESampler(n_startup_trials=search.random_trials, seed=seed)
+    samplers = optuna.samplers
+    match search.sampler:
+        case "random":
+            return samplers.RandomSampler(seed)
+        case "nsga2":
+            return samplers.NSGAIISampler(population_size=search.random_trials, seed=seed)
+        case "gp":
+            return samplers.GPSampler(n_startup_trials=search.random_trials, seed=seed)
+    return samplers.TPESampler(n_startup_trials=search.random_trials, seed=seed)
 
 
 class SystemLock(BaseJournalFileLock):
@@ -119,9 +119,8 @@ class SystemLock(BaseJournalFileLock):
 def open_journal(path: Path) -> JournalStorage:
     """Open the journal, without the half of a line that a killed process may have left.
 
-    It is a text log that many processes may append to: JSON lines and no pickle, which of Optuna's
-    samplers only `cmaes` stores, and that is not offered. Raises StageError where another hand has
-    changed it.
+    Many processes may append to it: JSON lines, and no pickle, which only the sampler `cmaes` would
+    store. Raises StageError where it is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     lock = SystemLock(path)
@@ -135,7 +134,6 @@ def open_journal(path: Path) -> JournalStorage:
     try:
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except (ValueError, KeyError, AssertionError) as error:
+        reason = f"{path} is damaged ({type(error).__name__}: {error})"
         advice = "move its folder away, and the search begins anew on the same store"
-        raise StageError(
-            f"{path} is damaged ({type(error).__name__}: {error}); {advice}"
-        ) from error
+        raise StageError(f"{reason}; {advice}") from error

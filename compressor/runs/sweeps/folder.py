@@ -1,7 +1,4 @@
-"""A sweep's folder, `sweeps/<recipe>/<time>/`: what was asked for, and how far each point is.
-
-The same command finds its folder again by what it asks for, so that it goes on there.
-"""
+"""A sweep's folder, `sweeps/<recipe>/<time>/`, which the same command finds again: its points."""
 
 from __future__ import annotations
 
@@ -15,8 +12,9 @@ from typing import Any
 
 from compressor.core.errors import RecipeError
 from compressor.core.files import write_json
+from compressor.core.numbers import is_number
 from compressor.engine.keys import digest
-from compressor.engine.past_run import RunRecord
+from compressor.engine.past_run import Record, RunRecord
 from compressor.engine.provenance import ASKED
 from compressor.engine.run_folder import ABOUT, OUTCOME, make_run_folder
 from compressor.engine.store.store import Store
@@ -71,6 +69,13 @@ class SweepFolder:
         """Find what a point's folder has now."""
         return RunRecord(self.path / name)
 
+    def read_records(self, name: str) -> list[Record]:
+        """Read the records of a point's stages; none where they are damaged."""
+        try:
+            return self.record(name).records
+        except RecipeError:
+            return []
+
     def forget(self, name: str) -> None:
         """Remove what an earlier try of a point left, so that it is not taken for one to come."""
         records = (OUTCOME, "metrics.json", "events.jsonl", "recipe.yaml", "error.txt")
@@ -79,14 +84,10 @@ class SweepFolder:
 
     def is_done(self, name: str, store: Store) -> bool:
         """Tell whether a point ended well, and all that it made is still in the store."""
-        record = self.record(name)
-        outcome = record.outcome
+        outcome, records = self.record(name).outcome, self.read_records(name)
         if outcome is None or outcome["error"] is not None or outcome.get("pruned"):
             return False
-        try:
-            return bool(record.records) and all(store.has(r["key"]) for r in record.records)
-        except RecipeError:
-            return False
+        return bool(records) and all(store.has(record["key"]) for record in records)
 
     def read_status(self, point: Point, goals: Sequence[Goal]) -> PointStatus:
         """Read how far a point is."""
@@ -94,10 +95,7 @@ class SweepFolder:
         outcome, stage = record.outcome, record.last_stage
         if outcome is None and stage is None:
             return PointStatus(point.name, point.differs)
-        try:
-            records = record.records
-        except RecipeError:
-            records = []
+        records = self.read_records(point.name)
         end = outcome or {"error": None, "seconds": 0.0}
         state: State = "running" if outcome is None else "done"
         if end["error"] is not None:
@@ -124,11 +122,7 @@ def _read_numbers(records: Sequence[Mapping[str, Any]], goals: Sequence[Goal]) -
         **(rows[-1] if rows else {}),
         **{goal.path: goal.find_value(records) for goal in goals},
     }
-    return {
-        key: value
-        for key, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    return {key: value for key, value in values.items() if is_number(value)}
 
 
 def identify_sweep(composed: Sequence[ComposedRecipe]) -> list[Any]:
@@ -137,5 +131,5 @@ def identify_sweep(composed: Sequence[ComposedRecipe]) -> list[Any]:
     Not where or how they run, nor in which order: `shuffle(…)` has another one each time.
     """
     free = {"outputs", "launch"}
-    values = [{k: v for k, v in each.values.items() if k not in free} for each in composed]
+    values = [{k: v for k, v in recipe.values.items() if k not in free} for recipe in composed]
     return sorted(values, key=digest)

@@ -1,7 +1,4 @@
-"""Runs points through a launcher of Hydra's: in this process, in others, on a cluster.
-
-`PointTask` runs a point; the launcher that the command names decides where.
-"""
+"""Run points through a launcher of Hydra's, which decides where: here, in others, on a cluster."""
 
 from __future__ import annotations
 
@@ -31,9 +28,10 @@ from compressor.core.files import write_json, write_traceback
 from compressor.core.packages import suggest_install
 from compressor.core.printing import print_error
 from compressor.core.processes import end_with, forget_launchers, is_running
-from compressor.core.progress import Progress, Watch, parse_event
+from compressor.core.progress import Progress, Watch
 from compressor.core.redaction import redact_text
 from compressor.engine.keys import digest
+from compressor.engine.past_run import EVENTS, RunRecord
 from compressor.engine.plan import plan
 from compressor.engine.run_folder import OUTCOME
 from compressor.engine.store.store import Store
@@ -77,8 +75,7 @@ class PointLauncher:
     def run(self, points: Sequence[Point]) -> None:
         """Run points, and return when all have ended. A point's failure is in its folder.
 
-        Raises StageError where the launcher itself fails: a worker that was killed, say. Where it
-        is interrupted, and has ended the processes of points with it, these have their reports.
+        Raises StageError where the launcher itself fails: a worker that was killed, say.
         """
         jobs = [
             [*allow_new_keys(point.overrides), f"hydra.sweep.subdir={quote_text(point.name)}"]
@@ -104,23 +101,17 @@ class PointLauncher:
 def _report_killed(folder: Path, deadline: float) -> None:
     """End the events of a point whose process was killed, and write its report.
 
-    A cluster's job, which does not end with the command, is left alone, as is a process that still
-    runs at the `deadline`.
+    Leaves alone what still runs at the `deadline`, and a cluster's job: it outlives the command.
     """
-    path = folder / "events.jsonl"
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    events = [event for event in map(parse_event, lines) if event is not None]
-    states = {"run_started", "run_ended"}
-    last = next((event for event in reversed(events) if event["event"] in states), None)
-    if last is None or last["event"] == "run_ended":
-        return
-    process = last.get("process") or {}
-    if process.get("host") != platform.node():
+    events = [e for e in RunRecord(folder).events if e["event"] in {"run_started", "run_ended"}]
+    process = (events[-1].get("process") or {}) if events else {}
+    if process.get("host") != platform.node():  # or it has ended
         return
     while is_running(process):
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)
+    path = folder / EVENTS
     Progress(Console(), path, quiet=True).emit("run_ended", state="interrupted", error=None)
     write_reports(folder, "interrupted")
 
@@ -139,8 +130,8 @@ def open_launcher(
 ) -> Iterator[PointLauncher]:
     """Open the launcher that a recipe, or `settings` (overrides of `hydra`), names.
 
-    `overrides` are those of any one point, since a recipe may not compose without. See `PointTask`
-    for `digests` and `watch`. Raises RecipeError.
+    `overrides`: those of any point; a recipe may not compose without. `digests` and `watch`: see
+    `PointTask`. Raises RecipeError.
     """
     root, name = find_recipe(recipe)
     place = f"hydra.sweep.dir={quote_text(str(folder.absolute()))}"
@@ -150,14 +141,7 @@ def open_launcher(
             hydras = complete_overrides(name, [*everything, place])
             config = loader.load_configuration(name, hydras, run_mode=RunMode.MULTIRUN)
             here = config.hydra.launcher._target_ == _IN_THIS_PROCESS
-            task = PointTask(
-                recipe,
-                base.recipe.outputs,
-                digests or {},
-                here=here,
-                quiet=quiet,
-                watch=watch,
-            )
+            task = PointTask(recipe, base.recipe.outputs, digests or {}, here, quiet, watch)
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks(config)),
                 task_function=task,
@@ -182,9 +166,8 @@ def _explain_problems(
         if launcher != missing:
             hint = nearest(launcher, LAUNCHERS)
             raise RecipeError(f"hydra/launcher: no launcher {launcher!r}; {hint}") from error
-        raise RecipeError(
-            [explain_composition_error(error, root, name, overrides, sources)]
-        ) from error
+        problem = explain_composition_error(error, root, name, overrides, sources)
+        raise RecipeError([problem]) from error
 
 
 def read_swept(recipe: str, overrides: Sequence[str]) -> list[str]:
@@ -231,22 +214,18 @@ class PointTask:
     recipe: str
     outputs: str
     digests: Mapping[str, str]
-    """Name of a point → the digest of its values. One that has others by the time it runs, since a
-    file of the recipe was changed, fails."""
+    """Name of a point → the digest of its values; a point fails whose recipe was edited since."""
     here: bool
     """Whether it runs in the command's process, and not beside other points."""
     quiet: bool
     watch: Callable[[str], Watch] | None = None
-    """From a point's name, what hears its events where it runs."""
+    """Makes what hears the events of the point with a name."""
     cwd: str = field(default_factory=lambda: str(Path.cwd()))
     command: int = field(default_factory=os.getpid)
     """The process that the sweep was asked of; what it started itself ends with it."""
 
     def __call__(self, _: DictConfig) -> None:
-        """Run the point that Hydra's configuration names.
-
-        A job of a sweep whose command was killed may still run it: that one is waited for.
-        """
+        """Run the point that Hydra's configuration names, after any job that still runs it."""
         forget_launchers()
         os.chdir(self.cwd)  # a launcher's worker may have begun elsewhere
         if os.getppid() == self.command:  # joblib's, of which nothing else would say that nobody
@@ -264,7 +243,7 @@ class PointTask:
 
     @contextmanager
     def _open_console(self, folder: Path) -> Iterator[tuple[Console, TextIO]]:
-        """Open what a point and its errors are printed on: beside others, a log of its own."""
+        """Open what a point and its errors are printed on: beside other points, a log."""
         if self.here:
             console = Console(width=None if sys.stdout.isatty() else 200, quiet=self.quiet)
             console.rule(escape(folder.name), style="dim")

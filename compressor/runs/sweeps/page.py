@@ -1,4 +1,4 @@
-"""Writes `sweep.html`, a sweep as one page, and `sweep.csv`, for other programs to read.
+"""Write `sweep.html`, a sweep as one page, and `sweep.csv`, for other programs to read.
 
 The page has its data twice: as a table, which needs no script, and as JSON for the chart.
 """
@@ -10,7 +10,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote
@@ -19,7 +19,7 @@ from compressor.core.files import write_text
 from compressor.core.numbers import duration, format_values
 from compressor.evaluation.predictions import guard_cell
 from compressor.recipe.objective import Direction
-from compressor.reports.html.render import render
+from compressor.reports.html.render import PageColumn, render
 from compressor.runs.sweeps.points import shorten_keys
 from compressor.runs.sweeps.state import PointStatus, State, Sweep, guess_direction
 
@@ -36,21 +36,6 @@ _WORDS = {state: state for state in get_args(State)} | {"pruned": "stopped early
 _REST = ("failed", "running", "pruned", "waiting")
 """States but `done`, in the order of what a person wants to know."""
 _AIMS: Mapping[Direction, str] = {"maximize": "more is better", "minimize": "less is better"}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of numbers or texts, a cell for each point."""
-
-    key: str
-    heading: str
-    title: str
-    cells: Sequence[str]
-    values: Sequence[str]
-    """What sorting goes by."""
-    number: bool
-    rare: bool = False
-    """Shown on demand."""
 
 
 def write_page(path: Path, sweep: Sweep) -> None:
@@ -88,17 +73,17 @@ def _find_link(point: PointStatus, folder: Path) -> str | None:
     return quote(os.fsencode(point.name)) + ("/report.html" if report else "/")
 
 
-def _list_keys(sweep: Sweep) -> list[Column]:
+def _list_keys(sweep: Sweep) -> list[PageColumn]:
     """List a column for each key that differs."""
     columns = []
     for key, short in shorten_keys(sweep.list_keys()).items():
         cells = [point.differs.get(key, "") for point in sweep.points]
         number = all(_NUMBER.fullmatch(cell) for cell in cells if cell)
-        columns.append(Column(f"differs:{key}", short, key, cells, cells, number))
+        columns.append(PageColumn(f"differs:{key}", short, key, cells, cells, number))
     return columns
 
 
-def _list_metrics(sweep: Sweep) -> list[Column]:
+def _list_metrics(sweep: Sweep) -> list[PageColumn]:
     """List a column for each metric: the objectives, the usual ones, then the others."""
     metrics, goals = sweep.list_metrics(), [metric for metric, _ in sweep.objectives]
     columns = []
@@ -111,7 +96,7 @@ def _list_metrics(sweep: Sweep) -> list[Column]:
         aim = _choose_direction(metric, sweep)
         title = f"{metric}: {_AIMS[aim]}" if aim else metric
         cells = format_values(metric, values)
-        columns.append(Column(f"metric:{metric}", metric, title, cells, texts, True, rare))
+        columns.append(PageColumn(f"metric:{metric}", metric, title, cells, texts, True, rare))
     if len(columns) <= _FEW or all(column.rare for column in columns):
         columns = [replace(column, rare=False) for column in columns]
     return columns

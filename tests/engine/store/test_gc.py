@@ -22,7 +22,6 @@ from compressor.recipe.compose import compose
 from compressor.runs import runner
 from tests.harness.artifacts import DAY, commit, key_of, manifest_of, name_in_run
 from tests.harness.command import compressor, start
-from tests.harness.recipes import RECIPE
 
 
 def gc(outputs: Path, *, dry_run: bool = False, **limits: Any) -> GcResult:
@@ -72,9 +71,7 @@ def test_what_no_run_names_goes_and_what_one_names_stays(store: Store, tmp_path:
     assert list(store.folder.glob("trash*")) == []
 
 
-def test_a_run_that_cannot_be_read_stops_gc(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_cannot_be_read_stops_gc(store, tmp_path: Path, monkeypatch) -> None:
     """Nobody then knows what it keeps."""
     commit(store, 0)
     name_in_run(tmp_path, "none")
@@ -120,9 +117,7 @@ def test_runs_of_every_outputs_folder_that_shares_a_store_are_seen(tmp_path: Pat
     assert keys(tmp_path / "a") == {key_of("a"), key_of("b")}
 
 
-def test_links_keep_what_they_name_and_are_not_followed_to_what_is_elsewhere(
-    tmp_path: Path,
-) -> None:
+def test_links_keep_what_they_name_and_are_not_followed_to_what_is_elsewhere(tmp_path) -> None:
     """A run's folder that was moved to another disk, and links in artifacts, in the store and in
     runs: what they lead to is as it was, though it is named as our own temporary files are.
     """
@@ -134,8 +129,8 @@ def test_links_keep_what_they_name_and_are_not_followed_to_what_is_elsewhere(
     run = name_in_run(outputs, key_of(0))
     shutil.move(run, tmp_path / "moved")
     run.symlink_to(tmp_path / "moved")
-    own = run / ".metrics.json.999999"
-    for file in (elsewhere / ".notes.txt.999999", own):
+    ours = run / ".metrics.json.999999"
+    for file in (elsewhere / ".notes.txt.999999", ours):
         file.write_text("x")
         os.utime(file, (time.time() - 3 * DAY,) * 2)
     (run / "link").symlink_to(elsewhere, target_is_directory=True)
@@ -144,8 +139,8 @@ def test_links_keep_what_they_name_and_are_not_followed_to_what_is_elsewhere(
     (store.begin(key_of(3)) / "data").symlink_to(elsewhere)
     gc(outputs)
     assert [path.name for path in elsewhere.iterdir()] == [".notes.txt.999999"]
-    assert not own.exists()
-    assert keys(outputs) == {key_of(0), key_of(2)}  # a link is no artifact, and its maker's own
+    assert not ours.exists()
+    assert keys(outputs) == {key_of(0), key_of(2)}  # a link is no artifact of ours
 
 
 # What is old, large, or left behind goes
@@ -174,9 +169,7 @@ def test_a_clock_that_jumped_makes_nothing_old(store: Store, tmp_path: Path, day
     assert keys(tmp_path) == {key_of("input"), key_of(0)}
 
 
-def test_the_longest_unused_go_until_the_store_is_small_enough(
-    store: Store, tmp_path: Path
-) -> None:
+def test_the_longest_unused_go_until_the_store_is_small_enough(store, tmp_path: Path) -> None:
     """Of four of about 10 kB with 5, 4, 3 and 2 days, a limit of 25 kB leaves the newest two."""
     for number in range(4):
         commit(store, number, size=10_000, days=5 - number)
@@ -197,9 +190,7 @@ def test_an_amount_that_is_none_is_refused(amount: str) -> None:
     assert Limits.parse("1.5h", "2 KiB") == Limits(5400.0, 2048)
 
 
-def test_what_killed_runs_left_goes_but_a_checkpoint_that_one_resumes_from(
-    store: Store, tmp_path: Path
-) -> None:
+def test_what_killed_runs_left_goes_but_a_checkpoint_that_one_resumes_from(store, tmp_path) -> None:
     """A half artifact, a task, damaged ones, locks; a checkpoint of a run that is there stays."""
     (store.begin(key_of(0)) / "half").write_text("x")
     for folder in map(store.resume_folder, (key_of(1), key_of(2))):
@@ -241,33 +232,22 @@ def test_what_a_process_writes_stays(store: Store, tmp_path: Path, name: str) ->
 # Beside runs, and as a command
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe of two stages and one run of it."""
-    place = tmp_path_factory.mktemp("gc")
-    text = RECIPE.replace("[load, finetune, prune, recover, evaluate]", "[load, prune]")
-    (place / "mine.yaml").write_text(text)
-    done = compressor("run", "mine.yaml", "-q", cwd=place)
-    assert done.code == 0, done.err
-    return place
-
-
 @pytest.fixture
-def own(ran: Path, tmp_path: Path) -> Path:
-    """The same, as one's own."""
-    shutil.copytree(ran, tmp_path, dirs_exist_ok=True, symlinks=True)
+def place(pruned: Path, tmp_path: Path) -> Path:
+    """A copy of a folder with a recipe of two stages and a run of it."""
+    shutil.copytree(pruned, tmp_path, dirs_exist_ok=True, symlinks=True)
     return tmp_path
 
 
-def test_a_run_that_has_begun_keeps_all_that_it_counts_on(own: Path) -> None:
+def test_a_run_that_has_begun_keeps_all_that_it_counts_on(place: Path) -> None:
     """The run that made its artifacts is removed, and `gc` works, before the first is asked for.
 
     Between planning on an artifact and linking to it a run had nothing that told of it.
     """
-    outputs = own / "outputs"
+    outputs = place / "outputs"
     (old,) = (outputs / "runs" / "mine").iterdir()
     store = Store(outputs / "store")
-    planned = plan(compose(str(own / "mine.yaml"), [f"outputs={outputs}"]), store)
+    planned = plan(compose(str(place / "mine.yaml"), [f"outputs={outputs}"]), store)
     assert all(node.cached for node in planned.nodes)
     results: list[GcResult] = []
 
@@ -282,13 +262,13 @@ def test_a_run_that_has_begun_keeps_all_that_it_counts_on(own: Path) -> None:
     assert all(record["cached"] for record in records)
 
 
-def test_a_run_that_begins_while_gc_works_waits_and_makes_what_is_gone(own: Path) -> None:
+def test_a_run_that_begins_while_gc_works_waits_and_makes_what_is_gone(place: Path) -> None:
     """It was planned on artifacts that `gc` then removed: they are made again, to the same bits."""
-    store = Store(own / "outputs" / "store")
-    (old,) = (own / "outputs" / "runs" / "mine").iterdir()
+    store = Store(place / "outputs" / "store")
+    (old,) = (place / "outputs" / "runs" / "mine").iterdir()
     before = {key: store.manifest(key)["files"] for key in store.list_keys()}
     with store.lock(GC_LOCK, lambda: None):
-        process = start("run", "mine.yaml", "-q", cwd=own)
+        process = start("run", "mine.yaml", "-q", cwd=place)
         while "waiting for `compressor gc`, or another run" not in process.err:
             assert process.poll() is None, process.err
             time.sleep(0.02)
@@ -296,29 +276,29 @@ def test_a_run_that_begins_while_gc_works_waits_and_makes_what_is_gone(own: Path
         for key in before:  # as gc does, whose lock this is
             shutil.rmtree(store.path(key))
     assert process.wait(120) == 0, process.err
-    (new,) = (own / "outputs" / "runs" / "mine").iterdir()
+    (new,) = (place / "outputs" / "runs" / "mine").iterdir()
     assert not any(r["cached"] for r in json.loads((new / "metrics.json").read_text()))
     assert {key: store.manifest(key)["files"] for key in store.list_keys()} == before
 
 
-def test_the_command_says_what_went_what_stays_and_how_to_free_more(own: Path) -> None:
+def test_the_command_says_what_went_what_stays_and_how_to_free_more(place: Path) -> None:
     """A table, totals and counts; as JSON the same; before the first run, and with an amount that
     is none, too.
     """
-    store = Store(own / "outputs" / "store")
+    store = Store(place / "outputs" / "store")
     commit(store, 0, size=5_000, days=3)
-    dry = json.loads(compressor("gc", "--dry-run", "--json", cwd=own).out)
+    dry = json.loads(compressor("gc", "--dry-run", "--json", cwd=place).out)
     (artifact,) = [removal for removal in dry["removed"] if removal["kind"] == "artifact"]
     assert (artifact["stage"], artifact["why"]) == ("load", "no run names it")
     assert artifact["age_seconds"] == pytest.approx(3 * DAY, abs=600)
-    done = compressor("gc", cwd=own)
+    done = compressor("gc", cwd=place)
     assert done.code == 0
     assert key_of(0)[:12] in done.out and "3 d" in done.out
     assert "removed 1 artifact" in done.out and "artifacts that runs name" in done.out
-    again = compressor("gc", cwd=own)
+    again = compressor("gc", cwd=place)
     assert "removed nothing" in again.out and "to free more, delete run folders" in again.out
-    nowhere = compressor("gc", "--outputs", "nowhere", cwd=own)
+    nowhere = compressor("gc", "--outputs", "nowhere", cwd=place)
     assert nowhere.code == 0 and "removed nothing" in nowhere.out
-    assert not (own / "nowhere").exists()
-    refused = compressor("gc", "--max-size", "99999PB", cwd=own)
+    assert not (place / "nowhere").exists()
+    refused = compressor("gc", "--max-size", "99999PB", cwd=place)
     assert refused.code == 2 and "--max-size: '99999PB' is too large" in refused.err

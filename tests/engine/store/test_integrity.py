@@ -31,8 +31,8 @@ def outputs(tmp_path: Path) -> Path:
 
 def findings(outputs: Path, state: str, **options: bool) -> list[Finding]:
     """What is in some state, of the store and around it; this machine may lack room."""
-    found = examine(Store(outputs / "store"), outputs, **options)
-    return [finding for finding in found if finding.state == state and finding.area != "disk"]
+    every = examine(Store(outputs / "store"), outputs, **options)
+    return [finding for finding in every if finding.state == state and finding.area != "disk"]
 
 
 def test_a_store_in_order_has_nothing_to_report(outputs: Path) -> None:

@@ -114,21 +114,21 @@ def test_three_runs_have_a_column_each(runs: Runs) -> None:
     assert expected in runs.call(*three).out
 
 
-def test_predictions_that_are_gone_leave_the_plain_difference(own: Runs) -> None:
+def test_predictions_that_are_gone_leave_the_plain_difference(copies: Runs) -> None:
     """From `metrics.json`, without an interval; the sentence says why."""
-    (link,) = own.changed.glob("stages/*-evaluate@recover")
+    (link,) = copies.changed.glob("stages/*-evaluate@recover")
     shutil.rmtree(link.resolve())
-    pair = own.read("compare", own.first, own.changed)["models"][-1]
+    pair = copies.read("compare", copies.first, copies.changed)["models"][-1]
     assert pair["unpaired"] == "the predictions of 'repaired' are no longer in the store"
     assert {score["metric"] for score in pair["scores"]} == {"rougeLsum", "rouge1", "rouge2"}
     assert all(score["p"] is None for score in pair["scores"])
 
 
-def test_what_cannot_be_compared_is_said(own: Runs) -> None:
+def test_what_cannot_be_compared_is_said(copies: Runs) -> None:
     """ROUGEs of two tokenizers, where an earlier version names none and had the English one;
     latencies of two runs, which were measured at different times.
     """
-    for run, name, p50 in ((own.first, None, 40.0), (own.changed, "unicode", 10.0)):
+    for run, name, p50 in ((copies.first, None, 40.0), (copies.changed, "unicode", 10.0)):
 
         def edit(records: list, name: str | None = name, p50: float = p50) -> None:
             assert records[-1]["metrics"].pop("rouge_tokenizer") == "english"
@@ -137,15 +137,15 @@ def test_what_cannot_be_compared_is_said(own: Runs) -> None:
             records.append(records[3] | timed | {"metrics": {"latency_p50_ms": p50}})
 
         edit_json(run / "metrics.json", edit)
-    pair = own.read("compare", own.first, own.changed)["models"][-1]
+    pair = copies.read("compare", copies.first, copies.changed)["models"][-1]
     assert pair["unpaired"] == "ROUGE's tokenizer is 'english' there and 'unicode' here"
     assert {size["name"]: size["ratio"] for size in pair["sizes"]}["latency_p50_ms"] == 0.25
-    assert "measured at different times" in own.call("compare", own.first, own.changed).out
-    assert own.read("compare", own.first, own.first)["models"][-1]["unpaired"] is None
+    assert "measured at different times" in copies.call("compare", copies.first, copies.changed).out
+    assert copies.read("compare", copies.first, copies.first)["models"][-1]["unpaired"] is None
 
 
-def test_a_run_without_a_result_is_refused(own: Runs) -> None:
+def test_a_run_without_a_result_is_refused(copies: Runs) -> None:
     """It never ended a stage."""
-    (own.first / "metrics.json").unlink()
-    answer = own.call("compare", own.changed, own.first)
+    (copies.first / "metrics.json").unlink()
+    answer = copies.call("compare", copies.changed, copies.first)
     assert answer.code == 2 and "no stage of this run ended" in answer.err

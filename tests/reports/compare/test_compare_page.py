@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.harness.pages import EVIL, check_themes
 from tests.reports.conftest import Runs, edit_json
-
-EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{9**9}}"""
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ class Evil:
 
 
 @pytest.fixture
-def evil(own: Runs) -> Evil:
-    folders = [own.labels, own.fewer_labels, own.first, own.changed]
+def evil(copies: Runs) -> Evil:
+    folders = [copies.labels, copies.fewer_labels, copies.first, copies.changed]
     for folder in folders:
 
         def edit(records: Any) -> None:
@@ -45,7 +43,7 @@ def evil(own: Runs) -> Evil:
         edit_json(folder / "metrics.json", edit)
         values = yaml.safe_load((folder / "recipe.yaml").read_text())
         (folder / "recipe.yaml").write_text(yaml.safe_dump(values | {"description": EVIL}))
-    return Evil(own, folders)
+    return Evil(copies, folders)
 
 
 def test_the_page_needs_no_script_to_be_read(evil: Evil) -> None:
@@ -103,6 +101,7 @@ def test_charts_tables_and_hover(evil: Evil, open_page: Callable[..., Any]) -> N
     assert EVIL.partition("\u2028")[0] in page.inner_text(".runs")
     assert page.locator("#scores tbody tr").count() == 6
     assert page.locator("#scores tr.headline").count() == 3
+    check_themes(page, "#models .xtick text")
 
 
 def test_another_metric_is_drawn_and_kept(evil: Evil, open_page: Callable[..., Any]) -> None:
@@ -132,26 +131,6 @@ def test_headings_sort(evil: Evil, open_page: Callable[..., Any]) -> None:
         assert values == sorted(values, reverse=direction == "descending") and len(values) == 6
     assert page.locator("#recipe thead th").count() == 4
     assert "not paired" in page.inner_text("main")
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_both_themes(evil: Evil, open_page: Callable[..., Any], theme: str) -> None:
-    """Ground, axis and marks change with the machine's theme, while the page is open too."""
-    page = open_page(evil.write(2, 3), color_scheme=theme)
-
-    def lightness(script: str) -> float:
-        return sum(map(int, re.findall(r"\d+", page.evaluate(script))[:3])) / 765
-
-    ground = "getComputedStyle(document.body).backgroundColor"
-    axis = "getComputedStyle(document.querySelector('#models .xtick text')).fill"
-    colours = set()
-    for now in (theme, {"light": "dark", "dark": "light"}[theme]):
-        page.emulate_media(color_scheme=now)
-        page.wait_for_timeout(500)
-        assert (lightness(ground) > 0.5) == (now == "light")
-        assert (lightness(axis) > 0.5) == (now == "dark")
-        colours.add(page.evaluate("modelsChart.data[1].marker.color"))
-    assert len(colours) == 2
 
 
 def test_a_phone_needs_no_sideways_scroll(evil: Evil, open_page: Callable[..., Any]) -> None:

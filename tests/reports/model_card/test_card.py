@@ -17,10 +17,11 @@ from markdown_it import MarkdownIt
 from compressor.reports.model_card.card import render_card
 from compressor.reports.run_page.page import render_page
 from compressor.reports.run_page.results import Results
-from tests.harness.command import Command, compressor
 from tests.harness.models import PICO
+from tests.harness.once import run_once
+from tests.harness.pages import EVIL
 from tests.harness.recipes import RECIPE
-from tests.reports.handmade import EVIL, evaluation, full_run, make_run, read_json, record
+from tests.reports.handmade import evaluation, full_run, make_run, read_json, record
 from tests.reports.run_page.test_page import labelled_run
 
 SCALES = (1.0, 1e-3, 1e-6, 1e-9, 100.0)
@@ -64,17 +65,13 @@ def strange_numbers(body: str, folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real run: train, prune, repair; scores, times, an export."""
-    place = tmp_path_factory.mktemp("card")
     text = RECIPE.replace("recover, evaluate]", "recover, evaluate, benchmark, export]").replace(
         "evaluate: {max_length: [8, 16]}",
         "evaluate: {models: [finetune, recover], against: finetune, max_length: [8, 16]}\n"
         "  benchmark: {models: [finetune, recover], max_length: 8, texts: 4, batch_sizes: [1, 2]}\n"
         "  export: {}",
     )
-    (place / "mine.yaml").write_text(text)
-    done: Command = compressor("run", "mine.yaml", "seed=3", cwd=place)
-    assert done.code == 0, done.err
-    return done.run_folder
+    return run_once(tmp_path_factory, "card", text, "seed=3").run_folder
 
 
 def test_the_hub_reads_the_card_of_a_real_run(ran: Path) -> None:
@@ -229,10 +226,10 @@ def test_the_lines_for_a_model_that_is_no_encoder_decoder_run(
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="?")
     tokenizer.save_pretrained(folder / "model")
     monkeypatch.chdir(folder)
-    exec(lines, found := {})
-    assert found["inputs"]["input_ids"][0].tolist() == [0, 2, 3] + [1] * (head == "causal_lm")
+    exec(lines, names := {})
+    assert names["inputs"]["input_ids"][0].tolist() == [0, 2, 3] + [1] * (head == "causal_lm")
     if head == "causal_lm":
-        assert found["written"].tolist() == found["output"][0, 4:].tolist()
+        assert names["written"].tolist() == names["output"][0, 4:].tolist()
     assert capsys.readouterr().out.endswith("\n")
     alone = make_run(tmp_path / "alone", full_run()[:6], recipe=recipe)
     assert 'compressor.load(".")' in render_card(Results.read(alone))
@@ -240,7 +237,7 @@ def test_the_lines_for_a_model_that_is_no_encoder_decoder_run(
 
 def test_markup_stays_text(tmp_path: Path) -> None:
     """Names, descriptions, errors, settings: the front matter loads; no HTML is in the body."""
-    records = [{**each, "label": EVIL} for each in full_run()]
+    records = [record | {"label": EVIL} for record in full_run()]
     recipe = {"name": f"---\n{EVIL}", "description": f"---\nlicense: mit\n{EVIL}"}
     changed = [{"path": EVIL, "before": EVIL, "after": f"a | b ` c {EVIL}"}]
     make_run(tmp_path, records, recipe=recipe, asked={"changed": changed})

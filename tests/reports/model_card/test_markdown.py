@@ -11,10 +11,9 @@ from compressor.reports.model_card.markdown import (
     escape,
     format_block,
     format_code,
-    format_quote,
     format_table,
 )
-from tests.reports.handmade import EVIL
+from tests.harness.pages import EVIL
 
 HOSTILE = [
     EVIL,
@@ -62,7 +61,7 @@ def test_a_text_is_one_element_whose_text_it_is(text: str) -> None:
     """A paragraph, a quotation, a span or a block of code, and no other element."""
     for markdown, tags in (
         (escape(text), ["p"]),
-        (format_quote(text), ["blockquote", "p"]),
+        (f"> {escape(text)}", ["blockquote", "p"]),
         (format_code(text), ["p", "code"]),
     ):
         shown = _read(markdown)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from compressor.core.files import write_json
 from compressor.reports.run_page.page import render_page
 from compressor.reports.run_page.results import Results
 from compressor.reports.write import write_reports
+from tests.harness.pages import EVIL, Text, check_themes
 from tests.reports.handmade import (
-    EVIL,
     evaluation,
     full_run,
     make_run,
@@ -42,33 +41,8 @@ MARKS = {
 }
 
 
-class _Text(HTMLParser):
-    """The text of a page as a browser would take it, scripts and styles left out."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.pieces: list[str] = []
-        self.tags: list[tuple[str, dict[str, Any]]] = []
-        self.skipped = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.skipped = tag if tag in {"script", "style"} else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self.skipped = ""
-
-    def handle_data(self, data: str) -> None:
-        self.pieces += [] if self.skipped else [data]
-
-    @property
-    def words(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.pieces))
-
-
-def _read(folder: Path, **how: Any) -> _Text:
-    return _Text(render_page(Results.read(folder, **how)))
+def _read(folder: Path, **how: Any) -> Text:
+    return Text(render_page(Results.read(folder, **how)))
 
 
 def labelled_run() -> list[dict[str, Any]]:
@@ -155,7 +129,7 @@ def test_a_run_that_did_not_end_says_what_was_done_and_the_error(tmp_path: Path)
 
 def test_artifacts_from_before_lack_counts_and_it_is_said(tmp_path: Path) -> None:
     """Models without counts by layer: a sentence instead of a chart."""
-    records = [{k: v for k, v in each.items() if k != "groups"} for each in full_run()]
+    records = [{k: v for k, v in record.items() if k != "groups"} for record in full_run()]
     page = _read(make_run(tmp_path, records))
     assert "made before zeros were counted by layer" in page.words
     assert not any(attributes.get("id") == "sparsity" for _, attributes in page.tags)
@@ -173,7 +147,7 @@ def test_every_text_is_a_text(tmp_path: Path) -> None:
     """Recipe, names, errors, environment and rows may hold markup: none of it is any."""
     folder = make_run(
         tmp_path,
-        [{**each, "label": EVIL} for each in full_run()],
+        [record | {"label": EVIL} for record in full_run()],
         source=[EVIL, "half \ud83d pair".encode("utf-8", "replace").decode()],
         recipe={"description": EVIL, "name": EVIL},
         environment={"command": ["compressor", EVIL], "platform": EVIL},
@@ -182,14 +156,12 @@ def test_every_text_is_a_text(tmp_path: Path) -> None:
     page = _read(folder, ended="failed", error=f"half \ud83d {EVIL}")
     plain = _read(make_run(tmp_path / "plain"))
     assert page.words.count("<script>document.title='broken'</script>") > 15
-    scripts = [sum(tag == "script" for tag, _ in each.tags) for each in (page, plain)]
-    assert scripts[0] == scripts[1]
+    scripts, expected = ([tag for tag, _ in text.tags].count("script") for text in (page, plain))
+    assert scripts == expected
     assert "387420489" not in page.words.split("Environment")[0].split("Outcome")[0]
 
 
-def test_a_page_that_cannot_be_made_is_told_and_leaves_the_rest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_page_that_cannot_be_made_is_told_and_leaves_the_rest(tmp_path: Path, capsys) -> None:
     """A warning with the reason, a file with the traceback; no older page stays; no exception."""
     folder = make_run(tmp_path)
     write_reports(folder, "done")
@@ -242,7 +214,7 @@ def _draw(page: Any, chart: str) -> Any:
 
 
 def _column(page: Any, table: str, key: str) -> list[str]:
-    found: list[str] = page.evaluate(
+    cells: list[str] = page.evaluate(
         """([table, key]) => {
             const element = document.getElementById(table);
             const at = [...element.tHead.rows[0].cells].findIndex((c) => c.dataset.key === key);
@@ -250,16 +222,22 @@ def _column(page: Any, table: str, key: str) -> list[str]:
         }""",
         [table, key],
     )
-    return found
+    return cells
 
 
 def test_every_chart_has_marks(open_report: Open, tmp_path: Path) -> None:
-    """Of summaries and of labels: each chart is drawn when it is scrolled to, and is not empty."""
+    """Of summaries and of labels: each chart is drawn when it is scrolled to, and is not empty.
+
+    Regression: the first panel was as wide as the card, and lay under the other two.
+    """
     page = open_report(make_run(tmp_path / "summaries"))
     for chart in ("waterfall", "losses", "sparsity", "lengths", "sensitivity", "cases"):
         assert _draw(page, chart).locator(MARKS[chart]).count() >= 1, chart
-    panels = page.locator("#waterfall .plot")
-    assert panels.count() == 3
+    first, second, _ = (panel.bounding_box() for panel in page.locator("#waterfall .plot").all())
+    assert first["x"] + first["width"] <= second["x"]
+    drawn = page.locator("#waterfall .main-svg:first-child").first.bounding_box()
+    assert drawn["width"] <= first["width"] + 1
+    check_themes(page, "#losses .xtick text")
     assert page.locator("#lengths .scatterlayer .point").count() == 3 * 3 * 2
     page = open_report(make_run(tmp_path / "labels", labelled_run(), rows=0, recipe={"stages": {}}))
     assert _draw(page, "labels").locator(MARKS["labels"]).count() == 4
@@ -366,8 +344,8 @@ def test_a_filter_finds_rows_and_a_source_unfolds(open_report: Open, tmp_path: P
 def test_markup_in_data_stays_text_in_the_browser(open_report: Open, tmp_path: Path) -> None:
     """In tables, ticks, hover texts, summaries and sources; nothing of it runs."""
     records = full_run()
-    for each in records:
-        each["label"] = f"<img src=x>{EVIL}"
+    for made in records:
+        made["label"] = f"<img src=x>{EVIL}"
     folder = make_run(tmp_path, records, source=[f"<img src=x>{EVIL}"] * 3, recipe={"name": EVIL})
     page = open_report(folder)
     for chart in ("waterfall", "losses", "sparsity", "lengths", "sensitivity", "cases"):
@@ -380,25 +358,6 @@ def test_markup_in_data_stays_text_in_the_browser(open_report: Open, tmp_path: P
     assert page.title() == f"{EVIL}: done".replace("\u2028", "\u2028") != "broken"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_both_themes(open_report: Open, tmp_path: Path, theme: str) -> None:
-    """Ground and text change with the machine's theme, while the page is open too."""
-    page = open_report(make_run(tmp_path), color_scheme=theme)
-    _draw(page, "losses")
-
-    def lightness(script: str) -> float:
-        numbers = re.findall(r"\d+", page.evaluate(script))
-        return sum(map(int, numbers[:3])) / 765
-
-    ground = "getComputedStyle(document.body).backgroundColor"
-    axis = "getComputedStyle(document.querySelector('#losses .xtick text')).fill"
-    for now in (theme, {"light": "dark", "dark": "light"}[theme]):
-        page.emulate_media(color_scheme=now)
-        page.wait_for_timeout(600)
-        assert (lightness(ground) > 0.5) == (now == "light")
-        assert (lightness(axis) > 0.5) == (now == "dark")
-
-
 def test_a_phone_needs_no_sideways_scroll(open_report: Open, tmp_path: Path) -> None:
     """At 360 px tables scroll in their boxes, and every chart is as wide as the screen allows."""
     page = open_report(make_run(tmp_path), width=360, has_touch=True, is_mobile=True)
@@ -408,17 +367,6 @@ def test_a_phone_needs_no_sideways_scroll(open_report: Open, tmp_path: Path) -> 
             box = svg.bounding_box()
             assert box is None or box["x"] + box["width"] <= 360
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-
-
-def test_panels_stand_beside_each_other(open_report: Open, tmp_path: Path) -> None:
-    """Regression: the first chart was as wide as the card, and lay under the other two."""
-    page = open_report(make_run(tmp_path))
-    _draw(page, "waterfall")
-    boxes = [svg.bounding_box() for svg in page.locator("#waterfall .plot").all()]
-    drawn = [svg.bounding_box() for svg in page.locator("#waterfall .main-svg:first-child").all()]
-    for box, inner in zip(boxes, drawn, strict=True):
-        assert inner["width"] <= box["width"] + 1
-    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
 
 
 def test_print_has_every_chart_and_cuts_none(open_report: Open, tmp_path: Path) -> None:

@@ -123,9 +123,7 @@ stages: {load: {}, prune: {amounts: {feed_forward: 0.5}}, evaluate: {}}
 """
 
 
-def test_a_stage_that_is_not_as_planned_is_found(
-    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_that_is_not_as_planned_is_found(run, tmp_path: Path, monkeypatch) -> None:
     """One that prunes more than its plan says; those after it are not reached."""
     real = Prune.run
 

@@ -6,11 +6,9 @@ Tests with `browser` need Playwright and Debian's chromium (`make test-browser`)
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,10 @@ import pytest
 
 from compressor.runs.sweeps.page import write_page
 from compressor.runs.sweeps.state import Direction, PointStatus, Sweep
+from tests.harness.pages import EVIL, Text, check_themes
 
 HEAD, FEED = "stages.prune.amounts.lm_head", "stages.prune.amounts.feed_forward"
 AIMS: list[tuple[str, Direction]] = [("rougeLsum", "maximize"), ("bytes", "minimize")]
-EVIL = """</script><script>document.title='broken'</script> "quoted" 'too' & 😀 \u2028 {{9**9}}"""
 MARKS = "#chart .scatterlayer path.point"
 
 
@@ -80,32 +78,9 @@ def _search(count: int) -> Sweep:
     return Sweep("homework/v3", points, AIMS)
 
 
-class _Text(HTMLParser):
-    """The text of a page as a browser would take it, scripts and styles left out."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found, self.tags, self.skipped = "", [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.skipped = tag if tag in {"script", "style"} else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self.skipped = ""
-
-    def handle_data(self, data: str) -> None:
-        self.found += "" if self.skipped else data
-
-
-def _read(tmp_path: Path, sweep: Sweep) -> _Text:
+def _read(tmp_path: Path, sweep: Sweep) -> Text:
     write_page(tmp_path / "sweep.html", sweep)
-    return _Text((tmp_path / "sweep.html").read_text("utf-8"))
-
-
-def _words(text: str) -> str:
-    return re.sub(r"\s+", " ", text)
+    return Text((tmp_path / "sweep.html").read_text("utf-8"))
 
 
 # --- what the file says, without a browser --------------------------------------------------------
@@ -116,12 +91,12 @@ def test_the_page_says_what_was_asked_and_how_far_it_is(tmp_path: Path) -> None:
     runs in a sweep that has ended: after Ctrl-C the page said "finished" and "1 running".
     """
     sweep = _sweep()
-    text = _words(_read(tmp_path, replace(sweep, running=True)).found)
+    text = _read(tmp_path, replace(sweep, running=True)).words
     assert "9 of 12 points done, 1 failed, 1 running, 1 waiting" in text
     assert "41 distinct stages instead of 66" in text
     assert sweep.command in text and sweep.description in text
     assert sweep.points[7].error is not None and sweep.points[7].error.strip() in text
-    text = _words(_read(tmp_path, sweep).found)
+    text = _read(tmp_path, sweep).words
     assert "9 of 12 points done, 1 failed, 1 not ended, 1 waiting" in text
     assert "1 running" not in text
 
@@ -143,12 +118,10 @@ def test_the_page_says_what_was_asked_and_how_far_it_is(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_page_without_a_chart_says_why(
-    tmp_path: Path, points: list[PointStatus], message: str
-) -> None:
+def test_a_page_without_a_chart_says_why(tmp_path: Path, points, message: str) -> None:
     """No empty axes: a sentence, and no chart's script in the file."""
     page = _read(tmp_path, Sweep("demo", points, AIMS, running=True))
-    assert message in _words(page.found)
+    assert message in page.words
     assert (tmp_path / "sweep.html").stat().st_size < 100_000
     assert not any(attributes.get("id") == "chart" for _, attributes in page.tags)
 
@@ -175,8 +148,8 @@ def test_every_text_is_a_text(tmp_path: Path) -> None:
         PointStatus("ok\udcff", {}, "done", metrics={EVIL: 1.0, "bytes": 2.0}),
     ]
     page = _read(tmp_path, Sweep(EVIL, points, command=EVIL, description=EVIL))
-    assert page.found.count(EVIL) == 7  # title, heading, description, command, key, value, error
-    assert "ok?" in page.found and "387420489" not in page.found
+    assert page.plain.count(EVIL) == 7  # title, heading, description, command, key, value, error
+    assert "ok?" in page.plain and "387420489" not in page.plain
     assert [tag for tag, _ in page.tags].count("script") == 6
 
 
@@ -211,7 +184,7 @@ def _until(page: Any, true: Callable[[], bool]) -> None:
 
 def _column(page: Any, key: str) -> list[str]:
     """The cells of a column, from top to bottom."""
-    found: list[str] = page.evaluate(
+    cells: list[str] = page.evaluate(
         """key => {
             const at = headings.findIndex((heading) => heading.dataset.key === key);
             const bodies = [...document.getElementById("points").tBodies];
@@ -219,7 +192,7 @@ def _column(page: Any, key: str) -> list[str]:
         }""",
         key,
     )
-    return found
+    return cells
 
 
 def _mark(page: Any, number: int) -> tuple[float, float]:
@@ -243,8 +216,12 @@ def _on_front(page: Any) -> list[str]:
 
 
 def test_a_mark_for_each_done_point(open_page: Open) -> None:
-    """Failed, running and waiting points are in the table alone."""
+    """Failed, running and waiting points are in the table alone; one point is a chart, too."""
+    page = open_page(replace(_sweep(), points=_sweep().points[:1]))
+    assert page.locator(MARKS).count() == 1
+    assert _on_front(page) == ["point-0"]
     page = open_page(_sweep())
+    check_themes(page, "#chart .xtick text")
     assert page.locator(MARKS).count() == 9
     assert page.locator("#points tbody").count() == 12
     assert page.evaluate("[axes.x, axes.y, axes.size]") == ["bytes", "rougeLsum", "latency_p50_ms"]
@@ -292,7 +269,7 @@ def test_a_mark_tells_its_point_and_opens_its_run(open_page: Open, tmp_path: Pat
     page = open_page(_sweep())
     page.mouse.move(*_mark(page, 4))
     page.wait_for_selector("#tip:visible")
-    tip = _words(page.inner_text("#tip"))
+    tip = " ".join(page.inner_text("#tip").split())
     assert "lm_head 0.1 feed_forward 0.3" in tip and "gen_len 36.50" in tip
     assert "bytes 272.5 MB" in tip  # 307.87 · (1 − 0.4 · 0.1 − 0.25 · 0.3)
     assert page.locator("#points tbody.lit").get_attribute("id") == "point-4"
@@ -366,24 +343,6 @@ def test_markup_in_data_stays_text_in_the_browser(open_page: Open) -> None:
     assert page.locator("img").count() == 0
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_both_themes(open_page: Open, theme: str) -> None:
-    """Ground and text change with the machine's theme, while the page is open too."""
-    page = open_page(_sweep(), color_scheme=theme)
-
-    def lightness(script: str) -> float:
-        numbers = re.findall(r"\d+", page.evaluate(script))
-        return sum(map(int, numbers[:3])) / 765
-
-    ground = "getComputedStyle(document.body).backgroundColor"
-    axis = "getComputedStyle(document.querySelector('#chart .xtick text')).fill"
-    for now in (theme, {"light": "dark", "dark": "light"}[theme]):
-        page.emulate_media(color_scheme=now)
-        page.wait_for_timeout(300)
-        assert (lightness(ground) > 0.5) == (now == "light")
-        assert (lightness(axis) > 0.5) == (now == "dark")
-
-
 def test_a_phone_needs_no_sideways_scroll(open_page: Open) -> None:
     """At 360 px the table scrolls in its box; a touch shows a point and offers its run."""
     page = open_page(_sweep(), width=360, has_touch=True, is_mobile=True)
@@ -444,13 +403,6 @@ def test_the_first_point_brings_the_chart(open_page: Open, tmp_path: Path) -> No
     points[0] = sweep.points[0]
     write_page(tmp_path / "sweep.html", replace(sweep, points=points))
     _until(page, lambda: page.locator(MARKS).count() == 1)
-
-
-def test_one_point_is_a_chart(open_page: Open) -> None:
-    """One mark, on the front by itself."""
-    page = open_page(replace(_sweep(), points=_sweep().points[:1]))
-    assert page.locator(MARKS).count() == 1
-    assert _on_front(page) == ["point-0"]
 
 
 def test_a_gap_is_told(open_page: Open) -> None:

@@ -71,27 +71,25 @@ def test_a_name_is_one_folder_whatever_the_values_are() -> None:
     assert not any("/" in name or name.startswith(".") for name in names("a=.,..,...,'/'"))
 
 
-def test_what_cannot_be_counted_is_refused() -> None:
-    """An interval has no number of points; a pattern is not expanded."""
-    for wrong in (f"{HEAD}=interval(0, 1)", "model=glob(*)"):
-        with pytest.raises(RecipeError, match=wrong.partition("=")[0]):
-            expand_product([wrong])
-
-
-def test_a_sweep_over_nothing_is_refused() -> None:
-    """Regression: a range without a value gave no point, and a traceback."""
-    with pytest.raises(RecipeError, match=r"'seed=range\(3,3\)' has no value"):
-        expand_product(["seed=range(3,3)"])
-
-
 @pytest.mark.parametrize(
-    "overrides", [["seed=1,2", "seed=3"], ["++seed=3", "seed=1,2"], ["seed=1,2", "seed=3,4"]]
+    ("overrides", "message"),
+    [
+        ([f"{HEAD}=interval(0, 1)"], "is an interval, for a search"),
+        (["model=glob(*)"], "model=glob.*a pattern is not expanded"),
+        (["seed=range(3,3)"], r"'seed=range\(3,3\)' has no value"),
+        (["seed=range(1,2,0)"], "zero"),
+        (["seed=range(1,20000000)"], "20,000"),  # it took minutes
+        (["a=range(0,300)", "b=range(0,300)"], "20,000"),
+        # The last value counted, under names with the first ones.
+        (["seed=1,2", "seed=3"], "seed: is set twice, by 'seed=1,2' and by 'seed=3'"),
+        (["++seed=3", "seed=1,2"], r"seed: is set twice, by '\+\+seed=3' and by 'seed=1,2'"),
+        (["seed=1,2", "seed=3,4"], "seed: is set twice"),
+    ],
 )
-def test_a_swept_key_is_set_once(overrides: list[str]) -> None:
-    """Regression: the last value counted, under names with the first ones."""
-    with pytest.raises(RecipeError, match="seed: is set twice") as refused:
+def test_what_has_no_points_or_too_many_is_refused(overrides: list[str], message: str) -> None:
+    """In a sentence that names the override."""
+    with pytest.raises(RecipeError, match=message):
         expand_product(overrides)
-    assert all(repr(override) in str(refused.value) for override in overrides)
 
 
 def test_one_group_may_be_chosen_for_two_places() -> None:
@@ -165,17 +163,14 @@ def _outcome(composing: Callable[[list[str]], ComposedRecipe], overrides: list[s
     return made.values, made.recipe, files, made.overrides
 
 
-@pytest.mark.parametrize("overrides", [*RIGHT, *WRONG], ids=" ".join)
-def test_a_point_is_composed_as_a_recipe_is(recipe, overrides: list[str]) -> None:
+def test_a_point_is_composed_as_a_recipe_is(recipe) -> None:
     """Though its files are merged once for all points; and nothing of one is left in the next."""
     file = str(recipe())
     composer = Composer(file)
-    before = _outcome(composer.compose, ["seed=1", f"{HEAD}=0.9"])
-    expected = _outcome(partial(compose, file), overrides)
-    assert isinstance(expected, list) == (overrides in WRONG)
-    assert _outcome(composer.compose, overrides) == expected
-    assert _outcome(composer.compose, overrides) == expected
-    assert _outcome(composer.compose, ["seed=1", f"{HEAD}=0.9"]) == before
+    for overrides in (*RIGHT, *WRONG, *RIGHT[1:3]):
+        expected = _outcome(partial(compose, file), overrides)
+        assert isinstance(expected, list) == (overrides in WRONG), overrides
+        assert _outcome(composer.compose, overrides) == expected, overrides
 
 
 def test_points_of_one_size_in_bytes_are_compared_by_what_is_not_zero() -> None:
@@ -221,14 +216,4 @@ def test_a_plan_names_each_launcher_that_can_help(monkeypatch) -> None:
         console = Console(file=io.StringIO(), width=200)
         print_tree(shared, known, console)
         lines = console.file.getvalue().splitlines()
-        found = [line.split("│")[1].strip() for line in lines if line.startswith("│ ")]
-        assert found == rows
-
-
-def test_more_points_than_anybody_runs_are_refused_at_once() -> None:
-    """A range of twenty million took minutes, and one without a step raised ValueError."""
-    for given in (["seed=range(1,20000000)"], [f"{key}=range(0,300)" for key in "ab"]):
-        with pytest.raises(RecipeError, match="20,000"):
-            expand_product(given)
-    with pytest.raises(RecipeError, match="zero"):
-        expand_product(["seed=range(1,2,0)"])
+        assert [line.split("│")[1].strip() for line in lines if line.startswith("│ ")] == rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from compressor.runs.sweeps.folder import SweepFolder, identify_sweep
 from compressor.runs.sweeps.grid import Grid, live_page, plan_grid, prepare_missing, read_sweep
 from compressor.runs.sweeps.launch import open_launcher
 from tests.harness.command import Command, compressor, start
+from tests.harness.once import run_once
+from tests.harness.pages import Text
 from tests.harness.recipes import RECIPE
 
 HEAD = "stages.prune.amounts.lm_head"
@@ -70,14 +73,11 @@ def list_made(folder: Path) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory) -> tuple[Command, dict[str, list[Any]]]:
     """The sweep that one process ran without a break, and its results."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "mine.yaml").write_text(RECIPE)
-    done = compressor("run", "mine.yaml", *SWEEP, cwd=folder)
-    assert done.code == 0, done.err
-    return done, list_results(sweep_folder(folder / "outputs"))
+    done = run_once(tmp_path_factory, "sweep", RECIPE, *SWEEP)
+    return done, list_results(sweep_folder(done.cwd / "outputs"))
 
 
 def test_what_points_share_runs_once_and_the_same_command_runs_nothing(undisturbed) -> None:
@@ -91,6 +91,10 @@ def test_what_points_share_runs_once_and_the_same_command_runs_nothing(undisturb
     assert again.code == 0, again.err
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*.json")} == before
     assert all(name in again.out for name in POINTS)
+    links = re.findall(r'href="([^"]+/report\.html)"', (folder / "sweep.html").read_text("utf-8"))
+    assert len(links) == 3
+    for report in folder.glob("*/report.html"):
+        assert "Changed by this command: " in Text(report.read_text("utf-8")).words
     more = compressor("plan", "mine.yaml", "-m", f"{HEAD}=0.1,0.3,0.5,0.7", cwd=where)
     assert "14 distinct stages instead of 20; 3 to run, 11 in the store" in more.out
     assert "lm_head=0.7: prune → recover → evaluate" in more.out
@@ -146,7 +150,7 @@ def test_a_result_of_another_plan_never_passes_for_one_of_this(grid) -> None:
     planned, folder = grid
     assert prepare_missing(planned, folder) == []
     before = folder.read()["points"]
-    folder.update(points={name: {**each, "planned": "rows"} for name, each in before.items()})
+    folder.update(points={name: {**point, "planned": "rows"} for name, point in before.items()})
     assert prepare_missing(planned, folder) == planned.points
     assert states(planned, folder) == ["waiting"] * 3
     assert prepare_missing(planned, folder) == planned.points
@@ -206,9 +210,9 @@ def test_two_that_ask_for_the_same_at_once_share_a_folder(tmp_path) -> None:
         return SweepFolder.open(tmp_path, "mine", [number % 2]).path
 
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(ask, range(8)))
-    assert len(set(found)) == 2
-    assert all(path == found[number % 2] for number, path in enumerate(found))
+        paths = list(threads.map(ask, range(8)))
+    assert len(set(paths)) == 2
+    assert all(path == paths[number % 2] for number, path in enumerate(paths))
 
 
 def test_values_in_another_order_are_the_same_sweep(undisturbed, monkeypatch) -> None:
