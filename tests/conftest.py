@@ -26,13 +26,27 @@ CHROMIUM_FLAGS = [
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
+VARIABLES = dict(os.environ)
+"""As the session began."""
+
+
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """Take back variables that libraries set (pipelines do): commands would begin with them."""
-    before = dict(os.environ)
+    """Take back variables that libraries set (pipelines do): commands would begin with them.
+
+    What a fixture of a module or of the session had set is taken back as well.
+    """
+    _restore_variables()
     yield
-    os.environ.clear()
-    os.environ.update(before)
+    _restore_variables()
+
+
+def _restore_variables() -> None:
+    for name in {*os.environ, *VARIABLES} - {"PYTEST_CURRENT_TEST"}:
+        if name not in VARIABLES:
+            del os.environ[name]
+        elif os.environ.get(name) != VARIABLES[name]:
+            os.environ[name] = VARIABLES[name]
 
 
 @pytest.fixture(scope="session")

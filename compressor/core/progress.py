@@ -124,10 +124,11 @@ class Progress:
             return
         try:
             values, end = json.JSONDecoder().raw_decode(record)
-        except ValueError:  # an event cut in two: a text
+            kind = values.pop("event")
+        except (ValueError, TypeError, AttributeError, KeyError):  # cut in two, say: a text
             self.say(record)
             return
-        self.emit(values.pop("event"), **values)
+        self.emit(kind, **values)
         if rest := record[end:]:
             self.relay(rest)
 

@@ -206,13 +206,11 @@ class _History:
         parts, store = self.run.key_parts(key), self.run.store
         if parts is None or store is None:
             return None
-        limit = _find_time_made(self.run, key) or ""
-        keys = [record["key"] for record in self.run.records]
-        later = keys[keys.index(key) :] if key in keys else []  # `made` has whole seconds
+        limit = _find_time_made(self.run, key)
         similar: list[tuple[int, str, Origin]] = []
         for manifest in _read_manifests(store):
             made, others, other = str(manifest["made"]), manifest["key_parts"], manifest["key"]
-            is_earlier = other not in (key, *later) and made <= (limit or made)
+            is_earlier = other != key if limit is None else made < limit  # of whole seconds
             if others.get("stage") == parts["stage"] and is_earlier:
                 count = len(find_differences(_name_inputs(others), _name_inputs(parts)))
                 origin = Origin(other, made, stage=str(manifest.get("name")))

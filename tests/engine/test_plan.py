@@ -226,5 +226,9 @@ def test_a_byte_order_mark_and_crlf_change_nothing_in_any_file_of_a_recipe(tmp_p
         composed.append(compose(str(tmp_path / kind / "mine.yaml")).values)
     plain, windows = composed
     assert windows == plain
+    # `data=` or `outputs=` beside a folder of that name is no choice of a group.
+    mine = str(tmp_path / "plain/mine.yaml")
+    (tmp_path / "plain/outputs").mkdir()
+    assert compose(mine, ["outputs=elsewhere"]).recipe.outputs == "elsewhere"
     assert plain["data"]["rows"]["train"] == 7 and plain["training"]["batch_size"] == 4
     assert plain["pipeline"] == ["load", "finetune"]

@@ -25,11 +25,8 @@ from tests.faults.kills import (
 )
 from tests.faults.stored import check_store
 
-QUICK = ("prune", "baseline")
-"""In which the short form kills."""
 
-
-@pytest.mark.parametrize("kind", stage_kinds() if LONG else QUICK)
+@pytest.mark.parametrize("kind", stage_kinds() if LONG else ["prune"])
 def test_a_run_killed_in_any_stage_ends_as_if_it_had_not_been(
     kind: str, undisturbed: Undisturbed, tmp_path: Path, tell: Tell
 ) -> None:

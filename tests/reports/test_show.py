@@ -28,11 +28,7 @@ def test_a_run_says_what_it_was_and_what_came_out(runs: Runs) -> None:
     assert {cells[0] for cells in stages.values()} == {"run"}
     assert "validation_loss" in stages["base"][-1] and "rougeLsum" in stages["evaluate@base"][-1]
     assert "repaired" in answer.out and f"predictions.csv: {runs.first}" in answer.out
-
-
-def test_json_has_all_of_it(runs: Runs) -> None:
-    """The records as they are, the state, and nothing but JSON."""
-    about = runs.read("show", runs.first)
+    about = runs.read("show", runs.first)  # nothing but JSON, and the records as they are
     assert about["stages"] == json.loads((runs.first / "metrics.json").read_text())
     assert about["state"] == {"ended": "finished", "stage": None, "reason": None}
     assert about["removed"] == [] and about["packages_that_differ"] == {}

@@ -83,23 +83,18 @@ def test_a_summary_that_is_cut_or_empty_says_so() -> None:
 
 
 def test_scores_are_shown_against_the_model_that_others_are_held_to() -> None:
-    """For each of the others a table of 12 scores, with the original's beside them."""
-    text = printed(print_scores, 80)
-    assert text.count("┏") == 3
-    line = next(line for line in text.splitlines() if "rougeL recall" in line)
-    assert [cell.strip() for cell in line.strip("│").split("│")] == [
-        "rougeL recall", "0.4000", "0.3900", "87.5 %", "0.9231",
-    ]  # fmt: skip
-
-
-def test_scores_of_models_that_are_held_to_none_stand_in_one_table() -> None:
-    """Without `against` there is nothing to compare, only scores."""
+    """For each of the others a table of 12 scores, with the original's beside them; where nothing
+    is held to another, one table.
+    """
     alone = records()
     for record in alone:
         for key in ("retentions", "closenesses"):
             record["metrics"].pop(key, None)
-    text = printed(print_scores, 120, alone)
-    assert text.count("┏") == 1
-    line = next(line for line in text.splitlines() if "rouge1 F1" in line)
-    cells = [cell.strip() for cell in line.strip("│").split("│")]
-    assert cells == ["rouge1 F1", "0.4000", "0.3900", "0.3800", "0.3700"]
+    for rows, width, tables, expected in (
+        (None, 80, 3, ["rougeL recall", "0.4000", "0.3900", "87.5 %", "0.9231"]),
+        (alone, 120, 1, ["rougeL recall", "0.4000", "0.3900", "0.3800", "0.3700"]),
+    ):
+        text = printed(print_scores, width, rows)
+        assert text.count("┏") == tables
+        line = next(line for line in text.splitlines() if "rougeL recall" in line)
+        assert [cell.strip() for cell in line.strip("│").split("│")] == expected

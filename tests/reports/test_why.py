@@ -19,14 +19,12 @@ def _artifact(run: Path, link: str) -> Path:
     return (run / "stages" / link).resolve()
 
 
-def test_the_first_time_there_is_nothing_to_compare_with(runs: Runs) -> None:
-    """Of a kind that the store had no artifact of."""
+def test_another_setting_is_named_with_both_values(runs: Runs) -> None:
+    """And the run that it is compared with, with the time of the artifact; the first time there is
+    nothing to compare with.
+    """
     answer = runs.call("why", runs.first, "base")
     assert (answer.code, answer.out) == (0, "base ran: the store had no finetune stage before\n")
-
-
-def test_another_setting_is_named_with_both_values(runs: Runs) -> None:
-    """And the run that it is compared with, with the time of the artifact."""
     out = runs.call("why", runs.changed, "base").out.splitlines()
     assert out[0] == f"base ran because {BECAUSE}"
     assert f"base of {runs.first}, made 20" in out[1] or "base of outputs/" in out[1]
@@ -38,7 +36,7 @@ def test_an_input_is_followed_to_the_stage_that_differs(runs: Runs) -> None:
     chain = "its model prune differs, because its model base differs"
     assert out.splitlines()[0] == f"recover ran because {chain}: {BECAUSE}"
     both = runs.read("why", runs.changed, "evaluate")
-    assert [each["stage"] for each in both] == ["evaluate@base", "evaluate@recover"]
+    assert [node["stage"] for node in both] == ["evaluate@base", "evaluate@recover"]
     (one,) = runs.read("why", runs.changed, "evaluate@recover")
     assert one == both[1] and one["reason"] == "changed"
     against = one["cause"]["inputs"]["against"]["inputs"]["model"]

@@ -179,8 +179,11 @@ def test_a_run_whose_terminal_is_closed_leaves_its_report(start_run, tmp_path: P
 
 
 def test_a_request_to_end_that_comes_again_cuts_nothing_short() -> None:
-    """What the first one began, such as a report of the run, comes to its end."""
-    done = []
+    """What the first one began, such as a report of the run, comes to its end.
+
+    In a thread that is not a process' main one there is nothing to set.
+    """
+    done: list[Any] = []
 
     def work() -> None:
         try:
@@ -194,21 +197,15 @@ def test_a_request_to_end_that_comes_again_cuts_nothing_short() -> None:
 
     with sigterm_as_keyboard_interrupt(), pytest.raises(KeyboardInterrupt):
         work()
-    assert done == ["written"]
 
-
-def test_a_run_may_be_started_in_a_thread() -> None:
-    """Only a process' main thread can hear of signals; in another there is nothing to set."""
-    entered = []
-
-    def work() -> None:
+    def enter() -> None:
         with sigterm_as_keyboard_interrupt():
-            entered.append(signal.getsignal(signal.SIGTERM))
+            done.append(signal.getsignal(signal.SIGTERM))
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert entered == [signal.SIG_DFL]
+    assert done == ["written", signal.SIG_DFL]
 
 
 def test_a_reader_that_goes_ends_a_run_as_by_hand(tmp_path: Path) -> None:
@@ -281,8 +278,10 @@ def test_what_a_killed_run_wrote_by_half_does_not_hide_the_next_ones_start(tmp_p
     assert json.loads(whole)["event"] == "run_started"
 
 
-def test_a_process_that_ended_and_was_not_waited_for_is_gone() -> None:
-    """A zombie: of a run that was killed in a container, whose first process waits for nobody."""
+def test_a_process_is_told_from_one_that_has_ended_or_has_its_number() -> None:
+    """A zombie is gone: of a run that was killed in a container, whose first process waits for
+    nobody. Seconds since the boot do not move with the clock, other than a time of day.
+    """
     process = subprocess.Popen(["sleep", "60"])
     about = describe_process(process.pid)
     assert is_running(about)
@@ -292,10 +291,6 @@ def test_a_process_that_ended_and_was_not_waited_for_is_gone() -> None:
         time.sleep(0.01)
     assert not is_running(about)
     assert process.wait() == -signal.SIGKILL
-
-
-def test_a_process_is_the_same_one_after_the_clock_was_set() -> None:
-    """What it is told of its own beginning moves with the clock; seconds since the boot do not."""
     about = describe_process()
     assert is_running({**about, "created": about["created"] - 86_400})
     assert not is_running({**about, "since_boot": about["since_boot"] - 10})

@@ -444,9 +444,9 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been_killed(
     assert f"{best}  prune.nonzero_ratio {ratio:.6g}" in resumed.out
 
 
-def test_trials_in_several_processes_and_a_front(recipe, run) -> None:
-    """Through joblib, two at once: all trials share one `load`, those on the front are marked, and
-    a trial without its number fails alone.
+def test_trials_share_what_they_can_and_a_front_is_marked(recipe, run) -> None:
+    """Two drawn at once: all trials share one `load`, those on the front are marked, and a trial
+    without its number fails alone. (Points through joblib are those of a sweep.)
     """
     text = """
 objective: {minimize: [prune.nonzero_ratio], maximize: prune.parameters}
@@ -462,7 +462,7 @@ search: {trials: 6, sampler: nsga2, random_trials: 4, at_once: 2}
         *(f"{HEAD}=range(0.1,0.9,0.2)", "stages.shrink.decoder_layers=choice(1,2)"),
         "skip=choice([],[prune])",
     )
-    done = run("run", path, "-m", "-q", "hydra/launcher=processes", *overrides)
+    done = run("run", path, "-m", "-q", *overrides)
     folder = sweep_of(done)
     ended = trials_of(folder)
     failed = {name for name, outcome in ended.items() if outcome["error"] is not None}

@@ -42,8 +42,10 @@ def _by_definition(rows: list[list[float | None]], directions: list[Direction]) 
     ],
 )
 def test_front_of_hand_cases(rows: list[list[float | None]], expected: list[bool]) -> None:
-    """Quality up, bytes down: who stays."""
+    """Quality up, bytes down: who stays. A row of another width is the caller's mistake."""
     assert find_front(rows, BOTH) == expected
+    with pytest.raises(ValueError, match="2 values"):
+        find_front([[1.0]], BOTH)
 
 
 @pytest.mark.parametrize(("seed", "most"), [*((seed, 60) for seed in range(20)), (20, 600)])
@@ -71,12 +73,6 @@ def test_front_of_a_thousand_points_takes_no_time() -> None:
         find_front(rows, ["maximize", "minimize", "minimize"])
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.1
-
-
-def test_front_wants_a_value_for_each_direction() -> None:
-    """A row of another width is a mistake of the caller's, not a gap."""
-    with pytest.raises(ValueError, match="2 values"):
-        find_front([[1.0]], BOTH)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from compressor.cli.main import main
 from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.engine.keys import digest
-from compressor.recipe.compose import compose
 from compressor.runs.sweeps.folder import SweepFolder, identify_sweep
 from compressor.runs.sweeps.grid import Grid, live_page, plan_grid, prepare_missing, read_sweep
 from compressor.runs.sweeps.launch import open_launcher
@@ -99,11 +98,7 @@ def test_what_points_share_runs_once_and_the_same_command_runs_nothing(undisturb
     assert "14 distinct stages instead of 20; 3 to run, 11 in the store" in more.out
     assert "lm_head=0.7: prune → recover → evaluate" in more.out
     assert "points at once" in more.out
-
-
-def test_the_table_has_the_values_of_the_objective(undisturbed) -> None:
-    """Each goal is a column by its path, and the front is over the goals."""
-    done, results = undisturbed
+    done = undisturbed[0]  # each goal is a column by its path, and the front is over the goals
     assert "prune.nonzero_ratio" in done.out
     assert "on the Pareto front of prune.nonzero (max.), prune.nonzero_ratio (min.)" in done.out
     (row,) = (line for line in done.out.splitlines() if line.startswith("│ lm_head=0.3"))
@@ -144,9 +139,7 @@ def states(grid: Grid, folder: SweepFolder) -> list[str]:
 
 
 def test_a_result_of_another_plan_never_passes_for_one_of_this(grid) -> None:
-    """Regression: rows of data change, the same command is killed before a point's turn, and given
-    again: the old result was taken for the new one, since the new plan was noted already.
-    """
+    """Regression: where the command was killed before a point's turn, and given again."""
     planned, folder = grid
     assert prepare_missing(planned, folder) == []
     before = folder.read()["points"]
@@ -157,9 +150,7 @@ def test_a_result_of_another_plan_never_passes_for_one_of_this(grid) -> None:
 
 
 def test_an_old_failure_is_not_told_again(grid) -> None:
-    """Regression: with a launcher, a point that had failed was told as failed before it ran again,
-    and its success then was not.
-    """
+    """Regression: a point that had failed was told as failed before it ran again."""
     planned, folder = grid
     name = planned.points[1].name
     outcome = folder.path / name / "point.json"
@@ -215,16 +206,6 @@ def test_two_that_ask_for_the_same_at_once_share_a_folder(tmp_path) -> None:
     assert all(path == paths[number % 2] for number, path in enumerate(paths))
 
 
-def test_values_in_another_order_are_the_same_sweep(undisturbed, monkeypatch) -> None:
-    """`shuffle(…)` gives another order each time, and the same command finds its folder."""
-    monkeypatch.chdir(undisturbed[0].cwd)
-    one, other = (
-        identify_sweep(plan_grid("mine.yaml", [f"{HEAD}={values}"], reachable=True).composed)
-        for values in ("0.1,0.3,0.5", "0.5,0.1,0.3")
-    )
-    assert digest(one) == digest(other)
-
-
 def launch(recipe: Path, planned: Grid, folder: Path) -> None:
     base = planned.base
     with open_launcher(
@@ -233,40 +214,40 @@ def launch(recipe: Path, planned: Grid, folder: Path) -> None:
         launcher.run(planned.points)
 
 
-def test_a_recipe_that_is_edited_while_its_sweep_runs(recipe, tmp_path, monkeypatch) -> None:
-    """Regression: points that had not begun ran with what the file said by then, and their results
-    stood in the folder of what it had said before.
-    """
+@pytest.fixture
+def edited(recipe, tmp_path, monkeypatch):
+    """A recipe that is edited once its sweep is planned, so that no point of it trains."""
     monkeypatch.chdir(tmp_path)
     path = recipe()
-    planned = plan_grid(str(path), ["seed=1,2"], reachable=True)
-    path.write_text(path.read_text().replace("lm_head: 0.3", "lm_head: 0.4"))
+
+    def plan_and_edit(seeds: str) -> Grid:
+        planned = plan_grid(str(path), [f"seed={seeds}"], reachable=True)
+        path.write_text(path.read_text().replace("lm_head: 0.3", "lm_head: 0.4"))
+        return planned
+
+    return path, plan_and_edit
+
+
+def test_a_recipe_that_is_edited_while_its_sweep_runs(edited, tmp_path) -> None:
+    """Regression: points that had not begun ran with what the file said by then.
+
+    What stops a point outside of its own folder, a folder in its file's place, is told as well.
+    """
+    path, plan_and_edit = edited
+    planned = plan_and_edit("1,2")
     launch(path, planned, tmp_path / "sweep")
     for point in planned.points:
         outcome = SweepFolder(tmp_path / "sweep").record(point.name).outcome
         assert outcome is not None and "the recipe has changed" in outcome["error"]
-
-
-def test_what_stops_a_point_outside_of_its_own_folder_is_told(recipe, tmp_path, monkeypatch):
-    """Regression: a folder that cannot be written to gave "did not end", and no reason."""
-    monkeypatch.chdir(tmp_path)
-    path = recipe()
-    planned = plan_grid(str(path), ["seed=1,2"], reachable=True)
-    (tmp_path / "sweep" / "seed=2" / "point.json").mkdir(parents=True)
-    path.write_text(path.read_text() + "\ndescription: edited, so that nothing is trained here\n")
+    (tmp_path / "other" / "seed=2" / "point.json").mkdir(parents=True)
     with pytest.raises(StageError, match=r"seed=2: .*point\.json"):
-        launch(path, planned, tmp_path / "sweep")
+        launch(path, planned, tmp_path / "other")
 
 
-def test_a_point_that_an_earlier_job_still_runs_is_waited_for(
-    recipe, tmp_path, monkeypatch
-) -> None:
+def test_a_point_that_an_earlier_job_still_runs_is_waited_for(edited, tmp_path, monkeypatch):
     """A worker outlived its command: the next one says what it waits for."""
-    monkeypatch.chdir(tmp_path)
-    path = recipe()
-    planned = plan_grid(str(path), ["seed=1"], reachable=True)
-    path.write_text(path.read_text() + "\ndescription: edited, so that nothing is trained here\n")
-    held, heard = threading.Event(), threading.Event()
+    path, plan_and_edit = edited
+    planned, held, heard = plan_and_edit("1"), threading.Event(), threading.Event()
 
     class Errors(io.StringIO):
         def write(self, text: str) -> int:
@@ -346,12 +327,17 @@ def test_two_processes_give_the_same_bits_and_run_nothing_twice(undisturbed, tmp
 
 
 def test_a_recipe_can_say_what_is_swept(recipe) -> None:
-    """`hydra.sweeper.params`, as in any Hydra program; the command line has the last word."""
+    """`hydra.sweeper.params`, as in any Hydra program; the command line has the last word.
+
+    In another order, which `shuffle(…)` gives each time, it is the same sweep.
+    """
     params = f"hydra: {{sweeper: {{params: {{{HEAD}: '0.1,0.2'}}}}}}\nstages:"
     path = str(recipe(("stages:", params)))
     two = plan_grid(path, [], reachable=True)
     assert [point.name for point in two.points] == ["lm_head=0.1", "lm_head=0.2"]
     assert len(plan_grid(path, [f"{HEAD}=0.1,0.2,0.4"], reachable=True).points) == 3
+    other = plan_grid(path, [f"{HEAD}=0.2,0.1"], reachable=True)
+    assert identify_sweep(other.composed) == identify_sweep(two.composed)
 
 
 def test_a_closed_output_is_no_mistake(recipe, tmp_path) -> None:
@@ -373,22 +359,18 @@ def test_a_closed_output_is_no_mistake(recipe, tmp_path) -> None:
         ("{sweeper: {params: {description: '${oc.env:HOME}'}}}", "to plain values"),
         ("{sweeper: {parms: {seed: '1,2'}}}", "mine.yaml:9: hydra.sweeper.parms: no such setting"),
         ("{sweepr: {params: {seed: '1,2'}}}", "it may set launcher, mode, sweeper"),
+        ("", "a recipe runs nothing and reads no environment"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_s_values_is_told(recipe, capsys, section, message) -> None:
     """Exit code 2 and the line; no value of the environment is read on the way."""
-    path = recipe(("\nstages:", f"\nhydra: {section}\nstages:"))
+    defaults = ("/model: tiny", "/model: '${oc.env:HOME}'")  # resolved before they were refused
+    swept = ("\nstages:", f"\nhydra: {section}\nstages:")
+    path = recipe(swept if section else defaults)
     assert main(["plan", str(path), "-m"]) == 2
     told = capsys.readouterr().err
     assert message in told
     assert os.environ["HOME"] not in told.replace(str(path), "")
-
-
-def test_a_sweep_s_defaults_read_no_environment(recipe, capsys) -> None:
-    """Regression: with `-m` they were resolved before they were refused, and the error told one."""
-    path = recipe(("/model: tiny", "/model: '${oc.env:HOME}'"))
-    assert main(["plan", str(path), "-m", "seed=1,2"]) == 2
-    assert "a recipe runs nothing and reads no environment" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -420,13 +402,6 @@ def test_what_is_wrong_with_a_sweep_is_told_before_it_runs(
     assert main(["run", str(recipe()), "-m", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
-
-
-def test_a_folder_beside_a_recipe_is_no_group_of_options(recipe) -> None:
-    """`outputs=elsewhere` where an earlier run has left a folder `outputs`."""
-    path = recipe()
-    (path.parent / "outputs").mkdir()
-    assert compose(str(path), ["outputs=elsewhere"]).recipe.outputs == "elsewhere"
 
 
 def test_a_point_that_is_made_again_shows_no_report_of_before(tmp_path: Path) -> None:
