@@ -1,4 +1,4 @@
-"""How much goes from each group so that a total goes and the predicted loss grows least."""
+"""Allocate a total over groups so that the predicted loss grows least."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Curve:
     losses: Sequence[float]
 
     def interpolate_loss(self, amount: float, base: float) -> float:
-        """Linear between the measured points, from (0, base) on."""
+        """Interpolate linearly between the measured points, from (0, base) on."""
         amounts, losses = [0.0, *self.amounts], [base, *self.losses]
         amount = min(amount, amounts[-1])  # a rounding may be one step beyond
         index = bisect_left(amounts, amount)
@@ -33,7 +33,7 @@ class Curve:
 
 
 def allocate_counts(curves: Mapping[str, Curve], base: float, total: int) -> dict[str, int]:
-    """Counts that add up to `total` for which the sum of the curves' losses is least.
+    """Choose counts that add up to `total` with the least sum of the curves' losses.
 
     Predicted loss is `base` plus what each group's curve adds by itself. The minimum over a grid
     of cells of `total / CELLS` entries is exact (dynamic programming); curves need be neither
@@ -41,11 +41,9 @@ def allocate_counts(curves: Mapping[str, Curve], base: float, total: int) -> dic
 
     Raises ValueError where all curves together do not reach `total`.
     """
-    empty = dict.fromkeys((name for name, curve in curves.items() if not curve.left), 0)
-    if empty:  # a group of which nothing is left has no shares
-        rest = {name: curve for name, curve in curves.items() if curve.left}
-        found = allocate_counts(rest, base, total) | empty
-        return {name: found[name] for name in curves}
+    rest = {name: curve for name, curve in curves.items() if curve.left}
+    if len(rest) < len(curves):  # a group of which nothing is left has no shares
+        return dict.fromkeys(curves, 0) | allocate_counts(rest, base, total)
     most = {name: int(curve.amounts[-1] * curve.left) for name, curve in curves.items()}
     if total > sum(most.values()):
         raise ValueError(f"{total} entries must go, and {sum(most.values())} can")
@@ -67,10 +65,8 @@ def allocate_counts(curves: Mapping[str, Curve], base: float, total: int) -> dic
                     new[used], choice[used] = cost, k
         best = new
         choices.append(choice)
-    counts, used = {}, CELLS
-    if best[used] == float("inf"):  # rounding to cells keeps the last few from being reached
-        counts = dict(most)
-    else:
+    counts, used = dict(most), CELLS
+    if best[used] < float("inf"):  # rounding to cells keeps the last few from being reached
         for name, choice in zip(reversed(list(curves)), reversed(choices), strict=True):
             counts[name] = min(most[name], round(choice[used] * cell))
             used -= choice[used]
@@ -80,7 +76,7 @@ def allocate_counts(curves: Mapping[str, Curve], base: float, total: int) -> dic
 def _adjust_to_total(
     counts: dict[str, int], most: Mapping[str, int], total: int, order: Sequence[str]
 ) -> dict[str, int]:
-    """Counts moved by what rounding to cells left over, the largest groups first."""
+    """Move what rounding to cells left over, from or to the largest groups first."""
     over = sum(counts.values()) - total
     for name in sorted(order, key=lambda n: -counts[n]):
         moved = max(min(over, counts[name]), counts[name] - most[name])

@@ -1,4 +1,4 @@
-"""How a block learns what layers of an encoder do: its rows, its loss, and the floor beside it.
+"""Teach a block what layers of an encoder do: its rows, its loss, and the floor beside it.
 
 No training here, and no block: those are `compressor.training.loop` and `compressor.models.block`.
 """
@@ -54,8 +54,9 @@ class NoiseRows:
         return [self.length] * self.count
 
     def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
-        """`hidden_states` [B, T, D], `attention_mask` [B, T], and `labels` [B, T], which say only
-        what counts: 0 does, -100 does not. Without rows one position that does not.
+        """Make `hidden_states` [B, T, D], `attention_mask` and `labels` [B, T].
+
+        Labels say what counts: 0 does, -100 does not. Without rows: one position that does not.
         """
         del pad_id
         if not rows:
@@ -80,16 +81,15 @@ class Teacher(nn.Module):
     """
 
     def __init__(self, checkpoint: Checkpoint, layers: Sequence[int]) -> None:
-        """A copy of what is needed of the model is kept: no layer behind the last of `layers`."""
+        """Copy what is needed of the model: no layer behind the last of `layers`."""
         super().__init__()
         up_to = keep_layers(checkpoint, {"encoder": list(range(layers[-1] + 1))})
         stack = stacks_of(up_to.model.config, up_to.head)["encoder"]
-        every: Any = up_to.model.get_submodule(stack.prefix)
         model: Any = up_to.model
         self.encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
         self.encoder.eval().requires_grad_(requires_grad=False)
         self.first = layers[0]
-        self.layers = every[self.first :]
+        self.layers = model.get_submodule(stack.prefix)[self.first :]
 
     @property
     def parameters_of_layers(self) -> int:
@@ -97,21 +97,20 @@ class Teacher(nn.Module):
         return sum(parameter.numel() for parameter in self.layers.parameters())
 
     def train(self, mode: bool = True) -> Teacher:  # noqa: FBT001, FBT002  # as torch's
-        """A teacher never trains."""
+        """Stay in evaluation mode: a teacher never trains."""
         return super().train(mode=False)
 
     @torch.no_grad()
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(what the layers read [B, T, D], the mask they are handed, what they give [B, T, D]).
+        """Give what the layers read [B, T, D], the mask they are handed, what they give [B, T, D].
 
         In the precision the weights are in, also under autocast.
         """
         real = batch["attention_mask"]
         with torch.autocast(real.device.type, enabled=False):
             if "hidden_states" in batch:
-                given = batch["hidden_states"]
+                given = wanted = batch["hidden_states"]
                 mask = self._make_mask(given, real)
-                wanted = given
                 for layer in self.layers:
                     wanted = layer(wanted, mask)
                 return given, mask, wanted
@@ -121,7 +120,7 @@ class Teacher(nn.Module):
             return states[self.first], self._make_mask(states[self.first], real), states[-1]
 
     def _make_mask(self, hidden: Tensor, real: Tensor) -> Tensor | None:
-        """What the encoder itself would hand to its layers."""
+        """Make the mask that the encoder itself would hand to its layers."""
         mask: Tensor | None = create_bidirectional_mask(self.encoder.config, hidden, real)
         return mask
 
@@ -138,11 +137,11 @@ class ApproximationLoss(nn.Module):
         self.teacher, self.block, self.difference = teacher, block, difference
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """The summed loss, a float32 scalar."""
+        """Compute the summed loss, a float32 scalar."""
         given, mask, wanted = self.teacher(batch)
         difference = self.block(given, mask).float() - wanted.float()
-        each = difference.abs() if self.difference == "l1" else difference.square()
-        summed: Tensor = (each.mean(-1) * (batch["labels"] != IGNORED)).sum()
+        entries = difference.abs() if self.difference == "l1" else difference.square()
+        summed: Tensor = (entries.mean(-1) * (batch["labels"] != IGNORED)).sum()
         return summed
 
 
@@ -156,7 +155,7 @@ class Constant(nn.Module):
     vector: Tensor
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-        """The vector, [B, T, D]."""
+        """Give the vector, [B, T, D]."""
         del mask
         return self.vector.expand_as(hidden_states)
 
@@ -168,7 +167,7 @@ def running_mean(
     pad_id: int,
     device: torch.device,
 ) -> Tensor:
-    """The running mean [D] of what the teacher gives at the positions of each batch in turn.
+    """Compute the running mean [D] of what the teacher gives, batch after batch.
 
     It begins with the first batch's mean; each further batch moves it by `SMOOTHING` of the way to
     its own.

@@ -1,4 +1,4 @@
-"""What stages that prune share: which groups, how much of each, by which importance.
+"""Share what stages that prune do: which groups, how much of each, by which importance.
 
 `prune`, `sensitivity` and a gradual `finetune` are told the same things in the same words. torch is
 imported by what prunes, not by what plans.
@@ -53,26 +53,26 @@ Amounts = dict[
 
 
 def flatten_amounts(amounts: Amounts) -> dict[str, float]:
-    """Group path, such as `encoder.feed_forward`, → amount."""
-    found: dict[str, float] = {}
+    """Map each group path, such as `encoder.feed_forward`, to its amount."""
+    flat: dict[str, float] = {}
     for name, value in amounts.items():
         if isinstance(value, dict):
-            found |= {f"{name}.{part}": amount for part, amount in value.items()}
+            flat |= {f"{name}.{part}": amount for part, amount in value.items()}
         else:
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat
 
 
 def nest_amounts(amounts: Mapping[str, float]) -> dict[str, Any]:
-    """The inverse of `flat`: as a recipe has them, for overrides need keys without dots."""
-    found: dict[str, Any] = {}
+    """Undo `flatten_amounts`: as a recipe has them, for overrides need keys without dots."""
+    nested: dict[str, Any] = {}
     for path, amount in amounts.items():
         place, dot, part = path.partition(".")
         if dot:
-            found.setdefault(place, {})[part] = amount
+            nested.setdefault(place, {})[part] = amount
         else:
-            found[path] = amount
-    return found
+            nested[path] = amount
+    return nested
 
 
 class Grouping(BaseModel):
@@ -99,12 +99,11 @@ class Grouping(BaseModel):
         return self.importance in CALIBRATED
 
     def all_groups(self, facts: Facts) -> dict[str, tuple[str, ...]]:
-        """The architecture's groups, and the recipe's own; a name that is both is the recipe's."""
-        own = {
+        """List the architecture's groups and the recipe's; a name that is both is the recipe's."""
+        return facts.list_groups() | {
             name: tuple(n for n in facts.shapes if any(fnmatchcase(n, p) for p in patterns))
             for name, patterns in self.groups.items()
         }
-        return facts.list_groups() | own
 
     def check_groups(self, facts: Facts, problem: Callable[[str, str], None]) -> None:
         """Report patterns that match nothing."""
@@ -122,7 +121,7 @@ class Grouping(BaseModel):
         *,
         by_row: bool = False,
     ) -> Iterator[tuple[str, frozenset[str]]]:
-        """(path, names) of each (path, key in the recipe); reports unknown and shared groups.
+        """Yield (path, names) for each (path, key in the recipe); report unknown and shared groups.
 
         `by_row`: rows are inputs of a layer, so only weights that a layer multiplies by will do.
         """
@@ -149,7 +148,7 @@ class Grouping(BaseModel):
 
 
 def nearest_group(path: str, groups: Mapping[str, Any]) -> str:
-    """A hint for an unknown group: one in the same stack first, as most slips are in one part."""
+    """Hint at a group for an unknown one: in the same stack first, as most slips are."""
     stack, _, part = path.partition(".")
     inside = [name.partition(".")[2] for name in groups if name.startswith(f"{stack}.")]
     if part and inside:
@@ -158,7 +157,7 @@ def nearest_group(path: str, groups: Mapping[str, Any]) -> str:
 
 
 def default_groups(grouping: Grouping, facts: Facts) -> list[str]:
-    """The recipe's own groups, or else the architecture's, each weight in one of them."""
+    """List the recipe's groups, or else the architecture's, each weight in one of them."""
     if grouping.groups:
         return list(grouping.groups)
     taken: set[str] = set()
@@ -171,7 +170,7 @@ def default_groups(grouping: Grouping, facts: Facts) -> list[str]:
 
 
 def left_of(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[int, int]:
-    """(entries that no mask has taken, all entries) of a group."""
+    """Count (entries that no mask has taken, all entries) of a group."""
     from compressor.models.masks import count_left
 
     weights = {name: checkpoint.get_parameter(name) for name in names}
@@ -182,13 +181,13 @@ _N_M = re.compile(r"^([1-9]\d*):([1-9]\d*)$")
 
 
 def n_of_m(pattern: str) -> tuple[int, int] | None:
-    """(N, M) of a pattern `N:M`; None for `unstructured`. Raises ValueError on anything else."""
+    """Read (N, M) from `N:M`; None from `unstructured`. Raises ValueError on anything else."""
     if pattern == "unstructured":
         return None
-    found = _N_M.match(pattern)
-    if found is None or int(found[1]) >= int(found[2]):
+    match = _N_M.match(pattern)
+    if match is None or int(match[1]) >= int(match[2]):
         raise ValueError(f"expected unstructured or N:M with N < M, such as 2:4, got {pattern!r}")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 class Pruner:
@@ -211,7 +210,7 @@ class Pruner:
     def prune_group(
         self, names: Iterable[str], count: int, n_m: tuple[int, int] | None = None
     ) -> int:
-        """Prune `count` more entries of these parameters together, or to N:M. How many went."""
+        """Prune `count` more entries of these parameters together, or to N:M; count what went."""
         from compressor.compression.thresholds import prune_smallest
         from compressor.models.masks import apply_mask, count_left
 
@@ -244,7 +243,7 @@ class Pruner:
             masks.update(old)
 
     def compute_scores(self, weights: Mapping[str, Any]) -> dict[str, Tensor]:
-        """A score for each entry, whose sign does not count; 0 where a mask has False."""
+        """Score each entry; the sign does not count, and 0 is where a mask has False."""
         from compressor.compression import importance
 
         kind, masks = self.grouping.importance, self.checkpoint.masks
@@ -291,12 +290,8 @@ class Pruner:
         hessians = importance.compute_hessians(modules, *self._prepare_calibration())
         require_finite(hessians, "the Hessian of ", TOO_LARGE)
         rows = {n: _as_rows(w.detach(), modules[n]) for n, w in weights.items()}
-        old = {
-            n: _as_rows(masks[n], modules[n])
-            if n in masks
-            else torch.ones_like(w, dtype=torch.bool)
-            for n, w in rows.items()
-        }
+        ones = {n: torch.ones_like(w, dtype=torch.bool) for n, w in rows.items()}
+        old = ones | {n: _as_rows(masks[n], modules[n]) for n in rows if n in masks}
         counts: list[list[int] | None] = [None] * len(rows)
         if n_m is None:
             counts = [*block_counts(list(old.values()), count)]
@@ -314,7 +309,7 @@ class Pruner:
         return linear_modules(self.checkpoint.model, weights)
 
     def _prepare_calibration(self) -> tuple[Any, list[dict[str, Tensor]]]:
-        """(the loss of a batch, batches of one row each: without padding)."""
+        """Give the loss of a batch, and batches of one row each: without padding."""
         from compressor.training.losses import LabelLoss
 
         assert self.examples is not None, "stages read rows for importances that need them"
@@ -327,7 +322,7 @@ class Pruner:
 
 
 def _as_rows(tensor: Tensor, module: Any) -> Tensor:
-    """A weight, or what has its shape, as [outputs, inputs]; its own inverse."""
+    """View a weight, or what has its shape, as [outputs, inputs]; its own inverse."""
     from compressor.compression.importance import is_transposed
 
     return tensor.T if is_transposed(module) else tensor

@@ -14,7 +14,7 @@ DAMPING = 0.01
 
 
 def block_counts(masks: list[Tensor], count: int) -> list[list[int]]:
-    """How many entries go in each block of columns of each matrix, `count` together.
+    """Choose how many entries go in each block of columns of each matrix, `count` together.
 
     masks: [rows, columns] each, True where an entry is left. In proportion to what is left.
     """
@@ -33,7 +33,7 @@ def prune_with_sparsegpt(
     counts: list[int] | None = None,
     n_m: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(new weight, new mask) of one layer. What is masked is zero; the rest has been updated.
+    """Prune one layer: its new weight, zero where masked, the rest updated; and its new mask.
 
     weight: [outputs, inputs], float. hessian: [inputs, inputs], `Σ x xᵀ` over the calibration
     tokens. mask: bool, True where an entry may stay. counts: how many more entries go in each
@@ -78,7 +78,7 @@ def prune_with_sparsegpt(
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
-    """The upper Cholesky factor of the damped Hessian's inverse.
+    """Compute the upper Cholesky factor of the damped Hessian's inverse.
 
     Of the Hessian divided by its mean diagonal, which changes neither masks nor weights; inputs
     that are always 0 are no part of that mean.

@@ -1,4 +1,4 @@
-"""Which entries of a group go: the smallest of many tensors, by exact counts. No models here.
+"""Choose which entries of a group go: the smallest of many tensors, by exact counts.
 
 The threshold is the k-th smallest magnitude over all tensors of a group. The bits of a float that
 is not negative order as the float does, so magnitudes are compared as integers; an interval of
@@ -67,7 +67,7 @@ def prune_smallest(values: Mapping[str, Tensor], masks: dict[str, Tensor], count
 
 
 def _read_magnitude_bits(flat: Tensor) -> Iterator[Any]:
-    """The bits of each chunk's magnitudes, in a buffer that the next chunk overwrites.
+    """Yield the bits of each chunk's magnitudes, in a buffer that the next chunk overwrites.
 
     On a CPU as a NumPy array: there its comparisons, counts and selections of a chunk take half of
     torch's time or less. Both understand what is done with them here.
@@ -83,7 +83,7 @@ def _read_magnitude_bits(flat: Tensor) -> Iterator[Any]:
 
 
 def _kth_smallest(parts: list[Tensor], rank: int) -> tuple[int, int, int]:
-    """(bits of the `rank`-th smallest magnitude, how many entries are smaller, how many equal)."""
+    """Find (bits of the `rank`-th smallest magnitude, entries that are smaller, or equal)."""
     low, high = _guess_interval(parts, rank)
     while True:
         below, inside, gathered = _count_in_interval(parts, low, high)
@@ -102,7 +102,7 @@ def _kth_smallest(parts: list[Tensor], rank: int) -> tuple[int, int, int]:
 
 
 def _guess_interval(parts: list[Tensor], rank: int) -> tuple[int, int]:
-    """An interval of bits that holds the `rank`-th smallest, most likely, and little else."""
+    """Guess an interval of bits that holds the `rank`-th smallest, and little else."""
     total = sum(part.numel() for part in parts)
     step = max(1, total // SAMPLE)
     positive = _BITS[parts[0].dtype][1]
@@ -121,7 +121,7 @@ def _guess_interval(parts: list[Tensor], rank: int) -> tuple[int, int]:
 
 
 def _count_in_interval(parts: list[Tensor], low: int, high: int) -> tuple[int, int, Tensor | None]:
-    """(entries below `low`, entries in [low, high], those entries where they are few)."""
+    """Count (entries below `low`, in [low, high], and give the latter where they are few)."""
     below = inside = 0
     gathered: list[Any] | None = [] if low < high else None
     functions = np if parts[0].device.type == "cpu" else torch
@@ -135,17 +135,16 @@ def _count_in_interval(parts: list[Tensor], low: int, high: int) -> tuple[int, i
             if gathered is None:
                 inside += int(functions.count_nonzero(within))
                 continue
-            found = np.compress(within, bits) if functions is np else bits[within]
-            inside += len(found)
-            gathered = [*gathered, found] if inside <= INSIDE else None
+            part_inside = np.compress(within, bits) if functions is np else bits[within]
+            inside += len(part_inside)
+            gathered = [*gathered, part_inside] if inside <= INSIDE else None
     if not gathered:
         return below, inside, None
-    together = (torch.as_tensor(found) for found in gathered)
-    return below, inside, torch.cat(list(together))
+    return below, inside, torch.cat(list(map(torch.as_tensor, gathered)))
 
 
 def _narrow_interval(parts: list[Tensor], low: int, high: int, rank: int) -> tuple[int, int]:
-    """The part of [low, high], one of `BINS`, that holds the `rank`-th smallest inside it."""
+    """Find the part of [low, high], one of `BINS`, that holds the `rank`-th smallest in it."""
     width = -(-(high - low + 1) // BINS)
     histogram = torch.zeros(BINS, dtype=torch.int64, device=parts[0].device)
     for part in parts:
@@ -174,7 +173,7 @@ def _mask_below(flat: Tensor, mask: Tensor, threshold: int, ties: int, *, every:
 
 
 def split_count(sizes: list[int], count: int) -> list[int]:
-    """`count` split over parts of the given sizes, in proportion, to whole numbers that add up.
+    """Split `count` over parts of these sizes, in proportion, to whole numbers that add up.
 
     The largest remainders get one more; of equal ones the earlier part does. No part gets more
     than its size.

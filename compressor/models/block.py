@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.output_capturing import install_output_capuring_hook
 
 from compressor.models.block_config import BlockSizes
-from compressor.models.facts import Stack
+from compressor.models.structure import Stack
 
 NORM_EPSILON = 1e-12
 
@@ -55,7 +55,7 @@ class Block(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers' 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
     ) -> Tensor:
-        """What the block gives for x [B, T, D]. `attention_mask` says which keys are real.
+        """Compute y for x [B, T, D]. `attention_mask` says which keys are real.
 
         None: all. Boolean or additive: [B, 1, 1 or T, T], of the encoder's plain or fused
         attention. 0 and 1, [B, T]: of flash attention.
@@ -72,7 +72,7 @@ class Block(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers' 
 
 
 def _expand_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask as torch's attention takes it: boolean, or additive in the queries' precision."""
+    """Make a mask as torch's attention takes it: boolean, or additive in the queries' precision."""
     if mask is None:
         return None
     if mask.ndim == 2:
@@ -83,7 +83,7 @@ def _expand_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def has_blocks(model: nn.Module) -> bool:
-    """Whether blocks stand in the place of some of its layers."""
+    """Tell whether blocks stand in the place of some of its layers."""
     return any(isinstance(module, Block) for module in model.modules())
 
 

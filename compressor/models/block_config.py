@@ -39,7 +39,7 @@ class BlockSizes(BaseModel):
         return self.heads * self.head_size
 
     def list_parameters(self, width: int) -> dict[str, tuple[int, ...]]:
-        """Name → shape of every parameter in a model of `width`."""
+        """Map every parameter to its shape, in a model of `width`."""
         shapes: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "norm.bias": (width,)}
         for part in PARTS:
             into, out = (self.inner_width, width) if part == "output" else (width, self.inner_width)
@@ -50,5 +50,5 @@ class BlockSizes(BaseModel):
         return shapes
 
     def list_weights(self) -> list[str]:
-        """The names of the `Linear` weights."""
+        """List the names of the `Linear` weights."""
         return [name for name, shape in self.list_parameters(1).items() if len(shape) == 2]

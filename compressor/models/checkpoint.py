@@ -8,7 +8,6 @@ all of its tensors in a type of two bytes; `checkpoint.json` says which.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,35 +31,26 @@ from compressor.models.loading import (
     MASKS,
     WEIGHTS,
     Head,
-    _load_quantized,
-    _read_quantization,
     drop_tied_names,
     has_tokenizer,
     has_untied_head,
     load_pretrained,
+    load_quantized,
     load_tokenizer,
+    read_quantization,
     weights_file,
 )
 from compressor.models.masks import apply_mask
 from compressor.models.quantization import Quantization
-from compressor.models.quantized_layers import (
-    LAYERS,
-    count_entries,
-)
+from compressor.models.quantized_layers import LAYERS, count_entries
 
 if TYPE_CHECKING:
-    from transformers import (
-        PretrainedConfig,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-    )
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from compressor.data.rows import Rows
     from compressor.data.source_base import DataBase
 
-
 transformers_logging.disable_progress_bar()
-
 transformers_logging.set_verbosity_error()  # what it warns of (ties, unused keys) is checked here
 
 
@@ -96,38 +86,43 @@ class Checkpoint:
         """Read what `save` wrote, in the types it was in. On the CPU, in evaluation mode."""
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         head: Head = about["head"]
-        quantization = _read_quantization(about)
+        quantization = read_quantization(about)
         if quantization is None:
             model = load_pretrained(folder, head)
         else:
-            model = _load_quantized(folder, head, quantization)
+            model = load_quantized(folder, head, quantization)
         masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
         tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
         return cls(model.eval(), tokenizer, head, masks, quantization)
 
     def derive_facts(self) -> Facts:
-        """What planning would know of this model, without its masks."""
+        """Derive what planning would know of this model, without its masks."""
         untied = has_untied_head(self.model)
         return facts_of(self.model.config.to_dict(), head=self.head, untied_head=untied)
 
     def tokenize_rows(self, rows: Rows, data: DataBase) -> Examples:
-        """Rows as token ids, in the layout of this model's head. Raises StageError."""
+        """Tokenize rows, in the layout of this model's head. Raises StageError."""
+        tokenizer = self.require_tokenizer()
+        if self.head == "sequence_classification":
+            return tokenize_labelled(rows, tokenizer, data)
+        return tokenize_rows(rows, tokenizer, data, joined=self.head == "causal_lm")
+
+    def require_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Give its tokenizer. Raises StageError where it has none."""
         if self.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
-        if self.head == "sequence_classification":
-            return tokenize_labelled(rows, self.tokenizer, data)
-        return tokenize_rows(rows, self.tokenizer, data, joined=self.head == "causal_lm")
+        return self.tokenizer
 
     @property
     def pad_id(self) -> int:
-        """What fills a batch. Decoders often come without a pad; what is masked may be anything.
+        """The id that fills a batch: eos where there is no pad; what is masked may be anything.
 
         Raises StageError where there is neither a pad nor an eos.
         """
-        assert self.tokenizer is not None, "`examples` says so first"
-        own: int | None = self.tokenizer.pad_token_id
-        eos: int | None = self.tokenizer.eos_token_id
-        pad = eos if own is None or self.head == "causal_lm" else own
+        tokenizer = self.require_tokenizer()
+        pad: int | None = tokenizer.pad_token_id
+        if pad is None or self.head == "causal_lm":
+            pad = tokenizer.eos_token_id
         if pad is None:
             raise StageError(
                 "the tokenizer has no pad and no eos token, one of which fills batches"
@@ -135,7 +130,7 @@ class Checkpoint:
         return pad
 
     def get_parameter(self, name: str) -> nn.Parameter:
-        """The parameter called `name`, whichever of its tied names that is."""
+        """Find the parameter called `name`, whichever of its tied names that is."""
         parameter: nn.Parameter = self.model.get_parameter(name)
         return parameter
 
@@ -155,14 +150,12 @@ class Checkpoint:
         require_finite({n: w for n, w in weights.items() if n not in buffers}, "", cure)
 
     def measure_sizes(self, folder: Path) -> dict[str, Any]:
-        """What tables show of a saved model: counts from its tensors, bytes from its files.
+        """Measure what tables show of a saved model: counts of tensors, bytes of files.
 
-        `groups` has them by group and layer, as `places.by_place` gives them.
+        `groups` has them by group and layer, as `breakdown.by_place` gives them.
         """
-        found: list[Count] = []
-        state = self.model.state_dict()
-        buffers = _plain_buffers(self.model)
-        tensor_bytes = 0
+        state, buffers = self.model.state_dict(), _plain_buffers(self.model)
+        counts, tensor_bytes = list[Count](), 0
         for name, tensor in drop_tied_names(state).items():
             if name in buffers:
                 continue
@@ -171,9 +164,9 @@ class Checkpoint:
                 continue
             scale = state.get(f"{name}_scale")
             whole = tensor.numel(), int(torch.count_nonzero(tensor))
-            found.append(Count(name, *(whole if scale is None else count_entries(tensor, scale))))
-        parameters = sum(count.weights for count in found)
-        nonzero = sum(count.nonzero for count in found)
+            counts.append(Count(name, *(whole if scale is None else count_entries(tensor, scale))))
+        parameters = sum(count.weights for count in counts)
+        nonzero = sum(count.nonzero for count in counts)
         return {
             "parameters": parameters,
             "nonzero": nonzero,
@@ -181,12 +174,12 @@ class Checkpoint:
             "masked": sum(int((~mask).count_nonzero()) for mask in self.masks.values()),
             "bytes": weights_file(folder).stat().st_size,
             "tensor_bytes": tensor_bytes,
-            "groups": by_place(self.derive_facts(), found),
+            "groups": by_place(self.derive_facts(), counts),
         }
 
 
 def _plain_buffers(model: nn.Module) -> set[str]:
-    """Names of buffers that stand for no parameter, as BART's `final_logits_bias` does not."""
+    """Name the buffers that stand for no parameter, as BART's `final_logits_bias` does not."""
     return {
         f"{path}.{name}".removeprefix(".")
         for path, module in model.named_modules()
@@ -210,9 +203,8 @@ def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
 def save_state(model: PreTrainedModel, folder: Path) -> None:
     """Write the configs, and every distinct tensor under the first of its names."""
     save_config(model, folder)
-    state = {
-        name: tensor.contiguous() for name, tensor in drop_tied_names(model.state_dict()).items()
-    }
+    tensors = drop_tied_names(model.state_dict())
+    state = {name: tensor.contiguous() for name, tensor in tensors.items()}
     name = WITH_BLOCKS if has_blocks(model) else WEIGHTS
     save_file(state, folder / name, metadata={"format": "pt"})
 
@@ -227,7 +219,7 @@ def save_config(model: PreTrainedModel, folder: Path) -> None:
 
 
 def entries_as_read(config: PretrainedConfig) -> dict[str, Any]:
-    """The entries that a `config.json` needs for transformers 4 and 5 to read the same model in it.
+    """List what a `config.json` needs for transformers 4 and 5 to read the same model in it.
 
     By `tie_word_embeddings` both understand of a T5 whether decoder outputs are scaled, whatever
     transformers 5 has in memory; whether the head is tied, 5 finds from the tensors in the file.
@@ -286,15 +278,3 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if "extra_special_tokens" in config:
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _keep_attention_scale(model: PreTrainedModel, kept: Mapping[str, list[int]]) -> None:
-    """Have the layers of a GPT-2 that divides attention scores by a layer's number + 1 give, under
-    their new numbers, the scores that they gave: the factor goes into their queries.
-    """
-    if not getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
-        return
-    for new, old in enumerate(kept.get("decoder", ())):
-        projection = model.base_model.h[new].attn.c_attn
-        for tensor in (projection.weight.data, projection.bias.data):
-            tensor[..., : model.config.n_embd] *= (new + 1) / (old + 1)

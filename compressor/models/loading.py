@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # raised by weights_only loading; nothing is unpickled
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,22 +24,14 @@ from transformers.models.auto import modeling_auto
 from compressor.core.errors import StageError
 from compressor.models.block import put_blocks
 from compressor.models.block_config import FILE as WITH_BLOCKS
-from compressor.models.facts import Stack, load_architecture
+from compressor.models.facts import load_architecture
 from compressor.models.quantization import Quantization
-from compressor.models.quantized_layers import (
-    Int8Embedding,
-    put_quantized,
-    set_activations,
-)
+from compressor.models.quantized_layers import Int8Embedding, put_quantized, set_activations
+from compressor.models.structure import Stack
 
 if TYPE_CHECKING:
-    from transformers import (
-        GenerationConfig,
-        PretrainedConfig,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-    )
-
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 Head = Literal["seq2seq_lm", "causal_lm", "sequence_classification", "none"]
 
@@ -65,24 +57,21 @@ FRESH = ("classifier", "pre_classifier", "score", "bert.pooler")
 
 
 def drop_tied_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with each tied tensor once, under the first of its names."""
-    seen: set[tuple[int, int]] = set()
-    kept = {}
+    """Give a state dict with each tied tensor once, under the first of its names."""
+    first: dict[Any, tuple[str, Tensor]] = {}
     for name, tensor in state.items():
-        identity = (tensor.data_ptr(), tensor.numel())
-        if identity not in seen or not tensor.numel():
-            seen.add(identity)
-            kept[name] = tensor
-    return kept
+        identity = (tensor.data_ptr(), tensor.numel()) if tensor.numel() else name
+        first.setdefault(identity, (name, tensor))
+    return dict(first.values())
 
 
 def build_model(
     config: PretrainedConfig, head: Head, *, untied_head: bool = False
 ) -> PreTrainedModel:
-    """A float32 model with fresh weights, blocks where the config says so, and its head a tensor of
-    its own where one is wanted.
+    """Build a float32 model with fresh weights and the blocks that the config names.
 
-    transformers 5 ties T5's head whatever the config says; other models' it unties by itself.
+    `untied_head`: its head is a tensor of its own. transformers 5 ties T5's whatever the config
+    says; other models' it unties by itself.
     """
     model: PreTrainedModel = AUTO_CLASSES[head].from_config(config, dtype=torch.float32)
     for stack in stacks_of(config, head).values():
@@ -92,12 +81,23 @@ def build_model(
     return model
 
 
+def build_fresh(values: Mapping[str, Any], head: Head) -> PreTrainedModel:
+    """Build a model with fresh weights from a config's values, `model_type` among them."""
+    values = dict(values)
+    if head == "seq2seq_lm":
+        values.setdefault("decoder_start_token_id", values.get("pad_token_id", 0))
+    config = AutoConfig.for_model(**values)
+    config._attn_implementation = None  # as in `load_config`
+    if getattr(config, "forced_eos_token_id", None) and "forced_eos_token_id" not in values:
+        config.forced_eos_token_id = config.eos_token_id  # BART's is its own tokenizer's
+    return build_model(config, head, untied_head=values.get("tie_word_embeddings") is False)
+
+
 def stacks_of(config: PretrainedConfig, head: Head) -> dict[str, Stack]:
-    """The stacks of a real model's config."""
-    found: dict[str, Stack] = load_architecture(config.model_type).stacks(
-        {**config.to_dict(), "head": head}
-    )
-    return found
+    """List the stacks of a real model's config."""
+    module, values = load_architecture(config.model_type), {**config.to_dict(), "head": head}
+    stacks: dict[str, Stack] = module.stacks(values)
+    return stacks
 
 
 def untie_head(model: PreTrainedModel) -> None:
@@ -108,7 +108,7 @@ def untie_head(model: PreTrainedModel) -> None:
 
 
 def has_untied_head(model: PreTrainedModel) -> bool | None:
-    """Whether a language model's head is a tensor of its own; None for any other model."""
+    """Tell whether a language model's head is a tensor of its own; None for other models."""
     head = model.get_output_embeddings()
     if head is None:
         return None
@@ -118,9 +118,8 @@ def has_untied_head(model: PreTrainedModel) -> bool | None:
 
 
 def weights_file(folder: Path) -> Path:
-    """The file of a model directory that has its weights."""
-    with_blocks = folder / WITH_BLOCKS
-    return with_blocks if with_blocks.is_file() else folder / WEIGHTS
+    """Find the file of a model directory that has its weights."""
+    return folder / (WITH_BLOCKS if (folder / WITH_BLOCKS).is_file() else WEIGHTS)
 
 
 def load_pretrained(
@@ -132,7 +131,7 @@ def load_pretrained(
     generation: GenerationConfig | None = None,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> PreTrainedModel:
-    """`from_pretrained`, refusing a file whose tensors do not fit the config.
+    """Load a model as `from_pretrained` does, but refuse tensors that do not fit the config.
 
     In float32, or in `dtype`; "auto" is that of the file. Only tensors are read: safetensors where
     there are any, else a `.bin` with `weights_only`.
@@ -145,9 +144,9 @@ def load_pretrained(
             model.generation_config = generation
         return model
     try:
-        own = dict(config or {}) if trust_remote_code else {"config": load_config(folder, config)}
+        other = dict(config or {}) if trust_remote_code else {"config": load_config(folder, config)}
         if generation is not None:
-            own["generation_config"] = generation
+            other["generation_config"] = generation
         model, info = AUTO_CLASSES[head].from_pretrained(
             folder,
             dtype=dtype,
@@ -156,23 +155,28 @@ def load_pretrained(
             weights_only=True,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=bool(config),
-            **own,
+            **other,
         )
     except (SafetensorError, UnpicklingError, OSError, ValueError, RuntimeError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
     fresh = FRESH if config else ()  # such a head on a pretrained body is what one wants
     for kind in ("missing", "mismatched"):
-        found = info.get(f"{kind}_keys") or ()
-        names = [name if isinstance(name, str) else name[0] for name in found]
-        names = sorted(name for name in names if not name.startswith(fresh))
-        if names:
-            raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
+        keys = info.get(f"{kind}_keys") or ()
+        names = [key if isinstance(key, str) else key[0] for key in keys]
+        _require_none(folder, kind, names, fresh)
     loaded: PreTrainedModel = model
     return loaded
 
 
+def _require_none(folder: Path, kind: str, names: Iterable[str], fresh: tuple[str, ...]) -> None:
+    """Raise StageError about tensors of which none may be but those that begin like `fresh`."""
+    wrong = sorted(name for name in names if not name.startswith(fresh))
+    if wrong:
+        raise StageError(f"{folder}: {len(wrong)} {kind} tensors, such as {wrong[0]}")
+
+
 def load_config(folder: Path, values: Mapping[str, Any] | None = None) -> PretrainedConfig:
-    """The config of a model directory, with `values` instead of its own. Runs no code of it.
+    """Load the config of a model directory, with `values` instead of its own. Runs no code of it.
 
     What computes attention is not for the file to say: it could name a repository of the hub, whose
     code transformers would fetch and run (as in CVE-2026-4372).
@@ -187,7 +191,7 @@ def load_config(folder: Path, values: Mapping[str, Any] | None = None) -> Pretra
 
 
 def head_of(folder: Path) -> Head:
-    """The head that a model directory's config names. Raises StageError."""
+    """Find the head that a model directory's config names. Raises StageError."""
     if not (folder / "config.json").is_file():
         raise StageError(f"no model in {folder}: expected a config.json")
     try:
@@ -204,31 +208,26 @@ def head_of(folder: Path) -> Head:
 def _load_with_blocks(
     folder: Path, head: Head, config: Mapping[str, Any], dtype: torch.dtype | Literal["auto"]
 ) -> PreTrainedModel:
-    """What `load_pretrained` gives of a model with blocks, also from under another head."""
+    """Load a model with blocks, also from under another head."""
     try:
         model = build_model(load_config(folder, config), head)
         state = load_file(folder / WITH_BLOCKS)
         load_generation_config(model, folder)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    own, base = drop_tied_names(model.state_dict()), f"{model.base_model_prefix}."
-    below = [any(name.startswith(base) for name in names) for names in (own, state)]
+    needed, base = drop_tied_names(model.state_dict()), f"{model.base_model_prefix}."
+    below = [any(name.startswith(base) for name in names) for names in (needed, state)]
     if below == [True, False]:  # a body without a head has no prefix
         state = {base + name: tensor for name, tensor in state.items()}
     elif below == [False, True]:
         state = {name.removeprefix(base): tensor for name, tensor in state.items()}
-    fits = {n for n in own.keys() & state.keys() if own[n].shape == state[n].shape}
+    fits = {n for n in needed.keys() & state.keys() if needed[n].shape == state[n].shape}
     fresh = FRESH if config else ()
-    wrong = {
-        "missing": (own.keys() - state.keys(), fresh),
-        "mismatched": (own.keys() & state.keys() - fits, fresh),
-        "unexpected": (state.keys() - own.keys(), (*FRESH, "pooler", f"{base}pooler")),
-    }
-    for kind, (found, fine) in wrong.items():
-        names = sorted(name for name in found if not name.startswith(fine))
-        if names:
-            raise StageError(f"{folder}: {len(names)} {kind} tensors, such as {names[0]}")
-    _load_exactly(model, own | {name: state[name] for name in fits})
+    _require_none(folder, "missing", needed.keys() - state.keys(), fresh)
+    _require_none(folder, "mismatched", needed.keys() & state.keys() - fits, fresh)
+    unused = (*FRESH, "pooler", f"{base}pooler")
+    _require_none(folder, "unexpected", state.keys() - needed.keys(), unused)
+    load_exactly(model, needed | {name: state[name] for name in fits})
     of_file = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     return model.to(of_file if dtype == "auto" else dtype).eval()
 
@@ -238,10 +237,9 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _load_exactly(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
+def load_exactly(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     """Copy a state dict with each tied tensor once; every distinct tensor must be in it."""
-    own = model.state_dict()
-    for name, tensor in drop_tied_names(own).items():
+    for name, tensor in drop_tied_names(model.state_dict()).items():
         if name not in state:
             raise StageError(f"the weights lack {name}")
         tensor.copy_(state[name])
@@ -256,16 +254,16 @@ def load_generation_config(model: PreTrainedModel, folder: Path) -> None:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a model directory has a tokenizer's files."""
+    """Tell whether a model directory has a tokenizer's files."""
     names = ("tokenizer.json", "vocab.txt", "vocab.json")
     return any((folder / name).is_file() for name in names) or any(folder.glob("*.model"))
 
 
-def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a folder or, with `revision`, from the hub."""
+def load_tokenizer(source: str | Path, **where: Any) -> Tokenizer:
+    """Load a fast tokenizer from a folder or, with `revision`, from the hub."""
     try:
         # Without a word on it, transformers asks on the standard input whether code may run.
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, **where
         )
     except ValueError as error:
@@ -276,7 +274,7 @@ def load_tokenizer(source: str | Path, **where: Any) -> PreTrainedTokenizerBase:
 
 
 def cast_weights(model: PreTrainedModel, weights: str) -> int:
-    """Turn all that a model saves into the named floating-point type; gives how many tensors.
+    """Turn all that a model saves into the named floating-point type; count the tensors.
 
     What it does not save stays as it is: a rotary embedding's angles need float32. Raises
     StageError where an entry is too large for the type.
@@ -290,15 +288,16 @@ def cast_weights(model: PreTrainedModel, weights: str) -> int:
     return len(tensors)
 
 
-def _read_quantization(about: Mapping[str, Any]) -> Quantization | None:
-    """What `checkpoint.json` says of it; before there was more than int8, it said so otherwise."""
+def read_quantization(about: Mapping[str, Any]) -> Quantization | None:
+    """Read it from a `checkpoint.json`; before there was more than int8, it said so otherwise."""
     if activations := about.get("int8_activations"):
         return Quantization(weights="int8", activations=activations)
-    found = about.get("quantization")
-    return found and Quantization.model_validate(found)
+    values = about.get("quantization")
+    return values and Quantization.model_validate(values)
 
 
-def _load_quantized(folder: Path, head: Head, quantization: Quantization) -> PreTrainedModel:
+def load_quantized(folder: Path, head: Head, quantization: Quantization) -> PreTrainedModel:
+    """Load a quantized model that a checkpoint has saved."""
     state = load_file(weights_file(folder))
     # Only a head that is a tensor of its own is in the file under its own name.
     config = load_config(folder)
@@ -308,6 +307,6 @@ def _load_quantized(folder: Path, head: Head, quantization: Quantization) -> Pre
     scales = {name.removesuffix("_scale"): name for name in state if name.endswith("_scale")}
     put_quantized(model, {name: (state[name], state[scale]) for name, scale in scales.items()})
     set_activations(model, quantization)
-    _load_exactly(model, state)
+    load_exactly(model, state)
     load_generation_config(model, folder)
     return model

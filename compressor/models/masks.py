@@ -20,7 +20,7 @@ _BITS = {
 
 
 def count_left(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
-    """How many entries of `weights` no mask has taken."""
+    """Count the entries of `weights` that no mask has taken."""
     return sum(
         _count_true(masks[name]) if name in masks else weight.numel()
         for name, weight in weights.items()
@@ -28,7 +28,7 @@ def count_left(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> in
 
 
 def _view_as_numpy(tensor: Tensor) -> Any:
-    """The same memory for NumPy where it is a CPU's, else the tensor itself."""
+    """Give the same memory to NumPy where it is a CPU's, else the tensor itself."""
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 

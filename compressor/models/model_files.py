@@ -57,19 +57,18 @@ class StoredTensor:
     end: int
 
     def equals(self, other: StoredTensor) -> bool:
-        """Whether both hold the same, byte for byte."""
+        """Tell whether both hold the same, byte for byte."""
         if (self.dtype, self.shape) != (other.dtype, other.shape):
             return False
         if (self.file, self.begin) == (other.file, other.begin):
             return True
-        stamps = tuple(
-            (a.st_size, a.st_mtime_ns, a.st_ctime_ns) for a in (self.file.stat(), other.file.stat())
-        )
-        return _hold_the_same(self, other, stamps)
+        stats = self.file.stat(), other.file.stat()
+        stamps = tuple((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
+        return _compare_bytes(self, other, stamps)
 
 
 @lru_cache(64)
-def _hold_the_same(one: StoredTensor, other: StoredTensor, stamps: tuple[Any, ...]) -> bool:
+def _compare_bytes(one: StoredTensor, other: StoredTensor, stamps: tuple[Any, ...]) -> bool:
     """Compare bytes, once while both files stay as they are: sweeps plan each of their points."""
     with one.file.open("rb") as mine, other.file.open("rb") as theirs:
         mine.seek(one.begin)
@@ -127,7 +126,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file that `from_pretrained` takes the weights from, or an index and what it names."""
+    """List the file that `from_pretrained` takes the weights from, or an index and its files."""
     for name in (WITH_BLOCKS, *(f"{n}{end}" for n in _WEIGHTS for end in ("", ".index.json"))):
         path = folder / name
         if path.is_file() and name.endswith(".index.json"):
@@ -138,7 +137,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Tensor → file, as an index of shards says; nothing where the run will say what is wrong."""
+    """Map tensors to files as an index says; nothing where the run will say what is wrong."""
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(file) for name, file in files.items()}
@@ -147,7 +146,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Name → tensor of all that `from_pretrained` takes from safetensors, as their headers say.
+    """Map names to all tensors that `from_pretrained` takes, as safetensors' headers say.
 
     Nothing of a `.bin`: what is in it only unpickling could tell.
     """
@@ -159,7 +158,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file (8 bytes of length, then JSON), and how long both are.
+    """Read the header of a safetensors file (8 bytes of length, then JSON); measure both.
 
     An empty one of what is no such file: the run will say what is wrong with it.
     """

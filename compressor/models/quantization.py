@@ -101,5 +101,5 @@ class QuantizationAware(Grid):
         return {"anyOf": [{"enum": list(get_args(Kind))}, handler(core_schema)]}
 
     def key_parts(self) -> dict[str, Any]:
-        """What decides the weights."""
+        """Dump what decides the weights."""
         return self.model_dump(exclude={"group_size"} if self.weights == "int8" else set())

@@ -4,61 +4,85 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from compressor.models.block import Block, put_block
-from compressor.models.checkpoint import Checkpoint, _keep_attention_scale
-from compressor.models.facts import Units
+from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import (
-    _load_exactly,
     build_model,
     drop_tied_names,
     has_untied_head,
+    load_exactly,
     stacks_of,
 )
-from compressor.models.quantized_layers import (
-    dequantize_weight,
-)
+from compressor.models.quantized_layers import dequantize_weight
+from compressor.models.structure import Units
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def _rebuild(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    state: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+) -> Checkpoint:
+    """Build the model of another config, with these tensors."""
+    source = checkpoint.model
+    model = build_model(config, checkpoint.head, untied_head=bool(has_untied_head(source)))
+    load_exactly(model, state)
+    if source.can_generate():
+        model.generation_config = copy.deepcopy(source.generation_config)
+    return Checkpoint(model.eval(), checkpoint.tokenizer, checkpoint.head, dict(masks))
 
 
 def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkpoint:
-    """A new checkpoint with, of each named stack, only the listed layers, renumbered.
+    """Make a checkpoint with, of each named stack, only the listed layers, renumbered.
 
     The model is built anew from the smaller config, so that `layer_idx`, caches and the position
     bias of T5's first block are right by construction.
     """
-    model, head = checkpoint.model, checkpoint.head
-    stacks = stacks_of(model.config, head)
-    config = copy.deepcopy(model.config)
+    model = checkpoint.model
+    stacks, config = stacks_of(model.config, checkpoint.head), copy.deepcopy(model.config)
     for stack, layers in kept.items():
         for key, value in stacks[stack].config_after(model.config.to_dict(), layers).items():
             setattr(config, key, value)
 
-    def rename_tensors(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         new = {}
-        for name, tensor in items:
+        for name, tensor in tensors.items():
             target: str | None = name
             for stack, layers in kept.items():
-                if target is not None and target == name:
+                if target == name:
                     target = stacks[stack].renumber_parameter(name, layers)
             if target is not None:
                 new[target] = tensor
         return new
 
-    smaller = build_model(config, head, untied_head=bool(has_untied_head(model)))
-    _load_exactly(smaller, rename_tensors(model.state_dict().items()))
-    _keep_attention_scale(smaller, kept)
-    if model.can_generate():
-        smaller.generation_config = copy.deepcopy(model.generation_config)
-    masks = rename_tensors(checkpoint.masks.items())
-    return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
+    state, masks = rename_tensors(model.state_dict()), rename_tensors(checkpoint.masks)
+    smaller = _rebuild(checkpoint, config, state, masks)
+    _keep_attention_scale(smaller.model, kept)
+    return smaller
+
+
+def _keep_attention_scale(model: PreTrainedModel, kept: Mapping[str, list[int]]) -> None:
+    """Have the layers of a GPT-2 that divides attention scores by a layer's number + 1 give, under
+    their new numbers, the scores that they gave: the factor goes into their queries.
+    """
+    if not getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
+        return
+    for new, old in enumerate(kept.get("decoder", ())):
+        projection = model.base_model.h[new].attn.c_attn
+        for tensor in (projection.weight.data, projection.bias.data):
+            tensor[..., : model.config.n_embd] *= (new + 1) / (old + 1)
 
 
 def replace_layers(checkpoint: Checkpoint, layers: Sequence[int], block: Block) -> Checkpoint:
-    """A new checkpoint with `block` itself in the place of consecutive layers of the encoder."""
+    """Make a checkpoint with `block` itself in the place of consecutive layers of the encoder."""
     count = stacks_of(checkpoint.model.config, checkpoint.head)["encoder"].layers
     shorter = keep_layers(checkpoint, {"encoder": [i for i in range(count) if i not in layers[1:]]})
     stack = stacks_of(shorter.model.config, shorter.head)["encoder"]
@@ -75,14 +99,13 @@ def keep_units(
     kept: Iterable[tuple[Units, Sequence[int]]],
     settings: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """A new checkpoint with, of each of the given units, only the listed ones, in that order.
+    """Make a checkpoint with, of each of the given units, only the listed ones, in that order.
 
     Every width that the config has one number for must be given for all units it counts. Masks
     are cut as their tensors are. `settings` are other values of the config that change with it.
     """
-    model, head = checkpoint.model, checkpoint.head
-    config, masks = copy.deepcopy(model.config), dict(checkpoint.masks)
-    state = dict(drop_tied_names(model.state_dict()))
+    model, masks = checkpoint.model, dict(checkpoint.masks)
+    config, state = copy.deepcopy(model.config), drop_tied_names(model.state_dict())
     for units, indices in kept:
         setattr(config, units.config_key, len(indices))
         if units.config_key == "vocab_size" and hasattr(config, "decoder_vocab_size"):
@@ -93,29 +116,20 @@ def keep_units(
                     tensors[name] = take_units(tensors[name], axis, units.count, indices)
     for key, value in (settings or {}).items():
         setattr(config, key, value)
-    smaller = build_model(config, head, untied_head=bool(has_untied_head(model)))
-    _load_exactly(smaller, state)
-    if model.can_generate():
-        smaller.generation_config = copy.deepcopy(model.generation_config)
-    return Checkpoint(smaller.eval(), checkpoint.tokenizer, head, masks)
+    return _rebuild(checkpoint, config, state, masks)
 
 
 def dequantize_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
-    """A float32 checkpoint with the values that a quantized one's weights stand for."""
-    source = checkpoint.model
-    state = dict(drop_tied_names(source.state_dict()))
+    """Make a float32 checkpoint with the values that a quantized one's weights stand for."""
+    state = drop_tied_names(checkpoint.model.state_dict())
     for name in [name for name in state if name.endswith("_scale")]:
         weight = name.removesuffix("_scale")
         state[weight] = dequantize_weight(state[weight], state.pop(name))
-    model = build_model(source.config, checkpoint.head, untied_head="lm_head.weight" in state)
-    _load_exactly(model, state)
-    if source.can_generate():
-        model.generation_config = copy.deepcopy(source.generation_config)
-    return Checkpoint(model.eval(), checkpoint.tokenizer, checkpoint.head)
+    return _rebuild(checkpoint, checkpoint.model.config, state, {})
 
 
 def take_units(tensor: Tensor, axis: int, count: int, kept: Sequence[int]) -> Tensor:
-    """`tensor` with only the `kept` of the `count` equal blocks along `axis`, in that order.
+    """Take the `kept` of the `count` equal blocks along `axis`, in that order.
 
     A (512, 64) query weight of 8 heads, kept [2, 5], gives (128, 64). Raises ValueError where
     `count` does not divide the axis.
@@ -142,6 +156,6 @@ def unit_sums(entries: Iterable[tuple[Tensor, int]], count: int) -> Tensor:
 
 
 def select_strongest(scores: Tensor, width: int) -> list[int]:
-    """The `width` indices of the highest scores, rising; of equal ones the first stay."""
+    """Select the `width` indices of the highest scores, rising; of equal ones the first."""
     order = torch.sort(scores, descending=True, stable=True).indices
     return sorted(order[:width].tolist())

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from compressor.core.errors import StageError
 from compressor.core.settings import Integer, Listed
 from compressor.data.source_base import Reads, Split
 from compressor.models.block_config import BlockSizes
-from compressor.models.facts import Facts, Stack
+from compressor.models.facts import Facts
+from compressor.models.structure import Stack
 from compressor.stages.base import Context, Inputs, Planning, Stage
 from compressor.training.hyperparameters import Hyperparameters
 
@@ -56,11 +56,8 @@ class Approximate(Hyperparameters, Stage):
     section: ClassVar[str | None] = "training"
     measures: ClassVar[tuple[str, ...]] = ("train_loss", "validation_loss", "baseline_loss")
     section_keys: ClassVar[frozenset[str] | None] = frozenset(
-        {
-            *("batch_size", "micro_batch_size", "max_epochs", "max_steps"),
-            *("precision", "checkpoint_seconds", "trackers"),
-        }
-    )
+        ("batch_size", "micro_batch_size", "max_epochs", "max_steps")
+    ) | {"precision", "checkpoint_seconds", "trackers"}
     is_distributed: ClassVar[bool] = True
 
     epochs: Integer = Field(2, ge=0, description="Passes over the rows; 0 trains nothing.")
@@ -114,14 +111,12 @@ class Approximate(Hyperparameters, Stage):
         if not self._check_layers(stack, planning):
             return facts
         smaller = facts.replace_layers("encoder", self.layers, self.block)
-        before = _count_parameters(facts, stack, self.layers)
-        after = _count_parameters(smaller, smaller.list_stacks()["encoder"], self.layers[:1])
+        others = [layer for layer in range(stack.layers) if layer not in self.layers]
+        rest = facts.keep_layers({"encoder": others}).parameters
+        before, after = facts.parameters - rest, smaller.parameters - rest
         if after >= before:
-            planning.problem(
-                "block",
-                f"has {after:,} parameters, and the layers only {before:,}; lower heads, head_size "
-                "or depth",
-            )
+            message = f"has {after:,} parameters, and the layers only {before:,}; lower heads, "
+            planning.problem("block", f"{message}head_size or depth")
         return smaller
 
     def _check_settings(self, planning: Planning) -> None:
@@ -135,8 +130,7 @@ class Approximate(Hyperparameters, Stage):
             if name in self.model_fields_set:
                 planning.problem(name, "has no meaning with inputs 'data', which has its own rows")
         if self.passes and planning.facts is not None:
-            path = "data.max_source_length"
-            length = planning.data.max_source_length
+            path, length = "data.max_source_length", planning.data.max_source_length
             planning.check_length(path, length, f"; lower {path}", facts=planning.facts)
 
     def _check_layers(self, stack: Stack, planning: Planning) -> bool:
@@ -145,12 +139,11 @@ class Approximate(Hyperparameters, Stage):
         for index in outside:
             message = f"{self.layers[index]} is outside 0 … {stack.layers - 1}, the layers it has"
             planning.problem(f"layers.{index}", message)
-        first = self.layers[0]
-        neighbours = self.layers == tuple(range(first, first + len(self.layers)))
-        if not outside and not neighbours:
+        expected = tuple(range(self.layers[0], self.layers[0] + len(self.layers)))
+        if not outside and self.layers != expected:
             layers = list(self.layers)
             planning.problem("layers", f"expected neighbours in their order, got {layers}")
-        return not outside and neighbours
+        return not outside and self.layers == expected
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Draw the block, train it beside the layers, and put it in their place."""
@@ -199,11 +192,10 @@ class Approximate(Hyperparameters, Stage):
         context.metrics.update(history.summarize())
         if training.rank != 0:
             return
-        lengths = train.lengths()
+        lengths, device = train.lengths(), training.accelerator.device
         batches = global_batches(
             lengths, lengths, batch_size=self.batch_size, seed=context.seed, epoch=0
         )
-        device = training.accelerator.device
         mean = running_mean(teacher, train, batches[: training.total_steps], pad_id, device)
         floor = ApproximationLoss(teacher, Constant(mean), self.loss)
         context.metrics["baseline_loss"] = mean_loss(floor, validation, pad_id, device)
@@ -219,18 +211,10 @@ class Approximate(Hyperparameters, Stage):
                 NoiseRows(self.batches * self.batch_size, *shape, TRAIN),
                 NoiseRows(self.validation_batches * self.batch_size, *shape, VALIDATION),
             )
-        if checkpoint.tokenizer is None:
-            raise StageError("the model has no tokenizer; set model.tokenizer")
+        tokenizer = checkpoint.require_tokenizer()
         train, validation = (
-            source_ids(context.rows(split).texts, checkpoint.tokenizer, context.data)
+            source_ids(context.rows(split).texts, tokenizer, context.data)
             for split in ("train", "validation")
         )
         # The tokens that are read count, so a row's own ids are its targets.
         return Examples(train, train), Examples(validation, validation)
-
-
-def _count_parameters(facts: Facts, stack: Stack, layers: tuple[int, ...]) -> int:
-    prefixes = tuple(f"{stack.prefix}.{layer}." for layer in layers)
-    return facts.count_entries(
-        frozenset(name for name in facts.shapes if name.startswith(prefixes))
-    )

@@ -86,9 +86,7 @@ class Baseline(Stage):
             context.progress.say(f"  {warning}")
 
     def _regression(self, context: Context) -> None:
-        from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]  # no types
-            TfidfVectorizer,
-        )
+        from sklearn.feature_extraction import text  # type: ignore[import-untyped]  # no types
 
         from compressor.backends.outputs import compute_probabilities
         from compressor.evaluation.labels import mean_loss, score_predictions, write_predictions
@@ -98,12 +96,10 @@ class Baseline(Stage):
         task, names = context.data.task, context.data.labels
         train, validation, test = (context.rows(s) for s in ("train", "validation", "test"))
         started = time.perf_counter()
-        words: dict[str, Any] = {}  # scikit-learn's
-        if (
-            choose_tokenizer(train.texts) == "unicode"
-        ):  # of which they end at a vowel sign, or never
+        words: dict[str, Any] = {}  # scikit-learn's, which end at a vowel sign, or never
+        if choose_tokenizer(train.texts) == "unicode":
             words = {"tokenizer": split_words, "token_pattern": None}
-        vectorizer = TfidfVectorizer(
+        vectorizer = text.TfidfVectorizer(
             ngram_range=(1, self.words),
             min_df=min(self.min_rows, len(train)),
             sublinear_tf=True,
@@ -121,10 +117,8 @@ class Baseline(Stage):
                 fits.append((mean_loss(of_validation, validation.labels, task), strength, of_test))
                 bar.advance()
         loss, strength, logits = min(fits, key=lambda fit: fit[0])
-        path = context.folder / "baseline.csv"
-        write_predictions(
-            path, test, compute_probabilities(logits, task), names, [0.5] * len(names), task
-        )
+        path, table = context.folder / "baseline.csv", compute_probabilities(logits, task)
+        write_predictions(path, test, table, names, [0.5] * len(names), task)
         context.metrics.update(
             score_predictions(path),
             loss=mean_loss(logits, test.labels, task),

@@ -139,14 +139,13 @@ class Benchmark(BackendReport):
 
     def cases(self) -> list[Case]:
         """List every combination, those of equal threads together."""
+        threads = sorted(set(self.threads)) or [machine.count_threads()]
         inputs: list[int | None] = [*sorted(set(self.input_lengths))] or [None]
         outputs: list[int | None] = [*sorted(set(self.output_lengths))] or [None]
-        threads = sorted(set(self.threads)) or [machine.count_threads()]
+        sizes = sorted(set(self.batch_sizes))
         return [
             Case(batch_size=size, input_tokens=read, output_tokens=written, threads=count)
-            for count, read, written, size in itertools.product(
-                threads, inputs, outputs, sorted(set(self.batch_sizes))
-            )
+            for count, read, written, size in itertools.product(threads, inputs, outputs, sizes)
         ]
 
     def run(self, inputs: Inputs, context: Context) -> None:
@@ -245,14 +244,12 @@ class Benchmark(BackendReport):
         for name, reader in readers.items():
             if not results[name]["trains"]:
                 continue
-            lengths = set()
-            for case, figures in zip(cases, results[name]["cases"][-len(cases) :], strict=True):
-                if case.input_tokens in lengths:
-                    continue
-                lengths.add(case.input_tokens)
-                figures["training_step"] = reader.ask(
+            figures = results[name]["cases"][-len(cases) :]
+            first = {figure["input_tokens"]: figure for figure in reversed(figures)}
+            for tokens in sorted(first):
+                first[tokens]["training_step"] = reader.ask(
                     do="train",
-                    tokens=case.input_tokens,
+                    tokens=tokens,
                     target_tokens=context.data.max_target_length,
                     gradient_checkpointing=self.gradient_checkpointing,
                     resume=str(context.folder / "training_step"),
@@ -274,11 +271,8 @@ def _figures(
     import numpy as np
 
     median, count = statistics.median(times), len(times)
-    p50, p95, p99 = np.percentile(np.asarray(times) * 1000, [50, 95, 99]).tolist()
     return {
-        "p50_ms": p50,
-        "p95_ms": p95,
-        "p99_ms": p99,
+        **{f"p{p}_ms": float(np.percentile(np.asarray(times) * 1000, p)) for p in (50, 95, 99)},
         "batches": count,
         "texts_per_second": case.batch_size / median,
         "tokens_per_second": tokens / count / median if tokens else None,
@@ -290,12 +284,8 @@ def _summarize(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Choose what tables show: the smallest batch's latency, the largest one's throughput."""
     small, large = cases[0], max(cases, key=lambda case: case["batch_size"])
     return {
-        "latency_p50_ms": small["p50_ms"],
-        "latency_p95_ms": small["p95_ms"],
-        "latency_p99_ms": small["p99_ms"],
-        "speedup": small["speedup"],
-        "texts_per_second": large["texts_per_second"],
-        "tokens_per_second": large["tokens_per_second"],
+        **{f"latency_{key}": small[key] for key in ("p50_ms", "p95_ms", "p99_ms")},
+        **{key: small[key] for key in ("speedup", "joules_per_text")},
+        **{key: large[key] for key in ("texts_per_second", "tokens_per_second")},
         "peak_bytes": max((c["peak_bytes"] for c in cases if c["peak_bytes"]), default=None),
-        "joules_per_text": small["joules_per_text"],
     }

@@ -22,16 +22,12 @@ if TYPE_CHECKING:
 TEACHER = "teacher"
 
 PARTS = ("labels", "logits", "hidden", "attention")
-LayerMap = Annotated[
-    dict[Index, Integer],
-    WithJsonSchema(
-        {
-            "type": "object",
-            "propertyNames": {"pattern": "^[0-9]+$"},
-            "additionalProperties": {"type": "integer"},
-        }
-    ),
-]
+_LAYER_MAP = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[0-9]+$"},
+    "additionalProperties": {"type": "integer"},
+}
+LayerMap = Annotated[dict[Index, Integer], WithJsonSchema(_LAYER_MAP)]
 
 
 class Losses(BaseModel):

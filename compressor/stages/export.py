@@ -128,8 +128,11 @@ class Export(Stage):
             return None
         if (reason := explain_refusal(self.format, facts)) is not None:
             planning.problem("format", reason)
-        elif self.format == "ctranslate2" and facts.model_type == "marian":
-            self._check_marian(facts, planning)
+        elif self.format == "ctranslate2" and not facts.config.get(
+            "share_encoder_decoder_embeddings", True
+        ):
+            reason = "CTranslate2 reads no Marian with two vocabularies; take 'onnx'"
+            planning.problem("format", reason)
         elif self.format == "onnx" and weights == "int8" and facts.model_type == "gpt2":
             message = "gpt2's layers are of a kind that onnx keeps float; take 'float32'"
             planning.problem("weights", message)
@@ -157,12 +160,6 @@ class Export(Stage):
             message = f"the model is {facts.weights} already; expected {expected}"
             planning.problem("weights", f"{message}, got {weights!r}")
 
-    def _check_marian(self, facts: Facts, planning: Planning) -> None:
-        """Report two vocabularies, of which CTranslate2's converter reads one."""
-        if not facts.config.get("share_encoder_decoder_embeddings", True):
-            reason = "CTranslate2 reads no Marian with two vocabularies; take 'onnx'"
-            planning.problem("format", reason)
-
     def _check_gguf(self, facts: Facts, planning: Planning) -> None:
         """Report what llama.cpp cannot do of a model that it knows."""
         from compressor.backends.gguf.export import list_unsupported
@@ -186,11 +183,8 @@ class Export(Stage):
         details = self._write(checkpoint, folder, weights, context.progress)
         if checkpoint.tokenizer is not None:
             save_tokenizer(checkpoint.tokenizer, folder)
-            if (
-                self.parity is not None
-                and self.export_format.backend != "torch"
-                and is_marian(folder)
-            ):
+            checked = self.parity is not None and self.export_format.backend != "torch"
+            if checked and is_marian(folder):
                 rows = context.rows("test")
                 require_same_tokens(checkpoint.tokenizer, folder, rows, context.data)
         ExportInfo.of(
@@ -202,13 +196,8 @@ class Export(Stage):
         ).save(folder)
         measured = measure_sizes(folder)
         context.sizes["bytes"] = measured["bytes"]
-        context.metrics.update(
-            format=self.format,
-            weights=weights,
-            claimed_bytes=stored.bytes,
-            **measured,
-            **details,
-        )
+        context.metrics.update(format=self.format, weights=weights, claimed_bytes=stored.bytes)
+        context.metrics.update(**measured, **details)
         if self.parity is not None:
             context.metrics.update(self._check(self.parity, inputs, weights, context))
 

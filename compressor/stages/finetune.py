@@ -65,11 +65,9 @@ class Gradual(Grouping):
         """Make the callback of each training step. `checkpoint` is the one before the first."""
         pruner = Pruner(checkpoint, self, seed=seed)
         groups = self.all_groups(checkpoint.derive_facts())
-        left = {
-            path: left_of(checkpoint, groups[path])[0] for path in flatten_amounts(self.amounts)
-        }
-        names, masks = set().union(*(groups[path] for path in left)), checkpoint.masks
-        sizes = {name: checkpoint.get_parameter(name).numel() for name in names}
+        amounts, masks = flatten_amounts(self.amounts), checkpoint.masks
+        left = {path: left_of(checkpoint, groups[path])[0] for path in amounts}
+        sizes = {n: checkpoint.get_parameter(n).numel() for path in amounts for n in groups[path]}
 
         def after_step(step: int, total: int, whole: Whole) -> None:
             span = total * (self.end - self.start)
@@ -77,7 +75,7 @@ class Gradual(Grouping):
             step_share = math.floor(progress * self.times + 1e-9) / self.times
             if step_share <= 0:
                 return
-            for path, amount in flatten_amounts(self.amounts).items():
+            for path, amount in amounts.items():
                 goal = round(round(amount * left[path]) * (1 - (1 - step_share) ** 3))
                 now = sum(
                     int(masks[name].count_nonzero()) if name in masks else sizes[name]
@@ -172,15 +170,14 @@ class Finetune(Hyperparameters, Stage):
             return
         if self.passes == 0:
             planning.problem("quantization_aware", "there are no steps: epochs is 0")
+
+        def report(path: str, message: str) -> None:
+            planning.problem(f"quantization_aware.{path}", message)
+
         if aware.weights == "int8" and "group_size" in aware.model_fields_set:
-            message = "has no meaning with int8 weights"
-            planning.problem("quantization_aware.group_size", message)
+            report("group_size", "has no meaning with int8 weights")
         elif planning.facts is not None:
-            aware.check_groups(
-                aware.weights,
-                planning.facts,
-                lambda path, message: planning.problem(f"quantization_aware.{path}", message),
-            )
+            aware.check_groups(aware.weights, planning.facts, report)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Train to the end, from the checkpoint of a killed run if there is one."""

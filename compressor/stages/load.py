@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +25,6 @@ from compressor.backends.generation_config import (
 from compressor.core.errors import StageError, Unreachable, nearest
 from compressor.core.files import expand_home
 from compressor.core.packages import suggest_install, versions
-from compressor.core.redaction import is_secret
 from compressor.core.settings import SETTINGS as MODEL_SETTINGS
 from compressor.core.settings import Integer
 from compressor.data import hub
@@ -34,13 +32,7 @@ from compressor.data.fast_tokenizer import MARIANS
 from compressor.data.source_base import Reads, Split
 from compressor.data.sources import Data
 from compressor.models.classifier_head import fit_head, label_config, start_at_labels
-from compressor.models.facts import (
-    ConfigError,
-    Facts,
-    derive_facts,
-    load_architecture,
-    with_whole_numbers,
-)
+from compressor.models.facts import Facts, derive_facts, load_architecture, with_whole_numbers
 from compressor.models.model_files import (
     HEAD,
     TOKENIZER_FILES,
@@ -55,19 +47,14 @@ from compressor.models.model_files import (
     read_pad_id,
     weight_files,
 )
+from compressor.models.source_checks import check_fresh_config, check_origins, check_secrets
+from compressor.models.structure import ConfigError
 from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from compressor.models.checkpoint import Checkpoint
-
-
-_MISSPELT = 0.85
-"""As alike as `n_layers` and `num_layers`; no key of a known config is so like one it is not."""
-
-_RUNTIME_KEYS = {"attn_implementation", "_attn_implementation", "experts_implementation"}
-"""Keys of a config that say how a model is run, and could name code of the hub."""
 
 
 class TrainTokenizer(BaseModel):
@@ -146,6 +133,15 @@ class Load(Stage):
         return self._classifies and self.head_bias == "labels"
 
     @property
+    def _token_settings(self) -> dict[str, Any]:
+        """The token ids that the recipe sets, which a model's config has too."""
+        return {name: value for name, value in self.generation.items() if name in TOKEN_IDS}
+
+    def _key(self, name: str) -> str:
+        """Name where in the recipe a config's key comes from."""
+        return "source" if self.source is not None else f"config.{name}"
+
+    @property
     def _directory(self) -> Path | None:
         """The local directory that `source` names, if it names one."""
         return None if self.source is None else local_folder(self.source)
@@ -173,11 +169,10 @@ class Load(Stage):
             parts["commit"] = hub.resolve_commit(self.source, self.revision, "model")
         if isinstance(self.tokenizer, str):
             path = expand_home(self.tokenizer)
-            parts["tokenizer"] = (
-                digest_tokenizer(path)
-                if path.is_dir()
-                else hub.resolve_commit(self.tokenizer, "main", "model")
-            )
+            if path.is_dir():
+                parts["tokenizer"] = digest_tokenizer(path)
+            else:
+                parts["tokenizer"] = hub.resolve_commit(self.tokenizer, "main", "model")
         elif self.tokenizer is not None:
             parts |= versions(("tokenizers",))  # another release may train another one
             if self.tokenizer.data is not None:
@@ -187,12 +182,9 @@ class Load(Stage):
     def parameters(self) -> dict[str, Any]:
         """Leave out paths and branches: digests and commits are in the key."""
         unused = set() if self._classifies else {"head_bias"}
-        if not self.generation:
-            unused |= {"generation"}
-        if self.source is not None:
-            unused |= {"source", "revision", "config"}
-        if isinstance(self.tokenizer, str):
-            unused |= {"tokenizer"}
+        unused |= set() if self.generation else {"generation"}
+        unused |= {"source", "revision", "config"} if self.source is not None else set()
+        unused |= {"tokenizer"} if isinstance(self.tokenizer, str) else set()
         return {key: value for key, value in super().parameters().items() if key not in unused}
 
     def preview(self, planning: Planning) -> Facts | None:
@@ -204,29 +196,32 @@ class Load(Stage):
         config, folder = self._read_config(planning)
         if config is None:
             return None
-        self._check_origins(config, folder, planning)
+        if self.source is not None:
+            check_origins(config, folder, planning.problem, runs_code=self.trust_remote_code)
         module = self._find_architecture(config, planning)
         if module is None:
             return None
-        self._check_config(config, module, planning)
+        check_secrets(self.config or {}, planning.problem)
+        if self.source is None:
+            known = {*module.DEFAULTS[str(config["model_type"])], *module.ALIASES}
+            check_fresh_config(config, known, planning.problem)
         generation = self._read_generation(config, folder, planning)
         ids = self._token_ids(config, module)
         config = {**config, **ids, **self._labels(planning.data)}
-        untied = None
         try:
-            if folder is not None:
-                untied = has_own_head(folder, config, self.head, module)
+            untied = None if folder is None else has_own_head(folder, config, self.head, module)
         except ValueError as error:
             planning.problem("source", str(error))
+            untied = None
         try:
             result = derive_facts(config, head=self.head, untied_head=untied)
         except ConfigError as error:
-            planning.problem(f"config.{error.key}" if self.source is None else "source", str(error))
+            planning.problem(self._key(error.key), str(error))
             return None
         self._check_vocabulary(result, planning)
         for name, message in check_tokens(result.config, ids, generation, whole=folder is not None):
-            path = "source" if self.source is not None else f"config.{name}"
-            planning.problem(f"generation.{name}" if name in self.generation else path, message)
+            path = f"generation.{name}" if name in self.generation else self._key(name)
+            planning.problem(path, message)
         slow = self._check_tokenizer(result, planning)
         return replace(result, slow_tokenizer=slow, generation=generation)
 
@@ -255,51 +250,13 @@ class Load(Stage):
         try:
             module = load_architecture(model_type)
         except KeyError as error:
-            key = "config.model_type" if self.source is None else "source"
-            planning.problem(key, str(error.args[0]))
+            planning.problem(self._key("model_type"), str(error.args[0]))
             return None
         if self.head in module.HEADS:
             return module
         hint = nearest(self.head, module.HEADS)
         planning.problem("head", f"{model_type} has no head {self.head!r}; {hint}")
         return None
-
-    def _check_origins(
-        self, config: Mapping[str, Any], folder: Path | None, planning: Planning
-    ) -> None:
-        """Report weights or code from a place that the key does not cover."""
-        if folder is not None and (folder / "adapter_config.json").is_file():
-            message = f"{str(folder)!r} has a PEFT adapter beside the model, which is not loaded; "
-            planning.problem("source", f"{message}merge it (`merge_and_unload`) and save that")
-        if self.source is not None and "transformers_weights" in config:
-            message = "its config's transformers_weights names a file of its own; call that file "
-            planning.problem("source", f"{message}model.safetensors, and leave the key out")
-        code = config.get("auto_map") if self.trust_remote_code else None
-        names = [str(name) for name in (code.values() if isinstance(code, dict) else ())]
-        if elsewhere := next((name for name in names if "--" in name), None):
-            message = f"the config takes code from another repository, {elsewhere!r}; copy it into "
-            planning.problem("trust_remote_code", f"{message}the model's folder")
-
-    def _check_config(
-        self, config: Mapping[str, Any], module: ModuleType, planning: Planning
-    ) -> None:
-        """Report secrets in the recipe's config and, of a fresh model, keys that are misspelt.
-
-        Only a key that is almost one that sizes the model, which transformers would pass over. A
-        config has others, such as its task's, that decide nothing here.
-        """
-        config_keys = self.config or {}
-        for key in _find_secrets(config_keys):
-            message = "looks like a secret, and every saved model has its config beside it"
-            planning.problem(f"config.{key}", message)
-        if self.source is not None:
-            return
-        for key in sorted(config_keys.keys() & _RUNTIME_KEYS):
-            planning.problem(f"config.{key}", "is for what runs the model to choose; leave it out")
-        known = {*module.DEFAULTS[str(config["model_type"])], *module.ALIASES}
-        for key in sorted(config_keys.keys() - known):
-            if close := difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT):
-                planning.problem(f"config.{key}", f"no such key; did you mean {close[0]!r}?")
 
     def _token_ids(self, config: Mapping[str, Any], module: ModuleType) -> dict[str, Any]:
         """Collect the token ids of the config that are known before the tokenizer is."""
@@ -324,7 +281,7 @@ class Load(Stage):
             elif SETTINGS[name] == "recipe" and value is not None:
                 message = "is a setting of the stages that decode, such as `evaluate`"
                 planning.problem(f"generation.{name}", message)
-        if self.generation and self.head not in ("seq2seq_lm", "causal_lm"):
+        if self.generation and not self._generates:
             planning.problem("generation", f"the head {self.head!r} generates nothing")
         settings: dict[str, Any] = {}
         try:
@@ -341,6 +298,10 @@ class Load(Stage):
             planning.problem("source", f"{message}, {settings[name]!r}; {cure}")
         return settings
 
+    @property
+    def _generates(self) -> bool:
+        return self.head in ("seq2seq_lm", "causal_lm")
+
     def _source_generation(self, config: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
         """Read the source's own settings. Raises Unreachable, and ValueError for what is no JSON.
 
@@ -352,14 +313,14 @@ class Load(Stage):
             return select_settings(config)
         if self._directory or weight_files(folder):
             return read_settings(folder, config)
-        if self.head not in ("seq2seq_lm", "causal_lm"):
+        if not self._generates:
             return {}
         commit = hub.resolve_commit(self.source, self.revision, "model")
         path = hub.find_file(self.source, GENERATION, commit, "model")
         return select_settings(config) if path is None else load_settings(path)
 
     def _check_tokenizer(self, model: Facts, planning: Planning) -> bool:
-        """Report a tokenizer that cannot be read here. Whether it is a slow one, Marian's own.
+        """Report a tokenizer that cannot be read here; tell whether it is a slow one, Marian's.
 
         The files of one on the hub are not known: Marian's is taken to be as all are published.
         """
@@ -374,8 +335,7 @@ class Load(Stage):
         else:
             is_slow, missing = (directory / MARIANS).is_file(), missing_packages(directory)
         if missing:
-            cure = f"not installed: {suggest_install('sentencepiece')}"
-            planning.problem(key, f"its tokenizer needs {' and '.join(missing)}, {cure}")
+            planning.problem(key, f"its tokenizer needs {_explain_missing(missing)}")
         if is_slow and planning.data.truncate == "sentences":
             message = "Marian's tokenizer does not tell where in a text a token ends; set 'tokens'"
             planning.problem("data.truncate", message)
@@ -431,27 +391,15 @@ class Load(Stage):
 
     def _build(self, tokenizer: PreTrainedTokenizerBase | None, labels: Mapping[str, Any]) -> Any:
         """Build a model with random weights, and with the tokenizer's ids of pad, bos and eos."""
-        from transformers import AutoConfig
-
-        from compressor.models.loading import build_model
+        from compressor.models.loading import build_fresh
 
         assert self.config is not None
-        ids = {k: v for k, v in self.generation.items() if k in TOKEN_IDS}
-        values = {**self.config, **labels, **ids}
-        model_type = values.pop("model_type")
+        values = {**self.config, **labels, **self._token_settings}
         for token in ("pad", "bos", "eos"):
             number = getattr(tokenizer, f"{token}_token_id", None)
             if number is not None:
                 values.setdefault(f"{token}_token_id", number)
-        if self.head == "seq2seq_lm":
-            values.setdefault("decoder_start_token_id", values.get("pad_token_id", 0))
-        config = AutoConfig.for_model(model_type, **values)
-        config._attn_implementation = None  # as in `checkpoint.load_config`
-        if getattr(config, "forced_eos_token_id", None) and "forced_eos_token_id" not in values:
-            config.forced_eos_token_id = config.eos_token_id  # BART's is its own tokenizer's
-        model = build_model(
-            config, self.head, untied_head=values.get("tie_word_embeddings") is False
-        )
+        model = build_fresh(values, self.head)
         if self.generation:
             model.generation_config = self._generation_config(model.generation_config.to_dict())
         return model
@@ -471,18 +419,17 @@ class Load(Stage):
 
         directory = self._directory or self._download(context)
         source = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        generation, ids = None, dict[str, Any]()
+        generation = None
         if self.generation:
             generation = self._generation_config(read_settings(directory, source))
-            ids = {k: v for k, v in self.generation.items() if k in TOKEN_IDS}
         model = load_pretrained(
             directory,
             self.head,
             trust_remote_code=self.trust_remote_code,
-            config={**labels, **ids},
+            config={**labels, **self._token_settings},
             generation=generation,
         )
-        for name, value in ids.items():
+        for name, value in self._token_settings.items():
             setattr(model.config, name, value)  # T5's class does not know all of them
         if not any(directory.glob("*.safetensors")):
             self._require_planned_head(model, source, directory)
@@ -517,10 +464,14 @@ class Load(Stage):
         return folder
 
     def _load_tokenizer(self, context: Context) -> PreTrainedTokenizerBase | None:
+        from compressor.data.tokenizers import train_tokenizer
         from compressor.models.loading import has_tokenizer, load_tokenizer
 
         if isinstance(self.tokenizer, TrainTokenizer):
-            return self._train_tokenizer(self.tokenizer, context)
+            data = self.tokenizer.data
+            rows = context.rows("train") if data is None else data.load("train")
+            texts = [*rows.texts, *rows.summaries]
+            return train_tokenizer(texts, vocab_size=self.tokenizer.vocab_size)
         source = self.tokenizer or self.source
         if source is None:
             return None
@@ -529,28 +480,11 @@ class Load(Stage):
             return load_tokenizer(directory) if has_tokenizer(directory) else None
         revision = self.revision if self.tokenizer is None else "main"
         commit = hub.resolve_commit(source, revision, "model")
-        folder = hub.fetch_files(
-            source, commit, ["*.json", *TOKENIZER_FILES]
-        )  # into the cache, whole
+        folder = hub.fetch_files(source, commit, ["*.json", *TOKENIZER_FILES])  # as a whole
         if missing := missing_packages(folder):
-            needs = f"the tokenizer of {source} needs {' and '.join(missing)}"
-            raise StageError(f"{needs}, not installed: {suggest_install('sentencepiece')}")
+            raise StageError(f"the tokenizer of {source} needs {_explain_missing(missing)}")
         return load_tokenizer(source, revision=commit)
 
-    def _train_tokenizer(
-        self, settings: TrainTokenizer, context: Context
-    ) -> PreTrainedTokenizerBase:
-        from compressor.data.tokenizers import train_tokenizer
 
-        data = settings.data
-        rows = context.rows("train") if data is None else data.load("train")
-        return train_tokenizer([*rows.texts, *rows.summaries], vocab_size=settings.vocab_size)
-
-
-def _find_secrets(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the key paths of a config that name a secret."""
-    for key, value in config.items():
-        if is_secret(str(key)):
-            yield f"{prefix}{key}"
-        elif isinstance(value, Mapping):
-            yield from _find_secrets(value, f"{prefix}{key}.")
+def _explain_missing(packages: list[str]) -> str:
+    return f"{' and '.join(packages)}, not installed: {suggest_install('sentencepiece')}"

@@ -58,7 +58,7 @@ class Target(BaseModel):
             raise ValueError("set nonzero_ratio or bytes")
         return self
 
-    def kept(self, facts: Facts) -> int:
+    def count_kept(self, facts: Facts) -> int:
         """Count how many entries of the whole model may stay."""
         if self.nonzero_ratio is not None:
             return round(self.nonzero_ratio * facts.parameters)
@@ -144,13 +144,7 @@ class Prune(Grouping, Stage):
         """
         unused = {"sensitivity"} | (set() if self.needs_calibration else {"calibration_rows"})
         fields = {key: v for key, v in super().parameters().items() if key not in unused}
-        order = (
-            list(flatten_amounts(self.amounts))
-            if self.amounts
-            else []
-            if self.only
-            else [*self.groups]
-        )
+        order = [] if self.only else list(flatten_amounts(self.amounts or {}) or self.groups)
         return fields | ({"order": order} if self.needs_calibration and len(order) > 1 else {})
 
     def _paths(self, facts: Facts) -> list[tuple[str, str]]:
@@ -190,9 +184,7 @@ class Prune(Grouping, Stage):
         planning: Planning,
     ) -> Facts:
         for path, names in chosen.items():
-            linear = set(
-                facts.list_linear_weights()
-            )  # another matrix is [inputs, outputs], as GPT-2's are
+            linear = set(facts.list_linear_weights())  # others are [inputs, outputs], as GPT-2's
             shapes = {name: facts.shapes[name] for name in sorted(names)}
             rows = {name: s[-1] if name in linear else s[0] for name, s in shapes.items()}
             odd = next((name for name, inputs in rows.items() if inputs % n_m[1]), None)
@@ -209,8 +201,8 @@ class Prune(Grouping, Stage):
 
     def _preview_target(self, facts: Facts, names: frozenset[str], planning: Planning) -> Facts:
         assert self.target is not None
-        kept, exact = self.target.kept(facts), facts.exact
-        count = facts.parameters - kept - sum(masked for _, masked in facts.masked)
+        masked = sum(count for _, count in facts.masked)
+        count = facts.parameters - self.target.count_kept(facts) - masked
         left, _ = facts.count_remaining(names)
         key = "target.bytes" if self.target.bytes is not None else "target.nonzero_ratio"
         if not facts.exact_size:
@@ -221,21 +213,18 @@ class Prune(Grouping, Stage):
         elif count > left:
             planning.problem(key, f"out of reach: the groups have {left} entries, {count} must go")
         else:
-            facts = facts.prune(names, count, exact=exact)
+            facts = facts.prune(names, count)
         return facts
 
     def smoke_test_settings(self, planning: Planning) -> Self:
-        """Of a target take one that the small model has: half of what its groups can lose."""
+        """Take a target that the small model can reach: half of what its groups can lose."""
         small, facts = super().smoke_test_settings(planning), planning.facts
         if self.target is None or facts is None:
             return small
         groups = self.all_groups(facts)
         names = {name for path, _ in self._paths(facts) for name in groups.get(path, ())}
-        pruned = (
-            sum(count for _, count in facts.masked)
-            + facts.count_remaining(frozenset(names))[0] // 2
-        )
-        ratio = round((facts.parameters - pruned) / facts.parameters, 6)
+        pruned = facts.count_remaining(frozenset(names))[0] // 2
+        ratio = round(facts.nonzero_ratio - pruned / facts.parameters, 6)
         return small.model_copy(update={"target": Target(nonzero_ratio=ratio)})
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
@@ -245,23 +234,18 @@ class Prune(Grouping, Stage):
 
         checkpoint = inputs.checkpoint()
         facts = checkpoint.derive_facts()
-        groups = self.all_groups(facts)
-        pruner = Pruner(
-            checkpoint,
-            self,
-            seed=context.seed,
-            examples=load_calibration_rows(self, checkpoint, context),
-        )
+        groups, examples = self.all_groups(facts), load_calibration_rows(self, checkpoint, context)
+        pruner = Pruner(checkpoint, self, seed=context.seed, examples=examples)
         n_m = n_of_m(self.pattern)
         if self.target is not None:
             counts = self._allocate(checkpoint, facts, inputs, context)
         else:  # with N:M the pattern says how many
-            amounts, of_all = flatten_amounts(self.amounts or {}), self.of == "all"
+            amounts = {path: 0.0 for path, _ in self._paths(facts)}
             counts = {
                 path: count_entries(
-                    amounts.get(path, 0.0), *left_of(checkpoint, groups[path]), of_all=of_all
+                    amount, *left_of(checkpoint, groups[path]), of_all=self.of == "all"
                 )
-                for path, _ in self._paths(facts)
+                for path, amount in (amounts | flatten_amounts(self.amounts or {})).items()
             }
         result = {}
         for path, count in counts.items():
@@ -294,10 +278,10 @@ class Prune(Grouping, Stage):
                 raise StageError(f"{self.sensitivity!r} measured {name!r} of another model")
             losses = [point["loss"] for point in curve["points"]]
             curves[name] = Curve(curve["left"], [p["amount"] for p in curve["points"]], losses)
-        kept = self.target.kept(facts)
         masked = sum(int((~mask).count_nonzero()) for mask in checkpoint.masks.values())
+        total = facts.parameters - self.target.count_kept(facts) - masked
         try:
-            counts = allocate_counts(curves, measured["loss"], facts.parameters - kept - masked)
+            counts = allocate_counts(curves, measured["loss"], total)
         except ValueError as error:
             raise StageError(f"target: {error}, at the amounts that were measured") from error
         amounts = {n: round(c / max(1, curves[n].left), DIGITS) for n, c in counts.items()}

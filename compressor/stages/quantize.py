@@ -98,15 +98,12 @@ class Quantize(Grid, Stage):
             return replace(facts, weights=self.weights, exact=False)
         self.check_groups(self.kind, facts, planning.problem)
         kinds = self.choose_kinds(self.kind, facts)
-        int8, int4 = (frozenset(n for n, k in kinds.items() if k == kind) for kind in KINDS)
-        return replace(
-            facts,
-            weights=self.weights,
-            int8=int8,
-            int4=int4,
-            group_size=self.group_size,
-            exact=False,
+        int8, int4 = (
+            frozenset(name for name, kind in kinds.items() if kind == wanted)
+            for wanted in ("int8", "int4")
         )
+        sizes: dict[str, Any] = {"int8": int8, "int4": int4, "group_size": self.group_size}
+        return replace(facts, weights=self.weights, exact=False, **sizes)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Quantize, and count how many tensors became what."""
@@ -125,6 +122,3 @@ class Quantize(Grid, Stage):
         checkpoint.quantization = self.quantization
         checkpoint.masks = {}  # zeros are still zeros, and nothing trains after this
         return checkpoint
-
-
-KINDS: tuple[Kind, Kind] = ("int8", "int4")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compressor.core.settings import to_int
 from compressor.models.facts import Facts, evenly_spaced
@@ -13,18 +13,7 @@ from compressor.stages.base import Context, Inputs, Planning, Stage
 if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
 
-Layers = Annotated[
-    int | float | list[int],
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer"},
-                {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-                {"type": "array", "items": {"type": "integer"}},
-            ]
-        }
-    ),
-]
+Layers = int | Annotated[float, Field(gt=0, le=1)] | list[int]
 _LAYERS = "How many stay, their share in (0, 1], or which (from 0)."
 
 
@@ -50,9 +39,7 @@ class Shrink(Stage):
             return [to_int(layer) for layer in value]
         value = value if value == 1 else to_int(value)  # 1.0 is a share: all
         if isinstance(value, float) and not 0 < value <= 1:
-            raise ValueError(
-                f"expected a whole number of layers, or a share in (0, 1], got {value}"
-            )
+            raise ValueError(f"expected a number of layers, or a share in (0, 1], got {value}")
         return value
 
     @model_validator(mode="after")
@@ -71,13 +58,13 @@ class Shrink(Stage):
         facts = planning.facts
         if facts is None or not planning.is_float("shrink"):
             return facts
-        list_stacks, kept = facts.list_stacks(), dict[str, list[int]]()
+        stacks, kept = facts.list_stacks(), dict[str, list[int]]()
         for stack, layers in self._stacks().items():
             field = f"{stack}_layers"
-            if stack not in list_stacks:
+            if stack not in stacks:
                 planning.problem(field, f"{facts.model_type} has no {stack}")
                 continue
-            count = list_stacks[stack].layers
+            count = stacks[stack].layers
             if isinstance(layers, list):
                 if not layers or layers != sorted(set(layers) & set(range(count))):
                     message = f"expected a rising list of layers from 0 to {count - 1}"
@@ -91,14 +78,11 @@ class Shrink(Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Build the smaller model, and copy the layers that stay, renumbered, into it."""
-        from compressor.models.facts import load_architecture
+        from compressor.models.loading import stacks_of
         from compressor.models.surgery import keep_layers
 
         checkpoint = inputs.checkpoint()
-        config = checkpoint.model.config
-        stacks = load_architecture(config.model_type).stacks(
-            {**config.to_dict(), "head": checkpoint.head}
-        )
+        stacks = stacks_of(checkpoint.model.config, checkpoint.head)
         kept = {s: _choose(layers, stacks[s].layers) for s, layers in self._stacks().items()}
         context.metrics["kept"] = kept
         return keep_layers(checkpoint, kept)
@@ -108,6 +92,5 @@ def _choose(layers: Layers, count: int) -> list[int]:
     """Choose which of `count` layers stay."""
     if isinstance(layers, list):
         return layers
-    return evenly_spaced(
-        count, layers if isinstance(layers, int) else max(1, round(layers * count))
-    )
+    left = layers if isinstance(layers, int) else max(1, round(layers * count))
+    return evenly_spaced(count, left)

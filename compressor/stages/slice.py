@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from compressor.compression.pruning import Grouping, Pruner
 from compressor.core.errors import StageError, nearest
 from compressor.core.numbers import require_finite
 from compressor.core.settings import SETTINGS, Integer, to_int
 from compressor.data.source_base import Reads, Split
-from compressor.models.facts import Facts, UnitKind, Units
+from compressor.models.facts import Facts
+from compressor.models.structure import UnitKind, Units
 from compressor.stages.base import Context, Inputs, Planning, Stage, load_calibration_rows
 
 if TYPE_CHECKING:
@@ -26,19 +27,7 @@ if TYPE_CHECKING:
 _NAMES: dict[UnitKind, str] = {"heads": "heads", "feed_forward": "feed-forward neurons"}
 _WIDTH = "How many stay: a whole number, or a share in (0, 1]"
 
-
-_FIELDS = ("heads", "feed_forward", "layers")
-Width = Annotated[
-    int | float,
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 1},
-                {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-            ]
-        }
-    ),
-]
+Width = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 
 
 def _refuse(path: str, message: str) -> None:
@@ -62,7 +51,7 @@ class Widths(BaseModel):
     feed_forward: Width | None = Field(None, description=f"{_WIDTH}; of each layer.")
     layers: Width | None = Field(None, description=f"{_WIDTH}; of each stack.")
 
-    @field_validator(*_FIELDS, mode="before")
+    @field_validator("heads", "feed_forward", "layers", mode="before")
     @classmethod
     def _is_a_width(cls, value: Any) -> Any:
         value = value if value == 1 else to_int(value)  # 1.0 is a share: all
@@ -151,13 +140,13 @@ class Slice(Widths, Stage):
 
     def depths(self, facts: Facts, problem: Callable[[str, str], None] = _refuse) -> dict[str, int]:
         """Count the layers of each stack that stay. Reports more than there are, or raises."""
-        list_stacks, kept = facts.list_stacks(), dict[str, int]()
+        stacks, kept = facts.list_stacks(), dict[str, int]()
         for stack, widths in (("encoder", self.encoder), ("decoder", self.decoder)):
-            if widths is not None and widths.layers is not None and stack not in list_stacks:
-                problem(stack, f"{facts.model_type} has no {stack}; {nearest(stack, list_stacks)}")
-        for path, stack, amount in self._layers(s for s in list_stacks if hasattr(self, s)):
-            count = list_stacks[stack].layers
-            if any(list_stacks[stack].blocks):
+            if widths is not None and widths.layers is not None and stack not in stacks:
+                problem(stack, f"{facts.model_type} has no {stack}; {nearest(stack, stacks)}")
+        for path, stack, amount in self._layers(stacks):
+            count = stacks[stack].layers
+            if any(stacks[stack].blocks):
                 message = f"the {stack}'s layers are not all alike, one is a block; `shrink` them"
                 problem(path, message)
             elif amount > count:
@@ -256,9 +245,8 @@ class Slice(Widths, Stage):
             return squares
         grouping = Grouping(importance=self.importance, calibration_rows=self.calibration_rows)
         examples = load_calibration_rows(grouping, checkpoint, context)
-        return Pruner(checkpoint, grouping, seed=context.seed, examples=examples).compute_scores(
-            weights
-        )
+        pruner = Pruner(checkpoint, grouping, seed=context.seed, examples=examples)
+        return pruner.compute_scores(weights)
 
     def _choose_layers(
         self, checkpoint: Checkpoint, depths: Mapping[str, int], context: Context
@@ -294,17 +282,12 @@ class Slice(Widths, Stage):
         together: dict[str, list[Units]] = {}
         for units, _ in widths:
             together.setdefault(units.chosen_with or units.name, []).append(units)
-        sums = {
-            name: unit_sums(
-                (
-                    (scores[matrix], axis)
-                    for units in members
-                    for matrix, axis in units.matrices.items()
-                ),
-                members[0].count,
+        sums = {}
+        for name, members in together.items():
+            axes = {matrix: axis for units in members for matrix, axis in units.matrices.items()}
+            sums[name] = unit_sums(
+                ((scores[n], axis) for n, axis in axes.items()), members[0].count
             )
-            for name, members in together.items()
-        }
         return [
             (units, select_strongest(sums[units.chosen_with or units.name], width))
             for units, width in widths

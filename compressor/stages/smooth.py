@@ -64,10 +64,9 @@ class Smooth(Stage):
 
         checkpoint = inputs.checkpoint()
         model, channels = checkpoint.model, checkpoint.derive_facts().list_channels()
+        chosen = context.rows("train").first(self.calibration_rows)
+        examples = checkpoint.tokenize_rows(chosen, context.data)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        examples = checkpoint.tokenize_rows(
-            context.rows("train").first(self.calibration_rows), context.data
-        )
         model.to(device)
         with input_peaks(model, [c.readers[0] for c in channels]) as peaks, torch.no_grad():
             for start in range(0, len(examples), CALIBRATION_BATCH):

@@ -18,8 +18,9 @@ from compressor.core.errors import StageError
 from compressor.core.settings import Counted, Integer, Listed
 from compressor.data.source_base import Reads, Split
 from compressor.data.tokenizers import Vocabulary
-from compressor.models.facts import Facts, Units
+from compressor.models.facts import Facts
 from compressor.models.quantization import SMALL_TABLE
+from compressor.models.structure import Units
 from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 _FORBIDDEN = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 """Lists of what a generation config forbids: a token that was dropped needs no entry."""
+_TOKENIZER_SETTINGS = (
+    *("model_max_length", "model_input_names", "padding_side", "truncation_side"),
+    *("clean_up_tokenization_spaces", "chat_template"),
+)
+"""Settings of a tokenizer that its trimmed twin takes over."""
 _BY_TASK = "task_specific_params"
 """Where a config, such as published mBARTs', has settings of a search for each task."""
 
@@ -120,9 +126,7 @@ class TrimVocabulary(Stage):
         from compressor.models.surgery import keep_units
 
         checkpoint = inputs.checkpoint()
-        old, model = checkpoint.tokenizer, checkpoint.model
-        if old is None:
-            raise StageError("the model has no tokenizer; set model.tokenizer")
+        old, model = checkpoint.require_tokenizer(), checkpoint.model
         if not old.is_fast:
             raise StageError(f"cannot trim {type(old).__name__}, which is not a fast tokenizer")
         try:
@@ -230,24 +234,15 @@ def _rebuild(old: PreTrainedTokenizerBase, document: Mapping[str, Any]) -> PreTr
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    tokens = old.added_tokens_decoder.values()
-    by_text = {token.content: token for token in tokens}
+    by_text = {token.content: token for token in old.added_tokens_decoder.values()}
     kept = {token["content"] for token in document["added_tokens"]}
-    special = {
-        name: by_text.get(token, token)
-        for name, token in old.special_tokens_map.items()
-        if isinstance(token, str)
-    }
+    special = old.special_tokens_map.items()
+    settings = {name: by_text.get(token, token) for name, token in special if type(token) is str}
+    settings |= {name: getattr(old, name, None) for name in _TOKENIZER_SETTINGS}
     new: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(document)),
         extra_special_tokens=[by_text[t] for t in map(str, old.extra_special_tokens) if t in kept],
-        model_max_length=old.model_max_length,
-        model_input_names=old.model_input_names,
-        padding_side=old.padding_side,
-        truncation_side=old.truncation_side,
-        clean_up_tokenization_spaces=old.clean_up_tokenization_spaces,
-        chat_template=getattr(old, "chat_template", None),
-        **special,
+        **settings,
     )
     languages = {name: getattr(old, name, None) for name in ("src_lang", "tgt_lang")}
     if languages["tgt_lang"] in (None, languages["src_lang"]):
@@ -255,10 +250,7 @@ def _rebuild(old: PreTrainedTokenizerBase, document: Mapping[str, Any]) -> PreTr
     # An mBART's ends targets with another language's token, which its own class alone knows.
     with tempfile.TemporaryDirectory() as folder:
         new.save_pretrained(folder)
-        again: PreTrainedTokenizerBase = type(old).from_pretrained(
-            folder, trust_remote_code=False, **languages
-        )
-    return again
+        return type(old).from_pretrained(folder, trust_remote_code=False, **languages)
 
 
 def _config_ids(config: Mapping[str, Any]) -> set[int]:

@@ -119,13 +119,12 @@ def validation_loss(model: Any, examples: Examples) -> float:
     """Mean cross-entropy of a label token, float32, without dropout: one measure for both sides."""
     import torch
 
-    from compressor.data.batching import collate_rows
     from compressor.training.losses import LabelLoss
 
     loss, total = LabelLoss(model.eval().float()), 0.0
     with torch.inference_mode():
         for row in range(len(examples)):
-            total += loss(collate_rows([examples.row(row)], pad_id=0)).item()
+            total += loss(examples.batch([row], 0)).item()
     return total / sum(map(len, examples.targets))
 
 

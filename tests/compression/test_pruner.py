@@ -48,7 +48,7 @@ def inputs_of(checkpoint: Checkpoint, name: str) -> Tensor:
     hook = module.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
     with torch.no_grad():
         for index in range(len(ROWS)):
-            source, target = ROWS.row(index)
+            source, target = ROWS.sources[index], ROWS.targets[index]
             checkpoint.model(input_ids=torch.tensor([source + target]))
     hook.remove()
     return torch.cat(seen)
@@ -104,7 +104,7 @@ def test_the_least_change_of_the_loss_goes_first_and_what_is_gone_stays_so(kind:
     weights = [checkpoint.get_parameter(name) for name in names]
     loss = torch.tensor(0.0)
     for index in range(len(ROWS)):
-        source, target = ROWS.row(index)
+        source, target = ROWS.sources[index], ROWS.targets[index]
         logits = checkpoint.model(input_ids=torch.tensor([source + target])).logits[0]
         log_probabilities = logits.log_softmax(-1)[len(source) - 1 : -1]
         loss = loss - log_probabilities.gather(1, torch.tensor(target)[:, None]).sum()

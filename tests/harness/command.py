@@ -154,7 +154,7 @@ class Server:
         out = _text_file() if stdout is None else stdout
         err = _text_file() if stderr is None else out if stderr == subprocess.STDOUT else stderr
         stream = _text_file(stdin) if isinstance(stdin, str) else stdin
-        streams = [each if isinstance(each, int) else each.fileno() for each in (stream, out, err)]
+        streams = [end if isinstance(end, int) else end.fileno() for end in (stream, out, err)]
         words = tuple(map(str, arguments))
         if fresh or imports_differ(whole, self._environment):
             assert prepare is None

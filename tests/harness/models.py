@@ -13,16 +13,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from compressor.core.console import Console
-from compressor.core.progress import Progress
-from compressor.data.bills import Bills
 from compressor.data.examples import Examples
 from compressor.data.messages import Messages
-from compressor.data.sources import Data
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.facts import Facts, load_architecture
+from compressor.models.facts import load_architecture
 from compressor.models.loading import build_model
-from compressor.stages.base import Context, Launch, Planning
 
 T5 = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 3, "num_layers": 2}
 BART = {
@@ -56,10 +51,14 @@ BLOCK = {"heads": 2, "head_size": 4, "depth": 1, "dropout": 0.1}
 BLOCKS = {"encoder_blocks": [None, BLOCK, None]}
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+_INVERSE = {"scale_attn_by_inverse_layer_idx": True}
+_GLOBAL = {"encoder_attention_type": "transient-global"}
+_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}
 CHANGES = [
     *((model_type, {}) for model_type in PICO),
     ("t5", UNTIED | {"feed_forward_proj": "gated-gelu", "num_layers": 3}),
-    ("longt5", {"encoder_attention_type": "transient-global"}),
+    ("longt5", _GLOBAL),
+    ("longt5", _GLOBAL | {"local_radius": 3, "global_block_size": 2}),
     ("bart", UNTIED),
     ("marian", TWO_VOCABULARIES),
     ("pegasus", {"scale_embedding": True}),
@@ -67,62 +66,21 @@ CHANGES = [
     ("llama", {"tie_word_embeddings": True}),
     ("qwen2", WINDOW),
     ("qwen3", WINDOW | {"tie_word_embeddings": True}),
-    ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 40}),
-    (
-        "gpt2",
-        {
-            "scale_attn_by_inverse_layer_idx": True,
-            "reorder_and_upcast_attn": True,
-            "scale_attn_weights": False,
-            "activation_function": "relu",
-        },
-    ),
-    (
-        "llama",
-        {
-            "attention_bias": True,
-            "mlp_bias": True,
-            "head_dim": 6,
-            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
-        },
-    ),
-    (
-        "qwen3",
-        {
-            "attention_bias": True,
-            "sliding_window": 4,
-            "use_sliding_window": True,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        },
-    ),
-    (
-        "t5",
-        {
-            "feed_forward_proj": "gated-silu",
-            "relative_attention_max_distance": 6,
-            "relative_attention_num_buckets": 6,
-            "layer_norm_epsilon": 1e-2,
-        },
-    ),
-    (
-        "longt5",
-        {"local_radius": 3, "global_block_size": 2, "encoder_attention_type": "transient-global"},
-    ),
-    (
-        "mbart",
-        {
-            "scale_embedding": True,
-            "activation_function": "relu",
-            "encoder_layerdrop": 0.5,
-            "decoder_layerdrop": 0.5,
-        },
-    ),
+    ("gpt2", _INVERSE | {"n_inner": 40}),
+    ("gpt2", _INVERSE | {"reorder_and_upcast_attn": True, "scale_attn_weights": False,
+                         "activation_function": "relu"}),
+    ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 6, "rope_parameters": _ROPE}),
+    ("qwen3", {"attention_bias": True, "sliding_window": 4, "use_sliding_window": True,
+               "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    ("t5", {"feed_forward_proj": "gated-silu", "relative_attention_max_distance": 6,
+            "relative_attention_num_buckets": 6, "layer_norm_epsilon": 1e-2}),
+    ("mbart", {"scale_embedding": True, "activation_function": "relu",
+               "encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5}),
     ("bert", {"is_decoder": True, "hidden_act": "relu", "layer_norm_eps": 1e-2}),
     ("distilbert", {"sinusoidal_pos_embds": True, "activation": "relu"}),
     *((kind, BLOCKS) for kind in ("bert", "roberta", "electra", "distilbert", "bart", "marian")),
-]
+]  # fmt: skip
 CASES = [(m, c, head) for m, c in CHANGES for head in load_architecture(m).HEADS]
-BILLS = Bills(source="bills")
 TWO_LABELS = Messages(source="messages", labels=("refund", "delivery"))
 LAYOUTS = {"seq2seq_lm": "pairs", "causal_lm": "joined", "sequence_classification": "class"}
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 1], [13, 14, 15, 16, 17, 18, 19, 20, 1]])
@@ -151,20 +109,6 @@ def outputs(model: nn.Module) -> torch.Tensor:
         return next(iter(model(**given).values()))
 
 
-def planning_of(table: Facts | None, data: Data = BILLS) -> Planning:
-    def problem(path: str, message: str) -> None:
-        raise AssertionError(f"{path}: {message}")
-
-    return Planning(table, data, problem, problem)
-
-
-def context(folder: Path) -> Context:
-    return Context(
-        folder=folder, resume=folder / "resume", data=BILLS, seed=0,
-        launch=Launch(), progress=Progress(Console(), quiet=True),
-    )  # fmt: skip
-
-
 def examples(head: str, count: int = 12) -> Examples:
     chance = random.Random(0)
 
@@ -175,10 +119,6 @@ def examples(head: str, count: int = 12) -> Examples:
     if head == "sequence_classification":
         return Examples(sources, [[row % 2] for row in range(count)], LAYOUTS[head])
     return Examples(sources, [tokens(6) for _ in range(count)], LAYOUTS[head])
-
-
-def prunable_parts(table: Facts) -> list[str]:
-    return [path for path in table.list_groups() if "." in path or path == "lm_head"]
 
 
 def reload(checkpoint: Checkpoint, folder: Path) -> Checkpoint:

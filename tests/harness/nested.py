@@ -53,7 +53,7 @@ def fork_own_processes(become: Become) -> None:
         if request is None:
             return _START(*given)
         ends = (given[6], given[9], given[11])
-        streams = [own if end == -1 else end for own, end in enumerate(ends)]
+        streams = [number if end == -1 else end for number, end in enumerate(ends)]
         with lock:
             socket.send_fds(ours, [pickle.dumps(request)], streams)
             return int(ours.recv(16))
@@ -90,8 +90,8 @@ def _read(given: Sequence[Any]) -> Request | None:
         pairs = (os.fsdecode(item).partition("=") for item in variables)
         environment = {name: value for name, _, value in pairs}
     # Where this package lies is said of what is imported by now.
-    own = {name: os.environ.get(name, "") for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    if imports_differ(environment | own, os.environ | own) or len(kept) != 1 or cwd is not None:
+    ours = {name: os.environ.get(name, "") for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    if imports_differ(environment | ours, os.environ | ours) or len(kept) != 1 or cwd is not None:
         return None
     return Request(
         words[at],

@@ -210,8 +210,8 @@ def _settle(request: Request, descriptors: Sequence[int], requests: socket.socke
         nested.fork_own_processes(become)
     at_once = request.is_unbuffered or bool(os.environ.get("PYTHONUNBUFFERED"))
     sys.stdin, sys.stdout, sys.stderr = (
-        _open_stream(number, own, at_once=at_once)
-        for number, own in enumerate((sys.stdin, sys.stdout, sys.stderr))
+        _open_stream(number, server, at_once=at_once)
+        for number, server in enumerate((sys.stdin, sys.stdout, sys.stderr))
     )
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     here = [] if "PYTHONSAFEPATH" in os.environ else [str(Path.cwd())]
@@ -224,13 +224,13 @@ def _settle(request: Request, descriptors: Sequence[int], requests: socket.socke
     sys.modules["numpy"].random.seed()
 
 
-def _open_stream(number: int, own: io.TextIOWrapper, *, at_once: bool) -> io.TextIOWrapper:
-    """Open one of the three as the interpreter does; `own` is the server's."""
+def _open_stream(number: int, server: io.TextIOWrapper, *, at_once: bool) -> io.TextIOWrapper:
+    """Open one of the three as the interpreter does; `server`: that of the server."""
     buffer = open(number, "wb" if number else "rb", 0 if number and at_once else -1, closefd=False)  # noqa: SIM115
     return io.TextIOWrapper(
         buffer,
-        own.encoding,
-        own.errors,
+        server.encoding,
+        server.errors,
         line_buffering=not at_once and (number == 2 or buffer.isatty()),
         write_through=at_once,
     )

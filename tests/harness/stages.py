@@ -117,15 +117,15 @@ def run_stage(
 
 
 def preview(
-    stage: Stage, facts: Facts | None, data: Any = BILLS
+    stage: Stage, facts: Facts | None, data: Any = BILLS, **others: Facts
 ) -> tuple[Facts | None, list[tuple[str, str]]]:
-    """Plan a stage: the facts after it, and (path, message) of what it reports."""
+    """Plan a stage: the facts after it, and (path, message) of its problems. `others`: by role."""
     problems: list[tuple[str, str]] = []
 
     def report(path: str, message: str) -> None:
         problems.append((path, message))
 
-    planning = Planning(facts, data, report, report)
+    planning = Planning(facts, data, report, report, others=others)
     return stage.preview(planning), problems
 
 

@@ -10,39 +10,25 @@ from transformers.pytorch_utils import Conv1D
 from compressor.models.facts import Facts, derive_facts, evenly_spaced, load_architecture
 from compressor.models.loading import AUTO_CLASSES, build_model, has_untied_head
 from compressor.models.quantized_layers import quantize_weights
-from tests.harness.models import BLOCKS, PICO, TWO_VOCABULARIES, UNTIED
+from tests.harness.models import CHANGES, PICO, TWO_VOCABULARIES, UNTIED
 
 VARIANTS = [
+    *CHANGES,
     ("t5", {"num_layers": 1, "num_decoder_layers": 3}),
-    ("t5", {"feed_forward_proj": "gated-gelu"}),
-    ("t5", UNTIED | {"feed_forward_proj": "gated-gelu"}),
-    ("mt5", UNTIED),
+    *((kind, UNTIED) for kind in ("t5", "mt5", "longt5", "mbart", "pegasus", "marian")),
     ("mt5", {"feed_forward_proj": "relu"}),
-    ("longt5", {"encoder_attention_type": "transient-global"}),
-    ("longt5", UNTIED | {"feed_forward_proj": "gated-gelu"}),
-    ("bart", UNTIED),
     ("bart", {"num_hidden_layers": 1}),  # another name of encoder_layers, which it overrides
-    ("mbart", UNTIED),
-    ("pegasus", UNTIED),
-    ("marian", UNTIED),
-    ("marian", TWO_VOCABULARIES),
     ("marian", TWO_VOCABULARIES | UNTIED),
-    ("bert", {"num_labels": 5, "type_vocab_size": 3}),
-    ("roberta", {"num_labels": 5}),
-    ("electra", {"embedding_size": 16, "num_labels": 5}),
-    ("distilbert", {"num_labels": 5}),
-    ("gpt2", UNTIED | {"n_inner": 40}),
+    *((kind, {"num_labels": 5}) for kind in ("bert", "roberta", "electra", "distilbert", "llama")),
+    ("bert", {"type_vocab_size": 3}),
+    ("electra", {"embedding_size": 16}),
     ("gpt2", {"num_labels": 5, "num_hidden_layers": 1}),
-    ("llama", {"tie_word_embeddings": True, "num_labels": 5}),
-    ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 6}),
     ("llama", {"num_key_value_heads": 4}),
     ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
-    ("qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
-    *((kind, BLOCKS) for kind in ("bert", "roberta", "electra", "distilbert", "bart", "marian")),
 ]
 CASES = [
     (model_type, values, head)
-    for model_type, changes in [*((kind, {}) for kind in PICO), *VARIANTS]
+    for model_type, changes in VARIANTS
     for values in (PICO[model_type] | changes,)
     for head in load_architecture(model_type).HEADS
 ]
@@ -87,9 +73,8 @@ def test_the_defaults_are_those_of_transformers(model_type) -> None:
 def test_the_groups_are_the_weights_of_the_layers(model_type, values, head) -> None:
     """Disjoint, and together every Linear or Conv1D weight of the layers and the language head."""
     model, table = real(model_type, values, head), known(model_type, values, head)
-    parts = {path: names for path, names in table.list_groups().items() if "." in path}
-    parts |= {path: names for path, names in table.list_groups().items() if path == "lm_head"}
-    members = [name for names in parts.values() for name in names]
+    groups = table.list_groups().items()
+    members = [n for path, names in groups if "." in path or path == "lm_head" for n in names]
     prefixes = tuple(f"{stack.prefix}." for stack in table.list_stacks().values())
     expected = [
         f"{name}.weight"
@@ -115,8 +100,8 @@ def test_the_groups_are_named_by_place_in_the_order_of_system_b() -> None:
     """Six for an encoder-decoder, two and the head for a decoder, two for an encoder."""
 
     def paths(model_type: str, head: str) -> list[str]:
-        found = known(model_type, {}, head).list_groups()
-        return [path for path in found if "." in path or path == "lm_head"]
+        groups = known(model_type, {}, head).list_groups()
+        return [path for path in groups if "." in path or path == "lm_head"]
 
     six = [
         "encoder.self_attention", "encoder.feed_forward", "decoder.self_attention",
@@ -131,32 +116,10 @@ def test_the_groups_are_named_by_place_in_the_order_of_system_b() -> None:
     assert paths("distilbert", "none") == ["encoder.self_attention", "encoder.feed_forward"]
 
 
-def test_planned_layers_are_those_of_a_smaller_config() -> None:
-    """Dropping layers in a plan gives the shapes that transformers gives a config with fewer."""
-    for model_type, values in PICO.items():
-        for head in load_architecture(model_type).HEADS:
-            table = known(model_type, values, head)
-            stack = list(table.list_stacks())[-1]
-            key, count = table.list_stacks()[stack].config_key, table.list_stacks()[stack].layers
-            smaller = table.keep_layers({stack: list(range(1, count))})
-            model = real(model_type, values | {key: count - 1}, head)
-            assert dict(smaller.shapes) == shapes(model), (model_type, head)
-            assert smaller.config[key] == count - 1
-
-
-@pytest.mark.parametrize(
-    ("layers", "keep", "expected"),
-    [
-        (6, 3, [0, 2, 4]),
-        (6, 2, [0, 3]),
-        (6, 4, [0, 1, 3, 4]),
-        (6, 1, [0]),
-        (6, 6, [0, 1, 2, 3, 4, 5]),
-    ],
-)
-def test_layers_are_kept_evenly_spaced(layers: int, keep: int, expected: list[int]) -> None:
+def test_layers_are_kept_evenly_spaced() -> None:
     """Halving keeps every other layer (system A); any other count works too."""
-    assert evenly_spaced(layers, keep) == expected
+    kept = [evenly_spaced(6, keep) for keep in (1, 2, 3, 4, 6)]
+    assert kept == [[0], [0, 3], [0, 2, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize(

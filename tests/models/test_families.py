@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import random
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from compressor.core.errors import RecipeError
 from compressor.data.batching import collate_rows
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import derive_facts, load_architecture
 from compressor.models.loading import has_untied_head
+from compressor.models.quantization import Quantization
+from compressor.models.quantized_layers import quantize_weights
 from compressor.models.surgery import dequantize_checkpoint, keep_layers
 from compressor.stages.base import Context, Inputs
 from compressor.stages.load import Load
@@ -24,21 +27,28 @@ from compressor.stages.slice import Slice
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
+from tests.engine.test_plan import planned
+from tests.faults import LONG
+from tests.harness.command import Command
 from tests.harness.models import (
-    BILLS,
+    BLOCKS,
     CASES,
     IDS,
     LAYOUTS,
     PICO,
     TWO_LABELS,
     build_case,
-    context,
     examples,
     outputs,
-    planning_of,
-    prunable_parts,
     reload,
 )
+from tests.harness.runs import find_stage
+from tests.harness.stages import BILLS, preview, stage_context
+
+PLAIN = [
+    case for case in CASES
+    if LONG or case[1] in ({}, BLOCKS) or case[1].keys() & {"mlp_bias", "n_inner"}
+]  # fmt: skip
 
 
 def train(checkpoint: Checkpoint, where: Context, *, steps: int = 3) -> list[float]:
@@ -62,13 +72,15 @@ def test_pruned_and_trained_it_comes_back_as_it_was(tmp_path, model_type, change
     assert torch.equal(outputs(again.model), outputs(start.model))
     assert has_untied_head(again.model) == has_untied_head(start.model)
     data = TWO_LABELS if head == "sequence_classification" else BILLS
-    found = Load(source=str(tmp_path / "fresh"), head=head).preview(planning_of(None, data))
-    assert dict(found.shapes) == {n: tuple(p.shape) for n, p in start.model.named_parameters()}
+    facts, problems = preview(Load(source=str(tmp_path / "fresh"), head=head), None, data)
+    assert problems == []
+    assert dict(facts.shapes) == {n: tuple(p.shape) for n, p in start.model.named_parameters()}
 
     table = derive_facts({"model_type": model_type} | PICO[model_type] | changes, head=head)
-    prune = Prune(amounts=dict.fromkeys(prunable_parts(table), 0.5))
-    planned = prune.preview(planning_of(table))
-    where = context(tmp_path)
+    parts = [path for path in table.list_groups() if "." in path or path == "lm_head"]
+    prune = Prune(amounts=dict.fromkeys(parts, 0.5))
+    planned, _ = preview(prune, table)
+    where = stage_context(tmp_path)
     pruned = prune.run(Inputs(tmp_path / "fresh"), where)
     before = {name: tensor.clone() for name, tensor in pruned.model.named_parameters()}
     if head != "none":
@@ -111,7 +123,7 @@ def by_hand(checkpoint: Checkpoint, kept: dict[str, list[int]]) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("keep", [[0, 2], [1]])
+@pytest.mark.parametrize("keep", [[0, 2], [1]] if LONG else [[0, 2]])
 @pytest.mark.parametrize(("model_type", "changes", "head"), CASES)
 def test_fewer_layers_give_what_those_layers_give(
     tmp_path, model_type, changes, head, keep
@@ -160,7 +172,7 @@ SIX = {
 }
 
 
-@pytest.mark.parametrize("count", range(1, 7))
+@pytest.mark.parametrize("count", range(1, 7) if LONG else [1, 2, 4])
 @pytest.mark.parametrize("model_type", SIX)
 def test_shrink_is_right_for_every_count_of_layers_and_not_only_halves(
     tmp_path, model_type, count
@@ -171,7 +183,7 @@ def test_shrink_is_right_for_every_count_of_layers_and_not_only_halves(
     start.save(tmp_path / "whole")
     stacks = start.derive_facts().list_stacks()
     stage = Shrink(**{f"{stack}_layers": count for stack in stacks})
-    smaller = stage.run(Inputs(tmp_path / "whole"), context(tmp_path))
+    smaller = stage.run(Inputs(tmp_path / "whole"), stage_context(tmp_path))
     even = [index * 6 // count for index in range(count)]
     expected = outputs(by_hand(start, dict.fromkeys(stacks, even)))
     assert torch.equal(outputs(reload(smaller, tmp_path / "less").model), expected)
@@ -186,18 +198,17 @@ def test_the_loss_is_the_models_own(model_type, changes, head) -> None:
     """Value and gradients, with padding, by whichever short way the family has."""
     checkpoint = build_case(model_type, changes, head)
     model, rows = checkpoint.model, examples(head, 4)
-    batch = collate_rows([rows.row(index) for index in range(4)], pad_id=0, layout=LAYOUTS[head])
+    batch = rows.batch([0, 1, 2, 3], 0)
     count = sum(map(len, rows.targets))
     theirs = model(**batch).loss * count
     expected = gradients(model, theirs)
     loss = LabelLoss(model)
-    assert loss.count(batch["labels"]) == count
     ours = loss(batch)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    found = gradients(model, ours)
-    assert found.keys() == expected.keys()
+    computed = gradients(model, ours)
+    assert computed.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(computed[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
     nothing = loss(collate_rows([], pad_id=0, layout=LAYOUTS[head]))  # a rank without rows
     assert nothing.item() == 0
     assert not any(gradient.any() for gradient in gradients(model, nothing).values())
@@ -210,18 +221,12 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "head"),
-    [
-        ("gpt2", "causal_lm"),
-        ("qwen3", "causal_lm"),
-        ("llama", "sequence_classification"),
-        ("distilbert", "sequence_classification"),
-    ],
+    ("model_type", "head"), [("qwen3", "causal_lm"), ("distilbert", "sequence_classification")]
 )
 def test_training_learns_its_rows(tmp_path, model_type, head) -> None:
     """A decoder learns what follows each source, a classifier each source's class, by heart."""
     checkpoint = build_case(model_type, {}, head)
-    losses = train(checkpoint, context(tmp_path), steps=110)
+    losses = train(checkpoint, stage_context(tmp_path), steps=110)
     assert sum(losses[-3:]) / 3 < 0.5 * losses[0]
 
 
@@ -231,7 +236,7 @@ model:
   config: {config}
   head: {head}
   tokenizer: {{vocab_size: 400}}
-data: {{rows: {{train: 48, validation: 16, test: 4}}, max_source_length: 64, max_target_length: 32}}
+data: {{rows: {{train: 32, validation: 8, test: 4}}, max_source_length: 48, max_target_length: 24}}
 training: {{batch_size: 8, learning_rate: 0.003}}
 pipeline: [{pipeline}]
 stages:
@@ -240,91 +245,73 @@ stages:
   prune: {{amounts: {{feed_forward: 0.5, self_attention: 0.25, lm_head: 0.3}}}}
   recover: {{stage: finetune, epochs: 1}}
   shrink: {{decoder_layers: 1}}
-  evaluate: {{max_length: [8]}}
   export: {{}}
 """
-GPT2 = PICO["gpt2"] | {"model_type": "gpt2", "vocab_size": 400, "n_positions": 96}
-BART = PICO["bart"] | {"model_type": "bart", "vocab_size": 400, "max_position_embeddings": 64}
 
 
-@pytest.mark.parametrize(
-    ("config", "head", "last"),
-    [(GPT2, "causal_lm", "shrink, export"), (BART, "seq2seq_lm", "evaluate")],
-)
-def test_a_recipe_carries_another_family(tmp_path, run, config, head, last) -> None:
-    """From a config to the end, as a user runs it; masks hold, and the loss falls."""
-    config = {key: value for key, value in config.items() if key != "pad_token_id"}
-    pipeline = f"load, finetune, prune, recover, {last}"
-    path = tmp_path / "mine.yaml"
+def run_family(run, folder: Path, config: dict, head: str, pipeline: str, *overrides) -> Command:
+    path = folder / "mine.yaml"
     path.write_text(RECIPE.format(config=json.dumps(config), head=head, pipeline=pipeline))
-    result = run("run", path)
-    assert result.code == 0, result.err
-    records = {r["name"]: r for r in json.loads(
-        (tmp_path / result.run_folder / "metrics.json").read_text()
-    )}  # fmt: skip
-    groups = records["prune"]["metrics"]["groups"]
+    done = run("run", path, *overrides)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_a_recipe_carries_another_family(tmp_path, run) -> None:
+    """From a config to the end, as a user runs it; masks hold, and the loss falls. Rows longer than
+    its positions are refused in the plan, not an hour into the training.
+    """
+    config = PICO["gpt2"] | {"model_type": "gpt2", "vocab_size": 400, "n_positions": 72}
+    pipeline = "load, finetune, prune, recover, shrink, export"
+    done = run_family(run, tmp_path, config, "causal_lm", pipeline)
+    groups = done.record("prune")["metrics"]["groups"]
     assert groups["lm_head"]["weights"] == 400 * 16
     assert groups["lm_head"]["left"] == round(400 * 16 * 0.7)
-    validation = records["finetune"]["metrics"]["validation_losses"]
+    validation = done.record("finetune")["metrics"]["validation_losses"]
     assert validation[1] < validation[0] < 6.5  # a model that knows nothing: ln 400 = 6.0
-    table = derive_facts(config, head=head)
-    parameters = records["recover"]["parameters"]
-    assert parameters == table.parameters
-    if head == "causal_lm":
-        assert records["shrink"]["parameters"] == table.keep_layers({"decoder": [0]}).parameters
+    table = derive_facts(config, head="causal_lm")
+    assert done.record("recover")["parameters"] == table.parameters
+    shorter = table.keep_layers({"decoder": [0]})
+    assert done.record("shrink")["parameters"] == shorter.parameters
+    with pytest.raises(RecipeError, match="71 positions, too few for 72 tokens"):
+        planned(tmp_path / "mine.yaml", "model.config.n_positions=71")
 
 
 def test_layer_drop_leaves_the_result_to_no_number_of_processes(tmp_path, run) -> None:
     """Two would wait for ever for the gradients of a layer that one skipped, so that neither one
     nor two skip any, and one key means one training. It is said.
     """
-    config = BART | {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5, "dropout": 0.0}
-    path = tmp_path / "mine.yaml"
-    text = RECIPE.format(config=json.dumps(config), head="seq2seq_lm", pipeline="load, finetune")
-    path.write_text(text)
+    config = PICO["bart"] | {"model_type": "bart", "vocab_size": 400, "dropout": 0.0}
+    config |= {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5, "max_position_embeddings": 48}
     losses = []
     for count in (1, 2):
-        result = run("run", path, f"launch.num_processes={count}", f"outputs=outputs{count}")
-        assert result.code == 0, result.err
-        assert "trains without the config's layer drop" in result.out
-        (folder,) = (tmp_path / result.run_folder).glob("stages/*finetune")
-        assert json.loads((folder / "config.json").read_text())["encoder_layerdrop"] == 0.5
-        losses.append(result.record("finetune")["metrics"]["validation_losses"])
+        ways = f"launch.num_processes={count}", f"outputs=outputs{count}"
+        done = run_family(run, tmp_path, config, "seq2seq_lm", "load, finetune", *ways)
+        assert "trains without the config's layer drop" in done.out
+        saved = find_stage(done.run_folder, "finetune") / "config.json"
+        assert json.loads(saved.read_text())["encoder_layerdrop"] == 0.5
+        losses.append(done.record("finetune")["metrics"]["validation_losses"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_rows_longer_than_the_positions_are_refused(tmp_path, run) -> None:
-    """A table of positions has an end; found in the plan, not an hour into the training."""
-    config = GPT2 | {"n_positions": 95}
-    path = tmp_path / "mine.yaml"
-    text = RECIPE.format(config=json.dumps(config), head="causal_lm", pipeline="load, finetune")
-    path.write_text(text)
-    result = run("plan", path)
-    assert result.code == 2
-    assert "95 positions" in result.err and "96 tokens" in result.err
 
 
 @pytest.mark.parametrize("model_type", ["bart", "pegasus"])
 def test_an_int8_embedding_scales_as_the_one_in_its_place(tmp_path, model_type) -> None:
     """BART scales inside the embedding, Pegasus outside: the logits are the float twin's."""
-    from compressor.models.quantization import Quantization
-    from compressor.models.quantized_layers import quantize_weights
-
     start = build_case(model_type, {"scale_embedding": True}, "seq2seq_lm")
     quantize_weights(start.model)
     start.quantization = Quantization(weights="int8")
     start.save(tmp_path)
     ids = torch.arange(2, 10)[None]
     with torch.inference_mode():
-        found, expected = (
-            each.model(input_ids=ids, decoder_input_ids=ids[:, :4]).logits
-            for each in (Checkpoint.load(tmp_path), dequantize_checkpoint(start))
+        logits, expected = (
+            checkpoint.model(input_ids=ids, decoder_input_ids=ids[:, :4]).logits
+            for checkpoint in (Checkpoint.load(tmp_path), dequantize_checkpoint(start))
         )
     assert expected.abs().max() > 0.1
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(logits, expected)
 
 
-@pytest.mark.parametrize(("model_type", "changes", "head"), CASES)
+@pytest.mark.parametrize(("model_type", "changes", "head"), PLAIN)
 def test_neurons_that_are_zero_leave_and_take_nothing_along(
     tmp_path, model_type, changes, head
 ) -> None:
@@ -340,8 +327,8 @@ def test_neurons_that_are_zero_leave_and_take_nothing_along(
     expected = outputs(start.model)
     start.save(tmp_path / "before")
     stage = Slice(feed_forward=0.5)
-    planned = stage.preview(planning_of(table))
-    smaller = stage.run(Inputs(tmp_path / "before"), context(tmp_path))
+    planned, _ = preview(stage, table)
+    smaller = stage.run(Inputs(tmp_path / "before"), stage_context(tmp_path))
     assert smaller.derive_facts().shapes == planned.shapes
     assert planned.parameters < table.parameters
     assert torch.allclose(outputs(smaller.model), expected, atol=1e-5)
@@ -359,14 +346,14 @@ def test_the_layer_of_smallest_norm_leaves_in_every_family(tmp_path, model_type)
             if name.startswith(f"{stack.prefix}.0.") and parameter.ndim == 2:
                 parameter.data.mul_(1e-3)
     start.save(tmp_path / "before")
-    where = context(tmp_path)
+    where = stage_context(tmp_path)
     fewest = min(stack.layers for stack in stacks.values())
     Slice(layers=fewest - 1).run(Inputs(tmp_path / "before"), where)
     for name in stacks:
         assert 0 not in where.metrics["kept"][f"{name} layers"]
 
 
-@pytest.mark.parametrize(("model_type", "changes", "head"), CASES)
+@pytest.mark.parametrize(("model_type", "changes", "head"), PLAIN)
 def test_two_of_four_inputs_stay_in_every_family(tmp_path, model_type, changes, head) -> None:
     """Whichever way round a family keeps its matrices, the four are inputs of one output."""
     start = build_case(model_type, changes, head)
@@ -374,8 +361,8 @@ def test_two_of_four_inputs_stay_in_every_family(tmp_path, model_type, changes, 
     table = start.derive_facts()
     only = [path for path in table.list_groups() if path.endswith("feed_forward") and "." in path]
     stage = Prune(pattern="2:4", only=only)
-    planned = stage.preview(planning_of(table))
-    pruned = stage.run(Inputs(tmp_path / "before"), context(tmp_path))
+    planned, _ = preview(stage, table)
+    pruned = stage.run(Inputs(tmp_path / "before"), stage_context(tmp_path))
     alive = sum(int(pruned.get_parameter(name).count_nonzero()) for name in pruned.masks)
     assert (alive, True) == planned.count_remaining(frozenset(pruned.masks))
     for name, mask in pruned.masks.items():
@@ -387,14 +374,9 @@ def test_two_of_four_inputs_stay_in_every_family(tmp_path, model_type, changes, 
 def test_heads_that_no_config_can_spare_are_refused(model_type) -> None:
     """With the reason, while planning."""
     head = load_architecture(model_type).HEADS[0]
-    told = []
-    where = replace(
-        planning_of(derive_facts({"model_type": model_type} | PICO[model_type], head=head)),
-        problem=lambda path, message: told.append((path, message)),
-    )
-    Slice(heads=0.5).preview(where)
-    assert [path for path, _ in told] == ["heads"]
-    assert "head" in told[0][1]
+    facts = derive_facts({"model_type": model_type} | PICO[model_type], head=head)
+    ((path, message),) = preview(Slice(heads=0.5), facts)[1]
+    assert path == "heads" and "head" in message
 
 
 @pytest.mark.parametrize(
@@ -409,15 +391,14 @@ def test_what_transformers_would_leave_out_is_refused_by_name(
     tmp_path, model_type, key, value
 ) -> None:
     """It reads such a config, and computes as if the key were not there."""
-    problems = []
-    where = replace(planning_of(None), problem=lambda *problem: problems.append(problem))
     config = PICO[model_type] | {"model_type": model_type, key: value}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for load, path in (
         (Load(config=config, head="none"), f"config.{key}"),
         (Load(source=str(tmp_path), head="none"), "source"),
     ):
-        assert load.preview(where) is None
+        facts, problems = preview(load, None)
+        assert facts is None
         assert problems[-1][0] == path and f"{key} is {value!r}" in problems[-1][1]
 
 

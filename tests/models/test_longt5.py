@@ -1,10 +1,8 @@
-"""LongT5 in runs of rows: transformers' numbers, and memory that does not grow with the square."""
+"""LongT5 in chunks: transformers' numbers, and memory that does not grow with the square."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.models import longt5
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.longt5 import in_runs
 from compressor.models.quantized_layers import quantize_weights
+from compressor.models.recompute import ChunkedLayer, chunked_with_recompute
 from compressor.recipe.compose import compose
 from compressor.training.dropout import FasterDropout
 from compressor.training.losses import LabelLoss
@@ -27,7 +25,7 @@ from tests.harness.models import T5
 
 KINDS = ("local", "transient-global")
 # The same length in all rows, whole blocks of 8 or not; padding; a row shorter than a global block.
-ROWS = ([100], [96], [100, 70, 33], [50, 3])
+ROWS = ([96], [100, 70, 33], [50, 3])
 
 
 def pico(kind: str, **changes: Any) -> Any:
@@ -77,11 +75,13 @@ def test_loss_and_gradients_are_transformers_own(kind: str, lengths: list[int]) 
             model.gradient_checkpointing_enable()
         ours = LabelLoss(model)(batch)
         assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
-        found = gradients(model, ours)
-        assert found.keys() == expected.keys()
+        computed = gradients(model, ours)
+        assert computed.keys() == expected.keys()
         for name, gradient in expected.items():
             scale = gradient.abs().max().item()
-            torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5 * scale, msg=name)
+            torch.testing.assert_close(
+                computed[name], gradient, rtol=0, atol=1e-5 * scale, msg=name
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,8 +92,8 @@ def test_encoder_states_are_transformers_own_at_padding_too(kind: str) -> None:
     del batch["labels"]
     with torch.inference_mode():
         expected = model.encoder(**batch)[0]
-        found = longt5.encode_in_chunks(model.encoder, **batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        states = longt5.encode_in_chunks(model.encoder, **batch)
+    torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,8 +105,8 @@ def test_long_texts_are_decoded_as_by_generate(kind: str) -> None:
     expected = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **limits)
     rows = [row[: int(mask.sum())].tolist() for row, mask in zip(
         batch["input_ids"], batch["attention_mask"], strict=True)]  # fmt: skip
-    found = generate_rows(model, rows, max_length=12).tokens
-    for mine, theirs in zip(found, expected[:, 1:].tolist(), strict=True):
+    tokens = generate_rows(model, rows, max_length=12).tokens
+    for mine, theirs in zip(tokens, expected[:, 1:].tolist(), strict=True):
         assert mine == theirs[: len(mine)]
         assert len(mine) == 11 or mine[-1] == 1
 
@@ -121,14 +121,14 @@ def test_an_int8_model_reads_long_texts_too() -> None:
     del batch["labels"]
     with torch.inference_mode():
         expected = model.encoder(**batch)[0]
-        found = longt5.encode_in_chunks(model.encoder, **batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        states = longt5.encode_in_chunks(model.encoder, **batch)
+    torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_short_inputs_and_other_models_take_transformers_way(kind: str, monkeypatch) -> None:
     """No run is computed for them; with gradient checkpointing a short LongT5 takes runs."""
-    monkeypatch.setattr(longt5, "in_runs", lambda *_: pytest.fail("took runs"))
+    monkeypatch.setattr(longt5, "chunked_with_recompute", lambda *_: pytest.fail("took chunks"))
     batch = batch_of([50, 3])
     LabelLoss(pico(kind).train())(batch)
     t5 = AutoModelForSeq2SeqLM.from_config(T5Config(**T5, decoder_start_token_id=0))
@@ -136,7 +136,7 @@ def test_short_inputs_and_other_models_take_transformers_way(kind: str, monkeypa
     LabelLoss(t5.train())(batch)
     checkpointed = pico(kind).train()
     checkpointed.gradient_checkpointing_enable()
-    with pytest.raises(pytest.fail.Exception, match="took runs"):
+    with pytest.raises(pytest.fail.Exception, match="took chunks"):
         LabelLoss(checkpointed)(batch)
 
 
@@ -148,32 +148,26 @@ def test_bfloat16_autocast_stays_within_its_precision(kind: str) -> None:
     expected = gradients(model, model(**batch).loss * 15)
     with torch.autocast("cpu", torch.bfloat16):
         loss = LabelLoss(model)(batch)
-    found = gradients(model, loss)
+    computed = gradients(model, loss)
     norm = sum(float(g.norm()) ** 2 for g in expected.values()) ** 0.5
-    apart = sum(float((found[n] - g).norm()) ** 2 for n, g in expected.items()) ** 0.5
+    apart = sum(float((computed[n] - g).norm()) ** 2 for n, g in expected.items()) ** 0.5
     assert 1e-4 * norm < apart < 3e-2 * norm  # else it was not bfloat16, or not the same gradient
 
 
-@dataclass(frozen=True)
-class Drops:
-    """Work with dropout, a parameter, something prepared and something shared."""
-
-    layer: nn.Linear
-
-    def list_modules(self) -> Iterator[nn.Module]:
-        yield self.layer
+class Drops(ChunkedLayer):
+    """Dropout, a parameter, something prepared and something shared."""
 
     def prepare_shared(self, whole: Tensor) -> tuple[Tensor, ...]:
         return (nn.functional.dropout(self.layer(whole), 0.5).tanh(),)
 
-    def split_rows(self, rows: Tensor) -> list[slice]:
-        return [slice(start, start + 3) for start in range(0, rows.shape[1], 3)]
+    def chunk_size(self, rows: Tensor) -> int:
+        return 3
 
-    def cut_prepared(self, prepared: tuple[Tensor, ...], run: slice) -> tuple[Tensor, ...]:
-        return (prepared[0][:, max(0, run.start - 1) : run.stop + 1],)
+    def cut_prepared(self, prepared: tuple[Tensor, ...], chunk: slice) -> tuple[Tensor, ...]:
+        return (prepared[0][:, max(0, chunk.start - 1) : chunk.stop + 1],)
 
     def compute_chunk(
-        self, rows: Tensor, parts: tuple[Tensor, ...], shared: tuple[Tensor, ...], run: slice
+        self, rows: Tensor, parts: tuple[Tensor, ...], shared: tuple[Tensor, ...], chunk: slice
     ) -> Tensor:
         mixed = self.layer(nn.functional.dropout(rows, 0.3)) * shared[0]
         return mixed + parts[0].mean(1, keepdim=True)
@@ -194,8 +188,8 @@ def test_runs_have_autograds_gradients_with_the_same_dropout(context: Any) -> No
 
     def plain() -> Tensor:
         prepared = work.prepare_shared(whole)
-        done = [work.compute_chunk(rows[:, run], work.cut_prepared(prepared, run), (shared,), run)
-                for run in work.split_rows(rows)]  # fmt: skip
+        done = [work.compute_chunk(rows[:, c], work.cut_prepared(prepared, c), (shared,), c)
+                for c in work.split_rows(rows)]  # fmt: skip
         return torch.cat(done, 1)
 
     with context():
@@ -203,10 +197,10 @@ def test_runs_have_autograds_gradients_with_the_same_dropout(context: Any) -> No
         expected = torch.autograd.grad((plain() * weights).sum(), wanted)
         after = torch.rand(1)
         torch.manual_seed(5)
-        result = in_runs(work, whole, rows, (shared,))
-        found = torch.autograd.grad((result * weights).sum(), wanted)
+        result = chunked_with_recompute(work, whole, rows, (shared,))
+        computed = torch.autograd.grad((result * weights).sum(), wanted)
         assert torch.equal(torch.rand(1), after)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(computed, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -214,7 +208,7 @@ def test_frozen_parameters_get_no_gradient_and_hold_up_none() -> None:
     """Only what asks for a gradient has one."""
     work = Drops(nn.Linear(4, 4).requires_grad_(requires_grad=False))
     rows = torch.randn(2, 10, 4, requires_grad=True)
-    in_runs(work, rows, rows, (torch.ones(4),)).sum().backward()
+    chunked_with_recompute(work, rows, rows, (torch.ones(4),)).sum().backward()
     assert rows.grad is not None
     assert work.layer.weight.grad is None
 

@@ -7,7 +7,9 @@ import json
 
 import pytest
 
+from compressor.core.progress import Progress
 from compressor.evaluation.rouge import KEYS
+from tests.harness.stages import SUMMARIES, TEXTS, measure, pico_t5, rows_of_text
 
 TEXT = "The [Secretary] shall give grants to libraries. Be it enacted."
 
@@ -27,10 +29,9 @@ def test_models_are_compared_by_every_score_and_by_a_demo_text(recipe, run) -> N
     )
     done = run("run", path)
     assert done.code == 0, done.err
-    records = json.loads((path.parent / done.run_folder / "metrics.json").read_text())
-    found = {record["name"]: record for record in records}
-    assert found["original"]["metrics"] == {}
-    first, second = (found[f"evaluate@{name}"]["metrics"] for name in ("original", "finetune"))
+    assert done.record("original")["metrics"] == {}
+    names = "evaluate@original", "evaluate@finetune"
+    first, second = (done.record(name)["metrics"] for name in names)
     assert "retention" not in first
     for key in KEYS:
         assert 0 <= second[key] <= 1
@@ -39,32 +40,24 @@ def test_models_are_compared_by_every_score_and_by_a_demo_text(recipe, run) -> N
         assert second["closenesses"][key] == pytest.approx(1 - abs(second[key] - first[key]))
     assert second["closeness"] == second["closenesses"]["rougeLsum"]
     assert first["demo"].keys() == second["demo"].keys() == {"text", "summary", "cut_off"}
-    again = run("show", path.parent / done.run_folder, "--scores")
+    again = run("show", done.run_folder, "--scores")
     assert f"demo text: {TEXT}" in done.out and f"demo text: {TEXT}" in again.out
     assert "rougeL precision" in again.out and "rougeL precision" not in done.out
     table = done.out[done.out.index("┏") : done.out.index("run: ")]
     assert table in again.out
 
 
-def test_a_demo_text_is_summarized_as_a_row_would_be(recipe, run) -> None:
+def test_a_demo_text_is_summarized_as_a_row_would_be(tmp_path) -> None:
     """A test row's own text as demo text gives that row's prediction at the longest limit."""
-    first = run("run", recipe())
-    assert first.code == 0, first.err
-    path = recipe()
-    with (path.parent / first.run_folder / "predictions.csv").open() as stream:
+    data = rows_of_text(tmp_path, TEXTS[:3], SUMMARIES[:3])
+    settings = {"max_length": [8, 16], "demo_text": TEXTS[0]}
+    demo = measure("evaluate", pico_t5(), data, tmp_path, **settings)["demo"]
+    with (tmp_path / "evaluate" / "predictions.csv").open() as stream:
         rows = [row for row in csv.DictReader(stream) if row["max_length"] == "16"]
-    text = json.dumps(rows[0]["source"])
-    (path.parent / "mine.yaml").write_text(
-        path.read_text().replace("[8, 16]}", f"[8, 16], demo_text: {text}}}")
-    )
-    second = run("run", path)
-    assert second.code == 0, second.err
-    records = json.loads((path.parent / second.run_folder / "metrics.json").read_text())
-    assert [r["name"] for r in records if not r["cached"]] == ["evaluate"]
-    assert records[-1]["metrics"]["demo"]["summary"] == rows[0]["prediction"]
+    assert demo["summary"] == rows[0]["prediction"] != ""
 
 
-def test_hindi_is_scored_by_its_own_words(recipe, run) -> None:
+def test_hindi_is_scored_by_its_own_words(recipe, run, tmp_path, monkeypatch) -> None:
     """A text's first sentence is its summary: lead-1 scores 1. A recipe may ask for the other."""
     path = recipe(
         ("/data: bills", "/data: files"),
@@ -73,8 +66,8 @@ def test_hindi_is_scored_by_its_own_words(recipe, run) -> None:
         ("  load: {}", "  baseline: {sentences: 1}\n  load: {}"),
     )
     summaries = [f"सरकार ने {'बार ' * number}नई योजना की घोषणा की।" for number in range(16)]
-    rows = [{"text": f"{each} भारत में मानसून आया।", "summary": each} for each in summaries]
-    (path.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [f"{summary} भारत में मानसून आया।" for summary in summaries]
+    data = rows_of_text(tmp_path, texts, summaries)
     done = run("run", path, "data.files.validation=rows.jsonl")
     assert done.code == 0, done.err
     lead, scored = (done.record(name)["metrics"] for name in ("baseline", "evaluate"))
@@ -82,10 +75,12 @@ def test_hindi_is_scored_by_its_own_words(recipe, run) -> None:
     assert scored["rouge_tokenizer"] == scored["lengths"]["8"]["rouge_tokenizer"] == "unicode"
     assert "ROUGE's tokenizer: unicode" in (done.run_folder / "README.md").read_text()
     assert "  ROUGE's tokenizer: unicode" in done.err + done.out
-    overrides = [f"stages.{name}.rouge_tokenizer=english" for name in ("baseline", "evaluate")]
-    done = run("run", path, "data.files.validation=rows.jsonl", *overrides)
-    assert done.record("baseline")["metrics"]["rouge_tokenizer"] == "english"
-    assert (done.err + done.out).count("16 of 16 references have no word") == 2
+    printed: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda _, text: printed.append(text))
+    for kind in ("baseline", "evaluate"):
+        scored = measure(kind, pico_t5(), data, tmp_path, rouge_tokenizer="english")
+        assert scored["rouge_tokenizer"] == "english"
+    assert sum("16 of 16 references have no word" in text for text in printed) == 2
 
 
 @pytest.mark.parametrize("planned", [True, False])
@@ -93,13 +88,11 @@ def test_several_references_are_scored_the_same_everywhere(recipe, run, planned:
     """By the run, by `score` and by hand; empty rows are left out and told once."""
     path = recipe(
         ("/data: bills", "/data: files"),
-        ("[load, finetune, prune, recover, evaluate]", "[load, finetune, evaluate]"),
+        ("[load, finetune, prune, recover, evaluate]", "[load, evaluate]"),
         (
             "data: {rows: {train: 64, validation: 16, test: 8}",
             "data: {files: {train: rows.jsonl, validation: rows.jsonl}, empty: drop, prefix: ''",
         ),
-        ("  prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}\n", ""),
-        ("  recover: {stage: finetune, epochs: 1}\n", ""),
     )
     rows = [
         {"text": ["An act", "to fund parks."], "summary": ["Parks.", "", f"funds park {row}"]}

@@ -82,24 +82,12 @@ def test_a_target_is_met_beside_a_group_of_which_nothing_is_left(tmp_path: Path)
     assert size - sum(int((~mask).sum()) for mask in masks.values()) == round(0.5 * size)
 
 
-def test_slices_of_less_than_one_keep_one_and_none_is_refused(tmp_path: Path) -> None:
-    """A share in (0, 1] keeps at least one unit; 0 is no width."""
-    data, wi = rows_of_text(tmp_path), "encoder.block.0.layer.1.DenseReluDense"
-    kept = measure("slice", pico_t5(), data, tmp_path, feed_forward=1e-9, heads=1e-9, layers=1e-9)
-    assert len(kept["kept"]["encoder layers"]) == kept["kept"][wi] == 1
-    whole = measure("slice", pico_t5(), data, tmp_path / "whole", feed_forward=1.0, heads=1.0)
-    assert whole["kept"][wi] == 32
-    with pytest.raises(ValueError, match=r"a share in \(0, 1\]"):
-        measure("slice", pico_t5(), data, tmp_path / "none", feed_forward=0.0)
-
-
-@pytest.mark.parametrize("beams", [1, 303, 1000])
+@pytest.mark.parametrize("beams", [303, 1000])
 def test_more_beams_than_tokens_are_searched(tmp_path: Path, beams: int) -> None:
     """A batch may then have room for no row: each is decoded alone."""
     data = rows_of_text(tmp_path, TEXTS[:2], SUMMARIES[:2])
-    assert (
-        measure("evaluate", pico_t5(), data, tmp_path, max_length=4, num_beams=beams)["count"] == 2
-    )
+    scored = measure("evaluate", pico_t5(), data, tmp_path, max_length=4, num_beams=beams)
+    assert scored["count"] == 2
 
 
 @pytest.mark.parametrize("limit", [1, 2])
@@ -123,8 +111,9 @@ def test_one_row_and_equal_rows_train(tmp_path: Path, rows: int) -> None:
 # Trainings that diverge, or that nothing can be learned in
 
 
-@pytest.mark.parametrize("rate", [1e6, 1e38, 1e300])
-@pytest.mark.parametrize("kind", ["t5", "bert", "gpt2"])
+@pytest.mark.parametrize(
+    ("kind", "rate"), [("t5", 1e6), ("t5", 1e300), ("bert", 1e38), ("gpt2", 1e38)]
+)
 def test_a_rate_that_is_too_high_stops_at_the_second_step(
     tmp_path: Path, kind: str, rate: float
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from compressor.recipe.compose import compose
 from compressor.reports.tables import list_models
 from compressor.training.loop import mean_loss
 from compressor.training.losses import LabelLoss
-from tests.harness.command import compressor
+from tests.harness.command import Command, compressor
+from tests.harness.runs import find_stage, losses
 
 RECIPE = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
@@ -54,32 +54,22 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of the recipe."""
+def done(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A run of the recipe."""
     folder = tmp_path_factory.mktemp("pseudo")
     (folder / "mine.yaml").write_text(RECIPE)
-    result = compressor("run", "mine.yaml", cwd=folder)
-    assert result.code == 0, result.err
-    return folder / result.run_folder
+    done = compressor("run", "mine.yaml", cwd=folder)
+    assert done.code == 0, done.err
+    return done
 
 
-def stage(done: Path, name: str) -> Path:
-    (found,) = done.glob(f"stages/*-{name}")
-    return found
+def data_of(done: Command) -> Any:
+    return compose(str(done.run_folder / "recipe.yaml")).recipe.data
 
 
-def record(done: Path, name: str) -> dict[str, Any]:
-    records = json.loads((done / "metrics.json").read_text())
-    return next(record for record in records if record["name"] == name)
-
-
-def data_of(done: Path) -> Any:
-    return compose(str(done / "recipe.yaml")).recipe.data
-
-
-def test_the_texts_are_what_generate_gives(done: Path) -> None:
+def test_the_texts_are_what_generate_gives(done: Command) -> None:
     """Row by row transformers' own greedy search, with both limits; the figures follow from it."""
-    teacher, data = Checkpoint.load(stage(done, "teacher")), data_of(done)
+    teacher, data = Checkpoint.load(find_stage(done.run_folder, "teacher")), data_of(done)
     rows = data.load("train")
     expected = []
     for ids in teacher.tokenize_rows(rows, data).sources:
@@ -88,10 +78,10 @@ def test_the_texts_are_what_generate_gives(done: Path) -> None:
         ends = out[-1].item() == teacher.tokenizer.eos_token_id
         text = teacher.tokenizer.decode(out, skip_special_tokens=True)
         expected.append(WrittenTexts(text, len(out) - 1, not ends))
-    found = read_pseudo_labels(stage(done, "write") / FILE)
-    assert found == expected
-    assert min(label.tokens for label in found) >= 3  # the start token counts, as in transformers
-    metrics = record(done, "write")["metrics"]
+    labels = read_pseudo_labels(find_stage(done.run_folder, "write") / FILE)
+    assert labels == expected
+    assert min(label.tokens for label in labels) >= 3  # the start token counts, as in transformers
+    metrics = done.record("write")["metrics"]
     assert metrics["gen_len"] == pytest.approx(sum(x.tokens for x in expected) / 32)
     assert metrics["cut_off"] == pytest.approx(sum(x.cut_off for x in expected) / 32)
     assert metrics["empty"] == sum(not x.summary.strip() for x in expected)
@@ -103,29 +93,30 @@ def test_the_texts_are_what_generate_gives(done: Path) -> None:
 @pytest.mark.parametrize(("name", "before"), [("student", "small"), ("distill", "half")])
 def test_a_student_learns_the_texts_and_is_validated_on_references(done, name, before) -> None:
     """The first step's loss is that of the texts, with the student's own tokenizer too."""
-    data, checkpoint = data_of(done), Checkpoint.load(stage(done, before))
+    data, checkpoint = data_of(done), Checkpoint.load(find_stage(done.run_folder, before))
     rows = data.load("train")
-    written = [label.summary for label in read_pseudo_labels(stage(done, "write") / FILE)]
+    labels = read_pseudo_labels(find_stage(done.run_folder, "write") / FILE)
+    written = [label.summary for label in labels]
     assert all(written) and written != rows.summaries
     examples = checkpoint.tokenize_rows(Rows(rows.texts, written), data)
     lengths = examples.lengths(), [len(target) for target in examples.targets]
     batch = global_batches(*lengths, batch_size=8, seed=0, epoch=0)[0]
     with torch.no_grad():
         summed = LabelLoss(checkpoint.model)(examples.batch(batch, checkpoint.pad_id)).item()
-    first = float((stage(done, name) / "losses.csv").read_text().splitlines()[1].split(",")[1])
+    first, *_ = losses(find_stage(done.run_folder, name))
     tokens = sum(len(examples.targets[row]) for row in batch)
     assert first == pytest.approx(summed / tokens, abs=1e-4)
 
-    trained = Checkpoint.load(stage(done, name))
+    trained = Checkpoint.load(find_stage(done.run_folder, name))
     validation = trained.tokenize_rows(data.load("validation"), data)
     loss = LabelLoss(trained.model)
     expected = mean_loss(loss, validation, trained.pad_id, torch.device("cpu"))
-    assert record(done, name)["metrics"]["validation_loss"] == pytest.approx(expected, abs=1e-4)
+    assert done.record(name)["metrics"]["validation_loss"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_stage_that_gives_no_model_has_no_row_in_the_table(done: Path) -> None:
+def test_a_stage_that_gives_no_model_has_no_row_in_the_table(done: Command) -> None:
     """Only models have rows; the one that wrote has its own."""
-    rows = list_models(json.loads((done / "metrics.json").read_text()))
+    rows = list_models(done.records())
     names = ["load", "teacher", "small", "student", "half", "distill"]
     assert [row["model"] for row in rows] == names
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from compressor.models.facts import Facts
 from compressor.models.loading import build_model, has_untied_head
 from compressor.models.surgery import select_strongest, take_units, unit_sums
 from compressor.stages.slice import Slice
-from tests.engine.test_plan import planned
 from tests.harness.stages import preview, run_stage
 
 T5 = {
@@ -56,10 +54,6 @@ def output(model: Any) -> torch.Tensor:
         return next(iter(model(input_ids=IDS, **targets).values()))
 
 
-def run_slice(stage: Slice, checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    return run_stage(stage, checkpoint, folder)[0]
-
-
 def zero_heads(model: Any, stack: Any, lost: set[int]) -> None:
     """Take what the heads add away; their columns of the position bias stay as they are."""
     width = model.config.d_kv
@@ -92,7 +86,7 @@ def test_units_that_are_zero_go_first_and_take_nothing_along(tmp_path, untied, p
         for block in (*model.encoder.block, *model.decoder.block):
             zero_neurons(block, torch.randperm(32, generator=draw)[:20].tolist())
     expected = output(model)
-    smaller = run_slice(Slice(heads=0.5, feed_forward=12), checkpoint, tmp_path)
+    smaller = run_stage(Slice(heads=0.5, feed_forward=12), checkpoint, tmp_path)[0]
     assert (smaller.model.config.num_heads, smaller.model.config.d_ff) == (2, 12)
     torch.testing.assert_close(output(smaller.model), expected, atol=1e-5, rtol=0)
     assert has_untied_head(smaller.model) == untied
@@ -117,12 +111,11 @@ def test_a_stack_of_t5_loses_the_same_heads_everywhere_but_cross_attention(tmp_p
         blocks[0].layer[0].SelfAttention.q.weight[8:12] *= 0.9
         for matrix in (blocks[2].layer[0].SelfAttention.k, blocks[2].layer[0].SelfAttention.v):
             matrix.weight[0:4] *= 0.01
-    smaller = run_slice(Slice(heads=3), checkpoint, tmp_path).model.decoder.block
+    smaller = run_stage(Slice(heads=3), checkpoint, tmp_path)[0].model.decoder.block
     for old, new, head in zip(blocks, smaller, weak, strict=True):
-        (own, cross), (new_own, new_cross) = (
-            (block.layer[0].SelfAttention, block.layer[1].EncDecAttention) for block in (old, new)
-        )
-        assert torch.equal(new_own.q.weight, own.q.weight[4:])
+        before, after = old.layer[0].SelfAttention, new.layer[0].SelfAttention
+        cross, new_cross = old.layer[1].EncDecAttention, new.layer[1].EncDecAttention
+        assert torch.equal(after.q.weight, before.q.weight[4:])
         rows = [row for row in range(16) if row // 4 != head]
         assert torch.equal(new_cross.v.weight, cross.v.weight[rows])
         assert torch.equal(new_cross.o.weight, cross.o.weight[:, rows])
@@ -144,7 +137,7 @@ def test_neurons_leave_a_bert_with_their_bias(tmp_path, head) -> None:
             layer.intermediate.dense.weight[lost] = 0
             layer.output.dense.weight[:, lost] = 0
             layer.intermediate.dense.bias[lost] = 9.0
-    smaller = run_slice(Slice(feed_forward=17), checkpoint, tmp_path)
+    smaller = run_stage(Slice(feed_forward=17), checkpoint, tmp_path)[0]
     assert smaller.model.config.intermediate_size == 17
     torch.testing.assert_close(output(smaller.model), output(checkpoint.model), atol=1e-5, rtol=0)
     plain = type(smaller.model).from_pretrained(tmp_path / "after").eval()
@@ -162,7 +155,7 @@ def test_layers_that_are_zero_go_first_and_change_nothing(tmp_path) -> None:
                 parameter.mul_(int(rest.partition(".")[0]) not in lost[stack])
     stage = Slice(encoder={"layers": 2}, decoder={"layers": 0.75})
     plan, problems = preview(stage, checkpoint.derive_facts())
-    smaller = run_slice(stage, checkpoint, tmp_path)
+    smaller = run_stage(stage, checkpoint, tmp_path)[0]
     assert problems == [] and plan is not None
     assert plan.shapes == smaller.derive_facts().shapes
     assert torch.allclose(output(smaller.model), output(checkpoint.model), atol=1e-5)
@@ -181,7 +174,7 @@ def test_a_plan_knows_the_sliced_model_exactly(tmp_path, make, stage) -> None:
     """Names, shapes and config equal the real model's."""
     checkpoint = make()
     plan, problems = preview(stage, checkpoint.derive_facts())
-    real = run_slice(stage, checkpoint, tmp_path)
+    real = run_stage(stage, checkpoint, tmp_path)[0]
     assert problems == [] and plan is not None and plan.exact and plan.exact_size
     shapes = {name: tuple(p.shape) for name, p in real.model.named_parameters()}
     assert dict(plan.shapes) == dict(real.derive_facts().shapes) == shapes
@@ -190,9 +183,9 @@ def test_a_plan_knows_the_sliced_model_exactly(tmp_path, make, stage) -> None:
 
 
 def test_widths_are_rounded_up_to_a_multiple() -> None:
-    """30 % of 32 neurons are 10, rounded up to 16; never more than there are."""
+    """30 % of 32 neurons are 10, rounded up to 16; never more than there are, never none."""
     facts = t5().derive_facts()
-    for width, multiple, expected in ((0.3, 8, 16), (0.3, 1, 10), (31, 12, 32), (0.001, 1, 1)):
+    for width, multiple, expected in ((0.3, 8, 16), (0.3, 1, 10), (31, 12, 32), (1e-9, 1, 1)):
         plan, _ = preview(Slice(feed_forward=width, multiple_of=multiple), facts)
         assert plan is not None and plan.config["d_ff"] == expected
 
@@ -208,7 +201,7 @@ def test_masks_are_cut_as_their_weights_are(tmp_path) -> None:
         shape = checkpoint.get_parameter(name).shape
         checkpoint.masks[name] = torch.rand(shape, generator=draw) > 0.4
     checkpoint.apply_masks()
-    smaller = run_slice(stage, checkpoint, tmp_path)
+    smaller = run_stage(stage, checkpoint, tmp_path)[0]
     assert [tuple(smaller.masks[n].shape) for n in names] == [(16, 16), (16, 16)]
     for name, mask in smaller.masks.items():
         assert torch.equal(smaller.get_parameter(name) != 0, mask), name
@@ -231,10 +224,7 @@ def test_masks_are_cut_as_their_weights_are(tmp_path) -> None:
         (t5, {"heads": 5}, "heads", "5 is outside 1 … 4, the heads there are"),
         (t5, {"feed_forward": 33}, "feed_forward", "1 … 32"),
         (t5, {"encoder": {"heads": 2}}, "encoder.heads", "one num_heads for all of its layers"),
-        (
-            t5, {"feed_forward": 8, "decoder": {"feed_forward": 4}}, "feed_forward",
-            "one d_ff for all",
-        ),
+        (t5, {"feed_forward": 8, "decoder": {"feed_forward": 4}}, "feed_forward", "one d_ff for"),
         (bert, {"heads": 1}, "heads", "hidden_size / num_attention_heads"),
         (bert, {"decoder": {"feed_forward": 4}}, "decoder", "bert has no decoder"),
     ],
@@ -246,50 +236,7 @@ def test_what_no_model_can_be_is_found_when_planned(tmp_path, make, stage, path,
     assert [key for key, _ in problems] == [path]
     assert message in problems[0][1]
     with pytest.raises(StageError, match=path):
-        run_slice(Slice(**stage), checkpoint, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("settings", "before", "expected"),
-    [
-        ("{heads: 0}", "", ["stages.slice.heads", "at least 1", "got 0"]),
-        ("{heads: 1.5}", "", ["stages.slice.heads", "share in (0, 1]", "got 1.5"]),
-        ("{heads: true}", "", ["stages.slice.heads", "got true"]),
-        ("{headz: 2}", "", ["stages.slice.headz", "did you mean 'heads'?"]),
-        ("{encoder: {feedforward: 2}}", "", ["encoder.feedforward", "'feed_forward'"]),
-        ("{importance: magnitud, heads: 1}", "", ["stages.slice.importance"]),
-        ("{}", "", ["stages.slice", "set `heads`, `feed_forward` or `layers`"]),
-        ("{heads: 9}", "", ["stages.slice.heads", "9 is outside 1 … 4"]),
-        ("{heads: 2, model: quantize}", "quantize, ", ["cannot slice an int8 model"]),
-    ],
-)
-def test_a_wrong_recipe_is_refused_with_the_cure(plan_errors, settings, before, expected) -> None:
-    error = plan_errors(
-        ("  load: {}", f"  load: {{}}\n  slice: {settings}\n  quantize: {{}}"),
-        ("recover, evaluate]", f"recover, {before}slice, evaluate]"),
-    )
-    assert all(text in error for text in expected), error
-
-
-def test_a_sliced_model_is_trained_evaluated_and_exported(recipe, run) -> None:
-    """Through the command: planned sizes are those of the run; masks hold through the repair."""
-    path = recipe(
-        ("  prune:", "  slice: {heads: 0.5, feed_forward: 20, multiple_of: 8}\n  prune:"),
-        ("prune, recover, evaluate]", "prune, slice, recover, evaluate, export]"),
-        ("evaluate: {", "export: {}\n  evaluate: {"),
-    )
-    plan = planned(path)
-    done = run("run", path)
-    assert done.code == 0, done.err
-    for name in ("slice", "recover"):
-        facts = plan.node(name).facts
-        assert facts is not None and facts.exact_size and not facts.exact
-        assert done.record(name)["parameters"] == facts.parameters
-        assert abs(done.record(name)["nonzero_ratio"] - facts.nonzero_ratio) < 0.05
-    assert done.record("recover")["nonzero_ratio"] == done.record("slice")["nonzero_ratio"] < 0.99
-    model = AutoModelForSeq2SeqLM.from_pretrained(done.run_folder / "model")
-    assert (model.config.num_heads, model.config.d_ff) == (2, 24)
-    assert model.generate(IDS, max_length=8).shape[1] <= 8
+        run_stage(Slice(**stage), checkpoint, tmp_path)[0]
 
 
 @pytest.mark.parametrize("importance", ["taylor", "random"])

@@ -193,6 +193,27 @@ def assert_other_text_encodes(old, new) -> None:
     assert pieces(new, texts) != pieces(old, texts)  # they are other texts
 
 
+def assert_same_logits(old: Checkpoint, new: Checkpoint, texts: list[str]) -> list[int]:
+    """Of each token that stays; gives their old ids, in their new order."""
+    kept = [new.tokenizer.convert_ids_to_tokens(i) for i in range(len(new.tokenizer))]
+    ids = old.tokenizer.convert_tokens_to_ids(kept)
+
+    def logits(checkpoint: Checkpoint) -> torch.Tensor:
+        inputs = checkpoint.tokenizer(texts, return_tensors="pt", padding=True)
+        inputs.pop("token_type_ids", None)
+        if checkpoint.model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = inputs.input_ids[:, :5]
+        with torch.inference_mode():
+            return next(iter(checkpoint.model(**inputs).values()))
+
+    expected, trimmed = logits(old), logits(new)
+    if old.head.endswith("_lm"):
+        expected, trimmed = expected[..., ids], trimmed[..., : len(kept)]
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(trimmed, expected, atol=1e-5 * scale, rtol=1e-5)
+    return ids
+
+
 @pytest.mark.parametrize("untied", [False, True])
 @pytest.mark.parametrize("make", KINDS)
 def test_the_model_gives_each_kept_piece_the_logit_it_gave(tmp_path, make, untied) -> None:
@@ -213,36 +234,15 @@ def test_the_model_gives_each_kept_piece_the_logit_it_gave(tmp_path, make, untie
     assert has_untied_head(result.model) == untied
 
     texts = rows()[:3]
-    name_of = old.convert_ids_to_tokens
-    kept = [new.convert_ids_to_tokens(i) for i in range(len(new))]
-    old_rows = old.convert_tokens_to_ids(kept)
-
-    def logits(checkpoint) -> torch.Tensor:
-        model, ids = (
-            checkpoint.model,
-            checkpoint.tokenizer(texts, return_tensors="pt", padding=True),
-        )
-        first = torch.full((3, 1), model.config.decoder_start_token_id)
-        with torch.inference_mode():
-            return model(
-                input_ids=ids.input_ids,
-                attention_mask=ids.attention_mask,
-                decoder_input_ids=torch.cat([first, ids.input_ids[:, :6]], 1),
-            ).logits
-
-    expected = logits(checkpoint)[..., old_rows]
-    torch.testing.assert_close(logits(result)[..., : len(new)], expected, atol=1e-5, rtol=0)
-
+    old_rows = assert_same_logits(checkpoint, result, texts)
     assert torch.equal(result.masks[head][: len(new)], checkpoint.masks[head][old_rows])
     assert torch.equal(result.get_parameter(head) != 0, result.masks[head])
-    for before, after in (
-        (checkpoint.model.config, result.model.config),
-        (checkpoint.model.generation_config, result.model.generation_config),
-    ):
+    for name in ("config", "generation_config"):
+        before, after = getattr(checkpoint.model, name), getattr(result.model, name)
         for key in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"):
             if getattr(before, key) is not None:
-                now = getattr(after, key)
-                assert new.convert_ids_to_tokens(now) == name_of(getattr(before, key)), key
+                now = new.convert_ids_to_tokens(getattr(after, key))
+                assert now == old.convert_ids_to_tokens(getattr(before, key)), key
     generation = result.model.generation_config
     assert generation.forced_eos_token_id == result.model.config.eos_token_id
     assert result.model.config.decoder_start_token_id in generation.suppress_tokens
@@ -311,13 +311,9 @@ def test_a_size_that_the_rows_do_not_fit_is_an_error(tmp_path) -> None:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="a")
     with pytest.raises(StageError, match="cannot trim a WordLevel tokenizer, only Unigram"):
         run_stage(TrimVocabulary(), t5(wrapped), tmp_path / "words", DATA)
+    without = Checkpoint(t5(wrapped).model, None, "seq2seq_lm")
     with pytest.raises(StageError, match="no tokenizer"):
-        run_stage(
-            TrimVocabulary(),
-            Checkpoint(t5(wrapped).model, None, "seq2seq_lm"),
-            tmp_path / "n",
-            DATA,
-        )
+        run_stage(TrimVocabulary(), without, tmp_path / "n", DATA)
 
 
 def test_a_plan_knows_the_size_or_an_upper_bound() -> None:
@@ -332,32 +328,19 @@ def test_a_plan_knows_the_size_or_an_upper_bound() -> None:
     assert path == "size" and "outside 1 … " in message
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ("{size: 300, keep: 300}", ["not both"]),
-        ("{sizes: 300}", ["stages.trim_vocabulary.sizes", "did you mean 'size'?"]),
-        ("{size: 401}", ["stages.trim_vocabulary.size", "401 is outside 1 … 400"]),
-        ("{from_splits: [training]}", ["stages.trim_vocabulary.from_splits.0", "'train'"]),
-        ("{size: 0}", ["stages.trim_vocabulary.size", "got 0"]),
-    ],
-)
-def test_a_wrong_recipe_is_refused_with_the_cure(plan_errors, settings, expected) -> None:
-    """With the key's path."""
-    error = plan_errors(
-        ("  load: {}", f"  load: {{}}\n  trim_vocabulary: {settings}"),
-        ("pipeline: [load,", "pipeline: [load, trim_vocabulary,"),
-    )
-    assert all(text in error for text in expected), error
-
-
 def test_a_trimmed_model_is_trained_pruned_sliced_evaluated_and_exported(recipe, run) -> None:
-    """Through the command; the plan says what is a bound; another prefix is another key."""
+    """Through the command; the plan says what is a bound; another prefix is another key. Sizes of
+    the slice are those of the run, and masks hold through the repair.
+    """
     path = recipe(
-        ("  load: {}", "  load: {}\n  trim_vocabulary: {multiple_of: 8}\n  slice: {heads: 2}"),
-        ("[load, finetune, prune,", "[load, trim_vocabulary, finetune, prune, slice,"),
+        (
+            "  load: {}",
+            "  load: {}\n  trim_vocabulary: {multiple_of: 8}\n"
+            "  slice: {heads: 0.5, feed_forward: 20, multiple_of: 8}",
+        ),
+        ("[load, finetune, prune,", "[load, trim_vocabulary, prune, slice,"),
         ("recover, evaluate]", "recover, evaluate, export]"),
-        ("evaluate: {", "export: {}\n  evaluate: {"),
+        ("  finetune: {epochs: 1}", "  export: {}"),
         ("train: 64, validation: 16", "train: 12, validation: 4"),
         ("vocab_size: 400, d_model", "vocab_size: 1000, d_model"),
         ("tokenizer: {vocab_size: 400}", "tokenizer: {vocab_size: 1000, data: {source: bills}}"),
@@ -373,10 +356,14 @@ def test_a_trimmed_model_is_trained_pruned_sliced_evaluated_and_exported(recipe,
     metrics = done.record("trim_vocabulary")["metrics"]
     assert metrics["pieces_used"] < metrics["rows"] < 1000
     assert metrics["rows"] % 8 == 0
-    assert done.record("recover")["parameters"] < facts["recover"].parameters
+    dropped = (metrics["pieces_before"] - metrics["rows"]) * 32  # of a tied head
+    assert done.record("recover")["parameters"] == facts["recover"].parameters - dropped
+    assert done.record("recover")["nonzero_ratio"] == done.record("slice")["nonzero_ratio"] < 0.99
     model = AutoModelForSeq2SeqLM.from_pretrained(done.run_folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(done.run_folder / "model")
     assert (model.config.vocab_size, len(tokenizer)) == (metrics["rows"], metrics["pieces"])
+    assert (model.config.num_heads, model.config.d_ff) == (2, 24)
+    assert model.generate(torch.arange(2, 12)[None], max_length=8).shape[1] <= 8
 
 
 @pytest.mark.skipif(
@@ -411,14 +398,9 @@ def pad_behind(pieces_before: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-TRIMMED_FAMILIES = [
-    (kind, changes, head)
-    for kind, changes, head in CASES
-    if not changes or changes in (UNTIED, WINDOW)
-]
-
-
-@pytest.mark.parametrize(("kind", "changes", "head"), TRIMMED_FAMILIES)
+@pytest.mark.parametrize(
+    ("kind", "changes", "head"), [case for case in CASES if case[1] in ({}, UNTIED, WINDOW)]
+)
 def test_every_family_gives_the_logits_it_gave(tmp_path, kind, changes, head) -> None:
     """On padded rows; pad, bos and eos have other numbers then, and positions count as before."""
     old = pad_behind(5)
@@ -443,31 +425,14 @@ def test_every_family_gives_the_logits_it_gave(tmp_path, kind, changes, head) ->
     new = result.tokenizer
     assert result.model.config.vocab_size < model.config.vocab_size - 50
     assert (new.pad_token_id == old.pad_token_id) == (kind in ("roberta", "qwen2"))
-    planned = checkpoint.derive_facts().resize(
-        checkpoint.derive_facts().list_units("vocabulary"), result.model.config.vocab_size
-    )
-    assert planned.shapes == result.derive_facts().shapes
-    assert planned.config.get("decoder_vocab_size") == getattr(
-        result.model.config, "decoder_vocab_size", None
-    )
+    facts, config = checkpoint.derive_facts(), result.model.config
+    smaller = facts.resize(facts.list_units("vocabulary"), config.vocab_size)
+    assert smaller.shapes == result.derive_facts().shapes
+    size = getattr(config, "decoder_vocab_size", None)
+    assert smaller.config.get("decoder_vocab_size") == size
 
     texts = [text[:18].lower() for text in rows()[:1] + rows()[-1:]] + [rows()[0][:9]]
-    kept = [new.convert_ids_to_tokens(i) for i in range(len(new))]
-    old_rows = old.convert_tokens_to_ids(kept)
-
-    def logits(checkpoint: Checkpoint) -> torch.Tensor:
-        encoded = checkpoint.tokenizer(texts, return_tensors="pt", padding=True)
-        encoded.pop("token_type_ids", None)
-        if checkpoint.model.config.is_encoder_decoder:
-            encoded["decoder_input_ids"] = encoded.input_ids[:, :5]
-        with torch.inference_mode():
-            return next(iter(checkpoint.model(**encoded).values()))
-
-    expected, found = logits(checkpoint), logits(result)
-    if head.endswith("_lm"):
-        expected, found = expected[..., old_rows], found[..., : len(new)]
-    scale = float(expected.abs().max())
-    torch.testing.assert_close(found, expected, atol=1e-5 * scale, rtol=1e-5)
+    assert_same_logits(checkpoint, result, texts)
 
 
 def test_what_a_search_is_asked_keeps_its_effect(tmp_path) -> None:
@@ -478,8 +443,9 @@ def test_what_a_search_is_asked_keeps_its_effect(tmp_path) -> None:
         checkpoint.get_parameter("shared.weight").mul_(20)
     ids = old(rows()[0]).input_ids
     used = list(dict.fromkeys(ids[:-1]))[:8]
-    left = run_stage(TrimVocabulary(), checkpoint, tmp_path / "once", DATA)[0].tokenizer.get_vocab()
-    unused = next(index for piece, index in old.get_vocab().items() if piece not in left)
+    trimmed, _ = run_stage(TrimVocabulary(), checkpoint, tmp_path / "once", DATA)
+    kept = trimmed.tokenizer.get_vocab()
+    unused = next(index for piece, index in old.get_vocab().items() if piece not in kept)
     settings = {
         "sequence_bias": [[[used[0]], 30.0], [[used[0], used[1]], 30.0], [[unused], 99.0]],
         "bad_words_ids": [[used[2], used[3]], [used[4]], [unused, used[5]]],
@@ -499,39 +465,28 @@ def test_what_a_search_is_asked_keeps_its_effect(tmp_path) -> None:
 
         return {key: names(config[key]) for key in settings}
 
-    expected = named(
-        old,
-        {
-            **settings,
-            "sequence_bias": settings["sequence_bias"][:2],
-            "bad_words_ids": settings["bad_words_ids"][:2],
-            "suppress_tokens": [used[6]],
-        },
-    )
+    left = {key: settings[key][:2] for key in ("sequence_bias", "bad_words_ids")}
+    expected = named(old, settings | left | {"suppress_tokens": [used[6]]})
     assert named(new, result.model.generation_config.to_dict()) == expected
-    written = [
-        each.tokenizer.convert_ids_to_tokens(
-            each.model.generate(
-                each.tokenizer(rows()[1], return_tensors="pt").input_ids,
-                max_new_tokens=8,
-                min_new_tokens=8,
-                do_sample=False,
-            )[0]
+
+    def write(checkpoint) -> list[str]:
+        ids = checkpoint.tokenizer(rows()[1], return_tensors="pt").input_ids
+        limits = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+        return checkpoint.tokenizer.convert_ids_to_tokens(
+            checkpoint.model.generate(ids, **limits)[0]
         )
-        for each in (checkpoint, result)
-    ]
-    assert written[0] == written[1]
+
+    assert write(checkpoint) == write(result)
 
 
 @pytest.mark.parametrize("target", ["en_XX", "ro_RO"])
 def test_an_mbarts_targets_end_with_their_own_language(tmp_path, target) -> None:
     """Which its tokenizer's class sees to, and no JSON says; so is the forced first token."""
-    own = json.loads(unigram().backend_tokenizer.to_str())["model"]["vocab"][3:]
+    words = json.loads(unigram().backend_tokenizer.to_str())["model"]["vocab"][3:]
     named = ["<s>", "<pad>", "</s>", "<unk>"], [*FAIRSEQ_LANGUAGE_CODES, "<mask>"]
     first, last = ([(piece, 0.0) for piece in pieces] for pieces in named)
-    old = MBartTokenizer(
-        vocab=[*first, *map(tuple, own), *last], src_lang="en_XX", tgt_lang=target
-    )  # fmt: skip
+    vocab = [*first, *map(tuple, words), *last]
+    old = MBartTokenizer(vocab=vocab, src_lang="en_XX", tgt_lang=target)
     special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     checkpoint = build_case("mbart", special | {"vocab_size": len(old)}, "seq2seq_lm")
     checkpoint.tokenizer = old
@@ -543,11 +498,10 @@ def test_an_mbarts_targets_end_with_their_own_language(tmp_path, target) -> None
     new = result.tokenizer
     assert len(new) < len(old) - 100
     for way in ("text", "text_target"):
-        read = [
-            each.convert_ids_to_tokens(each(**{way: rows()[-1]}).input_ids) for each in (old, new)
-        ]
-        assert read[0] == read[1]
-        assert read[0][-1] == (target if way == "text_target" else "en_XX")
+        text = {way: rows()[-1]}
+        tokens = old.convert_ids_to_tokens(old(**text).input_ids)
+        assert new.convert_ids_to_tokens(new(**text).input_ids) == tokens
+        assert tokens[-1] == (target if way == "text_target" else "en_XX")
     forced = result.model.generation_config.forced_bos_token_id
     assert new.convert_ids_to_tokens(forced) == target and forced != code
     tasks["translation"]["decoder_start_token_id"] = forced

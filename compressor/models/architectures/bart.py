@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.models.block_config import KEY
-from compressor.models.facts import Shape, Stack, Units, Widths, read_blocks
+from compressor.models.structure import (
+    Shape,
+    Stack,
+    Table,
+    Units,
+    Widths,
+    read_blocks,
+)
 
 _BART: dict[str, Any] = {
     "vocab_size": 50265,
@@ -44,6 +51,7 @@ _EMBEDDINGS = {
     "decoder": "model.decoder.embed_tokens.weight",
 }
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_ATTENTIONS = {"encoder": ("self_attn",), "decoder": ("self_attn", "encoder_attn")}
 _POSITION_OFFSET = {"bart": 2, "mbart": 2}
 """Rows that the table of positions has beyond `max_position_embeddings`, never looked up."""
 _EMBEDDING_NORM = frozenset({"bart", "mbart"})
@@ -53,12 +61,12 @@ _FINAL_NORM = frozenset({"mbart", "pegasus"})
 
 
 def _one_table(config: Mapping[str, Any]) -> bool:
-    """Whether encoder and decoder share `model.shared`; Marian's may have a vocabulary each."""
+    """Tell whether both stacks share `model.shared`; Marian's may have a vocabulary each."""
     return bool(config.get("share_encoder_decoder_embeddings", True))
 
 
 def ties(config: Mapping[str, Any]) -> dict[str, str]:
-    """The head is an embedding, unless it is a tensor of its own; embeddings are one, or three.
+    """Tie the head to an embedding, unless it is a tensor of its own; embeddings are one, or three.
 
     With `tie_word_embeddings: false`, transformers 5 gives encoder and decoder a table each, and
     a third, `model.shared`, which nothing looks into.
@@ -74,6 +82,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     norms_before = config["model_type"] in _FINAL_NORM
     layers = config["encoder_layers"]
     encoder = Stack(
+        "encoder",
         "model.encoder.layers",
         "encoder_layers",
         layers,
@@ -83,7 +92,8 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
         if norms_before
         else "",
     )
-    decoder = Stack("model.decoder.layers", "decoder_layers", config["decoder_layers"])
+    layers = config["decoder_layers"]
+    decoder = Stack("decoder", "model.decoder.layers", "decoder_layers", layers)
     return {"encoder": encoder, "decoder": decoder}
 
 
@@ -94,17 +104,11 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     """
     kind, width, tied = config["model_type"], config["d_model"], config["tie_word_embeddings"]
     vocabulary = {"encoder": config["vocab_size"], "decoder": config["vocab_size"]}
-    shapes: dict[str, Shape] = {}
+    shapes = Table()
     if _one_table(config):
         shapes[_SHARED] = (config["vocab_size"], width)
     else:
         vocabulary["decoder"] = config.get("decoder_vocab_size") or config["vocab_size"]
-
-    def dense(name: str, out: int, into: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
-
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width,), (width,)
 
     for side, stack in stacks(config).items():
         if not tied or not _one_table(config):
@@ -112,33 +116,32 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         positions = config["max_position_embeddings"] + _POSITION_OFFSET.get(kind, 0)
         shapes[f"model.{side}.embed_positions.weight"] = (positions, width)
         inner = config[f"{side}_ffn_dim"]
-        for layer in stack.native_layers:
-            block = f"{stack.prefix}.{layer}"
-            for attention in ("self_attn", "encoder_attn")[: 1 + (side == "decoder")]:
+        for layer in stack.paths:
+            for attention in _ATTENTIONS[side]:
                 for name in _PROJECTIONS:
-                    dense(f"{block}.{attention}.{name}", width, width)
-                norm(f"{block}.{attention}_layer_norm")
-            dense(f"{block}.fc1", inner, width)
-            dense(f"{block}.fc2", width, inner)
-            norm(f"{block}.final_layer_norm")
+                    shapes.add_linear(f"{layer}.{attention}.{name}", width, width)
+                shapes.add_norm(f"{layer}.{attention}_layer_norm", width)
+            shapes.add_linear(f"{layer}.fc1", inner, width)
+            shapes.add_linear(f"{layer}.fc2", width, inner)
+            shapes.add_norm(f"{layer}.final_layer_norm", width)
         shapes |= stack.block_parameters(width)
         if kind in _EMBEDDING_NORM:
-            norm(f"model.{side}.layernorm_embedding")
+            shapes.add_norm(f"model.{side}.layernorm_embedding", width)
         if kind in _FINAL_NORM:
-            norm(f"model.{side}.layer_norm")
+            shapes.add_norm(f"model.{side}.layer_norm", width)
     if not tied if untied_head is None else untied_head:
         shapes["lm_head.weight"] = (vocabulary["decoder"], width)
     return shapes
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The six groups of `Linear` weights, and that of the encoder's blocks."""
+    """List the six groups of `Linear` weights, and that of the encoder's blocks."""
     encoder, decoder = stacks(config)["encoder"], stacks(config)["decoder"]
-    own, cross = ([f"{part}.{n}" for n in _PROJECTIONS] for part in ("self_attn", "encoder_attn"))
+    itself, cross = ([f"{part}.{n}" for n in _PROJECTIONS] for part in _ATTENTIONS["decoder"])
     return {
-        "encoder.self_attention": encoder.list_weights(own),
+        "encoder.self_attention": encoder.list_weights(itself),
         "encoder.feed_forward": encoder.list_weights(("fc1", "fc2")),
-        "decoder.self_attention": decoder.list_weights(own),
+        "decoder.self_attention": decoder.list_weights(itself),
         "decoder.cross_attention": decoder.list_weights(cross),
         "decoder.feed_forward": decoder.list_weights(("fc1", "fc2")),
         "lm_head": ("lm_head.weight",),
@@ -147,7 +150,7 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """The weights of `Linear` layers; an embedding is one where the head is tied to it."""
+    """List the weights of `Linear` layers; an embedding is one where the head is tied to it."""
     head = "lm_head.weight" if "lm_head.weight" in shapes else ties(config)["lm_head.weight"]
     return [
         name
@@ -156,44 +159,28 @@ def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
     ]
 
 
-def attentions(config: Mapping[str, Any]) -> list[Units]:
-    """The heads of every attention. They cannot leave: the config has no head size of its own."""
-    found = []
+def heads(config: Mapping[str, Any]) -> list[Units]:
+    """List the heads of every attention."""
+    units = []
     for side, stack in stacks(config).items():
-        key = f"{side}_attention_heads"
-        for layer in stack.native_layers:
-            for part in ("self_attn", "encoder_attn")[: 1 + (side == "decoder")]:
-                name = f"{stack.prefix}.{layer}.{part}"
-                found.append(
-                    Units(
-                        name,
-                        key,
-                        config[key],
-                        {f"{name}.{n}.weight": int(n == "out_proj") for n in _PROJECTIONS},
-                        carried={f"{name}.{n}.bias": 0 for n in _PROJECTIONS[:3]},
-                        stack=side,
-                        stays=f"heads cannot leave a {config['model_type']}: its config has no "
-                        f"head size of its own, which is d_model / {key}",
-                    )
-                )
-    return found
+        for part in _ATTENTIONS[side]:
+            *inner, output = (f"{part}.{name}" for name in _PROJECTIONS)
+            key = f"{side}_attention_heads"
+            units += stack.list_units(config, part, key, inner, output, shared="d_model")
+    return units
 
 
-def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
-    """The neurons of every layer; each stack has a width of its own."""
-    found = []
-    for side, stack in stacks(config).items():
-        key = f"{side}_ffn_dim"
-        for layer in stack.native_layers:
-            name = f"{stack.prefix}.{layer}"
-            matrices = {f"{name}.fc1.weight": 0, f"{name}.fc2.weight": 1}
-            bias = {f"{name}.fc1.bias": 0}
-            found.append(Units(f"{name}.fc1", key, config[key], matrices, bias, side))
-    return found
+def feed_forward(config: Mapping[str, Any]) -> list[Units]:
+    """List the neurons of every layer; each stack has a width of its own."""
+    encoder, decoder = stacks(config).values()
+    return [
+        *encoder.list_units(config, "fc1", "encoder_ffn_dim", ["fc1"], "fc2"),
+        *decoder.list_units(config, "fc1", "decoder_ffn_dim", ["fc1"], "fc2"),
+    ]
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """The pieces: a row each of all tables, the head and its bias. None with two vocabularies."""
+    """List the tokens: a row each of all tables, head and bias. None with two vocabularies."""
     if not _one_table(config):
         return []
     rows = dict.fromkeys((_SHARED, *_EMBEDDINGS.values(), "lm_head.weight"), 0)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.models.block_config import KEY
-from compressor.models.facts import (
+from compressor.models.structure import (
     NO_ENCODER,
     Shape,
     Stack,
+    Table,
     Units,
     Widths,
     count_labels,
@@ -62,7 +63,7 @@ def reserved_positions(config: Mapping[str, Any]) -> int:
 
 
 def ties(config: Mapping[str, Any]) -> dict[str, str]:
-    """None: neither of its heads can share a tensor with the embedding."""
+    """Give none: neither of its heads can share a tensor with the embedding."""
     return {}
 
 
@@ -71,12 +72,11 @@ def _prefix(config: Mapping[str, Any]) -> str:
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    """The layers, in whose place blocks may stand."""
+    """List the encoder's layers, in whose place blocks may stand."""
     prefix, layers = f"{_prefix(config)}encoder.layer", config["num_hidden_layers"]
-    own = Stack(
-        prefix, "num_hidden_layers", layers, per_layer=(KEY,), blocks=read_blocks(config, layers)
-    )
-    return {"encoder": own}
+    blocks = read_blocks(config, layers)
+    key = "num_hidden_layers"
+    return {"encoder": Stack("encoder", prefix, key, layers, per_layer=(KEY,), blocks=blocks)}
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
@@ -85,46 +85,37 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     kind, base = config["model_type"], _prefix(config)
     width, inner = config["hidden_size"], config["intermediate_size"]
     narrow = config["embedding_size"] if kind == "electra" else width
-    shapes: dict[str, Shape] = {
-        f"{base}embeddings.word_embeddings.weight": (config["vocab_size"], narrow),
-        f"{base}embeddings.position_embeddings.weight": (config["max_position_embeddings"], narrow),
-        f"{base}embeddings.token_type_embeddings.weight": (config["type_vocab_size"], narrow),
-    }
-
-    def dense(name: str, out: int, into: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
-
-    def norm(name: str, size: int = width) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (size,), (size,)
-
-    norm(f"{base}embeddings.LayerNorm", narrow)
+    shapes = Table()
+    shapes[f"{base}embeddings.word_embeddings.weight"] = (config["vocab_size"], narrow)
+    positions = config["max_position_embeddings"]
+    shapes[f"{base}embeddings.position_embeddings.weight"] = (positions, narrow)
+    shapes[f"{base}embeddings.token_type_embeddings.weight"] = (config["type_vocab_size"], narrow)
+    shapes.add_norm(f"{base}embeddings.LayerNorm", narrow)
     if narrow != width:
-        dense(f"{base}embeddings_project", width, narrow)
+        shapes.add_linear(f"{base}embeddings_project", width, narrow)
     encoder = stacks(config)["encoder"]
-    for layer in encoder.native_layers:
-        block = f"{encoder.prefix}.{layer}"
+    for layer in encoder.paths:
         for name in _ATTENTION:
-            dense(f"{block}.{name}", width, width)
-        norm(f"{block}.attention.output.LayerNorm")
-        dense(f"{block}.intermediate.dense", inner, width)
-        dense(f"{block}.output.dense", width, inner)
-        norm(f"{block}.output.LayerNorm")
+            shapes.add_linear(f"{layer}.{name}", width, width)
+        shapes.add_norm(f"{layer}.attention.output.LayerNorm", width)
+        shapes.add_linear(f"{layer}.intermediate.dense", inner, width)
+        shapes.add_linear(f"{layer}.output.dense", width, inner)
+        shapes.add_norm(f"{layer}.output.LayerNorm", width)
     shapes |= encoder.block_parameters(width)
     classifies = config["head"] == "sequence_classification"
     # RoBERTa's and ELECTRA's classifiers have two layers, in the pooler's place.
     if kind == "bert" or (kind == "roberta" and not classifies):
-        dense(f"{base}pooler.dense", width, width)
+        shapes.add_linear(f"{base}pooler.dense", width, width)
     if classifies and kind != "bert":
-        dense("classifier.dense", width, width)
+        shapes.add_linear("classifier.dense", width, width)
     if classifies:
-        dense(
-            "classifier" if kind == "bert" else "classifier.out_proj", count_labels(config), width
-        )
+        last = "classifier" if kind == "bert" else "classifier.out_proj"
+        shapes.add_linear(last, count_labels(config), width)
     return shapes
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The two groups of `Linear` weights of the encoder's layers, and that of its blocks."""
+    """List the two groups of `Linear` weights of the encoder's layers, and that of its blocks."""
     encoder = stacks(config)["encoder"]
     return {
         "encoder.self_attention": encoder.list_weights(_ATTENTION),
@@ -134,48 +125,24 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """The weights of `Linear` layers."""
+    """List the weights of `Linear` layers."""
     return [n for n, shape in shapes.items() if len(shape) == 2 and "embeddings." not in n]
 
 
-def attentions(config: Mapping[str, Any]) -> list[Units]:
-    """The heads of every layer. They cannot leave: the config has no head size of its own."""
-    stack = stacks(config)["encoder"]
-    found = []
-    for layer in stack.native_layers:
-        name = f"{stack.prefix}.{layer}.attention"
-        inner = [f"{name}.self.{part}" for part in ("query", "key", "value")]
-        found.append(
-            Units(
-                name,
-                "num_attention_heads",
-                config["num_attention_heads"],
-                {f"{n}.weight": 0 for n in inner} | {f"{name}.output.dense.weight": 1},
-                carried={f"{n}.bias": 0 for n in inner},
-                stack="encoder",
-                stays="heads cannot leave a BERT: its config has no head size of its own, which is "
-                "hidden_size / num_attention_heads",
-            )
-        )
-    return found
+def heads(config: Mapping[str, Any]) -> list[Units]:
+    """List the heads of every layer."""
+    encoder, (*inner, output) = stacks(config)["encoder"], _ATTENTION
+    key = "num_attention_heads"
+    return encoder.list_units(config, "attention", key, inner, output, shared="hidden_size")
 
 
-def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
-    """The neurons of every layer."""
-    stack = stacks(config)["encoder"]
-    found = []
-    for layer in stack.native_layers:
-        name = f"{stack.prefix}.{layer}"
-        matrices = {f"{name}.intermediate.dense.weight": 0, f"{name}.output.dense.weight": 1}
-        bias = {f"{name}.intermediate.dense.bias": 0}
-        count = config["intermediate_size"]
-        found.append(
-            Units(f"{name}.intermediate", "intermediate_size", count, matrices, bias, "encoder")
-        )
-    return found
+def feed_forward(config: Mapping[str, Any]) -> list[Units]:
+    """List the neurons of every layer."""
+    encoder, (inner, output) = stacks(config)["encoder"], _FEED_FORWARD
+    return encoder.list_units(config, "intermediate", "intermediate_size", [inner], output)
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """The pieces: a row each of the word embedding."""
+    """List the tokens: a row each of the word embedding."""
     rows = {f"{_prefix(config)}embeddings.word_embeddings.weight": 0}
     return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.models.block_config import KEY
-from compressor.models.facts import Shape, Stack, Units, Widths, count_labels, read_blocks
+from compressor.models.structure import (
+    Shape,
+    Stack,
+    Table,
+    Units,
+    Widths,
+    count_labels,
+    read_blocks,
+)
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "distilbert": {
@@ -26,7 +34,7 @@ _ATTENTION = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attentio
 
 
 def ties(config: Mapping[str, Any]) -> dict[str, str]:
-    """None: neither of its heads can share a tensor with the embedding."""
+    """Give none: neither of its heads can share a tensor with the embedding."""
     return {}
 
 
@@ -35,46 +43,39 @@ def _prefix(config: Mapping[str, Any]) -> str:
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    """The layers, in whose place blocks may stand."""
+    """List the encoder's layers, in whose place blocks may stand."""
     prefix, layers = f"{_prefix(config)}transformer.layer", config["n_layers"]
-    own = Stack(prefix, "n_layers", layers, per_layer=(KEY,), blocks=read_blocks(config, layers))
-    return {"encoder": own}
+    blocks = read_blocks(config, layers)
+    encoder = Stack("encoder", prefix, "n_layers", layers, per_layer=(KEY,), blocks=blocks)
+    return {"encoder": encoder}
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
     """Name → shape of every parameter; `config["head"]` says what stands on the encoder."""
     del untied_head
     base, width, inner = _prefix(config), config["dim"], config["hidden_dim"]
-    shapes: dict[str, Shape] = {
-        f"{base}embeddings.word_embeddings.weight": (config["vocab_size"], width),
-        f"{base}embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
-    }
-
-    def dense(name: str, out: int, into: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
-
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width,), (width,)
-
-    norm(f"{base}embeddings.LayerNorm")
+    shapes = Table()
+    shapes[f"{base}embeddings.word_embeddings.weight"] = (config["vocab_size"], width)
+    positions = config["max_position_embeddings"]
+    shapes[f"{base}embeddings.position_embeddings.weight"] = (positions, width)
+    shapes.add_norm(f"{base}embeddings.LayerNorm", width)
     encoder = stacks(config)["encoder"]
-    for layer in encoder.native_layers:
-        block = f"{encoder.prefix}.{layer}"
+    for layer in encoder.paths:
         for name in _ATTENTION:
-            dense(f"{block}.{name}", width, width)
-        norm(f"{block}.sa_layer_norm")
-        dense(f"{block}.ffn.lin1", inner, width)
-        dense(f"{block}.ffn.lin2", width, inner)
-        norm(f"{block}.output_layer_norm")
+            shapes.add_linear(f"{layer}.{name}", width, width)
+        shapes.add_norm(f"{layer}.sa_layer_norm", width)
+        shapes.add_linear(f"{layer}.ffn.lin1", inner, width)
+        shapes.add_linear(f"{layer}.ffn.lin2", width, inner)
+        shapes.add_norm(f"{layer}.output_layer_norm", width)
     shapes |= encoder.block_parameters(width)
     if config["head"] == "sequence_classification":
-        dense("pre_classifier", width, width)
-        dense("classifier", count_labels(config), width)
+        shapes.add_linear("pre_classifier", width, width)
+        shapes.add_linear("classifier", count_labels(config), width)
     return shapes
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The two groups of `Linear` weights of the encoder's layers, and that of its blocks."""
+    """List the two groups of `Linear` weights of the encoder's layers, and that of its blocks."""
     encoder = stacks(config)["encoder"]
     return {
         "encoder.self_attention": encoder.list_weights(_ATTENTION),
@@ -84,44 +85,23 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """The weights of `Linear` layers."""
+    """List the weights of `Linear` layers."""
     return [n for n, shape in shapes.items() if len(shape) == 2 and "embeddings." not in n]
 
 
-def attentions(config: Mapping[str, Any]) -> list[Units]:
-    """The heads of every layer. They cannot leave: the config has no head size of its own."""
-    stack = stacks(config)["encoder"]
-    found = []
-    for layer in stack.native_layers:
-        names = [f"{stack.prefix}.{layer}.{part}" for part in _ATTENTION]
-        found.append(
-            Units(
-                f"{stack.prefix}.{layer}.attention",
-                "n_heads",
-                config["n_heads"],
-                {f"{n}.weight": int(n == names[-1]) for n in names},
-                carried={f"{n}.bias": 0 for n in names[:-1]},
-                stack="encoder",
-                stays="heads cannot leave a DistilBERT: its config has no head size of its own, "
-                "which is dim / n_heads",
-            )
-        )
-    return found
+def heads(config: Mapping[str, Any]) -> list[Units]:
+    """List the heads of every layer."""
+    encoder, (*inner, output) = stacks(config)["encoder"], _ATTENTION
+    return encoder.list_units(config, "attention", "n_heads", inner, output, shared="dim")
 
 
-def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
-    """The neurons of every layer."""
-    stack = stacks(config)["encoder"]
-    found = []
-    for layer in stack.native_layers:
-        name = f"{stack.prefix}.{layer}.ffn"
-        matrices = {f"{name}.lin1.weight": 0, f"{name}.lin2.weight": 1}
-        bias = {f"{name}.lin1.bias": 0}
-        found.append(Units(name, "hidden_dim", config["hidden_dim"], matrices, bias, "encoder"))
-    return found
+def feed_forward(config: Mapping[str, Any]) -> list[Units]:
+    """List the neurons of every layer."""
+    encoder = stacks(config)["encoder"]
+    return encoder.list_units(config, "ffn", "hidden_dim", ["ffn.lin1"], "ffn.lin2")
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """The pieces: a row each of the word embedding."""
+    """List the tokens: a row each of the word embedding."""
     rows = {f"{_prefix(config)}embeddings.word_embeddings.weight": 0}
     return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from compressor.models.facts import Shape, Stack, Units, Widths, count_labels
+from compressor.models.structure import Shape, Stack, Units, Widths, count_labels
 
 _LLAMA: dict[str, Any] = {
     "vocab_size": 32000,
@@ -42,15 +43,16 @@ def _prefix(config: Mapping[str, Any]) -> str:
 
 
 def ties(config: Mapping[str, Any]) -> dict[str, str]:
-    """The head is the embedding, unless it is a tensor of its own."""
+    """Tie the head to the embedding, unless it is a tensor of its own."""
     return {"lm_head.weight": "model.embed_tokens.weight"} if config["head"] == "causal_lm" else {}
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    """The layers. Qwen's may attend to all or within a window: `layer_types` says which."""
+    """List the layers. Qwen's may attend to all or within a window: `layer_types` says which."""
     qwen = config["model_type"] != "llama"
     return {
         "decoder": Stack(
+            "decoder",
             f"{_prefix(config)}layers",
             "num_hidden_layers",
             config["num_hidden_layers"],
@@ -67,11 +69,10 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     heads, size = config["num_attention_heads"], config.get("head_dim")
     size = size or width // heads
     queries, keys = heads * size, (config.get("num_key_value_heads") or heads) * size
-    rows = (queries, keys, keys, width)
+    attention_rows = (queries, keys, keys, width)
     shapes: dict[str, Shape] = {f"{base}embed_tokens.weight": (config["vocab_size"], width)}
-    for layer in range(config["num_hidden_layers"]):
-        block = f"{base}layers.{layer}"
-        for name, out in zip(_ATTENTION, rows, strict=True):
+    for block in stacks(config)["decoder"].paths:
+        for name, out in zip(_ATTENTION, attention_rows, strict=True):
             shapes[f"{block}.{name}.weight"] = (out, queries if name.endswith("o_proj") else width)
             # Qwen2 has a bias wherever Llama's `attention_bias` puts one, but for the output.
             if config.get("attention_bias") or (kind == "qwen2" and not name.endswith("o_proj")):
@@ -95,17 +96,17 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The groups of `Linear` weights of the layers, and the head."""
+    """List the groups of `Linear` weights of the layers, and the head."""
     decoder = stacks(config)["decoder"]
-    found = {
+    weights = {
         "decoder.self_attention": decoder.list_weights(_ATTENTION),
         "decoder.feed_forward": decoder.list_weights(_FEED_FORWARD),
     }
-    return found | ({"lm_head": ("lm_head.weight",)} if config["head"] == "causal_lm" else {})
+    return weights | ({"lm_head": ("lm_head.weight",)} if config["head"] == "causal_lm" else {})
 
 
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """The weights of `Linear` layers; the embedding is one where the head is tied to it."""
+    """List the weights of `Linear` layers; the embedding is one where the head is tied to it."""
     tied = config["head"] == "causal_lm" and "lm_head.weight" not in shapes
     return [
         name
@@ -114,44 +115,22 @@ def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
     ]
 
 
-def attentions(config: Mapping[str, Any]) -> list[Units]:
-    """The heads of every layer. They stay: queries share keys, by two numbers of the config."""
-    stack = stacks(config)["decoder"]
-    return [
-        Units(
-            f"{stack.prefix}.{layer}.self_attn",
-            "num_attention_heads",
-            config["num_attention_heads"],
-            {f"{stack.prefix}.{layer}.self_attn.o_proj.weight": 1},
-            stack="decoder",
-            stays=f"heads of a {config['model_type']} are not sliced: groups of them share keys",
-        )
-        for layer in range(stack.layers)
-    ]
+def heads(config: Mapping[str, Any]) -> list[Units]:
+    """List the heads. They stay: queries share keys, by two numbers of the config."""
+    stays = f"heads of a {config['model_type']} are not sliced: groups of them share keys"
+    decoder, key = stacks(config)["decoder"], "num_attention_heads"
+    units = decoder.list_units(config, "self_attn", key, (), _ATTENTION[-1])
+    return [replace(part, stays=stays) for part in units]
 
 
-def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
-    """The neurons of every layer: a row of gate and up each, and a column of down."""
-    stack = stacks(config)["decoder"]
-    found = []
-    for layer in range(stack.layers):
-        names = [f"{stack.prefix}.{layer}.{part}" for part in _FEED_FORWARD]
-        matrices = {f"{n}.weight": int(n.endswith("down_proj")) for n in names}
-        biases = [n for n in names if config.get("mlp_bias") and not n.endswith("down_proj")]
-        found.append(
-            Units(
-                f"{stack.prefix}.{layer}.mlp",
-                "intermediate_size",
-                config["intermediate_size"],
-                matrices,
-                {f"{n}.bias": 0 for n in biases},
-                stack="decoder",
-            )
-        )
-    return found
+def feed_forward(config: Mapping[str, Any]) -> list[Units]:
+    """List the neurons of every layer: a row of gate and up each, and a column of down."""
+    decoder, (*inner, output) = stacks(config)["decoder"], _FEED_FORWARD
+    key, biases = "intermediate_size", bool(config.get("mlp_bias"))
+    return decoder.list_units(config, "mlp", key, inner, output, biases=biases)
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """The pieces: a row each of the embedding, and of the head where it is not tied."""
+    """List the tokens: a row each of the embedding, and of the head where it is not tied."""
     rows = {f"{_prefix(config)}embed_tokens.weight": 0, "lm_head.weight": 0}
     return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from compressor.models.facts import Channels, ConfigError, Shape, Stack, Units, Widths
+from compressor.models.structure import (
+    Channels,
+    ConfigError,
+    Shape,
+    Stack,
+    Units,
+    Widths,
+)
 
 _T5: dict[str, Any] = {
     "vocab_size": 32128,
@@ -53,7 +60,7 @@ _QKVO = ("q", "k", "v", "o")
 
 
 def scales_outputs(kind: str, config: Mapping[str, Any]) -> bool:
-    """Whether decoder outputs are multiplied by d_model**-0.5 before the head; an mT5's never are.
+    """Tell whether decoder outputs are multiplied by d_model**-0.5 before the head; no mT5's are.
 
     A file says it by `tie_word_embeddings`, which transformers 5 reads into an entry of its own.
     """
@@ -62,16 +69,12 @@ def scales_outputs(kind: str, config: Mapping[str, Any]) -> bool:
 
 
 def ties(config: Mapping[str, Any]) -> dict[str, str]:
-    """The head is the embedding, unless it is a tensor of its own."""
+    """Tie the head to the embedding, unless it is a tensor of its own."""
     return {"lm_head.weight": "shared.weight"}
 
 
-def _decoder_layers(config: Mapping[str, Any]) -> int:
-    return int(config.get("num_decoder_layers") or config["num_layers"])
-
-
 def _attention(config: Mapping[str, Any], stack: str) -> str:
-    """The name, under a block, of a stack's self-attention: LongT5's encoder has its own kinds."""
+    """Name a stack's self-attention, under a block: LongT5's encoder has its own kinds."""
     kind = config.get("encoder_attention_type", "local")
     if config["model_type"] != "longt5" or stack == "decoder":
         return "layer.0.SelfAttention"
@@ -82,26 +85,23 @@ def _attention(config: Mapping[str, Any], stack: str) -> str:
 
 
 def _biases(attention: str) -> tuple[str, ...]:
-    """The relative-position biases that block 0 has and the others use."""
+    """Name the relative-position biases that block 0 has and the others use."""
     kinds = ("", "global_") if "Global" in attention else ("",)
     return tuple(f"{attention}.{kind}relative_attention_bias.weight" for kind in kinds)
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """Encoder and decoder. Only block 0 of each has the relative-position bias."""
+    stays = "its first layer hands a position bias to the others, and a block hands none on"
 
-    def stack(name: str, key: str, layers: int) -> Stack:
-        return Stack(
-            f"{name}.block",
-            key,
-            layers,
-            _biases(_attention(config, name)),
-            stays="its first layer hands a position bias to the others, and a block hands none on",
-        )
+    def stack(name: Literal["encoder", "decoder"], key: str, layers: int) -> Stack:
+        biases = _biases(_attention(config, name))
+        return Stack(name, f"{name}.block", key, layers, biases, stays=stays)
 
+    layers = config["num_layers"], int(config.get("num_decoder_layers") or config["num_layers"])
     return {
-        "encoder": stack("encoder", "num_layers", config["num_layers"]),
-        "decoder": stack("decoder", "num_decoder_layers", _decoder_layers(config)),
+        "encoder": stack("encoder", "num_layers", layers[0]),
+        "decoder": stack("decoder", "num_decoder_layers", layers[1]),
     }
 
 
@@ -146,7 +146,7 @@ def _feed_forward(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The six groups of `Linear` weights, in the order in which system B prunes them."""
+    """List the six groups of `Linear` weights, in the order in which system B prunes them."""
     encoder, decoder = stacks(config)["encoder"], stacks(config)["decoder"]
 
     def under(part: str, names: tuple[str, ...]) -> list[str]:
@@ -164,7 +164,7 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """The weights of `Linear` layers; the embedding is one where the head is tied to it."""
+    """List the weights of `Linear` layers; the embedding is one where the head is tied to it."""
     tied = "lm_head.weight" not in shapes
     return [
         name
@@ -175,54 +175,51 @@ def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
     ]
 
 
-def attentions(config: Mapping[str, Any]) -> list[Units]:
-    """The heads of every attention; `d_kv` is a config's own, so their number is free.
+def heads(config: Mapping[str, Any]) -> list[Units]:
+    """List the heads of every attention; `d_kv` is a config's own, so their number is free.
 
     One column a head of the relative-position bias, in block 0, serves all layers of its stack:
     head h has to be the same head in each of them. Cross-attention has no such bias.
     """
-    found = []
-    for stack, spec in stacks(config).items():
-        for layer in range(spec.layers):
-            parts = [_attention(config, stack), "layer.1.EncDecAttention"]
-            for part in parts[: 2 if stack == "decoder" else 1]:
-                name = f"{spec.prefix}.{layer}.{part}"
-                own = part == parts[0]
-                biases = spec.first_layer_only if own and layer == 0 else ()
-                found.append(
+    units = []
+    for side, stack in stacks(config).items():
+        itself, cross = _attention(config, side), "layer.1.EncDecAttention"
+        for layer in stack.paths:
+            for part in (itself, cross) if side == "decoder" else (itself,):
+                first = part == itself and layer == stack.paths[0]
+                biases = stack.first_layer_only if first else ()
+                units.append(
                     Units(
-                        name,
+                        f"{layer}.{part}",
                         "num_heads",
                         config["num_heads"],
-                        {f"{name}.{matrix}.weight": int(matrix == "o") for matrix in "qkvo"},
-                        carried={f"{spec.prefix}.0.{bias}": 1 for bias in biases},
-                        stack=stack,
-                        chosen_with=f"{stack}.self_attention" if own else "",
+                        {f"{layer}.{part}.{name}.weight": int(name == "o") for name in _QKVO},
+                        carried={f"{layer}.{bias}": 1 for bias in biases},
+                        stack=side,
+                        chosen_with=f"{side}.self_attention" if part == itself else "",
                     )
                 )
-    return found
+    return units
 
 
-def feed_forwards(config: Mapping[str, Any]) -> list[Units]:
-    """The neurons of every feed-forward layer; a gated one has two rows and a column of each."""
-    found = []
-    for stack, spec in stacks(config).items():
-        last = 2 if stack == "decoder" else 1
-        for layer in range(spec.layers):
-            name = f"{spec.prefix}.{layer}.layer.{last}.DenseReluDense"
-            matrices = {f"{name}.{m}.weight": int(m == "wo") for m in _feed_forward(config)}
-            found.append(Units(name, "d_ff", config["d_ff"], matrices, stack=stack))
-    return found
+def feed_forward(config: Mapping[str, Any]) -> list[Units]:
+    """List the neurons of every layer; a gated one has two rows and a column of each."""
+    units = []
+    for side, stack in stacks(config).items():
+        part = f"layer.{2 if side == 'decoder' else 1}.DenseReluDense"
+        *inner, output = (f"{part}.{name}" for name in _feed_forward(config))
+        units += stack.list_units(config, part, "d_ff", inner, output, biases=False)
+    return units
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """The pieces: a row each of the embedding, and of the head where it is not tied."""
+    """List the tokens: a row each of the embedding, and of the head where it is not tied."""
     rows = {"shared.weight": 0, "lm_head.weight": 0}
     return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]
 
 
 def channels(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[Channels]:
-    """What a norm hands to linear layers, values to `o`, and neurons to `wo`.
+    """List what a norm hands to linear layers, values to `o`, and neurons to `wo`.
 
     Values are averaged, and a norm or a neuron ends with a product (a ReLU lets one through): all
     pass a factor on. A tied head's channels are the embedding's too, and stay. LongT5's encoder
@@ -230,35 +227,31 @@ def channels(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[Cha
     """
     if config["model_type"] == "longt5":
         return []
-    found, cross = [], []
+    pairs, cross = [], []
     for side, stack in stacks(config).items():
-        for block in (f"{stack.prefix}.{layer}" for layer in range(stack.layers)):
-            own = f"{block}.layer.0.SelfAttention"
-            readers = tuple(f"{own}.{name}.weight" for name in "qkv")
-            found.append(Channels((f"{block}.layer.0.layer_norm.weight",), readers))
-            found.append(Channels((f"{own}.v.weight",), (f"{own}.o.weight",)))
+        for block in stack.paths:
+            itself, other = f"{block}.layer.0.SelfAttention", f"{block}.layer.1.EncDecAttention"
+            norms = [f"{block}.layer.{i}.layer_norm.weight" for i in range(2)]
+            pairs.append(([norms[0]], [f"{itself}.{name}.weight" for name in "qkv"]))
+            pairs.append(([f"{itself}.v.weight"], [f"{itself}.o.weight"]))
             if side == "decoder":
-                other = f"{block}.layer.1.EncDecAttention"
-                norm = f"{block}.layer.1.layer_norm.weight"
-                found.append(Channels((norm,), (f"{other}.q.weight",)))
-                found.append(Channels((f"{other}.v.weight",), (f"{other}.o.weight",)))
+                pairs.append(([norms[1]], [f"{other}.q.weight"]))
+                pairs.append(([f"{other}.v.weight"], [f"{other}.o.weight"]))
                 cross += [f"{other}.k.weight", f"{other}.v.weight"]
-            found += _neurons(config, f"{block}.layer.{2 if side == 'decoder' else 1}")
-    found.append(Channels(("encoder.final_layer_norm.weight",), tuple(cross)))
+            pairs += _neurons(config, f"{block}.layer.{2 if side == 'decoder' else 1}")
+    pairs.append((["encoder.final_layer_norm.weight"], cross))
     if "lm_head.weight" in shapes:
-        found.append(Channels(("decoder.final_layer_norm.weight",), ("lm_head.weight",)))
-    return found
+        pairs.append((["decoder.final_layer_norm.weight"], ["lm_head.weight"]))
+    return [Channels(tuple(writers), tuple(readers)) for writers, readers in pairs]
 
 
-def _neurons(config: Mapping[str, Any], layer: str) -> list[Channels]:
-    """What a feed-forward layer reads and, where its activation passes factors on, its neurons."""
+def _neurons(config: Mapping[str, Any], layer: str) -> list[tuple[list[str], list[str]]]:
+    """List the channels of a feed-forward layer; neurons only where factors pass its activation."""
     dense, (*inner, last) = f"{layer}.DenseReluDense", _feed_forward(config)
-    reads = Channels(
-        (f"{layer}.layer_norm.weight",), tuple(f"{dense}.{name}.weight" for name in inner)
-    )
-    if inner == ["wi"] and config["feed_forward_proj"] != "relu":
-        return [reads]
-    return [reads, Channels((f"{dense}.{inner[-1]}.weight",), (f"{dense}.{last}.weight",))]
+    pairs = [([f"{layer}.layer_norm.weight"], [f"{dense}.{name}.weight" for name in inner])]
+    if inner != ["wi"] or config["feed_forward_proj"] == "relu":
+        pairs.append(([f"{dense}.{inner[-1]}.weight"], [f"{dense}.{last}.weight"]))
+    return pairs
 
 
 T5_TYPES = frozenset({"t5", "mt5", "longt5"})

@@ -16,7 +16,8 @@ from compressor.backends.generation_config import OF_TOKENS
 from compressor.core.differences import Difference, find_differences
 from compressor.data.sources import Data
 from compressor.engine.plan import Plan
-from compressor.models.facts import Facts, Widths, evenly_spaced, load_architecture
+from compressor.models.facts import Facts, evenly_spaced, load_architecture
+from compressor.models.structure import Widths
 from compressor.stages.base import Planning, Stage
 from compressor.stages.load import Load, TrainTokenizer
 from compressor.training.launch_config import Launch

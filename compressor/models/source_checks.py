@@ -1,0 +1,66 @@
+"""Check where a model's weights, code and config come from, before it is loaded. No torch here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.core.redaction import is_secret
+
+Problem = Callable[[str, str], None]
+"""Reports a message at a key below the stage."""
+
+_MISSPELT = 0.85
+"""As alike as `n_layers` and `num_layers`; no key of a known config is so like one it is not."""
+
+_RUNTIME_KEYS = {"attn_implementation", "_attn_implementation", "experts_implementation"}
+"""Keys of a config that say how a model is run, and could name code of the hub."""
+
+
+def check_origins(
+    config: Mapping[str, Any], folder: Path | None, problem: Problem, *, runs_code: bool
+) -> None:
+    """Report weights or code of a source from a place that the key does not cover."""
+    if folder is not None and (folder / "adapter_config.json").is_file():
+        message = f"{str(folder)!r} has a PEFT adapter beside the model, which is not loaded; "
+        problem("source", f"{message}merge it (`merge_and_unload`) and save that")
+    if "transformers_weights" in config:
+        message = "its config's transformers_weights names a file of its own; call that file "
+        problem("source", f"{message}model.safetensors, and leave the key out")
+    code = config.get("auto_map") if runs_code else None
+    names = [str(name) for name in (code.values() if isinstance(code, dict) else ())]
+    if elsewhere := next((name for name in names if "--" in name), None):
+        message = f"the config takes code from another repository, {elsewhere!r}; copy it into "
+        problem("trust_remote_code", f"{message}the model's folder")
+
+
+def check_secrets(config: Mapping[str, Any], problem: Problem) -> None:
+    """Report secrets in a recipe's config."""
+    for key in _find_secrets(config):
+        message = "looks like a secret, and every saved model has its config beside it"
+        problem(f"config.{key}", message)
+
+
+def _find_secrets(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the key paths of a config that name a secret."""
+    for key, value in config.items():
+        if is_secret(str(key)):
+            yield f"{prefix}{key}"
+        elif isinstance(value, Mapping):
+            yield from _find_secrets(value, f"{prefix}{key}.")
+
+
+def check_fresh_config(config: Iterable[str], known: Iterable[str], problem: Problem) -> None:
+    """Report keys of a fresh model's config that are misspelt, or not for a recipe to set.
+
+    Only a key that is almost a known one, which transformers would pass over. A config has others,
+    such as its task's, that decide nothing here.
+    """
+    keys, known = set(config), set(known)
+    for key in sorted(keys & _RUNTIME_KEYS):
+        problem(f"config.{key}", "is for what runs the model to choose; leave it out")
+    for key in sorted(keys - known):
+        if close := difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT):
+            problem(f"config.{key}", f"no such key; did you mean {close[0]!r}?")

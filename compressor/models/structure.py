@@ -1,0 +1,230 @@
+"""The parts that an architecture declares of itself: widths, stacks of layers, units, channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from compressor.models.block_config import KEY, BlockSizes
+
+Shape = tuple[int, ...]
+UnitKind = Literal["heads", "feed_forward", "vocabulary"]
+
+NO_ENCODER = (False, "its layers attend to an encoder's states, and there is no encoder")
+"""What `ONLY` says of `add_cross_attention`."""
+
+
+class ConfigError(ValueError):
+    """A config's value that no model can have. `key` is the config's."""
+
+    def __init__(self, key: str, message: str) -> None:
+        self.key = key
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Keys of a config that say how wide a model is: what a narrower one of its kind changes."""
+
+    hidden: str
+    """The width of the states that layers hand on; heads share it where there is no `head_size`."""
+    feed_forward: tuple[str, ...]
+    heads: tuple[str, ...]
+    key_heads: str = ""
+    """How many heads have keys of their own, where queries may share them."""
+    head_size: str = ""
+    embedding: str = ""
+    """The width of the word embedding, where it has one of its own."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Equal units that can leave a model: the heads of one attention, the neurons of one
+    feed-forward layer, or the tokens of the vocabulary.
+
+    `matrices` and `carried` are parameter name → axis. Along its axis each tensor consists of
+    `count` equal blocks, one a unit, in the same order in all of them.
+    """
+
+    name: str
+    config_key: str
+    """The config's width that says how many units there are, here and wherever else it counts."""
+    count: int
+    matrices: Mapping[str, int]
+    """What a unit is judged by. Where all of these are zero, the unit adds nothing."""
+    carried: Mapping[str, int] = field(default_factory=dict)
+    """What goes with a unit without a say in its importance: biases, a position bias's columns."""
+    stack: str = ""
+    chosen_with: str = ""
+    """Units of the same `chosen_with` must lose the same indices; "" chooses for itself."""
+    stays: str = ""
+    """Why a plain config cannot express another width; "" where it can."""
+
+    @property
+    def tensors(self) -> dict[str, int]:
+        return {**self.matrices, **self.carried}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A run of layers, `prefix.{i}.…` their parameters, `config_key` their count.
+
+    All are alike but those in whose place a block stands.
+    """
+
+    name: Literal["encoder", "decoder"]
+    prefix: str
+    config_key: str
+    layers: int
+    first_layer_only: tuple[str, ...] = ()
+    """Parameter names, under `prefix.0.`, that whichever layer comes first must carry."""
+    per_layer: tuple[str, ...] = ()
+    """Keys of the config that have a list with one entry a layer, or nothing."""
+    leading: tuple[str, ...] = ()
+    """Keys of the config that say how many layers, counted from the first, are of one kind."""
+    blocks: tuple[BlockSizes | None, ...] = ()
+    """For each layer the sizes of the block in its place, or None; empty where there is none."""
+    stays: str = ""
+    """Why no block can stand in the place of a layer; "" where one can."""
+
+    @property
+    def native_layers(self) -> list[int]:
+        """The layers that are the architecture's own."""
+        return [i for i in range(self.layers) if not self.blocks or self.blocks[i] is None]
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of the layers that are the architecture's own."""
+        return [f"{self.prefix}.{layer}" for layer in self.native_layers]
+
+    def list_units(
+        self,
+        config: Mapping[str, Any],
+        part: str,
+        key: str,
+        inner: Iterable[str],
+        output: str,
+        *,
+        biases: bool = True,
+        transposed: bool = False,
+        count: int = 0,
+        shared: str = "",
+    ) -> list[Units]:
+        """List the units of a part of every layer: rows of inner matrices, columns of the output.
+
+        `part`, `inner` and `output` are paths in a layer. `biases`: the inner ones have some.
+        `transposed`: as in `Conv1D`. `count`: where the config does not say it. `shared`: the
+        config's width that heads divide among them, so that none can leave.
+        """
+        stays = f"heads cannot leave a {config['model_type']}: its config has no head size of its "
+        names, row = tuple(inner), int(transposed)
+        return [
+            Units(
+                f"{path}.{part}",
+                key,
+                count or config[key],
+                {f"{path}.{n}.weight": row for n in names} | {f"{path}.{output}.weight": 1 - row},
+                carried={f"{path}.{n}.bias": 0 for n in names} if biases else {},
+                stack=self.name,
+                stays=f"{stays}own, which is {shared} / {key}" if shared else "",
+            )
+            for path in self.paths
+        ]
+
+    def list_weights(self, names: Sequence[str]) -> tuple[str, ...]:
+        """List the full names of these modules' weights, layer by layer."""
+        return tuple(f"{path}.{name}.weight" for path in self.paths for name in names)
+
+    def _list_blocks(self) -> list[tuple[str, BlockSizes]]:
+        """List (path, sizes) of the blocks."""
+        pairs = enumerate(self.blocks)
+        return [(f"{self.prefix}.{layer}", sizes) for layer, sizes in pairs if sizes is not None]
+
+    def block_parameters(self, width: int) -> dict[str, Shape]:
+        """Map every parameter of the blocks to its shape, in a model of `width`."""
+        return {
+            f"{path}.{name}": shape
+            for path, sizes in self._list_blocks()
+            for name, shape in sizes.list_parameters(width).items()
+        }
+
+    def block_groups(self) -> dict[str, tuple[str, ...]]:
+        """Make the group of the blocks' `Linear` weights, where there are blocks."""
+        names = (f"{p}.{name}" for p, sizes in self._list_blocks() for name in sizes.list_weights())
+        return {"encoder.block": weights} if (weights := tuple(names)) else {}
+
+    def with_block(self, layer: int, sizes: BlockSizes) -> dict[str, Any]:
+        """Give the entry of the config that changes when a block takes the place of `layer`."""
+        blocks = [*(self.blocks or [None] * self.layers)]
+        blocks[layer] = sizes
+        return {KEY: [block.model_dump() if block else None for block in blocks]}
+
+    def config_after(self, config: Mapping[str, Any], layers: list[int]) -> dict[str, Any]:
+        """Give the entries of `config` that change when only `layers` are kept."""
+        changed: dict[str, Any] = {self.config_key: len(layers)}
+        for key in self.per_layer:
+            if config.get(key) is not None:
+                changed[key] = [config[key][layer] for layer in layers]
+        for key in self.leading:
+            if config.get(key) is not None:
+                changed[key] = sum(layer < config[key] for layer in layers)
+        return changed
+
+    def renumber_parameter(self, name: str, layers: list[int]) -> str | None:
+        """Give the name that a parameter has after keeping `layers`, or None if it goes."""
+        if not name.startswith(f"{self.prefix}."):
+            return name
+        index, rest = name[len(self.prefix) + 1 :].split(".", 1)
+        if rest in self.first_layer_only:
+            return name
+        if int(index) not in layers:
+            return None
+        return f"{self.prefix}.{layers.index(int(index))}.{rest}"
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels between two layers, which can be made smaller in the first and larger in the next.
+
+    Divided by a number a channel in `writers`, along their first axis, and multiplied by it in
+    `readers`, along their last, they leave what the model computes as it was. All `readers` read
+    these channels, and nothing else does.
+    """
+
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+class Table(dict[str, Shape]):
+    """Name → shape of parameters, as an architecture adds them."""
+
+    def add_linear(self, name: str, out: int, into: int) -> None:
+        """Add the weight and bias of an `nn.Linear`."""
+        self[f"{name}.weight"], self[f"{name}.bias"] = (out, into), (out,)
+
+    def add_norm(self, name: str, width: int) -> None:
+        """Add the weight and bias of a layer norm."""
+        self[f"{name}.weight"], self[f"{name}.bias"] = (width,), (width,)
+
+
+def count_labels(config: Mapping[str, Any]) -> int:
+    """Count the classes of a classifier; transformers' default is 2."""
+    return int(config.get("num_labels") or len(config.get("id2label") or ()) or 2)
+
+
+def read_blocks(config: Mapping[str, Any], layers: int) -> tuple[BlockSizes | None, ...]:
+    """Read the blocks that a config puts in the place of layers. Raises ConfigError."""
+    listed = config.get(KEY)
+    if listed is None:
+        return ()
+    if not isinstance(listed, list) or len(listed) != layers:
+        raise ConfigError(KEY, f"expected a list of {layers}, an entry for each layer")
+    try:
+        return tuple(e if e is None else BlockSizes.model_validate(e) for e in listed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(KEY, f"{where}: {first['msg']}") from error
