@@ -1,0 +1,65 @@
+"""What the command takes before it works: `--help`, and the plan of a recipe that the store has.
+
+    make bench NAME=startup
+
+CPU seconds, the least of some rounds: others may use the machine. It fails above the limits, and
+where a command has imported what it does not need.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from compressor.core import machine
+from tests.benchmarks.report import write
+from tests.harness.recipes import RECIPE
+
+ROUNDS = 5
+PLAN = "plan mine.yaml skip=[finetune,recover]"
+LIMITS = {"--help": 0.15, PLAN: 0.8}
+"""Seconds of each command."""
+UNNEEDED = {"torch", "transformers", "datasets", "huggingface_hub"}
+CODE = f"""
+import sys
+from compressor.cli.main import main
+code = main(sys.argv[1:])
+loaded = sys.modules.keys() & {sorted(UNNEEDED)}
+sys.exit(code or ", ".join(loaded) or 0)
+"""
+
+
+def run(*words: str, cwd: Path) -> float:
+    """Run Python to its end and give its CPU seconds. Raises CalledProcessError."""
+    before = os.times()
+    subprocess.run([sys.executable, *words], cwd=cwd, check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    user = after.children_user - before.children_user
+    return user + after.children_system - before.children_system
+
+
+def main() -> None:
+    """Measure the commands, write `outputs/bench/startup.json`."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "mine.yaml").write_text(RECIPE, encoding="utf-8")
+        run("-m", "compressor", *PLAN.replace("plan", "run", 1).split(), "-q", cwd=folder)
+        seconds = {}
+        for command in LIMITS:
+            words = command.split()
+            run("-c", CODE, *words, cwd=folder)
+            rounds = [run("-m", "compressor", *words, cwd=folder) for _ in range(ROUNDS)]
+            seconds[command] = round(min(rounds), 3)
+    result: dict[str, Any] = {"machine": machine.describe_machine(), "cpu_seconds": seconds}
+    write("startup", result | {"limits": LIMITS})
+    slow = [command for command, limit in LIMITS.items() if seconds[command] > limit]
+    if slow:
+        sys.exit(f"slower than their limits: {', '.join(slow)}")
+
+
+if __name__ == "__main__":
+    main()
