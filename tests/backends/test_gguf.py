@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from compressor.backends.formats import FORMATS, derive_stored_facts
 from compressor.backends.gguf import export as gguf
@@ -38,66 +34,19 @@ from compressor.evaluation.parity import Parity, check_parity
 from compressor.evaluation.resources import measure_sizes
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import derive_facts
-from compressor.models.loading import build_model
 from compressor.models.surgery import keep_layers
-from compressor.stages.base import Context, Inputs, Launch
-from compressor.stages.export import Export
+from tests.backends.models import (
+    assert_same_tokens,
+    build_large,
+    export,
+    sources,
+    summarize_alone,
+)
 from tests.harness.models import PICO
 
 gguf_reader = pytest.importorskip("gguf")
 
-LIMITS = [3, 9, 24]
-EOS, PAD = 1, 0
-T5_LIKE: dict[str, Any] = {
-    "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 3, "num_layers": 3, "num_decoder_layers": 2,
-    "initializer_factor": 2.0, "decoder_start_token_id": PAD,
-}  # fmt: skip
-LLAMA_LIKE: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.3,
-}  # fmt: skip
-SHAPES: dict[str, dict[str, Any]] = {
-    "t5": T5_LIKE,
-    "mt5": T5_LIKE,
-    "gpt2": {
-        "n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 64, "n_inner": 48,
-        "initializer_range": 0.3,
-    },
-    "llama": LLAMA_LIKE | {"head_dim": 12},
-    "qwen2": LLAMA_LIKE,
-    "qwen3": LLAMA_LIKE | {"head_dim": 12},
-}  # fmt: skip
 DECODERS = sorted(FORMATS["gguf"].models["causal_lm"])
-
-
-def checkpoint(model_type: str, seed: int = 0, **values: Any) -> Checkpoint:
-    """A model with large fresh weights, so that outputs depend on all of them; 300 tokens."""
-    tokenizer = train_tokenizer(["some bills and the words of bills"] * 3, vocab_size=280)
-    config = AutoConfig.for_model(
-        model_type, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=EOS,
-        **{"vocab_size": len(tokenizer) + 7} | SHAPES[model_type] | values,
-    )  # fmt: skip
-    head = "causal_lm" if model_type in DECODERS else "seq2seq_lm"
-    torch.manual_seed(seed)
-    model = build_model(config, head).eval()
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if tensor.ndim == 1:  # norms and biases, all alike in a fresh model
-                tensor.add_(0.3 * torch.randn_like(tensor))
-            if name == "lm_head.weight" and head == "seq2seq_lm":
-                tensor.normal_()
-    if head == "seq2seq_lm":
-        model.generation_config.update(
-            eos_token_id=EOS, pad_token_id=PAD, decoder_start_token_id=PAD
-        )
-    return Checkpoint(model, tokenizer, head)
-
-
-def sources(count: int = 8) -> list[list[int]]:
-    draw = random.Random(0)
-    return [
-        [draw.randrange(3, 270) for _ in range(draw.randrange(2, 40))] + [EOS] for _ in range(count)
-    ]
 
 
 def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
@@ -121,54 +70,39 @@ def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
     ids=str,
 )
 def test_tokens_are_those_of_transformers_at_every_limit(values, tmp_path) -> None:
-    """Random weights, different tokens in each row, sources of 3 to 40 tokens."""
-    model = checkpoint(**values)
-    expected = decode_sweep(model.model, sources(), max_lengths=LIMITS)
-    got = exported(model, tmp_path / "model").sweep(sources(), max_lengths=LIMITS)
-    rows = {tuple(row) for row in expected[24].tokens}
-    assert len(rows) > 3 and len({token for row in rows for token in row}) > 4, "too alike to tell"
-    for limit in LIMITS:
-        assert got[limit].tokens == expected[limit].tokens
-        assert got[limit].cut_off == expected[limit].cut_off
+    model = build_large(**values)
+    assert_same_tokens(exported(model, tmp_path / "model"), model)
 
 
 def test_beams_are_those_of_transformers(tmp_path) -> None:
-    model = checkpoint("t5")
+    model = build_large("t5")
     expected = decode_sweep(model.model, sources(), max_lengths=[12], num_beams=3)
     got = exported(model, tmp_path / "model").sweep(sources(), max_lengths=[12], num_beams=3)
     assert got[12].tokens == expected[12].tokens
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("model_type", DECODERS)
-def test_logits_are_those_of_transformers(model_type, tied, tmp_path) -> None:
-    model = checkpoint(model_type, tie_word_embeddings=tied)
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        *((kind, {"tie_word_embeddings": tied}) for kind in DECODERS for tied in (True, False)),
+        ("llama", {"rope_parameters": LLAMA3}),  # scaled by a factor of its own for each pair
+        ("llama", {"attention_bias": True, "mlp_bias": True}),  # laid out as its weights
+    ],
+)
+def test_logits_are_those_of_transformers(model_type, values, tmp_path) -> None:
+    model = build_large(model_type, **values)
     expected = TorchModel(model).logits(sources())
     got = exported(model, tmp_path / "model").logits(sources())
     assert np.median(np.ptp(expected, axis=0)) > 0.5, "too alike to tell"
     # GELU is looked up in a table of float16; all else is computed in float32.
     limit = 1e-3 if model_type == "gpt2" else 1e-5
     np.testing.assert_allclose(got, expected, atol=limit * np.abs(expected).max())
-
-
-def test_scaled_rotary_frequencies_are_those_of_transformers(tmp_path) -> None:
-    """Llama 3's, by a factor of their own for each pair."""
-    scaling = {
-        "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
-    }  # fmt: skip
-    model, plain = checkpoint("llama", rope_parameters=scaling), checkpoint("llama")
-    expected = TorchModel(model).logits(sources())
-    assert np.abs(TorchModel(plain).logits(sources()) - expected).max() > 0.1
-    got = exported(model, tmp_path / "model").logits(sources())
-    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
-
-
-def test_biases_of_a_llama_are_laid_out_as_its_weights(tmp_path) -> None:
-    model = checkpoint("llama", attention_bias=True, mlp_bias=True)
-    expected = TorchModel(model).logits(sources())
-    got = exported(model, tmp_path / "model").logits(sources())
-    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -179,7 +113,7 @@ def test_transformers_reads_the_same_model_out_of_the_file(model_type, tmp_path)
         "llama": {"head_dim": 8},
         "qwen3": {"head_dim": 128},
     }
-    model = checkpoint(model_type, tie_word_embeddings=True, **sizes.get(model_type, {}))
+    model = build_large(model_type, tie_word_embeddings=True, **sizes.get(model_type, {}))
     gguf.write_model(model, tmp_path, "float32")
     again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=gguf.FILE).eval()
     for source in sources(3):
@@ -190,7 +124,7 @@ def test_transformers_reads_the_same_model_out_of_the_file(model_type, tmp_path)
 
 def test_int8_is_blocks_of_32_with_a_float16_scale(tmp_path) -> None:
     """As computed here by hand; rows that are no multiple of 32 are float16."""
-    model = checkpoint("gpt2")
+    model = build_large("gpt2")
     gguf.write_model(model, tmp_path, "int8")
     tensors = {t.name: t for t in gguf_reader.GGUFReader(tmp_path / gguf.FILE).tensors}
     weight = model.model.transformer.h[0].mlp.c_fc.weight.detach().numpy().T  # [48, 32]
@@ -211,7 +145,7 @@ def test_int8_is_blocks_of_32_with_a_float16_scale(tmp_path) -> None:
 )
 @pytest.mark.parametrize("model_type", ["gpt2", "qwen3"])
 def test_rounded_weights_give_like_logits(model_type, weights, limit, tmp_path) -> None:
-    model = checkpoint(model_type)
+    model = build_large(model_type)
     expected = TorchModel(model).logits(sources())
     got = exported(model, tmp_path / "model", weights).logits(sources())
     assert 0 < np.abs(got - expected).max() < limit * np.abs(expected).max()
@@ -278,7 +212,7 @@ TOKENIZERS = {
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_tokenizer_in_the_file_reads_as_its_source(name, tmp_path) -> None:
     tokenizer = TOKENIZERS[name]()
-    source = checkpoint("llama", vocab_size=len(tokenizer) + 3)
+    source = build_large("llama", vocab_size=len(tokenizer) + 3)
     found = exported(Checkpoint(source.model, tokenizer, "causal_lm"), tmp_path).tokenizer
     for limit in (4, 500):
         options = {"truncation": True, "max_length": limit}
@@ -292,7 +226,7 @@ def test_the_tokenizer_in_the_file_reads_as_its_source(name, tmp_path) -> None:
 
 def test_a_chat_template_goes_into_the_file(tmp_path) -> None:
     """Without one llama.cpp would take another model's."""
-    model = checkpoint("qwen3")
+    model = build_large("qwen3")
     model.tokenizer.chat_template = "{{ messages[0].content }}"  # type: ignore[union-attr]
     gguf.write_model(model, tmp_path, "float16")
     field = gguf_reader.GGUFReader(tmp_path / gguf.FILE).get_field("tokenizer.chat_template")
@@ -332,7 +266,7 @@ def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(
     tokenizer, message, tmp_path
 ) -> None:
     made = tokenizer()
-    model = checkpoint("llama", vocab_size=len(made)).model
+    model = build_large("llama", vocab_size=len(made)).model
     with pytest.raises(StageError, match=f"llama.cpp would read texts otherwise.*{message}"):
         gguf.write_model(Checkpoint(model, made, "causal_lm"), tmp_path, "float32")
 
@@ -353,7 +287,7 @@ def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(
 )  # fmt: skip
 def test_what_llama_cpp_does_not_follow_is_refused(model_type, values, name, tmp_path) -> None:
     with pytest.raises(StageError, match=f"does not follow this model's {name}"):
-        gguf.write_model(checkpoint(model_type, **values), tmp_path / "model", "float32")
+        gguf.write_model(build_large(model_type, **values), tmp_path / "model", "float32")
     head = "seq2seq_lm" if model_type == "t5" else "causal_lm"
     shape = PICO[model_type] | {"model_type": model_type} | values
     assert gguf.list_unsupported(derive_facts(shape, head=head).config)[0].startswith(
@@ -367,33 +301,10 @@ DATA = Bills(
 )  # fmt: skip
 
 
-def through_the_stage(model: Checkpoint, folder: Path, weights: str) -> Path:
-    """What the stage writes, its gate left out."""
-    model.save(folder / "saved")
-    context = Context(folder, folder, DATA, 0, Launch(), progress=None, name="it")  # type: ignore[arg-type]
-    stage = Export(format="gguf", weights=weights, parity=None)
-    stage.run(Inputs(folder / "saved"), context)
-    return folder / "model"
-
-
 def _summarized(source: Checkpoint, texts: list[str]) -> list[str]:
     ids = source_ids(texts, source.tokenizer, DATA)
     tokens = decode_sweep(source.model, ids, max_lengths=[12])[12].tokens
     return source.tokenizer.batch_decode(tokens, skip_special_tokens=True)  # type: ignore[union-attr]
-
-
-def _summarized_alone(folder: Path, texts: list[str]) -> list[str]:
-    """By a process that imports neither torch nor transformers."""
-    code = (
-        "import json, sys, compressor;"
-        "loaded = compressor.load(sys.argv[1]);"
-        "print(json.dumps(loaded.summarize(json.loads(sys.stdin.read()))));"
-        "assert not {'torch', 'transformers'} & set(sys.modules), 'imported'"
-    )
-    run = [sys.executable, "-c", code, str(folder)]
-    done = subprocess.run(run, input=json.dumps(texts), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -408,23 +319,23 @@ def test_the_gate_passes_the_source_and_not_one_without_a_layer(
 ) -> None:
     """In a process of its own, by llama.cpp, the texts read by the tokenizer in the file."""
     pytest.importorskip("llama_cpp")
-    source, rows = checkpoint(model_type), DATA.load("test")
-    whole = through_the_stage(source, tmp_path / "whole", "float32")
+    source, rows = build_large(model_type), DATA.load("test")
+    whole = export(source, tmp_path / "whole", DATA, "gguf", "float32")
     found = check_parity(Parity(), source, whole, rows, DATA, weights=["float32"])["parity"]
     assert found.get("equal_tokens", 1.0) == 1.0
     assert found.get("logits_difference", 0.0) < 1e-5
     if model_type == "t5":
-        assert _summarized_alone(whole, rows.texts) == _summarized(source, rows.texts)
-    shorter = through_the_stage(keep_layers(source, layers), tmp_path / "shorter", "float32")
+        assert summarize_alone(whole, rows.texts) == _summarized(source, rows.texts)
+    shorter = export(keep_layers(source, layers), tmp_path / "shorter", DATA, "gguf", "float32")
     with pytest.raises(StageError, match=message):
         check_parity(Parity(), source, shorter, rows, DATA, weights=["float32"])
 
 
 def test_the_plan_claims_the_size_of_the_blocks(tmp_path) -> None:
     """Of a model whose rows can all be cut into blocks; the vocabulary is not counted."""
-    model = checkpoint("llama", hidden_size=64, intermediate_size=96, head_dim=32)
+    model = build_large("llama", hidden_size=64, intermediate_size=96, head_dim=32)
     facts = derive_stored_facts(model.derive_facts(), "int8", "gguf")
-    written = through_the_stage(model, tmp_path, "int8")
+    written = export(model, tmp_path, DATA, "gguf", "int8")
     tensors = gguf_reader.GGUFReader(written / gguf.FILE).tensors
     assert sum(tensor.n_bytes for tensor in tensors) == facts.bytes
     assert 0 < measure_sizes(written)["bytes"] - facts.bytes < 20_000

@@ -41,7 +41,6 @@ PAD, EOS, VOCABULARY = 0, 1, 100
 KINDS: dict[str, tuple[dict[str, int], int, float]] = {
     "t5": ({}, 16, 2.0),
     "bart": ({"encoder_layers": 1, "decoder_layers": 1}, 3, 2.0),
-    "marian": ({"encoder_layers": 1, "decoder_layers": 1}, 12, 2.5),
 }
 BASE = {"decoder_start_token_id": PAD, "eos_token_id": EOS, "pad_token_id": PAD}
 
@@ -159,8 +158,7 @@ def test_tokens_are_transformers_at_every_size(
             assert written_rows(model, beams, limit, sources) == wanted.tokens
     rows = wanted.tokens
     assert len({token for row in rows for token in row}) > 8  # no model that repeats itself
-    if kind != "marian":  # no seed was found with which it does not end at once or never
-        assert len({len(row) for row in rows}) > 2
+    assert len({len(row) for row in rows}) > 2
 
 
 SETTINGS: list[dict[str, Any]] = [

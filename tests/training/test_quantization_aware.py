@@ -15,7 +15,6 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from compressor.core.console import Console
-from compressor.core.files import file_digest
 from compressor.core.progress import Progress
 from compressor.data.sources import Data
 from compressor.models.checkpoint import Checkpoint
@@ -31,9 +30,8 @@ from compressor.stages.finetune import Finetune
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training, mean_loss
 from compressor.training.losses import LabelLoss
-from tests.harness.command import start
 from tests.harness.models import examples
-from tests.harness.runs import find_stage, kill, losses, wait_for_step, weights
+from tests.harness.runs import weights
 from tests.stages.test_quantize import pico, planned
 
 INT4 = "{weights: int4, group_size: 16}"
@@ -61,20 +59,20 @@ def test_gradients_go_straight_through_the_rounding(kind, group_size, checkpoint
     start, twin = pico(dropout_rate=0.0), pico(dropout_rate=0.0)
     names = kinds(start, kind, group_size)
     with torch.no_grad():
-        for name, each in names.items():
+        for name, chosen in names.items():
             parameter = twin.model.get_parameter(name)
-            parameter.copy_(dequantize_weight(*quantize_weight(parameter, each, group_size)))
+            parameter.copy_(dequantize_weight(*quantize_weight(parameter, chosen, group_size)))
     if checkpointing:
-        for each in (start, twin):
-            each.model.train()
-            each.model.gradient_checkpointing_enable()
+        for model in (start.model, twin.model):
+            model.train()
+            model.gradient_checkpointing_enable()
     expected = gradients(twin.model)
     before = {name: (p, p.detach().clone()) for name, p in start.model.named_parameters()}
     attributes = {name: set(vars(module)) for name, module in start.model.named_modules()}
     with round_weights(start.model, names, group_size):
-        found = gradients(start.model)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+        through = gradients(start.model)
+    assert through.keys() == expected.keys()
+    assert all(torch.equal(through[name], expected[name]) for name in expected)
     after = dict(start.model.named_parameters())
     assert all(after[n] is p and torch.equal(p.detach(), value) for n, (p, value) in before.items())
     assert {n: set(vars(m)) for n, m in start.model.named_modules()} == attributes
@@ -119,78 +117,65 @@ def test_what_training_measured_is_what_quantize_writes(recipe, run) -> None:
     for trained, quantized in (("a", "q8"), ("b", "q4")):
         model = Checkpoint.load(weights(folder, quantized).parent)
         rows = model.tokenize_rows(data.load("validation"), data)
-        for each in (model, dequantize_checkpoint(model)):
-            found = mean_loss(LabelLoss(each.model), rows, model.pad_id, torch.device("cpu"))
-            expected = done.record(trained)["metrics"]["validation_loss"]
-            assert found == pytest.approx(expected, rel=1e-6)
-        own = Checkpoint.load(weights(folder, trained).parent)
-        plain = mean_loss(LabelLoss(own.model), rows, model.pad_id, torch.device("cpu"))
-        assert abs(plain - expected) > 1e-5  # the stage itself gives float weights
-        assert own.masks and all(
-            not torch.any(own.get_parameter(name)[~mask]) for name, mask in own.masks.items()
+        expected = done.record(trained)["metrics"]["validation_loss"]
+        for other in (model, dequantize_checkpoint(model)):
+            loss = mean_loss(LabelLoss(other.model), rows, model.pad_id, torch.device("cpu"))
+            assert loss == pytest.approx(expected, rel=1e-6)
+        plain = Checkpoint.load(weights(folder, trained).parent)
+        loss = mean_loss(LabelLoss(plain.model), rows, model.pad_id, torch.device("cpu"))
+        assert abs(loss - expected) > 1e-5  # the stage itself gives float weights
+        assert plain.masks and all(
+            not torch.any(plain.get_parameter(name)[~mask]) for name, mask in plain.masks.items()
         )
 
 
-AWARE = "finetune: {epochs: 6, quantization_aware: int8}"
+def tune(
+    start: Checkpoint, steps: int, rate: float, folder: Path, *, aware: bool, stop: int = 0
+) -> Checkpoint:
+    """A trained copy; `aware` as int4 in groups of 32. `stop`: Ctrl-C after this step."""
+    tuned = Checkpoint(copy.deepcopy(start.model), None, start.head)
+    within = partial(round_weights, tuned.model, kinds(tuned, "int4", 32), 32)
 
+    def after_step(step: int, total: int, whole: Any) -> None:
+        if step == stop:
+            raise KeyboardInterrupt
 
-def test_killed_it_goes_on_to_the_same_bits(recipe, run) -> None:
-    """What is checkpointed are the float weights: the same SHA-256 as undisturbed."""
-    path = recipe(("finetune: {epochs: 1}", AWARE), ("prune, recover, evaluate]", "evaluate]"))
-    more = ("skip=[evaluate]",)
-    undisturbed = run("run", path, "outputs=undisturbed", *more)
-    assert undisturbed.code == 0, undisturbed.err
-    process = start("run", path, *more, cwd=path.parent)
-    wait_for_step(process, 1)
-    kill(process)
-    final = run("run", path, *more)
-    assert "goes on from step" in final.out
-    digests = {
-        file_digest(weights(path.parent / each.run_folder, "finetune"))
-        for each in (undisturbed, final)
-    }
-    assert len(digests) == 1
-
-
-def test_two_processes_learn_alike(recipe, run) -> None:
-    """DDP sees the rounded values: the loss curve within 1e-3 (entries may round apart)."""
-    aware = ("finetune: {epochs: 1}", "finetune: {epochs: 1, quantization_aware: int8}")
-    path = recipe(aware, ("prune, recover, evaluate]", "evaluate]"))
-    ways = ("launch.num_processes=1",), ("launch.num_processes=2",)
-    done = [run("run", path, f"outputs=way{i}", "skip=[evaluate]", *w) for i, w in enumerate(ways)]
-    assert [each.code for each in done] == [0, 0], done[1].err
-    one, two = (losses(find_stage(path.parent / each.run_folder, "finetune")) for each in done)
-    assert len(one) == 8 and two == pytest.approx(one, abs=1e-3)
-
-
-def tuned(start: Checkpoint, steps: int, rate: float, folder: Path, *, aware: bool) -> Checkpoint:
-    """A trained copy; `aware` as int4 in groups of 32."""
-    found = Checkpoint(copy.deepcopy(start.model), None, start.head)
-    within = partial(round_weights, found.model, kinds(found, "int4", 32), 32)
     Training(
-        loss=LabelLoss(found.model), model=found.model, train=examples(start.head, 24),
+        loss=LabelLoss(tuned.model), model=tuned.model, train=examples(start.head, 24),
         validation=None, settings=Hyperparameters(
-            epochs=1000, max_steps=steps, batch_size=8, learning_rate=rate, warmup_steps=5
+            epochs=1000, max_steps=steps, batch_size=8, learning_rate=rate, warmup_steps=5,
+            checkpoint_seconds=0 if stop else 20,
         ),
         masks={}, pad_id=0, seed=0, resume=folder, progress=Progress(Console(), quiet=True),
-        forward_weights=within if aware else nullcontext,
+        forward_weights=within if aware else nullcontext, after_step=after_step,
     ).run()  # fmt: skip
-    return found
+    return tuned
+
+
+def test_stopped_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """What is checkpointed are the float weights. SIGKILL: test_distillation, tests/runs."""
+    start = pico()
+    expected = tune(start, 8, 1e-2, tmp_path / "whole", aware=True).model.state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        tune(start, 8, 1e-2, tmp_path / "stopped", aware=True, stop=4)
+    assert list((tmp_path / "stopped").glob("step-*"))
+    again = tune(start, 8, 1e-2, tmp_path / "stopped", aware=True).model.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
 
 
 def test_int4_loses_less_after_training_for_it(tmp_path: Path) -> None:
     """After the same 40 steps rounding costs at most half of what it costs a plain training."""
 
-    def loss(found: Checkpoint, *, quantized: bool) -> float:
-        model = copy.deepcopy(found.model)
+    def loss(tuned: Checkpoint, *, quantized: bool) -> float:
+        model = copy.deepcopy(tuned.model)
         if quantized:
-            quantize_weights(model, kinds(found, "int4", 32), 32)
-        return mean_loss(LabelLoss(model), examples(found.head, 24), 0, torch.device("cpu"))
+            quantize_weights(model, kinds(tuned, "int4", 32), 32)
+        return mean_loss(LabelLoss(model), examples(tuned.head, 24), 0, torch.device("cpu"))
 
     start = pico(untied=True, dropout_rate=0.0)
-    start = tuned(start, 300, 1e-2, tmp_path / "start", aware=False)
-    plain = tuned(start, 40, 1e-3, tmp_path / "plain", aware=False)
-    aware = tuned(start, 40, 1e-3, tmp_path / "aware", aware=True)
+    start = tune(start, 300, 1e-2, tmp_path / "start", aware=False)
+    plain = tune(start, 40, 1e-3, tmp_path / "plain", aware=False)
+    aware = tune(start, 40, 1e-3, tmp_path / "aware", aware=True)
     best = loss(plain, quantized=False)
     cost = loss(plain, quantized=True) - best
     assert cost > 0.05 * best
