@@ -41,7 +41,7 @@ class Cause:
     """Why it cannot be said, where it cannot."""
 
     def as_json(self) -> dict[str, Any]:
-        differences = [asdict(each) | {"text": describe(each)} for each in self.differences]
+        differences = [asdict(part) | {"text": describe(part)} for part in self.differences]
         return {
             "stage": self.name,
             "differences": [
@@ -53,10 +53,8 @@ class Cause:
         }
 
     def chains(self) -> list[str]:
-        """Write a sentence for each place where a difference began, each place once.
-
-        Such as "its model prune differs, because its model base differs:
-        parameters.learning_rate 0.001 → 0.0015".
+        """Write a sentence for each place where a difference began, such as "its model prune
+        differs, because its model base differs: parameters.learning_rate 0.001 → 0.0015".
         """
         sentences: dict[str, str] = {}
         for links, end in sorted(self._ends(), key=lambda path: len(path[0])):
@@ -130,12 +128,8 @@ def _without_inputs(parts: KeyParts) -> dict[str, Any]:
 
 
 def list_inputs(parts: KeyParts) -> dict[str, str]:
-    """Map the role of each input to its key.
-
-    Of a report on all models at once the role is the model's node.
-    """
-    inputs = parts.get("inputs") or {}
-    return dict(inputs)
+    """Map the role of each input to its key; of a report on all models at once, each node's."""
+    return dict(parts.get("inputs") or {})
 
 
 def describe(difference: Difference) -> str:
@@ -143,19 +137,14 @@ def describe(difference: Difference) -> str:
     path, before, after = difference.path, difference.before, difference.after
     change = f"{_shorten(before)} → {_shorten(after)}"
     if re.fullmatch(r"data\.\w+\.content\.(sha256|commit)", path):
-        split = path.split(".")[1]
-        return f"data.{split}: other rows (the data set has changed)"
+        return f"data.{path.split('.')[1]}: other rows (the data set has changed)"
     if path.startswith("data.") and ".content." in path:
         return f"{path.replace('.content.', '.')} {change}: other rows"
     if path == "version":
         return f"version of the stage {change}: its results changed"
-    if _is_digest(before) and _is_digest(after):
+    if all(isinstance(side, str) and _DIGEST.fullmatch(side) for side in (before, after)):
         return f"{path}: other content"
     return f"{path} {change}"
-
-
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 def _shorten(value: Any) -> str:

@@ -20,7 +20,7 @@ HEADINGS = ("parameters", "non-zero", "MB", "time")
 
 @dataclass(frozen=True)
 class Row:
-    """A node, and the lines of the tree before its name."""
+    """A node, and the lines that the tree has before its name."""
 
     rail: str
     node: Node
@@ -29,9 +29,8 @@ class Row:
 def list_rows(nodes: Sequence[Node]) -> list[Row]:
     """List the nodes of a plan, each below the one whose model it takes.
 
-    A chain of stages that each change the model of the one before stays at one depth. What only
-    looks at a model hangs below it; where several stages change the same model, each is a branch.
-    A report on several models at once stands at the end: it hangs below none of them.
+    Stages that change the model of the one before stay at one depth; where several change the same
+    one, each is a branch. A report on several models at once stands at the end.
     """
     children: dict[str | None, list[Node]] = {}
     several = [node for node in nodes if _looks_at_several(node)]
@@ -50,9 +49,7 @@ def _looks_at_several(node: Node) -> bool:
 def _list_chain(
     node: Node, children: dict[str | None, list[Node]], rail: str, below: str
 ) -> Iterator[Row]:
-    """List a node and all that hangs below it. `rail` stands before its own name, `below` before
-    its children's.
-    """
+    """List a node and all that hangs below it: `rail` before its name, `below` before theirs."""
     yield Row(rail, node)
     hanging = list(children.get(node.name, []))
     chain = [child for child in hanging if child.stage.changes_model]
@@ -91,7 +88,7 @@ def _format_name(row: Row) -> Text:
     if _looks_at_several(node):
         notes.append(f"of {', '.join(node.artifacts)}")
     else:  # but not what an evaluation is held against: that is one of its own
-        others = [each for each in node.artifacts.values() if each.partition("@")[0] != stage]
+        others = [name for name in node.artifacts.values() if name.partition("@")[0] != stage]
         notes += [f"reads {', '.join(others)}"] if others else []
     if notes:
         name.append(f" ({'; '.join(notes)})", "dim")

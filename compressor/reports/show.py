@@ -88,10 +88,9 @@ def print_metrics(run: RunRecord, console: Console, *, scores: bool = False) -> 
         if scores:
             print_scores(run.records, console)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        # A stage's metrics are its own: one of another version may have left others.
-        reason = f"{type(error).__name__}: {error}"
-        message = f"{run.folder / METRICS}: its metrics cannot be shown: {reason}"
-        raise RecipeError(message) from error
+        # One of another version may have left others.
+        reason = f"its metrics cannot be shown: {type(error).__name__}: {error}"
+        raise RecipeError(f"{run.folder / METRICS}: {reason}") from error
 
 
 def _list_facts(run: RunRecord) -> dict[str, str]:
@@ -125,29 +124,22 @@ def summarize_versions(run: RunRecord) -> str:
 
 
 def _print_stages(records: list[Record], console: Console) -> None:
-    from compressor.reports.tables import NAME_WIDTH, Column, print_columns
-
-    def write(key: str, form: str, scale: float = 1.0) -> list[str]:
-        return ["" if r[key] is None else form.format(r[key] / scale) for r in records]
+    from compressor.reports.tables import Column, make_names, print_columns, write_cells
 
     columns = [
         Column("", ["cached" if r["cached"] else "run" for r in records], "left"),
-        Column("seconds", write("seconds", "{:.1f}")),
-        Column("parameters", write("parameters", "{:.2f} M", 1e6)),
-        Column("non-zero", write("nonzero_ratio", "{:.4f}")),
-        Column("MB", write("bytes", "{:.2f}", 1e6)),
+        Column("seconds", write_cells(records, "seconds", "{:.1f}")),
+        Column("parameters", write_cells(records, "parameters", "{:.2f} M", 1e6)),
+        Column("non-zero", write_cells(records, "nonzero_ratio", "{:.4f}")),
+        Column("MB", write_cells(records, "bytes", "{:.2f}", 1e6)),
         Column("metrics", [summarize_metrics(record) for record in records], "left"),
     ]
-    names = Column("stage", [r["name"] for r in records], "left", NAME_WIDTH)
-    print_columns(names, columns, console)
+    print_columns(make_names("stage", [r["name"] for r in records]), columns, console)
 
 
 def summarize_metrics(record: Record | None) -> str:
     """Write what a stage measured in a line; the run's tables and `--json` have all of it."""
     metrics = {} if record is None else record["metrics"]
-    texts = [f"{key} {_write(metrics[key])}" for key in _SUMMARIZED if metrics.get(key) is not None]
+    values = [(key, metrics[key]) for key in _SUMMARIZED if metrics.get(key) is not None]
+    texts = [f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in values]
     return "  ".join(texts[:_MOST])
-
-
-def _write(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -15,47 +15,38 @@ from compressor.stages.base import stage_class
 
 MEASURES = ("precision", "recall", "F1")
 """What a person reads for each ROUGE, in the order of `rouge.KEYS`."""
-
 CLOSENESS = "1-|diff|"
 """Heading of `closeness`: what it is, since any word for it would flatter."""
-
 NAME_WIDTH = 24
 """Characters after which a model's name is wrapped."""
-
 SUMMARY_WIDTH = 22
 """Characters of a column of running text: 3 beside each other on a console of 80."""
-
 DEMO_CHARACTERS = 1000
 """How much of a demo text is printed."""
-
 BORDER, PADDING = 1, 2
 """Characters that a table has beside its columns, and a column beside its text and its border."""
-
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
-    ("nonzero_ratio", "non-zero", lambda v: f"{v:.4f}"),
+    ("nonzero_ratio", "non-zero", "{:.4f}".format),
     ("bytes", "MB on disk", lambda v: f"{v / 1e6:.2f}"),
-    ("rouge1", "rouge1", lambda v: f"{v:.4f}"),
-    ("rouge2", "rouge2", lambda v: f"{v:.4f}"),
-    ("rougeLsum", "rougeLsum", lambda v: f"{v:.4f}"),
-    ("gen_len", "gen len", lambda v: f"{v:.1f}"),
-    ("loss", "loss", lambda v: f"{v:.4f}"),
-    ("micro_f1", "micro F1", lambda v: f"{v:.4f}"),
-    ("macro_f1", "macro F1", lambda v: f"{v:.4f}"),
-    ("roc_auc", "ROC-AUC", lambda v: f"{v:.4f}"),
-    ("average_precision", "avg precision", lambda v: f"{v:.4f}"),
+    *((name, name, "{:.4f}".format) for name in ("rouge1", "rouge2", "rougeLsum")),
+    ("gen_len", "gen len", "{:.1f}".format),
+    ("loss", "loss", "{:.4f}".format),
+    ("micro_f1", "micro F1", "{:.4f}".format),
+    ("macro_f1", "macro F1", "{:.4f}".format),
+    ("roc_auc", "ROC-AUC", "{:.4f}".format),
+    ("average_precision", "avg precision", "{:.4f}".format),
     ("retention", "retention", lambda v: f"{100 * v:.1f} %"),
-    ("closeness", CLOSENESS, lambda v: f"{v:.4f}"),
-    ("latency_p50_ms", "latency p50", lambda v: f"{v:.1f} ms"),
-    ("latency_p95_ms", "p95", lambda v: f"{v:.1f} ms"),
-    ("latency_p99_ms", "p99", lambda v: f"{v:.1f} ms"),
-    ("speedup", "× faster", lambda v: f"{v:.2f}"),
-    ("texts_per_second", "texts/s", lambda v: f"{v:.1f}"),
-    ("tokens_per_second", "tokens/s", lambda v: f"{v:.0f}"),
+    ("closeness", CLOSENESS, "{:.4f}".format),
+    ("latency_p50_ms", "latency p50", "{:.1f} ms".format),
+    ("latency_p95_ms", "p95", "{:.1f} ms".format),
+    ("latency_p99_ms", "p99", "{:.1f} ms".format),
+    ("speedup", "× faster", "{:.2f}".format),
+    ("texts_per_second", "texts/s", "{:.1f}".format),
+    ("tokens_per_second", "tokens/s", "{:.0f}".format),
     ("resident_bytes", "resident MB", lambda v: f"{v / 1e6:.0f}"),
 )
 """Key in a table's row, heading, and how the value is written."""
-
 SIZE_COLUMNS = (
     ("claimed MB", "claimed_bytes"),
     ("weights MB", "bytes"),
@@ -64,7 +55,6 @@ SIZE_COLUMNS = (
     ("resident MB", "resident_bytes"),
 )
 """Heading and key of each size of an export."""
-
 CASE_AXES = (
     ("batch", "batch_size"),
     ("input tokens", "input_tokens"),
@@ -132,7 +122,7 @@ def print_models(records: Sequence[Record], console: Console) -> None:
         for key, heading, write in COLUMNS
         if any(row.get(key) is not None for row in rows)
     ]
-    print_columns(_make_names("model", [row["model"] for row in rows]), columns, console)
+    print_columns(make_names("model", [row["model"] for row in rows]), columns, console)
 
 
 def list_models(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -193,25 +183,30 @@ def print_cases(records: Sequence[Record], console: Console) -> None:
     if {key for _, key in axes} <= {"batch_size"}:
         return
     steps = [case.get("training_step", {}) for case in cases]
-    columns = [Column(heading, _write(cases, key, "{:,}")) for heading, key in axes]
-    columns += [Column(p, _write(cases, f"{p}_ms", "{:.1f} ms")) for p in ("p50", "p95", "p99")]
-    columns.append(Column("× faster", _write(cases, "speedup", "{:.2f}")))
-    columns.append(Column("peak MB", _write(cases, "peak_bytes", "{:,.0f}", 1e6)))
+    columns = [Column(heading, write_cells(cases, key, "{:,}")) for heading, key in axes]
+    columns += [
+        Column(p, write_cells(cases, f"{p}_ms", "{:.1f} ms")) for p in ("p50", "p95", "p99")
+    ]
+    columns.append(Column("× faster", write_cells(cases, "speedup", "{:.2f}")))
+    columns.append(Column("peak MB", write_cells(cases, "peak_bytes", "{:,.0f}", 1e6)))
     if any(case["joules_per_text"] is not None for case in cases):
-        columns.append(Column("J/text", _write(cases, "joules_per_text", "{:.2f}")))
+        columns.append(Column("J/text", write_cells(cases, "joules_per_text", "{:.2f}")))
     if any(steps):
-        columns.append(Column("training step", _write(steps, "seconds", "{:.1f} s")))
-        columns.append(Column("its peak MB", _write(steps, "peak_bytes", "{:,.0f}", 1e6)))
-    print_columns(_make_names("model", [label for label, _ in rows]), columns, console)
+        columns.append(Column("training step", write_cells(steps, "seconds", "{:.1f} s")))
+        columns.append(Column("its peak MB", write_cells(steps, "peak_bytes", "{:,.0f}", 1e6)))
+    print_columns(make_names("model", [label for label, _ in rows]), columns, console)
 
 
-def _write(rows: Sequence[Record], key: str, form: str, scale: float | None = None) -> list[str]:
+def write_cells(
+    rows: Sequence[Record], key: str, form: str, scale: float | None = None
+) -> list[str]:
     """Write a value of each row, "" where there is none, in units of `scale`."""
     values = (row.get(key) for row in rows)
     return ["" if v is None else form.format(v if scale is None else v / scale) for v in values]
 
 
-def _make_names(heading: str, names: Sequence[str]) -> Column:
+def make_names(heading: str, names: Sequence[str]) -> Column:
+    """Make the first column of a table: names, wrapped where they are long."""
     return Column(heading, names, "left", NAME_WIDTH)
 
 
@@ -221,14 +216,13 @@ def print_exports(records: Sequence[Record], console: Console) -> None:
     if not exports:
         return
     metrics = [record["metrics"] for record in exports]
-    sizes = [Column(heading, _write(metrics, key, "{:,.2f}", 1e6)) for heading, key in SIZE_COLUMNS]
     columns = [
         Column("format", [m["format"] for m in metrics], "left"),
         Column("weights", [m["weights"] for m in metrics], "left"),
-        *sizes,
+        *(Column(h, write_cells(metrics, key, "{:,.2f}", 1e6)) for h, key in SIZE_COLUMNS),
         Column("equal to its source", [describe_parity(m.get("parity")) for m in metrics], "left"),
     ]
-    names = _make_names("export", [str(record["label"]) for record in exports])
+    names = make_names("export", [str(record["label"]) for record in exports])
     print_columns(names, columns, console)
 
 

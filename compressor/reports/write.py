@@ -1,7 +1,6 @@
-"""Write what every run leaves for a reader: `report.html` and a model card, of measured results.
+"""Write what every run leaves for a reader, however it ends: `report.html` and a model card.
 
-Both are made of what the run's folder has when it ends, however it ends: nothing here measures,
-loads weights or asks a network.
+Both are made of what its folder has: nothing here measures, loads weights or asks a network.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ TRACEBACK = "report-error.txt"
 def write_reports(folder: Path, ended: Ended, error: str | None = None) -> None:
     """Write a run's page and its model card from the files in its folder.
 
-    The results are in `metrics.json` already, and hours of work may stand behind them: a page that
-    cannot be made is a warning, with the reason and its traceback's file, and leaves the run what
-    it is. An older page, of another result, does not stay.
+    Hours of work may stand behind these: a page that cannot be made is a warning with the reason
+    and its traceback's file, and leaves the run what it is. An older page does not stay.
     """
     from compressor.reports.model_card.card import render_card
     from compressor.reports.run_page.page import render_page

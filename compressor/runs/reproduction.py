@@ -156,24 +156,24 @@ def _are_close(before: float, after: float) -> bool:
 
 def print_reproduction(reproduction: Reproduction, console: Console) -> None:
     """Print a row for each stage, then what differs, then the verdict."""
-    from compressor.reports.tables import NAME_WIDTH, Column, print_columns
+    from compressor.reports.tables import Column, make_names, print_columns
 
     outcomes = reproduction.outcomes
     columns = [
         Column("key", [_describe_key(o) for o in outcomes], "left"),
         Column("metrics", [_describe_metrics(o) for o in outcomes], "left"),
         Column("files", [_describe_files(o) for o in outcomes], "left"),
-        Column("seconds then", [_format_seconds(o.seconds[0]) for o in outcomes]),
-        Column("now", [_format_seconds(o.seconds[1]) for o in outcomes]),
+        *(
+            Column(heading, ["" if (s := o.seconds[i]) is None else f"{s:.1f}" for o in outcomes])
+            for i, heading in enumerate(("seconds then", "now"))
+        ),
     ]
-    names = Column("stage", [o.name for o in outcomes], "left", NAME_WIDTH)
-    print_columns(names, columns, console)
+    print_columns(make_names("stage", [o.name for o in outcomes]), columns, console)
     for outcome in outcomes:
         for sentence in _list_differences(outcome):
             console.say(f"{outcome.name}: {sentence}")
-    if unknown := [o.name for o in outcomes if _describe_files(o) == "not known"]:
-        text = "not compared, since they are in the store no more: files of"
-        console.say(f"{text} {', '.join(unknown)}")
+    if unknown := ", ".join(o.name for o in outcomes if _describe_files(o) == "not known"):
+        console.say(f"not compared, since they are in the store no more: files of {unknown}")
     if not reproduction.finished:
         console.say("the recorded run did not finish: what it did not reach could not be compared")
     same = "everything that should be equal is equal" if reproduction.equal else "not the same"
@@ -225,7 +225,3 @@ def _describe_files(outcome: Outcome) -> str:
     if outcome.files:
         return f"{len(outcome.files)} of {outcome.compared_files} differ"
     return f"{outcome.compared_files} bit for bit"
-
-
-def _format_seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"

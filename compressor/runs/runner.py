@@ -1,4 +1,4 @@
-"""Runs a plan from start to table: a single run, or a point of a sweep."""
+"""Run a plan from start to table: a single run, or a point of a sweep."""
 
 from __future__ import annotations
 
@@ -74,12 +74,9 @@ def say_collecting() -> None:
 def _report_end(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
     """Note when a run begins and how it ends, and leave a report of it, however that is."""
     timings = StageTimings.read(run.store) if any(not node.cached for node in plan.nodes) else None
+    seconds = {n.name: timings.seconds(n) for n in plan.nodes if timings and not n.cached}
     stages = [
-        {
-            "name": node.name,
-            "stage": node.kind,
-            "seconds": timings.seconds(node) if timings and not node.cached else 0.0,
-        }
+        {"name": node.name, "stage": node.kind, "seconds": seconds.get(node.name, 0.0)}
         for node in plan.nodes
     ]
     name = plan.composed.recipe.name

@@ -22,9 +22,8 @@ from compressor.engine.engine import Engine
 from compressor.engine.plan import Plan, plan
 from compressor.engine.run_folder import Run
 from compressor.engine.store.store import SELF, Store, writer_lock
-from compressor.models.loading import ABOUT, WEIGHTS
+from compressor.models.loading import WEIGHTS
 from compressor.recipe.compose import compose
-from compressor.stages.load import Load
 from compressor.stages.prune import Prune
 from tests.engine.conftest import TWO_STAGES
 from tests.harness.artifacts import flip
@@ -126,23 +125,20 @@ def test_a_stage_that_fails_leaves_no_artifact_and_nothing_half_made(
     assert weights(outputs, "load").is_file()
 
 
-def test_a_model_that_changes_while_it_is_read_is_stored_under_no_key(outputs, monkeypatch) -> None:
-    """Its key was made of what it was before."""
-    source = outputs.parent / "source"
-    shutil.copytree(weights(outputs, "load").parent, source)
-    for name in (MANIFEST, ABOUT):  # a folder of anybody's then
-        (source / name).unlink()
-    path = outputs.parent / "mine.yaml"
-    text = f"defaults: [/base, /data: bills, _self_]\nstages: {{load: {{source: {source}}}}}\n"
-    path.write_text(f"{text}pipeline: [load]\n")
-    store = Store(outputs / "store")
-    ready = plan(compose(str(path), [f"outputs={outputs}"]), store)
-    key = ready.node("load").key
-    assert key is not None and not store.has(key)
-    after(Load, monkeypatch, lambda _: flip(source / WEIGHTS))
-    with pytest.raises(StageError):
-        Engine(ready, store, Run.create(outputs / "runs" / "1", ready, store), Heard()).execute()
-    assert not store.has(key)
+def test_what_changes_while_it_is_read_is_stored_under_no_key(outputs: Path, monkeypatch) -> None:
+    """Its key was made of what it was before: that is looked at before a stage runs, and after."""
+    artifact, looks = weights(outputs, "prune").parent, []
+    shutil.rmtree(artifact)
+
+    def look(*_: Any) -> None:
+        looks.append(artifact.exists())
+        if len(looks) == 2:
+            raise StageError("its files changed")
+
+    monkeypatch.setattr(Plan, "require_unchanged", look)
+    with pytest.raises(StageError, match="its files changed"):
+        execute(outputs)
+    assert looks == [False, False] and not artifact.exists()
 
 
 def test_a_model_with_other_counts_than_its_plan_is_no_artifact(outputs: Path, monkeypatch) -> None:

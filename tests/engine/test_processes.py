@@ -27,6 +27,7 @@ from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import MACHINE_LOCKS, Store
 from compressor.recipe.compose import compose
 from compressor.training.launch_config import Processes, read_processes
+from tests.faults import LONG
 from tests.harness.command import Command, compressor, start
 from tests.harness.runs import find_stage, list_processes, wait_for_step, weights
 
@@ -71,10 +72,7 @@ def without_times(metrics: Any) -> Any:
 
 
 def check_same_results(folder: Path, recipe: str, stages: dict[str, str], count: int) -> Command:
-    """Run a recipe in one process, and some stages again in several: they give the same.
-
-    `stages`: name → the file that each writes. No folder of torch's launcher stays behind.
-    """
+    """Run a recipe in one process, and some stages (name → file) again in several: the same."""
     (folder / "mine.yaml").write_text(recipe)
     one = compressor("run", "mine.yaml", "outputs=one", cwd=folder)
     assert one.code == 0, one.err
@@ -105,6 +103,7 @@ def test_shared_summaries_score_as_one_processs(tmp_path) -> None:
     assert 0 < metrics["rougeLsum"] < 1 and metrics["demo"]["summary"]
 
 
+@pytest.mark.skipif(not LONG, reason="takes half a minute: make test-faults")
 def test_shared_labels_score_as_one_processs(tmp_path) -> None:
     """Tuned thresholds, loss and all scores; what ONNX Runtime runs stays with one process."""
     pytest.importorskip("onnxruntime")
@@ -233,7 +232,7 @@ def plan_on(recipe, monkeypatch) -> Callable[..., tuple[Plan, Store, Processes]]
     return make
 
 
-def test_a_machine_with_another_plan_says_so(plan_on) -> None:
+def test_a_machine_with_another_plan_says_so(plan_on, monkeypatch) -> None:
     """Another seed on the second machine: a StageError that names the first stage it is in."""
     said: list[str] = []
     with lead(*plan_on(0), said.append) as session:
@@ -241,10 +240,6 @@ def test_a_machine_with_another_plan_says_so(plan_on) -> None:
         with pytest.raises(StageError, match="another plan: 'load' is not the same there"):
             Follower(*plan_on(1, "seed=5"), said.append).follow()
     assert said == ["machine 1 of 2: lends 1 processes to machine 0's run"]
-
-
-def test_a_machine_does_not_wait_for_ever_for_the_first(plan_on, monkeypatch) -> None:
-    """Which nobody started: a StageError that says what to do."""
     monkeypatch.setattr("compressor.engine.cluster.LEADER_SECONDS", 0.0)
     with pytest.raises(StageError, match="machine 0 has not begun this run"):
         Follower(*plan_on(1), print).follow()

@@ -22,10 +22,7 @@ def _describe(recipe: str, overrides: list[str], folder: Path) -> dict:
 
 
 def test_a_recipe_is_held_to_the_one_it_extends(tmp_path: Path) -> None:
-    """homework/v2 is v1 and a second round: the pipeline and two stages, as its file says.
-
-    The command's overrides are not among these differences, but by themselves.
-    """
+    """homework/v2 is v1 and a second round: the pipeline and two stages, as its file says."""
     request = _describe("homework/v2", TINY, tmp_path)
     recipe = yaml.safe_load(Path("recipes/homework/v2.yaml").read_text())
     assert request["parent"]["name"] == "homework/v1"

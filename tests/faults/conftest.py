@@ -55,10 +55,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 @pytest.fixture
 def tell(record_property: Callable[[str, Any], None]) -> Tell:
-    """Count a fault that was tried: `tell("kills", "SIGKILL in finetune", "the same weights")`.
-
-    Call it after the assertions: only tests that pass count.
-    """
+    """Count a fault that was tried: `tell("kills", "SIGKILL in finetune", "the same weights")`."""
 
     def record(area: str, fault: str, outcome: str, times: int = 1) -> None:
         record_property("tried", (area, fault, outcome, times))

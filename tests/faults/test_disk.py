@@ -202,9 +202,7 @@ def limit_memory(more: int) -> None:
 
 @long_form
 def test_memory_that_is_refused_is_told_with_what_to_lower(mine: Path, tell: Tell) -> None:
-    """At any moment: one error, exit 1, and with more memory the same command finishes. In a
-    training micro_batch_size comes first, which leaves the result as it is.
-    """
+    """At any moment: one error, exit 1, and with more memory the same command finishes."""
     wide = (*RUN, "model.config.d_ff=60000")
     assert compressor(*wide, "outputs=undisturbed", cwd=mine).code == 0
     draw, errors = random.Random(0), []

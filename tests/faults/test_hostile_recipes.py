@@ -109,9 +109,7 @@ REFUSED = "not allowed|not valid YAML|from the primary config|use 'override|no s
 
 @pytest.mark.parametrize("files", CODE, ids=lambda files: "".join(files.values())[:60])
 def test_no_file_of_a_recipe_runs_anything(files, place: Path, call, tell) -> None:
-    """Neither plan nor sweep, wherever it stands. A launcher's `setup` used to reach SLURM's jobs,
-    and a text with a line break the script of one.
-    """
+    """Neither plan nor sweep, wherever it stands."""
     extend(files)
     with pytest.raises(RecipeError, match=REFUSED):
         compose("mine.yaml")

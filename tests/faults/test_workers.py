@@ -16,8 +16,11 @@ from tests.faults import LONG
 from tests.faults.conftest import Tell
 from tests.faults.kills import INTERRUPTED, Place, check_nobody_left, check_tidy, wait_for
 from tests.faults.stored import check_store
-from tests.harness.command import Process
+from tests.harness.command import Process, compressor
+from tests.harness.once import run_once
+from tests.harness.recipes import RECIPE
 from tests.harness.runs import list_processes, wait_for_step
+from tests.runs.sweeps.test_sweep import SWEEP, list_made, list_results, sweep_folder
 
 pytestmark = pytest.mark.skipif(not LONG, reason="takes minutes: make test-faults")
 LONGER = "stages.finetune.epochs=8"
@@ -96,6 +99,23 @@ def test_a_machine_of_two_is_killed(victim: int, tmp_path: Path, tell: Tell) -> 
         check_nobody_left(place)
     check_store(tmp_path / "outputs")
     tell("workers", f"SIGKILL to machine {victim} of 2", "exit 1 on the other")
+
+
+def test_two_points_at_once_give_the_same_bits_and_run_nothing_twice(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, tell: Tell
+) -> None:
+    """By joblib's launcher: one point makes what both need, the other waits for it and uses it."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    alone = run_once(tmp_path_factory, "sweep", RECIPE, *SWEEP)
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    done = compressor("run", "mine.yaml", *SWEEP, "hydra/launcher=processes", cwd=tmp_path)
+    assert done.code == 0, done.err
+    folder = sweep_folder(tmp_path / "outputs")
+    assert list_results(folder) == list_results(sweep_folder(alone.cwd / "outputs"))
+    assert len(list_made(folder)) == len(set(list_made(folder))) == 11
+    assert "lm_head=0.3: done" in done.out
+    assert (folder / "lm_head=0.3" / "log.txt").read_text().count("recover") >= 1
+    tell("workers", "a sweep of 3 points, 2 at once", "the same bits, each stage once")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])

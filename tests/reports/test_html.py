@@ -38,10 +38,7 @@ def test_durations_are_read_at_a_glance(seconds: float, expected: str) -> None:
 
 
 def test_plotly_ends_no_script_early() -> None:
-    """Plotly's script stands inside the page: it may hold no tag that would end it, or hide it.
-
-    It is read from its package's file, which is what plotly itself gives.
-    """
+    """Plotly's script stands inside the page: it may hold no tag that would end it, or hide it."""
     from plotly.offline import get_plotlyjs
 
     script = get_plotlyjs()

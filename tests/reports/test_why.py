@@ -57,9 +57,7 @@ def test_a_cached_stage_says_who_made_it(runs: Runs) -> None:
 
 
 def test_a_failed_stage_is_explained_as_well(copies: Runs) -> None:
-    """It left no artifact: the recipe, planned again, says what its key was made of. Where an
-    earlier run began it too and did not end it, that is told, and the one before it is compared.
-    """
+    """It left no artifact: the recipe, planned again, says what its key was made of."""
     out = copies.call("why", copies.failed, "base").out
     assert out.startswith("base ran (failed in base: the ")
     assert "because parameters.learning_rate 0.003 → 1e+30" in out
@@ -79,9 +77,7 @@ def test_an_unknown_stage_gets_the_nearest(runs: Runs, stage: str) -> None:
 
 
 def test_what_had_been_removed_or_damaged_is_made_again(copies: Runs) -> None:
-    """The key is the same. Where a damaged one lies now is told; a run that came before the damage
-    has another answer.
-    """
+    """The key is the same."""
     shutil.rmtree(_artifact(copies.first, "02-prune"))
     out = copies.call("why", copies.run("mine.yaml"), "prune").out
     assert out.startswith("prune ran, though nothing in its key had changed (it was there for ")

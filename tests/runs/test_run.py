@@ -62,10 +62,6 @@ def test_the_plan_counts_what_the_run_counts(finished) -> None:
     masks = load_masks(finished, "recover")
     assert masks
     assert all(torch.count_nonzero(tensors[name][~mask]) == 0 for name, mask in masks.items())
-
-
-def test_predictions_score_the_same_a_second_time(finished) -> None:
-    """`compressor score` on the run's CSV gives the run's own figures."""
     predictions = finished.run_folder / "predictions.csv"
     scored = json.loads(compressor("score", predictions, "--json").out)
     assert scored == finished.record("evaluate")["metrics"]["lengths"]
@@ -101,10 +97,7 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_on
 
 
 def test_two_processes_give_one_processs_losses_and_masks(finished, recipe, run) -> None:
-    """With dropout 0: the loss curve within 1e-4, equal masks, another batch size a rank or not.
-
-    After pruning rounding has had 8 steps to grow: 2e-4 on one CPU.
-    """
+    """With dropout 0: the loss curve within 1e-4, equal masks, another batch size a rank or not."""
     path = recipe()
     two = run("run", path, "outputs=two", "launch.num_processes=2", "skip=[evaluate]")
     micro = run("run", path, "outputs=micro", "training.micro_batch_size=3", "skip=[evaluate]")

@@ -179,10 +179,7 @@ def test_a_run_whose_terminal_is_closed_leaves_its_report(start_run, tmp_path: P
 
 
 def test_a_request_to_end_that_comes_again_cuts_nothing_short() -> None:
-    """What the first one began, such as a report of the run, comes to its end.
-
-    In a thread that is not a process' main one there is nothing to set.
-    """
+    """What the first one began, such as a report of the run, comes to its end."""
     done: list[Any] = []
 
     def work() -> None:

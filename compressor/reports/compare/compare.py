@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compressor.core.differences import MISSING, find_differing_leaves
+from compressor.core.numbers import is_number
 from compressor.engine.past_run import Record, RunRecord
 from compressor.reports.compare.significance import (
     LABELS,
@@ -19,6 +20,7 @@ from compressor.reports.compare.significance import (
 )
 from compressor.reports.key_diff import Side, find_cause
 from compressor.reports.show import summarize_metrics
+from compressor.reports.tables import find_label
 from compressor.stages.base import SIZES
 
 if TYPE_CHECKING:
@@ -61,8 +63,7 @@ class Model:
     def number(self, name: str) -> float | None:
         """Read a metric; None where it is missing or no number."""
         value = self.metrics.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if is_number and value is not None else None
+        return float(value) if is_number(value) else None
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,13 @@ class Score:
     metric: str
     before: float
     after: float
-    difference: float
     low: float | None = None
     high: float | None = None
     p: float | None = None
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Pair:
             "headline": self.headline,
             "rows": self.rows,
             "unpaired": self.unpaired,
-            "scores": [asdict(score) for score in self.scores],
+            "scores": [asdict(score) | {"difference": score.difference} for score in self.scores],
             "sizes": [asdict(size) | {"ratio": size.ratio} for size in self.sizes],
         }
 
@@ -234,13 +238,8 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
 
 def _list_models(number: int, run: RunRecord) -> list[Model]:
     """List the models that a run evaluated, each once: as it was evaluated last."""
-    from compressor.reports.tables import find_label
-
-    p50s = {
-        str(record["model"]): record["metrics"].get("latency_p50_ms")
-        for record in run.records
-        if record["stage"] == "benchmark"
-    }
+    timed = (record for record in run.records if record["stage"] == "benchmark")
+    p50s = {str(record["model"]): record["metrics"].get("latency_p50_ms") for record in timed}
     models: dict[str, Model] = {}
     for record in run.records:
         if record["stage"] == "evaluate":
@@ -284,14 +283,13 @@ def _compare_models(
         )
         for name, paired in compare_scores(*sides).items():
             rows = paired.rows
-            ends = paired.before, paired.after, paired.difference
-            scores[name] = Score(name, *ends, paired.low, paired.high, paired.p)
+            scores[name] = Score(name, **{k: v for k, v in vars(paired).items() if k != "rows"})
     except ValueError as error:
         unpaired = str(error)
     for name in (*SUMMARIES, *LABELS, *_UNTESTED):
         first, second = before.number(name), after.number(name)
         if name not in scores and first is not None and second is not None:
-            scores[name] = Score(name, first, second, second - first)
+            scores[name] = Score(name, first, second)
     sizes = tuple(_list_sizes(before, after))
     return Pair(after.run, before, after, headline, tuple(scores.values()), sizes, rows, unpaired)
 

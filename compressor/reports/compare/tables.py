@@ -78,9 +78,8 @@ def _print_scores(pairs: Sequence[Pair], title: str, console: Console) -> None:
 
 
 def _print_score_rows(rows: Sequence[tuple[Pair, Score]], title: str, console: Console) -> None:
-    from compressor.reports.tables import NAME_WIDTH, Column, print_columns
+    from compressor.reports.tables import Column, make_names, print_columns
 
-    first = Column("model", [_name_pair(pair) for pair, _ in rows], "left", NAME_WIDTH)
     columns = [
         Column("metric", [score.metric for _, score in rows], "left"),
         Column("baseline", [f"{score.before:.4f}" for _, score in rows]),
@@ -90,6 +89,7 @@ def _print_score_rows(rows: Sequence[tuple[Pair, Score]], title: str, console: C
         Column("p", [format_p(score.p) for _, score in rows]),
         Column("rows", ["" if pair.rows is None else str(pair.rows) for pair, _ in rows]),
     ]
+    first = make_names("model", [_name_pair(pair) for pair, _ in rows])
     print_columns(first, columns, console, title=title)
 
 
@@ -107,7 +107,7 @@ def format_p(p: float | None) -> str:
 
 
 def _print_sizes(pairs: Sequence[Pair], console: Console) -> None:
-    from compressor.reports.tables import NAME_WIDTH, Column, print_columns
+    from compressor.reports.tables import Column, make_names, print_columns
 
     rows = [(pair, size) for pair in pairs for size in pair.sizes]
     if not rows:
@@ -119,14 +119,13 @@ def _print_sizes(pairs: Sequence[Pair], console: Console) -> None:
         Column("this", [after for _, after in cells]),
         Column("ratio", ["" if s.ratio is None else f"{s.ratio:.3f}" for _, s in rows]),
     ]
-    models = Column("model", [_name_pair(pair) for pair, _ in rows], "left", NAME_WIDTH)
-    print_columns(models, columns, console)
+    print_columns(make_names("model", [_name_pair(pair) for pair, _ in rows]), columns, console)
     if any(pair.headline for pair in pairs):
         console.say("● the last evaluated model of each run")
 
 
 def _print_steps(steps: Sequence[Step], title: str, console: Console) -> None:
-    from compressor.reports.tables import NAME_WIDTH, Column, print_columns
+    from compressor.reports.tables import Column, make_names, print_columns
 
     columns = [
         Column("", [step.standing for step in steps], "left"),
@@ -135,7 +134,7 @@ def _print_steps(steps: Sequence[Step], title: str, console: Console) -> None:
         Column("MB", [_write_both(step, "bytes", 1e-6) for step in steps]),
         Column("metrics here", [summarize_metrics(step.after) for step in steps], "left"),
     ]
-    first = Column("stage", [step.name for step in steps], "left", NAME_WIDTH)
+    first = make_names("stage", [step.name for step in steps])
     print_columns(first, columns, console, title=title)
 
 

@@ -29,9 +29,7 @@ def list_losses(results: Results) -> list[dict[str, Any]]:
 
 
 def count_zeros(results: Results) -> dict[str, Any] | None:
-    """Count all and non-zero weights by group and layer of each model; `first` is the last pruned
-    one.
-    """
+    """Count all and non-zero weights by group and layer of each model; `first`: the last pruned."""
     records = [record for record in results.models if record.get("groups")]
     if not records:
         return None
@@ -113,7 +111,7 @@ _CASE = {
 
 
 def list_cases(results: Results) -> list[dict[str, Any]]:
-    """List every case that a benchmark timed, of every model; none where there is one case alone.
+    """List every case that a benchmark timed of every model, if there are several.
 
     `case` is its name, of what differs between cases: such as "batch 32, 512 tokens in".
     """

@@ -60,15 +60,11 @@ def render_page(results: Results) -> str:
         "texts_shown": len(texts["rows"]) if texts else 0,
         "rows": texts,
         "environment": _list_environment(results.environment),
-        "files": [name for name in FILES if _will_be_there(results, name)],
+        # The card is written right after this page.
+        "files": [n for n in FILES if n == "README.md" or (results.folder / n).exists()],
         "data": {**charts, "cases": curves.group_by_model(cases), "quality": results.quality},
     }
     return render("reports/run_page/page.html", values)
-
-
-def _will_be_there(results: Results, name: str) -> bool:
-    """Whether a file is in the folder; the card is written right after this page."""
-    return name == "README.md" or (results.folder / name).exists()
 
 
 def format_command(environment: Mapping[str, Any]) -> str:
@@ -104,8 +100,7 @@ def _list_facts(results: Results) -> list[str]:
 
 
 def list_changes(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List up to two tables: this recipe against its parent, and what the command's overrides
-    changed.
+    """List up to two tables: what differs from the parent, and what the command changed.
 
     Each has a heading and `rows` of (key, before, after), or None with the reason in `why`.
     """

@@ -38,10 +38,9 @@ class Predictions:
 def list_rows(results: Results) -> dict[str, Any] | None:
     """List the rows for the side-by-side view; None where no stage has left predictions.
 
-    `original` and `models` are names for a reader; a row has `n` its number, `s` its source, `r`
-    its reference, `t` the models' texts (the original's first) and `d`, for each model after it,
-    its score minus the original's, or None. What is too large for a page is cut, and `cut` and
-    `rows` against `total` say so: the rows that lost the most stay.
+    A row has `n` its number, `s` its source, `r` its reference, `t` the models' texts (the
+    original's first) and `d`, for each model after it, its score minus the original's, or None.
+    What is too large for a page is cut, as `cut` and `total` say: rows that lost the most stay.
     """
     predictions = _read_predictions(results)
     if not predictions:
@@ -99,15 +98,15 @@ def fit_rows(
     room = most - sum(texts[number] for number in kept)
     bytes_a_character = max(1.0, sum(sources) / max(1, sum(len(row["s"]) for row in rows)))
     limit = max(SHORTEST_SOURCE, int(room / max(1, len(kept)) / bytes_a_character))
-    return [{**rows[number], "s": _cut(rows[number]["s"], limit)} for number in kept], limit
+    cut = [
+        rows[n] | {"s": f"{s[:limit]} …"} if len(s := rows[n]["s"]) > limit else rows[n]
+        for n in kept
+    ]
+    return cut, limit
 
 
 def _count_bytes(texts: Sequence[str]) -> int:
     return sum(len(text.encode("utf-8", "replace")) for text in texts)
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[:limit] + " …"
 
 
 def _find_worst(row: Mapping[str, Any]) -> float:
@@ -147,7 +146,7 @@ def _read_folder(model: str, folder: Path, interned: dict[str, str]) -> Predicti
 def _read_rows(
     path: Path, interned: dict[str, str], *, longest: bool = False
 ) -> list[tuple[str, str, str]]:
-    """Read source, reference and prediction of each row; of several `max_length`s, at the last one.
+    """Read source, reference and prediction of each row, at the last of several `max_length`s.
 
     `interned`: texts that were read before, of which no second copy is made.
     """

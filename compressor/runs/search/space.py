@@ -1,8 +1,7 @@
-"""Reads the space of a search, as Hydra's override grammar writes it. Nothing is drawn here.
+"""Read the space of a search, as Hydra's override grammar writes it. Draws nothing.
 
 `a=interval(0, 1)`, `a=int(interval(1, 9))`, `a=tag(log, interval(1e-5, 1e-2))`, `a=range(1, 9, 2)`
-and `a=x,y` or `a=choice(x, y)`, as users of Hydra's Optuna plug-in know them. The one difference: a
-range ends before its stop, as Hydra says, and as it does in a grid.
+and `a=x,y` or `a=choice(x, y)`, as in Hydra's Optuna plug-in, but ranges end before their stop.
 """
 
 from __future__ import annotations
@@ -83,16 +82,12 @@ class Choices:
 
     key: str
     element: str
-    values: tuple[str, ...]
-    """As an override has them."""
-
-    @property
-    def probes(self) -> tuple[str, ...]:
-        return self.values
+    probes: tuple[str, ...]
+    """The values, as an override has them."""
 
     @property
     def middle(self) -> str:
-        return self.values[0]
+        return self.probes[0]
 
     def write(self, value: str) -> str:
         return value
@@ -101,13 +96,13 @@ class Choices:
         return value.strip("'\"")
 
     def describe(self) -> str:
-        return ", ".join(map(self.show, self.values))
+        return ", ".join(map(self.show, self.probes))
 
     def make_distribution(self) -> BaseDistribution:
         """Make what Optuna draws from."""
         from optuna.distributions import CategoricalDistribution
 
-        return CategoricalDistribution(self.values)
+        return CategoricalDistribution(self.probes)
 
 
 Dimension = Numbers | Choices
@@ -200,19 +195,15 @@ def _read_dimension(override: Override) -> Dimension:
         raise ValueError(f"no tag {unknown[0]!r}; {nearest(unknown[0], [LOG])}")
     log = LOG in value.tags
     if isinstance(value, IntervalSweep):
-        return _read_interval(override, value, log=log)
+        assert value.start is not None and value.end is not None
+        ends, whole = (float(value.start), float(value.end)), isinstance(value.start, int)
+        return _make_numbers(override, *ends, None, log=log, whole=whole)
     if isinstance(value, RangeSweep):
         return _read_range(override, value, log=log)
     if log:
         raise ValueError("choices have no scale, and no log")
     texts = dict.fromkeys(override.sweep_string_iterator())
     return Choices(override.key_or_group, str(override.get_key_element()), tuple(texts))
-
-
-def _read_interval(override: Override, value: IntervalSweep, *, log: bool) -> Numbers:
-    assert value.start is not None and value.end is not None
-    whole = isinstance(value.start, int)
-    return _make_numbers(override, float(value.start), float(value.end), None, log=log, whole=whole)
 
 
 def _read_range(override: Override, value: RangeSweep, *, log: bool) -> Numbers:

@@ -1,4 +1,4 @@
-"""A multirun from command to table: plan every point, run what is missing, say what came out.
+"""Plan every point of a multirun, run what is missing, and say what came out.
 
 Points share one store, so that what they have in common runs once, whichever launcher runs them.
 """
@@ -65,9 +65,8 @@ class Grid:
 
     recipe: str
     overrides: tuple[str, ...]
-    """As they were given."""
     settings: tuple[str, ...]
-    """Overrides of `hydra`: which launcher, and how."""
+    """The overrides of `hydra`: which launcher, and how."""
     composed: tuple[ComposedRecipe, ...]
     shared: SharedStages
     warnings: tuple[Problem, ...]
@@ -129,13 +128,11 @@ def plan_points(
             if reachable:
                 stages.require_reachable()
         except RecipeError as error:
-            problems += error.problems
-            wrong += 1
-            if wrong == WRONG_POINTS and tried < len(points):
-                left = f"{len(points) - tried:,} points were not looked at: {wrong} are wrong"
-                problems.append(Problem("", left))
-                break
-            continue
+            problems, wrong = [*problems, *error.problems], wrong + 1
+            if wrong < WRONG_POINTS or tried == len(points):
+                continue
+            left = f"{len(points) - tried:,} points were not looked at: {wrong} are wrong"
+            raise RecipeError(list(dict.fromkeys([*problems, Problem("", left)]))) from error
         warnings += [*stages.warnings, *stages.unreached]
         plans[index] = composed, PlannedPoint.of(points[index], stages)
     if problems:
@@ -236,11 +233,8 @@ def prepare_missing(grid: Grid, folder: SweepFolder) -> list[Point]:
 
 def describe_point(point: Point, stages: int) -> dict[str, Any]:
     """Describe a point for `sweep.json`."""
-    return {
-        "differs": dict(point.differs),
-        "overrides": list(point.overrides),
-        "stages": stages,
-    }
+    about = {"differs": dict(point.differs), "overrides": list(point.overrides)}
+    return about | {"stages": stages}
 
 
 @contextmanager
@@ -310,8 +304,7 @@ def read_sweep(grid: Points, folder: SweepFolder, *, running: bool = False) -> S
 def choose_objectives(points: Sequence[PointStatus]) -> list[tuple[str, Direction]]:
     """Choose what points are compared by: quality, size and latency.
 
-    Where the bytes of all are the same, as those of pruned weights are, the size that tells points
-    apart is the share of weights that are not zero.
+    Pruned weights take the same bytes: points are then told apart by the share that is not zero.
     """
     bytes_of_all = {point.metrics["bytes"] for point in points if "bytes" in point.metrics}
     size = SIZES[len(bytes_of_all) == 1 < len(points)]
@@ -353,10 +346,9 @@ def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
     print_columns(Column("point", [p.name for p in points], "left", widest=40), columns, console)
     if goals_text := ", ".join(f"{path} ({aim[:3]}.)" for path, aim in sweep.list_compared()):
         console.say(f"● on the Pareto front of {goals_text}")
-    for point in points:
-        if point.state != "done":
-            ended = point.error or point.pruned
-            console.say(f"{point.name}: {describe_status(point) if ended else 'did not end'}")
+    for point in (point for point in points if point.state != "done"):
+        has_ended = point.error or point.pruned
+        console.say(f"{point.name}: {describe_status(point) if has_ended else 'did not end'}")
     console.say(f"sweep: {folder.path}")
     console.say(f"page: {folder.path / PAGE}")
     return 0 if all(point.state in {"done", "pruned"} for point in points) else 1

@@ -114,11 +114,12 @@ def _describe_progress(counts: Mapping[str, int], words: Mapping[str, str]) -> s
 
 def _explain_empty(sweep: Sweep) -> str | None:
     """Explain why there is no chart; None if there is one."""
-    if not sweep.points:
+    states = {point.state for point in sweep.points}
+    if not states:
         return "This sweep has no points."
-    if all(point.state == "failed" for point in sweep.points):
+    if states == {"failed"}:
         return "Every point failed. The errors are below."
-    if not any(point.state == "done" for point in sweep.points):
+    if "done" not in states:
         if sweep.running:
             return "No point is done yet. Each appears here as soon as it is."
         return "No point was done when this sweep ended."
@@ -182,8 +183,7 @@ def _choose_metric(
 def write_csv(path: Path, sweep: Sweep) -> None:
     """Write a row for each point: what differs, what it cost, its error, every metric of any.
 
-    A text that a spreadsheet would take for a formula carries a leading apostrophe, as in
-    `predictions.csv`; numbers do not. A value that a point does not have is an empty cell.
+    A text that a spreadsheet would take for a formula carries a leading apostrophe.
     """
     keys, metrics = sweep.list_keys(), sweep.list_metrics()
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""The points of a sweep: what each sets, and what its folder is called. Nothing runs here."""
+"""The points of a sweep: what each sets, and what its folder is called. Runs nothing."""
 
 from __future__ import annotations
 
@@ -44,13 +44,19 @@ def expand_product(overrides: Sequence[str]) -> list[Point]:
     Raises RecipeError for a key whose values cannot be counted (an interval is for a search), that
     has none, or that is set a second time, since points would not be what their names say.
     """
-    keys: list[str | None] = []
-    values: list[list[str]] = []
-    for text in overrides:
-        override = parse_override(text) if is_sweep(text) else None
-        keys.append(None if override is None else _read_key(override))
-        values.append([text] if override is None else _list_values(override))
-    _refuse_unclear(overrides, keys, values)
+    parsed = [parse_override(text) for text in overrides]
+    swept = [None if o is None or not o.is_sweep_override() else o for o in parsed]
+    values = [
+        [text] if override is None else _list_values(override)
+        for text, override in zip(overrides, swept, strict=True)
+    ]
+    names, keys = (list(map(_read_key, some)) for some in (parsed, swept))
+    for text, key, texts in zip(overrides, keys, values, strict=True):
+        if not texts:
+            raise RecipeError(f"{text!r} has no value")
+        if key is not None and names.count(key) > 1:
+            others = [repr(o) for o, name in zip(overrides, names, strict=True) if name == key]
+            raise RecipeError(f"{key}: is set twice, by {' and by '.join(others)}")
     if (count := prod(map(len, values))) > MOST:
         raise RecipeError(f"a sweep of {count:,} points; expected at most {MOST:,}: take a search")
     return name_points(
@@ -59,23 +65,9 @@ def expand_product(overrides: Sequence[str]) -> list[Point]:
     )
 
 
-def _read_key(override: Override) -> str:
+def _read_key(override: Override | None) -> str | None:
     """Read what an override sets: a key, or a group and where in the recipe its option lands."""
-    element: str = override.get_key_element()
-    return element.lstrip("+~")
-
-
-def _refuse_unclear(
-    overrides: Sequence[str], keys: Sequence[str | None], values: Sequence[Sequence[str]]
-) -> None:
-    """Raise RecipeError for a sweep over nothing, and for one over a key that is set elsewhere."""
-    names = [_read_key(override) if (override := parse_override(t)) else t for t in overrides]
-    for text, key, name, texts in zip(overrides, keys, names, values, strict=True):
-        if not texts:
-            raise RecipeError(f"{text!r} has no value")
-        if key is not None and names.count(name) > 1:
-            others = [other for other, n in zip(overrides, names, strict=True) if n == name]
-            raise RecipeError(f"{name}: is set twice, by {' and by '.join(map(repr, others))}")
+    return None if override is None else str(override.get_key_element()).lstrip("+~")
 
 
 def _list_values(override: Override) -> list[str]:
@@ -100,11 +92,8 @@ def _list_values(override: Override) -> list[str]:
 def name_points(points: Iterable[tuple[Sequence[str], Mapping[str, str]]]) -> list[Point]:
     """Name points of (overrides, key → value of what is swept) by what differs between them."""
     every = [(tuple(overrides), values) for overrides, values in points]
-    distinct: dict[str, set[str]] = {}
-    for _, values in every:
-        for key, value in values.items():
-            distinct.setdefault(key, set()).add(value)
-    varying = [key for key, several in distinct.items() if len(several) > 1]
+    keys = dict.fromkeys(key for _, values in every for key in values)
+    varying = [key for key in keys if len({values.get(key) for _, values in every}) > 1]
     short = shorten_keys(varying)
     result: dict[str, Point] = {}
     for overrides, values in every:
@@ -118,10 +107,7 @@ def name_points(points: Iterable[tuple[Sequence[str], Mapping[str, str]]]) -> li
 
 
 def validation_order(points: Sequence[Point]) -> list[int]:
-    """Order the points' indices so that each value comes early.
-
-    A wrong value is then found in as many points as there are values, not combinations of them.
-    """
+    """Order the points' indices so that each value, which may be wrong, comes early."""
     tried: set[tuple[str, str]] = set()
     new: list[int] = []
     rest: list[int] = []

@@ -1,4 +1,4 @@
-"""Prints a sweep's points from its folder, long after it ran."""
+"""Print a sweep's points from its folder, long after it ran."""
 
 from __future__ import annotations
 

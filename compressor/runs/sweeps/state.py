@@ -103,8 +103,8 @@ def find_front(
     """Tell of each row whether it is on the Pareto front: no other row dominates it.
 
     A row dominates another if it is at least as good in every value and better in one, so equal
-    rows stay together. A row that lacks a value (None or NaN) is not compared: it is not on the
-    front and dominates nothing. Time O(n²), memory O(n).
+    rows stay together. One that lacks a value (None or NaN) is not on the front and dominates
+    nothing. Time O(n²), memory O(n).
     """
     import numpy as np
 

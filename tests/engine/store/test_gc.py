@@ -96,10 +96,7 @@ def test_a_key_across_two_blocks_of_a_long_file_is_seen(store: Store, tmp_path: 
 
 
 def test_runs_of_every_outputs_folder_that_shares_a_store_are_seen(tmp_path: Path) -> None:
-    """Two outputs folders whose `store` is a link to one: each one's runs keep what they name.
-
-    One that is not there, on a disk that is not mounted, say, is not taken for empty.
-    """
+    """Two outputs folders whose `store` is a link to one: each one's runs keep what they name."""
     (tmp_path / "large").mkdir()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -240,10 +237,7 @@ def place(pruned: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_that_has_begun_keeps_all_that_it_counts_on(place: Path) -> None:
-    """The run that made its artifacts is removed, and `gc` works, before the first is asked for.
-
-    Between planning on an artifact and linking to it a run had nothing that told of it.
-    """
+    """The run that made its artifacts is removed, and `gc` works, before the first is asked for."""
     outputs = place / "outputs"
     (old,) = (outputs / "runs" / "mine").iterdir()
     store = Store(outputs / "store")

@@ -32,20 +32,19 @@ def commit(store: Store) -> Store:
 
 
 def test_a_committed_artifact_is_whole_and_says_what_is_in_it(store: Store) -> None:
-    """A readable manifest has each file's size and SHA-256; nothing is left in `partial`."""
+    """A readable manifest has each file's size and SHA-256; nothing is left in `partial`.
+
+    What was begun and not committed is no artifact, and the next writer starts clean.
+    """
     manifest = commit(store).verify(KEY)
     digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
     assert manifest["files"] == {"model/weights": {"bytes": 5, "sha256": digest}}
     assert list((store.folder / "partial").iterdir()) == []
     text = (store.path(KEY) / MANIFEST).read_text()
     assert json.loads(text)["stage"] == "load" and text.count("\n") > 5
-
-
-def test_what_was_begun_and_not_committed_is_no_artifact(store: Store) -> None:
-    """A killed writer leaves nothing that counts, and the next one starts clean."""
-    (store.begin(KEY) / "half").write_text("x")
-    assert not store.has(KEY)
-    assert list(store.begin(KEY).iterdir()) == []
+    (store.begin(OTHER) / "half").write_text("x")
+    assert not store.has(OTHER)
+    assert list(store.begin(OTHER).iterdir()) == []
 
 
 def test_what_a_failed_try_can_resume_from_stays_until_there_is_an_artifact(store: Store) -> None:
@@ -157,10 +156,7 @@ def test_the_lock_of_a_killed_process_is_free(store: Store, tmp_path: Path) -> N
 
 
 def test_what_a_kill_left_beside_an_artifact_goes_with_the_next_look(store: Store) -> None:
-    """Killed between the commit and the removal of checkpoints, they stayed for ever.
-
-    What another process is at work on stays, and so does what has no artifact yet.
-    """
+    """Killed between the commit and the removal of checkpoints, they stayed for ever."""
     commit(store)
     folders = [store.resume_folder(KEY), store.task_folder(KEY), store.resume_folder(OTHER)]
     for folder in folders:

@@ -122,6 +122,9 @@ def test_predictions_that_are_gone_leave_the_plain_difference(copies: Runs) -> N
     assert pair["unpaired"] == "the predictions of 'repaired' are no longer in the store"
     assert {score["metric"] for score in pair["scores"]} == {"rougeLsum", "rouge1", "rouge2"}
     assert all(score["p"] is None for score in pair["scores"])
+    (copies.first / "metrics.json").unlink()
+    answer = copies.call("compare", copies.changed, copies.first)
+    assert answer.code == 2 and "no stage of this run ended" in answer.err
 
 
 def test_what_cannot_be_compared_is_said(copies: Runs) -> None:
@@ -142,10 +145,3 @@ def test_what_cannot_be_compared_is_said(copies: Runs) -> None:
     assert {size["name"]: size["ratio"] for size in pair["sizes"]}["latency_p50_ms"] == 0.25
     assert "measured at different times" in copies.call("compare", copies.first, copies.changed).out
     assert copies.read("compare", copies.first, copies.first)["models"][-1]["unpaired"] is None
-
-
-def test_a_run_without_a_result_is_refused(copies: Runs) -> None:
-    """It never ended a stage."""
-    (copies.first / "metrics.json").unlink()
-    answer = copies.call("compare", copies.changed, copies.first)
-    assert answer.code == 2 and "no stage of this run ended" in answer.err

@@ -42,10 +42,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def strange_numbers(body: str, folder: Path) -> list[str]:
-    """The numbers of a card's text that no number of the run's records gives when it is written.
-
-    Code, such as a recipe's settings and commands, and quotations of the recipe are left out.
-    """
+    """The numbers of a card's text that no number of the run's records gives when it is written."""
     text = re.sub(r"(?ms)^(`{3,}).*?^\1$", " ", body)
     text = re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", " ", text)
     text = re.sub(r"(?m)^>.*$", " ", text)

@@ -111,9 +111,7 @@ def test_differences_from_the_parent_are_told(tmp_path: Path) -> None:
 
 
 def test_a_run_that_did_not_end_says_what_was_done_and_the_error(tmp_path: Path) -> None:
-    """Stages that were done, the one that failed, and those that were not reached. Interrupted
-    before the first one: no chart, no Plotly, no error.
-    """
+    """Stages that were done, the one that failed, and those that were not reached."""
     folder = make_run(tmp_path)
     write_json(folder / "metrics.json", full_run()[:4])
     page = _read(folder, ended="failed", error="stage 'recover': the loss is nan at step 3")
@@ -226,10 +224,7 @@ def _column(page: Any, table: str, key: str) -> list[str]:
 
 
 def test_every_chart_has_marks(open_report: Open, tmp_path: Path) -> None:
-    """Of summaries and of labels: each chart is drawn when it is scrolled to, and is not empty.
-
-    Regression: the first panel was as wide as the card, and lay under the other two.
-    """
+    """Of summaries and of labels: each chart is drawn when it is scrolled to, and is not empty."""
     page = open_report(make_run(tmp_path / "summaries"))
     for chart in ("waterfall", "losses", "sparsity", "lengths", "sensitivity", "cases"):
         assert _draw(page, chart).locator(MARKS[chart]).count() >= 1, chart

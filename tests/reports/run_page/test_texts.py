@@ -90,17 +90,11 @@ def test_sources_are_cut_before_rows_go() -> None:
     shown, cut = fit_rows([_line(n, 1000, 100, 0.0) for n in range(10)], most=5000)
     assert len(shown) == 10 and cut == 340
     assert all(len(line["s"]) == 342 for line in shown)  # and " …"
-
-
-def test_the_rows_that_lost_the_most_stay() -> None:
-    """360 bytes a row at the least: 3 of 10 rows fit into 1,100, the three lowest."""
+    # 360 bytes a row at the least: 3 of 10 rows fit into 1,100, the three that lost the most.
     lines = [_line(n, 1000, 100, lost) for n, lost in enumerate([0, -5, 1, -9, 2, 3, -7, 4, 5, 6])]
     shown, cut = fit_rows(lines, most=1100)
     assert [line["n"] for line in shown] == [1, 3, 6] and cut is not None and cut >= 200
-
-
-def test_letters_of_several_bytes_count_as_such() -> None:
-    """Bytes and not characters are what a page is limited in."""
+    # Letters of several bytes count as such.
     lines = [_line(n, 0, 10, 0.0) | {"s": "字" * 100_000} for n in range(40)]
     shown, _ = fit_rows(lines)
     size = sum(len(line["s"].encode()) for line in shown)

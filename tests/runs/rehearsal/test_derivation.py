@@ -125,10 +125,6 @@ stages:
         "stages.evaluate.max_length": ([8, 500], [8, 16]),
         "data.max_target_length": (64, 32),
     }
-
-
-def test_nothing_is_tracked() -> None:
-    """A tracker may keep what it is told, in a folder or elsewhere."""
     planning = Planning(None, Bills(source="bills"), fail, fail)
     assert Finetune(trackers=("wandb",)).smoke_test_settings(planning).trackers == ()
 

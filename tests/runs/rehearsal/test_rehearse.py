@@ -77,9 +77,7 @@ def kept(folder: Path) -> list[Path]:
 
 
 def test_a_chain_of_the_hub_passes_without_it(run, tmp_path: Path) -> None:
-    """Each stage is run, and what it saves is loaded again. What differs from the run is told,
-    generated rows first of all, and nothing stays behind.
-    """
+    """Each stage is run, and what it saves is loaded again."""
     done = run(RECIPE.format(data="billsum"))
     assert done.passed, done.err
     assert "✗" not in done.out

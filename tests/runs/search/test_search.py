@@ -173,10 +173,7 @@ GOALS = (Goal("x.a", "minimize"), Goal("x.b", "minimize"))
 def draw(
     journal: Path, search: Search, goals: Sequence[Goal] = GOALS, *, until: int = 99
 ) -> list[dict[str, Any]]:
-    """Go on with a study of two numbers to its end, or leave trial `until` without a result.
-
-    Goal 1 is a valley, goal 2 falls with `a`.
-    """
+    """Go on with a study of two numbers to its end, or leave trial `until` without a result."""
     study = Study(journal, search, goals, read_space(["a=interval(0,1)", "b=int(interval(0,9))"]))
     while trials := study.draw():
         for trial in trials:

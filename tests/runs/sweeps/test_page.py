@@ -87,9 +87,7 @@ def _read(tmp_path: Path, sweep: Sweep) -> Text:
 
 
 def test_the_page_says_what_was_asked_and_how_far_it_is(tmp_path: Path) -> None:
-    """Title, command, progress and what was shared stand in the page without any script. Nothing
-    runs in a sweep that has ended: after Ctrl-C the page said "finished" and "1 running".
-    """
+    """Title, command, progress and what was shared stand in the page without any script."""
     sweep = _sweep()
     text = _read(tmp_path, replace(sweep, running=True)).words
     assert "9 of 12 points done, 1 failed, 1 running, 1 waiting" in text
@@ -240,10 +238,7 @@ def test_the_front_is_the_same_in_chart_table_and_python(open_page: Open) -> Non
 
 
 def test_a_person_chooses_the_axes(open_page: Open) -> None:
-    """The front is then of both axes; where neither way is better there is none.
-
-    What a mark's size tells takes no part in it.
-    """
+    """The front is then of both axes; where neither way is better there is none."""
     page = open_page(_sweep())
     before = _on_front(page)
     page.select_option("#axis-size", "rouge1")
@@ -358,10 +353,7 @@ def test_a_phone_needs_no_sideways_scroll(open_page: Open) -> None:
 
 
 def test_an_open_page_follows_the_sweep(open_page: Open, tmp_path: Path) -> None:
-    """A point that is done appears by itself; order, axes, place and focus stay; then it rests.
-
-    While nothing changes, nothing is read again: the same document stays.
-    """
+    """A point that is done appears by itself; order, axes, place and focus stay; then it rests."""
     sweep = replace(_sweep(), running=True)
     page = open_page(sweep)
     page.set_viewport_size({"width": 1280, "height": 500})

@@ -229,10 +229,7 @@ def edited(recipe, tmp_path, monkeypatch):
 
 
 def test_a_recipe_that_is_edited_while_its_sweep_runs(edited, tmp_path) -> None:
-    """Regression: points that had not begun ran with what the file said by then.
-
-    What stops a point outside of its own folder, a folder in its file's place, is told as well.
-    """
+    """Regression: points that had not begun ran with what the file said by then."""
     path, plan_and_edit = edited
     planned = plan_and_edit("1,2")
     launch(path, planned, tmp_path / "sweep")
@@ -313,24 +310,8 @@ def test_a_sweep_killed_again_and_again_ends_with_the_same_table(undisturbed, tm
     assert list_results(sweep_folder(tmp_path / "outputs")) == undisturbed[1]
 
 
-def test_two_processes_give_the_same_bits_and_run_nothing_twice(undisturbed, tmp_path) -> None:
-    """By joblib's launcher: one point makes what both need, the other waits for it and uses it."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    (tmp_path / "mine.yaml").write_text(RECIPE)
-    done = compressor("run", "mine.yaml", *SWEEP, "hydra/launcher=processes", cwd=tmp_path)
-    assert done.code == 0, done.err
-    folder = sweep_folder(tmp_path / "outputs")
-    assert list_results(folder) == undisturbed[1]
-    assert len(list_made(folder)) == len(set(list_made(folder))) == 11
-    assert "lm_head=0.3: done" in done.out
-    assert (folder / "lm_head=0.3" / "log.txt").read_text().count("recover") >= 1
-
-
 def test_a_recipe_can_say_what_is_swept(recipe) -> None:
-    """`hydra.sweeper.params`, as in any Hydra program; the command line has the last word.
-
-    In another order, which `shuffle(…)` gives each time, it is the same sweep.
-    """
+    """`hydra.sweeper.params`, as in any Hydra program; the command line has the last word."""
     params = f"hydra: {{sweeper: {{params: {{{HEAD}: '0.1,0.2'}}}}}}\nstages:"
     path = str(recipe(("stages:", params)))
     two = plan_grid(path, [], reachable=True)
