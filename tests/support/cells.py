@@ -45,6 +45,10 @@ INFINITE = float("inf")
 ROWS, SEED = 8, 39
 """The messages of this seed have every label."""
 KEPT_LAYER, PRUNED, SLICED = 1, {"self_attention": 0.4, "feed_forward": 0.5}, 0.5
+LIMITS = {
+    "max_source_length": reference.SOURCE, "max_target_length": reference.TARGET,
+    "rows": dict.fromkeys(("train", "validation", "test"), ROWS),
+}  # fmt: skip
 _EXPORT = {"stage": "export", "model": "load", "parity": None}
 STAGES: Mapping[str, Mapping[str, Any]] = {
     "load": {},
@@ -90,12 +94,7 @@ class Subject:
     """A family's model on the disk, its recipe, and what came of each column that was asked for."""
 
     def __init__(
-        self,
-        family: Family,
-        folder: Path,
-        columns: Collection[str],
-        *,
-        left_out: Collection[str] = (),
+        self, family: Family, folder: Path, columns: Collection[str], left_out: Collection[str] = ()
     ) -> None:
         """`left_out`: columns of the recipe that are not run."""
         self.family, self.folder = family, folder
@@ -133,9 +132,7 @@ class Subject:
             "defaults": ["/base", "_self_"],
             "pipeline": list(names.values()),
             "model": {"source": str(self.plain.folder), "head": self.family.head},
-            "data": data
-            | {"max_source_length": reference.SOURCE, "max_target_length": reference.TARGET}
-            | {"rows": dict.fromkeys(("train", "validation", "test"), ROWS)},
+            "data": data | LIMITS,
             "training": {
                 "batch_size": ROWS, "learning_rate": reference.RATE, "warmup_steps": 0,
                 "weight_decay": reference.DECAY, "clip_norm": reference.CLIP,
@@ -191,7 +188,7 @@ class Subject:
         return self.store.path(key)
 
     def outcome(self, column: str) -> float | str:
-        """How far a column's result is from the reference, or why there is none."""
+        """Compare a column's result with the reference, or say why there is none."""
         if column in self.refused:
             return f"refused at planning: {self.refused[column]}"
         if column in self.failed:
@@ -199,20 +196,18 @@ class Subject:
         return COMPARISONS[column](self)
 
     def model(self, column: str) -> PreTrainedModel:
-        """The model that a stage gave."""
         return Checkpoint.load(self.path(column)).model
 
     def metrics(self, column: str) -> Mapping[str, Any]:
-        """What a stage has measured."""
         result: Mapping[str, Any] = self.store.manifest(self.path(column).name)["metrics"]
         return result
 
     def logits(self, model: PreTrainedModel) -> Tensor:
-        """Of the training rows."""
+        """Compute those of the training rows."""
         return reference.logits(model, self.plain.batch)
 
-    def compared(self, column: str, expected: PreTrainedModel) -> float:
-        """The logits of a stage's model against those of another."""
+    def compare(self, column: str, expected: PreTrainedModel) -> float:
+        """Compare the logits of a stage's model with those of another."""
         return difference(self.logits(self.model(column)), self.logits(expected))
 
     @cached_property
@@ -235,7 +230,7 @@ def _distill(subject: Subject) -> float:
     model = subject.plain.twin()
     loss = reference.distillation_loss(subject.plain, subject.plain.load(subject.teacher))
     reference.train(subject.plain, model, loss, 1)
-    return subject.compared("distill", model)
+    return subject.compare("distill", model)
 
 
 def _prune(subject: Subject) -> float:
@@ -270,7 +265,7 @@ def _trim(subject: Subject) -> float:
 def _quantize(subject: Subject) -> float:
     expected = subject.plain.twin()
     reference.rounded(expected, all_matrices=False)
-    return subject.compared("quantize", expected)
+    return subject.compare("quantize", expected)
 
 
 def _approximate(subject: Subject) -> float:
@@ -282,16 +277,15 @@ def _approximate(subject: Subject) -> float:
 
 
 def _evaluate(subject: Subject) -> float:
-    """The texts that are written, or a classifier's loss."""
+    """Compare the texts that are written, or a classifier's loss."""
     texts, targets = subject.rows("test")
     if subject.family.head != "seq2seq_lm":
         loss = subject.plain.loss(subject.plain.model, texts, targets)
         return difference(subject.metrics("evaluate")["loss"], loss)
     with (subject.path("evaluate") / "predictions.csv").open(encoding="utf-8", newline="") as file:
         result = [row["prediction"] for row in csv.DictReader(file)]
-    return (
-        0.0 if result == [guard_cell(text) for text in subject.plain.summaries(texts)] else INFINITE
-    )
+    expected = [guard_cell(text) for text in subject.plain.summaries(texts)]
+    return 0.0 if result == expected else INFINITE
 
 
 def _pseudo_label(subject: Subject) -> float:
@@ -342,9 +336,8 @@ def _exported(column: str) -> Callable[[Subject], float]:
         if loaded.backend not in SCORES:
             return 0.0
         scores = SCORES[loaded.backend](subject.path(column) / "model", sources, tokens)
-        expected = [
-            reference.log_probabilities(model, *pair) for pair in zip(sources, tokens, strict=True)
-        ]
+        both = zip(sources, tokens, strict=True)
+        expected = [reference.log_probabilities(model, *pair) for pair in both]
         return difference(np.concatenate(scores), np.concatenate(expected))
 
     return compare
@@ -362,11 +355,8 @@ def _ct2_scores(folder: Path, sources: list[list[int]], tokens: list[list[int]])
 
     pieces = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
     texts = [[[pieces[i] for i in row] for row in rows] for rows in (sources, tokens)]
-    translator = ctranslate2.Translator(str(folder), intra_threads=1)
-    return [
-        result.log_probs[: len(row)]
-        for result, row in zip(translator.score_batch(*texts), tokens, strict=True)
-    ]
+    results = ctranslate2.Translator(str(folder), intra_threads=1).score_batch(*texts)
+    return [done.log_probs[: len(row)] for done, row in zip(results, tokens, strict=True)]
 
 
 def _onnx_scores(folder: Path, sources: list[list[int]], tokens: list[list[int]]) -> list[Any]:
@@ -388,16 +378,16 @@ def _onnx_scores(folder: Path, sources: list[list[int]], tokens: list[list[int]]
 SCORES = {"ctranslate2": _ct2_scores, "onnxruntime": _onnx_scores}
 
 COMPARISONS: Mapping[str, Callable[[Subject], float]] = {
-    "load": lambda s: s.compared("load", s.plain.model),
+    "load": lambda s: s.compare("load", s.plain.model),
     "finetune": lambda s: s.trained(s.path("finetune")),
     "distill": _distill,
     "prune": _prune,
-    "shrink": lambda s: s.compared("shrink", reference.shrunk(s.plain, KEPT_LAYER)),
-    "slice": lambda s: s.compared("slice", reference.without_neurons(s.plain, SLICED)),
-    "heads": lambda s: s.compared("heads", reference.without_heads(s.plain, SLICED)),
+    "shrink": lambda s: s.compare("shrink", reference.shrunk(s.plain, KEPT_LAYER)),
+    "slice": lambda s: s.compare("slice", reference.without_neurons(s.plain, SLICED)),
+    "heads": lambda s: s.compare("heads", reference.without_heads(s.plain, SLICED)),
     "trim": _trim,
     "quantize": _quantize,
-    "smooth": lambda s: s.compared("smooth", s.plain.model),
+    "smooth": lambda s: s.compare("smooth", s.plain.model),
     "approximate": _approximate,
     "evaluate": _evaluate,
     "pseudo label": _pseudo_label,

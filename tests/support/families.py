@@ -12,15 +12,8 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Sequence, WhitespaceSplit
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -96,31 +89,21 @@ _BART_ATTENTION = r"self_attn\.(q|k|v|out)_proj\.weight"
 def _t5(model_type: str, **values: Any) -> Family:
     gated = "gated" in values.get("feed_forward_proj", "") or model_type == "mt5"
     neurons = ("wi_0", "wi_1", "wo") if gated else ("wi", "wo")
-    config = T5 | values
-    return Family(
-        model_type, "seq2seq_lm", config, "sentencepiece", _T5_STACKS, neurons, _T5_ATTENTION
-    )
+    parts = (_T5_STACKS, neurons, _T5_ATTENTION)
+    return Family(model_type, "seq2seq_lm", T5 | values, "sentencepiece", *parts)
 
 
 def _bart(model_type: str, tokenizer: str, generation: Mapping[str, Any], **values: Any) -> Family:
-    neurons = ("fc1", "fc2")
-    config, head = BART | values, "seq2seq_lm"
-    return Family(
-        model_type, head, config, tokenizer, _BART_STACKS, neurons, _BART_ATTENTION, generation
-    )
+    parts = (_BART_STACKS, ("fc1", "fc2"), _BART_ATTENTION)
+    return Family(model_type, "seq2seq_lm", BART | values, tokenizer, *parts, generation)
 
 
 def _bert(model_type: str, tokenizer: str, **values: Any) -> Family:
-    return Family(
-        model_type,
-        "sequence_classification",
-        BERT | values,
-        tokenizer,
-        {"encoder": f"{model_type}.encoder.layer"},
-        ("intermediate.dense", "layer.\\d.output.dense"),
-        r"attention\.(self\.(query|key|value)|output\.dense)\.weight",
-        task="multi_label",
-    )
+    stacks = {"encoder": f"{model_type}.encoder.layer"}
+    neurons = ("intermediate.dense", "layer.\\d.output.dense")
+    attention = r"attention\.(self\.(query|key|value)|output\.dense)\.weight"
+    parts = (BERT | values, tokenizer, stacks, neurons, attention)
+    return Family(model_type, CLASSIFIER, *parts, task="multi_label")
 
 
 def _decoder(model_type: str, head: str, **values: Any) -> Family:
@@ -138,7 +121,8 @@ def _decoder(model_type: str, head: str, **values: Any) -> Family:
 
 UNTIED = {"tie_word_embeddings": False}
 GATED = {"feed_forward_proj": "gated-gelu"}
-TWO = {"share_encoder_decoder_embeddings": False, "tie_word_embeddings": False}
+SCALED = {"scale_embedding": True}
+SIX, LONGER = {"num_beams": 6}, {"num_beams": 8, "length_penalty": 0.8}
 BEAMS = {"num_beams": 4, "early_stopping": True}
 CLASSIFIER = "sequence_classification"
 
@@ -150,30 +134,19 @@ FAMILIES: Mapping[str, Family] = {
     "LongT5 local": _t5("longt5", encoder_attention_type="local", **GATED, **UNTIED),
     "BART": _bart("bart", "roberta", BEAMS | {"forced_eos_token_id": 2}),
     "BART untied": _bart("bart", "roberta", BEAMS | {"forced_eos_token_id": 2}, **UNTIED),
-    "mBART": _bart("mbart", "mbart", BEAMS | {"forced_eos_token_id": 2}, scale_embedding=True),
-    "Pegasus": _bart(
-        "pegasus",
-        "pegasus",
-        {"num_beams": 8, "length_penalty": 0.8, "forced_eos_token_id": 1},
-        scale_embedding=True,
-    ),
-    "Marian": _bart(
-        "marian", "marian", {"num_beams": 6, "forced_eos_token_id": 0}, scale_embedding=True
-    ),
+    "mBART": _bart("mbart", "mbart", BEAMS | {"forced_eos_token_id": 2}, **SCALED),
+    "Pegasus": _bart("pegasus", "pegasus", LONGER | {"forced_eos_token_id": 1}, **SCALED),
+    "Marian": _bart("marian", "marian", SIX | {"forced_eos_token_id": 0}, **SCALED),
     "Marian, 2 vocabularies": _bart(
-        "marian", "marian_two", {"num_beams": 6, "forced_eos_token_id": 0}, **TWO
+        "marian", "marian_two", SIX | {"forced_eos_token_id": 0},
+        share_encoder_decoder_embeddings=False, **UNTIED,
     ),
     "BERT": _bert("bert", "wordpiece"),
     "RoBERTa": _bert("roberta", "roberta", max_position_embeddings=130),
     "DistilBERT": Family(
-        "distilbert",
-        CLASSIFIER,
-        DISTILBERT,
-        "wordpiece",
-        {"encoder": "distilbert.transformer.layer"},
-        ("ffn.lin1", "ffn.lin2"),
-        r"attention\.(q|k|v|out)_lin\.weight",
-        task="multi_label",
+        "distilbert", CLASSIFIER, DISTILBERT, "wordpiece",
+        {"encoder": "distilbert.transformer.layer"}, ("ffn.lin1", "ffn.lin2"),
+        r"attention\.(q|k|v|out)_lin\.weight", task="multi_label",
     ),
     "ELECTRA": _bert("electra", "wordpiece", embedding_size=16),
     "GPT-2": _decoder("gpt2", "causal_lm"),
@@ -184,16 +157,14 @@ FAMILIES: Mapping[str, Family] = {
     "Llama classifier": _decoder("llama", CLASSIFIER),
     "Qwen2 classifier": _decoder("qwen2", CLASSIFIER),
     "Qwen3 classifier": _decoder("qwen3", CLASSIFIER, head_dim=12),
-}
+}  # fmt: skip
 
 
 @cache
 def _unigram(size: int = 260) -> list[tuple[str, float]]:
     """Pieces of one SentencePiece-like training, without special ones."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
-    )
+    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Metaspace()])
     trainer = trainers.UnigramTrainer(vocab_size=size, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(TEXTS, trainer)
     vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
@@ -203,13 +174,9 @@ def _unigram(size: int = 260) -> list[tuple[str, float]]:
 @cache
 def _bpe(specials: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=list(specials),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    about: Any = {"initial_alphabet": sorted(ByteLevel.alphabet()), "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=list(specials), **about)
     tokenizer.train_from_iterator(TEXTS, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [tuple(pair) for pair in model["merges"]]
@@ -267,16 +234,13 @@ def roberta(folder: Path) -> PreTrainedTokenizerBase:
 def _wordpiece() -> dict[str, int]:
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = transformers.BertTokenizer().backend_tokenizer
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=300, special_tokens=specials, show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    about: Any = {"special_tokens": specials, "show_progress": False}
+    tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=300, **about))
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     return vocabulary
 
 
 def wordpiece(folder: Path) -> PreTrainedTokenizerBase:
-    """BERT's."""
     return transformers.BertTokenizer(vocab=_wordpiece())
 
 
@@ -297,7 +261,7 @@ def llama3(folder: Path) -> PreTrainedTokenizerBase:
     begin, end = "<|begin_of_text|>", "<|end_of_text|>"
     vocabulary, merges = _bpe((begin, end))
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, 0)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Bernoulli, kl_divergence
 from torch.nn import functional
 from torch.nn.utils import prune
 from transformers import AutoTokenizer, PreTrainedModel, Trainer
@@ -59,15 +60,13 @@ class Plain:
             labels = padded(summaries.input_ids, -100)["input_ids"]
             return padded(self.sources(texts), pad) | {"labels": labels}
         end = [tokenizer.eos_token_id]
+        cut: Any = {"truncation": True, "add_special_tokens": False}
         sources = tokenizer(texts, truncation=True, max_length=SOURCE - 1).input_ids
-        summaries = tokenizer(
-            targets, truncation=True, max_length=TARGET - 1, add_special_tokens=False
-        ).input_ids
-        rows = [[*a, *end, *b, *end] for a, b in zip(sources, summaries, strict=True)]
-        ignored = [
-            [*[-100] * (len(a) + 1), *b, *end] for a, b in zip(sources, summaries, strict=True)
-        ]
-        return padded(rows, end[0]) | {"labels": padded(ignored, -100)["input_ids"]}
+        summaries = tokenizer(targets, max_length=TARGET - 1, **cut).input_ids
+        both = list(zip(sources, summaries, strict=True))
+        labels = [[*[-100] * (len(a) + 1), *b, *end] for a, b in both]
+        batch = padded([[*a, *end, *b, *end] for a, b in both], end[0])
+        return batch | {"labels": padded(labels, -100)["input_ids"]}
 
     @torch.no_grad()
     def loss(self, model: PreTrainedModel, texts: list[str], targets: list[Any]) -> float:
@@ -108,9 +107,8 @@ def logits(model: PreTrainedModel, batch: Batch) -> Tensor:
 def log_probabilities(model: PreTrainedModel, source: list[int], tokens: list[int]) -> list[float]:
     """Of each of `tokens`, when all before it have been written."""
     start = [model.generation_config.decoder_start_token_id, *tokens[:-1]]
-    result = model(
-        input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([start])
-    ).logits.log_softmax(-1)
+    ids = {"input_ids": torch.tensor([source]), "decoder_input_ids": torch.tensor([start])}
+    result = model(**ids).logits.log_softmax(-1)
     values: list[float] = result[0].gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
     return values
 
@@ -156,9 +154,10 @@ def label_loss(plain: Plain) -> Callable[[PreTrainedModel], Tensor]:
     return lambda model: model(**plain.batch).loss
 
 
-def distillation_loss(
-    plain: Plain, teacher: PreTrainedModel
-) -> Callable[[PreTrainedModel], Tensor]:
+Loss = Callable[[PreTrainedModel], Tensor]
+
+
+def distillation_loss(plain: Plain, teacher: PreTrainedModel) -> Loss:
     """Half of it the labels', half T² · KL(teacher ‖ student), means over what is learned."""
     labels = plain.batch["labels"]
     causal = plain.family.head == "causal_lm"
@@ -174,14 +173,11 @@ def distillation_loss(
             known = kept(teacher(**plain.batch).logits) / TEMPERATURE
         mine = kept(student.logits) / TEMPERATURE
         if plain.family.task == "multi_label":
-            yes = torch.distributions.Bernoulli(logits=known)
-            divergence = torch.distributions.kl_divergence(
-                yes, torch.distributions.Bernoulli(logits=mine)
-            ).mean()
+            both = (Bernoulli(logits=logits) for logits in (known, mine))
+            divergence = kl_divergence(*both).mean()
         else:
-            divergence = functional.kl_div(
-                mine.log_softmax(-1), known.log_softmax(-1), log_target=True, reduction="batchmean"
-            )
+            both = (logits.log_softmax(-1) for logits in (mine, known))
+            divergence = functional.kl_div(*both, log_target=True, reduction="batchmean")
         return 0.5 * student.loss + 0.5 * TEMPERATURE**2 * divergence
 
     return loss
