@@ -362,11 +362,11 @@ def _ct2_scores(folder: Path, sources: list[list[int]], tokens: list[list[int]])
 def _onnx_scores(folder: Path, sources: list[list[int]], tokens: list[list[int]]) -> list[Any]:
     from compressor.backends.onnx.runtime import OnnxModel
 
-    model = OnnxModel.load(folder, threads=1)
+    model = OnnxModel(folder, threads=1)
     settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     result = []
     for source, row in zip(sources, tokens, strict=True):
-        decoder = model._encoded([source], 1)
+        decoder = model._encode_batch([source], 1)
         values = []
         for before, token in zip([settings["decoder_start_token_id"], *row], row, strict=False):
             logits = torch.from_numpy(decoder.step(np.array([before]))[0])
