@@ -122,33 +122,6 @@ def test_layers_are_kept_evenly_spaced() -> None:
     assert kept == [[0], [0, 3], [0, 2, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4, 5]]
 
 
-@pytest.mark.parametrize(
-    ("model_type", "changes", "head"),
-    [
-        ("t5", {"num_decoder_layers": 3}, "seq2seq_lm"),
-        ("t5", {"num_layers": 1, "feed_forward_proj": "gated-gelu"}, "seq2seq_lm"),
-        ("longt5", {"encoder_attention_type": "transient-global"}, "seq2seq_lm"),
-        ("bert", {}, "none"),
-        ("bert", {}, "sequence_classification"),
-    ],
-)
-def test_units_lie_in_equal_blocks_along_their_axes(model_type, changes, head) -> None:
-    """Every width of the config that a tensor has is declared once, on the right axis."""
-    config = {"model_type": model_type, **PICO[model_type], **changes}
-    known = derive_facts(config, head=head, untied_head=head == "seq2seq_lm")
-    owned: dict[str, str] = {}
-    for kind in ("heads", "feed_forward", "vocabulary"):
-        for units in known.list_units(kind):
-            assert units.count == known.config[units.config_key]
-            for name, axis in units.tensors.items():
-                assert known.shapes[name][axis] % units.count == 0, name
-                assert owned.setdefault(name, units.name) == units.name
-    norms = ("layer_norm", "LayerNorm", "embeddings.p", "embeddings.t", "pooler", "classifier")
-    rest = [n for n in known.shapes.keys() - owned if not any(part in n for part in norms)]
-    # Only the biases behind a sub-layer, which are as wide as the model, belong to no unit.
-    assert all(name.endswith("output.dense.bias") for name in rest), rest
-
-
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "gpt2", "bart"])
 def test_as_many_tokens_as_there_are_positions_can_be_read_and_no_more(model_type) -> None:
     """RoBERTa's table of 514 is for 512 tokens: its positions begin behind the padding's."""

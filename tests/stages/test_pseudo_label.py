@@ -121,26 +121,18 @@ def test_a_stage_that_gives_no_model_has_no_row_in_the_table(done: Command) -> N
     assert [row["model"] for row in rows] == names
 
 
-def test_labels_come_back_as_they_were_written(tmp_path: Path) -> None:
-    """Line ends of every kind, quotes, an empty one."""
-    labels = [
-        WrittenTexts(t, 3, False) for t in ('a\nb\r\n"c"', "\u2028\x85 \N{GRINNING FACE}", "")
-    ]
+def test_labels_come_back_as_they_were_written_and_stand_beside_their_rows(tmp_path: Path) -> None:
+    """Line ends of every kind, quotes; where nothing was written the reference is learned, since
+    an empty text would teach silence. Another number of rows is refused.
+    """
+    texts = ('a\nb\r\n"c"', "\u2028\x85 \N{GRINNING FACE}", "", " \n")
+    labels = [WrittenTexts(text, 3, False) for text in texts]
     write_pseudo_labels(tmp_path / FILE, labels)
     assert read_pseudo_labels(tmp_path / FILE) == labels
-
-
-def test_where_nothing_was_written_the_reference_is_learned() -> None:
-    """An empty text, and one of white space, would teach silence."""
-    rows = Rows(["a", "b", "c"], ["one", "two", "three"])
-    labels = [WrittenTexts(text, 1, False) for text in ("", "written", " \n")]
-    assert with_pseudo_labels(rows, labels) == Rows(rows.texts, ["one", "written", "three"])
-
-
-def test_another_number_of_rows_is_refused() -> None:
-    """A label must never stand beside another row's text."""
-    with pytest.raises(StageError, match="1 pseudo-labels for 2 training rows"):
-        with_pseudo_labels(Rows(["a", "b"], ["one", "two"]), [WrittenTexts("x", 1, False)])
+    rows = Rows(["a", "b", "c", "d"], ["one", "two", "three", "four"])
+    assert with_pseudo_labels(rows, labels) == Rows(rows.texts, [*texts[:2], "three", "four"])
+    with pytest.raises(StageError, match="1 pseudo-labels for 4 training rows"):
+        with_pseudo_labels(rows, labels[:1])
 
 
 def planned(tmp_path: Path, *replacements: tuple[str, str]) -> Plan:

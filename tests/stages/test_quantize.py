@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 import compressor
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Facts
-from compressor.models.loading import ABOUT, build_model
+from compressor.models.loading import ABOUT, WEIGHTS, build_model
 from compressor.models.surgery import dequantize_checkpoint
 from compressor.stages.base import Inputs
 from compressor.stages.export import Export
@@ -67,12 +67,6 @@ def quantized(start: Checkpoint, folder: Path, **settings: Any) -> Checkpoint:
     return result
 
 
-def exported(folder: Path) -> Path:
-    """Where the saved model lies, exported for transformers."""
-    Export(parity=None).run(Inputs(folder / "saved"), stage_context(folder / "export"))
-    return folder / "export" / "model"
-
-
 def planned(facts: Facts, stage: Any = None, **settings: Any) -> tuple[Facts, list[str]]:
     result, problems = preview(stage or Quantize(**settings), facts)
     assert result is not None
@@ -89,8 +83,7 @@ def test_a_plan_knows_the_bytes_of_every_tensor(
     facts, told = planned(source.derive_facts(), **SETTINGS[kind])
     result = quantized(source, tmp_path, **SETTINGS[kind])
     assert not told
-    with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
-        sizes = {key: file.get_tensor(key).nbytes for key in file.keys()}  # noqa: SIM118
+    sizes = {name: t.nbytes for name, t in load_file(tmp_path / "saved" / WEIGHTS).items()}
     assert sizes.keys() - facts.shapes.keys() == {f"{n}_scale" for n in facts.int8 | facts.int4}
     for name in facts.shapes:
         assert sizes[name] + sizes.get(f"{name}_scale", 0) == facts.tensor_bytes(name), name
@@ -144,22 +137,14 @@ def test_zeros_stay_zeros(tmp_path: Path, kind: str) -> None:
     assert loaded.measure_sizes(tmp_path / "saved")["nonzero"] == nonzero
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
-def test_a_half_model_is_exported_as_it_is(tmp_path: Path, kind: str) -> None:
-    """Plain transformers reads a file of that type, with the model's own values."""
+@pytest.mark.parametrize(("kind", "dtype"), [("bfloat16",) * 2, ("int4", "float32")])
+def test_it_is_exported_with_its_own_values(tmp_path: Path, kind: str, dtype: str) -> None:
+    """Of two bytes in its own type, else as the floats it stands for; equal to the bit."""
     result = quantized(pico(), tmp_path, **SETTINGS[kind])
-    folder = exported(tmp_path)
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        types = {str(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
-    assert types == {f"torch.{kind}"}
+    Export(parity=None).run(Inputs(tmp_path / "saved"), stage_context(tmp_path / "export"))
+    folder = tmp_path / "export" / "model"
+    assert {str(t.dtype) for t in load_file(folder / WEIGHTS).values()} == {f"torch.{dtype}"}
     plain = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
-    assert torch.equal(logits(plain), logits(dequantize_checkpoint(result).model))
-
-
-def test_an_int4_model_is_exported_as_the_floats_it_stands_for(tmp_path: Path) -> None:
-    """float32, and equal to the bit."""
-    result = quantized(pico(), tmp_path, **SETTINGS["int4"])
-    plain = AutoModelForSeq2SeqLM.from_pretrained(exported(tmp_path)).eval()
     assert torch.equal(logits(plain), logits(dequantize_checkpoint(result).model))
 
 
