@@ -16,7 +16,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from compressor.data.batching import IGNORED
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import stacks_of
+from compressor.models.loading import list_stacks
 from compressor.models.surgery import keep_layers
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Teacher(nn.Module):
         """Copy what is needed of the model: no layer behind the last of `layers`."""
         super().__init__()
         up_to = keep_layers(checkpoint, {"encoder": list(range(layers[-1] + 1))})
-        stack = stacks_of(up_to.model.config, up_to.head)["encoder"]
+        stack = list_stacks(up_to.model.config, up_to.head)["encoder"]
         model: Any = up_to.model
         self.encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
         self.encoder.eval().requires_grad_(requires_grad=False)

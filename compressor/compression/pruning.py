@@ -169,7 +169,7 @@ def default_groups(grouping: Grouping, facts: Facts) -> list[str]:
     return paths
 
 
-def left_of(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[int, int]:
+def count_unmasked(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[int, int]:
     """Count (entries that no mask has taken, all entries) of a group."""
     from compressor.models.masks import count_left
 

@@ -47,7 +47,7 @@ def _find_layer(name: str, stacks: Iterable[Stack]) -> int | None:
     return None
 
 
-def by_place(facts: Facts, counts: Iterable[Count]) -> dict[str, dict[str, list[int | None]]]:
+def sum_by_place(facts: Facts, counts: Iterable[Count]) -> dict[str, dict[str, list[int | None]]]:
     """Group → `layers` (ascending; None without one), and `weights` and `nonzero` of each.
 
     Every count is in exactly one place; what `locate_parameters` does not know is in `OTHER`.

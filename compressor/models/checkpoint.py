@@ -23,7 +23,7 @@ from compressor.data.examples import Examples, tokenize_labelled, tokenize_rows
 from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
 from compressor.models.block import has_blocks
 from compressor.models.block_config import FILE as WITH_BLOCKS
-from compressor.models.breakdown import Count, by_place
+from compressor.models.breakdown import Count, sum_by_place
 from compressor.models.facts import Facts
 from compressor.models.facts import derive_facts as facts_of
 from compressor.models.loading import (
@@ -114,6 +114,11 @@ class Checkpoint:
         return self.tokenizer
 
     @property
+    def weights(self) -> str:
+        """The type that the weights are stored in."""
+        return self.quantization.weights if self.quantization else "float32"
+
+    @property
     def pad_id(self) -> int:
         """The id that fills a batch: eos where there is no pad; what is masked may be anything.
 
@@ -152,7 +157,7 @@ class Checkpoint:
     def measure_sizes(self, folder: Path) -> dict[str, Any]:
         """Measure what tables show of a saved model: counts of tensors, bytes of files.
 
-        `groups` has them by group and layer, as `breakdown.by_place` gives them.
+        `groups` has them by group and layer, as `breakdown.sum_by_place` gives them.
         """
         state, buffers = self.model.state_dict(), _plain_buffers(self.model)
         counts, tensor_bytes = list[Count](), 0
@@ -174,7 +179,7 @@ class Checkpoint:
             "masked": sum(int((~mask).count_nonzero()) for mask in self.masks.values()),
             "bytes": weights_file(folder).stat().st_size,
             "tensor_bytes": tensor_bytes,
-            "groups": by_place(self.derive_facts(), counts),
+            "groups": sum_by_place(self.derive_facts(), counts),
         }
 
 

@@ -74,7 +74,7 @@ def build_model(
     says; other models' it unties by itself.
     """
     model: PreTrainedModel = AUTO_CLASSES[head].from_config(config, dtype=torch.float32)
-    for stack in stacks_of(config, head).values():
+    for stack in list_stacks(config, head).values():
         put_blocks(model, config.hidden_size, stack)
     if untied_head and has_untied_head(model) is False:
         untie_head(model)
@@ -93,7 +93,7 @@ def build_fresh(values: Mapping[str, Any], head: Head) -> PreTrainedModel:
     return build_model(config, head, untied_head=values.get("tie_word_embeddings") is False)
 
 
-def stacks_of(config: PretrainedConfig, head: Head) -> dict[str, Stack]:
+def list_stacks(config: PretrainedConfig, head: Head) -> dict[str, Stack]:
     """List the stacks of a real model's config."""
     module, values = load_architecture(config.model_type), {**config.to_dict(), "head": head}
     stacks: dict[str, Stack] = module.stacks(values)
@@ -190,7 +190,7 @@ def load_config(folder: Path, values: Mapping[str, Any] | None = None) -> Pretra
     return config
 
 
-def head_of(folder: Path) -> Head:
+def find_head(folder: Path) -> Head:
     """Find the head that a model directory's config names. Raises StageError."""
     if not (folder / "config.json").is_file():
         raise StageError(f"no model in {folder}: expected a config.json")

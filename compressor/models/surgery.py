@@ -15,8 +15,8 @@ from compressor.models.loading import (
     build_model,
     drop_tied_names,
     has_untied_head,
+    list_stacks,
     load_exactly,
-    stacks_of,
 )
 from compressor.models.quantized_layers import dequantize_weight
 from compressor.models.structure import Units
@@ -47,7 +47,7 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
     bias of T5's first block are right by construction.
     """
     model = checkpoint.model
-    stacks, config = stacks_of(model.config, checkpoint.head), copy.deepcopy(model.config)
+    stacks, config = list_stacks(model.config, checkpoint.head), copy.deepcopy(model.config)
     for stack, layers in kept.items():
         for key, value in stacks[stack].config_after(model.config.to_dict(), layers).items():
             setattr(config, key, value)
@@ -83,9 +83,9 @@ def _keep_attention_scale(model: PreTrainedModel, kept: Mapping[str, list[int]])
 
 def replace_layers(checkpoint: Checkpoint, layers: Sequence[int], block: Block) -> Checkpoint:
     """Make a checkpoint with `block` itself in the place of consecutive layers of the encoder."""
-    count = stacks_of(checkpoint.model.config, checkpoint.head)["encoder"].layers
+    count = list_stacks(checkpoint.model.config, checkpoint.head)["encoder"].layers
     shorter = keep_layers(checkpoint, {"encoder": [i for i in range(count) if i not in layers[1:]]})
-    stack = stacks_of(shorter.model.config, shorter.head)["encoder"]
+    stack = list_stacks(shorter.model.config, shorter.head)["encoder"]
     put_block(shorter.model, stack, layers[0], block.eval())
     for key, value in stack.with_block(layers[0], block.sizes).items():
         setattr(shorter.model.config, key, value)
@@ -120,7 +120,12 @@ def keep_units(
 
 
 def dequantize_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
-    """Make a float32 checkpoint with the values that a quantized one's weights stand for."""
+    """Make a float32 checkpoint with the values that a quantized one's weights stand for.
+
+    Gives one that is not quantized as it is.
+    """
+    if checkpoint.quantization is None:
+        return checkpoint
     state = drop_tied_names(checkpoint.model.state_dict())
     for name in [name for name in state if name.endswith("_scale")]:
         weight = name.removesuffix("_scale")

@@ -16,6 +16,7 @@ from compressor.models.block_config import BlockSizes
 from compressor.models.facts import Facts
 from compressor.models.structure import Stack
 from compressor.stages.base import Context, Inputs, Planning, Stage
+from compressor.stages.finetune import run_training
 from compressor.training.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
@@ -170,26 +171,20 @@ class Approximate(Hyperparameters, Stage):
     ) -> None:
         from compressor.compression.approximation import ApproximationLoss, Constant, running_mean
         from compressor.data.batching import global_batches
-        from compressor.training.loop import Training, mean_loss
+        from compressor.training.loop import mean_loss
 
         train, validation = self._rows(checkpoint, context)
         pad_id = checkpoint.pad_id if self.inputs == "data" else 0
-        training = Training(
+        training = run_training(
+            self,
+            context,
             loss=ApproximationLoss(teacher, block, self.loss),
             model=block,
             train=train,
             validation=validation,
-            settings=self,
             masks={},
             pad_id=pad_id,
-            seed=context.seed,
-            resume=context.resume,
-            progress=context.progress,
-            trackers_folder=context.trackers_folder if self.trackers else None,
         )
-        history = training.run()
-        history.write_losses(context.folder / "losses.csv")
-        context.metrics.update(history.summarize())
         if training.rank != 0:
             return
         lengths, device = train.lengths(), training.accelerator.device

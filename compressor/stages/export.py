@@ -177,8 +177,7 @@ class Export(Stage):
 
         checkpoint, folder = inputs.checkpoint(), context.folder / "model"
         self._require_tokenizer(checkpoint)
-        source = checkpoint.quantization.weights if checkpoint.quantization else "float32"
-        weights = self._choose_weights(source)
+        weights = self._choose_weights(checkpoint.weights)
         stored = derive_stored_facts(checkpoint.derive_facts(), weights, self.format)
         details = self._write(checkpoint, folder, weights, context.progress)
         if checkpoint.tokenizer is not None:
@@ -224,7 +223,7 @@ class Export(Stage):
             context.folder / "model",
             context.rows("test"),
             context.data,
-            weights=(source.quantization.weights if source.quantization else "float32", weights),
+            weights=(source.weights, weights),
             evidence=evidence,
         )
 
@@ -242,10 +241,8 @@ class Export(Stage):
         from compressor.backends.gguf import export as gguf
         from compressor.models.surgery import dequantize_checkpoint
 
-        if checkpoint.quantization is not None:
-            checkpoint = dequantize_checkpoint(checkpoint)
         write = gguf.write_model if self.format == "gguf" else ctranslate2.write_model
-        write(checkpoint, folder, weights)
+        write(dequantize_checkpoint(checkpoint), folder, weights)
         return {}
 
     def _write_onnx(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
@@ -269,8 +266,7 @@ class Export(Stage):
         from compressor.models.loading import load_pretrained
         from compressor.models.surgery import dequantize_checkpoint
 
-        if checkpoint.quantization is not None:
-            checkpoint = dequantize_checkpoint(checkpoint)
+        checkpoint = dequantize_checkpoint(checkpoint)
         if not fit_transformers_4(checkpoint.model):
             progress.say(f"  {OWN_TABLES}")
         model = checkpoint.model.to(getattr(torch, weights))
@@ -286,14 +282,11 @@ class Export(Stage):
         from compressor.backends.packed import load_packed, save_packed
         from compressor.models.surgery import dequantize_checkpoint
 
-        if checkpoint.quantization is not None and checkpoint.quantization.is_half_precision:
+        if checkpoint.weights in HALF:
             checkpoint = dequantize_checkpoint(checkpoint)
         packed = save_packed(checkpoint, folder, weights)  # type: ignore[arg-type]  # planned
-        if checkpoint.quantization is not None:
-            checkpoint = dequantize_checkpoint(checkpoint)
-        model = checkpoint.model
-        source = _logits(model)
-        state = model.state_dict()
+        model = dequantize_checkpoint(checkpoint).model
+        source, state = _logits(model), model.state_dict()
         with torch.no_grad():
             for name, entry in packed.items():
                 state[name].copy_(entry.unpack())

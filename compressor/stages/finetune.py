@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from compressor.compression.pruning import Amounts, Grouping, Pruner, flatten_amounts, left_of
+from compressor.compression.pruning import (
+    Amounts,
+    Grouping,
+    Pruner,
+    count_unmasked,
+    flatten_amounts,
+)
 from compressor.core.settings import Integer
 from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 
     from compressor.data.examples import Examples
     from compressor.models.checkpoint import Checkpoint
-    from compressor.training.loop import AfterStep, Whole
+    from compressor.training.loop import AfterStep, Training, Whole
 
 TARGETS = "targets"
 
@@ -66,7 +72,7 @@ class Gradual(Grouping):
         pruner = Pruner(checkpoint, self, seed=seed)
         groups = self.all_groups(checkpoint.derive_facts())
         amounts, masks = flatten_amounts(self.amounts), checkpoint.masks
-        left = {path: left_of(checkpoint, groups[path])[0] for path in amounts}
+        left = {path: count_unmasked(checkpoint, groups[path])[0] for path in amounts}
         sizes = {n: checkpoint.get_parameter(n).numel() for path in amounts for n in groups[path]}
 
         def after_step(step: int, total: int, whole: Whole) -> None:
@@ -182,7 +188,6 @@ class Finetune(Hyperparameters, Stage):
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Train to the end, from the checkpoint of a killed run if there is one."""
         from compressor.training.dropout import disable_layer_drop
-        from compressor.training.loop import Training
         from compressor.training.losses import LabelLoss
 
         checkpoint = inputs.checkpoint()
@@ -195,27 +200,20 @@ class Finetune(Hyperparameters, Stage):
             for rows in (self._training_rows(inputs, context), context.rows("validation"))
         )
         loss, train = self._objective(checkpoint, train, inputs, context)
-        training = Training(
+        run_training(
+            self,
+            context,
             loss=loss,
             measure=LabelLoss(checkpoint.model),
             model=checkpoint.model,
             train=train,
             validation=validation,
-            settings=self,
             masks=checkpoint.masks,
             pad_id=checkpoint.pad_id,
-            seed=context.seed,
-            resume=context.resume,
-            progress=context.progress,
-            trackers_folder=context.trackers_folder if self.trackers else None,
             after_step=self.prune.schedule(checkpoint, context.seed) if self.prune else None,
             forward_weights=self._forward_weights(checkpoint),
             scheme=context.scheme,
         )
-        history = training.run()
-        if context.ranks.first:
-            history.write_losses(context.folder / "losses.csv")
-        context.metrics.update(history.summarize())
         return checkpoint
 
     def _forward_weights(
@@ -246,3 +244,22 @@ class Finetune(Hyperparameters, Stage):
         from compressor.training.losses import LabelLoss
 
         return LabelLoss(checkpoint.model), train
+
+
+def run_training(settings: Hyperparameters, context: Context, **parts: Any) -> Training:
+    """Train, from the checkpoint of a killed run if there is one; record losses and metrics."""
+    from compressor.training.loop import Training
+
+    training = Training(
+        settings=settings,
+        seed=context.seed,
+        resume=context.resume,
+        progress=context.progress,
+        trackers_folder=context.trackers_folder if settings.trackers else None,
+        **parts,
+    )
+    history = training.run()
+    if context.ranks.first:
+        history.write_losses(context.folder / "losses.csv")
+    context.metrics.update(history.summarize())
+    return training

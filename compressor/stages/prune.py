@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from compressor.compression.pruning import (
     Amounts,
     Grouping,
+    count_unmasked,
     default_groups,
     flatten_amounts,
-    left_of,
     n_of_m,
     nest_amounts,
 )
@@ -243,13 +243,13 @@ class Prune(Grouping, Stage):
             amounts = {path: 0.0 for path, _ in self._paths(facts)}
             counts = {
                 path: count_entries(
-                    amount, *left_of(checkpoint, groups[path]), of_all=self.of == "all"
+                    amount, *count_unmasked(checkpoint, groups[path]), of_all=self.of == "all"
                 )
                 for path, amount in (amounts | flatten_amounts(self.amounts or {})).items()
             }
         result = {}
         for path, count in counts.items():
-            before, size = left_of(checkpoint, groups[path])
+            before, size = count_unmasked(checkpoint, groups[path])
             pruned = pruner.prune_group(groups[path], count, n_m)
             result[path] = {
                 "amount": round(pruned / before, DIGITS) if before else 0.0,
@@ -274,7 +274,7 @@ class Prune(Grouping, Stage):
         for name, curve in measured["groups"].items():
             if self.only and name not in self.only:
                 continue
-            if name not in groups or left_of(checkpoint, groups[name])[0] != curve["left"]:
+            if name not in groups or count_unmasked(checkpoint, groups[name])[0] != curve["left"]:
                 raise StageError(f"{self.sensitivity!r} measured {name!r} of another model")
             losses = [point["loss"] for point in curve["points"]]
             curves[name] = Curve(curve["left"], [p["amount"] for p in curve["points"]], losses)

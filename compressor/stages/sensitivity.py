@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from compressor.compression.pruning import Grouping, Pruner, default_groups, left_of
+from compressor.compression.pruning import Grouping, Pruner, count_unmasked, default_groups
 from compressor.core.errors import StageError
 from compressor.core.files import write_json
 from compressor.core.packages import versions
@@ -20,6 +21,7 @@ from compressor.models.facts import Facts
 from compressor.stages.base import Context, Inputs, Planning, Report, load_calibration_rows
 
 if TYPE_CHECKING:
+    from compressor.data.examples import Examples
     from compressor.models.checkpoint import Checkpoint
 
 CURVES = "sensitivity.json"
@@ -93,13 +95,18 @@ class Sensitivity(Grouping, Report):
         """Measure, and write the curves."""
         import torch
 
+        from compressor.training.loop import NO_LABELS
+
         checkpoint = inputs.checkpoint()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         checkpoint.model.to(device)
         for name, mask in checkpoint.masks.items():
             checkpoint.masks[name] = mask.to(device)
         rows = context.rows("validation").first(self.rows)
-        measure = _Measure(checkpoint, rows, context, self)
+        validation = checkpoint.tokenize_rows(rows, context.data)
+        if not any(validation.targets):
+            raise StageError(NO_LABELS.format("validation"))
+        measure = partial(self._measure, checkpoint, rows, validation)
         result: dict[str, Any] = {**measure("the model as it is"), "rows": len(rows), "groups": {}}
         examples = load_calibration_rows(self, checkpoint, context)
         pruner = Pruner(checkpoint, self, seed=context.seed, examples=examples)
@@ -107,7 +114,7 @@ class Sensitivity(Grouping, Report):
         groups, paths = self.all_groups(facts), [path for path, _ in self._paths(facts)]
         with context.progress.bar("sensitivity", len(paths) * len(self.amounts)) as bar:
             for path in paths:
-                left, size = left_of(checkpoint, groups[path])
+                left, size = count_unmasked(checkpoint, groups[path])
                 points = []
                 for amount in self.amounts:
                     with pruner.restore_after(groups[path]):  # at once, as `prune` will
@@ -130,40 +137,26 @@ class Sensitivity(Grouping, Report):
             losses = "".join(f"{point['loss']:>8.3f}" for point in curve["points"])
             context.progress.say(f"  {path:<{width}}{losses}")
 
-
-class _Measure:
-    """Measures the loss of a model on some rows and, where wanted, their ROUGE."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, rows: Rows, context: Context, stage: Sensitivity
-    ) -> None:
-        from compressor.training.loop import NO_LABELS
+    def _measure(
+        self, checkpoint: Checkpoint, rows: Rows, examples: Examples, what: str
+    ) -> dict[str, float]:
+        """Measure the model, which is `what`. Raises StageError where it has no finite loss."""
+        from compressor.backends.torch.generation import generate_rows
+        from compressor.evaluation.rouge import score_rows, summarize_scores
+        from compressor.training.loop import mean_loss
         from compressor.training.losses import LabelLoss
 
-        self.checkpoint, self.rows, self.stage = checkpoint, rows, stage
-        self.examples = checkpoint.tokenize_rows(rows, context.data)
-        if not any(self.examples.targets):
-            raise StageError(NO_LABELS.format("validation"))
-        self.loss = LabelLoss(checkpoint.model)
-
-    def __call__(self, what: str) -> dict[str, float]:
-        """Measure the model, which is `what`. Raises StageError where it has no finite loss."""
-        from compressor.training.loop import mean_loss
-
-        tokenizer, model = self.checkpoint.tokenizer, self.checkpoint.model
-        assert tokenizer is not None
-        loss = mean_loss(self.loss, self.examples, self.checkpoint.pad_id, model.device)
+        model = checkpoint.model
+        loss = mean_loss(LabelLoss(model), examples, checkpoint.pad_id, model.device)
         if not math.isfinite(loss):
             raise StageError(
                 f"the loss of {what} is {loss} on the validation rows: its activations overflow, "
                 "as after a training that diverged"
             )
-        if not self.stage.rouge:
+        if not self.rouge:
             return {"loss": loss}
-        from compressor.backends.torch.generation import generate_rows
-        from compressor.evaluation.rouge import score_rows, summarize_scores
-
-        output = generate_rows(model, self.examples.sources, max_length=self.stage.max_length)
+        output = generate_rows(model, examples.sources, max_length=self.max_length)
+        tokenizer = checkpoint.require_tokenizer()
         texts = tokenizer.batch_decode(output.tokens, skip_special_tokens=True)
-        scores = summarize_scores(score_rows(texts, self.rows.references))
+        scores = summarize_scores(score_rows(texts, rows.references))
         return {"loss": loss, "rougeLsum": scores["rougeLsum"]}

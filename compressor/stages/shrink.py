@@ -78,11 +78,11 @@ class Shrink(Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Build the smaller model, and copy the layers that stay, renumbered, into it."""
-        from compressor.models.loading import stacks_of
+        from compressor.models.loading import list_stacks
         from compressor.models.surgery import keep_layers
 
         checkpoint = inputs.checkpoint()
-        stacks = stacks_of(checkpoint.model.config, checkpoint.head)
+        stacks = list_stacks(checkpoint.model.config, checkpoint.head)
         kept = {s: _choose(layers, stacks[s].layers) for s, layers in self._stacks().items()}
         context.metrics["kept"] = kept
         return keep_layers(checkpoint, kept)

@@ -29,7 +29,7 @@ from compressor.engine.store.store import Store
 from compressor.models.block import Block
 from compressor.models.block_config import FILE, BlockSizes
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import stacks_of
+from compressor.models.loading import list_stacks
 from compressor.models.surgery import keep_layers
 from compressor.recipe.compose import compose
 from compressor.stages.approximate import Approximate
@@ -181,7 +181,7 @@ def test_a_block_learns_more_than_the_running_mean(tmp_path, model_type, layers)
     )
     assert metrics["steps"] == 120
     assert metrics["validation_loss"] < 0.7 * metrics["baseline_loss"]
-    stack = stacks_of(start.model.config, start.head)["encoder"]
+    stack = list_stacks(start.model.config, start.head)["encoder"]
     counted = [n for n in before if n.startswith(tuple(f"{stack.prefix}.{i}." for i in layers))]
     assert metrics["teacher_parameters"] == sum(before[n].numel() for n in counted)
     block = after.model.get_submodule(f"{stack.prefix}.{layers[0]}")
