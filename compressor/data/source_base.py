@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from compressor.core.errors import nearest
-from compressor.core.settings import SETTINGS, Counted, Integer, Listed, to_int
+from compressor.core.settings import SETTINGS, Counted, Listed, to_int
 from compressor.data.rows import Rows, Task
 
 Split = Literal["train", "validation", "test"]
@@ -87,12 +87,8 @@ class DataBase(BaseModel):
         "`label`. multi_label: column of a list of a row's labels, instead of a column for each.",
     )
     prefix: str = Field("", description="Put before each text; T5 wants `summarize: `.")
-    max_source_length: Integer = Field(
-        512, ge=1, description="Tokens of a source; the rest is cut."
-    )
-    max_target_length: Integer = Field(
-        128, ge=1, description="Tokens of a target; the rest is cut."
-    )
+    max_source_length: Counted = Field(512, description="Tokens of a source; the rest is cut.")
+    max_target_length: Counted = Field(128, description="Tokens of a target; the rest is cut.")
     truncate: Truncate = Field(
         "tokens",
         description="Where a text that is too long is cut: after the last token that fits, or the "

@@ -36,12 +36,10 @@ class Vocabulary:
             raise ValueError(f"cannot trim a {self.kind} tokenizer, only {', '.join(KINDS)}")
         self.added: dict[str, int] = {t["content"]: t["id"] for t in document["added_tokens"]}
         vocab = self.model["vocab"]
-        self.own: dict[str, int] = (
-            {piece: index for index, (piece, _) in enumerate(vocab)}
-            if self.kind == "Unigram"
-            else dict(vocab)
-        )
-        self.ids = self.own | self.added
+        if self.kind == "Unigram":
+            vocab = {piece: index for index, (piece, _) in enumerate(vocab)}
+        self.model_ids: dict[str, int] = vocab
+        self.ids = vocab | self.added
         self.pieces = {index: piece for piece, index in self.ids.items()}
         self._parts = self._list_parts()
 
@@ -68,9 +66,11 @@ class Vocabulary:
             scores = [score for _, score in self.model["vocab"]]
             kept.add(scores.index(min(scores)))
         if self.model.get("byte_fallback"):
-            kept |= {index for piece, index in self.own.items() if _BYTE.fullmatch(piece)}
+            kept |= {index for piece, index in self.model_ids.items() if _BYTE.fullmatch(piece)}
         if characters or _is_byte_level(self.document):
-            kept |= {index for piece, index in self.own.items() if len(self._bare(piece)) == 1}
+            kept |= {
+                index for piece, index in self.model_ids.items() if len(self._bare(piece)) == 1
+            }
         return kept
 
     def with_parts(self, ids: Iterable[int]) -> set[int]:
@@ -93,18 +93,18 @@ class Vocabulary:
         `kept` holds its own parts. The model's own pieces come first, then the added tokens that
         it lacks, as the `tokenizers` library numbers them.
         """
-        own = set(self.own.values())
-        order = sorted(kept & own) + sorted(kept - own)
+        of_model = set(self.model_ids.values())
+        order = sorted(kept & of_model) + sorted(kept - of_model)
         new = {old: index for index, old in enumerate(order)}
         # The deep parts (thousands of pieces, a charsmap) that do not change need no copy.
         document = {**self.document, "model": dict(self.model)}
         model = document["model"]
         if self.kind == "Unigram":
-            model["vocab"] = [self.model["vocab"][old] for old in order if old in own]
+            model["vocab"] = [self.model["vocab"][old] for old in order if old in of_model]
             if model["unk_id"] is not None:
                 model["unk_id"] = new[model["unk_id"]]
         else:
-            model["vocab"] = {self.pieces[old]: new[old] for old in order if old in own}
+            model["vocab"] = {self.pieces[old]: new[old] for old in order if old in of_model}
         if self.kind == "BPE":
             merges = self.model["merges"]
             model["merges"] = [m for m in merges if self.ids.get(self._apply_merge(m)) in new]

@@ -278,25 +278,27 @@ def _explain_yaml_error(error: yaml.MarkedYAMLError, file: Path) -> Problem:
     return Problem("", message, Path(mark.name) if is_file else file, mark.line + 1)
 
 
+_YAML_CURES = {
+    "'\\t'": "a tab; YAML is indented with spaces alone",
+    "but found another document": "a second document begins here; a recipe is one, without `---`",
+    "mapping values are not allowed here": "a key that cannot stand here; quote a text that has "
+    "': ' in it, or give the line before its ':'",
+    "could not find expected ':'": "the line before this is no `key: value`; it lacks its ':'",
+}
+
+
 def _cure_yaml(error: yaml.MarkedYAMLError) -> str:
     """Say what is wrong, and what to look for: YAML notices many a mistake some lines after it."""
     problem, context = error.problem or error.context or "", error.context or ""
     line = error.context_mark.line + 1 if error.context_mark is not None else 0
-    flow = re.search(r"flow (sequence|mapping)", context)
-    if "'\\t'" in problem:
-        return "a tab; YAML is indented with spaces alone"
     if "quoted scalar" in context and line:
         return f"the quote that opens in line {line} is not closed"
-    if problem == "but found another document":
-        return "a second document begins here; a recipe is one, without `---`"
-    if flow is not None and line:
+    for words, cure in _YAML_CURES.items():
+        if words in problem:
+            return cure
+    if line and (flow := re.search(r"flow (sequence|mapping)", context)):
         opening, closing = "[]" if flow[1] == "sequence" else "{}"
         return f"the {opening!r} of line {line} is not closed by {closing!r} before this"
-    if problem == "mapping values are not allowed here":
-        cure = "quote a text that has ': ' in it, or give the line before its ':'"
-        return f"a key that cannot stand here; {cure}"
-    if "could not find expected ':'" in problem:
-        return "the line before this is no `key: value`; it lacks its ':'"
     if problem.startswith("expected <block end>"):
         return f"{problem}; is this line indented as those of the same list or mapping are?"
     return problem

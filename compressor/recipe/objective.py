@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from compressor.core.errors import nearest
-from compressor.core.settings import SETTINGS, Integer
+from compressor.core.settings import SETTINGS, Counted, Integer, Natural
 
 Direction = Literal["maximize", "minimize"]
 _Path = Annotated[str, Field(json_schema_extra={"pattern": r"\."})]
@@ -94,12 +94,8 @@ class StopEarly(BaseModel):
 
     model_config = SETTINGS
 
-    after_trials: Integer = Field(
-        5, ge=1, description="Trials that end a stage before any is stopped."
-    )
-    after_epochs: Integer = Field(
-        1, ge=1, description="Epochs of a stage before it may be stopped."
-    )
+    after_trials: Counted = Field(5, description="Trials that end a stage before any is stopped.")
+    after_epochs: Counted = Field(1, description="Epochs of a stage before it may be stopped.")
     percentile: float = Field(
         50, ge=0, le=100, description="Share of the trials, in %, that is good enough; 50: median."
     )
@@ -116,20 +112,14 @@ class Search(BaseModel):
 
     model_config = SETTINGS
 
-    trials: Integer = Field(
-        ge=1, description="In total, over all times that the search is continued."
-    )
+    trials: Counted = Field(description="In total, over all times that the search is continued.")
     sampler: str = Field(
         "tpe",
         description="What draws: tpe, gp, nsga2 or random.",
         json_schema_extra={"enum": list(SAMPLERS)},
     )
-    seed: Integer = Field(
-        0, ge=0, description="Of what is drawn; the stages have the recipe's seed."
-    )
-    at_once: Integer = Field(
-        1, ge=1, description="Trials drawn, and given to the launcher, together."
-    )
+    seed: Natural = Field(0, description="Of what is drawn; the stages have the recipe's seed.")
+    at_once: Counted = Field(1, description="Trials drawn, and given to the launcher, together.")
     random_trials: Integer = Field(
         10, ge=2, description="Before tpe and gp learn from trials; the population of nsga2."
     )

@@ -304,8 +304,8 @@ def test_a_first_line_may_lack_a_column_and_a_name_may_have_a_dot(tmp_path: Path
         {"text": "d", "answers": [{"text": "z"}, {"text": "w"}]},
     ]
     path.write_text(json.dumps(rows))
-    found = load(path, summary="answers.text", empty="drop")
-    assert list(found.references) == [["x", "y"], ["z", "w"]]
+    table = load(path, summary="answers.text", empty="drop")
+    assert list(table.references) == [["x", "y"], ["z", "w"]]
     assert pairs(load(path, summary="in.a.b", empty="keep"))[1] == ("b", "c")
     assert "no column 'answers.tex'" in refusal(path, summary="answers.tex")
 
