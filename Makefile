@@ -59,7 +59,8 @@ test-docs: install
 # of the README's table of families, and two processes that train them all. 20 minutes on 2 cores.
 test-faults: install
 	FAULTS=1 $(BIN)/python -m pytest --numprocesses auto --durations=20 tests/faults tests/support \
-		tests/engine/test_processes.py tests/training/test_parallel.py tests/data tests/cli
+		tests/engine/test_processes.py tests/runs/search tests/training/test_parallel.py tests/data \
+		tests/cli
 
 lint: install
 	$(BIN)/ruff check .

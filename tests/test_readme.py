@@ -66,7 +66,7 @@ STAGES = [name for text in blocks("python") for name in re.findall(r"^# .*/stage
 
 def commands() -> list[str]:
     """Every command, in the README's order: of its console blocks, and those inside its text."""
-    found = []
+    lines = []
     for match in re.finditer(
         r"^```console\n(?P<block>.*?)^```$|`(?P<inline>(?:compressor|make) [^`]+)`",
         README,
@@ -76,8 +76,8 @@ def commands() -> list[str]:
         for line in text.replace("\\\n", " ").splitlines():
             command = re.sub(r"(^|\s\s+)#.*$", "", line).strip()
             if command:
-                found.append(" ".join(command.split()))
-    return list(dict.fromkeys(found))
+                lines.append(" ".join(command.split()))
+    return list(dict.fromkeys(lines))
 
 
 def is_name_alone(command: str) -> bool:
@@ -122,12 +122,12 @@ def test_every_recipe_and_setting_is_valid(text: str, tmp_path: Path) -> None:
 
 def defaults_of(pipeline: list[str]) -> dict[str, dict[str, object]]:
     """Settings for the stages of a pipeline that a block leaves out, as the text around it says."""
-    own: dict[str, dict[str, object]] = {
+    settings: dict[str, dict[str, object]] = {
         "recover": {"stage": "finetune"},
         "teacher": {"stage": "finetune"},
         "shrink": {"decoder_layers": 2},
     }
-    return {name: own.get(name, {}) for name in pipeline}
+    return {name: settings.get(name, {}) for name in pipeline}
 
 
 def labelled_rows(folder: Path, recipe: dict[str, Any]) -> Path:
@@ -196,12 +196,12 @@ class Copy:
 
     def run(self, command: str, *, small: str = "") -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(self.folder / ".venv" / "bin"), os.environ["PATH"]])
-        own = {"PATH": path, "PYTHONPATH": str(self.folder), "HF_HUB_OFFLINE": "1"}
+        settings = {"PATH": path, "PYTHONPATH": str(self.folder), "HF_HUB_OFFLINE": "1"}
         text = "\n".join([*self.assigned, f"{command} {small}".strip()])
         return subprocess.run(
             ["bash", "-euc", text],
             cwd=self.folder,
-            env=os.environ | own | self.variables,
+            env=os.environ | settings | self.variables,
             capture_output=True,
             text=True,
             timeout=3600,
@@ -218,8 +218,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
         shutil.copy(ROOT / name, folder / name)
     environment = folder / ".venv"
     environment.mkdir()
-    for each in Path(sys.prefix).iterdir():
-        (environment / each.name).symlink_to(each)
+    for entry in Path(sys.prefix).iterdir():
+        (environment / entry.name).symlink_to(entry)
     (environment / ".installed").unlink(missing_ok=True)
     (environment / ".installed").touch()
     (folder / "text.txt").write_text("A bill to fund parks in every state.\n")
@@ -281,13 +281,13 @@ def shortened(command: str) -> str:
     runs = re.match(r"(\.venv/bin/)?compressor run ", command) is not None
     if FULL or not runs or "--rehearse" in command:
         return ""
-    more = next((own for part, own in SMALLER.items() if part in command), "")
-    own = {override.partition("=")[0]: override for override in f"{SMALL} {more}".split()}
-    return " ".join(own.values()) if "skip=" not in command else SMALL
+    more = next((settings for part, settings in SMALLER.items() if part in command), "")
+    settings = {override.partition("=")[0]: override for override in f"{SMALL} {more}".split()}
+    return " ".join(settings.values()) if "skip=" not in command else SMALL
 
 
 @pytest.mark.docs
-@pytest.mark.parametrize("command", [each for each in commands() if not is_name_alone(each)])
+@pytest.mark.parametrize("command", [entry for entry in commands() if not is_name_alone(entry)])
 def test_the_command_works(command: str, copy: Copy) -> None:
     """It ends well or, where it needs what is not here, with a message that says so."""
     if ("slurm" in command or command == "squeue") and not CLUSTER:

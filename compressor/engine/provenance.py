@@ -15,10 +15,8 @@ from compressor.recipe.compose import ComposedRecipe, compose
 
 ASKED = "asked.json"
 """The file's name in a run's folder."""
-
 _IGNORED_KEYS = {"name", "description", "outputs", "hydra"}
 """Keys that say nothing of what a recipe does."""
-
 _DATA_KEYS = {"task", "prefix", "max_source_length", "max_target_length"}
 """Settings of the data, defaults filled in, that say how its models are used."""
 

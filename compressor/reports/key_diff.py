@@ -74,13 +74,9 @@ def _write_sentence(links: tuple[tuple[str, str], ...], end: Cause) -> str:
     reason = end.unknown or "; ".join(map(describe, end.differences)) or "nothing that is known"
     if not links:
         return reason
-    steps = ", because ".join(f"{_name_input(role, name)} differs" for role, name in links)
-    return f"{steps}: {reason}"
-
-
-def _name_input(role: str, name: str) -> str:
-    """Name an input in a sentence; a report on all models at once has each by its name."""
-    return f"its model {name}" if role in {"model", name} else f"its {role!r}, {name},"
+    # A report on all models at once has each by its name.
+    inputs = (f"model {n}" if role in {"model", n} else f"{role!r}, {n}," for role, n in links)
+    return f"{', because '.join(f'its {text} differs' for text in inputs)}: {reason}"
 
 
 def find_cause(name: str, before: str, after: str, earlier: Side, later: Side) -> Cause:

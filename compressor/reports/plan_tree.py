@@ -73,7 +73,8 @@ def print_plan(plan: Plan, timings: StageTimings, console: Console) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in list_rows(plan.nodes):
         node = row.node
-        cells = (_describe_state(node), *_format_sizes(node.facts), _format_time(node, timings))
+        state = "✓ in the store" if node.cached else "? unknown" if node.key is None else "to run"
+        cells = (state, *_format_sizes(node.facts), _format_time(node, timings))
         style = "dim" if node.cached else ""
         table.add_row(_format_name(row), *map(Text, cells), style=style)
     console.print(table)
@@ -93,10 +94,6 @@ def _format_name(row: Row) -> Text:
     if notes:
         name.append(f" ({'; '.join(notes)})", "dim")
     return name
-
-
-def _describe_state(node: Node) -> str:
-    return "✓ in the store" if node.cached else "? unknown" if node.key is None else "to run"
 
 
 def _format_sizes(facts: Facts | None) -> tuple[str, ...]:

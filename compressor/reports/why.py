@@ -43,8 +43,7 @@ class Origin:
         return f"made {self.made or _UNKNOWN_TIME} {where}"
 
     def as_json(self) -> dict[str, Any]:
-        run = None if self.run is None else str(self.run)
-        return {"key": self.key, "made": self.made, "run": run, "stage": self.stage}
+        return vars(self) | {"run": None if self.run is None else str(self.run)}
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,11 @@ class Explanation:
     def as_json(self) -> dict[str, Any]:
         """Describe it as `why --json` prints it."""
         origin = "from" if self.reason == "cached" else "compared_with"
-        return {
-            "stage": self.name,
-            "kind": self.kind,
-            "key": self.key,
-            "reason": self.reason,
-            "ended": self.ended,
-            origin: None if self.origin is None else self.origin.as_json(),
-            "cause": None if self.cause is None else self.cause.as_json(),
-            "because": [] if self.cause is None else self.cause.chains(),
+        values = {key: getattr(self, key) for key in ("kind", "key", "reason", "ended")}
+        return {"stage": self.name, **values} | {
+            origin: self.origin and self.origin.as_json(),
+            "cause": self.cause and self.cause.as_json(),
+            "because": self.cause.chains() if self.cause else [],
             "notes": list(self.notes),
         }
 
@@ -138,12 +133,11 @@ class _History:
         """Say what became of an artifact of this very key that was there before, if one was."""
         key = explanation.key
         damaged, before = self._find_damaged(key, explanation.name), self._find_run(key)
+        if damaged is None and before is None:
+            return None
+        note = "it was in the store before, and had been removed from it"
         if damaged is not None:
             note = f"it was damaged in the store, and is set aside in {damaged}"
-        elif before is not None:
-            note = "it was in the store before, and had been removed from it"
-        else:
-            return None
         origin = Origin(key, run=before, stage=self.run.name_of(key))
         return replace(explanation, reason="made again", origin=origin, notes=(note,))
 
@@ -176,21 +170,20 @@ class _History:
                 gone.append(f"what {before.folder} had is no longer in the store")
                 gone += [_compare_recipes(before, self.run)] if len(gone) == 1 else []
             else:
-                cause = find_cause(name, old, key, Side.of(before), Side.of(self.run))
-                origin = Origin(old, _find_time_made(before, old), before.folder, name)
-                notes = (*unfinished, *gone)
-                return replace(
-                    explanation, reason="changed", origin=origin, cause=cause, notes=notes
+                origin: Origin | None = Origin(
+                    old, _find_time_made(before, old), before.folder, name
                 )
+                side = Side.of(before)
+                break
+        else:
+            origin, side = self._find_most_similar(key), Side.of(self.run)
+            if origin is not None and not unfinished:
+                gone.append("no earlier run of this recipe is left that had this stage")
         notes = (*unfinished, *gone)
-        similar = self._find_most_similar(key)
-        if similar is None:
+        if origin is None:
             return replace(explanation, reason="changed" if gone else "first", notes=notes)
-        if not unfinished:
-            notes = (*notes, "no earlier run of this recipe is left that had this stage")
-        side = Side.of(self.run)
-        cause = find_cause(name, similar.key, key, side, side)
-        return replace(explanation, reason="changed", origin=similar, cause=cause, notes=notes)
+        cause = find_cause(name, origin.key, key, side, Side.of(self.run))
+        return replace(explanation, reason="changed", origin=origin, cause=cause, notes=notes)
 
     def _runs_with(self, name: str) -> Iterator[RunRecord]:
         """Give earlier runs of the same recipe that had the stage, the latest first."""

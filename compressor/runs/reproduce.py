@@ -8,6 +8,7 @@ from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.core.differences import flatten
 from compressor.core.errors import RecipeError, nearest
 from compressor.core.files import expand_home, write_json
 from compressor.core.redaction import REDACTED
@@ -51,7 +52,8 @@ def restore_recipe(run: RunRecord, secrets: Sequence[str]) -> dict[str, Any]:
     if not run.recipe:
         raise RecipeError(f"{run.folder / RECIPE} is missing: there is nothing to run again")
     values = dict(run.recipe)
-    redacted = list(_list_redacted(values))
+    leaves = flatten(values, in_lists=True)
+    redacted = [path for path, leaf in leaves if isinstance(leaf, str) and REDACTED in leaf]
     missing = dict.fromkeys(redacted)
     for item in secrets:
         path, mark, value = item.partition("=")
@@ -64,16 +66,6 @@ def restore_recipe(run: RunRecord, secrets: Sequence[str]) -> dict[str, Any]:
         command = f"compressor reproduce … {' '.join(f'{path}=…' for path in missing)}"
         raise RecipeError(f"secrets are not recorded; give them again: {command}")
     return values
-
-
-def _list_redacted(value: Any, path: str = "") -> Iterator[str]:
-    """Give the key paths of texts that hold what was redacted."""
-    if isinstance(value, Mapping | list):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, inner in items:
-            yield from _list_redacted(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, str) and REDACTED in value:
-        yield path
 
 
 def _replace(value: Any, path: Sequence[str], text: str) -> Any:
@@ -114,14 +106,13 @@ def format_pip_command(versions: Mapping[str, str | None]) -> str | None:
     return shlex.join(["pip", "install", *map("==".join, known.items())]) if known else None
 
 
-def _find_directory(run: RunRecord) -> tuple[Path, str | None]:
+def _find_directory(run: RunRecord) -> tuple[Path, list[str]]:
     """Find where relative paths of the recipe begin, and what there is to say of it."""
     recorded = run.environment.get("directory")
-    if recorded is None:
-        return Path.cwd(), "where it was started is not recorded; relative paths begin here"
-    if not Path(recorded).is_dir():
-        return Path.cwd(), f"{recorded}, where it was started, is gone; relative paths begin here"
-    return Path(recorded), None
+    if recorded is not None and Path(recorded).is_dir():
+        return Path(recorded), []
+    reason = "is not recorded" if recorded is None else f"({recorded}) is gone"
+    return Path.cwd(), [f"where it was started {reason}; relative paths begin here"]
 
 
 def reproduce(
@@ -136,8 +127,8 @@ def reproduce(
     from compressor.recipe.compose import validate_values
     from compressor.runs.runner import execute
 
-    start, note = _find_directory(run)
-    for text in (*compare_environments(run), *([note] if note else [])):
+    start, notes = _find_directory(run)
+    for text in (*compare_environments(run), *notes):
         console.say(text)
     run = RunRecord.read(run.folder.resolve())  # which a change of directory does not move
     with chdir(start):
@@ -168,10 +159,8 @@ def find_changed_keys(run: RunRecord, planned: Plan) -> dict[str, Cause]:
     }
 
 
-def _list_origins(causes: Mapping[str, Cause]) -> list[str]:
-    """Say where differences of keys began, each once."""
-    reasons = {
-        name: "; ".join(map(describe, cause.differences)) or cause.unknown
-        for name, cause in causes.items()
-    }
-    return list(dict.fromkeys(f"{name}: {reason}" for name, reason in reasons.items() if reason))
+def _list_origins(causes: Mapping[str, Cause]) -> Iterator[str]:
+    """Say where differences of keys began."""
+    for name, cause in causes.items():
+        if reason := "; ".join(map(describe, cause.differences)) or cause.unknown:
+            yield f"{name}: {reason}"

@@ -36,7 +36,7 @@ class Metric:
     path: str
     before: Any
     after: Any
-    found: Literal["rounding", "different"]
+    verdict: Literal["rounding", "different"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Reproduction:
         stages = [asdict(outcome) | {"equal": outcome.equal} for outcome in self.outcomes]
         for metric in (metric for stage in stages for metric in stage["metrics"]):
             metric |= {key: None for key, value in metric.items() if value is MISSING}
+            metric["found"] = metric.pop("verdict")
         return {
             "recorded": str(self.recorded),
             "made": str(self.made),
@@ -146,12 +147,12 @@ def _compare_metrics(one: Record, other: Record) -> Iterator[Metric]:
     sides = [{key: r[key] for key in SIZES} | r["metrics"] for r in (one, other)]
     for path, (before, after) in find_differing_leaves(sides, in_lists=True).items():
         if not OF_ONE_MOMENT.search(path):
-            near = is_number(before) and is_number(after) and _are_close(before, after)
+            near = (
+                is_number(before)
+                and is_number(after)
+                and math.isclose(before, after, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+            )
             yield Metric(path, before, after, "rounding" if near else "different")
-
-
-def _are_close(before: float, after: float) -> bool:
-    return math.isclose(before, after, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
 
 
 def print_reproduction(reproduction: Reproduction, console: Console) -> None:
@@ -184,7 +185,7 @@ def _list_differences(outcome: Outcome) -> Iterator[str]:
     if outcome.because is not None:
         yield f"another key: {outcome.because}"
     for metric in outcome.metrics:
-        how = "only rounded otherwise" if metric.found == "rounding" else "different"
+        how = "only rounded otherwise" if metric.verdict == "rounding" else "different"
         yield f"{metric.path} {metric.before!r} → {metric.after!r}, {how}"
     for name in outcome.files:
         yield f"{name} is another file"
@@ -211,7 +212,7 @@ def _describe_metrics(outcome: Outcome) -> str:
         return ""
     if not outcome.metrics:
         return "of one moment" if outcome.measures else "same"
-    different = sum(metric.found == "different" for metric in outcome.metrics)
+    different = sum(metric.verdict == "different" for metric in outcome.metrics)
     rounded = len(outcome.metrics) - different
     counts = ((different, "different"), (rounded, "by rounding"))
     return ", ".join(f"{count} {word}" for count, word in counts if count)

@@ -27,7 +27,7 @@ from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import MACHINE_LOCKS, Store
 from compressor.recipe.compose import compose
 from compressor.training.launch_config import Processes, read_processes
-from tests.faults import LONG
+from tests.faults import long_form
 from tests.harness.command import Command, compressor, start
 from tests.harness.runs import find_stage, list_processes, wait_for_step, weights
 
@@ -103,7 +103,7 @@ def test_shared_summaries_score_as_one_processs(tmp_path) -> None:
     assert 0 < metrics["rougeLsum"] < 1 and metrics["demo"]["summary"]
 
 
-@pytest.mark.skipif(not LONG, reason="takes half a minute: make test-faults")
+@long_form
 def test_shared_labels_score_as_one_processs(tmp_path) -> None:
     """Tuned thresholds, loss and all scores; what ONNX Runtime runs stays with one process."""
     pytest.importorskip("onnxruntime")
@@ -132,6 +132,7 @@ def kill_after_a_checkpoint(folder: Path, above: int, *overrides: str) -> int:
     return last
 
 
+@long_form
 def test_a_killed_training_goes_on_in_other_processes(recipe, run) -> None:
     """Begun in two processes with FSDP2, gone on in one, and then in two with DDP: the weights of
     an undisturbed run but for rounding, and `environment.json` tells of both changes.

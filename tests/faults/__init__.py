@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 LONG = os.environ.get("FAULTS") == "1"
+long_form = pytest.mark.skipif(not LONG, reason="takes long: make test-faults")
 
 
 def trials(long: int, short: int) -> int:

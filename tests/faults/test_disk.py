@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import LONG, trials
+from tests.faults import LONG, long_form, trials
 from tests.faults.conftest import Tell
 from tests.faults.stored import artifacts, whole_only
 from tests.harness.command import Command, compressor
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users need root")
-long_form = pytest.mark.skipif(not LONG, reason="takes minutes: make test-faults")
 NOBODY, MEGABYTE = 65534, 1 << 20
 RUN = ("run", "mine.yaml", "-q")
 Mount = Callable[..., Path]

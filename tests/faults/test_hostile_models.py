@@ -129,8 +129,8 @@ def add_code(folder: Path, name: str, values: dict[str, Any]) -> None:
 def test_a_folders_code_does_not_run(name: str, model: Path, tell: Tell) -> None:
     """Whatever its configs and the standard input say."""
     values = {"trust_remote_code": True, "custom_generate": ".", "architectures": ["os.system"]}
-    own = {"tokenizer_class": "EvilTokenizer"} if name == "tokenizer_config.json" else {}
-    add_code(model, name, {**values, "_name_or_path": "evil/evil", **own})
+    more = {"tokenizer_class": "EvilTokenizer"} if name == "tokenizer_config.json" else {}
+    add_code(model, name, {**values, "_name_or_path": "evil/evil", **more})
     load(stdin=YES)
     summarized = compressor("summarize", "model", stdin=YES)
     assert "has no model" not in summarized.err and not Path("struck").exists()
@@ -186,7 +186,7 @@ def test_every_way_to_read_a_model_is_a_safe_one() -> None:
                 continue
             name, place = ast.unparse(call.func), f"{path}:{call.lineno}"
             assert name not in NEVER, place
-            settings = {each.arg: ast.unparse(each.value) for each in call.keywords}
+            settings = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             for ending, keyword in SAFE_ONLY_WITH.items():
                 if name.endswith(ending) and name not in WITHOUT_CODE:
                     seen.add(name)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.engine.test_processes import machine_configs
-from tests.faults import LONG
+from tests.faults import long_form
 from tests.faults.conftest import Tell
 from tests.faults.kills import INTERRUPTED, Place, check_nobody_left, check_tidy, wait_for
 from tests.faults.stored import check_store
@@ -22,7 +22,7 @@ from tests.harness.recipes import RECIPE
 from tests.harness.runs import list_processes, wait_for_step
 from tests.runs.sweeps.test_sweep import SWEEP, list_made, list_results, sweep_folder
 
-pytestmark = pytest.mark.skipif(not LONG, reason="takes minutes: make test-faults")
+pytestmark = long_form
 LONGER = "stages.finetune.epochs=8"
 
 

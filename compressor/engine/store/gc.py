@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -105,15 +104,15 @@ def collect_garbage(
 ) -> GcResult:
     """Remove what no run needs. Raises StageError where what runs need cannot be known."""
     if dry_run or not store.folder.is_dir():
-        return _collect(store, outputs, limits, Remover(store, dry_run=True))
+        return _collect(store, outputs, limits, dry_run=True)
     waiting = "another process begins a run or collects in this store; waiting for it"
     with store.lock(GC_LOCK, lambda: say(waiting)):
-        result = _collect(store, outputs, limits, Remover(store, dry_run=False))
+        result = _collect(store, outputs, limits, dry_run=False)
     result.failed += _empty_trash(store)
     return result
 
 
-def _collect(store: Store, outputs: Path, limits: Limits, remover: Remover) -> GcResult:
+def _collect(store: Store, outputs: Path, limits: Limits, *, dry_run: bool) -> GcResult:
     references, items = read_references(store, find_outputs(store, outputs)), survey(store)
     result = GcResult(bytes_before=sum(item.bytes for item in items))
     # Which lie in folders of runs, and free no bytes of the store.
@@ -123,7 +122,7 @@ def _collect(store: Store, outputs: Path, limits: Limits, remover: Remover) -> G
         goes, why = decide(item, references, limits, left, now)
         if not goes:
             result.kept[why] += 1
-        elif (refusal := remover.remove(item)) is None:
+        elif (refusal := _remove(store, item, dry_run=dry_run)) is None:
             result.removed.append(Removal(item, why))
             left -= item.bytes
         elif refusal == IN_USE:
@@ -157,6 +156,41 @@ def decide(
     return True, "damaged" if item.kind == "damaged" else "no run names it"
 
 
+def _remove(store: Store, item: Item, *, dry_run: bool) -> str | None:
+    """Rename what no process uses to trash, or only look whether it can be. Returns why not."""
+    names = [item.path.stem] if item.kind == "lock" else []
+    names += [item.key, writer_lock(item.key)] if item.key is not None else []
+    try:
+        with ExitStack() as locks:
+            for name in names:
+                is_held = dry_run and store.is_locked(name)
+                if is_held or not (dry_run or locks.enter_context(store.try_lock(name))):
+                    return IN_USE
+            if item.kind == "temporary" and not dry_run:
+                item.path.unlink(missing_ok=True)
+            elif item.kind not in {"trash", "lock"} and not dry_run:  # `try_lock` removes a lock
+                item.path.rename(store.folder / f"{TRASH}{item.path.name}-{uuid.uuid4().hex}")
+    except OSError as error:
+        return f"{item.path}: {error.strerror or error}"
+    return None
+
+
+def _empty_trash(store: Store) -> list[str]:
+    """Delete what was renamed. Returns what could not be deleted, and why."""
+    failed: list[str] = []
+    for path in list_trash(store):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if is_folder:
+            shutil.rmtree(path, ignore_errors=True)  # all of it that can be
+        try:
+            shutil.rmtree(path) if is_folder else path.unlink()
+        except FileNotFoundError:  # it is gone
+            continue
+        except OSError as error:
+            failed.append(f"{error.filename}: {error.strerror or error}")
+    return failed
+
+
 def _rank_sole_users(items: list[Item], references: References) -> list[tuple[Path, int]]:
     """Give each run's and sweep's folder with the bytes that nothing else keeps."""
     sizes: Counter[Path] = Counter()
@@ -165,60 +199,3 @@ def _rank_sole_users(items: list[Item], references: References) -> list[tuple[Pa
         if len(owners) == 1:
             sizes[next(iter(owners))] += item.bytes
     return sizes.most_common()
-
-
-@dataclass
-class Remover:
-    """Takes things out of a store at once, by a rename; what a process uses stays."""
-
-    store: Store
-    dry_run: bool
-
-    def remove(self, item: Item) -> str | None:
-        """Remove one thing, or only look whether it can be. Returns why not."""
-        names: tuple[str, ...] = ()
-        if item.kind == "lock":
-            names = (item.path.stem,)
-        elif item.key is not None:
-            names = (item.key, writer_lock(item.key))
-        try:
-            with ExitStack() as locks:
-                if not all(locks.enter_context(self._try_lock(name)) for name in names):
-                    return IN_USE
-                if not self.dry_run:
-                    self._take_out(item)
-        except OSError as error:
-            return f"{item.path}: {error.strerror or error}"
-        return None
-
-    @contextmanager
-    def _try_lock(self, name: str) -> Iterator[bool]:
-        if self.dry_run:
-            yield not self.store.is_locked(name)
-            return
-        with self.store.try_lock(name) as is_ours:
-            yield is_ours
-
-    def _take_out(self, item: Item) -> None:
-        if item.kind == "temporary":
-            item.path.unlink(missing_ok=True)
-        elif item.kind not in {"trash", "lock"}:  # `try_lock` removes the lock's file
-            item.path.rename(self.store.folder / f"{TRASH}{item.path.name}-{uuid.uuid4().hex}")
-
-
-def _empty_trash(store: Store) -> list[str]:
-    """Delete what was renamed. Returns what could not be deleted, and why."""
-    failed: list[str] = []
-
-    def note(_: object, path: str, error: BaseException) -> None:
-        if not isinstance(error, FileNotFoundError):  # another gc was quicker
-            failed.append(f"{path}: {getattr(error, 'strerror', None) or error}")
-
-    for path in list_trash(store):
-        if path.is_symlink() or not path.is_dir():
-            path.unlink(missing_ok=True)
-        elif sys.version_info >= (3, 12):
-            shutil.rmtree(path, onexc=note)
-        else:
-            shutil.rmtree(path, onerror=lambda what, path, error: note(what, path, error[1]))
-    return failed

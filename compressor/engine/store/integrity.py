@@ -31,11 +31,8 @@ cannot be trusted."""
 
 _LITTLE_BYTES = 5_000_000_000
 """Less disk than this is a warning: a T5-base takes 3 GB for a moment, with its optimizer."""
-
 _REMAKE = "the next run that needs it sets it aside and makes it again; --repair does so now"
-
 _ENTRIES = {"partial", "damaged", "locks", USERS, NOTES}
-
 _LEFTOVERS: dict[str, tuple[State, str]] = {
     "unfinished": ("warning", "of runs that ended before they were done"),
     "checkpoint": ("ok", "of trainings that were killed: the same run goes on from them"),
@@ -251,14 +248,11 @@ def check_disks(store: Store) -> Iterator[Finding]:
     """Report how much room the disks of the store and of the hub's cache have."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    folders = [_nearest_folder(folder) for folder in (Path(HF_HUB_CACHE), store.folder)]
+    wanted = (Path(HF_HUB_CACHE).absolute(), store.folder.absolute())
+    folders = [next(p for p in (path, *path.parents) if p.exists()) for path in wanted]
     for folder in {folder.stat().st_dev: folder for folder in folders}.values():
         usage = shutil.disk_usage(folder)
         text = f"{format_bytes(usage.free)} free of {format_bytes(usage.total)}"
         is_little = usage.free < _LITTLE_BYTES
         cure = "compressor gc; delete run folders" if is_little else ""
         yield Finding("disk", "warning" if is_little else "ok", text, str(folder), cure)
-
-
-def _nearest_folder(path: Path) -> Path:
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

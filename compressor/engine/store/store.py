@@ -36,18 +36,13 @@ from compressor.core.files import MANIFEST, expand_home, file_digest, flush, to_
 
 SELF = "sha256"
 """Where a manifest has the digest of all else that it says."""
-
 KEY = re.compile(r"[0-9a-f]{64}")
-
 GC_LOCK = "gc"
 """Held by a run while it writes down the keys of its plan, and by `gc` while it reads these."""
-
 MACHINE_LOCKS = "machines-"
 """Begins the names of locks by which the machines of one run see each other come and go."""
-
 USERS = "outputs"
 """The folder of notes on who uses a store that is a link: see `Store.hold_off_gc`."""
-
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 

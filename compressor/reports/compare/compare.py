@@ -290,8 +290,12 @@ def _compare_models(
         first, second = before.number(name), after.number(name)
         if name not in scores and first is not None and second is not None:
             scores[name] = Score(name, first, second)
-    sizes = tuple(_list_sizes(before, after))
-    return Pair(after.run, before, after, headline, tuple(scores.values()), sizes, rows, unpaired)
+    names = ("bytes", "parameters", "nonzero_ratio")
+    sizes = [Size(name, before.evaluation[name], after.evaluation[name]) for name in names]
+    if before.p50 is not None or after.p50 is not None:
+        sizes.append(Size("latency_p50_ms", before.p50, after.p50))
+    measured = tuple(scores.values()), tuple(sizes)
+    return Pair(after.run, before, after, headline, *measured, rows, unpaired)
 
 
 def _find_predictions(run: RunRecord, model: Model) -> Path:
@@ -299,13 +303,6 @@ def _find_predictions(run: RunRecord, model: Model) -> Path:
     if folder is None:
         raise ValueError(f"the predictions of {model.label!r} are no longer in the store")
     return (folder / "predictions.csv").resolve()
-
-
-def _list_sizes(before: Model, after: Model) -> Iterator[Size]:
-    for name in ("bytes", "parameters", "nonzero_ratio"):
-        yield Size(name, before.evaluation[name], after.evaluation[name])
-    if before.p50 is not None or after.p50 is not None:
-        yield Size("latency_p50_ms", before.p50, after.p50)
 
 
 def _list_steps(runs: Sequence[RunRecord], number: int) -> Iterator[Step]:

@@ -148,12 +148,11 @@ def make_label_columns(labels: Mapping[str, Any] | None) -> list[PageColumn]:
     """Make F1 of each label under each model."""
     if labels is None:
         return []
-    counts = [str(count) for count in labels["positives"]]
+    counts = labels["positives"]
+    about = ("positives", "rows with it", "in the test split", counts, list(map(str, counts)))
     return [
         _make_text_column("label", labels["names"]),
-        _make_number_column(
-            "positives", "rows with it", "in the test split", labels["positives"], counts
-        ),
+        _make_number_column(*about),
         *(
             _make_number_column(f"f1-{number}", model["name"], "F1", model["f1"])
             for number, model in enumerate(labels["models"])

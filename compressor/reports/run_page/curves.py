@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from compressor.engine.past_run import Record
 from compressor.evaluation.rouge import NAMES
 from compressor.reports.run_page.results import Results
 
@@ -33,15 +32,11 @@ def count_zeros(results: Results) -> dict[str, Any] | None:
     records = [record for record in results.models if record.get("groups")]
     if not records:
         return None
-    pruned = [number for number, record in enumerate(records) if _has_pruned(record, results)]
+    before = [results.by_name.get(r["model"] or "", {}).get("nonzero_ratio", 1.0) for r in records]
+    lost = [ratio - r["nonzero_ratio"] for ratio, r in zip(before, records, strict=True)]
+    pruned = [number for number, share in enumerate(lost) if share > PRUNED_BY]
     models = [{"name": record["label"], "groups": record["groups"]} for record in records]
     return {"models": models, "first": pruned[-1] if pruned else len(models) - 1}
-
-
-def _has_pruned(record: Record, results: Results) -> bool:
-    source = results.by_name.get(record["model"] or "")
-    before = 1.0 if source is None else float(source["nonzero_ratio"])
-    return before - float(record["nonzero_ratio"]) > PRUNED_BY
 
 
 def list_lengths(results: Results) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ Tables stand in the page as HTML and need no script; charts and texts are drawn 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -44,7 +44,10 @@ def render_page(results: Results) -> str:
         "ended": ENDED[results.ended],
         "facts": _list_facts(results),
         "command": format_command(results.environment),
-        "again": _format_repeat(results),
+        # Compared where there is something to compare.
+        "again": shlex.join(["compressor", "reproduce", str(results.folder)])
+        if results.records
+        else format_command(results.environment),
         "recipe_text": (results.folder / "recipe.yaml").read_text(encoding="utf-8"),
         "differences": list_changes(results.request),
         "main": columns.make_main_table(results),
@@ -73,13 +76,6 @@ def format_command(environment: Mapping[str, Any]) -> str:
     if words and words[0].startswith("__main__"):  # `python -m compressor`
         words[0] = "compressor"
     return shlex.join(words)
-
-
-def _format_repeat(results: Results) -> str:
-    """Write the command that makes it again, and compares where there is something to compare."""
-    if not results.records:
-        return format_command(results.environment)
-    return shlex.join(["compressor", "reproduce", str(results.folder)])
 
 
 def _list_facts(results: Results) -> list[str]:
@@ -111,14 +107,16 @@ def list_changes(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     changed = asked.get("changed")
     if changed or (changed is None and "changed" in asked):
         tables.append(("Changed by this command", changed))
-    why = "one of the two composes only with overrides"
-    return [{"heading": h, "why": why, "rows": _list_rows(entries)} for h, entries in tables]
-
-
-def _list_rows(entries: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, str, str]] | None:
-    if entries is None:
-        return None
-    return [(e["path"], _format_side(e, "before"), _format_side(e, "after")) for e in entries]
+    why, sides = "one of the two composes only with overrides", ("before", "after")
+    return [
+        {
+            "heading": heading,
+            "why": why,
+            "rows": entries
+            and [(e["path"], *(_format_side(e, s) for s in sides)) for e in entries],
+        }
+        for heading, entries in tables
+    ]
 
 
 def _format_side(entry: Mapping[str, Any], side: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,8 @@ def fit_rows(
     kept = list(range(len(rows)))
     if sum(texts) + SHORTEST_SOURCE * len(rows) > most:
         left, kept = most, []
-        for number in sorted(range(len(rows)), key=lambda n: _find_worst(rows[n])):
+        worst = [min((lost for lost in row["d"] if lost is not None), default=0.0) for row in rows]
+        for number in sorted(range(len(rows)), key=worst.__getitem__):
             left -= texts[number] + SHORTEST_SOURCE
             if left < 0:
                 break
@@ -107,10 +108,6 @@ def fit_rows(
 
 def _count_bytes(texts: Sequence[str]) -> int:
     return sum(len(text.encode("utf-8", "replace")) for text in texts)
-
-
-def _find_worst(row: Mapping[str, Any]) -> float:
-    return min((difference for difference in row["d"] if difference is not None), default=0.0)
 
 
 def _read_predictions(results: Results) -> list[Predictions]:

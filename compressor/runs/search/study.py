@@ -66,14 +66,13 @@ class Study:
         unfinished = [trial for trial in trials if not trial.has_ended]
         if unfinished:
             return unfinished[: self.search.at_once]
-        count = min(self.search.at_once, self.search.trials - len(trials))
-        return [self._ask(len(trials) + index) for index in range(count)]
-
-    def _ask(self, drawn: int) -> Trial:
-        self._study.sampler = _make_sampler(self.search, drawn)
         distributions = {d.key: d.make_distribution() for d in self.space.dimensions}
-        trial = self._study.ask(fixed_distributions=distributions)
-        return Trial(trial.number, trial.params, has_ended=False)
+        new: list[Trial] = []
+        for drawn in range(len(trials), min(self.search.trials, len(trials) + self.search.at_once)):
+            self._study.sampler = _make_sampler(self.search, drawn)
+            trial = self._study.ask(fixed_distributions=distributions)
+            new.append(Trial(trial.number, trial.params, has_ended=False))
+        return new
 
     def tell(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
         """Hear the end of a trial, and its goals' `values` where it is complete."""

@@ -23,7 +23,7 @@ from compressor.recipe.objective import Goal
 from compressor.reports.tables import list_models
 from compressor.reports.write import CARD, REPORT
 from compressor.runs.sweeps.points import Point
-from compressor.runs.sweeps.state import PointStatus, State
+from compressor.runs.sweeps.state import PointStatus, State, Sweep, choose_objectives
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,20 @@ class SweepFolder:
         if outcome is None or outcome["error"] is not None or outcome.get("pruned"):
             return False
         return bool(records) and all(store.has(record["key"]) for record in records)
+
+    def read_sweep(
+        self, recipe: str, description: str, points: Sequence[Point], goals: Sequence[Goal]
+    ) -> Sweep:
+        """Read how far each of these points is."""
+        about, statuses = self.read(), [self.read_status(point, goals) for point in points]
+        return Sweep(
+            recipe,
+            statuses,
+            [(goal.path, goal.direction) for goal in goals] or choose_objectives(statuses),
+            description=description,
+            command=str(about.get("command", "")),
+            started=datetime.fromisoformat(about["started"]),
+        )
 
     def read_status(self, point: Point, goals: Sequence[Goal]) -> PointStatus:
         """Read how far a point is."""

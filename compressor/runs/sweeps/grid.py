@@ -8,8 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from compressor.core import failures
@@ -24,7 +23,6 @@ from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings
 from compressor.recipe.compose import ComposedRecipe, Composer
 from compressor.recipe.hydra import parse_override
-from compressor.recipe.objective import Direction
 from compressor.reports.tables import COLUMNS, Column, print_columns
 from compressor.runs.runner import say_collecting
 from compressor.runs.sweeps.folder import SweepFolder, identify_sweep
@@ -39,8 +37,6 @@ WRONG_POINTS = 3
 POLL_SECONDS = 2.0
 """Between two looks at the points' folders."""
 PAGE, SPREADSHEET = "sweep.html", "sweep.csv"
-QUALITIES, SIZES, TIMES = ("rougeLsum", "micro_f1"), ("bytes", "nonzero_ratio"), ("latency_p50_ms",)
-"""What points are compared by where the recipe has no objective: of these, what was measured."""
 SHOWN = ("parameters", "nonzero_ratio", "bytes", "rougeLsum", "micro_f1", "latency_p50_ms")
 """The numbers of a point that its table has, as a run's table writes them."""
 
@@ -284,32 +280,10 @@ def live_page(grid: Points, folder: SweepFolder, console: Console, *, here: bool
 
 def read_sweep(grid: Points, folder: SweepFolder, *, running: bool = False) -> Sweep:
     """Read how far a sweep is from its folder."""
-    recipe, about = grid.base.recipe, folder.read()
+    recipe = grid.base.recipe
     goals = recipe.objective.goals if recipe.objective is not None else ()
-    distinct, naive = grid.counts or (None, None)
-    points = [folder.read_status(point, goals) for point in grid.points]
-    return Sweep(
-        recipe.name,
-        points,
-        [(goal.path, goal.direction) for goal in goals] or choose_objectives(points),
-        description=recipe.description,
-        command=about["command"],
-        started=datetime.fromisoformat(about["started"]),
-        running=running,
-        distinct_stages=distinct,
-        naive_stages=naive,
-    )
-
-
-def choose_objectives(points: Sequence[PointStatus]) -> list[tuple[str, Direction]]:
-    """Choose what points are compared by: quality, size and latency.
-
-    Pruned weights take the same bytes: points are then told apart by the share that is not zero.
-    """
-    bytes_of_all = {point.metrics["bytes"] for point in points if "bytes" in point.metrics}
-    size = SIZES[len(bytes_of_all) == 1 < len(points)]
-    up: list[tuple[str, Direction]] = [(name, "maximize") for name in QUALITIES]
-    return [*up, *((name, "minimize") for name in (size, *TIMES))]
+    sweep = folder.read_sweep(recipe.name, recipe.description, grid.points, goals)
+    return replace(sweep, running=running, counts=grid.counts)
 
 
 def describe_status(point: PointStatus) -> str:

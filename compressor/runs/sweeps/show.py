@@ -31,35 +31,26 @@ def load_sweep(folder: Path) -> Sweep:
     """Load a sweep from its folder alone. Raises RecipeError where `sweep.json` is damaged."""
     from compressor.recipe.objective import Goal
     from compressor.runs.sweeps.folder import SweepFolder
-    from compressor.runs.sweeps.grid import choose_objectives
     from compressor.runs.sweeps.points import Point
-    from compressor.runs.sweeps.state import Sweep
 
     sweep_folder = SweepFolder(folder)
     try:
         about = sweep_folder.read()
-        names = {str(name): dict(point["differs"]) for name, point in about["points"].items()}
-        started = datetime.fromisoformat(about["started"])
+        points = [Point(str(n), (), dict(p["differs"])) for n, p in about["points"].items()]
+        datetime.fromisoformat(about["started"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RecipeError(f"{folder / ABOUT} is not a sweep's: {reason}") from error
     # The recipe of the first point that has begun.
-    recipe = next(filter(None, (RunRecord(folder / name).recipe for name in names)), {})
+    recipe = next(filter(None, (RunRecord(folder / point.name).recipe for point in points)), {})
     goals = [
         Goal(path, direction)
         for direction in ("maximize", "minimize")
-        for path in _list_paths((recipe.get("objective") or {}).get(direction))
+        for path in _as_list((recipe.get("objective") or {}).get(direction))
     ]
-    points = [sweep_folder.read_status(Point(n, (), d), goals) for n, d in names.items()]
-    return Sweep(
-        str(recipe.get("name") or folder.absolute().parent.name),
-        points,
-        [(goal.path, goal.direction) for goal in goals] or choose_objectives(points),
-        description=str(recipe.get("description") or ""),
-        command=str(about.get("command", "")),
-        started=started,
-    )
+    name = str(recipe.get("name") or folder.absolute().parent.name)
+    return sweep_folder.read_sweep(name, str(recipe.get("description") or ""), points, goals)
 
 
-def _list_paths(paths: Any) -> list[str]:
+def _as_list(paths: Any) -> list[str]:
     return [paths] if isinstance(paths, str) else list(paths or ())

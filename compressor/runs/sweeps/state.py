@@ -63,10 +63,8 @@ class Sweep:
     command: str = ""
     started: datetime | None = None
     running: bool = False
-    distinct_stages: int | None = None
-    """How many stages there are to run, with each shared one counted once."""
-    naive_stages: int | None = None
-    """How many the points would run if each ran alone."""
+    counts: tuple[int, int] | None = None
+    """(distinct stages, stages of all points), where they are known."""
 
     def list_keys(self) -> list[str]:
         """List every key that differs between points, in the order in which they appear."""
@@ -129,6 +127,17 @@ def find_front(
         dominated = (as_good & one_better).any(axis=1)
         marks += (~dominated & ~np.isnan(block).any(axis=1)).tolist()
     return marks
+
+
+def choose_objectives(points: Sequence[PointStatus]) -> list[tuple[str, Direction]]:
+    """Choose what points are compared by: quality, size and latency.
+
+    Pruned weights take the same bytes: points are then told apart by the share that is not zero.
+    """
+    bytes_of_all = {point.metrics["bytes"] for point in points if "bytes" in point.metrics}
+    size = "nonzero_ratio" if len(bytes_of_all) == 1 < len(points) else "bytes"
+    up: list[tuple[str, Direction]] = [("rougeLsum", "maximize"), ("micro_f1", "maximize")]
+    return [*up, (size, "minimize"), ("latency_p50_ms", "minimize")]
 
 
 def guess_direction(metric: str) -> Direction | None:

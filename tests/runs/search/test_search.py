@@ -28,6 +28,7 @@ from compressor.runs.search.early_stopping import EpochWatch
 from compressor.runs.search.plan import plan_search
 from compressor.runs.search.space import read_space
 from compressor.runs.search.study import Study, open_journal
+from tests.faults import long_form
 from tests.harness.command import start
 
 PRUNE_ONLY = (
@@ -205,16 +206,6 @@ def test_a_study_draws_after_a_restart_what_it_would_have_drawn(tmp_path, sample
     assert draw(tmp_path / "other", other, goals, until=0)[0] != whole[0]
 
 
-def test_tpe_learns_where_the_valley_is(tmp_path: Path) -> None:
-    """After its random trials tpe draws nearer to the optimum than chance does."""
-
-    def distance(sampler: str) -> float:
-        late = draw(tmp_path / sampler, Search(trials=40, sampler=sampler), GOALS[:1])[20:]
-        return sum(abs(values["a"] - 0.3) for values in late) / len(late)
-
-    assert distance("tpe") < 0.6 * distance("random")
-
-
 def test_the_best_of_two_goals_are_the_front(tmp_path: Path) -> None:
     """The trials called best are those that no other beats: compared pair by pair."""
     search, space = Search(trials=30, sampler="random"), read_space(["a=interval(0,1)", "b=1,2"])
@@ -374,6 +365,7 @@ def test_bad_trials_are_stopped_and_failing_ones_stop_no_other(recipe, run, tmp_
     assert sweep_of(fewer) == folder  # how many trials is no part of what is searched
 
 
+@long_form
 def test_a_stage_in_several_processes_is_stopped_as_well(recipe, run, tmp_path) -> None:
     """The losses of worker processes are heard as they come, and the workers end: here the search
     goes on in two processes after a trial in one.

@@ -60,8 +60,7 @@ def _sweep() -> Sweep:
         description="T5 pruned to several ratios, then repaired.",
         command=f"compressor run homework/v3 -m {HEAD}=0.1,0.3,0.5,0.7 {FEED}=0.1,0.3,0.5",
         started=datetime(2026, 3, 1, 12, tzinfo=UTC),
-        distinct_stages=41,
-        naive_stages=66,
+        counts=(41, 66),
     )
 
 

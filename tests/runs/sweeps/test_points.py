@@ -14,7 +14,7 @@ from compressor.core.console import Console
 from compressor.core.errors import RecipeError
 from compressor.engine.store.timings import StageTimings
 from compressor.recipe.compose import ComposedRecipe, Composer, compose
-from compressor.runs.sweeps.grid import choose_objectives, plan_grid
+from compressor.runs.sweeps.grid import plan_grid
 from compressor.runs.sweeps.points import (
     LONGEST_NAME,
     Point,
@@ -23,7 +23,7 @@ from compressor.runs.sweeps.points import (
     validation_order,
 )
 from compressor.runs.sweeps.shared_stages import PlannedPoint, SharedStages, Step, print_tree
-from compressor.runs.sweeps.state import PointStatus
+from compressor.runs.sweeps.state import PointStatus, choose_objectives
 
 HEAD = "stages.prune.amounts.lm_head"
 
