@@ -20,26 +20,13 @@ from transformers.utils import logging as transformers_logging
 from compressor.core.errors import StageError
 from compressor.core.numbers import require_finite
 from compressor.data.examples import Examples, tokenize_labelled, tokenize_rows
+from compressor.models import loading
 from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
 from compressor.models.block import has_blocks
 from compressor.models.block_config import FILE as WITH_BLOCKS
 from compressor.models.breakdown import Count, sum_by_place
 from compressor.models.facts import Facts
 from compressor.models.facts import derive_facts as facts_of
-from compressor.models.loading import (
-    ABOUT,
-    MASKS,
-    WEIGHTS,
-    Head,
-    drop_tied_names,
-    has_tokenizer,
-    has_untied_head,
-    load_pretrained,
-    load_quantized,
-    load_tokenizer,
-    read_quantization,
-    weights_file,
-)
 from compressor.models.masks import apply_mask
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import LAYERS, count_entries
@@ -60,7 +47,7 @@ class Checkpoint:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
-    head: Head
+    head: loading.Head
     masks: dict[str, Tensor] = field(default_factory=dict)
     """Parameter name → bool, True where the entry stays. Tied parameters have one mask."""
     quantization: Quantization | None = None
@@ -76,28 +63,30 @@ class Checkpoint:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         if self.masks:
-            save_file({k: m.contiguous().cpu() for k, m in self.masks.items()}, folder / MASKS)
+            save_file(
+                {k: m.contiguous().cpu() for k, m in self.masks.items()}, folder / loading.MASKS
+            )
         quantization = self.quantization and self.quantization.model_dump()
         about = {"head": self.head, "quantization": quantization}
-        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (folder / loading.ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
         """Read what `save` wrote, in the types it was in. On the CPU, in evaluation mode."""
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        head: Head = about["head"]
-        quantization = read_quantization(about)
+        about = json.loads((folder / loading.ABOUT).read_text(encoding="utf-8"))
+        head: loading.Head = about["head"]
+        quantization = loading.read_quantization(about)
         if quantization is None:
-            model = load_pretrained(folder, head)
+            model = loading.load_pretrained(folder, head)
         else:
-            model = load_quantized(folder, head, quantization)
-        masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
-        tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+            model = loading.load_quantized(folder, head, quantization)
+        masks = load_file(folder / loading.MASKS) if (folder / loading.MASKS).is_file() else {}
+        tokenizer = loading.load_tokenizer(folder) if loading.has_tokenizer(folder) else None
         return cls(model.eval(), tokenizer, head, masks, quantization)
 
     def derive_facts(self) -> Facts:
         """Derive what planning would know of this model, without its masks."""
-        untied = has_untied_head(self.model)
+        untied = loading.has_untied_head(self.model)
         return facts_of(self.model.config.to_dict(), head=self.head, untied_head=untied)
 
     def tokenize_rows(self, rows: Rows, data: DataBase) -> Examples:
@@ -151,7 +140,7 @@ class Checkpoint:
         A buffer that stands for no weight may be: Marian's bias has -inf for what is never written.
         """
         buffers = _plain_buffers(self.model)
-        weights = drop_tied_names(self.model.state_dict())
+        weights = loading.drop_tied_names(self.model.state_dict())
         require_finite({n: w for n, w in weights.items() if n not in buffers}, "", cure)
 
     def measure_sizes(self, folder: Path) -> dict[str, Any]:
@@ -161,7 +150,7 @@ class Checkpoint:
         """
         state, buffers = self.model.state_dict(), _plain_buffers(self.model)
         counts, tensor_bytes = list[Count](), 0
-        for name, tensor in drop_tied_names(state).items():
+        for name, tensor in loading.drop_tied_names(state).items():
             if name in buffers:
                 continue
             tensor_bytes += tensor.nbytes
@@ -177,7 +166,7 @@ class Checkpoint:
             "nonzero": nonzero,
             "nonzero_ratio": nonzero / parameters,
             "masked": sum(int((~mask).count_nonzero()) for mask in self.masks.values()),
-            "bytes": weights_file(folder).stat().st_size,
+            "bytes": loading.weights_file(folder).stat().st_size,
             "tensor_bytes": tensor_bytes,
             "groups": sum_by_place(self.derive_facts(), counts),
         }
@@ -208,9 +197,9 @@ def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
 def save_state(model: PreTrainedModel, folder: Path) -> None:
     """Write the configs, and every distinct tensor under the first of its names."""
     save_config(model, folder)
-    tensors = drop_tied_names(model.state_dict())
+    tensors = loading.drop_tied_names(model.state_dict())
     state = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    name = WITH_BLOCKS if has_blocks(model) else WEIGHTS
+    name = WITH_BLOCKS if has_blocks(model) else loading.WEIGHTS
     save_file(state, folder / name, metadata={"format": "pt"})
 
 
@@ -257,7 +246,7 @@ def fit_transformers_4(model: PreTrainedModel) -> bool:
     config = model.config
     if config.model_type in T5_TYPES:
         scaled = scales_outputs(config.model_type, vars(config))
-        untied = has_untied_head(model)
+        untied = loading.has_untied_head(model)
         if untied and scaled:
             model.lm_head.weight.data *= config.d_model**-0.5
             config.scale_decoder_outputs = False
@@ -265,7 +254,7 @@ def fit_transformers_4(model: PreTrainedModel) -> bool:
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     if config.model_type == "marian" and not config.share_encoder_decoder_embeddings:
         return bool(config.decoder_vocab_size == config.vocab_size)
-    if config.model_type in ("pegasus", "marian") and has_untied_head(model):
+    if config.model_type in ("pegasus", "marian") and loading.has_untied_head(model):
         tables = [stack.embed_tokens.weight for stack in (model.model.encoder, model.model.decoder)]
         if not torch.equal(*tables):
             return False

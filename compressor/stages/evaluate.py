@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -178,13 +178,7 @@ class Evaluate(BackendReport):
         started = time.perf_counter()
         times = len(self.limits) if self.num_beams > 1 else 1
         with context.progress.bar("decode", times * len(rows)) as bar:
-            decoded = model.sweep(
-                sources,
-                max_lengths=self.limits,
-                num_beams=self.num_beams,
-                min_length=self.min_length,
-                progress=bar.advance,
-            )
+            decoded = self._decode(model, sources, self.limits, progress=bar.advance)
         seconds = time.perf_counter() - started
         demo = None if self.demo_text is None else self._demo(self.demo_text, model, context)
         if not context.ranks.first:
@@ -195,15 +189,16 @@ class Evaluate(BackendReport):
         if demo is not None:
             context.metrics["demo"] = demo
 
+    def _decode(
+        self, model: Model, sources: Sequence[list[int]], limits: list[int], **progress: Any
+    ) -> dict[int, GenerationOutput]:
+        search: dict[str, Any] = {"num_beams": self.num_beams, "min_length": self.min_length}
+        return model.sweep(sources, max_lengths=limits, **search, **progress)
+
     def _labels(self, model: Model, context: Context) -> None:
         from compressor.backends.outputs import compute_probabilities
         from compressor.data.examples import source_ids
-        from compressor.evaluation.labels import (
-            best_thresholds,
-            mean_loss,
-            score_predictions,
-            write_predictions,
-        )
+        from compressor.evaluation import labels
 
         task, names = context.data.task, context.data.labels
         rows = context.rows("test")
@@ -217,14 +212,15 @@ class Evaluate(BackendReport):
             if tuning is not None:
                 sources = source_ids(tuning.texts, model.tokenizer, context.data)
                 table = compute_probabilities(model.logits(sources, progress=bar.advance), task)
-                thresholds = best_thresholds(table, tuning.labels)
+                thresholds = labels.best_thresholds(table, tuning.labels)
         if not context.ranks.first:
             return
         path = context.folder / "predictions.csv"
-        write_predictions(path, rows, compute_probabilities(logits, task), names, thresholds, task)
+        table = compute_probabilities(logits, task)
+        labels.write_predictions(path, rows, table, names, thresholds, task)
         context.metrics.update(
-            score_predictions(path),
-            loss=mean_loss(logits, rows.labels, task),
+            labels.score_predictions(path),
+            loss=labels.mean_loss(logits, rows.labels, task),
             samples_per_second=len(rows) / seconds,
         )
         if task == "multi_label":
@@ -233,24 +229,18 @@ class Evaluate(BackendReport):
     def _score(
         self, rows: Rows, decoded: dict[int, GenerationOutput], tokenizer: Any, context: Context
     ) -> dict[str, dict[str, Any]]:
-        """Write `predictions.csv`, score it as `compressor score` does, and write each row's
-        rougeLsum at the longest limit.
-        """
-        from compressor.evaluation.predictions import (
-            Prediction,
-            score_predictions,
-            write_predictions,
-        )
+        """Write `predictions.csv`, score it as `compressor score` does; write rows' rougeLsum."""
+        from compressor.evaluation import predictions
         from compressor.evaluation.rouge import warn_of_wordless
 
-        def predictions() -> Iterator[Prediction]:
+        def list_predictions() -> Iterator[predictions.Prediction]:
             for limit in self.limits:
                 tokens, cut_off = decoded[limit].tokens, decoded[limit].cut_off
                 texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
                 triples = zip(rows.texts, rows.references, texts, strict=True)
                 for index, (source, reference, text) in enumerate(triples):
                     first, *others = [reference] if isinstance(reference, str) else reference
-                    yield Prediction(
+                    yield predictions.Prediction(
                         row=index,
                         max_length=limit,
                         source=source,
@@ -262,9 +252,10 @@ class Evaluate(BackendReport):
                     )
 
         path = context.folder / "predictions.csv"
-        write_predictions(path, predictions(), max(map(len, rows.several), default=1))
+        columns = max(map(len, rows.several), default=1)
+        predictions.write_predictions(path, list_predictions(), columns)
         row_scores: dict[int | None, list[float]] = {}
-        scores = score_predictions(path, row_scores, self.rouge_tokenizer)
+        scores = predictions.score_predictions(path, row_scores, self.rouge_tokenizer)
         longest = self.limits[-1]
         if (words := scores[longest]["rouge_tokenizer"]) != "english":
             context.progress.say(f"  ROUGE's tokenizer: {words}")
@@ -277,13 +268,8 @@ class Evaluate(BackendReport):
         """Summarize the demo text with the prefix, truncation and decoding of a row."""
         from compressor.data.examples import source_ids
 
-        limit = self.limits[-1]
-        decoded = model.sweep(
-            source_ids([text], model.tokenizer, context.data),
-            max_lengths=[limit],
-            num_beams=self.num_beams,
-            min_length=self.min_length,
-        )[limit]
+        sources, limit = source_ids([text], model.tokenizer, context.data), self.limits[-1]
+        decoded = self._decode(model, sources, [limit])[limit]
         (summary,) = model.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
         return {"text": text, "summary": summary, "cut_off": decoded.cut_off[0]}
 

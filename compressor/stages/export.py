@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from compressor.backends.formats import (
-    FORMATS,
-    ExportInfo,
-    Format,
-    FormatName,
-    Weights,
-    derive_stored_facts,
-    explain_refusal,
-)
+from compressor.backends import formats
 from compressor.backends.generation_config import require_followed
 from compressor.core.errors import StageError, nearest
 from compressor.data.fast_tokenizer import Tokens, is_marian
@@ -90,8 +82,8 @@ class Export(Stage):
     version: ClassVar[int] = 3
     measures: ClassVar[tuple[str, ...]] = ("disk_bytes", "gzip_bytes")
 
-    format: FormatName = Field("huggingface", description="What will load it.")
-    weights: Weights | None = Field(
+    format: formats.FormatName = Field("huggingface", description="What will load it.")
+    weights: formats.Weights | None = Field(
         None,
         description="How weights are stored; default: int8, and for huggingface float32, or the "
         "model's own bfloat16 or float16.",
@@ -104,10 +96,10 @@ class Export(Stage):
         return {"test": "sources"} if self.parity is not None else {}
 
     @property
-    def export_format(self) -> Format:
-        return FORMATS[self.format]
+    def export_format(self) -> formats.Format:
+        return formats.FORMATS[self.format]
 
-    def _choose_weights(self, source: str) -> Weights:
+    def _choose_weights(self, source: str) -> formats.Weights:
         """Choose how weights are stored that the model has as `source`."""
         if self.weights is None and self.format == "huggingface" and source in HALF:
             return source  # type: ignore[return-value]  # both of these are such weights
@@ -126,7 +118,7 @@ class Export(Stage):
             planning.problem("weights", f"{self.format!r} cannot store {weights!r}; {hint}")
         if facts is None:
             return None
-        if (reason := explain_refusal(self.format, facts)) is not None:
+        if (reason := formats.explain_refusal(self.format, facts)) is not None:
             planning.problem("format", reason)
         elif self.format == "ctranslate2" and not facts.config.get(
             "share_encoder_decoder_embeddings", True
@@ -148,7 +140,7 @@ class Export(Stage):
             if self.parity.max_length is not None:
                 limit = {"parity.max_length": self.parity.max_length}
             planning.check_decoding(limit, backend="torch")
-        return derive_stored_facts(facts, weights, self.format)
+        return formats.derive_stored_facts(facts, weights, self.format)
 
     def _check_packed(self, facts: Facts, planning: Planning, weights: str) -> None:
         """Report values that are not those of a quantized model."""
@@ -178,7 +170,7 @@ class Export(Stage):
         checkpoint, folder = inputs.checkpoint(), context.folder / "model"
         self._require_tokenizer(checkpoint)
         weights = self._choose_weights(checkpoint.weights)
-        stored = derive_stored_facts(checkpoint.derive_facts(), weights, self.format)
+        stored = formats.derive_stored_facts(checkpoint.derive_facts(), weights, self.format)
         details = self._write(checkpoint, folder, weights, context.progress)
         if checkpoint.tokenizer is not None:
             save_tokenizer(checkpoint.tokenizer, folder)
@@ -186,7 +178,7 @@ class Export(Stage):
             if checked and is_marian(folder):
                 rows = context.rows("test")
                 require_same_tokens(checkpoint.tokenizer, folder, rows, context.data)
-        ExportInfo.of(
+        formats.ExportInfo.of(
             context.data,
             head=checkpoint.head,
             model_type=checkpoint.model.config.model_type,
@@ -228,7 +220,7 @@ class Export(Stage):
         )
 
     def _write(
-        self, checkpoint: Checkpoint, folder: Path, weights: Weights, progress: Progress
+        self, checkpoint: Checkpoint, folder: Path, weights: formats.Weights, progress: Progress
     ) -> dict[str, Any]:
         """Write the model's own files, and measure what is special to the format."""
         if self.format == "huggingface":
@@ -245,7 +237,9 @@ class Export(Stage):
         write(dequantize_checkpoint(checkpoint), folder, weights)
         return {}
 
-    def _write_onnx(self, checkpoint: Checkpoint, folder: Path, weights: Weights) -> dict[str, Any]:
+    def _write_onnx(
+        self, checkpoint: Checkpoint, folder: Path, weights: formats.Weights
+    ) -> dict[str, Any]:
         from compressor.backends.onnx import export as onnx_graphs
         from compressor.models.checkpoint import save_config
 
@@ -258,7 +252,7 @@ class Export(Stage):
         return {}
 
     def _write_plain(
-        self, checkpoint: Checkpoint, folder: Path, weights: Weights, progress: Progress
+        self, checkpoint: Checkpoint, folder: Path, weights: formats.Weights, progress: Progress
     ) -> dict[str, Any]:
         import torch
 
@@ -275,7 +269,7 @@ class Export(Stage):
         return {"logits_difference": _require_equal(model.float(), again)}
 
     def _write_packed(
-        self, checkpoint: Checkpoint, folder: Path, weights: Weights
+        self, checkpoint: Checkpoint, folder: Path, weights: formats.Weights
     ) -> dict[str, Any]:
         import torch
 

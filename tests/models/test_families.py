@@ -226,7 +226,7 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_training_learns_its_rows(tmp_path, model_type, head) -> None:
     """A decoder learns what follows each source, a classifier each source's class, by heart."""
     checkpoint = build_case(model_type, {}, head)
-    losses = train(checkpoint, stage_context(tmp_path), steps=110)
+    losses = train(checkpoint, stage_context(tmp_path), steps=60)
     assert sum(losses[-3:]) / 3 < 0.5 * losses[0]
 
 
@@ -245,7 +245,6 @@ stages:
   prune: {{amounts: {{feed_forward: 0.5, self_attention: 0.25, lm_head: 0.3}}}}
   recover: {{stage: finetune, epochs: 1}}
   shrink: {{decoder_layers: 1}}
-  export: {{}}
 """
 
 
@@ -262,7 +261,7 @@ def test_a_recipe_carries_another_family(tmp_path, run) -> None:
     its positions are refused in the plan, not an hour into the training.
     """
     config = PICO["gpt2"] | {"model_type": "gpt2", "vocab_size": 400, "n_positions": 72}
-    pipeline = "load, finetune, prune, recover, shrink, export"
+    pipeline = "load, finetune, prune, recover, shrink"
     done = run_family(run, tmp_path, config, "causal_lm", pipeline)
     groups = done.record("prune")["metrics"]["groups"]
     assert groups["lm_head"]["weights"] == 400 * 16
