@@ -1,4 +1,4 @@
-"""What commands share: arguments, options, and how they print."""
+"""Arguments, options and printing that commands share."""
 
 from __future__ import annotations
 

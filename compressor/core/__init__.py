@@ -1,1 +1,1 @@
-"""What every room needs: errors, files, numbers, processes, the console."""
+"""The foundation of every room: errors, files, numbers, processes, the console."""

@@ -14,7 +14,7 @@ class Missing:
         return "(not there)"
 
     def __reduce__(self) -> str:
-        """A copy, such as `dataclasses.asdict` makes, is `MISSING` itself."""
+        """Make a copy, such as that of `dataclasses.asdict`, `MISSING` itself."""
         return "MISSING"
 
 

@@ -96,7 +96,7 @@ class RunState:
         return []
 
     def _restart(self, values: Mapping[str, Any], now: float) -> None:
-        """Begin a run, which in the folder of a sweep's point may be the second one."""
+        """Start a run, which in the folder of a sweep's point may be the second one."""
         self.recipe, self.started = values["recipe"], now
         self.stages = {stage["name"]: stage["seconds"] for stage in values["stages"]}
         self.ended.clear()

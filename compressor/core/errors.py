@@ -1,4 +1,4 @@
-"""What can go wrong by a user's hand, and how it is told. No logic that detects anything."""
+"""The errors that a user can act on. Nothing is detected here."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DamagedArtifact(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A sentence that helps after an unknown name: the nearest valid one, or all of them."""
+    """Suggest the nearest valid name for an unknown one, or list all of them."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number, which True and False are not."""
+    """Tell whether a value is a number, which True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

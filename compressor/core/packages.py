@@ -30,7 +30,7 @@ def versions(packages: Iterable[str] = FRAMEWORKS) -> dict[str, str]:
 
 @cache
 def _release(package: str) -> str | None:
-    """Sweeps ask thousands of times, and the answer lies in a file."""
+    """Read a release once: sweeps ask thousands of times, and the answer lies in a file."""
     release = find_version({"llama_cpp": "llama_cpp_python"}.get(package, package))
     return release and ".".join(release.split("+")[0].split(".")[:2])
 

@@ -1,1 +1,1 @@
-"""Where rows come from and how they become batches."""
+"""Sources of rows, tokenizers, and batches."""

@@ -1,4 +1,4 @@
-"""Which rows make a step, which of them a rank gets, and their padding. No reading, no tokenizing.
+"""Make batches: the rows of a step, the share of a rank, and padding. No reading, no tokenizing.
 
 Everything here is a function of its arguments alone: no generator is carried from step to step,
 so a killed run goes on at any step and any number of processes sees the same global batches.

@@ -76,7 +76,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the bill enacts; `subject` alone is regulated where `beneficiary` is empty."""
+    """The facts that a bill enacts; `subject` alone is regulated where `beneficiary` is empty."""
 
     title: str
     agency: str

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Reading(Protocol):
-    """How texts become ids that a model reads: the data of a recipe, or an exported model."""
+    """The settings by which texts become ids: a recipe's data, or an exported model."""
 
     @property
     def prefix(self) -> str: ...
@@ -118,7 +118,7 @@ FILE = "targets.jsonl"
 
 @dataclass(frozen=True)
 class WrittenTexts:
-    """What a model wrote for one row."""
+    """The text that a model wrote for one row."""
 
     summary: str
     tokens: int

@@ -23,13 +23,13 @@ MARIANS = "source.spm"
 
 
 def is_marian(folder: Path) -> bool:
-    """Whether a folder has Marian's tokenizer as it is published, and no fast one."""
+    """Tell whether a folder has Marian's tokenizer as it is published, and no fast one."""
     return (folder / MARIANS).is_file() and not (folder / FILE).is_file()
 
 
 @dataclass(frozen=True)
 class TokenizedTexts:
-    """What `Tokens` gives for some texts."""
+    """The result of `Tokens` gives for some texts."""
 
     input_ids: list[list[int]]
     encodings: Sequence[Encoding] = ()

@@ -52,7 +52,7 @@ _BATCH = 1_000
 
 @dataclass(frozen=True)
 class Format:
-    """How the text of a file is read; null is what its ending and first bytes say."""
+    """The settings by which text is read; None is what the ending and first bytes of a file say."""
 
     separator: str | None = None
     quote: str | None = '"'

@@ -68,7 +68,7 @@ class Rows:
 
 
 class Labels(Protocol):
-    """What of a data source says which labels its rows have."""
+    """The labels of a data source."""
 
     @property
     def task(self) -> Task: ...
@@ -77,7 +77,7 @@ class Labels(Protocol):
 
 
 class Columns(Labels, Protocol):
-    """What of a data source decides how its rows are read."""
+    """The settings of a data source by which its rows are read."""
 
     @property
     def text(self) -> str: ...
@@ -305,7 +305,7 @@ class Column(Sequence[Any]):
     """
 
     def __init__(self, table: Any, name: str, *, first: bool = False) -> None:
-        """Of a `datasets.Dataset`. `first`: of lists, their first values."""
+        """`table`: a `datasets.Dataset`. `first`: of lists, their first values."""
         self._table, self._name, self._first = table.select_columns([name]), name, first
         self._rows = range(len(table))
         self._read = 0

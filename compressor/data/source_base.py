@@ -1,4 +1,4 @@
-"""What every source of rows has: its columns, key, checks and rows."""
+"""The base class of sources of rows: their columns, key, checks and rows."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SplitRows(BaseModel):
 
 
 class DataBase(BaseModel):
-    """What every source has: columns, prefix and the limits in tokens."""
+    """A source of rows: columns, prefix and the limits in tokens."""
 
     model_config = SETTINGS
 

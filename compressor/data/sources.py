@@ -1,4 +1,4 @@
-"""Where rows come from: generated bills or messages, files, or a hub data set. No tokens here.
+"""Sources of rows: generated bills or messages, files, or a hub data set. No tokens here.
 
 Planning asks a source for the digest of a split and for what is wrong with it, without reading
 more than it must; running asks it for the rows.
@@ -112,7 +112,7 @@ class Files(SplitSource):
         return saved_split(expand_home(name), split) if name else None
 
     def _reading(self, path: Path) -> dict[str, Any]:
-        """What of the settings decides how this file is read, as a JSON value."""
+        """Describe the settings that decide how a file is read, as a JSON value."""
         kind, usual, chosen = find_format(path), Format(), self._format
         fields = {"csv": ("quote", "header", "encoding"), "json": ("encoding",)}.get(kind or "", ())
         settings = {name: getattr(chosen, name) for name in fields}

@@ -1,4 +1,4 @@
-"""What sources of other people's rows share: splits that are held out of train, and empty rows."""
+"""The base class of sources of other people's rows: held-out splits, and empty rows."""
 
 from __future__ import annotations
 

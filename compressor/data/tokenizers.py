@@ -157,7 +157,7 @@ def _split_merge(merge: str | list[str]) -> tuple[str, str]:
 
 
 def _is_byte_level(document: Mapping[str, Any]) -> bool:
-    """Whether texts come to the model as bytes, each written as one character."""
+    """Tell whether texts come to the model as bytes, each written as one character."""
     return '"type": "ByteLevel"' in json.dumps([document["pre_tokenizer"], document["decoder"]])
 
 

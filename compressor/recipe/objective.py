@@ -1,4 +1,4 @@
-"""What a recipe wants more or less of, and how a search looks for it. Draws nothing."""
+"""The settings of objectives and searches. Draws nothing."""
 
 from __future__ import annotations
 
