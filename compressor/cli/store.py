@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated
 
@@ -91,7 +92,7 @@ def check_store(
             advance=lambda done, total: move(completed=done, total=total),
         )
     if as_json:
-        print_json(store_printing.findings_as_json(findings))
+        print_json([asdict(finding) for finding in findings])
     else:
         store_printing.print_findings(findings, open_console())
     return FAILED if any(finding.state == "error" for finding in findings) else DONE

@@ -6,7 +6,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.numbers import format_bytes
@@ -123,8 +122,3 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
                 console.say(f"  … and {len(rows) - _ROWS:,} more; --json lists all")
     counts = {state: sum(f.state == state for f in findings) for state in _COLOURS}
     console.say(", ".join(f"{number:,} {state}" for state, number in counts.items()))
-
-
-def findings_as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Describe each finding by its area, state, message, place and cure."""
-    return [asdict(finding) for finding in findings]

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from rich.console import Console as RichConsole
-from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -172,7 +171,7 @@ class Screen:
             lines = self.state.update(kind, values, now)
         if kind == "run_started" and self._live is None:
             self._live = Live(
-                _LiveView(self.state, self._lock),
+                get_renderable=self._draw,  # anew each time: times go on between events
                 console=self.console,
                 transient=True,
                 refresh_per_second=4,
@@ -184,23 +183,15 @@ class Screen:
         if kind == "run_ended":
             self.close()
 
+    def _draw(self) -> Group:
+        with self._lock:
+            return Group(*draw(self.state, time.time()))
+
     def close(self) -> None:
         """Take away what is drawn below the lines, and show the cursor again."""
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-
-class _LiveView:
-    """A drawing that is made anew each time, so that times go on between events."""
-
-    def __init__(self, state: RunState, lock: Lock) -> None:
-        self.state, self._lock = state, lock
-
-    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
-        with self._lock:
-            drawing = Group(*draw(self.state, time.time()))
-        yield drawing
 
 
 def draw(state: RunState, now: float) -> Iterator[RenderableType]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -77,11 +78,8 @@ def _torch_has_cuda() -> bool:
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return False
-    version = Path(spec.origin).with_name("version.py")
-    if not version.is_file():
-        return False
-    lines = version.read_text(encoding="utf-8").splitlines()
-    cuda = [line for line in lines if line.startswith("cuda")]
+    text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    cuda = re.findall(r"^cuda.*", text, re.MULTILINE)
     return bool(cuda) and not cuda[-1].rstrip().endswith("None")
 
 

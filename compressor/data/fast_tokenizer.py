@@ -44,7 +44,8 @@ class Tokens:
         self._tokenizer = tokenizer
         tokenizer.no_padding()
         self.truncation_side = str(settings.get("truncation_side", "right"))
-        self.eos_token_id = self._id(settings.get("eos_token"))
+        eos = settings.get("eos_token")
+        self.eos_token_id = None if eos is None else tokenizer.token_to_id(_get_token_text(eos))
 
     @classmethod
     def load(cls, folder: Path) -> Tokens:
@@ -61,9 +62,6 @@ class Tokens:
         except Exception as error:  # the library raises nothing narrower
             raise StageError(f"{folder / FILE} cannot be read: {error}") from error
         return cls(tokenizer, settings)
-
-    def _id(self, token: object) -> int | None:
-        return None if token is None else self._tokenizer.token_to_id(_get_token_text(token))
 
     def __call__(
         self,

@@ -37,8 +37,17 @@ from compressor.data.files import (
 )
 from compressor.data.messages import Messages
 from compressor.data.rows import Collected, RowReader, Rows, collect_rows, has_column
-from compressor.data.source_base import Problem, Share, Split, check_column, keep_silent
-from compressor.data.split_source import HELD_OUT, READER, HeldSplit, SplitSource
+from compressor.data.source_base import (
+    HELD_OUT,
+    READER,
+    HeldSplit,
+    Problem,
+    Share,
+    Split,
+    SplitSource,
+    check_column,
+    keep_silent,
+)
 
 PLANNED_ROWS, PLANNED_CHARACTERS = 10_000, 4_000_000
 """How much of a file planning reads: some 0.1 s."""

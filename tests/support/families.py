@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Family:
     head: str
     config: Mapping[str, Any]
     tokenizer: str
-    """The function of this module that makes it."""
+    """Its name in `TOKENIZERS`."""
     stacks: Mapping[str, str]
     """Stack → the name of its list of layers."""
     neurons: tuple[str, ...]
@@ -198,7 +198,7 @@ def _charsmap() -> bytes:
     return charsmap
 
 
-def sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
+def _sentencepiece() -> PreTrainedTokenizerBase:
     """T5's: pad, end, unknown, pieces, sentinels."""
     first = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     last = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(4))]
@@ -207,14 +207,14 @@ def sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def pegasus(folder: Path) -> PreTrainedTokenizerBase:
+def _pegasus() -> PreTrainedTokenizerBase:
     """Pegasus': pad, end, masks, unknown."""
     first = ("<pad>", "</s>", "<mask_1>", "<mask_2>", "<unk_2>", "<unk>")
     vocabulary = [*((piece, 0.0) for piece in first), *_unigram()]
     return transformers.PegasusTokenizer(vocab=vocabulary, offset=3)
 
 
-def mbart(folder: Path) -> PreTrainedTokenizerBase:
+def _mbart() -> PreTrainedTokenizerBase:
     """mBART's: its languages after the pieces, and after each text."""
     from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
@@ -222,12 +222,6 @@ def mbart(folder: Path) -> PreTrainedTokenizerBase:
     last = (*FAIRSEQ_LANGUAGE_CODES, "<mask>")
     vocabulary = [*((p, 0.0) for p in first), *_unigram(), *((p, 0.0) for p in last)]
     return transformers.MBartTokenizer(vocab=vocabulary, src_lang="en_XX", tgt_lang="en_XX")
-
-
-def roberta(folder: Path) -> PreTrainedTokenizerBase:
-    """RoBERTa's and BART's: byte-level, between <s> and </s>."""
-    vocabulary, merges = _bpe(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
-    return transformers.RobertaTokenizer(vocab=vocabulary, merges=merges)
 
 
 @cache
@@ -240,23 +234,13 @@ def _wordpiece() -> dict[str, int]:
     return vocabulary
 
 
-def wordpiece(folder: Path) -> PreTrainedTokenizerBase:
-    return transformers.BertTokenizer(vocab=_wordpiece())
+def _byte_level(name: str, *specials: str) -> PreTrainedTokenizerBase:
+    """RoBERTa's and BART's, between <s> and </s>; GPT-2's, without a pad; Qwen's."""
+    vocabulary, merges = _bpe(specials)
+    return getattr(transformers, name)(vocab=vocabulary, merges=merges)
 
 
-def gpt2(folder: Path) -> PreTrainedTokenizerBase:
-    """GPT-2's: no token before or after a text, and no pad."""
-    vocabulary, merges = _bpe(("<|endoftext|>",))
-    return transformers.GPT2Tokenizer(vocab=vocabulary, merges=merges)
-
-
-def qwen(folder: Path) -> PreTrainedTokenizerBase:
-    """Qwen's: the end is the pad too."""
-    vocabulary, merges = _bpe(("<|endoftext|>",))
-    return transformers.Qwen2Tokenizer(vocab=vocabulary, merges=merges)
-
-
-def llama3(folder: Path) -> PreTrainedTokenizerBase:
+def _llama3() -> PreTrainedTokenizerBase:
     """Llama 3's: byte-level, after a bos."""
     begin, end = "<|begin_of_text|>", "<|end_of_text|>"
     vocabulary, merges = _bpe((begin, end))
@@ -269,7 +253,7 @@ def llama3(folder: Path) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end)
 
 
-def marian(folder: Path, *, separate: bool = False) -> PreTrainedTokenizerBase:
+def _marian(folder: Path, *, separate: bool = False) -> PreTrainedTokenizerBase:
     """OPUS-MT's: two SentencePiece models, and a vocabulary of both or one for each."""
     import sentencepiece
 
@@ -299,9 +283,18 @@ def marian(folder: Path, *, separate: bool = False) -> PreTrainedTokenizerBase:
     return transformers.MarianTokenizer.from_pretrained(folder)
 
 
-def marian_two(folder: Path) -> PreTrainedTokenizerBase:
-    """With a vocabulary each."""
-    return marian(folder, separate=True)
+TOKENIZERS: Mapping[str, Callable[[Path], PreTrainedTokenizerBase]] = {
+    "sentencepiece": lambda _: _sentencepiece(),
+    "pegasus": lambda _: _pegasus(),
+    "mbart": lambda _: _mbart(),
+    "roberta": lambda _: _byte_level("RobertaTokenizer", "<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+    "wordpiece": lambda _: transformers.BertTokenizer(vocab=_wordpiece()),
+    "gpt2": lambda _: _byte_level("GPT2Tokenizer", "<|endoftext|>"),
+    "qwen": lambda _: _byte_level("Qwen2Tokenizer", "<|endoftext|>"),
+    "llama3": lambda _: _llama3(),
+    "marian": _marian,
+    "marian_two": partial(_marian, separate=True),
+}
 
 
 def vary(model: nn.Module, seed: int, deviation: float) -> None:
@@ -327,7 +320,7 @@ def vary(model: nn.Module, seed: int, deviation: float) -> None:
 def write(family: Family, folder: Path, *, seed: int = 0) -> Path:
     """A directory with model and tokenizer, as `save_pretrained` leaves it."""
     folder.mkdir(parents=True)
-    tokenizer = globals()[family.tokenizer](folder)
+    tokenizer = TOKENIZERS[family.tokenizer](folder)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
     pad = tokenizer.pad_token_id
     ids["pad_token_id"] = ids["eos_token_id"] if pad is None else pad
