@@ -7,9 +7,18 @@ refused while planning, by name, and once more where a decode begins.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+)
 
 from compressor.core.errors import StageError
 
@@ -175,12 +184,51 @@ def explain_refusals(
         )
 
 
+_Count = Annotated[StrictInt, Field(ge=0)] | None
+_Tokens = list[StrictInt]
+_Ids = StrictInt | Annotated[_Tokens, Field(min_length=1)] | None
+_Word = Annotated[_Tokens, Field(min_length=1)]
+
+
+def _require_penalty(value: Any) -> Any:
+    if value is None or value == 1 or (isinstance(value, float) and value > 0):
+        return value
+    raise ValueError("expected a float above 0")
+
+
+_Penalty = Annotated[Any, AfterValidator(_require_penalty)]
+
+
+class _Valid(BaseModel):
+    """Values that `generate` takes."""
+
+    num_beams: _Count = None
+    num_return_sequences: _Count = None
+    min_length: _Count = None
+    min_new_tokens: _Count = None
+    no_repeat_ngram_size: _Count = None
+    encoder_no_repeat_ngram_size: _Count = None
+    repetition_penalty: _Penalty = None
+    encoder_repetition_penalty: _Penalty = None
+    suppress_tokens: _Tokens | None = None
+    begin_suppress_tokens: _Tokens | None = None
+    eos_token_id: _Ids = None
+    pad_token_id: _Ids = None
+    decoder_start_token_id: _Ids = None
+    forced_bos_token_id: _Ids = None
+    forced_eos_token_id: _Ids = None
+    bad_words_ids: Annotated[list[_Word], Field(min_length=1)] | None = None
+    sequence_bias: Annotated[list[tuple[_Word, StrictFloat]], Field(min_length=1)] | None = None
+    exponential_decay_length_penalty: tuple[StrictFloat, StrictFloat] | None = None
+
+
 def find_invalid(settings: Mapping[str, Any]) -> Iterator[str]:
     """Name the settings with which transformers does not load a model, or `generate` fails."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    wrong = [
-        name for name, is_right in _RIGHT.items() if name in given and not is_right(given[name])
-    ]
+    wrong: list[str] = []
+    try:
+        _Valid.model_validate(dict(settings))
+    except ValidationError as error:
+        wrong = list(dict.fromkeys(str(problem["loc"][0]) for problem in error.errors()))
     yield from wrong
     if not {"num_return_sequences", "num_beams"} & set(wrong) and not settings.get("do_sample"):
         several = settings.get("num_return_sequences") or 1
@@ -188,74 +236,13 @@ def find_invalid(settings: Mapping[str, Any]) -> Iterator[str]:
             yield "num_return_sequences"
     if settings.get("early_stopping") not in (None, True, False, "never"):
         yield "early_stopping"
-    suppressed = (
-        [] if "suppress_tokens" in wrong else [*_flatten([settings.get("suppress_tokens")])]
-    )
+    right = {name: value for name, value in settings.items() if name not in wrong}
+    suppressed = {*_flatten([right.get("suppress_tokens")])}
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        forced = [] if name in wrong else [*_flatten([settings.get(name)])]
-        if forced and set(forced) <= set(suppressed):
+        if (forced := {*_flatten([right.get(name)])}) and forced <= suppressed:
             yield name
     if settings.get("compile_config") is not None:
         yield "compile_config"
-
-
-def _is_count(value: Any) -> bool:
-    return _is_token(value) and value >= 0
-
-
-def _is_token(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_list(value: Any, is_item: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list | tuple) and all(map(is_item, value))
-
-
-def _are_words(value: Any) -> bool:
-    """Whether a value is a list of lists of tokens, none of them empty."""
-    return _is_list(value, lambda word: _is_list(word, _is_token) and bool(word)) and bool(value)
-
-
-def _is_penalty(value: Any) -> bool:
-    return value == 1 or (isinstance(value, float) and value > 0)
-
-
-def _is_bias(value: Any) -> bool:
-    return (
-        _is_list(value, lambda _: True)
-        and len(value) == 2
-        and _are_words(value[:1])
-        and isinstance(value[1], float)
-    )
-
-
-def _is_decay(value: Any) -> bool:
-    return _is_list(value, lambda part: isinstance(part, int | float)) and len(value) == 2
-
-
-_RIGHT: Mapping[str, Callable[[Any], bool]] = {
-    name: is_right
-    for names, is_right in (
-        (
-            (
-                *("num_beams", "num_return_sequences", "min_length", "min_new_tokens"),
-                *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
-            ),
-            _is_count,
-        ),
-        (("repetition_penalty", "encoder_repetition_penalty"), _is_penalty),
-        (("suppress_tokens", "begin_suppress_tokens"), lambda v: _is_list(v, _is_token)),
-        (
-            ("eos_token_id", "pad_token_id", _START, "forced_bos_token_id", "forced_eos_token_id"),
-            lambda v: _is_token(v) or (_is_list(v, _is_token) and bool(v)),
-        ),
-        (("bad_words_ids",), _are_words),
-        (("sequence_bias",), lambda v: _is_list(v, _is_bias) and bool(v)),
-        (("exponential_decay_length_penalty",), _is_decay),
-    )
-    for name in names
-}
-"""Setting → whether `generate` takes a value for it, null apart."""
 
 
 def require_followed(settings: Mapping[str, Any], backend: BackendName, *, greedy: bool) -> None:
@@ -283,7 +270,7 @@ def check_tokens(
         if name in missing:
             continue
         values = [ids.get(name), settings.get(name)]
-        wrong = [v for v in _flatten(values) if not (_is_token(v) and least <= v < rows)]
+        wrong = [v for v in _flatten(values) if not (type(v) is int and least <= v < rows)]
         if wrong:
             yield name, f"{name}: no row stands for {wrong[0]!r}; the vocabulary has {rows:,}"
         elif name == _START and any(isinstance(value, list) for value in values):

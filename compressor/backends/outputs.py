@@ -74,18 +74,6 @@ class GenerationOutput:
         return self.generated / self.seconds if self.seconds else 0.0
 
 
-def truncate_row(
-    tokens: Sequence[int], max_length: int, eos: Collection[int]
-) -> tuple[list[int], bool]:
-    """Cut a greedily decoded row at a shorter limit; also whether it is cut off there.
-
-    A row is cut off that has none of the end tokens `eos` within the limit. `max_length` counts
-    the decoder start token, which `tokens` lack. A forced last token is not put in.
-    """
-    kept = list(tokens[: max_length - 1])
-    return kept, not (kept and kept[-1] in eos)
-
-
 def decode_limits(
     decode: Callable[[Search], list[list[int]]],
     max_lengths: Sequence[int],
@@ -117,7 +105,7 @@ def decode_limits(
             started = time.perf_counter()
             rows = decode(Search(limit, num_beams, min_length, forced_end=not as_prefix))
             seconds = time.perf_counter() - started
-        cut = [_cut_row(row, limit, eos, forced, as_prefix=as_prefix) for row in rows]
+        cut = [cut_row(row, limit, eos, forced, as_prefix=as_prefix) for row in rows]
         tokens, cut_off = [row for row, _ in cut], [is_cut for _, is_cut in cut]
         lengths = [_count_length(row, generation_config) for row in tokens]
         outputs[limit] = GenerationOutput(tokens, cut_off, lengths, seconds, sum(map(len, rows)))
@@ -138,16 +126,28 @@ def _count_length(row: Sequence[int], generation_config: Mapping[str, Any]) -> i
     return sum(token != pad for token in (start, *row))
 
 
-def _cut_row(
-    row: list[int], limit: int, eos: list[int], forced: list[int], *, as_prefix: bool
+def cut_row(
+    row: Sequence[int],
+    max_length: int,
+    eos: Collection[int],
+    forced: Collection[int] = (),
+    *,
+    as_prefix: bool = True,
 ) -> tuple[list[int], bool]:
-    """Cut a row of a longer decode without forced end, or of one at this very limit with it."""
-    kept, cut_off = truncate_row(row, limit, eos)
-    if forced and kept and len(kept) == limit - 1:
+    """Cut a row at a limit; also tell whether it is cut off: it has no end token of `eos` there.
+
+    `max_length` counts the decoder start token, which rows lack. `as_prefix`: it is of a longer
+    greedy decode without forced last token, which one of `forced` then takes the place of; else of
+    a decode at this very limit, where one that a forced token fills counts as cut off.
+    """
+    kept = list(row[: max_length - 1])
+    if forced and kept and len(kept) == max_length - 1:
         if not as_prefix:
             return kept, True
+        cut_off = kept[-1] not in eos
         kept[-1] = min(forced)  # all forced ones score 0, and argmax takes the first
-    return kept, cut_off
+        return kept, cut_off
+    return kept, not (kept and kept[-1] in eos)
 
 
 def compute_probabilities(logits: NDArray[np.float64], task: Task) -> NDArray[np.float64]:

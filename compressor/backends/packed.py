@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-FILE, ABOUT, VERSION = "packed.safetensors", "compressor.packed", 1
+FILE, ABOUT = "packed.safetensors", "compressor.packed"
 Values = Literal["int8", "bfloat16", "float32"]
 
 SMALL = 1024
@@ -130,12 +130,9 @@ class _Entry(BaseModel):
     """Of the values, the scales and the mask, one after the other."""
 
 
-class _Version(BaseModel):
-    version: int
-
-
-class _About(_Version):
+class _About(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    version: Literal[1]
     head: Head
     values: Values
     tensors: dict[str, _Entry]
@@ -180,7 +177,7 @@ def save_packed(checkpoint: Checkpoint, folder: Path, values: Values) -> dict[st
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save_pretrained(folder)
     entries = {n: _Entry(shape=p.shape, crc32=_compute_crc32(p)) for n, p in packed.items()}
-    about = _About(version=VERSION, head=checkpoint.head, values=values, tensors=entries, ties=ties)
+    about = _About(version=1, head=checkpoint.head, values=values, tensors=entries, ties=ties)
     parts = {key: part for name, p in packed.items() for key, part in _list_parts(name, p).items()}
     save_file(parts, folder / FILE, metadata={ABOUT: about.model_dump_json()})
     return packed
@@ -236,9 +233,6 @@ def _parse_description(path: Path, text: str | None) -> _About:
     if text is None:
         raise StageError(f"{path} is no packed model: its metadata has no {ABOUT!r}")
     try:
-        version = _Version.model_validate_json(text).version
-        if version != VERSION:
-            raise StageError(f"{path} is of version {version}; this package reads {VERSION}")
         return _About.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]

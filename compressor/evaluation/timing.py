@@ -168,15 +168,42 @@ class _Session:
         return {"bytes": self.peak.bytes() if known else None}
 
     def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Time a step with one row of `tokens` tokens and `target_tokens` to learn.
+
+        It goes through the loop that trains, at a learning rate that leaves the weights alone.
+        """
+        from compressor.data.examples import Examples
+        from compressor.training.hyperparameters import Hyperparameters
+        from compressor.training.loop import Training
+        from compressor.training.losses import LabelLoss
+
         assert self.trained is not None, "others are not asked"
-        return time_training_step(
-            self.trained,
-            self.sources,
-            tokens=request["tokens"],
-            target_tokens=request["target_tokens"],
-            gradient_checkpointing=request["gradient_checkpointing"],
+        model, device = self.trained.model, self.trained.model.device
+        lengths = request["tokens"], request["target_tokens"]
+        source, target = (of_length(self.sources, length) for length in lengths)
+        peak = Peak(str(device))
+        history = Training(
+            loss=LabelLoss(model),
+            model=model,
+            train=Examples([source], [target]),
+            validation=None,
+            settings=Hyperparameters(
+                batch_size=1,
+                max_steps=1,
+                learning_rate=1e-30,
+                gradient_checkpointing=request["gradient_checkpointing"],
+                checkpoint_seconds=1e9,
+            ),
+            masks={},
+            pad_id=self.trained.pad_id,
+            seed=0,
             resume=Path(request["resume"]),
-        )
+            progress=Progress(Console(quiet=True), quiet=True),
+        ).run()
+        measured = {"seconds": history.seconds, "peak_bytes": peak.bytes()}
+        model.zero_grad()
+        model.to(device)
+        return measured
 
 
 def main() -> None:
@@ -194,52 +221,6 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         say(getattr(session, request["do"])(request))
-
-
-def time_training_step(
-    checkpoint: Checkpoint,
-    sources: Sequence[Sequence[int]],
-    *,
-    tokens: int,
-    target_tokens: int,
-    gradient_checkpointing: bool,
-    resume: Path,
-) -> dict[str, Any]:
-    """Time a step of training, with one row of `tokens` tokens and `target_tokens` to learn.
-
-    It goes through the loop that trains, at a learning rate that leaves the weights as they are.
-    """
-    from compressor.data.examples import Examples
-    from compressor.training.hyperparameters import Hyperparameters
-    from compressor.training.loop import Training
-    from compressor.training.losses import LabelLoss
-
-    example = Examples([of_length(sources, tokens)], [of_length(sources, target_tokens)])
-    settings = Hyperparameters(
-        batch_size=1,
-        max_steps=1,
-        learning_rate=1e-30,
-        gradient_checkpointing=gradient_checkpointing,
-        checkpoint_seconds=1e9,
-    )
-    device = checkpoint.model.device
-    peak = Peak(str(device))
-    history = Training(
-        loss=LabelLoss(checkpoint.model),
-        model=checkpoint.model,
-        train=example,
-        validation=None,
-        settings=settings,
-        masks={},
-        pad_id=checkpoint.pad_id,
-        seed=0,
-        resume=resume,
-        progress=Progress(Console(quiet=True), quiet=True),
-    ).run()
-    measured = {"seconds": history.seconds, "peak_bytes": peak.bytes()}
-    checkpoint.model.zero_grad()
-    checkpoint.model.to(device)
-    return measured
 
 
 if __name__ == "__main__":

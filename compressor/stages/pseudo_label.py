@@ -46,27 +46,22 @@ class PseudoLabel(Stage):
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode, write `targets.jsonl`, compare with the references."""
-        import torch
-
-        from compressor.backends.torch.generation import generate_rows
+        from compressor.backends.torch.model import TorchModel
         from compressor.data.examples import FILE, WrittenTexts, write_pseudo_labels
         from compressor.evaluation.rouge import score_texts
 
         checkpoint = inputs.checkpoint()
         rows = context.rows("train")
         sources = checkpoint.tokenize_rows(rows, context.data).sources
-        context.ranks.join()
-        model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model = TorchModel(checkpoint, ranks=context.ranks)
         with context.progress.bar("decode", len(rows)) as bar:
-            decoded = generate_rows(
-                model,
+            decoded = model.sweep(
                 sources,
-                max_length=self.max_length,
+                max_lengths=[self.max_length],
                 num_beams=self.num_beams,
                 min_length=self.min_length,
                 progress=bar.advance,
-                ranks=context.ranks,
-            )
+            )[self.max_length]
         if not context.ranks.first:
             return
         assert checkpoint.tokenizer is not None, "`examples` says so first"

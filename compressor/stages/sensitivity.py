@@ -141,7 +141,7 @@ class Sensitivity(Grouping, Report):
         self, checkpoint: Checkpoint, rows: Rows, examples: Examples, what: str
     ) -> dict[str, float]:
         """Measure the model, which is `what`. Raises StageError where it has no finite loss."""
-        from compressor.backends.torch.generation import generate_rows
+        from compressor.backends.torch.model import TorchModel
         from compressor.evaluation.rouge import score_rows, summarize_scores
         from compressor.training.loop import mean_loss
         from compressor.training.losses import LabelLoss
@@ -155,8 +155,8 @@ class Sensitivity(Grouping, Report):
             )
         if not self.rouge:
             return {"loss": loss}
-        output = generate_rows(model, examples.sources, max_length=self.max_length)
-        tokenizer = checkpoint.require_tokenizer()
-        texts = tokenizer.batch_decode(output.tokens, skip_special_tokens=True)
+        swept = TorchModel(checkpoint).sweep(examples.sources, max_lengths=[self.max_length])
+        tokens = swept[self.max_length].tokens
+        texts = checkpoint.require_tokenizer().batch_decode(tokens, skip_special_tokens=True)
         scores = summarize_scores(score_rows(texts, rows.references))
         return {"loss": loss, "rougeLsum": scores["rougeLsum"]}

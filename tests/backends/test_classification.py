@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from compressor.backends.torch.classification import compute_logits
+from compressor.backends.torch.model import TorchModel
 from compressor.core.errors import RecipeError
 from compressor.data.batching import collate_rows
 from compressor.engine.plan import plan
@@ -213,8 +213,8 @@ stages: {load: {}, evaluate: {}}
     assert done.code == 0, done.err
     checkpoint = Checkpoint.load(done.run_folder / "stages" / "00-load")
     sources = [[50, 60, 70, 7], [80, 90], [7, 100, 110]]
-    together = compute_logits(checkpoint, sources)
-    alone = [compute_logits(checkpoint, [source])[0] for source in sources]
+    together = TorchModel(checkpoint).logits(sources)
+    alone = [TorchModel(checkpoint).logits([source])[0] for source in sources]
     assert together == pytest.approx(np.array(alone), abs=1e-6)
 
 

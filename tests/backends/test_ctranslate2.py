@@ -11,11 +11,11 @@ import torch
 
 from compressor.backends import ctranslate2
 from compressor.backends.formats import FORMATS
-from compressor.backends.torch.classification import compute_logits
-from compressor.backends.torch.generation import decode_sweep
+from compressor.backends.torch.model import TorchModel
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import untie_head
 from tests.backends.models import EOS, assert_same_tokens, build_large, sources
+from tests.harness.models import decode_sweep
 
 FAMILIES = FORMATS["ctranslate2"].models
 
@@ -72,7 +72,7 @@ def test_a_marian_may_have_its_pad_anywhere_and_start_with_any_token(tmp_path) -
 @pytest.mark.parametrize("model_type", sorted(FAMILIES["sequence_classification"]))
 def test_logits_are_those_of_transformers(model_type, tmp_path) -> None:
     model = build_large(model_type)
-    expected = compute_logits(model, sources())
+    expected = TorchModel(model).logits(sources())
     logits = exported(model, tmp_path / "model").logits(sources())
     assert np.ptp(expected, axis=0).min() > 0.1, "too alike to tell"
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
@@ -91,6 +91,6 @@ def test_int8_is_near_and_the_checkpoint_stays_as_it_was(model_type, tmp_path) -
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert model.model.config.to_dict() == config
     if model.head == "sequence_classification":
-        expected = compute_logits(model, sources())
+        expected = TorchModel(model).logits(sources())
         near = 0.1 * np.abs(expected).max()
         np.testing.assert_allclose(loaded.logits(sources()), expected, atol=near)

@@ -24,10 +24,10 @@ from transformers import (
 
 from compressor.backends.beam_search import search_tokens
 from compressor.backends.generation_settings import Settings
-from compressor.backends.outputs import truncate_row
+from compressor.backends.outputs import cut_row
 from compressor.backends.torch import generation
-from compressor.backends.torch.generation import decode_sweep, generate_rows
 from compressor.core.errors import StageError
+from tests.harness.models import decode_sweep, generate_rows
 
 # Limits below min_length are meant.
 pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
@@ -228,18 +228,11 @@ def test_beams(model: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 300])
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_batches_do_not_show(batch_tokens: int, num_beams: int) -> None:
+def test_batches_do_not_show(batch_tokens: int, num_beams: int, monkeypatch) -> None:
     """However few rows fit in a batch, results come in the sources' order; progress adds up."""
-    done: list[int] = []
-    model = pico("t5")
-    ours = generate_rows(
-        model,
-        texts(),
-        max_length=20,
-        num_beams=num_beams,
-        batch_tokens=batch_tokens,
-        progress=done.append,
-    )
+    done, model = list[int](), pico("t5")
+    monkeypatch.setattr(generation, "BATCH_TOKENS", batch_tokens)
+    ours = generate_rows(model, texts(), max_length=20, num_beams=num_beams, progress=done.append)
     assert generated(model, texts(), 20, num_beams=num_beams) == ours.tokens
     assert sum(done) == 12
     assert len(done) > 1
@@ -268,13 +261,14 @@ def test_ended_rows_are_not_computed() -> None:
     assert {12} == set(seen)
 
 
-def test_beams_count_as_rows_of_a_batch() -> None:
+def test_beams_count_as_rows_of_a_batch(monkeypatch) -> None:
     """A batch has no more positions than allowed, with three beams for each of its rows."""
     model, seen = pico("t5"), list[int]()
     model.decoder.register_forward_pre_hook(
         lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
     )
-    generate_rows(model, texts(40), max_length=10, num_beams=3, batch_tokens=200)
+    monkeypatch.setattr(generation, "BATCH_TOKENS", 200)
+    generate_rows(model, texts(40), max_length=10, num_beams=3)
     assert 3 < max(seen) <= 200 // 10
 
 
@@ -323,10 +317,10 @@ def test_cut_off() -> None:
     """A row is cut off if it lacks an end token within the limit, also in beam search, where one
     that fills the limit by a forced end counts as cut off.
     """
-    assert truncate_row([5, 6, EOS], 3, [EOS]) == ([5, 6], True)
-    assert truncate_row([5, 6, EOS], 4, [EOS]) == ([5, 6, EOS], False)
-    assert truncate_row([5, 6, EOS], 9, {EOS}) == ([5, 6, EOS], False)
-    assert truncate_row([5, 6, EOS], 1, [EOS]) == ([], True)
+    assert cut_row([5, 6, EOS], 3, [EOS]) == ([5, 6], True)
+    assert cut_row([5, 6, EOS], 4, [EOS]) == ([5, 6, EOS], False)
+    assert cut_row([5, 6, EOS], 9, {EOS}) == ([5, 6, EOS], False)
+    assert cut_row([5, 6, EOS], 1, [EOS]) == ([], True)
     for num_beams in (1, 2):
         free = generate_rows(pico("t5"), texts(), max_length=12, num_beams=num_beams)
         assert [EOS not in row for row in free.tokens] == free.cut_off

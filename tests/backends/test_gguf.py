@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from compressor.backends.formats import FORMATS, derive_stored_facts
 from compressor.backends.gguf import export as gguf
-from compressor.backends.torch.generation import decode_sweep
 from compressor.backends.torch.model import TorchModel
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
@@ -42,7 +41,7 @@ from tests.backends.models import (
     sources,
     summarize_alone,
 )
-from tests.harness.models import PICO
+from tests.harness.models import PICO, decode_sweep
 
 gguf_reader = pytest.importorskip("gguf")
 

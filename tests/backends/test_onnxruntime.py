@@ -24,7 +24,6 @@ from compressor.backends.generation_config import find_unfollowed
 from compressor.backends.onnx.export import WEIGHTS, write_model
 from compressor.backends.onnx.runtime import OnnxModel
 from compressor.backends.open import open_export
-from compressor.backends.torch.generation import generate_rows
 from compressor.core.errors import StageError
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.quantization import Quantization
@@ -32,7 +31,7 @@ from compressor.models.quantized_layers import quantize_rows, quantize_weights
 from compressor.models.surgery import dequantize_checkpoint
 from tests.backends.test_generation import PICO as GENERATORS
 from tests.backends.test_generation import texts
-from tests.harness.models import PICO
+from tests.harness.models import PICO, generate_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
 

@@ -16,21 +16,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.report import write
+from tests.benchmarks.common import run_recipe, write
 
 DEMO = ["model=tiny", "data=bills", "training=quick", "stages.evaluate.max_length=64"]
 VERSIONS = range(1, 7)
 
 
-def compressor(*arguments: str) -> str:
-    command = [sys.executable, "-m", "compressor", *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def result(printed: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(name: str, *overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(records by stage, the evaluation's metrics) of a run."""
-    folder = next(line for line in printed.splitlines() if line.startswith("run: "))[5:]
-    records = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+    _, records = run_recipe(Path(), name, *overrides)
     return {record["name"]: record for record in records}, records[-1]["metrics"]
 
 
@@ -41,13 +35,15 @@ def main() -> None:
     given = parser.parse_args()
     overrides = given.overrides or DEMO
     shared = [item for item in overrides if not item.startswith("stages.sensitivity")]
-    plan = {n["name"]: n for n in json.loads(compressor("plan", "homework/v6", "--json", *shared))}
+    command = [sys.executable, "-m", "compressor", "plan", "homework/v6", "--json", *shared]
+    planned = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    plan = {node["name"]: node for node in json.loads(planned)}
     targets = [
         f"stages.prune_{v}.target.nonzero_ratio={plan[f'prune_{v}']['nonzero_ratio']:.9f}"
         for v in VERSIONS
     ]
-    hand, by_hand = result(compressor("run", "homework/v6", *shared))
-    auto, measured = result(compressor("run", "homework/auto", *overrides, *targets))
+    hand, by_hand = run("homework/v6", *shared)
+    auto, measured = run("homework/auto", *overrides, *targets)
     steps = {
         side: sum(r["metrics"]["steps"] for r in records.values() if r["stage"] == "finetune")
         for side, records in (("v6", hand), ("auto", auto))

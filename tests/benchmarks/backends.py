@@ -6,14 +6,10 @@ what they are, and exports are not checked against their source here, but in the
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from tests.benchmarks.report import write
+from tests.benchmarks.common import run_recipe, write
 
 EXPORTS = {
     "ctranslate2_int8": "format: ctranslate2, weights: int8",
@@ -41,7 +37,7 @@ stages:
 """
 
 
-def recipe() -> str:
+def make_recipe() -> str:
     exports = [
         f"  {prefix}{name}: {{stage: export, model: {model}, {text}, parity: null}}\n"
         for prefix, model in MODELS.items()
@@ -51,21 +47,12 @@ def recipe() -> str:
     return RECIPE.format(names=", ".join(EXPORTS), halves=halves) + "".join(exports)
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Run the recipe in a folder of its own."""
-    (folder / "backends.yaml").write_text(recipe(), encoding="utf-8")
-    command = [sys.executable, "-m", "compressor", "run", "backends.yaml"]
-    subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
-    (metrics,) = folder.glob("outputs/runs/backends/*/metrics.json")
-    found: list[dict[str, Any]] = json.loads(metrics.read_text(encoding="utf-8"))
-    return found
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        found = records(Path(temporary))
-    timed = {r["model"]: r["metrics"] for r in found if r["stage"] == "benchmark"}
-    sizes = {r["name"]: r["metrics"]["bytes"] / 1e6 for r in found if r["stage"] == "export"}
+        (Path(temporary) / "backends.yaml").write_text(make_recipe(), encoding="utf-8")
+        _, records = run_recipe(Path(temporary), "backends.yaml")
+    timed = {r["model"]: r["metrics"] for r in records if r["stage"] == "benchmark"}
+    sizes = {r["name"]: r["metrics"]["bytes"] / 1e6 for r in records if r["stage"] == "export"}
     result = {
         name: {
             "seconds": round(metrics["cases"][0]["p50_ms"] / 1000, 3),

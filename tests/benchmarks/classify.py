@@ -16,15 +16,20 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compressor.data.examples import Examples
-from tests.benchmarks.finetune import SHARED, WARM_UP, Laps
-from tests.benchmarks.report import write
+from tests.benchmarks.common import (
+    SHARED,
+    WARM_UP,
+    measure_in_turn,
+    tell,
+    train_ours,
+    train_theirs,
+    write,
+)
 
 REAL = Path("outputs/bench/models/minilm-l6")
 MAX_LENGTH, BATCH, RATE = 200, 16, 3e-4
@@ -71,130 +76,64 @@ def make_inputs(folder: Path, rows: int) -> None:
 
 
 def read(folder: Path, split: str) -> Examples:
-    sources, targets = json.loads((folder / f"{split}.json").read_text())
-    return Examples(sources, targets, "labels")
+    return Examples(*json.loads((folder / f"{split}.json").read_text()), "labels")
 
 
-def theirs(folder: Path, train: Examples, *, padding: str) -> Any:
-    """Trainer as its documentation shows it; (model, laps)."""
-    import torch
+def train(case: str, folder: Path) -> tuple[Any, float]:
+    """The trained model, and samples a second."""
     import transformers as hf
 
-    model = hf.AutoModelForSequenceClassification.from_pretrained(folder)
-    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
-    features = [
-        {"input_ids": source, "labels": [float(one) for one in target]}
-        for source, target in zip(train.sources, train.targets, strict=True)
-    ]
-    collator = hf.DataCollatorWithPadding(tokenizer, padding, max_length=MAX_LENGTH)
-    laps = Laps(BATCH)
-
-    class Lap(hf.TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            laps.advance()
-
-    with tempfile.TemporaryDirectory() as out:
-        arguments = hf.TrainingArguments(
-            output_dir=out,
-            num_train_epochs=1,
-            per_device_train_batch_size=BATCH,
-            learning_rate=RATE,
-            weight_decay=0.01,
-            use_cpu=not torch.cuda.is_available(),
-            save_strategy="no",
-            eval_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        hf.Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=features,
-            data_collator=collator,
-            callbacks=[Lap()],
-        ).train()
-    return model.cpu(), laps
-
-
-def ours(folder: Path, train: Examples) -> Any:
-    """The package's own loop; (model, laps)."""
     from compressor.models.checkpoint import Checkpoint
-    from compressor.training.hyperparameters import Hyperparameters
-    from compressor.training.loop import Training
-    from compressor.training.losses import LabelLoss
 
-    checkpoint = Checkpoint.load(folder)
-    settings = Hyperparameters(
-        batch_size=BATCH, learning_rate=RATE, weight_decay=0.01, checkpoint_seconds=1e9,
-        precision="float32",
+    rows, shared = read(folder, "train"), {"learning_rate": RATE, "weight_decay": 0.01}
+    if case == "ours":
+        checkpoint = Checkpoint.load(folder)
+        laps = train_ours(
+            checkpoint.model, rows, checkpoint.pad_id, batch_size=BATCH, precision="float32",
+            **shared,
+        )  # fmt: skip
+        return checkpoint.model, laps.samples_per_second()
+    model: Any = hf.AutoModelForSequenceClassification.from_pretrained(folder)
+    features = [
+        {"input_ids": source, "labels": list(map(float, target))}
+        for source, target in zip(rows.sources, rows.targets, strict=True)
+    ]
+    padding = "max_length" if case == "theirs_max" else "longest"
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    collator = hf.DataCollatorWithPadding(tokenizer, padding, max_length=MAX_LENGTH)
+    laps = train_theirs(
+        hf.Trainer, hf.TrainingArguments, model, features, collator,
+        per_device_train_batch_size=BATCH, **shared,
     )  # fmt: skip
-    laps = Laps(BATCH)
-    with tempfile.TemporaryDirectory() as resume:
-        Training(
-            loss=LabelLoss(checkpoint.model),
-            model=checkpoint.model,
-            train=train,
-            validation=None,
-            settings=settings,
-            masks={},
-            pad_id=checkpoint.pad_id,
-            seed=0,
-            resume=Path(resume),
-            progress=laps,
-        ).run()
-    return checkpoint.model, laps
+    return model, laps.samples_per_second()
 
 
-def once(case: str, folder: Path) -> None:
-    """One measurement, printed for the parent."""
+def once(case: str, folder: Path) -> dict[str, float]:
+    """Train, and measure the loss of held-out rows: one measure for both sides."""
     import torch
 
     from compressor.training.loop import mean_loss
     from compressor.training.losses import LabelLoss
 
-    train, held = read(folder, "train"), read(folder, "validation")
-    if case == "ours":
-        model, laps = ours(folder, train)
-    else:
-        padding = "max_length" if case == "theirs_max" else "longest"
-        model, laps = theirs(folder, train, padding=padding)
-    pad = model.config.pad_token_id or 0
-    loss = mean_loss(LabelLoss(model.eval()), held, pad, torch.device("cpu"))
-    print("RESULT " + json.dumps({"samples_per_second": laps.samples_per_second(), "loss": loss}))
-
-
-def measured(case: str, folder: Path) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.classify", "--once", case, str(folder)]
-    done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    result: dict[str, float] = json.loads(done.stdout.split("RESULT ")[1])
-    print(case, result, flush=True)
-    return result
+    model, speed = train(case, folder)
+    pad, cpu = model.config.pad_token_id or 0, torch.device("cpu")
+    loss = mean_loss(LabelLoss(model.cpu().eval()), read(folder, "validation"), pad, cpu)
+    return {"samples_per_second": speed, "loss": loss}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--once")
+    parser.add_argument("--once", nargs=2)
     parser.add_argument("--rows", type=int, default=1600)
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     if given.once:
-        once(given.once, given.folder)
+        tell(once(given.once[0], Path(given.once[1])))
         return
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # for both sides alike
-    found: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        make_inputs(folder, given.rows)
-        lengths = read(folder, "train").lengths()
-        for _ in range(given.rounds):
-            for case, results in found.items():
-                results.append(measured(case, folder))
-    speeds = {case: [r["samples_per_second"] for r in results] for case, results in found.items()}
+    inputs = partial(make_inputs, rows=given.rows)
+    results = measure_in_turn("classify", CASES, given.rounds, inputs)
+    speeds = {case: values["samples_per_second"] for case, values in results.items()}
     middle = {case: statistics.median(values) for case, values in speeds.items()}
     write(
         "classify",
@@ -206,12 +145,9 @@ def main() -> None:
             "unit": "samples/s",
             "against_dynamic_padding": middle["ours"] / middle["theirs"],
             "samples_per_second": speeds,
-            "validation_loss": {case: [r["loss"] for r in rows] for case, rows in found.items()},
-            "mean_tokens": sum(lengths) / len(lengths),
-            "timed_steps": len(lengths) // BATCH - WARM_UP,
-            "model": "two layers of MiniLM-L6"
-            if REAL.is_dir()
-            else "two fresh layers of its shape",
+            "validation_loss": {case: values["loss"] for case, values in results.items()},
+            "timed_steps": given.rows // BATCH - WARM_UP,
+            "model": f"two {'' if REAL.is_dir() else 'fresh '}layers of MiniLM-L6's shape",
         },
     )
 

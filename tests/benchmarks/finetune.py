@@ -16,55 +16,20 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compressor.core.progress import Progress
 from compressor.data.examples import Examples
-from tests.benchmarks.report import write
+from tests.benchmarks.common import SHARED, measure_in_turn, tell, train_ours, train_theirs, write
 
 REAL = Path("outputs/bench/models/t5-titles")
-SHARED = Path(__file__).parents[3] / "shared"
-MAX_SOURCE, MAX_TARGET, BATCH, RATE, WARM_UP = 512, 128, 8, 3e-4, 3
-CASES = {
-    "theirs": {"padding": "longest"},
-    "theirs_max": {"padding": "max_length"},
-    "ours": {"precision": "float32"},
-    "ours_bf16": {"precision": "bfloat16"},
-}
+MAX_SOURCE, MAX_TARGET, BATCH, RATE = 512, 128, 8, 3e-4
+CASES = ("theirs", "theirs_max", "ours", "ours_bf16")
 ASKED = (("ours", "theirs", 1.25), ("ours", "theirs_max", 2.5), ("ours_bf16", "theirs", 1.8))
 
 
-class Laps(Progress):
-    """Records when each optimizer step ended; shows nothing."""
-
-    def __init__(self, batch_size: int = BATCH) -> None:
-        from compressor.core.console import Console
-
-        super().__init__(Console(quiet=True), quiet=True)
-        self.batch_size = batch_size
-        self.times: list[float] = []
-
-    @contextmanager
-    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Any]:
-        yield self
-
-    def advance(self, steps: int = 1, **notes: str) -> None:
-        self.times.append(time.perf_counter())
-
-    def samples_per_second(self) -> float:
-        """Without the steps of the warm-up."""
-        steps = len(self.times) - WARM_UP
-        return self.batch_size * steps / (self.times[-1] - self.times[WARM_UP - 1])
-
-
-def make_inputs(folder: Path) -> None:
+def make_inputs(folder: Path, rows: int) -> None:
     """Write model, tokenizer and token ids once, for all measurements to read."""
     import torch
     from transformers import (
@@ -77,6 +42,7 @@ def make_inputs(folder: Path) -> None:
     from compressor.data.bills import Bills, make_bills
     from compressor.data.examples import tokenize_rows
     from compressor.data.sources import Rows
+    from compressor.data.tokenizers import train_tokenizer
     from compressor.models.checkpoint import save_pretrained
 
     torch.manual_seed(0)
@@ -84,57 +50,45 @@ def make_inputs(folder: Path) -> None:
         model = AutoModelForSeq2SeqLM.from_pretrained(REAL)
         tokenizer = AutoTokenizer.from_pretrained(REAL)
     else:
-        from compressor.data.tokenizers import train_tokenizer
-
         model = T5ForConditionalGeneration(T5Config(decoder_start_token_id=0))
-        tokenizer = train_tokenizer(
-            (row["text"] for row in make_bills(1000, seed=0, split="train")), vocab_size=8000
-        )
+        bills = make_bills(1000, seed=0, split="train")
+        tokenizer = train_tokenizer((row["text"] for row in bills), vocab_size=8000)
     save_pretrained(model, folder)
     tokenizer.save_pretrained(folder)
-    limits = Bills(
-        source="bills",
-        prefix="summarize: ",
-        max_source_length=MAX_SOURCE,
-        max_target_length=MAX_TARGET,
-    )
-    for split, count in (("train", 2000), ("validation", 48)):
+    limits: Any = {"max_source_length": MAX_SOURCE, "max_target_length": MAX_TARGET}
+    data = Bills(source="bills", prefix="summarize: ", **limits)
+    for split, count in (("train", rows), ("validation", 48)):
         path = SHARED / "data" / "scitldr" / f"{split}.jsonl"
+        lines: list[Any] = list(make_bills(count, seed=0, split=split))
         if path.is_file():
-            rows = [json.loads(line) for line in path.read_text().splitlines()][:count]
-        else:
-            rows = list(make_bills(count, seed=0, split=split))
-        texts = Rows([row["text"] for row in rows], [row["summary"] for row in rows])
-        examples = tokenize_rows(texts, tokenizer, limits)
-        pairs = list(zip(examples.sources, examples.targets, strict=True))
-        (folder / f"{split}.json").write_text(json.dumps(pairs))
+            lines = [json.loads(line) for line in path.read_text().splitlines()[:count]]
+        texts = Rows([line["text"] for line in lines], [line["summary"] for line in lines])
+        examples = tokenize_rows(texts, tokenizer, data)
+        (folder / f"{split}.json").write_text(json.dumps([examples.sources, examples.targets]))
 
 
-def read(folder: Path, split: str, rows: int | None) -> Examples:
-    pairs = json.loads((folder / f"{split}.json").read_text())[:rows]
-    return Examples([source for source, _ in pairs], [target for _, target in pairs])
+def read(folder: Path, split: str) -> Examples:
+    return Examples(*json.loads((folder / f"{split}.json").read_text()))
 
 
-def validation_loss(model: Any, examples: Examples) -> float:
-    """Mean cross-entropy of a label token, float32, without dropout: one measure for both sides."""
-    import torch
-
-    from compressor.training.losses import LabelLoss
-
-    loss, total = LabelLoss(model.eval().float()), 0.0
-    with torch.inference_mode():
-        for row in range(len(examples)):
-            total += loss(examples.batch([row], 0)).item()
-    return total / sum(map(len, examples.targets))
-
-
-def theirs(folder: Path, train: Examples, *, padding: str, epochs: int, steps: int) -> Any:
-    """Seq2SeqTrainer as its documentation shows it; (model, laps)."""
+def train(case: str, folder: Path) -> tuple[Any, float]:
+    """The trained model, and samples a second."""
     import transformers as hf
 
+    from compressor.models.loading import load_pretrained
+
+    rows = read(folder, "train")
+    if case.startswith("ours"):
+        model: Any = load_pretrained(folder, "seq2seq_lm")
+        precision = "bfloat16" if case == "ours_bf16" else "float32"
+        laps = train_ours(model, rows, 0, batch_size=BATCH, learning_rate=RATE, precision=precision)
+        return model, laps.samples_per_second()
     model = hf.AutoModelForSeq2SeqLM.from_pretrained(folder)
-    pairs = list(zip(train.sources, train.targets, strict=True))
-    if padding == "max_length":
+    pairs = list(zip(rows.sources, rows.targets, strict=True))
+    features: list[Any] = [{"input_ids": source, "labels": target} for source, target in pairs]
+    collator: Any = hf.DataCollatorForSeq2Seq(hf.AutoTokenizer.from_pretrained(folder), model)
+    if case == "theirs_max":
+        collator = hf.default_data_collator
         features = [
             {
                 "input_ids": source + [0] * (MAX_SOURCE - len(source)),
@@ -143,129 +97,40 @@ def theirs(folder: Path, train: Examples, *, padding: str, epochs: int, steps: i
             }
             for source, target in pairs
         ]
-        collator: Any = hf.default_data_collator
-    else:
-        features = [{"input_ids": source, "labels": target} for source, target in pairs]
-        collator = hf.DataCollatorForSeq2Seq(hf.AutoTokenizer.from_pretrained(folder), model)
-    laps = Laps()
-
-    class Lap(hf.TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            laps.advance()
-
-    with tempfile.TemporaryDirectory() as out:
-        arguments = hf.Seq2SeqTrainingArguments(
-            output_dir=out,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=BATCH,
-            learning_rate=RATE,
-            use_cpu=True,
-            save_strategy="no",
-            eval_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            max_steps=steps,
-        )
-        hf.Seq2SeqTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=features,
-            data_collator=collator,
-            callbacks=[Lap()],
-        ).train()
-    return model, laps
+    laps = train_theirs(
+        hf.Seq2SeqTrainer, hf.Seq2SeqTrainingArguments, model, features, collator,
+        per_device_train_batch_size=BATCH, learning_rate=RATE,
+        max_steps=7 if case == "theirs_max" else -1,
+    )  # fmt: skip
+    return model, laps.samples_per_second()
 
 
-def ours(folder: Path, train: Examples, *, precision: Any, epochs: int, steps: int) -> Any:
-    """The package's own loop; (model, laps)."""
-    from compressor.models.loading import load_pretrained
-    from compressor.training.hyperparameters import Hyperparameters
-    from compressor.training.loop import Training
+def once(case: str, folder: Path) -> dict[str, float]:
+    """Train, and measure the mean cross-entropy of a label token: one measure for both sides."""
+    import torch
+
+    from compressor.training.loop import mean_loss
     from compressor.training.losses import LabelLoss
 
-    model = load_pretrained(folder, "seq2seq_lm")
-    settings = Hyperparameters(
-        epochs=epochs,
-        max_steps=steps if steps > 0 else None,
-        batch_size=BATCH,
-        learning_rate=RATE,
-        precision=precision,
-        checkpoint_seconds=1e9,
-    )
-    laps = Laps()
-    with tempfile.TemporaryDirectory() as resume:
-        Training(
-            loss=LabelLoss(model),
-            model=model,
-            train=train,
-            validation=None,
-            settings=settings,
-            masks={},
-            pad_id=0,
-            seed=0,
-            resume=Path(resume),
-            progress=laps,
-        ).run()
-    return model, laps
-
-
-def once(case: str, folder: Path, rows: int, steps: int) -> None:
-    """One measurement, printed for the parent."""
-    train = read(folder, "train", rows)
-    side: Any = ours if case.startswith("ours") else theirs
-    model, laps = side(folder, train, epochs=1, steps=steps, **CASES[case])
-    result = {"samples_per_second": laps.samples_per_second()}
-    if steps < 0:
-        result["loss"] = validation_loss(model, read(folder, "validation", None))
-    print("RESULT " + json.dumps(result))
-
-
-def measured(case: str, folder: Path, **settings: Any) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    arguments = [f"--{name}={value}" for name, value in settings.items()]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.benchmarks.finetune",
-            "--once",
-            case,
-            str(folder),
-            *arguments,
-        ],
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    result: dict[str, float] = json.loads(done.stdout.split("RESULT ")[1])
-    print(case, settings, result, flush=True)
-    return result
+    model, speed = train(case, folder)
+    loss = LabelLoss(model.cpu().eval().float())
+    held_out = mean_loss(loss, read(folder, "validation"), 0, torch.device("cpu"))
+    return {"samples_per_second": speed, "loss": held_out}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--once")
+    parser.add_argument("--once", nargs=2)
     parser.add_argument("--rows", type=int, default=160)
-    parser.add_argument("--steps", type=int, default=-1)
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     if given.once:
-        once(given.once, given.folder, given.rows, given.steps)
+        tell(once(given.once[0], Path(given.once[1])))
         return
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # for both sides alike
-    found: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        make_inputs(folder)
-        for _ in range(given.rounds):
-            for case, results in found.items():
-                steps = 7 if case == "theirs_max" else -1
-                results.append(measured(case, folder, rows=given.rows, steps=steps))
-    speeds = {case: [r["samples_per_second"] for r in results] for case, results in found.items()}
-    losses = {case: [r["loss"] for r in found[case]] for case in ("theirs", "ours", "ours_bf16")}
+    inputs = partial(make_inputs, rows=given.rows)
+    results = measure_in_turn("finetune", CASES, given.rounds, inputs)
+    speeds = {case: values["samples_per_second"] for case, values in results.items()}
     middle = {case: statistics.median(values) for case, values in speeds.items()}
     write(
         "finetune",
@@ -278,7 +143,7 @@ def main() -> None:
             "ratios": {f"{a} / {b}": middle[a] / middle[b] for a, b, _ in ASKED},
             "asked": {f"{a} / {b}": asked for a, b, asked in ASKED},
             "samples_per_second": speeds,
-            "validation_loss": losses,
+            "validation_loss": {c: v["loss"] for c, v in results.items() if c != "theirs_max"},
             "model": "real T5, 77 M" if REAL.is_dir() else "T5-small's shape, fresh, 60.5 M",
         },
     )

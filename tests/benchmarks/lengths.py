@@ -9,7 +9,6 @@ The second case is of rows that end at different steps. Both assert that the tok
 from __future__ import annotations
 
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,8 +26,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from compressor.backends.torch.generation import decode_sweep, generate_rows
-from tests.benchmarks.report import write
+from compressor.backends.beam_search import up_to_end
+from compressor.backends.torch import generation
+from tests.benchmarks.common import compare, write
+from tests.harness.models import decode_sweep, generate_rows
 
 LIMITS = [20, 50, 64, 70, 100, 128]
 PAD, EOS = 0, 1
@@ -66,10 +67,6 @@ def tiny(end_scale: float) -> T5ForConditionalGeneration:
     return model
 
 
-def up_to_end(rows: Rows) -> Rows:
-    return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]
-
-
 def trainer(model: T5ForConditionalGeneration, folder: str) -> Seq2SeqTrainer:
     """Its defaults (batches of 8, in order), and its own collator, which pads to the batch.
 
@@ -95,8 +92,11 @@ def predict(model: T5ForConditionalGeneration, rows: Rows, limits: list[int]) ->
     data = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         theirs = trainer(model, folder)
-        found = {n: theirs.predict(data, max_length=n).predictions[:, 1:] for n in limits}
-    return {limit: up_to_end(array[:, : limit - 1].tolist()) for limit, array in found.items()}
+        arrays = {n: theirs.predict(data, max_length=n).predictions[:, 1:] for n in limits}
+    return {
+        limit: [up_to_end(row, [EOS]) for row in array[:, : limit - 1].tolist()]
+        for limit, array in arrays.items()
+    }
 
 
 def generate(model: T5ForConditionalGeneration, rows: Rows, limit: int) -> Rows:
@@ -106,7 +106,7 @@ def generate(model: T5ForConditionalGeneration, rows: Rows, limit: int) -> Rows:
     output = model.generate(
         ids, attention_mask=(ids != PAD).long(), max_length=limit, do_sample=False, num_beams=1
     )
-    return up_to_end(output[:, 1:].tolist())
+    return [up_to_end(row, [EOS]) for row in output[:, 1:].tolist()]
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -115,36 +115,28 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begun, result
 
 
-def summary(pairs: list[list[float]], **more: Any) -> dict[str, Any]:
-    """Medians, and the median of the pairs' ratios, since a pair shares the machine's mood."""
-    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
-    ratio = statistics.median(pair[1] / pair[0] for pair in pairs)
-    return {"ours": ours, "theirs": theirs, "ratio": ratio, "unit": "s", "pairs": pairs} | more
-
-
 def measure_limits(count: int, repeats: int) -> dict[str, Any]:
     """The sweep, one decode at its longest limit, and their predictions, in turn."""
     model = t5_small()
     rows = texts(count, 32_000)
     generate_rows(model, rows[:2], max_length=5)
     predict(model, rows[:2], [5])
-    pairs, ones = [], []
+    pairs, ones = list[tuple[float, float]](), list[float]()
     for _ in range(repeats):
         ours, swept = timed(lambda: decode_sweep(model, rows, max_lengths=LIMITS))
         one, _ = timed(lambda: generate_rows(model, rows, max_length=max(LIMITS)))
         theirs, predicted = timed(lambda: predict(model, rows, LIMITS))
         assert predicted == {limit: swept[limit].tokens for limit in LIMITS}
-        pairs.append([ours, theirs])
+        pairs.append((ours, theirs))
         ones.append(one)
-    return summary(
-        pairs,
-        one_decode=ones,
+    return compare(*zip(*pairs, strict=True), "s") | {
+        "one_decode": ones,
         # Of the best times: both are the same work, and few pairs do not average other load out.
-        sweep_over_one_decode=min(pair[0] for pair in pairs) / min(ones),
-        model="T5-small's shape, fresh, float32",
-        rows=count,
-        cut_off=sum(swept[max(LIMITS)].cut_off) / count,
-    )
+        "sweep_over_one_decode": min(pair[0] for pair in pairs) / min(ones),
+        "model": "T5-small's shape, fresh, float32",
+        "rows": count,
+        "cut_off": sum(swept[max(LIMITS)].cut_off) / count,
+    }
 
 
 def measure_ended_rows(count: int, repeats: int) -> dict[str, Any]:
@@ -152,29 +144,23 @@ def measure_ended_rows(count: int, repeats: int) -> dict[str, Any]:
     model = tiny(end_scale=3.0)
     rows = [row[:64] for row in texts(count, 2000)]
     generate_rows(model, rows[:2], max_length=5)
-    pairs = []
+    generation.BATCH_TOKENS = 10**9
+    pairs = list[tuple[float, float]]()
     for _ in range(repeats):
-        ours, decoded = timed(
-            lambda: generate_rows(model, rows, max_length=128, batch_tokens=10**9)
-        )
+        ours, decoded = timed(lambda: generate_rows(model, rows, max_length=128))
         theirs, expected = timed(lambda: generate(model, rows, 128))
         assert expected == decoded.tokens
-        pairs.append([ours, theirs])
-    return summary(
-        pairs,
-        model="T5, 4+4 layers of 128, fresh, float32",
-        rows=count,
-        mean_length=decoded.generated / count,
-        cut_off=sum(decoded.cut_off) / count,
-    )
-
-
-def measure() -> dict[str, Any]:
-    return measure_limits(48, 2) | {"ended_rows": measure_ended_rows(96, 5)}
+        pairs.append((ours, theirs))
+    return compare(*zip(*pairs, strict=True), "s") | {
+        "model": "T5, 4+4 layers of 128, fresh, float32",
+        "rows": count,
+        "mean_length": decoded.generated / count,
+        "cut_off": sum(decoded.cut_off) / count,
+    }
 
 
 def main() -> None:
-    write("lengths", measure())
+    write("lengths", measure_limits(48, 2) | {"ended_rows": measure_ended_rows(96, 5)})
 
 
 if __name__ == "__main__":

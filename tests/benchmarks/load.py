@@ -28,7 +28,7 @@ import psutil
 from compressor.core import machine
 from compressor.core.files import MANIFEST, write_json
 from compressor.engine.store.store import SELF, Store, manifest_digest
-from tests.benchmarks.report import write
+from tests.benchmarks.common import write
 
 ARTIFACTS = 10_000
 RUNS = 16

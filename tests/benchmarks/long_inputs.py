@@ -13,10 +13,7 @@ own. What is counted is how far its resident memory rose above what it was with 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import subprocess
-import sys
 import warnings
 from typing import Any
 
@@ -27,7 +24,7 @@ from compressor.evaluation.resources import Peak
 from compressor.models.longt5 import encode_in_chunks
 from compressor.training.loop import keep_freed_memory
 from compressor.training.losses import LabelLoss
-from tests.benchmarks.report import write
+from tests.benchmarks.common import measure_apart, tell, write
 
 LENGTHS, LABELS, VOCABULARY = (512, 2048, 8192, 16384), 64, 2000
 CASES = (
@@ -84,40 +81,34 @@ def once(case: str, tokens: int) -> dict[str, float]:
     return {"mib": (most - before) / MIB, "cpu_seconds": used, "loss": value}
 
 
-def measured(case: str, tokens: int) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    module = ("-m", "tests.benchmarks.long_inputs", "--once", case, str(tokens))
-    done = subprocess.run([sys.executable, *module], check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, float] = json.loads(done.stdout.split("RESULT ")[1])
-    print(f"{case:<20} {tokens:>6}  {result['mib']:8.0f} MiB  {result['cpu_seconds']:6.1f} s CPU")
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--once", nargs=2)
     given = parser.parse_args()
     if given.once:
-        print("RESULT " + json.dumps(once(given.once[0], int(given.once[1]))))
+        tell(once(given.once[0], int(given.once[1])))
         return
-    found = {case: {tokens: measured(case, tokens) for tokens in LENGTHS} for case in CASES}
-    longest = {case: by_length[LENGTHS[-1]] for case, by_length in found.items()}
+    results = {
+        case: {tokens: measure_apart("long_inputs", case, tokens) for tokens in LENGTHS}
+        for case in CASES
+    }
+    longest = {case: by_length[LENGTHS[-1]]["mib"] for case, by_length in results.items()}
     for tokens in LENGTHS:
-        ours, theirs = (found[case][tokens]["loss"] for case in ("ours", "theirs"))
+        ours, theirs = (results[case][tokens]["loss"] for case in ("ours", "theirs"))
         assert abs(ours - theirs) < 1e-5 * abs(theirs), "not the same loss"
     write(
         "long_inputs",
         {
-            "ours": longest["ours"]["mib"],
-            "theirs": longest["theirs_checkpointed"]["mib"],
-            "ratio": longest["theirs_checkpointed"]["mib"] / longest["ours"]["mib"],
-            "ratio_without_checkpointing": longest["theirs"]["mib"] / longest["ours"]["mib"],
-            "ratio_reading": longest["theirs_reading"]["mib"] / longest["ours_reading"]["mib"],
+            "ours": longest["ours"],
+            "theirs": longest["theirs_checkpointed"],
+            "ratio": longest["theirs_checkpointed"] / longest["ours"],
+            "ratio_without_checkpointing": longest["theirs"] / longest["ours"],
+            "ratio_reading": longest["theirs_reading"] / longest["ours_reading"],
             "unit": "MiB above the loaded model",
             "model": "LongT5, 4 + 4 layers of 256, 4 heads, transient-global, float32",
             "label_tokens": LABELS,
             "input_tokens": LENGTHS[-1],
-            "by_length": found,
+            "by_length": results,
         },
     )
 

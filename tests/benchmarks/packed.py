@@ -9,14 +9,13 @@ imported everything; the dense one by plain `from_pretrained`. Medians.
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.report import write
+from tests.benchmarks.common import compare, run_recipe, write
 
 TIMES = 5
 SETTINGS = {
@@ -47,16 +46,15 @@ def exported(folder: Path) -> dict[str, tuple[Path, dict[str, float]]]:
     recipe = folder / "v6.yaml"
     recipe.write_text(f"defaults: [/homework/v6, _self_]\n{pipeline}stages:\n{stages}")
     groups = ("model=t5_small_fresh", "training=none", "skip=[finetune,evaluate,benchmark]")
-    command = [sys.executable, "-m", "compressor", "run", "v6.yaml", *groups]
-    subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
-    (metrics,) = folder.glob("outputs/runs/v6/*/metrics.json")
+    run, records = run_recipe(folder, "v6.yaml", *groups)
     return {
-        record["name"]: (next(metrics.parent.glob(f"stages/*-{record['name']}/model")), {
-            "nonzero_ratio": record["nonzero_ratio"], **record["metrics"],
-        })
-        for record in json.loads(metrics.read_text())
+        record["name"]: (
+            next(run.glob(f"stages/*-{record['name']}/model")),
+            {"nonzero_ratio": record["nonzero_ratio"], **record["metrics"]},
+        )
+        for record in records
         if record["name"] in SETTINGS
-    }  # fmt: skip
+    }
 
 
 def seconds(folder: Path, kind: str) -> float:
@@ -66,9 +64,9 @@ def seconds(folder: Path, kind: str) -> float:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        found = exported(Path(temporary))
-        took = [{kind: seconds(found[kind][0], kind) for kind in SETTINGS} for _ in range(TIMES)]
-    dense = found["huggingface"][1]["bytes"]
+        models = exported(Path(temporary))
+        took = [{kind: seconds(models[kind][0], kind) for kind in SETTINGS} for _ in range(TIMES)]
+    dense = models["huggingface"][1]["bytes"]
     formats = {
         kind: {
             "bytes": metrics["bytes"],
@@ -77,20 +75,10 @@ def main() -> None:
             "logits_difference": metrics["logits_difference"],
             "nonzero_ratio": round(metrics["nonzero_ratio"], 4),
         }
-        for kind, (_, metrics) in found.items()
+        for kind, (_, metrics) in models.items()
     }
-    ours, theirs = ("int8", "huggingface")
-    write(
-        "packed",
-        {
-            "ours": formats[ours]["bytes"] / 1e6,
-            "theirs": formats[theirs]["bytes"] / 1e6,
-            "ratio": formats[theirs]["bytes"] / formats[ours]["bytes"],
-            "unit": "MB",
-            "pairs": [[formats[ours]["bytes"] / 1e6, formats[theirs]["bytes"] / 1e6]],
-            "formats": formats,
-        },
-    )
+    ours, theirs = (formats[kind]["bytes"] / 1e6 for kind in ("int8", "huggingface"))
+    write("packed", compare([ours], [theirs], "MB") | {"formats": formats})
 
 
 if __name__ == "__main__":

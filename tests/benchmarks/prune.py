@@ -28,7 +28,7 @@ from torch.nn.utils import prune
 from compressor.compression.thresholds import prune_smallest
 from compressor.models.facts import Facts, derive_facts
 from compressor.models.masks import apply_mask, count_left
-from tests.benchmarks.report import write
+from tests.benchmarks.common import write
 
 AMOUNTS = [
     {

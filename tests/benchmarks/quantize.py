@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.models.quantization import Activations, Quantization, Weights
 from compressor.models.quantized_layers import quantize_weights, set_activations
-from tests.benchmarks.report import write
+from tests.benchmarks.common import write
 
 ROWS, COLUMNS, TOKENS, ROUNDS = 2048, 512, (1, 4, 128, 1024), 5
 KINDS: dict[str, tuple[Weights, Activations]] = {

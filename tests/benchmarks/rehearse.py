@@ -23,7 +23,7 @@ from rich.table import Table
 from compressor.core.console import Console
 from compressor.core.processes import child_environment
 from compressor.recipe.files import list_recipes
-from tests.benchmarks.report import write
+from tests.benchmarks.common import write
 
 
 def measure(name: str, folder: str) -> dict[str, Any]:

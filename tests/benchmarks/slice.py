@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import T5Config
@@ -27,7 +26,7 @@ from compressor.models.loading import build_model
 from compressor.models.surgery import keep_units
 from compressor.stages.base import Context, Inputs, Launch
 from compressor.stages.slice import Slice
-from tests.benchmarks.report import write
+from tests.benchmarks.common import compare, write
 
 PIECES, SOURCE, TARGET, ROUNDS = 8000, 256, 32, 15
 
@@ -62,42 +61,34 @@ def seconds(checkpoint: Checkpoint, ids: torch.Tensor) -> float:
     return taken
 
 
-def measure() -> dict[str, Any]:
+def main() -> None:
     torch.set_num_threads(2)
-    found = models()
+    checkpoints = models()
     ids = torch.randint(3, PIECES, (1, SOURCE), generator=torch.Generator().manual_seed(0))
-    times: dict[str, list[float]] = {name: [] for name in found}
+    times: dict[str, list[float]] = {name: [] for name in checkpoints}
     for number in range(ROUNDS + 2):  # two to warm up
-        for name, checkpoint in found.items():
+        for name, checkpoint in checkpoints.items():
             taken = seconds(checkpoint, ids)
             if number >= 2:
                 times[name].append(taken)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return {
-        "model": "T5-small's shape, fresh, float32",
-        "source_tokens": SOURCE,
-        "target_tokens": TARGET,
-        "threads": 2,
-        "ours": medians["sliced"],
-        "theirs": medians["original"],
-        "ratio": medians["original"] / medians["sliced"],
-        "unit": "s",
-        "pairs": list(zip(times["sliced"], times["original"], strict=True)),
-        "parameters": {n: c.derive_facts().parameters for n, c in found.items()},
-        "medians": medians,
-        # Of each round, since a round shares the machine's mood.
-        "ratios": {
-            name: statistics.median(
-                one / base for one, base in zip(values, times["original"], strict=True)
-            )
-            for name, values in times.items()
+    write(
+        "slice",
+        {
+            "model": "T5-small's shape, fresh, float32",
+            "source_tokens": SOURCE,
+            "target_tokens": TARGET,
+            "threads": 2,
+            **compare(times["sliced"], times["original"], "s"),
+            "parameters": {n: c.derive_facts().parameters for n, c in checkpoints.items()},
+            "medians": {name: statistics.median(values) for name, values in times.items()},
+            # Of each round, since a round shares the machine's mood.
+            "ratios": {
+                name: 1 / compare(values, times["original"], "")["ratio"]
+                for name, values in times.items()
+            },
+            "rounds": times,
         },
-        "rounds": times,
-    }
-
-
-def main() -> None:
-    write("slice", measure())
+    )
 
 
 if __name__ == "__main__":

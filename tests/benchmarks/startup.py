@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core import machine
-from tests.benchmarks.report import write
+from tests.benchmarks.common import write
 from tests.harness.recipes import RECIPE
 
 ROUNDS = 5

@@ -23,7 +23,7 @@ from compressor.compression.pruning import Grouping, Pruner
 from compressor.core import machine
 from compressor.engine.store.store import Store
 from compressor.models.checkpoint import Checkpoint
-from tests.benchmarks.report import write
+from tests.benchmarks.common import write
 
 ROUNDS = 3
 SHAPE = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core.processes import child_environment
-from tests.benchmarks.report import write
+from tests.benchmarks.common import write
 
 KEY = "stages.prune.amounts.lm_head"
 VALUES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
+from compressor.backends.outputs import GenerationOutput
+from compressor.backends.torch.model import TorchModel
 from compressor.data.examples import Examples
 from compressor.data.messages import Messages
 from compressor.models.checkpoint import Checkpoint
@@ -124,3 +126,17 @@ def examples(head: str, count: int = 12) -> Examples:
 def reload(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     checkpoint.save(folder)
     return Checkpoint.load(folder)
+
+
+def decode_sweep(
+    model: PreTrainedModel, sources: list[list[int]], *, max_lengths: list[int], **options: Any
+) -> dict[int, GenerationOutput]:
+    """Decode with torch at each limit."""
+    checkpoint = Checkpoint(model, None, "seq2seq_lm")
+    return TorchModel(checkpoint).sweep(sources, max_lengths=max_lengths, **options)
+
+
+def generate_rows(
+    model: PreTrainedModel, sources: list[list[int]], *, max_length: int, **options: Any
+) -> GenerationOutput:
+    return decode_sweep(model, sources, max_lengths=[max_length], **options)[max_length]

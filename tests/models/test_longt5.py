@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, LongT5Config, T5Config
 
-from compressor.backends.torch.generation import generate_rows
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.models import longt5
@@ -20,7 +19,7 @@ from compressor.models.recompute import ChunkedLayer, chunked_with_recompute
 from compressor.recipe.compose import compose
 from compressor.training.dropout import FasterDropout
 from compressor.training.losses import LabelLoss
-from tests.harness.models import T5
+from tests.harness.models import T5, generate_rows
 
 KINDS = ("local", "transient-global")
 # The same length in all rows, whole blocks of 8 or not; padding; a row shorter than a global block.

@@ -10,12 +10,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from compressor.backends.torch.generation import generate_rows
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
 from compressor.models.checkpoint import Checkpoint
 from compressor.stages.base import Planning
 from compressor.stages.load import Load
+from tests.harness.models import generate_rows
 from tests.harness.stages import (
     measure,
     pico_classifier,

@@ -20,17 +20,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from compressor.backends.beam_search import up_to_end
 from compressor.backends.generation_config import SETTINGS
-from compressor.backends.outputs import (
-    NOT_FINITE,
-    GenerationOutput,
-    Report,
-    Search,
-    decode_limits,
-    ignore,
-    list_ids,
-)
+from compressor.backends.outputs import NOT_FINITE, Report, Search, list_ids
 from compressor.core.errors import StageError
-from compressor.core.ranks import ALONE, Ranks
+from compressor.core.ranks import Ranks
 from compressor.data.batching import evaluation_batches
 from compressor.models.longt5 import encode_in_chunks
 
@@ -67,58 +59,25 @@ _ROWWISE = {
 (the two that look at the source, classifier-free guidance) index rows by their first place."""
 
 
-def generate_rows(
-    model: PreTrainedModel, sources: Sequence[Sequence[int]], *, max_length: int, **options: Any
-) -> GenerationOutput:
-    """Decode at one limit; `options` are those of `decode_sweep`."""
-    return decode_sweep(model, sources, max_lengths=[max_length], **options)[max_length]
-
-
-def decode_sweep(
-    model: PreTrainedModel,
-    sources: Sequence[Sequence[int]],
-    *,
-    max_lengths: Sequence[int],
-    num_beams: int = 1,
-    min_length: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
-    progress: Report = ignore,
-    ranks: Ranks = ALONE,
-) -> dict[int, GenerationOutput]:
-    """Decode at each limit what `model.generate(do_sample=False, …)` gives, token for token.
-
-    See `compressor.backends.base.Model.sweep`. A batch has at most `batch_tokens` positions
-    (longest source + limit, times rows and beams), and at least one row. Of several `ranks` each
-    decodes some of the batches, and has all rows at the end; all must be given the same.
-
-    Rows of like length share a batch. Another batch changes float32 logits by about 1e-6, which
-    can turn a tie between two tokens.
-    """
-    return decode_limits(
-        lambda search: decode_rows(model, sources, search, batch_tokens, progress, ranks),
-        max_lengths,
-        model.generation_config.to_dict(),
-        "torch",
-        num_beams=num_beams,
-        min_length=min_length,
-    )
-
-
 def decode_rows(
     model: PreTrainedModel,
     sources: Sequence[Sequence[int]],
     search: Search,
-    batch_tokens: int,
     progress: Report,
     ranks: Ranks,
 ) -> list[list[int]]:
-    """Decode under one limit: rows up to their end token, in the order of `sources`."""
+    """Decode under one limit what `model.generate(do_sample=False, …)` gives, token for token.
+
+    Rows are up to their end token, in the order of `sources`. Of several `ranks` each decodes some
+    of the batches, and has all rows at the end. Rows of like length share a batch; another batch
+    changes float32 logits by about 1e-6, which can turn a tie between two tokens.
+    """
     rows: dict[int, list[int]] = {}
     training = model.training
     model.eval()
     try:
         lengths = [len(source) + search.max_length for source in sources]
-        batches = evaluation_batches(lengths, tokens=batch_tokens // search.num_beams)
+        batches = evaluation_batches(lengths, tokens=BATCH_TOKENS // search.num_beams)
         for batch, done in ranks.shares(batches):
             if search.max_length > 1:  # `generate` refuses to give nothing
                 generated = _generate_batch(model, [sources[index] for index in batch], search)

@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from compressor.backends.base import Model
 from compressor.backends.generation_config import BackendName
-from compressor.backends.outputs import Report, Search, ignore
+from compressor.backends.outputs import NOT_FINITE, Report, Search, ignore
 from compressor.backends.packed import FILE as PACKED
 from compressor.backends.packed import load_packed
-from compressor.backends.torch import classification, generation
+from compressor.backends.torch import generation
+from compressor.core.errors import StageError
 from compressor.core.ranks import ALONE, Ranks
+from compressor.data.batching import evaluation_batches
+from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import has_tokenizer, load_pretrained, load_tokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -50,9 +53,8 @@ class TorchModel(Model):
     ) -> list[list[int]]:
         if self.checkpoint.head != "seq2seq_lm":
             return super()._decode_rows(sources, search, progress)
-        tokens = generation.BATCH_TOKENS
         model = self.checkpoint.model
-        return generation.decode_rows(model, sources, search, tokens, progress, self.ranks)
+        return generation.decode_rows(model, sources, search, progress, self.ranks)
 
     def logits(
         self, sources: Sequence[list[int]], *, progress: Report = ignore
@@ -61,9 +63,7 @@ class TorchModel(Model):
         token of each row: the last one where it tells the next, else the first.
         """
         if self.checkpoint.head == "sequence_classification":
-            return classification.compute_logits(
-                self.checkpoint, sources, progress=progress, ranks=self.ranks
-            )
+            return self._classify(sources, progress)
         place = -1 if self.checkpoint.head == "causal_lm" else 0
         model, rows = self.checkpoint.model, []
         with torch.inference_mode():
@@ -71,6 +71,24 @@ class TorchModel(Model):
                 outputs = model(input_ids=torch.tensor([source], device=model.device))
                 rows.append(next(iter(outputs.values()))[0, place].double().cpu())
         return torch.stack(rows).numpy()
+
+    @torch.inference_mode()
+    def _classify(self, sources: Sequence[list[int]], progress: Report) -> NDArray[np.float64]:
+        model = self.checkpoint.model.eval()
+        examples = Examples(list(sources), [[0]] * len(sources), "class")
+        logits: dict[int, NDArray[np.float64]] = {}
+        batches = evaluation_batches(examples.lengths(), tokens=generation.BATCH_TOKENS)
+        for batch, done in self.ranks.shares(batches):
+            inputs = examples.batch(batch, self.checkpoint.pad_id)
+            del inputs["labels"]
+            out = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
+            if not bool(torch.isfinite(out.logits).all()):
+                raise StageError(NOT_FINITE)
+            logits |= dict(zip(batch, out.logits.double().cpu().numpy(), strict=True))
+            progress(done)
+        logits = self.ranks.together(logits)
+        rows = [logits[row] for row in range(len(sources))]
+        return np.stack(rows) if rows else np.empty((0, model.config.num_labels))
 
 
 def load_exported(folder: Path, head: Any) -> Checkpoint:
