@@ -209,6 +209,16 @@ class Table(dict[str, Shape]):
         """Add the weight and bias of a layer norm."""
         self[f"{name}.weight"], self[f"{name}.bias"] = (width,), (width,)
 
+    def add_decoder_head(
+        self, config: Mapping[str, Any], width: int, *, untied_head: bool | None
+    ) -> None:
+        """Add what stands on a decoder: a classifier's scores, or a language head of its own."""
+        if config["head"] == "sequence_classification":
+            self["score.weight"] = (count_labels(config), width)
+        untied = not config["tie_word_embeddings"] if untied_head is None else untied_head
+        if config["head"] == "causal_lm" and untied:
+            self["lm_head.weight"] = (config["vocab_size"], width)
+
 
 def count_labels(config: Mapping[str, Any]) -> int:
     """Count the classes of a classifier; transformers' default is 2."""

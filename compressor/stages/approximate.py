@@ -42,9 +42,8 @@ class Approximate(Hyperparameters, Stage):
 
     Metrics: `validation_loss`; `baseline_loss`, of predicting the running mean of the teacher's
     outputs; `teacher_parameters` and `block_parameters`. Sizes, optimizer, epochs and numbers of
-    batches are the published ones for BERT-base, whose length and batch size are not known. Of the
-    recipe's `training:` group it takes only batch sizes, caps, precision, checkpoints and trackers:
-    the learning rate of a fine-tuning is another matter.
+    batches are the published ones for BERT-base, whose length and batch size are not known. The
+    learning rate of a fine-tuning is another matter: it is not taken from `training:`.
 
     For BERT, RoBERTa, ELECTRA, DistilBERT, and the encoders of BART and Marian. Load the result
     with `compressor.load_model`: plain transformers knows no such block, and finds no weights.

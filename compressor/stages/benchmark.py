@@ -58,10 +58,9 @@ class Benchmark(BackendReport):
     smallest batch and the throughput of the largest. Also the time to load, and the resident bytes
     that loading and one text add to the process. Figures of a shared machine are noisy.
 
-    `input_lengths` makes texts of exactly so many tokens out of the test rows, `output_lengths`
-    ends summaries after exactly so many, and `threads` are cores to compute with. Every combination
-    is timed. `training_step: true` adds, at each length of input, a step of `finetune` with one
-    such row and a target of `data.max_target_length` tokens, AdamW's state included.
+    Every combination of lengths and `threads` is timed. `training_step: true` adds, at each length
+    of input, a step of `finetune` with one such row and a target of `data.max_target_length`
+    tokens, AdamW's state included.
 
     Example: `benchmark: {models: [finetune, quantize], max_length: 64}`
     Example: `benchmark: {models: [finetune, ct2], batch_sizes: [1, 4], input_lengths: [256],
@@ -79,10 +78,10 @@ class Benchmark(BackendReport):
     max_length: Length = Field(64, description="Limit of a summary, in tokens.")
     batch_sizes: Listed[Counted] = Field((1, 32), min_length=1, description="Texts read at once.")
     input_lengths: Listed[Length] = Field(
-        (), description="Lengths of input, in tokens; default: the rows as they are."
+        (), description="Texts of exactly so many tokens, out of the rows; default: the rows."
     )
     output_lengths: Listed[Counted] = Field(
-        (), description="Lengths of summaries, in tokens; default: as the model ends them."
+        (), description="Summaries of exactly so many tokens; default: as the model ends them."
     )
     threads: Listed[Counted] = Field(
         (), description="Numbers of threads to compute with; default: one for each core."

@@ -55,9 +55,6 @@ class Evaluate(BackendReport):
     each ROUGE or of each score of labels. Tables show `retention` and `closeness`, those of
     rougeLsum's F1 or of the micro F1.
 
-    Each model also summarizes the `demo_text`, at the longest limit; the summaries are shown side
-    by side.
-
     To score what an `export` wrote, run by what it is made for, name that stage in `models`. With
     beams, CTranslate2 ends a search by its own rules; an export's check is greedy.
 
@@ -102,7 +99,8 @@ class Evaluate(BackendReport):
     demo_text: str | None = Field(
         None,
         min_length=1,
-        description="A text that each model summarizes; the summaries are printed side by side.",
+        description="A text that each model summarizes, at the longest limit; the summaries are "
+        "printed side by side.",
     )
 
     def reads(self) -> Mapping[Split, Reads]:

@@ -118,9 +118,6 @@ class Finetune(Hyperparameters, Stage):
     No layer is dropped, whatever `encoder_layerdrop` and `decoder_layerdrop` (BART and its kin) say
     in the config, since several processes could not drop the same; the run says so.
 
-    `targets` names an earlier `pseudo_label` stage, whose texts replace the training split's
-    references. The validation loss is still of the references.
-
     Example: `finetune: {epochs: 20, learning_rate: 3.0e-4, batch_size: 16}`
     Example: `finetune: {epochs: 4, prune: {amounts: {lm_head: 0.5}, end: 0.7}}`
     Example: `finetune: {epochs: 1, quantization_aware: {weights: int4, group_size: 64}}`
@@ -136,7 +133,9 @@ class Finetune(Hyperparameters, Stage):
         None, description="Train with weights as `quantize` will store them: int8, int4, or more."
     )
     targets: str | None = Field(
-        None, description="Name of the earlier `pseudo_label` stage whose texts are learned."
+        None,
+        description="Name of the earlier `pseudo_label` stage whose texts are learned; the "
+        "validation loss is still of the references.",
     )
 
     def is_random(self) -> bool:

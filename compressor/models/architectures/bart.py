@@ -16,15 +16,10 @@ from compressor.models.structure import (
 )
 
 _BART: dict[str, Any] = {
-    "vocab_size": 50265,
-    "d_model": 1024,
-    "encoder_layers": 12,
-    "encoder_ffn_dim": 4096,
-    "decoder_layers": 12,
-    "decoder_ffn_dim": 4096,
-    "max_position_embeddings": 1024,
+    "vocab_size": 50265, "d_model": 1024, "max_position_embeddings": 1024,
+    "encoder_layers": 12, "encoder_ffn_dim": 4096, "decoder_layers": 12, "decoder_ffn_dim": 4096,
     "tie_word_embeddings": True,
-}
+}  # fmt: skip
 _MARIAN = {
     "vocab_size": 58101,
     "decoder_vocab_size": None,  # as large as the encoder's

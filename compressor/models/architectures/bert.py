@@ -18,20 +18,12 @@ from compressor.models.structure import (
 )
 
 _BERT: dict[str, Any] = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-}
+    "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2,
+}  # fmt: skip
 _ELECTRA = {
-    "embedding_size": 128,
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-    "intermediate_size": 1024,
-}
+    "embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024,
+}  # fmt: skip
 DEFAULTS = {"bert": _BERT, "roberta": _BERT | {"vocab_size": 50265}, "electra": _BERT | _ELECTRA}
 ALIASES: dict[str, str] = {}
 HEADS = ("none", "sequence_classification")
@@ -67,13 +59,14 @@ def ties(config: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _prefix(config: Mapping[str, Any]) -> str:
+def find_prefix(config: Mapping[str, Any]) -> str:
+    """Find how the names of the body's parameters begin."""
     return f"{config['model_type']}." if config["head"] == "sequence_classification" else ""
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """List the encoder's layers, in whose place blocks may stand."""
-    prefix, layers = f"{_prefix(config)}encoder.layer", config["num_hidden_layers"]
+    prefix, layers = f"{find_prefix(config)}encoder.layer", config["num_hidden_layers"]
     blocks = read_blocks(config, layers)
     key = "num_hidden_layers"
     return {"encoder": Stack("encoder", prefix, key, layers, per_layer=(KEY,), blocks=blocks)}
@@ -82,7 +75,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
     """Name → shape of every parameter; `config["head"]` says what stands on the encoder."""
     del untied_head
-    kind, base = config["model_type"], _prefix(config)
+    kind, base = config["model_type"], find_prefix(config)
     width, inner = config["hidden_size"], config["intermediate_size"]
     narrow = config["embedding_size"] if kind == "electra" else width
     shapes = Table()
@@ -144,5 +137,5 @@ def feed_forward(config: Mapping[str, Any]) -> list[Units]:
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
     """List the tokens: a row each of the word embedding."""
-    rows = {f"{_prefix(config)}embeddings.word_embeddings.weight": 0}
+    rows = {f"{find_prefix(config)}embeddings.word_embeddings.weight": 0}
     return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

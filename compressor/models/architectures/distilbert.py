@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.models.architectures import bert
 from compressor.models.block_config import KEY
 from compressor.models.structure import (
     Shape,
@@ -18,33 +19,20 @@ from compressor.models.structure import (
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "distilbert": {
-        "vocab_size": 30522,
-        "dim": 768,
-        "n_layers": 6,
-        "n_heads": 12,
-        "hidden_dim": 3072,
+        "vocab_size": 30522, "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072,
         "max_position_embeddings": 512,
     }
-}
+}  # fmt: skip
 ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
-HEADS = ("none", "sequence_classification")
+HEADS, ties, linear, vocabulary = bert.HEADS, bert.ties, bert.linear, bert.vocabulary
 WIDTHS = Widths("dim", ("hidden_dim",), ("n_heads",))
 
 _ATTENTION = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
 
 
-def ties(config: Mapping[str, Any]) -> dict[str, str]:
-    """Give none: neither of its heads can share a tensor with the embedding."""
-    return {}
-
-
-def _prefix(config: Mapping[str, Any]) -> str:
-    return "distilbert." if config["head"] == "sequence_classification" else ""
-
-
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """List the encoder's layers, in whose place blocks may stand."""
-    prefix, layers = f"{_prefix(config)}transformer.layer", config["n_layers"]
+    prefix, layers = f"{bert.find_prefix(config)}transformer.layer", config["n_layers"]
     blocks = read_blocks(config, layers)
     encoder = Stack("encoder", prefix, "n_layers", layers, per_layer=(KEY,), blocks=blocks)
     return {"encoder": encoder}
@@ -53,7 +41,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
     """Name → shape of every parameter; `config["head"]` says what stands on the encoder."""
     del untied_head
-    base, width, inner = _prefix(config), config["dim"], config["hidden_dim"]
+    base, width, inner = bert.find_prefix(config), config["dim"], config["hidden_dim"]
     shapes = Table()
     shapes[f"{base}embeddings.word_embeddings.weight"] = (config["vocab_size"], width)
     positions = config["max_position_embeddings"]
@@ -84,11 +72,6 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the weights of `Linear` layers."""
-    return [n for n, shape in shapes.items() if len(shape) == 2 and "embeddings." not in n]
-
-
 def heads(config: Mapping[str, Any]) -> list[Units]:
     """List the heads of every layer."""
     encoder, (*inner, output) = stacks(config)["encoder"], _ATTENTION
@@ -99,9 +82,3 @@ def feed_forward(config: Mapping[str, Any]) -> list[Units]:
     """List the neurons of every layer."""
     encoder = stacks(config)["encoder"]
     return encoder.list_units(config, "ffn", "hidden_dim", ["ffn.lin1"], "ffn.lin2")
-
-
-def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """List the tokens: a row each of the word embedding."""
-    rows = {f"{_prefix(config)}embeddings.word_embeddings.weight": 0}
-    return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

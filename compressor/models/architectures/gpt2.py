@@ -12,20 +12,15 @@ from compressor.models.structure import (
     Table,
     Units,
     Widths,
-    count_labels,
 )
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {
-        "vocab_size": 50257,
-        "n_positions": 1024,
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
+        "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
         "n_inner": None,  # four times n_embd
         "tie_word_embeddings": True,
     }
-}
+}  # fmt: skip
 ALIASES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -56,7 +51,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     The layers' weights are `Conv1D`: (in, out), not (out, in); `c_attn` is query, key and value
     side by side, (n_embd, 3 n_embd).
     """
-    base, width, head = _prefix(config), config["n_embd"], config["head"]
+    base, width = _prefix(config), config["n_embd"]
     inner = config.get("n_inner") or 4 * width
     shapes = Table()
     shapes[f"{base}wte.weight"] = (config["vocab_size"], width)
@@ -73,11 +68,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         conv1d(f"{block}.mlp.c_fc", width, inner)
         conv1d(f"{block}.mlp.c_proj", inner, width)
     shapes.add_norm(f"{base}ln_f", width)
-    if head == "sequence_classification":
-        shapes["score.weight"] = (count_labels(config), width)
-    untied = not config["tie_word_embeddings"] if untied_head is None else untied_head
-    if head == "causal_lm" and untied:
-        shapes["lm_head.weight"] = (config["vocab_size"], width)
+    shapes.add_decoder_head(config, width, untied_head=untied_head)
     return shapes
 
 

@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from compressor.models.structure import Shape, Stack, Units, Widths, count_labels
+from compressor.models.structure import Shape, Stack, Table, Units, Widths
 
 _LLAMA: dict[str, Any] = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "num_key_value_heads": None,  # as many as there are heads
     "head_dim": None,  # hidden_size / num_attention_heads
     "tie_word_embeddings": False,
-}
+}  # fmt: skip
 _QWEN = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32}
 DEFAULTS = {
     "llama": _LLAMA | {"attention_bias": False, "mlp_bias": False},
@@ -64,13 +61,13 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
     """Name → shape of every distinct parameter."""
-    base, kind, head = _prefix(config), config["model_type"], config["head"]
+    base, kind = _prefix(config), config["model_type"]
     width, inner = config["hidden_size"], config["intermediate_size"]
     heads, size = config["num_attention_heads"], config.get("head_dim")
     size = size or width // heads
     queries, keys = heads * size, (config.get("num_key_value_heads") or heads) * size
     attention_rows = (queries, keys, keys, width)
-    shapes: dict[str, Shape] = {f"{base}embed_tokens.weight": (config["vocab_size"], width)}
+    shapes = Table({f"{base}embed_tokens.weight": (config["vocab_size"], width)})
     for block in stacks(config)["decoder"].paths:
         for name, out in zip(_ATTENTION, attention_rows, strict=True):
             shapes[f"{block}.{name}.weight"] = (out, queries if name.endswith("o_proj") else width)
@@ -87,11 +84,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         for name in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"{block}.{name}.weight"] = (width,)
     shapes[f"{base}norm.weight"] = (width,)
-    if head == "sequence_classification":
-        shapes["score.weight"] = (count_labels(config), width)
-    untied = not config["tie_word_embeddings"] if untied_head is None else untied_head
-    if head == "causal_lm" and untied:
-        shapes["lm_head.weight"] = (config["vocab_size"], width)
+    shapes.add_decoder_head(config, width, untied_head=untied_head)
     return shapes
 
 

@@ -15,16 +15,10 @@ from compressor.models.structure import (
 )
 
 _T5: dict[str, Any] = {
-    "vocab_size": 32128,
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_layers": 6,
+    "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_heads": 8, "num_layers": 6,
     "num_decoder_layers": None,  # as many as the encoder's
-    "num_heads": 8,
-    "relative_attention_num_buckets": 32,
-    "feed_forward_proj": "relu",
-}
+    "relative_attention_num_buckets": 32, "feed_forward_proj": "relu",
+}  # fmt: skip
 
 _MT5 = {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
 
