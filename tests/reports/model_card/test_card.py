@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +63,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = RECIPE.replace("recover, evaluate]", "recover, evaluate, benchmark, export]").replace(
         "evaluate: {max_length: [8, 16]}",
         "evaluate: {models: [finetune, recover], against: finetune, max_length: [8, 16]}\n"
-        "  benchmark: {models: [finetune, recover], max_length: 8, texts: 4, batch_sizes: [1, 2]}\n"
+        "  benchmark: {models: [recover], max_length: 8, texts: 2, batch_sizes: [1, 2]}\n"
         "  export: {}",
     )
     return run_once(tmp_path_factory, "card", text, "seed=3").run_folder
@@ -90,17 +88,13 @@ def test_the_hub_reads_the_card_of_a_real_run(ran: Path) -> None:
     assert strange_numbers(wrong, ran) == ["0.98765"]
 
 
-def test_the_lines_of_a_real_card_run(ran: Path) -> None:
-    """The Python block, as it stands, in the run's folder."""
+def test_a_real_run_has_a_page_and_lines_that_run(ran: Path, monkeypatch) -> None:
+    """The card's Python block as it stands, in the run's folder; on the page the same numbers as in
+    `metrics.json`: the main table's, and each stage's.
+    """
     (lines,) = re.findall(r"```python\n(.*?)```", (ran / "README.md").read_text(), re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", lines], cwd=ran, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_real_run_has_a_page_with_its_results(ran: Path) -> None:
-    """The same numbers as `metrics.json`: the main table's, and each stage's."""
+    monkeypatch.chdir(ran)
+    exec(lines, {})
     text = (ran / "report.html").read_text("utf-8")
     records = {record["name"]: record for record in read_json(ran / "metrics.json")}
     assert f">{records['evaluate@recover']['metrics']['rougeLsum']:.4f}</td>" in text
