@@ -147,7 +147,7 @@ class Follower:
         return about
 
     def _has_same_plan(self, leader: dict[str, Any]) -> bool:
-        """Whether the first machine runs our plan. Raises StageError where it still does not.
+        """Return whether the first machine runs our plan. Raises StageError the second time.
 
         The file of an earlier run is there for a moment after the first machine has begun.
         """

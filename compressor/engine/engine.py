@@ -23,11 +23,7 @@ from compressor.engine.store.store import Store, writer_lock
 from compressor.stages.base import SIZES, Context, Inputs, oom_hint
 from compressor.training.launch_config import Processes, read_processes
 
-_COUNTED = {
-    "parameters": "parameters",
-    "tensor_bytes": "bytes of weights",
-    "masked": "pruned entries",
-}
+_COUNTED = {"tensor_bytes": "bytes of weights", "masked": "pruned entries"}
 """What a plan and a run both count of a model → how messages call it."""
 
 
@@ -135,7 +131,7 @@ class Engine:
         return manifest
 
     def _is_result(self, node: Node) -> bool:
-        """Whether a run links to the artifact: scores and texts, an export, the last model."""
+        """Return whether a run links to it, as to scores and texts, an export, the last model."""
         inputs = {name for n in self.plan.nodes for name in (n.model, *n.artifacts.values())}
         return not node.stage.changes_model or node.name not in inputs
 
@@ -242,7 +238,7 @@ class Engine:
 def _require_as_planned(node: Node, model: Mapping[str, Any]) -> None:
     """Raise StageError where a model has other counts than its plan calls exact.
 
-    The stages after it were planned with those. What an earlier version did not count is skipped.
+    What an earlier version did not count is skipped.
     """
     facts = node.facts
     if facts is None or not node.stage.changes_model or not facts.exact_size:
@@ -251,7 +247,7 @@ def _require_as_planned(node: Node, model: Mapping[str, Any]) -> None:
     if facts.exact:
         planned["masked"] = sum(count for _, count in facts.masked)
     wrong = [
-        f"{number:,} {_COUNTED[name]} were planned, {model[name]:,} were found"
+        f"{number:,} {_COUNTED.get(name, name)} were planned, {model[name]:,} were found"
         for name, number in planned.items()
         if model.get(name, number) != number
     ]

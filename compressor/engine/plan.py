@@ -145,7 +145,7 @@ class _State:
         return is_skipped(self.composed.recipe, self.stages, name)
 
     def precedes(self, name: str, other: str) -> bool:
-        """Tell whether a valid stage comes, and runs, before another one."""
+        """Return whether a valid stage comes, and runs, before another one."""
         pipeline = self.composed.recipe.pipeline
         before = pipeline[: pipeline.index(other)]
         return name in before and name in self.stages and not self.is_skipped(name)
@@ -186,7 +186,7 @@ def _model_of(state: _State, name: str) -> str | None:
 
 def _find_model(state: _State, model: str, name: str, key: str) -> str | None:
     """Find the node with the model of stage `model`, which stage `name` names at `key`, or that of
-    an export where `name` can look at one. None where there is none, which is reported.
+    an export where `name` can look at one; None where that is reported.
     """
     exports = isinstance(state.stage(name), BackendReport)
     recipe, findings, path = state.composed.recipe, state.findings, f"stages.{name}.{key}"
@@ -261,33 +261,26 @@ def _find_artifact(
 
 def _place_report(state: _State, name: str, stage: Report) -> None:
     """Add a node for each model that is looked at, or one for all of them together."""
-    default = _model_of(state, name)
+    default, models = _model_of(state, name), list(stage.models)
     against: str | None = getattr(stage, "against", None)
-    models = list(stage.models)
     if against is not None:
         models = [against, *(models or filter(None, [stage.model or default]))]
     nodes = {default: name} if default is not None and not models else {}
     for model in models:
-        key = "against" if model == against else "models"
-        node = _find_model(state, model, name, key)
+        node = _find_model(state, model, name, "against" if model == against else "models")
         if node is not None:  # a skipped stage leaves the model as it was: its node once
             nodes.setdefault(node, f"{name}@{model}")
     if stage.together:
-        _add_together(state, name, stage, list(nodes))
+        for node in list(nodes)[1:]:  # each is checked as if it were the only one
+            stage.preview(_planning(state, name, node, {}))
+        if nodes:
+            _add(state, name, name, next(iter(nodes)), {node: node for node in nodes})
         return
     reads: dict[str, str] = {}
     for node, report in nodes.items():
         _add(state, report, name, node, reads)
         if report == f"{name}@{against}":
             reads = {"against": report}
-
-
-def _add_together(state: _State, name: str, stage: Report, models: list[str]) -> None:
-    """Add one node that looks at all of `models`; each is checked as if it were the only one."""
-    for model in models[1:]:
-        stage.preview(_planning(state, name, model, {}))
-    if models:
-        _add(state, name, name, models[0], {model: model for model in models})
 
 
 def _add(
@@ -299,10 +292,8 @@ def _add(
     facts = stage.preview(planning)
     parts = _key_parts(state, name, planning, model, artifacts)
     key = digest(parts) if parts is not None else None
-    cached = key is not None and state.store.has(key)
-    state.nodes[node] = Node(
-        node, kind, stage, model, artifacts, key, parts or {}, facts, cached, planning
-    )
+    known = key, parts or {}, facts, key is not None and state.store.has(key), planning
+    state.nodes[node] = Node(node, kind, stage, model, artifacts, *known)
 
 
 def _planning(

@@ -51,7 +51,7 @@ def check_recipe(composed: ComposedRecipe, stages: Stages, findings: Findings) -
 
 
 def is_skipped(recipe: Recipe, stages: Stages, name: str) -> bool:
-    """Tell whether `skip` names a stage, or its kind."""
+    """Return whether `skip` names a stage, or its kind."""
     return not {name, stages[name][0]}.isdisjoint(recipe.skip)
 
 

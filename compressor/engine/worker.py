@@ -1,7 +1,7 @@
 """Run a stage's task as one of several processes, which `compressor.engine.launcher` starts.
 
-The parent composes and plans once; workers read a frozen copy of what they need. Rank 0 alone
-writes. A worker whose parent is gone ends itself, so that nobody writes beside the next run.
+Workers read a frozen copy of the plan. Rank 0 alone writes. A worker whose parent is gone ends
+itself, so that nobody writes beside the next run.
 """
 
 from __future__ import annotations

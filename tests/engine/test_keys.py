@@ -88,10 +88,6 @@ def test_the_order_of_a_recipes_own_groups_is_in_the_key_where_no_list_names_one
     assert count_keys(Prune, *orders) == 2
     assert count_keys(Prune, *(order | {"only": ["a", "b"]} for order in orders)) == 1
     assert count_keys(Sensitivity, {"groups": GROUPS}, {"groups": REVERSED}) == 2
-
-
-def test_the_order_of_a_layer_map_decides_nothing() -> None:
-    """Projections are drawn in the order of the layers, however a map lists them."""
     small = derive_facts({"model_type": "t5", **T5}, head="seq2seq_lm")
     for layers in ({0: 1, 1: 0}, {1: 0, 0: 1}):
         pairs = Distill(teacher="t", layers={"encoder": layers})._layer_map(small, small)

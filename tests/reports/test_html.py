@@ -44,9 +44,5 @@ def test_plotly_ends_no_script_early() -> None:
     script = get_plotlyjs()
     assert _read_plotly() == script
     assert "</script" not in script.lower() and "<!--" not in script
-
-
-def test_a_page_forbids_itself_the_network() -> None:
-    """The browser is told to load nothing from outside, whatever a page should come to hold."""
     policy = render("reports/html/base.html", {}).split('Content-Security-Policy" content="')[1]
     assert policy.startswith("default-src 'none';") and "http" not in policy.split('"')[0]

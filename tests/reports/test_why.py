@@ -28,6 +28,9 @@ def test_another_setting_is_named_with_both_values(runs: Runs) -> None:
     out = runs.call("why", runs.changed, "base").out.splitlines()
     assert out[0] == f"base ran because {BECAUSE}"
     assert f"base of {runs.first}, made 20" in out[1] or "base of outputs/" in out[1]
+    for stage in ("prun", "evaluate@recove"):
+        answer = runs.call("why", runs.first, stage)
+        assert answer.code == 2 and "did you mean" in answer.err
 
 
 def test_an_input_is_followed_to_the_stage_that_differs(runs: Runs) -> None:
@@ -67,13 +70,6 @@ def test_a_failed_stage_is_explained_as_well(copies: Runs) -> None:
     (note,) = one["notes"]
     assert copies.failed.name in note
     assert "began it with the same key and did not end it (failed in base" in note
-
-
-@pytest.mark.parametrize("stage", ["prun", "evaluate@recove"])
-def test_an_unknown_stage_gets_the_nearest(runs: Runs, stage: str) -> None:
-    """Exit code 2, with the run and the name."""
-    answer = runs.call("why", runs.first, stage)
-    assert answer.code == 2 and "did you mean" in answer.err
 
 
 def test_what_had_been_removed_or_damaged_is_made_again(copies: Runs) -> None:

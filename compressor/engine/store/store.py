@@ -106,11 +106,11 @@ class Store:
         return partial
 
     def resume_folder(self, key: str) -> Path:
-        """Where a stage keeps what it can resume from after a kill; removed by the commit."""
+        """Give the folder of what a stage can resume from after a kill; removed by the commit."""
         return self.folder / "partial" / f"{key}.resume"
 
     def task_folder(self, key: str) -> Path:
-        """Where a stage's processes have their task and logs; removed by the commit."""
+        """Give the folder of the task and logs of a stage's processes; removed by the commit."""
         return self.folder / "partial" / f"{key}.task"
 
     def abandon(self, key: str) -> None:
@@ -149,7 +149,7 @@ class Store:
     # Read an artifact
 
     def has(self, key: str) -> bool:
-        """Whether the artifact exists and, by the sizes of its files, is whole."""
+        """Return whether the artifact exists and, by the sizes of its files, is whole."""
         try:
             self.verify(key, sizes_alone=True)
         except (DamagedArtifact, FileNotFoundError):
@@ -254,7 +254,7 @@ class Store:
             yield
 
     def is_locked(self, key: str) -> bool:
-        """Whether a process holds the lock of `key`. Makes no lock file."""
+        """Return whether a process holds the lock of `key`. Makes no lock file."""
         if not self._lock_path(key).exists():
             return False
         lock = self._file_lock(key)

@@ -46,7 +46,7 @@ class Item:
     """The stage's name in the recipe that made it."""
 
     def age(self, now: float) -> float:
-        """Seconds since it was used; a time in the future, of a clock that jumped, is now."""
+        """Compute the seconds since it was used; after a clock has jumped ahead, none."""
         return max(0.0, now - self.used)
 
 

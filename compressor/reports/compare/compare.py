@@ -201,7 +201,7 @@ class Comparison:
 
 
 def _rows_as_json(rows: Rows) -> list[dict[str, Any]]:
-    """A key that a run has not is left out of its values by `there`."""
+    """List keys and values; `there` marks the runs that have a key."""
     return [
         {
             "path": path,

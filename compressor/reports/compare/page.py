@@ -66,7 +66,7 @@ def _list_metrics(comparison: Comparison) -> list[str]:
 
 
 def _is_drawn(model: Model, metrics: Sequence[str]) -> bool:
-    """Whether the chart of all models has a place for it."""
+    """Return whether the chart of all models has a place for it."""
     has_score = any(_finite(model.number(metric)) is not None for metric in metrics)
     return has_score and bool(model.evaluation["bytes"])
 

@@ -95,7 +95,7 @@ def _first(means: Scores) -> Scores:
 
 
 def _mean_f1(means: Scores) -> Scores:
-    """The mean of labels' F1, from hits [R, L] and then rows with the label on either side [R, L].
+    """Compute the mean of labels' F1 from hits [R, L] and rows with the label on a side [R, L].
 
     0 for a label that neither has, as `evaluation.labels.summarize` has it.
     """

@@ -212,18 +212,23 @@ def _write_transformers_code(data: Mapping[str, Any], head: str) -> str:
     ]
     if head == "sequence_classification":
         likely = "softmax(-1)" if data.get("task") == "single_label" else "sigmoid()"
-        lines.append(f"likely = model(**inputs).logits[0].{likely}.tolist()")
-        lines.append("print(dict(zip(model.config.id2label.values(), likely)))")
+        lines += [
+            f"likely = model(**inputs).logits[0].{likely}.tolist()",
+            "print(dict(zip(model.config.id2label.values(), likely)))",
+        ]
     elif head == "causal_lm":
-        limit = f"max_new_tokens={data['max_target_length']}"
-        lines.append(f"output = model.generate(**inputs, {limit})")
-        lines.append('written = output[0, inputs["input_ids"].shape[1] :]')
-        lines.append("print(tokenizer.decode(written, skip_special_tokens=True))")
+        lines += [
+            f"output = model.generate(**inputs, max_new_tokens={data['max_target_length']})",
+            'written = output[0, inputs["input_ids"].shape[1] :]',
+            "print(tokenizer.decode(written, skip_special_tokens=True))",
+        ]
     elif head == "none":
         lines.append("print(model(**inputs).last_hidden_state.shape)")
     else:
-        lines.append(f"output = model.generate(**inputs, max_length={data['max_target_length']})")
-        lines.append("print(tokenizer.decode(output[0], skip_special_tokens=True))")
+        lines += [
+            f"output = model.generate(**inputs, max_length={data['max_target_length']})",
+            "print(tokenizer.decode(output[0], skip_special_tokens=True))",
+        ]
     return "\n".join(lines)
 
 
@@ -235,12 +240,11 @@ def list_limitations(subject: Subject) -> str:
         made_up = f"Trained and scored on generated {escape(str(source))}"
         sentences.append(f"{made_up}: the scores say nothing of texts that people wrote.")
     if subject.origin is None:
-        sentences.append(
-            "Its weights began at random: it has seen the recipe's training rows alone."
-        )
+        text = "Its weights began at random: it has seen the recipe's training rows alone."
+        sentences.append(text)
     if check := subject.export_metrics.get("parity"):
-        held = f"The export was held to its source on {check['rows']} rows"
-        sentences.append(f"{held}: {describe_parity(check)}.")
+        parity = describe_parity(check)
+        sentences.append(f"The export was held to its source on {check['rows']} rows: {parity}.")
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
@@ -255,11 +259,9 @@ def _explain_zeros(subject: Subject) -> list[str]:
         text = "The packed file leaves the zeros out; a model that is loaded from it has them, and"
         return [f"{kept}. {text} is no faster for them."]
     size, original_size = (f"{r['bytes'] / 1e6:.2f} MB" for r in (subject.record, before))
-    text = (
-        f"{kept}, yet zeros are stored and multiplied as any other number: by themselves they make "
-        f"it neither smaller nor faster. Its weights have {size}, the original's {original_size}."
-    )
-    return [text]
+    text = "yet zeros are stored and multiplied as any other number: by themselves they make it"
+    sizes = f"Its weights have {size}, the original's {original_size}."
+    return [f"{kept}, {text} neither smaller nor faster. {sizes}"]
 
 
 def _explain_scores(subject: Subject) -> list[str]:

@@ -125,10 +125,10 @@ class Results(RunRecord):
 
 
 def gives_model(record: Record) -> bool:
-    """Whether a record is of a stage whose model others take."""
+    """Return whether a record is of a stage whose model others take."""
     return record["stage"] in stage_kinds() and stage_class(record["stage"]).changes_model
 
 
 def _can_be_drawn(value: Any) -> TypeGuard[float]:
-    """Whether it is a finite number, which the loss of a training that diverged is not."""
+    """Return whether it is a finite number, which the loss of a training that diverged is not."""
     return is_number(value) and math.isfinite(value)

@@ -161,7 +161,7 @@ def _read_rows(
 
 
 def score_labels(reference: str, given: str) -> float:
-    """F1 of a row's labels, 1 where there are none and none is given."""
+    """Compute F1 of a row's labels, 1 where there are none and none is given."""
     real, guessed = ({name for name in cell.split(JOIN) if name} for cell in (reference, given))
     total = len(real) + len(guessed)
     return 2 * len(real & guessed) / total if total else 1.0

@@ -88,7 +88,7 @@ class StageLosses:
             self._trial.set_user_attr(POINT, point)
 
     def add(self, loss: float) -> None:
-        """Hear the loss of one more epoch. Raises Stopped."""
+        """Take the loss of one more epoch. Raises Stopped."""
         if self._trial is None:
             return
         self._values.append(loss)
@@ -109,7 +109,7 @@ class StageLosses:
             raise Stopped(reason)
 
     def end(self, state: TrialState) -> None:
-        """Hear that the stage has ended."""
+        """Note that the stage has ended."""
         if self._trial is None:
             return
         if state == TrialState.COMPLETE and math.isfinite(self._values[-1]):

@@ -67,8 +67,7 @@ class PlannedSearch(Grid):
 def plan_search(recipe: str, overrides: Sequence[str], *, reachable: bool) -> PlannedSearch:
     """Plan the middle of the space, and around it both ends of each interval and each choice.
 
-    `reachable`: whether something on a network that cannot be reached is an error too.
-    Raises RecipeError with the problems of all of them.
+    `reachable`: whether what a network cannot reach is an error, too. Raises RecipeError with all.
     """
     settings, rest = split_overrides(recipe, overrides)
     space = read_space(rest)
@@ -95,14 +94,13 @@ def print_search_plan(
     for key, values in planned.space.describe().items():
         table.add_row(Text(key), Text(values))
     console.print(table)
-    search, early = planned.search, planned.search.stop_early
+    search = planned.search
     goals = ", ".join(f"{goal.direction} {goal.path}" for goal in planned.objective.goals)
     console.say(f"{search.trials} trials by {search.sampler}, {search.at_once} at once: {goals}")
-    if early is not None:
-        console.say(
-            f"stopped early: a trial whose validation loss is above percentile {early.percentile:g}"
-            f", from {early.after_trials} trials and {early.after_epochs} epochs of a stage on",
-        )
+    if (early := search.stop_early) is not None:
+        since = f"{early.after_trials} trials and {early.after_epochs} epochs of a stage"
+        limit = f"a trial whose validation loss is above percentile {early.percentile:g}"
+        console.say(f"stopped early: {limit}, from {since} on")
     _print_steps(planned, StageTimings.read(planned.store), console)
     return planned.warnings
 

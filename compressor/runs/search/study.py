@@ -75,7 +75,7 @@ class Study:
         return new
 
     def tell(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
-        """Hear the end of a trial, and its goals' `values` where it is complete."""
+        """Take the end of a trial, and its goals' `values` where it is complete."""
         self._study.tell(number, values, state)
 
     @property

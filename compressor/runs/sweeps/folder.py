@@ -83,7 +83,7 @@ class SweepFolder:
             (self.path / name / file).unlink(missing_ok=True)
 
     def is_done(self, name: str, store: Store) -> bool:
-        """Tell whether a point ended well, and all that it made is still in the store."""
+        """Return whether a point ended well, and all that it made is still in the store."""
         outcome, records = self.record(name).outcome, self.read_records(name)
         if outcome is None or outcome["error"] is not None or outcome.get("pruned"):
             return False

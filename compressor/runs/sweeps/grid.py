@@ -98,8 +98,7 @@ class Grid:
 def plan_grid(recipe: str, overrides: Sequence[str], *, reachable: bool) -> Grid:
     """Compose and plan every point, so that a wrong value is found before anything is trained.
 
-    `reachable`: whether something on a network that cannot be reached is an error too.
-    Raises RecipeError with the problems of the points that are wrong, or of the first WRONG_POINTS.
+    `reachable`: whether what a network cannot reach is an error, too. Raises as `plan_points`.
     """
     settings, rest = split_overrides(recipe, overrides)
     planned = plan_points(recipe, expand_product(rest), reachable=reachable)

@@ -177,7 +177,7 @@ def read_swept(recipe: str, overrides: Sequence[str]) -> list[str]:
 
 
 def is_search(recipe: str, overrides: Sequence[str]) -> bool:
-    """Tell whether a multirun of a recipe is a search: it has a `search`, valid or not."""
+    """Return whether a multirun of a recipe is a search: it has a `search`, valid or not."""
     return _read_config(recipe, overrides, "search") is not None
 
 

@@ -33,7 +33,7 @@ class Point:
 
 
 def is_sweep(override: str) -> bool:
-    """Tell whether an override has several values: `a=1,2`, `a=range(1,4)`, `a=choice(x,y)` …"""
+    """Return whether an override has several values: `a=1,2`, `a=range(1,4)`, `a=choice(x,y)` …"""
     tree = parse_override(override)
     return tree is not None and tree.is_sweep_override()
 

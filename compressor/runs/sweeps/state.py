@@ -1,4 +1,4 @@
-"""What is known of a sweep at one moment: its points, what they are compared by. No files here."""
+"""Hold what is known of a sweep at one moment: its points and their goals. Touches no files."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Sweep:
         ]
 
     def mark_front(self) -> list[bool]:
-        """Tell of each point whether it is done and on the Pareto front of what is compared."""
+        """Mark each point that is done and on the Pareto front of what is compared."""
         goals = self.list_compared()
         rows = [
             [point.read_metric(metric) if point.state == "done" else None for metric, _ in goals]
@@ -98,7 +98,7 @@ class Sweep:
 def find_front(
     rows: Sequence[Sequence[float | None]], directions: Sequence[Direction]
 ) -> list[bool]:
-    """Tell of each row whether it is on the Pareto front: no other row dominates it.
+    """Mark each row that is on the Pareto front: no other row dominates it.
 
     A row dominates another if it is at least as good in every value and better in one, so equal
     rows stay together. One that lacks a value (None or NaN) is not on the front and dominates

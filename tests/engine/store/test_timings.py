@@ -32,6 +32,8 @@ def test_each_manifest_is_read_once(store: Store) -> None:
         path.write_text(path.read_text().replace('"seconds": 1.0', '"seconds": 7.0'))
     commit(store, 3)
     assert StageTimings.read(store).by_key == {key_of(number): 1.0 for number in range(4)}
+    none = Store(store.folder / "none")
+    assert StageTimings.read(none) == StageTimings({}, {}) and not none.folder.exists()
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,3 @@ def test_notes_of_what_is_gone_do_not_pile_up(store: Store) -> None:
     notes.write_text("\n".join(gone) + "\n")
     assert len(StageTimings.read(store).by_key) == 3
     assert len(notes.read_text().splitlines()) == 3
-
-
-def test_a_store_that_does_not_exist_stays_so(tmp_path: Path) -> None:
-    """Nothing is made where nothing is."""
-    assert StageTimings.read(Store(tmp_path / "none")) == StageTimings({}, {})
-    assert list(tmp_path.iterdir()) == []

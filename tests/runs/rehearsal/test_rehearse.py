@@ -179,8 +179,5 @@ def test_an_interrupted_one_leaves_nothing_and_promises_nothing(
     assert main(["run", "mine.yaml", "--rehearse"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     assert seen and not kept(tmp_path)
-
-
-def test_several_runs_are_not_rehearsed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "demo", "--rehearse", "-m", "seed=1,2"]) == 2
     assert "--rehearse is of one run" in capsys.readouterr().err

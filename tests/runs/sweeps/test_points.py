@@ -46,6 +46,14 @@ def test_every_combination_once_named_by_what_differs() -> None:
     assert names("seed=3,3") == ["point"]
     assert names("model=tiny,t5_small") == ["model=tiny", "model=t5_small"]
     assert names("~a,b", "seed=1,2") == ["seed=1", "seed=2"]
+    points = expand_product(["+model@first=a,b", "+model@second=a,b"])
+    assert [point.name for point in points] == [
+        "model_first=a,model_second=a",
+        "model_first=a,model_second=b",
+        "model_first=b,model_second=a",
+        "model_first=b,model_second=b",
+    ]
+    assert points[1].differs == {"model@first": "a", "model@second": "b"}
 
 
 def test_keys_are_shortened_to_what_no_other_ends_with() -> None:
@@ -88,26 +96,6 @@ def test_what_has_no_points_or_too_many_is_refused(overrides: list[str], message
         expand_product(overrides)
 
 
-def test_one_group_may_be_chosen_for_two_places() -> None:
-    """Regression: both were the key `model`, and a point was named by the second one alone."""
-    points = expand_product(["+model@first=a,b", "+model@second=a,b"])
-    assert [point.name for point in points] == [
-        "model_first=a,model_second=a",
-        "model_first=a,model_second=b",
-        "model_first=b,model_second=a",
-        "model_first=b,model_second=b",
-    ]
-    assert points[1].differs == {"model@first": "a", "model@second": "b"}
-
-
-def test_each_value_is_looked_at_before_the_combinations() -> None:
-    """So that a wrong one is found in as many points as there are values."""
-    points = expand_product(["a=1,2,3", "b=1,2,3,4"])
-    looked = [points[place].name for place in validation_order(points)]
-    assert looked[:6] == ["a=1,b=1", "a=1,b=2", "a=1,b=3", "a=1,b=4", "a=2,b=1", "a=3,b=1"]
-    assert sorted(looked) == sorted(point.name for point in points)
-
-
 def test_a_wrong_value_of_a_large_sweep_is_told_before_all_points_are_composed(recipe) -> None:
     """Regression: 14,850 points were composed, for half an hour, and 50 of 150 values told."""
     wrong = [f"{HEAD}=range(0.0,3,0.02)", "seed=range(1,100)"]
@@ -116,6 +104,10 @@ def test_a_wrong_value_of_a_large_sweep_is_told_before_all_points_are_composed(r
     *told, rest = map(str, refused.value.problems)
     assert ["got 1.02;" in told[0], len(told)] == [True, 3]
     assert rest == "14,698 points were not looked at: 3 are wrong"
+    points = expand_product(["a=1,2,3", "b=1,2,3,4"])
+    looked = [points[place].name for place in validation_order(points)]
+    assert looked[:6] == ["a=1,b=1", "a=1,b=2", "a=1,b=3", "a=1,b=4", "a=2,b=1", "a=3,b=1"]
+    assert sorted(looked) == sorted(point.name for point in points)
 
 
 RIGHT = [
