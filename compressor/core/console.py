@@ -9,7 +9,7 @@ from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from compressor.core.printing import ACTING, printable
+from compressor.core.printing import ACTING, escape_controls
 
 
 class Console(console.Console):
@@ -22,7 +22,7 @@ class Console(console.Console):
             if segment.control or not ACTING.search(segment.text):
                 yield segment
             else:
-                yield Segment(printable(segment.text), segment.style)
+                yield Segment(escape_controls(segment.text), segment.style)
 
     def say(self, text: str | Text) -> None:
         """Print a text as it is: nothing in it is markup, and only a terminal breaks its lines."""

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.core.console import Console
-from compressor.core.numbers import duration
+from compressor.core.numbers import format_duration
 
 LINE_SECONDS = 15.0
 """Without a terminal: the least time between two lines of a bar."""
@@ -50,7 +50,7 @@ class BarState:
         moved, passed = self.done - self.began_at, now - self.began
         if moved <= 0 or passed < 0:  # a clock that was set back says nothing
             return notes
-        return f"{notes}  {duration(passed / moved * (self.total - self.done))} left"
+        return f"{notes}  {format_duration(passed / moved * (self.total - self.done))} left"
 
 
 @dataclass
@@ -197,7 +197,7 @@ class Screen:
 def draw(state: RunState, now: float) -> Iterator[RenderableType]:
     """Draw a bar of all stages; below it the one that runs, with its own, and what comes after."""
     if state.stages and state.started is not None:
-        passed = f"{duration(max(0.0, now - state.started))}{_describe_rest(state, now)}"
+        passed = f"{format_duration(max(0.0, now - state.started))}{_describe_rest(state, now)}"
         done, total = len(state.ended), len(state.stages)
         yield _draw_bar(state.recipe, done, total, f"stages, {passed}")
     if state.stage is not None:
@@ -207,8 +207,8 @@ def draw(state: RunState, now: float) -> Iterator[RenderableType]:
 
 
 def _draw_stage(state: RunState, stage: str, now: float) -> Iterator[RenderableType]:
-    passed, expected = duration(max(0.0, now - state.stage_started)), state.stages.get(stage)
-    before = "" if expected is None else f", {duration(expected)} before"
+    passed, expected = format_duration(max(0.0, now - state.stage_started)), state.stages.get(stage)
+    before = "" if expected is None else f", {format_duration(expected)} before"
     yield _draw_line(f"{stage:<{NAME_WIDTH}} {passed:>9}{before}", "cyan")
     for title, bar in state.bars.items():
         yield _draw_bar(f"  {title}", bar.done, bar.total, bar.describe(now))
@@ -230,7 +230,7 @@ def _describe_rest(state: RunState, now: float) -> str:
         return ""
     if state.stage in known:
         known[state.stage] = max(0.0, known[state.stage] - (now - state.stage_started))
-    return f", about {duration(sum(known.values()))} left"
+    return f", about {format_duration(sum(known.values()))} left"
 
 
 def _draw_bar(title: str, done: int, total: int, notes: str) -> Table:

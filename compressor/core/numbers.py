@@ -98,7 +98,7 @@ def _count_decimals(largest: float, *, whole: bool) -> int:
     return max(4, 2 - magnitude) if largest < 2 else max(1, 3 - magnitude)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration, such as `4.2 s`, `3 min 05 s`, `2 h 07 min`."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"

@@ -23,7 +23,7 @@ LONGEST = 600
 """Characters of a message of others."""
 
 
-def printable(text: str) -> str:
+def escape_controls(text: str) -> str:
     r"""Write out each character that a terminal would act on: `\x1b`, `\u202e`."""
     return ACTING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
@@ -35,7 +35,7 @@ def shorten(message: str) -> str:
 
 def print_text(text: str, file: TextIO | None = None) -> None:
     """Print a text that may be a stranger's, so that no terminal acts on it."""
-    print(printable(text), file=file)
+    print(escape_controls(text), file=file)
 
 
 def print_error(text: object, file: TextIO | None = None) -> None:

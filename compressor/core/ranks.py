@@ -22,12 +22,12 @@ class Ranks:
     world: int = 1
 
     @classmethod
-    def of_environment(cls) -> Ranks:
+    def from_environment(cls) -> Ranks:
         """Read what a launcher has told this process."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
@@ -39,14 +39,14 @@ class Ranks:
 
             PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
-    def shares(self, batches: Sequence[list[int]]) -> Iterator[tuple[list[int], int]]:
+    def iterate_batches(self, batches: Sequence[list[int]]) -> Iterator[tuple[list[int], int]]:
         """Yield each batch of this process, and how many rows all compute meanwhile."""
         for start in range(0, len(batches), self.world):
             turn = batches[start : start + self.world]
             if self.rank < len(turn):
                 yield turn[self.rank], sum(map(len, turn))
 
-    def together(self, mine: dict[int, T]) -> dict[int, T]:
+    def gather(self, mine: dict[int, T]) -> dict[int, T]:
         """Gather what every process computed, by row. Each row must be one process's."""
         if self.world == 1:
             return mine

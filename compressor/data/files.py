@@ -78,7 +78,7 @@ def find_format(path: Path) -> str | None:
     return FORMATS.get(path.suffix.lower())
 
 
-def saved_split(path: Path, split: str) -> Path:
+def find_saved_split(path: Path, split: str) -> Path:
     """Give a path or, of a folder with several splits of `datasets`, the one of this name."""
     several = (path / _SAVED_SPLITS).is_file() and (path / split / _SAVED).is_file()
     return path / split if several else path
@@ -305,7 +305,7 @@ def _parquet_table(path: Path, columns: Sequence[str]) -> Table:
     schema = parquet.schema_arrow
     wanted = _select_columns(schema.names, columns)
     batches = parquet.iter_batches(batch_size=_BATCH, columns=wanted)
-    return Table(_batch_rows(batches), schema.names, class_names(schema))
+    return Table(_batch_rows(batches), schema.names, read_class_names(schema))
 
 
 def _arrow_table(paths: Sequence[Path], columns: Sequence[str]) -> Table:
@@ -329,7 +329,7 @@ def _arrow_table(paths: Sequence[Path], columns: Sequence[str]) -> Table:
                     yield selected.slice(start, _BATCH)
 
     schema = open_arrow(paths[0]).schema
-    return Table(_batch_rows(batches()), schema.names, class_names(schema))
+    return Table(_batch_rows(batches()), schema.names, read_class_names(schema))
 
 
 def _select_columns(names: Sequence[str], columns: Sequence[str]) -> list[str]:
@@ -343,7 +343,7 @@ def _batch_rows(batches: Iterator[Any]) -> Iterator[Mapping[str, Any]]:
         yield from batch.to_pylist()
 
 
-def class_names(schema: Any) -> dict[str, Sequence[str]]:
+def read_class_names(schema: Any) -> dict[str, Sequence[str]]:
     """Map columns, by dotted names, to what `datasets` says that their numbers stand for."""
     about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     return dict(_class_names("", about.get("info", {}).get("features", {})))

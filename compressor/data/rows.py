@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, overload
 
 from compressor.core.errors import StageError, nearest
-from compressor.data.spill import let_go
+from compressor.data.spill import release_pages
 
 Task = Literal["summarization", "multi_label", "single_label"]
 LISTED = 10_000
@@ -331,7 +331,7 @@ class Column(Sequence[Any]):
         self._read += sum(len(value) for value in values if isinstance(value, str))
         if self._read > RESIDENT:
             self._read = 0
-            let_go([self._table.data.column(self._name)])
+            release_pages([self._table.data.column(self._name)])
         return values
 
     def __iter__(self) -> Iterator[Any]:

@@ -27,12 +27,12 @@ from compressor.data.files import (
     PACKED,
     Format,
     Table,
-    class_names,
     data_sha256,
     find_format,
+    find_saved_split,
     find_separator,
     open_table,
-    saved_split,
+    read_class_names,
     suggest_separator,
 )
 from compressor.data.messages import Messages
@@ -118,7 +118,7 @@ class Files(SplitSource):
     def _path(self, split: Split) -> Path | None:
         split = self._locate_rows(split)[1]
         name = self.files.get(split)
-        return saved_split(expand_home(name), split) if name else None
+        return find_saved_split(expand_home(name), split) if name else None
 
     def _reading(self, path: Path) -> dict[str, Any]:
         """Describe the settings that decide how a file is read, as a JSON value."""
@@ -365,7 +365,7 @@ class Hub(SplitSource):
             if head not in names:
                 message = f"{self.dataset} has no column {name!r}; {nearest(name, names)}"
                 raise StageError(f"data.{field}: {message}")
-        reader = RowReader(self, self.dataset, class_names(table.features.arrow_schema))
+        reader = RowReader(self, self.dataset, read_class_names(table.features.arrow_schema))
         batches = table.select_columns(sorted(heads)).with_format("arrow")
         rows = (row for batch in batches.iter(1_000) for row in batch.to_pylist())
         about = [self.dataset, self.configuration, self.files, *content, most]

@@ -86,7 +86,7 @@ _PAGEOUT = 21
 """MADV_PAGEOUT of Linux 5.4 and later: unlike MADV_DONTNEED it loses nothing, whatever is there."""
 
 
-def let_go(columns: Any) -> None:
+def release_pages(columns: Any) -> None:
     """Let the pages go that columns of an Arrow table (`ChunkedArray`s) lie in.
 
     A process that reads a mapped file from end to end else has all of it resident. Where the

@@ -46,7 +46,7 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def always(self, *, characters: bool, sentinels: bool) -> set[int]:
+    def find_required_ids(self, *, characters: bool, sentinels: bool) -> set[int]:
         """List ids that stay whatever the rows say: special tokens, bytes, what decides of others.
 
         `characters`: every piece of one character too, so that other text in them still encodes.
@@ -73,7 +73,7 @@ class Vocabulary:
             }
         return kept
 
-    def with_parts(self, ids: Iterable[int]) -> set[int]:
+    def add_parts(self, ids: Iterable[int]) -> set[int]:
         """Add to `ids`, in BPE, every piece that a merge on the way to one of them joins.
 
         With all of them, a text whose pieces are kept is merged step for step as it was: no merge
@@ -87,7 +87,7 @@ class Vocabulary:
                 pending += self._parts.get(index, ())
         return closure
 
-    def only(self, kept: set[int]) -> tuple[dict[str, Any], list[int]]:
+    def trim(self, kept: set[int]) -> tuple[dict[str, Any], list[int]]:
         """Give the JSON with only `kept`, and their old ids in the order of the new ones.
 
         `kept` holds its own parts. The model's own pieces come first, then the added tokens that

@@ -56,13 +56,13 @@ def join_ranks() -> Ranks:
     """
     end_with_parent()
     os.environ.pop(SHARDING, None)
-    return Ranks.of_environment()
+    return Ranks.from_environment()
 
 
 def run_task(path: Path, ranks: Ranks) -> int:
     """Run the task of a file and leave the result beside it; returns 1 where the stage failed."""
     task = json.loads(path.read_text(encoding="utf-8"))
-    watch = print_event if ranks.first else None
+    watch = print_event if ranks.is_first else None
     progress = Progress(Console(file=sys.stdout), quiet=True, watch=watch)
     stage = stage_class(task["kind"]).model_validate(task["stage"])
     model_folder = task["model_folder"]
@@ -84,7 +84,7 @@ def run_task(path: Path, ranks: Ranks) -> int:
     )
     failure = path.parent / FAILURE
     try:
-        if ranks.first:
+        if ranks.is_first:
             store = Store(context.folder.parent.parent)
             with store.lock(writer_lock(context.folder.name), lambda: None):
                 model = run_stage(stage, inputs, context)
@@ -93,7 +93,7 @@ def run_task(path: Path, ranks: Ranks) -> int:
         else:
             stage.run(inputs, context)
     except (StageError, Unreachable) as error:
-        if ranks.first or not failure.exists():
+        if ranks.is_first or not failure.exists():
             _leave_reason(failure, str(error))
         return 1
     except Exception as error:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.core.console import Console
-from compressor.core.numbers import duration
+from compressor.core.numbers import format_duration
 from compressor.engine.plan import Node, Plan
 from compressor.engine.store.timings import StageTimings
 from compressor.models.facts import Facts
@@ -113,7 +113,7 @@ def _format_time(node: Node, timings: StageTimings) -> str:
     seconds = timings.seconds(node)
     if seconds is None:
         return ""
-    return duration(seconds) if node.cached else f"≈ {duration(seconds)}"
+    return format_duration(seconds) if node.cached else f"≈ {format_duration(seconds)}"
 
 
 def _summarize(plan: Plan, timings: StageTimings) -> str:
@@ -123,4 +123,4 @@ def _summarize(plan: Plan, timings: StageTimings) -> str:
     if not known:
         return stored
     at_least = "at least" if len(known) < len(to_run) else "about"
-    return f"{stored}; the others took {at_least} {duration(sum(known))} before"
+    return f"{stored}; the others took {at_least} {format_duration(sum(known))} before"

@@ -200,7 +200,7 @@ class Context:
     def rows(self, split: Split) -> Rows:
         """Load the rows of a split."""
         rows = self.data.load(split)
-        if rows.note and self.ranks.first:
+        if rows.note and self.ranks.is_first:
             self.progress.say_once(rows.note)
         return rows
 

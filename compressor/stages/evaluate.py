@@ -163,7 +163,7 @@ class Evaluate(BackendReport):
             raise StageError("the model has no tokenizer; set model.tokenizer")
         labelled = context.data.task != "summarization"
         (self._labels if labelled else self._summaries)(model, context)
-        if "against" in inputs.artifacts and context.ranks.first:
+        if "against" in inputs.artifacts and context.ranks.is_first:
             manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))
             names, main = (LABEL_SCORES, MAIN_OF_LABELS) if labelled else (KEYS, MAIN)
             self._compare(names, main, manifest["metrics"], context)
@@ -179,7 +179,7 @@ class Evaluate(BackendReport):
             decoded = self._decode(model, sources, self.limits, progress=bar.advance)
         seconds = time.perf_counter() - started
         demo = None if self.demo_text is None else self._demo(self.demo_text, model, context)
-        if not context.ranks.first:
+        if not context.ranks.is_first:
             return
         lengths = self._score(rows, decoded, model.tokenizer, context)
         longest = lengths[str(self.limits[-1])]
@@ -211,7 +211,7 @@ class Evaluate(BackendReport):
                 sources = source_ids(tuning.texts, model.tokenizer, context.data)
                 table = compute_probabilities(model.logits(sources, progress=bar.advance), task)
                 thresholds = labels.best_thresholds(table, tuning.labels)
-        if not context.ranks.first:
+        if not context.ranks.is_first:
             return
         path = context.folder / "predictions.csv"
         table = compute_probabilities(logits, task)

@@ -258,7 +258,7 @@ def run_training(settings: Hyperparameters, context: Context, **parts: Any) -> T
         **parts,
     )
     history = training.run()
-    if context.ranks.first:
+    if context.ranks.is_first:
         history.write_losses(context.folder / "losses.csv")
     context.metrics.update(history.summarize())
     return training

@@ -62,7 +62,7 @@ class PseudoLabel(Stage):
                 min_length=self.min_length,
                 progress=bar.advance,
             )[self.max_length]
-        if not context.ranks.first:
+        if not context.ranks.is_first:
             return
         assert checkpoint.tokenizer is not None, "`examples` says so first"
         texts = checkpoint.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)

@@ -146,7 +146,7 @@ class TrimVocabulary(Stage):
         if model.config.model_type == "roberta":  # counts positions from its pad's id
             needed |= set(range(pad + 1))
         kept = self._choose(vocabulary, used, needed, units)
-        document, order = vocabulary.only(kept)
+        document, order = vocabulary.trim(kept)
         rows = self._order_rows(order, needed, units)
         new = {row: index for index, row in enumerate(rows)}
         if model.config.model_type == "roberta" and new[pad] != pad:
@@ -169,9 +169,9 @@ class TrimVocabulary(Stage):
         self, vocabulary: Vocabulary, used: Counter[int], needed: set[int], units: Units
     ) -> set[int]:
         """Choose the ids of tokens that stay. Raises StageError where `size` is too small."""
-        must = vocabulary.always(characters=self.characters, sentinels=self.sentinels)
+        must = vocabulary.find_required_ids(characters=self.characters, sentinels=self.sentinels)
         must |= needed & vocabulary.pieces.keys()
-        kept = vocabulary.with_parts(must | used.keys())
+        kept = vocabulary.add_parts(must | used.keys())
         if self.size is not None and len(kept) > (room := self._round_up(self.size, units.count)):
             raise StageError(
                 f"{len(kept)} tokens must stay, {len(used)} of them since the rows use them, more "
@@ -183,7 +183,7 @@ class TrimVocabulary(Stage):
         for index in sorted(unused):
             if len(kept) >= target:
                 break
-            more = vocabulary.with_parts([index]) - kept
+            more = vocabulary.add_parts([index]) - kept
             if len(kept) + len(more) <= target:
                 kept |= more
         return kept

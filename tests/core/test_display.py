@@ -18,7 +18,7 @@ from rich.text import Text
 
 from compressor.core.console import Console
 from compressor.core.display import BarState, Log, RunState, Screen, draw
-from compressor.core.printing import printable
+from compressor.core.printing import escape_controls
 from compressor.core.processes import child_environment
 
 STAGES = [
@@ -188,4 +188,4 @@ def test_a_text_gives_a_terminal_no_orders(text: str) -> None:
     shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
     assert shown.count("a ") == 2 and not ACTS.search(shown), repr(shown)
     assert "\x1b[31m" in stream.getvalue(), "rich's own colour is no order of the text's"
-    assert printable("a\tb\nc é 😀") == "a\tb\nc é 😀"
+    assert escape_controls("a\tb\nc é 😀") == "a\tb\nc é 😀"

@@ -12,7 +12,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from compressor.data.spill import IdRows, let_go
+from compressor.data.spill import IdRows, release_pages
 
 BYTES = 96_000_000
 
@@ -77,7 +77,7 @@ def test_a_mapped_file_that_was_read_is_let_go_and_reads_the_same(tmp_path: Path
     assert sum(len(column[row].as_py()) for row in range(len(column))) == BYTES
     held = count_resident() - before
     assert held > 0.8 * BYTES
-    let_go([column])
+    release_pages([column])
     if count_resident() - before > 0.9 * held:
         pytest.skip("this system does not know the advice")
     assert count_resident() - before < 0.2 * BYTES

@@ -115,12 +115,12 @@ def test_shared_labels_score_as_one_processs(tmp_path) -> None:
 def test_every_batch_is_one_processs() -> None:
     """Shares of 5 batches among 3: none twice, none left out; bars move by what all have done."""
     batches = [[0, 1], [2, 3, 4], [5], [6, 7], [8]]
-    shares = [list(Ranks(rank, 3).shares(batches)) for rank in range(3)]
+    shares = [list(Ranks(rank, 3).iterate_batches(batches)) for rank in range(3)]
     assert [[batch for batch, _ in share] for share in shares] == [
         [[0, 1], [6, 7]], [[2, 3, 4], [8]], [[5]],
     ]  # fmt: skip
     assert [[done for _, done in share] for share in shares] == [[6, 3], [6, 3], [6]]
-    assert list(Ranks(6, 7).shares(batches)) == []
+    assert list(Ranks(6, 7).iterate_batches(batches)) == []
 
 
 def kill_after_a_checkpoint(folder: Path, above: int, *overrides: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compressor.core.numbers import duration, format_values
+from compressor.core.numbers import format_duration, format_values
 from compressor.reports.html.render import _read_plotly, render
 
 
@@ -34,7 +34,7 @@ def test_a_column_has_one_unit_and_one_precision(name: str, values, expected) ->
 )
 def test_durations_are_read_at_a_glance(seconds: float, expected: str) -> None:
     """Two units at most."""
-    assert duration(seconds) == expected
+    assert format_duration(seconds) == expected
 
 
 def test_plotly_ends_no_script_early() -> None:

@@ -278,11 +278,11 @@ def test_a_rare_low_piece_cannot_make_unknown_characters_cheap(tmp_path) -> None
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
     vocabulary = Vocabulary(json.loads(tokenizer.to_str()))
-    kept = vocabulary.always(characters=False, sentinels=False)
+    kept = vocabulary.find_required_ids(characters=False, sentinels=False)
     assert wrapped.convert_tokens_to_ids("zzz") in kept
     used = set(wrapped("abc").input_ids)
     assert wrapped.convert_tokens_to_ids("a") in used  # ▁ a bc, at -22
-    smaller, order = vocabulary.only(kept | used)
+    smaller, order = vocabulary.trim(kept | used)
     again = Tokenizer.from_str(json.dumps(smaller))
     assert again.encode("abc").tokens == tokenizer.encode("abc").tokens
     assert [vocabulary.pieces[i] for i in order] == [
@@ -296,9 +296,9 @@ def test_every_way_to_a_bpe_piece_stays() -> None:
     merges = [("a", "b"), ("c", "d"), ("b", "c"), ("a", "bc"), ("ab", "c")]
     document = json.loads(Tokenizer(models.BPE(vocab, merges)).to_str())
     vocabulary = Vocabulary(document)
-    kept = vocabulary.with_parts([vocab["abc"]])
+    kept = vocabulary.add_parts([vocab["abc"]])
     assert {vocabulary.pieces[i] for i in kept} == {"a", "b", "c", "ab", "bc", "abc"}
-    smaller, _ = vocabulary.only(kept)
+    smaller, _ = vocabulary.trim(kept)
     expected = [["a", "b"], ["b", "c"], ["a", "bc"], ["ab", "c"]]
     assert [list(merge) for merge in smaller["model"]["merges"]] == expected
 

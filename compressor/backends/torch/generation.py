@@ -78,14 +78,14 @@ def decode_rows(
     try:
         lengths = [len(source) + search.max_length for source in sources]
         batches = evaluation_batches(lengths, tokens=BATCH_TOKENS // search.num_beams)
-        for batch, done in ranks.shares(batches):
+        for batch, done in ranks.iterate_batches(batches):
             if search.max_length > 1:  # `generate` refuses to give nothing
                 generated = _generate_batch(model, [sources[index] for index in batch], search)
                 rows |= dict(zip(batch, generated, strict=True))
             progress(done)
     finally:
         model.train(training)
-    rows = ranks.together(rows)
+    rows = ranks.gather(rows)
     return [rows.get(index, []) for index in range(len(sources))]
 
 

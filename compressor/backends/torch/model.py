@@ -78,7 +78,7 @@ class TorchModel(Model):
         examples = Examples(list(sources), [[0]] * len(sources), "class")
         logits: dict[int, NDArray[np.float64]] = {}
         batches = evaluation_batches(examples.lengths(), tokens=generation.BATCH_TOKENS)
-        for batch, done in self.ranks.shares(batches):
+        for batch, done in self.ranks.iterate_batches(batches):
             inputs = examples.batch(batch, self.checkpoint.pad_id)
             del inputs["labels"]
             out = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
@@ -86,7 +86,7 @@ class TorchModel(Model):
                 raise StageError(NOT_FINITE)
             logits |= dict(zip(batch, out.logits.double().cpu().numpy(), strict=True))
             progress(done)
-        logits = self.ranks.together(logits)
+        logits = self.ranks.gather(logits)
         rows = [logits[row] for row in range(len(sources))]
         return np.stack(rows) if rows else np.empty((0, model.config.num_labels))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from compressor.core.numbers import duration
+from compressor.core.numbers import format_duration
 from compressor.reports.html.render import render
 from compressor.reports.run_page import columns, curves
 from compressor.reports.run_page.results import ENDED, Results
@@ -89,9 +89,11 @@ def _list_facts(results: Results) -> list[str]:
     # A report on all models at once has several records of one key.
     cached = sum({record["key"]: record["cached"] for record in results.records}.values())
     facts.append(f"{cached} of them cached" if cached else "none cached")
-    facts.append(duration(sum(record["seconds"] for record in results.records)))
+    facts.append(format_duration(sum(record["seconds"] for record in results.records)))
     if cached:
-        facts.append(f"{duration(sum(r['made_in_seconds'] for r in results.records))} to make")
+        facts.append(
+            f"{format_duration(sum(r['made_in_seconds'] for r in results.records))} to make"
+        )
     return facts
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from compressor.core.console import Console
 from compressor.core.errors import Problem, RecipeError
-from compressor.core.numbers import duration
+from compressor.core.numbers import format_duration
 from compressor.core.packages import suggest_install
 from compressor.engine.keys import digest
 from compressor.engine.store.timings import StageTimings
@@ -117,10 +117,10 @@ def _print_steps(planned: PlannedSearch, timings: StageTimings, console: Console
         ("in each trial", repeated, repeated, per_trial),
     ):
         names = " → ".join(step.name for step in steps) or "nothing"
-        time = "cached" if not costs else duration(seconds) if seconds else "time unknown"
+        time = "cached" if not costs else format_duration(seconds) if seconds else "time unknown"
         console.say(f"{title}: {names}  ({time})" if steps else f"{title}: {names}")
     if unknown := [s.name for s in (*to_run, *repeated) if timings.seconds(s) is None]:
         text = f"no recorded time of {', '.join(unknown)}, which counts as nothing"
         console.say(f"{text}: run one trial, and it is known")
     if total := once + planned.search.trials * per_trial:
-        console.say(f"at most {duration(total)} in all, one trial after another")
+        console.say(f"at most {format_duration(total)} in all, one trial after another")

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from urllib.parse import quote
 
 from compressor.core.files import write_text
-from compressor.core.numbers import duration, format_values
+from compressor.core.numbers import format_duration, format_values
 from compressor.evaluation.predictions import guard_cell
 from compressor.recipe.objective import Direction
 from compressor.reports.html.render import PageColumn, render
@@ -58,7 +58,7 @@ def render_page(sweep: Sweep, folder: Path) -> str:
         "progress": _describe_progress(counts, words),
         "words": words,
         "some_are_rare": any(column.rare for column in columns),
-        "duration": duration,
+        "duration": format_duration,
         "empty": _explain_empty(sweep),
         "data": _collect_data(sweep, links),
     }

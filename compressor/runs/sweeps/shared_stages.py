@@ -14,7 +14,7 @@ from rich.tree import Tree
 
 from compressor.core import machine
 from compressor.core.console import Console
-from compressor.core.numbers import duration
+from compressor.core.numbers import format_duration
 from compressor.engine.plan import Plan
 from compressor.engine.store.timings import StageTimings
 from compressor.runs.sweeps.points import Point
@@ -146,7 +146,7 @@ def _describe_time(seconds: Sequence[float | None]) -> str:
     known = [value for value in seconds if value is not None]
     if not known:
         return "time unknown"
-    return f"{'≥' if len(known) < len(seconds) else '≈'} {duration(sum(known))}"
+    return f"{'≥' if len(known) < len(seconds) else '≈'} {format_duration(sum(known))}"
 
 
 def _print_times(shared: SharedStages, timings: StageTimings, console: Console) -> None:
@@ -160,6 +160,6 @@ def _print_times(shared: SharedStages, timings: StageTimings, console: Console) 
     ]
     for number, (at_once, launcher) in enumerate(choices):
         if number == 0 or at_once > 1:
-            seconds = duration(shared.estimate_seconds(timings, at_once))
+            seconds = format_duration(shared.estimate_seconds(timings, at_once))
             shown.add_row(str(at_once), seconds, launcher)
     console.print(shown)
