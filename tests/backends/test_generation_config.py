@@ -79,25 +79,9 @@ def test_every_setting_of_transformers_is_classified() -> None:
 @pytest.mark.parametrize(
     ("settings", "stages"),
     [
-        (
-            {"max_time": 0.001},
-            (
-                "greedy",
-                "beams",
-                "label",
-                "speed",
-                "sensitive",
-                "onnx",
-            ),
-        ),
+        ({"max_time": 0.001}, ("greedy", "beams", "label", "speed", "sensitive", "onnx")),
         ({"max_time": 0}, ("greedy",)),
-        (
-            {"max_new_tokens": 9},
-            (
-                "greedy",
-                "beams",
-            ),
-        ),
+        ({"max_new_tokens": 9}, ("greedy", "beams")),
         ({"stop_strings": ["."]}, ("greedy",)),
         ({"guidance_scale": 1.5}, ("greedy",)),
         ({"penalty_alpha": 0.6, "top_k": 4}, ("greedy",)),
@@ -113,15 +97,10 @@ def test_every_setting_of_transformers_is_classified() -> None:
 )
 def test_what_is_not_followed_is_refused_by_name(settings, stages, tmp_path) -> None:
     """In each stage that would decode so, with what to type; and then the plan has no problem."""
-    told = [
-        line for stage in sorted(stages) for line in problems(tmp_path, stage, generation=settings)
-    ]
+    name = next(name for name in settings if name not in ("num_beams", "top_k"))
     for stage in stages:
-        name = next(name for name in settings if name not in ("num_beams", "top_k"))
-        assert any(
-            f"stages.{stage}" in line and f"sets {name} to" in line and f"{{{name}: null}}" in line
-            for line in told
-        ), stage
+        told = [line for line in problems(tmp_path, stage, generation=settings) if stage in line]
+        assert any(f"sets {name} to" in line and f"{{{name}: null}}" in line for line in told)
     left_out = f", generation: {{{name}: null}}"
     assert problems(tmp_path, ", ".join(stages), generation=settings, model=left_out) == []
 
@@ -159,9 +138,8 @@ def test_what_transformers_does_not_load_is_refused_by_name(settings, tmp_path) 
     with pytest.raises(ValueError, match=name):
         GenerationConfig(**settings)
     told = problems(tmp_path, generation=settings)
-    assert any(
-        f"model.source: transformers refuses its generation config's {name}" in e for e in told
-    )
+    expected = f"model.source: transformers refuses its generation config's {name}"
+    assert any(expected in line for line in told)
     assert problems(tmp_path, generation=settings, model=f", generation: {{{name}: null}}") == []
 
 
@@ -199,13 +177,12 @@ def test_settings_in_an_old_config_and_in_a_recipe_count_too(tmp_path) -> None:
     with pytest.raises(RecipeError, match=r"sets max_time to 3\.0"):
         plan(compose(str(tmp_path / "it.yaml"), []), Store(tmp_path / "store"))
     told = problems(tmp_path, model=", generation: {max_tim: 3, num_beams: 4, max_time: 2}")
-    assert any(
-        "model.generation.max_tim: no such setting; did you mean 'max_time'" in e for e in told
-    )
-    assert any(
-        "model.generation.num_beams: is a setting of the stages that decode" in e for e in told
-    )
-    assert any("sets max_time to 2" in each for each in told)
+    for expected in (
+        "model.generation.max_tim: no such setting; did you mean 'max_time'",
+        "model.generation.num_beams: is a setting of the stages that decode",
+        "sets max_time to 2",
+    ):
+        assert any(expected in line for line in told)
 
 
 @pytest.mark.parametrize("kind", ["t5", "longt5", "mt5", "bart", "mbart", "pegasus", "marian"])
@@ -236,12 +213,9 @@ def test_a_start_that_the_recipe_gives_is_that_of_training_and_of_decoding(run, 
     T5ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
     lacking: dict[str, Any] = {"decoder_start_token_id": None}
     model = ", generation: {decoder_start_token_id: 0}, tokenizer: {vocab_size: 300}"
+    config = lacking | {"vocab_size": 400}
     assert not problems(
-        tmp_path,
-        "finetune, greedy",
-        generation=lacking,
-        config=lacking | {"vocab_size": 400},
-        model=model,
+        tmp_path, "finetune, greedy", generation=lacking, config=config, model=model
     )
     done = run("run", "it.yaml")
     assert done.code == 0, done.err

@@ -39,8 +39,8 @@ def test_losses_are_those_of_the_definition() -> None:
 def test_scores_of_each_label_and_their_means() -> None:
     """At 0.5: damage is given to rows 0 (right) and 3 (wrong), praise to 1 and 2 (right)."""
     truth = np.array(ROWS.labels)
-    found = summarize_scores(truth, (SCORES >= 0.5).astype(int), SCORES)
-    damage, praise = found["labels"]
+    scored = summarize_scores(truth, (SCORES >= 0.5).astype(int), SCORES)
+    damage, praise = scored["labels"]
     assert praise == {
         "positives": 2, "given": 2, "f1": 1.0, "roc_auc": 1.0, "average_precision": 1.0,
     }  # fmt: skip
@@ -49,34 +49,34 @@ def test_scores_of_each_label_and_their_means() -> None:
     assert damage["roc_auc"] == pytest.approx(3 / 4)
     # Ranked 0.9 (hit, 1/1), 0.6, 0.4 (hit, 2/3), 0.3.
     assert damage["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
-    assert found["macro_f1"] == pytest.approx((0.5 + 1) / 2)
-    assert found["micro_f1"] == pytest.approx(2 * 3 / (4 + 4))
-    assert found["roc_auc"] == pytest.approx((3 / 4 + 1) / 2)
-    assert found["accuracy"] == pytest.approx(2 / 4)
+    assert scored["macro_f1"] == pytest.approx((0.5 + 1) / 2)
+    assert scored["micro_f1"] == pytest.approx(2 * 3 / (4 + 4))
+    assert scored["roc_auc"] == pytest.approx((3 / 4 + 1) / 2)
+    assert scored["accuracy"] == pytest.approx(2 / 4)
 
 
 def test_micro_counts_rows_and_macro_counts_labels() -> None:
     """One label of 1 row, found; one of 3 rows, found once: F1 of 1 and 1/2, 2·2 / 6 together."""
     truth = np.array([[1, 1], [0, 1], [0, 1], [0, 0]])
     given = np.array([[1, 1], [0, 0], [0, 0], [0, 0]])
-    found = summarize_scores(truth, given, given * 0.8 + 0.1)
-    assert found["macro_f1"] == pytest.approx((1 + 1 / 2) / 2)
-    assert found["micro_f1"] == pytest.approx(2 * 2 / (4 + 2))
+    scored = summarize_scores(truth, given, given * 0.8 + 0.1)
+    assert scored["macro_f1"] == pytest.approx((1 + 1 / 2) / 2)
+    assert scored["micro_f1"] == pytest.approx(2 * 2 / (4 + 2))
 
 
 def test_one_label_alone_is_scored_as_one_of_many_is() -> None:
     """One right, one wrong, one missed: F1 is 2·1 / (2 + 2), not that of its absence."""
     truth, given = np.array([[1], [0], [1], [0], [0]]), np.array([[1], [1], [0], [0], [0]])
-    found = summarize_scores(truth, given, given * 0.8 + 0.1)
-    assert [found["labels"][0]["f1"], found["micro_f1"], found["macro_f1"]] == [0.5, 0.5, 0.5]
+    scored = summarize_scores(truth, given, given * 0.8 + 0.1)
+    assert [scored["labels"][0]["f1"], scored["micro_f1"], scored["macro_f1"]] == [0.5, 0.5, 0.5]
 
 
 def test_a_label_without_both_kinds_of_rows_has_no_ranking() -> None:
     """And is left out of the means, not counted as 0 or 1."""
     truth = np.array([[1, 0], [0, 0]])
-    found = summarize_scores(truth, truth, np.array([[0.9, 0.1], [0.2, 0.3]]))
-    assert found["labels"][1]["roc_auc"] is None
-    assert (found["roc_auc"], found["average_precision"]) == (1.0, 1.0)
+    scored = summarize_scores(truth, truth, np.array([[0.9, 0.1], [0.2, 0.3]]))
+    assert scored["labels"][1]["roc_auc"] is None
+    assert (scored["roc_auc"], scored["average_precision"]) == (1.0, 1.0)
     nothing = summarize_scores(truth[:, 1:], truth[:, 1:], np.array([[0.1], [0.3]]))
     assert nothing["roc_auc"] is None
 
@@ -84,9 +84,11 @@ def test_a_label_without_both_kinds_of_rows_has_no_ranking() -> None:
 def test_constant_scores_rank_nothing() -> None:
     """By hand: two of four rows have the first label, three the second, and all get 0.3."""
     truth, scores = np.array([[1, 1], [1, 1], [0, 1], [0, 0]]), np.full((4, 2), 0.3)
-    found = summarize_scores(truth, np.array([[1, 0]] * 4), scores)
-    assert [label["f1"] for label in found["labels"]] == [pytest.approx(2 / 3), 0.0]
-    assert found["roc_auc"] == 0.5 and found["average_precision"] == pytest.approx((0.5 + 0.75) / 2)
+    scored = summarize_scores(truth, np.array([[1, 0]] * 4), scores)
+    assert [label["f1"] for label in scored["labels"]] == [pytest.approx(2 / 3), 0.0]
+    assert scored["roc_auc"] == 0.5 and scored["average_precision"] == pytest.approx(
+        (0.5 + 0.75) / 2
+    )
     assert best_thresholds(scores[:, :1], [[0], [1], [0], [1]]) == [0.15]
 
 

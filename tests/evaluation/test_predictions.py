@@ -35,10 +35,14 @@ def test_columns_are_the_documented_ones() -> None:
 
 @pytest.mark.parametrize("text", ODD, ids=lambda text: ascii(text[:20]))
 def test_any_text_comes_back(tmp_path: Path, text: str) -> None:
-    """In each of the three text columns; also one above the csv module's 131,072 characters."""
+    """In each of the three text columns; also one above the csv module's 131,072 characters, whose
+    limit is the whole process's.
+    """
+    before = csv.field_size_limit()
     rows = [replace(PLAIN, source=text), replace(PLAIN, row=1, reference=text, prediction=text)]
     write_predictions(tmp_path / "p.csv", rows)
     assert read_predictions(tmp_path / "p.csv") == rows
+    assert csv.field_size_limit() == before
 
 
 @pytest.mark.parametrize("text", [text for text in ODD if text[:1] in {*"=+-@\t\r"} and text])
@@ -47,14 +51,6 @@ def test_a_spreadsheet_runs_no_cell(tmp_path: Path, text: str) -> None:
     write_predictions(tmp_path / "p.csv", [replace(PLAIN, prediction=text)])
     with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
         assert next(csv.DictReader(file))["prediction"] == "'" + text
-
-
-def test_reading_leaves_the_limit_of_the_csv_module_alone(tmp_path: Path) -> None:
-    """It belongs to the whole process."""
-    before = csv.field_size_limit()
-    write_predictions(tmp_path / "p.csv", [PLAIN])
-    read_predictions(tmp_path / "p.csv")
-    assert csv.field_size_limit() == before
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -119,15 +115,11 @@ def test_a_wrong_file_is_explained(tmp_path: Path, content: str, message: str) -
         score_predictions(tmp_path / "p.csv")
 
 
-def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_in_another_encoding_is_named(tmp_path: Path) -> None:
     """The decoder's own message would not say which file."""
     (tmp_path / "p.csv").write_bytes("reference,prediction\nnaïve,b\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"p\.csv is not UTF-8"):
         score_predictions(tmp_path / "p.csv")
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """As a ValueError, like everything else that the user can put right."""
     with pytest.raises(ValueError, match=r"gone\.csv is not a file"):
         read_predictions(tmp_path / "gone.csv")
 

@@ -11,12 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError
@@ -42,6 +37,7 @@ from compressor.training.teacher_cache import (
 )
 from tests.harness.command import Command, compressor, start
 from tests.harness.models import PICO
+from tests.harness.recipes import RECIPE as PICO_RECIPE
 from tests.harness.runs import kill, losses, wait_for_step
 
 ROWS = [([5, 6, 7, 1], [8, 9, 1]), ([10, 1], [11, 1]), ([12, 13, 1], [14, 15, 16, 17, 1])]
@@ -150,17 +146,17 @@ def test_a_sum_and_its_gradients_do_not_depend_on_how_the_batch_was_cut(kind: st
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("part", ALL)
-def test_an_empty_share_adds_nothing_to_any_gradient(kind: str, part: str) -> None:
+def test_an_empty_share_adds_nothing_to_any_gradient(part: str) -> None:
     """A rank without rows takes part in the step, whichever part alone is weighed."""
-    loss = both(kind, {part: 1.0})
-    summed = loss(batch(kind, []))
-    assert summed.item() == 0
-    summed.backward()
-    for name, parameter in loss.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is None or not parameter.grad.any(), name
+    for kind in FAMILIES:
+        loss = both(kind, {part: 1.0})
+        summed = loss(batch(kind, []))
+        assert summed.item() == 0
+        summed.backward()
+        for name, parameter in loss.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is None or not parameter.grad.any(), (kind, name)
 
 
 def test_the_divergence_of_known_distributions() -> None:
@@ -186,34 +182,6 @@ def test_the_difference_of_known_attention_maps() -> None:
     assert attention_difference(student, teacher, keys).item() == pytest.approx(expected)
     same = attention_difference(student, teacher.expand(1, 2, 1, 3), keys)
     assert same.item() == pytest.approx((0.25 + 0.25 + 0.81 + 0.81) / 4)
-
-
-def test_a_classifier_learns_a_teachers_logits_alone() -> None:
-    """Without hidden states and attention maps, as `bert/distil_tiny` has it: for each label, T² ·
-    KL of the two probabilities, summed over labels and rows. This once ended in an AttributeError.
-    """
-    student, teacher = (
-        AutoModelForSequenceClassification.from_config(
-            AutoConfig.for_model(
-                "bert", **PICO["bert"], num_labels=3, problem_type="multi_label_classification"
-            )
-        ).eval()
-        for _ in range(2)
-    )
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in (*student.parameters(), *teacher.parameters()):
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    rows = [([5, 6, 7], [1, 0, 1]), ([8, 9], [0, 0, 0])]
-    given = collate_rows(rows, pad_id=0, layout="labels")
-    with torch.no_grad():
-        found = DistillationLoss(student, teacher, {"logits": 1.0}, temperature=2.0)(given)
-        expected = 0.0
-        for source, _ in rows:
-            ids = torch.tensor([source])
-            p, q = ((m(input_ids=ids).logits[0] / 2).sigmoid() for m in (teacher, student))
-            expected += float((p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum())
-    assert float(found) == pytest.approx(4 * expected, rel=1e-4)
 
 
 def test_labels_alone_are_the_label_loss() -> None:
@@ -243,33 +211,26 @@ def test_in_bfloat16_the_teacher_keeps_its_own_precision() -> None:
     """Under autocast only the student's side is rounded: at itself, a teacher differs by that."""
     model = build_pico("t5", 1)
     loss = DistillationLoss(build_pico("t5", 1), model, {"logits": 1.0}, temperature=1.0)
-    seen = []
-    model.lm_head.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    dtypes = []
+    model.lm_head.register_forward_hook(lambda _, __, out: dtypes.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        found = loss(batch("t5"))
-    assert seen == [torch.float32]
-    assert found.dtype == torch.float32
-    assert 0 < found.item() < 0.1
+        summed = loss(batch("t5"))
+    assert [*dtypes, summed.dtype] == [torch.float32] * 2
+    assert 0 < summed.item() < 0.1
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
     """Gradient checkpointing, with hidden states and attention maps captured."""
-    loss = both("t5", ALL)
-    found = []
+    student, teacher = build_pico("t5", 1, dropout_rate=0.0, **NARROW["t5"]), build_pico("t5", 2)
+    loss = DistillationLoss(student, teacher, ALL, layers=MAPS).train()
+    gradients = []
     for recompute in (False, True):
         if recompute:
-            loss.student.model.gradient_checkpointing_enable()
-            loss.student.model.train()
-            for module in loss.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
-            for layer in loss.student.model.modules():
-                if hasattr(layer, "dropout") and isinstance(layer.dropout, float):
-                    layer.dropout = 0.0
+            student.gradient_checkpointing_enable()
         loss.zero_grad()
         loss(batch("t5")).backward()
-        found.append([p.grad.clone() for p in loss.parameters() if p.requires_grad])
-    for plain, again in zip(*found, strict=True):
+        gradients.append([p.grad.clone() for p in loss.parameters() if p.requires_grad])
+    for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -278,14 +239,9 @@ def taught(kind: str, teacher: Any, folder: Path) -> ExamplesWithLogits:
     sources, targets = map(list, zip(*ROWS, strict=True))
     examples = Examples(sources, targets, "joined" if kind in CAUSAL else "pairs")
     return with_teacher_logits(
-        examples,
-        teacher,
-        0,
-        folder,
+        examples, teacher, 0, folder, flush_seconds=0, progress=Progress(Console(quiet=True)),
         accelerator=accelerator_for(Hyperparameters(precision="float32"), None),
-        progress=Progress(Console(quiet=True)),
-        flush_seconds=0,
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -315,13 +271,13 @@ def test_cached_logits_give_the_teachers_loss_and_gradients(kind: str, tmp_path:
 def test_the_file_has_a_line_for_each_label_token(dtype: torch.dtype, tmp_path: Path) -> None:
     """What the teacher gives for rows alone, in its own type: 10 labels of 50 pieces."""
     teacher = build_pico("t5", 2).to(dtype)
-    found = taught("t5", teacher, tmp_path).logits
-    assert (found.shape, found.dtype) == ((LABELS, 50), dtype)
+    logits = taught("t5", teacher, tmp_path).logits
+    assert (logits.shape, logits.dtype) == ((LABELS, 50), dtype)
     assert (tmp_path / LOGITS).stat().st_size == LABELS * 50 * dtype.itemsize
     with torch.no_grad():
         alone = [teacher(**batch("t5", [row])).logits[0] for row in ROWS]
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.2}[dtype]
-    torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=tolerance)
+    torch.testing.assert_close(logits, torch.cat(alone), rtol=0, atol=tolerance)
 
 
 def test_cached_logits_that_are_on_the_disk_are_not_computed_again(tmp_path: Path) -> None:
@@ -360,18 +316,9 @@ def test_layers_are_matched_evenly_and_last_to_last() -> None:
     assert matched_layers(4, 2) == {0: 0, 1: 0, 2: 1, 3: 1}
 
 
-RECIPE = """
-defaults: [/base, /model: tiny, /data: bills, _self_]
-pipeline: [load, finetune, small, shrink, prune, distill]
-model:
-  config: {vocab_size: 400, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 2, num_decoder_layers: 2}
-  tokenizer: {vocab_size: 400}
-data: {rows: {train: 64, validation: 16, test: 8}, max_source_length: 96, max_target_length: 32}
-training: {batch_size: 8, learning_rate: 0.003, warmup_steps: 2, checkpoint_seconds: 0}
-stages:
-  load: {}
-  finetune: {epochs: 1}
-  small:
+RECIPE = PICO_RECIPE.replace("prune, recover, evaluate]", "small, shrink, prune, distill]")
+RECIPE = RECIPE[: RECIPE.index("  prune:")]
+RECIPE += """  small:
     stage: load
     config:
       {model_type: t5, vocab_size: 400, d_model: 24, d_kv: 8, d_ff: 48, num_layers: 2,
@@ -447,8 +394,8 @@ def kill_in_the_middle(folder: Path, *overrides: str) -> Path:
     wait_for_step(process, -1)  # where a disk is slow, a later one may come after the last step
     kill(process)
     # Killed between two renames it may have left the one before as well; the last is what counts.
-    found = folder.glob("outputs/store/partial/*.resume/step-*/tensors")
-    return max(found, key=lambda path: int(path.parent.name[5:]))
+    checkpoints = folder.glob("outputs/store/partial/*.resume/step-*/tensors")
+    return max(checkpoints, key=lambda path: int(path.parent.name[5:]))
 
 
 def test_a_killed_distillation_goes_on_to_the_same_bits(folder: Path) -> None:
@@ -525,63 +472,42 @@ TEACHER = "teacher: finetune"
 ALIKE = "layers: {encoder: {0: 0, 1: 1}}"
 
 
+CACHING = (TEACHER, f"{TEACHER}\n    cache_logits: true")
+LOSSES = "{hidden: 0.5, attention: 5.0}"
+INT8 = ("  shrink:", "  int8: {stage: quantize}\n  shrink:")
+MEASURE = ("  shrink:", "  measure: {stage: benchmark}\n  shrink:")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ([(TEACHER, "teacher: finetun")], "distill.teacher: no stage 'finetun'; did you mean"),
         ([(TEACHER, "teacher: distill")], "distill.teacher: 'distill' comes later"),
         ([("prune, distill]", "distill, prune]"), (TEACHER, "teacher: prune")], "comes later"),
-        (
-            [
-                ("small, shrink", "measure, small, shrink"),
-                (TEACHER, "teacher: measure"),
-                ("  shrink:", "  measure: {stage: benchmark}\n  shrink:"),
-            ],
-            "distill.teacher: 'measure' gives no model",
-        ),
+        ([("small, shrink", "measure, small, shrink"), (TEACHER, "teacher: measure"), MEASURE],
+         "distill.teacher: 'measure' gives no model"),
         ([("    teacher: finetune\n", "")], "distill.teacher: is missing"),
-        (
-            [("{model_type: t5, vocab_size: 400", "{model_type: t5, vocab_size: 401")],
-            "has a vocabulary of 400, the student one of 401",
-        ),
+        ([("{model_type: t5, vocab_size: 400", "{model_type: t5, vocab_size: 401")],
+         "has a vocabulary of 400, the student one of 401"),
         ([(SMALL, f"      {GPT2}\n    head: causal_lm\n")], "has the head 'seq2seq_lm'"),
-        (
-            [(SMALL, f"      {BART}\n")],
-            "losses.attention: the teacher is a t5, the student a bart",
-        ),
-        (
-            [
-                ("prune, distill]", "int8, distill]"),
-                ("  shrink:", "  int8: {stage: quantize}\n  shrink:"),
-            ],
-            "stages.distill: cannot train an int8 model",
-        ),
+        ([(SMALL, f"      {BART}\n")], "losses.attention: the teacher is a t5, the student a bart"),
+        ([("prune, distill]", "int8, distill]"), INT8],
+         "stages.distill: cannot train an int8 model"),
         ([(ALIKE, "layers: {decoder: {0: 2}}")], "decoder.0: 2 is outside 0 … 1, the teacher"),
         ([(ALIKE, "layers: {decoder: {1: 0}}")], "decoder.1: 1 is outside 0 … 0, the student"),
         ([(ALIKE, "layers: {encoder: {}, decoder: {}}")], "leaves no layer"),
-        (
-            [(ALIKE, "layers: {encode: {0: 1}}")],
-            "layers.encode: no such key; did you mean 'encoder'?",
-        ),
+        ([(ALIKE, "layers: {encode: {0: 1}}")],
+         "layers.encode: no such key; did you mean 'encoder'?"),
         ([("{hidden: 0.5", "{hiden: 0.5")], "losses.hiden: no such key; did you mean 'hidden'?"),
-        ([("{hidden: 0.5, attention: 5.0}", "{labels: 0, logits: 0}")], "all weights are zero"),
-        (
-            [(TEACHER, f"{TEACHER}\n    cache_logits: true")],
-            "distill.cache_logits: hidden states and attention maps need the teacher in every step",
-        ),
-        (
-            [
-                (TEACHER, f"{TEACHER}\n    cache_logits: true"),
-                ("{hidden: 0.5, attention: 5.0}", "{labels: 1.0, logits: 0}"),
-            ],
-            "distill.cache_logits: there is nothing to cache: losses.logits is 0",
-        ),
-        (
-            [(TEACHER, f"{TEACHER}\n    temperature: 0")],
-            "distill.temperature: expected more than 0, got 0",
-        ),
+        ([(LOSSES, "{labels: 0, logits: 0}")], "all weights are zero"),
+        ([CACHING],
+         "distill.cache_logits: hidden states and attention maps need the teacher in every step"),
+        ([CACHING, (LOSSES, "{labels: 1.0, logits: 0}")],
+         "distill.cache_logits: there is nothing to cache: losses.logits is 0"),
+        ([(TEACHER, f"{TEACHER}\n    temperature: 0")],
+         "distill.temperature: expected more than 0, got 0"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_distilled_is_found_while_planning(tmp_path, changes, expected) -> None:
     """One message with the key's path, what was expected, and the valid range or name."""
     with pytest.raises(RecipeError) as error:
@@ -602,11 +528,11 @@ def test_the_teacher_is_part_of_the_key(tmp_path: Path) -> None:
         ("finetune: {epochs: 1}", "big: {stage: finetune, epochs: 1}"),
         (TEACHER, "teacher: big"),
     )
-    labels = ("{hidden: 0.5, attention: 5.0}", "{labels: 1.0, logits: 0.0}")
+    labels = (LOSSES, "{labels: 1.0, logits: 0.0}")
     assert key(labels) == key(labels, (TEACHER, f"{TEACHER}\n    temperature: 3.0"))
     assert key() != key((TEACHER, f"{TEACHER}\n    temperature: 3.0"))
-    logits = ("{hidden: 0.5, attention: 5.0}", "{}")
-    assert key(logits) != key(logits, (TEACHER, f"{TEACHER}\n    cache_logits: true"))
+    logits = (LOSSES, "{}")
+    assert key(logits) != key(logits, CACHING)
 
 
 def test_a_skipped_teacher_is_the_model_before_it(tmp_path: Path) -> None:
