@@ -30,30 +30,23 @@ NAME = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 STEPS = 12
 
 
-def test_a_short_training_keeps_each_step() -> None:
-    """No more steps than points: each step's own loss, counted from 1."""
+def test_a_curve_has_each_step_or_means_of_equally_many() -> None:
+    """Counted from 1; seven steps in at most three points: 3 + 3 + 1, each at its last step."""
     assert downsample_losses([4.0, 2.0, 1.0], most=3) == [(1, 4.0), (2, 2.0), (3, 1.0)]
     assert downsample_losses([]) == []
-
-
-def test_a_long_training_keeps_means_of_equally_many_steps() -> None:
-    """Seven steps in at most three points: 3 + 3 + 1, each at the last of its steps."""
-    assert downsample_losses([3.0, 2.0, 1.0, 6.0, 6.0, 6.0, 9.0], most=3) == [
-        (3, 2.0),
-        (6, 6.0),
-        (7, 9.0),
-    ]
+    seven = [3.0, 2.0, 1.0, 6.0, 6.0, 6.0, 9.0]
+    assert downsample_losses(seven, most=3) == [(3, 2.0), (6, 6.0), (7, 9.0)]
 
 
 @pytest.mark.parametrize("steps", [1, 199, 200, 201, 399, 400, 401, 12_345])
 def test_a_curve_is_bounded_and_ends_with_the_training(steps: int) -> None:
     """At most 200 points, rising steps, and the mean over all steps is that of the losses."""
     losses = [random.Random(steps + n).uniform(1, 5) for n in range(steps)]
-    found = downsample_losses(losses)
-    ends = [0, *(step for step, _ in found)]
-    assert len(found) <= CURVE_POINTS and ends == sorted(set(ends)) and ends[-1] == steps
+    curve = downsample_losses(losses)
+    ends = [0, *(step for step, _ in curve)]
+    assert len(curve) <= CURVE_POINTS and ends == sorted(set(ends)) and ends[-1] == steps
     widths = [after - before for before, after in pairwise(ends)]
-    total = sum(width * loss for width, (_, loss) in zip(widths, found, strict=True))
+    total = sum(width * loss for width, (_, loss) in zip(widths, curve, strict=True))
     assert total == pytest.approx(sum(losses))
 
 
@@ -91,22 +84,14 @@ def train(
         if done <= 8:
             mask.view(-1)[4 * done - 4 : 4 * done] = False
 
+    usual = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "checkpoint_seconds": 0.0}
     training = Training(
-        loss=LabelLoss(model),
-        model=model,
-        train=Examples(ids, [row[:4] for row in ids]),
+        loss=LabelLoss(model), model=model, train=Examples(ids, [row[:4] for row in ids]),
         validation=Examples(ids[:4], [row[:4] for row in ids[:4]]),
-        settings=Hyperparameters(
-            **{"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "checkpoint_seconds": 0.0}
-            | settings
-        ),
-        masks=masks,
-        pad_id=0,
-        seed=seed,
-        resume=resume,
-        progress=Progress(Console(quiet=True), quiet=True),
+        settings=Hyperparameters(**usual | settings), masks=masks, pad_id=0, seed=seed,
+        resume=resume, progress=Progress(Console(quiet=True), quiet=True),
         after_step=after_step if gradual else None,
-    )
+    )  # fmt: skip
     history = training.run()
     return history, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -124,8 +109,8 @@ def test_a_training_that_was_stopped_twice_goes_on_to_the_same_bits(tmp_path: Pa
     for stop in (3, 10):
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "stopped", stop)
-        found = last_checkpoint(tmp_path / "stopped")
-        assert found is not None and found.name == f"step-{stop}"
+        last = last_checkpoint(tmp_path / "stopped")
+        assert last is not None and last.name == f"step-{stop}"
     again, same = train(tmp_path / "stopped")
     assert again.resumed == 2 and history.resumed == 0
     assert again.losses == history.losses and len(again.losses) == STEPS
@@ -136,13 +121,6 @@ def test_a_training_that_was_stopped_twice_goes_on_to_the_same_bits(tmp_path: Pa
     told = again.summarize()
     assert told["samples_per_second"] == pytest.approx(48 / again.seconds)
     assert told["train_loss"] == again.losses[-1]
-
-
-def test_the_last_checkpoint_is_that_of_most_steps(tmp_path: Path) -> None:
-    """A tenth step comes after a ninth."""
-    for step in (9, 10, 2):
-        (tmp_path / f"step-{step}").mkdir()
-    assert last_checkpoint(tmp_path) == tmp_path / "step-10"
 
 
 def test_a_training_draws_from_its_own_seed_alone(tmp_path: Path) -> None:
@@ -163,7 +141,7 @@ def test_the_validation_loss_is_without_dropout(tmp_path: Path) -> None:
     assert len(set(history.losses)) == STEPS
 
 
-def test_a_curves_last_loss_is_the_mean_of_the_last_twentieth() -> None:
+def test_the_loss_of_a_training_is_the_mean_of_its_last_twentieth() -> None:
     """Of 40 steps two, of 5 the last."""
     assert History(losses=[9.0] * 38 + [1.0, 2.0]).summarize()["train_loss"] == 1.5
     assert History(losses=[9.0] * 4 + [1.0]).summarize()["train_loss"] == 1.0

@@ -46,10 +46,9 @@ def test_what_decays_is_what_decays_in_transformers_trainer() -> None:
         model.requires_grad_(requires_grad=True)
         names = Trainer.get_decay_parameter_names(None, model)
         expected = {name for name, _ in model.named_parameters() if name in names}
-        found = decayed_names(model, model)
-        assert found == expected, (kind, changes, head)
+        assert decayed_names(model, model) == expected, (kind, changes, head)
         whole = {name for name, _ in model.named_parameters()}
-        assert not any(name.endswith("bias") or "norm" in name.lower() for name in found)
+        assert not any(name.endswith("bias") or "norm" in name.lower() for name in expected)
         assert decayed_names(model, model, decay_biases_and_norms=True) == whole
     block = Block(16, BlockSizes(heads=2, head_size=4, depth=1))
     names = Trainer.get_decay_parameter_names(None, block)
@@ -146,8 +145,8 @@ def test_losses_and_weights_are_those_of_the_usual_loop(tmp_path, kind, warmup) 
     settings = Hyperparameters(**SETTINGS, warmup_steps=warmup)
     losses, weights = plain_training(sharded.start(kind).model, settings, {}, lambda step: None)
     model = sharded.start(kind).model
-    found, _ = our_training(model, settings, {}, lambda step: None, tmp_path)
-    assert found == pytest.approx(losses, abs=1e-6)
+    losses_of_ours, _ = our_training(model, settings, {}, lambda step: None, tmp_path)
+    assert losses_of_ours == pytest.approx(losses, abs=1e-6)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-4, atol=1e-5)
 
@@ -169,8 +168,8 @@ def test_what_is_pruned_counts_in_no_norm_and_no_average(tmp_path, gradual) -> N
     model = sharded.start("t5").model
     for name, mask in first.items():
         model.get_parameter(name).data.mul_(mask)
-    found, training = our_training(model, settings, mine, reviser(mine), tmp_path)
-    assert found == pytest.approx(losses, abs=1e-6)
+    losses_of_ours, training = our_training(model, settings, mine, reviser(mine), tmp_path)
+    assert losses_of_ours == pytest.approx(losses, abs=1e-6)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-4, atol=1e-5)
     if not gradual:
