@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from compressor.cli import DONE, FAILED
-from compressor.cli.shared import OUTPUTS, AsJson, Outputs, RunName, open_console, print_json
+from compressor.cli.shared import (
+    OUTPUTS,
+    AsJson,
+    Outputs,
+    RunName,
+    open_console,
+    print_json,
+    take_many,
+)
 from compressor.core.errors import RecipeError
 from compressor.core.processes import sigterm_as_keyboard_interrupt
 
@@ -111,15 +119,7 @@ def explain_stage(
 
 def reproduce_run(
     run: RunName,
-    overrides: Annotated[
-        list[str],
-        Argument(
-            metavar="KEY=VALUE",
-            default_factory=list,
-            show_default=False,
-            help="secrets: they are not recorded",
-        ),
-    ],
+    secrets: Annotated[list[str], take_many("KEY=VALUE", "secrets: they are not recorded")],
     *,
     into: Annotated[Path | None, Option(metavar="DIR", help="the outputs of the new run")] = None,
     outputs: Outputs = OUTPUTS,
@@ -134,7 +134,7 @@ def reproduce_run(
 
     record = _read_run(run, outputs)
     record.require_records()
-    values = restore_recipe(record, overrides)
+    values = restore_recipe(record, secrets)
     with make_outputs(record, into, outputs) as folder, sigterm_as_keyboard_interrupt():
         reproduction = reproduce(record, folder, values, open_console(stderr=as_json))
     if as_json:

@@ -15,14 +15,15 @@ RecipeName = Annotated[
     str,
     Argument(metavar="RECIPE", help="a checked-in recipe, such as homework/v3, or a .yaml file"),
 ]
+
+
+def take_many(metavar: str, text: str) -> Any:
+    """Describe an argument of any number of words, such as overrides. `text`: of its help."""
+    return Argument(metavar=metavar, default_factory=list, show_default=False, help=text)
+
+
 Overrides = Annotated[
-    list[str],
-    Argument(
-        metavar="OVERRIDES",
-        default_factory=list,
-        show_default=False,
-        help="Hydra overrides, such as stages.finetune.epochs=3",
-    ),
+    list[str], take_many("OVERRIDES", "Hydra overrides, such as stages.finetune.epochs=3")
 ]
 RunName = Annotated[
     str, Argument(metavar="RUN", help="a run's directory, or a recipe's name for its latest run")
