@@ -193,10 +193,6 @@ class Context:
     scheme: Scheme = field(default_factory=Scheme)
     """How a training's weights lie over them."""
 
-    @property
-    def trackers_folder(self) -> Path | None:
-        return None if self.run_folder is None else self.run_folder / "trackers"
-
     def rows(self, split: Split) -> Rows:
         """Load the rows of a split."""
         rows = self.data.load(split)

@@ -249,12 +249,13 @@ def run_training(settings: Hyperparameters, context: Context, **parts: Any) -> T
     """Train, from the checkpoint of a killed run if there is one; record losses and metrics."""
     from compressor.training.loop import Training
 
+    folder = context.run_folder if settings.trackers else None
     training = Training(
         settings=settings,
         seed=context.seed,
         resume=context.resume,
         progress=context.progress,
-        trackers_folder=context.trackers_folder if settings.trackers else None,
+        trackers_folder=folder and folder / "trackers",
         **parts,
     )
     history = training.run()

@@ -15,7 +15,7 @@ from compressor.compression.pruning import Grouping, Pruner
 from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import build_model
-from tests.compression.test_sparsegpt import published
+from tests.compression.test_sparsegpt import prune_as_published
 from tests.harness.models import PICO
 
 ROWS = Examples(
@@ -66,7 +66,7 @@ def test_n_m_pruning_with_updates_is_the_papers_for_each_layer(kind: str) -> Non
     expected = {}
     for name in names:
         inputs, weight = inputs_of(checkpoint, name), checkpoint.get_parameter(name).detach()
-        expected[name] = published(as_rows(kind, weight), inputs.T @ inputs, n_m=(2, 4))
+        expected[name] = prune_as_published(as_rows(kind, weight), inputs.T @ inputs, n_m=(2, 4))
     pruner(checkpoint, "sparsegpt").prune_group(names, 0, (2, 4))
     for name in names:
         weight = as_rows(kind, checkpoint.get_parameter(name).detach())

@@ -138,22 +138,13 @@ def test_gradual_pruning_ends_at_the_planned_count_and_survives_a_kill(recipe, r
     ("settings", "path", "message"),
     [
         ("amounts: {mine: 0.1}, groups: {mine: ['*.nothing']}", "groups.mine.0", "matches no"),
-        (
-            "amounts: {mine: 0.1, encoder: {feed_forward: 0.1}}, groups: {mine: ['*.wi.weight']}",
-            "amounts.encoder.feed_forward",
-            "shares weights with the group 'mine'",
-        ),
-        (
-            "amounts: {mine: 0.1}, importance: wanda, groups: {mine: ['*layer_norm.weight']}",
-            "amounts.mine",
-            "no Linear layer",
-        ),
+        ("amounts: {mine: 0.1, encoder: {feed_forward: 0.1}}, groups: {mine: ['*.wi.weight']}",
+         "amounts.encoder.feed_forward", "shares weights with the group 'mine'"),
+        ("amounts: {mine: 0.1}, importance: wanda, groups: {mine: ['*layer_norm.weight']}",
+         "amounts.mine", "no Linear layer"),
         ("pattern: '2:5', only: [lm_head]", "pattern", "no multiple of 5"),
-        (
-            "pattern: '2:4', groups: {mine: ['*layer_norm.weight']}, only: [mine]",
-            "only.0",
-            "no Linear layer",
-        ),
+        ("pattern: '2:4', groups: {mine: ['*layer_norm.weight']}, only: [mine]",
+         "only.0", "no Linear layer"),
         ("amounts: {mine: 0.2}, groups: {mine: []}", "amounts.mine", "no weights"),
         ("pattern: '4:2'", "pattern", "N:M with N < M"),
         ("pattern: '2:4', amounts: {lm_head: 0.1}", "", "set one of amounts"),
@@ -161,7 +152,7 @@ def test_gradual_pruning_ends_at_the_planned_count_and_survives_a_kill(recipe, r
         ("target: {nonzero_ratio: 0.5, bytes: 3}", "target", "set nonzero_ratio or bytes"),
         ("pattern: '2:4', only: [decoder.feedforward]", "only.0", "did you mean 'feed_forward'?"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_pruned_is_told_while_planning(recipe, settings, path, message) -> None:
     """With the key and the cure."""
     with pytest.raises(RecipeError) as caught:
@@ -175,18 +166,12 @@ def test_what_cannot_be_pruned_is_told_while_planning(recipe, settings, path, me
     [
         ("{nonzero_ratio: 0.001}", "finetune, sensitivity, prune", "out of reach"),
         ("{bytes: 90000000}", "finetune, sensitivity, prune", "smaller"),
-        (
-            "{nonzero_ratio: 0.5}, sensitivity: evaluate",
-            "finetune, evaluate, prune",
-            "expected a 'sensitivity' stage, and 'evaluate' is",
-        ),
-        (
-            "{nonzero_ratio: 0.5}",
-            "sensitivity, finetune, prune",
-            "looks at the model of 'load', not of 'finetune'",
-        ),
+        ("{nonzero_ratio: 0.5}, sensitivity: evaluate", "finetune, evaluate, prune",
+         "expected a 'sensitivity' stage, and 'evaluate' is"),
+        ("{nonzero_ratio: 0.5}", "sensitivity, finetune, prune",
+         "looks at the model of 'load', not of 'finetune'"),
     ],
-)
+)  # fmt: skip
 def test_a_target_that_cannot_be_is_told_while_planning(recipe, target, pipeline, message) -> None:
     """More than the groups hold, less than is gone, or without the curves of that very model."""
     path = recipe(

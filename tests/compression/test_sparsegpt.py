@@ -11,7 +11,7 @@ from compressor.compression.sparsegpt import block_counts, prune_with_sparsegpt
 from compressor.compression.thresholds import prune_rows
 
 
-def published(
+def prune_as_published(
     weight: Tensor, hessian: Tensor, sparsity: float = 0.5, n_m: tuple[int, int] | None = None
 ) -> Tensor:
     """Algorithm 1 in float64; its B is 128, its Bs is 128 or M, its λ is 1 % of the mean."""
@@ -43,7 +43,7 @@ def published(
     return new * keep
 
 
-def correlated(tokens: int, columns: int) -> tuple[Tensor, Tensor]:
+def draw_correlated(tokens: int, columns: int) -> tuple[Tensor, Tensor]:
     """Weights, and inputs of which few directions and scales carry most."""
     generator = torch.Generator().manual_seed(3)
     mixing = torch.randn(columns // 4, columns, generator=generator)
@@ -59,24 +59,24 @@ def test_masks_and_weights_are_those_of_the_paper(
     n_m: tuple[int, int] | None, columns: int
 ) -> None:
     """N:M masks group by group from updated weights, others per 128 columns; with damping."""
-    weight, inputs = correlated(3 * columns, columns)
+    weight, inputs = draw_correlated(3 * columns, columns)
     hessian = inputs.T @ inputs
     ones = torch.ones_like(weight, dtype=torch.bool)
     (counts,) = block_counts([ones], ones.numel() // 2)
     new, mask = prune_with_sparsegpt(weight, hessian, ones, None if n_m else counts, n_m)
-    expected = published(weight, hessian, n_m=n_m)
+    expected = prune_as_published(weight, hessian, n_m=n_m)
     assert torch.equal(mask, expected != 0)
     assert torch.allclose(new.double(), expected, atol=2e-4)
 
 
 def test_fewer_tokens_than_inputs_are_enough() -> None:
     """Without damping such a Hessian has no inverse; with it the result is the paper's."""
-    weight, inputs = correlated(40, 64)
+    weight, inputs = draw_correlated(40, 64)
     hessian = inputs.T @ inputs
     new, mask = prune_with_sparsegpt(
         weight, hessian, torch.ones_like(weight, dtype=torch.bool), n_m=(2, 4)
     )
-    expected = published(weight, hessian, n_m=(2, 4))
+    expected = prune_as_published(weight, hessian, n_m=(2, 4))
     assert torch.equal(mask, expected != 0)
     assert torch.allclose(new.double(), expected, atol=1e-3)
 
@@ -87,7 +87,7 @@ def test_the_scale_of_the_activations_changes_nothing(
     n_m: tuple[int, int] | None, scale: float
 ) -> None:
     """Weights of inputs that are never active go first, and no other makes up for them."""
-    weight, inputs = correlated(480, 160)
+    weight, inputs = draw_correlated(480, 160)
     dead = [1, 7, 50, 51, 159]
     inputs[:, dead] = 0
     scaled = inputs * scale
@@ -98,14 +98,14 @@ def test_the_scale_of_the_activations_changes_nothing(
     hessian = inputs.T @ inputs
     hessian[dead, dead] = hessian.diagonal().sum() / (160 - len(dead))  # no part of the mean
     weight[:, dead] = 0
-    expected = published(weight, hessian, n_m=n_m)
+    expected = prune_as_published(weight, hessian, n_m=n_m)
     assert torch.equal(mask, expected != 0)
     assert torch.allclose(new.double(), expected, atol=2e-4)
 
 
 def test_an_input_that_is_never_active_is_no_reason_to_damp_more() -> None:
     """Where half of the inputs are always 0, the others' result is as if those were not there."""
-    weight, inputs = correlated(300, 64)
+    weight, inputs = draw_correlated(300, 64)
     wide_weight, wide_inputs = torch.zeros(24, 128), torch.zeros(300, 128)
     places = torch.arange(0, 128, 2)
     wide_weight[:, places], wide_weight[:, places + 1] = weight, 9.0
@@ -114,7 +114,7 @@ def test_an_input_that_is_never_active_is_no_reason_to_damp_more() -> None:
     hessian = wide_inputs.T @ wide_inputs
     new, mask = prune_with_sparsegpt(wide_weight, hessian, ones, [24 * 64 + 24 * 32])
     assert not bool(mask[:, places + 1].any())
-    expected = published(weight, inputs.T @ inputs)
+    expected = prune_as_published(weight, inputs.T @ inputs)
     assert torch.equal(mask[:, places], expected != 0)
     assert torch.allclose(new[:, places].double(), expected, atol=2e-4)
 
@@ -130,7 +130,7 @@ def test_weights_of_inputs_that_are_never_active_go_first_with_wanda() -> None:
 
 def test_what_is_masked_counts_among_what_an_n_m_group_loses() -> None:
     """One entry of each group is gone before: one more goes; where three are, none."""
-    weight, inputs = correlated(200, 32)
+    weight, inputs = draw_correlated(200, 32)
     old = torch.ones_like(weight, dtype=torch.bool)
     old[:12, 2::4] = False
     old[12:, 1:] = torch.arange(1, 32) % 4 == 0

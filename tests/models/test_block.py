@@ -282,7 +282,7 @@ def test_a_body_with_a_block_takes_a_fresh_head(tmp_path) -> None:
     assert torch.equal(outputs(alone), outputs(start.model.base_model))
 
 
-def spoiled(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], object]:
+def damage_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         tensors = load_file(folder / FILE)
         change(tensors)
@@ -291,7 +291,7 @@ def spoiled(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], o
     return damage
 
 
-def configured(**values: Any) -> Callable[[Path], object]:
+def damage_config(**values: Any) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | values))
@@ -301,20 +301,23 @@ def configured(**values: Any) -> Callable[[Path], object]:
 
 QUERY = "encoder.layer.0.query.0.weight"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a tensor less": (spoiled(lambda t: t.pop(QUERY)), f"1 missing tensors, such as {QUERY}"),
-    "a tensor more": (spoiled(lambda t: t.update(x=torch.ones(1))), "1 unexpected .* x"),
+    "a tensor less": (
+        damage_tensors(lambda t: t.pop(QUERY)),
+        f"1 missing tensors, such as {QUERY}",
+    ),
+    "a tensor more": (damage_tensors(lambda t: t.update(x=torch.ones(1))), "1 unexpected .* x"),
     "another shape": (
-        spoiled(lambda t: t.update({QUERY: torch.ones(1)})),
+        damage_tensors(lambda t: t.update({QUERY: torch.ones(1)})),
         f"1 mismatched tensors, such as {QUERY}",
     ),
     "half a file": (lambda f: (f / FILE).write_bytes(b"x" * 50), "cannot load the model"),
-    "no block told of": (configured(encoder_blocks=None), "missing tensors"),
+    "no block told of": (damage_config(encoder_blocks=None), "missing tensors"),
     "another block": (
-        configured(encoder_blocks=[SIZES.model_dump() | {"depth": 0}, None]),
+        damage_config(encoder_blocks=[SIZES.model_dump() | {"depth": 0}, None]),
         "8 mismatched tensors, such as encoder.layer.0.key.0.bias",
     ),
-    "a list too short": (configured(encoder_blocks=[None]), "expected a list of 2"),
-    "an unknown key": (configured(encoder_blocks=[{"head": 2}, None]), "head: Extra inputs"),
+    "a list too short": (damage_config(encoder_blocks=[None]), "expected a list of 2"),
+    "an unknown key": (damage_config(encoder_blocks=[{"head": 2}, None]), "head: Extra inputs"),
 }
 
 

@@ -46,7 +46,7 @@ from tests.models.test_block import IDS, LENGTHS, SIZES, fresh, outputs, pico
 SMALL = {"block": {"heads": 2, "head_size": 4, "depth": 1}, "batch_size": 4}
 
 
-def approximated(
+def run_approximate(
     checkpoint: Checkpoint, folder: Path, **settings: Any
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """What the stage makes of a checkpoint, and its metrics."""
@@ -176,7 +176,7 @@ def test_a_block_learns_more_than_the_running_mean(tmp_path, model_type, layers)
     start = fresh(model_type)
     before = copy.deepcopy(start.model).state_dict()
     settings = {"batches": 60, "validation_batches": 4, "sequence_length": 8}
-    after, metrics = approximated(
+    after, metrics = run_approximate(
         start, tmp_path, layers=layers, learning_rate=1e-2, loss="mse", **settings
     )
     assert metrics["steps"] == 120
@@ -201,7 +201,7 @@ def test_a_block_learns_more_than_the_running_mean(tmp_path, model_type, layers)
 
 def test_without_epochs_the_block_is_as_it_was_drawn(tmp_path) -> None:
     """The start of a trained one, whichever its inputs: so the two can be compared."""
-    after, metrics = approximated(fresh(), tmp_path, epochs=0)
+    after, metrics = run_approximate(fresh(), tmp_path, epochs=0)
     torch.manual_seed(0)
     drawn = Block(16, BlockSizes(**SMALL["block"])).state_dict()
     block = after.model.encoder.layer[0].state_dict()
@@ -212,12 +212,12 @@ def test_without_epochs_the_block_is_as_it_was_drawn(tmp_path) -> None:
 
 def test_a_blocks_place_can_be_taken_again(tmp_path) -> None:
     """A block and the layer behind it are a teacher as any layers are; masks of others stay."""
-    start, _ = approximated(fresh(), tmp_path / "first", layers=[0, 1], epochs=0)
+    start, _ = run_approximate(fresh(), tmp_path / "first", layers=[0, 1], epochs=0)
     names = ["encoder.layer.0.query.0.weight", "encoder.layer.1.output.dense.weight"]
     start.masks = {name: torch.rand(start.get_parameter(name).shape) > 0.5 for name in names}
     start.apply_masks()
     tiny = {"heads": 1, "head_size": 2, "depth": 0}
-    after, metrics = approximated(start, tmp_path / "second", layers=[0], block=tiny)
+    after, metrics = run_approximate(start, tmp_path / "second", layers=[0], block=tiny)
     assert metrics["steps"] == 4
     assert list(after.masks) == names[1:]
     blocks = after.model.config.encoder_blocks
@@ -225,7 +225,7 @@ def test_a_blocks_place_can_be_taken_again(tmp_path) -> None:
     table = start.derive_facts().prune(frozenset(names[:1]), 10).prune(frozenset(names[1:]), 20)
     planned, _ = preview(Approximate(layers=[0], **SMALL | {"block": tiny}), table)
     assert planned.masked == ((frozenset(names[1:]), 20),)
-    whole, _ = approximated(start, tmp_path / "third", layers=[0, 1], epochs=0)
+    whole, _ = run_approximate(start, tmp_path / "third", layers=[0, 1], epochs=0)
     assert whole.model.config.encoder_blocks == [SIZES.model_dump()]
     assert whole.model.config.num_hidden_layers == 1
     assert not torch.equal(outputs(whole.model), outputs(start.model))
@@ -293,7 +293,7 @@ stages:
 """
 
 
-def planned(folder: Path, *replacements: tuple[str, str]) -> Plan:
+def plan_recipe(folder: Path, *replacements: tuple[str, str]) -> Plan:
     text = RECIPE
     for old, new in replacements:
         assert old in text, old
@@ -312,7 +312,7 @@ def run_recipe(folder: Path, *overrides: str) -> Command:
 
 def test_a_chain_as_a_user_runs_it(tmp_path: Path) -> None:
     """Two blocks, on noise and on text, then pruned and shrunk: planned counts, and it loads."""
-    nodes = {node.name: node for node in planned(tmp_path).nodes}
+    nodes = {node.name: node for node in plan_recipe(tmp_path).nodes}
     done = run_recipe(tmp_path)
     for name in ("load", "noise", "text", "finetune", "prune", "shrink"):
         table = nodes[name].facts
@@ -371,21 +371,23 @@ def test_two_processes_with_micro_batches_give_one_processs_losses(tmp_path: Pat
 
 def test_a_fine_tunings_learning_rate_is_not_the_blocks(tmp_path: Path) -> None:
     """Batch size and caps come from the recipe's `training:`; the published rate and decay stay."""
-    stage = planned(tmp_path).node("noise").stage
+    stage = plan_recipe(tmp_path).node("noise").stage
     assert isinstance(stage, Approximate)
     assert (stage.batch_size, stage.checkpoint_seconds) == (8, 0)
     assert (stage.learning_rate, stage.weight_decay, stage.warmup_steps) == (1e-3, 1e-4, 0)
-    capped = planned(tmp_path, ("checkpoint_seconds: 0}", "checkpoint_seconds: 0, max_steps: 3}"))
+    capped = plan_recipe(
+        tmp_path, ("checkpoint_seconds: 0}", "checkpoint_seconds: 0, max_steps: 3}")
+    )
     assert capped.node("noise").stage.max_steps == 3
     with pytest.raises(RecipeError, match=r"stages\.noise\.learning_rate: .*more than 0"):
-        planned(tmp_path, ("    batches: 10", "    learning_rate: 0\n    batches: 10"))
+        plan_recipe(tmp_path, ("    batches: 10", "    learning_rate: 0\n    batches: 10"))
 
 
 def test_what_decides_the_block_is_its_key(tmp_path: Path) -> None:
     """The sizes, the inputs, the noise's amount are; on text the amount of noise is not."""
 
     def keys(*changes: tuple[str, str]) -> list[str | None]:
-        return [planned(tmp_path, *changes).node(name).key for name in ("noise", "text")]
+        return [plan_recipe(tmp_path, *changes).node(name).key for name in ("noise", "text")]
 
     first = keys()
     for old, new in (

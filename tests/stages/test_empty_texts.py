@@ -150,7 +150,7 @@ def test_a_tokenizer_that_fills_and_ends_nothing_is_refused(tmp_path: Path) -> N
         assert metrics["train_loss"] == usual  # what is masked may be anything
 
 
-def planned(outputs: Path, **settings: Any) -> list[str]:
+def list_problems(outputs: Path, **settings: Any) -> list[str]:
     """What planning says of a `load`."""
     problems: list[str] = []
 
@@ -173,9 +173,9 @@ def test_more_tokens_than_rows_are_refused_when_planned(tmp_path: Path) -> None:
         "tokenizer": {"config": config, "tokenizer": str(tmp_path / "tokenizer")},
         "tokenizer.vocab_size": {"config": config, "tokenizer": {"vocab_size": 304}},
     }.items():
-        (problem,) = planned(tmp_path, **settings)
+        (problem,) = list_problems(tmp_path, **settings)
         assert problem.startswith(f"{place}: the tokenizer has 304 ") and message in problem
     fitting = {**config, "vocab_size": 304}
-    assert planned(tmp_path, config=fitting, tokenizer={"vocab_size": 304}) == []
+    assert list_problems(tmp_path, config=fitting, tokenizer={"vocab_size": 304}) == []
     with pytest.raises(StageError, match=message):
         measure("load", tmp_path, rows_of_text(tmp_path), tmp_path, source=str(tmp_path / "source"))

@@ -44,7 +44,7 @@ STAGES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def filled(values: dict[str, float], scale: float = 1.0) -> Checkpoint:
+def fill_t5(values: dict[str, float], scale: float = 1.0) -> Checkpoint:
     """A T5 with whole tensors of one value, and an embedding of another scale."""
     checkpoint = pico_t5()
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_a_source_with_a_weight_that_is_not_finite_is_refused(tmp_path: Path, pl
 
 def test_a_teacher_that_overflows_stops_the_training(tmp_path: Path) -> None:
     """A student that is well, and a teacher whose finite weights give NaN."""
-    filled({"decoder.final_layer_norm.weight": 3e38}, scale=1e3).save(tmp_path / "teacher")
+    fill_t5({"decoder.final_layer_norm.weight": 3e38}, scale=1e3).save(tmp_path / "teacher")
     teacher = {"teacher": tmp_path / "teacher"}
     data, settings = rows_of_text(tmp_path), {"teacher": "t", "epochs": 1}
     with pytest.raises(StageError, match="the loss is nan at step 1"):
@@ -109,7 +109,7 @@ def test_a_float16_model_that_overflows_is_not_scored(tmp_path: Path) -> None:
     """
     norms = {f"{stack}.final_layer_norm.weight": 6e4 for stack in ("encoder", "decoder")}
     data = rows_of_text(tmp_path)
-    measure("quantize", filled(norms, scale=1e3), data, tmp_path, weights="float16")
+    measure("quantize", fill_t5(norms, scale=1e3), data, tmp_path, weights="float16")
     with pytest.raises(StageError, match="take bfloat16"):
         measure("evaluate", tmp_path / "quantize", data, tmp_path, max_length=8)
 

@@ -135,7 +135,7 @@ def test_labels_come_back_as_they_were_written_and_stand_beside_their_rows(tmp_p
         with_pseudo_labels(rows, labels[:1])
 
 
-def planned(tmp_path: Path, *replacements: tuple[str, str]) -> Plan:
+def plan_recipe(tmp_path: Path, *replacements: tuple[str, str]) -> Plan:
     text = RECIPE
     for old, new in replacements:
         assert old in text, old
@@ -148,11 +148,14 @@ def test_a_students_key_has_what_it_learns(tmp_path: Path) -> None:
     """Another teacher or another way of decoding is another key; another name is the same."""
 
     def key(*changes: tuple[str, str]) -> str | None:
-        return planned(tmp_path, *changes).node("student").key
+        return plan_recipe(tmp_path, *changes).node("student").key
 
-    node = planned(tmp_path).node("student")
+    node = plan_recipe(tmp_path).node("student")
     assert node.artifacts == {"targets": "write"} and node.model == "small"
-    assert planned(tmp_path).node("distill").artifacts == {"teacher": "teacher", "targets": "write"}
+    assert plan_recipe(tmp_path).node("distill").artifacts == {
+        "teacher": "teacher",
+        "targets": "write",
+    }
     assert key() != key(("{stage: finetune, targets: write,", "{stage: finetune,"))
     assert key() != key(("finetune, epochs: 2", "finetune, epochs: 3"))
     assert key() != key(("min_length: 4}", "min_length: 4, num_beams: 2}"))
@@ -190,7 +193,7 @@ STUDENT = "{stage: finetune, targets: write, max_steps: 2}"
 def test_what_cannot_be_learned_from_is_found_while_planning(tmp_path, changes, expected) -> None:
     """One message, at the key that is wrong, with the nearest valid name."""
     with pytest.raises(RecipeError) as error:
-        planned(tmp_path, *changes)
+        plan_recipe(tmp_path, *changes)
     assert expected in str(error.value)
     assert len({problem.path for problem in error.value.problems}) <= 2
 

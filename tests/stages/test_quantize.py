@@ -59,7 +59,7 @@ def logits(model: Any) -> Tensor:
     return values
 
 
-def quantized(start: Checkpoint, folder: Path, **settings: Any) -> Checkpoint:
+def run_quantize(start: Checkpoint, folder: Path, **settings: Any) -> Checkpoint:
     """The quantized model, as it was before it was saved in `folder / "saved"`."""
     start.save(folder / "start")
     result = Quantize(**settings).run(Inputs(folder / "start"), stage_context(folder / "quantize"))
@@ -67,7 +67,7 @@ def quantized(start: Checkpoint, folder: Path, **settings: Any) -> Checkpoint:
     return result
 
 
-def planned(facts: Facts, stage: Any = None, **settings: Any) -> tuple[Facts, list[str]]:
+def preview_facts(facts: Facts, stage: Any = None, **settings: Any) -> tuple[Facts, list[str]]:
     result, problems = preview(stage or Quantize(**settings), facts)
     assert result is not None
     return result, [f"{path}: {message}" for path, message in problems]
@@ -80,8 +80,8 @@ def test_a_plan_knows_the_bytes_of_every_tensor(
 ) -> None:
     """Names, types and sizes in the file are those of the plan; the same logits after a reload."""
     source = start()
-    facts, told = planned(source.derive_facts(), **SETTINGS[kind])
-    result = quantized(source, tmp_path, **SETTINGS[kind])
+    facts, told = preview_facts(source.derive_facts(), **SETTINGS[kind])
+    result = run_quantize(source, tmp_path, **SETTINGS[kind])
     assert not told
     sizes = {name: t.nbytes for name, t in load_file(tmp_path / "saved" / WEIGHTS).items()}
     assert sizes.keys() - facts.shapes.keys() == {f"{n}_scale" for n in facts.int8 | facts.int4}
@@ -103,18 +103,18 @@ def test_a_plan_knows_the_bytes_of_every_tensor(
 
 def test_which_weights_become_what() -> None:
     """int4 where groups divide the columns; tables int8; small tables and positions stay float."""
-    facts, _ = planned(bert().derive_facts(), weights="int4", group_size=64)
+    facts, _ = preview_facts(bert().derive_facts(), weights="int4", group_size=64)
     words = "bert.embeddings.word_embeddings.weight"
     assert facts.int4 == {f"bert.encoder.layer.{i}.output.dense.weight" for i in range(3)}
     assert words in facts.int8 and "classifier.weight" in facts.int8
     assert "bert.embeddings.position_embeddings.weight" not in facts.int8 | facts.int4
-    without, _ = planned(bert().derive_facts(), embeddings=False)
+    without, _ = preview_facts(bert().derive_facts(), embeddings=False)
     assert words not in without.int8
-    small, _ = planned(
+    small, _ = preview_facts(
         replace(bert().derive_facts(), shapes=bert().derive_facts().shapes | {words: (1023, 32)})
     )
     assert words not in small.int8
-    tied, _ = planned(pico().derive_facts(), weights="int4", embeddings=False)
+    tied, _ = preview_facts(pico().derive_facts(), weights="int4", embeddings=False)
     assert tied.int8 >= {"shared.weight"}  # a head is tied to it
 
 
@@ -128,7 +128,7 @@ def test_zeros_stay_zeros(tmp_path: Path, kind: str) -> None:
             parameter.mul_(torch.rand_like(parameter) > 0.5)
     before = start.model.state_dict()
     zeros = {name: tensor == 0 for name, tensor in before.items()}
-    quantized(start, tmp_path, **SETTINGS[kind])
+    run_quantize(start, tmp_path, **SETTINGS[kind])
     loaded = Checkpoint.load(tmp_path / "saved")
     after = dequantize_checkpoint(loaded).model.state_dict()
     assert sum(int(zero.sum()) for zero in zeros.values()) > 10_000
@@ -140,7 +140,7 @@ def test_zeros_stay_zeros(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(("kind", "dtype"), [("bfloat16",) * 2, ("int4", "float32")])
 def test_it_is_exported_with_its_own_values(tmp_path: Path, kind: str, dtype: str) -> None:
     """Of two bytes in its own type, else as the floats it stands for; equal to the bit."""
-    result = quantized(pico(), tmp_path, **SETTINGS[kind])
+    result = run_quantize(pico(), tmp_path, **SETTINGS[kind])
     Export(parity=None).run(Inputs(tmp_path / "saved"), stage_context(tmp_path / "export"))
     folder = tmp_path / "export" / "model"
     assert {str(t.dtype) for t in load_file(folder / WEIGHTS).values()} == {f"torch.{dtype}"}
@@ -151,14 +151,14 @@ def test_it_is_exported_with_its_own_values(tmp_path: Path, kind: str, dtype: st
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_quantizes_or_packs_into_other_numbers_afterwards(kind: str) -> None:
     """A second `quantize`, and values of a packed file that the model has not."""
-    facts, _ = planned(pico().derive_facts(), **SETTINGS[kind])
-    _, told = planned(facts)
+    facts, _ = preview_facts(pico().derive_facts(), **SETTINGS[kind])
+    _, told = preview_facts(facts)
     article = "an" if kind.startswith("int") else "a"
     assert told == [f": this is {article} {kind} model already"]
     allowed = {"int8": {"int8"}, "int4": set(), "bfloat16": {"bfloat16", "float32"},
                "float16": {"float32"}}[kind]  # fmt: skip
     for values in ("int8", "bfloat16", "float32"):
-        _, told = planned(facts, Export(format="packed", weights=values))
+        _, told = preview_facts(facts, Export(format="packed", weights=values))
         assert bool(told) == (values not in allowed), told
 
 
@@ -175,7 +175,7 @@ def test_defaults_are_part_of_the_key_as_what_they_mean() -> None:
 
 def test_an_int8_model_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     """Its `checkpoint.json` says `int8_activations`."""
-    result = quantized(pico(), tmp_path, weights="int8", activations="int8")
+    result = run_quantize(pico(), tmp_path, weights="int8", activations="int8")
     about = {"head": "seq2seq_lm", "int8_activations": "int8"}
     (tmp_path / "saved" / ABOUT).write_text(json.dumps(about))
     loaded = compressor.load_model(tmp_path / "saved")

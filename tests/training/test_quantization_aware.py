@@ -32,7 +32,7 @@ from compressor.training.loop import Training, mean_loss
 from compressor.training.losses import LabelLoss
 from tests.harness.models import examples
 from tests.harness.runs import weights
-from tests.stages.test_quantize import pico, planned
+from tests.stages.test_quantize import pico, preview_facts
 
 INT4 = "{weights: int4, group_size: 16}"
 KINDS: list[tuple[Kind, int]] = [("int8", 32), ("int4", 16)]
@@ -208,5 +208,5 @@ def test_the_key_changes_only_where_it_is_set() -> None:
 )
 def test_what_cannot_be_is_told(settings: dict[str, Any], expected: str) -> None:
     """Before anything is trained."""
-    _, told = planned(pico().derive_facts(), Finetune(**settings))
+    _, told = preview_facts(pico().derive_facts(), Finetune(**settings))
     assert len(told) == 1 and told[0].startswith(expected), told
