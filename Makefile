@@ -60,7 +60,7 @@ test-docs: install
 test-faults: install
 	FAULTS=1 $(BIN)/python -m pytest --numprocesses auto --durations=20 tests/faults tests/support \
 		tests/engine/test_processes.py tests/runs/search tests/training/test_parallel.py tests/data \
-		tests/cli
+		tests/cli tests/models/test_families.py
 
 lint: install
 	$(BIN)/ruff check .
