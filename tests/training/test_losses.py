@@ -1,4 +1,4 @@
-"""The label loss is a sum over labels; tests.models.test_families holds it to every family's own."""
+"""The label loss is a sum over labels; tests.models.test_families holds it to every family's."""
 
 from __future__ import annotations
 
