@@ -55,8 +55,9 @@ test-docs: install
 	$(BIN)/python -m pytest -m docs --durations=0 tests/test_readme.py
 
 # What takes longer than `make test`, which has its short form: faults in full (kills, full disks,
-# damage, hostile input; as root with small file systems of their own; outputs/faults.md), every cell
-# of the README's table of families, and two processes that train them all. 20 minutes on 2 cores.
+# damage, hostile input, hubs; as root with small file systems of their own; outputs/faults.md), every
+# cell of the README's table of families, two processes that train them all, and a new recipe of each
+# checked-in one. 20 minutes on 2 cores.
 test-faults: install
 	FAULTS=1 $(BIN)/python -m pytest --numprocesses auto --durations=20 tests/faults tests/support \
 		tests/engine/test_processes.py tests/runs/search tests/training/test_parallel.py tests/data \
