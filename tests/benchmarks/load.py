@@ -196,12 +196,12 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from transformers import AutoTokenizer
 from compressor.data.batching import global_batches
-from compressor.data.examples import tokenize
+from compressor.data.examples import tokenize_rows
 from compressor.data.sources import Data
 given = {"source": "files", "files": {"train": "rows.jsonl"}, "rows": {"train": 300000}}
 data = TypeAdapter(Data).validate_python(given)
 folder = next(path.parent for path in Path("outputs/store").glob("*/tokenizer.json"))
-examples = tokenize(data.load("train"), AutoTokenizer.from_pretrained(folder), data)
+examples = tokenize_rows(data.load("train"), AutoTokenizer.from_pretrained(folder), data)
 lengths = examples.lengths(), [len(target) for target in examples.targets]
 batches = global_batches(*lengths, batch_size=8, seed=0, epoch=0)
 for batch in batches[:200]:
