@@ -98,6 +98,8 @@ def decode_limits(
         list_ids(generation_config.get(key)) for key in ("eos_token_id", "forced_eos_token_id")
     )
     overruled = forced and any(generation_config.get(key) for key in _AFTER_FORCED_EOS)
+    start, pad = (generation_config.get(f"{name}_token_id") for name in ("decoder_start", "pad"))
+    start = generation_config.get("bos_token_id") if start is None else start
     as_prefix = num_beams == 1 and not overruled
     outputs: dict[int, GenerationOutput] = {}
     for limit in limits:
@@ -107,7 +109,8 @@ def decode_limits(
             seconds = time.perf_counter() - started
         cut = [cut_row(row, limit, eos, forced, as_prefix=as_prefix) for row in rows]
         tokens, cut_off = [row for row, _ in cut], [is_cut for _, is_cut in cut]
-        lengths = [_count_length(row, generation_config) for row in tokens]
+        # As `run_summarization.py` counts: what is no pad, the start token too.
+        lengths = [sum(token != pad for token in (start, *row)) for row in tokens]
         outputs[limit] = GenerationOutput(tokens, cut_off, lengths, seconds, sum(map(len, rows)))
     return dict(sorted(outputs.items()))
 
@@ -115,15 +118,6 @@ def decode_limits(
 def list_ids(setting: int | Sequence[int] | None) -> list[int]:
     """List a token setting of the generation config, which may be one id, several, or none."""
     return [] if setting is None else [setting] if isinstance(setting, int) else list(setting)
-
-
-def _count_length(row: Sequence[int], generation_config: Mapping[str, Any]) -> int:
-    """Count what is no pad in a row and its start token, as `run_summarization.py` does."""
-    start = generation_config.get("decoder_start_token_id")
-    if start is None:
-        start = generation_config.get("bos_token_id")
-    pad = generation_config.get("pad_token_id")
-    return sum(token != pad for token in (start, *row))
 
 
 def cut_row(

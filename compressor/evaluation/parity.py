@@ -196,12 +196,9 @@ def _run_export(folder: Path, texts: Sequence[str], limit: int) -> tuple[Outputs
 
 def equal_share(expected: Sequence[Sequence[int]], got: Sequence[Sequence[int]]) -> float:
     """Share of places with the same token; places that one of two rows lacks are unequal."""
-    places = sum(max(len(a), len(b)) for a, b in zip(expected, got, strict=True))
-    equal = sum(
-        x == y
-        for a, b in zip(expected, got, strict=True)
-        for x, y in zip(a, b, strict=False)  # of rows of two lengths, what both have
-    )
+    pairs = list(zip(expected, got, strict=True))
+    places = sum(max(len(a), len(b)) for a, b in pairs)
+    equal = sum(x == y for a, b in pairs for x, y in zip(a, b, strict=False))
     return equal / places if places else 1.0
 
 

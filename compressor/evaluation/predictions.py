@@ -59,7 +59,13 @@ def write_predictions(path: Path, predictions: Iterable[Prediction], references:
     formula carries a leading apostrophe in the file.
     """
     others = [f"{OTHER_REFERENCE}{number}" for number in range(2, references + 1)]
-    write_table(path, (*COLUMNS, *others), (_list_cells(row, references) for row in predictions))
+
+    def list_cells(prediction: Prediction) -> list[str]:
+        *values, others = astuple(prediction)
+        values += [*others, *[""] * (references - 1 - len(others))]
+        return [guard_cell(v) if isinstance(v, str) else str(v).lower() for v in values]
+
+    write_table(path, (*COLUMNS, *others), map(list_cells, predictions))
 
 
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
@@ -145,12 +151,6 @@ def score_predictions(
     return scored
 
 
-def _list_cells(prediction: Prediction, references: int) -> list[str]:
-    *values, others = astuple(prediction)
-    values += [*others, *[""] * (references - 1 - len(others))]
-    return [guard_cell(value) if isinstance(value, str) else str(value).lower() for value in values]
-
-
 def _other_references(record: Mapping[str, str]) -> tuple[str, ...]:
     names = [name for name in record if name.startswith(OTHER_REFERENCE)]
     return tuple(unguard_cell(record[name]) for name in names if record[name])
@@ -180,7 +180,10 @@ def read_records(
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             try:
-                _check_columns(path, tuple(reader.fieldnames or ()), required)
+                columns = reader.fieldnames or ()
+                for name in required:
+                    if name not in columns:
+                        raise ValueError(f"{path} has no column {name!r}; {nearest(name, columns)}")
                 yield _require_complete(path, reader)
             except csv.Error as error:
                 raise ValueError(f"{path}, line {reader.reader.line_num}: {error}") from error
@@ -200,12 +203,6 @@ def _require_complete(
         if None in record or None in record.values():
             raise ValueError(f"{where}: expected {len(columns)} cells, for {', '.join(columns)}")
         yield where, record
-
-
-def _check_columns(path: Path, columns: tuple[str, ...], required: tuple[str, ...]) -> None:
-    for name in required:
-        if name not in columns:
-            raise ValueError(f"{path} has no column {name!r}; {nearest(name, columns)}")
 
 
 def _parse_integer(record: dict[str, str], column: str, where: str) -> int:

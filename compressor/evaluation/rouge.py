@@ -74,8 +74,7 @@ class _English:
 class _Unicode:
     """The words of any script, as they are written."""
 
-    def tokenize(self, text: str) -> list[str]:
-        return split_words(text)
+    tokenize = staticmethod(split_words)
 
 
 @functools.cache

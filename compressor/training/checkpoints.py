@@ -122,7 +122,9 @@ def save_checkpoint(
     if final.exists():  # only after a restore, and then with what it says
         accelerator.wait_for_everyone()
         return None
-    generators = accelerator.gather(_get_generator_state(accelerator).to(accelerator.device)[None])
+    device = accelerator.device
+    drawn = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    generators = accelerator.gather(drawn.to(device)[None])  # what dropout draws from, on each rank
     tensors: dict[str, Tensor] = {}
     for name in weights.named:  # gathered one by one: the first rank alone has all at once
         parts = {f"model.{name}": weights.gather(name)}
@@ -215,20 +217,11 @@ def restore_checkpoint(
     rank = accelerator.process_index
     if len(generators) == accelerator.num_processes:
         # A copy: torch reads a generator's state from where the whole tensor begins.
-        _set_generator_state(accelerator, generators[rank].clone())
+        state, device = generators[rank].clone(), accelerator.device
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
     else:  # another number of processes than before: the same data, other dropout
         torch.manual_seed(seed + rank + 7919 * history.step)
     return history
-
-
-def _get_generator_state(accelerator: Accelerator) -> Tensor:
-    """Get the state of the generator that dropout draws from, as bytes, on the CPU."""
-    device = accelerator.device
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_generator_state(accelerator: Accelerator, state: Tensor) -> None:
-    if accelerator.device.type == "cuda":
-        torch.cuda.set_rng_state(state, accelerator.device)
-    else:
-        torch.set_rng_state(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+_DROPOUT = inspect.signature(functional.dropout)
 LANES = 4
 """16-bit random numbers in one draw of 64 bits."""
 
@@ -40,20 +42,13 @@ class FasterDropout(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is functional.dropout:
-            x, p, training, inplace = _bind_arguments(*args, **kwargs)
-            plain = x.dtype != torch.float32 or x.device.type != "cpu" or inplace
-            if training and 0 < p < 1 and not plain:
+            bound = _DROPOUT.bind(*args, **kwargs)
+            bound.apply_defaults()
+            x, p, training, inplace = bound.args
+            fits = x.dtype == torch.float32 and x.device.type == "cpu" and not inplace
+            if training and 0 < p < 1 and fits:
                 return drop_entries(x, p)
         return func(*args, **kwargs)
-
-
-def _bind_arguments(
-    input: Tensor,  # noqa: A002  # as torch names it
-    p: float = 0.5,
-    training: bool = True,  # noqa: FBT001, FBT002  # as torch orders it
-    inplace: bool = False,  # noqa: FBT001, FBT002
-) -> tuple[Tensor, float, bool, bool]:
-    return input, p, training, inplace
 
 
 @contextmanager

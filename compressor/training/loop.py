@@ -169,10 +169,13 @@ class Training:
 
     def run(self) -> History:
         """Train to the end. Raises StageError at the first loss or gradient that is not finite, and
-        where nothing can be learned: at the first gradient that is 0 everywhere, of a loss above 0.
+        where nothing can be learned: of a split without labels, and at the first gradient that is 0
+        everywhere, of a loss above 0.
         """
         self._prepare_training()
-        self._require_labels()
+        for split, rows in (("train", self.train), ("validation", self.validation)):
+            if rows is not None and not any(map(len, rows.targets)):
+                raise StageError(NO_LABELS.format(split))
         total = self.total_steps
         if self.rank == 0 and (damage := checkpoints.set_damaged_aside(self.resume)):
             self.progress.say(f"  {damage}")
@@ -195,12 +198,6 @@ class Training:
         self.model.eval()
         self.model.to("cpu")
         return history
-
-    def _require_labels(self) -> None:
-        """Raise StageError where a split has nothing to learn from, or to measure by."""
-        for split, rows in (("train", self.train), ("validation", self.validation)):
-            if rows is not None and not any(map(len, rows.targets)):
-                raise StageError(NO_LABELS.format(split))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -301,7 +298,8 @@ class Training:
                     # Gradients are averaged over ranks; the mean wanted is over tokens.
                     self.weights.run_backward(loss * (self.world / max(1, tokens)))
                 summed[0] += loss.detach()
-        if self.rank == 0 and self._checkpoint_due():
+        wait = max(self.settings.checkpoint_seconds, self._save_seconds / OWN_CHECKPOINT_SHARE)
+        if self.rank == 0 and time.monotonic() - self._saved_at >= wait:
             summed[1] = 1
         if self.world > 1:
             summed = self.accelerator.reduce(summed, "sum")
@@ -376,10 +374,6 @@ class Training:
         if self.world > 1:
             summed = self.accelerator.reduce(summed, "sum")
         return summed.item() / sum(len(target) for target in self.validation.targets)
-
-    def _checkpoint_due(self) -> bool:
-        wait = max(self.settings.checkpoint_seconds, self._save_seconds / OWN_CHECKPOINT_SHARE)
-        return time.monotonic() - self._saved_at >= wait
 
     def _save_checkpoint(self, history: History) -> None:
         started = time.monotonic()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -200,18 +200,12 @@ class Weights:
 class Objective(nn.Module):
     """A training's loss and its validation's in one module: the root of what is sharded."""
 
-    def __init__(
-        self,
-        loss: nn.Module,
-        measure: nn.Module,
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
+    def __init__(self, loss: nn.Module, measure: nn.Module, accelerator: Accelerator) -> None:
         super().__init__()
-        self.loss, self.measure = loss, measure
-        self.autocast = autocast
+        self.loss, self.measure, self.accelerator = loss, measure, accelerator
 
     def forward(self, batch: Batch, *, measured: bool = False) -> Tensor:
-        with self.autocast():
+        with self.accelerator.autocast():
             loss: Tensor = (self.measure if measured else self.loss)(batch)
         return loss
 
@@ -234,8 +228,10 @@ class FullyShardedWeights(Weights):
 
         device = self.accelerator.device.type
         self.mesh = init_device_mesh(device, (self.accelerator.num_processes,))
-        self.root = Objective(self.loss, self.measure, self.accelerator.autocast)
-        self.plain_layers = {name: _empty_copy(layer) for name, layer in list_layers(self.model)}
+        self.root = Objective(self.loss, self.measure, self.accelerator)
+        # Copies of the layers' modules, without memory for their tensors.
+        layers = dict(list_layers(self.model))
+        self.plain_layers = {n: copy.deepcopy(layer).to("meta") for n, layer in layers.items()}
         frozen = {p for p in self.root.parameters() if not p.requires_grad}
         frozen -= set(self.model.parameters())
         for name in self.plain_layers:
@@ -260,7 +256,7 @@ class FullyShardedWeights(Weights):
             unit.unshard()
             for name, parameter in named_parameters(self.model, self.loss).items():
                 if parameter.requires_grad and not hasattr(parameter, "to_local"):
-                    note = partial(_note_gradient, self.with_gradient, name)
+                    note = partial(lambda name, _: self.with_gradient.add(name), name)
                     parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
             unit.reshard()
 
@@ -334,11 +330,6 @@ class FullyShardedWeights(Weights):
         set_parameters(self.model, self.model, whole)
 
 
-def _note_gradient(names: set[str], name: str, parameter: Tensor) -> None:
-    del parameter
-    names.add(name)
-
-
 def set_parameters(module: nn.Module, like: nn.Module, whole: Mapping[int, nn.Parameter]) -> None:
     """Put what `whole` has for each parameter of `like` under its name in `module`."""
     for name, parameter in list(like.named_parameters(remove_duplicate=False)):
@@ -367,14 +358,8 @@ def _gather_full(tensor: Any) -> Tensor:
     return whole
 
 
-def _empty_copy(layer: nn.Module) -> nn.Module:
-    """Copy a layer's modules, without memory for its tensors."""
-    return copy.deepcopy(layer).to("meta")
-
-
 def weights_for(scheme: Scheme, *given: Any) -> Weights:
     """Make the weights of a training, in one of several processes, as a scheme has them lie."""
-    accelerator: Accelerator = given[0]
-    if accelerator.num_processes == 1 or scheme.kind == "ddp":
+    if given[0].num_processes == 1 or scheme.kind == "ddp":
         return Weights(*given)
     return FullyShardedWeights(*given, scheme=scheme)

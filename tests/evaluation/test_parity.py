@@ -118,9 +118,10 @@ FORMATS = [
 def test_a_sound_export_passes(source, sound, kind, weights) -> None:
     """CTranslate2's and ONNX's are run by a process that imports neither torch nor transformers."""
     folder = sound(kind, weights)
-    measured = check(source, folder, weights, fresh=kind != "packed")
+    fresh = kind != "packed"
+    measured = check(source, folder, weights, fresh=fresh)
     assert measured["parity"]["equal_tokens"] >= (0.98 if weights == "float32" else 0.8)
-    assert measured["resident_bytes"] > 0
+    assert measured["resident_bytes"] > 0 or not fresh
     if kind in ("ctranslate2", "onnx"):
         texts = DATA.load("test").texts
         assert summarize_alone(folder, texts) == compressor.load(folder).summarize(texts)

@@ -101,8 +101,8 @@ class Vocabulary:
     ) -> TokenizedTexts:
         """Encode each text, to at most `max_length` ids where `truncation` is on."""
         first, last = (self._first, self._last) if add_special_tokens else ([], [])
-        rows = []
         assert text_target is None, "nothing is trained with an exported model"
+        rows = []
         for line in text or ():
             ids = self._encode_text(line)
             if truncation:
