@@ -6,6 +6,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 
 from compressor.core.errors import StageError
 from compressor.core.files import accelerate_configs
+from compressor.core.processes import child_environment
 from compressor.core.ranks import Ranks
 from compressor.data.examples import FILE
 from compressor.engine.cluster import POLL_SECONDS, Follower, lead
@@ -288,3 +291,23 @@ def test_a_process_that_dies_ends_the_stage(recipe, run) -> None:
     assert process.wait(60) == 1
     assert "stage 'finetune': a worker process was killed by signal 9 (SIGKILL)" in process.err
     assert list(path.parent.glob("outputs/store/partial/*.resume/step-*"))
+
+
+def test_what_was_started_ends_with_who_started_it(tmp_path: Path) -> None:
+    """By SIGKILL, which nobody can pass on: a worker ends with its parent, and with the launcher
+    between them.
+    """
+    first = "from compressor.core.processes import end_with_parent; import time"
+    works = f"{first}; end_with_parent(); print('works', flush=True); time.sleep(60)"
+    launches = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {works!r}])"
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", launches],
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    assert launcher.stdout is not None and launcher.stdout.readline() == b"works\n"
+    launcher.kill()
+    began = time.monotonic()
+    assert launcher.communicate()[0] == b""  # until the worker, too, has let go of it
+    assert time.monotonic() - began < 5

@@ -10,7 +10,7 @@ import yaml
 
 from compressor.engine.store.store import Store
 from tests.conftest import RECIPE
-from tests.faults import LONG
+from tests.faults import long_form
 from tests.faults.conftest import Tell
 from tests.faults.kills import without_times
 from tests.harness.command import Command, compressor
@@ -19,13 +19,6 @@ ELSEWHERE = {
     "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8",
     "USER": "somebody", "LOGNAME": "somebody",
 }  # fmt: skip
-STAGES: dict[str, dict[str, Any]] = {
-    "load": {},
-    "finetune": {"epochs": 1},
-    "prune": {"amounts": {"lm_head": 0.5}, "importance": "taylor"},
-    "quantize": {"weights": "int8"},
-    "evaluate": {"model": "prune", "max_length": [6, 12]},
-}
 MANY: dict[str, dict[str, Any]] = {
     "load": {},
     "baseline": {},
@@ -86,25 +79,23 @@ def differing(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     return {name for name in before if before[name] != after[name]}
 
 
+@long_form
 def test_a_recipe_gives_the_same_bits_in_fresh_stores(tmp_path: Path, tell: Tell) -> None:
     """Under another hash seed, locale, time zone, home and name, in another folder; with
-    independent stages in another order too.
+    independent stages in another order too. (In short: `tests.reports.test_reproduce`.)
     """
-    stages = MANY if LONG else STAGES
     (tmp_path / "home").mkdir()
-    first = bits(run(tmp_path / "first", stages, list(stages)))
+    first = bits(run(tmp_path / "first", MANY, list(MANY)))
     elsewhere = {**ELSEWHERE, "HOME": str(tmp_path / "home")}
-    again = bits(run(tmp_path / "again", stages, list(stages), **elsewhere))
+    again = bits(run(tmp_path / "again", MANY, list(MANY), **elsewhere))
     assert differing(first, again) == set()
     tell("determinism", "another folder, home, user, locale, time zone, hash seed", "the same bits")
-    if LONG:
-        order = ["load", "finetune", *(name for name in stages if name not in {"load", "finetune"})]
-        explicit = {**stages, "sensitivity": {**stages["sensitivity"], "model": "finetune"}}
-        explicit["prune"] = {**stages["prune"], "model": "finetune"}
-        moved = bits(run(tmp_path / "moved", explicit, order))
-        assert differing(first, moved) == set()
-        tell("determinism", "independent stages in another order", "the same bits")
-        check_threads(tmp_path, first, tell)
+    order = ["load", "finetune", *(name for name in MANY if name not in {"load", "finetune"})]
+    explicit = MANY | {n: MANY[n] | {"model": "finetune"} for n in ("sensitivity", "prune")}
+    moved = bits(run(tmp_path / "moved", explicit, order))
+    assert differing(first, moved) == set()
+    tell("determinism", "independent stages in another order", "the same bits")
+    check_threads(tmp_path, first, tell)
 
 
 def check_threads(folder: Path, first: dict[str, Any], tell: Tell) -> None:

@@ -15,7 +15,7 @@ from tests.engine.test_processes import machine_configs
 from tests.faults import long_form
 from tests.faults.conftest import Tell
 from tests.faults.kills import INTERRUPTED, Place, check_nobody_left, check_tidy, wait_for
-from tests.faults.stored import check_store
+from tests.faults.stored import artifacts, check_store
 from tests.harness.command import Process, compressor
 from tests.harness.once import run_once
 from tests.harness.recipes import RECIPE
@@ -99,6 +99,23 @@ def test_a_machine_of_two_is_killed(victim: int, tmp_path: Path, tell: Tell) -> 
         check_nobody_left(place)
     check_store(tmp_path / "outputs")
     tell("workers", f"SIGKILL to machine {victim} of 2", "exit 1 on the other")
+
+
+def test_two_processes_whose_parent_is_killed_end_and_the_next_run_goes_on(
+    tmp_path: Path, tell: Tell
+) -> None:
+    """SIGKILL of the command alone: its workers end too; the next run has the same weights."""
+    two = ("launch.num_processes=2", LONGER)
+    expected, place = Place(tmp_path / "expected"), Place(tmp_path / "killed")
+    expected.finish_stage("finetune", *two)
+    run = place.start_stage("finetune", *two)
+    wait_for_step(run, 3)
+    run.send(signal.SIGKILL)
+    run.wait()
+    assert "goes on from step" in place.finish_stage("finetune", *two).out
+    check_tidy(place)
+    assert artifacts(place.outputs) == artifacts(expected.outputs)
+    tell("workers", "SIGKILL to the command of 2 that train", "they end; the same weights")
 
 
 def test_two_points_at_once_give_the_same_bits_and_run_nothing_twice(

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 
 from compressor.core.files import file_digest
 from tests.harness.command import Command, compressor, start
-from tests.harness.runs import find_stage, kill, list_processes, losses, wait_for_step, weights
+from tests.harness.runs import find_stage, kill, losses, wait_for_step, weights
 
 LONGER = ("{epochs: 1}\n  prune", "{epochs: 6}\n  prune")
 TRAINED_ALONE = ("finetune, prune, recover, evaluate", "finetune")
@@ -115,24 +114,6 @@ def test_two_processes_give_one_processs_losses_and_masks(finished, recipe, run)
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
     figures = [done.record("finetune")["metrics"]["validation_loss"] for done in every]
     assert figures[1:] == pytest.approx([figures[0]] * 2, abs=1e-4)
-
-
-def test_two_processes_killed_go_on_and_leave_nobody_behind(recipe, run, tmp_path) -> None:
-    """SIGKILL of the parent alone ends its workers too; the next run has the same weights."""
-    path = recipe(LONGER, TRAINED_ALONE)
-    arguments = ("run", path, "launch.num_processes=2", "model.config.dropout_rate=0.1")
-    expected = run(*arguments, "outputs=undisturbed")
-    assert expected.code == 0, expected.err
-    process = start(*arguments, cwd=tmp_path)
-    wait_for_step(process, 3)
-    process.send(signal.SIGKILL)
-    process.wait()
-    final = run(*arguments)
-    assert final.code == 0, final.err
-    assert "goes on from step" in final.out
-    digests = [file_digest(weights(done.run_folder, "finetune")) for done in (expected, final)]
-    assert digests[0] == digests[1]
-    assert list_processes(tmp_path) == []
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_weights(

@@ -120,21 +120,25 @@ def test_a_terminal_is_left_as_it_was_by_kill(start_run, tmp_path: Path) -> None
     assert (last["event"], last["state"]) == ("run_ended", "interrupted")
 
 
-def test_the_events_of_a_run_say_all_that_is_shown(recipe, run) -> None:
+def test_the_events_of_a_run_say_all_that_is_shown(finished, recipe, run) -> None:
     """From first to last, in workers' processes too; watching an ended run shows its results."""
-    done = run("run", recipe(), "launch.num_processes=2", "skip=[prune, recover]")
-    assert done.code == 0, done.err
-    told, names = events(done.run_folder), ["load", "finetune", "evaluate"]
-    assert [told[0]["event"], told[-1]["event"]] == ["run_started", "run_ended"]
-    assert [stage["name"] for stage in told[0]["stages"]] == names
-    assert told[-1]["state"] == "done"
-    moves = [event for event in told if event["event"] == "progress"]
-    assert {"train", "decode"} <= {event["title"] for event in moves}
-    assert all(event["done"] == event["total"] for event in moves if event["ended"])
-    seen = compressor("watch", str(done.run_folder))
+    two = run("run", recipe(), "launch.num_processes=2", "skip=[prune, recover, evaluate]")
+    assert two.code == 0, two.err
+    for done, names, titles in (
+        (two, ["load", "finetune"], {"train"}),
+        (finished, ["load", "finetune", "prune", "recover", "evaluate"], {"train", "decode"}),
+    ):
+        told = events(done.run_folder)
+        assert [told[0]["event"], told[-1]["event"]] == ["run_started", "run_ended"]
+        assert [stage["name"] for stage in told[0]["stages"]] == names
+        assert told[-1]["state"] == "done"
+        moves = [event for event in told if event["event"] == "progress"]
+        assert titles <= {event["title"] for event in moves}
+        assert all(event["done"] == event["total"] for event in moves if event["ended"])
+        assert re.findall(r"^(\w+) +[\d.]+ s ", done.out, re.MULTILINE) == names
+    seen = compressor("watch", str(finished.run_folder))
     assert seen.code == 0
-    assert seen.out.splitlines()[-3:] == done.out.splitlines()[-4:-1]
-    assert re.findall(r"^(\w+) +[\d.]+ s ", done.out, re.MULTILINE) == names
+    assert seen.out.splitlines()[-3:] == finished.out.splitlines()[-4:-1]
 
 
 def test_of_a_long_bar_few_events_are_written(tmp_path: Path) -> None:

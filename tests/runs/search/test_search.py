@@ -190,7 +190,10 @@ def score(values: Mapping[str, Any]) -> list[float]:
 
 @pytest.mark.parametrize(
     ("sampler", "goals"),
-    [("tpe", GOALS[:1]), ("tpe", GOALS), ("gp", GOALS), ("nsga2", GOALS), ("random", GOALS[:1])],
+    [
+        *(("tpe", GOALS[:1]), ("tpe", GOALS), ("nsga2", GOALS), ("random", GOALS[:1])),
+        pytest.param("gp", GOALS, marks=long_form),
+    ],
 )
 def test_a_study_draws_after_a_restart_what_it_would_have_drawn(tmp_path, sampler, goals) -> None:
     """Opened again after every few trials, one of them running, a study draws the very same trials,
