@@ -67,14 +67,13 @@ def test_the_message_is_all_that_one_needs(case: dict[str, Any]) -> None:
     assert list_problems("mine.yaml", *case.get("mended", [])) == []
 
 
-def test_the_command_tells_several_mistakes_at_once(run: Any, place: Path) -> None:
+def test_the_command_tells_several_mistakes_at_once(place: Path, capsys: Any) -> None:
     """As somebody sees it: exit code 2, a line for each, no traceback; nothing is written."""
     cases = CASES[0], CASES[3], CASES[4]
     wrong = replace(RECIPE, cases[0]["wrong"] | cases[1]["wrong"] | cases[2]["wrong"])
     (place / "mine.yaml").write_text(wrong, encoding="utf-8")
-    done = run("run", "mine.yaml")
-    assert done.code == 2
-    lines = done.err.splitlines()
+    assert main(["run", "mine.yaml"]) == 2
+    lines = capsys.readouterr().err.splitlines()
     assert [line.partition(": ")[0] for line in lines] == ["error"] * 3 + ["3 errors"]
     for case in cases:
         assert all(any(part in line for line in lines) for part in case["says"])

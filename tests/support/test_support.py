@@ -37,7 +37,7 @@ SAVED = ("load", "shrink", "slice", "heads", "trim")
 TRIED = FAMILIES if LONG else (
     "T5 v1.1", "BART untied", "Marian, 2 vocabularies", "BERT", "GPT-2", "Qwen3 classifier",
 )  # fmt: skip
-TRIED_TOGETHER = FAMILIES if LONG else ("LongT5", "Pegasus", "DistilBERT", "Llama")
+TRIED_TOGETHER = FAMILIES if LONG else ("LongT5", "Pegasus", "Llama")
 
 
 def read_table() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
