@@ -96,16 +96,23 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_on
 
 
 def test_two_processes_give_one_processs_losses_and_masks(finished, recipe, run) -> None:
-    """With dropout 0: the loss curve within 1e-4, equal masks, another batch size a rank or not."""
+    """With dropout 0: the loss curve, equal masks, another batch size a rank or not.
+
+    The first loss is equal but for rounding. Then Adam divides each gradient by its own size: where
+    that is nearly 0, the order of a sum decides its sign, and a weight moves 0.003 the other way.
+    That has made 2e-4 of a later loss.
+    """
     path = recipe()
     two = run("run", path, "outputs=two", "launch.num_processes=2", "skip=[evaluate]")
     micro = run("run", path, "outputs=micro", "training.micro_batch_size=3", "skip=[evaluate]")
     assert (two.code, micro.code) == (0, 0), two.err + micro.err
     every = (finished, two, micro)
-    for name, error in (("finetune", 1e-4), ("recover", 1e-3)):
+    for name in ("finetune", "recover"):
         one, *others = (losses(find_stage(done.run_folder, name)) for done in every)
         assert len(one) == 8
-        assert all(other == pytest.approx(one, abs=error) for other in others)
+        assert all(other == pytest.approx(one, abs=1e-3) for other in others)
+        if name == "finetune":
+            assert all(other[0] == pytest.approx(one[0], abs=1e-5) for other in others)
     places = [
         weights(done.run_folder, "prune").with_name("masks.safetensors") for done in every[:2]
     ]
@@ -113,7 +120,7 @@ def test_two_processes_give_one_processs_losses_and_masks(finished, recipe, run)
     assert masks[0].keys() == masks[1].keys()
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
     figures = [done.record("finetune")["metrics"]["validation_loss"] for done in every]
-    assert figures[1:] == pytest.approx([figures[0]] * 2, abs=1e-4)
+    assert figures[1:] == pytest.approx([figures[0]] * 2, abs=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_weights(

@@ -415,8 +415,9 @@ def test_a_killed_distillation_goes_on_to_the_same_bits(folder: Path) -> None:
 
 
 def test_two_processes_with_micro_batches_give_one_processs_losses(folder: Path) -> None:
-    """Without and with cached logits, within 1e-4: Adam divides rounding by a gradient's own size.
-    The cache's size is told, and it is gone after.
+    """Without and with cached logits: the first loss but for rounding; later ones within 1e-3,
+    since Adam divides a gradient by its own size, also where that is rounding. The cache's size is
+    told, and it is gone after.
     """
     tokens = sum(len(target) for target in targets(folder))
     two = ("launch.num_processes=2", "stages.distill.micro_batch_size=3")
@@ -427,9 +428,10 @@ def test_two_processes_with_micro_batches_give_one_processs_losses(folder: Path)
             curves.append(losses(stage))
             records.append(record)
             shutil.rmtree(folder / "outputs" / "store" / record["key"])
-        assert len(curves[0]) == 16 and curves[1] == pytest.approx(curves[0], abs=1e-4)
+        assert len(curves[0]) == 16 and curves[1] == pytest.approx(curves[0], abs=1e-3)
+        assert curves[1][0] == pytest.approx(curves[0][0], abs=1e-5)
         validation = [record["metrics"]["validation_loss"] for record in records]
-        assert validation[1] == pytest.approx(validation[0], abs=1e-4)
+        assert validation[1] == pytest.approx(validation[0], abs=1e-3)
     assert records[0]["key"] != records[1]["key"] and not list(folder.rglob(LOGITS))
     assert records[1]["metrics"]["cached_logits_bytes"] == tokens * 400 * 4
     assert "cached_logits_bytes" not in records[0]["metrics"]
