@@ -383,24 +383,18 @@ def test_a_fine_tunings_learning_rate_is_not_the_blocks(tmp_path: Path) -> None:
         plan_recipe(tmp_path, ("    batches: 10", "    learning_rate: 0\n    batches: 10"))
 
 
-def test_what_decides_the_block_is_its_key(tmp_path: Path) -> None:
-    """The sizes, the inputs, the noise's amount are; on text the amount of noise is not."""
-
-    def keys(*changes: tuple[str, str]) -> list[str | None]:
-        return [plan_recipe(tmp_path, *changes).node(name).key for name in ("noise", "text")]
-
-    first = keys()
-    for old, new in (
-        ("batches: 10\n", "batches: 11\n"),
-        ("sequence_length: 16", "sequence_length: 17"),
-        ("{heads: 2, head_size: 8}", "{heads: 1, head_size: 8}"),
-        ("    layers: [0, 1]", "    layers: [1, 2]"),
-        ("    batches: 10", "    loss: mse\n    batches: 10"),
-    ):
-        assert keys((old, new))[0] != first[0]
-    rows = ("{train: 48,", "{train: 40,")
-    tokenizer = ("tokenizer: {vocab_size: 400}", "tokenizer: {vocab_size: 400, data: "
-                 "{source: messages, labels: [a], rows: {train: 48}}}")  # fmt: skip
-    fixed = keys(tokenizer)
-    assert keys(tokenizer, rows)[0] == fixed[0]
-    assert keys(tokenizer, rows)[1] != fixed[1]
+def test_what_decides_the_block_is_part_of_its_key() -> None:
+    """The sizes, the inputs, the noise's amount are; on text its rows are, and no noise."""
+    little = SMALL | {"layers": [0, 1], "batches": 10}
+    first = Approximate(**little).parameters()
+    for change in (
+        {"batches": 11}, {"sequence_length": 17}, {"loss": "mse"}, {"layers": [1, 2]},
+        {"block": {"heads": 1, "head_size": 4, "depth": 1}}, {"batch_size": 5},
+    ):  # fmt: skip
+        assert Approximate(**little | change).parameters() != first
+    assert Approximate(**little).reads() == {}
+    text = Approximate(**SMALL, layers=[0, 1], inputs="data")
+    assert text.reads() == {"train": "sources", "validation": "sources"}
+    assert first.keys() - text.parameters().keys() == {
+        "sequence_length", "batches", "validation_batches",
+    }  # fmt: skip
