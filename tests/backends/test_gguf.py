@@ -129,10 +129,10 @@ def test_int8_is_blocks_of_32_with_a_float16_scale(tmp_path) -> None:
     weight = model.model.transformer.h[0].mlp.c_fc.weight.detach().numpy().T  # [48, 32]
     scale = np.abs(weight).max(axis=1, keepdims=True) / np.float32(127)
     expected = np.round(weight / scale) * scale.astype(np.float16).astype(np.float32)
-    found = tensors["blk.0.ffn_up.weight"]
-    assert found.tensor_type.name == "Q8_0"
-    assert found.n_bytes == 48 * 34
-    values = gguf_reader.quants.dequantize(found.data, found.tensor_type)
+    tensor = tensors["blk.0.ffn_up.weight"]
+    assert tensor.tensor_type.name == "Q8_0"
+    assert tensor.n_bytes == 48 * 34
+    values = gguf_reader.quants.dequantize(tensor.data, tensor.tensor_type)
     np.testing.assert_allclose(values, expected, atol=1e-6)
     kinds = {name: tensors[name].tensor_type.name for name in tensors}
     assert kinds["blk.0.ffn_down.weight"] == "F16"  # [32, 48]
@@ -212,15 +212,15 @@ TOKENIZERS = {
 def test_the_tokenizer_in_the_file_reads_as_its_source(name, tmp_path) -> None:
     tokenizer = TOKENIZERS[name]()
     source = build_large("llama", vocab_size=len(tokenizer) + 3)
-    found = exported(Checkpoint(source.model, tokenizer, "causal_lm"), tmp_path).tokenizer
+    vocabulary = exported(Checkpoint(source.model, tokenizer, "causal_lm"), tmp_path).tokenizer
     for limit in (4, 500):
         options = {"truncation": True, "max_length": limit}
         expected = tokenizer(TEXTS, **options)["input_ids"]
-        assert found(TEXTS, **options).input_ids == expected
+        assert vocabulary(TEXTS, **options).input_ids == expected
         written = tokenizer.batch_decode(expected, skip_special_tokens=True)
-        assert found.batch_decode(expected, skip_special_tokens=True) == written
+        assert vocabulary.batch_decode(expected, skip_special_tokens=True) == written
     bare = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
-    assert found(TEXTS, add_special_tokens=False).input_ids == bare
+    assert vocabulary(TEXTS, add_special_tokens=False).input_ids == bare
 
 
 def test_a_chat_template_goes_into_the_file(tmp_path) -> None:
@@ -320,9 +320,9 @@ def test_the_gate_passes_the_source_and_not_one_without_a_layer(
     pytest.importorskip("llama_cpp")
     source, rows = build_large(model_type), DATA.load("test")
     whole = export(source, tmp_path / "whole", DATA, "gguf", "float32")
-    found = check_parity(Parity(), source, whole, rows, DATA, weights=["float32"])["parity"]
-    assert found.get("equal_tokens", 1.0) == 1.0
-    assert found.get("logits_difference", 0.0) < 1e-5
+    measured = check_parity(Parity(), source, whole, rows, DATA, weights=["float32"])["parity"]
+    assert measured.get("equal_tokens", 1.0) == 1.0
+    assert measured.get("logits_difference", 0.0) < 1e-5
     if model_type == "t5":
         assert summarize_alone(whole, rows.texts) == _summarized(source, rows.texts)
     shorter = export(keep_layers(source, layers), tmp_path / "shorter", DATA, "gguf", "float32")

@@ -291,10 +291,10 @@ def test_int8_tokens_are_close_to_those_of_the_same_values_in_float(small_t5: Wr
         Checkpoint(model, None, "seq2seq_lm", quantization=Quantization(weights="int8"))
     )
     sources = texts(60)
-    found = written_rows(OnnxModel(folder, 1), 1, 8, sources)
+    rows = written_rows(OnnxModel(folder, 1), 1, 8, sources)
     wanted = generate_rows(float_values.model, sources, max_length=8).tokens
     assert len({row[0] for row in wanted}) > 5
-    assert sum(a[0] == b[0] for a, b in zip(found, wanted, strict=True)) >= 48
+    assert sum(a[0] == b[0] for a, b in zip(rows, wanted, strict=True)) >= 48
 
 
 def test_a_classifiers_logits_are_torchs(tmp_path: Path) -> None:
@@ -303,12 +303,12 @@ def test_a_classifiers_logits_are_torchs(tmp_path: Path) -> None:
     model = OnnxModel(written(checkpoint, tmp_path, "float32"), 1)
     sources = rows_of_a_class()
     done: list[int] = []
-    found = model.logits(sources, progress=done.append)
+    logits = model.logits(sources, progress=done.append)
     assert sum(done) == len(sources)
     with torch.inference_mode():
         wanted = [checkpoint.model(torch.tensor([row])).logits[0].numpy() for row in sources]
     assert np.ptp(wanted, axis=0).min() > 0.05  # else any rows would do
-    assert np.allclose(found, np.stack(wanted), rtol=0, atol=1e-5)
+    assert np.allclose(logits, np.stack(wanted), rtol=0, atol=1e-5)
     with pytest.raises(StageError, match="only an encoder-decoder is decoded"):
         model.sweep(sources, max_lengths=[4])
 
@@ -328,7 +328,7 @@ def test_an_int8_checkpoint_keeps_its_values(tmp_path: Path) -> None:
     after = checkpoint.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    found = [
+    arrays = [
         onnx.numpy_helper.to_array(tensor, str(folder)).reshape(tensor.dims[0], -1)
         for tensor in tensors(folder, like=lambda t: t.data_type == onnx.TensorProto.UINT8)
     ]
@@ -337,7 +337,7 @@ def test_an_int8_checkpoint_keeps_its_values(tmp_path: Path) -> None:
             wanted = weight.numpy().astype(int) + 128
             width = wanted.shape[1]
             assert any(
-                f.shape[0] == len(wanted) and np.array_equal(f[:, :width], wanted) for f in found
+                f.shape[0] == len(wanted) and np.array_equal(f[:, :width], wanted) for f in arrays
             ), name
     sources = rows_of_a_class()
     logits = OnnxModel(folder, 1).logits(sources)

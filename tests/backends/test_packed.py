@@ -107,14 +107,14 @@ def test_an_int8_model_keeps_its_values_and_scales(tmp_path, untied) -> None:
     checkpoint = pico(untied=untied)
     quantize_weights(checkpoint.model)
     checkpoint.quantization = Quantization(weights="int8")
-    own = checkpoint.model.state_dict()
-    own[f"{FFN}_scale"].mul_(1.7)  # scales that rounding would not find again
+    state = checkpoint.model.state_dict()
+    state[f"{FFN}_scale"].mul_(1.7)  # scales that rounding would not find again
     save_packed(checkpoint, tmp_path, "int8")
     _, tensors = contents(tmp_path)
-    assert torch.equal(tensors[f"{FFN}:scale"], own[f"{FFN}_scale"])
-    assert torch.equal(tensors[FFN], own[FFN][own[FFN] != 0])
+    assert torch.equal(tensors[f"{FFN}:scale"], state[f"{FFN}_scale"])
+    assert torch.equal(tensors[FFN], state[FFN][state[FFN] != 0])
     loaded = compressor.load_model(tmp_path)
-    assert torch.equal(loaded.get_parameter(FFN), own[FFN].float() * own[f"{FFN}_scale"])
+    assert torch.equal(loaded.get_parameter(FFN), state[FFN].float() * state[f"{FFN}_scale"])
     if not untied:  # an embedding of its own is a float matrix, and rounded now
         assert torch.equal(logits(loaded), logits(dequantize_checkpoint(checkpoint).model))
 

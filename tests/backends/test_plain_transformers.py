@@ -139,10 +139,10 @@ def test_plain_transformers_loads_what_was_exported(exported, release) -> None:
         [sys.executable, script, exported], env=os.environ | paths, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["release"].startswith(f"{release}.")
-    assert len(found["wrong"]) == 2 * (len(MODELS) + len(SCALED)) + len(KINDS)
-    assert {name: wrong for name, wrong in found["wrong"].items() if wrong} == {}
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["release"].startswith(f"{release}.")
+    assert len(report["wrong"]) == 2 * (len(MODELS) + len(SCALED)) + len(KINDS)
+    assert {name: wrong for name, wrong in report["wrong"].items() if wrong} == {}
 
 
 def test_a_model_that_transformers_4_cannot_hold_is_named() -> None:

@@ -140,6 +140,6 @@ def measure_in_turn(
             for case in cases:
                 results[case].append(measure_apart(module, case, folder))
     return {
-        case: {name: [result[name] for result in found] for name in found[0]}
-        for case, found in results.items()
+        case: {name: [result[name] for result in turns] for name in turns[0]}
+        for case, turns in results.items()
     }

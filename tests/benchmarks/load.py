@@ -78,7 +78,7 @@ def fill(store: Store, count: int) -> None:
     for number in range(count):
         source = real[number % len(real)]
         key = hashlib.sha256(f"copy {number}".encode()).hexdigest()
-        for path in (each for each in source.rglob("*") if each.is_file()):
+        for path in (file for file in source.rglob("*") if file.is_file()):
             place = store.path(key) / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             if path.name != MANIFEST:
@@ -97,9 +97,9 @@ def measured(*arguments: str, cwd: Path, code: str | None = None) -> dict[str, f
     while process.poll() is None:
         with suppress(psutil.Error):
             parent = psutil.Process(process.pid)
-            held = [each.memory_info() for each in (parent, *parent.children(recursive=True))]
-            most = max(most, sum(each.rss for each in held))
-            anonymous = max(anonymous, sum(each.rss - each.shared for each in held))
+            held = [one.memory_info() for one in (parent, *parent.children(recursive=True))]
+            most = max(most, sum(one.rss for one in held))
+            anonymous = max(anonymous, sum(one.rss - one.shared for one in held))
         time.sleep(POLL_SECONDS)
     if process.returncode != 0:
         raise RuntimeError((cwd / "log.txt").read_text()[-2000:])
@@ -118,7 +118,7 @@ def of_store(folder: Path) -> dict[str, Any]:
     """Commands on an empty store and on a full one."""
     (folder / "mine.yaml").write_text(RECIPE)
     measured("run", "mine.yaml", "-q", cwd=folder)
-    found: dict[str, Any] = {}
+    times_of: dict[str, Any] = {}
     commands: dict[str, Sequence[str]] = {
         "plan": ("plan", "mine.yaml"),
         "run, all cached": ("run", "mine.yaml", "-q"),
@@ -131,10 +131,10 @@ def of_store(folder: Path) -> dict[str, Any]:
         fill(Store(folder / "outputs" / "store"), count)
         # The first reads each new manifest; what comes after does not.
         first = {"plan, the first": measured("plan", "mine.yaml", cwd=folder)}
-        each = {name: measured(*given, cwd=folder) for name, given in commands.items()}
-        found[f"{count} artifacts"] = first | each
-    found[f"{ARTIFACTS} artifacts"]["gc"] = measured("gc", cwd=folder)
-    return found
+        times = {name: measured(*given, cwd=folder) for name, given in commands.items()}
+        times_of[f"{count} artifacts"] = first | times
+    times_of[f"{ARTIFACTS} artifacts"]["gc"] = measured("gc", cwd=folder)
+    return times_of
 
 
 def of_runs(folder: Path) -> dict[str, Any]:
@@ -173,13 +173,13 @@ def of_sweep(folder: Path) -> dict[str, Any]:
 def of_evaluate(folder: Path) -> dict[str, Any]:
     """A run that evaluates on more and more rows, and the size of its report."""
     (folder / "mine.yaml").write_text(RECIPE)
-    found = {}
+    results = {}
     for rows in ROWS:
         run = measured("run", "mine.yaml", "-q", f"data.rows.test={rows}", cwd=folder)
         (newest,) = sorted((folder / "outputs" / "runs" / "mine").iterdir())[-1:]
         size = (newest / "report.html").stat().st_size
-        found[f"{rows} rows"] = run | {"report_bytes": size}
-    return found
+        results[f"{rows} rows"] = run | {"report_bytes": size}
+    return results
 
 
 READ = """

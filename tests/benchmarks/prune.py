@@ -120,8 +120,8 @@ def differing(
     groups = known.list_groups()
     for path in AMOUNTS[0]:
         values = [weights[n][a[n] != b[n].bool()].abs() for n in groups[path]]
-        found = torch.cat(values)
-        total += len(found)
+        magnitudes = torch.cat(values)
+        total += len(magnitudes)
         # A tie swaps equals: as many went here as stayed there.
         here = torch.cat([weights[n][a[n] & ~b[n].bool()].abs() for n in groups[path]])
         there = torch.cat([weights[n][~a[n] & b[n].bool()].abs() for n in groups[path]])

@@ -27,7 +27,7 @@ KINDS: dict[str, tuple[Weights, Activations]] = {
 
 def layers() -> dict[str, nn.Module]:
     """The same layer in float32 and in every kind."""
-    found: dict[str, nn.Module] = {}
+    kinds: dict[str, nn.Module] = {}
     for name in ("float32", "bfloat16", "float16", *KINDS):
         torch.manual_seed(0)
         holder = nn.ModuleDict({"layer": nn.Linear(COLUMNS, ROWS, bias=False)})
@@ -38,8 +38,8 @@ def layers() -> dict[str, nn.Module]:
             set_activations(holder, Quantization(weights=weights, activations=activations))
         else:
             holder.to(getattr(torch, name))
-        found[name] = holder["layer"]
-    return found
+        kinds[name] = holder["layer"]
+    return kinds
 
 
 def seconds(layer: nn.Module, x: Tensor) -> float:
@@ -62,8 +62,8 @@ def main() -> None:
                 dtype = getattr(torch, name) if name in ("bfloat16", "float16") else torch.float32
                 x = torch.randn(tokens, COLUMNS).to(dtype)
                 layer(x)
-                found = seconds(layer, x)
-                best[name, tokens] = min(best.get((name, tokens), found), found)
+                taken = seconds(layer, x)
+                best[name, tokens] = min(best.get((name, tokens), taken), taken)
     write(
         "quantize",
         {

@@ -76,7 +76,8 @@ def main() -> None:
             "artifact_bytes": written,
             "bytes_for_each_parameter": round(written / parameters, 3),
             "seconds_for_each_billion": {
-                name: round(statistics.median(each) / billions, 2) for name, each in seconds.items()
+                name: round(statistics.median(times) / billions, 2)
+                for name, times in seconds.items()
             },
         },
     )

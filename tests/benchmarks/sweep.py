@@ -45,13 +45,13 @@ def stages(folder: Path) -> dict[str, float]:
 
     A report on several models at once has a record for each, and its time in the first.
     """
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for path in folder.rglob("metrics.json"):
         for record in json.loads(path.read_text(encoding="utf-8")):
             if not record["cached"]:
                 key = record["key"]
-                found[key] = found.get(key, 0.0) + record["made_in_seconds"]
-    return found
+                seconds[key] = seconds.get(key, 0.0) + record["made_in_seconds"]
+    return seconds
 
 
 def main() -> None:
@@ -76,11 +76,11 @@ def main() -> None:
         for value in asked[(len(asked) + 1) // 2 :]:
             run_alone(value)
 
-    everywhere = set.intersection(*(set(each["stages"]) for each in alone))
-    shared = statistics.mean(sum(each["stages"][k] for k in everywhere) for each in alone)
-    tails = [sum(s for k, s in each["stages"].items() if k not in everywhere) for each in alone]
+    everywhere = set.intersection(*(set(run["stages"]) for run in alone))
+    shared = statistics.mean(sum(run["stages"][k] for k in everywhere) for run in alone)
+    tails = [sum(s for k, s in run["stages"].items() if k not in everywhere) for run in alone]
     ideal = shared + len(VALUES) * statistics.mean(tails)
-    without = len(VALUES) * statistics.mean(each["seconds"] for each in alone)
+    without = len(VALUES) * statistics.mean(run["seconds"] for run in alone)
     write(
         "sweep",
         {
@@ -95,7 +95,7 @@ def main() -> None:
             "over_its_own_stages": round(swept / sum(made.values()), 3),
             "times_faster_than_without": round(without / swept, 2),
             "distinct_stages": len(made),
-            "stages_of_a_run_without_the_store": max(len(each["stages"]) for each in alone),
+            "stages_of_a_run_without_the_store": max(len(run["stages"]) for run in alone),
         },
     )
 
