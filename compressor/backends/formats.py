@@ -164,7 +164,7 @@ def list_support() -> list[tuple[str, str, list[bool]]]:
 
 
 class Texts(BaseModel):
-    """How a model reads texts, and what it makes of them."""
+    """The texts that a model reads, and what it makes of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -185,7 +185,7 @@ class Texts(BaseModel):
 
 
 class ExportInfo(Texts):
-    """What `compressor.json` says of an exported model: what runs it, and how texts are read."""
+    """The description of an exported model in `compressor.json`: its format and its texts."""
 
     version: Literal[1] = 1
     format: FormatName

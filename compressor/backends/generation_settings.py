@@ -21,13 +21,13 @@ Scores = NDArray[np.float32]
 
 
 def is_one_of(tokens: Tokens, some: Sequence[int]) -> NDArray[np.bool_]:
-    """Whether each token, in an array of any shape, is among some."""
+    """Tell of each token, in an array of any shape, whether it is among some."""
     return np.isin(tokens, np.array(some, dtype=np.int64))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the next token beside the model. Lengths count the decoder start token."""
+    """Settings that decide the next token, beside the model. Lengths count the start token."""
 
     start: int
     eos: Sequence[int]
@@ -79,7 +79,7 @@ class Settings:
         )
 
     def process(self, tokens: Tokens, scores: Scores) -> Scores:
-        """Scores [R, V] of the next token after rows [R, T], start token included. Changes them."""
+        """Adjust, in place, scores [R, V] of the token after rows [R, T], start token included."""
         length = tokens.shape[1]
         if self.repetition_penalty != 1:
             _penalize_repeated(tokens, scores, self.repetition_penalty)

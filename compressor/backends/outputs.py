@@ -40,7 +40,7 @@ def ignore(rows: int) -> None:
 
 @dataclass(frozen=True)
 class Search:
-    """How rows are decoded. Lengths count the decoder start token, as in transformers."""
+    """Settings of one decode. Lengths count the decoder start token, as in transformers."""
 
     max_length: int
     num_beams: int = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 @functools.cache
 def _compile_patterns() -> tuple[Any, Any]:
-    """What is dropped from a text, and what of the rest is a word."""
+    """Compile patterns of what is dropped from a text, and of the words in the rest."""
     import regex  # type: ignore[import-untyped]  # no types
 
     ignored = r"[\p{Default_Ignorable_Code_Point}--\u200b]"  # U+200B parts words, as a space does

@@ -32,7 +32,7 @@ CURVE_POINTS = 200
 
 @dataclass
 class History:
-    """What happened so far; saved with every checkpoint."""
+    """The course of a training so far; saved with every checkpoint."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)

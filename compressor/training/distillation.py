@@ -91,7 +91,7 @@ class DistillationLoss(nn.Module):
         return self
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """The summed loss, a float32 scalar."""
+        """Sum the loss of a batch: a float32 scalar."""
         parts = self.compute_parts(batch)
         return torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
 
@@ -200,7 +200,7 @@ class DistillationLoss(nn.Module):
 
 @dataclass(frozen=True)
 class _ModelOutput:
-    """What a model computed: logits [N, V]; per stack hidden states [B, T, D], embeddings first,
+    """The output of a model: logits [N, V]; per stack hidden states [B, T, D], embeddings first,
     and per kind of attention a layer's probabilities [B, H, T, K].
     """
 

@@ -50,7 +50,7 @@ class Launch(BaseModel):
 
 
 class Scheme(BaseModel):
-    """How weights, gradients and the optimizer's state lie over the processes of a training."""
+    """The layout of weights, gradients and optimizer state over a training's processes."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -64,7 +64,7 @@ def make_optimizer(
 
 
 class Weights:
-    """What a training asks of its weights. Here every process has them whole.
+    """The weights of a training. Here every process has them whole.
 
     Every method that talks of tensors by name must be called on every process, in the same order.
     """
@@ -162,7 +162,7 @@ class Weights:
         return int(torch.count_nonzero(self.local_shard(name)[~self._take_shard(name, mask)]))
 
     def local_shard(self, name: str) -> Tensor:
-        """What this process has of a parameter, in place."""
+        """Get what this process has of a parameter, in place."""
         return get_local(self.get_parameter(name)).detach()
 
     def _take_shard(self, name: str, whole: Tensor) -> Tensor:

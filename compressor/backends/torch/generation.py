@@ -97,7 +97,7 @@ class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # the base class is un
     """Ends a beam search that has NaN for log-probabilities: it would go on, with any token."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores as they are. Raises StageError."""
+        """Return the scores. Raises StageError where one is NaN."""
         if bool(scores.amax().isnan()):
             raise StageError(NOT_FINITE)
         return scores
