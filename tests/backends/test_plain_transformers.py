@@ -28,10 +28,9 @@ from tests.harness.models import (
     UNTIED,
     WINDOW,
     build_case,
-    context,
     outputs,
-    prunable_parts,
 )
+from tests.harness.stages import stage_context
 from tests.stages.test_trim_vocabulary import KINDS, rows, t5
 
 FOUR = Path(__file__).parent.parent.parent / "build/transformers-4"
@@ -78,15 +77,16 @@ def build_checkpoint(name: str) -> Checkpoint:
 
 def compressed(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """Pruned, with fewer layers and neurons."""
-    where = context(folder)
+    where = stage_context(folder)
     stacks = checkpoint.derive_facts().list_stacks()
     checkpoint = keep_layers(
         checkpoint, {name: [stack.layers - 1] for name, stack in stacks.items()}
     )
     checkpoint.save(folder / "shrunk")
-    checkpoint = Prune(amounts=dict.fromkeys(prunable_parts(checkpoint.derive_facts()), 0.3)).run(
-        Inputs(folder / "shrunk"), where
-    )
+    groups = checkpoint.derive_facts().list_groups()
+    parts = [path for path in groups if "." in path or path == "lm_head"]
+    prune = Prune(amounts=dict.fromkeys(parts, 0.3))
+    checkpoint = prune.run(Inputs(folder / "shrunk"), where)
     checkpoint.save(folder / "pruned")
     return Slice(feed_forward=0.5).run(Inputs(folder / "pruned"), where)
 
@@ -103,7 +103,7 @@ def export(checkpoint: Checkpoint, folder: Path, name: str) -> None:
     texts = [] if checkpoint.tokenizer is None else rows()[:4]
     ids = [] if checkpoint.tokenizer is None else checkpoint.tokenizer(texts).input_ids
     checkpoint.save(folder / "source")
-    where = context(folder / "made")
+    where = stage_context(folder / "made")
     Export(parity=None).run(Inputs(folder / "source"), where)
     (folder / "made/model").rename(folder / "models" / name)
     path = folder / "models" / name
