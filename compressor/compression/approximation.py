@@ -91,11 +91,6 @@ class Teacher(nn.Module):
         self.first = layers[0]
         self.layers = model.get_submodule(stack.prefix)[self.first :]
 
-    @property
-    def parameters_of_layers(self) -> int:
-        """How many parameters the layers themselves have."""
-        return sum(parameter.numel() for parameter in self.layers.parameters())
-
     def train(self, mode: bool = True) -> Teacher:  # noqa: FBT001, FBT002  # as torch's
         """Stay in evaluation mode: a teacher never trains."""
         return super().train(mode=False)

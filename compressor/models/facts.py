@@ -17,7 +17,15 @@ from typing import Any
 from compressor.core.errors import nearest
 from compressor.core.settings import to_int
 from compressor.models.block_config import BlockSizes
-from compressor.models.structure import Channels, ConfigError, Shape, Stack, UnitKind, Units
+from compressor.models.structure import (
+    Channels,
+    ConfigError,
+    Shape,
+    Stack,
+    UnitKind,
+    Units,
+    renumber_parameter,
+)
 
 MOST_LAYERS, MOST_OF_ANYTHING = 1_000, 10**9
 """What a config may say at most: planning looks at each layer, and multiplies sizes."""
@@ -170,16 +178,14 @@ class Facts:
     def list_groups(self) -> dict[str, tuple[str, ...]]:
         """Map each group path to its `Linear` weights; unions (`feed_forward`) come after parts."""
         parts: dict[str, tuple[str, ...]] = self._architecture.groups(self.config)
-        parts = {path: tuple(map(self._follow_tie, names)) for path, names in parts.items()}
+        others = {name: tie for name, tie in self.list_ties().items() if name not in self.shapes}
+        parts = {path: tuple(others.get(n, n) for n in names) for path, names in parts.items()}
         unions: dict[str, tuple[str, ...]] = {}
         for path, names in parts.items():
             _, dot, kind = path.partition(".")
             if dot:
                 unions[kind] = unions.get(kind, ()) + names
         return parts | {kind: names for kind, names in unions.items() if kind not in parts}
-
-    def _follow_tie(self, name: str) -> str:
-        return name if name in self.shapes else self.list_ties().get(name, name)
 
     def list_ties(self) -> Mapping[str, str]:
         """Map a parameter to the name it goes by where the two are one tensor."""
@@ -208,14 +214,8 @@ class Facts:
         for stack, layers in kept.items():
             config |= stacks[stack].config_after(self.config, layers)
 
-        def rename_parameter(name: str) -> str | None:
-            for stack, layers in kept.items():
-                new = stacks[stack].renumber_parameter(name, layers)
-                if new != name:
-                    return new
-            return name
-
-        names = {old: new for old in self.shapes if (new := rename_parameter(old)) is not None}
+        renamed = {name: renumber_parameter(stacks, kept, name) for name in self.shapes}
+        names = {old: new for old, new in renamed.items() if new is not None}
         shapes = {new: self.shapes[old] for old, new in names.items()}
         return replace(self, config=config, shapes=shapes, **self._masked_after(names))
 

@@ -24,7 +24,7 @@ from transformers.models.auto import modeling_auto
 from compressor.core.errors import StageError
 from compressor.models.block import put_blocks
 from compressor.models.block_config import FILE as WITH_BLOCKS
-from compressor.models.facts import load_architecture
+from compressor.models.facts import HALF, load_architecture
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import Int8Embedding, put_quantized, set_activations
 from compressor.models.structure import Stack
@@ -302,7 +302,7 @@ def load_quantized(folder: Path, head: Head, quantization: Quantization) -> PreT
     # Only a head that is a tensor of its own is in the file under its own name.
     config = load_config(folder)
     model = build_model(config, head, untied_head="lm_head.weight" in state)
-    if quantization.is_half_precision:
+    if quantization.weights in HALF:
         cast_weights(model, quantization.weights)
     scales = {name.removesuffix("_scale"): name for name in state if name.endswith("_scale")}
     put_quantized(model, {name: (state[name], state[scale]) for name, scale in scales.items()})

@@ -35,11 +35,6 @@ class Quantization(BaseModel):
     weights: Weights
     activations: Activations = "float"
 
-    @property
-    def is_half_precision(self) -> bool:
-        """Whether the whole model is in one floating-point type of two bytes."""
-        return self.weights in ("bfloat16", "float16")
-
 
 class Grid(BaseModel):
     """The integers that weights are rounded to."""

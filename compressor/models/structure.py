@@ -91,14 +91,10 @@ class Stack:
     """Why no block can stand in the place of a layer; "" where one can."""
 
     @property
-    def native_layers(self) -> list[int]:
-        """The layers that are the architecture's own."""
-        return [i for i in range(self.layers) if not self.blocks or self.blocks[i] is None]
-
-    @property
     def paths(self) -> list[str]:
         """The paths of the layers that are the architecture's own."""
-        return [f"{self.prefix}.{layer}" for layer in self.native_layers]
+        blocks = self.blocks or [None] * self.layers
+        return [f"{self.prefix}.{layer}" for layer, block in enumerate(blocks) if block is None]
 
     def list_units(
         self,
@@ -183,6 +179,17 @@ class Stack:
         if int(index) not in layers:
             return None
         return f"{self.prefix}.{layers.index(int(index))}.{rest}"
+
+
+def renumber_parameter(
+    stacks: Mapping[str, Stack], kept: Mapping[str, list[int]], name: str
+) -> str | None:
+    """Give the name that a parameter has after keeping layers of stacks, or None if it goes."""
+    for stack, layers in kept.items():
+        new = stacks[stack].renumber_parameter(name, layers)
+        if new != name:
+            return new
+    return name
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from compressor.models.loading import (
     load_exactly,
 )
 from compressor.models.quantized_layers import dequantize_weight
-from compressor.models.structure import Units
+from compressor.models.structure import Units, renumber_parameter
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -53,15 +53,8 @@ def keep_layers(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Checkp
             setattr(config, key, value)
 
     def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        new = {}
-        for name, tensor in tensors.items():
-            target: str | None = name
-            for stack, layers in kept.items():
-                if target == name:
-                    target = stacks[stack].renumber_parameter(name, layers)
-            if target is not None:
-                new[target] = tensor
-        return new
+        pairs = [(renumber_parameter(stacks, kept, name), t) for name, t in tensors.items()]
+        return {name: tensor for name, tensor in pairs if name is not None}
 
     state, masks = rename_tensors(model.state_dict()), rename_tensors(checkpoint.masks)
     smaller = _rebuild(checkpoint, config, state, masks)

@@ -158,8 +158,8 @@ class Approximate(Hyperparameters, Stage):
         torch.manual_seed(context.seed)  # of the block
         block = Block(checkpoint.model.config.hidden_size, self.block)
         context.metrics.update(
-            teacher_parameters=teacher.parameters_of_layers,
-            block_parameters=sum(parameter.numel() for parameter in block.parameters()),
+            teacher_parameters=sum(p.numel() for p in teacher.layers.parameters()),
+            block_parameters=sum(p.numel() for p in block.parameters()),
         )
         if self.passes:
             self._train(block, teacher, checkpoint, context)
