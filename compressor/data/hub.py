@@ -51,7 +51,7 @@ def _ask_commit(repository: str, revision: str, kind: Kind) -> tuple[str | None,
         ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
         return ask(repository, revision=revision, timeout=5).sha, ""
     except RepositoryNotFoundError as error:
-        raise ValueError(_not_found(repository, kind, error)) from error
+        raise ValueError(_explain_missing(repository, kind, error)) from error
     except Exception as error:
         if _read_status(error) == 404:
             raise ValueError(f"{repository!r} has no revision {revision!r}") from error
@@ -207,7 +207,7 @@ def _find_reason(error: BaseException | None) -> str:
     return f" ({lines[0] if lines else type(error).__name__})"
 
 
-def _not_found(repository: str, kind: Kind, error: Exception) -> str:
+def _explain_missing(repository: str, kind: Kind, error: Exception) -> str:
     from huggingface_hub.errors import GatedRepoError
 
     login = "log in with `hf auth login`"

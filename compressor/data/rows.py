@@ -135,54 +135,54 @@ class RowReader:
 
     def read(self, number: int, row: Mapping[str, Any]) -> Row:
         """Read the row of this number, from 0."""
-        text = self._text(number, self._data.text, find_value(row, self._data.text))
+        text = self._read_text(number, self._data.text, find_value(row, self._data.text))
         blank = self._data.text if is_blank(text) else ""
         if self._data.task != "summarization":
-            return Row(text, [], self._labels(number, row), blank)
+            return Row(text, [], self._read_labels(number, row), blank)
         column = self._data.summary
-        references = self._references(number, column, find_value(row, column))
+        references = self._read_references(number, column, find_value(row, column))
         return Row(text, references, [], blank or (column if is_blank(references[0]) else ""))
 
-    def _wrong(self, number: int, column: str, what: str) -> StageError:
+    def _explain_cell(self, number: int, column: str, what: str) -> StageError:
         return StageError(f"data: {self._origin}, row {number}, column {column!r}: {what}")
 
-    def _text(self, number: int, column: str, value: Any) -> str:
+    def _read_text(self, number: int, column: str, value: Any) -> str:
         """Read a text, or a list of sentences as one."""
         if isinstance(value, list):
-            return " ".join(self._text(number, column, sentence) for sentence in value)
+            return " ".join(self._read_text(number, column, sentence) for sentence in value)
         if value is None:
             return ""
         if not isinstance(value, str):
             what = f"{type(value).__name__} {value!r:.40}, not text"
-            raise self._wrong(number, column, f"{what}; write it in quotes if it is one")
+            raise self._explain_cell(number, column, f"{what}; write it in quotes if it is one")
         if not value.isascii() and re.search("[\ud800-\udfff]", value):
-            raise self._wrong(number, column, "half of a surrogate pair, which no text has")
+            raise self._explain_cell(number, column, "half of a surrogate pair, which no text has")
         return value
 
-    def _references(self, number: int, column: str, value: Any) -> list[str]:
+    def _read_references(self, number: int, column: str, value: Any) -> list[str]:
         if not isinstance(value, list):
-            return [self._text(number, column, value)]
-        texts = [self._text(number, column, item) for item in value]
+            return [self._read_text(number, column, value)]
+        texts = [self._read_text(number, column, item) for item in value]
         return [text for text in texts if not is_blank(text)] or [""]
 
-    def _labels(self, number: int, row: Mapping[str, Any]) -> list[int]:
+    def _read_labels(self, number: int, row: Mapping[str, Any]) -> list[int]:
         data = self._data
         if data.task == "multi_label" and data.label is None:
-            return [self._truth(number, name, find_value(row, name)) for name in data.labels]
+            return [self._read_truth(number, name, find_value(row, name)) for name in data.labels]
         column = data.columns()["label"]
         value = find_value(row, column)
         if data.task == "single_label":
-            return [self._label(number, column, value)]
+            return [self._find_label(number, column, value)]
         if data.label_separator is not None and not isinstance(value, list):
             parts = str("" if value is None else value).split(data.label_separator)
             value = [part for part in parts if not is_blank(part)]
         if not isinstance(value, list):
             hint = "; data.label_separator=',' splits a text" if isinstance(value, str) else ""
-            raise self._wrong(number, column, f"{value!r:.40}, not a list of labels{hint}")
-        places = {self._label(number, column, item) for item in value}
+            raise self._explain_cell(number, column, f"{value!r:.40}, not a list of labels{hint}")
+        places = {self._find_label(number, column, item) for item in value}
         return [int(place in places) for place in range(len(data.labels))]
 
-    def _truth(self, number: int, column: str, value: Any) -> int:
+    def _read_truth(self, number: int, column: str, value: Any) -> int:
         text = str(value).strip().lower()
         if text in ("true", "false"):
             return int(text == "true")
@@ -190,9 +190,9 @@ class RowReader:
         if truth is not None and truth[1] in ("0", "1"):
             return int(truth[1])
         what = "nothing" if value is None or not text else f"{value!r:.40}"
-        raise self._wrong(number, column, f"{what}, not 0 or 1")
+        raise self._explain_cell(number, column, f"{what}, not 0 or 1")
 
-    def _label(self, number: int, column: str, value: Any) -> int:
+    def _find_label(self, number: int, column: str, value: Any) -> int:
         """Find a label's place: by its name as written, or by its number where no name is one."""
         names, classes = self._data.labels, self._names.get(column)
         text = "" if value is None else str(value)
@@ -211,7 +211,7 @@ class RowReader:
                 return int(name)
         shown = value if text == str(value) else text
         what = "nothing" if not text.strip() else f"{shown!r:.40}"
-        raise self._wrong(number, column, f"{what} is no label; {nearest(text, names)}")
+        raise self._explain_cell(number, column, f"{what} is no label; {nearest(text, names)}")
 
 
 def _is_numeric(text: str) -> bool:

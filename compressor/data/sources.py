@@ -115,12 +115,12 @@ class Files(SplitSource):
     def own_splits(self) -> Collection[str]:
         return [split for split, path in self.files.items() if path is not None]
 
-    def _path(self, split: Split) -> Path | None:
+    def _find_path(self, split: Split) -> Path | None:
         split = self._locate_rows(split)[1]
         name = self.files.get(split)
         return find_saved_split(expand_home(name), split) if name else None
 
-    def _reading(self, path: Path) -> dict[str, Any]:
+    def _format_key(self, path: Path) -> dict[str, Any]:
         """Describe the settings that decide how a file is read, as a JSON value."""
         kind, usual, chosen = find_format(path), Format(), self._format
         fields = {"csv": ("quote", "header", "encoding"), "json": ("encoding",)}.get(kind or "", ())
@@ -131,14 +131,14 @@ class Files(SplitSource):
         return settings
 
     def content_key(self, split: Split) -> Any:
-        path = self._path(split)
+        path = self._find_path(split)
         if path is None or find_format(path) is None or not path.exists():
             return None  # `check` reports it
         shares = self._list_shares()
         name, read_from = self._locate_rows(split)
         part = {"held": shares, "seed": self.seed, "split": name}
         try:
-            content = {"sha256": data_sha256(path), "reader": READER, **self._reading(path)}
+            content = {"sha256": data_sha256(path), "reader": READER, **self._format_key(path)}
         except StageError:
             return None  # as before
         return content | self.column_key() | (part if shares and read_from == "train" else {})
@@ -151,7 +151,7 @@ class Files(SplitSource):
         except (LookupError, ValueError):
             problem("encoding", f"no encoding {self.encoding!r}; utf-8, utf-16 or cp1252, say")
             return
-        path, key = self._path(split), f"files.{self._locate_rows(split)[1]}"
+        path, key = self._find_path(split), f"files.{self._locate_rows(split)[1]}"
         assert path is not None, "a split that has rows has a file"
         if message := _judge_path(path):
             problem(key, message)
@@ -167,7 +167,7 @@ class Files(SplitSource):
         self, path: Path, split: Split, key: str, problem: Problem, warn: Problem
     ) -> None:
         """Report what is wrong with a file's first rows. Raises StageError at a wrong row."""
-        sample = self._sample(path, split)
+        sample = self._take_sample(path, split)
         if len(sample.columns) > MOST_COLUMNS:
             many = f"{path} has {len(sample.columns):,} columns, more than {MOST_COLUMNS:,}"
             problem(key, f"{many}; keep those that are read")
@@ -205,10 +205,10 @@ class Files(SplitSource):
                 lambda key, message: problem(key, f"{message}{hint}"),
             )
 
-    def _sample(self, path: Path, split: Split) -> Sample:
+    def _take_sample(self, path: Path, split: Split) -> Sample:
         """Read the first rows of a file, once while it stays as it is. Raises StageError."""
         most = self._limit_rows(split)
-        about = [data_sha256(path), self._reading(path), self.column_key(), self.task, most]
+        about = [data_sha256(path), self._format_key(path), self.column_key(), self.task, most]
         name = json.dumps([str(path), *about])
         if name not in _SAMPLES:
             if len(_SAMPLES) >= _MOST_SAMPLES:
@@ -249,17 +249,17 @@ class Files(SplitSource):
         return collect_rows((reader.read(n, row) for n, row in enumerate(table.rows)), place)
 
     def load(self, split: Split) -> Rows:
-        path = self._path(split)
+        path = self._find_path(split)
         assert path is not None, "checked when planned"
         most, digest = self._limit_rows(split), data_sha256(path)
         table = open_table(path, self._format, list(self.columns().values()))
         some = replace(table, rows=islice(table.rows, most))
-        content = [digest, self._reading(path), most]
+        content = [digest, self._format_key(path), most]
         collected = self._collect(some, path, lambda: self._locate_cache(content))
         if data_sha256(path) != digest:
             raise StageError(f"data: {path} has changed while it was read")
         rows = self._choose(collected, split, str(path))
-        if rows.note and self._sample(path, split).is_whole:  # planning has told it
+        if rows.note and self._take_sample(path, split).is_whole:  # planning has told it
             rows = replace(rows, note="")
         return rows
 
