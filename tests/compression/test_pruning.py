@@ -13,7 +13,7 @@ from compressor.core.progress import Progress
 from compressor.models.checkpoint import Checkpoint
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
-from tests.engine.test_plan import planned
+from tests.engine.test_plan import plan_recipe
 from tests.harness.command import start
 from tests.harness.runs import kill, wait_for_step, weights
 from tests.harness.stages import measure, pico_t5, preview, rows_of_text, run_stage
@@ -117,7 +117,7 @@ def test_gradual_pruning_ends_at_the_planned_count_and_survives_a_kill(recipe, r
     two processes, of which each chooses the same entries.
     """
     path = recipe(("finetune: {epochs: 1}", GRADUAL), ("prune, recover, evaluate]", "evaluate]"))
-    facts = planned(path).node("finetune").facts
+    facts = plan_recipe(path).node("finetune").facts
     runs = [
         run("run", path, "skip=[evaluate]", f"launch.num_processes={count}", f"outputs=of{count}")
         for count in (1, 2)
@@ -156,7 +156,7 @@ def test_gradual_pruning_ends_at_the_planned_count_and_survives_a_kill(recipe, r
 def test_what_cannot_be_pruned_is_told_while_planning(recipe, settings, path, message) -> None:
     """With the key and the cure."""
     with pytest.raises(RecipeError) as caught:
-        planned(recipe((PRUNE, f"prune: {{{settings}}}")))
+        plan_recipe(recipe((PRUNE, f"prune: {{{settings}}}")))
     told = {problem.path: problem.message for problem in caught.value.problems}
     assert message in told[f"stages.prune.{path}" if path else "stages.prune"]
 
@@ -179,4 +179,4 @@ def test_a_target_that_cannot_be_is_told_while_planning(recipe, target, pipeline
         ("[load, finetune, prune, recover, evaluate]", f"[load, {pipeline}]"),
     )
     with pytest.raises(RecipeError, match=message):
-        planned(path)
+        plan_recipe(path)

@@ -30,19 +30,19 @@ sys.addaudithook(note)
 """
 
 
-def hooked(folder: Path) -> dict[str, str]:
-    """Variables under which every Python notes the files that it opens to read; see `noted`."""
+def hook_variables(folder: Path) -> dict[str, str]:
+    """Give variables under which every Python notes files that it opens to read: `read_noted`."""
     (folder / "sitecustomize.py").write_text(HOOK)
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     return {"PYTHONPATH": path, "OPENED": str(folder / "opened")}
 
 
-def noted(folder: Path) -> set[Path]:
+def read_noted(folder: Path) -> set[Path]:
     return {Path(line) for line in (folder / "opened").read_text().splitlines()}
 
 
 @contextmanager
-def watched(top: Path) -> Iterator[Callable[[], set[Path]]]:
+def watch_files(top: Path) -> Iterator[Callable[[], set[Path]]]:
     """Have Linux tell of each file below `top` that anybody opens, to read or to write."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.inotify_init1(os.O_NONBLOCK)

@@ -40,7 +40,7 @@ class Heard(Progress):
         self.said.append(text)
 
 
-def planned(outputs: Path) -> Plan:
+def plan_stages(outputs: Path) -> Plan:
     path = outputs.parent / "mine.yaml"
     path.write_text(TWO_STAGES)
     return plan(compose(str(path), [f"outputs={outputs}"]), Store(outputs / "store"))
@@ -48,7 +48,7 @@ def planned(outputs: Path) -> Plan:
 
 def execute(outputs: Path, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Run the recipe; the records of its two stages."""
-    ready, store = planned(outputs), Store(outputs / "store")
+    ready, store = plan_stages(outputs), Store(outputs / "store")
     run = Run.create(outputs / "runs" / str(time.time_ns()), ready, store)
     Engine(ready, store, run, progress or Heard()).execute()
     return run.records
@@ -62,7 +62,7 @@ def outputs(pruned: Path, tmp_path: Path) -> Path:
 
 
 def weights(outputs: Path, stage: str) -> Path:
-    key = planned(outputs).node(stage).key
+    key = plan_stages(outputs).node(stage).key
     assert key is not None
     return outputs / "store" / key / WEIGHTS
 
@@ -154,7 +154,7 @@ def test_a_model_with_other_counts_than_its_plan_is_no_artifact(outputs: Path, m
         return pruned
 
     monkeypatch.setattr(Prune, "run", revive_one)
-    node = planned(outputs).node("prune")
+    node = plan_stages(outputs).node("prune")
     assert node.facts is not None and node.facts.exact
     count = sum(count for _, count in node.facts.masked)
     said = f"{count:,} pruned entries were planned, {count - 1:,} were found"
@@ -166,7 +166,7 @@ def test_a_model_with_other_counts_than_its_plan_is_no_artifact(outputs: Path, m
 def test_what_another_process_made_meanwhile_is_not_made_again(pruned, tmp_path) -> None:
     """It waits for the lock, and then looks again."""
     outputs, whole = tmp_path / "outputs", pruned / "outputs"
-    key = planned(outputs).node("load").key
+    key = plan_stages(outputs).node("load").key
     assert key is not None
     waits, heard = threading.Event(), Heard()
 

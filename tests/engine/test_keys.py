@@ -28,7 +28,7 @@ from compressor.models.model_files import TOKENIZER_FILES, digest_model, digest_
 from compressor.stages.distill import Distill
 from compressor.stages.prune import Prune
 from compressor.stages.sensitivity import Sensitivity
-from tests.engine.test_plan import planned
+from tests.engine.test_plan import plan_recipe
 from tests.harness.models import T5
 
 GROUPS = {"a": ["encoder.*.wi.weight"], "b": ["decoder.*.wi.weight"]}
@@ -102,7 +102,7 @@ def test_the_model_that_others_are_compared_with_is_in_a_benchmarks_key(recipe) 
         path = recipe(
             ("recover, evaluate]", "benchmark]"), ("evaluate: {max_length: [8, 16]}", settings)
         )
-        benchmarks.add(keys(planned(path))["benchmark"])
+        benchmarks.add(keys(plan_recipe(path))["benchmark"])
     assert len(benchmarks) == 2
 
 
@@ -111,9 +111,9 @@ def test_a_raised_version_makes_new_keys_for_the_stage_and_what_depends_on_it(
 ) -> None:
     """What an earlier version of this package made is not used where results changed."""
     path = recipe()
-    before = keys(planned(path))
+    before = keys(plan_recipe(path))
     monkeypatch.setattr(Prune, "version", Prune.version + 1)
-    after = keys(planned(path))
+    after = keys(plan_recipe(path))
     assert [n for n in after if after[n] != before[n]] == ["prune", "recover", "evaluate"]
 
 
@@ -134,7 +134,7 @@ def test_another_version_of_a_library_that_computes_makes_new_keys(monkeypatch, 
 
 def test_libraries_that_compute_train_a_tokenizer_or_score_are_in_keys(recipe) -> None:
     """By their first two numbers, where they decide what the stage writes."""
-    plan = planned(recipe())
+    plan = plan_recipe(recipe())
     for node in plan.nodes:
         assert node.key_parts["frameworks"].keys() == {"torch", "transformers"}
     for name, packages in (("load", ["tokenizers"]), ("evaluate", ["rouge_score", "nltk"])):
@@ -147,7 +147,7 @@ def test_the_columns_of_generated_bills_are_in_the_key(recipe) -> None:
     """`data.text: summary` learns other texts; the usual names change no key."""
     path = recipe()
     usual, same, other = (
-        keys(planned(path, *overrides))["finetune"]
+        keys(plan_recipe(path, *overrides))["finetune"]
         for overrides in ((), ("data.text=text",), ("data.text=summary", "data.summary=text"))
     )
     assert usual == same != other
@@ -193,7 +193,7 @@ def plan_load(folder: Path, load: str, *overrides: str) -> Plan:
     path.write_text(
         f"defaults: [/base, /data: bills, _self_]\npipeline: [load]\nstages: {{load: {load}}}\n"
     )
-    return planned(path, *overrides)
+    return plan_recipe(path, *overrides)
 
 
 def test_a_seed_is_in_the_key_of_what_draws_alone(model, recipe) -> None:
@@ -202,7 +202,7 @@ def test_a_seed_is_in_the_key_of_what_draws_alone(model, recipe) -> None:
         plan_load(model.parent, f"{{source: {model}}}", f"seed={seed}").node("load").key
         for seed in (0, 1)
     }
-    made = {planned(recipe(), f"seed={seed}").node("load").key for seed in (0, 1)}
+    made = {plan_recipe(recipe(), f"seed={seed}").node("load").key for seed in (0, 1)}
     assert (len(of_folder), len(made)) == (1, 2)
 
 

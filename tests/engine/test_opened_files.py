@@ -14,8 +14,8 @@ import compressor
 from compressor.core.files import file_digest
 from compressor.data.bills import make_bills
 from compressor.data.tokenizers import train_tokenizer
-from tests.engine.opened_files import hooked, noted, watched
-from tests.engine.test_plan import planned
+from tests.engine.opened_files import hook_variables, read_noted, watch_files
+from tests.engine.test_plan import plan_recipe
 from tests.harness.command import compressor as run
 
 RECIPE = """
@@ -73,11 +73,11 @@ def test_every_file_that_a_run_opens_is_in_a_key_or_on_the_list(tmp_path, monkey
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     for name in ("hook", "home", "temporary"):
         (tmp_path / name).mkdir()
-    variables = hooked(tmp_path / "hook") | {
+    variables = hook_variables(tmp_path / "hook") | {
         "HOME": str(tmp_path / "home"),
         "TMPDIR": str(tmp_path / "temporary"),
     }
-    with watched(inputs) as opened_below:
+    with watch_files(inputs) as opened_below:
         done = run("run", "recipe.yaml", cwd=tmp_path, **variables)
         read = opened_below()
     assert done.code == 0, done.err
@@ -99,9 +99,9 @@ def test_every_file_that_a_run_opens_is_in_a_key_or_on_the_list(tmp_path, monkey
         Path("/dev"): "no files",
     }
     reasons = {path.resolve(): why for path, why in reasons.items()}
-    read |= {p for p in noted(tmp_path / "hook") if not any(map(p.is_relative_to, reasons))}
+    read |= {p for p in read_noted(tmp_path / "hook") if not any(map(p.is_relative_to, reasons))}
     monkeypatch.chdir(tmp_path)
-    plan = planned("recipe.yaml")
+    plan = plan_recipe("recipe.yaml")
     keys = json.dumps([node.key_parts for node in plan.nodes], default=str)
     assert [p for p in sorted(read) if p.is_file() and file_digest(p) not in keys] == []
     names = {path.relative_to(inputs).as_posix() for path in read}

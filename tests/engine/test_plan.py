@@ -17,14 +17,14 @@ TRAINED = {"finetune", "prune", "recover", "evaluate"}
 FRESH = ("model=t5_small_fresh", "training=none")
 
 
-def planned(recipe: str | Path, *overrides: str, store: Path = Path("/nonexistent")) -> Plan:
+def plan_recipe(recipe: str | Path, *overrides: str, store: Path = Path("/nonexistent")) -> Plan:
     return plan(compose(str(recipe), overrides), Store(store))
 
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_checked_in_recipe_plans(name: str) -> None:
     """Without a network too, each recipe plans, with the facts of every model known."""
-    nodes = planned(name).nodes
+    nodes = plan_recipe(name).nodes
     assert nodes
     assert all(node.facts is not None for node in nodes if node.kind != "baseline")
 
@@ -41,7 +41,7 @@ def test_pruned_models_have_their_published_ratios(name: str, published: list[fl
     """Non-zero ratio of the whole model after each prune (system B), or the last (system C, where
     self-attention is one group over both stacks); exact by counting.
     """
-    nodes = planned(name, *FRESH).nodes
+    nodes = plan_recipe(name, *FRESH).nodes
     ratios = [round(n.facts.nonzero_ratio, 4) for n in nodes if n.kind == "prune" and n.facts]
     assert ratios[-len(published) :] == published
     assert all(node.facts and node.facts.exact for node in nodes)
@@ -62,7 +62,7 @@ def test_shrunk_t5_small_has_its_exact_size(recipe: str, millions: dict[str, flo
     """60.5 M parameters at 6+6 layers, 47.9 M at 6+3, 38.5 M at 3+3 (system A), and an int8 model
     of each student.
     """
-    result = planned(recipe, *FRESH)
+    result = plan_recipe(recipe, *FRESH)
     facts = {name: result.node(name).facts for name in millions}
     assert {n: f and round(f.parameters / 1e6, 1) for n, f in facts.items()} == millions
     assert [n for n, f in facts.items() if f and f.int8] == [n for n in facts if "quantize" in n]
@@ -74,7 +74,7 @@ def test_a_share_of_layers_is_so_many_of_whatever_there_are() -> None:
 
     def plan_half(half: float, *overrides: str) -> Plan:
         changes = (*FRESH, f"stages.shrink.decoder_layers={half}", *overrides)
-        return planned("sft/headlines_half_decoder", *changes)
+        return plan_recipe("sft/headlines_half_decoder", *changes)
 
     assert plan_half(0.5).node("shrink").facts == plan_half(3).node("shrink").facts
     single = plan_half(0.5, "model.config.num_decoder_layers=1").node("shrink").facts
@@ -86,7 +86,7 @@ def test_a_share_of_layers_is_so_many_of_whatever_there_are() -> None:
 def test_version_6_shares_every_key_of_version_5() -> None:
     """Running v6 after v5 trains one stage, not seven: the keys of the rest are equal."""
     v5, v6 = (
-        {node.name: node.key for node in planned(name, "model=tiny", "data=bills").nodes}
+        {node.name: node.key for node in plan_recipe(name, "model=tiny", "data=bills").nodes}
         for name in ("homework/v5", "homework/v6")
     )
     assert [n for n in v6 if v6[n] != v5.get(n)] == ["prune_6", "recover_6", "evaluate"]
@@ -110,7 +110,7 @@ def test_version_6_shares_every_key_of_version_5() -> None:
 def test_a_change_makes_new_keys_for_what_depends_on_it_alone(recipe, override, changed) -> None:
     """Edit one number: only what changed, and what depends on it, has another key."""
     before, after = (
-        {node.name: node.key for node in planned(recipe(), *overrides).nodes}
+        {node.name: node.key for node in plan_recipe(recipe(), *overrides).nodes}
         for overrides in ((), (override,))
     )
     assert {name for name in after if after[name] != before[name]} == changed
@@ -125,7 +125,7 @@ def test_all_errors_of_a_recipe_are_told_at_once_with_line_and_nearest_name(reci
         ("max_length: [8, 16]", "max_lenght: [8, 16]"),
     )
     with pytest.raises(RecipeError) as caught:
-        planned(path)
+        plan_recipe(path)
     problems = {problem.path: problem for problem in caught.value.problems}
     for key, part in {
         "stages.recover.stage": "did you mean 'finetune'?",
@@ -161,7 +161,7 @@ def test_all_errors_of_a_recipe_are_told_at_once_with_line_and_nearest_name(reci
 def test_a_name_that_cannot_be_meant_is_the_one_problem(recipe, change, expected) -> None:
     """An unknown group, one that shares weights, a model of a later stage."""
     with pytest.raises(RecipeError) as caught:
-        planned(recipe(change))
+        plan_recipe(recipe(change))
     (problem,) = caught.value.problems
     assert str(problem).endswith(expected)
 
@@ -171,7 +171,7 @@ def test_a_skipped_model_with_none_before_it_is_reported(recipe, name) -> None:
     """Wherever it is named, and not only that of the stage before."""
     path = recipe((f"{name}: {{", f"{name}: {{model: load, "))
     with pytest.raises(RecipeError) as caught:
-        planned(path, "skip=[load]")
+        plan_recipe(path, "skip=[load]")
     problems = {problem.path: problem.message for problem in caught.value.problems}
     assert problems[f"stages.{name}.model"] == "'load' is skipped, and gives no model"
     assert "no stage before it gives one" in problems["stages.finetune"]
@@ -180,7 +180,7 @@ def test_a_skipped_model_with_none_before_it_is_reported(recipe, name) -> None:
 def test_a_group_given_for_all_stacks_is_one_group(recipe) -> None:
     """`feed_forward: 0.5` prunes encoder and decoder together, with one threshold."""
     path = recipe(("encoder: {feed_forward: 0.5}", "feed_forward: 0.5"))
-    facts = planned(path).node("prune").facts
+    facts = plan_recipe(path).node("prune").facts
     assert facts is not None
     names, count = facts.masked[0]
     assert count == round(0.5 * facts.count_entries(names))
@@ -190,7 +190,7 @@ def test_a_group_given_for_all_stacks_is_one_group(recipe) -> None:
 def test_evaluating_several_models_gives_a_node_each_and_reuses_the_one_compared_with(recipe):
     """`models: [...]`, `against: x` is one node a model, keyed apart, in the order of the list."""
     path = recipe(("{max_length: [8, 16]}", "{models: [recover, prune], against: finetune}"))
-    result = planned(path)
+    result = plan_recipe(path)
     names = [f"evaluate@{model}" for model in ("finetune", "recover", "prune")]
     assert [node.name for node in result.nodes[-3:]] == names
     assert result.node("evaluate@prune").artifacts == {"against": "evaluate@finetune"}
@@ -198,7 +198,7 @@ def test_evaluating_several_models_gives_a_node_each_and_reuses_the_one_compared
 
 def test_a_stage_outside_the_pipeline_is_a_warning(recipe) -> None:
     """It does nothing, which may be what a child recipe wants."""
-    result = planned(recipe(("recover, evaluate]", "evaluate]")))
+    result = plan_recipe(recipe(("recover, evaluate]", "evaluate]")))
     assert [warning.path for warning in result.warnings] == ["stages.recover"]
 
 

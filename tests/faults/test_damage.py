@@ -24,13 +24,13 @@ STAGES = ("load", "finetune", "prune", "evaluate")
 LONGER = ("mine.yaml", "-q", "stages.finetune.epochs=12", "skip=[prune, evaluate]")
 
 
-def copied(whole: Path, folder: Path) -> Path:
+def copy_outputs(whole: Path, folder: Path) -> Path:
     """The outputs of the undisturbed run, as one's own."""
     shutil.copytree(whole / "outputs", folder / "outputs", symlinks=True)
     return folder / "outputs"
 
 
-def measured(outputs: Path) -> list[Any]:
+def read_metrics(outputs: Path) -> list[Any]:
     """What the latest run says that its stages measured, without their times."""
     run = max((outputs / "runs" / "mine").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     records = json.loads((run / "metrics.json").read_text())
@@ -46,7 +46,7 @@ def test_a_damaged_file_of_an_artifact_is_found_by_whoever_reads_it(
     draw = random.Random(kind)
     expected = artifacts(whole / "outputs")
     for _ in range(trials(6, 1)):
-        outputs = copied(whole, mine)
+        outputs = copy_outputs(whole, mine)
         stage = draw.choice(STAGES)
         folder = outputs / "store" / key_of(outputs, stage)
         for later in STAGES[STAGES.index(stage) + 1 :][:1]:  # so that somebody reads it
@@ -59,7 +59,7 @@ def test_a_damaged_file_of_an_artifact_is_found_by_whoever_reads_it(
         assert done.code == 0, (stage, path.name, done.err)
         assert artifacts(outputs) == expected
         whole_only(outputs)
-        assert measured(outputs) == measured(whole / "outputs")
+        assert read_metrics(outputs) == read_metrics(whole / "outputs")
         shutil.rmtree(outputs)
         tell("damage", f"a file of an artifact: {kind}", "made again, the same bytes")
 
@@ -80,11 +80,11 @@ def test_a_cached_run_hands_over_no_damaged_scores_or_texts(damage, whole, mine,
     """Sizes alone were looked at of what no stage reads: an edited metric, and a flipped bit of
     `predictions.csv`, went into the run's tables and report.
     """
-    outputs = copied(whole, mine)
+    outputs = copy_outputs(whole, mine)
     damage(outputs / "store" / key_of(outputs, "evaluate"))
     done = compressor("run", "mine.yaml", cwd=mine)
     assert done.code == 0, done.err
-    assert measured(outputs) == measured(whole / "outputs")
+    assert read_metrics(outputs) == read_metrics(whole / "outputs")
     (before,) = whole.glob("outputs/runs/mine/*/predictions.csv")
     assert (done.run_folder / "predictions.csv").read_bytes() == before.read_bytes()
     assert len(list((outputs / "store" / "damaged").iterdir())) == 1
@@ -93,7 +93,7 @@ def test_a_cached_run_hands_over_no_damaged_scores_or_texts(damage, whole, mine,
 
 def test_a_file_that_no_manifest_names_changes_no_model(whole: Path, mine: Path, tell) -> None:
     """Masks put beside a model's weights were loaded with them; a hidden file is let be."""
-    outputs = copied(whole, mine)
+    outputs = copy_outputs(whole, mine)
     store = outputs / "store"
     model, pruned = (store / key_of(outputs, name) for name in ("finetune", "prune"))
     shutil.copy(pruned / "masks.safetensors", model)
@@ -185,7 +185,7 @@ def test_commands_on_a_damaged_run_say_what_is_wrong_or_show_what_they_can(
     """No traceback, no other exit code than 0, 1 and 2, and a reason with the last two."""
     for seed in range(trials(60, 3)):
         draw = random.Random(seed)
-        outputs = copied(whole, mine)
+        outputs = copy_outputs(whole, mine)
         (run,) = (outputs / "runs" / "mine").iterdir()
         (sound,) = (whole / "outputs" / "runs" / "mine").iterdir()
         file = damage_one(outputs, run, draw)
@@ -214,7 +214,7 @@ def test_commands_on_a_damaged_run_say_what_is_wrong_or_show_what_they_can(
 )
 def test_watch_shows_what_it_can_of_another_versions_events(kind: str, change, whole, mine) -> None:
     """A key that an older version did not write, or of another type, was a traceback."""
-    (run,) = (copied(whole, mine) / "runs" / "mine").iterdir()
+    (run,) = (copy_outputs(whole, mine) / "runs" / "mine").iterdir()
     path = run / "events.jsonl"
     events = [json.loads(line) for line in path.read_text().splitlines()]
     at = next(i for i, event in enumerate(events) if event["event"] == kind)

@@ -27,7 +27,7 @@ from compressor.stages.slice import Slice
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
-from tests.engine.test_plan import planned
+from tests.engine.test_plan import plan_recipe
 from tests.faults import LONG
 from tests.harness.command import Command
 from tests.harness.models import (
@@ -273,7 +273,7 @@ def test_a_recipe_carries_another_family(tmp_path, run) -> None:
     shorter = table.keep_layers({"decoder": [0]})
     assert done.record("shrink")["parameters"] == shorter.parameters
     with pytest.raises(RecipeError, match="71 positions, too few for 72 tokens"):
-        planned(tmp_path / "mine.yaml", "model.config.n_positions=71")
+        plan_recipe(tmp_path / "mine.yaml", "model.config.n_positions=71")
 
 
 def test_layer_drop_leaves_the_result_to_no_number_of_processes(tmp_path, run) -> None:

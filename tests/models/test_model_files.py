@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from compressor.core.errors import RecipeError
 from compressor.stages.load import Load
-from tests.engine.test_plan import planned
+from tests.engine.test_plan import plan_recipe
 from tests.harness.models import BART, GPT2, LLAMA, T5, TWO_VOCABULARIES, UNTIED
 from tests.harness.stages import preview
 
@@ -135,7 +135,7 @@ def test_a_shard_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model" / "model-00002-of-00002.safetensors").unlink()
     (tmp_path / "load.yaml").write_text(LOAD.replace("model%s", f"{tmp_path}/model"))
     with pytest.raises(RecipeError, match=r"no file '.*model-00002-of-00002\.safetensors'"):
-        planned(tmp_path / "load.yaml")
+        plan_recipe(tmp_path / "load.yaml")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_weights_and_code_from_elsewhere_are_refused(tmp_path, file, values, exp
     path.write_text(json.dumps(known | values))
     (tmp_path / "load.yaml").write_text(LOAD % ", trust_remote_code: true")
     with pytest.raises(RecipeError, match=expected):
-        planned(tmp_path / "load.yaml", f"stages.load.source={tmp_path}/model")
+        plan_recipe(tmp_path / "load.yaml", f"stages.load.source={tmp_path}/model")
 
 
 @pytest.mark.parametrize("files", [(), (WEIGHTS,)])

@@ -13,7 +13,7 @@ from compressor.recipe.compose import compose
 from compressor.reports.plan_tree import list_rows, print_plan
 
 
-def drawn(recipe: str | Path, outputs: Path, *overrides: str) -> list[str]:
+def draw_tree(recipe: str | Path, outputs: Path, *overrides: str) -> list[str]:
     composed = compose(str(recipe), [f"outputs={outputs}", *overrides])
     made = plan(composed, Store.of(composed.recipe.outputs))
     return [row.rail + row.node.name for row in list_rows(made.nodes)]
@@ -21,7 +21,7 @@ def drawn(recipe: str | Path, outputs: Path, *overrides: str) -> list[str]:
 
 def test_a_chain_stays_at_one_depth_and_reports_hang_below_their_models(tmp_path: Path) -> None:
     """The demo: one model after the other; what is written from one hangs below it."""
-    assert drawn("demo", tmp_path) == [
+    assert draw_tree("demo", tmp_path) == [
         "load",
         "base",
         "├─ evaluate@base",
@@ -39,7 +39,7 @@ def test_a_chain_stays_at_one_depth_and_reports_hang_below_their_models(tmp_path
 def test_two_students_of_one_original_are_two_branches(tmp_path: Path) -> None:
     """Both `shrink`s take the original's model; each one's own chain is a branch."""
     overrides = ("model=tiny", "data=bills", "training=quick", "skip=[benchmark]")
-    assert drawn("sft/headlines", tmp_path, *overrides) == [
+    assert draw_tree("sft/headlines", tmp_path, *overrides) == [
         "load",
         "original",
         "├─ shrink",

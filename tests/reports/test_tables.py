@@ -36,7 +36,7 @@ def records(**changes: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def printed(work: Any, width: int, rows: Any = None, **changes: Any) -> str:
+def print_text(work: Any, width: int, rows: Any = None, **changes: Any) -> str:
     out = io.StringIO()
     work(rows or records(**changes), Console(file=out, width=width))
     return out.getvalue()
@@ -45,7 +45,7 @@ def printed(work: Any, width: int, rows: Any = None, **changes: Any) -> str:
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
 def test_no_number_is_cut_off_however_narrow_the_console(width: int) -> None:
     """Columns that do not fit go into further tables, each of which names its models."""
-    text = printed(print_results, width)
+    text = print_text(print_results, width)
     assert all(len(line) <= width for line in text.splitlines())
     for value in ("60.50 M", "242.00", "0.4000", "0.3700", "87.5 %", "0.9231", "70.1 ms", "310"):
         assert value in text
@@ -54,7 +54,7 @@ def test_no_number_is_cut_off_however_narrow_the_console(width: int) -> None:
 
 def test_a_wide_console_has_one_table() -> None:
     """Every column beside the model's name: a script that reads lines finds a model's once."""
-    table = printed(print_results, 200).partition("demo text")[0]
+    table = print_text(print_results, 200).partition("demo text")[0]
     assert table.count("┏") == 1
     (line,) = (line for line in table.splitlines() if "half of both" in line)
     assert [cell.strip() for cell in line.strip("│").split("│")] == [
@@ -65,7 +65,7 @@ def test_a_wide_console_has_one_table() -> None:
 
 def test_summaries_of_a_demo_text_stand_side_by_side() -> None:
     """A column a model, three on 80 characters; markup in a text is shown, not obeyed."""
-    text = printed(print_results, 80, summary="A [red]word[/red] " * 8)
+    text = print_text(print_results, 80, summary="A [red]word[/red] " * 8)
     assert "demo text: One [bold]text[/bold]." in text
     headings = [line for line in text.splitlines() if "┃ original" in line][-1]
     assert [name.strip() for name in headings.strip("┃").split("┃")] == list(LABELS[:3])
@@ -76,10 +76,10 @@ def test_a_summary_that_is_cut_or_empty_says_so() -> None:
     """An ellipsis after one that the limit ended; a fresh model may give special tokens alone; of a
     demo text of 16,000 words a part is enough.
     """
-    assert "Summary 0. …" in printed(print_results, 120, cut_off=True)
-    assert "…" not in printed(print_results, 120)
-    assert "(empty)" in printed(print_results, 120, summary=" ")
-    assert len(printed(print_results, 120, text="many words " * 16_000)) < 8_000
+    assert "Summary 0. …" in print_text(print_results, 120, cut_off=True)
+    assert "…" not in print_text(print_results, 120)
+    assert "(empty)" in print_text(print_results, 120, summary=" ")
+    assert len(print_text(print_results, 120, text="many words " * 16_000)) < 8_000
 
 
 def test_scores_are_shown_against_the_model_that_others_are_held_to() -> None:
@@ -94,7 +94,7 @@ def test_scores_are_shown_against_the_model_that_others_are_held_to() -> None:
         (None, 80, 3, ["rougeL recall", "0.4000", "0.3900", "87.5 %", "0.9231"]),
         (alone, 120, 1, ["rougeL recall", "0.4000", "0.3900", "0.3800", "0.3700"]),
     ):
-        text = printed(print_scores, width, rows)
+        text = print_text(print_scores, width, rows)
         assert text.count("┏") == tables
         line = next(line for line in text.splitlines() if "rougeL recall" in line)
         assert [cell.strip() for cell in line.strip("│").split("│")] == expected

@@ -15,7 +15,7 @@ from compressor.core.errors import RecipeError, StageError
 from compressor.engine.plan import Plan
 from compressor.evaluation.resources import measure_sizes
 from compressor.models.facts import derive_facts
-from tests.engine.test_plan import planned
+from tests.engine.test_plan import plan_recipe
 from tests.harness.models import PICO
 from tests.harness.runs import find_stage
 
@@ -156,7 +156,7 @@ def test_what_fails_its_gate_is_not_kept_and_leaves_its_rows(run, tmp_path) -> N
 
 def plan_text(tmp_path: Path, text: str, *overrides: str) -> Plan:
     (tmp_path / "it.yaml").write_text(text)
-    return planned(tmp_path / "it.yaml", *overrides)
+    return plan_recipe(tmp_path / "it.yaml", *overrides)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import build_model, has_untied_head
 from compressor.stages.trim_vocabulary import TrimVocabulary
 from tests.conftest import SHARED
-from tests.engine.test_plan import planned
+from tests.engine.test_plan import plan_recipe
 from tests.harness.models import CASES, PICO, UNTIED, WINDOW, build_case
 from tests.harness.stages import preview, run_stage
 
@@ -345,7 +345,7 @@ def test_a_trimmed_model_is_trained_pruned_sliced_evaluated_and_exported(recipe,
         ("vocab_size: 400, d_model", "vocab_size: 1000, d_model"),
         ("tokenizer: {vocab_size: 400}", "tokenizer: {vocab_size: 1000, data: {source: bills}}"),
     )
-    plan, other = planned(path), planned(path, "data.prefix=x")
+    plan, other = plan_recipe(path), plan_recipe(path, "data.prefix=x")
     assert [n.name for n in plan.nodes if n.key == other.node(n.name).key] == ["load"]
     facts = {node.name: node.facts for node in plan.nodes}
     names = ("load", "trim_vocabulary", "slice")

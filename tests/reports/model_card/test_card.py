@@ -47,14 +47,14 @@ def strange_numbers(body: str, folder: Path) -> list[str]:
     known = [*_numbers(read_json(folder / "metrics.json"))]
     known += [*_numbers(read_json(folder / "environment.json"))]
 
-    def measured(shown: str) -> bool:
+    def is_measured(shown: str) -> bool:
         plain = shown.replace(",", "").replace("−", "-")
         if "e" in plain:
             return any(f"{value:.1e}" == plain for value in known)
         digits = len(plain.partition(".")[2])
         return any(f"{value * scale:.{digits}f}" == plain for value in known for scale in SCALES)
 
-    return [shown for shown in NUMBER.findall(text) if not measured(shown)]
+    return [shown for shown in NUMBER.findall(text) if not is_measured(shown)]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_limitations_follow_from_the_numbers(tmp_path: Path) -> None:
     assert apart in wide and "model-index" not in wide
 
 
-def _exported(weights: str) -> list[dict[str, Any]]:
+def export_as(weights: str) -> list[dict[str, Any]]:
     """The full run; its export has the weights of `recover`, in another type."""
     records = full_run()
     records[-1]["metrics"] |= {"format": "packed", "weights": weights}
@@ -174,7 +174,7 @@ def _exported(weights: str) -> list[dict[str, Any]]:
 def test_an_export_that_was_scored_itself_has_these_scores(tmp_path: Path) -> None:
     """Its source was not: it is no model without a quality, and no original of itself."""
     scored = record("evaluate@export", "evaluate", "export", metrics=evaluation(0.6))
-    others = [r for r in _exported("int8") if r["stage"] not in ("evaluate", "benchmark")]
+    others = [r for r in export_as("int8") if r["stage"] not in ("evaluate", "benchmark")]
     text = _card(tmp_path, [*others, scored], stages={})
     assert "was not measured" not in text
     assert "the bootstrap interval of rougeLsum is 0.5900 … 0.6200" in text
@@ -186,12 +186,12 @@ def test_scores_of_other_weights_are_not_an_exports(tmp_path: Path) -> None:
     """Recover was scored, its int8 export was not: retention and interval are not the export's."""
     metrics = evaluation(0.81) | {"retention": 0.9, "closeness": 0.91}
     scored = record("evaluate@recover", "evaluate", "recover", metrics=metrics)
-    text = _card(tmp_path, [*_exported("int8"), scored])
+    text = _card(tmp_path, [*export_as("int8"), scored])
     assert "The scores are those of `recover`; the export, in int8, was not scored." in text
     assert "It keeps" not in text and "model-index" not in text
     data = ModelCard.load(tmp_path / "README.md").data
     assert "quantized" in (data.tags or ()) and data.library_name == "compressor"
-    same = _card(tmp_path / "same", [*_exported("float32"), scored])
+    same = _card(tmp_path / "same", [*export_as("float32"), scored])
     assert "It keeps 90.0 % of the main score of base." in same
 
 

@@ -72,7 +72,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return call
 
 
-def kept(folder: Path) -> list[Path]:
+def list_kept(folder: Path) -> list[Path]:
     return list((folder / "temporary").glob("compressor-rehearsal-*"))
 
 
@@ -90,7 +90,7 @@ def test_a_chain_of_the_hub_passes_without_it(run, tmp_path: Path) -> None:
     assert "epochs: 20 → 1 (finetune)" in done.out
     assert "max_length: [8, 500] → [8, 16] (evaluate)" in done.out
     assert "warning" in done.err and "billsum" in done.err
-    assert not kept(tmp_path)
+    assert not list_kept(tmp_path)
 
 
 LABELS = """
@@ -111,7 +111,7 @@ def test_one_of_labels_passes(run, tmp_path: Path) -> None:
     assert done.passed, done.err
     assert "searched for empty rows: 200 of train" in done.line("(rows)")
     assert "size: 900 → 1000 (trim_vocabulary)" in done.out
-    assert not kept(tmp_path)
+    assert not list_kept(tmp_path)
 
 
 PRUNED = """
@@ -138,7 +138,7 @@ def test_a_stage_that_is_not_as_planned_is_found(run, tmp_path: Path, monkeypatc
     assert "error: stage 'prune': the model is not the one that was planned: " in done.err
     assert "✓" in done.line("load") and "✗" in done.line("prune")
     assert "not reached" in done.line("evaluate")
-    (folder,) = kept(tmp_path)
+    (folder,) = list_kept(tmp_path)
     assert str(folder) in done.err
 
 
@@ -151,7 +151,7 @@ def test_targets_that_are_empty_are_found_before_anything_runs(run, tmp_path: Pa
     assert not done.passed
     assert "30 of the first 40 rows of train have a target length of 0: column 'digest'" in done.err
     assert "✗" in done.line("(rows)")
-    assert kept(tmp_path)
+    assert list_kept(tmp_path)
 
 
 def test_a_tokenizer_that_cannot_be_read_is_told_by_its_stage(run, tmp_path: Path) -> None:
@@ -172,12 +172,12 @@ def test_an_interrupted_one_leaves_nothing_and_promises_nothing(
     seen = []
 
     def interrupt(*_: object) -> None:
-        seen.extend(kept(tmp_path))
+        seen.extend(list_kept(tmp_path))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("compressor.runs.rehearsal.rehearse.sample_rows", interrupt)
     assert main(["run", "mine.yaml", "--rehearse"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
-    assert seen and not kept(tmp_path)
+    assert seen and not list_kept(tmp_path)
     assert main(["run", "demo", "--rehearse", "-m", "seed=1,2"]) == 2
     assert "--rehearse is of one run" in capsys.readouterr().err

@@ -23,7 +23,7 @@ AIMS: list[tuple[str, Direction]] = [("rougeLsum", "maximize"), ("bytes", "minim
 MARKS = "#chart .scatterlayer path.point"
 
 
-def _done(number: int, head: float, feed: float, quality: float, size: float) -> PointStatus:
+def done_point(number: int, head: float, feed: float, quality: float, size: float) -> PointStatus:
     metrics = {
         "parameters": 76961152,
         "nonzero_ratio": size / 307.87e6,
@@ -48,7 +48,7 @@ def _sweep() -> Sweep:
         head, feed = (0.1, 0.3, 0.5, 0.7)[number % 4], (0.1, 0.3, 0.5)[number // 4]
         size = round(307.87e6 * (1 - 0.4 * head - 0.25 * feed))
         quality = 0.42 - 0.16 * head**2 - 0.12 * feed**2 + random_.gauss(0, 0.02)
-        points.append(_done(number, head, feed, quality, size))
+        points.append(done_point(number, head, feed, quality, size))
     error = "stage recover: the loss is NaN at step 312. " + "A long explanation follows. " * 40
     points[7] = replace(points[7], state="failed", error=error, metrics={})
     points[10] = replace(points[10], state="running", stage="recover", metrics={})
@@ -72,7 +72,7 @@ def _search(count: int) -> Sweep:
         head, feed = round(random_.uniform(0.05, 0.9), 4), round(random_.uniform(0.05, 0.9), 4)
         size = round(307.87e6 * (1 - 0.4 * head - 0.25 * feed))
         quality = 0.42 - 0.16 * head**2 - 0.12 * feed**2 + random_.gauss(0, 0.02)
-        point = _done(number, head, feed, quality, size)
+        point = done_point(number, head, feed, quality, size)
         points.append(replace(point, state="pruned") if number % 17 == 3 else point)
     return Sweep("homework/v3", points, AIMS)
 
@@ -365,7 +365,7 @@ def test_an_open_page_follows_the_sweep(open_page: Open, tmp_path: Path) -> None
     assert page.evaluate("window.same") is True
 
     points = list(sweep.points)
-    points[10] = _done(10, 0.5, 0.5, 0.31, 1e6)
+    points[10] = done_point(10, 0.5, 0.5, 0.31, 1e6)
     write_page(tmp_path / "sweep.html", replace(sweep, points=points))
     _until(page, lambda: page.locator(MARKS).count() == 10)
     assert page.evaluate("window.same") is None

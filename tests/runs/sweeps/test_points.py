@@ -164,19 +164,19 @@ def test_a_point_is_composed_as_a_recipe_is(recipe) -> None:
 def test_points_of_one_size_in_bytes_are_compared_by_what_is_not_zero() -> None:
     """Pruned weights take the same bytes: the front is then over the non-zero ratio."""
 
-    def compared(*sizes: float) -> list[str]:
+    def list_compared(*sizes: float) -> list[str]:
         points = [
             PointStatus(str(n), {}, "done", metrics={"rougeLsum": 0.5, "bytes": size})
             for n, size in enumerate(sizes)
         ]
         return [name for name, _ in choose_objectives(points)]
 
-    assert compared(7, 7, 7) == ["rougeLsum", "micro_f1", "nonzero_ratio", "latency_p50_ms"]
-    assert compared(7, 8, 7) == ["rougeLsum", "micro_f1", "bytes", "latency_p50_ms"]
-    assert compared(7) == ["rougeLsum", "micro_f1", "bytes", "latency_p50_ms"]
+    assert list_compared(7, 7, 7) == ["rougeLsum", "micro_f1", "nonzero_ratio", "latency_p50_ms"]
+    assert list_compared(7, 8, 7) == ["rougeLsum", "micro_f1", "bytes", "latency_p50_ms"]
+    assert list_compared(7) == ["rougeLsum", "micro_f1", "bytes", "latency_p50_ms"]
 
 
-def _planned(name: str, *keys: str, cached: str = "") -> PlannedPoint:
+def plan_point(name: str, *keys: str, cached: str = "") -> PlannedPoint:
     steps = tuple(Step(key[0], "kind", key, key in cached.split()) for key in keys)
     return PlannedPoint(Point(name, (), {}), steps)
 
@@ -187,7 +187,7 @@ def test_the_time_of_a_sweep_is_what_its_distinct_stages_cost() -> None:
     One at a time: 10 + 3 · 4. Two: the second waits for a, ends at 14 as the first does, and the
     third runs after it. Three: all end at 14.
     """
-    shared = SharedStages([_planned(f"p{i}", "c", "a", f"b{i}", cached="c") for i in (1, 2, 3)])
+    shared = SharedStages([plan_point(f"p{i}", "c", "a", f"b{i}", cached="c") for i in (1, 2, 3)])
     timings = StageTimings({"c": 99.0}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
     assert (shared.naive, shared.distinct) == (9, 5)
     assert [step.key for step in shared.to_run] == ["a", "b1", "b2", "b3"]
@@ -200,7 +200,7 @@ def test_a_plan_names_each_launcher_that_can_help(monkeypatch) -> None:
     monkeypatch.setattr(machine, "count_cores", lambda: 2)
     known = StageTimings({}, {("kind", "a"): 10.0, ("kind", "b"): 4.0})
     for count, rows in ((1, ["1"]), (2, ["1", "2", "2"]), (3, ["1", "2", "3"])):
-        shared = SharedStages([_planned(f"p{i}", "a", f"b{i}") for i in range(count)])
+        shared = SharedStages([plan_point(f"p{i}", "a", f"b{i}") for i in range(count)])
         console = Console(file=io.StringIO(), width=200)
         print_tree(shared, known, console)
         lines = console.file.getvalue().splitlines()
