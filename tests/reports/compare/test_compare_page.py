@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,9 @@ from tests.harness.pages import EVIL, check_themes
 from tests.reports.conftest import Runs, edit_json
 
 
-@dataclass(frozen=True)
-class Evil:
-    """Runs whose texts are markup: two of labels, and two of summaries."""
-
-    runs: Runs
-    folders: list[Path]
-
-    def write(self, *numbers: int) -> Path:
-        path = self.runs.folder / "new" / "compared.html"
-        folders = [self.folders[number] for number in numbers]
-        answer = self.runs.call("compare", *folders, "--html", path)
-        assert answer.code == 0, answer.err
-        assert answer.out.endswith(f"page: {path}\n")
-        return path
-
-
 @pytest.fixture
-def evil(copies: Runs) -> Evil:
+def write_evil(copies: Runs) -> Callable[..., Path]:
+    """Compare runs whose texts are markup, by number: two of labels, and two of summaries."""
     folders = [copies.labels, copies.fewer_labels, copies.first, copies.changed]
     for folder in folders:
 
@@ -43,12 +27,20 @@ def evil(copies: Runs) -> Evil:
         edit_json(folder / "metrics.json", edit)
         values = yaml.safe_load((folder / "recipe.yaml").read_text())
         (folder / "recipe.yaml").write_text(yaml.safe_dump(values | {"description": EVIL}))
-    return Evil(copies, folders)
+
+    def write(*numbers: int) -> Path:
+        path = copies.folder / "new" / "compared.html"
+        answer = copies.call("compare", *(folders[n] for n in numbers), "--html", path)
+        assert answer.code == 0, answer.err
+        assert answer.out.endswith(f"page: {path}\n")
+        return path
+
+    return write
 
 
-def test_the_page_needs_no_script_to_be_read(evil: Evil) -> None:
+def test_the_page_needs_no_script_to_be_read(write_evil) -> None:
     """Every number is in a table; texts of recipes are escaped, and the policy forbids requests."""
-    text = evil.write(0, 1).read_text("utf-8")
+    text = write_evil(0, 1).read_text("utf-8")
     static = text[text.index("<body>") : text.index('<script type="application/json"')]
     assert "<script" not in static and "&lt;script&gt;" in static and "{{9**9}}" in static
     assert "micro_f1" in static and "training.learning_rate" in static
@@ -87,9 +79,9 @@ def _hover(page: Any, chart: str, number: int) -> str:
     return text
 
 
-def test_charts_tables_and_hover(evil: Evil, open_page: Callable[..., Any]) -> None:
+def test_charts_tables_and_hover(write_evil, open_page: Callable[..., Any]) -> None:
     """A mark for each model with its interval; hovering tells it; all texts are texts."""
-    page = open_page(evil.write(2, 3))
+    page = open_page(write_evil(2, 3))
     assert page.title() != "broken" and page.locator("img").count() == 0
     assert (_marks(page, "differences"), _marks(page, "models")) == (2, 4)
     assert page.locator("#differences .errorbars path.xerror").count() == 2
@@ -104,9 +96,9 @@ def test_charts_tables_and_hover(evil: Evil, open_page: Callable[..., Any]) -> N
     check_themes(page, "#models .xtick text")
 
 
-def test_another_metric_is_drawn_and_kept(evil: Evil, open_page: Callable[..., Any]) -> None:
+def test_another_metric_is_drawn_and_kept(write_evil, open_page: Callable[..., Any]) -> None:
     """Measures of labels that are not tested have hollow marks. A reload keeps the choice."""
-    page = open_page(evil.write(0, 1))
+    page = open_page(write_evil(0, 1))
     assert page.input_value("#metric") == "micro_f1"
     assert page.evaluate("differencesChart.data[0].marker.symbol") == "square"
     page.select_option("#metric", "roc_auc")
@@ -119,9 +111,9 @@ def test_another_metric_is_drawn_and_kept(evil: Evil, open_page: Callable[..., A
     assert page.text_content("#models .ytitle") == "roc_auc"
 
 
-def test_headings_sort(evil: Evil, open_page: Callable[..., Any]) -> None:
+def test_headings_sort(write_evil, open_page: Callable[..., Any]) -> None:
     """Differences as numbers, both ways; and the three runs have a column each."""
-    page = open_page(evil.write(0, 1, 2))
+    page = open_page(write_evil(0, 1, 2))
     heading = page.locator("#sizes th[data-key='before']")
     column = "rows => rows.map((row) => Number(row.cells[3].dataset.value))"
     for direction in ("ascending", "descending"):
@@ -133,9 +125,9 @@ def test_headings_sort(evil: Evil, open_page: Callable[..., Any]) -> None:
     assert "not paired" in page.inner_text("main")
 
 
-def test_a_phone_needs_no_sideways_scroll(evil: Evil, open_page: Callable[..., Any]) -> None:
+def test_a_phone_needs_no_sideways_scroll(write_evil, open_page: Callable[..., Any]) -> None:
     """At 390 px tables scroll in their boxes, and charts are as wide as the page."""
-    page = open_page(evil.write(2, 3), width=390, has_touch=True, is_mobile=True)
+    page = open_page(write_evil(2, 3), width=390, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     for chart in ("differences", "models"):
         right = f"document.querySelector('#{chart} .main-svg').getBoundingClientRect().right"

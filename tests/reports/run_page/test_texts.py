@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -99,15 +98,3 @@ def test_sources_are_cut_before_rows_go() -> None:
     shown, _ = fit_rows(lines)
     size = sum(len(line["s"].encode()) for line in shown)
     assert 0.8 * MOST_BYTES < size <= 1.01 * MOST_BYTES
-
-
-def test_a_hundred_thousand_short_rows_are_a_page_that_opens() -> None:
-    """Their texts alone are 4 MB, and were let in; with what is around them they made 15 MB."""
-    lines = [
-        {"n": n, "s": "s" * 20, "r": "r" * 10, "t": ["t" * 10], "d": [-0.1234], "q": 0.1234}
-        for n in range(100_000)
-    ]
-    shown, cut = fit_rows(lines)
-    assert cut is not None
-    assert 15_000 < len(shown) < 100_000
-    assert len(json.dumps(shown)) < 1.5 * MOST_BYTES
