@@ -39,11 +39,11 @@ def load_model(directory: str | Path) -> PreTrainedModel:
     """
     from compressor.backends import packed as packed_model
     from compressor.models.checkpoint import Checkpoint
-    from compressor.models.loading import ABOUT, find_head, load_pretrained
+    from compressor.models.loading import CHECKPOINT_JSON, find_head, load_pretrained
 
     folder = Path(directory)
     if (folder / packed_model.FILE).is_file():
         return packed_model.load_packed(folder)
-    if (folder / ABOUT).is_file():
+    if (folder / CHECKPOINT_JSON).is_file():
         return Checkpoint.load(folder).model
     return load_pretrained(folder, find_head(folder))

@@ -17,7 +17,7 @@ from compressor.core.packages import suggest_install
 from compressor.data.rows import Task
 from compressor.data.source_base import DataBase, Truncate
 from compressor.models.architectures.t5 import scales_outputs
-from compressor.models.block_config import KEY as BLOCKS
+from compressor.models.block_config import BLOCKS_KEY
 from compressor.models.facts import Facts, model_types
 from compressor.models.quantization import Grid
 
@@ -108,7 +108,7 @@ def explain_refusal(name: FormatName, facts: Facts) -> str | None:
             f"{facts.model_type} with the head {head!r} cannot be written as {name!r}; "
             f"valid: {', '.join(fitting)}"
         )
-    if facts.config.get(BLOCKS) and not export_format.blocks:
+    if facts.config.get(BLOCKS_KEY) and not export_format.blocks:
         return f"a model with a block cannot be written as {name!r}"
     if name == "ctranslate2" and head != "seq2seq_lm" and facts.config.get("is_decoder"):
         return (
@@ -163,7 +163,7 @@ def list_support() -> list[tuple[str, str, list[bool]]]:
     ]
 
 
-class Texts(BaseModel):
+class TextSettings(BaseModel):
     """The texts that a model reads, and what it makes of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -184,7 +184,7 @@ class Texts(BaseModel):
         return cls(**{name: getattr(data, name) for name in shared}, **others)
 
 
-class ExportInfo(Texts):
+class ExportInfo(TextSettings):
     """The description of an exported model in `compressor.json`: its format and its texts."""
 
     version: Literal[1] = 1

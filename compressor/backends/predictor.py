@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.backends.base import EXPORT, Model
-from compressor.backends.formats import ExportInfo, Texts
+from compressor.backends.formats import ExportInfo, TextSettings
 from compressor.backends.generation_config import BackendName
 from compressor.backends.open import open_export
 from compressor.core.errors import StageError
-from compressor.data.examples import source_ids
+from compressor.data.examples import tokenize_sources
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Predictor:
     """A model with what it needs to read texts as it did when it was scored."""
 
-    def __init__(self, model: Model, about: Texts) -> None:
+    def __init__(self, model: Model, about: TextSettings) -> None:
         self._model, self.about = model, about
 
     @property
@@ -97,7 +97,7 @@ class Predictor:
             raise StageError("the model has no tokenizer, and reads no texts")
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, got one text")
-        return source_ids(texts, self._model.tokenizer, self.about)[:]
+        return tokenize_sources(texts, self._model.tokenizer, self.about)[:]
 
     def _require_head(self, head: str, kind: str) -> None:
         if self.about.head != head:
@@ -121,14 +121,14 @@ def load_predictor(place: Path, *, threads: int | None = None) -> Predictor:
 def _load_stage(place: Path, threads: int | None) -> Predictor:
     """Load a model that a stage gives to the next; the run's recipe says how texts are read."""
     from compressor.models.checkpoint import Checkpoint
-    from compressor.models.loading import ABOUT
+    from compressor.models.loading import CHECKPOINT_JSON
 
     stages = [place]
     recipe = place.parent.parent / "recipe.yaml"
     if (place / "recipe.yaml").is_file():
         recipe = place / "recipe.yaml"
         stages = sorted((place / "stages").iterdir(), reverse=True)
-    folder = next((stage for stage in stages if (stage / ABOUT).is_file()), None)
+    folder = next((stage for stage in stages if (stage / CHECKPOINT_JSON).is_file()), None)
     if folder is None or not recipe.is_file():
         raise StageError(
             f"{place} has no model: expected a run's folder, one of its `stages/…`, or a directory "
@@ -142,7 +142,7 @@ def _load_stage(place: Path, threads: int | None) -> Predictor:
 
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     data = TypeAdapter(Data).validate_python(values["data"])
-    head = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["head"]
+    head = json.loads((folder / CHECKPOINT_JSON).read_text(encoding="utf-8"))["head"]
     model = TorchModel(Checkpoint.load(folder), threads=threads)
-    about = Texts.of(data, head=head, model_type=model.checkpoint.model.config.model_type)
+    about = TextSettings.of(data, head=head, model_type=model.checkpoint.model.config.model_type)
     return Predictor(model, about)

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 
 from compressor.core.errors import RecipeError, nearest
-from compressor.core.files import recipes_folder, write_text
+from compressor.core.files import find_recipes_folder, write_text
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import NAME, ComposedRecipe, Recipe, compose, validate_values
@@ -38,7 +38,7 @@ def write_new_recipe(file: Path, parent: str, *, full: bool = False, force: bool
     if not full and parent not in list_recipes():
         hint = nearest(parent, list_recipes())
         raise RecipeError(f"no checked-in recipe {parent!r}; {hint} (--full copies any recipe)")
-    composed, root = compose(parent), recipes_folder()
+    composed, root = compose(parent), find_recipes_folder()
     ancestors = {root / "base.yaml", *(() if full else [item.file for item in composed.sources])}
     if file.name in {path.relative_to(root).as_posix() for path in ancestors}:
         what = f"not the checked-in {file.stem!r}: take another name for it"
@@ -61,9 +61,9 @@ def _check_file(file: Path, *, force: bool) -> None:
 
 def _locate_schema(file: Path) -> str:
     """Give the schema's path from a recipe's file in a checkout, elsewhere its address."""
-    schema = recipes_folder() / "schema" / "recipe.json"
+    schema = find_recipes_folder() / "schema" / "recipe.json"
     folder = file.absolute().parent
-    if folder.resolve().is_relative_to(recipes_folder().parent.resolve()):
+    if folder.resolve().is_relative_to(find_recipes_folder().parent.resolve()):
         return Path(os.path.relpath(schema, folder)).as_posix()
     return schema.resolve().as_uri()
 

@@ -16,13 +16,13 @@ MANIFEST = "manifest.json"
 """The file that makes a folder an artifact of the store."""
 
 
-def file_digest(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Compute a file's SHA-256, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def flush(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Make a file's content, or a folder's entries, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -77,13 +77,15 @@ def expand_home(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  # see above
 
 
-def recipes_folder() -> Path:
+def find_recipes_folder() -> Path:
     """Find the checked-in recipes: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
-def accelerate_configs() -> dict[str, Path]:
+def list_accelerate_configs() -> dict[str, Path]:
     """List the checked-in Accelerate configs by name."""
-    return {path.stem: path for path in sorted((recipes_folder() / "accelerate").glob("*.yaml"))}
+    return {
+        path.stem: path for path in sorted((find_recipes_folder() / "accelerate").glob("*.yaml"))
+    }

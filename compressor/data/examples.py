@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compressor.data.fast_tokenizer import Tokens
 
 
-class Reading(Protocol):
+class SourceSettings(Protocol):
     """The settings by which texts become ids: a recipe's data, or an exported model."""
 
     @property
@@ -33,7 +33,7 @@ class Reading(Protocol):
     def truncate(self) -> Truncate: ...
 
 
-CHUNK = 1000
+ROWS_AT_ONCE = 1000
 """Rows tokenized at once: enough for the tokenizer's threads, little enough to bound memory."""
 
 
@@ -83,25 +83,25 @@ def tokenize_rows(
     eos = None
     if joined and (eos := tokenizer.eos_token_id) is None:
         raise StageError("the tokenizer has no eos token, with which a summary must end")
-    sources, targets = source_ids(rows.texts, tokenizer, data, eos=eos), IdRows()
+    sources, targets = tokenize_sources(rows.texts, tokenizer, data, eos=eos), IdRows()
     limit, how = data.max_target_length, data.truncate
-    for start in range(0, len(rows), CHUNK):
-        part = list(rows.summaries[start : start + CHUNK])
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = list(rows.summaries[start : start + ROWS_AT_ONCE])
         targets.extend(encode_texts(part, tokenizer, limit, truncate=how, target=True, eos=eos))
     return Examples(sources, targets, "joined" if joined else "pairs")
 
 
-def source_ids(
+def tokenize_sources(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase | Tokens,
-    data: Reading,
+    data: SourceSettings,
     *,
     eos: int | None = None,
 ) -> IdRows:
     """Tokenize each text with the prefix, to at most `max_source_length`; ended with `eos`."""
     ids, limit, how = IdRows(), data.max_source_length, data.truncate
-    for start in range(0, len(texts), CHUNK):
-        part = [data.prefix + text for text in texts[start : start + CHUNK]]
+    for start in range(0, len(texts), ROWS_AT_ONCE):
+        part = [data.prefix + text for text in texts[start : start + ROWS_AT_ONCE]]
         begin = len(data.prefix)
         ids.extend(encode_texts(part, tokenizer, limit, truncate=how, begin=begin, eos=eos))
     return ids
@@ -109,15 +109,15 @@ def source_ids(
 
 def tokenize_labelled(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase) -> Examples:
     """Tokenize `rows`, to at most `max_source_length`, with the labels that they have."""
-    sources = source_ids(rows.texts, tokenizer, data)
+    sources = tokenize_sources(rows.texts, tokenizer, data)
     return Examples(sources, rows.labels, "class" if data.task == "single_label" else "labels")
 
 
-FILE = "targets.jsonl"
+PSEUDO_LABELS = "targets.jsonl"
 
 
 @dataclass(frozen=True)
-class WrittenTexts:
+class GeneratedSummary:
     """The text that a model wrote for one row."""
 
     summary: str
@@ -131,20 +131,20 @@ class WrittenTexts:
         return not self.summary.strip()
 
 
-def write_pseudo_labels(path: Path, labels: Sequence[WrittenTexts]) -> None:
+def write_pseudo_labels(path: Path, labels: Sequence[GeneratedSummary]) -> None:
     """Write one line of JSON for each label, as UTF-8."""
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         for label in labels:
             stream.write(json.dumps(asdict(label), ensure_ascii=False) + "\n")
 
 
-def read_pseudo_labels(path: Path) -> list[WrittenTexts]:
+def read_pseudo_labels(path: Path) -> list[GeneratedSummary]:
     """Read what `write_pseudo_labels` wrote."""
     with path.open(encoding="utf-8", newline="\n") as stream:
-        return [WrittenTexts(**json.loads(line)) for line in stream]
+        return [GeneratedSummary(**json.loads(line)) for line in stream]
 
 
-def with_pseudo_labels(rows: Rows, labels: Sequence[WrittenTexts]) -> Rows:
+def replace_summaries(rows: Rows, labels: Sequence[GeneratedSummary]) -> Rows:
     """Replace summaries by `labels` that are not empty. Raises StageError for other counts."""
     if len(labels) != len(rows):
         raise StageError(

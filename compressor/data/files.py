@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from compressor.core.errors import StageError
-from compressor.core.files import file_digest
+from compressor.core.files import hash_file
 
 LONGEST_LINE = 64_000_000
 """Characters of a line, or of a row; a text of 10 MB has room."""
@@ -376,11 +376,11 @@ def file_sha256(path: Path) -> str:
     about, place = path.stat(), path.resolve()
     changed = max(about.st_mtime, about.st_ctime)
     if time.time() - changed < _SETTLED_SECONDS:  # or in the future, of a clock that jumped
-        return file_digest(place)
+        return hash_file(place)
     known = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
     return _remember_digest(place, known)
 
 
 @lru_cache(256)
 def _remember_digest(place: Path, _: tuple[int, ...]) -> str:
-    return file_digest(place)
+    return hash_file(place)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from compressor.core.errors import Unreachable
 from compressor.core.failures import explain_error
-from compressor.core.files import file_digest, write_text
+from compressor.core.files import hash_file, write_text
 
 Kind = Literal["model", "dataset"]
 SILENCE_SECONDS = 60.0
@@ -147,7 +147,7 @@ def _is_whole(path: Path) -> bool:
     if named.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", named.name):
         return True  # a copy, where a file system has no links
     if len(named.name) == 64:
-        return file_digest(named) == named.name
+        return hash_file(named) == named.name
     content = named.read_bytes()
     git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return git.hexdigest() == named.name

@@ -9,7 +9,7 @@ from typing import Any
 
 from compressor.core.differences import MISSING, find_differences
 from compressor.core.errors import RecipeError
-from compressor.core.files import recipes_folder
+from compressor.core.files import find_recipes_folder
 from compressor.engine.plan import Plan
 from compressor.recipe.compose import ComposedRecipe, compose
 
@@ -50,7 +50,7 @@ def describe_request(plan: Plan) -> dict[str, Any]:
 
 def _find_files(composed: ComposedRecipe) -> tuple[Path | None, Path | None]:
     """Find the recipe's own file, and that of the recipe it extends: not `/base` nor a group's."""
-    base = recipes_folder() / "base.yaml"
+    base = find_recipes_folder() / "base.yaml"
     files = [s.file for s in composed.sources if s.package in {"", "_global_"} and s.file != base]
     return files[-1] if files else None, files[-2] if len(files) > 1 else None
 
@@ -71,7 +71,7 @@ def _compose_once(file: Path, _changed: int) -> Mapping[str, Any] | None:
 
 def _name_recipe(file: Path) -> str:
     """Name a checked-in recipe as in `homework/v1`, and a user's own file by its name."""
-    root = recipes_folder()
+    root = find_recipes_folder()
     if file.is_relative_to(root):
         return file.relative_to(root).with_suffix("").as_posix()
     return file.name

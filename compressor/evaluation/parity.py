@@ -127,12 +127,12 @@ def check_parity(
     measured, and the limits. Raises StageError where a limit is passed, and then leaves the rows
     and what both models made of them in `evidence`.
     """
-    from compressor.data.examples import source_ids
+    from compressor.data.examples import tokenize_sources
 
     rows = rows.first(settings.rows)
     limit = settings.max_length or data.max_target_length
     assert checkpoint.tokenizer is not None, "`export` says so first"
-    sources = source_ids(rows.texts, checkpoint.tokenizer, data)[:]
+    sources = tokenize_sources(rows.texts, checkpoint.tokenizer, data)[:]
     expected = _run_source(checkpoint, sources, limit)
     got, told = _run_export(folder, rows.texts, limit)
     if told["read"] != sources:

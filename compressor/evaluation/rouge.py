@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
     Scores = NDArray[np.float64]
 
-NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
-SCORERS = ("rouge_score", "nltk")
+SCORING_PACKAGES = ("rouge_score", "nltk")
 """The packages that do the counting."""
 
-MEASURES = ("precision", "recall", "f1")
+SCORE_COLUMNS = ("precision", "recall", "f1")
 """The columns of the arrays of `score_rows`."""
 
-KEYS = tuple(f"{name}{end}" for name in NAMES for end in ("_precision", "_recall", ""))
+METRIC_KEYS = tuple(f"{name}{end}" for name in ROUGE_TYPES for end in ("_precision", "_recall", ""))
 """What `summarize_scores` calls the means; F1 goes by the bare name."""
 
 Reference = str | Sequence[str]
@@ -49,11 +49,11 @@ RougeTokenizerSetting = Annotated[
     ),
 ]
 
-BEYOND_ASCII = 0.005
+NON_ASCII_SHARE = 0.005
 """Share of letters that are not ASCII: Italian has 1.1 %, German 1.7 %, French 3 %; English, with
 the names and loanwords of newspapers, 0.1 %."""
 
-_NO_LETTER = re.compile(r"[\W_]+")
+_NON_LETTERS = re.compile(r"[\W_]+")
 
 
 class _English:
@@ -88,7 +88,7 @@ def _make_scorer(tokenizer: RougeTokenizer) -> Any:
         RougeScorer,
     )
 
-    return RougeScorer(NAMES, tokenizer=_make_tokenizer(tokenizer))
+    return RougeScorer(ROUGE_TYPES, tokenizer=_make_tokenizer(tokenizer))
 
 
 def _texts_of(reference: Reference) -> Sequence[str]:
@@ -102,10 +102,10 @@ def choose_tokenizer(references: Iterable[Reference]) -> RougeTokenizer:
     """
     total = beyond_ascii = 0
     for text in (text for reference in references for text in _texts_of(reference)):
-        letters = _NO_LETTER.sub("", unicodedata.normalize("NFC", text))
+        letters = _NON_LETTERS.sub("", unicodedata.normalize("NFC", text))
         total += len(letters)
         beyond_ascii += len(letters) - len(letters.encode("ascii", "ignore"))
-    expected = BEYOND_ASCII * total
+    expected = NON_ASCII_SHARE * total
     # Two standard deviations more, so that one "café" in a line or two of English changes nothing.
     return "unicode" if beyond_ascii > expected + 2 * math.sqrt(expected) else "english"
 
@@ -156,12 +156,12 @@ def score_rows(
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
     scorer = _make_scorer(tokenizer or choose_tokenizer(references))
-    scores = {name: np.zeros((len(predictions), len(MEASURES))) for name in NAMES}
+    scores = {name: np.zeros((len(predictions), len(SCORE_COLUMNS))) for name in ROUGE_TYPES}
     for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         # Only rougeLsum sees the line ends; the other three take them for spaces.
         targets = ["\n".join(split_sentences(text)) for text in _texts_of(reference)]
         triples = scorer.score_multi(targets, "\n".join(split_sentences(prediction)))
-        for name in NAMES:
+        for name in ROUGE_TYPES:
             scores[name][row] = triples[name]
     return scores
 

@@ -23,7 +23,7 @@ from compressor.core.progress import Progress
 from compressor.evaluation.resources import Peak
 
 if TYPE_CHECKING:
-    from compressor.backends.formats import Texts
+    from compressor.backends.formats import TextSettings
     from compressor.models.checkpoint import Checkpoint
 
 
@@ -44,7 +44,7 @@ class Reader:
     """A model in a process of its own, seen from the process that asks."""
 
     def __init__(
-        self, folder: Path, texts: Sequence[str], about: Texts, *, threads: int, log: Path
+        self, folder: Path, texts: Sequence[str], about: TextSettings, *, threads: int, log: Path
     ) -> None:
         """Start loading the model of an artifact's `folder`; the first answer tells of it.
 
@@ -108,21 +108,21 @@ class _Session:
     def __init__(self, start: Mapping[str, Any]) -> None:
         import psutil
 
-        from compressor.backends.formats import Texts
+        from compressor.backends.formats import TextSettings
         from compressor.backends.open import open_artifact
-        from compressor.data.examples import source_ids
+        from compressor.data.examples import tokenize_sources
 
         before, begun = psutil.Process().memory_info().rss, time.perf_counter()
         self.model = open_artifact(Path(start["folder"]), threads=start["threads"])
         self.load_seconds = time.perf_counter() - begun
         if self.model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
-        about = Texts.model_validate(start["about"])
+        about = TextSettings.model_validate(start["about"])
         self.labelled = about.head == "sequence_classification"
-        first = source_ids(start["texts"][:1], self.model.tokenizer, about)[:]
+        first = tokenize_sources(start["texts"][:1], self.model.tokenizer, about)[:]
         self._read_batch(first, {"max_length": 2, "min_length": 0})
         self.resident = psutil.Process().memory_info().rss - before
-        self.sources = source_ids(start["texts"], self.model.tokenizer, about)
+        self.sources = tokenize_sources(start["texts"], self.model.tokenizer, about)
         # None where the model is not one that `finetune` would take.
         self.trained: Checkpoint | None = getattr(self.model, "checkpoint", None)
         if self.trained is not None and self.trained.quantization is not None:

@@ -9,10 +9,10 @@ from pydantic import BaseModel, Field
 
 from compressor.core.settings import SETTINGS, Integer
 
-KEY = "encoder_blocks"
+BLOCKS_KEY = "encoder_blocks"
 """The config's list with one entry a layer of the encoder: null where the layer is the
 architecture's own, else the sizes of the block that stands there."""
-FILE = "model_with_blocks.safetensors"
+BLOCKS_FILE = "model_with_blocks.safetensors"
 """The weights of a model with blocks. Under the usual name, `from_pretrained` would take what it
 knows of them, draw the layers that it misses, and say so in a log."""
 PARTS = ("query", "key", "value", "output")

@@ -12,14 +12,14 @@ EMBEDDING, OTHER = "embedding", "other"
 """Groups of what no pruning group has: tables that words are looked up in; norms, biases, …"""
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """A group, such as `encoder.self_attention`, and the number of a layer, or None without one."""
 
     group: str
     layer: int | None
 
 
-class Count(NamedTuple):
+class TensorCounts(NamedTuple):
     """What one tensor adds to its place."""
 
     name: str
@@ -27,17 +27,17 @@ class Count(NamedTuple):
     nonzero: int
 
 
-def locate_parameters(facts: Facts) -> dict[str, Place]:
+def locate_parameters(facts: Facts) -> dict[str, Location]:
     """Map what is in a group or is an embedding to its place.
 
     A parameter of several groups goes by the first, and groups of parts come before their unions.
     """
     stacks = facts.list_stacks().values()
-    places: dict[str, Place] = {}
+    places: dict[str, Location] = {}
     for group, names in facts.list_groups().items():
         for name in names:
-            places.setdefault(name, Place(group, _find_layer(name, stacks)))
-    return dict.fromkeys(facts.word_embeddings(), Place(EMBEDDING, None)) | places
+            places.setdefault(name, Location(group, _find_layer(name, stacks)))
+    return dict.fromkeys(facts.word_embeddings(), Location(EMBEDDING, None)) | places
 
 
 def _find_layer(name: str, stacks: Iterable[Stack]) -> int | None:
@@ -47,15 +47,17 @@ def _find_layer(name: str, stacks: Iterable[Stack]) -> int | None:
     return None
 
 
-def sum_by_place(facts: Facts, counts: Iterable[Count]) -> dict[str, dict[str, list[int | None]]]:
+def sum_by_location(
+    facts: Facts, counts: Iterable[TensorCounts]
+) -> dict[str, dict[str, list[int | None]]]:
     """Group → `layers` (ascending; None without one), and `weights` and `nonzero` of each.
 
     Every count is in exactly one place; what `locate_parameters` does not know is in `OTHER`.
     """
     where, ties = locate_parameters(facts), facts.list_ties()
-    sums: dict[Place, list[int]] = {}
+    sums: dict[Location, list[int]] = {}
     for name, weights, nonzero in counts:
-        place = where.get(name) or where.get(ties.get(name, name)) or Place(OTHER, None)
+        place = where.get(name) or where.get(ties.get(name, name)) or Location(OTHER, None)
         total = sums.setdefault(place, [0, 0])
         total[0] += weights
         total[1] += nonzero

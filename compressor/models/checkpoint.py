@@ -23,8 +23,8 @@ from compressor.data.examples import Examples, tokenize_labelled, tokenize_rows
 from compressor.models import loading
 from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
 from compressor.models.block import has_blocks
-from compressor.models.block_config import FILE as WITH_BLOCKS
-from compressor.models.breakdown import Count, sum_by_place
+from compressor.models.block_config import BLOCKS_FILE
+from compressor.models.breakdown import TensorCounts, sum_by_location
 from compressor.models.facts import Facts
 from compressor.models.facts import derive_facts as facts_of
 from compressor.models.masks import apply_mask
@@ -68,12 +68,14 @@ class Checkpoint:
             )
         quantization = self.quantization and self.quantization.model_dump()
         about = {"head": self.head, "quantization": quantization}
-        (folder / loading.ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (folder / loading.CHECKPOINT_JSON).write_text(
+            json.dumps(about, indent=2) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
         """Read what `save` wrote, in the types it was in. On the CPU, in evaluation mode."""
-        about = json.loads((folder / loading.ABOUT).read_text(encoding="utf-8"))
+        about = json.loads((folder / loading.CHECKPOINT_JSON).read_text(encoding="utf-8"))
         head: loading.Head = about["head"]
         quantization = loading.read_quantization(about)
         if quantization is None:
@@ -140,17 +142,17 @@ class Checkpoint:
         A buffer that stands for no weight may be: Marian's bias has -inf for what is never written.
         """
         buffers = _plain_buffers(self.model)
-        weights = loading.drop_tied_names(self.model.state_dict())
+        weights = loading.drop_tied_duplicates(self.model.state_dict())
         require_finite({n: w for n, w in weights.items() if n not in buffers}, "", cure)
 
     def measure_sizes(self, folder: Path) -> dict[str, Any]:
         """Measure what tables show of a saved model: counts of tensors, bytes of files.
 
-        `groups` has them by group and layer, as `breakdown.sum_by_place` gives them.
+        `groups` has them by group and layer, as `breakdown.sum_by_location` gives them.
         """
         state, buffers = self.model.state_dict(), _plain_buffers(self.model)
-        counts, tensor_bytes = list[Count](), 0
-        for name, tensor in loading.drop_tied_names(state).items():
+        counts, tensor_bytes = list[TensorCounts](), 0
+        for name, tensor in loading.drop_tied_duplicates(state).items():
             if name in buffers:
                 continue
             tensor_bytes += tensor.nbytes
@@ -158,7 +160,9 @@ class Checkpoint:
                 continue
             scale = state.get(f"{name}_scale")
             whole = tensor.numel(), int(torch.count_nonzero(tensor))
-            counts.append(Count(name, *(whole if scale is None else count_entries(tensor, scale))))
+            counts.append(
+                TensorCounts(name, *(whole if scale is None else count_entries(tensor, scale)))
+            )
         parameters = sum(count.weights for count in counts)
         nonzero = sum(count.nonzero for count in counts)
         return {
@@ -166,9 +170,9 @@ class Checkpoint:
             "nonzero": nonzero,
             "nonzero_ratio": nonzero / parameters,
             "masked": sum(int((~mask).count_nonzero()) for mask in self.masks.values()),
-            "bytes": loading.weights_file(folder).stat().st_size,
+            "bytes": loading.find_weights_file(folder).stat().st_size,
             "tensor_bytes": tensor_bytes,
-            "groups": sum_by_place(self.derive_facts(), counts),
+            "groups": sum_by_location(self.derive_facts(), counts),
         }
 
 
@@ -197,9 +201,9 @@ def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
 def save_state(model: PreTrainedModel, folder: Path) -> None:
     """Write the configs, and every distinct tensor under the first of its names."""
     save_config(model, folder)
-    tensors = loading.drop_tied_names(model.state_dict())
+    tensors = loading.drop_tied_duplicates(model.state_dict())
     state = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    name = WITH_BLOCKS if has_blocks(model) else loading.WEIGHTS
+    name = BLOCKS_FILE if has_blocks(model) else loading.WEIGHTS
     save_file(state, folder / name, metadata={"format": "pt"})
 
 

@@ -23,7 +23,7 @@ from transformers.models.auto import modeling_auto
 
 from compressor.core.errors import StageError
 from compressor.models.block import put_blocks
-from compressor.models.block_config import FILE as WITH_BLOCKS
+from compressor.models.block_config import BLOCKS_FILE
 from compressor.models.facts import HALF, load_architecture
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import Int8Embedding, put_quantized, set_activations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Head = Literal["seq2seq_lm", "causal_lm", "sequence_classification", "none"]
 
-WEIGHTS, MASKS, ABOUT = "model.safetensors", "masks.safetensors", "checkpoint.json"
+WEIGHTS, MASKS, CHECKPOINT_JSON = "model.safetensors", "masks.safetensors", "checkpoint.json"
 
 AUTO_CLASSES = {
     "seq2seq_lm": AutoModelForSeq2SeqLM,
@@ -52,11 +52,11 @@ CLASS_NAMES: dict[Head, Mapping[str, str]] = {
 }
 """Head → model type → the class that `AUTO_CLASSES` takes."""
 
-FRESH = ("classifier", "pre_classifier", "score", "bert.pooler")
+FRESH_HEADS = ("classifier", "pre_classifier", "score", "bert.pooler")
 """How the names begin of what a classifier has and a pretrained body may lack."""
 
 
-def drop_tied_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def drop_tied_duplicates(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give a state dict with each tied tensor once, under the first of its names."""
     first: dict[Any, tuple[str, Tensor]] = {}
     for name, tensor in state.items():
@@ -117,9 +117,9 @@ def has_untied_head(model: PreTrainedModel) -> bool | None:
     return all(head.weight is not table.weight for table in tables)
 
 
-def weights_file(folder: Path) -> Path:
+def find_weights_file(folder: Path) -> Path:
     """Find the file of a model directory that has its weights."""
-    return folder / (WITH_BLOCKS if (folder / WITH_BLOCKS).is_file() else WEIGHTS)
+    return folder / (BLOCKS_FILE if (folder / BLOCKS_FILE).is_file() else WEIGHTS)
 
 
 def load_pretrained(
@@ -138,7 +138,7 @@ def load_pretrained(
     `config` has values that come instead of the folder's; for another number of labels in it, a
     classifier's head is drawn anew. `generation` comes instead of the folder's.
     """
-    if (folder / WITH_BLOCKS).is_file():
+    if (folder / BLOCKS_FILE).is_file():
         model = _load_with_blocks(folder, head, config or {}, dtype)
         if generation is not None:
             model.generation_config = generation
@@ -159,7 +159,7 @@ def load_pretrained(
         )
     except (SafetensorError, UnpicklingError, OSError, ValueError, RuntimeError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    fresh = FRESH if config else ()  # such a head on a pretrained body is what one wants
+    fresh = FRESH_HEADS if config else ()  # such a head on a pretrained body is what one wants
     for kind in ("missing", "mismatched"):
         keys = info.get(f"{kind}_keys") or ()
         names = [key if isinstance(key, str) else key[0] for key in keys]
@@ -211,21 +211,21 @@ def _load_with_blocks(
     """Load a model with blocks, also from under another head."""
     try:
         model = build_model(load_config(folder, config), head)
-        state = load_file(folder / WITH_BLOCKS)
+        state = load_file(folder / BLOCKS_FILE)
         load_generation_config(model, folder)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    needed, base = drop_tied_names(model.state_dict()), f"{model.base_model_prefix}."
+    needed, base = drop_tied_duplicates(model.state_dict()), f"{model.base_model_prefix}."
     below = [any(name.startswith(base) for name in names) for names in (needed, state)]
     if below == [True, False]:  # a body without a head has no prefix
         state = {base + name: tensor for name, tensor in state.items()}
     elif below == [False, True]:
         state = {name.removeprefix(base): tensor for name, tensor in state.items()}
     fits = {n for n in needed.keys() & state.keys() if needed[n].shape == state[n].shape}
-    fresh = FRESH if config else ()
+    fresh = FRESH_HEADS if config else ()
     _require_none(folder, "missing", needed.keys() - state.keys(), fresh)
     _require_none(folder, "mismatched", needed.keys() & state.keys() - fits, fresh)
-    unused = (*FRESH, "pooler", f"{base}pooler")
+    unused = (*FRESH_HEADS, "pooler", f"{base}pooler")
     _require_none(folder, "unexpected", state.keys() - needed.keys(), unused)
     load_exactly(model, needed | {name: state[name] for name in fits})
     of_file = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
@@ -239,7 +239,7 @@ def _first_line(error: Exception) -> str:
 
 def load_exactly(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     """Copy a state dict with each tied tensor once; every distinct tensor must be in it."""
-    for name, tensor in drop_tied_names(model.state_dict()).items():
+    for name, tensor in drop_tied_duplicates(model.state_dict()).items():
         if name not in state:
             raise StageError(f"the weights lack {name}")
         tensor.copy_(state[name])
@@ -279,7 +279,7 @@ def cast_weights(model: PreTrainedModel, weights: str) -> int:
     What it does not save stays as it is: a rotary embedding's angles need float32. Raises
     StageError where an entry is too large for the type.
     """
-    tensors = drop_tied_names(model.state_dict(keep_vars=True))
+    tensors = drop_tied_duplicates(model.state_dict(keep_vars=True))
     for name, tensor in tensors.items():
         tensor.data = tensor.data.to(getattr(torch, weights))
         if not bool(torch.isfinite(tensor).all()):
@@ -298,7 +298,7 @@ def read_quantization(about: Mapping[str, Any]) -> Quantization | None:
 
 def load_quantized(folder: Path, head: Head, quantization: Quantization) -> PreTrainedModel:
     """Load a quantized model that a checkpoint has saved."""
-    state = load_file(weights_file(folder))
+    state = load_file(find_weights_file(folder))
     # Only a head that is a tensor of its own is in the file under its own name.
     config = load_config(folder)
     model = build_model(config, head, untied_head="lm_head.weight" in state)

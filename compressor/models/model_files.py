@@ -16,7 +16,7 @@ from compressor.core.errors import nearest
 from compressor.core.files import MANIFEST, expand_home
 from compressor.data.fast_tokenizer import MARIANS
 from compressor.data.files import file_sha256
-from compressor.models.block_config import FILE as WITH_BLOCKS
+from compressor.models.block_config import BLOCKS_FILE
 
 CONFIGS = ("config.json", "generation_config.json")
 
@@ -127,7 +127,7 @@ def _check_weights(folder: Path) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """List the file that `from_pretrained` takes the weights from, or an index and its files."""
-    for name in (WITH_BLOCKS, *(f"{n}{end}" for n in _WEIGHTS for end in ("", ".index.json"))):
+    for name in (BLOCKS_FILE, *(f"{n}{end}" for n in _WEIGHTS for end in ("", ".index.json"))):
         path = folder / name
         if path.is_file() and name.endswith(".index.json"):
             return [path, *(folder / shard for shard in sorted(set(read_index(path).values())))]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from compressor.models.block_config import KEY, BlockSizes
+from compressor.models.block_config import BLOCKS_KEY, BlockSizes
 
 Shape = tuple[int, ...]
 UnitKind = Literal["heads", "feed_forward", "vocabulary"]
@@ -156,7 +156,7 @@ class Stack:
         """Give the entry of the config that changes when a block takes the place of `layer`."""
         blocks = [*(self.blocks or [None] * self.layers)]
         blocks[layer] = sizes
-        return {KEY: [block.model_dump() if block else None for block in blocks]}
+        return {BLOCKS_KEY: [block.model_dump() if block else None for block in blocks]}
 
     def config_after(self, config: Mapping[str, Any], layers: list[int]) -> dict[str, Any]:
         """Give the entries of `config` that change when only `layers` are kept."""
@@ -234,14 +234,14 @@ def count_labels(config: Mapping[str, Any]) -> int:
 
 def read_blocks(config: Mapping[str, Any], layers: int) -> tuple[BlockSizes | None, ...]:
     """Read the blocks that a config puts in the place of layers. Raises ConfigError."""
-    listed = config.get(KEY)
+    listed = config.get(BLOCKS_KEY)
     if listed is None:
         return ()
     if not isinstance(listed, list) or len(listed) != layers:
-        raise ConfigError(KEY, f"expected a list of {layers}, an entry for each layer")
+        raise ConfigError(BLOCKS_KEY, f"expected a list of {layers}, an entry for each layer")
     try:
         return tuple(e if e is None else BlockSizes.model_validate(e) for e in listed)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ConfigError(KEY, f"{where}: {first['msg']}") from error
+        raise ConfigError(BLOCKS_KEY, f"{where}: {first['msg']}") from error

@@ -13,7 +13,7 @@ from compressor.models.block import Block, put_block
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import (
     build_model,
-    drop_tied_names,
+    drop_tied_duplicates,
     has_untied_head,
     list_stacks,
     load_exactly,
@@ -98,7 +98,7 @@ def keep_units(
     are cut as their tensors are. `settings` are other values of the config that change with it.
     """
     model, masks = checkpoint.model, dict(checkpoint.masks)
-    config, state = copy.deepcopy(model.config), drop_tied_names(model.state_dict())
+    config, state = copy.deepcopy(model.config), drop_tied_duplicates(model.state_dict())
     for units, indices in kept:
         setattr(config, units.config_key, len(indices))
         if units.config_key == "vocab_size" and hasattr(config, "decoder_vocab_size"):
@@ -119,7 +119,7 @@ def dequantize_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """
     if checkpoint.quantization is None:
         return checkpoint
-    state = drop_tied_names(checkpoint.model.state_dict())
+    state = drop_tied_duplicates(checkpoint.model.state_dict())
     for name in [name for name in state if name.endswith("_scale")]:
         weight = name.removesuffix("_scale")
         state[weight] = dequantize_weight(state[weight], state.pop(name))

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from compressor.core.errors import Problem, RecipeError
-from compressor.core.files import recipes_folder
+from compressor.core.files import find_recipes_folder
 from compressor.core.redaction import redact
 from compressor.core.settings import SETTINGS, Integer
 from compressor.data.sources import Data
@@ -144,7 +144,7 @@ class Composer:
         """Compose and validate. Raises RecipeError with everything that is wrong."""
         folder, name = find_recipe(self._recipe)
         refuse_overrides(overrides)
-        values = [item for item in overrides if sets_a_value(item, (folder, recipes_folder()))]
+        values = [item for item in overrides if sets_a_value(item, (folder, find_recipes_folder()))]
         choices = tuple(item for item in overrides if item not in values)
         sources: list[Source] = []
         try:
@@ -179,7 +179,7 @@ def _merge_files(
     loader.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
     files = create_defaults_list(repository, name, parsed, prepend_hydra=True, skip_missing=False)
     for entry in files.defaults:
-        paths = (root / f"{entry.config_path}.yaml" for root in (folder, recipes_folder()))
+        paths = (root / f"{entry.config_path}.yaml" for root in (folder, find_recipes_folder()))
         if path := next((path for path in paths if entry.config_path and path.is_file()), None):
             sources.append(Source(path, entry.package or ""))
     refuse_code(sources)

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from compressor.core.errors import Problem, RecipeError, nearest
-from compressor.core.files import expand_home, recipes_folder
+from compressor.core.files import expand_home, find_recipes_folder
 
 HYDRA_SETTINGS = frozenset({"sweeper", "launcher", "mode"})
 """What a recipe may set of Hydra's: how a sweep goes. The rest can import code or read secrets."""
@@ -117,14 +117,16 @@ def locate_problem(
         for override in overrides:
             if override.lstrip("+~").startswith(f"{path}."):
                 return on_the_command_line(override)
-    if not places or sources[index].file == recipes_folder() / "base.yaml":  # which a recipe fills
+    if (
+        not places or sources[index].file == find_recipes_folder() / "base.yaml"
+    ):  # which a recipe fills
         return Problem(path, message, sources[-1].file if sources else None)
     return Problem(path, message, sources[index].file, line)
 
 
 def list_recipes() -> list[str]:
     """List the checked-in recipes; groups (`model/`, `data/` …) are not among them."""
-    root = recipes_folder()
+    root = find_recipes_folder()
     names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
     groups = ("model/", "data/", "training/", "hydra/", "accelerate/")
     return sorted(name for name in names if not name.startswith(groups) and name != "base")
@@ -132,7 +134,7 @@ def list_recipes() -> list[str]:
 
 def find_recipe(recipe: str) -> tuple[Path, str]:
     """Give (config folder, config name) of a checked-in name or of a file's path."""
-    path, root = expand_home(recipe), recipes_folder()
+    path, root = expand_home(recipe), find_recipes_folder()
     is_name = path.suffix not in {".yaml", ".yml"} and not path.is_file()
     if is_name and recipe in list_recipes():
         return root, recipe
@@ -164,7 +166,7 @@ def refuse_code(sources: Sequence[Source]) -> None:
     """Raise RecipeError where a recipe's `hydra:` section has what could make Hydra run code."""
     problems = []
     for source in sources:
-        if source.file.is_relative_to(recipes_folder()):
+        if source.file.is_relative_to(find_recipes_folder()):
             continue
         for path, node in source.list_scalars():
             keys = [key for key in path if key != "<<"]
@@ -222,7 +224,7 @@ def _raise_problems(problems: Sequence[Problem]) -> None:
 def refuse_keys_before_base(sources: Sequence[Source], file: Path) -> None:
     """Raise RecipeError where `base` comes after a recipe's own keys: `_self_` is not the last."""
     files = [source.file.resolve() for source in sources]
-    base, file = (recipes_folder() / "base.yaml").resolve(), file.resolve()
+    base, file = (find_recipes_folder() / "base.yaml").resolve(), file.resolve()
     if base in files and file in files and files.index(file) < files.index(base):
         message = "`_self_` stands before what sets this file's keys anew; put it last"
         raise RecipeError([locate_problem("defaults", message, [Source(file, "")], ())])

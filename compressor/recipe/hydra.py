@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from compressor.core.errors import Problem, RecipeError, nearest
-from compressor.core.files import recipes_folder
+from compressor.core.files import find_recipes_folder
 from compressor.core.printing import shorten
 from compressor.recipe.files import HYDRA_SETTINGS, Source, has_resolver, locate_problem
 
@@ -73,7 +73,10 @@ def refuse_overrides(overrides: Sequence[str]) -> None:
 def complete_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     """Add to a user's overrides where checked-in groups are, and the recipe's name."""
     # `pkg://` would import the folder; this only reads it.
-    searchpath, job = quote_text(f"{RecipeFolder.scheme()}://{recipes_folder()}"), quote_text(name)
+    searchpath, job = (
+        quote_text(f"{RecipeFolder.scheme()}://{find_recipes_folder()}"),
+        quote_text(name),
+    )
     added = [f"hydra.searchpath=[{searchpath}]", f"++hydra.job.name={job}"]
     return [*allow_new_keys(overrides), *added]
 
@@ -214,7 +217,7 @@ def explain_composition_error(
 def _hint_key(key: str, path: str, config: DictConfig) -> str:
     """Say what a key may mean that an override sets, and the recipe does not have."""
     dotted = path.replace("/", ".")
-    if path in OmegaConf.load(recipes_folder() / "base.yaml"):
+    if path in OmegaConf.load(find_recipes_folder() / "base.yaml"):
         return "`/base`, which has it, is not among the `defaults`: put it first"
     if dotted != path and OmegaConf.select(config, dotted) is not None:
         return f"did you mean {dotted!r}?"
@@ -308,7 +311,7 @@ def _explain_missing_config(error: MissingConfigException, folder: Path, file: P
     """Name the group's option or the parent recipe that is not there, and the nearest one."""
     group, _, option = (error.missing_cfg_file or "").lstrip("/").rpartition("/")
     what = f"{group}={option}" if group else option
-    roots = {folder, recipes_folder()}
+    roots = {folder, find_recipes_folder()}
     options = {path.stem for root in roots for path in (root / group).glob("*.yaml")} - {"base"}
     message = f"no {what!r}; {nearest(option, options) if options else f'no group {group!r}'}"
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):

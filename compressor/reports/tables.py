@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.core.console import Console
-from compressor.evaluation.rouge import KEYS, NAMES
+from compressor.evaluation.rouge import METRIC_KEYS, ROUGE_TYPES
 from compressor.stages.base import stage_class
 
 MEASURES = ("precision", "recall", "F1")
@@ -243,7 +243,9 @@ def print_scores(records: Sequence[Record], console: Console) -> None:
         if record["stage"] == "evaluate" and "rouge1_recall" in record["metrics"]:
             # A report on several models has a record for each.
             scored.setdefault(str(record["name"]).partition("@")[0], []).append(record)
-    names = Column("", [f"{name} {measure}" for name in NAMES for measure in MEASURES], "left")
+    names = Column(
+        "", [f"{name} {measure}" for name in ROUGE_TYPES for measure in MEASURES], "left"
+    )
     for evaluated in scored.values():
         held = [record for record in evaluated if "closenesses" in record["metrics"]]
         alone = [_make_scores(r, records) for r in evaluated if r not in held]
@@ -255,14 +257,14 @@ def print_scores(records: Sequence[Record], console: Console) -> None:
 
 
 def _make_scores(record: Record, records: Sequence[Record]) -> Column:
-    cells = [f"{record['metrics'][key]:.4f}" for key in KEYS]
+    cells = [f"{record['metrics'][key]:.4f}" for key in METRIC_KEYS]
     return Column(find_label(record, records), cells)
 
 
 def _make_comparison(metrics: Mapping[str, Any]) -> list[Column]:
     shares = {key: share and 100 * share for key, share in metrics["retentions"].items()}
-    closenesses = [f"{metrics['closenesses'][key]:.4f}" for key in KEYS]
-    retentions = ["" if shares[key] is None else f"{shares[key]:.1f} %" for key in KEYS]
+    closenesses = [f"{metrics['closenesses'][key]:.4f}" for key in METRIC_KEYS]
+    retentions = ["" if shares[key] is None else f"{shares[key]:.1f} %" for key in METRIC_KEYS]
     return [Column("retention", retentions), Column(CLOSENESS, closenesses)]
 
 

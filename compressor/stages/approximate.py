@@ -197,7 +197,7 @@ class Approximate(Hyperparameters, Stage):
     def _rows(self, checkpoint: Checkpoint, context: Context) -> tuple[TrainingRows, TrainingRows]:
         """Make or read the rows to train on, and those to validate with."""
         from compressor.compression.approximation import NoiseRows
-        from compressor.data.examples import Examples, source_ids
+        from compressor.data.examples import Examples, tokenize_sources
 
         if self.inputs == "random":
             shape = (self.sequence_length, checkpoint.model.config.hidden_size, context.seed)
@@ -207,7 +207,7 @@ class Approximate(Hyperparameters, Stage):
             )
         tokenizer = checkpoint.require_tokenizer()
         train, validation = (
-            source_ids(context.rows(split).texts, tokenizer, context.data)
+            tokenize_sources(context.rows(split).texts, tokenizer, context.data)
             for split in ("train", "validation")
         )
         # The tokens that are read count, so a row's own ids are its targets.

@@ -13,7 +13,7 @@ from compressor.core.errors import StageError
 from compressor.core.packages import versions
 from compressor.core.settings import Integer, Listed
 from compressor.data.source_base import Reads, Split
-from compressor.evaluation.rouge import SCORERS, RougeTokenizerSetting
+from compressor.evaluation.rouge import SCORING_PACKAGES, RougeTokenizerSetting
 from compressor.models.facts import Facts
 from compressor.stages.base import Context, Inputs, Planning, Stage
 
@@ -56,7 +56,7 @@ class Baseline(Stage):
         """Name the releases of what fits or scores: others may give other results."""
         if planning.has_labels:
             return {"scikit-learn": metadata.version("scikit-learn")}
-        return versions(SCORERS)
+        return versions(SCORING_PACKAGES)
 
     def preview(self, planning: Planning) -> Facts | None:
         planning.check_settings(

@@ -167,7 +167,7 @@ class Benchmark(BackendReport):
         bar: Bar,
     ) -> None:
         """Measure all cases with one number of threads."""
-        from compressor.backends.formats import Texts
+        from compressor.backends.formats import TextSettings
         from compressor.evaluation.timing import Reader
 
         inputs, context = stage
@@ -176,7 +176,7 @@ class Benchmark(BackendReport):
         with ExitStack() as stack:
             readers: dict[str, Reader] = {}
             for name, folder in inputs.artifacts.items():
-                about = Texts.of(context.data, head=_read_head(folder), model_type="")
+                about = TextSettings.of(context.data, head=_read_head(folder), model_type="")
                 log = context.folder / f"{len(readers)}.log"
                 reader = Reader(folder, texts, about, threads=threads, log=log)
                 readers[name] = stack.enter_context(reader)

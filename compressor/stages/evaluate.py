@@ -17,7 +17,7 @@ from compressor.core.settings import Integer, to_int
 from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
-from compressor.evaluation.rouge import KEYS, SCORERS, RougeTokenizerSetting
+from compressor.evaluation.rouge import METRIC_KEYS, SCORING_PACKAGES, RougeTokenizerSetting
 from compressor.models.facts import Facts
 from compressor.stages.base import BackendReport, Context, Inputs, Planning
 
@@ -70,7 +70,7 @@ class Evaluate(BackendReport):
     version: ClassVar[int] = 4
     is_distributed: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = (
-        *(*KEYS, "gen_len", "cut_off"),
+        *(*METRIC_KEYS, "gen_len", "cut_off"),
         *(*LABEL_SCORES, "accuracy", "loss"),
         *("retention", "closeness", "samples_per_second"),
     )
@@ -122,7 +122,7 @@ class Evaluate(BackendReport):
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Name the releases of what counts words: others may give other scores."""
-        return {} if planning.has_labels else versions(SCORERS)
+        return {} if planning.has_labels else versions(SCORING_PACKAGES)
 
     def parameters(self) -> dict[str, Any]:
         parameters = super().parameters()
@@ -165,14 +165,14 @@ class Evaluate(BackendReport):
         (self._labels if labelled else self._summaries)(model, context)
         if "against" in inputs.artifacts and context.ranks.is_first:
             manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))
-            names, main = (LABEL_SCORES, MAIN_OF_LABELS) if labelled else (KEYS, MAIN)
+            names, main = (LABEL_SCORES, MAIN_OF_LABELS) if labelled else (METRIC_KEYS, MAIN)
             self._compare(names, main, manifest["metrics"], context)
 
     def _summaries(self, model: Model, context: Context) -> None:
-        from compressor.data.examples import source_ids
+        from compressor.data.examples import tokenize_sources
 
         rows = context.rows("test")
-        sources = source_ids(rows.texts, model.tokenizer, context.data)
+        sources = tokenize_sources(rows.texts, model.tokenizer, context.data)
         started = time.perf_counter()
         times = len(self.limits) if self.num_beams > 1 else 1
         with context.progress.bar("decode", times * len(rows)) as bar:
@@ -195,7 +195,7 @@ class Evaluate(BackendReport):
 
     def _labels(self, model: Model, context: Context) -> None:
         from compressor.backends.outputs import compute_probabilities
-        from compressor.data.examples import source_ids
+        from compressor.data.examples import tokenize_sources
         from compressor.evaluation import labels
 
         task, names = context.data.task, context.data.labels
@@ -203,12 +203,12 @@ class Evaluate(BackendReport):
         tuning = context.rows("validation") if self.threshold == "tuned" else None
         with context.progress.bar("classify", len(rows) + len(tuning or ())) as bar:
             started = time.perf_counter()
-            sources = source_ids(rows.texts, model.tokenizer, context.data)
+            sources = tokenize_sources(rows.texts, model.tokenizer, context.data)
             logits = model.logits(sources, progress=bar.advance)
             seconds = time.perf_counter() - started
             thresholds = [0.5 if self.threshold == "tuned" else self.threshold] * len(names)
             if tuning is not None:
-                sources = source_ids(tuning.texts, model.tokenizer, context.data)
+                sources = tokenize_sources(tuning.texts, model.tokenizer, context.data)
                 table = compute_probabilities(model.logits(sources, progress=bar.advance), task)
                 thresholds = labels.best_thresholds(table, tuning.labels)
         if not context.ranks.is_first:
@@ -264,9 +264,9 @@ class Evaluate(BackendReport):
 
     def _demo(self, text: str, model: Model, context: Context) -> dict[str, Any]:
         """Summarize the demo text with the prefix, truncation and decoding of a row."""
-        from compressor.data.examples import source_ids
+        from compressor.data.examples import tokenize_sources
 
-        sources, limit = source_ids([text], model.tokenizer, context.data), self.limits[-1]
+        sources, limit = tokenize_sources([text], model.tokenizer, context.data), self.limits[-1]
         decoded = self._decode(model, sources, [limit])[limit]
         (summary,) = model.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
         return {"text": text, "summary": summary, "cut_off": decoded.cut_off[0]}

@@ -307,10 +307,10 @@ def require_same_tokens(
     tokenizer: PreTrainedTokenizerBase, folder: Path, rows: Rows, data: DataBase
 ) -> None:
     """Raise StageError unless the tokenizer in `folder` reads and writes rows as the original."""
-    from compressor.data.examples import source_ids, tokenize_rows
+    from compressor.data.examples import tokenize_rows, tokenize_sources
 
     saved, expected = Tokens.load(folder), tokenize_rows(rows, tokenizer, data)
-    sources, targets = source_ids(rows.texts, saved, data), expected.targets[:]
+    sources, targets = tokenize_sources(rows.texts, saved, data), expected.targets[:]
     expected_texts, texts = (
         t.batch_decode(targets, skip_special_tokens=True) for t in (tokenizer, saved)
     )

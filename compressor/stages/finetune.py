@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
     from compressor.data.examples import Examples
     from compressor.models.checkpoint import Checkpoint
-    from compressor.training.loop import AfterStep, Training, Whole
+    from compressor.training.loop import AfterStep, SummonFull, Training
 
 TARGETS = "targets"
 
 
-class Gradual(Grouping):
+class GradualPruning(Grouping):
     """Prune gradually while training: cubic, most of it early (arXiv 1710.01878).
 
     At a progress p between `start` and `end`, a group has lost `1 - (1 - p)³` of what its amount
@@ -50,7 +50,7 @@ class Gradual(Grouping):
     times: Integer = Field(20, ge=1, description="Number of prunings, evenly spaced.")
 
     @model_validator(mode="after")
-    def _valid(self) -> Gradual:
+    def _valid(self) -> GradualPruning:
         if self.end <= self.start:
             raise ValueError("expected start < end")
         if self.needs_calibration:
@@ -75,7 +75,7 @@ class Gradual(Grouping):
         left = {path: count_unmasked(checkpoint, groups[path])[0] for path in amounts}
         sizes = {n: checkpoint.get_parameter(n).numel() for path in amounts for n in groups[path]}
 
-        def after_step(step: int, total: int, whole: Whole) -> None:
+        def after_step(step: int, total: int, whole: SummonFull) -> None:
             span = total * (self.end - self.start)
             progress = min(1.0, (step - total * self.start) / span) if step < total else 1.0
             step_share = math.floor(progress * self.times + 1e-9) / self.times
@@ -128,7 +128,7 @@ class Finetune(Hyperparameters, Stage):
     measures: ClassVar[tuple[str, ...]] = ("train_loss", "validation_loss", "samples_per_second")
     is_distributed: ClassVar[bool] = True
 
-    prune: Gradual | None = Field(None, description="Prune gradually while training.")
+    prune: GradualPruning | None = Field(None, description="Prune gradually while training.")
     quantization_aware: QuantizationAware | None = Field(
         None, description="Train with weights as `quantize` will store them: int8, int4, or more."
     )
@@ -229,12 +229,14 @@ class Finetune(Hyperparameters, Stage):
 
     def _training_rows(self, inputs: Inputs, context: Context) -> Rows:
         """Read the training rows, with an earlier model's texts if `targets` names one."""
-        from compressor.data.examples import FILE, read_pseudo_labels, with_pseudo_labels
+        from compressor.data.examples import PSEUDO_LABELS, read_pseudo_labels, replace_summaries
 
         rows = context.rows("train")
         if self.targets is None:
             return rows
-        return with_pseudo_labels(rows, read_pseudo_labels(inputs.artifacts[TARGETS] / FILE))
+        return replace_summaries(
+            rows, read_pseudo_labels(inputs.artifacts[TARGETS] / PSEUDO_LABELS)
+        )
 
     def _objective(
         self, checkpoint: Checkpoint, train: Examples, inputs: Inputs, context: Context

@@ -47,7 +47,7 @@ class PseudoLabel(Stage):
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode, write `targets.jsonl`, compare with the references."""
         from compressor.backends.torch.model import TorchModel
-        from compressor.data.examples import FILE, WrittenTexts, write_pseudo_labels
+        from compressor.data.examples import PSEUDO_LABELS, GeneratedSummary, write_pseudo_labels
         from compressor.evaluation.rouge import score_texts
 
         checkpoint = inputs.checkpoint()
@@ -67,10 +67,10 @@ class PseudoLabel(Stage):
         assert checkpoint.tokenizer is not None, "`examples` says so first"
         texts = checkpoint.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
         labels = [
-            WrittenTexts(text, length, cut_off)
+            GeneratedSummary(text, length, cut_off)
             for text, length, cut_off in zip(texts, decoded.lengths, decoded.cut_off, strict=True)
         ]
-        write_pseudo_labels(context.folder / FILE, labels)
+        write_pseudo_labels(context.folder / PSEUDO_LABELS, labels)
         context.metrics.update(
             score_texts(texts, rows.references),
             gen_len=sum(label.tokens for label in labels) / len(labels),

@@ -16,7 +16,7 @@ from compressor.core.packages import versions
 from compressor.core.settings import Integer, Length, Listed
 from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
-from compressor.evaluation.rouge import SCORERS
+from compressor.evaluation.rouge import SCORING_PACKAGES
 from compressor.models.facts import Facts
 from compressor.stages.base import Context, Inputs, Planning, Report, load_calibration_rows
 
@@ -56,7 +56,7 @@ class Sensitivity(Grouping, Report):
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Name the releases of what counts words: others may give other scores."""
-        return versions(SCORERS) if self.rouge else {}
+        return versions(SCORING_PACKAGES) if self.rouge else {}
 
     def is_random(self) -> bool:
         return self.importance == "random"

@@ -218,12 +218,12 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase, context: Context, splits: tuple[Split, ...]
 ) -> Iterator[list[list[int]]]:
     """Encode all texts, with their prefix, and summaries, uncut, some rows at a time."""
-    from compressor.data.examples import CHUNK
+    from compressor.data.examples import ROWS_AT_ONCE
 
     for split in splits:
         rows = context.rows(split)
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
             yield tokenizer([context.data.prefix + text for text in rows.texts[part]]).input_ids
             if rows.summaries:
                 yield tokenizer(text_target=rows.summaries[part]).input_ids

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compressor.core.failures import explain_error
-from compressor.core.files import file_digest, flush
+from compressor.core.files import hash_file, sync_to_disk
 from compressor.training.parallel import Weights
 
 TENSORS, HISTORY, DIGESTS = "tensors", "history.json", "sha256.json"
@@ -150,13 +150,13 @@ def _write_checkpoint(
         partial.mkdir(parents=True)
         save_file(tensors, partial / TENSORS)
         (partial / HISTORY).write_text(json.dumps(asdict(history)), encoding="utf-8")
-        digests = {name: file_digest(partial / name) for name in (TENSORS, HISTORY)}
+        digests = {name: hash_file(partial / name) for name in (TENSORS, HISTORY)}
         (partial / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
         for path in partial.iterdir():
-            flush(path)
+            sync_to_disk(path)
         older = list(resume.glob("step-*"))
         partial.rename(final)
-        flush(resume)
+        sync_to_disk(resume)
         for path in older:
             shutil.rmtree(path, ignore_errors=True)
     except (OSError, SafetensorError) as error:
@@ -170,7 +170,7 @@ def _find_damage(checkpoint: Path) -> str | None:
     try:
         digests = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
         for name in (TENSORS, HISTORY):
-            if file_digest(checkpoint / name) != digests[name]:
+            if hash_file(checkpoint / name) != digests[name]:
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"

@@ -14,14 +14,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.core.errors import nearest
-from compressor.core.files import accelerate_configs, expand_home
+from compressor.core.files import expand_home, list_accelerate_configs
 from compressor.core.settings import SETTINGS, Integer
 
-Kind = Literal["ddp", "fsdp2"]
+SchemeKind = Literal["ddp", "fsdp2"]
 DEFAULT_PORT = 29_500
 """What Accelerate and torch take where a config of several machines names no port."""
-RESHARD = "fsdp_reshard_after_forward"
-_TYPES = ("NO", "MULTI_GPU", "FSDP")
+_RESHARD_KEY = "fsdp_reshard_after_forward"
+_DISTRIBUTED_TYPES = ("NO", "MULTI_GPU", "FSDP")
 _NO_DEEPSPEED = (
     "DeepSpeed's ZeRO is not supported: take the config fsdp2, which shards weights, gradients and "
     "the optimizer's averages"
@@ -54,7 +54,7 @@ class Scheme(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Kind = "ddp"
+    kind: SchemeKind = "ddp"
     reshard_after_forward: bool = True
     """Of fsdp2: whether a layer's weights are freed after its forward pass, and gathered again."""
 
@@ -117,7 +117,7 @@ def check_launch(launch: Launch, problem: Callable[[str, str], None]) -> None:
 
 
 def _find_config(name: str) -> Path:
-    path, checked_in = expand_home(name), accelerate_configs()
+    path, checked_in = expand_home(name), list_accelerate_configs()
     if path.is_file():
         return path
     if name in checked_in:
@@ -152,8 +152,8 @@ def _find_problems(values: Mapping[str, Any]) -> Iterator[str]:
         )
     if kind == "DEEPSPEED":
         yield _NO_DEEPSPEED
-    elif kind not in _TYPES:
-        yield f"distributed_type: no {kind!r} here; {nearest(kind, _TYPES)}"
+    elif kind not in _DISTRIBUTED_TYPES:
+        yield f"distributed_type: no {kind!r} here; {nearest(kind, _DISTRIBUTED_TYPES)}"
     if str(values.get("mixed_precision", "no")) not in {"no", "bf16"}:
         yield "mixed_precision: only `training.precision` decides, and float16 is not offered"
     machines, machine = int(values.get("num_machines") or 1), int(values.get("machine_rank") or 0)
@@ -174,13 +174,13 @@ def _find_fsdp_problems(config: Mapping[str, Any]) -> Iterator[str]:
     ):
         if config.get(key):
             yield f"fsdp_config.{key} is not offered: {instead}"
-    reshard = config.get(RESHARD, True)
+    reshard = config.get(_RESHARD_KEY, True)
     if not isinstance(reshard, bool):
-        yield f"fsdp_config.{RESHARD}: true or false, not {reshard!r}"
+        yield f"fsdp_config.{_RESHARD_KEY}: true or false, not {reshard!r}"
 
 
 def _read_scheme(values: Mapping[str, Any]) -> Scheme:
     if values.get("distributed_type") != "FSDP":
         return Scheme()
-    reshard = (values.get("fsdp_config") or {}).get(RESHARD, True)
+    reshard = (values.get("fsdp_config") or {}).get(_RESHARD_KEY, True)
     return Scheme(kind="fsdp2", reshard_after_forward=reshard)

@@ -131,8 +131,8 @@ def mean_loss(loss: nn.Module, examples: TrainingRows, pad_id: int, device: torc
     return summed_loss(loss, examples, pad_id, device).item() / tokens
 
 
-Whole = Callable[[Iterable[str]], AbstractContextManager[Any]]
-AfterStep = Callable[[int, int, Whole], None]
+SummonFull = Callable[[Iterable[str]], AbstractContextManager[Any]]
+AfterStep = Callable[[int, int, SummonFull], None]
 
 
 @dataclass

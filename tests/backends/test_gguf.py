@@ -26,7 +26,7 @@ from compressor.backends.gguf import export as gguf
 from compressor.backends.torch.model import TorchModel
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
-from compressor.data.examples import source_ids
+from compressor.data.examples import tokenize_sources
 from compressor.data.source_base import SplitRows
 from compressor.data.tokenizers import train_tokenizer
 from compressor.evaluation.parity import Parity, check_parity
@@ -301,7 +301,7 @@ DATA = Bills(
 
 
 def _summarized(source: Checkpoint, texts: list[str]) -> list[str]:
-    ids = source_ids(texts, source.tokenizer, DATA)
+    ids = tokenize_sources(texts, source.tokenizer, DATA)
     tokens = decode_sweep(source.model, ids, max_lengths=[12])[12].tokens
     return source.tokenizer.batch_decode(tokens, skip_special_tokens=True)  # type: ignore[union-attr]
 

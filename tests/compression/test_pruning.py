@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compressor.core.errors import RecipeError
-from compressor.core.files import file_digest
+from compressor.core.files import hash_file
 from compressor.core.progress import Progress
 from compressor.models.checkpoint import Checkpoint
 from compressor.stages.load import Load
@@ -82,7 +82,7 @@ def test_a_target_is_reached_exactly_with_amounts_that_can_be_pasted(tmp_path) -
     assert all(point["loss"] > 0 and 0 <= point["rougeLsum"] <= 1 for point in points)
     measure("prune", pico_t5(), data, tmp_path / "pasted", amounts=metrics["amounts"])
     files = (folder / "prune" / "model.safetensors" for folder in (tmp_path, tmp_path / "pasted"))
-    assert len({file_digest(file) for file in files}) == 1
+    assert len({hash_file(file) for file in files}) == 1
 
 
 def test_a_target_in_bytes_is_what_the_packed_file_takes(tmp_path) -> None:
@@ -130,7 +130,7 @@ def test_gradual_pruning_ends_at_the_planned_count_and_survives_a_kill(recipe, r
     kill(process)
     final = run("run", path, "skip=[evaluate]")
     assert "goes on from step" in final.out
-    digests = {file_digest(weights(done.run_folder, "finetune")) for done in (runs[0], final)}
+    digests = {hash_file(weights(done.run_folder, "finetune")) for done in (runs[0], final)}
     assert len(digests) == 1
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from compressor.core.console import Console
 from compressor.core.errors import StageError
-from compressor.core.files import MANIFEST, file_digest
+from compressor.core.files import MANIFEST, hash_file
 from compressor.core.progress import Progress
 from compressor.engine.engine import Engine
 from compressor.engine.plan import Plan, plan
@@ -69,23 +69,23 @@ def weights(outputs: Path, stage: str) -> Path:
 
 def test_what_a_stage_reads_is_what_was_written_or_is_made_again(outputs: Path) -> None:
     """A flipped bit of the model before, whose sizes are right: the result has the same bytes."""
-    before = file_digest(weights(outputs, "prune"))
+    before = hash_file(weights(outputs, "prune"))
     flip(weights(outputs, "load"))
     shutil.rmtree(weights(outputs, "prune").parent)
     heard = Heard()
     execute(outputs, heard)
     assert any("has changed since it was written; made again" in line for line in heard.said)
-    assert file_digest(weights(outputs, "prune")) == before
+    assert hash_file(weights(outputs, "prune")) == before
 
 
 def test_the_last_model_of_a_run_is_compared_byte_by_byte_and_one_before_it_is_not(outputs) -> None:
     """What is handed to a person is right; what nobody reads costs no time."""
-    before = file_digest(weights(outputs, "prune"))
+    before = hash_file(weights(outputs, "prune"))
     flip(weights(outputs, "load"))
     assert [record["cached"] for record in execute(outputs)] == [True, True]
     flip(weights(outputs, "prune"))
     assert [record["cached"] for record in execute(outputs)][1] is False
-    assert file_digest(weights(outputs, "prune")) == before
+    assert hash_file(weights(outputs, "prune")) == before
     assert list((outputs / "store" / "damaged").iterdir())
 
 

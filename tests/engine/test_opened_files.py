@@ -11,7 +11,7 @@ import pytest
 from transformers import T5Config, T5ForConditionalGeneration
 
 import compressor
-from compressor.core.files import file_digest
+from compressor.core.files import hash_file
 from compressor.data.bills import make_bills
 from compressor.data.tokenizers import train_tokenizer
 from tests.engine.opened_files import hook_variables, read_noted, watch_files
@@ -103,7 +103,7 @@ def test_every_file_that_a_run_opens_is_in_a_key_or_on_the_list(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     plan = plan_recipe("recipe.yaml")
     keys = json.dumps([node.key_parts for node in plan.nodes], default=str)
-    assert [p for p in sorted(read) if p.is_file() and file_digest(p) not in keys] == []
+    assert [p for p in sorted(read) if p.is_file() and hash_file(p) not in keys] == []
     names = {path.relative_to(inputs).as_posix() for path in read}
     expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     assert {"train.jsonl", "dev.jsonl", *(f"model/{name}" for name in expected)} <= names

@@ -21,10 +21,10 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from compressor.core.errors import StageError
-from compressor.core.files import accelerate_configs
+from compressor.core.files import list_accelerate_configs
 from compressor.core.processes import child_environment
 from compressor.core.ranks import Ranks
-from compressor.data.examples import FILE
+from compressor.data.examples import PSEUDO_LABELS
 from compressor.engine.cluster import POLL_SECONDS, Follower, lead
 from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import MACHINE_LOCKS, Store
@@ -101,7 +101,7 @@ def test_shared_summaries_score_as_one_processs(tmp_path) -> None:
     byte. Of three processes one has no batch of the greedy rows, which make two, and two have none
     of the demo text.
     """
-    stages = {"write": FILE, "greedy": "predictions.csv", "beams": "predictions.csv"}
+    stages = {"write": PSEUDO_LABELS, "greedy": "predictions.csv", "beams": "predictions.csv"}
     metrics = check_same_results(tmp_path, SUMMARIES, stages, 3).record("greedy")["metrics"]
     assert 0 < metrics["rougeLsum"] < 1 and metrics["demo"]["summary"]
 
@@ -178,7 +178,7 @@ def machine_configs(folder: Path) -> list[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    text = accelerate_configs()["several_machines"].read_text()
+    text = list_accelerate_configs()["several_machines"].read_text()
     text = text.replace("main_process_port: 29500", f"main_process_port: {port}")
     for rank in (0, 1):
         ranked = text.replace("machine_rank: 0 ", f"machine_rank: {rank} ")

@@ -16,7 +16,7 @@ from rouge_score import rouge_scorer  # type: ignore[import-untyped]
 
 from compressor.evaluation.bootstrap import bootstrap_interval
 from compressor.evaluation.rouge import (
-    NAMES,
+    ROUGE_TYPES,
     choose_tokenizer,
     compute_closeness,
     compute_retention,
@@ -56,7 +56,7 @@ def python(code: str, folder: Path) -> str:
 def test_scores_are_those_worked_out_by_hand() -> None:
     """Precision, recall and F1 of 1-grams (4 of 6 and of 4), 2-grams (3 of 5, of 3), LCS (3)."""
     rows = score_rows(["the cat sat on the mat"], ["on the cat sat"])
-    assert tuple(rows) == NAMES
+    assert tuple(rows) == ROUGE_TYPES
     assert rows["rouge1"][0] == pytest.approx([4 / 6, 1, 0.8])
     assert rows["rouge2"][0] == pytest.approx([3 / 5, 1, 0.75])
     assert rows["rougeL"][0] == pytest.approx([3 / 6, 3 / 4, 0.6])
@@ -103,7 +103,7 @@ def test_summary_is_json_of_means() -> None:
     summary = json.loads(json.dumps(summarize_scores(score_rows(["a b", "c"], ["a b", "d"]))))
     assert summary["count"] == 2
     assert (summary["rouge1"], summary["rouge1_precision"], summary["rouge1_recall"]) == (0.5,) * 3
-    assert list(summary["intervals"]) == list(NAMES)
+    assert list(summary["intervals"]) == list(ROUGE_TYPES)
     assert summary["intervals"]["rouge1"] == [0, 1]
 
 
@@ -217,7 +217,7 @@ def test_the_same_text_scores_one_in_every_script_and_another_text_zero() -> Non
     """Regression: nothing but a-z and 0-9 was a word, and identical Hindi scored 0."""
     for text, other in SCRIPTS.values():
         rows = score_rows([text, text], [text, other])
-        for name in NAMES:
+        for name in ROUGE_TYPES:
             unigrams_alone = name == "rouge2" and " " not in text and len(text) < 5
             assert unigrams_alone or rows[name][0].tolist() == [1, 1, 1], (text, name)
             assert not rows[name][1].any()

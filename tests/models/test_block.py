@@ -23,7 +23,7 @@ import compressor
 from compressor.core.errors import StageError
 from compressor.data.examples import Examples
 from compressor.models.block import Block
-from compressor.models.block_config import FILE, BlockSizes
+from compressor.models.block_config import BLOCKS_FILE, BlockSizes
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import derive_facts, load_architecture
 from compressor.models.loading import Head, build_model, load_pretrained
@@ -284,9 +284,9 @@ def test_a_body_with_a_block_takes_a_fresh_head(tmp_path) -> None:
 
 def damage_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
-        tensors = load_file(folder / FILE)
+        tensors = load_file(folder / BLOCKS_FILE)
         change(tensors)
-        save_file(tensors, folder / FILE, metadata={"format": "pt"})
+        save_file(tensors, folder / BLOCKS_FILE, metadata={"format": "pt"})
 
     return damage
 
@@ -310,7 +310,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         damage_tensors(lambda t: t.update({QUERY: torch.ones(1)})),
         f"1 mismatched tensors, such as {QUERY}",
     ),
-    "half a file": (lambda f: (f / FILE).write_bytes(b"x" * 50), "cannot load the model"),
+    "half a file": (lambda f: (f / BLOCKS_FILE).write_bytes(b"x" * 50), "cannot load the model"),
     "no block told of": (damage_config(encoder_blocks=None), "missing tensors"),
     "another block": (
         damage_config(encoder_blocks=[SIZES.model_dump() | {"depth": 0}, None]),

@@ -19,7 +19,7 @@ from jsonschema.exceptions import best_match
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from compressor.core.files import recipes_folder
+from compressor.core.files import find_recipes_folder
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe import schema
@@ -33,7 +33,7 @@ from tests.recipe.recipe_values import as_json, list_places
 
 COMPOSED = Draft7Validator(schema.build_composed_schema())
 FILE = Draft7Validator(schema.build_file_schema())
-ROOT = recipes_folder()
+ROOT = find_recipes_folder()
 FILES = sorted(
     path
     for path in ROOT.rglob("*.yaml")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compressor.core.console import Console
-from compressor.evaluation.rouge import KEYS
+from compressor.evaluation.rouge import METRIC_KEYS
 from compressor.reports.tables import print_results, print_scores
 
 LABELS = ("original", "half the decoder", "half the decoder, int8", "half of both")
@@ -21,10 +21,10 @@ def records(**changes: Any) -> list[dict[str, Any]]:
         sizes = {"parameters": 60_500_000, "nonzero_ratio": 1.0, "bytes": 242_000_000}
         model = {"name": f"m{index}", "label": label, "stage": "finetune", "model": None, **sizes}
         demo = {"text": "One [bold]text[/bold].", "summary": f"Summary {index}.", "cut_off": False}
-        scores = dict.fromkeys(KEYS, 0.4 - index / 100)
+        scores = dict.fromkeys(METRIC_KEYS, 0.4 - index / 100)
         evaluated = {**scores, "gen_len": 33.0, "demo": demo | changes}
         if index:
-            kept, close = (dict.fromkeys(KEYS, value) for value in (0.875, 0.9231))
+            kept, close = (dict.fromkeys(METRIC_KEYS, value) for value in (0.875, 0.9231))
             evaluated |= {"retention": 0.875, "retentions": kept}
             evaluated |= {"closeness": 0.9231, "closenesses": close}
         timed = {"latency_p50_ms": 63.6, "latency_p95_ms": 70.1, "texts_per_second": 30.2,

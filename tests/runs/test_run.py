@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compressor.core.files import file_digest
+from compressor.core.files import hash_file
 from tests.harness.command import Command, compressor, start
 from tests.harness.runs import find_stage, kill, losses, wait_for_step, weights
 
@@ -87,7 +87,7 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_on
     final = run(*arguments)
     assert final.code == 0, final.err
     assert "goes on from step" in final.out
-    digests = [file_digest(weights(done.run_folder, "finetune")) for done in (expected, final)]
+    digests = [hash_file(weights(done.run_folder, "finetune")) for done in (expected, final)]
     assert digests[0] == digests[1]
     for curve in ("train_losses", "validation_curve"):
         one, other = (done.record("finetune")["metrics"][curve] for done in (expected, final))

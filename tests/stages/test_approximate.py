@@ -21,13 +21,13 @@ from compressor.compression.approximation import (
     running_mean,
 )
 from compressor.core.errors import RecipeError
-from compressor.core.files import file_digest
+from compressor.core.files import hash_file
 from compressor.data.bills import Bills
 from compressor.data.examples import Examples
 from compressor.engine.plan import Plan, plan
 from compressor.engine.store.store import Store
 from compressor.models.block import Block
-from compressor.models.block_config import FILE, BlockSizes
+from compressor.models.block_config import BLOCKS_FILE, BlockSizes
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import list_stacks
 from compressor.models.surgery import keep_layers
@@ -324,7 +324,7 @@ def test_a_chain_as_a_user_runs_it(tmp_path: Path) -> None:
     assert sum(curve[-3:]) < sum(curve[:3])
     assert 0 <= done.record("evaluate@shrink")["metrics"]["micro_f1"] <= 1
     pruned = find_stage(done.run_folder, "prune")
-    masks, weights = load_file(pruned / "masks.safetensors"), load_file(pruned / FILE)
+    masks, weights = load_file(pruned / "masks.safetensors"), load_file(pruned / BLOCKS_FILE)
     assert {name.split(".layer.")[1][0] for name in masks if ".value." in name} == {"0", "2"}
     model = compressor.load_model(done.run_folder / "model")
     assert model.config.num_hidden_layers == 2
@@ -334,7 +334,7 @@ def test_a_chain_as_a_user_runs_it(tmp_path: Path) -> None:
     assert not model.get_parameter(name)[~masks[name]].any()
     load = Load(source=str(done.run_folder / "model"), head="sequence_classification")
     facts, _ = preview(load, None, TWO_LABELS)
-    saved = load_file(done.run_folder / "model" / FILE)
+    saved = load_file(done.run_folder / "model" / BLOCKS_FILE)
     assert facts is not None and facts.shapes.keys() == saved.keys()
 
 
@@ -351,8 +351,8 @@ def test_a_killed_one_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     kill(process)
     done = run_recipe(folder, *NOISE)
     assert "goes on from step" in done.out
-    files = (find_stage(one.run_folder, "noise") / FILE for one in (whole, done))
-    assert len({file_digest(file) for file in files}) == 1
+    files = (find_stage(one.run_folder, "noise") / BLOCKS_FILE for one in (whole, done))
+    assert len({hash_file(file) for file in files}) == 1
     for key in ("validation_loss", "baseline_loss"):
         assert done.record("noise")["metrics"][key] == whole.record("noise")["metrics"][key]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import T5Config
 
-from compressor.backends.formats import Texts
+from compressor.backends.formats import TextSettings
 from compressor.data.bills import Bills
 from compressor.data.source_base import SplitRows
 from compressor.data.tokenizers import train_tokenizer
@@ -103,7 +103,7 @@ def read_by(folder: Path, *, quantized: bool = False) -> InThisProcess:
         quantize_weights(checkpoint.model)
         checkpoint.quantization = Quantization(weights="int8", activations="int8")
     checkpoint.save(folder)
-    about = Texts.of(data, head="seq2seq_lm", model_type="").model_dump(mode="json")
+    about = TextSettings.of(data, head="seq2seq_lm", model_type="").model_dump(mode="json")
     start = {"folder": str(folder), "threads": 1, "texts": texts, "about": about}
     return InThisProcess(_Session(start))
 

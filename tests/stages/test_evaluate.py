@@ -8,7 +8,7 @@ import json
 import pytest
 
 from compressor.core.progress import Progress
-from compressor.evaluation.rouge import KEYS
+from compressor.evaluation.rouge import METRIC_KEYS
 from tests.harness.stages import SUMMARIES, TEXTS, measure, pico_t5, rows_of_text
 
 TEXT = "The [Secretary] shall give grants to libraries. Be it enacted."
@@ -33,7 +33,7 @@ def test_models_are_compared_by_every_score_and_by_a_demo_text(recipe, run) -> N
     names = "evaluate@original", "evaluate@finetune"
     first, second = (done.record(name)["metrics"] for name in names)
     assert "retention" not in first
-    for key in KEYS:
+    for key in METRIC_KEYS:
         assert 0 <= second[key] <= 1
         share = second[key] / first[key] if first[key] else None
         assert second["retentions"][key] == (share if share is None else pytest.approx(share))

@@ -11,10 +11,10 @@ import torch
 from compressor.core.errors import RecipeError, StageError
 from compressor.data.batching import global_batches
 from compressor.data.examples import (
-    FILE,
-    WrittenTexts,
+    PSEUDO_LABELS,
+    GeneratedSummary,
     read_pseudo_labels,
-    with_pseudo_labels,
+    replace_summaries,
     write_pseudo_labels,
 )
 from compressor.data.sources import Rows
@@ -77,8 +77,8 @@ def test_the_texts_are_what_generate_gives(done: Command) -> None:
         (out,) = teacher.model.generate(torch.tensor([ids]), **limits)
         ends = out[-1].item() == teacher.tokenizer.eos_token_id
         text = teacher.tokenizer.decode(out, skip_special_tokens=True)
-        expected.append(WrittenTexts(text, len(out) - 1, not ends))
-    labels = read_pseudo_labels(find_stage(done.run_folder, "write") / FILE)
+        expected.append(GeneratedSummary(text, len(out) - 1, not ends))
+    labels = read_pseudo_labels(find_stage(done.run_folder, "write") / PSEUDO_LABELS)
     assert labels == expected
     assert min(label.tokens for label in labels) >= 3  # the start token counts, as in transformers
     metrics = done.record("write")["metrics"]
@@ -95,7 +95,7 @@ def test_a_student_learns_the_texts_and_is_validated_on_references(done, name, b
     """The first step's loss is that of the texts, with the student's own tokenizer too."""
     data, checkpoint = data_of(done), Checkpoint.load(find_stage(done.run_folder, before))
     rows = data.load("train")
-    labels = read_pseudo_labels(find_stage(done.run_folder, "write") / FILE)
+    labels = read_pseudo_labels(find_stage(done.run_folder, "write") / PSEUDO_LABELS)
     written = [label.summary for label in labels]
     assert all(written) and written != rows.summaries
     examples = checkpoint.tokenize_rows(Rows(rows.texts, written), data)
@@ -126,13 +126,13 @@ def test_labels_come_back_as_they_were_written_and_stand_beside_their_rows(tmp_p
     an empty text would teach silence. Another number of rows is refused.
     """
     texts = ('a\nb\r\n"c"', "\u2028\x85 \N{GRINNING FACE}", "", " \n")
-    labels = [WrittenTexts(text, 3, False) for text in texts]
-    write_pseudo_labels(tmp_path / FILE, labels)
-    assert read_pseudo_labels(tmp_path / FILE) == labels
+    labels = [GeneratedSummary(text, 3, False) for text in texts]
+    write_pseudo_labels(tmp_path / PSEUDO_LABELS, labels)
+    assert read_pseudo_labels(tmp_path / PSEUDO_LABELS) == labels
     rows = Rows(["a", "b", "c", "d"], ["one", "two", "three", "four"])
-    assert with_pseudo_labels(rows, labels) == Rows(rows.texts, [*texts[:2], "three", "four"])
+    assert replace_summaries(rows, labels) == Rows(rows.texts, [*texts[:2], "three", "four"])
     with pytest.raises(StageError, match="1 pseudo-labels for 4 training rows"):
-        with_pseudo_labels(rows, labels[:1])
+        replace_summaries(rows, labels[:1])
 
 
 def plan_recipe(tmp_path: Path, *replacements: tuple[str, str]) -> Plan:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 import compressor
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Facts
-from compressor.models.loading import ABOUT, WEIGHTS, build_model
+from compressor.models.loading import CHECKPOINT_JSON, WEIGHTS, build_model
 from compressor.models.surgery import dequantize_checkpoint
 from compressor.stages.base import Inputs
 from compressor.stages.export import Export
@@ -177,6 +177,6 @@ def test_an_int8_model_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     """Its `checkpoint.json` says `int8_activations`."""
     result = run_quantize(pico(), tmp_path, weights="int8", activations="int8")
     about = {"head": "seq2seq_lm", "int8_activations": "int8"}
-    (tmp_path / "saved" / ABOUT).write_text(json.dumps(about))
+    (tmp_path / "saved" / CHECKPOINT_JSON).write_text(json.dumps(about))
     loaded = compressor.load_model(tmp_path / "saved")
     assert torch.equal(logits(loaded), logits(result.model))

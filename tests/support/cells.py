@@ -23,8 +23,7 @@ from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError
 from compressor.core.progress import Progress
 from compressor.data.bills import make_bills
-from compressor.data.examples import FILE as PSEUDO_LABELS
-from compressor.data.examples import read_pseudo_labels
+from compressor.data.examples import PSEUDO_LABELS, read_pseudo_labels
 from compressor.data.messages import LABELS, make_messages
 from compressor.engine.engine import Engine
 from compressor.engine.launcher import describe_task

@@ -26,7 +26,7 @@ from compressor.core.progress import Progress
 from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.quantized_layers import round_weights
-from compressor.stages.finetune import Gradual
+from compressor.stages.finetune import GradualPruning
 from compressor.training.distillation import DistillationLoss
 from compressor.training.dropout import disable_layer_drop
 from compressor.training.hyperparameters import Hyperparameters
@@ -110,7 +110,7 @@ def gradual(where: Path, scheme: Scheme) -> Result:
     """Global thresholds over groups of several layers, while nothing moves the weights."""
     model = start("t5")
     amounts = {"encoder": {"feed_forward": 0.5}, "decoder": {"self_attention": 0.4}, "lm_head": 0.3}
-    prune = Gradual(amounts=amounts, end=0.7, times=3)
+    prune = GradualPruning(amounts=amounts, end=0.7, times=3)
     return model, train(model, where, scheme, STILL, after_step=prune.schedule(model, 0))
 
 

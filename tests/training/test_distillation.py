@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError
-from compressor.core.files import file_digest
+from compressor.core.files import hash_file
 from compressor.core.progress import Progress
 from compressor.data.batching import collate_rows
 from compressor.data.examples import Examples
@@ -362,10 +362,10 @@ def test_a_distillation_as_a_user_runs_it(folder: Path, monkeypatch) -> None:
     """Teacher untouched, loss falls, masks kept, planned counts true, all cached again."""
     monkeypatch.chdir(folder)
     (teacher,) = folder.glob("outputs/runs/*/*/stages/*-finetune/model.safetensors")
-    before = file_digest(teacher)
+    before = hash_file(teacher)
     planned = {n.name: n for n in plan(compose("mine.yaml"), Store(Path("outputs/store"))).nodes}
     _, stage, record = distilled(folder)
-    assert file_digest(teacher) == before
+    assert hash_file(teacher) == before
     curve = losses(stage)
     assert len(curve) == 16
     assert sum(curve[-4:]) < 0.92 * sum(curve[:4])
@@ -403,7 +403,7 @@ def test_a_killed_distillation_goes_on_to_the_same_bits(folder: Path) -> None:
     more = ("stages.small.config.dropout_rate=0.1", "stages.distill.epochs=4")
     other = Path(shutil.copytree(folder, folder.parent / "other"))
     _, stage, _ = distilled(other, *more)
-    expected = file_digest(stage / "model.safetensors")
+    expected = hash_file(stage / "model.safetensors")
     saved = load_file(kill_in_the_middle(folder, *more))
     for stack in ("encoder", "decoder"):
         assert saved[f"model.loss.projections.{stack}.weight"].shape == (32, 24)
@@ -411,7 +411,7 @@ def test_a_killed_distillation_goes_on_to_the_same_bits(folder: Path) -> None:
     assert not [name for name in saved if "teacher" in name]
     done, stage, _ = distilled(folder, *more)
     assert "goes on from step" in done.out
-    assert file_digest(stage / "model.safetensors") == expected
+    assert hash_file(stage / "model.safetensors") == expected
 
 
 def test_two_processes_with_micro_batches_give_one_processs_losses(folder: Path) -> None:

@@ -6,13 +6,13 @@ import re
 
 import pytest
 
-from compressor.core.files import accelerate_configs, recipes_folder
+from compressor.core.files import find_recipes_folder, list_accelerate_configs
 from compressor.training.launch_config import Launch, Processes, Scheme, read_processes
 
 
 def test_checked_in_configs_mean_what_they_say() -> None:
     """Each is read; a number of processes replaces its own; a path is taken too."""
-    configs = accelerate_configs()
+    configs = list_accelerate_configs()
     assert list(configs) == ["ddp", "fsdp2", "several_machines"]
     assert read_processes(Launch(num_processes=3)) == Processes(3)
     fsdp2 = read_processes(Launch(config_file="fsdp2", num_processes=4))
@@ -22,7 +22,7 @@ def test_checked_in_configs_mean_what_they_say() -> None:
     two = read_processes(Launch(config_file=str(configs["several_machines"])))
     assert (two.count, two.local_count, two.machines, two.machine) == (2, 1, 2, 0)
     assert (two.address, two.port) == ("127.0.0.1", 29500)
-    assert recipes_folder() in configs["ddp"].parents
+    assert find_recipes_folder() in configs["ddp"].parents
 
 
 @pytest.mark.parametrize(

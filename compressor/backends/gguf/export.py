@@ -162,13 +162,13 @@ def _head_size(config: PretrainedConfig) -> int:
 def _add_tensors(writer: Any, model: PreTrainedModel, architecture: Any, kind: str) -> None:
     import gguf
 
-    from compressor.models.loading import drop_tied_names
+    from compressor.models.loading import drop_tied_duplicates
 
     layers = max(
         model.config.num_hidden_layers, getattr(model.config, "num_decoder_layers", None) or 0
     )
     names = gguf.get_tensor_name_map(architecture, layers)
-    for name, tensor in drop_tied_names(model.state_dict()).items():
+    for name, tensor in drop_tied_duplicates(model.state_dict()).items():
         called = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if called is None:
             raise StageError(f"llama.cpp has no place for {name}")

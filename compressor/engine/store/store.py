@@ -32,7 +32,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from compressor.core.errors import DamagedArtifact, RecipeError
-from compressor.core.files import MANIFEST, expand_home, file_digest, flush, to_json, write_text
+from compressor.core.files import (
+    MANIFEST,
+    expand_home,
+    hash_file,
+    sync_to_disk,
+    to_json,
+    write_text,
+)
 
 SELF = "sha256"
 """Where a manifest has the digest of all else that it says."""
@@ -128,7 +135,7 @@ class Store:
         _give_permissions_of(partial / MANIFEST, paths)
         self.set_aside(key)  # whatever is in the way has no valid manifest
         partial.rename(self.path(key))
-        flush(self.folder)
+        sync_to_disk(self.folder)
         self._forget(key)
         return manifest
 
@@ -184,7 +191,7 @@ class Store:
                 raise DamagedArtifact(key, f"{name} is missing")
             if path.stat().st_size != entry["bytes"]:
                 raise DamagedArtifact(key, f"{name} has another size than when it was written")
-            if not sizes_alone and file_digest(path) != entry["sha256"]:
+            if not sizes_alone and hash_file(path) != entry["sha256"]:
                 raise DamagedArtifact(key, f"{name} has changed since it was written")
         return manifest
 
@@ -305,8 +312,8 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
 
 def _seal(path: Path) -> dict[str, Any]:
     """Flush a file to the disk, and describe it for the manifest."""
-    flush(path)
-    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    sync_to_disk(path)
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def _give_permissions_of(manifest: Path, paths: list[Path]) -> None:

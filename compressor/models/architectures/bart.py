@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.models.block_config import KEY
+from compressor.models.block_config import BLOCKS_KEY
 from compressor.models.structure import (
     Shape,
     Stack,
@@ -81,7 +81,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
         "model.encoder.layers",
         "encoder_layers",
         layers,
-        per_layer=(KEY,),
+        per_layer=(BLOCKS_KEY,),
         blocks=() if norms_before else read_blocks(config, layers),
         stays="its layers norm what they read, and a block norms what it gives"
         if norms_before

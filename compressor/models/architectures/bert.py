@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.models.block_config import KEY
+from compressor.models.block_config import BLOCKS_KEY
 from compressor.models.structure import (
     NO_ENCODER,
     Shape,
@@ -69,7 +69,9 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     prefix, layers = f"{find_prefix(config)}encoder.layer", config["num_hidden_layers"]
     blocks = read_blocks(config, layers)
     key = "num_hidden_layers"
-    return {"encoder": Stack("encoder", prefix, key, layers, per_layer=(KEY,), blocks=blocks)}
+    return {
+        "encoder": Stack("encoder", prefix, key, layers, per_layer=(BLOCKS_KEY,), blocks=blocks)
+    }
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:

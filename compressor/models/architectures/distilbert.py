@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.models.architectures import bert
-from compressor.models.block_config import KEY
+from compressor.models.block_config import BLOCKS_KEY
 from compressor.models.structure import (
     Shape,
     Stack,
@@ -34,7 +34,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """List the encoder's layers, in whose place blocks may stand."""
     prefix, layers = f"{bert.find_prefix(config)}transformer.layer", config["n_layers"]
     blocks = read_blocks(config, layers)
-    encoder = Stack("encoder", prefix, "n_layers", layers, per_layer=(KEY,), blocks=blocks)
+    encoder = Stack("encoder", prefix, "n_layers", layers, per_layer=(BLOCKS_KEY,), blocks=blocks)
     return {"encoder": encoder}
 
 

@@ -65,7 +65,7 @@ def _score_summaries(path: Path, tokenizer: RougeTokenizer | None) -> ScoredRows
     limit = max(row.max_length for row in predictions)
     rows = [row for row in predictions if row.max_length == limit]
     texts = [row.prediction for row in rows], [row.references for row in rows]
-    scores, f1 = rouge.score_rows(*texts, tokenizer), rouge.MEASURES.index("f1")
+    scores, f1 = rouge.score_rows(*texts, tokenizer), rouge.SCORE_COLUMNS.index("f1")
     return ScoredRows(
         [(str(row.row), row.source, *row.references) for row in rows],
         {name: Measure(scores[name][:, f1 : f1 + 1], _first) for name in SUMMARIES},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from compressor.evaluation.rouge import NAMES
+from compressor.evaluation.rouge import ROUGE_TYPES
 from compressor.reports.run_page.results import Results
 
 PRUNED_BY = 0.001
@@ -51,7 +51,9 @@ def list_lengths(results: Results) -> dict[str, Any] | None:
                     "name": results.label(record["model"]),
                     "limits": sorted(map(int, lengths)),
                     "cut_off": [score.get("cut_off") for score in scores],
-                    "scores": {n: [[s[n], *s["intervals"][n]] for s in scores] for n in NAMES},
+                    "scores": {
+                        n: [[s[n], *s["intervals"][n]] for s in scores] for n in ROUGE_TYPES
+                    },
                 }
             )
     return {"models": models} if models else None
