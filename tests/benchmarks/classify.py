@@ -12,11 +12,8 @@ GoEmotions' where `../shared` has them, else generated messages.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,7 @@ from compressor.data.examples import Examples
 from tests.benchmarks.common import (
     SHARED,
     WARM_UP,
-    measure_in_turn,
-    tell,
+    time_trainings,
     train_ours,
     train_theirs,
     write,
@@ -72,7 +68,9 @@ def make_inputs(folder: Path, rows: int) -> None:
     whole.save(folder)
     for split, count in (("train", rows), ("validation", 1000)):
         examples = whole.tokenize_rows(data.load(split).first(count), data)
-        (folder / f"{split}.json").write_text(json.dumps([examples.sources, examples.targets]))
+        (folder / f"{split}.json").write_text(
+            json.dumps([examples.sources[:], examples.targets[:]])
+        )
 
 
 def read(folder: Path, split: str) -> Examples:
@@ -122,18 +120,7 @@ def once(case: str, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--once", nargs=2)
-    parser.add_argument("--rows", type=int, default=1600)
-    parser.add_argument("--rounds", type=int, default=2)
-    given = parser.parse_args()
-    if given.once:
-        tell(once(given.once[0], Path(given.once[1])))
-        return
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # for both sides alike
-    inputs = partial(make_inputs, rows=given.rows)
-    results = measure_in_turn("classify", CASES, given.rounds, inputs)
-    speeds = {case: values["samples_per_second"] for case, values in results.items()}
+    rows, speeds, losses = time_trainings("classify", CASES, make_inputs, once, rows=1600)
     middle = {case: statistics.median(values) for case, values in speeds.items()}
     write(
         "classify",
@@ -145,8 +132,8 @@ def main() -> None:
             "unit": "samples/s",
             "against_dynamic_padding": middle["ours"] / middle["theirs"],
             "samples_per_second": speeds,
-            "validation_loss": {case: values["loss"] for case, values in results.items()},
-            "timed_steps": given.rows // BATCH - WARM_UP,
+            "validation_loss": losses,
+            "timed_steps": rows // BATCH - WARM_UP,
             "model": f"two {'' if REAL.is_dir() else 'fresh '}layers of MiniLM-L6's shape",
         },
     )

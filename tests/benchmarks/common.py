@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -129,17 +131,34 @@ def train_ours(model: Any, train: Any, pad_id: int, **settings: Any) -> Laps:
     return laps
 
 
-def measure_in_turn(
-    module: str, cases: Sequence[str], rounds: int, make_inputs: Callable[[Path], None]
-) -> dict[str, dict[str, list[float]]]:
-    """Case → what it measured, in each round; all read the same inputs."""
-    results: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
+def time_trainings(
+    module: str,
+    cases: Sequence[str],
+    make_inputs: Callable[[Path, int], None],
+    once: Callable[[str, Path], dict[str, float]],
+    *,
+    rows: int,
+) -> tuple[int, dict[str, list[float]], dict[str, list[float]]]:
+    """Rows, and case → samples a second, and losses, of each round; all read the same inputs.
+
+    `once` is one measurement, in a process of its own: that ends here.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--once", nargs=2)
+    parser.add_argument("--rows", type=int, default=rows)
+    parser.add_argument("--rounds", type=int, default=2)
+    given = parser.parse_args()
+    if given.once:
+        tell(once(given.once[0], Path(given.once[1])))
+        sys.exit()
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # for both sides alike
+    speeds: dict[str, list[float]] = {case: [] for case in cases}
+    losses: dict[str, list[float]] = {case: [] for case in cases}
     with tempfile.TemporaryDirectory() as folder:
-        make_inputs(Path(folder))
-        for _ in range(rounds):
+        make_inputs(Path(folder), given.rows)
+        for _ in range(given.rounds):
             for case in cases:
-                results[case].append(measure_apart(module, case, folder))
-    return {
-        case: {name: [result[name] for result in turns] for name in turns[0]}
-        for case, turns in results.items()
-    }
+                result = measure_apart(module, case, folder)
+                speeds[case].append(result["samples_per_second"])
+                losses[case].append(result["loss"])
+    return given.rows, speeds, losses

@@ -12,16 +12,13 @@ fresh weights; the rows are SciTLDR's where `../shared` has them, else generated
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compressor.data.examples import Examples
-from tests.benchmarks.common import SHARED, measure_in_turn, tell, train_ours, train_theirs, write
+from tests.benchmarks.common import SHARED, time_trainings, train_ours, train_theirs, write
 
 REAL = Path("outputs/bench/models/t5-titles")
 MAX_SOURCE, MAX_TARGET, BATCH, RATE = 512, 128, 8, 3e-4
@@ -64,7 +61,9 @@ def make_inputs(folder: Path, rows: int) -> None:
             lines = [json.loads(line) for line in path.read_text().splitlines()[:count]]
         texts = Rows([line["text"] for line in lines], [line["summary"] for line in lines])
         examples = tokenize_rows(texts, tokenizer, data)
-        (folder / f"{split}.json").write_text(json.dumps([examples.sources, examples.targets]))
+        (folder / f"{split}.json").write_text(
+            json.dumps([examples.sources[:], examples.targets[:]])
+        )
 
 
 def read(folder: Path, split: str) -> Examples:
@@ -119,18 +118,7 @@ def once(case: str, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--once", nargs=2)
-    parser.add_argument("--rows", type=int, default=160)
-    parser.add_argument("--rounds", type=int, default=2)
-    given = parser.parse_args()
-    if given.once:
-        tell(once(given.once[0], Path(given.once[1])))
-        return
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # for both sides alike
-    inputs = partial(make_inputs, rows=given.rows)
-    results = measure_in_turn("finetune", CASES, given.rounds, inputs)
-    speeds = {case: values["samples_per_second"] for case, values in results.items()}
+    _, speeds, losses = time_trainings("finetune", CASES, make_inputs, once, rows=160)
     middle = {case: statistics.median(values) for case, values in speeds.items()}
     write(
         "finetune",
@@ -143,7 +131,7 @@ def main() -> None:
             "ratios": {f"{a} / {b}": middle[a] / middle[b] for a, b, _ in ASKED},
             "asked": {f"{a} / {b}": asked for a, b, asked in ASKED},
             "samples_per_second": speeds,
-            "validation_loss": {c: v["loss"] for c, v in results.items() if c != "theirs_max"},
+            "validation_loss": losses,
             "model": "real T5, 77 M" if REAL.is_dir() else "T5-small's shape, fresh, 60.5 M",
         },
     )

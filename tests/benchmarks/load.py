@@ -50,15 +50,10 @@ stages:
   prune: {amounts: {lm_head: 0.3}}
   evaluate: {max_length: [4]}
 """
-OF_FILES = """
-defaults: [/base, /model: tiny, /data: files, _self_]
-pipeline: [load, finetune, evaluate]
-model:
-  config:
-    {vocab_size: 400, d_model: 16, d_kv: 8, d_ff: 32, num_heads: 2, num_layers: 1,
-     num_decoder_layers: 1}
-  tokenizer: {vocab_size: 400}
-data:
+OF_FILES = RECIPE.replace("/data: bills", "/data: files").replace("prune,", "finetune,")
+OF_FILES = (
+    OF_FILES[: OF_FILES.index("data: {rows")]
+    + """data:
   files: {train: rows.jsonl, validation: rows.jsonl}
   rows: {train: 64, validation: 16, test: 16}
   max_source_length: 64
@@ -69,6 +64,7 @@ stages:
   finetune: {epochs: 1}
   evaluate: {max_length: [4]}
 """
+)
 
 
 def fill(store: Store, count: int) -> None:

@@ -26,7 +26,7 @@ from compressor.backends.gguf.export import FILE
 from compressor.backends.outputs import Report, Search, ignore
 from compressor.core import machine
 from compressor.core.errors import StageError
-from compressor.data.fast_tokenizer import TokenizedTexts
+from compressor.data.fast_tokenizer import TokenizedTexts, Tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,42 +73,27 @@ class File:
         return self._errors[-1] if self._errors else "it does not say why"
 
 
-class Vocabulary:
-    """The tokenizer of a GGUF file: the part of transformers' that `compressor.data` uses."""
+class Vocabulary(Tokens):
+    """The tokenizer of a GGUF file."""
 
     is_fast = False  # it does not tell which characters a token stands for
-    truncation_side = "right"
 
     def __init__(self, file: File) -> None:
         import llama_cpp
 
+        self.truncation_side = "right"
         self._file = file  # has what the next points to
         self._lib, self._vocab = llama_cpp, llama_cpp.llama_model_get_vocab(file.model)
         self.size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.eos_token_id: int = llama_cpp.llama_vocab_eos(self._vocab)
+        self.eos_token_id = llama_cpp.llama_vocab_eos(self._vocab)
         bos = llama_cpp.llama_vocab_bos(self._vocab)
         self._first = [bos] * llama_cpp.llama_vocab_get_add_bos(self._vocab)
         self._last = [self.eos_token_id] * llama_cpp.llama_vocab_get_add_eos(self._vocab)
 
-    def __call__(
-        self,
-        text: Sequence[str] | None = None,
-        *,
-        text_target: Sequence[str] | None = None,
-        truncation: bool = False,
-        max_length: int = 0,
-        add_special_tokens: bool = True,
-    ) -> TokenizedTexts:
-        """Encode each text, to at most `max_length` ids where `truncation` is on."""
-        first, last = (self._first, self._last) if add_special_tokens else ([], [])
-        assert text_target is None, "nothing is trained with an exported model"
-        rows = []
-        for line in text or ():
-            ids = self._encode_text(line)
-            if truncation:
-                ids = ids[: max(0, max_length - len(first) - len(last))]
-            rows.append([*first, *ids, *last])
-        return TokenizedTexts(rows)
+    def _encode(self, texts: list[str], limit: int | None, *, special: bool) -> TokenizedTexts:
+        first, last = (self._first, self._last) if special else ([], [])
+        room = None if limit is None else max(0, limit - len(first) - len(last))
+        return TokenizedTexts([[*first, *self._encode_text(t)[:room], *last] for t in texts])
 
     def _encode_text(self, text: str) -> list[int]:
         data = text.encode()
