@@ -36,7 +36,7 @@ class StageError(Exception):
     """A stage could not do its work (exit code 1), for a reason that the user can act on."""
 
 
-class Stopped(Exception):
+class EarlyStop(Exception):
     """A run was ended early on purpose: it is not worth going on with. Not a failure."""
 
 

@@ -34,7 +34,7 @@ from compressor.core.redaction import redact_text
 RECORD = "\x1e"
 """Begins an event among the lines that a process of ours prints (RFC 7464)."""
 Watch = Callable[[str, Mapping[str, Any]], None]
-"""Gets the kind and the values of each event. It may raise `Stopped`, which ends the run."""
+"""Gets the kind and the values of each event. It may raise `EarlyStop`, which ends the run."""
 MOVES_SECONDS = 0.5
 """The least time between two `progress` events of one bar."""
 WRITTEN_SHARE = 1 / 200

@@ -228,7 +228,7 @@ def is_blank(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectedRows:
     """All rows of a table."""
 
     rows: Rows
@@ -236,7 +236,7 @@ class Collected:
     """Number of a row without a source or a target → the column that has none."""
 
 
-def collect_rows(rows: Iterable[Row], path: Callable[[], Path] | None = None) -> Collected:
+def collect_rows(rows: Iterable[Row], path: Callable[[], Path] | None = None) -> CollectedRows:
     """Keep rows in lists or, where they are many, in a file, whose name says what is in it."""
     from filelock import FileLock
 
@@ -257,7 +257,9 @@ def collect_rows(rows: Iterable[Row], path: Callable[[], Path] | None = None) ->
         [row.labels for row in few if row.labels],
         references if any(len(texts) > 1 for texts in references) else [],
     )
-    return Collected(collected, {number: row.empty for number, row in enumerate(few) if row.empty})
+    return CollectedRows(
+        collected, {number: row.empty for number, row in enumerate(few) if row.empty}
+    )
 
 
 def _write_arrow(rows: Iterator[Row], path: Path) -> None:
@@ -278,7 +280,7 @@ def _write_arrow(rows: Iterator[Row], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def open_collected(path: Path) -> Collected:
+def open_collected(path: Path) -> CollectedRows:
     """Open the rows that `collect_rows` has left in a file."""
     import numpy as np
     import pyarrow.compute as pc
@@ -295,7 +297,7 @@ def open_collected(path: Path) -> Collected:
         [] if most else list(table["labels"]),
         Column(table, "references") if most > 1 else [],
     )
-    return Collected(rows, {int(row): empty[int(row)].as_py() for row in blank})
+    return CollectedRows(rows, {int(row): empty[int(row)].as_py() for row in blank})
 
 
 class Column(Sequence[Any]):

@@ -22,7 +22,7 @@ from pydantic import (
 
 from compressor.core.errors import StageError, nearest
 from compressor.core.settings import SETTINGS, Counted, Integer, Listed, to_int
-from compressor.data.rows import Collected, Rows, Task, require_labels
+from compressor.data.rows import CollectedRows, Rows, Task, require_labels
 
 Split = Literal["train", "validation", "test"]
 
@@ -272,7 +272,7 @@ class SplitSource(DataBase):
         needs_all = self.empty == "drop" or self._list_shares()
         return None if needs_all else getattr(self.rows, split)
 
-    def _choose(self, collected: Collected, split: Split, origin: str) -> Rows:
+    def _choose(self, collected: CollectedRows, split: Split, origin: str) -> Rows:
         """Choose a split's rows among those of the table that they are in."""
         name, read_from = self._locate_rows(split)
         empty, rows = collected.empty, collected.rows

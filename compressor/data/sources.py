@@ -36,7 +36,7 @@ from compressor.data.files import (
     suggest_separator,
 )
 from compressor.data.messages import Messages
-from compressor.data.rows import Collected, RowReader, Rows, collect_rows, has_column
+from compressor.data.rows import CollectedRows, RowReader, Rows, collect_rows, has_column
 from compressor.data.source_base import (
     HELD_OUT,
     READER,
@@ -52,7 +52,7 @@ from compressor.data.source_base import (
 PLANNED_ROWS, PLANNED_CHARACTERS = 10_000, 4_000_000
 """How much of a file planning reads: some 0.1 s."""
 
-_NO_ROWS = Collected(Rows([]), {})
+_NO_ROWS = CollectedRows(Rows([]), {})
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Sample:
     columns: Sequence[str]
     missing: Mapping[str, str]
     """The field that names a column which no row has → the column."""
-    collected: Collected | StageError = _NO_ROWS
+    collected: CollectedRows | StageError = _NO_ROWS
     is_whole: bool = True
     """Whether these are all the rows that a run will read."""
 
@@ -244,7 +244,7 @@ class Files(SplitSource):
 
     def _collect(
         self, table: Table, path: Path, place: Callable[[], Path] | None = None
-    ) -> Collected:
+    ) -> CollectedRows:
         reader = RowReader(self, str(path), table.class_names)
         return collect_rows((reader.read(n, row) for n, row in enumerate(table.rows)), place)
 
@@ -356,7 +356,7 @@ class Hub(SplitSource):
             raise StageError(f"data: {self.dataset!r}: {reason}") from error
         return self._choose(self._collect(table, split, [commit, part]), split, self.dataset)
 
-    def _collect(self, table: Any, split: Split, content: list[str]) -> Collected:
+    def _collect(self, table: Any, split: Split, content: list[str]) -> CollectedRows:
         """Collect the rows of a `datasets.Dataset`. Raises StageError at what is not expected."""
         names, most, heads = table.column_names, self._limit_rows(split), set()
         for field, name in self.columns().items():

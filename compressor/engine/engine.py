@@ -9,7 +9,7 @@ from typing import Any
 
 from compressor.core import machine
 from compressor.core.display import METRICS
-from compressor.core.errors import DamagedArtifact, StageError, Stopped, Unreachable
+from compressor.core.errors import DamagedArtifact, EarlyStop, StageError, Unreachable
 from compressor.core.failures import describe_error, explain_error, is_out_of_memory
 from compressor.core.files import write_traceback
 from compressor.core.numbers import require_finite_metrics
@@ -48,14 +48,14 @@ class Engine:
     def execute(self) -> None:
         """Bring every node into the store.
 
-        Raises StageError at the first that fails, and Stopped where the progress' `watch` does.
+        Raises StageError at the first that fails, and EarlyStop where the progress' `watch` does.
         """
         for node in self.plan.nodes:
             started = time.monotonic()
             self.progress.emit("stage_started", name=node.name, key=node.key)
             try:
                 manifest, cached = self._ensure(node)
-            except Stopped:
+            except EarlyStop:
                 raise
             except Exception as error:  # whatever a library raises; the cause is kept
                 reason = self._explain_failure(node, error)

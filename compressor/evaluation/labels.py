@@ -148,7 +148,7 @@ def is_labelled(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledRows:
     """The N rows and L labels of a file that `write_predictions` wrote."""
 
     rows: list[tuple[str, ...]]
@@ -162,7 +162,7 @@ class Labelled:
     """[N, L], probabilities."""
 
 
-def read_predictions(path: Path) -> Labelled:
+def read_predictions(path: Path) -> LabelledRows:
     """Read a file of `write_predictions`. Raises ValueError with file, line, column for another."""
     import numpy as np
 
@@ -178,7 +178,7 @@ def read_predictions(path: Path) -> Labelled:
             scores.append([_parse_probability(record[column], where) for column in columns])
     if not truth:
         raise ValueError(f"{path} has no rows to score")
-    return Labelled(rows, names, np.array(truth), np.array(given), np.array(scores))
+    return LabelledRows(rows, names, np.array(truth), np.array(given), np.array(scores))
 
 
 def score_predictions(path: Path) -> dict[str, Any]:

@@ -54,12 +54,12 @@ def chunked_with_recompute(
     Gradients are those for `whole`, `rows`, `shared` (floating point) and the parameters. Dropout
     draws the same numbers when it is computed again. There are no gradients of gradients.
     """
-    apply: Any = _Chunked.apply  # torch does not type it
+    apply: Any = _ChunkedFunction.apply  # torch does not type it
     result: Tensor = apply(layer, len(shared), whole, rows, *shared, *layer.list_parameters())
     return result
 
 
-class _Chunked(torch.autograd.Function):
+class _ChunkedFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, layer: ChunkedLayer, shared: int, whole: Tensor, rows: Tensor, *others: Tensor

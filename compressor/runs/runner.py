@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compressor.core.console import Console
-from compressor.core.errors import RecipeError, Stopped
+from compressor.core.errors import EarlyStop, RecipeError
 from compressor.core.files import expand_home, write_json
 from compressor.core.printing import print_note, print_warning
 from compressor.core.processes import describe_process
@@ -38,7 +38,7 @@ def execute(
     """Run a plan into `folder` (default: a new one under `runs/`), print its table, return it.
 
     On another of several machines than the first: take part in that one's run; return the store.
-    `watch` hears all events, and may raise Stopped.
+    `watch` hears all events, and may raise EarlyStop.
     """
     plan.require_reachable()
     for warning in plan.warnings:
@@ -86,7 +86,7 @@ def _report_end(plan: Plan, run: Run, progress: Progress) -> Iterator[None]:
         progress.emit("run_started", recipe=name, stages=stages, process=describe_process())
         yield
         state = "done"
-    except Stopped as error:
+    except EarlyStop as error:
         state, reason = "stopped", str(error)
         raise
     except KeyboardInterrupt:

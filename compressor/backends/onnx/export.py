@@ -87,13 +87,13 @@ def _prepare_copy(checkpoint: Checkpoint, weights: str) -> nn.Module:
     return with_int8_operators(model, kinds)
 
 
-class _Traced(nn.Module):
+class _TracedModule(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
 
-class _Encoder(_Traced):
+class _Encoder(_TracedModule):
     """Ids and mask [B, S] → keys and values [B, H, S, K] of each layer's cross-attention.
 
     They are what one step of the decoder leaves in its cache, in every family; what else the step
@@ -112,7 +112,7 @@ class _Encoder(_Traced):
         return _list_cache_tensors(cache.cross_attention_cache)
 
 
-class _DecoderStep(_Traced):
+class _DecoderStep(_TracedModule):
     """Last tokens [B, 1] and what is cached → logits [B, V], and self-attention's cache."""
 
     def forward(
@@ -135,7 +135,7 @@ class _DecoderStep(_Traced):
         return (output.logits[:, -1], *_list_cache_tensors(cache.self_attention_cache))
 
 
-class _Classifier(_Traced):
+class _Classifier(_TracedModule):
     """Ids and mask [B, S] → logits [B, L]."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from compressor.core.errors import Stopped
+from compressor.core.errors import EarlyStop
 from compressor.recipe.objective import StopEarly
 from compressor.runs.search.study import open_journal
 
@@ -23,7 +23,7 @@ POINT, REASON = "point", "reason"
 
 
 class EpochWatch:
-    """Hears a point's events, and raises Stopped after an epoch that is worse than most were."""
+    """Hears a point's events, and raises EarlyStop after an epoch that is worse than most were."""
 
     def __init__(self, journal: Path, settings: StopEarly, point: str) -> None:
         self.journal, self.settings, self.point = journal, settings, point
@@ -82,13 +82,13 @@ class StageLosses:
         before = self._study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
         earlier = [trial for trial in before if trial.user_attrs.get(POINT) == point]
         if earlier and earlier[-1].state == TrialState.PRUNED:
-            raise Stopped(earlier[-1].user_attrs[REASON])
+            raise EarlyStop(earlier[-1].user_attrs[REASON])
         self._trial = None if earlier else self._study.ask()
         if self._trial is not None:
             self._trial.set_user_attr(POINT, point)
 
     def add(self, loss: float) -> None:
-        """Take the loss of one more epoch. Raises Stopped."""
+        """Take the loss of one more epoch. Raises EarlyStop."""
         if self._trial is None:
             return
         self._values.append(loss)
@@ -106,7 +106,7 @@ class StageLosses:
             )
             self._trial.set_user_attr(REASON, reason)
             self._study.tell(self._trial, state=TrialState.PRUNED)
-            raise Stopped(reason)
+            raise EarlyStop(reason)
 
     def end(self, state: TrialState) -> None:
         """Note that the stage has ended."""

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
 from compressor.core.console import Console
-from compressor.core.errors import RecipeError, StageError, Stopped, Unreachable, nearest
+from compressor.core.errors import EarlyStop, RecipeError, StageError, Unreachable, nearest
 from compressor.core.failures import describe_error
 from compressor.core.files import write_json, write_traceback
 from compressor.core.packages import suggest_install
@@ -260,7 +260,7 @@ class PointTask:
         (folder / OUTCOME).unlink(missing_ok=True)
         try:
             self._execute(folder, overrides, console)
-        except Stopped as reason:
+        except EarlyStop as reason:
             outcome["pruned"] = str(reason)
             console.say(f"stopped early: {reason}")
         except Exception as error:  # noqa: BLE001  # a point that fails does not stop the others

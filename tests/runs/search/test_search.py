@@ -19,7 +19,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from compressor.cli.main import main
-from compressor.core.errors import RecipeError, StageError, Stopped
+from compressor.core.errors import EarlyStop, RecipeError, StageError
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
@@ -264,11 +264,11 @@ def stop_after(journal: Path, point: str, losses: Sequence[float], *, cached: bo
     for epoch, loss in enumerate([] if cached else losses, 1):
         try:
             watch("epoch", {"epoch": epoch, "validation_loss": loss})
-        except Stopped:
+        except EarlyStop:
             return epoch
     try:
         watch("stage_ended", {"cached": cached, "validation_losses": losses})
-    except Stopped:
+    except EarlyStop:
         return len(losses)
     return 0
 
@@ -291,7 +291,7 @@ def test_a_trial_is_stopped_where_the_median_says(tmp_path: Path) -> None:
     resumed = EpochWatch(journal, StopEarly(after_trials=2, after_epochs=2), "g")
     resumed("stage_started", {"name": "finetune"})
     resumed("resumed", {"validation_losses": [9.0]})  # told before it was killed
-    with pytest.raises(Stopped, match=r"after epoch 2 of 'finetune'.* 8.5, is above the median"):
+    with pytest.raises(EarlyStop, match=r"after epoch 2 of 'finetune'.* 8.5, is above the median"):
         resumed("epoch", {"epoch": 2, "validation_loss": 8.5})
     study = optuna.load_study(
         study_name="validation loss of finetune", storage=open_journal(journal)
