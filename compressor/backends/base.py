@@ -33,7 +33,7 @@ class Model:
     """What `compressor.data.examples` takes, or None for a model without one."""
     generation_config: Mapping[str, Any] = MappingProxyType({})
 
-    def sweep(
+    def generate_each_limit(
         self,
         sources: Sequence[list[int]],
         *,

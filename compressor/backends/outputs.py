@@ -83,7 +83,7 @@ def decode_limits(
     num_beams: int,
     min_length: int,
 ) -> dict[int, GenerationOutput]:
-    """Decode at each limit, in rising order; see `Model.sweep`.
+    """Decode at each limit, in rising order; see `Model.generate_each_limit`.
 
     Greedy decoding does not look ahead, so what a shorter limit gives is a prefix. That holds with
     `min_length` and penalties, which look at the tokens so far. A forced last token (BART's

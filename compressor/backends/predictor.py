@@ -79,7 +79,7 @@ class Predictor:
         if limit < 1 or num_beams < 1:
             raise ValueError(f"expected at least 1, got max_length {limit}, num_beams {num_beams}")
         sources = self.read(texts)
-        return self._model.sweep(
+        return self._model.generate_each_limit(
             sources, max_lengths=[limit], num_beams=num_beams, min_length=min_length
         )[limit]
 

@@ -105,19 +105,19 @@ class Grouping(BaseModel):
             for name, patterns in self.groups.items()
         }
 
-    def check_groups(self, facts: Facts, problem: Callable[[str, str], None]) -> None:
+    def check_groups(self, facts: Facts, report: Callable[[str, str], None]) -> None:
         """Report patterns that match nothing."""
         for name, patterns in self.groups.items():
             for index, pattern in enumerate(patterns):
                 if not any(fnmatchcase(shape, pattern) for shape in facts.shapes):
                     hint = nearest(pattern, facts.shapes)
-                    problem(f"groups.{name}.{index}", f"matches no parameter; {hint}")
+                    report(f"groups.{name}.{index}", f"matches no parameter; {hint}")
 
     def choose_groups(
         self,
         paths: Iterable[tuple[str, str]],
         facts: Facts,
-        problem: Callable[[str, str], None],
+        report: Callable[[str, str], None],
         *,
         by_row: bool = False,
     ) -> Iterator[tuple[str, frozenset[str]]]:
@@ -130,19 +130,19 @@ class Grouping(BaseModel):
         matrices |= set(facts.list_linear_weights())
         for path, key in paths:
             if path not in groups:
-                problem(key, f"no such group; {nearest_group(path, groups)}")
+                report(key, f"no such group; {nearest_group(path, groups)}")
                 continue
             names = frozenset(groups[path])
             if not names:
-                problem(key, "the group has no weights in this model")
+                report(key, "the group has no weights in this model")
                 continue
             twice = next((owner[name] for name in sorted(names) if name in owner), None)
             if twice is not None:
-                problem(key, f"shares weights with the group {twice!r}")
+                report(key, f"shares weights with the group {twice!r}")
                 continue
             other = sorted(names - matrices)
             if other and (by_row or self.needs_calibration):
-                problem(key, f"{other[0]} is no Linear layer's weight, which this needs")
+                report(key, f"{other[0]} is no Linear layer's weight, which this needs")
             owner |= dict.fromkeys(names, path)
             yield path, names
 

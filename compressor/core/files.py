@@ -1,4 +1,4 @@
-"""Read and write files: digests, atomic writes, home folders, and the files of this package."""
+"""Hash files, write them atomically, expand `~`, and find the recipes of this package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from compressor.core.redaction import redact, redact_text
 
 MANIFEST = "manifest.json"
-"""The file that makes a folder an artifact of the store."""
+"""The file that lists an artifact's files and checksums; a folder without it is no artifact."""
 
 
 def hash_file(path: Path) -> str:
@@ -23,7 +23,7 @@ def hash_file(path: Path) -> str:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Make a file's content, or a folder's entries, survive a power cut."""
+    """Sync a file's content, or a folder's entries, to disk, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -32,23 +32,24 @@ def sync_to_disk(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a record as JSON, as `write_text` does, without secrets.
+    """Write `value` as JSON, atomically and with secrets redacted.
 
-    Numbers stay: a label called `secret` has its measures. Raises ValueError for NaN and infinity,
-    which JSON does not have: see `compressor.core.numbers`.
+    Numbers are never redacted, so a label called `secret` keeps its metrics. Raises ValueError for
+    NaN and infinity, which JSON does not have: see `compressor.core.numbers`.
     """
     write_text(path, to_json(redact(value, numbers=False)))
 
 
 def to_json(value: Any) -> str:
-    """Format JSON as our files have it. Raises ValueError as `write_json` does."""
+    """Format `value` as indented JSON. Raises ValueError for NaN and infinity."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_traceback(path: Path, *errors: BaseException) -> bool:
-    """Write tracebacks without secrets; False where the file cannot be written: a full disk."""
+    """Write tracebacks with secrets redacted. Returns False if that fails, as on a full disk."""
     text = "".join("".join(traceback.format_exception(error)) for error in errors)
     try:
+        # A lone surrogate in a message cannot be encoded, and would hide the whole traceback.
         write_text(path, redact_text(text).encode(errors="replace").decode())
     except OSError:
         return False
@@ -56,7 +57,7 @@ def write_traceback(path: Path, *errors: BaseException) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: a reader gets the old text or the new one, even after a power cut."""
+    """Replace a file atomically: readers see the old or the new text, even after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as stream:
@@ -73,8 +74,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def expand_home(path: str | Path) -> Path:
-    """Replace a leading `~` by the home folder, but not `~nobody`, where pathlib raises."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111  # see above
+    """Expand a leading `~`; unlike pathlib, leave the `~name` of an unknown user as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib raises
 
 
 def find_recipes_folder() -> Path:
@@ -85,7 +86,7 @@ def find_recipes_folder() -> Path:
 
 
 def list_accelerate_configs() -> dict[str, Path]:
-    """List the checked-in Accelerate configs by name."""
+    """Map the name of each checked-in Accelerate config to its file."""
     return {
         path.stem: path for path in sorted((find_recipes_folder() / "accelerate").glob("*.yaml"))
     }

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from compressor.core.settings import Integer
 from compressor.data.rows import Rows
-from compressor.data.source_base import DataBase, Problem, Split, check_column, keep_silent
+from compressor.data.source_base import DataBase, Reporter, Split, check_column, keep_silent
 
 VERSION = 1
 """Raise it when any row changes, so that results made from the older rows are not taken for new."""
@@ -287,13 +287,13 @@ class Bills(DataBase):
         columns = self.columns()
         return made | ({} if columns == {"text": "text", "summary": "summary"} else columns)
 
-    def check(self, split: Split, problem: Problem, warn: Problem = keep_silent) -> None:
+    def check(self, split: Split, report: Reporter, warn: Reporter = keep_silent) -> None:
         """Report a column that is not made."""
         if self.task != "summarization":
-            problem("task", f"bills have summaries, and no labels for {self.task}; set data")
+            report("task", f"bills have summaries, and no labels for {self.task}; set data")
             return
         for field, column in self.columns().items():
-            check_column(column, ["text", "summary"], field, "bills have", problem)
+            check_column(column, ["text", "summary"], field, "bills have", report)
 
     def load(self, split: Split) -> Rows:
         made = list(make_bills(self._count(split), seed=self.seed, split=split))

@@ -18,7 +18,7 @@ from compressor.data.rows import Rows, require_labels
 from compressor.data.source_base import (
     DataBase,
     Label,
-    Problem,
+    Reporter,
     Split,
     check_column,
     keep_silent,
@@ -166,15 +166,15 @@ class Messages(DataBase):
         made = {"messages": VERSION, "seed": self.seed, "split": split}
         return made | {"n": self._count(split), "task": self.task, "labels": list(self.labels)}
 
-    def check(self, split: Split, problem: Problem, warn: Problem = keep_silent) -> None:
+    def check(self, split: Split, report: Reporter, warn: Reporter = keep_silent) -> None:
         """Report a column or a label that is not made."""
-        check_column(self.text, ["text"], "text", "messages have", problem)
+        check_column(self.text, ["text"], "text", "messages have", report)
         if self.label is not None:
-            problem("label", "messages have no such column; set data.task and data.labels")
+            report("label", "messages have no such column; set data.task and data.labels")
         for index, name in enumerate(self.labels):
-            check_column(name, list(LABELS), f"labels.{index}", "messages have", problem)
+            check_column(name, list(LABELS), f"labels.{index}", "messages have", report)
         if self.task == "single_label" and set(self.labels) != set(LABELS):
-            problem("labels", "single_label wants all six: each message has one of them")
+            report("labels", "single_label wants all six: each message has one of them")
 
     def load(self, split: Split) -> Rows:
         single = self.task == "single_label"

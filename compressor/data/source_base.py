@@ -31,7 +31,7 @@ Reads = Literal["texts", "sources", "pairs"]
 
 Truncate = Literal["tokens", "sentences"]
 
-Problem = Callable[[str, str], None]
+Reporter = Callable[[str, str], None]
 
 MIN_LABELS = {"multi_label": 1, "single_label": 2}
 """One class to choose from is no choice."""
@@ -168,7 +168,7 @@ class DataBase(BaseModel):
         """Give a JSON value that differs where the split's rows differ."""
 
     @abstractmethod
-    def check(self, split: Split, problem: Problem, warn: Problem = keep_silent) -> None:
+    def check(self, split: Split, report: Reporter, warn: Reporter = keep_silent) -> None:
         """Report what is wrong with a split, at the key (below `data`) that names it."""
 
     @abstractmethod
@@ -176,12 +176,12 @@ class DataBase(BaseModel):
         """Read the rows of a split that `rows` allows. Raises StageError on an empty split."""
 
 
-def check_column(name: str, columns: list[str], field: str, has: str, problem: Problem) -> None:
+def check_column(name: str, columns: list[str], field: str, has: str, report: Reporter) -> None:
     """Report a column that is not there. `has`: subject and verb, such as `bills have`."""
     if name not in columns:
         shown = ", ".join(columns[:20]) + (f" and {len(columns) - 20} more" * (len(columns) > 20))
         close = difflib.get_close_matches(name, columns[:1000], n=1) or columns[:20]
-        problem(field, f"no column {name!r}: {has} {shown:.1000}; {nearest(name, close):.1000}")
+        report(field, f"no column {name!r}: {has} {shown:.1000}; {nearest(name, close):.1000}")
 
 
 class SplitSource(DataBase):
@@ -238,14 +238,14 @@ class SplitSource(DataBase):
             split = "validation"
         return split, "train" if split in shares else split
 
-    def _check_split(self, split: Split, field: str, problem: Problem) -> bool:
+    def _check_split(self, split: Split, field: str, report: Reporter) -> bool:
         """Report a split without rows, or with two places they come from; tell if all is well."""
         both = sorted(self._list_shares().keys() & set(self.own_splits))
         if both:
-            problem("holdout", f"{both[0]!r} is held out of train, and has its own in data.{field}")
+            report("holdout", f"{both[0]!r} is held out of train, and has its own in data.{field}")
         elif self._locate_rows(split)[1] not in self.own_splits:
             hint = "" if split == "train" else "; or hold it out of train: data.holdout=0.1"
-            problem(field, f"nothing for the split {split!r}, which a stage reads{hint}")
+            report(field, f"nothing for the split {split!r}, which a stage reads{hint}")
         else:
             return True
         return False

@@ -41,7 +41,7 @@ from compressor.data.source_base import (
     HELD_OUT,
     READER,
     HeldSplit,
-    Problem,
+    Reporter,
     Share,
     Split,
     SplitSource,
@@ -143,37 +143,37 @@ class Files(SplitSource):
             return None  # as before
         return content | self.column_key() | (part if shares and read_from == "train" else {})
 
-    def check(self, split: Split, problem: Problem, warn: Problem = keep_silent) -> None:
-        if not self._check_split(split, "files", problem):
+    def check(self, split: Split, report: Reporter, warn: Reporter = keep_silent) -> None:
+        if not self._check_split(split, "files", report):
             return
         try:
             "".encode(self.encoding)
         except (LookupError, ValueError):
-            problem("encoding", f"no encoding {self.encoding!r}; utf-8, utf-16 or cp1252, say")
+            report("encoding", f"no encoding {self.encoding!r}; utf-8, utf-16 or cp1252, say")
             return
         path, key = self._find_path(split), f"files.{self._locate_rows(split)[1]}"
         assert path is not None, "a split that has rows has a file"
         if message := _judge_path(path):
-            problem(key, message)
+            report(key, message)
             return
         try:
-            self._check_rows(path, split, key, problem, warn)
+            self._check_rows(path, split, key, report, warn)
         except StageError as error:
             match = re.fullmatch(r"data(?:\.([\w.]+))?: (.*)", str(error), re.DOTALL)
             assert match is not None, "what reads rows says which setting is meant"
-            problem(match[1] or key, match[2])
+            report(match[1] or key, match[2])
 
     def _check_rows(
-        self, path: Path, split: Split, key: str, problem: Problem, warn: Problem
+        self, path: Path, split: Split, key: str, report: Reporter, warn: Reporter
     ) -> None:
         """Report what is wrong with a file's first rows. Raises StageError at a wrong row."""
         sample = self._take_sample(path, split)
         if len(sample.columns) > MOST_COLUMNS:
             many = f"{path} has {len(sample.columns):,} columns, more than {MOST_COLUMNS:,}"
-            problem(key, f"{many}; keep those that are read")
+            report(key, f"{many}; keep those that are read")
             return
         if sample.missing:
-            self._report_missing(path, sample, problem)
+            self._report_missing(path, sample, report)
             return
         if isinstance(sample.collected, StageError):
             raise sample.collected
@@ -181,17 +181,17 @@ class Files(SplitSource):
         uses_all = not self._list_shares() or getattr(self.rows, split) is None
         if sample.is_whole:
             if not len(sample.collected.rows):
-                problem(key, f"{path} is empty")
+                report(key, f"{path} is empty")
             elif note := self._choose(sample.collected, split, str(path)).note:
                 warn("empty", note)
         elif self.empty == "error" and sample.collected.empty and uses_all:
             self._judge_empty(sample.collected.empty, str(path))
 
-    def _report_missing(self, path: Path, sample: Sample, problem: Problem) -> None:
+    def _report_missing(self, path: Path, sample: Sample, report: Reporter) -> None:
         columns, is_csv = list(sample.columns), find_format(path) == "csv"
         if is_csv and len(columns) == 1 and (hint := suggest_separator(columns[0])):
             field, column = next(iter(sample.missing.items()))
-            problem(field, f"no column {column!r}: {path} has one, {columns[0]!r:.200}{hint}")
+            report(field, f"no column {column!r}: {path} has one, {columns[0]!r:.200}{hint}")
             return
         hint = ""
         if is_csv and sample.missing == self.columns():
@@ -202,7 +202,7 @@ class Files(SplitSource):
                 columns,
                 field,
                 f"{path} has",
-                lambda key, message: problem(key, f"{message}{hint}"),
+                lambda key, message: report(key, f"{message}{hint}"),
             )
 
     def _take_sample(self, path: Path, split: Split) -> Sample:
@@ -331,12 +331,12 @@ class Hub(SplitSource):
     def pin_revision(self) -> Self:
         return self.model_copy(update={"revision": self._resolve_commit()})
 
-    def check(self, split: Split, problem: Problem, warn: Problem = keep_silent) -> None:
-        self._check_split(split, "splits", problem)
+    def check(self, split: Split, report: Reporter, warn: Reporter = keep_silent) -> None:
+        self._check_split(split, "splits", report)
         try:
             self._resolve_commit()
         except ValueError as error:
-            problem("dataset", str(error))
+            report("dataset", str(error))
 
     def load(self, split: Split) -> Rows:
         from datasets import enable_progress_bars

@@ -35,7 +35,9 @@ GONE_SECONDS = 5.0
 
 def _name_run(processes: Processes) -> str:
     """Name a run by the address that its processes meet at, which all its machines know."""
-    return re.sub(r"[^A-Za-z0-9.-]", "_", f"{MACHINE_LOCKS}{processes.address}-{processes.port}")
+    return re.sub(
+        r"[^A-Za-z0-9.-]", "_", f"{MACHINE_LOCKS}{processes.main_address}-{processes.main_port}"
+    )
 
 
 def _list_keys(plan: Plan) -> dict[str, str | None]:
@@ -51,7 +53,7 @@ def lead(
         yield None
         return
     name, session, ended = _name_run(processes), Session(), threading.Event()
-    waiting = f"another run uses {processes.address}:{processes.port}; waiting for it"
+    waiting = f"another run uses {processes.main_address}:{processes.main_port}; waiting for it"
     with store.lock(name, lambda: say(waiting)):
         about = {"session": session.name, "keys": _list_keys(plan)}
         write_json(store.folder / "locks" / f"{name}.json", about)
@@ -100,18 +102,18 @@ class Follower:
 
     def follow(self) -> None:
         """Take part until the first machine's run has ended. Raises StageError where it failed."""
-        lock = f"{_name_run(self.processes)}.{self.processes.machine}"
+        lock = f"{_name_run(self.processes)}.{self.processes.machine_rank}"
         with self.store.lock(lock, lambda: self._say_if_held(lock)):
             self._follow()
 
     def _say_if_held(self, lock: str) -> None:
         time.sleep(POLL_SECONDS)  # the first machine looks at this lock, too, for a moment
         if self.store.is_locked(lock):
-            self.say(f"another run is machine {self.processes.machine}; waiting for it")
+            self.say(f"another run is machine {self.processes.machine_rank}; waiting for it")
 
     def _follow(self) -> None:
-        place = f"machine {self.processes.machine} of {self.processes.machines}"
-        self.say(f"{place}: lends {self.processes.local_count} processes to machine 0's run")
+        place = f"machine {self.processes.machine_rank} of {self.processes.machines}"
+        self.say(f"{place}: lends {self.processes.count_per_machine} processes to machine 0's run")
         session: str | None = None
         deadline = time.monotonic() + LEADER_SECONDS
         while True:

@@ -227,7 +227,10 @@ class Engine:
     def _computed_with(self, node: Node, context: Context) -> dict[str, int]:
         """Record what decides the order of sums, and so a result's last bits: no key holds it."""
         started = self._choose_processes(node, context)
-        return {"processes": started.count, "threads": machine.count_threads(started.local_count)}
+        return {
+            "processes": started.world_size,
+            "threads": machine.count_threads(started.count_per_machine),
+        }
 
     def _key(self, name: str) -> str:
         key = self.plan.node(name).key

@@ -128,7 +128,7 @@ def run_processes(
 
     `logs`: a folder for their standard errors. `on_line` hears rank 0. `stop` kills them once set.
     """
-    threads = machine.count_threads(processes.local_count)
+    threads = machine.count_threads(processes.count_per_machine)
     with (logs / "log").open("wb") as log:
         process = subprocess.Popen(
             [*_launch_command(processes, logs), "-m", module, str(task)],
@@ -203,12 +203,12 @@ def _launch_command(processes: Processes, logs: Path) -> list[str]:
         # its Accelerator reads what torch's launcher sets all the same.
         return [
             *(*beside_us, "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", str(processes.count), "--log-dir", str(logs / "launcher")),
+            *("--nproc_per_node", str(processes.world_size), "--log-dir", str(logs / "launcher")),
         ]
     # Without a port of its own, two runs on one machine must not ask for the same.
     return [
         *(*beside_us, "accelerate.commands.launch"),
         *("--config_file", str(processes.config_file), "--log_dir", str(logs / "launcher")),
-        *("--num_processes", str(processes.count)),
-        *("--main_process_port", str(processes.port or 0)),
+        *("--num_processes", str(processes.world_size)),
+        *("--main_process_port", str(processes.main_port or 0)),
     ]

@@ -309,8 +309,8 @@ def _planning(
     return Planning(
         facts=None if source is None else source.facts,
         data=recipe.data,
-        problem=lambda path, message: findings.error(full(path, "data."), message),
-        unreached=lambda path, message: findings.miss(full(path, "data"), message),
+        report=lambda path, message: findings.error(full(path, "data."), message),
+        report_unreached=lambda path, message: findings.miss(full(path, "data"), message),
         backend="torch" if source is None else source.backend,
         others={
             role: state.nodes[artifacts[role]].facts

@@ -146,7 +146,7 @@ def describe_environment(plan: Plan) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "recipe_files": [str(source.file) for source in plan.composed.sources],
         "overrides": list(plan.composed.overrides),
-        "processes": read_processes(plan.composed.recipe.launch).count,
+        "processes": read_processes(plan.composed.recipe.launch).world_size,
         "git": _find_git_commit(),
     }
 

@@ -160,7 +160,7 @@ def _run_source(checkpoint: Checkpoint, sources: list[list[int]], limit: int) ->
     try:
         if checkpoint.head != "seq2seq_lm":
             return Outputs(None, [], model.logits(sources))
-        tokens = model.sweep(sources, max_lengths=[limit])[limit].tokens
+        tokens = model.generate_each_limit(sources, max_lengths=[limit])[limit].tokens
         texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return Outputs(tokens, texts, None)
     finally:

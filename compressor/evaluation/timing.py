@@ -143,7 +143,9 @@ class _Session:
             self.model.logits(batch)
             return 0
         limit = limits["max_length"]
-        swept = self.model.sweep(batch, max_lengths=[limit], min_length=limits["min_length"])
+        swept = self.model.generate_each_limit(
+            batch, max_lengths=[limit], min_length=limits["min_length"]
+        )
         return swept[limit].generated
 
     def read(self, request: Mapping[str, Any]) -> dict[str, Any]:

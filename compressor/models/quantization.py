@@ -66,14 +66,12 @@ class Grid(BaseModel):
         large = [n for n in tables if facts.shapes[n][0] >= SMALL_TABLE]
         return kinds | dict.fromkeys(large if self.embeddings else (), "int8")
 
-    def check_groups(
-        self, weights: Kind, facts: Facts, problem: Callable[[str, str], None]
-    ) -> None:
+    def check_groups(self, weights: Kind, facts: Facts, report: Callable[[str, str], None]) -> None:
         """Report groups that fit no weight."""
         if weights not in self.choose_kinds(weights, facts).values():
             sizes = sorted({facts.shapes[name][1] for name in facts.list_linear_weights()})
             message = f"{self.group_size} divides the columns of no linear layer; they have "
-            problem("group_size", message + ", ".join(map(str, sizes)))
+            report("group_size", message + ", ".join(map(str, sizes)))
 
 
 class QuantizationAware(Grid):

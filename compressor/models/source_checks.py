@@ -9,7 +9,7 @@ from typing import Any
 
 from compressor.core.redaction import is_secret
 
-Problem = Callable[[str, str], None]
+Reporter = Callable[[str, str], None]
 """Reports a message at a key below the stage."""
 
 _MISSPELT = 0.85
@@ -20,27 +20,27 @@ _RUNTIME_KEYS = {"attn_implementation", "_attn_implementation", "experts_impleme
 
 
 def check_origins(
-    config: Mapping[str, Any], folder: Path | None, problem: Problem, *, runs_code: bool
+    config: Mapping[str, Any], folder: Path | None, report: Reporter, *, runs_code: bool
 ) -> None:
     """Report weights or code of a source from a place that the key does not cover."""
     if folder is not None and (folder / "adapter_config.json").is_file():
         message = f"{str(folder)!r} has a PEFT adapter beside the model, which is not loaded; "
-        problem("source", f"{message}merge it (`merge_and_unload`) and save that")
+        report("source", f"{message}merge it (`merge_and_unload`) and save that")
     if "transformers_weights" in config:
         message = "its config's transformers_weights names a file of its own; call that file "
-        problem("source", f"{message}model.safetensors, and leave the key out")
+        report("source", f"{message}model.safetensors, and leave the key out")
     code = config.get("auto_map") if runs_code else None
     names = [str(name) for name in (code.values() if isinstance(code, dict) else ())]
     if elsewhere := next((name for name in names if "--" in name), None):
         message = f"the config takes code from another repository, {elsewhere!r}; copy it into "
-        problem("trust_remote_code", f"{message}the model's folder")
+        report("trust_remote_code", f"{message}the model's folder")
 
 
-def check_secrets(config: Mapping[str, Any], problem: Problem) -> None:
+def check_secrets(config: Mapping[str, Any], report: Reporter) -> None:
     """Report secrets in a recipe's config."""
     for key in _find_secrets(config):
         message = "looks like a secret, and every saved model has its config beside it"
-        problem(f"config.{key}", message)
+        report(f"config.{key}", message)
 
 
 def _find_secrets(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -52,7 +52,7 @@ def _find_secrets(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _find_secrets(value, f"{prefix}{key}.")
 
 
-def check_fresh_config(config: Iterable[str], known: Iterable[str], problem: Problem) -> None:
+def check_fresh_config(config: Iterable[str], known: Iterable[str], report: Reporter) -> None:
     """Report keys of a fresh model's config that are misspelt, or not for a recipe to set.
 
     Only a key that is almost a known one, which transformers would pass over. A config has others,
@@ -60,7 +60,7 @@ def check_fresh_config(config: Iterable[str], known: Iterable[str], problem: Pro
     """
     keys, known = set(config), set(known)
     for key in sorted(keys & _RUNTIME_KEYS):
-        problem(f"config.{key}", "is for what runs the model to choose; leave it out")
+        report(f"config.{key}", "is for what runs the model to choose; leave it out")
     for key in sorted(keys - known):
         if close := difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT):
-            problem(f"config.{key}", f"no such key; did you mean {close[0]!r}?")
+            report(f"config.{key}", f"no such key; did you mean {close[0]!r}?")

@@ -47,7 +47,7 @@ def execute(
     started = read_processes(recipe.launch)
     if started.machines > 1 and folder is not None:
         raise RecipeError("launch.config_file: a sweep runs on one machine; run points one by one")
-    if started.machine > 0:
+    if started.machine_rank > 0:
         Follower(plan, store, started, Progress(console, quiet=quiet).say).follow()
         return store.folder
     folder = folder or make_run_folder(expand_home(recipe.outputs) / "runs" / recipe.name)

@@ -88,7 +88,7 @@ class Approximate(Hyperparameters, Stage):
         return True
 
     def reads(self) -> Mapping[Split, Reads]:
-        used = self.inputs == "data" and self.passes
+        used = self.inputs == "data" and self.capped_epochs
         return {"train": "sources", "validation": "sources"} if used else {}
 
     def parameters(self) -> dict[str, Any]:
@@ -101,12 +101,12 @@ class Approximate(Hyperparameters, Stage):
         """Count exactly; report layers that are missing, or that no block can replace."""
         facts = planning.facts
         self._check_settings(planning)
-        if facts is None or not planning.is_float("train on"):
+        if facts is None or not planning.require_float("train on"):
             return facts
         stack = facts.list_stacks().get("encoder")
         if stack is None or stack.stays:
             reason = stack.stays if stack else "it has no encoder"
-            planning.problem("", f"no block can stand in a {facts.model_type}: {reason}")
+            planning.report("", f"no block can stand in a {facts.model_type}: {reason}")
             return facts
         if not self._check_layers(stack, planning):
             return facts
@@ -116,20 +116,20 @@ class Approximate(Hyperparameters, Stage):
         before, after = facts.parameters - rest, smaller.parameters - rest
         if after >= before:
             message = f"has {after:,} parameters, and the layers only {before:,}; lower heads, "
-            planning.problem("block", f"{message}head_size or depth")
+            planning.report("block", f"{message}head_size or depth")
         return smaller
 
     def _check_settings(self, planning: Planning) -> None:
-        self.check_trackers(planning.problem)
-        self.check_decay(planning.problem)
+        self.check_trackers(planning.report)
+        self.check_decay(planning.report)
         if self.gradient_checkpointing:
-            planning.problem("gradient_checkpointing", "one block has no memory to save by it")
+            planning.report("gradient_checkpointing", "one block has no memory to save by it")
         if self.inputs == "random":
             return
         for name in _NOISE:
             if name in self.model_fields_set:
-                planning.problem(name, "has no meaning with inputs 'data', which has its own rows")
-        if self.passes and planning.facts is not None:
+                planning.report(name, "has no meaning with inputs 'data', which has its own rows")
+        if self.capped_epochs and planning.facts is not None:
             path, length = "data.max_source_length", planning.data.max_source_length
             planning.check_length(path, length, f"; lower {path}", facts=planning.facts)
 
@@ -138,11 +138,11 @@ class Approximate(Hyperparameters, Stage):
         outside = [i for i, layer in enumerate(self.layers) if not 0 <= layer < stack.layers]
         for index in outside:
             message = f"{self.layers[index]} is outside 0 … {stack.layers - 1}, the layers it has"
-            planning.problem(f"layers.{index}", message)
+            planning.report(f"layers.{index}", message)
         expected = tuple(range(self.layers[0], self.layers[0] + len(self.layers)))
         if not outside and self.layers != expected:
             layers = list(self.layers)
-            planning.problem("layers", f"expected neighbours in their order, got {layers}")
+            planning.report("layers", f"expected neighbours in their order, got {layers}")
         return not outside and self.layers == expected
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
@@ -161,7 +161,7 @@ class Approximate(Hyperparameters, Stage):
             teacher_parameters=sum(p.numel() for p in teacher.layers.parameters()),
             block_parameters=sum(p.numel() for p in block.parameters()),
         )
-        if self.passes:
+        if self.capped_epochs:
             self._train(block, teacher, checkpoint, context)
         return replace_layers(checkpoint, self.layers, block)
 

@@ -54,15 +54,15 @@ SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
 class Planning:
     """What a stage may look at while it is planned: the facts of its inputs, never their weights.
 
-    `problem(path, message)` reports an error at a key below the stage. Planning goes on, so that a
-    person sees all errors at once. `unreached(path, message)` reports what only a network could
-    tell: an error for `run`, a warning for `plan`.
+    `report(path, message)` reports an error at a key below the stage. Planning goes on, so that a
+    person sees all errors at once. `report_unreached(path, message)` reports what only a network
+    could tell: an error for `run`, a warning for `plan`.
     """
 
     facts: Facts | None
     data: Data
-    problem: Callable[[str, str], None]
-    unreached: Callable[[str, str], None]
+    report: Callable[[str, str], None]
+    report_unreached: Callable[[str, str], None]
     backend: BackendName = "torch"
     """What runs the model."""
     others: Mapping[str, Facts | None] = field(default_factory=dict)
@@ -73,18 +73,18 @@ class Planning:
         """Whether the rows have labels, and not summaries."""
         return self.data.task != "summarization"
 
-    def is_float(self, verb: str) -> bool:
-        """Tell whether the model is not quantized; report one that is."""
+    def require_float(self, verb: str) -> bool:
+        """Tell whether the model is float; report that nothing can `verb` a quantized one."""
         quantized_kind = self.facts is not None and self.facts.quantized_kind
         if quantized_kind:
-            self.problem("", f"cannot {verb} {quantized_kind}; put `quantize` after it")
+            self.report("", f"cannot {verb} {quantized_kind}; put `quantize` after it")
         return not quantized_kind
 
     def check_settings(self, stage: Stage, *, of_summaries: set[str], of_labels: set[str]) -> None:
         """Report settings of a stage that have a meaning for the other task alone."""
         kind, unused = ("labels", of_summaries) if self.has_labels else ("summaries", of_labels)
         for name in sorted(unused & stage.model_fields_set):
-            self.problem(name, f"means nothing for {kind}; data.task is {self.data.task}")
+            self.report(name, f"means nothing for {kind}; data.task is {self.data.task}")
 
     def check_length(
         self, path: str, tokens: int, cure: str = "", *, facts: Facts, role: str = "model"
@@ -92,7 +92,7 @@ class Planning:
         """Report more tokens than a model has positions."""
         if facts.positions is not None and tokens > facts.positions:
             message = f"the {role} has {facts.positions} positions, too few for {tokens} tokens"
-            self.problem(path, message + cure)
+            self.report(path, message + cure)
 
     def check_rows(self, *, trains: bool, role: str = "model", facts: Facts | None = None) -> None:
         """Report rows of another task than the model's, or longer than it can read.
@@ -109,7 +109,7 @@ class Planning:
                 kind = "with a task of labels, such as data=messages"
             cure = f"; take data {kind}" if head != "none" else ""
             message = f"is {data.task}, and the {role} has the head {head!r}{cure}"
-            self.problem("data.task", message)
+            self.report("data.task", message)
             return
         lengths = {"data.max_source_length": data.max_source_length}
         if not self.has_labels and (trains or head == "causal_lm"):
@@ -132,7 +132,7 @@ class Planning:
             self.check_length(path, limit, facts=facts)
         greedy = num_beams == 1
         for message in explain_refusals(facts.generation, backend or self.backend, greedy=greedy):
-            self.problem("", message)
+            self.report("", message)
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ class BackendReport(Report):
                 f"{self.backend!r} runs what `export` wrote for it, and this model is for "
                 f"{planning.backend!r}; name such an export in `models`"
             )
-            planning.problem("backend", message)
+            planning.report("backend", message)
         return planning.facts
 
 

@@ -65,7 +65,7 @@ class Baseline(Stage):
             of_labels={"words", "min_rows", "inverse_regularization"},
         )
         if any(value <= 0 for value in self.inverse_regularization):
-            planning.problem("inverse_regularization", "expected numbers above 0")
+            planning.report("inverse_regularization", "expected numbers above 0")
         return None
 
     def run(self, inputs: Inputs, context: Context) -> None:

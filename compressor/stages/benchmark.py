@@ -127,13 +127,13 @@ class Benchmark(BackendReport):
             self, of_summaries={"max_length", "output_lengths"}, of_labels=set()
         )
         if facts.config["head"] == "causal_lm":
-            planning.problem("", "times encoder-decoders and classifiers only")
+            planning.report("", "times encoder-decoders and classifiers only")
         for index, tokens in enumerate(self.input_lengths):
             planning.check_length(f"input_lengths.{index}", tokens, facts=facts)
         limits = {f"output_lengths.{i}": tokens for i, tokens in enumerate(self.output_lengths)}
         planning.check_decoding(limits or {"max_length": self.max_length})
         if self.training_step and facts.config["head"] != "seq2seq_lm":
-            planning.problem("training_step", "measures encoder-decoders only")
+            planning.report("training_step", "measures encoder-decoders only")
         return facts
 
     def cases(self) -> list[Case]:

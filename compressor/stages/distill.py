@@ -121,18 +121,18 @@ class Distill(Finetune):
         if not self.cache_logits:
             return
         if planning.has_labels:
-            planning.problem("cache_logits", "keeps logits over a vocabulary, not over labels")
+            planning.report("cache_logits", "keeps logits over a vocabulary, not over labels")
         elif self._compares_layers:
             message = "hidden states and attention maps need the teacher in every step; leave out "
-            planning.problem("cache_logits", f"{message}losses.hidden and losses.attention")
+            planning.report("cache_logits", f"{message}losses.hidden and losses.attention")
         elif not self.losses.logits:
-            planning.problem("cache_logits", "there is nothing to cache: losses.logits is 0")
+            planning.report("cache_logits", "there is nothing to cache: losses.logits is 0")
 
     def _check_teacher(self, student: Facts, teacher: Facts, planning: Planning) -> None:
         head, other = student.config["head"], teacher.config["head"]
         if head != other:
             message = f"{self.teacher!r} has the head {other!r}, the student {head!r}"
-            planning.problem(TEACHER, message)
+            planning.report(TEACHER, message)
             return
         if teacher.positions is not None and teacher.positions != student.positions:
             planning.check_rows(trains=True, role="teacher", facts=teacher)
@@ -140,7 +140,7 @@ class Distill(Finetune):
         # Where the rows decide how many tokens stay, the run compares them.
         if size != other_size and student.exact_size and teacher.exact_size:
             message = f"{self.teacher!r} has a vocabulary of {other_size[-1]}, the student one of "
-            planning.problem(TEACHER, f"{message}{size[-1]}; both must have the same")
+            planning.report(TEACHER, f"{message}{size[-1]}; both must have the same")
         if self.losses.attention:
             self._check_attention(student, teacher, planning)
 
@@ -148,13 +148,13 @@ class Distill(Finetune):
         key, kind, other = "losses.attention", student.model_type, teacher.model_type
         if kind != other:
             message = f"the teacher is a {other}, the student a {kind}; their attention maps do not"
-            planning.problem(key, f"{message} compare")
+            planning.report(key, f"{message} compare")
         elif kind == "longt5":
             message = "LongT5's encoder attends to blocks and has no maps of whole rows"
-            planning.problem(key, message)
+            planning.report(key, message)
         for role, facts in (("student", student), ("teacher", teacher)):
             if any(any(stack.blocks) for stack in facts.list_stacks().values()):
-                planning.problem(key, f"the {role} has a block, which gives no attention maps")
+                planning.report(key, f"the {role} has a block, which gives no attention maps")
 
     def _check_layers(self, student: Facts, teacher: Facts, planning: Planning) -> None:
         both = {"student": _layers(student), "teacher": _layers(teacher)}
@@ -162,16 +162,16 @@ class Distill(Finetune):
             missing = [role for role, counts in both.items() if stack not in counts]
             if missing:
                 hint = nearest(stack, both[missing[0]])
-                planning.problem(f"layers.{stack}", f"the {missing[0]} has no {stack}; {hint}")
+                planning.report(f"layers.{stack}", f"the {missing[0]} has no {stack}; {hint}")
                 continue
             for pair in pairs.items():
                 for (role, counts), layer in zip(both.items(), pair, strict=True):
                     if not 0 <= layer < counts[stack]:
                         last = counts[stack] - 1
                         message = f"{layer} is outside 0 … {last}, the {role}'s layers"
-                        planning.problem(f"layers.{stack}.{pair[0]}", message)
+                        planning.report(f"layers.{stack}.{pair[0]}", message)
         if self._compares_layers and not any(self._layer_map(student, teacher).values()):
-            planning.problem("layers", "leaves no layer for hidden states or attention maps")
+            planning.report("layers", "leaves no layer for hidden states or attention maps")
 
     def _layer_map(self, student: Facts, teacher: Facts) -> dict[str, dict[int, int]]:
         """Map the student's layers to the teacher's, in one order: projections are drawn in it."""
@@ -179,7 +179,7 @@ class Distill(Finetune):
         even = {s: matched_layers(counts[s], others[s]) for s in counts if s in others}
         return even | {str(s): dict(sorted(pairs.items())) for s, pairs in self.layers.items()}
 
-    def _objective(
+    def _make_loss(
         self, checkpoint: Checkpoint, train: Examples, inputs: Inputs, context: Context
     ) -> tuple[nn.Module, Examples]:
         import torch

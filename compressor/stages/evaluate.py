@@ -139,21 +139,21 @@ class Evaluate(BackendReport):
         facts = super().preview(planning)
         planning.check_rows(trains=False)
         if facts is not None and facts.config["head"] == "causal_lm":
-            planning.problem("", "scores the summaries of encoder-decoders only")
+            planning.report("", "scores the summaries of encoder-decoders only")
         planning.check_decoding({"max_length": self.limits[-1]}, num_beams=self.num_beams)
         if self.min_length > self.limits[-1] and not planning.has_labels:
             message = f"{self.min_length} is more than max_length, {self.limits[-1]}"
-            planning.problem("min_length", message)
+            planning.report("min_length", message)
         planning.check_settings(
             self,
             of_summaries={"max_length", "min_length", "num_beams", "demo_text", "rouge_tokenizer"},
             of_labels={"threshold"},
         )
         if "threshold" in self.model_fields_set and planning.data.task == "single_label":
-            planning.problem("threshold", "a row's one label is the likeliest; it needs no limit")
+            planning.report("threshold", "a row's one label is the likeliest; it needs no limit")
         elif self.threshold == "tuned" and planning.data.scores_validation:
             message = "it would be tuned on the rows that are scored; give data a test split"
-            planning.problem("threshold", message)
+            planning.report("threshold", message)
         return facts
 
     def run(self, inputs: Inputs, context: Context) -> None:
@@ -191,7 +191,7 @@ class Evaluate(BackendReport):
         self, model: Model, sources: Sequence[list[int]], limits: list[int], **progress: Any
     ) -> dict[int, GenerationOutput]:
         search: dict[str, Any] = {"num_beams": self.num_beams, "min_length": self.min_length}
-        return model.sweep(sources, max_lengths=limits, **search, **progress)
+        return model.generate_each_limit(sources, max_lengths=limits, **search, **progress)
 
     def _labels(self, model: Model, context: Context) -> None:
         from compressor.backends.outputs import compute_probabilities

@@ -115,19 +115,19 @@ class Export(Stage):
         weights = self._choose_weights(facts.weights if facts else "float32")
         if weights not in valid:
             hint = nearest(weights, valid)
-            planning.problem("weights", f"{self.format!r} cannot store {weights!r}; {hint}")
+            planning.report("weights", f"{self.format!r} cannot store {weights!r}; {hint}")
         if facts is None:
             return None
         if (reason := formats.explain_refusal(self.format, facts)) is not None:
-            planning.problem("format", reason)
+            planning.report("format", reason)
         elif self.format == "ctranslate2" and not facts.config.get(
             "share_encoder_decoder_embeddings", True
         ):
             reason = "CTranslate2 reads no Marian with two vocabularies; take 'onnx'"
-            planning.problem("format", reason)
+            planning.report("format", reason)
         elif self.format == "onnx" and weights == "int8" and facts.model_type == "gpt2":
             message = "gpt2's layers are of a kind that onnx keeps float; take 'float32'"
-            planning.problem("weights", message)
+            planning.report("weights", message)
         elif self.format == "packed":
             self._check_packed(facts, planning, weights)
         elif self.format == "gguf":
@@ -146,21 +146,21 @@ class Export(Stage):
         """Report values that are not those of a quantized model."""
         exact = EXACT_VALUES.get(facts.weights, (weights,))
         if not exact:
-            planning.problem("format", "a packed file has no int4; take 'huggingface'")
+            planning.report("format", "a packed file has no int4; take 'huggingface'")
         elif weights not in exact:
             expected = " or ".join(map(repr, exact))
             message = f"the model is {facts.weights} already; expected {expected}"
-            planning.problem("weights", f"{message}, got {weights!r}")
+            planning.report("weights", f"{message}, got {weights!r}")
 
     def _check_gguf(self, facts: Facts, planning: Planning) -> None:
         """Report what llama.cpp cannot do of a model that it knows."""
         from compressor.backends.gguf.export import list_unsupported
 
         if names := list_unsupported(facts.config):
-            planning.problem("format", f"llama.cpp does not follow this model's {', '.join(names)}")
+            planning.report("format", f"llama.cpp does not follow this model's {', '.join(names)}")
         if planning.data.truncate == "sentences":
             reason = "llama.cpp's tokenizer does not tell where a token ends; set 'tokens' for gguf"
-            planning.problem("data.truncate", reason)
+            planning.report("data.truncate", reason)
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Write the model, measure its files, and run it in a fresh process."""

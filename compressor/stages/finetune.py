@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     from compressor.training.loop import AfterStep, SummonFull, Training
 
 TARGETS = "targets"
+"""The role, in `Inputs.artifacts`, of the stage whose texts are learned."""
 
 
 class GradualPruning(Grouping):
     """Prune gradually while training: cubic, most of it early (arXiv 1710.01878).
 
-    At a progress p between `start` and `end`, a group has lost `1 - (1 - p)³` of what its amount
-    takes in the end. The final count is exact.
+    At a progress p between `start` and `end`, a group has lost `1 - (1 - p)³` of the entries that
+    its amount takes in the end. The final count is exact.
 
     Example: `prune: {amounts: {encoder: {feed_forward: 0.5}}, end: 0.7}`
     """
@@ -50,46 +51,53 @@ class GradualPruning(Grouping):
     times: Integer = Field(20, ge=1, description="Number of prunings, evenly spaced.")
 
     @model_validator(mode="after")
-    def _valid(self) -> GradualPruning:
+    def _check_span_and_importance(self) -> GradualPruning:
         if self.end <= self.start:
             raise ValueError("expected start < end")
         if self.needs_calibration:
             raise ValueError("while training, importance is magnitude or random")
         return self
 
-    def preview(self, facts: Facts, problem: Callable[[str, str], None]) -> Facts:
-        """Count exactly what is left; report unknown and overlapping groups."""
+    def preview(self, facts: Facts, report: Callable[[str, str], None]) -> Facts:
+        """Derive the facts after pruning, counted exactly; report unknown and overlapping groups.
+
+        `report` takes a key below `prune` and a message.
+        """
         amounts = flatten_amounts(self.amounts)
-        self.check_groups(facts, problem)
+        self.check_groups(facts, report)
         paths = [(path, f"amounts.{path}") for path in amounts]
-        for path, names in self.choose_groups(paths, facts, problem):
+        for path, names in self.choose_groups(paths, facts, report):
             count, exact = facts.count_to_prune(names, amounts[path], of_all=False)
             facts = facts.prune(names, count, exact=exact)
         return facts
 
-    def schedule(self, checkpoint: Checkpoint, seed: int) -> AfterStep:
-        """Make the callback of each training step. `checkpoint` is the one before the first."""
+    def make_callback(self, checkpoint: Checkpoint, seed: int) -> AfterStep:
+        """Make the callback that prunes after training steps. It adds to the checkpoint's masks.
+
+        `checkpoint` is the model before its first step: amounts are shares of what it has left.
+        """
         pruner = Pruner(checkpoint, self, seed=seed)
         groups = self.all_groups(checkpoint.derive_facts())
         amounts, masks = flatten_amounts(self.amounts), checkpoint.masks
-        left = {path: count_unmasked(checkpoint, groups[path])[0] for path in amounts}
+        initial = {path: count_unmasked(checkpoint, groups[path])[0] for path in amounts}
         sizes = {n: checkpoint.get_parameter(n).numel() for path in amounts for n in groups[path]}
 
-        def after_step(step: int, total: int, whole: SummonFull) -> None:
-            span = total * (self.end - self.start)
-            progress = min(1.0, (step - total * self.start) / span) if step < total else 1.0
-            step_share = math.floor(progress * self.times + 1e-9) / self.times
-            if step_share <= 0:
+        def after_step(step: int, total_steps: int, summon_full: SummonFull) -> None:
+            span = total_steps * (self.end - self.start)
+            progress = (step - total_steps * self.start) / span if step < total_steps else 1.0
+            # The last of the `times` prunings that is due, as a share of them.
+            progress = math.floor(min(1.0, progress) * self.times + 1e-9) / self.times
+            if progress <= 0:
                 return
             for path, amount in amounts.items():
-                goal = round(round(amount * left[path]) * (1 - (1 - step_share) ** 3))
-                now = sum(
+                to_lose = round(round(amount * initial[path]) * (1 - (1 - progress) ** 3))
+                remaining = sum(
                     int(masks[name].count_nonzero()) if name in masks else sizes[name]
                     for name in groups[path]
                 )
-                count = goal - (left[path] - now)
+                count = to_lose - (initial[path] - remaining)
                 if count > 0:
-                    with whole(groups[path]):  # so that every process chooses the same
+                    with summon_full(groups[path]):  # so that every process chooses the same
                         pruner.prune_group(groups[path], count)
 
         return after_step
@@ -112,7 +120,7 @@ class Finetune(Hyperparameters, Stage):
 
     `quantization_aware` computes training and validation losses with the values that `quantize`
     would give the weights at that step (int8, or int4 in groups). Gradients pass straight through
-    the rounding to the float weights, which are what the stage gives. Put `quantize` with the same
+    the rounding to the float weights, which the stage keeps. Put `quantize` with the same
     settings after it, and take a small learning rate. Activations are not rounded.
 
     No layer is dropped, whatever `encoder_layerdrop` and `decoder_layerdrop` (BART and its kin) say
@@ -142,7 +150,7 @@ class Finetune(Hyperparameters, Stage):
         return True
 
     def reads(self) -> Mapping[Split, Reads]:
-        return {"train": "pairs", "validation": "pairs"} if self.passes else {}
+        return {"train": "pairs", "validation": "pairs"} if self.capped_epochs else {}
 
     def artifacts(self) -> Mapping[str, Artifact]:
         if self.targets is None:
@@ -157,27 +165,29 @@ class Finetune(Hyperparameters, Stage):
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
-        planning.is_float("train")
+        planning.require_float("train")
         planning.check_rows(trains=True)
-        self.check_trackers(planning.problem)
-        self.check_decay(planning.problem)
+        self.check_trackers(planning.report)
+        self.check_decay(planning.report)
         self._check_rounding(planning)
         if facts is None or self.prune is None:
             return facts
-        if self.passes == 0:
-            planning.problem("prune", "there are no steps to prune in: epochs is 0")
+        if self.capped_epochs == 0:
+            planning.report("prune", "there are no steps to prune in: epochs is 0")
             return facts
-        return self.prune.preview(facts, lambda p, m: planning.problem(f"prune.{p}", m))
+        return self.prune.preview(
+            facts, lambda path, message: planning.report(f"prune.{path}", message)
+        )
 
     def _check_rounding(self, planning: Planning) -> None:
         aware = self.quantization_aware
         if aware is None:
             return
-        if self.passes == 0:
-            planning.problem("quantization_aware", "there are no steps: epochs is 0")
+        if self.capped_epochs == 0:
+            planning.report("quantization_aware", "there are no steps: epochs is 0")
 
         def report(path: str, message: str) -> None:
-            planning.problem(f"quantization_aware.{path}", message)
+            planning.report(f"quantization_aware.{path}", message)
 
         if aware.weights == "int8" and "group_size" in aware.model_fields_set:
             report("group_size", "has no meaning with int8 weights")
@@ -190,15 +200,15 @@ class Finetune(Hyperparameters, Stage):
         from compressor.training.losses import LabelLoss
 
         checkpoint = inputs.checkpoint()
-        if not self.passes:
+        if not self.capped_epochs:
             return checkpoint
         if disable_layer_drop(checkpoint.model):
             context.progress.say("  trains without the config's layer drop: no layer is skipped")
         train, validation = (
             checkpoint.tokenize_rows(rows, context.data)
-            for rows in (self._training_rows(inputs, context), context.rows("validation"))
+            for rows in (self._read_training_rows(inputs, context), context.rows("validation"))
         )
-        loss, train = self._objective(checkpoint, train, inputs, context)
+        loss, train = self._make_loss(checkpoint, train, inputs, context)
         run_training(
             self,
             context,
@@ -209,16 +219,16 @@ class Finetune(Hyperparameters, Stage):
             validation=validation,
             masks=checkpoint.masks,
             pad_id=checkpoint.pad_id,
-            after_step=self.prune.schedule(checkpoint, context.seed) if self.prune else None,
-            forward_weights=self._forward_weights(checkpoint),
+            after_step=self.prune.make_callback(checkpoint, context.seed) if self.prune else None,
+            forward_weights=self._make_weight_rounding(checkpoint),
             scheme=context.scheme,
         )
         return checkpoint
 
-    def _forward_weights(
+    def _make_weight_rounding(
         self, checkpoint: Checkpoint
     ) -> Callable[[], AbstractContextManager[None]]:
-        """Make what the training enters to compute a loss: with rounded weights, if wanted."""
+        """Make the context in which losses are computed: with rounded weights, if aware of them."""
         from compressor.models.quantized_layers import round_weights
 
         aware = self.quantization_aware
@@ -227,8 +237,8 @@ class Finetune(Hyperparameters, Stage):
         kinds = aware.choose_kinds(aware.weights, checkpoint.derive_facts())
         return partial(round_weights, checkpoint.model, kinds, aware.group_size)
 
-    def _training_rows(self, inputs: Inputs, context: Context) -> Rows:
-        """Read the training rows, with an earlier model's texts if `targets` names one."""
+    def _read_training_rows(self, inputs: Inputs, context: Context) -> Rows:
+        """Read the training rows, with the generated summaries of `targets` if it is set."""
         from compressor.data.examples import PSEUDO_LABELS, read_pseudo_labels, replace_summaries
 
         rows = context.rows("train")
@@ -238,17 +248,20 @@ class Finetune(Hyperparameters, Stage):
             rows, read_pseudo_labels(inputs.artifacts[TARGETS] / PSEUDO_LABELS)
         )
 
-    def _objective(
+    def _make_loss(
         self, checkpoint: Checkpoint, train: Examples, inputs: Inputs, context: Context
     ) -> tuple[nn.Module, Examples]:
-        """Make what is trained, a summed loss with the model inside, and choose its rows."""
+        """Make the module that sums the loss, with the model inside, and choose its rows."""
         from compressor.training.losses import LabelLoss
 
         return LabelLoss(checkpoint.model), train
 
 
 def run_training(settings: Hyperparameters, context: Context, **parts: Any) -> Training:
-    """Train, from the checkpoint of a killed run if there is one; record losses and metrics."""
+    """Train, from the checkpoint of a killed run if there is one; record losses and metrics.
+
+    `parts` are the fields of `Training` that the context does not have: model, loss, rows, …
+    """
     from compressor.training.loop import Training
 
     folder = context.run_folder if settings.trackers else None

@@ -192,36 +192,36 @@ class Load(Stage):
         if isinstance(self.tokenizer, str):
             directory = local_folder(self.tokenizer)
             if directory is not None and not directory.is_dir():
-                planning.problem("tokenizer", f"no directory {self.tokenizer!r}")
+                planning.report("tokenizer", f"no directory {self.tokenizer!r}")
         config, folder = self._read_config(planning)
         if config is None:
             return None
         if self.source is not None:
-            check_origins(config, folder, planning.problem, runs_code=self.trust_remote_code)
+            check_origins(config, folder, planning.report, runs_code=self.trust_remote_code)
         module = self._find_architecture(config, planning)
         if module is None:
             return None
-        check_secrets(self.config or {}, planning.problem)
+        check_secrets(self.config or {}, planning.report)
         if self.source is None:
             known = {*module.DEFAULTS[str(config["model_type"])], *module.ALIASES}
-            check_fresh_config(config, known, planning.problem)
+            check_fresh_config(config, known, planning.report)
         generation = self._read_generation(config, folder, planning)
         ids = self._token_ids(config, module)
         config = {**config, **ids, **self._labels(planning.data)}
         try:
             untied = None if folder is None else has_own_head(folder, config, self.head, module)
         except ValueError as error:
-            planning.problem("source", str(error))
+            planning.report("source", str(error))
             untied = None
         try:
             result = derive_facts(config, head=self.head, untied_head=untied)
         except ConfigError as error:
-            planning.problem(self._key(error.key), str(error))
+            planning.report(self._key(error.key), str(error))
             return None
         self._check_vocabulary(result, planning)
         for name, message in check_tokens(result.config, ids, generation, whole=folder is not None):
             path = f"generation.{name}" if name in self.generation else self._key(name)
-            planning.problem(path, message)
+            planning.report(path, message)
         slow = self._check_tokenizer(result, planning)
         return replace(result, slow_tokenizer=slow, generation=generation)
 
@@ -237,10 +237,10 @@ class Load(Stage):
             return json.loads(path.read_text(encoding="utf-8")), path.parent
         except Unreachable as error:
             hint = "; for a plan without it, set model.config" if self.config is None else ""
-            planning.unreached("source", f"{error}{hint}")
+            planning.report_unreached("source", f"{error}{hint}")
             return self.config, None
         except (ValueError, FileNotFoundError) as error:
-            planning.problem("source", str(error))
+            planning.report("source", str(error))
             return None, None
 
     def _find_architecture(
@@ -250,12 +250,12 @@ class Load(Stage):
         try:
             module = load_architecture(model_type)
         except KeyError as error:
-            planning.problem(self._key("model_type"), str(error.args[0]))
+            planning.report(self._key("model_type"), str(error.args[0]))
             return None
         if self.head in module.HEADS:
             return module
         hint = nearest(self.head, module.HEADS)
-        planning.problem("head", f"{model_type} has no head {self.head!r}; {hint}")
+        planning.report("head", f"{model_type} has no head {self.head!r}; {hint}")
         return None
 
     def _token_ids(self, config: Mapping[str, Any], module: ModuleType) -> dict[str, Any]:
@@ -277,25 +277,25 @@ class Load(Stage):
         for name, value in self.generation.items():
             if name not in SETTINGS:
                 message = f"no such setting; {nearest(name, SETTINGS)}"
-                planning.problem(f"generation.{name}", message)
+                planning.report(f"generation.{name}", message)
             elif SETTINGS[name] == "recipe" and value is not None:
                 message = "is a setting of the stages that decode, such as `evaluate`"
-                planning.problem(f"generation.{name}", message)
+                planning.report(f"generation.{name}", message)
         if self.generation and not self._generates:
-            planning.problem("generation", f"the head {self.head!r} generates nothing")
+            planning.report("generation", f"the head {self.head!r} generates nothing")
         settings: dict[str, Any] = {}
         try:
             settings = self._source_generation(config, folder)
         except Unreachable as error:
-            planning.unreached("source", str(error))
+            planning.report_unreached("source", str(error))
             settings = select_settings(config)
         except ValueError as error:
-            planning.problem("source", str(error))
+            planning.report("source", str(error))
         settings |= self.generation
         for name in find_invalid(settings):
             cure = f"`generation: {{{name}: null}}` under `model` leaves it out"
             message = f"transformers refuses its generation config's {name}"
-            planning.problem("source", f"{message}, {settings[name]!r}; {cure}")
+            planning.report("source", f"{message}, {settings[name]!r}; {cure}")
         return settings
 
     @property
@@ -335,10 +335,10 @@ class Load(Stage):
         else:
             is_slow, missing = (directory / MARIANS).is_file(), missing_packages(directory)
         if missing:
-            planning.problem(key, f"its tokenizer needs {_explain_missing(missing)}")
+            planning.report(key, f"its tokenizer needs {_explain_missing(missing)}")
         if is_slow and planning.data.truncate == "sentences":
             message = "Marian's tokenizer does not tell where in a text a token ends; set 'tokens'"
-            planning.problem("data.truncate", message)
+            planning.report("data.truncate", message)
         return is_slow
 
     def _check_vocabulary(self, model: Facts, planning: Planning) -> None:
@@ -353,7 +353,7 @@ class Load(Stage):
             directory = local_folder(self.tokenizer) if self.tokenizer else self._directory
             tokens = 0 if directory is None else count_tokens(directory / "tokenizer.json")
         if tokens > rows:
-            planning.problem(
+            planning.report(
                 key,
                 f"the tokenizer has {tokens:,} tokens, the model's embedding only {rows:,} rows; "
                 "set config.vocab_size to at least as many, or take the model's own tokenizer",

@@ -158,14 +158,14 @@ class Prune(Grouping, Stage):
     def preview(self, planning: Planning) -> Facts | None:
         """Count exactly; report unknown and overlapping groups."""
         facts = planning.facts
-        if facts is None or not planning.is_float("prune"):
+        if facts is None or not planning.require_float("prune"):
             return facts
         if self.needs_calibration:
             planning.check_rows(trains=True)
-        self.check_groups(facts, planning.problem)
+        self.check_groups(facts, planning.report)
         n_m = n_of_m(self.pattern)
         paths, by_row = self._paths(facts), n_m is not None
-        chosen = dict(self.choose_groups(paths, facts, planning.problem, by_row=by_row))
+        chosen = dict(self.choose_groups(paths, facts, planning.report, by_row=by_row))
         if self.target is not None:
             return self._preview_target(facts, frozenset().union(*chosen.values()), planning)
         if n_m is not None:
@@ -190,7 +190,7 @@ class Prune(Grouping, Stage):
             odd = next((name for name, inputs in rows.items() if inputs % n_m[1]), None)
             if odd is not None:
                 message = f"{odd} has rows of {rows[odd]}, no multiple of {n_m[1]}"
-                planning.problem("pattern", f"{path}: {message}")
+                planning.report("pattern", f"{path}: {message}")
                 continue
             left, exact = facts.count_remaining(names)
             whole = left == facts.count_entries(names)
@@ -209,9 +209,9 @@ class Prune(Grouping, Stage):
             return facts.prune(names, max(0, min(count, left)), exact=False)
         if count < 0:
             ratio = f"{facts.nonzero_ratio:.4f}"
-            planning.problem(key, f"the model is smaller than that already: {ratio} non-zero")
+            planning.report(key, f"the model is smaller than that already: {ratio} non-zero")
         elif count > left:
-            planning.problem(key, f"out of reach: the groups have {left} entries, {count} must go")
+            planning.report(key, f"out of reach: the groups have {left} entries, {count} must go")
         else:
             facts = facts.prune(names, count)
         return facts

@@ -38,7 +38,7 @@ class PseudoLabel(Stage):
 
     def preview(self, planning: Planning) -> Facts | None:
         if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":
-            planning.problem("", "writes with sequence-to-sequence models only")
+            planning.report("", "writes with sequence-to-sequence models only")
         else:
             planning.check_rows(trains=False)
             planning.check_decoding({"max_length": self.max_length}, num_beams=self.num_beams)
@@ -55,7 +55,7 @@ class PseudoLabel(Stage):
         sources = checkpoint.tokenize_rows(rows, context.data).sources
         model = TorchModel(checkpoint, ranks=context.ranks)
         with context.progress.bar("decode", len(rows)) as bar:
-            decoded = model.sweep(
+            decoded = model.generate_each_limit(
                 sources,
                 max_lengths=[self.max_length],
                 num_beams=self.num_beams,

@@ -87,16 +87,16 @@ class Quantize(Grid, Stage):
         valid = ACTIVATIONS[self.weights]
         if self.activations is not None and self.activations not in valid:
             message = f"{self.weights} weights go with {' or '.join(map(repr, valid))}"
-            planning.problem("activations", f"{message}, got {self.activations!r}")
+            planning.report("activations", f"{message}, got {self.activations!r}")
         for key in {"group_size", "embeddings"} & self.model_fields_set - self.parameters().keys():
-            planning.problem(key, f"has no meaning with {self.weights} weights")
+            planning.report(key, f"has no meaning with {self.weights} weights")
         if facts is None:
             return None
         if facts.quantized_kind:
-            planning.problem("", f"this is {facts.quantized_kind} already")
+            planning.report("", f"this is {facts.quantized_kind} already")
         if self.kind is None:
             return replace(facts, weights=self.weights, exact=False)
-        self.check_groups(self.kind, facts, planning.problem)
+        self.check_groups(self.kind, facts, planning.report)
         kinds = self.choose_kinds(self.kind, facts)
         int8, int4 = (
             frozenset(name for name, kind in kinds.items() if kind == wanted)

@@ -74,16 +74,16 @@ class Sensitivity(Grouping, Report):
         facts = planning.facts
         if facts is None:
             return None
-        planning.is_float("prune")
+        planning.require_float("prune")
         planning.check_rows(trains=True)
         if self.importance == "sparsegpt":
-            planning.problem("importance", "sparsegpt changes what it keeps; take another here")
-        self.check_groups(facts, planning.problem)
+            planning.report("importance", "sparsegpt changes what it keeps; take another here")
+        self.check_groups(facts, planning.report)
         if self.rouge and facts.config["head"] != "seq2seq_lm":
-            planning.problem("rouge", "scores sequence-to-sequence models only")
+            planning.report("rouge", "scores sequence-to-sequence models only")
         elif self.rouge:
             planning.check_decoding({"max_length": self.max_length})
-        list(self.choose_groups(self._paths(facts), facts, planning.problem))
+        list(self.choose_groups(self._paths(facts), facts, planning.report))
         return facts
 
     def _paths(self, facts: Facts) -> list[tuple[str, str]]:
@@ -155,7 +155,9 @@ class Sensitivity(Grouping, Report):
             )
         if not self.rouge:
             return {"loss": loss}
-        swept = TorchModel(checkpoint).sweep(examples.sources, max_lengths=[self.max_length])
+        swept = TorchModel(checkpoint).generate_each_limit(
+            examples.sources, max_lengths=[self.max_length]
+        )
         tokens = swept[self.max_length].tokens
         texts = checkpoint.require_tokenizer().batch_decode(tokens, skip_special_tokens=True)
         scores = summarize_scores(score_rows(texts, rows.references))

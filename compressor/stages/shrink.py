@@ -56,22 +56,22 @@ class Shrink(Stage):
     def preview(self, planning: Planning) -> Facts | None:
         """Count exactly; report a stack that is missing and a layer that is out of range."""
         facts = planning.facts
-        if facts is None or not planning.is_float("shrink"):
+        if facts is None or not planning.require_float("shrink"):
             return facts
         stacks, kept = facts.list_stacks(), dict[str, list[int]]()
         for stack, layers in self._stacks().items():
             field = f"{stack}_layers"
             if stack not in stacks:
-                planning.problem(field, f"{facts.model_type} has no {stack}")
+                planning.report(field, f"{facts.model_type} has no {stack}")
                 continue
             count = stacks[stack].layers
             if isinstance(layers, list):
                 if not layers or layers != sorted(set(layers) & set(range(count))):
                     message = f"expected a rising list of layers from 0 to {count - 1}"
-                    planning.problem(field, f"{message}, got {layers}")
+                    planning.report(field, f"{message}, got {layers}")
                     continue
             elif not 0 < layers <= count:
-                planning.problem(field, f"{layers} is outside 1 … {count}, the layers there are")
+                planning.report(field, f"{layers} is outside 1 … {count}, the layers there are")
                 continue
             kept[stack] = _choose(layers, count)
         return facts.keep_layers(kept) if kept else facts

@@ -138,19 +138,19 @@ class Slice(Widths, Stage):
             elif self.layers is not None:
                 yield "layers", stack, self.layers
 
-    def depths(self, facts: Facts, problem: Callable[[str, str], None] = _refuse) -> dict[str, int]:
+    def depths(self, facts: Facts, report: Callable[[str, str], None] = _refuse) -> dict[str, int]:
         """Count the layers of each stack that stay. Reports more than there are, or raises."""
         stacks, kept = facts.list_stacks(), dict[str, int]()
         for stack, widths in (("encoder", self.encoder), ("decoder", self.decoder)):
             if widths is not None and widths.layers is not None and stack not in stacks:
-                problem(stack, f"{facts.model_type} has no {stack}; {nearest(stack, stacks)}")
+                report(stack, f"{facts.model_type} has no {stack}; {nearest(stack, stacks)}")
         for path, stack, amount in self._layers(stacks):
             count = stacks[stack].layers
             if any(stacks[stack].blocks):
                 message = f"the {stack}'s layers are not all alike, one is a block; `shrink` them"
-                problem(path, message)
+                report(path, message)
             elif amount > count:
-                problem(path, f"{amount} is outside 1 … {count}, the layers there are")
+                report(path, f"{amount} is outside 1 … {count}, the layers there are")
             else:
                 kept[stack] = _count(amount, count)
         return kept
@@ -158,19 +158,19 @@ class Slice(Widths, Stage):
     def preview(self, planning: Planning) -> Facts | None:
         """Count exactly; report widths that are too large, or that no config can express."""
         facts = planning.facts
-        if facts is None or not planning.is_float("slice"):
+        if facts is None or not planning.require_float("slice"):
             return facts
         if self.importance == "taylor":
             planning.check_rows(trains=True)
-        depths = self.depths(facts, planning.problem)
+        depths = self.depths(facts, planning.report)
         facts = facts.keep_layers({stack: list(range(n)) for stack, n in depths.items()})
-        widths = self.widths(facts, planning.problem)
+        widths = self.widths(facts, planning.report)
         for width in sorted({width for _, width in widths}):
             facts = facts.resize([units for units, other in widths if other == width], width)
         return facts
 
     def widths(
-        self, facts: Facts, problem: Callable[[str, str], None] = _refuse
+        self, facts: Facts, report: Callable[[str, str], None] = _refuse
     ) -> list[tuple[Units, int]]:
         """List units that change, and how many of each stay. Reports what cannot be, or raises."""
         chosen: dict[str, tuple[str, Units, int]] = {}
@@ -178,19 +178,19 @@ class Slice(Widths, Stage):
             path = f"{stack}.{kind}" if stack else kind
             if stack and stack not in facts.list_stacks():
                 hint = nearest(stack, facts.list_stacks())
-                problem(stack, f"{facts.model_type} has no {stack}; {hint}")
+                report(stack, f"{facts.model_type} has no {stack}; {hint}")
                 continue
             members = [units for units in facts.list_units(kind) if stack in ("", units.stack)]
             if not members:
-                problem(path, f"{facts.model_type} has no {_NAMES[kind]} that could be sliced")
+                report(path, f"{facts.model_type} has no {_NAMES[kind]} that could be sliced")
             elif members[0].stays:
-                problem(path, members[0].stays)
+                report(path, members[0].stays)
             elif (most := min(units.count for units in members)) < amount:
-                problem(path, f"{amount} is outside 1 … {most}, the {_NAMES[kind]} there are")
+                report(path, f"{amount} is outside 1 … {most}, the {_NAMES[kind]} there are")
             else:
                 for units in members:
                     chosen[units.name] = (path, units, self._width(amount, units.count, kind))
-        self._check_expressible(facts, chosen, problem)
+        self._check_expressible(facts, chosen, report)
         return [(units, width) for _, units, width in chosen.values()]
 
     def _width(self, amount: float, count: int, kind: UnitKind) -> int:
@@ -203,7 +203,7 @@ class Slice(Widths, Stage):
         self,
         facts: Facts,
         chosen: dict[str, tuple[str, Units, int]],
-        problem: Callable[[str, str], None],
+        report: Callable[[str, str], None],
     ) -> None:
         """Report two widths where a config has one number for both."""
         members: dict[str, list[Units]] = {}
@@ -216,7 +216,7 @@ class Slice(Widths, Stage):
                 wrong.setdefault(units.config_key, path)
         for key, path in wrong.items():
             message = f"{facts.model_type} has one {key} for all of its layers; set "
-            problem(path, f"{message}{path.rpartition('.')[2]!r} for the whole model")
+            report(path, f"{message}{path.rpartition('.')[2]!r} for the whole model")
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Judge, choose, and build the smaller model."""

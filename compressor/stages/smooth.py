@@ -51,8 +51,8 @@ class Smooth(Stage):
         facts = planning.facts
         if facts is None:
             return None
-        if planning.is_float("smooth") and not facts.list_channels():
-            planning.problem("", f"knows T5 and mT5, and this is a {facts.model_type}")
+        if planning.require_float("smooth") and not facts.list_channels():
+            planning.report("", f"knows T5 and mT5, and this is a {facts.model_type}")
         planning.check_rows(trains=True)
         return facts
 

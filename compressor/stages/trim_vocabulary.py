@@ -90,20 +90,20 @@ class TrimVocabulary(Stage):
     def preview(self, planning: Planning) -> Facts | None:
         """Count exactly with `size`, else give an upper bound; report one that is too large."""
         facts = planning.facts
-        if facts is None or not planning.is_float("trim"):
+        if facts is None or not planning.require_float("trim"):
             return facts
         units = facts.list_units("vocabulary")
         if not units:
-            planning.problem("", f"{facts.model_type} has no vocabulary that could be trimmed")
+            planning.report("", f"{facts.model_type} has no vocabulary that could be trimmed")
             return facts
         if facts.slow_tokenizer:
-            planning.problem("", "cannot trim Marian's own tokenizer, which is not a fast one")
+            planning.report("", "cannot trim Marian's own tokenizer, which is not a fast one")
             return facts
         rows = units[0].count
         for name in ("size", "keep"):
             count = getattr(self, name)
             if count is not None and count > rows:
-                planning.problem(name, f"{count} is outside 1 … {rows}, the tokens there are")
+                planning.report(name, f"{count} is outside 1 … {rows}, the tokens there are")
                 return facts
         if self.size is None:
             return replace(facts, exact_size=False, exact=facts.exact and not facts.masked)

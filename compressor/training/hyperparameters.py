@@ -70,7 +70,7 @@ class Hyperparameters(BaseModel):
     )
 
     @property
-    def passes(self) -> int:
+    def capped_epochs(self) -> int:
         """Epochs after the cap."""
         return self.epochs if self.max_epochs is None else min(self.epochs, self.max_epochs)
 
@@ -81,24 +81,24 @@ class Hyperparameters(BaseModel):
             return "float32" if self.precision in ("float32", "fp32") else "bfloat16"
         return "bfloat16" if list_gpus() and all(gpu.bfloat16 for gpu in list_gpus()) else "float32"
 
-    def check_trackers(self, problem: Callable[[str, str], None]) -> None:
+    def check_trackers(self, report: Callable[[str, str], None]) -> None:
         """Report a tracker that Accelerate does not know, or that is not installed."""
         for index, name in enumerate(self.trackers):
             key = f"trackers.{index}"
             if name not in _TRACKERS:
-                problem(key, f"no tracker {name!r}; {nearest(name, _TRACKERS)}")
+                report(key, f"no tracker {name!r}; {nearest(name, _TRACKERS)}")
             elif importlib.util.find_spec(name) is None:
-                problem(key, f"{name!r} is not installed: pip install {name}")
+                report(key, f"{name!r} is not installed: pip install {name}")
 
-    def check_decay(self, problem: Callable[[str, str], None]) -> None:
+    def check_decay(self, report: Callable[[str, str], None]) -> None:
         """Report a decay that would blow the weights up: AdamW takes rate x decay of each away."""
         share = self.learning_rate * self.weight_decay
         if share >= 1 and self.weight_decay > 1:  # else the rate alone makes it diverge
             message = f"each step would take {share:g} of every weight away (learning_rate x "
-            problem("weight_decay", message + "weight_decay); expected less than 1")
+            report("weight_decay", message + "weight_decay); expected less than 1")
 
     def key_parts(self) -> dict[str, Any]:
         """List what decides the weights, as it is after caps and defaults."""
         left_out = {"checkpoint_seconds", "trackers", "epochs", "max_epochs"}
         parts = self.model_dump(mode="json", include=set(Hyperparameters.model_fields) - left_out)
-        return parts | {"passes": self.passes, "precision": self.dtype}
+        return parts | {"passes": self.capped_epochs, "precision": self.dtype}

@@ -1,6 +1,6 @@
-"""Read in which processes `launch` runs a stage, from an Accelerate config. Starts none.
+"""Read from an Accelerate config how many processes a stage gets, and where. Starts none.
 
-A config is the user's own file, or the name of one that comes with the package.
+The config is the user's own file, or the name of one that comes with the package.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from compressor.core.files import expand_home, list_accelerate_configs
 from compressor.core.settings import SETTINGS, Integer
 
 SchemeKind = Literal["ddp", "fsdp2"]
+
 DEFAULT_PORT = 29_500
-"""What Accelerate and torch take where a config of several machines names no port."""
+"""The port that Accelerate and torch use if a config of several machines names none."""
+
 _RESHARD_KEY = "fsdp_reshard_after_forward"
+"""The key of Accelerate's `fsdp_config` that `Scheme.reshard_after_forward` is read from."""
+
 _DISTRIBUTED_TYPES = ("NO", "MULTI_GPU", "FSDP")
+"""The supported values of Accelerate's `distributed_type`."""
+
 _NO_DEEPSPEED = (
     "DeepSpeed's ZeRO is not supported: take the config fsdp2, which shards weights, gradients and "
     "the optimizer's averages"
@@ -29,7 +35,7 @@ _NO_DEEPSPEED = (
 
 
 class Launch(BaseModel):
-    """How a stage that can use several processes is started. Never part of a key.
+    """Settings for starting a stage that can use several processes. Never part of a store key.
 
     Example: `launch: {num_processes: 2}`
     Example: `launch: {config_file: fsdp2, num_processes: 4}`
@@ -50,40 +56,43 @@ class Launch(BaseModel):
 
 
 class Scheme(BaseModel):
-    """The layout of weights, gradients and optimizer state over a training's processes."""
+    """How weights, gradients and optimizer state are laid out over the processes of a training."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: SchemeKind = "ddp"
     reshard_after_forward: bool = True
-    """Of fsdp2: whether a layer's weights are freed after its forward pass, and gathered again."""
+    """fsdp2 only: free a layer's gathered weights after its forward pass, and gather them again for
+    the backward pass."""
 
 
 @dataclass(frozen=True)
 class Processes:
     """The processes of a distributed stage, over all machines."""
 
-    count: int = 1
+    world_size: int = 1
+    """Processes on all machines together."""
     machines: int = 1
-    machine: int = 0
-    """Which of them this is. The first one writes; the others add their processes."""
-    address: str | None = None
-    port: int | None = None
+    machine_rank: int = 0
+    """Number of this machine. Machine 0 writes the results; the others lend it processes."""
+    main_address: str | None = None
+    """Address of machine 0, where the processes meet; None for one machine without a config."""
+    main_port: int | None = None
     scheme: Scheme = field(default_factory=Scheme)
     config_file: Path | None = None
+    """The Accelerate config that all this was read from, if any."""
 
     @property
-    def local_count(self) -> int:
-        """How many run on this machine."""
-        return max(1, self.count // self.machines)
+    def count_per_machine(self) -> int:
+        return max(1, self.world_size // self.machines)
 
     @property
     def is_distributed(self) -> bool:
-        return self.count > 1 or self.config_file is not None
+        return self.world_size > 1 or self.config_file is not None
 
 
 def read_processes(launch: Launch) -> Processes:
-    """Read what `launch` means. Raises ValueError with the first thing that is wrong with it."""
+    """Work out the processes that `launch` asks for. Raises ValueError at its first mistake."""
     if launch.config_file is None:
         return Processes(launch.num_processes)
     path = _find_config(launch.config_file)
@@ -91,29 +100,32 @@ def read_processes(launch: Launch) -> Processes:
     for problem in _find_problems(values):
         raise ValueError(f"{path}: {problem}")
     machines = int(values.get("num_machines") or 1)
-    count = int(values.get("num_processes") or 1)
+    world_size = int(values.get("num_processes") or 1)
     if launch.num_processes > 1:
-        count = launch.num_processes * machines
-    if count % machines:
-        raise ValueError(f"{path}: {count} processes do not divide over {machines} machines")
+        world_size = launch.num_processes * machines
+    if world_size % machines:
+        raise ValueError(f"{path}: {world_size} processes do not divide over {machines} machines")
     port = values.get("main_process_port")
     return Processes(
-        count=count,
+        world_size=world_size,
         machines=machines,
-        machine=int(values.get("machine_rank") or 0),
-        address=values.get("main_process_ip"),
-        port=int(port) if port is not None else DEFAULT_PORT if machines > 1 else None,
+        machine_rank=int(values.get("machine_rank") or 0),
+        main_address=values.get("main_process_ip"),
+        main_port=int(port) if port is not None else DEFAULT_PORT if machines > 1 else None,
         scheme=_read_scheme(values),
         config_file=path,
     )
 
 
-def check_launch(launch: Launch, problem: Callable[[str, str], None]) -> None:
-    """Report a config that is missing, or that asks for what is not offered."""
+def check_launch(launch: Launch, report: Callable[[str, str], None]) -> None:
+    """Report a config that is missing, or that asks for something unsupported.
+
+    `report` takes the recipe's key and a message.
+    """
     try:
         read_processes(launch)
     except ValueError as error:
-        problem("launch.config_file", str(error))
+        report("launch.config_file", str(error))
 
 
 def _find_config(name: str) -> Path:
@@ -156,9 +168,9 @@ def _find_problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"distributed_type: no {kind!r} here; {nearest(kind, _DISTRIBUTED_TYPES)}"
     if str(values.get("mixed_precision", "no")) not in {"no", "bf16"}:
         yield "mixed_precision: only `training.precision` decides, and float16 is not offered"
-    machines, machine = int(values.get("num_machines") or 1), int(values.get("machine_rank") or 0)
-    if machine >= machines:
-        yield f"machine_rank is {machine}, of {machines} machines: the first one is 0"
+    machines, rank = int(values.get("num_machines") or 1), int(values.get("machine_rank") or 0)
+    if rank >= machines:
+        yield f"machine_rank is {rank}, of {machines} machines: the first one is 0"
     if machines > 1 and not values.get("main_process_ip"):
         yield "main_process_ip: several machines need the first one's address"
     if kind == "FSDP":

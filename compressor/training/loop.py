@@ -132,7 +132,10 @@ def mean_loss(loss: nn.Module, examples: TrainingRows, pad_id: int, device: torc
 
 
 SummonFull = Callable[[Iterable[str]], AbstractContextManager[Any]]
+"""Parameter names → a context in which they are unsharded, as `Weights.summon_full`."""
+
 AfterStep = Callable[[int, int, SummonFull], None]
+"""Called with (steps done, steps in all, `SummonFull`): see `Training.after_step`."""
 
 
 @dataclass
@@ -156,9 +159,9 @@ class Training:
     title: str = "train"
     trackers_folder: Path | None = None
     after_step: AfterStep | None = None
-    """Called with (steps done, total, whole) after each step, before masks are applied; may change
-    them. Inside of `whole(names)` these weights are whole, and the same on every rank; to change
-    them there is in vain. It must give the same on every rank."""
+    """Called after each step, before masks are applied; it may change the masks, in the same way on
+    every rank. Inside of `summon_full(names)` it can read the unsharded weights, which are the same
+    on every rank; changes to them are lost."""
     forward_weights: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered while losses and gradients are computed, also for the validation loss: it may give
     the model other values meanwhile, and must give it back its own."""
@@ -205,7 +208,7 @@ class Training:
 
     @property
     def total_steps(self) -> int:
-        total = self.steps_per_epoch * self.settings.passes
+        total = self.steps_per_epoch * self.settings.capped_epochs
         return total if self.settings.max_steps is None else min(total, self.settings.max_steps)
 
     def _prepare_training(self) -> None:
@@ -262,7 +265,9 @@ class Training:
             history.samples += len(batch)
             history.seconds += time.monotonic() - started
             pace = f"{history.samples / history.seconds:.1f}/s"
-            bar.advance(epoch=f"{epoch + 1}/{settings.passes}", loss=f"{loss:.3f}", rows=pace)
+            bar.advance(
+                epoch=f"{epoch + 1}/{settings.capped_epochs}", loss=f"{loss:.3f}", rows=pace
+            )
             if settings.trackers:
                 self.accelerator.log({"loss": loss}, step=history.step)
             if history.step == total:
@@ -313,7 +318,7 @@ class Training:
             what = f"the loss is {mean:.3f} and its gradient is 0 everywhere"
             self._stop_early(history, what, rate)
         if self.after_step is not None:
-            self.after_step(history.step + 1, total, self.weights.whole)
+            self.after_step(history.step + 1, total, self.weights.summon_full)
         self.weights.apply_masks(self.masks)
         return mean, due
 

@@ -148,8 +148,8 @@ class Weights:
         for name, mask in masks.items():
             apply_mask(self.local_shard(name), self._take_shard(name, mask))
 
-    def whole(self, names: Iterable[str]) -> AbstractContextManager[Any]:
-        """Inside, these parameters of the model are whole, to be read; changes may be lost."""
+    def summon_full(self, names: Iterable[str]) -> AbstractContextManager[Any]:
+        """Unshard these parameters inside the context, for reading; changes may be lost."""
         return nullcontext()
 
     def not_finite(self, name: str) -> int:
@@ -292,7 +292,7 @@ class FullyShardedWeights(Weights):
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     @contextmanager
-    def whole(self, names: Iterable[str]) -> Iterator[None]:
+    def summon_full(self, names: Iterable[str]) -> Iterator[None]:
         sharded = {id(p): p for p in map(self.get_parameter, names)}
         whole = {key: nn.Parameter(_gather_full(p.detach())) for key, p in sharded.items()}
         set_parameters(self.model, self.model, whole)

@@ -117,8 +117,8 @@ def sources(count: int = 10) -> list[list[int]]:
 
 def assert_same_tokens(model: Model, checkpoint: Checkpoint) -> None:
     """At every limit what torch gives, cut off where that is; different tokens in each row."""
-    expected = TorchModel(checkpoint).sweep(sources(), max_lengths=LIMITS)
-    swept = model.sweep(sources(), max_lengths=LIMITS)
+    expected = TorchModel(checkpoint).generate_each_limit(sources(), max_lengths=LIMITS)
+    swept = model.generate_each_limit(sources(), max_lengths=LIMITS)
     rows = {tuple(row) for row in expected[24].tokens}
     assert len(rows) > 3 and len({token for row in rows for token in row}) > 4, "too alike to tell"
     for limit in LIMITS:

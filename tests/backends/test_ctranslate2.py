@@ -65,7 +65,7 @@ def test_a_marian_may_have_its_pad_anywhere_and_start_with_any_token(tmp_path) -
     model.model.lm_head.weight.data[-1] *= 3  # the last token is written like any other
     expected = decode_sweep(model.model, sources(), max_lengths=[12])[12].tokens
     assert any(len(model.tokenizer) - 1 in row for row in expected)  # type: ignore[arg-type]
-    swept = exported(model, tmp_path / "model").sweep(sources(), max_lengths=[12])
+    swept = exported(model, tmp_path / "model").generate_each_limit(sources(), max_lengths=[12])
     assert swept[12].tokens == expected
 
 

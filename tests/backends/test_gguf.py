@@ -76,7 +76,9 @@ def test_tokens_are_those_of_transformers_at_every_limit(values, tmp_path) -> No
 def test_beams_are_those_of_transformers(tmp_path) -> None:
     model = build_large("t5")
     expected = decode_sweep(model.model, sources(), max_lengths=[12], num_beams=3)
-    got = exported(model, tmp_path / "model").sweep(sources(), max_lengths=[12], num_beams=3)
+    got = exported(model, tmp_path / "model").generate_each_limit(
+        sources(), max_lengths=[12], num_beams=3
+    )
     assert got[12].tokens == expected[12].tokens
 
 

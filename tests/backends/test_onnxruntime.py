@@ -130,7 +130,9 @@ def configured(folder: Path, into: Path, **settings: Any) -> OnnxModel:
 
 
 def written_rows(model: OnnxModel, beams: int, limit: int, rows: Any = None) -> list[list[int]]:
-    return model.sweep(rows or texts(), max_lengths=[limit], num_beams=beams)[limit].tokens
+    return model.generate_each_limit(rows or texts(), max_lengths=[limit], num_beams=beams)[
+        limit
+    ].tokens
 
 
 def expected(checkpoint: Checkpoint, beams: int, limit: int, **settings: Any) -> list[list[int]]:
@@ -215,11 +217,11 @@ def test_min_length_wins_over_the_generation_config(bart: Written, tmp_path: Pat
     """Over both of its settings there; and the shortest limits, and no rows."""
     checkpoint, folder = bart
     model = configured(folder, tmp_path / "a", min_new_tokens=3)
-    swept = model.sweep(texts(), max_lengths=[1, 14], min_length=9)
+    swept = model.generate_each_limit(texts(), max_lengths=[1, 14], min_length=9)
     assert swept[14].tokens == expected(checkpoint, 1, 14, min_length=9)
     assert swept[14].tokens != expected(checkpoint, 1, 14, min_new_tokens=3)
     assert swept[1].tokens == [[]] * 12
-    assert model.sweep([], max_lengths=[9])[9].tokens == []
+    assert model.generate_each_limit([], max_lengths=[9])[9].tokens == []
 
 
 def test_settings_that_are_not_offered_are_named(bart: Written, tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_a_classifiers_logits_are_torchs(tmp_path: Path) -> None:
     assert np.ptp(wanted, axis=0).min() > 0.05  # else any rows would do
     assert np.allclose(logits, np.stack(wanted), rtol=0, atol=1e-5)
     with pytest.raises(StageError, match="only an encoder-decoder is decoded"):
-        model.sweep(sources, max_lengths=[4])
+        model.generate_each_limit(sources, max_lengths=[4])
 
 
 def rows_of_a_class() -> list[list[int]]:
@@ -343,7 +345,7 @@ def test_running_imports_no_torch(bart: Written) -> None:
         "import sys, json; from pathlib import Path\n"
         "from compressor.backends.onnx.runtime import OnnxModel\n"
         f"model = OnnxModel(Path({str(folder)!r}), 1)\n"
-        f"swept = model.sweep({texts()!r}, max_lengths=[9], num_beams=2)\n"
+        f"swept = model.generate_each_limit({texts()!r}, max_lengths=[9], num_beams=2)\n"
         "print(json.dumps(swept[9].tokens))\n"
         "print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
     )

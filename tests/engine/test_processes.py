@@ -252,7 +252,9 @@ def test_a_machine_with_another_plan_says_so(plan_on, monkeypatch) -> None:
 def test_a_machine_that_came_and_went_is_noted(plan_on) -> None:
     """While it is there nothing is; where it comes again that is taken back."""
     planned, store, started = plan_on(0)
-    lock = store.folder / "locks" / f"{MACHINE_LOCKS}{started.address}-{started.port}.1.lock"
+    lock = (
+        store.folder / "locks" / f"{MACHINE_LOCKS}{started.main_address}-{started.main_port}.1.lock"
+    )
     with lead(planned, store, started, print) as session:
         assert session is not None
         seen = []

@@ -133,7 +133,7 @@ def decode_sweep(
 ) -> dict[int, GenerationOutput]:
     """Decode with torch at each limit."""
     checkpoint = Checkpoint(model, None, "seq2seq_lm")
-    return TorchModel(checkpoint).sweep(sources, max_lengths=max_lengths, **options)
+    return TorchModel(checkpoint).generate_each_limit(sources, max_lengths=max_lengths, **options)
 
 
 def generate_rows(

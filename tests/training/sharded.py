@@ -111,7 +111,7 @@ def gradual(where: Path, scheme: Scheme) -> Result:
     model = start("t5")
     amounts = {"encoder": {"feed_forward": 0.5}, "decoder": {"self_attention": 0.4}, "lm_head": 0.3}
     prune = GradualPruning(amounts=amounts, end=0.7, times=3)
-    return model, train(model, where, scheme, STILL, after_step=prune.schedule(model, 0))
+    return model, train(model, where, scheme, STILL, after_step=prune.make_callback(model, 0))
 
 
 def masked(where: Path, scheme: Scheme) -> Result:

@@ -16,12 +16,12 @@ def test_checked_in_configs_mean_what_they_say() -> None:
     assert list(configs) == ["ddp", "fsdp2", "several_machines"]
     assert read_processes(Launch(num_processes=3)) == Processes(3)
     fsdp2 = read_processes(Launch(config_file="fsdp2", num_processes=4))
-    assert (fsdp2.count, fsdp2.local_count, fsdp2.is_distributed) == (4, 4, True)
+    assert (fsdp2.world_size, fsdp2.count_per_machine, fsdp2.is_distributed) == (4, 4, True)
     assert fsdp2.scheme == Scheme(kind="fsdp2", reshard_after_forward=True)
     assert read_processes(Launch(config_file="ddp")).scheme.kind == "ddp"
     two = read_processes(Launch(config_file=str(configs["several_machines"])))
-    assert (two.count, two.local_count, two.machines, two.machine) == (2, 1, 2, 0)
-    assert (two.address, two.port) == ("127.0.0.1", 29500)
+    assert (two.world_size, two.count_per_machine, two.machines, two.machine_rank) == (2, 1, 2, 0)
+    assert (two.main_address, two.main_port) == ("127.0.0.1", 29500)
     assert find_recipes_folder() in configs["ddp"].parents
 
 

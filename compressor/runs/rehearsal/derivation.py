@@ -89,8 +89,8 @@ def _shrink_stages(
         planning = Planning(
             facts=facts[node.model],
             data=data,
-            problem=lambda path, message: problems.append(f"{path}: {message}"),
-            unreached=lambda *_: None,
+            report=lambda path, message: problems.append(f"{path}: {message}"),
+            report_unreached=lambda *_: None,
             backend="torch" if node.model is None else plan.node(node.model).backend,
             others={role: facts[other] for role, other in node.artifacts.items()},
         )
