@@ -24,13 +24,13 @@ EXPORT = "compressor.json"
 
 
 class Model:
-    """A loaded model. Rows are token ids, the end token included."""
+    """A loaded model of any backend. A row is a list of token ids, the end token included."""
 
     backend: BackendName
     device: str = "cpu"
-    """Where it is computed: "cpu", "cuda:0"."""
+    """The device it runs on, such as "cpu" or "cuda:0"."""
     tokenizer: Any = None
-    """What `compressor.data.examples` takes, or None for a model without one."""
+    """A tokenizer that `compressor.data.examples` takes; None for a model without one."""
     generation_config: Mapping[str, Any] = MappingProxyType({})
 
     def generate_each_limit(
@@ -42,7 +42,7 @@ class Model:
         min_length: int = 0,
         progress: Report = ignore,
     ) -> dict[int, GenerationOutput]:
-        """Decode at each of `max_lengths`; greedily, for the price of the longest alone.
+        """Generate under each of `max_lengths`; if greedy, at the cost of the longest alone.
 
         Lengths count the decoder start token. `min_length` 0 leaves it, like all else but beams,
         to the generation config. `progress` gets the number of rows just done. Raises ValueError

@@ -164,7 +164,7 @@ def list_support() -> list[tuple[str, str, list[bool]]]:
 
 
 class TextSettings(BaseModel):
-    """The texts that a model reads, and what it makes of them."""
+    """The settings by which a model's texts are read, and what it predicts from them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

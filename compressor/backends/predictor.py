@@ -1,4 +1,4 @@
-"""The models that `compressor.load` gives: of any backend, taking texts."""
+"""The predictor that `compressor.load` returns: a model of any backend, from texts to answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compressor.backends.base import EXPORT, Model
 from compressor.backends.formats import ExportInfo, TextSettings
 from compressor.backends.generation_config import BackendName
 from compressor.backends.open import open_export
-from compressor.core.errors import StageError
+from compressor.core.errors import StageError, first_line
 from compressor.data.examples import tokenize_sources
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """A model with what it needs to read texts as it did when it was scored."""
+    """A model of any backend with the settings by which its texts were read when it was scored."""
 
-    def __init__(self, model: Model, about: TextSettings) -> None:
-        self._model, self.about = model, about
+    def __init__(self, model: Model, text_settings: TextSettings) -> None:
+        self._model, self.text_settings = model, text_settings
 
     @property
     def backend(self) -> BackendName:
-        """What runs it."""
+        """The library that runs the model, such as "torch" or "onnxruntime"."""
         return self._model.backend
 
     def summarize(
@@ -42,30 +42,30 @@ class Predictor:
     ) -> list[str]:
         """Summarize each text.
 
-        `max_length` (tokens, the start token included; default: that of the targets it was trained
-        on) and `min_length` as in transformers; `num_beams` 1 is greedy. A text longer than the
-        model reads is cut as the recipe's data says. Raises StageError for a classifier.
+        `max_length` and `min_length` count tokens as in transformers, the start token included;
+        `max_length` None is the recipe's `data.max_target_length`. `num_beams` 1 is greedy. A text
+        longer than the recipe's limit is cut as its data says. Raises StageError for a classifier.
         """
-        decoded = self.decode(
+        output = self.generate(
             texts, max_length=max_length, min_length=min_length, num_beams=num_beams
         )
-        return self.texts(decoded.tokens)
+        return self.decode(output.tokens)
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """Give the probability in [0, 1] of each label, for each text.
+        """Compute, for each text, the probability in [0, 1] of each label.
 
-        Of several labels that a text can have, each has its own; of labels of which a text has one,
-        they add up to 1. Raises StageError for a model that gives no labels.
+        They add up to 1 where a text has exactly one label (task single_label), and are independent
+        where it can have several (multi_label). Raises StageError for a model without labels.
         """
         from compressor.backends.outputs import compute_probabilities
 
         self._require_head("sequence_classification", "a classifier")
-        logits = self._model.logits(self.read(texts))
-        names = self.about.labels or tuple(f"label {i}" for i in range(logits.shape[1]))
-        rows = compute_probabilities(logits, self.about.task)
+        logits = self._model.logits(self.tokenize(texts))
+        names = self.text_settings.labels or tuple(f"label {i}" for i in range(logits.shape[1]))
+        rows = compute_probabilities(logits, self.text_settings.task)
         return [dict(zip(names, map(float, row), strict=True)) for row in rows]
 
-    def decode(
+    def generate(
         self,
         texts: Sequence[str],
         *,
@@ -73,65 +73,66 @@ class Predictor:
         min_length: int = 0,
         num_beams: int = 1,
     ) -> GenerationOutput:
-        """Generate what `summarize` turns to text: token ids, and which rows the limit cut off."""
+        """Generate token ids, and tell which rows the limit cut off; arguments as `summarize`."""
         self._require_head("seq2seq_lm", "an encoder-decoder")
-        limit = self.about.max_target_length if max_length is None else max_length
+        limit = self.text_settings.max_target_length if max_length is None else max_length
         if limit < 1 or num_beams < 1:
             raise ValueError(f"expected at least 1, got max_length {limit}, num_beams {num_beams}")
-        sources = self.read(texts)
-        return self._model.generate_each_limit(
-            sources, max_lengths=[limit], num_beams=num_beams, min_length=min_length
-        )[limit]
+        outputs = self._model.generate_each_limit(
+            self.tokenize(texts), max_lengths=[limit], num_beams=num_beams, min_length=min_length
+        )
+        return outputs[limit]
 
-    def texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """Decode rows of token ids to texts, without special tokens."""
         return list(self._model.tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Compute a classifier's logits [texts, labels]; of another head, outputs at one token."""
-        return self._model.logits(self.read(texts))
+        """Compute a classifier's logits, of shape (texts, labels); see `Model.logits`."""
+        return self._model.logits(self.tokenize(texts))
 
-    def read(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize texts as the model reads them."""
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize texts with the prefix, cut to the source limit: one list of token ids a text."""
         if self._model.tokenizer is None:
             raise StageError("the model has no tokenizer, and reads no texts")
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, got one text")
-        return tokenize_sources(texts, self._model.tokenizer, self.about)[:]
+        return list(tokenize_sources(texts, self._model.tokenizer, self.text_settings))
 
-    def _require_head(self, head: str, kind: str) -> None:
-        if self.about.head != head:
-            raise StageError(f"expected {kind}; this model has the head {self.about.head!r}")
+    def _require_head(self, head: str, expected: str) -> None:
+        if self.text_settings.head != head:
+            raise StageError(
+                f"expected {expected}; this model has the head {self.text_settings.head!r}"
+            )
 
 
-def load_predictor(place: Path, *, threads: int | None = None) -> Predictor:
-    """Load the model of an exported directory, a stage's folder or a run: see `compressor.load`."""
-    place = place.absolute()  # not resolved: a run's stages are links
+def load_predictor(path: Path, *, threads: int | None = None) -> Predictor:
+    """Load the model in the folder of an export, a stage or a run: see `compressor.load`."""
+    path = path.absolute()  # not resolved, since a run's stages are links into the store
     try:
-        for folder in (place, place / "model"):
+        for folder in (path, path / "model"):
             if (folder / EXPORT).is_file():
                 info = ExportInfo.load(folder)
                 return Predictor(open_export(folder, info, threads=threads), info)
-        return _load_stage(place, threads)
+        return _load_checkpoint(path, threads)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StageError(f"cannot load the model in {place}: {reason}") from error
+        raise StageError(f"cannot load the model in {path}: {first_line(error)}") from error
 
 
-def _load_stage(place: Path, threads: int | None) -> Predictor:
-    """Load a model that a stage gives to the next; the run's recipe says how texts are read."""
+def _load_checkpoint(path: Path, threads: int | None) -> Predictor:
+    """Load the checkpoint of a stage, or a run's last; the run's recipe says how texts are read."""
     from compressor.models.checkpoint import Checkpoint
     from compressor.models.loading import CHECKPOINT_JSON
 
-    stages = [place]
-    recipe = place.parent.parent / "recipe.yaml"
-    if (place / "recipe.yaml").is_file():
-        recipe = place / "recipe.yaml"
-        stages = sorted((place / "stages").iterdir(), reverse=True)
+    stages = [path]
+    recipe = path.parent.parent / "recipe.yaml"
+    if (path / "recipe.yaml").is_file():
+        recipe = path / "recipe.yaml"
+        stages = sorted((path / "stages").iterdir(), reverse=True)
     folder = next((stage for stage in stages if (stage / CHECKPOINT_JSON).is_file()), None)
     if folder is None or not recipe.is_file():
         raise StageError(
-            f"{place} has no model: expected a run's folder, one of its `stages/…`, or a directory "
+            f"{path} has no model: expected a run's folder, one of its `stages/…`, or a directory "
             "that `export` wrote"
         )
     import yaml
@@ -144,5 +145,5 @@ def _load_stage(place: Path, threads: int | None) -> Predictor:
     data = TypeAdapter(Data).validate_python(values["data"])
     head = json.loads((folder / CHECKPOINT_JSON).read_text(encoding="utf-8"))["head"]
     model = TorchModel(Checkpoint.load(folder), threads=threads)
-    about = TextSettings.of(data, head=head, model_type=model.checkpoint.model.config.model_type)
-    return Predictor(model, about)
+    model_type = model.checkpoint.model.config.model_type
+    return Predictor(model, TextSettings.of(data, head=head, model_type=model_type))

@@ -1,4 +1,4 @@
-"""Commands about the store: `gc` and `doctor`."""
+"""The commands `gc` and `doctor`, which clean and check the store."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ def collect_garbage(
         str | None,
         Option(
             metavar="AGE",
-            help="only what was made, and last used by a run, longer ago: 90m, 12h, 30d, 8w",
+            help="only what was made, and last used by a run, before that: 90m, 12h, 30d, 8w",
         ),
     ] = None,
     max_size: Annotated[
         str | None,
         Option(
             metavar="SIZE",
-            help="the longest unused first, until the store is at most so large: 500MB, 20GB",
+            help="only until the store is this small, the longest unused first: 500MB, 20GB",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, Option("--dry-run", help="list what would go; remove nothing")
+        bool, Option("--dry-run", help="list what would be removed, and remove nothing")
     ] = False,
     outputs: Outputs = OUTPUTS,
     as_json: AsJson = False,
 ) -> int:
-    """Remove what no run uses from the store.
+    """Remove from the store what no run uses.
 
-    That is what no run or sweep under the outputs names, and what killed runs left. What a run
-    names, or a process uses, stays: to free more, delete run folders first. Exit code 1 where
-    something could not be removed.
+    That is whatever no run or sweep under the outputs refers to, and what killed runs left behind.
+    To free more, delete run folders first. Exit code 1 if something could not be removed.
     """
     from compressor.cli import store_printing
     from compressor.core.files import expand_home
@@ -60,18 +59,20 @@ def collect_garbage(
 
 def check_store(
     *,
-    quick: Annotated[bool, Option("--quick", help="sizes of files alone, not contents")] = False,
+    quick: Annotated[
+        bool, Option("--quick", help="check only the sizes of files, not their contents")
+    ] = False,
     repair: Annotated[
         bool,
-        Option("--repair", help="set damaged artifacts aside; the next run makes them again"),
+        Option("--repair", help="set damaged artifacts aside, for the next run to make again"),
     ] = False,
     outputs: Outputs = OUTPUTS,
     as_json: AsJson = False,
 ) -> int:
-    """Check the store, this machine and what is installed.
+    """Check the store, this machine and the installed packages.
 
-    That is every artifact against its checksums, what killed runs left, links of runs, disks,
-    versions and devices. Exit code 1 where something is broken.
+    It checks every artifact against its checksums, and looks at what killed runs left behind, the
+    links in run folders, disks, versions and devices. Exit code 1 if something is broken.
     """
     from rich.progress import Progress
 
@@ -83,13 +84,13 @@ def check_store(
     folder, console = expand_home(outputs), open_console(stderr=True)
     bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     with sigterm_as_keyboard_interrupt(), bar:
-        move = partial(bar.update, bar.add_task("artifacts"))
+        update = partial(bar.update, bar.add_task("artifacts"))
         findings = examine(
             Store.of(str(folder)),
             folder,
             quick=quick,
             repair=repair,
-            advance=lambda done, total: move(completed=done, total=total),
+            advance=lambda done, total: update(completed=done, total=total),
         )
     if as_json:
         print_json([asdict(finding) for finding in findings])

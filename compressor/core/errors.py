@@ -52,6 +52,11 @@ class DamagedArtifact(Exception):
         super().__init__(f"artifact {key[:12]}: {reason}")
 
 
+def first_line(error: BaseException) -> str:
+    """Take the first line of an error's message, or its type's name if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Suggest the nearest valid name for an unknown one, or list all of them."""
     names = sorted(valid)

@@ -1,4 +1,4 @@
-"""Turn rows into token ids: what models train on and read."""
+"""Tokenize rows into examples for training and evaluation, and keep generated summaries."""
 
 from __future__ import annotations
 
@@ -22,8 +22,15 @@ if TYPE_CHECKING:
     from compressor.data.fast_tokenizer import Tokens
 
 
+PSEUDO_LABELS = "targets.jsonl"
+"""The file of a `pseudo_label` stage: one JSON object a row, the fields of `GeneratedSummary`."""
+
+ROWS_AT_ONCE = 1000
+"""Rows tokenized at once: enough for the tokenizer's threads, little enough to bound memory."""
+
+
 class SourceSettings(Protocol):
-    """The settings by which texts become ids: a recipe's data, or an exported model."""
+    """The settings by which a source is tokenized: a recipe's data, or an exported model's."""
 
     @property
     def prefix(self) -> str: ...
@@ -33,29 +40,25 @@ class SourceSettings(Protocol):
     def truncate(self) -> Truncate: ...
 
 
-ROWS_AT_ONCE = 1000
-"""Rows tokenized at once: enough for the tokenizer's threads, little enough to bound memory."""
-
-
 @dataclass(frozen=True)
 class Examples:
-    """Token ids of each row's source (with prefix) and what is learned from it.
+    """Tokenized rows: the ids of each source, prefix included, and the target to learn.
 
-    A target has token ids, ended with eos; for a classifier it is one class id, or 0 or 1 for each
+    A target is token ids that end with eos; for a classifier it is one class id, or 0 or 1 for each
     of several labels.
     """
 
     sources: Sequence[list[int]]
     targets: Sequence[list[int]]
     layout: Layout = "pairs"
-    """How rows become batches: "pairs" for an encoder-decoder, "joined" for a decoder; "class" for
-    a classifier of one class a row, "labels" for one of several labels."""
+    """How rows are collated: "pairs" for an encoder-decoder, "joined" for a decoder, "class" for a
+    classifier with one class a row, "labels" for one with several labels."""
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def lengths(self) -> list[int]:
-        """Count the tokens of each row that a model reads at once."""
+        """Count the tokens of each row's input: a decoder's is source and target joined."""
         if self.layout == "joined":
             return [len(s) + len(t) for s, t in zip(self.sources, self.targets, strict=True)]
         if isinstance(self.sources, IdRows):
@@ -63,7 +66,7 @@ class Examples:
         return [len(source) for source in self.sources]
 
     def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
-        """Collate some rows, as `collate_rows` does."""
+        """Collate the rows with these indices, as `collate_rows` does."""
         chosen = [(self.sources[row], self.targets[row]) for row in rows]
         return collate_rows(chosen, pad_id=pad_id, layout=self.layout)
 
@@ -71,23 +74,24 @@ class Examples:
 def tokenize_rows(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase, *, joined: bool = False
 ) -> Examples:
-    """Tokenize `rows`, to at most `max_source_length` and `max_target_length` with the eos.
+    """Tokenize texts and summaries, to at most `max_source_length` and `max_target_length` ids.
 
-    What is longer is cut as `data.truncate` says: see `encode_texts`.
+    The limits include the eos. Longer ones are cut as `data.truncate` says: see `encode_texts`.
 
-    `joined`: for a decoder-only model, which reads a source and goes on with the target. Then
-    both end with exactly one eos, whatever the tokenizer does by itself (the source's tells where
-    the summary begins), and only the source begins with the bos of a tokenizer that puts one.
-    Raises StageError where there is no eos.
+    `joined`: for a decoder-only model, which reads a source and continues with the target. Then
+    both end with exactly one eos, whatever the tokenizer does by itself (the source's marks where
+    the summary begins), and only the source begins with bos, if the tokenizer adds one. Raises
+    StageError for a tokenizer without eos.
     """
     eos = None
     if joined and (eos := tokenizer.eos_token_id) is None:
         raise StageError("the tokenizer has no eos token, with which a summary must end")
     sources, targets = tokenize_sources(rows.texts, tokenizer, data, eos=eos), IdRows()
-    limit, how = data.max_target_length, data.truncate
+    limit, truncate = data.max_target_length, data.truncate
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = list(rows.summaries[start : start + ROWS_AT_ONCE])
-        targets.extend(encode_texts(part, tokenizer, limit, truncate=how, target=True, eos=eos))
+        chunk = list(rows.summaries[start : start + ROWS_AT_ONCE])
+        ids = encode_texts(chunk, tokenizer, limit, truncate=truncate, target=True, eos=eos)
+        targets.extend(ids)
     return Examples(sources, targets, "joined" if joined else "pairs")
 
 
@@ -98,33 +102,31 @@ def tokenize_sources(
     *,
     eos: int | None = None,
 ) -> IdRows:
-    """Tokenize each text with the prefix, to at most `max_source_length`; ended with `eos`."""
-    ids, limit, how = IdRows(), data.max_source_length, data.truncate
+    """Tokenize prefix and text, to at most `max_source_length` ids. `eos`: as of `encode_texts`."""
+    sources, begin = IdRows(), len(data.prefix)
+    limit, truncate = data.max_source_length, data.truncate
     for start in range(0, len(texts), ROWS_AT_ONCE):
-        part = [data.prefix + text for text in texts[start : start + ROWS_AT_ONCE]]
-        begin = len(data.prefix)
-        ids.extend(encode_texts(part, tokenizer, limit, truncate=how, begin=begin, eos=eos))
-    return ids
+        chunk = [data.prefix + text for text in texts[start : start + ROWS_AT_ONCE]]
+        ids = encode_texts(chunk, tokenizer, limit, truncate=truncate, begin=begin, eos=eos)
+        sources.extend(ids)
+    return sources
 
 
 def tokenize_labelled(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase) -> Examples:
-    """Tokenize `rows`, to at most `max_source_length`, with the labels that they have."""
+    """Tokenize a classifier's rows, to at most `max_source_length` ids; targets are labels."""
     sources = tokenize_sources(rows.texts, tokenizer, data)
     return Examples(sources, rows.labels, "class" if data.task == "single_label" else "labels")
 
 
-PSEUDO_LABELS = "targets.jsonl"
-
-
 @dataclass(frozen=True)
 class GeneratedSummary:
-    """The text that a model wrote for one row."""
+    """The summary that a model generated for one row, to be learned as a pseudo-label."""
 
     summary: str
     tokens: int
     """Tokens generated, counted as `gen_len` of transformers' `run_summarization.py` is."""
     cut_off: bool
-    """True if it reached the limit without an end of sequence."""
+    """Whether it reached the length limit without an eos."""
 
     @property
     def empty(self) -> bool:
@@ -132,7 +134,7 @@ class GeneratedSummary:
 
 
 def write_pseudo_labels(path: Path, labels: Sequence[GeneratedSummary]) -> None:
-    """Write one line of JSON for each label, as UTF-8."""
+    """Write one JSON object a line, in the order of the rows, as UTF-8."""
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         for label in labels:
             stream.write(json.dumps(asdict(label), ensure_ascii=False) + "\n")
@@ -145,11 +147,14 @@ def read_pseudo_labels(path: Path) -> list[GeneratedSummary]:
 
 
 def replace_summaries(rows: Rows, labels: Sequence[GeneratedSummary]) -> Rows:
-    """Replace summaries by `labels` that are not empty. Raises StageError for other counts."""
+    """Replace the summaries of rows by `labels`, but for empty ones.
+
+    Raises StageError if there are not as many labels as rows.
+    """
     if len(labels) != len(rows):
         raise StageError(
             f"targets: {len(labels)} pseudo-labels for {len(rows)} training rows; both stages must "
             "read the same rows"
         )
-    both = zip(labels, rows.summaries, strict=True)
-    return Rows(rows.texts, [given if label.empty else label.summary for label, given in both])
+    pairs = zip(labels, rows.summaries, strict=True)
+    return Rows(rows.texts, [old if label.empty else label.summary for label, old in pairs])

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from compressor.core.errors import StageError
+from compressor.core.errors import StageError, first_line
 from compressor.core.files import hash_file
 
 LONGEST_LINE = 64_000_000
@@ -154,7 +154,7 @@ def _explain_errors(rows: Iterator[Any], path: Path, form: Format) -> Iterator[A
 
 
 def _explain_error(path: Path, form: Format, error: Exception) -> StageError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if isinstance(error, UnicodeDecodeError):
         with path.open("rb") as stream:
             other = "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "cp1252"

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator
 
-from compressor.core.errors import StageError, Unreachable, nearest
+from compressor.core.errors import StageError, Unreachable, first_line, nearest
 from compressor.core.files import expand_home
 from compressor.core.settings import Listed
 from compressor.data import hub
@@ -350,9 +350,9 @@ class Hub(SplitSource):
                 builder = self._prepare_builder(commit)
             table = builder.as_dataset(split=part)
         except OSError as error:  # what `explain_unreachable` leaves: something is not there
-            raise Unreachable(f"{what}: {_first_line(error)}") from error
+            raise Unreachable(f"{what}: {first_line(error)}") from error
         except (DatasetsError, ValueError) as error:
-            reason = _first_line(error.__cause__ or error)
+            reason = first_line(error.__cause__ or error)
             raise StageError(f"data: {self.dataset!r}: {reason}") from error
         return self._choose(self._collect(table, split, [commit, part]), split, self.dataset)
 
@@ -395,7 +395,3 @@ class Hub(SplitSource):
 
 
 Data = Annotated[Bills | Messages | Files | Hub, Field(discriminator="source")]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

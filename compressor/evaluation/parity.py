@@ -278,17 +278,17 @@ def main(folder: Path, task_file: Path, out: Path) -> None:
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     loaded = load_predictor(folder)
     told: dict[str, Any] = {"load_seconds": time.perf_counter() - started}
-    is_summarizer = loaded.about.head == "seq2seq_lm"
+    is_summarizer = loaded.text_settings.head == "seq2seq_lm"
     first = task["texts"][:1]
     if is_summarizer:
-        loaded.decode(first, max_length=task["limit"])
+        loaded.generate(first, max_length=task["limit"])
     else:
         loaded.logits(first)
     told["resident_bytes"] = psutil.Process().memory_info().rss - before
-    told |= {"read": loaded.read(task["texts"]), "tokens": None, "written": []}
+    told |= {"read": loaded.tokenize(task["texts"]), "tokens": None, "written": []}
     if is_summarizer:
-        told["tokens"] = loaded.decode(task["texts"], max_length=task["limit"]).tokens
-        told["written"] = loaded.texts(told["tokens"])
+        told["tokens"] = loaded.generate(task["texts"], max_length=task["limit"]).tokens
+        told["written"] = loaded.decode(told["tokens"])
     else:
         import numpy as np
 

@@ -1,6 +1,6 @@
-"""ROUGE with per-row scores and their uncertainty. No files, models or network here.
+"""ROUGE with per-row scores and confidence intervals. No files, models or network here.
 
-`metric.Rouge` is the same behind the interface of an `evaluate.Metric`.
+`metric.Rouge` wraps it as an `evaluate.Metric`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ if TYPE_CHECKING:
     Scores = NDArray[np.float64]
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+"""The variants that are computed, as rouge_score names them."""
 
 SCORING_PACKAGES = ("rouge_score", "nltk")
-"""The packages that do the counting."""
+"""The packages that compute the scores."""
 
 SCORE_COLUMNS = ("precision", "recall", "f1")
-"""The columns of the arrays of `score_rows`."""
+"""The columns of the arrays that `score_rows` returns."""
 
 METRIC_KEYS = tuple(f"{name}{end}" for name in ROUGE_TYPES for end in ("_precision", "_recall", ""))
-"""What `summarize_scores` calls the means; F1 goes by the bare name."""
+"""The keys of the means in a stage's metrics; that of F1 is the bare ROUGE type."""
 
 Reference = str | Sequence[str]
-"""What a row is scored by: one text, or several of which the best counts."""
+"""The reference of a row: one text, or several, of which the best match counts."""
 
 RougeTokenizer = Literal["english", "unicode"]
+"""How texts are split into words: see `RougeTokenizerSetting`."""
 
 RougeTokenizerSetting = Annotated[
     RougeTokenizer | None,
@@ -50,14 +52,14 @@ RougeTokenizerSetting = Annotated[
 ]
 
 NON_ASCII_SHARE = 0.005
-"""Share of letters that are not ASCII: Italian has 1.1 %, German 1.7 %, French 3 %; English, with
-the names and loanwords of newspapers, 0.1 %."""
+"""Share of non-ASCII letters above which references are not taken for English. Italian has 1.1 %,
+German 1.7 %, French 3 %; English, with the names and loanwords of newspapers, 0.1 %."""
 
-_NON_LETTERS = re.compile(r"[\W_]+")
+_NON_LETTERS = re.compile(r"[\W_]+")  # digits count as letters
 
 
 class _English:
-    """rouge_score's own tokenizer with the Porter stemmer, remembering stems (a third faster)."""
+    """rouge_score's own tokenizer and Porter stemmer; caching stems makes it a third faster."""
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped]  # no types
@@ -72,7 +74,7 @@ class _English:
 
 
 class _Unicode:
-    """The words of any script, as they are written."""
+    """Words of any script, not stemmed."""
 
     tokenize = staticmethod(split_words)
 
@@ -91,42 +93,42 @@ def _make_scorer(tokenizer: RougeTokenizer) -> Any:
     return RougeScorer(ROUGE_TYPES, tokenizer=_make_tokenizer(tokenizer))
 
 
-def _texts_of(reference: Reference) -> Sequence[str]:
+def _list_texts(reference: Reference) -> Sequence[str]:
     return [reference] if isinstance(reference, str) else reference
 
 
 def choose_tokenizer(references: Iterable[Reference]) -> RougeTokenizer:
     """Choose ROUGE's tokenizer for an evaluation: `english` where nearly all letters are ASCII.
 
-    Looks at the references alone, so that all models that are scored on them are scored alike.
+    It looks at the references alone, so that all models with the same references are scored alike.
     """
     total = beyond_ascii = 0
-    for text in (text for reference in references for text in _texts_of(reference)):
+    for text in (text for reference in references for text in _list_texts(reference)):
         letters = _NON_LETTERS.sub("", unicodedata.normalize("NFC", text))
         total += len(letters)
         beyond_ascii += len(letters) - len(letters.encode("ascii", "ignore"))
     expected = NON_ASCII_SHARE * total
-    # Two standard deviations more, so that one "café" in a line or two of English changes nothing.
+    # Two standard deviations more, so that one "café" in a little English changes nothing.
     return "unicode" if beyond_ascii > expected + 2 * math.sqrt(expected) else "english"
 
 
 def describe_tokenizer(
     references: Iterable[Reference], tokenizer: RougeTokenizer
 ) -> dict[str, Any]:
-    """Name the tokenizer, and count the references with text but no word (`wordless`).
+    """Make the metrics that name the tokenizer and, if any, count the `wordless` references.
 
-    Such a reference scores 0 whatever is predicted.
+    Those have text but no word that the tokenizer knows, so any prediction scores 0.
     """
     tokenize = _make_tokenizer(tokenizer).tokenize
     wordless = sum(
-        all(text.strip() and not tokenize(text) for text in _texts_of(reference))
+        all(text.strip() and not tokenize(text) for text in _list_texts(reference))
         for reference in references
     )
     return {"rouge_tokenizer": tokenizer} | ({"wordless": wordless} if wordless else {})
 
 
 def warn_of_wordless(metrics: Mapping[str, Any]) -> str | None:
-    """Say how many references no prediction can match, where `describe_tokenizer` counted any."""
+    """Explain how many references are wordless, if `describe_tokenizer` counted any."""
     if not metrics.get("wordless"):
         return None
     name, cure = metrics["rouge_tokenizer"], ""
@@ -143,13 +145,14 @@ def score_rows(
     references: Sequence[Reference],
     tokenizer: RougeTokenizer | None = None,
 ) -> dict[str, Scores]:
-    """Score each prediction against its reference; of several, each of `NAMES` takes the best F1.
+    """Score each prediction against its reference; of several, against the one with the best F1.
 
-    Returns, for each of `NAMES`, a float64 array of shape (rows, 3): precision, recall, F1, in
-    0..1. `english` words are lower-cased and stemmed (Porter), as `evaluate`'s `use_stemmer=True`
-    does; `unicode` ones are those of `split_words`; None: `choose_tokenizer` of the references.
-    rougeLsum is over sentences, found by `split_sentences` on both sides. Where either text has no
-    word, all is 0. Raises ValueError if the two differ in length.
+    Returns, for each of `ROUGE_TYPES`, a float64 array of shape (rows, 3): precision, recall, F1,
+    in 0..1. `tokenizer`: "english" words are lower-cased and stemmed (Porter), as `evaluate`'s
+    `use_stemmer=True` does; "unicode" ones are those of `split_words`; None is what
+    `choose_tokenizer` makes of the references. rougeLsum is over the sentences that
+    `split_sentences` finds in both texts. If either text has no word, its row is 0. Raises
+    ValueError if predictions and references differ in length.
     """
     import numpy as np
 
@@ -159,7 +162,7 @@ def score_rows(
     scores = {name: np.zeros((len(predictions), len(SCORE_COLUMNS))) for name in ROUGE_TYPES}
     for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         # Only rougeLsum sees the line ends; the other three take them for spaces.
-        targets = ["\n".join(split_sentences(text)) for text in _texts_of(reference)]
+        targets = ["\n".join(split_sentences(text)) for text in _list_texts(reference)]
         triples = scorer.score_multi(targets, "\n".join(split_sentences(prediction)))
         for name in ROUGE_TYPES:
             scores[name][row] = triples[name]
@@ -167,15 +170,15 @@ def score_rows(
 
 
 def compute_retention(student: float, teacher: float) -> float | None:
-    """`student / teacher`: the share of the teacher's score that is left; above 1 is better.
+    """Compute `student / teacher`: the share of the teacher's score that is left.
 
-    None where the teacher scored 0, since there was nothing to keep.
+    Above 1 the student is better. None if the teacher scored 0: there was nothing to keep.
     """
     return student / teacher if teacher else None
 
 
 def compute_closeness(student: float, teacher: float) -> float:
-    """`1 - |teacher - student|`, which "Compressing T5 models" (Ziade 2024) calls accuracy.
+    """Compute `1 - |teacher - student|`, which "Compressing T5 models" (Ziade 2024) calls accuracy.
 
     It flatters: scores lie in a narrow band near 0.3, so a difference can hardly be large. 0.30
     against a teacher's 0.38 gives 0.92 though a fifth is lost, a student that outputs nothing at
@@ -187,7 +190,7 @@ def compute_closeness(student: float, teacher: float) -> float:
 def summarize_scores(
     rows: Mapping[str, Scores], *, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Average what `score_rows` returned, ready for JSON, in 0..1 at full precision.
+    """Average what `score_rows` returned, into a dict for JSON: scores in 0..1, not rounded.
 
     `{"count": rows, "rouge1": F1, "rouge1_precision": …, "rouge1_recall": …, …,
     "intervals": {"rouge1": [low, high], …}}`; an interval is `bootstrap_interval`'s, of F1.
@@ -211,7 +214,7 @@ def score_texts(
     references: Sequence[Reference],
     tokenizer: RougeTokenizer | None = None,
 ) -> dict[str, Any]:
-    """Average `score_rows`, and name the tokenizer: what a stage's metrics have."""
+    """Score texts for a stage's metrics: means, intervals and the name of the tokenizer."""
     tokenizer = tokenizer or choose_tokenizer(references)
     summary = summarize_scores(score_rows(predictions, references, tokenizer))
     return summary | describe_tokenizer(references, tokenizer)

@@ -1,4 +1,4 @@
-"""What is known of a model from its config alone: parameters, groups, stacks, ties. No torch here.
+"""Facts of a model from its config alone: parameters, groups, layers, ties. No torch here.
 
 A plan counts parameters before any weights are loaded, and importing torch takes longer than a
 whole plan may; so each architecture declares its table of parameters, and a test holds the table
@@ -28,7 +28,7 @@ from compressor.models.structure import (
 )
 
 MOST_LAYERS, MOST_OF_ANYTHING = 1_000, 10**9
-"""What a config may say at most: planning looks at each layer, and multiplies sizes."""
+"""The largest counts that a config may have, as planning loops over layers and multiplies sizes."""
 
 HALF = ("bfloat16", "float16")
 """Floating-point types of two bytes an entry."""
@@ -40,24 +40,26 @@ _MODULES = {
     "gpt2": "gpt2",
     "llama": "llama", "qwen2": "llama", "qwen3": "llama",
 }  # fmt: skip
-"""Model type → the module that describes it. Each such module has
+"""Model type → the module that describes it, which has these constants:
 
-- `DEFAULTS`: for each model type, what a config leaves out, as transformers fills it in;
-- `ALIASES`: other names that transformers takes for some of these keys (they win over them);
-- `HEADS`: what can stand on the body (see `stages.load.Load.head`);
-- `WIDTHS`: which keys of a config are widths, as `Widths` says;
-- `stacks(config)`: stack → `Stack`; `groups(config)`: group path → names of its weights;
-- `parameters(config, untied_head=…)`: name → shape of every distinct parameter;
-- `ties(config)`: name of a parameter → the name it goes by where the two are one tensor;
-- `heads(config)`, `feed_forward(config)`, `vocabulary(config)`: its `Units`;
-- `channels(config, shapes)`, where any are: the `Channels` that `smooth` can rescale;
-- `ONLY`, where any are: key of a config → (the only value that is computed, why);
-- `reserved_positions(config)`, where any are: positions of the table that no token has;
-- `TOKENS`, where any are: model type → the token ids that transformers fills in for a config;
-- `linear(config, shapes)`: the parameters that are the weight of an `nn.Linear` (GPT-2's `Conv1D`
-  is none), which are those that integer products can be made with.
+- `DEFAULTS`: model type → the values that transformers fills into a config that lacks them;
+- `ALIASES`: another name that transformers takes (and prefers) for a key → the key;
+- `HEADS`: the heads that the body can have (see `stages.load.Load.head`);
+- `WIDTHS`: which keys of a config are widths (see `Widths`);
+- `ONLY` (optional): key of a config → (the only supported value, the reason);
+- `TOKENS` (optional): model type → the special token ids that transformers fills into a config;
 
-`config` always has every key of `DEFAULTS`, and `head`.
+and these functions of a `config` that has every key of `DEFAULTS` and `head`:
+
+- `stacks`: name → `Stack`, the layers of the encoder and of the decoder;
+- `groups`: pruning group, such as `encoder.feed_forward` → the names of its weights;
+- `parameters` (`untied_head`: None is as the config says): name → shape of every distinct tensor;
+- `ties`: a parameter that shares its tensor with another → the name under which that is counted;
+- `linear` (of the shapes too): the weights of `nn.Linear` layers, the only ones that integer
+  products can be made with; GPT-2's `Conv1D` are none;
+- `heads`, `feed_forward`, `vocabulary`: the `Units` of that kind that can be removed from a model;
+- `channels` (optional, of the shapes too): the `Channels` that `smooth` can rescale;
+- `reserved_positions` (optional): the number of position embeddings that no token uses.
 """
 
 
@@ -84,13 +86,13 @@ class Facts:
     int4: frozenset[str] = frozenset()
     """Names of the weights that are stored as int4 with one bfloat16 scale a group."""
     group_size: int = 0
-    """Columns of such a group."""
+    """Columns of a weight in `int4` that share a scale."""
     exact_size: bool = True
     """False where `shapes` are only an upper bound: the rows decide how many tokens go."""
     slow_tokenizer: bool = False
-    """Whether the model's tokenizer has no fast twin, as Marian's own."""
+    """Whether the model's tokenizer has no fast version, as Marian's."""
     generation: Mapping[str, Any] = field(default_factory=dict)
-    """The generation config that the model came with, and what the recipe sets of it."""
+    """The model's generation config, with what the recipe sets in it."""
 
     @property
     def _architecture(self) -> ModuleType:
@@ -103,19 +105,19 @@ class Facts:
 
     @property
     def nonzero_ratio(self) -> float:
-        """Entries that no mask zeroes / all parameters."""
+        """The share of parameters that no mask sets to zero."""
         return (self.parameters - sum(count for _, count in self.masked)) / self.parameters
 
     @property
     def bytes(self) -> int:
-        """Size of the weights in bytes: those of entries and scales."""
+        """Size of the stored weights, scales included."""
         return sum(map(self.tensor_bytes, self.shapes))
 
     def tensor_bytes(self, name: str) -> int:
-        """Count the bytes of a tensor, scales included.
+        """Count the bytes of a stored tensor, scales included.
 
-        4 an entry, or 2; 1 and a 4-byte scale a row, or a 2-byte one a block, where int8; ½ and 2 a
-        group where int4.
+        An entry has 4 bytes, or 2 in half precision. In int8 it has 1, and a row has a scale of 4
+        (or a block one of 2); in int4 it has ½, and a group has a scale of 2.
         """
         shape = self.shapes[name]
         entries = math.prod(shape)
@@ -129,7 +131,7 @@ class Facts:
 
     @property
     def quantized_kind(self) -> str:
-        """What messages call a model that no stage can change any more; "" where it is float32."""
+        """What messages call a quantized model, such as "an int8 model"; "" for a float32 one."""
         if self.weights == "float32":
             return ""
         return f"{'an' if self.weights.startswith('int') else 'a'} {self.weights} model"
@@ -198,7 +200,7 @@ class Facts:
         return names
 
     def word_embeddings(self) -> set[str]:
-        """Name the tables that words are looked up in. Of two vocabularies none is known."""
+        """Name the word embeddings; none for a model with two vocabularies."""
         rows = {name for units in self.list_units("vocabulary") for name in units.matrices}
         return rows & self.shapes.keys() - self.list_ties().keys()
 
@@ -244,16 +246,16 @@ class Facts:
         return replace(shorter, config=config, shapes=shapes, **shorter._masked_after(names))
 
     def list_units(self, kind: UnitKind) -> tuple[Units, ...]:
-        """List what an architecture declares of a kind."""
+        """List the removable units of a kind: attention heads, neurons or tokens."""
         return tuple(getattr(self._architecture, kind)(self.config))
 
     def list_channels(self) -> tuple[Channels, ...]:
-        """List those that an architecture declares; nothing where it declares none."""
+        """List the channels that `smooth` can rescale, if the architecture has any."""
         declare = getattr(self._architecture, "channels", None)
         return () if declare is None else tuple(declare(self.config, self.shapes))
 
     def resize(self, units: Iterable[Units], width: int) -> Facts:
-        """Give the facts after `width` units of each of `units` stay.
+        """Give the facts after cutting each of `units` to `width` of them.
 
         The ratio of a pruned tensor is an estimate from then on: which zeros go is not known.
         """
@@ -284,18 +286,18 @@ def load_architecture(model_type: str) -> ModuleType:
 
 
 def model_types(head: str) -> list[str]:
-    """List the model types on which such a head can stand."""
+    """List the model types that can have this head."""
     return [name for name in _MODULES if head in load_architecture(name).HEADS]
 
 
 def _list_count_keys(model_type: str) -> set[str]:
-    """List the keys of a config that say how many there are of something."""
+    """List the keys of a config that are counts: those whose default is an integer or None."""
     defaults = load_architecture(model_type).DEFAULTS[model_type]
     return {key for key, value in defaults.items() if value is None or type(value) is int}
 
 
 def with_whole_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn 3.0 layers into 3, as everywhere in a recipe; all else stays as it is."""
+    """Turn the counts of a config that are written as floats into integers: 3.0 layers into 3."""
     model_type = str(config.get("model_type", ""))
     if model_type not in _MODULES:  # which planning reports
         return dict(config)

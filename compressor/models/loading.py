@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
-from compressor.core.errors import StageError
+from compressor.core.errors import StageError, first_line
 from compressor.models.block import put_blocks
 from compressor.models.block_config import BLOCKS_FILE
 from compressor.models.facts import HALF, load_architecture
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Head = Literal["seq2seq_lm", "causal_lm", "sequence_classification", "none"]
 
 WEIGHTS, MASKS, CHECKPOINT_JSON = "model.safetensors", "masks.safetensors", "checkpoint.json"
+"""The files of a saved `Checkpoint`; `checkpoint.json` has its head and its quantization."""
 
 AUTO_CLASSES = {
     "seq2seq_lm": AutoModelForSeq2SeqLM,
@@ -43,6 +44,7 @@ AUTO_CLASSES = {
     "sequence_classification": AutoModelForSequenceClassification,
     "none": AutoModel,
 }
+"""Head → the transformers class that loads a model with it."""
 
 CLASS_NAMES: dict[Head, Mapping[str, str]] = {
     "seq2seq_lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -50,28 +52,28 @@ CLASS_NAMES: dict[Head, Mapping[str, str]] = {
     "sequence_classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "none": modeling_auto.MODEL_MAPPING_NAMES,
 }
-"""Head → model type → the class that `AUTO_CLASSES` takes."""
+"""Head → model type → the class that `AUTO_CLASSES` picks, as a config's `architectures` has it."""
 
 FRESH_HEADS = ("classifier", "pre_classifier", "score", "bert.pooler")
-"""How the names begin of what a classifier has and a pretrained body may lack."""
+"""Prefixes of the parameters that a classifier has and a pretrained body may lack."""
 
 
 def drop_tied_duplicates(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give a state dict with each tied tensor once, under the first of its names."""
-    first: dict[Any, tuple[str, Tensor]] = {}
+    """Keep each tied tensor of a state dict once, under the first of its names."""
+    unique: dict[Any, tuple[str, Tensor]] = {}
     for name, tensor in state.items():
         identity = (tensor.data_ptr(), tensor.numel()) if tensor.numel() else name
-        first.setdefault(identity, (name, tensor))
-    return dict(first.values())
+        unique.setdefault(identity, (name, tensor))
+    return dict(unique.values())
 
 
 def build_model(
     config: PretrainedConfig, head: Head, *, untied_head: bool = False
 ) -> PreTrainedModel:
-    """Build a float32 model with fresh weights and the blocks that the config names.
+    """Build a float32 model with random weights and the blocks that the config names.
 
-    `untied_head`: its head is a tensor of its own. transformers 5 ties T5's whatever the config
-    says; other models' it unties by itself.
+    `untied_head`: `lm_head` is not the embedding's tensor. transformers 5 ties T5's whatever the
+    config says; of other models it follows the config.
     """
     model: PreTrainedModel = AUTO_CLASSES[head].from_config(config, dtype=torch.float32)
     for stack in list_stacks(config, head).values():
@@ -82,14 +84,16 @@ def build_model(
 
 
 def build_fresh(values: Mapping[str, Any], head: Head) -> PreTrainedModel:
-    """Build a model with fresh weights from a config's values, `model_type` among them."""
+    """Build a model with random weights from a config's values, `model_type` among them."""
     values = dict(values)
     if head == "seq2seq_lm":
         values.setdefault("decoder_start_token_id", values.get("pad_token_id", 0))
     config = AutoConfig.for_model(**values)
     config._attn_implementation = None  # as in `load_config`
     if getattr(config, "forced_eos_token_id", None) and "forced_eos_token_id" not in values:
-        config.forced_eos_token_id = config.eos_token_id  # BART's is its own tokenizer's
+        config.forced_eos_token_id = (
+            config.eos_token_id
+        )  # BART's default is the eos of its own tokenizer
     return build_model(config, head, untied_head=values.get("tie_word_embeddings") is False)
 
 
@@ -101,10 +105,10 @@ def list_stacks(config: PretrainedConfig, head: Head) -> dict[str, Stack]:
 
 
 def untie_head(model: PreTrainedModel) -> None:
-    """Give `lm_head` a fresh weight of its own."""
-    fresh = torch.empty_like(model.lm_head.weight)
-    nn.init.normal_(fresh, std=model.config.hidden_size**-0.5)
-    model.lm_head.weight = nn.Parameter(fresh)
+    """Give `lm_head` a random weight of its own."""
+    weight = torch.empty_like(model.lm_head.weight)
+    nn.init.normal_(weight, std=model.config.hidden_size**-0.5)
+    model.lm_head.weight = nn.Parameter(weight)
 
 
 def has_untied_head(model: PreTrainedModel) -> bool | None:
@@ -118,7 +122,7 @@ def has_untied_head(model: PreTrainedModel) -> bool | None:
 
 
 def find_weights_file(folder: Path) -> Path:
-    """Find the file of a model directory that has its weights."""
+    """Find the safetensors file of a checkpoint, which a model with blocks calls otherwise."""
     return folder / (BLOCKS_FILE if (folder / BLOCKS_FILE).is_file() else WEIGHTS)
 
 
@@ -133,10 +137,13 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """Load a model as `from_pretrained` does, but refuse tensors that do not fit the config.
 
-    In float32, or in `dtype`; "auto" is that of the file. Only tensors are read: safetensors where
-    there are any, else a `.bin` with `weights_only`.
-    `config` has values that come instead of the folder's; for another number of labels in it, a
-    classifier's head is drawn anew. `generation` comes instead of the folder's.
+    Only tensors are read: from safetensors if there are any, else from a `.bin` with
+    `weights_only`. Raises StageError if the model cannot be loaded.
+
+    config: values that replace those of the folder's config; if they change the number of labels,
+        a classifier's head is initialized anew.
+    generation: replaces the folder's generation config.
+    dtype: of the loaded weights; "auto" is the file's.
     """
     if (folder / BLOCKS_FILE).is_file():
         model = _load_with_blocks(folder, head, config or {}, dtype)
@@ -144,9 +151,12 @@ def load_pretrained(
             model.generation_config = generation
         return model
     try:
-        other = dict(config or {}) if trust_remote_code else {"config": load_config(folder, config)}
+        # Only without code of its own can a config be loaded first, and made safe.
+        options = (
+            dict(config or {}) if trust_remote_code else {"config": load_config(folder, config)}
+        )
         if generation is not None:
-            other["generation_config"] = generation
+            options["generation_config"] = generation
         model, info = AUTO_CLASSES[head].from_pretrained(
             folder,
             dtype=dtype,
@@ -155,36 +165,41 @@ def load_pretrained(
             weights_only=True,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=bool(config),
-            **other,
+            **options,
         )
     except (SafetensorError, UnpicklingError, OSError, ValueError, RuntimeError) as error:
-        raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    fresh = FRESH_HEADS if config else ()  # such a head on a pretrained body is what one wants
+        raise StageError(f"cannot load the model in {folder}: {first_line(error)}") from error
+    allowed = FRESH_HEADS if config else ()  # whoever sets values may want a new head on a body
     for kind in ("missing", "mismatched"):
         keys = info.get(f"{kind}_keys") or ()
         names = [key if isinstance(key, str) else key[0] for key in keys]
-        _require_none(folder, kind, names, fresh)
+        _refuse_tensors(folder, kind, names, allowed)
     loaded: PreTrainedModel = model
     return loaded
 
 
-def _require_none(folder: Path, kind: str, names: Iterable[str], fresh: tuple[str, ...]) -> None:
-    """Raise StageError about tensors of which none may be but those that begin like `fresh`."""
-    wrong = sorted(name for name in names if not name.startswith(fresh))
+def _refuse_tensors(
+    folder: Path, kind: str, names: Iterable[str], allowed: tuple[str, ...]
+) -> None:
+    """Raise StageError if a name of these `kind` tensors begins with none of the `allowed`.
+
+    `kind`: "missing", "mismatched" or "unexpected".
+    """
+    wrong = sorted(name for name in names if not name.startswith(allowed))
     if wrong:
         raise StageError(f"{folder}: {len(wrong)} {kind} tensors, such as {wrong[0]}")
 
 
 def load_config(folder: Path, values: Mapping[str, Any] | None = None) -> PretrainedConfig:
-    """Load the config of a model directory, with `values` instead of its own. Runs no code of it.
+    """Load the config of a model directory, with `values` in place of its own. Runs no code of it.
 
-    What computes attention is not for the file to say: it could name a repository of the hub, whose
+    The attention implementation is reset, since the file could name a repository of the hub, whose
     code transformers would fetch and run (as in CVE-2026-4372).
     """
     config: PretrainedConfig = AutoConfig.from_pretrained(
         folder, trust_remote_code=False, **(values or {})
     )
-    config._attn_implementation = None  # transformers then chooses; also for configs in this one
+    config._attn_implementation = None  # transformers chooses; also resets nested configs
     if getattr(config, "chunk_size_feed_forward", 0):
         config.chunk_size_feed_forward = 0  # saves memory, and fails on lengths it does not divide
     return config
@@ -197,7 +212,7 @@ def find_head(folder: Path) -> Head:
     try:
         config = load_config(folder)
     except (OSError, ValueError) as error:
-        raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
+        raise StageError(f"cannot load the model in {folder}: {first_line(error)}") from error
     for head, classes in CLASS_NAMES.items():
         if classes.get(config.model_type) in (config.architectures or ()):
             return head
@@ -208,37 +223,33 @@ def find_head(folder: Path) -> Head:
 def _load_with_blocks(
     folder: Path, head: Head, config: Mapping[str, Any], dtype: torch.dtype | Literal["auto"]
 ) -> PreTrainedModel:
-    """Load a model with blocks, also from under another head."""
+    """Load a model with blocks, also a body for a model with a head, and the other way round."""
     try:
         model = build_model(load_config(folder, config), head)
         state = load_file(folder / BLOCKS_FILE)
         load_generation_config(model, folder)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise StageError(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    needed, base = drop_tied_duplicates(model.state_dict()), f"{model.base_model_prefix}."
-    below = [any(name.startswith(base) for name in names) for names in (needed, state)]
-    if below == [True, False]:  # a body without a head has no prefix
+        raise StageError(f"cannot load the model in {folder}: {first_line(error)}") from error
+    expected, base = drop_tied_duplicates(model.state_dict()), f"{model.base_model_prefix}."
+    # Only under a head do the names of a body's parameters begin with its prefix, as `bert.`.
+    has_prefix = [any(name.startswith(base) for name in names) for names in (expected, state)]
+    if has_prefix == [True, False]:
         state = {base + name: tensor for name, tensor in state.items()}
-    elif below == [False, True]:
+    elif has_prefix == [False, True]:
         state = {name.removeprefix(base): tensor for name, tensor in state.items()}
-    fits = {n for n in needed.keys() & state.keys() if needed[n].shape == state[n].shape}
-    fresh = FRESH_HEADS if config else ()
-    _require_none(folder, "missing", needed.keys() - state.keys(), fresh)
-    _require_none(folder, "mismatched", needed.keys() & state.keys() - fits, fresh)
+    fitting = {n for n in expected.keys() & state.keys() if expected[n].shape == state[n].shape}
+    allowed = FRESH_HEADS if config else ()
+    _refuse_tensors(folder, "missing", expected.keys() - state.keys(), allowed)
+    _refuse_tensors(folder, "mismatched", expected.keys() & state.keys() - fitting, allowed)
     unused = (*FRESH_HEADS, "pooler", f"{base}pooler")
-    _require_none(folder, "unexpected", state.keys() - needed.keys(), unused)
-    load_exactly(model, needed | {name: state[name] for name in fits})
-    of_file = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
-    return model.to(of_file if dtype == "auto" else dtype).eval()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    _refuse_tensors(folder, "unexpected", state.keys() - expected.keys(), unused)
+    load_exactly(model, expected | {name: state[name] for name in fitting})
+    file_dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    return model.to(file_dtype if dtype == "auto" else dtype).eval()
 
 
 def load_exactly(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Copy a state dict with each tied tensor once; every distinct tensor must be in it."""
+    """Copy `state` into the model. Raises StageError if it lacks one of the distinct tensors."""
     for name, tensor in drop_tied_duplicates(model.state_dict()).items():
         if name not in state:
             raise StageError(f"the weights lack {name}")
@@ -246,7 +257,7 @@ def load_exactly(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
 
 
 def load_generation_config(model: PreTrainedModel, folder: Path) -> None:
-    """Give a model the generation config of its folder, where there is one."""
+    """Set a model's generation config to the one in its folder, if there is one."""
     from transformers import GenerationConfig
 
     if model.can_generate() and (folder / "generation_config.json").is_file():
@@ -259,25 +270,28 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names) or any(folder.glob("*.model"))
 
 
-def load_tokenizer(source: str | Path, **where: Any) -> Tokenizer:
-    """Load a fast tokenizer from a folder or, with `revision`, from the hub."""
+def load_tokenizer(source: str | Path, **options: Any) -> Tokenizer:
+    """Load a fast tokenizer from a folder or the hub; `options` as `from_pretrained` takes them.
+
+    Raises StageError if there is none, or it would run code.
+    """
     try:
-        # Without a word on it, transformers asks on the standard input whether code may run.
+        # With `trust_remote_code` unset, transformers asks on standard input if code may run.
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, **where
+            source, trust_remote_code=False, **options
         )
     except ValueError as error:
-        raise StageError(f"cannot load the tokenizer of {source}: {_first_line(error)}") from error
-    # Whether HF_HUB_OFFLINE was set would be saved with it: the same artifact in other bytes.
+        raise StageError(f"cannot load the tokenizer of {source}: {first_line(error)}") from error
+    # It is saved with the tokenizer, so HF_HUB_OFFLINE would change the artifact's bytes.
     tokenizer.init_kwargs.pop("local_files_only", None)
     return tokenizer
 
 
 def cast_weights(model: PreTrainedModel, weights: str) -> int:
-    """Turn all that a model saves into the named floating-point type; count the tensors.
+    """Cast all tensors that a model saves to `weights`, such as "bfloat16"; return their number.
 
-    What it does not save stays as it is: a rotary embedding's angles need float32. Raises
-    StageError where an entry is too large for the type.
+    Buffers that it does not save stay as they are: a rotary embedding's angles need float32. Raises
+    StageError if an entry is too large for the type.
     """
     tensors = drop_tied_duplicates(model.state_dict(keep_vars=True))
     for name, tensor in tensors.items():
@@ -289,18 +303,18 @@ def cast_weights(model: PreTrainedModel, weights: str) -> int:
 
 
 def read_quantization(about: Mapping[str, Any]) -> Quantization | None:
-    """Read it from a `checkpoint.json`; before there was more than int8, it said so otherwise."""
-    if activations := about.get("int8_activations"):
+    """Read the quantization from the values of a `checkpoint.json`; None for a float model."""
+    if activations := about.get("int8_activations"):  # an old checkpoint, when all were int8
         return Quantization(weights="int8", activations=activations)
     values = about.get("quantization")
     return values and Quantization.model_validate(values)
 
 
 def load_quantized(folder: Path, head: Head, quantization: Quantization) -> PreTrainedModel:
-    """Load a quantized model that a checkpoint has saved."""
+    """Load a quantized model from a checkpoint's folder."""
     state = load_file(find_weights_file(folder))
-    # Only a head that is a tensor of its own is in the file under its own name.
     config = load_config(folder)
+    # A tied head is saved under the embedding's name alone.
     model = build_model(config, head, untied_head="lm_head.weight" in state)
     if quantization.weights in HALF:
         cast_weights(model, quantization.weights)

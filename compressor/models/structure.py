@@ -27,7 +27,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Widths:
-    """Keys of a config that say how wide a model is: what a narrower one of its kind changes."""
+    """The keys of a config that are widths, which a narrower model of the same type changes."""
 
     hidden: str
     """The width of the states that layers hand on; heads share it where there is no `head_size`."""
@@ -54,9 +54,9 @@ class Units:
     """The config's width that says how many units there are, here and wherever else it counts."""
     count: int
     matrices: Mapping[str, int]
-    """What a unit is judged by. Where all of these are zero, the unit adds nothing."""
+    """The tensors that decide a unit's importance. If all are zero, it contributes nothing."""
     carried: Mapping[str, int] = field(default_factory=dict)
-    """What goes with a unit without a say in its importance: biases, a position bias's columns."""
+    """Tensors that are cut too, but do not count in importance: biases, position biases."""
     stack: str = ""
     chosen_with: str = ""
     """Units of the same `chosen_with` must lose the same indices; "" chooses for itself."""
@@ -206,7 +206,7 @@ class Channels:
 
 
 class Table(dict[str, Shape]):
-    """Name → shape of parameters, as an architecture adds them."""
+    """A dict of parameter name → shape, with methods that add whole modules."""
 
     def add_linear(self, name: str, out: int, into: int) -> None:
         """Add the weight and bias of an `nn.Linear`."""

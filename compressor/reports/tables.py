@@ -14,7 +14,7 @@ from compressor.evaluation.rouge import METRIC_KEYS, ROUGE_TYPES
 from compressor.stages.base import stage_class
 
 MEASURES = ("precision", "recall", "F1")
-"""What a person reads for each ROUGE, in the order of `rouge.KEYS`."""
+"""How tables call precision, recall and F1, in the order of `rouge.METRIC_KEYS`."""
 CLOSENESS = "1-|diff|"
 """Heading of `closeness`: what it is, since any word for it would flatter."""
 NAME_WIDTH = 24

@@ -323,13 +323,13 @@ def _exported(column: str) -> Callable[[Subject], float]:
         model = reference.shrunk(plain, KEPT_LAYER) if shorter else plain.model
         loaded = compressor.load(subject.path(column) / "model", threads=1)
         sources = plain.sources(plain.texts)
-        if loaded.read(plain.texts) != sources:
+        if loaded.tokenize(plain.texts) != sources:
             return INFINITE
         if subject.family.head != "seq2seq_lm":
             return difference(loaded.logits(plain.texts), _single_logits(model, sources))
         tokens = [reference.written(model, source) for source in sources]
         if "int8" not in column:
-            result = loaded.decode(plain.texts, max_length=reference.LIMIT).tokens
+            result = loaded.generate(plain.texts, max_length=reference.LIMIT).tokens
             if result != tokens:
                 return INFINITE
         if loaded.backend not in SCORES:

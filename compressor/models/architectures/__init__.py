@@ -1,1 +1,4 @@
-"""One module an architecture: its parameters, stacks and groups, from its config alone."""
+"""One module for each architecture, without torch: what follows from a config alone.
+
+`compressor.models.facts` calls them, and lists at `_MODULES` what each name in them means.
+"""

@@ -73,7 +73,7 @@ def ties(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    """Encoder and decoder. Blocks may stand in the encoder of those that norm after a layer."""
+    """Describe encoder and decoder. Blocks can replace encoder layers only of post-norm models."""
     norms_before = config["model_type"] in _FINAL_NORM
     layers = config["encoder_layers"]
     encoder = Stack(
@@ -93,7 +93,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
-    """Name → shape of every distinct parameter, Pegasus' and Marian's fixed positions included.
+    """Map each distinct parameter to its shape, Pegasus' and Marian's fixed positions included.
 
     `final_logits_bias` is a buffer in transformers, and no parameter.
     """
@@ -130,7 +130,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """List the six groups of `Linear` weights, and that of the encoder's blocks."""
+    """Map each pruning group to its `Linear` weights; blocks, if any, are a group of their own."""
     encoder, decoder = stacks(config)["encoder"], stacks(config)["decoder"]
     itself, cross = ([f"{part}.{n}" for n in _PROJECTIONS] for part in _ATTENTIONS["decoder"])
     return {
@@ -145,7 +145,7 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the weights of `Linear` layers; an embedding is one where the head is tied to it."""
+    """List the weights of `nn.Linear` layers, with an embedding that the head is tied to."""
     head = "lm_head.weight" if "lm_head.weight" in shapes else ties(config)["lm_head.weight"]
     return [
         name
@@ -155,7 +155,7 @@ def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:
-    """List the heads of every attention."""
+    """List the heads of every attention, as `Units`."""
     units = []
     for side, stack in stacks(config).items():
         for part in _ATTENTIONS[side]:
@@ -166,7 +166,7 @@ def heads(config: Mapping[str, Any]) -> list[Units]:
 
 
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
-    """List the neurons of every layer; each stack has a width of its own."""
+    """List the feed-forward neurons of every layer; each stack has a width of its own."""
     encoder, decoder = stacks(config).values()
     return [
         *encoder.list_units(config, "fc1", "encoder_ffn_dim", ["fc1"], "fc2"),
@@ -175,7 +175,10 @@ def feed_forward(config: Mapping[str, Any]) -> list[Units]:
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """List the tokens: a row each of all tables, head and bias. None with two vocabularies."""
+    """List the tokens of the vocabulary: one row each of every embedding, the head and its bias.
+
+    Empty for a model with two vocabularies.
+    """
     if not _one_table(config):
         return []
     rows = dict.fromkeys((_SHARED, *_EMBEDDINGS.values(), "lm_head.weight"), 0)

@@ -1,4 +1,7 @@
-"""BERT, RoBERTa and ELECTRA: parameter names and shapes, groups, stack. No tensors here."""
+"""BERT, RoBERTa and ELECTRA: parameter names and shapes, pruning groups, layers. No tensors here.
+
+What the public names mean is said in `compressor.models.facts`.
+"""
 
 from __future__ import annotations
 
@@ -49,23 +52,23 @@ _FEED_FORWARD = ("intermediate.dense", "output.dense")
 
 
 def reserved_positions(config: Mapping[str, Any]) -> int:
-    """Count the rows of the table of positions that no token has: RoBERTa begins behind its pad."""
+    """Count the position embeddings that no token uses: RoBERTa's start after its pad id."""
     pad = config.get("pad_token_id", TOKENS["roberta"]["pad_token_id"])
     return int(pad) + 1 if config["model_type"] == "roberta" else 0
 
 
 def ties(config: Mapping[str, Any]) -> dict[str, str]:
-    """Give none: neither of its heads can share a tensor with the embedding."""
+    """List no ties: neither head shares a tensor with the embedding."""
     return {}
 
 
 def find_prefix(config: Mapping[str, Any]) -> str:
-    """Find how the names of the body's parameters begin."""
+    """Build the prefix of the body's parameter names: "" for a body without a head."""
     return f"{config['model_type']}." if config["head"] == "sequence_classification" else ""
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    """List the encoder's layers, in whose place blocks may stand."""
+    """Describe the encoder, any of whose layers a block can replace."""
     prefix, layers = f"{find_prefix(config)}encoder.layer", config["num_hidden_layers"]
     blocks = read_blocks(config, layers)
     key = "num_hidden_layers"
@@ -75,30 +78,31 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
-    """Name → shape of every parameter; `config["head"]` says what stands on the encoder."""
-    del untied_head
+    """Map every parameter's name to its shape, those of the head `config["head"]` included."""
+    del untied_head  # no language head
     kind, base = config["model_type"], find_prefix(config)
-    width, inner = config["hidden_size"], config["intermediate_size"]
-    narrow = config["embedding_size"] if kind == "electra" else width
+    width, ffn_width = config["hidden_size"], config["intermediate_size"]
+    embedding_width = config["embedding_size"] if kind == "electra" else width
     shapes = Table()
-    shapes[f"{base}embeddings.word_embeddings.weight"] = (config["vocab_size"], narrow)
+    shapes[f"{base}embeddings.word_embeddings.weight"] = (config["vocab_size"], embedding_width)
     positions = config["max_position_embeddings"]
-    shapes[f"{base}embeddings.position_embeddings.weight"] = (positions, narrow)
-    shapes[f"{base}embeddings.token_type_embeddings.weight"] = (config["type_vocab_size"], narrow)
-    shapes.add_norm(f"{base}embeddings.LayerNorm", narrow)
-    if narrow != width:
-        shapes.add_linear(f"{base}embeddings_project", width, narrow)
+    shapes[f"{base}embeddings.position_embeddings.weight"] = (positions, embedding_width)
+    token_types = config["type_vocab_size"]
+    shapes[f"{base}embeddings.token_type_embeddings.weight"] = (token_types, embedding_width)
+    shapes.add_norm(f"{base}embeddings.LayerNorm", embedding_width)
+    if embedding_width != width:
+        shapes.add_linear(f"{base}embeddings_project", width, embedding_width)
     encoder = stacks(config)["encoder"]
     for layer in encoder.paths:
         for name in _ATTENTION:
             shapes.add_linear(f"{layer}.{name}", width, width)
         shapes.add_norm(f"{layer}.attention.output.LayerNorm", width)
-        shapes.add_linear(f"{layer}.intermediate.dense", inner, width)
-        shapes.add_linear(f"{layer}.output.dense", width, inner)
+        shapes.add_linear(f"{layer}.intermediate.dense", ffn_width, width)
+        shapes.add_linear(f"{layer}.output.dense", width, ffn_width)
         shapes.add_norm(f"{layer}.output.LayerNorm", width)
     shapes |= encoder.block_parameters(width)
     classifies = config["head"] == "sequence_classification"
-    # RoBERTa's and ELECTRA's classifiers have two layers, in the pooler's place.
+    # RoBERTa's and ELECTRA's classifiers have a dense layer of their own instead of the pooler.
     if kind == "bert" or (kind == "roberta" and not classifies):
         shapes.add_linear(f"{base}pooler.dense", width, width)
     if classifies and kind != "bert":
@@ -110,7 +114,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """List the two groups of `Linear` weights of the encoder's layers, and that of its blocks."""
+    """Map each pruning group to its `Linear` weights; blocks, if any, are a group of their own."""
     encoder = stacks(config)["encoder"]
     return {
         "encoder.self_attention": encoder.list_weights(_ATTENTION),
@@ -120,24 +124,24 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the weights of `Linear` layers."""
+    """List the weights of `nn.Linear` layers: every matrix that is no embedding."""
     return [n for n, shape in shapes.items() if len(shape) == 2 and "embeddings." not in n]
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:
-    """List the heads of every layer."""
+    """List the attention heads of every layer, as `Units`."""
     encoder, (*inner, output) = stacks(config)["encoder"], _ATTENTION
     key = "num_attention_heads"
     return encoder.list_units(config, "attention", key, inner, output, shared="hidden_size")
 
 
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
-    """List the neurons of every layer."""
+    """List the feed-forward neurons of every layer, as `Units`."""
     encoder, (inner, output) = stacks(config)["encoder"], _FEED_FORWARD
     return encoder.list_units(config, "intermediate", "intermediate_size", [inner], output)
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """List the tokens: a row each of the word embedding."""
+    """List the tokens of the vocabulary as `Units`: one row of the word embedding each."""
     rows = {f"{find_prefix(config)}embeddings.word_embeddings.weight": 0}
     return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

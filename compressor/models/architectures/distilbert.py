@@ -1,4 +1,4 @@
-"""DistilBERT: parameter names and shapes, groups, stack. No tensors here."""
+"""DistilBERT: parameter names and shapes, pruning groups, layers. No tensors here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ATTENTION = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attentio
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    """List the encoder's layers, in whose place blocks may stand."""
+    """Describe the encoder, any of whose layers a block can replace."""
     prefix, layers = f"{bert.find_prefix(config)}transformer.layer", config["n_layers"]
     blocks = read_blocks(config, layers)
     encoder = Stack("encoder", prefix, "n_layers", layers, per_layer=(BLOCKS_KEY,), blocks=blocks)
@@ -39,8 +39,8 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
-    """Name → shape of every parameter; `config["head"]` says what stands on the encoder."""
-    del untied_head
+    """Map every parameter's name to its shape, those of the head `config["head"]` included."""
+    del untied_head  # no language head
     base, width, inner = bert.find_prefix(config), config["dim"], config["hidden_dim"]
     shapes = Table()
     shapes[f"{base}embeddings.word_embeddings.weight"] = (config["vocab_size"], width)
@@ -63,7 +63,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """List the two groups of `Linear` weights of the encoder's layers, and that of its blocks."""
+    """Map each pruning group to its `Linear` weights; blocks, if any, are a group of their own."""
     encoder = stacks(config)["encoder"]
     return {
         "encoder.self_attention": encoder.list_weights(_ATTENTION),
@@ -73,12 +73,12 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:
-    """List the heads of every layer."""
+    """List the attention heads of every layer, as `Units`."""
     encoder, (*inner, output) = stacks(config)["encoder"], _ATTENTION
     return encoder.list_units(config, "attention", "n_heads", inner, output, shared="dim")
 
 
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
-    """List the neurons of every layer."""
+    """List the feed-forward neurons of every layer, as `Units`."""
     encoder = stacks(config)["encoder"]
     return encoder.list_units(config, "ffn", "hidden_dim", ["ffn.lin1"], "ffn.lin2")

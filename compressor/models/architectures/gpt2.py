@@ -46,7 +46,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
-    """Name → shape of every distinct parameter.
+    """Map every distinct parameter's name to its shape.
 
     The layers' weights are `Conv1D`: (in, out), not (out, in); `c_attn` is query, key and value
     side by side, (n_embd, 3 n_embd).
@@ -73,7 +73,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """List the groups of `Conv1D` weights of the layers, and the head."""
+    """Map each pruning group to its weights: the layers' `Conv1D`, and the head's `Linear`."""
     decoder = stacks(config)["decoder"]
     weights = {
         "decoder.self_attention": decoder.list_weights(("attn.c_attn", "attn.c_proj")),
@@ -83,14 +83,14 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the weight of the head, the only `nn.Linear`, under the name it goes by."""
+    """List the head's weight, the only `nn.Linear`; a tied one has the embedding's name."""
     head = {"causal_lm": "lm_head.weight", "sequence_classification": "score.weight"}
     name = head.get(config["head"])
     return [] if name is None else [name if name in shapes else ties(config)[name]]
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:
-    """List the heads of every layer."""
+    """List the attention heads of every layer, as `Units`."""
     decoder, output = stacks(config)["decoder"], "attn.c_proj"
     return decoder.list_units(
         config, "attn", "n_head", (), output, transposed=True, shared="n_embd"
@@ -98,13 +98,13 @@ def heads(config: Mapping[str, Any]) -> list[Units]:
 
 
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
-    """List the neurons: columns of `c_fc` and rows of `c_proj`, as they are `Conv1D`."""
+    """List the feed-forward neurons: columns of `c_fc` and rows of `c_proj`, as in any `Conv1D`."""
     decoder, count = stacks(config)["decoder"], config.get("n_inner") or 4 * config["n_embd"]
     matrices = ["mlp.c_fc"], "mlp.c_proj"
     return decoder.list_units(config, "mlp", "n_inner", *matrices, transposed=True, count=count)
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """List the tokens: a row each of the embedding, and of the head where it is not tied."""
+    """List the tokens of the vocabulary: one row each of the embedding, and of an untied head."""
     rows = {f"{_prefix(config)}wte.weight": 0, "lm_head.weight": 0}
     return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

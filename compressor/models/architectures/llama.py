@@ -45,7 +45,7 @@ def ties(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    """List the layers. Qwen's may attend to all or within a window: `layer_types` says which."""
+    """Describe the decoder. `layer_types` says which of Qwen's layers attend within a window."""
     qwen = config["model_type"] != "llama"
     return {
         "decoder": Stack(
@@ -60,7 +60,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
-    """Name → shape of every distinct parameter."""
+    """Map every distinct parameter's name to its shape."""
     base, kind = _prefix(config), config["model_type"]
     width, inner = config["hidden_size"], config["intermediate_size"]
     heads, size = config["num_attention_heads"], config.get("head_dim")
@@ -89,7 +89,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """List the groups of `Linear` weights of the layers, and the head."""
+    """Map each pruning group to its `Linear` weights: those of the layers, and the head."""
     decoder = stacks(config)["decoder"]
     weights = {
         "decoder.self_attention": decoder.list_weights(_ATTENTION),
@@ -99,7 +99,7 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the weights of `Linear` layers; the embedding is one where the head is tied to it."""
+    """List the weights of `nn.Linear` layers, with an embedding that the head is tied to."""
     tied = config["head"] == "causal_lm" and "lm_head.weight" not in shapes
     return [
         name
@@ -109,7 +109,7 @@ def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:
-    """List the heads. They stay: queries share keys, by two numbers of the config."""
+    """List the attention heads. None can be removed, since several queries share a key."""
     stays = f"heads of a {config['model_type']} are not sliced: groups of them share keys"
     decoder, key = stacks(config)["decoder"], "num_attention_heads"
     units = decoder.list_units(config, "self_attn", key, (), _ATTENTION[-1])
@@ -117,13 +117,13 @@ def heads(config: Mapping[str, Any]) -> list[Units]:
 
 
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
-    """List the neurons of every layer: a row of gate and up each, and a column of down."""
+    """List the feed-forward neurons: one row each of gate and up, and a column of down."""
     decoder, (*inner, output) = stacks(config)["decoder"], _FEED_FORWARD
     key, biases = "intermediate_size", bool(config.get("mlp_bias"))
     return decoder.list_units(config, "mlp", key, inner, output, biases=biases)
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """List the tokens: a row each of the embedding, and of the head where it is not tied."""
+    """List the tokens of the vocabulary: one row each of the embedding, and of an untied head."""
     rows = {f"{_prefix(config)}embed_tokens.weight": 0, "lm_head.weight": 0}
     return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]

@@ -68,7 +68,7 @@ def ties(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _attention(config: Mapping[str, Any], stack: str) -> str:
-    """Name a stack's self-attention, under a block: LongT5's encoder has its own kinds."""
+    """Name the self-attention module of a stack's layers: LongT5's encoder has its own kinds."""
     kind = config.get("encoder_attention_type", "local")
     if config["model_type"] != "longt5" or stack == "decoder":
         return "layer.0.SelfAttention"
@@ -85,7 +85,7 @@ def _biases(attention: str) -> tuple[str, ...]:
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    """Encoder and decoder. Only block 0 of each has the relative-position bias."""
+    """Describe encoder and decoder. Only layer 0 of each has the relative-position bias."""
     stays = "its first layer hands a position bias to the others, and a block hands none on"
 
     def stack(name: Literal["encoder", "decoder"], key: str, layers: int) -> Stack:
@@ -100,7 +100,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
-    """Name → shape of every distinct parameter, under the names transformers gives them."""
+    """Map every distinct parameter's name in transformers to its shape."""
     width, vocabulary = config["d_model"], config["vocab_size"]
     inner = config["num_heads"] * config["d_kv"]
     shapes: dict[str, Shape] = {"shared.weight": (vocabulary, width)}
@@ -140,7 +140,7 @@ def _feed_forward(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """List the six groups of `Linear` weights, in the order in which system B prunes them."""
+    """Map each pruning group to its `Linear` weights, in the order of recipes/homework."""
     encoder, decoder = stacks(config)["encoder"], stacks(config)["decoder"]
 
     def under(part: str, names: tuple[str, ...]) -> list[str]:
@@ -158,7 +158,7 @@ def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the weights of `Linear` layers; the embedding is one where the head is tied to it."""
+    """List the weights of `nn.Linear` layers, with an embedding that the head is tied to."""
     tied = "lm_head.weight" not in shapes
     return [
         name
@@ -197,7 +197,7 @@ def heads(config: Mapping[str, Any]) -> list[Units]:
 
 
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
-    """List the neurons of every layer; a gated one has two rows and a column of each."""
+    """List the feed-forward neurons of every layer; gated ones have two rows and a column each."""
     units = []
     for side, stack in stacks(config).items():
         part = f"layer.{2 if side == 'decoder' else 1}.DenseReluDense"
@@ -207,7 +207,7 @@ def feed_forward(config: Mapping[str, Any]) -> list[Units]:
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:
-    """List the tokens: a row each of the embedding, and of the head where it is not tied."""
+    """List the tokens of the vocabulary: one row each of the embedding, and of an untied head."""
     rows = {"shared.weight": 0, "lm_head.weight": 0}
     return [Units("vocabulary", "vocab_size", config["vocab_size"], rows)]
 
