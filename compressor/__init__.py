@@ -14,13 +14,13 @@ __version__ = "0.1.0"
 
 
 def load(place: str | Path, *, threads: int | None = None) -> Predictor:
-    """A model with its tokenizer: `.summarize(texts)` or `.classify(texts)`, whatever runs it.
+    """Load a model of any backend with its tokenizer, to `.summarize(texts)` or `.classify(texts)`.
 
-    `place` is a directory that `export` wrote; a run's folder, for what its last `export` wrote or,
-    without one, the model of its last stage that gives one; or one of its `stages/…`. Texts are
-    read as in the recipe: prefix, limit, truncation. What CTranslate2 or ONNX Runtime runs is
-    loaded without torch. `threads`: how many it computes with; default: the backend's own choice.
-    Raises `compressor.core.errors.StageError` where there is no model, or it cannot be loaded.
+    `place` is a directory that `export` wrote; one of a run's `stages/…`; or a run's folder, for
+    its last export or, without one, the model of its last stage that has one. Texts are read as in
+    the recipe: prefix, limit, truncation. A model of CTranslate2 or ONNX Runtime is loaded without
+    torch. `threads` to compute with: None is the backend's default. Raises
+    `compressor.core.errors.StageError` if there is no model, or it cannot be loaded.
     """
     from compressor.backends import predictor
 
@@ -28,14 +28,14 @@ def load(place: str | Path, *, threads: int | None = None) -> Predictor:
 
 
 def load_model(directory: str | Path) -> PreTrainedModel:
-    """The model in a directory that this package wrote, as plain transformers'.
+    """Load the model in a directory that this package wrote, as a plain transformers model.
 
-    That is what `export` writes as `huggingface` or `packed`, and the folder of a run's stage; for
-    the other formats see `load`. In float32 (a `quantize` stage's as it was quantized), on the CPU,
-    in evaluation mode; tied weights are tied,
-    and the generation config is the written one. The tokenizer beside it:
-    `AutoTokenizer.from_pretrained(directory)`. Raises StageError (`compressor.core.errors`) where a
-    file is damaged or is not what its config says; no code is read from it.
+    The directory is an export as `huggingface` or `packed`, or the folder of a run's stage; for the
+    other formats see `load`. The model is in float32 (after `quantize`, as it was quantized), on
+    the CPU and in evaluation mode, with its tied weights and its generation config. Load its
+    tokenizer by `AutoTokenizer.from_pretrained(directory)`. Raises
+    `compressor.core.errors.StageError` if a file is damaged or does not fit its config; no code is
+    read from it.
     """
     from compressor.backends import packed as packed_model
     from compressor.models.checkpoint import Checkpoint

@@ -91,9 +91,8 @@ def build_fresh(values: Mapping[str, Any], head: Head) -> PreTrainedModel:
     config = AutoConfig.for_model(**values)
     config._attn_implementation = None  # as in `load_config`
     if getattr(config, "forced_eos_token_id", None) and "forced_eos_token_id" not in values:
-        config.forced_eos_token_id = (
-            config.eos_token_id
-        )  # BART's default is the eos of its own tokenizer
+        # BART's default is the eos of its own tokenizer.
+        config.forced_eos_token_id = config.eos_token_id
     return build_model(config, head, untied_head=values.get("tie_word_embeddings") is False)
 
 
@@ -151,7 +150,7 @@ def load_pretrained(
             model.generation_config = generation
         return model
     try:
-        # Only without code of its own can a config be loaded first, and made safe.
+        # A model with code needs its own config class; any other config is made safe first.
         options = (
             dict(config or {}) if trust_remote_code else {"config": load_config(folder, config)}
         )

@@ -27,6 +27,7 @@ _BERT: dict[str, Any] = {
 _ELECTRA = {
     "embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024,
 }  # fmt: skip
+# The constants that `compressor.models.facts` reads.
 DEFAULTS = {"bert": _BERT, "roberta": _BERT | {"vocab_size": 50265}, "electra": _BERT | _ELECTRA}
 ALIASES: dict[str, str] = {}
 HEADS = ("none", "sequence_classification")
@@ -42,6 +43,7 @@ ONLY = {
 }
 TOKENS = {"roberta": {"pad_token_id": 1}}
 
+# Paths of the `Linear` modules in a layer; the last one writes to the residual stream.
 _ATTENTION = (
     "attention.self.query",
     "attention.self.key",
