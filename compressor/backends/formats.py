@@ -14,6 +14,7 @@ from compressor.backends.base import EXPORT
 from compressor.backends.generation_config import BackendName
 from compressor.core.errors import StageError
 from compressor.core.packages import suggest_install
+from compressor.core.settings import first_problem
 from compressor.data.rows import Task
 from compressor.data.source_base import DataBase, Truncate
 from compressor.models.architectures.t5 import scales_outputs
@@ -204,6 +205,4 @@ class ExportInfo(TextSettings):
         except FileNotFoundError as error:
             raise StageError(f"{folder} is no exported model: it has no {EXPORT}") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise StageError(f"{path}: {where}: {first['msg']}") from error
+            raise StageError(f"{path}: {first_problem(error)}") from error

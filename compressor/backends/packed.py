@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compressor.core.errors import StageError
+from compressor.core.settings import first_problem
 from compressor.models.checkpoint import Checkpoint, save_config
 from compressor.models.loading import Head, build_model, load_config, load_generation_config
 from compressor.models.quantized_layers import dequantize_rows, quantize_rows
@@ -235,9 +236,7 @@ def _parse_description(path: Path, text: str | None) -> _About:
     try:
         return _About.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StageError(f"{path}: {ABOUT}.{where}: {first['msg']}") from error
+        raise StageError(f"{path}: {ABOUT}.{first_problem(error)}") from error
 
 
 def _check_tensors(path: Path, model: nn.Module, about: _About) -> None:

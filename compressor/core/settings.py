@@ -1,17 +1,23 @@
-"""The types of what a recipe sets, stricter than pydantic's own; what a field means is elsewhere.
+"""The types of a recipe's values, stricter than pydantic's own. Fields are declared elsewhere.
 
-YAML and Hydra's overrides give typed values, so that nothing has to be guessed: a text is no number
-and `true` is no 1. JSON, and so a schema and an editor, knows one kind of number: 3.0 is 3.
+YAML and Hydra's overrides give typed values, so nothing has to be guessed: a text is no number and
+`true` is no 1. JSON, and so a schema and an editor, has only one kind of number: 3.0 is 3.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, Strict
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 SETTINGS = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 """The configuration of every model that a recipe's values go into."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """Name the first wrong value of an error, and say what is wrong with it, as pydantic does."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def to_int(value: Any) -> Any:

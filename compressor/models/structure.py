@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from compressor.core.settings import first_problem
 from compressor.models.block_config import BLOCKS_KEY, BlockSizes
 
 Shape = tuple[int, ...]
@@ -242,6 +243,4 @@ def read_blocks(config: Mapping[str, Any], layers: int) -> tuple[BlockSizes | No
     try:
         return tuple(e if e is None else BlockSizes.model_validate(e) for e in listed)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(BLOCKS_KEY, f"{where}: {first['msg']}") from error
+        raise ConfigError(BLOCKS_KEY, first_problem(error)) from error
