@@ -9,6 +9,7 @@ lie over processes see `parallel`; for what a checkpoint holds, `checkpoints`.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
 import sys
 import time
@@ -136,6 +137,12 @@ SummonFull = Callable[[Iterable[str]], AbstractContextManager[Any]]
 
 AfterStep = Callable[[int, int, SummonFull], None]
 """Called with (steps done, steps in all, `SummonFull`): see `Training.after_step`."""
+
+
+def _digest_mask(mask: Tensor) -> int:
+    """Return the first 63 bits of a mask's SHA-256."""
+    packed = mask.contiguous().cpu().view(torch.uint8).numpy()
+    return int.from_bytes(hashlib.sha256(packed.tobytes()).digest()[:8]) >> 1
 
 
 @dataclass
@@ -337,7 +344,10 @@ class Training:
         return take_share(batch, rank=self.rank, world_size=self.world, micro_batches=count)
 
     def _assert_sound(self) -> None:
-        """Raise StageError where an entry is not finite, or one that is pruned is not zero."""
+        """Raise StageError where an entry is not finite, a pruned one is not zero, or masks differ.
+
+        Processes whose masks differ would train different models, of which one would be saved.
+        """
         names = list(self.weights.named)
         not_finite = self._sum_over_ranks(map(self.weights.not_finite, names))
         for name, wrong in zip(names, not_finite, strict=True):
@@ -352,6 +362,11 @@ class Training:
         for name, count in zip(self.masks, revived, strict=True):
             if count:
                 raise StageError(f"{count} pruned entries of {name} came alive while training")
+        digests = torch.tensor([_digest_mask(mask) for mask in self.masks.values()])
+        if self.world > 1 and digests.numel():
+            gathered = self.accelerator.gather(digests.to(self.accelerator.device)[None])
+            if not bool((gathered == gathered[0]).all()):
+                raise StageError("the processes do not agree on what is pruned")
 
     def _sum_over_ranks(self, counts: Iterable[int]) -> list[int]:
         """Add up counts of every rank's part."""

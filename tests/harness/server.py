@@ -10,6 +10,7 @@ import atexit
 import gc
 import importlib
 import io
+import math
 import os
 import pickle
 import pkgutil
@@ -102,7 +103,10 @@ def _warm_up() -> None:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     from compressor.recipe.compose import compose
+    from compressor.training import loop
 
+    # With `checkpoint_seconds: 0` each step is saved, however slow the disk: tests wait for steps.
+    loop.OWN_CHECKPOINT_SHARE = math.inf
     compose("demo")
     get_checkpoint_conversion_mapping("t5")
 
