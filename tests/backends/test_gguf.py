@@ -69,7 +69,8 @@ def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
     ids=str,
 )
 def test_tokens_are_those_of_transformers_at_every_limit(values, tmp_path) -> None:
-    model = build_large(**values)
+    """Of models without near ties: llama.cpp looks GELU up in a table of float16 numbers."""
+    model = build_large(**values, seed=1)
     assert_same_tokens(exported(model, tmp_path / "model"), model)
 
 
