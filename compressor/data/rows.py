@@ -210,8 +210,8 @@ class RowReader:
             if is_place and int(name) in range(len(names)):
                 return int(name)
         shown = value if text == str(value) else text
-        what = "nothing" if not text.strip() else f"{shown!r:.40}"
-        raise self._explain_cell(number, column, f"{what} is no label; {nearest(text, names)}")
+        reason = f"{shown!r:.40} is no label" if text.strip() else "the cell is empty"
+        raise self._explain_cell(number, column, f"{reason}; {nearest(text, names)}")
 
 
 def _is_numeric(text: str) -> bool:

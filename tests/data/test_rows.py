@@ -78,8 +78,8 @@ def test_labels_may_be_written_in_any_of_the_usual_ways(changes, columns, expect
         (STARS | {"labels": ("1", "2", "3")}, {"stars": [1, 2, 0]}, "'stars': 0 is no label"),
         # A blank is no label, nor a reason to take whole numbers for fractions.
         (SINGLE | {"labels": ("None", "damage")}, {"label": ["damage", None, "None"]},
-         "row 1, column 'label': nothing is no label"),
-        (SINGLE, {"label": [1.0, 0.0, None]}, "row 2, column 'label': nothing is no label"),
+         "row 1, column 'label': the cell is empty"),
+        (SINGLE, {"label": [1.0, 0.0, None]}, "row 2, column 'label': the cell is empty"),
     ],
 )  # fmt: skip
 def test_what_is_not_expected_is_named_by_row_and_column(changes, columns, expected) -> None:
