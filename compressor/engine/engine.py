@@ -58,6 +58,8 @@ class Engine:
             except EarlyStop:
                 raise
             except Exception as error:  # whatever a library raises; the cause is kept
+                if isinstance(error.__context__, KeyboardInterrupt):  # it broke as it cleaned up
+                    raise KeyboardInterrupt from error
                 reason = self._explain_failure(node, error)
                 self.progress.emit("stage_failed", name=node.name, error=reason)
                 raise StageError(f"stage {node.name!r}: {reason}") from error

@@ -125,6 +125,23 @@ def test_a_stage_that_fails_leaves_no_artifact_and_nothing_half_made(
     assert weights(outputs, "load").is_file()
 
 
+def test_a_library_that_breaks_as_a_stage_is_interrupted_is_no_failure(
+    outputs: Path, monkeypatch
+) -> None:
+    """Ctrl-C may meet a library's own clean-up: torch then says that a stack is empty."""
+
+    def work(*_: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("trying to pop from empty mode stack")
+
+    shutil.rmtree(weights(outputs, "prune").parent)
+    monkeypatch.setattr(Prune, "run", work)
+    with pytest.raises(KeyboardInterrupt):
+        execute(outputs)
+
+
 def test_what_changes_while_it_is_read_is_stored_under_no_key(outputs: Path, monkeypatch) -> None:
     """Its key was made of what it was before: that is looked at before a stage runs, and after."""
     artifact, looks = weights(outputs, "prune").parent, []
