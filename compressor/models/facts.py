@@ -316,10 +316,12 @@ def derive_facts(config: Mapping[str, Any], *, untied_head: bool | None = None, 
     values = {key: value for key, value in config.items() if value is not None}
     values |= {key: values[alias] for alias, key in module.ALIASES.items() if alias in values}
     full = {**module.DEFAULTS[model_type], **values, "head": head}
-    for key in _list_count_keys(model_type) & values.keys():
-        value = values[key]
+    optional = {key for key, value in module.DEFAULTS[model_type].items() if value is None}
+    for key in _list_count_keys(model_type) & (values.keys() | config.keys() - optional):
+        value = values.get(key)
         if type(value) is not int or value < 1:
-            raise ConfigError(key, f"expected a whole number of at least 1, got {value!r}")
+            shown = "null" if value is None else repr(value)
+            raise ConfigError(key, f"expected a whole number of at least 1, got {shown}")
         most = MOST_LAYERS if "layer" in key else MOST_OF_ANYTHING
         if value > most:
             raise ConfigError(key, f"expected at most {most:,}, got {value:.3g}")
