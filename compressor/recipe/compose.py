@@ -45,6 +45,7 @@ from compressor.recipe.hydra import (
     start_hydra,
 )
 from compressor.recipe.objective import Objective, Search
+from compressor.recipe.typed_stages import build_stages
 from compressor.recipe.validation import explain_validation_error
 from compressor.stages.base import stage_kinds
 from compressor.training.launch_config import Launch
@@ -220,9 +221,25 @@ def validate_values(
         ]
         if any("did you mean 'pipeline'?" in message for _, message in problems):
             problems = [(path, message) for path, message in problems if path != "pipeline"]
+        problems += _list_stage_problems(values, {path for path, _ in problems})
         located = [locate_problem(p, m, sources, overrides) for p, m in problems]
         raise RecipeError(located) from error
     return ComposedRecipe(recipe, values, sources, overrides)
+
+
+def _list_stage_problems(values: Mapping[str, Any], wrong: set[str]) -> list[tuple[str, str]]:
+    """List (path, message) of what is wrong in the stages and groups of a recipe that is invalid.
+
+    `wrong` are the paths of what was reported of it: such a stage or group is not looked at again.
+    """
+    problems: list[tuple[str, str]] = []
+    reported = wrong | {".".join(path.split(".")[:depth]) for path in wrong for depth in (1, 2)}
+    groups = {key: values[key] for key in {"model", "training"} & values.keys() - reported}
+    stages = {} if "stages" in wrong else values.get("stages", {})
+    stages = {name: stage for name, stage in stages.items() if f"stages.{name}" not in reported}
+    recipe = Recipe.model_construct(**groups, stages=stages)
+    build_stages(recipe, lambda path, message: problems.append((path, message)))
+    return problems
 
 
 def _reword_message(path: str, message: str, values: Mapping[str, Any], *, has_name: bool) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from compressor.core.errors import nearest
-from compressor.recipe.compose import Recipe
 from compressor.recipe.validation import explain_validation_error
 from compressor.stages.base import Stage, stage_class, stage_kinds
+
+if TYPE_CHECKING:
+    from compressor.recipe.compose import Recipe
 
 SECTIONS = {"model": "load", "training": "finetune"}
 """Top-level group with stages' defaults → the stage whose fields it may have."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from compressor.core.errors import nearest
+from compressor.core.numbers import is_number
 
 _BOUNDS = {
     "greater_than": ("more than", "gt"),
@@ -98,12 +99,14 @@ def _show_value(value: Any) -> str:
 
 def _suggest_cure(kind: str, value: Any) -> str:
     """Say how a value is written that somebody seems to have meant."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind in ("less_than", "less_than_equal") and is_number and 1 < value <= 100:
+    if kind in ("less_than", "less_than_equal") and is_number(value) and 1 < value <= 100:
         return f"; {value:g} % is {value / 100:g}"
-    if kind == "string_type" and is_number:  # `2:4` is 124 to YAML
-        cure = "stands in quotes (on the command line in both kinds: \"'…'\")"
-        return f"; a text that looks like a number, such as '2:4', {cure}"
+    if kind == "string_type" and isinstance(value, int | float):  # `2:4` is 124 to YAML
+        text = "YAML reads as true or false, such as 'no'"
+        text = text if isinstance(value, bool) else "looks like a number, such as '2:4'"
+        return (
+            f"; a text that {text}, stands in quotes (on the command line in both kinds: \"'…'\")"
+        )
     if not isinstance(value, str):
         return ""
     if kind == "float_type" and (percent := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
