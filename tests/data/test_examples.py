@@ -9,13 +9,12 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from compressor.core.errors import RecipeError, StageError
+from compressor.core.errors import StageError
 from compressor.data.bills import Bills, make_bills
 from compressor.data.examples import tokenize_rows
 from compressor.data.sources import Rows
 from compressor.data.tokenizers import train_tokenizer
 from compressor.data.truncation import LONG, encode_texts
-from compressor.recipe.compose import compose
 from tests.conftest import SHARED
 
 ROWS = Rows(["An act to fund parks and roads in the north.", "An act."], ["Funds parks.", "Acts."])
@@ -28,6 +27,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(texts, vocab_size=400)
 
 
+@pytest.fixture(scope="module")
+def bare(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return plain(tokenizer, "</s>")
+
+
 def plain(tokenizer: PreTrainedTokenizerFast, ends: str | None) -> PreTrainedTokenizerFast:
     """The same one without a template: like GPT-2's, it adds no special tokens."""
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -35,13 +39,13 @@ def plain(tokenizer: PreTrainedTokenizerFast, ends: str | None) -> PreTrainedTok
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=ends)
 
 
-def test_a_decoder_reads_source_and_target_each_ended_once(tokenizer) -> None:
+def test_a_decoder_reads_source_and_target_each_ended_once(tokenizer, bare) -> None:
     """The same ids from a tokenizer that ends texts itself and from one that does not; with no end
     to put, it could never stop.
     """
     data = Bills(source="bills", prefix="summarize: ", max_source_length=512)
     rows = tokenize_rows(ROWS, tokenizer, data, joined=True)
-    assert rows == tokenize_rows(ROWS, plain(tokenizer, "</s>"), data, joined=True)
+    assert rows == tokenize_rows(ROWS, bare, data, joined=True)
     texts = [*(f"summarize: {text}" for text in ROWS.texts), *ROWS.summaries]
     for text, ids in zip(texts, [*rows.sources, *rows.targets], strict=True):
         assert tokenizer.decode(ids[:-1]) == text
@@ -50,10 +54,10 @@ def test_a_decoder_reads_source_and_target_each_ended_once(tokenizer) -> None:
         tokenize_rows(ROWS, plain(tokenizer, None), data, joined=True)
 
 
-def test_the_limits_count_the_end(tokenizer) -> None:
+def test_the_limits_count_the_end(tokenizer, bare) -> None:
     """Cut sources and targets have exactly as many tokens as allowed, the last being eos."""
     data = Bills(source="bills", max_source_length=6, max_target_length=4)
-    for kind in (tokenizer, plain(tokenizer, "</s>")):
+    for kind in (tokenizer, bare):
         cut = tokenize_rows(ROWS, kind, data, joined=True)
         assert [len(cut.sources[0]), len(cut.targets[0])] == [6, 4]
         assert cut.sources[0][-1] == cut.targets[0][-1] == EOS
@@ -123,15 +127,16 @@ SENTENCES = [
 TEXT = "{}  {} {}\n\n {}".format(*SENTENCES)
 
 
-@pytest.mark.parametrize("joined", [False, True])
-@pytest.mark.parametrize("name", ["tokenizer", "t5", "words", "bare"])
+@pytest.mark.parametrize(
+    ("name", "joined"),
+    [
+        ("tokenizer", False), ("tokenizer", True), ("t5", False), ("t5", True), ("words", False),
+        ("bare", True),
+    ],
+)  # fmt: skip
 def test_at_every_limit_it_is_the_longest_row_of_sentences(request, name, joined: bool) -> None:
     """What trying all of them from the longest gives, prefix and end counted, side by side."""
-    bare = name == "bare"
-    if (name == "words" and joined) or (bare and not joined):
-        pytest.skip("has no end token of its own, or no place to put it")
-    used = plain(request.getfixturevalue("tokenizer"), "</s>") if bare else None
-    used = used or request.getfixturevalue(name)
+    used = request.getfixturevalue(name)
     begins, end = ([CLS], SEP) if name == "words" else ([], EOS)
 
     def whole(text: str) -> list[int]:
@@ -151,17 +156,6 @@ def test_at_every_limit_it_is_the_longest_row_of_sentences(request, name, joined
         assert cut.sources[0] == cut.sources[2] == expected(prefix, limit), limit
         assert cut.targets[1] == cut.targets[3] == expected("", limit), limit
         assert cut.targets[2] == whole("")
-
-
-def test_a_sentence_that_takes_more_tokens_alone_is_not_cut_in_two() -> None:
-    """One token is "Hi. B", three are "Hi.": where one has room, the text is cut by tokens."""
-    tokens = ["</s>", "H", "i", ".", " ", "B", ". ", ". B", "i. B", "Hi. B"]
-    joins = [(".", " "), (". ", "B"), ("i", ". B"), ("H", "i. B")]
-    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, joins))
-    joining = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    texts = ["Hi. BHi. B", "Hi. BBBB"]
-    assert encode_texts(texts, joining, 1, truncate="sentences") == [[9], [9]]
-    assert encode_texts(texts, joining, 3, truncate="sentences") == [[9, 9], [1, 2, 3]]
 
 
 def test_a_text_that_begins_with_much_that_is_no_token_is_read_to_its_tokens(words) -> None:
@@ -211,10 +205,3 @@ def test_a_tokenizer_that_cannot_tell_places_is_refused(tokenizer) -> None:
     other.truncation_side = "left"
     with pytest.raises(StageError, match="keeps the end of a text"):
         tokenize_rows(ROWS, other, limited(6))
-
-
-def test_the_headlines_of_system_a_are_cut_at_sentence_ends() -> None:
-    """Its write-up says so, of sources and targets; another word is refused by its name."""
-    assert compose("sft/headlines_half_both").recipe.data.truncate == "sentences"
-    with pytest.raises(RecipeError, match=r"data\.truncate"):
-        compose("sft/headlines_half_both", ["data.truncate=sentence"])

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
-import io
 import json
-import lzma
 import os
-import re
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,42 +16,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from compressor.core.errors import StageError
 from compressor.data import files
 from compressor.data import rows as module
-from compressor.data.rows import Rows
+from compressor.data.files import Format, open_table
+from compressor.data.rows import Column
 from compressor.data.sources import Files
+from tests.data.tables import load, pairs, plan, refusal, source, write_rows
 
 PAIRS = [("annual report", "2024-01-01"), ("energy bill", "007"), ("a state; an act", "NA")]
-
-
-def source(path: Path, **settings: Any) -> Files:
-    return Files.model_validate({"source": "files", "files": {"train": str(path)}, **settings})
-
-
-def plan(data: Files) -> tuple[list[str], list[str]]:
-    """List the problems and the warnings of planning."""
-    said: tuple[list[str], list[str]] = ([], [])
-    problem, warn = (lambda key, text, to=to: to.append(f"{key}: {text}") for to in said)
-    data.check("train", problem, warn)
-    return said
-
-
-def load(path: Path, **settings: Any) -> Rows:
-    data = source(path, **settings)
-    assert plan(data)[0] == []
-    return data.load("train")
-
-
-def refusal(path: Path, **settings: Any) -> str:
-    (problem,) = plan(source(path, **settings))[0]
-    return problem
-
-
-def pairs(rows: Rows) -> list[tuple[str, str]]:
-    return list(zip(rows.texts, rows.summaries, strict=True))
-
-
-def write_rows(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -161,7 +126,7 @@ def test_a_table_is_read_as_its_settings_say(tmp_path, content, settings, expect
 
 
 ONE_LABEL = {"task": "single_label", "labels": ["1", "2"]}
-OK = '{"text": "a", "summary": "b"}\n'
+OK, DEEP = '{"text": "a", "summary": "b"}\n', "[" * 100_000 + "]" * 100_000
 REFUSED: list[tuple[str | bytes, dict[str, Any], str]] = [
     (CAFE.encode("cp1252"), {}, "data.encoding=cp1252"),
     (CAFE.encode("utf-16"), {}, "data.encoding=utf-16"),
@@ -180,21 +145,27 @@ REFUSED: list[tuple[str | bytes, dict[str, Any], str]] = [
     (f"text,label\na,{'1' * 5000}\n", ONE_LABEL, "row 0, column 'label': "),
     # No places, since a label is a number.
     ("text,label\na,1\n", ONE_LABEL | {"labels": ["00", "01"]}, "column 'label': '1' is no label"),
-    (
-        '{"text": "a", "summary": 1}',
-        {},
-        "row 0, column 'summary': int 1, not text; write it in quo",
-    ),
+    ('{"text": "a", "summary": 1}', {}, "'summary': int 1, not text; write it in quotes"),
     (OK + '{"text": "a",\n', {}, "line 2: "),
     (OK + '["a", "b"]\n', {}, "line 2: ['a', 'b'] is no object"),
+    (OK + '{"text": ' + DEEP, {}, "line 2: a value is nested too deeply"),
+    (f"[{OK}, {DEEP}]", {}, "row 1: a value is nested too deeply"),
+    (f"[{OK}][{OK}]", {}, "after the array: '["),
+    (f"[{OK} {OK}]", {}, "after row 0: expected ',' or ']', got '{"),
+    (f"[{OK},, {OK}]", {}, "row 1: "),
+    (f"[{OK}, {OK}", {}, "after row 1: expected ',' or ']', got ''"),
+    ("[ ]", {}, "is empty"),
+    (gzip.compress(BARE), {}, "it is a compressed file or an archive; unpack it"),
 ]
 
 
 @pytest.mark.parametrize(("content", "settings", "expected"), REFUSED)
 def test_what_is_no_table_is_refused_with_the_cure(tmp_path, content, settings, expected) -> None:
-    """Never is a row shifted, cut or swallowed; the message says what to type."""
+    """Never is a row shifted, cut or swallowed; the message says what to type. A row that is nested
+    deeply crashed Arrow's reader (SIGSEGV); `datasets` would unpack an archive into its cache.
+    """
     content = content.encode() if isinstance(content, str) else content
-    path = tmp_path / ("rows.ndjson" if content[:1] == b"{" else "rows.csv")
+    path = tmp_path / ("rows.ndjson" if content[:1] in (b"{", b"[") else "rows.csv")
     path.write_bytes(content)
     assert expected in refusal(path, **settings)
 
@@ -220,6 +191,8 @@ def test_class_names_of_nested_columns_are_the_files_own(tmp_path: Path) -> None
     assert load(path, **given).labels == [[1], [0]]
     given |= {"task": "multi_label", "label": "many.tag"}
     assert load(path, **given).labels == [[0, 1], [1, 0]]
+    given |= {"labels": ["long", "wide"]}
+    assert "row 0, column 'many.tag': 'short' is no label" in refusal(path, **given)
 
 
 def test_several_labels_in_a_cell_are_divided(tmp_path: Path) -> None:
@@ -307,36 +280,26 @@ def test_a_first_line_may_lack_a_column_and_a_name_may_have_a_dot(tmp_path: Path
     table = load(path, summary="answers.text", empty="drop")
     assert list(table.references) == [["x", "y"], ["z", "w"]]
     assert pairs(load(path, summary="in.a.b", empty="keep"))[1] == ("b", "c")
-    assert "no column 'answers.tex'" in refusal(path, summary="answers.tex")
 
 
-def test_an_array_is_read_to_its_end_and_is_all_of_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its one line may be longer than a line of a table; what follows it, or is not parted by one
-    comma, is an error, or rows would be lost without a word.
-    """
-    path = tmp_path / "rows.json"
-    rows = [{"text": f"t{n}", "summary": "s" * (n + 1)} for n in range(9)]
-    two = json.dumps(rows[:2])
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_an_array_is_read_to_its_end(tmp_path: Path, monkeypatch, piece: int) -> None:
+    """Its one line may be longer than a line of a table."""
+    rows = [{"text": f"t[{n}", "summary": '"]' * (n + 1)} for n in range(9)]
     monkeypatch.setattr(files, "LONGEST_LINE", 60)
-    for piece in (1, 7, 1000):
-        monkeypatch.setattr(files, "_PIECE", piece)
-        path.write_text(f"\n {json.dumps(rows)} \n")
-        assert pairs(load(path)) == [(row["text"], row["summary"]) for row in rows]
-        for text, expected in (
-            (two + json.dumps(rows[2:]), "after the array: '["),
-            (two.replace("}, {", "} {"), "after row 0: expected ',' or ']', got '{"),
-            (two.replace("}, {", "},, {"), "row 1: "),
-            (two[:-1], "after row 1: expected ',' or ']', got ''"),
-            ("[ ]", "is empty"),
-        ):
-            path.write_text(text)
-            assert expected in refusal(path)
+    monkeypatch.setattr(files, "_PIECE", piece)
+    path = tmp_path / "rows.json"
+    path.write_text(f"\n {json.dumps(rows)} \n")
+    assert pairs(load(path)) == [(row["text"], row["summary"]) for row in rows]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    monkeypatch.setattr(files, "LONGEST_LINE", 20)
+    assert "a line has more than 20 characters" in refusal(tmp_path / "rows.jsonl")
 
 
 def test_what_datasets_saved_is_read_from_its_folder(tmp_path: Path) -> None:
-    """Of one split, of several, and a file of it; its digest is that of its rows."""
+    """Of one split, of several, and a file of it; its digest is that of its rows. While planning,
+    whose keys are made of its files, what is damaged is refused by name.
+    """
     table = Dataset.from_list([{"text": a, "summary": b} for a, b in PAIRS])
     table.save_to_disk(tmp_path / "one", num_shards=2)
     DatasetDict({"train": table, "dev": table.select([0])}).save_to_disk(tmp_path / "all")
@@ -349,24 +312,14 @@ def test_what_datasets_saved_is_read_from_its_folder(tmp_path: Path) -> None:
     assert source(tmp_path / "two").content_key("train") != before
     (tmp_path / "all/train").rename(tmp_path / "all/fit")
     assert "has the splits dev, fit; name one of these folders" in refusal(tmp_path / "all")
-    (tmp_path / "empty").mkdir()
-    assert "is a folder, and not one of `save_to_disk`" in refusal(tmp_path / "empty")
-
-
-def test_a_folder_of_datasets_that_is_damaged_or_empty_is_refused_by_name(tmp_path: Path) -> None:
-    """While planning, whose keys are made of its files."""
     folder = tmp_path / "one"
-    Dataset.from_list([{"text": "a", "summary": "b"}]).save_to_disk(folder)
-    state = json.loads((folder / "state.json").read_text())
-    (part,) = folder.glob("*.arrow")
     part.unlink()
     assert f"cannot read {folder}: its file {part.name} is not there" in refusal(folder)
-    (folder / "state.json").write_text(json.dumps(state | {"_data_files": []}))
-    assert f"{folder} is empty" in refusal(folder)
-    for damage in ("{", "{}", "[]"):
-        (folder / "state.json").write_text(damage)
-        assert "state.json is not what `datasets` writes" in refusal(folder)
-        assert source(folder).content_key("train") is None
+    (folder / "state.json").write_text("{")
+    assert "state.json is not what `datasets` writes" in refusal(folder)
+    assert source(folder).content_key("train") is None
+    (folder / "state.json").unlink()
+    assert "is a folder, and not one of `save_to_disk`" in refusal(folder)
 
 
 def test_held_out_rows_are_those_that_datasets_shuffled(tmp_path: Path) -> None:
@@ -379,76 +332,58 @@ def test_held_out_rows_are_those_that_datasets_shuffled(tmp_path: Path) -> None:
     assert list(held.load("train").texts) == order[8:]
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
-def test_planning_reads_the_beginning_of_a_large_file(tmp_path: Path, monkeypatch, name) -> None:
+@pytest.mark.parametrize(
+    ("name", "beginning"), [("rows.jsonl", OK * 3), ("rows.csv", "text,summary\n" + "a,b\n" * 3)]
+)
+def test_planning_reads_the_beginning_of_a_large_file(
+    tmp_path, monkeypatch, name, beginning
+) -> None:
     """Whatever comes after may be anything."""
     monkeypatch.setattr("compressor.data.sources.PLANNED_ROWS", 2)
     path = tmp_path / name
-    rows = "text,summary\n" + "a,b\n" * 3
-    if name == "rows.jsonl":
-        rows = '{"text":"a","summary":"b"}\n' * 3
-    path.write_text(rows + '"{"]"\n' * 9)
+    path.write_text(beginning + '"{"]"\n' * 9)
     assert plan(source(path)) == ([], [])
     with pytest.raises(StageError, match=r"cannot read .*line "):
         source(path).load("train")
 
 
-def refuse(path: Path) -> str:
-    """What planning says of a file, or else reading it; fails where neither does."""
-    problems = plan(source(path))[0]
-    if problems:
-        return problems[0]
-    with pytest.raises(StageError) as error:
-        source(path).load("train")
-    return str(error.value)
+def test_a_json_array_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
+    """An array of 5 GB was read and parsed whole, for each plan; what follows may be anything."""
+    (tmp_path / "rows.json").write_text(f"[{OK}," + "x" * 10_000_000)
+    table = open_table(tmp_path / "rows.json", Format(), ["text", "summary"])
+    assert next(table.rows) == json.loads(OK)
 
 
-def zip_rows(content: bytes) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("rows.jsonl", content)
-    return stream.getvalue()
+MADE = [{"text": f"text {i} ü\n", "summary": f"summary {i}" * (i % 3)} for i in range(11)]
+LABELLED = [{"text": f"text {i}", "label": ("a", "b")[i % 2]} for i in range(11)]
+SEVERAL = [{"text": f"t{n}", "summary": [f"s{n}", "other"][: 1 + n % 2]} for n in range(11)]
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zip_rows])
-def test_what_is_compressed_is_not_unpacked(pack: Any, tmp_path: Path, list_only: Any) -> None:
-    """`datasets` unpacks whatever begins as an archive, whatever its name, into its cache."""
-    list_only(5)
-    for ending in (".jsonl", ".csv", ".jsonl.gz", ".zip"):
-        path = tmp_path / f"rows{ending}"
-        path.write_bytes(pack(b'{"text": "a", "summary": "b"}\n' * 20_000))
-        assert re.search("compressed|unpack", refuse(path))
-        with pytest.raises((StageError, KeyError)):  # also where it has changed since the plan
-            source(path).load("train")
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_row_that_is_nested_deeply_ends_no_process(tmp_path: Path) -> None:
-    """In the first row it was a traceback, in a later one Arrow's reader crashed (SIGSEGV)."""
-    row, brackets = b'{"text": "a", "summary": "b"}\n', b"[" * 100_000 + b"]" * 100_000
-    deep = b'{"text": ' + brackets + b', "summary": "b"}\n'
-    for name, content in {
-        "first.jsonl": deep + row,
-        "later.jsonl": row * 3 + deep,
-        "many.json": b"[" + row[:-1] + b",\n" + brackets + b"]",
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        assert "nested too deeply" in refuse(tmp_path / name)
-    text = json.dumps({"text": "[{" * 5000, "summary": "b"})
-    (tmp_path / "shallow.jsonl").write_text(text + "\n")
-    assert load(tmp_path / "shallow.jsonl").texts[0] == "[{" * 5000
-
-
-def test_what_is_no_table_is_refused_with_its_limit(tmp_path: Path) -> None:
-    """A line without an end, more columns than anybody has, Parquet that is none."""
-    longest, most = files.LONGEST_LINE, files.MOST_COLUMNS
-    (tmp_path / "line.jsonl").write_bytes(b'{"text": "' + b"a" * (longest + 1))
-    assert f"{longest:,} characters" in refuse(tmp_path / "line.jsonl")
-    names = ["text", "summary", *(f"c{number}" for number in range(most))]
-    (tmp_path / "wide.csv").write_text(",".join(names) + "\n" + ",".join("x" * len(names)) + "\n")
-    assert f"more than {most:,}" in refuse(tmp_path / "wide.csv")
-    (tmp_path / "none.csv").write_text(",".join(names[2:]) + "\n" + ",".join(names[2:]) + "\n")
-    assert len(refuse(tmp_path / "none.csv")) < 2_000, "a message that a person can read"
-    for footer in (bytes(100), b"\xff\xff\xff\x7f"):
-        (tmp_path / "rows.parquet").write_bytes(b"PAR1" + footer + b"PAR1")
-        assert "cannot read" in refuse(tmp_path / "rows.parquet")
+@pytest.mark.parametrize(
+    ("made", "more"),
+    [
+        (MADE, {}), (MADE, {"holdout": {"validation": 0.2}}), (MADE, {"rows": {"train": 7}}),
+        (SEVERAL, {}), (LABELLED, {"task": "single_label", "labels": ["a", "b"]}),
+    ],
+)  # fmt: skip
+def test_a_long_table_gives_the_rows_of_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, list_only: Any, made: Any, more: Any
+) -> None:
+    """All, a part that was shuffled, and the first few: in order, by slices and one by one; several
+    references, and labels.
+    """
+    path = write_rows(tmp_path / "rows.jsonl", made)
+    short = load(path, empty="keep", **more)
+    list_only(3)
+    monkeypatch.setattr(module, "_PIECE", 4)
+    long = load(path, empty="keep", **more)
+    assert isinstance(long.texts, Column) and isinstance(short.texts, list)
+    for mine, theirs in ((long.texts, short.texts), (long.references, short.references)):
+        assert len(mine) == len(theirs)
+        assert list(mine) == theirs
+        assert [mine[place] for place in range(len(mine))] == theirs
+        assert (mine[2:5], mine[5:99], mine[-1:]) == (theirs[2:5], theirs[5:99], theirs[-1:])
+    assert list(long.summaries) == short.summaries
+    assert long.labels == short.labels
+    assert long.first(5) == short.first(5)
+    assert list(long.take([3, 0]).references) == list(short.take([3, 0]).references)

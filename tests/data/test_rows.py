@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, List, Value
 
-from compressor.core.errors import StageError
 from compressor.data.messages import LABELS, Messages, make_messages
-from compressor.data.rows import Rows
-from compressor.data.sources import Files
+from tests.data.tables import load, plan, refusal, source, write_columns
 
 TEXTS = ["late", "broken", "late and broken"]
+SEVERAL = {"task": "multi_label", "labels": ("delivery", "damage")}
 SINGLE = {"task": "single_label"}
 STARS = {**SINGLE, "label": "stars"}
 
 
-def data(**changes: Any) -> Files:
-    fields = {"task": "multi_label", "labels": ("delivery", "damage")} | changes
-    return Files(source="files", files={"train": "rows.csv"}, **fields)
-
-
-def read(source: Files, split: Any = "train", limit: int | None = None, **columns: Any) -> Rows:
-    return read_table(Dataset.from_dict({"text": TEXTS} | columns), source, split, limit)
-
-
-def read_table(table: Dataset, source: Files, split: Any = "train", limit: Any = None) -> Rows:
-    """Raise what planning says of a table that is saved as a file, or else read its rows."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.parquet"
-        table.to_parquet(path)
-        about: Any = {"files": dict.fromkeys(("train", split), str(path))}
-        source = Files.model_validate(source.model_dump() | about | {"rows": {split: limit}})
-        problems: list[str] = []
-        source.check(split, lambda key, message: problems.append(f"{key}: {message}"))
-        if problems:
-            raise StageError("\n".join(problems))
-        return source.load(split)
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rows.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -55,11 +34,12 @@ def read_table(table: Dataset, source: Files, split: Any = "train", limit: Any =
         (STARS | {"labels": ("1", "2")}, {"stars": [1, 2, 1]}, [[0], [1], [0]]),
     ],
 )  # fmt: skip
-def test_labels_may_be_written_in_any_of_the_usual_ways(changes, columns, expected) -> None:
+def test_labels_may_be_written_in_any_of_the_usual_ways(path, changes, columns, expected) -> None:
     """Truths as numbers, truth values or texts, lists in any order, names and numbers; a name that
     looks like a number is the name, whatever type the column has.
     """
-    assert read(data(**changes), **columns).labels == expected
+    write_columns(path, {"text": TEXTS} | columns)
+    assert load(path, **SEVERAL | changes).labels == expected
 
 
 @pytest.mark.parametrize(
@@ -82,36 +62,19 @@ def test_labels_may_be_written_in_any_of_the_usual_ways(changes, columns, expect
         (SINGLE, {"label": [1.0, 0.0, None]}, "row 2, column 'label': the cell is empty"),
     ],
 )  # fmt: skip
-def test_what_is_not_expected_is_named_by_row_and_column(changes, columns, expected) -> None:
+def test_what_is_not_expected_is_named_by_row_and_column(path, changes, columns, expected) -> None:
     """Each message alone is enough to find the cell."""
-    with pytest.raises(StageError) as error:
-        read(data(**changes), **columns)
-    assert expected in str(error.value)
+    write_columns(path, {"text": TEXTS} | columns)
+    assert expected in refusal(path, **SEVERAL | changes)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_numbers_mean_what_the_table_says_they_mean(several: bool) -> None:
-    """A column that knows its classes' names, in another order than `labels`."""
-    kind: Any = ClassLabel(names=["damage", "delivery", "other"])
-    features = Features({"text": Value("string"), "label": List(kind) if several else kind})
-    source = data(label="label") if several else data(task="single_label")
-
-    def read_values(*values: int) -> Rows:
-        column = [[value] for value in values] if several else list(values)
-        return read_table(Dataset.from_dict({"text": TEXTS, "label": column}, features), source)
-
-    expected = [[0, 1], [1, 0], [0, 1]] if several else [[1], [0], [1]]
-    assert read_values(0, 1, 0).labels == expected
-    with pytest.raises(StageError, match="row 0, column 'label': 'other' is no label"):
-        read_values(2, 1, 0)
-
-
-def test_a_label_without_rows_matters_only_where_it_is_learned() -> None:
+def test_a_label_without_rows_matters_only_where_it_is_learned(path: Path) -> None:
     """A small validation split may lack a rare label."""
-    columns = {"delivery": [1, 1, 1], "damage": [0, 0, 0]}
-    assert read(data(), "validation", **columns).labels == [[1, 0]] * 3
-    with pytest.raises(StageError, match="allow more rows"):
-        read(data(), "train", limit=1, delivery=[1, 0, 0], damage=[0, 1, 0])
+    write_columns(path, {"text": TEXTS, "delivery": [1, 1, 0], "damage": [0, 0, 1]})
+    files = dict.fromkeys(("train", "validation"), str(path))
+    few = source(path, files=files, rows={"train": 2, "validation": 2}, **SEVERAL)
+    assert few.load("validation").labels == [[1, 0]] * 2
+    assert "allow more rows" in plan(few)[0][0]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +91,7 @@ def test_a_label_without_rows_matters_only_where_it_is_learned() -> None:
 def test_labels_that_cannot_be_are_refused(changes, expected) -> None:
     """Before anything is read."""
     with pytest.raises(ValueError, match=expected):
-        data(**changes)
+        source(Path("rows.csv"), **SEVERAL | changes)
 
 
 def test_messages_are_the_same_on_every_machine() -> None:

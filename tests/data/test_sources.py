@@ -9,6 +9,7 @@ import pytest
 
 from compressor.core.errors import StageError
 from compressor.data.sources import Files
+from tests.data.tables import plan, source
 
 
 @pytest.fixture
@@ -20,18 +21,11 @@ def table(tmp_path: Path) -> Path:
 
 
 def files(path: Path, **changes: Any) -> Files:
-    fields = {"task": "multi_label", "labels": ("toxic", "rude"), "files": {"train": str(path)}}
-    return Files.model_validate({"source": "files", **fields, **changes})
+    return source(path, **{"task": "multi_label", "labels": ("toxic", "rude"), **changes})
 
 
-def texts(source: Files) -> dict[str, list[str]]:
-    return {split: list(source.load(split).texts) for split in ("train", "validation", "test")}
-
-
-def problems(source: Files, split: Any = "train") -> list[str]:
-    said: list[str] = []
-    source.check(split, lambda path, message: said.append(f"{path}: {message}"))
-    return said
+def texts(data: Files) -> dict[str, list[str]]:
+    return {split: list(data.load(split).texts) for split in ("train", "validation", "test")}
 
 
 def test_one_file_serves_all_splits_without_sharing_a_row(table: Path) -> None:
@@ -55,15 +49,15 @@ def test_what_is_held_out_for_validation_alone_is_scored_too(table: Path) -> Non
     """System E's 80/20: nothing is taken from train for a test split that nobody asked for.
     `rows.test` limits what is scored, whichever split's rows these are.
     """
-    source = files(table, holdout={"validation": 0.2}, seed=42)
-    rows = texts(source)
+    data = files(table, holdout={"validation": 0.2}, seed=42)
+    rows = texts(data)
     assert (len(rows["train"]), len(rows["validation"])) == (80, 20)
     assert rows["test"] == rows["validation"]
-    assert source.content_key("test") == source.content_key("validation")
-    assert source.content_key("train") != source.content_key("validation")
-    source = files(table, holdout={"validation": 0.2}, rows={"test": 5, "validation": 2})
-    assert [len(source.load(split)) for split in ("validation", "test")] == [2, 5]
-    assert source.scores_validation and not files(table, holdout=0.2).scores_validation
+    assert data.content_key("test") == data.content_key("validation")
+    assert data.content_key("train") != data.content_key("validation")
+    data = files(table, holdout={"validation": 0.2}, rows={"test": 5, "validation": 2})
+    assert [len(data.load(split)) for split in ("validation", "test")] == [2, 5]
+    assert data.scores_validation and not files(table, holdout=0.2).scores_validation
 
 
 @pytest.mark.parametrize(
@@ -80,7 +74,7 @@ def test_what_is_held_out_for_validation_alone_is_scored_too(table: Path) -> Non
 )  # fmt: skip
 def test_a_split_or_a_column_that_is_not_there_is_reported(table, changes, split, expected) -> None:
     """A split was once given the rows that are trained on, and two places for one: one ignored."""
-    (said,) = problems(files(table, **changes), split)
+    (said,) = plan(files(table, **changes), split)[0]
     assert said.startswith(expected)
     assert "labels" not in changes or "'rude'" in said
 

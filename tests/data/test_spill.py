@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -49,14 +48,6 @@ def test_a_token_takes_four_bytes_and_none_beyond_the_limit() -> None:
     assert 2_000_000 <= small < 2_600_000  # 500,000 tokens
     assert large < 5_000_000  # of 2,500,000: 10 MB
     assert ids[4_999] == part[-1]
-
-
-def test_the_file_of_what_does_not_fit_has_no_name(tmp_path: Path, monkeypatch) -> None:
-    """So that nothing is left, however the process ends."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ids = IdRows([[1, 2, 3]], spill=0)
-    assert list(tmp_path.iterdir()) == []
-    assert ids[0] == [1, 2, 3]
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="Linux lets pages go")

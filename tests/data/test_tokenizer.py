@@ -1,9 +1,5 @@
 """Promises of the trained tokenizer: same ids again, any text comes back. Not its quality."""
 
-import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,14 +14,6 @@ ODD = (
     "emoji 👩‍🚀🇺🇳 and 漢字, עברית, e\u0301, \u00a0, \ufeff, \x00\x7f",
     "$4,500,000 <unknown> [MASK] a - b ... ( c )",
 )  # fmt: skip
-TRAINED = """
-import hashlib
-from compressor.data.bills import make_bills
-from compressor.data.tokenizers import train_tokenizer
-texts = [row["text"] for row in make_bills(200, seed=0, split="train")]
-made = train_tokenizer(texts, vocab_size=700).backend_tokenizer.to_str()
-print(hashlib.sha256(made.encode()).hexdigest())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +46,3 @@ def test_size_is_what_was_asked_for(tokenizer: PreTrainedTokenizerFast) -> None:
     assert len(train_tokenizer(["text"], vocab_size=259)) == 259
     with pytest.raises(ValueError, match="at least 259"):
         train_tokenizer(["text"], vocab_size=258)
-
-
-def test_training_again_in_another_process_gives_the_same_tokenizer(tokenizer) -> None:
-    """Neither threads nor the hash seed show in bills or in it: its digest may be part of a key."""
-    variables = {"TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "1"}
-    variables["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, "-c", TRAINED]
-    done = subprocess.run(command, env=os.environ | variables, capture_output=True, check=True)
-    expected = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    assert done.stdout.decode().strip() == expected
