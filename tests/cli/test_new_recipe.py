@@ -10,7 +10,6 @@ import pytest
 from jsonschema import Draft7Validator
 from omegaconf import OmegaConf
 
-from compressor.cli.main import main
 from compressor.cli.new_recipe import write_new_recipe
 from compressor.core.errors import RecipeError
 from compressor.engine.plan import plan
@@ -78,19 +77,6 @@ def test_a_new_recipe_still_takes_other_groups(tmp_path: Path) -> None:
     assert keys(compose(str(file), overrides)) == expected
 
 
-def test_one_setting_is_changed_by_taking_its_sign_away(tmp_path: Path) -> None:
-    """`#epochs: 2` of one stage becomes `epochs: 3`, and all else stays."""
-    file = tmp_path / "mine.yaml"
-    write_new_recipe(file, "demo")
-    text = file.read_text()
-    assert text.count("    #epochs: 2") == 1
-    file.write_text(text.replace("    #epochs: 2", "    epochs: 3"))
-    changed, original = values(compose(str(file))), values(compose("demo"))
-    epochs = changed["stages"]["base"].pop("epochs"), original["stages"]["base"].pop("epochs")
-    assert epochs == (3, 2)
-    assert changed == original
-
-
 def test_new_refuses_what_would_not_work(tmp_path: Path) -> None:
     """A file that is there, another ending, an unknown recipe, one that would extend itself, also
     as the parent of its parent, and a name that no recipe can have.
@@ -111,12 +97,3 @@ def test_new_refuses_what_would_not_work(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["there.yaml"]
     write_new_recipe(tmp_path / "there.yaml", "demo", force=True)
     assert "defaults: [/demo, _self_]" in (tmp_path / "there.yaml").read_text()
-
-
-def test_the_command_says_what_to_do_next(tmp_path: Path, monkeypatch, capsys) -> None:
-    """It writes from `demo`; a second time it refuses, with exit code 2."""
-    monkeypatch.chdir(tmp_path)
-    assert main(["new", "mine.yaml"]) == 0
-    assert "compressor plan mine.yaml" in capsys.readouterr().out
-    assert main(["plan", "mine.yaml"]) == 0
-    assert main(["new", "mine.yaml"]) == 2
