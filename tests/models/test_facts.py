@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from compressor.models.facts import Facts, derive_facts, evenly_spaced, load_architecture
+from compressor.engine.plan import plan
+from compressor.engine.store.store import Store
+from compressor.models.facts import Facts, derive_facts, load_architecture
 from compressor.models.loading import AUTO_CLASSES, build_model, has_untied_head
 from compressor.models.quantized_layers import quantize_weights
+from compressor.recipe.compose import compose
 from tests.harness.models import CHANGES, PICO, TWO_VOCABULARIES, UNTIED
 
 VARIANTS = [
@@ -96,32 +101,6 @@ def test_what_a_plan_calls_linear_is_what_becomes_int8(model_type, values, head)
     )
 
 
-def test_the_groups_are_named_by_place_in_the_order_of_system_b() -> None:
-    """Six for an encoder-decoder, two and the head for a decoder, two for an encoder."""
-
-    def paths(model_type: str, head: str) -> list[str]:
-        groups = known(model_type, {}, head).list_groups()
-        return [path for path in groups if "." in path or path == "lm_head"]
-
-    six = [
-        "encoder.self_attention", "encoder.feed_forward", "decoder.self_attention",
-        "decoder.cross_attention", "decoder.feed_forward", "lm_head",
-    ]  # fmt: skip
-    assert paths("t5", "seq2seq_lm") == paths("longt5", "seq2seq_lm") == six
-    assert paths("marian", "seq2seq_lm") == six
-    assert paths("gpt2", "causal_lm") == paths("qwen3", "causal_lm")
-    assert paths("gpt2", "causal_lm") == [
-        "decoder.self_attention", "decoder.feed_forward", "lm_head",
-    ]  # fmt: skip
-    assert paths("distilbert", "none") == ["encoder.self_attention", "encoder.feed_forward"]
-
-
-def test_layers_are_kept_evenly_spaced() -> None:
-    """Halving keeps every other layer (system A); any other count works too."""
-    kept = [evenly_spaced(6, keep) for keep in (1, 2, 3, 4, 6)]
-    assert kept == [[0], [0, 3], [0, 2, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4, 5]]
-
-
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "gpt2", "bart"])
 def test_as_many_tokens_as_there_are_positions_can_be_read_and_no_more(model_type) -> None:
     """RoBERTa's table of 514 is for 512 tokens: its positions begin behind the padding's."""
@@ -132,3 +111,9 @@ def test_as_many_tokens_as_there_are_positions_can_be_read_and_no_more(model_typ
     model(input_ids=torch.full((1, positions), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, positions + 1), 5))
+
+
+def test_long_t5_base_is_counted_as_published() -> None:
+    """As `sft/long_documents` plans it, without a network."""
+    (load, *_) = plan(compose("sft/long_documents"), Store(Path("/nonexistent"))).nodes
+    assert load.facts is not None and load.facts.parameters == 247_587_456

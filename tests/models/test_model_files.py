@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from compressor.core.errors import RecipeError
+from compressor.core.errors import RecipeError, StageError
+from compressor.models.loading import load_pretrained
 from compressor.stages.load import Load
 from tests.engine.test_plan import plan_recipe
 from tests.harness.models import BART, GPT2, LLAMA, T5, TWO_VOCABULARIES, UNTIED
@@ -189,3 +191,30 @@ def test_a_head_that_only_unpickling_would_tell_fails_by_name(tmp_path: Path, ru
     assert "the head in model differs from its embedding, and its config says otherwise" in done.err
     assert "save the model again with transformers, as safetensors" in done.err
     assert not list((tmp_path / "outputs" / "store").glob("*/model.safetensors"))
+
+
+def test_a_bin_is_read_as_tensors_alone(tmp_path: Path) -> None:
+    """An old one of tensors loads; one that would run code when unpickled runs nothing; and one
+    that does not fit its config is refused: transformers would make up the third layer.
+    """
+    ran = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return ran.touch, ()
+
+    write(tmp_path, "t5", T5, as_saved)
+    state, config = load_file(tmp_path / WEIGHTS), tmp_path / "config.json"
+    (tmp_path / WEIGHTS).unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    loaded = load_pretrained(tmp_path, "seq2seq_lm").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    text = config.read_text()
+    config.write_text(text.replace('"num_layers": 2', '"num_layers": 3'))
+    with pytest.raises(StageError, match="missing tensors"):
+        load_pretrained(tmp_path, "seq2seq_lm")
+    config.write_text(text)
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(StageError):
+        load_pretrained(tmp_path, "seq2seq_lm")
+    assert not ran.exists()

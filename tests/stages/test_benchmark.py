@@ -8,20 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import T5Config
 
 from compressor.backends.formats import TextSettings
-from compressor.data.bills import Bills
-from compressor.data.source_base import SplitRows
-from compressor.data.tokenizers import train_tokenizer
 from compressor.evaluation.resources import Counters, Peak
 from compressor.evaluation.timing import _Session, of_length
-from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build_model
-from compressor.models.quantization import Quantization
-from compressor.models.quantized_layers import Int8Linear, quantize_weights
 from compressor.stages.benchmark import Benchmark, Case, _figures
-from tests.harness.models import T5
+from tests.harness.stages import SUMMARIES, TEXTS, pico_t5, rows_of_text
 
 
 def test_each_length_has_its_latency_its_peak_and_that_of_a_training_step(recipe, run) -> None:
@@ -91,29 +83,13 @@ class InThisProcess:
         return answer
 
 
-def read_by(folder: Path, *, quantized: bool = False) -> InThisProcess:
-    """A session of a pico model, which may be int8."""
-    data = Bills(source="bills", rows=SplitRows(test=6), max_source_length=20, max_target_length=8)
-    texts = data.load("test").texts
-    tokenizer = train_tokenizer(texts, vocab_size=300)
-    torch.manual_seed(0)
-    config = T5Config(**T5 | {"vocab_size": len(tokenizer)}, decoder_start_token_id=0)
-    checkpoint = Checkpoint(build_model(config, "seq2seq_lm"), tokenizer, "seq2seq_lm")
-    if quantized:
-        quantize_weights(checkpoint.model)
-        checkpoint.quantization = Quantization(weights="int8", activations="int8")
+def read_by(folder: Path) -> InThisProcess:
+    """A session of a pico model."""
+    data, checkpoint = rows_of_text(folder, TEXTS[:6], SUMMARIES[:6]), pico_t5()
     checkpoint.save(folder)
     about = TextSettings.of(data, head="seq2seq_lm", model_type="").model_dump(mode="json")
-    start = {"folder": str(folder), "threads": 1, "texts": texts, "about": about}
+    start = {"folder": str(folder), "threads": 1, "texts": TEXTS[:6], "about": about}
     return InThisProcess(_Session(start))
-
-
-def test_what_a_first_pass_makes_is_made_while_the_model_is_loaded(tmp_path) -> None:
-    """Of int8 layers the weight in the layout of the processor's product: in no batch's time."""
-    session = read_by(tmp_path, quantized=True).session
-    layers = session.model.checkpoint.model.modules()  # type: ignore[attr-defined]
-    made = [layer._packed is not None for layer in layers if isinstance(layer, Int8Linear)]
-    assert all(made) and made
 
 
 def test_each_batch_has_the_rows_that_come_next_and_so_many_tokens(tmp_path, monkeypatch) -> None:

@@ -34,14 +34,3 @@ def test_every_stage_is_listed(run) -> None:
         assert re.search(rf"^{kind} +\w", listed, re.MULTILINE)
         assert "Example:" in render_stage(kind, 100)
     assert "Example:" in run("stages", "prune").out
-
-
-def test_what_a_stage_gives_is_what_its_run_is_annotated_with() -> None:
-    """A Checkpoint is handed to the stages after it; None only looks at a model."""
-    looking = {kind for kind in stage_kinds() if not stage_class(kind).changes_model}
-    assert looking == {
-        "baseline", "benchmark", "evaluate", "export", "pseudo_label", "sensitivity",
-    }  # fmt: skip
-    for kind in stage_kinds():
-        expected = "None" if kind in looking else "Checkpoint"
-        assert stage_class(kind).run.__annotations__["return"] == expected

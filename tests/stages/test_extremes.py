@@ -20,8 +20,6 @@ from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
 from tests.harness.stages import (
-    SUMMARIES,
-    TEXTS,
     measure,
     pico_classifier,
     pico_t5,
@@ -82,14 +80,6 @@ def test_a_target_is_met_beside_a_group_of_which_nothing_is_left(tmp_path: Path)
     assert size - sum(int((~mask).sum()) for mask in masks.values()) == round(0.5 * size)
 
 
-@pytest.mark.parametrize("beams", [303, 1000])
-def test_more_beams_than_tokens_are_searched(tmp_path: Path, beams: int) -> None:
-    """A batch may then have room for no row: each is decoded alone."""
-    data = rows_of_text(tmp_path, TEXTS[:2], SUMMARIES[:2])
-    scored = measure("evaluate", pico_t5(), data, tmp_path, max_length=4, num_beams=beams)
-    assert scored["count"] == 2
-
-
 @pytest.mark.parametrize("limit", [1, 2])
 def test_limits_of_a_token_or_two(tmp_path: Path, limit: int) -> None:
     """Source, target and summary: the end token alone."""
@@ -98,14 +88,6 @@ def test_limits_of_a_token_or_two(tmp_path: Path, limit: int) -> None:
     assert math.isfinite(trained["validation_loss"])
     scored = measure("evaluate", pico_t5(), data, tmp_path, max_length=2)
     assert scored["gen_len"] == 1.0 and scored["count"] == 8
-
-
-@pytest.mark.parametrize("rows", [1, 9])
-def test_one_row_and_equal_rows_train(tmp_path: Path, rows: int) -> None:
-    """Fewer than a batch; and all alike. The summary is longer than its source."""
-    data = rows_of_text(tmp_path, ["Be it."] * rows, [TEXTS[0]] * rows)
-    assert measure("finetune", pico_t5(), data, tmp_path, epochs=1)["steps"] == -(-rows // 8)
-    assert measure("evaluate", pico_t5(), data, tmp_path, max_length=4)["count"] == rows
 
 
 # Trainings that diverge, or that nothing can be learned in
@@ -172,22 +154,6 @@ def test_a_validation_loss_that_overflows_ends_the_training(tmp_path: Path) -> N
     with pytest.raises(StageError, match="the validation loss is inf after step 1; the usual cure"):
         training.run()
     assert not (tmp_path / "resume").exists()
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"warmup_steps": 10**9}, {"clip_norm": 1e-300}, {"betas": [0.0, 0.0]},
-        {"batch_size": 10**9}, {"weight_decay": 0.5}, {"micro_batch_size": 1},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_extreme_settings_that_mean_something_train(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    """Warm-up longer than the training, a batch larger than the data, and the like."""
-    metrics = measure("finetune", pico_t5(), rows_of_text(tmp_path), tmp_path, epochs=2, **settings)
-    assert metrics["steps"] == 2 and math.isfinite(metrics["validation_loss"])
 
 
 def test_a_decay_that_blows_weights_up_is_refused_when_planned() -> None:

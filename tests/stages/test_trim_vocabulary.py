@@ -4,138 +4,40 @@ from __future__ import annotations
 
 import json
 import random
-from functools import cache
 
 import pytest
 import torch
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
     MBartTokenizer,
     PreTrainedTokenizerFast,
-    T5Config,
 )
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
 from compressor.core.errors import StageError
-from compressor.data.bills import Bills, make_bills
-from compressor.data.tokenizers import Vocabulary, train_tokenizer
+from compressor.data.tokenizers import Vocabulary
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build_model, has_untied_head
+from compressor.models.loading import has_untied_head
 from compressor.stages.trim_vocabulary import TrimVocabulary
 from tests.conftest import SHARED
 from tests.engine.test_plan import plan_recipe
 from tests.harness.models import CASES, PICO, UNTIED, WINDOW, build_case
 from tests.harness.stages import preview, run_stage
-
-DATA = Bills(source="bills", prefix="summarize: ", rows={"train": 6, "validation": 3})
-TEXTS = [text for row in make_bills(300, seed=7, split="train") for text in row.values()]
-TEXTS += ["Ünïcode çafé naïve 漢字 😀 zebra quartz jumps", "[x] {y} 12,345.67 % & * § µ"]
-SENTINELS = [f"<extra_id_{i}>" for i in (1, 0)]
-
-
-@cache
-def unigram() -> PreTrainedTokenizerFast:
-    """As T5's is: scores, `▁`, sentinels at the end."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=600, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.add_special_tokens(SENTINELS)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        extra_special_tokens=SENTINELS, model_max_length=77,
-    )  # fmt: skip
-
-
-@cache
-def byte_level() -> PreTrainedTokenizerFast:
-    return train_tokenizer(TEXTS, vocab_size=700)
-
-
-@cache
-def characters_bpe() -> PreTrainedTokenizerFast:
-    """BPE over characters, with the special tokens last, and ends of words marked."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>"])
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>"))
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>",
-        unk_token="<unk>",
-    )  # fmt: skip
-
-
-@cache
-def wordpiece() -> PreTrainedTokenizerFast:
-    """With `[CLS]` and `[SEP]`, which its template names, behind the pieces that leave."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
-    )  # fmt: skip
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]", mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
-
-
-KINDS = [unigram, byte_level, characters_bpe, wordpiece]
-
-
-def t5(tokenizer, untied: bool = False, spare: int = 5) -> Checkpoint:
-    """A model whose embedding has some rows more than the tokenizer has pieces, as T5's has."""
-    torch.manual_seed(0)
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    config = T5Config(
-        vocab_size=len(tokenizer) + spare, d_model=16, d_kv=4, d_ff=32, num_heads=2, num_layers=1,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=end,
-        decoder_start_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-    )  # fmt: skip
-    model = build_model(config, "seq2seq_lm", untied_head=untied).eval()
-    return Checkpoint(model, tokenizer, "seq2seq_lm")
-
-
-@cache
-def rows() -> list[str]:
-    texts = []
-    for split in ("train", "validation"):
-        loaded = DATA.load(split)
-        texts += [DATA.prefix + text for text in loaded.texts] + loaded.summaries
-    return texts
+from tests.support.families import TOKENIZERS
+from tests.support.tokenizers import (
+    DATA,
+    KINDS,
+    SENTINELS,
+    TEXTS,
+    byte_level,
+    characters_bpe,
+    rows,
+    t5,
+    unigram,
+)
 
 
 def pieces(tokenizer, texts: list[str]) -> list[list[str]]:
@@ -215,42 +117,27 @@ def assert_same_logits(old: Checkpoint, new: Checkpoint, texts: list[str]) -> li
 
 
 @pytest.mark.parametrize("untied", [False, True])
-@pytest.mark.parametrize("make", KINDS)
-def test_the_model_gives_each_kept_piece_the_logit_it_gave(tmp_path, make, untied) -> None:
-    """Tied or not; ids in config and generation config are the new ones; masks go along."""
-    old = make()
-    checkpoint = t5(old, untied)
+def test_masks_and_a_search_go_along_with_the_rows(tmp_path, untied) -> None:
+    """Of a tied table or a head; ids that left are suppressed no more; a cache decodes the same."""
+    checkpoint = t5(characters_bpe(), untied)
     head = "lm_head.weight" if untied else "shared.weight"
-    draw = torch.Generator().manual_seed(0)
-    checkpoint.masks[head] = torch.rand(checkpoint.get_parameter(head).shape, generator=draw) > 0.3
+    checkpoint.masks[head] = torch.rand(checkpoint.get_parameter(head).shape) > 0.3
     checkpoint.apply_masks()
-    dropped = next(i for p, i in old.get_vocab().items() if len(p) > 4 and p not in SENTINELS)
-    start = checkpoint.model.config.decoder_start_token_id
-    checkpoint.model.generation_config.suppress_tokens = [start, len(old) + 1, dropped]
-    checkpoint.model.generation_config.forced_eos_token_id = checkpoint.model.config.eos_token_id
+    generation, start = checkpoint.model.generation_config, checkpoint.tokenizer.pad_token_id
+    generation.suppress_tokens = [start, len(checkpoint.tokenizer) + 1]
+    generation.forced_eos_token_id = checkpoint.tokenizer.eos_token_id
     result, _ = run_stage(TrimVocabulary(multiple_of=8), checkpoint, tmp_path, DATA)
-    new = result.tokenizer
     assert result.model.config.vocab_size % 8 == 0
     assert has_untied_head(result.model) == untied
-
-    texts = rows()[:3]
-    old_rows = assert_same_logits(checkpoint, result, texts)
-    assert torch.equal(result.masks[head][: len(new)], checkpoint.masks[head][old_rows])
+    kept = assert_same_logits(checkpoint, result, rows()[:3])
+    assert torch.equal(result.masks[head][: len(kept)], checkpoint.masks[head][kept])
     assert torch.equal(result.get_parameter(head) != 0, result.masks[head])
-    for name in ("config", "generation_config"):
-        before, after = getattr(checkpoint.model, name), getattr(result.model, name)
-        for key in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"):
-            if getattr(before, key) is not None:
-                now = new.convert_ids_to_tokens(getattr(after, key))
-                assert now == old.convert_ids_to_tokens(getattr(before, key)), key
     generation = result.model.generation_config
-    assert generation.forced_eos_token_id == result.model.config.eos_token_id
-    assert result.model.config.decoder_start_token_id in generation.suppress_tokens
-    assert all(i < result.model.config.vocab_size for i in generation.suppress_tokens)
-
+    assert generation.suppress_tokens == [result.model.config.decoder_start_token_id]
+    assert generation.forced_eos_token_id == result.tokenizer.eos_token_id
     plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "after").eval()
     plain.generation_config.suppress_tokens = None
-    ids = new(texts, return_tensors="pt", padding=True).input_ids
+    ids = result.tokenizer(rows()[:3], return_tensors="pt", padding=True).input_ids
     output = plain.generate(ids, max_length=8, do_sample=False)
     assert torch.equal(output, plain.generate(ids, max_length=8, do_sample=False, use_cache=False))
 
@@ -311,9 +198,6 @@ def test_a_size_that_the_rows_do_not_fit_is_an_error(tmp_path) -> None:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="a")
     with pytest.raises(StageError, match="cannot trim a WordLevel tokenizer, only Unigram"):
         run_stage(TrimVocabulary(), t5(wrapped), tmp_path / "words", DATA)
-    without = Checkpoint(t5(wrapped).model, None, "seq2seq_lm")
-    with pytest.raises(StageError, match="no tokenizer"):
-        run_stage(TrimVocabulary(), without, tmp_path / "n", DATA)
 
 
 def test_a_plan_knows_the_size_or_an_upper_bound() -> None:
@@ -380,37 +264,16 @@ def test_t5s_own_tokenizer_is_trimmed_and_stays_trimmed_when_loaded(tmp_path) ->
     assert new("Größe: 1999 zebras").input_ids.count(new.unk_token_id) == 0
 
 
-def pad_behind(pieces_before: int) -> PreTrainedTokenizerFast:
-    """`characters_bpe` with its pad behind some characters that the rows do not use."""
-    document = json.loads(characters_bpe().backend_tokenizer.to_str())
-    vocab = sorted(document["model"]["vocab"], key=document["model"]["vocab"].get)
-    order = ["<unk>", *"ÜÄÖßλ"[:pieces_before], "<pad>", *vocab[1:]]
-    document["model"]["vocab"] = {piece: index for index, piece in enumerate(dict.fromkeys(order))}
-    ids = dict(document["model"]["vocab"])
-    for token in document["added_tokens"]:
-        token["id"] = ids.setdefault(token["content"], len(ids))
-    document["post_processor"] = None
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(document)), pad_token="<pad>",
-        eos_token="</s>", bos_token="<s>", unk_token="<unk>",
-    )  # fmt: skip
-    assert tokenizer.pad_token_id == pieces_before + 1
-    return tokenizer
-
-
 @pytest.mark.parametrize(
     ("kind", "changes", "head"), [case for case in CASES if case[1] in ({}, UNTIED, WINDOW)]
 )
 def test_every_family_gives_the_logits_it_gave(tmp_path, kind, changes, head) -> None:
     """On padded rows; pad, bos and eos have other numbers then, and positions count as before."""
-    old = pad_behind(5)
-    special = {
-        f"{name}_token_id": getattr(old, f"{name}_token_id") for name in ("pad", "bos", "eos")
-    }
+    old = TOKENIZERS["roberta"](tmp_path) if kind == "roberta" else characters_bpe()
+    special = {f"{n}_token_id": getattr(old, f"{n}_token_id") for n in ("pad", "bos", "eos")}
     longest = {"max_position_embeddings": 64} if "max_position_embeddings" in PICO[kind] else {}
     checkpoint = build_case(kind, changes | special | longest | {"vocab_size": len(old) + 3}, head)
-    model = checkpoint.model
-    checkpoint.tokenizer = old
+    model, checkpoint.tokenizer = checkpoint.model, old
     with torch.no_grad():  # so large that every row and position shows
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dim() > 1:
@@ -421,16 +284,15 @@ def test_every_family_gives_the_logits_it_gave(tmp_path, kind, changes, head) ->
         )
     result, _ = run_stage(TrimVocabulary(characters=False), checkpoint, tmp_path, DATA)
     # transformers takes any Qwen2's tokenizer for Qwen2's own, of bytes, which all stay.
-    old = checkpoint.tokenizer = Checkpoint.load(tmp_path / "before").tokenizer
-    new = result.tokenizer
-    assert result.model.config.vocab_size < model.config.vocab_size - 50
-    assert (new.pad_token_id == old.pad_token_id) == (kind in ("roberta", "qwen2"))
-    facts, config = checkpoint.derive_facts(), result.model.config
+    checkpoint.tokenizer = Checkpoint.load(tmp_path / "before").tokenizer
+    config = result.model.config
+    assert config.vocab_size < len(old)
+    assert config.pad_token_id == result.tokenizer.pad_token_id
+    facts = checkpoint.derive_facts()
     smaller = facts.resize(facts.list_units("vocabulary"), config.vocab_size)
     assert smaller.shapes == result.derive_facts().shapes
     size = getattr(config, "decoder_vocab_size", None)
     assert smaller.config.get("decoder_vocab_size") == size
-
     texts = [text[:18].lower() for text in rows()[:1] + rows()[-1:]] + [rows()[0][:9]]
     assert_same_logits(checkpoint, result, texts)
 
