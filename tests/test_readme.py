@@ -91,6 +91,12 @@ def is_name_alone(command: str) -> bool:
 
 # ---- what `make test` checks
 
+UNSAID = {
+    "recover": {"stage": "finetune"}, "teacher": {"stage": "finetune"},
+    "shrink": {"decoder_layers": 2},
+}  # fmt: skip
+"""Settings for stages of a pipeline that a block leaves out, as the text around it says."""
+
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_every_recipe_and_setting_is_valid(text: str, tmp_path: Path) -> None:
@@ -103,7 +109,8 @@ def test_every_recipe_and_setting_is_valid(text: str, tmp_path: Path) -> None:
     if "pipeline" in loaded:
         usual = ["/base", {"/model": "tiny"}, {"/data": "bills"}, "_self_"]
         if "/base" in loaded.setdefault("defaults", usual):
-            loaded["stages"] = defaults_of(loaded["pipeline"]) | loaded["stages"]
+            left_out = {name: UNSAID.get(name, {}) for name in loaded["pipeline"]}
+            loaded["stages"] = left_out | loaded["stages"]
         path = tmp_path / "block.yaml"
         path.write_text(yaml.safe_dump(loaded))
         files = loaded.get("data", {}).get("files", {})
@@ -118,16 +125,6 @@ def test_every_recipe_and_setting_is_valid(text: str, tmp_path: Path) -> None:
             stage_class(key).model_validate(value)
         else:
             assert key in {*Recipe.model_fields, "hydra", "defaults"}, key
-
-
-def defaults_of(pipeline: list[str]) -> dict[str, dict[str, object]]:
-    """Settings for the stages of a pipeline that a block leaves out, as the text around it says."""
-    settings: dict[str, dict[str, object]] = {
-        "recover": {"stage": "finetune"},
-        "teacher": {"stage": "finetune"},
-        "shrink": {"decoder_layers": 2},
-    }
-    return {name: settings.get(name, {}) for name in pipeline}
 
 
 def labelled_rows(folder: Path, recipe: dict[str, Any]) -> Path:
@@ -252,7 +249,8 @@ stages: {load: {}, export: {}}
     rows = [{"text": f"A bill to fund park {n}.", "summary": f"Funds park {n}."} for n in range(40)]
     for split in ("train", "validation"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    labels = emotions()
+    group = ROOT / "recipes" / "data" / "go_emotions_files.yaml"
+    labels = yaml.safe_load(group.read_text())["labels"]
     for split in ("train", "validation"):
         with (folder / f"{split}.csv").open("w", newline="") as stream:
             writer = csv.DictWriter(stream, ["comment_text", *labels])
@@ -268,12 +266,6 @@ stages: {load: {}, export: {}}
         "SCITLDR": str(folder),
         "GOEMOTIONS": str(folder),
     }
-
-
-def emotions() -> list[str]:
-    group = yaml.safe_load((ROOT / "recipes" / "data" / "go_emotions_files.yaml").read_text())
-    labels: list[str] = group["labels"]
-    return labels
 
 
 def shortened(command: str) -> str:

@@ -1,19 +1,13 @@
-"""Token ids of many rows, and mapped files that were read: as lists would be, in little memory."""
+"""Token ids of many rows: as lists would be, in little memory."""
 
 from __future__ import annotations
 
-import os
 import random
 import tracemalloc
-from pathlib import Path
 
-import psutil
-import pyarrow as pa
 import pytest
 
-from compressor.data.spill import IdRows, release_pages
-
-BYTES = 96_000_000
+from compressor.data.spill import IdRows
 
 
 @pytest.mark.parametrize("spill", [2**20, 400, 0])
@@ -48,28 +42,3 @@ def test_a_token_takes_four_bytes_and_none_beyond_the_limit() -> None:
     assert 2_000_000 <= small < 2_600_000  # 500,000 tokens
     assert large < 5_000_000  # of 2,500,000: 10 MB
     assert ids[4_999] == part[-1]
-
-
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="Linux lets pages go")
-def test_a_mapped_file_that_was_read_is_let_go_and_reads_the_same(tmp_path: Path) -> None:
-    """Rows of a data set of 5 GB that were read once each had all of it resident."""
-
-    def count_resident() -> int:
-        return int(psutil.Process().memory_info().rss)
-
-    table = pa.table({"text": ["x" * 999_999 + str(n % 10) for n in range(BYTES // 1_000_000)]})
-    with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as sink:
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        os.fsync(sink.fileno()) if hasattr(sink, "fileno") else os.sync()
-    column = pa.ipc.open_stream(pa.memory_map(str(tmp_path / "rows.arrow"))).read_all()["text"]
-    del table
-    before = count_resident()
-    assert sum(len(column[row].as_py()) for row in range(len(column))) == BYTES
-    held = count_resident() - before
-    assert held > 0.8 * BYTES
-    release_pages([column])
-    if count_resident() - before > 0.9 * held:
-        pytest.skip("this system does not know the advice")
-    assert count_resident() - before < 0.2 * BYTES
-    assert column[5].as_py()[-1] == "5"

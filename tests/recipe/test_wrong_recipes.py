@@ -19,7 +19,7 @@ from tests.harness.recipes import RECIPE
 LIST = Path(__file__).with_name("wrong_recipes.yaml")
 CASES: list[dict[str, Any]] = yaml.safe_load(LIST.read_text(encoding="utf-8"))
 ROW = json.dumps({"text": "A bill to fund parks.", "summary": "Parks."})
-FILES = "data: {source: files, files: {train: rows.jsonl, validation: rows.jsonl}, rows: "
+FILES = "data.files.train=rows.jsonl", "data.files.validation=rows.jsonl"
 
 
 def replace(text: str, changes: dict[str, str]) -> str:
@@ -138,10 +138,6 @@ def test_a_number_is_what_it_looks_like(written: str, decimal: str | None) -> No
     assert decimal is None or f"write {decimal}, or" in problems
 
 
-def test_the_recipe_itself_has_no_mistake() -> None:
-    assert list_problems("mine.yaml") == []
-
-
 def test_a_folder_that_is_no_model_is_refused() -> None:
     """Without a config, with one that is none, and an artifact, whose masks would be lost. Weights
     that are cut off, in their header or behind it, are found while planning.
@@ -188,22 +184,18 @@ def test_names_with_spaces_and_brackets_are_only_names(recipe: Any, capsys: Any)
     assert "[bold]x[/nothing]" in capsys.readouterr().out
 
 
-def test_rows_that_change_under_a_run_are_noticed(place: Path) -> None:
+def test_rows_that_change_under_a_run_are_noticed() -> None:
     """A key says what was read: rows edited between plan and run are not stored under it."""
-    path = Path("mine.yaml")
-    path.write_text(replace(RECIPE, {"/data: bills": "/data: files", "data: {rows: ": FILES}))
-    planned = plan(compose("mine.yaml"), Store(Path("store")))
-    node = planned.node("finetune")
-    planned.require_unchanged(node)
-    with Path("rows.jsonl").open("a") as file:
-        file.write(f"{ROW}\n")
+    planned = plan(compose("mine.yaml", ["data=files", *FILES]), Store(Path("store")))
+    planned.require_unchanged(planned.node("finetune"))
+    Path("rows.jsonl").write_text(f"{ROW}\n" * 21)
     with pytest.raises(StageError, match="train rows have changed"):
-        planned.require_unchanged(node)
+        planned.require_unchanged(planned.node("finetune"))
 
 
 def test_your_own_rows_run_end_to_end() -> None:
     """The same recipe on a file of one's own: one JSON array of objects, as many tools write it."""
     Path("rows.json").write_text(json.dumps([json.loads(ROW)] * 24, indent=1))
-    changes = {"/data: bills": "/data: files", "data: {rows: ": FILES.replace("jsonl", "json")}
-    Path("mine.yaml").write_text(replace(RECIPE, changes))
-    assert main(["run", "mine.yaml", "-q", "skip=[finetune]", "stages.evaluate.max_length=8"]) == 0
+    data = ["data=files", *(setting.replace("jsonl", "json") for setting in FILES)]
+    quick = ["skip=[finetune]", "stages.evaluate.max_length=8"]
+    assert main(["run", "mine.yaml", "-q", *data, *quick]) == 0
