@@ -120,18 +120,6 @@ def test_the_least_change_of_the_loss_goes_first_and_what_is_gone_stays_so(kind:
     assert sum(int((~checkpoint.masks[name]).sum()) for name in names) == 500
 
 
-def test_chance_follows_the_seed() -> None:
-    """The same seed prunes the same entries, another one others; twice as many are gone then."""
-    masks = []
-    for seed in (1, 1, 2):
-        checkpoint, names = pico("llama"), NAMES["llama"]
-        assert pruner(checkpoint, "random", seed).prune_group(names, 100) == 100
-        assert pruner(checkpoint, "random", seed + 10).prune_group(names, 50) == 50
-        masks.append(checkpoint.masks[names[0]])
-    assert torch.equal(masks[0], masks[1])
-    assert not torch.equal(masks[0], masks[2])
-
-
 def test_what_is_tried_is_taken_back_with_its_masks() -> None:
     """Weights and masks are as before, whether a parameter had a mask or none."""
     checkpoint, (first, second) = pico("llama"), NAMES["llama"]

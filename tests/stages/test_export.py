@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -154,68 +156,40 @@ def test_what_fails_its_gate_is_not_kept_and_leaves_its_rows(run, tmp_path) -> N
     assert sorted(json.loads(text)["stage"] for text in manifests) == ["finetune", "load"]
 
 
-def plan_text(tmp_path: Path, text: str, *overrides: str) -> Plan:
-    (tmp_path / "it.yaml").write_text(text)
-    return plan_recipe(tmp_path / "it.yaml", *overrides)
+@pytest.fixture
+def plan_chain(tmp_path: Path) -> Callable[..., Plan]:
+    """Plan the chain with overrides."""
+    (tmp_path / "chain.yaml").write_text(CHAIN)
+    return partial(plan_recipe, tmp_path / "chain.yaml")
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("plain: {stage: export}", "plain: {stage: export, weights: int8}",
-         "stages.plain.weights: 'huggingface' cannot store 'int8'"),
-        ("format: onnx", "format: onnxx", "stages.onnx.format"),
-        ("format: onnx", "format: onnx, weights: bfloat16", "stages.onnx.weights: 'onnx' cannot"),
-        ("{models: [recover, ct2, onnx], against", "{models: [recover, ct3], against",
-         "no stage 'ct3'"),
-        ("against: recover", "against: recover, backend: ctranslate2",
-         "stages.evaluate.backend: 'ctranslate2' runs what `export` wrote for it, and this model "
-         "is for 'torch'"),
-        ("quantize: {}", "quantize: {model: plain}", "stages.quantize.model"),
-        ("{models: [recover, ct2, onnx], against", "{models: [recover, ct2x], against",
-         "did you mean 'ct2'?"),
-        ("texts: 2}", "texts: 2, batch_sizes: [0]}", "batch_sizes"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_is_found_while_planning(tmp_path, old, new, expected) -> None:
-    text = CHAIN.replace(old, new)
-    assert text != CHAIN
-    with pytest.raises(RecipeError) as caught:
-        plan_text(tmp_path, text)
-    assert expected in str(caught.value)
+def test_another_backend_than_the_models_is_found_while_planning(plan_chain) -> None:
+    """Planning says which export it would take."""
+    message = "stages.evaluate.backend: 'ctranslate2' runs what `export` wrote for it, and this"
+    with pytest.raises(RecipeError, match=f"{message} model is for 'torch'"):
+        plan_chain("+stages.evaluate.backend=ctranslate2")
 
 
-def test_a_skipped_export_is_not_another_model(tmp_path) -> None:
+def test_a_skipped_export_is_not_another_model(plan_chain) -> None:
     """It leaves the reports, and nothing is held to it."""
-    plan = plan_text(tmp_path, CHAIN, "skip=[ct2]")
+    plan = plan_chain("skip=[ct2]")
     names = [node.name for node in plan.nodes]
     assert "evaluate@ct2" not in names and "evaluate@onnx" in names
     assert list(plan.node("benchmark").artifacts) == ["recover", "onnx"]
     assert any("'ct2' is skipped" in str(warning) for warning in plan.warnings)
     with pytest.raises(RecipeError, match="'ct2' is skipped"):
-        plan_text(tmp_path, CHAIN.replace("against: recover", "against: ct2"), "skip=[ct2]")
+        plan_chain("stages.evaluate.against=ct2", "skip=[ct2]")
 
 
-def test_what_runs_an_export_is_part_of_keys(tmp_path) -> None:
+def test_what_runs_an_export_is_part_of_keys(plan_chain) -> None:
     """Of the export's and of those that look at it; the order of models is the benchmark's."""
-    plan = plan_text(tmp_path, CHAIN)
+    plan = plan_chain()
     for name in ("onnx", "evaluate@onnx", "benchmark"):
         assert "onnxruntime" in plan.node(name).key_parts["frameworks"], name
     for name in ("plain", "evaluate@recover"):
         assert set(plan.node(name).key_parts["frameworks"]) == {"torch", "transformers"}, name
-    models = "{models: [recover, ct2, onnx], b"
-    other = plan_text(tmp_path, CHAIN.replace(models, "{models: [ct2, recover, onnx], b"))
+    other = plan_chain("stages.benchmark.models=[ct2,recover,onnx]")
     assert other.node("benchmark").key != plan.node("benchmark").key
-
-
-def test_architectures_that_a_format_does_not_take_are_named(tmp_path) -> None:
-    """With those formats that do."""
-    with pytest.raises(RecipeError) as caught:
-        plan_text(tmp_path, CHAIN.replace("/model: tiny,", "/model: tiny_long_t5,"))
-    refused = [str(problem) for problem in caught.value.problems if ".format" in problem.path]
-    assert len(refused) == 2
-    assert "longt5 with the head 'seq2seq_lm' cannot be written as 'ctranslate2'" in refused[0]
-    assert refused[0].endswith("valid: huggingface, packed")
 
 
 def test_a_bert_that_reads_one_way_alone_is_no_ctranslate2_encoder() -> None:

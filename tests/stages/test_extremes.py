@@ -10,19 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
-from compressor.core.console import Console
 from compressor.core.errors import StageError
-from compressor.core.progress import Progress
-from compressor.training.hyperparameters import Hyperparameters
-from compressor.training.loop import Training
-from compressor.training.losses import LabelLoss
+from compressor.stages.finetune import Finetune
+from compressor.training import loop
 from tests.harness.stages import (
     measure,
     pico_classifier,
     pico_t5,
+    preview,
     rows_of_labels,
     rows_of_text,
 )
@@ -63,21 +59,6 @@ def test_a_model_of_zeros_goes_through_what_reads_it(tmp_path: Path) -> None:
         metrics = measure(kind, tmp_path / "prune", data, tmp_path / str(number), **settings)
     assert metrics["rouge1"] == 0.0 and metrics["cut_off"] == 1.0
     assert metrics["intervals"]["rouge1"] == [0.0, 0.0]
-
-
-def test_a_target_is_met_beside_a_group_of_which_nothing_is_left(tmp_path: Path) -> None:
-    """By the other groups; it used to fail, after the sensitivity was measured."""
-    data = rows_of_text(tmp_path)
-    measure("prune", pico_t5(), data, tmp_path, amounts={"encoder": {"feed_forward": 1.0}})
-    measure("sensitivity", tmp_path / "prune", data, tmp_path, amounts=[0.5, 1.0])
-    curves = {"sensitivity": tmp_path / "sensitivity"}
-    target = {"nonzero_ratio": 0.5}
-    metrics = measure("prune", tmp_path / "prune", data, tmp_path / "more", curves, target=target)
-    assert metrics["amounts"]["encoder"]["feed_forward"] == 0.0
-    weights = load_file(tmp_path / "more" / "prune" / "model.safetensors")
-    masks = load_file(tmp_path / "more" / "prune" / "masks.safetensors")
-    size = sum(weight.numel() for weight in weights.values())
-    assert size - sum(int((~mask).sum()) for mask in masks.values()) == round(0.5 * size)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
@@ -130,39 +111,17 @@ def test_a_model_of_zeros_learns_nothing(tmp_path: Path) -> None:
     assert math.isclose(math.log(304), 5.717, abs_tol=1e-3)
 
 
-class Overflow(nn.Module):
-    """A loss that is infinite."""
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.loss(batch) * torch.inf
-
-
-def test_a_validation_loss_that_overflows_ends_the_training(tmp_path: Path) -> None:
+def test_a_validation_loss_that_overflows_ends_the_training(tmp_path: Path, monkeypatch) -> None:
     """After the last step, too, and without a checkpoint, from which it would end as done."""
-    checkpoint, data = pico_t5(), rows_of_text(tmp_path)
-    examples = checkpoint.tokenize_rows(data.load("train"), data)
-    training = Training(
-        loss=LabelLoss(checkpoint.model), measure=Overflow(LabelLoss(checkpoint.model)),
-        model=checkpoint.model, train=examples, validation=examples, masks={}, pad_id=0, seed=0,
-        settings=Hyperparameters(epochs=1), resume=tmp_path / "resume",
-        progress=Progress(Console(quiet=True), quiet=True),
-    )  # fmt: skip
+    monkeypatch.setattr(loop.Training, "validation_loss", lambda _: math.inf)
     with pytest.raises(StageError, match="the validation loss is inf after step 1; the usual cure"):
-        training.run()
-    assert not (tmp_path / "resume").exists()
+        measure("finetune", pico_t5(), rows_of_text(tmp_path), tmp_path, epochs=1)
+    assert not (tmp_path / "finetune" / "resume").exists()
 
 
 def test_a_decay_that_blows_weights_up_is_refused_when_planned() -> None:
     """AdamW takes rate x decay of each weight away in a step: 1 and more turns their signs."""
-    problems: list[str] = []
-    settings = Hyperparameters(learning_rate=1e-3, weight_decay=2000.0)
-    settings.check_decay(lambda path, message: problems.append(f"{path}: {message}"))
-    assert problems == [
-        "weight_decay: each step would take 2 of every weight away (learning_rate x weight_decay); "
-        "expected less than 1"
-    ]
-    Hyperparameters(learning_rate=1e-3, weight_decay=999.0).check_decay(pytest.fail)
+    stage = Finetune(learning_rate=1e-3, weight_decay=2000.0)
+    ((path, message),) = preview(stage, pico_t5().derive_facts())[1]
+    assert path == "weight_decay" and "each step would take 2 of every weight away" in message
+    assert preview(stage.model_copy(update={"weight_decay": 999.0}), None)[1] == []

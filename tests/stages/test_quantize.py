@@ -11,23 +11,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM
 
 import compressor
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Facts
-from compressor.models.loading import CHECKPOINT_JSON, WEIGHTS, build_model
+from compressor.models.loading import CHECKPOINT_JSON, WEIGHTS
 from compressor.models.surgery import dequantize_checkpoint
 from compressor.stages.base import Inputs
 from compressor.stages.export import Export
 from compressor.stages.quantize import Quantize
-from tests.harness.models import PICO
+from tests.harness.models import UNTIED, build_case, outputs
 from tests.harness.stages import preview, stage_context
 
 KINDS = ["int8", "int4", "bfloat16", "float16"]
-T5 = {"vocab_size": 1100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-BERT = PICO["bert"] | {"vocab_size": 1100, "hidden_size": 32, "intermediate_size": 64}
+T5 = {"vocab_size": 1100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4}
+BERT = {"vocab_size": 1100, "hidden_size": 32, "intermediate_size": 64}
 SETTINGS: dict[str, dict[str, Any]] = {
     "int8": {"weights": "int8", "activations": "float"},
     "int4": {"weights": "int4", "activations": "float", "group_size": 16},
@@ -36,27 +35,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def pico(*, untied: bool = False, **changes: Any) -> Checkpoint:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("t5", **T5, decoder_start_token_id=0, **changes)
-    return Checkpoint(
-        build_model(config, "seq2seq_lm", untied_head=untied).eval(), None, "seq2seq_lm"
-    )
+def pico(**changes: Any) -> Checkpoint:
+    return build_case("t5", T5 | changes, "seq2seq_lm")
 
 
 def bert() -> Checkpoint:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("bert", **BERT)
-    return Checkpoint(build_model(config, "sequence_classification").eval(), None,
-                      "sequence_classification")  # fmt: skip
-
-
-def logits(model: Any) -> Tensor:
-    ids = torch.arange(2, 12)[None]
-    given = {"decoder_input_ids": ids[:, :4]} if model.config.is_encoder_decoder else {}
-    with torch.inference_mode():
-        values: Tensor = model(input_ids=ids, **given).logits
-    return values
+    return build_case("bert", BERT, "sequence_classification")
 
 
 def run_quantize(start: Checkpoint, folder: Path, **settings: Any) -> Checkpoint:
@@ -74,7 +58,7 @@ def preview_facts(facts: Facts, stage: Any = None, **settings: Any) -> tuple[Fac
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("start", [pico, lambda: pico(untied=True), bert])
+@pytest.mark.parametrize("start", [pico, lambda: pico(**UNTIED), bert])
 def test_a_plan_knows_the_bytes_of_every_tensor(
     tmp_path: Path, kind: str, start: Callable[[], Checkpoint]
 ) -> None:
@@ -90,15 +74,15 @@ def test_a_plan_knows_the_bytes_of_every_tensor(
     assert sum(sizes.values()) == facts.bytes < source.derive_facts().bytes
     loaded = Checkpoint.load(tmp_path / "saved")
     assert loaded.quantization == result.quantization and loaded.quantization.weights == kind
-    assert torch.equal(logits(loaded.model), logits(result.model))
+    assert torch.equal(outputs(loaded.model), outputs(result.model))
     assert loaded.measure_sizes(tmp_path / "saved")["parameters"] == facts.parameters
-    twin = logits(dequantize_checkpoint(loaded).model)
+    twin = outputs(dequantize_checkpoint(loaded).model)
     assert twin.dtype == torch.float32
     exact = kind in ("int8", "int4")
     torch.testing.assert_close(
-        logits(loaded.model).float(), twin, rtol=0, atol=1e-6 if exact else 0.02 * twin.abs().max()
+        outputs(loaded.model).float(), twin, rtol=0, atol=1e-6 if exact else 0.02 * twin.abs().max()
     )
-    assert not torch.equal(twin, logits(start().model))
+    assert not torch.equal(twin, outputs(start().model))
 
 
 def test_which_weights_become_what() -> None:
@@ -121,7 +105,7 @@ def test_which_weights_become_what() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_zeros_stay_zeros(tmp_path: Path, kind: str) -> None:
     """What was pruned is zero in the quantized model, and is counted as such."""
-    start = pico(untied=True)
+    start = pico(**UNTIED)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in start.model.parameters():
@@ -145,7 +129,7 @@ def test_it_is_exported_with_its_own_values(tmp_path: Path, kind: str, dtype: st
     folder = tmp_path / "export" / "model"
     assert {str(t.dtype) for t in load_file(folder / WEIGHTS).values()} == {f"torch.{dtype}"}
     plain = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
-    assert torch.equal(logits(plain), logits(dequantize_checkpoint(result).model))
+    assert torch.equal(outputs(plain), outputs(dequantize_checkpoint(result).model))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,4 +163,4 @@ def test_an_int8_model_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     about = {"head": "seq2seq_lm", "int8_activations": "int8"}
     (tmp_path / "saved" / CHECKPOINT_JSON).write_text(json.dumps(about))
     loaded = compressor.load_model(tmp_path / "saved")
-    assert torch.equal(logits(loaded), logits(result.model))
+    assert torch.equal(outputs(loaded), outputs(result.model))

@@ -6,52 +6,33 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, T5Config
 
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
 from compressor.data.tokenizers import train_tokenizer
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Facts
-from compressor.models.loading import build_model
 from compressor.models.surgery import select_strongest, unit_sums
 from compressor.stages.slice import Slice
+from tests.harness.models import UNTIED, build_case
 from tests.harness.stages import preview, run_stage
 
-T5 = {
-    "vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_heads": 4,
-    "num_layers": 3, "num_decoder_layers": 3, "decoder_start_token_id": 0,
-}  # fmt: skip
-BERT = {
-    "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "intermediate_size": 32,
-}  # fmt: skip
+T5 = {"vocab_size": 60, "d_ff": 32, "num_heads": 4, "num_layers": 3}
 
 
-def t5(*, untied: bool = False, **config: Any) -> Checkpoint:
-    """Weights large enough that each matters, position biases and norms too."""
-    torch.manual_seed(0)
-    model = build_model(T5Config(**T5 | config), "seq2seq_lm", untied_head=untied).eval()
-    return Checkpoint(shake(model), None, "seq2seq_lm")
+def t5(**changes: Any) -> Checkpoint:
+    return build_case("t5", T5 | changes, "seq2seq_lm")
 
 
-def bert(head: str = "none") -> Checkpoint:
-    torch.manual_seed(0)
-    return Checkpoint(shake(build_model(BertConfig(**BERT, num_labels=3), head).eval()), None, head)
-
-
-def shake(model: Any) -> Any:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+def bert() -> Checkpoint:
+    return build_case("bert", {"intermediate_size": 32}, "none")
 
 
 @pytest.mark.parametrize(
     ("make", "stage"),
     [
         (t5, Slice(heads=3, feed_forward=0.3, multiple_of=8)),
-        (lambda: t5(untied=True, feed_forward_proj="gated-gelu"), Slice(heads=1, feed_forward=5)),
+        (lambda: t5(**UNTIED, feed_forward_proj="gated-gelu"), Slice(heads=1, feed_forward=5)),
         (t5, Slice(encoder={"heads": 2}, decoder={"heads": 0.5})),
         (bert, Slice(feed_forward=0.99)),
         (t5, Slice(encoder={"layers": 2}, decoder={"layers": 0.67})),

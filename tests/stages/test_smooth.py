@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig
 
 from compressor.compression.smoothing import compute_factors, input_peaks, rescale_channels
 from compressor.data.bills import Bills
 from compressor.data.source_base import SplitRows
-from compressor.data.tokenizers import train_tokenizer
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import derive_facts
-from compressor.models.loading import build_model
 from compressor.models.structure import Channels
 from compressor.models.surgery import dequantize_checkpoint
 from compressor.stages.base import Inputs
 from compressor.stages.quantize import Quantize
 from compressor.stages.smooth import Smooth
-from tests.harness.stages import run_stage, stage_context
+from tests.harness.models import UNTIED, build_case
+from tests.harness.stages import run_stage, stage_context, tokenizer
 
 DATA = Bills(source="bills", rows=SplitRows(train=8), max_source_length=40, max_target_length=16)
 
 
 def t5(projection: str, *, untied: bool) -> Checkpoint:
-    tokenizer = train_tokenizer(DATA.load("train").texts, vocab_size=300)
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "t5", vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=40, num_heads=2, num_layers=2,
-        num_decoder_layers=1, feed_forward_proj=projection, decoder_start_token_id=0,
-    )  # fmt: skip
-    model = build_model(config, "seq2seq_lm", untied_head=untied).eval()
-    made = Checkpoint(model, tokenizer, "seq2seq_lm")
+    sizes = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_heads": 2, "vocab_size": 304}
+    changes = sizes | {"feed_forward_proj": projection, "num_decoder_layers": 1}
+    made = build_case("t5", changes | (UNTIED if untied else {}), "seq2seq_lm")
+    made.tokenizer = tokenizer()
     with torch.no_grad():  # outliers: a few channels are written 50 times as large, and read so
         for part in made.derive_facts().list_channels():
             factor = torch.ones(made.get_parameter(part.readers[0]).shape[-1])
@@ -74,20 +68,14 @@ def test_the_float_model_is_the_same_and_the_int8_one_is_nearer(
 
 
 def test_factors_are_the_papers() -> None:
-    """sqrt(16) / sqrt(4) = 2; a channel that nothing uses keeps 1; alpha 1 moves all of it."""
+    """sqrt(16) / sqrt(4) = 2; a channel that nothing uses keeps 1, one that was hardly used says
+    little; alpha 1 moves all of it. Peaks are of all batches, and of either sign.
+    """
     inputs, weights = torch.tensor([16.0, 0.0, 9.0]), torch.tensor([4.0, 2.0, 0.0])
     assert compute_factors(inputs, weights, 0.5).tolist() == [2.0, 1.0, 1.0]
     assert compute_factors(inputs, weights, 1.0).tolist() == [16.0, 1.0, 1.0]
-
-
-def test_factors_stay_within_a_thousand() -> None:
-    """A channel that was hardly used says little."""
     factors = compute_factors(torch.tensor([1e9, 1e-9, 5.0]), torch.ones(3), 1.0)
     assert factors.tolist() == pytest.approx([1e3, 1e-3, 5.0])
-
-
-def test_the_peaks_are_of_all_batches_and_of_either_sign() -> None:
-    """The largest magnitude that ever came in, in each channel."""
     model = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 1)})
     with input_peaks(model, ["layer.weight"]) as peaks:
         for tokens in ([[1.0, -5.0], [0.5, 1.0]], [[3.0, 2.0]]):

@@ -30,7 +30,7 @@ from compressor.stages.finetune import Finetune
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.loop import Training, mean_loss
 from compressor.training.losses import LabelLoss
-from tests.harness.models import examples
+from tests.harness.models import UNTIED, examples
 from tests.harness.runs import weights
 from tests.stages.test_quantize import pico, preview_facts
 
@@ -172,7 +172,7 @@ def test_int4_loses_less_after_training_for_it(tmp_path: Path) -> None:
             quantize_weights(model, kinds(tuned, "int4", 32), 32)
         return mean_loss(LabelLoss(model), examples(tuned.head, 24), 0, torch.device("cpu"))
 
-    start = pico(untied=True, dropout_rate=0.0)
+    start = pico(**UNTIED, dropout_rate=0.0)
     start = tune(start, 300, 1e-2, tmp_path / "start", aware=False)
     plain = tune(start, 40, 1e-3, tmp_path / "plain", aware=False)
     aware = tune(start, 40, 1e-3, tmp_path / "aware", aware=True)
