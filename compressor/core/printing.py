@@ -1,7 +1,5 @@
-r"""Print messages: texts of data, models and strangers' recipes can only be read, never act.
+"""Print messages, so that a terminal takes nothing in a text of others for an order.
 
-A terminal takes an escape sequence in a text for an order: to move the cursor over what was said,
-to set the clipboard, to open a link. Here it is shown as `\x1b`. What a file gets is as it was.
 Imports no rich, so that `--help` and errors are quick; tables and bars are printed on `console`.
 """
 

@@ -1,9 +1,7 @@
 """Redact secrets from everything that is written or printed.
 
-A recipe's values are searched by their keys, and for what is a secret wherever it stands: a token
-of the hub, the login in a URL, what this process has in an environment variable such as `HF_TOKEN`.
-Free texts (errors, lines of a log) also for `token=…`, `password: …` and HTTP's own headers. A
-secret without a telling name or form cannot be known as one.
+Known by the name of a key, also within a text (`token=…`), by their form (a token of the hub, the
+login in a URL), or as what an environment variable such as `HF_TOKEN` holds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The types of a recipe's values, stricter than pydantic's own. Fields are declared elsewhere.
+"""The types of a recipe's values, stricter than pydantic's own: a text is no number, true no 1.
 
-YAML and Hydra's overrides give typed values, so nothing has to be guessed: a text is no number and
-`true` is no 1. JSON, and so a schema and an editor, has only one kind of number: 3.0 is 3.
+JSON, and so a schema and an editor, has only one kind of number: 3.0 is 3.
 """
 
 from __future__ import annotations

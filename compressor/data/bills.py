@@ -1,8 +1,7 @@
-"""Synthetic bills with summaries, made from a seed. No files, network, tensors or tokens here.
+"""Synthetic bills with summaries, made from a seed.
 
-A bill hides its operative facts (who must do what, for whom, with how much, until when) among
-boilerplate in shuffled sections, with other agencies, amounts and dates as distractors; the
-summary states the operative facts alone. Small enough to learn from scratch on a CPU.
+A bill hides its operative facts among boilerplate in shuffled sections, with other agencies,
+amounts and dates as distractors; the summary states these facts alone.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from compressor.data.source_base import DataBase, Reporter, Split, check_column,
 
 VERSION = 1
 """Raise it when any row changes, so that results made from the older rows are not taken for new."""
-
-SPLITS = ("train", "validation", "test")
 
 _ADJECTIVES = (
     "American", "Better", "Clean", "Coastal", "Community", "Fair", "Family", "Healthy", "Honest",
@@ -103,10 +100,8 @@ def make_bill(seed: int, split: str, index: int) -> dict[str, str]:
     """Make row `index` of a split: `text` (65 to 140 words) and `summary` (2 or 3 sentences).
 
     A title belongs to one split only, whatever the seed, so that no text and no summary is in
-    two of them. Raises ValueError for a split that does not exist.
+    two of them.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; available: {', '.join(SPLITS)}")
     rng = Random(f"{seed}/{split}/{index}")  # noqa: S311 - repeatable is the point, not secret
     facts = _draw_facts(rng, split)
     summary = [f"{facts.title} - Directs the {facts.agency} to {facts.duty}."]

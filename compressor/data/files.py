@@ -21,9 +21,6 @@ from compressor.core.files import hash_file
 LONGEST_LINE = 64_000_000
 """Characters of a line, or of a row; a text of 10 MB has room."""
 
-MOST_COLUMNS = 10_000
-"""With ten times as many, a reader takes minutes for one row."""
-
 FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -33,8 +30,6 @@ FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-
-PACKED = frozenset((".gz", ".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar", ".tar", ".tgz"))
 
 _PACKED_BEGIN = (
     *(b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"BZh", b"\xfd7zXZ\x00"),
@@ -97,7 +92,7 @@ def _saved_parts(path: Path) -> list[Path]:
     try:
         state = json.loads((path / _SAVED).read_text(encoding="utf-8"))
         parts = [path / Path(part["filename"]).name for part in state["_data_files"]]
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         damage = f"{_SAVED} is not what `datasets` writes; save the data set once more"
         raise StageError(f"data: cannot read {path}: {damage}") from error
     if not parts:
@@ -141,7 +136,7 @@ def open_table(path: Path, form: Format, columns: Sequence[str]) -> Table:
             table = _parquet_table(path, columns)
         else:
             table = _arrow_table(_saved_parts(path) if kind == "saved" else [path], columns)
-    except (ValueError, OSError, KeyError, csv.Error, RecursionError) as error:
+    except (ValueError, OSError, KeyError, csv.Error) as error:
         raise _explain_error(path, form, error) from error
     return replace(table, rows=_explain_errors(table.rows, path, form))
 
@@ -367,11 +362,9 @@ its times do not tell yet."""
 
 
 def file_sha256(path: Path) -> str:
-    """Compute a file's SHA-256, once while it stays the same: of 5 GB it takes some 5 to 15 s, and
-    planning asks for each stage that reads the file.
+    """Compute a file's SHA-256, once while its inode, size and times stay the same.
 
-    A file counts as the same while its inode, size, and times of content and of status are; the
-    last no program can set.
+    Of 5 GB it takes some 5 to 15 s, and planning asks for each stage that reads the file.
     """
     about, place = path.stat(), path.resolve()
     changed = max(about.st_mtime, about.st_ctime)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.core.errors import Unreachable
+from compressor.core.errors import Unreachable, first_line
 from compressor.core.failures import explain_error
 from compressor.core.files import hash_file, write_text
 
@@ -203,8 +203,7 @@ def _find_reason(error: BaseException | None) -> str:
             429: ": too many requests; wait a while",
         }
         return f" (it answered {status}{hint.get(status, '')})"
-    lines = str(error).strip().splitlines()
-    return f" ({lines[0] if lines else type(error).__name__})"
+    return f" ({first_line(error)})"
 
 
 def _explain_missing(repository: str, kind: Kind, error: Exception) -> str:

@@ -1,8 +1,7 @@
-"""Synthetic messages to a shop, with labels, made from a seed. No files, network or tensors here.
+"""Synthetic messages to a shop, with labels, made from a seed.
 
 A message says what its labels stand for, among sentences that say nothing and sentences that deny a
-label in its own words ("there is no need to hurry"). Small enough to learn from scratch on a CPU;
-since the sentences are few, a regression on pairs of words learns them all.
+label in its own words ("there is no need to hurry").
 """
 
 from __future__ import annotations
@@ -15,19 +14,10 @@ from pydantic import Field
 
 from compressor.core.settings import Integer, Listed
 from compressor.data.rows import Rows, require_labels
-from compressor.data.source_base import (
-    DataBase,
-    Label,
-    Reporter,
-    Split,
-    check_column,
-    keep_silent,
-)
+from compressor.data.source_base import DataBase, Label, Reporter, Split, check_column, keep_silent
 
 VERSION = 1
 """Raise it when any row changes, so that results made from the older rows are not taken for new."""
-
-_SPLITS = ("train", "validation", "test")
 
 _MOST_LABELS = 3
 
@@ -122,10 +112,7 @@ def make_messages(
     """Make `count` messages with their labels: none to three of `LABELS`, or one if `single`.
 
     The same arguments give the same messages; a larger count goes on where a smaller one ends.
-    Raises ValueError for an unknown split.
     """
-    if split not in _SPLITS:
-        raise ValueError(f"no split {split!r}; one of {', '.join(_SPLITS)}")
     chance = Random(f"messages/{seed}/{split}/{single}")  # noqa: S311  # no secret
     for _ in range(count):
         given = chance.sample(LABELS, 1 if single else chance.randint(0, _MOST_LABELS))

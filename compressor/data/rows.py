@@ -1,8 +1,4 @@
-"""Rows of text with what is learned of them, and how they come out of a table.
-
-A table's rows are mappings of column → value. `RowReader` turns each into a `Row` or names the cell
-that is wrong; `collect_rows` keeps few rows in lists and many in a file of Arrow.
-"""
+"""Rows of text with what is learned of them, and how they come out of a table."""
 
 from __future__ import annotations
 
@@ -12,10 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from compressor.core.errors import StageError, nearest
 from compressor.data.spill import release_pages
+
+if TYPE_CHECKING:
+    from compressor.data.source_base import DataBase, SplitSource
 
 Task = Literal["summarization", "multi_label", "single_label"]
 LISTED = 10_000
@@ -67,29 +66,6 @@ class Rows:
         return Rows(*map(pick, (self.texts, self.summaries, self.labels, self.several)))
 
 
-class Labels(Protocol):
-    """The labels of a data source."""
-
-    @property
-    def task(self) -> Task: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-
-
-class Columns(Labels, Protocol):
-    """The settings of a data source by which its rows are read."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def summary(self) -> str: ...
-    @property
-    def label(self) -> str | None: ...
-    @property
-    def label_separator(self) -> str | None: ...
-    def columns(self) -> dict[str, str]: ...
-
-
 class Row(NamedTuple):
     """One row as it is used."""
 
@@ -128,7 +104,7 @@ class RowReader:
     """Turns rows of a table into rows that are used. Raises StageError at a cell that is wrong."""
 
     def __init__(
-        self, data: Columns, origin: str, class_names: Mapping[str, Sequence[str]] | None = None
+        self, data: SplitSource, origin: str, class_names: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         """`class_names`: column → what its numbers stand for, where the table says so."""
         self._data, self._origin, self._names = data, origin, class_names or {}
@@ -341,7 +317,7 @@ class Column(Sequence[Any]):
             yield from self[start : start + _PIECE]
 
 
-def require_labels(labels: list[list[int]], data: Labels, split: str, origin: str) -> None:
+def require_labels(labels: list[list[int]], data: DataBase, split: str, origin: str) -> None:
     """Raise StageError for a label that no row to train on has: nothing could be learned of it."""
     if split != "train" or data.task == "summarization":
         return

@@ -23,14 +23,13 @@ from compressor.data import hub
 from compressor.data.bills import Bills
 from compressor.data.files import (
     FORMATS,
-    MOST_COLUMNS,
-    PACKED,
     Format,
     Table,
     data_sha256,
     find_format,
     find_saved_split,
     find_separator,
+    is_packed,
     open_table,
     read_class_names,
     suggest_separator,
@@ -168,10 +167,6 @@ class Files(SplitSource):
     ) -> None:
         """Report what is wrong with a file's first rows. Raises StageError at a wrong row."""
         sample = self._take_sample(path, split)
-        if len(sample.columns) > MOST_COLUMNS:
-            many = f"{path} has {len(sample.columns):,} columns, more than {MOST_COLUMNS:,}"
-            report(key, f"{many}; keep those that are read")
-            return
         if sample.missing:
             self._report_missing(path, sample, report)
             return
@@ -196,14 +191,12 @@ class Files(SplitSource):
         hint = ""
         if is_csv and sample.missing == self.columns():
             hint = "; data.header=false numbers the columns of a file without names"
+
+        def report_with_hint(key: str, message: str) -> None:
+            report(key, f"{message}{hint}")
+
         for field, column in sample.missing.items():
-            check_column(
-                column,
-                columns,
-                field,
-                f"{path} has",
-                lambda key, message: report(key, f"{message}{hint}"),
-            )
+            check_column(column, columns, field, f"{path} has", report_with_hint)
 
     def _take_sample(self, path: Path, split: Split) -> Sample:
         """Read the first rows of a file, once while it stays as it is. Raises StageError."""
@@ -219,8 +212,6 @@ class Files(SplitSource):
     def _read_sample(self, path: Path, most: int | None) -> Sample:
         wanted = self.columns()
         table = open_table(path, self._format, list(wanted.values()))
-        if len(table.columns) > MOST_COLUMNS:
-            return Sample(table.columns, {})
         rows, characters = list[Mapping[str, Any]](), 0
         for row in islice(table.rows, min(PLANNED_ROWS, most or PLANNED_ROWS)):
             rows.append(row)
@@ -281,7 +272,7 @@ def _judge_path(path: Path) -> str:
         hint = nearest(path.name, names) if names else f"{path.parent} is not a folder"
         return f"no file {str(path)!r}; {hint}"
     if find_format(path) is None:
-        unpack = "; unpack it first" if path.suffix.lower() in PACKED else ""
+        unpack = "; unpack it first" if is_packed(path) else ""
         return f"cannot read {path.suffix or path.name!r}; one of {', '.join(FORMATS)}{unpack}"
     return ""
 

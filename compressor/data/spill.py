@@ -87,10 +87,9 @@ _PAGEOUT = 21
 
 
 def release_pages(columns: Any) -> None:
-    """Let the pages go that columns of an Arrow table (`ChunkedArray`s) lie in.
+    """Let the pages of a mapped file go that columns of an Arrow table (`ChunkedArray`s) lie in.
 
-    A process that reads a mapped file from end to end else has all of it resident. Where the
-    system does not know the advice, nothing happens; what is read again is read from the file.
+    They stay resident otherwise. Where the system does not know the advice, nothing happens.
     """
     try:
         advise = ctypes.CDLL(None).madvise

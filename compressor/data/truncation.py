@@ -158,12 +158,10 @@ def _load_punkt() -> Any:
 def find_spans(text: str) -> list[tuple[int, int]]:
     """Find begin and end of each sentence of English `text`, without white space around it.
 
-    The end of a line ends a sentence (join hard-wrapped lines first), otherwise only white space
-    does; that apart, every character is in one. Rules, not a model: the Punkt algorithm (Kiss &
-    Strunk 2006) with a short fixed list of abbreviations, so nothing is fetched and the result is
-    the same everywhere. It takes the end of a question inside a quotation for a sentence's end. A
-    sentence of more than `LONGEST` characters is several: text without any end takes time, and
-    memory, in proportion to its length.
+    The end of a line ends a sentence, otherwise only white space does; that apart, every character
+    is in one. Rules, not a model: the Punkt algorithm (Kiss & Strunk 2006) with a fixed list of
+    abbreviations. A sentence of more than `LONGEST` characters is several, so that text without any
+    end takes time and memory in proportion to its length.
     """
     spans: list[tuple[int, int]] = []
     line_start = 0

@@ -73,11 +73,8 @@ def refuse_overrides(overrides: Sequence[str]) -> None:
 def complete_overrides(name: str, overrides: Sequence[str]) -> list[str]:
     """Add to a user's overrides where checked-in groups are, and the recipe's name."""
     # `pkg://` would import the folder; this only reads it.
-    searchpath, job = (
-        quote_text(f"{RecipeFolder.scheme()}://{find_recipes_folder()}"),
-        quote_text(name),
-    )
-    added = [f"hydra.searchpath=[{searchpath}]", f"++hydra.job.name={job}"]
+    path = quote_text(f"{RecipeFolder.scheme()}://{find_recipes_folder()}")
+    added = [f"hydra.searchpath=[{path}]", f"++hydra.job.name={quote_text(name)}"]
     return [*allow_new_keys(overrides), *added]
 
 
@@ -123,10 +120,8 @@ _OF_THE_FILE = {
 
 
 class RecipeFolder(FileConfigSource):
-    """A folder of recipes. Of the folders in it only those with options to choose are groups.
-
-    To Hydra each folder is one, and `outputs=elsewhere` would choose an option of the group
-    `outputs` where runs have made a folder of that name beside the recipe.
+    """A folder of recipes. Of the folders in it only those with options to choose are groups:
+    `outputs`, which runs make beside the recipe, is none.
     """
 
     _loaded: ClassVar[dict[tuple[str, int, int, str], ConfigResult]] = {}
