@@ -57,10 +57,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Callable[..., Path]:
-    """Write the pico recipe, with replacements (old, new), and give its path."""
+    """Write the pico recipe, or another, with replacements (old, new), and give its path."""
 
-    def write(*replacements: tuple[str, str], name: str = "mine.yaml") -> Path:
-        text = RECIPE
+    def write(*replacements: tuple[str, str], name: str = "mine.yaml", text: str = RECIPE) -> Path:
         for old, new in replacements:
             assert old in text, old
             text = text.replace(old, new)
@@ -73,10 +72,12 @@ def recipe(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def plan_errors(recipe: Callable[..., Path]) -> Callable[..., str]:
-    """Plan the pico recipe, with replacements, in this process: all that is wrong with it."""
+    """Plan a recipe, with replacements, in this process: all that is wrong with it."""
 
-    def write_and_plan(*replacements: tuple[str, str], overrides: Sequence[str] = ()) -> str:
-        path = recipe(*replacements)
+    def write_and_plan(
+        *replacements: tuple[str, str], overrides: Sequence[str] = (), text: str = RECIPE
+    ) -> str:
+        path = recipe(*replacements, text=text)
         with pytest.raises(RecipeError) as caught:
             plan(compose(str(path), overrides), Store(path.parent))
         return str(caught.value)

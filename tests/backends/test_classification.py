@@ -1,15 +1,13 @@
-"""Classifiers, from labels to scores: losses, distillation, the whole chain as a user runs it."""
+"""Classifiers, from labels to scores: their heads, and the whole chain as a user runs it."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,123 +15,15 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from compressor.backends.torch.model import TorchModel
-from compressor.core.errors import RecipeError
-from compressor.data.batching import collate_rows
 from compressor.engine.plan import plan
 from compressor.engine.store.store import Store
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.classifier_head import fit_head, start_at_labels
 from compressor.models.loading import load_pretrained
 from compressor.recipe.compose import compose
-from compressor.training.distillation import DistillationLoss
-from compressor.training.losses import LabelLoss
 from tests.conftest import SHARED
 from tests.harness.models import PICO
-
-SOURCES = ([5, 6, 7, 1], [10, 1], [12, 13, 1])
-TARGETS = {"labels": ([1, 0, 1], [0, 0, 0], [0, 1, 1]), "class": ([2], [0], [1])}
-PROBLEM = {"labels": "multi_label_classification", "class": "single_label_classification"}
-FAMILIES = ("bert", "roberta", "electra", "distilbert", "gpt2", "llama")
-NARROW: dict[str, dict[str, Any]] = {
-    "bert": {"hidden_size": 8, "num_attention_heads": 4},
-    "distilbert": {"dim": 8, "n_heads": 4},
-    "gpt2": {"n_embd": 12, "n_head": 3},
-}
-ALL = {"labels": 0.5, "logits": 1.0, "hidden": 2.0, "attention": 3.0}
-
-
-def build_pico(kind: str, layout: str, seed: int = 0, **changes: Any) -> Any:
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(
-        kind, **PICO[kind] | changes, num_labels=3, problem_type=PROBLEM[layout], pad_token_id=0
-    )
-    model = AutoModelForSequenceClassification.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model.eval()
-
-
-def batch(layout: Any, rows: Any = range(3)) -> dict[str, torch.Tensor]:
-    return collate_rows([(SOURCES[i], TARGETS[layout][i]) for i in rows], pad_id=0, layout=layout)
-
-
-@pytest.mark.parametrize("layout", TARGETS)
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_the_loss_is_the_models_own_however_the_batch_is_cut(kind: str, layout: str) -> None:
-    """Summed over rows and labels, with its gradients; an empty share gives 0 and takes part."""
-    model = build_pico(kind, layout)
-    loss, whole = LabelLoss(model), batch(layout)
-    labels = whole["labels"].float() if layout == "labels" else whole["labels"]
-    expected_loss = model(**whole | {"labels": labels}).loss * whole["labels"].numel()
-    expected_loss.backward()
-    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    parts = [loss(batch(layout, rows)) for rows in ([0], [], [1, 2])]
-    assert parts[1].item() == 0
-    for part in parts:
-        part.backward()
-    assert sum(part.item() for part in parts) == pytest.approx(expected_loss.item(), rel=1e-5)
-    assert loss.count_labels(whole["labels"]) == (9 if layout == "labels" else 3)
-    for name, gradient in expected.items():
-        summed = model.get_parameter(name).grad
-        torch.testing.assert_close(summed, gradient, rtol=1e-3, atol=1e-5, msg=name)
-
-
-def by_hand(loss: DistillationLoss, layout: str) -> dict[str, float]:
-    """Every part from the models' own outputs, row by row without padding."""
-    sums = dict.fromkeys(ALL, 0.0)
-    student, teacher, t2 = loss.student.model, loss.teacher.model, loss.temperature**2
-    (stack,) = loss.layers
-    for source, target in zip(SOURCES, TARGETS[layout], strict=True):
-        ids = torch.tensor([source])
-        flags = {"output_hidden_states": True, "output_attentions": True}
-        with torch.no_grad():
-            s, t = student(input_ids=ids, **flags), teacher(input_ids=ids, **flags)
-        mine, theirs = s.logits[0].tolist(), t.logits[0].tolist()
-        if layout == "labels":
-            for a, b, one in zip(mine, theirs, target, strict=True):
-                p = 1 / (1 + math.exp(-a))
-                sums["labels"] -= math.log(p if one else 1 - p)
-                p, q = (1 / (1 + math.exp(-x / loss.temperature)) for x in (a, b))
-                kl = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
-                sums["logits"] += t2 * kl
-        else:
-            sums["labels"] -= s.logits[0].log_softmax(-1)[target[0]].item()
-            p, q = ((x.logits[0] / loss.temperature).softmax(-1).tolist() for x in (s, t))
-            sums["logits"] += t2 * sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
-        hidden, attention = [], []
-        for one, other in loss.layers[stack].items():
-            a = loss.projections[stack](s.hidden_states[one + 1]).detach()
-            hidden.append(((a - t.hidden_states[other + 1]) ** 2).mean().item())
-            a, b = s.attentions[one][0].mean(0), t.attentions[other][0].mean(0)
-            attention.append(((a - b) ** 2).mean().item())
-        sums["hidden"] += len(target) * sum(hidden) / len(hidden)
-        sums["attention"] += len(target) * sum(attention) / len(attention)
-    return sums
-
-
-@pytest.mark.parametrize("layout", TARGETS)
-@pytest.mark.parametrize("kind", NARROW)
-def test_every_part_of_a_distillation_is_what_a_loop_over_unpadded_rows_gives(kind, layout) -> None:
-    """With padding, other widths and heads; a row's hidden states weigh as much as its labels."""
-    stack = "decoder" if kind == "gpt2" else "encoder"
-    loss = DistillationLoss(
-        build_pico(kind, layout, 1, **NARROW[kind]), build_pico(kind, layout, 2), ALL,
-        temperature=2.0, layers={stack: {0: 1, 1: 2}},
-    )  # fmt: skip
-    expected = by_hand(loss, layout)
-    parts = {name: part.item() for name, part in loss.compute_parts(batch(layout)).items()}
-    assert parts == pytest.approx(expected, rel=1e-4)
-    # Without hidden states and attention maps: this once ended in an AttributeError.
-    few = DistillationLoss(
-        loss.student.model, loss.teacher.model, {"labels": 1.0, "logits": 1.0}, temperature=2.0
-    )
-    for name, part in few.compute_parts(batch(layout)).items():
-        assert part.item() == pytest.approx(expected[name], rel=1e-4)
-    cut = [loss.compute_parts(batch(layout, rows)) for rows in ([0], [], [1, 2])]
-    for name, value in expected.items():
-        assert sum(part[name].item() for part in cut) == pytest.approx(value, rel=1e-4)
+from tests.training.test_distillation import PROBLEM, TARGETS, batch, build_pico
 
 
 def test_bert_tiny_has_its_published_size() -> None:
@@ -149,14 +39,13 @@ def test_bert_tiny_has_its_published_size() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert"])
-@pytest.mark.parametrize("layout", TARGETS)
+@pytest.mark.parametrize("layout", PROBLEM)
 def test_a_fresh_head_starts_at_how_often_each_label_is_given(kind: str, layout: str) -> None:
     """Zero features give the shares of the labels; a trained head is left alone."""
     config = AutoConfig.for_model(
         kind, **PICO[kind], num_labels=3, problem_type=PROBLEM[layout], pad_token_id=0
     )
-    model = AutoModelForSequenceClassification.from_config(config)
-    labels = [list(target) for target in TARGETS[layout]]
+    model, labels = AutoModelForSequenceClassification.from_config(config), TARGETS[layout]
     start_at_labels(model, labels)
     last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
     if layout == "labels":
@@ -180,7 +69,7 @@ def test_a_fresh_head_starts_at_how_often_each_label_is_given(kind: str, layout:
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
 def test_a_pretrained_head_keeps_its_meaning_or_goes(tmp_path, kind, labels, said) -> None:
     """Each label's logit is the source's for that name; a head for other labels is not kept."""
-    source = build_pico(kind, "labels")
+    source = build_pico(kind, 0, "labels")
     source.config.id2label = {0: "a", 1: "b", 2: "c"}
     source.config.label2id = {"a": 0, "b": 1, "c": 2}
     source.save_pretrained(tmp_path)
@@ -252,20 +141,6 @@ FILES = ("/data: messages", "/data: go_emotions_files")
 PATHS = "files: {train: x.csv, validation: y.csv"
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Any:
-    def write(*replacements: tuple[str, str]) -> Path:
-        text = RECIPE
-        for old, new in replacements:
-            assert old in text, old
-            text = text.replace(old, new)
-        path = tmp_path / "mine.yaml"
-        path.write_text(text)
-        return path
-
-    return write
-
-
 LOADED = """
 import json, sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -282,7 +157,7 @@ print(json.dumps(dict(zip(model.config.id2label.values(), squash(logits).tolist(
 def test_the_whole_chain_runs_and_its_export_gives_what_was_scored(recipe, run, task):
     """Trained, pruned, shrunk, distilled, quantized; plain transformers reads names and numbers."""
     changes = [] if task == "multi_label" else [(", threshold: tuned", "")]
-    done = run("run", recipe((MULTI, f"data: {{task: {task}, rows"), *changes))
+    done = run("run", recipe((MULTI, f"data: {{task: {task}, rows"), *changes, text=RECIPE))
     assert done.code == 0, done.err
     assert all(word in done.out for word in ("TF-IDF", "macro", "ROC-AUC"))
     counts = done.record("recover")["nonzero"], done.record("prune")["nonzero"]
@@ -336,14 +211,11 @@ def test_the_whole_chain_runs_and_its_export_gives_what_was_scored(recipe, run, 
          "data.labels.0: "),
         ([FILES, (MULTI, f"data: {{{PATHS}, trai: x}}, rows")],
          "data.files.trai: "),
-        ([(MULTI, "data: {task: single_label, rows")], "threshold: a row's one label is"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_found_while_planning(recipe, changes, expected) -> None:
+def test_what_cannot_work_is_found_while_planning(plan_errors, changes, expected) -> None:
     """Each message names the key, and what would work."""
-    with pytest.raises(RecipeError) as caught:
-        plan(compose(str(recipe(*changes)), []), Store(Path("/nonexistent")))
-    assert expected in str(caught.value)
+    assert expected in plan_errors(*changes, text=RECIPE)
 
 
 @pytest.mark.parametrize(
@@ -356,22 +228,21 @@ def test_what_cannot_work_is_found_while_planning(recipe, changes, expected) -> 
     ],
 )
 def test_labels_that_cannot_be_learned_are_refused_by_the_plan(
-    tmp_path, recipe, rows, expected
+    tmp_path, plan_errors, rows, expected
 ) -> None:
     """With row and column, before anything is made."""
     (tmp_path / "rows.csv").write_text(f"text,toxic,rude\n{rows}\n")
     files = f"train: {tmp_path}/rows.csv, validation: {tmp_path}/rows.csv"
-    path = recipe(
+    told = plan_errors(
         ("/data: messages", "/data: files"),
         ("data: {rows: {train: 96, validation: 24, test: 20}, max_source_length: 96}",
          f"data: {{task: multi_label, labels: [toxic, rude], files: {{{files}}}, "
          "max_source_length: 96}"),
         ("pipeline: [baseline, load,", "pipeline: [load,"), (", threshold: tuned", ""),
         ("  tokenizer: {vocab_size: 400}", "  tokenizer: {vocab_size: 400, data: {source: bills}}"),
+        text=RECIPE,
     )  # fmt: skip
-    with pytest.raises(RecipeError) as caught:
-        plan(compose(str(path), []), Store(Path("/nonexistent")))
-    assert expected in str(caught.value)
+    assert expected in told
 
 
 @pytest.mark.skipif(not (SHARED / "data/goemotions").is_dir(), reason="GoEmotions is not here")

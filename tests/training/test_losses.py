@@ -1,4 +1,7 @@
-"""The label loss is a sum over labels; tests.models.test_families holds it to every family's."""
+"""The label loss is a sum over labels; tests.models.test_families holds it to every family's.
+
+How a batch is cut: test_distillation.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from compressor.data.batching import collate_rows
 from compressor.training.losses import LabelLoss
 from tests.harness.models import UNTIED, build_case
+from tests.training import test_distillation
 
 ROWS = [([5, 6, 7, 1], [8, 9, 1]), ([10, 1], [11, 1]), ([12, 13, 1], [14, 15, 16, 17, 1])]
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,14 +42,6 @@ def test_dropout_draws_the_same_numbers_as_the_model(name: str) -> None:
     torch.manual_seed(3)
     assert LabelLoss(model)(batch).item() == pytest.approx(theirs.item(), rel=1e-5)
     assert LabelLoss(model).count_labels(batch["labels"]) == 10
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_sum_does_not_depend_on_how_the_batch_was_cut(name: str) -> None:
-    """The parts of a batch add up to the whole, whatever their padding."""
-    loss = LabelLoss(build_pico(name))
-    parts = sum(loss(collate_rows([row], pad_id=0)).item() for row in ROWS)
-    assert loss(collate_rows(ROWS, pad_id=0)).item() == pytest.approx(parts, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -92,3 +88,23 @@ def test_a_further_input_takes_the_general_way_with_the_same_result() -> None:
     summed = LabelLoss(model)(batch).item()
     assert summed == pytest.approx(model(**batch).loss.item() * 10, rel=1e-5)
     assert summed != pytest.approx(without, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "gpt2", "llama"])
+def test_a_multi_label_loss_is_the_models_own(kind: str) -> None:
+    """Summed over rows and labels, with its gradients; an empty share gives 0."""
+    model = test_distillation.build_pico(kind, 0, "labels")
+    given, nothing = (test_distillation.batch("labels", rows) for rows in (range(3), []))
+    loss = LabelLoss(model)
+    theirs = model(**given | {"labels": given["labels"].float()}).loss * 9
+    theirs.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    ours = loss(given)
+    ours.backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert loss.count_labels(given["labels"]) == 9
+    assert loss(nothing).item() == 0
+    for name, gradient in expected.items():
+        summed = model.get_parameter(name).grad
+        torch.testing.assert_close(summed, gradient, rtol=1e-3, atol=1e-5, msg=name)
