@@ -61,17 +61,10 @@ class PackedTensor:
         return _count_bytes(self.values) + _count_bytes(self.scale)
 
     def unpack(self) -> Tensor:
-        """Make the dense tensor in its own memory: float32, or of the values' type for integers.
-
-        Raises ValueError where there are other values than the mask and the shape ask for.
-        """
-        dense, shape = self.values, self.shape
+        """Make the dense tensor in its own memory: float32, or of the values' type for integers."""
+        dense = self.values
         if self.mask is not None:
             kept = np.unpackbits(self.mask.numpy(), count=math.prod(self.shape))
-            shape = (int(np.count_nonzero(kept)),)
-        if tuple(self.values.shape) != shape:
-            raise ValueError(f"values: expected {shape}, found {tuple(self.values.shape)}")
-        if self.mask is not None:
             dense = torch.zeros(self.shape, dtype=self.values.dtype)
             places = torch.from_numpy(kept).view(torch.bool).view(self.shape)
             dense.masked_scatter_(places, self.values)
@@ -141,7 +134,7 @@ class _About(BaseModel):
     """Other name → the name under which a tied tensor is stored."""
 
 
-def pack_model(
+def _pack_model(
     checkpoint: Checkpoint, values: Values
 ) -> tuple[dict[str, PackedTensor], dict[str, str]]:
     """Pack each distinct tensor, by its first name; also other name → first name for the ties.
@@ -172,7 +165,7 @@ def pack_model(
 
 def save_packed(checkpoint: Checkpoint, folder: Path, values: Values) -> dict[str, PackedTensor]:
     """Write a checkpoint into `folder`, matrices in `values`; return what was written, by name."""
-    packed, ties = pack_model(checkpoint, values)
+    packed, ties = _pack_model(checkpoint, values)
     folder.mkdir(parents=True, exist_ok=True)
     save_config(checkpoint.model, folder)
     if checkpoint.tokenizer is not None:
@@ -198,15 +191,8 @@ def load_packed(folder: Path) -> PreTrainedModel:
         load_generation_config(model, folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise StageError(f"cannot build the model of {folder}: {error}") from error
-    path = folder / FILE
-    _check_tensors(path, model, about)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in packed.items():
-        try:
-            tensors[name] = tensor.unpack()
-        except (ValueError, RuntimeError) as error:
-            raise StageError(f"{path}: {name}: {error}") from error
-    _assign_tensors(path, model, tensors, about.ties)
+    _check_tensors(folder / FILE, model, about)
+    _assign_tensors(model, {name: t.unpack() for name, t in packed.items()}, about.ties)
     return model.eval()
 
 
@@ -258,16 +244,13 @@ def _check_tensors(path: Path, model: nn.Module, about: _About) -> None:
 
 
 def _assign_tensors(
-    path: Path, model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str]
+    model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str]
 ) -> None:
     """Put the tensors in the place of the model's own; tied names get one and the same object."""
     parameters: dict[str, nn.Parameter] = {}
     for name, old in model.state_dict(keep_vars=True).items():
         owner = ties.get(name, name)
         new: Any = tensors[owner]
-        if new.dtype != old.dtype:
-            message = f"{name}: expected {old.dtype} from the config, found {new.dtype}"
-            raise StageError(f"{path}: {message}")
         if isinstance(old, nn.Parameter):
             new = parameters.setdefault(owner, nn.Parameter(new))
         parent, _, attribute = name.rpartition(".")

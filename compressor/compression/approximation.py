@@ -20,7 +20,7 @@ from compressor.models.loading import list_stacks
 from compressor.models.surgery import keep_layers
 
 if TYPE_CHECKING:
-    from compressor.training.loop import TrainingRows
+    from compressor.training.losses import TrainingRows
 
 Difference = Literal["l1", "mse"]
 SMOOTHING = 0.01

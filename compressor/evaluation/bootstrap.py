@@ -42,15 +42,13 @@ def bootstrap_interval(
     """Percentile bootstrap interval (Efron 1979) of the mean of `values`, one value a row.
 
     The spread over test rows alone: not over training seeds. The same arguments give the same
-    interval. Raises ValueError for no values, or a `level` outside 0..1.
+    interval. Raises ValueError for no values.
     """
     import numpy as np
 
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim != 1 or rows.size == 0:
         raise ValueError(f"expected a list of at least one value, got the shape {rows.shape}")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"expected 0 < level < 1 and resamples ≥ 1, got {level} and {resamples}")
     return _compute_interval(resampled_means(rows, resamples=resamples, seed=seed), level)
 
 

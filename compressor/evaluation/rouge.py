@@ -156,8 +156,6 @@ def score_rows(
     """
     import numpy as np
 
-    if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
     scorer = _make_scorer(tokenizer or choose_tokenizer(references))
     scores = {name: np.zeros((len(predictions), len(SCORE_COLUMNS))) for name in ROUGE_TYPES}
     for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from compressor.compression.approximation import Teacher
     from compressor.models.block import Block
     from compressor.models.checkpoint import Checkpoint
-    from compressor.training.loop import TrainingRows
+    from compressor.training.losses import TrainingRows
 
 _NOISE = ("sequence_length", "batches", "validation_batches")
 TRAIN, VALIDATION = 0, 1
@@ -170,7 +170,7 @@ class Approximate(Hyperparameters, Stage):
     ) -> None:
         from compressor.compression.approximation import ApproximationLoss, Constant, running_mean
         from compressor.data.batching import global_batches
-        from compressor.training.loop import mean_loss
+        from compressor.training.losses import mean_loss
 
         train, validation = self._rows(checkpoint, context)
         pad_id = checkpoint.pad_id if self.inputs == "data" else 0

@@ -143,8 +143,7 @@ class Sensitivity(Grouping, Report):
         """Measure the model, which is `what`. Raises StageError where it has no finite loss."""
         from compressor.backends.torch.model import TorchModel
         from compressor.evaluation.rouge import score_rows, summarize_scores
-        from compressor.training.loop import mean_loss
-        from compressor.training.losses import LabelLoss
+        from compressor.training.losses import LabelLoss, mean_loss
 
         model = checkpoint.model
         loss = mean_loss(LabelLoss(model), examples, checkpoint.pad_id, model.device)

@@ -28,11 +28,6 @@ _RESHARD_KEY = "fsdp_reshard_after_forward"
 _DISTRIBUTED_TYPES = ("NO", "MULTI_GPU", "FSDP")
 """The supported values of Accelerate's `distributed_type`."""
 
-_NO_DEEPSPEED = (
-    "DeepSpeed's ZeRO is not supported: take the config fsdp2, which shards weights, gradients and "
-    "the optimizer's averages"
-)
-
 
 class Launch(BaseModel):
     """Settings for starting a stage that can use several processes. Never part of a store key.
@@ -134,8 +129,6 @@ def _find_config(name: str) -> Path:
         return path
     if name in checked_in:
         return checked_in[name]
-    if name in {"zero1", "zero2", "zero3"}:
-        raise ValueError(f"{name}: {_NO_DEEPSPEED}")
     if path.suffix in {".yaml", ".yml", ".json"} or len(path.parts) > 1:
         raise ValueError(f"no such file: {name!r}")
     raise ValueError(f"no file and no checked-in config {name!r}; {nearest(name, checked_in)}")
@@ -162,9 +155,7 @@ def _find_problems(values: Mapping[str, Any]) -> Iterator[str]:
             "set distributed_type: MULTI_GPU and use_cpu: false, which use CPUs where torch finds "
             "no GPU"
         )
-    if kind == "DEEPSPEED":
-        yield _NO_DEEPSPEED
-    elif kind not in _DISTRIBUTED_TYPES:
+    if kind not in _DISTRIBUTED_TYPES:
         yield f"distributed_type: no {kind!r} here; {nearest(kind, _DISTRIBUTED_TYPES)}"
     if str(values.get("mixed_precision", "no")) not in {"no", "bf16"}:
         yield "mixed_precision: only `training.precision` decides, and float16 is not offered"

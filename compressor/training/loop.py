@@ -13,11 +13,11 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -28,16 +28,15 @@ from transformers import PreTrainedModel
 
 from compressor.core.errors import StageError
 from compressor.core.progress import Bar, Progress
-from compressor.data.batching import evaluation_batches, global_batches, take_share
+from compressor.data.batching import global_batches, take_share
 from compressor.training import checkpoints
 from compressor.training.checkpoints import History
 from compressor.training.dropout import use_faster_dropout
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.launch_config import Scheme
+from compressor.training.losses import TrainingRows, summed_loss
 from compressor.training.parallel import weights_for
 
-EVALUATION_TOKENS = 16_384
-"""Padded source tokens of one batch of the validation loss: bounds its memory."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3)."""
 OWN_CHECKPOINT_SHARE = 0.02
@@ -50,22 +49,6 @@ NO_LABELS = (
     "ends none of them"
 )
 CURES = "the usual cures: a lower learning_rate, more warmup_steps, precision: float32"
-
-
-class TrainingRows(Protocol):
-    """Rows that batches can be made of, in any order; `Examples` are such."""
-
-    @property
-    def targets(self) -> Sequence[Sized]:
-        """For each row as many items as the loss sums over in it."""
-
-    def __len__(self) -> int: ...
-
-    def lengths(self) -> list[int]:
-        """Count the tokens of each row that a model reads at once."""
-
-    def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
-        """Make a batch as the loss takes it; of no rows, one with a loss of 0."""
 
 
 def accelerator_for(settings: Hyperparameters, trackers_folder: Path | None) -> Accelerator:
@@ -103,33 +86,6 @@ def learning_rate(step: int, total: int, settings: Hyperparameters) -> float:
         return settings.learning_rate * step / settings.warmup_steps
     left = total - step
     return settings.learning_rate * left / max(1, total - settings.warmup_steps)
-
-
-@torch.no_grad()
-def summed_loss(
-    loss: Callable[[dict[str, Tensor]], Tensor],
-    examples: TrainingRows,
-    pad_id: int,
-    device: torch.device,
-    *,
-    rank: int = 0,
-    world: int = 1,
-) -> Tensor:
-    """Sum the loss over the label tokens of every row, or of a rank's share: float64, [1]."""
-    summed = torch.zeros(1, device=device, dtype=torch.float64)
-    batches = evaluation_batches(examples.lengths(), tokens=EVALUATION_TOKENS)
-    # As many turns on every rank: where weights are sharded, all take part in each.
-    batches += [[] for _ in range(-len(batches) % world)]
-    for rows in batches[rank::world]:
-        batch = examples.batch(rows, pad_id)
-        summed += loss({name: tensor.to(device) for name, tensor in batch.items()}).double()
-    return summed
-
-
-def mean_loss(loss: nn.Module, examples: TrainingRows, pad_id: int, device: torch.device) -> float:
-    """Average the loss over every label token of the rows, each counted once."""
-    tokens = sum(len(target) for target in examples.targets)
-    return summed_loss(loss, examples, pad_id, device).item() / tokens
 
 
 SummonFull = Callable[[Iterable[str]], AbstractContextManager[Any]]

@@ -6,12 +6,14 @@ is 128 kB, and a padded position costs as much as a real one, forth and back.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence, Sized
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data.batching import IGNORED
+from compressor.data.batching import IGNORED, evaluation_batches
 from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
 from compressor.models.longt5 import decode_in_chunks, encode_in_chunks
 
@@ -21,9 +23,28 @@ KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "labels"})
 MULTI_LABEL = "multi_label_classification"
 """`config.problem_type` of a model with a yes or no for each of its labels, in transformers."""
 
+EVALUATION_TOKENS = 16_384
+"""Padded source tokens of one batch of the validation loss: bounds its memory."""
+
 BART_TYPES = frozenset({"bart", "mbart", "pegasus", "marian"})
 
 CAUSAL_TYPES = frozenset({"gpt2", "llama", "qwen2", "qwen3"})
+
+
+class TrainingRows(Protocol):
+    """Rows that batches can be made of, in any order; `Examples` are such."""
+
+    @property
+    def targets(self) -> Sequence[Sized]:
+        """For each row as many items as the loss sums over in it."""
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> list[int]:
+        """Count the tokens of each row that a model reads at once."""
+
+    def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
+        """Make a batch as the loss takes it; of no rows, one with a loss of 0."""
 
 
 class LabelLoss(nn.Module):
@@ -149,3 +170,30 @@ def causal_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
     )[0]
     logits: Tensor = model.lm_head(hidden[:, :-1][kept])
     return logits
+
+
+@torch.no_grad()
+def summed_loss(
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    examples: TrainingRows,
+    pad_id: int,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> Tensor:
+    """Sum the loss over the label tokens of every row, or of a rank's share: float64, [1]."""
+    summed = torch.zeros(1, device=device, dtype=torch.float64)
+    batches = evaluation_batches(examples.lengths(), tokens=EVALUATION_TOKENS)
+    # As many turns on every rank: where weights are sharded, all take part in each.
+    batches += [[] for _ in range(-len(batches) % world)]
+    for rows in batches[rank::world]:
+        batch = examples.batch(rows, pad_id)
+        summed += loss({name: tensor.to(device) for name, tensor in batch.items()}).double()
+    return summed
+
+
+def mean_loss(loss: nn.Module, examples: TrainingRows, pad_id: int, device: torch.device) -> float:
+    """Average the loss over every label token of the rows, each counted once."""
+    tokens = sum(len(target) for target in examples.targets)
+    return summed_loss(loss, examples, pad_id, device).item() / tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,9 @@ TEXTS = [
 ]  # fmt: skip
 
 
+QUIET: Any = {"special_tokens": ["<pad>", "</s>", "<unk>"], "show_progress": False}
+
+
 def trained(model: Any, trainer: Any, **parts: Any) -> PreTrainedTokenizerFast:
     """A tokenizer of TEXTS with an end token."""
     tokenizer = Tokenizer(model)
@@ -178,23 +182,18 @@ def bpe(split: str, *, ignore_merges: bool = False) -> PreTrainedTokenizerFast:
         pre_tokenizers.Split(Regex(split), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )  # fmt: skip
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     return trained(
-        models.BPE(ignore_merges=ignore_merges), trainer,
+        models.BPE(ignore_merges=ignore_merges),
+        trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, **QUIET),
         pre_tokenizer=pre_tokenizers.Sequence(steps), decoder=decoders.ByteLevel(),
     )  # fmt: skip
 
 
 def unigram() -> PreTrainedTokenizerFast:
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
-        show_progress=False,
-    )  # fmt: skip
     return trained(
-        models.Unigram(), trainer, pre_tokenizer=pre_tokenizers.Metaspace(),
+        models.Unigram(), trainers.UnigramTrainer(vocab_size=120, unk_token="<unk>", **QUIET),
+        pre_tokenizer=pre_tokenizers.Metaspace(),
         normalizer=normalizers.Replace(Regex(" {2,}"), " "), decoder=decoders.Metaspace(),
     )  # fmt: skip
 
@@ -203,8 +202,9 @@ QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+gpt2 = partial(train_tokenizer, TEXTS * 3, vocab_size=400)
 TOKENIZERS = {
-    "gpt2": lambda: train_tokenizer(TEXTS * 3, vocab_size=400),
+    "gpt2": gpt2,
     "llama3": lambda: bpe(QWEN2.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?"), ignore_merges=True),
     "qwen2": lambda: bpe(QWEN2),
     "unigram": unigram,
@@ -235,31 +235,22 @@ def test_a_chat_template_goes_into_the_file(tmp_path) -> None:
     assert field.contents() == "{{ messages[0].content }}"
 
 
-def prefixed() -> PreTrainedTokenizerFast:
-    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+def with_part(tokenizer: PreTrainedTokenizerFast, **parts: Any) -> PreTrainedTokenizerFast:
+    for name, part in parts.items():
+        setattr(tokenizer.backend_tokenizer, name, part)
     return tokenizer
 
 
-def lowercased() -> PreTrainedTokenizerFast:
-    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
-    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    return tokenizer
-
-
-def splitting() -> PreTrainedTokenizerFast:
-    tokenizer = unigram()
-    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    return tokenizer
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=True)
+WORDS = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
 
 
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
-        (splitting, "WhitespaceSplit and no Precompiled normalizer"),
-        (prefixed, "the pre-tokenizer ByteLevel"),
-        (lowercased, "the normalizer Lowercase"),
+        (lambda: with_part(unigram(), pre_tokenizer=WORDS), "WhitespaceSplit and no Precompiled"),
+        (lambda: with_part(gpt2(), pre_tokenizer=BYTES), "the pre-tokenizer ByteLevel"),
+        (lambda: with_part(gpt2(), normalizer=normalizers.Lowercase()), "normalizer Lowercase"),
         (lambda: bpe(QWEN2, ignore_merges=True), "ignore_merges: True"),
         (lambda: bpe("[a-z]+"), r"the pre-tokenizer Split \+ ByteLevel"),
     ],
@@ -303,12 +294,6 @@ DATA = Bills(
 )  # fmt: skip
 
 
-def _summarized(source: Checkpoint, texts: list[str]) -> list[str]:
-    ids = tokenize_sources(texts, source.tokenizer, DATA)
-    tokens = decode_sweep(source.model, ids, max_lengths=[12])[12].tokens
-    return source.tokenizer.batch_decode(tokens, skip_special_tokens=True)  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize(
     ("model_type", "layers", "message"),
     [
@@ -327,7 +312,10 @@ def test_the_gate_passes_the_source_and_not_one_without_a_layer(
     assert measured.get("equal_tokens", 1.0) == 1.0
     assert measured.get("logits_difference", 0.0) < 1e-5
     if model_type == "t5":
-        assert summarize_alone(whole, rows.texts) == _summarized(source, rows.texts)
+        ids = tokenize_sources(rows.texts, source.tokenizer, DATA)
+        tokens = decode_sweep(source.model, ids, max_lengths=[12])[12].tokens
+        expected = source.tokenizer.batch_decode(tokens, skip_special_tokens=True)  # type: ignore[union-attr]
+        assert summarize_alone(whole, rows.texts) == expected
     shorter = export(keep_layers(source, layers), tmp_path / "shorter", DATA, "gguf", "float32")
     with pytest.raises(StageError, match=message):
         check_parity(Parity(), source, shorter, rows, DATA, weights=["float32"])

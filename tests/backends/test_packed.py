@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BertConfig, T5Config
 
 import compressor
-from compressor.backends.packed import ABOUT, FILE, save_packed
+from compressor.backends.packed import FILE, save_packed
 from compressor.compression.thresholds import prune_smallest
 from compressor.core.errors import StageError
 from compressor.models.checkpoint import Checkpoint, save_pretrained
@@ -110,7 +107,7 @@ def test_an_int8_model_keeps_its_values_and_scales(tmp_path, untied) -> None:
     state = checkpoint.model.state_dict()
     state[f"{FFN}_scale"].mul_(1.7)  # scales that rounding would not find again
     save_packed(checkpoint, tmp_path, "int8")
-    _, tensors = contents(tmp_path)
+    tensors = load_file(tmp_path / FILE)
     assert torch.equal(tensors[f"{FFN}:scale"], state[f"{FFN}_scale"])
     assert torch.equal(tensors[FFN], state[FFN][state[FFN] != 0])
     loaded = compressor.load_model(tmp_path)
@@ -134,51 +131,6 @@ def test_buffers_and_other_heads_come_back(tmp_path, head: Head) -> None:
     assert not any(buffer.is_meta for buffer in loaded.buffers())
 
 
-def contents(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    with safe_open(folder / FILE, "pt") as file:
-        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-        return json.loads(file.metadata()[ABOUT]), tensors
-
-
-def rewrite(
-    change: Callable[[dict[str, Any], dict[str, Tensor]], object],
-) -> Callable[[Path], object]:
-    """Damage in a file that is a sound safetensors one."""
-
-    def damage(folder: Path) -> None:
-        about, tensors = contents(folder)
-        change(about, tensors)
-        (folder / FILE).unlink()
-        save_file(tensors, folder / FILE, metadata={ABOUT: json.dumps(about)})
-
-    return damage
-
-
-def signed(about: dict[str, Any], tensors: dict[str, Tensor], name: str) -> None:
-    """Make the checksum right again, so that what is wrong must be found otherwise."""
-    keys = (key for key in (name, f"{name}:scale", f"{name}:mask") if key in tensors)
-    data = b"".join(tensors[key].numpy().tobytes() for key in keys)
-    about["tensors"][name]["crc32"] = zlib.crc32(data)
-
-
-def set_bit(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    mask = tensors[f"{FFN}:mask"]
-    index = int((mask != 255).nonzero()[0])
-    mask[index] |= int(mask[index]) + 1
-    signed(about, tensors, FFN)
-
-
-def drop_scales(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    del tensors[f"{FFN}:scale"]
-    signed(about, tensors, FFN)
-
-
-def drop_tensor(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    for table in (about["tensors"], tensors):
-        for key in [key for key in table if key.startswith(FFN)]:
-            del table[key]
-
-
 def other_config(**values: Any) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -192,34 +144,19 @@ def truncate(folder: Path) -> None:
     (folder / FILE).write_bytes(data[: len(data) // 2])
 
 
-class Bomb:
-    """What a pickle may do to whoever opens it."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os._exit, (3,)
+def make_newer(folder: Path) -> None:
+    data = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(data.replace(b'\\"version\\":1', b'\\"version\\":2'))
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a file": (truncate, "is damaged"),
-    "a pickle": (lambda f: torch.save(Bomb(), f / FILE), "is damaged"),
     "no file": (lambda f: (f / FILE).unlink(), "cannot load the model .* no file named"),
     "half a config": (lambda f: (f / "config.json").write_text('{"a":'), "cannot build the model"),
     "more layers": (other_config(num_layers=3), r"lacks encoder.block.2.* the config asks for"),
     "fewer layers": (other_config(num_layers=1), "which the config does not ask for"),
     "another shape": (other_config(d_ff=48), r"expected shape \(48, 32\) .* found \(64, 32\)"),
-    "a version to come": (rewrite(lambda a, t: a.update(version=2)), "version: Input should be 1"),
-    "another shape told": (
-        rewrite(lambda a, t: a["tensors"][FFN].update(shape=[32, 64])),
-        r"expected shape \(64, 32\) .* found \(32, 64\)",
-    ),
-    "a bit too many": (rewrite(set_bit), f"{FFN}: values: expected"),
-    "a changed value": (rewrite(lambda a, t: t[FFN].neg_()), f"damaged: {FFN}"),
-    "no scales": (rewrite(drop_scales), f"{FFN}: expected torch.float32"),
-    "a tensor less": (rewrite(drop_tensor), f"lacks {FFN}, which the config asks for"),
-    "a loose tie": (
-        rewrite(lambda a, t: a["ties"].update({"lm_head.weight": "x"})),
-        "lm_head.weight is tied to x",
-    ),
+    "a version to come": (make_newer, "version: Input should be 1"),
     "no description": (
         lambda f: save_file({"x": torch.ones(1)}, f / FILE),
         "is no packed model",
@@ -229,7 +166,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_directory_is_refused_by_name(tmp_path, damage: str) -> None:
-    """A StageError that says where and what; nothing of the file is ever executed."""
+    """A StageError that says where and what."""
     save_packed(pico(), tmp_path, "int8")
     do, message = DAMAGES[damage]
     do(tmp_path)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from compressor.backends import packed
-from compressor.backends.packed import Values, pack_int8, pack_tensor
+from compressor.backends.packed import Values, pack_tensor
 from compressor.models.quantized_layers import dequantize_rows, quantize_rows
 from compressor.stages import prune
 
@@ -64,16 +62,6 @@ def test_an_int8_entry_is_off_by_at_most_half_a_scale(density: float) -> None:
     assert torch.count_nonzero(packed.unpack()[weight == 0]) == 0
 
 
-def test_a_tensor_that_is_int8_already_is_not_rounded_again() -> None:
-    """Its own values and scales, also where no entry of a row reaches 127."""
-    weight = torch.randint(-3, 4, (40, 30), dtype=torch.int8)
-    scale = torch.rand(40, 1)
-    packed = pack_int8(weight, scale)
-    assert packed.mask is not None and torch.equal(packed.scale, scale)
-    assert torch.equal(packed.values, weight[weight != 0])
-    assert torch.equal(packed.unpack(), weight.float() * scale)
-
-
 def test_vectors_stay_float32_and_integers_what_they_are() -> None:
     """Norms and biases are not rounded, nor are buffers of whole numbers turned to float."""
     vector, numbers = torch.randn(5000), torch.arange(2000)[None]
@@ -82,49 +70,23 @@ def test_vectors_stay_float32_and_integers_what_they_are() -> None:
     assert torch.equal(pack_tensor(numbers, "int8").unpack(), numbers)
 
 
-def test_an_unpacked_tensor_shares_no_memory_with_the_packed_one() -> None:
-    """Training what was unpacked does not write into what it came from."""
-    packed = pack_tensor(torch.ones(4, 4), "float32")
-    packed.unpack().zero_()
-    assert packed.values.sum() == 16
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_rounded_is_finite(bad: float) -> None:
+@pytest.mark.parametrize(
+    ("bad", "values", "message"),
+    [
+        (float("nan"), "int8", "not finite"),
+        (float("inf"), "bfloat16", "not finite"),
+        (3.4e38, "bfloat16", "too large for bfloat16"),  # which is infinity there
+    ],
+)
+def test_what_is_rounded_is_finite(bad: float, values: Values, message: str) -> None:
     """One infinite entry would make a whole row of int8 nonsense; float32 is kept as it is."""
     weight = sparse(40, 40, 0.5)
     weight[3, 3] = bad
-    for values in ("int8", "bfloat16"):
-        with pytest.raises(ValueError, match="not finite"):
-            pack_tensor(weight, values)
-    assert torch.equal(
-        pack_tensor(weight, "float32").unpack()[3, 3:4].isfinite(), torch.tensor([False])
+    with pytest.raises(ValueError, match=message):
+        pack_tensor(weight, values)
+    torch.testing.assert_close(
+        pack_tensor(weight, "float32").unpack(), weight, rtol=0, atol=0, equal_nan=True
     )
-
-
-def test_values_that_do_not_fit_are_told() -> None:
-    """Another number than the mask or the shape asks for."""
-    packed = pack_tensor(sparse(40, 40, 0.3), "int8")
-    assert packed.mask is not None
-    more = packed.mask.clone()
-    more[0] ^= 0b100
-    for damaged in (
-        replace(packed, mask=more),
-        replace(packed, mask=packed.mask[1:]),
-        replace(packed, values=packed.values[1:]),
-        replace(packed, mask=None),
-    ):
-        with pytest.raises(ValueError, match="values: expected"):
-            damaged.unpack()
-
-
-def test_what_a_type_cannot_hold_is_not_packed() -> None:
-    """3.4e38 is a float32, and infinity in bfloat16: a packed file used to have that."""
-    large = torch.ones(64, 64)
-    large[5, 6] = torch.finfo(torch.float32).max
-    with pytest.raises(ValueError, match="too large for bfloat16"):
-        pack_tensor(large, "bfloat16")
-    assert torch.equal(pack_tensor(large, "float32").unpack(), large)
 
 
 def test_planning_knows_what_is_packed_as_it_is() -> None:

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.common import run_recipe, write
+from tests.benchmarks.common import compare, run_command, run_recipe, write
 
 DEMO = ["model=tiny", "data=bills", "training=quick", "stages.evaluate.max_length=64"]
 VERSIONS = range(1, 7)
@@ -35,8 +33,7 @@ def main() -> None:
     given = parser.parse_args()
     overrides = given.overrides or DEMO
     shared = [item for item in overrides if not item.startswith("stages.sensitivity")]
-    command = [sys.executable, "-m", "compressor", "plan", "homework/v6", "--json", *shared]
-    planned = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    planned = run_command("plan", "homework/v6", "--json", *shared)
     plan = {node["name"]: node for node in json.loads(planned)}
     targets = [
         f"stages.prune_{v}.target.nonzero_ratio={plan[f'prune_{v}']['nonzero_ratio']:.9f}"
@@ -65,11 +62,8 @@ def main() -> None:
     write(
         given.name,
         {
-            "ours": measured["rougeLsum"],
-            "theirs": by_hand["rougeLsum"],
+            **compare([measured["rougeLsum"]], [by_hand["rougeLsum"]], "rougeLsum"),
             "ratio": measured["rougeLsum"] / by_hand["rougeLsum"],
-            "unit": "rougeLsum",
-            "pairs": [[measured["rougeLsum"], by_hand["rougeLsum"]]],
             "base_validation_loss": hand["finetune"]["metrics"]["validation_loss"],
             "overrides": overrides,
             **rows,

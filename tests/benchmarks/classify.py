@@ -12,19 +12,19 @@ GoEmotions' where `../shared` has them, else generated messages.
 
 from __future__ import annotations
 
-import json
-import statistics
 from pathlib import Path
 from typing import Any
 
-from compressor.data.examples import Examples
 from tests.benchmarks.common import (
     SHARED,
     WARM_UP,
+    Laps,
+    read_examples,
     time_trainings,
     train_ours,
     train_theirs,
     write,
+    write_examples,
 )
 
 REAL = Path("outputs/bench/models/minilm-l6")
@@ -67,30 +67,25 @@ def make_inputs(folder: Path, rows: int) -> None:
     whole = keep_layers(whole, {"encoder": [0, 3]})
     whole.save(folder)
     for split, count in (("train", rows), ("validation", 1000)):
-        examples = whole.tokenize_rows(data.load(split).first(count), data)
-        (folder / f"{split}.json").write_text(
-            json.dumps([examples.sources[:], examples.targets[:]])
-        )
+        write_examples(folder, split, whole.tokenize_rows(data.load(split).first(count), data))
 
 
-def read(folder: Path, split: str) -> Examples:
-    return Examples(*json.loads((folder / f"{split}.json").read_text()), "labels")
-
-
-def train(case: str, folder: Path) -> tuple[Any, float]:
-    """The trained model, and samples a second."""
+def train(case: str, folder: Path) -> tuple[Any, Laps]:
     import transformers as hf
 
     from compressor.models.checkpoint import Checkpoint
 
-    rows, shared = read(folder, "train"), {"learning_rate": RATE, "weight_decay": 0.01}
+    rows, shared = (
+        read_examples(folder, "train", "labels"),
+        {"learning_rate": RATE, "weight_decay": 0.01},
+    )
     if case == "ours":
         checkpoint = Checkpoint.load(folder)
         laps = train_ours(
             checkpoint.model, rows, checkpoint.pad_id, batch_size=BATCH, precision="float32",
             **shared,
         )  # fmt: skip
-        return checkpoint.model, laps.samples_per_second()
+        return checkpoint.model, laps
     model: Any = hf.AutoModelForSequenceClassification.from_pretrained(folder)
     features = [
         {"input_ids": source, "labels": list(map(float, target))}
@@ -103,25 +98,11 @@ def train(case: str, folder: Path) -> tuple[Any, float]:
         hf.Trainer, hf.TrainingArguments, model, features, collator,
         per_device_train_batch_size=BATCH, **shared,
     )  # fmt: skip
-    return model, laps.samples_per_second()
-
-
-def once(case: str, folder: Path) -> dict[str, float]:
-    """Train, and measure the loss of held-out rows: one measure for both sides."""
-    import torch
-
-    from compressor.training.loop import mean_loss
-    from compressor.training.losses import LabelLoss
-
-    model, speed = train(case, folder)
-    pad, cpu = model.config.pad_token_id or 0, torch.device("cpu")
-    loss = mean_loss(LabelLoss(model.cpu().eval()), read(folder, "validation"), pad, cpu)
-    return {"samples_per_second": speed, "loss": loss}
+    return model, laps
 
 
 def main() -> None:
-    rows, speeds, losses = time_trainings("classify", CASES, make_inputs, once, rows=1600)
-    middle = {case: statistics.median(values) for case, values in speeds.items()}
+    rows, middle, rounds = time_trainings(CASES, make_inputs, train, rows=1600, layout="labels")
     write(
         "classify",
         {
@@ -131,8 +112,7 @@ def main() -> None:
             "asked": ASKED,
             "unit": "samples/s",
             "against_dynamic_padding": middle["ours"] / middle["theirs"],
-            "samples_per_second": speeds,
-            "validation_loss": losses,
+            **rounds,
             "timed_steps": rows // BATCH - WARM_UP,
             "model": f"two {'' if REAL.is_dir() else 'fresh '}layers of MiniLM-L6's shape",
         },

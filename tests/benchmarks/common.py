@@ -1,4 +1,4 @@
-"""What benchmarks share: results, recipes, trainings, and measurements in their own processes."""
+"""What benchmarks share: results, commands, trainings, and measurements in their own processes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compressor.core.console import Console
+from compressor.core.processes import child_environment
 from compressor.core.progress import Progress
+from compressor.data.examples import Examples
+from compressor.evaluation.resources import Peak
 
+Result = TypeVar("Result")
 SHARED = Path(__file__).parents[3] / "shared"
+MIB = 2**20
 WARM_UP = 3
 """Steps that are not timed: memory still grows in them."""
 
@@ -44,28 +52,49 @@ def compare(ours: Sequence[float], theirs: Sequence[float], unit: str) -> dict[s
     }
 
 
+def run_command(*arguments: str, cwd: Path | None = None) -> str:
+    """Run `compressor …` to its end; what it prints."""
+    command = [sys.executable, "-m", "compressor", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=child_environment(), check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
 def run_recipe(folder: Path, name: str, *arguments: str) -> tuple[Path, list[dict[str, Any]]]:
     """Run a recipe in a folder; the run's folder and its records."""
-    command = [sys.executable, "-m", "compressor", "run", name, *arguments]
-    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("run: "))
+    lines = run_command("run", name, *arguments, cwd=folder).splitlines()
+    line = next(line for line in lines if line.startswith("run: "))
     run = folder / line.removeprefix("run: ")
     return run, json.loads((run / "metrics.json").read_text(encoding="utf-8"))
 
 
-def measure_apart(module: str, *arguments: object) -> dict[str, float]:
-    """One measurement: what `module --once …` gives to `tell`."""
-    command = [sys.executable, "-m", f"tests.benchmarks.{module}", "--once", *map(str, arguments)]
-    done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    result: dict[str, float] = json.loads(done.stdout.split("RESULT ")[1])
+def time_call(work: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds of a call, and what it gives."""
+    begun = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begun, result
+
+
+def measure_rise(work: Callable[[], Result]) -> tuple[float, Result]:
+    """MiB at the peak of a call over what the process held before, and what it gives."""
+    peak = Peak()
+    before, result, most = peak.bytes(), work(), peak.bytes()
+    assert before is not None and most is not None, "needs a system that can reset its peak"
+    return (most - before) / MIB, result
+
+
+def count_cpu_seconds() -> float:
+    """CPU seconds of this process's children that have ended, and of theirs."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
+def measure_apart(measure: Callable[..., Result], *arguments: object) -> Result:
+    """Call a function of the benchmark in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        result = pool.submit(measure, *arguments).result()
     print(*arguments, result, flush=True)
     return result
-
-
-def tell(result: Mapping[str, float]) -> None:
-    print("RESULT " + json.dumps(result))
 
 
 class Laps(Progress):
@@ -131,34 +160,55 @@ def train_ours(model: Any, train: Any, pad_id: int, **settings: Any) -> Laps:
     return laps
 
 
+def write_examples(folder: Path, split: str, examples: Examples) -> None:
+    text = json.dumps([examples.sources[:], examples.targets[:]])
+    (folder / f"{split}.json").write_text(text)
+
+
+def read_examples(folder: Path, split: str, layout: Any = "pairs") -> Examples:
+    return Examples(*json.loads((folder / f"{split}.json").read_text()), layout)
+
+
+Train = Callable[[str, Path], tuple[Any, Laps]]
+"""Trains a case's model on the inputs in a folder."""
+
+
+def measure_training(train: Train, layout: str, case: str, folder: Path) -> tuple[float, float]:
+    """Samples a second, and the mean loss of held-out labels: one measure for all sides."""
+    import torch
+
+    from compressor.training.losses import LabelLoss, mean_loss
+
+    model, laps = train(case, folder)
+    rows, pad = read_examples(folder, "validation", layout), model.config.pad_token_id or 0
+    loss = mean_loss(LabelLoss(model.cpu().eval().float()), rows, pad, torch.device("cpu"))
+    return laps.samples_per_second(), loss
+
+
 def time_trainings(
-    module: str,
     cases: Sequence[str],
     make_inputs: Callable[[Path, int], None],
-    once: Callable[[str, Path], dict[str, float]],
+    train: Train,
     *,
     rows: int,
-) -> tuple[int, dict[str, list[float]], dict[str, list[float]]]:
-    """Rows, and case → samples a second, and losses, of each round; all read the same inputs.
+    layout: str = "pairs",
+) -> tuple[int, dict[str, float], dict[str, Any]]:
+    """Rows, case → its median of samples a second, and what was measured in each round.
 
-    `once` is one measurement, in a process of its own: that ends here.
+    All read the same inputs, in turn, each in a process of its own.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--once", nargs=2)
     parser.add_argument("--rows", type=int, default=rows)
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
-    if given.once:
-        tell(once(given.once[0], Path(given.once[1])))
-        sys.exit()
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # for both sides alike
-    speeds: dict[str, list[float]] = {case: [] for case in cases}
-    losses: dict[str, list[float]] = {case: [] for case in cases}
-    with tempfile.TemporaryDirectory() as folder:
-        make_inputs(Path(folder), given.rows)
-        for _ in range(given.rounds):
-            for case in cases:
-                result = measure_apart(module, case, folder)
-                speeds[case].append(result["samples_per_second"])
-                losses[case].append(result["loss"])
-    return given.rows, speeds, losses
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        make_inputs(folder, given.rows)
+        once = partial(measure_training, train, layout)
+        rounds = [
+            {case: measure_apart(once, case, folder) for case in cases} for _ in range(given.rounds)
+        ]
+    speeds, losses = ({case: [turn[case][i] for turn in rounds] for case in cases} for i in (0, 1))
+    middle = {case: statistics.median(values) for case, values in speeds.items()}
+    return given.rows, middle, {"samples_per_second": speeds, "validation_loss": losses}

@@ -13,12 +13,19 @@ fresh weights; the rows are SciTLDR's where `../shared` has them, else generated
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
-from compressor.data.examples import Examples
-from tests.benchmarks.common import SHARED, time_trainings, train_ours, train_theirs, write
+from tests.benchmarks.common import (
+    SHARED,
+    Laps,
+    read_examples,
+    time_trainings,
+    train_ours,
+    train_theirs,
+    write,
+    write_examples,
+)
 
 REAL = Path("outputs/bench/models/t5-titles")
 MAX_SOURCE, MAX_TARGET, BATCH, RATE = 512, 128, 8, 3e-4
@@ -29,25 +36,21 @@ ASKED = (("ours", "theirs", 1.25), ("ours", "theirs_max", 2.5), ("ours_bf16", "t
 def make_inputs(folder: Path, rows: int) -> None:
     """Write model, tokenizer and token ids once, for all measurements to read."""
     import torch
-    from transformers import (
-        AutoModelForSeq2SeqLM,
-        AutoTokenizer,
-        T5Config,
-        T5ForConditionalGeneration,
-    )
+    from transformers import AutoTokenizer, T5Config
 
     from compressor.data.bills import Bills, make_bills
     from compressor.data.examples import tokenize_rows
     from compressor.data.sources import Rows
     from compressor.data.tokenizers import train_tokenizer
     from compressor.models.checkpoint import save_pretrained
+    from compressor.models.loading import build_model, load_pretrained
 
     torch.manual_seed(0)
     if REAL.is_dir():
-        model = AutoModelForSeq2SeqLM.from_pretrained(REAL)
+        model = load_pretrained(REAL, "seq2seq_lm")
         tokenizer = AutoTokenizer.from_pretrained(REAL)
     else:
-        model = T5ForConditionalGeneration(T5Config(decoder_start_token_id=0))
+        model = build_model(T5Config(decoder_start_token_id=0), "seq2seq_lm")
         bills = make_bills(1000, seed=0, split="train")
         tokenizer = train_tokenizer((row["text"] for row in bills), vocab_size=8000)
     save_pretrained(model, folder)
@@ -60,28 +63,20 @@ def make_inputs(folder: Path, rows: int) -> None:
         if path.is_file():
             lines = [json.loads(line) for line in path.read_text().splitlines()[:count]]
         texts = Rows([line["text"] for line in lines], [line["summary"] for line in lines])
-        examples = tokenize_rows(texts, tokenizer, data)
-        (folder / f"{split}.json").write_text(
-            json.dumps([examples.sources[:], examples.targets[:]])
-        )
+        write_examples(folder, split, tokenize_rows(texts, tokenizer, data))
 
 
-def read(folder: Path, split: str) -> Examples:
-    return Examples(*json.loads((folder / f"{split}.json").read_text()))
-
-
-def train(case: str, folder: Path) -> tuple[Any, float]:
-    """The trained model, and samples a second."""
+def train(case: str, folder: Path) -> tuple[Any, Laps]:
     import transformers as hf
 
     from compressor.models.loading import load_pretrained
 
-    rows = read(folder, "train")
+    rows = read_examples(folder, "train")
     if case.startswith("ours"):
         model: Any = load_pretrained(folder, "seq2seq_lm")
         precision = "bfloat16" if case == "ours_bf16" else "float32"
         laps = train_ours(model, rows, 0, batch_size=BATCH, learning_rate=RATE, precision=precision)
-        return model, laps.samples_per_second()
+        return model, laps
     model = hf.AutoModelForSeq2SeqLM.from_pretrained(folder)
     pairs = list(zip(rows.sources, rows.targets, strict=True))
     features: list[Any] = [{"input_ids": source, "labels": target} for source, target in pairs]
@@ -101,25 +96,12 @@ def train(case: str, folder: Path) -> tuple[Any, float]:
         per_device_train_batch_size=BATCH, learning_rate=RATE,
         max_steps=7 if case == "theirs_max" else -1,
     )  # fmt: skip
-    return model, laps.samples_per_second()
-
-
-def once(case: str, folder: Path) -> dict[str, float]:
-    """Train, and measure the mean cross-entropy of a label token: one measure for both sides."""
-    import torch
-
-    from compressor.training.loop import mean_loss
-    from compressor.training.losses import LabelLoss
-
-    model, speed = train(case, folder)
-    loss = LabelLoss(model.cpu().eval().float())
-    held_out = mean_loss(loss, read(folder, "validation"), 0, torch.device("cpu"))
-    return {"samples_per_second": speed, "loss": held_out}
+    return model, laps
 
 
 def main() -> None:
-    _, speeds, losses = time_trainings("finetune", CASES, make_inputs, once, rows=160)
-    middle = {case: statistics.median(values) for case, values in speeds.items()}
+    _, middle, rounds = time_trainings(CASES, make_inputs, train, rows=160)
+    speeds = rounds["samples_per_second"]
     write(
         "finetune",
         {
@@ -130,8 +112,7 @@ def main() -> None:
             "pairs": list(zip(speeds["ours"], speeds["theirs"], strict=True)),
             "ratios": {f"{a} / {b}": middle[a] / middle[b] for a, b, _ in ASKED},
             "asked": {f"{a} / {b}": asked for a, b, asked in ASKED},
-            "samples_per_second": speeds,
-            "validation_loss": losses,
+            **rounds,
             "model": "real T5, 77 M" if REAL.is_dir() else "T5-small's shape, fresh, 60.5 M",
         },
     )

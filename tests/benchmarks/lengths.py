@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +26,7 @@ from transformers import (
 
 from compressor.backends.beam_search import up_to_end
 from compressor.backends.torch import generation
-from tests.benchmarks.common import compare, write
+from tests.benchmarks.common import compare, time_call, write
 from tests.harness.models import decode_sweep, generate_rows
 
 LIMITS = [20, 50, 64, 70, 100, 128]
@@ -109,12 +107,6 @@ def generate(model: T5ForConditionalGeneration, rows: Rows, limit: int) -> Rows:
     return [up_to_end(row, [EOS]) for row in output[:, 1:].tolist()]
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.perf_counter()
-    result = work()
-    return time.perf_counter() - begun, result
-
-
 def measure_limits(count: int, repeats: int) -> dict[str, Any]:
     """The sweep, one decode at its longest limit, and their predictions, in turn."""
     model = t5_small()
@@ -123,9 +115,9 @@ def measure_limits(count: int, repeats: int) -> dict[str, Any]:
     predict(model, rows[:2], [5])
     pairs, ones = list[tuple[float, float]](), list[float]()
     for _ in range(repeats):
-        ours, swept = timed(lambda: decode_sweep(model, rows, max_lengths=LIMITS))
-        one, _ = timed(lambda: generate_rows(model, rows, max_length=max(LIMITS)))
-        theirs, predicted = timed(lambda: predict(model, rows, LIMITS))
+        ours, swept = time_call(lambda: decode_sweep(model, rows, max_lengths=LIMITS))
+        one, _ = time_call(lambda: generate_rows(model, rows, max_length=max(LIMITS)))
+        theirs, predicted = time_call(lambda: predict(model, rows, LIMITS))
         assert predicted == {limit: swept[limit].tokens for limit in LIMITS}
         pairs.append((ours, theirs))
         ones.append(one)
@@ -147,8 +139,8 @@ def measure_ended_rows(count: int, repeats: int) -> dict[str, Any]:
     generation.BATCH_TOKENS = 10**9
     pairs = list[tuple[float, float]]()
     for _ in range(repeats):
-        ours, decoded = timed(lambda: generate_rows(model, rows, max_length=128))
-        theirs, expected = timed(lambda: generate(model, rows, 128))
+        ours, decoded = time_call(lambda: generate_rows(model, rows, max_length=128))
+        theirs, expected = time_call(lambda: generate(model, rows, 128))
         assert expected == decoded.tokens
         pairs.append((ours, theirs))
     return compare(*zip(*pairs, strict=True), "s") | {

@@ -28,7 +28,7 @@ import psutil
 from compressor.core import machine
 from compressor.core.files import MANIFEST, write_json
 from compressor.engine.store.store import SELF, Store, manifest_digest
-from tests.benchmarks.common import write
+from tests.benchmarks.common import count_cpu_seconds, write
 
 ARTIFACTS = 10_000
 RUNS = 16
@@ -36,35 +36,31 @@ POINTS = 300
 ROWS = (1_000, 10_000, 100_000)
 GIGABYTES = 5.0
 POLL_SECONDS = 0.1
-RECIPE = """
-defaults: [/base, /model: tiny, /data: bills, _self_]
-pipeline: [load, prune, evaluate]
+_MODEL = """
+defaults: [/base, /model: tiny, /data: %s, _self_]
+pipeline: [load, %s, evaluate]
 model:
   config:
     {vocab_size: 400, d_model: 16, d_kv: 8, d_ff: 32, num_heads: 2, num_layers: 1,
      num_decoder_layers: 1}
   tokenizer: {vocab_size: 400}
-data: {rows: {train: 16, validation: 4, test: 4}, max_source_length: 128, max_target_length: 16}
-stages:
-  load: {}
-  prune: {amounts: {lm_head: 0.3}}
-  evaluate: {max_length: [4]}
 """
-OF_FILES = RECIPE.replace("/data: bills", "/data: files").replace("prune,", "finetune,")
-OF_FILES = (
-    OF_FILES[: OF_FILES.index("data: {rows")]
-    + """data:
+RECIPE = (
+    _MODEL % ("bills", "prune")
+    + """
+data: {rows: {train: 16, validation: 4, test: 4}, max_source_length: 128, max_target_length: 16}
+stages: {load: {}, prune: {amounts: {lm_head: 0.3}}, evaluate: {max_length: [4]}}
+"""
+)
+OF_FILES = _MODEL % ("files", "finetune") + """
+data:
   files: {train: rows.jsonl, validation: rows.jsonl}
   rows: {train: 64, validation: 16, test: 16}
   max_source_length: 64
   max_target_length: 16
 training: {batch_size: 8, warmup_steps: 2}
-stages:
-  load: {}
-  finetune: {epochs: 1}
-  evaluate: {max_length: [4]}
-"""
-)
+stages: {load: {}, finetune: {epochs: 1}, evaluate: {max_length: [4]}}
+"""  # fmt: skip
 
 
 def fill(store: Store, count: int) -> None:
@@ -86,7 +82,7 @@ def fill(store: Store, count: int) -> None:
 def measured(*arguments: str, cwd: Path, code: str | None = None) -> dict[str, float]:
     """One command, or Python code, to its end: wall and CPU seconds, and the most memory."""
     command = ["-m", "compressor", *arguments] if code is None else ["-c", code, *arguments]
-    before, started = os.times(), time.monotonic()
+    before, started = count_cpu_seconds(), time.monotonic()
     with (cwd / "log.txt").open("wb") as log:
         process = subprocess.Popen([sys.executable, *command], cwd=cwd, stdout=log, stderr=log)
     most = anonymous = 0
@@ -99,12 +95,9 @@ def measured(*arguments: str, cwd: Path, code: str | None = None) -> dict[str, f
         time.sleep(POLL_SECONDS)
     if process.returncode != 0:
         raise RuntimeError((cwd / "log.txt").read_text()[-2000:])
-    after = os.times()
-    cpu = after.children_user + after.children_system
-    cpu -= before.children_user + before.children_system
     return {
         "seconds": round(time.monotonic() - started, 2),
-        "cpu_seconds": round(cpu, 2),
+        "cpu_seconds": round(count_cpu_seconds() - before, 2),
         "resident_mb": round(most / 1e6),
         "anonymous_mb": round(anonymous / 1e6),
     }
@@ -112,7 +105,6 @@ def measured(*arguments: str, cwd: Path, code: str | None = None) -> dict[str, f
 
 def of_store(folder: Path) -> dict[str, Any]:
     """Commands on an empty store and on a full one."""
-    (folder / "mine.yaml").write_text(RECIPE)
     measured("run", "mine.yaml", "-q", cwd=folder)
     times_of: dict[str, Any] = {}
     commands: dict[str, Sequence[str]] = {
@@ -135,7 +127,6 @@ def of_store(folder: Path) -> dict[str, Any]:
 
 def of_runs(folder: Path) -> dict[str, Any]:
     """Runs at once, four of each recipe, on one store."""
-    (folder / "mine.yaml").write_text(RECIPE)
     started = time.monotonic()
     every = [f"stages.prune.amounts.lm_head=0.{1 + place // 4}" for place in range(RUNS)]
     runs = [
@@ -152,7 +143,6 @@ def of_runs(folder: Path) -> dict[str, Any]:
 
 def of_sweep(folder: Path) -> dict[str, Any]:
     """Seconds a point, of the first fifty and the last; the size of the page."""
-    (folder / "mine.yaml").write_text(RECIPE)
     values = ",".join(f"{number / 1000:.3f}" for number in range(1, POINTS + 1))
     swept = f"stages.prune.amounts.lm_head={values}"
     whole = measured("run", "mine.yaml", "-m", "-q", swept, cwd=folder)
@@ -168,7 +158,6 @@ def of_sweep(folder: Path) -> dict[str, Any]:
 
 def of_evaluate(folder: Path) -> dict[str, Any]:
     """A run that evaluates on more and more rows, and the size of its report."""
-    (folder / "mine.yaml").write_text(RECIPE)
     results = {}
     for rows in ROWS:
         run = measured("run", "mine.yaml", "-q", f"data.rows.test={rows}", cwd=folder)
@@ -244,6 +233,7 @@ def main() -> None:
     outputs.mkdir(exist_ok=True)
     for name in os.environ.get("LOAD", ",".join(PARTS)).split(","):
         with tempfile.TemporaryDirectory(dir=outputs) as folder:
+            Path(folder, "mine.yaml").write_text(RECIPE)
             result[name] = PARTS[name](Path(folder))
         print(name, json.dumps(result[name]), flush=True)
     write("load", result)

@@ -12,41 +12,31 @@ own. What is counted is how far its resident memory rose above what it was with 
 
 from __future__ import annotations
 
-import argparse
-import resource
+import time
 import warnings
 from typing import Any
 
 import torch
 from transformers import LongT5Config, LongT5ForConditionalGeneration
 
-from compressor.evaluation.resources import Peak
 from compressor.models.longt5 import encode_in_chunks
 from compressor.training.loop import keep_freed_memory
 from compressor.training.losses import LabelLoss
-from tests.benchmarks.common import measure_apart, tell, write
+from tests.benchmarks.common import measure_apart, measure_rise, write
 
 LENGTHS, LABELS, VOCABULARY = (512, 2048, 8192, 16384), 64, 2000
 CASES = (
     "theirs", "theirs_checkpointed", "ours", "ours_checkpointed", "theirs_reading", "ours_reading",
 )  # fmt: skip
-MIB = 2**20
 
 
 def model() -> Any:
     torch.manual_seed(0)
     config = LongT5Config(
-        vocab_size=VOCABULARY,
-        d_model=256,
-        d_kv=64,
-        d_ff=512,
-        num_layers=4,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        encoder_attention_type="transient-global",
-        decoder_start_token_id=0,
-        dropout_rate=0.0,
-    )
+        vocab_size=VOCABULARY, d_model=256, d_kv=64, d_ff=512, num_layers=4, num_heads=4,
+        feed_forward_proj="gated-gelu", encoder_attention_type="transient-global",
+        decoder_start_token_id=0, dropout_rate=0.0,
+    )  # fmt: skip
     return LongT5ForConditionalGeneration(config)
 
 
@@ -62,35 +52,28 @@ def once(case: str, tokens: int) -> dict[str, float]:
         keep_freed_memory()
     if case.endswith("checkpointed"):
         made.gradient_checkpointing_enable()
-    peak = Peak(str(ids.device))
-    before, started = peak.bytes(), resource.getrusage(resource.RUSAGE_SELF)
-    value = 0.0
-    if case.endswith("reading"):
-        with torch.inference_mode():
-            mask = batch["attention_mask"]
-            encoder = made.eval().encoder
-            encode_in_chunks(encoder, ids, mask) if case.startswith("ours") else encoder(ids, mask)
-    else:
+    is_ours = case.startswith("ours")
+
+    def step() -> float:
+        if case.endswith("reading"):
+            with torch.inference_mode():
+                mask = batch["attention_mask"]
+                encoder = made.eval().encoder
+                encode_in_chunks(encoder, ids, mask) if is_ours else encoder(ids, mask)
+            return 0.0
         loss = LabelLoss(made.train())
-        summed = loss(batch) if case.startswith("ours") else made(**batch).loss * LABELS
+        summed = loss(batch) if is_ours else made(**batch).loss * LABELS
         summed.backward()
-        value = summed.item()
-    ended, most = resource.getrusage(resource.RUSAGE_SELF), peak.bytes()
-    assert before is not None and most is not None, "needs a system that can reset its peak"
-    used = (ended.ru_utime - started.ru_utime) + (ended.ru_stime - started.ru_stime)
-    return {"mib": (most - before) / MIB, "cpu_seconds": used, "loss": value}
+        return float(summed)
+
+    started = time.process_time()
+    mib, value = measure_rise(step)
+    return {"mib": mib, "cpu_seconds": time.process_time() - started, "loss": value}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--once", nargs=2)
-    given = parser.parse_args()
-    if given.once:
-        tell(once(given.once[0], int(given.once[1])))
-        return
     results = {
-        case: {tokens: measure_apart("long_inputs", case, tokens) for tokens in LENGTHS}
-        for case in CASES
+        case: {tokens: measure_apart(once, case, tokens) for tokens in LENGTHS} for case in CASES
     }
     longest = {case: by_length[LENGTHS[-1]]["mib"] for case, by_length in results.items()}
     for tokens in LENGTHS:

@@ -10,12 +10,10 @@ imported everything; the dense one by plain `from_pretrained`. Medians.
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.common import compare, run_recipe, write
+from tests.benchmarks.common import compare, measure_apart, run_recipe, time_call, write
 
 TIMES = 5
 SETTINGS = {
@@ -25,18 +23,6 @@ SETTINGS = {
     "int8": "format: packed, weights: int8, parity: null",
 }
 CHAIN = ["load", *(f"{kind}_{n}" for n in range(1, 7) for kind in ("prune", "recover"))]
-LOAD = """
-import sys, time
-import compressor, compressor.backends.packed, transformers.models.t5.modeling_t5
-from transformers import AutoModelForSeq2SeqLM
-plain = sys.argv[2] == "huggingface"
-load = AutoModelForSeq2SeqLM.from_pretrained if plain else compressor.load_model
-start = time.perf_counter()
-model = load(sys.argv[1])
-seconds = time.perf_counter() - start
-assert next(model.parameters()).dtype.itemsize == 4 and not model.training
-print(seconds)
-"""
 
 
 def exported(folder: Path) -> dict[str, tuple[Path, dict[str, float]]]:
@@ -58,14 +44,26 @@ def exported(folder: Path) -> dict[str, tuple[Path, dict[str, float]]]:
 
 
 def seconds(folder: Path, kind: str) -> float:
-    command = [sys.executable, "-c", LOAD, str(folder), kind]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    import transformers.models.t5.modeling_t5  # noqa: F401  # what it takes is not measured
+    from transformers import AutoModelForSeq2SeqLM
+
+    import compressor.backends.packed
+
+    load = compressor.load_model
+    if kind == "huggingface":
+        load = AutoModelForSeq2SeqLM.from_pretrained
+    taken, model = time_call(lambda: load(folder))
+    assert next(model.parameters()).dtype.itemsize == 4 and not model.training
+    return taken
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         models = exported(Path(temporary))
-        took = [{kind: seconds(models[kind][0], kind) for kind in SETTINGS} for _ in range(TIMES)]
+        took = [
+            {kind: measure_apart(seconds, models[kind][0], kind) for kind in SETTINGS}
+            for _ in range(TIMES)
+        ]
     dense = models["huggingface"][1]["bytes"]
     formats = {
         kind: {

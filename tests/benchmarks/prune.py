@@ -11,15 +11,6 @@ for a weight on the shapes of T5-small, T5-base and T5-large.
 from __future__ import annotations
 
 import argparse
-import gc
-import json
-import resource
-import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,29 +19,29 @@ from torch.nn.utils import prune
 from compressor.compression.thresholds import prune_smallest
 from compressor.models.facts import Facts, derive_facts
 from compressor.models.masks import apply_mask, count_left
-from tests.benchmarks.common import write
+from tests.benchmarks.common import (
+    MIB,
+    compare,
+    measure_apart,
+    measure_rise,
+    time_call,
+    write,
+)
 
 AMOUNTS = [
     {
-        "encoder.self_attention": 0.1,
-        "encoder.feed_forward": 0.1,
-        "decoder.self_attention": 0.3,
-        "decoder.cross_attention": 0.2,
-        "decoder.feed_forward": 0.3,
-        "lm_head": 0.3,
+        "encoder.self_attention": 0.1, "encoder.feed_forward": 0.1, "decoder.self_attention": 0.3,
+        "decoder.cross_attention": 0.2, "decoder.feed_forward": 0.3, "lm_head": 0.3,
     }
 ] * 5 + [
     {
-        "encoder.self_attention": 0.0,
-        "encoder.feed_forward": 0.0,
-        "decoder.self_attention": 0.1,
-        "decoder.cross_attention": 0.1,
-        "decoder.feed_forward": 0.1,
-        "lm_head": 0.2,
+        "encoder.self_attention": 0.0, "encoder.feed_forward": 0.0, "decoder.self_attention": 0.1,
+        "decoder.cross_attention": 0.1, "decoder.feed_forward": 0.1, "lm_head": 0.2,
     }
-]
+]  # fmt: skip
+STEPS = [step for amounts in AMOUNTS for step in amounts.items()]
 THREADS = 2
-MIB = 2**20
+Tensors = dict[str, torch.Tensor]
 SIZES = {
     "T5-small": {},
     "T5-base": {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
@@ -62,69 +53,59 @@ def shape(name: str) -> Facts:
     return derive_facts({"model_type": "t5", **SIZES[name]}, head="seq2seq_lm")
 
 
-def weights_of(known: Facts) -> dict[str, torch.Tensor]:
+def weights_of(known: Facts) -> Tensors:
     """Normal weights for every parameter of a group."""
     generator = torch.Generator().manual_seed(0)
     names = [name for path in AMOUNTS[0] for name in known.list_groups()[path]]
     return {n: torch.randn(known.shapes[n], generator=generator) for n in names}
 
 
-def ours(known: Facts, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    masks: dict[str, torch.Tensor] = {}
-    groups = known.list_groups()
-    for amounts in AMOUNTS:
-        for path, amount in amounts.items():
-            group = {name: weights[name] for name in groups[path]}
-            prune_smallest(group, masks, round(amount * count_left(masks, group)))
-            for name, weight in group.items():
-                apply_mask(weight, masks[name])
+def ours(known: Facts, weights: Tensors) -> Tensors:
+    masks: Tensors = {}
+    for path, amount in STEPS:
+        group = {name: weights[name] for name in known.list_groups()[path]}
+        prune_smallest(group, masks, round(amount * count_left(masks, group)))
+        for name, weight in group.items():
+            apply_mask(weight, masks[name])
     return masks
 
 
-def theirs(known: Facts, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def theirs(known: Facts, weights: Tensors) -> Tensors:
     layers = {}
     for name, weight in weights.items():
         layers[name] = nn.Linear(1, 1, bias=False)
         layers[name].weight = nn.Parameter(weight, requires_grad=False)
-    groups = known.list_groups()
-    for amounts in AMOUNTS:
-        for path, amount in amounts.items():
-            pairs = [(layers[name], "weight") for name in groups[path]]
-            prune.global_unstructured(pairs, prune.L1Unstructured, amount=amount)
+    for path, amount in STEPS:
+        pairs = [(layers[name], "weight") for name in known.list_groups()[path]]
+        prune.global_unstructured(pairs, prune.L1Unstructured, amount=amount)
     return {name: layer.weight_mask for name, layer in layers.items()}
 
 
-def peak_over(run: Any) -> tuple[float, float]:
+SIDES = {"ours": ours, "theirs": theirs}
+
+
+def measure_memory(side: str) -> tuple[float, float]:
     """(MiB at the peak over what the process held before, MiB of the masks)."""
+    torch.set_num_threads(THREADS)
     known = shape("T5-small")
     weights = weights_of(known)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    status = Path("/proc/self/status")
-
-    def field(name: str) -> int:
-        line = next(s for s in status.read_text().splitlines() if s.startswith(name))
-        return int(line.split()[1]) * 1024
-
-    before = field("VmRSS")
-    masks = run(known, weights)
-    size = sum(mask.numel() * mask.element_size() for mask in masks.values())
-    return (field("VmHWM") - before) / MIB, size / MIB
+    mib, masks = measure_rise(lambda: SIDES[side](known, weights))
+    return mib, sum(mask.numel() * mask.element_size() for mask in masks.values()) / MIB
 
 
-def differing(
-    known: Facts, a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]
-) -> tuple[int, bool]:
+def time_side(side: str, known: Facts) -> tuple[float, Tensors]:
+    weights = weights_of(known)
+    return time_call(lambda: SIDES[side](known, weights))
+
+
+def differing(known: Facts, a: Tensors, b: Tensors) -> tuple[int, bool]:
     """(entries that differ, whether each of them has a magnitude that ties at some threshold)."""
     weights, total, ties = weights_of(known), 0, True
-    groups = known.list_groups()
-    for path in AMOUNTS[0]:
-        values = [weights[n][a[n] != b[n].bool()].abs() for n in groups[path]]
-        magnitudes = torch.cat(values)
-        total += len(magnitudes)
+    for names in map(known.list_groups().__getitem__, AMOUNTS[0]):
         # A tie swaps equals: as many went here as stayed there.
-        here = torch.cat([weights[n][a[n] & ~b[n].bool()].abs() for n in groups[path]])
-        there = torch.cat([weights[n][~a[n] & b[n].bool()].abs() for n in groups[path]])
+        here = torch.cat([weights[n][a[n] & ~b[n].bool()].abs() for n in names])
+        there = torch.cat([weights[n][~a[n] & b[n].bool()].abs() for n in names])
+        total += len(here) + len(there)
         ties &= torch.equal(here.sort().values, there.sort().values)
     return total, ties
 
@@ -132,66 +113,37 @@ def differing(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--memory", choices=["ours", "theirs"])
-    given = parser.parse_args()
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(THREADS)
-    if given.memory:
-        print(json.dumps(peak_over(ours if given.memory == "ours" else theirs)))
-        return
-    memory = {}
-    for side in ("ours", "theirs"):
-        command = [sys.executable, "-m", "tests.benchmarks.prune", "--memory", side]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        memory[side] = json.loads(printed)
-    known = shape("T5-small")
-    pairs, masks = [], {}
-    for _ in range(given.rounds):
-        seconds = {}
-        for name, run in (("ours", ours), ("theirs", theirs)):
-            weights = weights_of(known)
-            started = time.perf_counter()
-            masks[name] = run(known, weights)
-            seconds[name] = time.perf_counter() - started
-            del weights
-        pairs.append((seconds["ours"], seconds["theirs"]))
+    memory = {side: measure_apart(measure_memory, side) for side in SIDES}
+    known, masks = shape("T5-small"), dict[str, Tensors]()
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(rounds):
+        for side in SIDES:
+            taken, masks[side] = time_side(side, known)
+            seconds[side].append(taken)
     count, ties = differing(known, masks["ours"], masks["theirs"])
-    kept = sum(int(mask.count_nonzero()) for mask in masks["ours"].values())
-    same_count = kept == sum(int(mask.count_nonzero()) for mask in masks["theirs"].values())
-    masks.clear()
+    kept = {side: sum(int(m.count_nonzero()) for m in masks.pop(side).values()) for side in SIDES}
     scaling = {}
     for name in SIZES:
         big = shape(name)
-        times = []
-        for _ in range(3):
-            weights = weights_of(big)
-            started = time.perf_counter()
-            ours(big, weights)
-            times.append(time.perf_counter() - started)
-            size = sum(weight.numel() for weight in weights.values())
-            del weights
-        scaling[name] = {
-            "weights": size,
-            "seconds": min(times),
-            "ns_a_weight": 1e9 * min(times) / size,
-        }
-    mine, other = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+        size = sum(weight.numel() for weight in weights_of(big).values())
+        best = min(time_side("ours", big)[0] for _ in range(3))
+        scaling[name] = {"weights": size, "seconds": best, "ns_a_weight": 1e9 * best / size}
+    compared = compare(seconds["ours"], seconds["theirs"], "s")
     write(
         "prune",
         {
-            "ours": mine,
-            "theirs": other,
-            "ratio": other / mine,
-            "unit": "s",
-            "pairs": pairs,
-            "extra_mib": {side: values[0] for side, values in memory.items()},
+            **compared,
+            "ratio": compared["theirs"] / compared["ours"],
+            "extra_mib": {side: mib for side, (mib, _) in memory.items()},
             "masks_mib": memory["ours"][1],
             "allowed_mib": memory["ours"][1] + 64,
-            "kept": kept,
-            "same_count": same_count,
+            "kept": kept["ours"],
+            "same_count": kept["ours"] == kept["theirs"],
             "differing_entries": count,
             "all_of_them_ties": ties,
             "scaling": scaling,
-            "peak_of_this_process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         },
     )
 

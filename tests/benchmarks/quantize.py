@@ -7,10 +7,11 @@ Microseconds of the best of five rounds, on one thread, for 1, 4, 128 and 1,024 
 
 from __future__ import annotations
 
-import time
+import timeit
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.models.quantization import Activations, Quantization, Weights
 from compressor.models.quantized_layers import quantize_weights, set_activations
@@ -42,15 +43,6 @@ def layers() -> dict[str, nn.Module]:
     return kinds
 
 
-def seconds(layer: nn.Module, x: Tensor) -> float:
-    """Of one product, over as many as take a few milliseconds."""
-    repeats = max(1, 200 // len(x))
-    started = time.perf_counter()
-    for _ in range(repeats):
-        layer(x)
-    return (time.perf_counter() - started) / repeats
-
-
 @torch.inference_mode()
 def main() -> None:
     """Measure every kind, and print them."""
@@ -62,7 +54,8 @@ def main() -> None:
                 dtype = getattr(torch, name) if name in ("bfloat16", "float16") else torch.float32
                 x = torch.randn(tokens, COLUMNS).to(dtype)
                 layer(x)
-                taken = seconds(layer, x)
+                number = max(1, 200 // tokens)  # as many as take a few milliseconds
+                taken = timeit.timeit(partial(layer, x), number=number) / number
                 best[name, tokens] = min(best.get((name, tokens), taken), taken)
     write(
         "quantize",
@@ -71,7 +64,7 @@ def main() -> None:
             "unit": "microseconds",
             "tokens": {
                 name: {tokens: round(best[name, tokens] * 1e6) for tokens in TOKENS}
-                for name in layers()
+                for name, _ in best
             },
         },
     )

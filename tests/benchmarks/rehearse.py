@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,12 +22,12 @@ from rich.table import Table
 from compressor.core.console import Console
 from compressor.core.processes import child_environment
 from compressor.recipe.files import list_recipes
-from tests.benchmarks.common import write
+from tests.benchmarks.common import count_cpu_seconds, write
 
 
 def measure(name: str, folder: str) -> dict[str, Any]:
     """Rehearse a recipe: whether it passes, its seconds, and the first of its errors."""
-    before, started = _processor_seconds(), time.monotonic()
+    before, started = count_cpu_seconds(), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "compressor", "run", name, "--rehearse"],
         cwd=folder,
@@ -41,15 +40,9 @@ def measure(name: str, folder: str) -> dict[str, Any]:
         "recipe": name,
         "passed": done.returncode == 0,
         "seconds": round(time.monotonic() - started, 1),
-        "processor_seconds": round(_processor_seconds() - before, 1),
+        "processor_seconds": round(count_cpu_seconds() - before, 1),
         "error": next((x for x in done.stderr.splitlines() if x.startswith("error")), ""),
     }
-
-
-def _processor_seconds() -> float:
-    """Count the seconds of this process' children that have ended, and of theirs."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def main() -> int:

@@ -12,21 +12,17 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from transformers import T5Config
 
-from compressor.core.console import Console
-from compressor.core.progress import Progress
-from compressor.data.bills import Bills
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import build_model
 from compressor.models.surgery import keep_units
-from compressor.stages.base import Context, Inputs, Launch
 from compressor.stages.slice import Slice
-from tests.benchmarks.common import compare, write
+from tests.benchmarks.common import compare, time_call, write
+from tests.harness.stages import run_stage
 
 PIECES, SOURCE, TARGET, ROUNDS = 8000, 256, 32, 15
 
@@ -36,13 +32,8 @@ def models() -> dict[str, Checkpoint]:
     torch.manual_seed(0)
     config = T5Config(decoder_start_token_id=0)
     original = Checkpoint(build_model(config, "seq2seq_lm").eval(), None, "seq2seq_lm")
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        original.save(folder / "original")
-        quiet = Progress(Console(quiet=True), quiet=True)
-        data = Bills(source="bills")
-        context = Context(folder / "half", folder / "resume", data, 0, Launch(), quiet)
-        half = Slice(heads=0.5, feed_forward=0.5).run(Inputs(folder / "original"), context)
+    with tempfile.TemporaryDirectory() as folder:
+        half, _ = run_stage(Slice(heads=0.5, feed_forward=0.5), original, Path(folder))
     (vocabulary,) = half.derive_facts().list_units("vocabulary")
     return {
         "original": original,
@@ -52,11 +43,10 @@ def models() -> dict[str, Checkpoint]:
 
 
 def seconds(checkpoint: Checkpoint, ids: torch.Tensor) -> float:
-    begun = time.perf_counter()
-    output = checkpoint.model.generate(
-        ids, min_new_tokens=TARGET, max_new_tokens=TARGET, do_sample=False, num_beams=1
+    exactly = {"min_new_tokens": TARGET, "max_new_tokens": TARGET}
+    taken, output = time_call(
+        lambda: checkpoint.model.generate(ids, **exactly, do_sample=False, num_beams=1)
     )
-    taken = time.perf_counter() - begun
     assert output.shape == (1, TARGET + 1)
     return taken
 
@@ -65,12 +55,11 @@ def main() -> None:
     torch.set_num_threads(2)
     checkpoints = models()
     ids = torch.randint(3, PIECES, (1, SOURCE), generator=torch.Generator().manual_seed(0))
-    times: dict[str, list[float]] = {name: [] for name in checkpoints}
-    for number in range(ROUNDS + 2):  # two to warm up
-        for name, checkpoint in checkpoints.items():
-            taken = seconds(checkpoint, ids)
-            if number >= 2:
-                times[name].append(taken)
+    rounds = [
+        {name: seconds(checkpoint, ids) for name, checkpoint in checkpoints.items()}
+        for _ in range(ROUNDS + 2)
+    ][2:]  # two to warm up
+    times = {name: [taken[name] for taken in rounds] for name in checkpoints}
     write(
         "slice",
         {

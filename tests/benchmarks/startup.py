@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core import machine
-from tests.benchmarks.common import write
+from tests.benchmarks.common import count_cpu_seconds, write
 from tests.harness.recipes import RECIPE
 
 ROUNDS = 5
@@ -41,11 +41,9 @@ def run(*words: str, cwd: Path) -> float:
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(cwd / "compiled")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     how: Any = {"cwd": cwd, "env": environment, "check": True, "stdout": subprocess.DEVNULL}
-    before = os.times()
+    before = count_cpu_seconds()
     subprocess.run([sys.executable, *words], **how)
-    after = os.times()
-    user = after.children_user - before.children_user
-    return user + after.children_system - before.children_system
+    return count_cpu_seconds() - before
 
 
 def main() -> None:

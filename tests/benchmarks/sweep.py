@@ -13,31 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from compressor.core.processes import child_environment
-from tests.benchmarks.common import write
+from tests.benchmarks.common import run_command, time_call, write
 
 KEY = "stages.prune.amounts.lm_head"
 VALUES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-
-
-def timed(folder: Path, *arguments: str) -> float:
-    """Seconds of one command, from its start to its end."""
-    started = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "compressor", "run", "demo", *arguments],
-        cwd=folder,
-        env=child_environment(),
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return time.monotonic() - started
 
 
 def stages(folder: Path) -> dict[str, float]:
@@ -63,17 +46,21 @@ def main() -> None:
         folder = Path(place)
         alone: list[dict[str, Any]] = []
 
-        def run_alone(value: float) -> None:
-            outputs = f"alone-{value}"
-            seconds = timed(folder, f"{KEY}={value}", f"outputs={outputs}")
-            alone.append({"seconds": seconds, "stages": stages(folder / outputs / "runs")})
+        def timed(*arguments: str) -> float:
+            return time_call(lambda: run_command("run", "demo", *arguments, cwd=folder))[0]
 
-        for value in asked[: (len(asked) + 1) // 2]:
+        def run_alone(value: float) -> None:
+            seconds = timed(f"{KEY}={value}", f"outputs=alone-{value}")
+            alone.append({"seconds": seconds, "stages": stages(folder / f"alone-{value}" / "runs")})
+
+        sweep = ("-m", f"{KEY}={','.join(map(str, VALUES))}", "outputs=swept")
+        half = (len(asked) + 1) // 2
+        for value in asked[:half]:
             run_alone(value)
-        swept = timed(folder, "-m", f"{KEY}={','.join(map(str, VALUES))}", "outputs=swept")
+        swept = timed(*sweep)
         made = stages(folder / "swept" / "sweeps")
-        again = timed(folder, "-m", f"{KEY}={','.join(map(str, VALUES))}", "outputs=swept")
-        for value in asked[(len(asked) + 1) // 2 :]:
+        again = timed(*sweep)
+        for value in asked[half:]:
             run_alone(value)
 
     everywhere = set.intersection(*(set(run["stages"]) for run in alone))

@@ -31,7 +31,7 @@ from compressor.models.surgery import keep_layers
 from compressor.stages.approximate import Approximate
 from compressor.stages.base import Inputs
 from compressor.stages.load import Load
-from compressor.training.loop import mean_loss
+from compressor.training.losses import mean_loss
 from tests.engine.test_plan import plan_recipe
 from tests.harness.command import Command, start
 from tests.harness.command import compressor as command

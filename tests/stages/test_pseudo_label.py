@@ -25,8 +25,7 @@ from compressor.evaluation.rouge import score_rows
 from compressor.models.checkpoint import Checkpoint
 from compressor.recipe.compose import compose
 from compressor.reports.tables import list_models
-from compressor.training.loop import mean_loss
-from compressor.training.losses import LabelLoss
+from compressor.training.losses import LabelLoss, mean_loss
 from tests.engine.test_plan import plan_recipe
 from tests.harness.command import Command
 from tests.harness.once import run_once

@@ -28,8 +28,8 @@ from compressor.models.quantized_layers import (
 from compressor.models.surgery import dequantize_checkpoint
 from compressor.stages.finetune import Finetune
 from compressor.training.hyperparameters import Hyperparameters
-from compressor.training.loop import Training, mean_loss
-from compressor.training.losses import LabelLoss
+from compressor.training.loop import Training
+from compressor.training.losses import LabelLoss, mean_loss
 from tests.harness.models import UNTIED, examples
 from tests.harness.runs import weights
 from tests.stages.test_quantize import pico, preview_facts
