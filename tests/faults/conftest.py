@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +14,6 @@ from tests.faults.kills import Place, Undisturbed
 from tests.harness.once import run_once, session_folder
 
 TABLE = Path(__file__).parents[2] / "outputs" / "faults.md"
-Tell = Callable[..., None]
 MINI = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
 pipeline: [load, finetune, prune, evaluate]
@@ -53,31 +50,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return Undisturbed(Place(session_folder(tmp_path_factory) / "undisturbed"))
 
 
-@pytest.fixture
-def tell(record_property: Callable[[str, Any], None]) -> Tell:
-    """Count a fault that was tried: `tell("kills", "SIGKILL in finetune", "the same weights")`."""
-
-    def record(area: str, fault: str, outcome: str, times: int = 1) -> None:
-        record_property("tried", (area, fault, outcome, times))
-
-    return record
-
-
 class Table:
-    """Area, fault and outcome of all that was tried, and how often, of all workers."""
+    """What was done to runs, by test, and how many forms of it ended how, in all workers."""
 
     def __init__(self) -> None:
         self.tried: Counter[tuple[str, ...]] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and report.passed:
-            for *what, times in (v for name, v in report.user_properties if name == "tried"):
-                self.tried[tuple(what)] += times
+        file, _, test = report.nodeid.partition("[")[0].partition("::")
+        if report.when == "call" and file.startswith("tests/faults/"):
+            words = (Path(file).stem, test.partition("_")[2])
+            self.tried[*(word.replace("_", " ") for word in words), report.outcome] += 1
 
     def pytest_sessionfinish(self) -> None:
-        lines = ["| | fault | times | what happened |", "|---|---|--:|---|"]
+        lines = ["| | fault | forms | outcome |", "|---|---|--:|---|"]
         for (area, fault, outcome), count in sorted(self.tried.items()):
-            lines.append(f"| {area} | {fault} | {count:,} | {outcome} |")
+            lines.append(f"| {area.removeprefix('test ')} | {fault} | {count:,} | {outcome} |")
         TABLE.parent.mkdir(exist_ok=True)
         write_text(TABLE, "\n".join(lines) + "\n")
 

@@ -17,11 +17,10 @@ import pytest
 from compressor.engine.store.store import GC_LOCK, Store
 from tests.engine.store.test_gc import gc, keys
 from tests.faults import trials
-from tests.faults.conftest import Tell
 from tests.harness.artifacts import commit, key_of, name_in_run
 
 
-def test_a_gc_that_is_killed_leaves_no_half_artifact(tmp_path: Path, tell: Tell) -> None:
+def test_a_gc_that_is_killed_leaves_no_half_artifact(tmp_path: Path) -> None:
     """SIGKILL at random moments: what is still there is whole, and the next one finishes."""
     chance, struck = random.Random(1), 0
     context = multiprocessing.get_context("fork")
@@ -46,7 +45,6 @@ def test_a_gc_that_is_killed_leaves_no_half_artifact(tmp_path: Path, tell: Tell)
         assert list(store.folder.glob("trash*")) == []
         assert not store.is_locked(GC_LOCK)
     assert struck >= times // 3
-    tell("gc", "SIGKILL of gc", "every artifact whole or gone; the next gc finishes", struck)
 
 
 def _fill(disk: Path) -> None:

@@ -18,8 +18,6 @@ from transformers.integrations import hub_kernels
 
 import compressor as package
 from compressor.stages.load import Load
-from tests.faults import LONG
-from tests.faults.conftest import Tell
 from tests.harness.command import Command, compressor
 from tests.harness.stages import measure, pico_t5, rows_of_text
 
@@ -53,56 +51,45 @@ def load(*overrides: str, **how: Any) -> Command:
     return done
 
 
-def test_the_model_of_these_tests_is_loaded(model: Path) -> None:
-    """Else all would be refused, and nothing tested; and the pickle strikes where it is read."""
-    assert load().code == 0
-    pickle.loads(pickle.dumps(Evil()))
-    assert Path("struck").exists()
-
-
-def test_pickles_beside_a_model_are_left_alone(model: Path, tell: Tell) -> None:
-    """What training leaves: optimizer, arguments, random state, a tokenizer, NumPy's arrays."""
-    names = ["training_args.bin", "optimizer.pt", "rng_state.pth", "tokenizer.pkl", "vocab.pkl"]
-    for name in (*names, "pytorch_model.bin", "model.joblib", "dataset_dict.pkl"):
+def test_pickles_beside_a_model_are_left_alone(model: Path) -> None:
+    """What training leaves: optimizer, arguments, a tokenizer, NumPy's arrays; one strikes where
+    it is read.
+    """
+    names = ["training_args.bin", "optimizer.pt", "tokenizer.pkl", "pytorch_model.bin"]
+    for name in names:
         (model / name).write_bytes(pickle.dumps(Evil()))
     np.save(model / "masks.npy", np.array([Evil()], dtype=object), allow_pickle=True)
     assert load().code == 0
     assert package.load_model(model) is not None and not Path("struck").exists()
-    tell("hostile", "pickles beside a model", "they are not read")
+    pickle.loads((model / names[0]).read_bytes())
+    assert Path("struck").exists()
 
 
-def header(tensors: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    text = tensors if isinstance(tensors, bytes) else json.dumps(tensors).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
+def header(tensors: bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(tensors) if length is None else length) + tensors + data
 
 
-def entry(begin: int, end: int, shape: list[int], kind: str = "F32") -> dict[str, Any]:
-    return {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-
-
-HEADERS = {
-    "a header of 16 exabytes": header({}, length=2**63),
-    "a header of 90 MB that is not there": header({}, length=90_000_000),
-    "no file at all": b"",
-    "tensors that overlap": header({"a": entry(0, 32, [8]), "b": entry(16, 48, [8])}, bytes(48)),
-    "a shape that is another": header({"shared.weight": entry(0, 32, [2**40, 2])}, bytes(32)),
-    "a negative offset": header({"a": entry(-32, 32, [8])}, bytes(32)),
-    "offsets that are texts": header({"a": {"data_offsets": ["x", "y"]}}, bytes(32)),
-    "offsets that are none": header({"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}),
-    "a list for a header": header([1, 2], bytes(32)),
-    "brackets": header(b"[" * 100_000),
-    "no type that there is": header({"a": entry(0, 32, [8], "F33")}, bytes(32)),
+OVERLAP = {
+    name: {"dtype": "F32", "shape": [8], "data_offsets": [begin, begin + 32]}
+    for name, begin in {"a": 0, "b": 16}.items()
 }
 
 
-@pytest.mark.parametrize("name", HEADERS if LONG else ["tensors that overlap", "brackets"])
-def test_a_safetensors_file_that_lies_is_refused(name: str, model: Path, tell: Tell) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(b"{}", length=2**63),
+        header(json.dumps(OVERLAP).encode(), bytes(48)),
+        header(b"[" * 100_000),
+    ],
+    ids=["length", "overlap", "brackets"],
+)
+def test_a_safetensors_file_that_lies_is_refused(content: bytes, model: Path) -> None:
     """By the plan or the run, in a sentence."""
-    (model / "model.safetensors").write_bytes(HEADERS[name])
+    (model / "model.safetensors").write_bytes(content)
     done = load()
     assert done.code in (1, 2) and "error: " in done.err, done.err
     assert "error.txt" not in done.err, "not foreseen"
-    tell("hostile", "safetensors whose header lies", "exit 1 or 2: what is wrong with the file")
 
 
 MAPS = {
@@ -113,7 +100,6 @@ MAPS = {
 }
 YES = "y\n" * 20
 """To transformers' own question whether code may run, which a `y` in a pipe used to answer."""
-TRUST = dict.fromkeys(("HF_TRUST_REMOTE_CODE", "TRUST_REMOTE_CODE"), "1")
 
 
 def add_code(folder: Path, name: str, values: dict[str, Any]) -> None:
@@ -126,7 +112,7 @@ def add_code(folder: Path, name: str, values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
-def test_a_folders_code_does_not_run(name: str, model: Path, tell: Tell) -> None:
+def test_a_folders_code_does_not_run(name: str, model: Path) -> None:
     """Whatever its configs and the standard input say."""
     values = {"trust_remote_code": True, "custom_generate": ".", "architectures": ["os.system"]}
     more = {"tokenizer_class": "EvilTokenizer"} if name == "tokenizer_config.json" else {}
@@ -134,17 +120,15 @@ def test_a_folders_code_does_not_run(name: str, model: Path, tell: Tell) -> None
     load(stdin=YES)
     summarized = compressor("summarize", "model", stdin=YES)
     assert "has no model" not in summarized.err and not Path("struck").exists()
-    tell("hostile", "a model's folder with code", "it does not run, whatever configs say")
 
 
-def test_a_tokenizers_code_does_not_run(model: Path, tell: Tell) -> None:
+def test_a_tokenizers_code_does_not_run(model: Path) -> None:
     """Of a folder whose kind of model is known to nobody but its own code."""
     shutil.copytree(model, "other")
     add_code(Path("other"), "config.json", {"model_type": "evil"})
     add_code(Path("other"), "tokenizer_config.json", {"tokenizer_class": "Evil"})
     done = load("model.tokenizer=./other", stdin=YES)
     assert done.code == 1 and "custom code" in done.err, done.err
-    tell("hostile", "a tokenizer with code", "exit 1: it is named, and does not run")
 
 
 def refuse_kernels() -> None:
@@ -157,7 +141,7 @@ def refuse_kernels() -> None:
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_a_config_does_not_choose_what_computes_attention(key: str, model: Path, tell) -> None:
+def test_a_config_does_not_choose_what_computes_attention(key: str, model: Path) -> None:
     """It may name a repository of the hub, whose kernels are code."""
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {key: "evil/kernel"}))
@@ -166,7 +150,6 @@ def test_a_config_does_not_choose_what_computes_attention(key: str, model: Path,
     assert done.code == 0 and not Path("struck").exists(), done.err
     (saved,) = Path("outputs/store").glob("*/config.json")
     assert "evil" not in saved.read_text()
-    tell("hostile", "a config that names kernels of the hub", "they are not fetched")
 
 
 NEVER = ("pickle.load", "pickle.loads", "joblib.load", "torch.load", "dill.load", "eval", "exec")

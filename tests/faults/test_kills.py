@@ -12,7 +12,6 @@ import pytest
 
 from compressor.stages.base import stage_kinds
 from tests.faults import LONG, trials
-from tests.faults.conftest import Tell
 from tests.faults.kills import (
     INTERRUPTED,
     Place,
@@ -28,7 +27,7 @@ from tests.faults.stored import check_store
 
 @pytest.mark.parametrize("kind", stage_kinds() if LONG else ["prune"])
 def test_a_run_killed_in_any_stage_ends_as_if_it_had_not_been(
-    kind: str, undisturbed: Undisturbed, tmp_path: Path, tell: Tell
+    kind: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """SIGKILL, SIGTERM and SIGINT at random moments of a stage, of its commit and the reports; the
     same command then goes on to the same files, and leaves nothing behind.
@@ -46,7 +45,6 @@ def test_a_run_killed_in_any_stage_ends_as_if_it_had_not_been(
         if number % 3 == 0:
             place.finish_stage(kind)
             check_finished(place, undisturbed, kind)
-        tell("kills", f"{sent.name} at random moments of all kinds of stage", "the same files")
 
 
 def find_decisive(done: list[str], key: str) -> list[int]:
@@ -59,7 +57,7 @@ def find_decisive(done: list[str], key: str) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["finetune", "shrink"] if LONG else ["shrink"])
 def test_a_run_killed_between_any_two_file_operations_leaves_whole_ones(
-    kind: str, undisturbed: Undisturbed, tmp_path: Path, tell: Tell
+    kind: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """Before each rename, removal or opening for writing a process may end: of checkpoints, of the
     commit, of records and reports, of the run's folder. Those that decide are always tried.
@@ -79,11 +77,10 @@ def test_a_run_killed_between_any_two_file_operations_leaves_whole_ones(
         assert len(place.operations()) > at
         place.finish_stage(kind)
         check_finished(place, undisturbed, kind)
-        tell("kills", f"{number.name} before file operations, as a commit's", "the same files")
 
 
 @pytest.mark.parametrize("sent", draw_signals(random.Random(8), trials(9, 2)))
-def test_a_command_killed_while_it_starts_leaves_nothing(sent, tmp_path: Path, tell) -> None:
+def test_a_command_killed_while_it_starts_leaves_nothing(sent, tmp_path: Path) -> None:
     """From the interpreter's start over its imports to the first stage: no traceback as soon as
     `main` runs, and no half artifact.
     """
@@ -96,4 +93,3 @@ def test_a_command_killed_while_it_starts_leaves_nothing(sent, tmp_path: Path, t
     if process.code == 1 and "Traceback" not in process.err:
         assert process.err.splitlines()[-1] == INTERRUPTED
     check_store(place.outputs)
-    tell("kills", f"{sent.name} while the command starts", "no artifact, no traceback of `main`")

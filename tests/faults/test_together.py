@@ -12,7 +12,6 @@ import pytest
 
 from compressor.core.files import MANIFEST
 from tests.faults import LONG, trials
-from tests.faults.conftest import Tell
 from tests.faults.kills import (
     Place,
     Undisturbed,
@@ -61,7 +60,7 @@ def check_shared(place: Place, undisturbed: Undisturbed) -> None:
         assert place.store.manifest(key)["files"] == expected
 
 
-def test_runs_at_once_make_each_artifact_once(undisturbed, tmp_path: Path, tell) -> None:
+def test_runs_at_once_make_each_artifact_once(undisturbed, tmp_path: Path) -> None:
     """The same recipe, and recipes that share stages, started together."""
     place = Place(tmp_path)
     runs = [start_beside(place, number) for number in range(len(PIPELINES))]
@@ -69,12 +68,11 @@ def test_runs_at_once_make_each_artifact_once(undisturbed, tmp_path: Path, tell)
         assert run.wait(240) == 0, run.err
     check_shared(place, undisturbed)
     assert set(count_made(place).values()) == {1}
-    tell("together", f"{len(runs)} runs at once on one store", "each artifact made once")
 
 
 @pytest.mark.parametrize("seed", range(trials(3, 1)))
 def test_runs_that_are_killed_beside_others_leave_these_alone(
-    seed: int, undisturbed: Undisturbed, tmp_path: Path, tell: Tell
+    seed: int, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """Some are killed while they make what others wait for, or wait themselves; the others end
     well, and so do the killed ones when they are started again.
@@ -87,7 +85,6 @@ def test_runs_that_are_killed_beside_others_leave_these_alone(
         if runs[number].send(sent) and runs[number].wait(60) != 0:
             assert "Traceback" not in runs[number].err
             runs[number] = start_beside(place, number)
-            tell("together", f"{sent.name} to some of {len(runs)} runs", "the others end well")
     for run in runs:
         assert run.wait(240) == 0, run.err
     check_shared(place, undisturbed)

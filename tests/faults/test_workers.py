@@ -13,7 +13,6 @@ import pytest
 
 from tests.engine.test_processes import machine_configs
 from tests.faults import long_form
-from tests.faults.conftest import Tell
 from tests.faults.kills import INTERRUPTED, Place, check_nobody_left, check_tidy, wait_for
 from tests.faults.stored import artifacts, check_store
 from tests.harness.command import Process, compressor
@@ -39,7 +38,7 @@ def kill_process(place: Place, run: Process, module: str) -> None:
     process.kill()
 
 
-def test_a_trainings_launcher_is_killed(tmp_path: Path, tell: Tell) -> None:
+def test_a_trainings_launcher_is_killed(tmp_path: Path) -> None:
     """The workers end at once, the run tells of it in one error, and the next one goes on."""
     place, two = Place(tmp_path), ("launch.num_processes=2", LONGER)
     run = place.start_stage("finetune", *two, fresh=True)
@@ -50,7 +49,6 @@ def test_a_trainings_launcher_is_killed(tmp_path: Path, tell: Tell) -> None:
     check_nobody_left(place)
     assert "goes on from step" in place.finish_stage("finetune", *two).out
     check_tidy(place)
-    tell("workers", "SIGKILL to the launcher of 2 that train", "exit 1, then it goes on")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +58,7 @@ def test_a_trainings_launcher_is_killed(tmp_path: Path, tell: Tell) -> None:
         ("export", "parity", "the exported model does not run in a fresh process"),
     ],
 )
-def test_a_process_that_a_report_needs_is_killed(kind, module, expected, tmp_path, tell) -> None:
+def test_a_process_that_a_report_needs_is_killed(kind, module, expected, tmp_path) -> None:
     """One error that says which, nothing left behind, and the next run ends well."""
     place = Place(tmp_path)
     run = place.start_stage(kind, fresh=True)
@@ -69,7 +67,6 @@ def test_a_process_that_a_report_needs_is_killed(kind, module, expected, tmp_pat
     assert expected in run.err and run.err.count("error: ") == 1, run.err
     place.finish_stage(kind)
     check_tidy(place)
-    tell("workers", f"SIGKILL to the {module} of {kind}", "exit 1, then a whole artifact")
 
 
 def train_on_two_machines(folder: Path) -> list[tuple[Place, Process]]:
@@ -83,7 +80,7 @@ def train_on_two_machines(folder: Path) -> list[tuple[Place, Process]]:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_machine_of_two_is_killed(victim: int, tmp_path: Path, tell: Tell) -> None:
+def test_a_machine_of_two_is_killed(victim: int, tmp_path: Path) -> None:
     """While they train: the other one ends with one error, soon, and all that it started ends."""
     runs = train_on_two_machines(tmp_path)
     checkpoints = "outputs/store/partial/*.resume/step-*"
@@ -98,12 +95,9 @@ def test_a_machine_of_two_is_killed(victim: int, tmp_path: Path, tell: Tell) -> 
     for place, _ in runs:
         check_nobody_left(place)
     check_store(tmp_path / "outputs")
-    tell("workers", f"SIGKILL to machine {victim} of 2", "exit 1 on the other")
 
 
-def test_two_processes_whose_parent_is_killed_end_and_the_next_run_goes_on(
-    tmp_path: Path, tell: Tell
-) -> None:
+def test_two_processes_whose_parent_is_killed_end_and_the_next_run_goes_on(tmp_path: Path) -> None:
     """SIGKILL of the command alone: its workers end too; the next run has the same weights."""
     two = ("launch.num_processes=2", LONGER)
     expected, place = Place(tmp_path / "expected"), Place(tmp_path / "killed")
@@ -115,11 +109,10 @@ def test_two_processes_whose_parent_is_killed_end_and_the_next_run_goes_on(
     assert "goes on from step" in place.finish_stage("finetune", *two).out
     check_tidy(place)
     assert artifacts(place.outputs) == artifacts(expected.outputs)
-    tell("workers", "SIGKILL to the command of 2 that train", "they end; the same weights")
 
 
 def test_two_points_at_once_give_the_same_bits_and_run_nothing_twice(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, tell: Tell
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """By joblib's launcher: one point makes what both need, the other waits for it and uses it."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -132,11 +125,10 @@ def test_two_points_at_once_give_the_same_bits_and_run_nothing_twice(
     assert len(list_made(folder)) == len(set(list_made(folder))) == 11
     assert "lm_head=0.3: done" in done.out
     assert (folder / "lm_head=0.3" / "log.txt").read_text().count("recover") >= 1
-    tell("workers", "a sweep of 3 points, 2 at once", "the same bits, each stage once")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_sweep_in_several_processes_is_killed(sent, tmp_path: Path, tell) -> None:
+def test_a_sweep_in_several_processes_is_killed(sent, tmp_path: Path) -> None:
     """By joblib's launcher: its workers end too, the points' reports say interrupted where the
     command could hear of it, and the same command goes on to its end.
     """
@@ -161,4 +153,3 @@ def test_a_sweep_in_several_processes_is_killed(sent, tmp_path: Path, tell) -> N
     assert again.wait(200) == 0, again.err
     check_tidy(place)
     assert len(list(place.store.folder.glob("*/model.safetensors"))) == 1 + len(rates)
-    tell("workers", f"{sent.name} to a sweep of 2 points at once", "goes on to its end")
