@@ -128,6 +128,11 @@ def _explain_usage_error(error: typer.TyperException, words: Sequence[str]) -> s
         message += f"; a setting has no dashes: {' '.join(settings)}"
     context = getattr(error, "ctx", None)
     command = "compressor" if context is None else context.command_path
+    options = {o for p in context.command.params for o in p.opts} if context is not None else set()
+    written = [word for word in words if "=" in word and f"--{word.partition('=')[0]}" in options]
+    if written:
+        options_meant = " ".join(f"--{word.replace('=', ' ', 1)}" for word in written)
+        message += f"; an option has dashes: {options_meant}"
     return f"{message[0].lower()}{message[1:]}; see {command} --help"
 
 

@@ -362,11 +362,13 @@ def find_run(name: str, outputs: Path) -> Path:
         for run in list_run_folders(outputs)
         if runs in run.parents and run.parent != runs
     }
-    reason = f"and there are no runs under {str(runs)!r} (--outputs names another folder)"
+    reason = f"and there are no runs under {str(runs)!r}"
     if recipes:
-        hint = nearest(recipe, recipes)
-        reason = f"nor a recipe with runs under {str(runs)!r}; {hint}"
-    raise RecipeError(f"{name!r} is no run's directory, {reason}")
+        reason = f"nor a recipe with runs under {str(runs)!r}; {nearest(recipe, recipes)}"
+    elsewhere = name.removeprefix("outputs=") if name.startswith("outputs=") else "DIR"
+    raise RecipeError(
+        f"{name!r} is no run's directory, {reason} (elsewhere: --outputs {elsewhere})"
+    )
 
 
 def _is_run_or_sweep(folder: Path) -> bool:

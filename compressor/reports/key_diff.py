@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,10 @@ from compressor.core.differences import MISSING, Difference, find_differences
 from compressor.engine.past_run import KeyParts, RunRecord
 
 _DIGEST = re.compile(r"[0-9a-f]{40,64}")
+_NAMES_IN_RECIPES = {"passes": "epochs"}
+"""What a key calls a setting → what the recipe does."""
+_DATA = {"empty": "error"}
+"""Defaults of the data that no key has."""
 _LONGEST = 60
 """Characters of a value that are shown."""
 
@@ -21,10 +25,20 @@ class Side:
 
     parts: Callable[[str], KeyParts | None]
     name: Callable[[str], str | None]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """The recipe's settings of the data, of which keys leave out what decides nothing."""
 
     @classmethod
     def of(cls, run: RunRecord) -> Side:
-        return cls(run.key_parts, run.name_of)
+        data = run.recipe.get("data")
+        return cls(run.key_parts, run.name_of, _DATA | (data if isinstance(data, dict) else {}))
+
+    def complete(self, path: str, value: Any, other: Any) -> Any:
+        """Give a value of the data that the key left out, where it is not what the other has."""
+        if value is not MISSING or not path.startswith("data."):
+            return value
+        setting = self.data.get(path.rpartition(".")[2], MISSING)
+        return MISSING if setting == other else setting
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,14 @@ class _Search:
             return Cause(name, unknown=f"what the {side} one was made of is no longer known")
         if one.get("stage") != other.get("stage"):  # then no setting of one is one of the other's
             return Cause(name, (Difference("stage", one.get("stage"), other.get("stage")),))
-        differences = find_differences(_without_inputs(one), _without_inputs(other))
+        differences = [
+            Difference(
+                d.path,
+                self.earlier.complete(d.path, d.before, d.after),
+                self.later.complete(d.path, d.after, d.before),
+            )
+            for d in find_differences(_without_inputs(one), _without_inputs(other))
+        ]
         old, new = list_inputs(one), list_inputs(other)
         for role in dict.fromkeys([*old, *new]):
             if (role in old) != (role in new):
@@ -120,7 +141,10 @@ class _Search:
 
 
 def _without_inputs(parts: KeyParts) -> dict[str, Any]:
-    return {key: value for key, value in parts.items() if key != "inputs"}
+    """Give the parts but for inputs, with settings as recipes call them."""
+    settings = parts.get("parameters") or {}
+    named = {_NAMES_IN_RECIPES.get(name, name): value for name, value in settings.items()}
+    return {**parts, "parameters": named, "inputs": None}
 
 
 def list_inputs(parts: KeyParts) -> dict[str, str]:

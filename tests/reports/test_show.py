@@ -45,9 +45,13 @@ def test_a_recipes_name_is_its_latest_run(runs: Runs, tmp_path: Path) -> None:
     for name, message in (
         ("mime", "did you mean 'mine'?"),
         ("outputs", "neither metrics.json nor"),
+        ("outputs=there", "(elsewhere: --outputs there)"),
     ):
         answer = runs.call("show", name)
         assert answer.code == 2 and message in answer.err and "no run's directory" in answer.err
+    for command in (["show", "mine"], ["why", "mine", "base"]):
+        answer = runs.call(*command, "outputs=o")
+        assert answer.code == 2 and "an option has dashes: --outputs o;" in answer.err
 
 
 def test_a_failed_run_says_where_and_why(runs: Runs) -> None:

@@ -126,13 +126,17 @@ PARTS = {"stage": "finetune", "version": 1, "parameters": {"epochs": 2}, "inputs
         ({"identity": {"files": {"w": "a" * 64}}}, {"identity": {"files": {"w": "b" * 64}}},
          "identity.files.w: other content"),
         ({}, {"inputs": {"against": "x"}}, "inputs.against nothing → base"),
+        ({"parameters": {"passes": 2}}, {"parameters": {"passes": 3}}, "parameters.epochs 2 → 3"),
+        ({"data": {"train": {"columns": {"empty": "drop"}}}}, {"data": {"train": {"columns": {}}}},
+         "data.train.columns.empty drop → keep"),
         ({"inputs": [["base", "x"]]}, {"inputs": [["base", "y"]]},
          "its model base differs: what the earlier one was made of is no longer known"),
     ],
 )  # fmt: skip
 def test_each_part_of_a_key_has_its_words(before, after, text: str) -> None:
     """Settings, seed, version, frameworks, data, a source's files, inputs."""
-    sides = [Side({"k": PARTS | part}.get, lambda _: "base") for part in (before, after)]
+    data = {"empty": "keep"}
+    sides = [Side({"k": PARTS | part}.get, lambda _: "base", data) for part in (before, after)]
     assert find_cause("base", "k", "k", *sides).chains() == [text]
 
 

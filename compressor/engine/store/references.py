@@ -20,7 +20,6 @@ _FILES = frozenset({"metrics.json", "asked.json", "recipe.yaml", "events.jsonl",
 """Files of a run or a sweep that can name an artifact."""
 _TEMPORARY = re.compile(r"\..+\.(?:json|yaml|html|csv|md|txt)\.\d{1,9}")
 """What `write_text` writes, beside a file of that name; the number is its process's id."""
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass
@@ -104,11 +103,8 @@ class _Reader:
 def _read_keys(path: Path) -> Iterator[bytes]:
     """Find every key in a file, which may be long: the events of a day, say."""
     with path.open("rb") as stream:
-        rest = b""
-        while block := stream.read(_BLOCK_BYTES):
-            text = rest + block
-            yield from _KEY.findall(text)
-            rest = text[-128:]
+        for line in stream:
+            yield from _KEY.findall(line)
 
 
 def writer_of(path: Path) -> int:
