@@ -9,30 +9,31 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from subprocess import STDOUT
-from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 
 from compressor.core.errors import StageError
 from compressor.core.files import list_accelerate_configs
 from compressor.core.processes import child_environment
-from compressor.core.ranks import Ranks
 from compressor.data.examples import PSEUDO_LABELS
-from compressor.engine.cluster import POLL_SECONDS, Follower, lead
+from compressor.engine.cluster import Follower, lead
 from compressor.engine.plan import Plan, plan
-from compressor.engine.store.store import MACHINE_LOCKS, Store
+from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
 from compressor.training.launch_config import Processes, read_processes
 from tests.faults import long_form
 from tests.harness.command import Command, compressor, start
-from tests.harness.runs import find_stage, list_processes, wait_for_step, weights
+from tests.harness.runs import (
+    find_stage,
+    list_processes,
+    wait_for_step,
+    weights,
+    without_times,
+)
 
 SUMMARIES = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
@@ -65,13 +66,6 @@ stages:
   exported: {stage: export, format: onnx}
   scored: {stage: evaluate, models: [exported]}
 """
-TIMES = {"samples_per_second", "seconds"}
-
-
-def without_times(metrics: Any) -> Any:
-    if isinstance(metrics, dict):
-        return {key: without_times(v) for key, v in metrics.items() if key not in TIMES}
-    return metrics
 
 
 def check_same_results(folder: Path, recipe: str, stages: dict[str, str], count: int) -> Command:
@@ -113,17 +107,6 @@ def test_shared_labels_score_as_one_processs(tmp_path) -> None:
     stages = dict.fromkeys(("evaluate", "scored@exported"), "predictions.csv")
     done = check_same_results(tmp_path, LABELS, stages, 2)
     assert len(set(done.record("evaluate")["metrics"]["thresholds"].values())) > 1
-
-
-def test_every_batch_is_one_processs() -> None:
-    """Shares of 5 batches among 3: none twice, none left out; bars move by what all have done."""
-    batches = [[0, 1], [2, 3, 4], [5], [6, 7], [8]]
-    shares = [list(Ranks(rank, 3).iterate_batches(batches)) for rank in range(3)]
-    assert [[batch for batch, _ in share] for share in shares] == [
-        [[0, 1], [6, 7]], [[2, 3, 4], [8]], [[5]],
-    ]  # fmt: skip
-    assert [[done for _, done in share] for share in shares] == [[6, 3], [6, 3], [6]]
-    assert list(Ranks(6, 7).iterate_batches(batches)) == []
 
 
 def kill_after_a_checkpoint(folder: Path, above: int, *overrides: str) -> int:
@@ -222,23 +205,16 @@ def test_a_machine_says_when_the_first_one_fails(recipe) -> None:
     assert list_processes(path.parent) == []
 
 
-@pytest.fixture
-def plan_on(recipe, monkeypatch) -> Callable[..., tuple[Plan, Store, Processes]]:
-    """Plan the recipe as the first or second machine does."""
-    path = recipe()
+def test_a_machine_with_another_plan_says_so(recipe, monkeypatch) -> None:
+    """Another seed on the second machine: a StageError that names the first stage it is in."""
+    path, said = recipe(), list[str]()
     monkeypatch.chdir(path.parent)
     configs, store = machine_configs(path.parent), Store(path.parent / "outputs/store")
 
-    def make(machine: int, *overrides: str) -> tuple[Plan, Store, Processes]:
+    def plan_on(machine: int, *overrides: str) -> tuple[Plan, Store, Processes]:
         planned = plan(compose(str(path), [configs[machine], *overrides]), store)
         return planned, store, read_processes(planned.composed.recipe.launch)
 
-    return make
-
-
-def test_a_machine_with_another_plan_says_so(plan_on, monkeypatch) -> None:
-    """Another seed on the second machine: a StageError that names the first stage it is in."""
-    said: list[str] = []
     with lead(*plan_on(0), said.append) as session:
         assert session is not None
         with pytest.raises(StageError, match="another plan: 'load' is not the same there"):
@@ -247,22 +223,6 @@ def test_a_machine_with_another_plan_says_so(plan_on, monkeypatch) -> None:
     monkeypatch.setattr("compressor.engine.cluster.LEADER_SECONDS", 0.0)
     with pytest.raises(StageError, match="machine 0 has not begun this run"):
         Follower(*plan_on(1), print).follow()
-
-
-def test_a_machine_that_came_and_went_is_noted(plan_on) -> None:
-    """While it is there nothing is; where it comes again that is taken back."""
-    planned, store, started = plan_on(0)
-    lock = (
-        store.folder / "locks" / f"{MACHINE_LOCKS}{started.main_address}-{started.main_port}.1.lock"
-    )
-    with lead(planned, store, started, print) as session:
-        assert session is not None
-        seen = []
-        for is_held in (False, True, False, True):
-            with FileLock(lock) if is_held else nullcontext():
-                time.sleep(3 * POLL_SECONDS)
-                seen.append((set(session.gone), session.one_is_gone.is_set()))
-    assert seen == [(set(), False), (set(), False), ({1}, True), (set(), False)]
 
 
 def test_a_wait_for_another_machine_ends_by_a_signal(recipe) -> None:

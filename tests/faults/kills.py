@@ -24,7 +24,7 @@ from compressor.core.files import MANIFEST, write_text
 from compressor.engine.store.store import Store
 from tests.faults.stored import check_store
 from tests.harness.command import Process, start
-from tests.harness.runs import list_processes
+from tests.harness.runs import list_processes, without_times
 
 SUMMARIES = """
 defaults: [/base, /model: tiny, /data: bills, _self_]
@@ -65,11 +65,6 @@ stages:
   load: {}
   approximate: {layers: [0], block: {heads: 1, head_size: 8, depth: 1}, inputs: data, epochs: 2}
 """
-TIMED = {
-    *("seconds", "samples_per_second", "cached_logits_seconds", "load_seconds"),
-    *("resident_bytes", "resumed"),
-}
-"""What a manifest's metrics hold of time and memory, and of kills: no two runs have the same."""
 INTERRUPTED = "interrupted; the same command goes on from here"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -222,13 +217,6 @@ def check_finished(place: Place, undisturbed: Undisturbed, kind: str) -> None:
     if kind != "benchmark":  # which measures nothing but time and memory
         assert without_times(mine["metrics"]) == without_times(theirs["metrics"])
         assert without_times(mine["model"]) == without_times(theirs["model"])
-
-
-def without_times(value: Any) -> Any:
-    """A value of JSON without what is of time and memory."""
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in TIMED}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 # What a run does to files, from CPython's audit hook: before each of them a process may end.

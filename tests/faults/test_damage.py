@@ -16,7 +16,7 @@ from tests.faults import LONG, trials
 from tests.faults.stored import DAMAGE, artifacts, key_of, whole_only
 from tests.harness.artifacts import flip
 from tests.harness.command import compressor, start
-from tests.harness.runs import kill, wait_for_step
+from tests.harness.runs import kill, wait_for_step, without_times
 
 STAGES = ("load", "finetune", "prune", "evaluate")
 LONGER = ("mine.yaml", "-q", "stages.finetune.epochs=12", "skip=[prune, evaluate]")
@@ -32,8 +32,7 @@ def read_metrics(outputs: Path) -> list[Any]:
     """What the latest run says that its stages measured, without their times."""
     run = max((outputs / "runs" / "mine").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     records = json.loads((run / "metrics.json").read_text())
-    timed = ("samples_per_second", "seconds")
-    return [{k: v for k, v in r["metrics"].items() if k not in timed} for r in records]
+    return [without_times(record["metrics"]) for record in records]
 
 
 @pytest.mark.parametrize("kind", DAMAGE if LONG else ["one bit flipped"])

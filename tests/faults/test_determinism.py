@@ -11,8 +11,8 @@ import yaml
 from compressor.engine.store.store import Store
 from tests.conftest import RECIPE
 from tests.faults import long_form
-from tests.faults.kills import without_times
 from tests.harness.command import Command, compressor
+from tests.harness.runs import without_times
 
 ELSEWHERE = {
     "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8",

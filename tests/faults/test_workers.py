@@ -38,19 +38,6 @@ def kill_process(place: Place, run: Process, module: str) -> None:
     process.kill()
 
 
-def test_a_trainings_launcher_is_killed(tmp_path: Path) -> None:
-    """The workers end at once, the run tells of it in one error, and the next one goes on."""
-    place, two = Place(tmp_path), ("launch.num_processes=2", LONGER)
-    run = place.start_stage("finetune", *two, fresh=True)
-    wait_for_step(run)
-    kill_process(place, run, "compressor.core.processes")
-    assert run.wait(30) == 1 and run.err.count("error: ") == 1, run.err
-    assert "stage 'finetune': a worker process was killed by signal 9" in run.err
-    check_nobody_left(place)
-    assert "goes on from step" in place.finish_stage("finetune", *two).out
-    check_tidy(place)
-
-
 @pytest.mark.parametrize(
     ("kind", "module", "expected"),
     [

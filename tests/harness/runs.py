@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -44,6 +45,20 @@ def kill(process: Process) -> None:
     assert process.poll() is None, process.out + process.err
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+TIMED = {
+    *("seconds", "samples_per_second", "cached_logits_seconds", "load_seconds"),
+    *("resident_bytes", "resumed"),
+}
+"""What metrics hold of time and memory, and of kills: no two runs have the same."""
+
+
+def without_times(value: Any) -> Any:
+    """Give a value of JSON without what is of time and memory."""
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in TIMED}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def list_processes(folder: Path) -> list[psutil.Process]:

@@ -116,6 +116,38 @@ def full_run() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def labelled_run() -> list[dict[str, Any]]:
+    """A run of two classifiers."""
+
+    def metrics(f1: float) -> dict[str, Any]:
+        values = {"positives": 9, "given": 8, "roc_auc": 0.9, "average_precision": 0.8}
+        labels = {"joy": {**values, "f1": f1}, "anger": {**values, "f1": f1 - 0.1}}
+        return {"micro_f1": f1, "macro_f1": f1, "accuracy": f1, "labels": labels}
+
+    return [
+        record("base", "finetune", None, groups=zero_counts(0), metrics=training()),
+        record("small", "shrink", "base", groups=zero_counts(0)),
+        record("evaluate@base", "evaluate", "base", metrics=metrics(0.9)),
+        record("evaluate@small", "evaluate", "small", metrics=metrics(0.7)),
+    ]
+
+
+def large_run() -> list[dict[str, Any]]:
+    """40 stages: 18 rounds of pruning and training, three evaluations, one benchmark."""
+    records = [record("load", "load", None, groups=zero_counts(0, layers=24))]
+    for number in range(18):
+        share = 0.05 * (number + 1)
+        sizes = {"nonzero": 1000 - 50 * number, "nonzero_ratio": 1 - share}
+        pruned = {**sizes, "groups": zero_counts(share, layers=24)}
+        prune, train = f"prune_{number}", f"recover_{number}"
+        records.append(record(prune, "prune", records[-1]["name"], **pruned))
+        records.append(record(train, "finetune", prune, **pruned, metrics=training(200)))
+    for number in (0, 9, 17):
+        model, metrics = f"recover_{number}", evaluation(0.9 - 0.01 * number, count=3000)
+        records.append(record(f"evaluate@{model}", "evaluate", model, metrics=metrics))
+    return records
+
+
 def random_texts(count: int, seed: int, words: int = 25) -> list[str]:
     """Sentences of random words, the same for the same seed."""
     chance = random.Random(seed)

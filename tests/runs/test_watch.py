@@ -9,8 +9,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +18,8 @@ import pytest
 
 from compressor.core.console import Console
 from compressor.core.processes import (
-    child_environment,
     describe_process,
     is_running,
-    sigterm_as_keyboard_interrupt,
 )
 from compressor.core.progress import Progress
 from tests.harness.command import Process, compressor, start
@@ -167,69 +163,22 @@ def test_what_is_no_run_is_not_watched(tmp_path: Path) -> None:
         assert done.code == 2 and message in done.err
 
 
-def test_a_run_whose_terminal_is_closed_leaves_its_report(start_run, tmp_path: Path) -> None:
-    """Kernel and shell both send SIGHUP, and writing fails: the end is told all the same."""
-    ours, theirs = pty.openpty()
-    process = start_run(stdout=theirs, stderr=theirs, stdin=theirs)
+@pytest.mark.parametrize("open_end", [pty.openpty, os.pipe], ids=["terminal", "head"])
+def test_a_run_whose_reader_goes_leaves_its_report(start_run, tmp_path: Path, open_end) -> None:
+    """A terminal, of which kernel and shell both send SIGHUP, or `| head`: writing fails, the end
+    is told all the same, and a second signal cuts it no shorter.
+    """
+    ours, theirs = open_end()
+    process = start_run(stdout=theirs, stderr=theirs)
     os.close(theirs)
     folder = run_folder(tmp_path)
     os.close(ours)
-    for _ in range(2):
+    for _ in range(2 * (open_end is pty.openpty)):
         process.send(signal.SIGHUP)
     assert process.wait(30) == 1
     last = events(folder)[-1]
     assert (last["event"], last["state"]) == ("run_ended", "interrupted")
     assert "<title>mine: interrupted</title>" in (folder / "report.html").read_text("utf-8")
-
-
-def test_a_request_to_end_that_comes_again_cuts_nothing_short() -> None:
-    """What the first one began, such as a report of the run, comes to its end."""
-    done: list[Any] = []
-
-    def work() -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-        finally:
-            for number in (signal.SIGHUP, signal.SIGTERM):
-                os.kill(os.getpid(), number)
-            time.sleep(0.1)
-            done.append("written")
-
-    with sigterm_as_keyboard_interrupt(), pytest.raises(KeyboardInterrupt):
-        work()
-
-    def enter() -> None:
-        with sigterm_as_keyboard_interrupt():
-            done.append(signal.getsignal(signal.SIGTERM))
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    assert done == ["written", signal.SIG_DFL]
-
-
-def test_a_reader_that_goes_ends_a_run_as_by_hand(tmp_path: Path) -> None:
-    """`compressor run … | head`: no library's exit, and the file has what nobody could read."""
-    lines = (
-        "import sys; from pathlib import Path; from compressor.core.console import Console",
-        "from compressor.core.progress import Progress",
-        "sys.stdin.read()",
-        "try: Progress(Console(), Path('events.jsonl')).say('a line')",
-        "except KeyboardInterrupt: sys.exit(7)",
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", "\n".join(lines)],
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=child_environment(),
-    )
-    assert process.stdin is not None and process.stdout is not None
-    process.stdout.close()
-    process.stdin.close()
-    assert process.wait(timeout=30) == 7
-    assert [event["text"] for event in events(tmp_path)] == ["a line"]
 
 
 def test_a_run_goes_on_where_its_events_cannot_be_written(tmp_path: Path, capsys) -> None:

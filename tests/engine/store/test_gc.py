@@ -85,16 +85,6 @@ def test_a_run_that_cannot_be_read_stops_gc(store, tmp_path: Path, monkeypatch) 
     assert keys(tmp_path) == {key_of(0)}
 
 
-def test_a_key_across_two_blocks_of_a_long_file_is_seen(store: Store, tmp_path: Path) -> None:
-    """Files are read a MiB at a time."""
-    key = commit(store, 0)
-    run = name_in_run(tmp_path, "none")
-    for cut in (1, 32, 63, 64):
-        (run / "events.jsonl").write_text(" " * ((1 << 20) - cut) + key + "\n")
-        gc(tmp_path)
-        assert keys(tmp_path) == {key}
-
-
 def test_runs_of_every_outputs_folder_that_shares_a_store_are_seen(tmp_path: Path) -> None:
     """Two outputs folders whose `store` is a link to one: each one's runs keep what they name."""
     (tmp_path / "large").mkdir()

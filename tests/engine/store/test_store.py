@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -61,20 +58,6 @@ def test_what_a_failed_try_can_resume_from_stays_until_there_is_an_artifact(stor
     assert store.resume_folder(OTHER).is_dir() and (store.folder / "partial" / OTHER).is_dir()
 
 
-def test_a_group_can_read_what_a_library_made_for_the_owner_alone(store: Store) -> None:
-    """An artifact's files have the permissions of the user's umask."""
-    old = os.umask(0o027)
-    try:
-        partial = store.begin(KEY)
-        (partial / "weights").write_text("x")
-        (partial / "weights").chmod(0o600)
-        store.commit(KEY, partial, {"stage": "load"})
-    finally:
-        os.umask(old)
-    modes = {path.name: path.stat().st_mode & 0o777 for path in store.path(KEY).iterdir()}
-    assert modes == {"weights": 0o640, MANIFEST: 0o640}
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -122,37 +105,6 @@ def test_what_is_in_an_artifacts_place_is_set_aside_and_not_deleted(store: Store
     (store.path(KEY) / "model" / "half").write_text("x")
     assert commit(store).verify(KEY)["files"].keys() == {"model/weights"}
     assert [path.read_text() for path in (store.folder / "damaged").rglob("half")] == ["x"]
-
-
-def _hold(folder: str, started: str) -> None:
-    with Store(Path(folder)).lock(KEY, lambda: None):
-        Path(started).touch()
-        time.sleep(60)
-
-
-def test_the_lock_of_a_killed_process_is_free(store: Store, tmp_path: Path) -> None:
-    """One writer for a key at a time; a writer that is killed takes its lock with it."""
-    started = tmp_path / "started"
-    context = multiprocessing.get_context("fork")
-    other = context.Process(target=_hold, args=(str(store.folder), str(started)))
-    other.start()
-    try:
-        deadline = time.monotonic() + 30
-        while not started.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert store.is_locked(KEY)
-        waited: list[bool] = []
-
-        def kill() -> None:
-            waited.append(True)
-            other.kill()
-
-        with store.lock(KEY, kill):
-            assert waited == [True]
-    finally:
-        other.kill()
-        other.join()
-    assert not store.is_locked(KEY)
 
 
 def test_what_a_kill_left_beside_an_artifact_goes_with_the_next_look(store: Store) -> None:

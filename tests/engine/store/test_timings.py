@@ -65,14 +65,3 @@ def test_notes_that_are_damaged_or_lost_are_read_again_from_the_manifests(store:
     notes.unlink()
     again = StageTimings.read(store)
     assert again.by_key == left and again.by_name["load", "number 1"] == 1.0
-
-
-def test_notes_of_what_is_gone_do_not_pile_up(store: Store) -> None:
-    """A store that is collected and filled again for years keeps few."""
-    StageTimings.read(store)
-    notes = store.folder / NOTES
-    line = notes.read_text().splitlines()[0]
-    gone = [line.replace(line[2:66], f"{number:064d}") for number in range(2_000)]
-    notes.write_text("\n".join(gone) + "\n")
-    assert len(StageTimings.read(store).by_key) == 3
-    assert len(notes.read_text().splitlines()) == 3

@@ -68,7 +68,9 @@ def test_two_runs_of_one_recipe(runs: Runs) -> None:
     assert stages["load"] == ("same key", None)
     assert stages["base"] == ("differs", "parameters.learning_rate 0.003 → 0.004")
     assert stages["prune"][1].startswith("its model base differs: parameters.learning_rate")
-    out = runs.call("compare", runs.first, runs.cached).out
+    page = runs.folder / "new/compared.html"
+    out = runs.call("compare", runs.first, runs.cached, "--html", page).out
+    assert out.endswith(f"page: {page}\n") and "rougeLsum" in page.read_text("utf-8")
     assert "recipe: the same" in out and "machine and versions: the same" in out
     comparison = runs.read("compare", runs.first, runs.cached)
     assert {step["standing"] for step in comparison["stages"]} == {"same key"}

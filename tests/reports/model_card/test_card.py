@@ -19,8 +19,7 @@ from tests.harness.models import PICO
 from tests.harness.once import run_once
 from tests.harness.pages import EVIL
 from tests.harness.recipes import RECIPE
-from tests.reports.handmade import evaluation, full_run, make_run, read_json, record
-from tests.reports.run_page.test_page import labelled_run
+from tests.reports.handmade import evaluation, full_run, labelled_run, make_run, read_json, record
 
 SCALES = (1.0, 1e-3, 1e-6, 1e-9, 100.0)
 """A number may be shown as it is, in thousands, millions or billions, or as a percentage."""

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,13 +28,12 @@ from tests.harness.command import Command, compressor, start
 from tests.harness.once import run_once
 from tests.harness.pages import Text
 from tests.harness.recipes import RECIPE
+from tests.harness.runs import without_times
 
 HEAD = "stages.prune.amounts.lm_head"
 GOALS = "objective={maximize: prune.nonzero, minimize: prune.nonzero_ratio}"
 SWEEP = ("-m", f"{HEAD}=0.1,0.3,0.5", GOALS)
 POINTS = ["lm_head=0.1", "lm_head=0.3", "lm_head=0.5"]
-OF_TIME = {"samples_per_second", "resumed"}
-"""Metrics that are not of the model."""
 
 
 def sweep_folder(outputs: Path) -> Path:
@@ -55,7 +53,7 @@ def list_results(folder: Path) -> dict[str, list[Any]]:
                 record["parameters"],
                 record["nonzero"],
                 record["bytes"],
-                {k: v for k, v in record["metrics"].items() if k not in OF_TIME},
+                without_times(record["metrics"]),
             )
             for record in json.loads(path.read_text())
         ]
@@ -321,22 +319,11 @@ def test_a_recipe_can_say_what_is_swept(recipe) -> None:
     assert identify_sweep(other.composed) == identify_sweep(two.composed)
 
 
-def test_a_closed_output_is_no_mistake(recipe, tmp_path) -> None:
-    """Regression: `>&-` was a traceback."""
-    path = recipe()
-    command = f"{sys.executable} -m compressor plan {path} -m seed=1,2 >&-"
-    done = subprocess.run(
-        command, shell=True, check=False, cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 @pytest.mark.parametrize(
     ("section", "message"),
     [
         ("{sweeper: {params: {seed: [1, 2]}}}", "mine.yaml:9: hydra.sweeper.params.seed: expected"),
         ("{sweeper: {params: {stages: {prune: {lm_head: '1,2'}}}}}", "such as '1,2'"),
-        ("{sweeper: {params: {description: '${name}'}}}", "to plain values"),
         ("{sweeper: {params: {description: '${oc.env:HOME}'}}}", "to plain values"),
         ("{sweeper: {parms: {seed: '1,2'}}}", "mine.yaml:9: hydra.sweeper.parms: no such setting"),
         ("{sweepr: {params: {seed: '1,2'}}}", "it may set launcher, mode, sweeper"),
@@ -366,11 +353,8 @@ def test_what_is_wrong_with_a_recipe_s_values_is_told(recipe, capsys, section, m
         (["+hydra.sweeper.params.seed='1,2'"], "here give the key itself, as in seed=1,2"),
         ([f"{HEAD}=0.2,1.5"], "got 1.5"),
         ([f"{HEAD}=0.1,,0.3"], f"cannot read the override '{HEAD}=0.1,,0.3'"),
-        (["seed=range(3,3)"], "has no value"),
         (["outputs=a,b"], "points share one store"),
-        ([f"{HEAD}=interval(0,1)"], "is an interval, for a search"),
         (["objective.maximize=evaluate.rougeLsumm"], "did you mean 'rougeLsum'?"),
-        (["objective.minimize=evalute.loss"], "did you mean 'evaluate'?"),
         (["objective.minimize=loss"], "is not <stage>.<metric>"),
         (["objective={}"], "expected something to maximize or to minimize"),
     ],
