@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -32,21 +33,9 @@ VARIABLES = dict(os.environ)
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """Take back variables that libraries set (pipelines do): commands would begin with them.
-
-    What a fixture of a module or of the session had set is taken back as well.
-    """
-    _restore_variables()
-    yield
-    _restore_variables()
-
-
-def _restore_variables() -> None:
-    for name in {*os.environ, *VARIABLES} - {"PYTEST_CURRENT_TEST"}:
-        if name not in VARIABLES:
-            del os.environ[name]
-        elif os.environ.get(name) != VARIABLES[name]:
-            os.environ[name] = VARIABLES[name]
+    """Take back variables that libraries set (pipelines do): commands would begin with them."""
+    with patch.dict(os.environ, VARIABLES, clear=True):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from compressor.core.errors import nearest
+from compressor.core.numbers import is_number
 from compressor.core.settings import SETTINGS, Counted, Integer, Natural
 
 Direction = Literal["maximize", "minimize"]
 _Path = Annotated[str, Field(json_schema_extra={"pattern": r"\."})]
 Paths = _Path | Annotated[list[_Path], Field(json_schema_extra={"uniqueItems": True})]
-SAMPLERS = ("gp", "nsga2", "random", "tpe")
+Sampler = Literal["gp", "nsga2", "random", "tpe"]
 """Those of Optuna that are offered: they keep what they need as text, and draw the same again."""
 
 
@@ -39,8 +39,7 @@ class Goal:
         for record in reversed(records):
             if self.stage in {record["name"], record["name"].partition("@")[0]}:
                 number = record["metrics"].get(self.metric, record.get(self.metric))
-                is_number = isinstance(number, int | float) and not isinstance(number, bool)
-                return float(number) if is_number else None
+                return float(number) if is_number(number) else None
         return None
 
 
@@ -113,21 +112,10 @@ class Search(BaseModel):
     model_config = SETTINGS
 
     trials: Counted = Field(description="In total, over all times that the search is continued.")
-    sampler: str = Field(
-        "tpe",
-        description="What draws: tpe, gp, nsga2 or random.",
-        json_schema_extra={"enum": list(SAMPLERS)},
-    )
+    sampler: Sampler = Field("tpe", description="What draws: tpe, gp, nsga2 or random.")
     seed: Natural = Field(0, description="Of what is drawn; the stages have the recipe's seed.")
     at_once: Counted = Field(1, description="Trials drawn, and given to the launcher, together.")
     random_trials: Integer = Field(
         10, ge=2, description="Before tpe and gp learn from trials; the population of nsga2."
     )
     stop_early: StopEarly | None = Field(None, description="When to stop a trial; default: never.")
-
-    @field_validator("sampler")
-    @classmethod
-    def _check_sampler(cls, value: str) -> str:
-        if value not in SAMPLERS:
-            raise ValueError(f"no such sampler; {nearest(value, SAMPLERS)}")
-        return value
