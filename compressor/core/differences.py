@@ -33,9 +33,7 @@ class Difference:
 def find_differences(before: Any, after: Any, path: str = "") -> list[Difference]:
     """List every key whose value differs, in the order of `before`, then of `after`.
 
-    Mappings are compared key by key. All else, lists too, is one value: an order of stages, or a
-    set of `max_length`s, is read whole. A number equals another of its value (1 and 1.0), and NaN
-    itself, but no truth value does (1 and True).
+    All but a mapping, lists too, is one value. 1 equals 1.0, and NaN itself, but not 1 True.
     """
     if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
         return [] if _are_equal(before, after) else [Difference(path, before, after)]
@@ -53,8 +51,7 @@ def find_differing_leaves(
 ) -> dict[str, tuple[Any, ...]]:
     """Map each innermost key that is not equal in all values to what each has, MISSING included.
 
-    Other than in `find_differences`, a mapping that one of them lacks is many keys, and with
-    `in_lists` each place of a list is one.
+    With `in_lists` each place of a list is a key.
     """
     leaves = [dict(flatten(value, in_lists=in_lists)) for value in values]
     paths = dict.fromkeys(path for flat in leaves for path in flat)

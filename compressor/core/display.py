@@ -1,7 +1,6 @@
-"""Show a run to a person, from its events alone: by its own process, or by another's.
+"""Show a run to a person, from its events alone (see `progress`), in its own process or another.
 
-On a terminal a line for each stage that has ended and, below, what is being done; elsewhere plain
-lines, few. What the events are is said in `progress`.
+On a terminal a line for each stage that has ended and, below, what is being done; else few lines.
 """
 
 from __future__ import annotations

@@ -32,10 +32,9 @@ def sync_to_disk(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically and with secrets redacted.
+    """Write `value` as JSON, atomically and with secrets redacted, but for numbers.
 
-    Numbers are never redacted, so a label called `secret` keeps its metrics. Raises ValueError for
-    NaN and infinity, which JSON does not have: see `compressor.core.numbers`.
+    Raises ValueError for NaN and infinity.
     """
     write_text(path, to_json(redact(value, numbers=False)))
 
@@ -87,6 +86,5 @@ def find_recipes_folder() -> Path:
 
 def list_accelerate_configs() -> dict[str, Path]:
     """Map the name of each checked-in Accelerate config to its file."""
-    return {
-        path.stem: path for path in sorted((find_recipes_folder() / "accelerate").glob("*.yaml"))
-    }
+    folder = find_recipes_folder() / "accelerate"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

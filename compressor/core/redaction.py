@@ -52,8 +52,7 @@ def is_secret(key: str) -> bool:
 def redact(value: Any, key: str = "", *, numbers: bool = True) -> Any:
     """Replace what looks like a secret in a value of a recipe or of a record.
 
-    Below a key that names a secret that is every text and, with `numbers`, every number, however
-    deep. A text such as `hub.token=x` is an override of the command's.
+    Below a key that names a secret that is every text and, with `numbers`, every number.
     """
     return _redact(value, key, numbers, _list_secret_variables())
 
@@ -64,8 +63,8 @@ def _redact(value: Any, key: str, numbers: bool, variables: list[str]) -> Any:  
         return {k: _redact(v, inside or str(k), numbers, variables) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_redact(item, key, numbers, variables) for item in value]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (isinstance(value, str) or (numbers and is_number)) and is_secret(key):
+    is_number = numbers and isinstance(value, int | float) and not isinstance(value, bool)
+    if (isinstance(value, str) or is_number) and is_secret(key):
         return REDACTED
     return _redact_override(value, variables) if isinstance(value, str) else value
 

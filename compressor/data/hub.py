@@ -91,7 +91,7 @@ def find_file(repository: str, name: str, commit_hash: str, kind: Kind) -> Path 
 def fetch_files(repository: str, commit_hash: str, patterns: Sequence[str]) -> Path:
     """Give a folder with a model's files of these patterns, as the hub names their contents.
 
-    What is in the cache is not fetched again, but looked at. Raises Unreachable.
+    Raises Unreachable.
     """
     from huggingface_hub import snapshot_download
 
@@ -217,10 +217,7 @@ def _explain_missing(repository: str, kind: Kind, error: Exception) -> str:
 
 
 def _note_commit(folder: Path, revision: str, sha: str) -> None:
-    """Note a commit in the cache, as a download by name does: the command then needs no network.
-
-    A commit that is not there takes no other's place.
-    """
+    """Note a commit that is in the cache, as a download by name does, for use without a network."""
     reference = folder / "refs" / revision
     if (folder / "snapshots" / sha).is_dir() or not reference.is_file():
         with suppress(OSError):  # of a cache that cannot be written

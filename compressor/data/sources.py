@@ -1,7 +1,6 @@
-"""Sources of rows: generated bills or messages, files, or a hub data set. No tokens here.
+"""Sources of rows: generated bills or messages, files, or a hub data set.
 
-Planning asks a source for the digest of a split and for what is wrong with it, without reading
-more than it must; running asks it for the rows.
+Planning asks a source for the digest of a split and for what is wrong with it; running for rows.
 """
 
 from __future__ import annotations
@@ -364,9 +363,7 @@ class Hub(SplitSource):
         return collect_rows(read, lambda: self._locate_cache(about))
 
     def _prepare_builder(self, commit: str) -> Any:
-        """Make the data set's builder, its files read into the cache. Each file that comes in is
-        compared with what the hub names its content: the library takes any of the right length.
-        """
+        """Make the data set's builder, its files in the cache as the hub names their content."""
         from datasets import load_dataset_builder
         from datasets.packaged_modules.csv.csv import Csv
 

@@ -25,8 +25,7 @@ _BYTES = array(_INTEGER).itemsize
 class IdRows(Sequence[list[int]]):
     """Rows of token ids, in their order; each is read as a list of its own.
 
-    Rows are added at the end. Where they are many, the last ones are in a file in the system's
-    folder for temporary files (TMPDIR), which is gone with this object, however that ends.
+    Where they are many, the last ones are in a temporary file, which is gone with this object.
     """
 
     def __init__(self, rows: Iterable[Sequence[int]] = (), *, spill: int = SPILL_BYTES) -> None:

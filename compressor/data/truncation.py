@@ -175,8 +175,7 @@ def find_spans(text: str) -> list[tuple[int, int]]:
 def _split_line(line: str) -> Iterator[tuple[int, int]]:
     """Find the sentences of one line, read in parts that begin where a sentence does.
 
-    The words around an end decide it, so they are those of the whole line, to which nltk gives five
-    seconds of computing and then an error: some megabytes, or less of "A. A. A. A.".
+    To a whole line nltk gives five seconds, and then an error: some megabytes, or less of "A. A.".
     """
     begin = 0
     while begin < len(line):

@@ -1,7 +1,6 @@
-"""Compose a recipe's name and overrides into a validated `Recipe`. Stages are planned elsewhere.
+"""Compose a recipe's name and overrides into a validated `Recipe`, by Hydra.
 
-Hydra composes; whatever is wrong, or could run code or read the environment, is a `Problem` with
-file, line and key path.
+What is wrong, or could run code or read the environment, is a `Problem` with file and line.
 """
 
 from __future__ import annotations
@@ -133,9 +132,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> ComposedRecipe:
 
 
 class Composer:
-    """Composes one recipe with overrides again and again; the files that they choose are read and
-    merged once, a tenth of a second's work.
-    """
+    """Composes one recipe with overrides; files are merged once, a tenth of a second's work."""
 
     def __init__(self, recipe: str) -> None:
         self._recipe = recipe
@@ -171,8 +168,8 @@ def _merge_files(
 ) -> DictConfig:
     """Merge a recipe's files and overrides into one config; add the files to `sources`.
 
-    As Hydra's `compose` does, which would build the list of files a second time: a tenth of a
-    second. Raises RecipeError, or one of COMPOSITION_ERRORS.
+    As Hydra's `compose` does, which would build the list of files a second time. Raises
+    RecipeError, or one of COMPOSITION_ERRORS.
     """
     refuse_bad_defaults(folder, name)
     every = complete_overrides(name, overrides)

@@ -1,7 +1,6 @@
 """JSON Schemas (draft 7) by which an editor completes and checks recipes and the files of groups.
 
-They have every field with its type, range, default and description. Rules between fields are
-checked by planning alone.
+Rules between fields are checked by planning alone.
 """
 
 from __future__ import annotations

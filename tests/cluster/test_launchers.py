@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.harness.command import compressor
+from tests.harness.command import compressor, start
 from tests.harness.once import run_once
 from tests.harness.recipes import RECIPE
+from tests.harness.runs import kill
 from tests.runs.sweeps.test_sweep import SWEEP, list_made, list_results, sweep_folder
 
 
@@ -71,51 +69,29 @@ def test_a_launcher_gives_the_basic_one_s_bits_and_runs_nothing_twice(
     assert [path.stat().st_mtime_ns for path in sorted(folder.glob("*/point.json"))] == ended
 
 
-def _start(folder: Path) -> subprocess.Popen[str]:
-    """The sweep's command, once a job of it has begun."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compressor", "run", "mine.yaml", *SWEEP, *SLURM],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+@needs_slurm
+@pytest.mark.parametrize("ending", ["killed", "cancelled"])
+def test_the_same_command_joins_or_runs_the_jobs_of_one_that_ended(
+    expected, tmp_path, ending
+) -> None:
+    """SLURM's jobs go on when the command that submitted them is killed; each point waits for the
+    job that has it already. Of cancelled ones, as when they run out of time, submitit cannot learn
+    on a cluster without accounts, and waits: the command is ended by hand, without a traceback.
+    """
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    process = start("run", "mine.yaml", *SWEEP, *SLURM, cwd=tmp_path, fresh=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(folder.glob("outputs/**/events.jsonl")):
+    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/**/events.jsonl")):
         assert process.poll() is None
         time.sleep(0.05)
-    return process
-
-
-@needs_slurm
-def test_jobs_that_outlive_a_killed_command_are_joined_by_the_next(expected, tmp_path) -> None:
-    """SLURM's jobs go on when the command that submitted them is killed; the same command submits
-    its points again, and each waits for the job that has the point already.
-    """
-    (tmp_path / "mine.yaml").write_text(RECIPE)
-    process = _start(tmp_path)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = compressor("run", "mine.yaml", *SWEEP, *SLURM, cwd=tmp_path)
-    assert done.code == 0, done.err
-    folder = sweep_folder(tmp_path / "outputs")
-    assert list_results(folder) == expected
-
-
-@needs_slurm
-def test_cancelled_jobs_are_run_by_the_same_command(expected, tmp_path) -> None:
-    """As when they run out of time. This cluster keeps no accounts, so that submitit cannot learn
-    of it and waits: the command is ended by hand, without a traceback, and given again.
-    """
-    (tmp_path / "mine.yaml").write_text(RECIPE)
-    process = _start(tmp_path)
-    subprocess.run(["scancel", "--name", "mine"], check=True)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 1, out
-    assert "the same command goes on from here" in out
-    assert "Traceback" not in out
+    if ending == "killed":
+        kill(process)
+    else:
+        subprocess.run(["scancel", "--name", "mine"], check=True)
+        process.send(signal.SIGINT)
+        assert process.wait(60) == 1, process.err
+        assert "the same command goes on from here" in process.err
+        assert "Traceback" not in process.err
     done = compressor("run", "mine.yaml", *SWEEP, *SLURM, cwd=tmp_path)
     assert done.code == 0, done.err
     assert list_results(sweep_folder(tmp_path / "outputs")) == expected

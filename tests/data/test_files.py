@@ -22,6 +22,7 @@ from compressor.data.sources import Files
 from tests.data.tables import load, pairs, plan, refusal, source, write_rows
 
 PAIRS = [("annual report", "2024-01-01"), ("energy bill", "007"), ("a state; an act", "NA")]
+QUOTED = "".join(f'"{a}","{b}"\r\n' for a, b in [("text", "summary"), *PAIRS]).encode()
 
 
 @pytest.fixture
@@ -29,12 +30,6 @@ def list_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int]
     """Set how many rows are kept as lists; more are in a cache of the test's own."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     return partial(monkeypatch.setattr, module, "LISTED")
-
-
-def write_csv(path: Path, separator: str = ",", encoding: str = "utf-8") -> Path:
-    quoted = [[f'"{cell}"' for cell in row] for row in [("text", "summary"), *PAIRS]]
-    path.write_text("".join(separator.join(row) + "\r\n" for row in quoted), encoding=encoding)
-    return path
 
 
 @pytest.mark.parametrize("rows", [3, 12])
@@ -58,7 +53,8 @@ def test_rows_that_change_while_they_are_read_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the rows of one file would be under another's key."""
-    path = write_csv(tmp_path / "rows.csv")
+    path = tmp_path / "rows.csv"
+    path.write_bytes(QUOTED)
     read = Files._collect
 
     def change(*given: Any) -> Any:
@@ -73,10 +69,9 @@ def test_rows_that_change_while_they_are_read_are_an_error(
 
 def test_the_same_bytes_read_otherwise_have_another_key(tmp_path: Path) -> None:
     """Only what changes the rows counts: a name, a folder or a setting of other formats do not."""
-    table = write_csv(tmp_path / "rows.csv")
-    other = write_csv(tmp_path / "OTHER.CSV")
-    tabs = tmp_path / "rows.tsv"
-    tabs.write_bytes(table.read_bytes())
+    table, other, tabs = (tmp_path / name for name in ("rows.csv", "OTHER.CSV", "rows.tsv"))
+    for path in (table, other, tabs):
+        path.write_bytes(QUOTED)
     given: list[tuple[Path, dict[str, Any]]] = [
         (table, {}), (tabs, {}), (table, {"separator": ";"}), (table, {"header": False}),
         (table, {"encoding": "cp1252"}), (table, {"quote": None}), (table, {"empty": "drop"}),
@@ -87,22 +82,6 @@ def test_the_same_bytes_read_otherwise_have_another_key(tmp_path: Path) -> None:
     assert json.dumps(source(table, separator=",").content_key("train")) == keys[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "separator", "settings"),
-    [
-        ("rows.csv", ",", {}), ("ROWS.CSV", ",", {}), ("rows.tsv", "\t", {}),
-        ("rows.csv", "\t", {"separator": "tab"}), ("rows.csv", ";", {"separator": ";"}),
-        ("rows.tsv", "|", {"separator": "|"}), ("rows.csv", ",", {"encoding": "utf-16"}),
-    ],
-)  # fmt: skip
-def test_cells_are_texts_as_they_stand(
-    tmp_path: Path, name: str, separator: str, settings: Any
-) -> None:
-    """Dates, numbers with zeros before them and NA, whatever stands between them."""
-    path = write_csv(tmp_path / name, separator, settings.get("encoding", "utf-8"))
-    assert pairs(load(path, **settings)) == PAIRS
-
-
 TABS, NUMBERED = {"separator": "tab", "quote": None}, {"header": False, "text": 1, "summary": 2}
 NAMED, CP1252 = {"header": ["id", "text", "summary"]}, {"encoding": "cp1252"}
 BARE = b"1,a text,a summary\n2,another,other\n"
@@ -110,19 +89,27 @@ CAFE = "text,summary\nCafé,Größe\n"
 
 
 @pytest.mark.parametrize(
-    ("content", "settings", "expected"),
+    ("name", "content", "settings", "expected"),
     [
-        (CAFE.encode("utf-8-sig"), {}, [("Café", "Größe")]),
-        (CAFE.encode("cp1252"), CP1252, [("Café", "Größe")]),
-        (BARE, NUMBERED, [("a text", "a summary"), ("another", "other")]),
-        (BARE, NAMED, [("a text", "a summary"), ("another", "other")]),
-        (b'text\tsummary\n"So" it is\tb "c"\n', TABS, [('"So" it is', 'b "c"')]),
+        ("rows.csv", QUOTED, {}, PAIRS),
+        ("ROWS.CSV", QUOTED, {}, PAIRS),
+        ("rows.tsv", QUOTED.replace(b",", b"\t"), {}, PAIRS),
+        ("rows.csv", QUOTED.replace(b",", b"\t"), {"separator": "tab"}, PAIRS),
+        ("rows.tsv", QUOTED.replace(b",", b"|"), {"separator": "|"}, PAIRS),
+        ("rows.csv", QUOTED.decode().encode("utf-16"), {"encoding": "utf-16"}, PAIRS),
+        ("rows.csv", CAFE.encode("utf-8-sig"), {}, [("Café", "Größe")]),
+        ("rows.csv", CAFE.encode("cp1252"), CP1252, [("Café", "Größe")]),
+        ("rows.csv", BARE, NUMBERED, [("a text", "a summary"), ("another", "other")]),
+        ("rows.csv", BARE, NAMED, [("a text", "a summary"), ("another", "other")]),
+        ("rows.csv", b'text\tsummary\n"So" it is\tb "c"\n', TABS, [('"So" it is', 'b "c"')]),
     ],
 )
-def test_a_table_is_read_as_its_settings_say(tmp_path, content, settings, expected) -> None:
-    """A byte order mark is no cell; the first line is a row too, where it names no columns."""
-    (tmp_path / "rows.csv").write_bytes(content)
-    assert pairs(load(tmp_path / "rows.csv", **settings)) == expected
+def test_cells_are_texts_as_they_stand(tmp_path, name, content, settings, expected) -> None:
+    """Dates, numbers with zeros before them and NA, whatever stands between them. A byte order mark
+    is no cell; the first line is a row too, where it names no columns.
+    """
+    (tmp_path / name).write_bytes(content)
+    assert pairs(load(tmp_path / name, **settings)) == expected
 
 
 ONE_LABEL = {"task": "single_label", "labels": ["1", "2"]}
