@@ -95,6 +95,24 @@ def tokenize_rows(
     return Examples(sources, targets, "joined" if joined else "pairs")
 
 
+def tokenize_texts(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase) -> Examples:
+    """Tokenize texts of which a decoder learns all; each ends with the tokenizer's eos, if any.
+
+    A text of more than `max_source_length` ids is several examples. Each begins with the last token
+    of the one before, as its source, so that every token but a text's first is learned once.
+    """
+    size, sources, targets = max(2, data.max_source_length), IdRows(), IdRows()
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        chunk = [data.prefix + text for text in rows.texts[start : start + ROWS_AT_ONCE]]
+        for text_ids in tokenizer(chunk, verbose=False).input_ids:
+            ids = text_ids if text_ids[-1:] == end else [*text_ids, *end]
+            pieces = [ids[at : at + size] for at in range(0, len(ids) - 1, size - 1)]
+            sources.extend([piece[:1] for piece in pieces])
+            targets.extend([piece[1:] for piece in pieces])
+    return Examples(sources, targets, "joined")
+
+
 def tokenize_sources(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase | Tokens,

@@ -16,7 +16,9 @@ from compressor.data.spill import release_pages
 if TYPE_CHECKING:
     from compressor.data.source_base import DataBase, SplitSource
 
-Task = Literal["summarization", "multi_label", "single_label"]
+Task = Literal["text2text", "summarization", "language_modeling", "multi_label", "single_label"]
+LABEL_TASKS: Mapping[Task, int] = {"multi_label": 1, "single_label": 2}
+"""The tasks of a text's labels → the fewest there can be: one to choose from is no choice."""
 LISTED = 10_000
 """Up to so many rows are kept as lists; of more, texts are read from a file when asked for."""
 RESIDENT = 2**27
@@ -34,7 +36,7 @@ class Rows:
 
     texts: Sequence[str]
     summaries: Sequence[str] = field(default_factory=list)
-    """The reference of each text, where the task is summarization; of several, the first."""
+    """The text to be written for each text, where the task has one; of several, the first."""
     labels: list[list[int]] = field(default_factory=list)
     """multi_label: 0 or 1 for each label; single_label: the one label's number alone."""
     several: Sequence[Sequence[str]] = field(default_factory=list)
@@ -71,7 +73,7 @@ class Row(NamedTuple):
 
     text: str
     references: list[str]
-    """At least one, where the task is summarization."""
+    """At least one, where the task has a text to be written."""
     labels: list[int]
     empty: str
     """The column that has no text, if one has none."""
@@ -113,9 +115,11 @@ class RowReader:
         """Read the row of this number, from 0."""
         text = self._read_text(number, self._data.text, find_value(row, self._data.text))
         blank = self._data.text if is_blank(text) else ""
-        if self._data.task != "summarization":
+        if self._data.task in LABEL_TASKS:
             return Row(text, [], self._read_labels(number, row), blank)
-        column = self._data.summary
+        column = self._data.target
+        if column is None:
+            return Row(text, [], [], blank)
         references = self._read_references(number, column, find_value(row, column))
         return Row(text, references, [], blank or (column if is_blank(references[0]) else ""))
 
@@ -266,11 +270,14 @@ def open_collected(path: Path) -> CollectedRows:
     columns = table.data
     empty = columns.column("empty")
     blank = np.flatnonzero(pc.not_equal(empty, "").to_numpy())
-    most = pc.max(pc.list_value_length(columns.column("references"))).as_py()
+    most, labels = (
+        pc.max(pc.list_value_length(columns.column(name))).as_py()
+        for name in ("references", "labels")
+    )
     rows = Rows(
         Column(table, "text"),
         Column(table, "references", first=True) if most else [],
-        [] if most else list(table["labels"]),
+        list(table["labels"]) if labels else [],
         Column(table, "references") if most > 1 else [],
     )
     return CollectedRows(rows, {int(row): empty[int(row)].as_py() for row in blank})
@@ -319,7 +326,7 @@ class Column(Sequence[Any]):
 
 def require_labels(labels: list[list[int]], data: DataBase, split: str, origin: str) -> None:
     """Raise StageError for a label that no row to train on has: nothing could be learned of it."""
-    if split != "train" or data.task == "summarization":
+    if split != "train" or data.task not in LABEL_TASKS:
         return
     if data.task == "multi_label":
         learned = {place for row in labels for place, one in enumerate(row) if one}

@@ -22,7 +22,7 @@ from pydantic import (
 
 from compressor.core.errors import StageError, nearest
 from compressor.core.settings import SETTINGS, Counted, Integer, Listed, to_int
-from compressor.data.rows import CollectedRows, Rows, Task, require_labels
+from compressor.data.rows import LABEL_TASKS, CollectedRows, Rows, Task, require_labels
 
 Split = Literal["train", "validation", "test"]
 
@@ -32,9 +32,6 @@ Reads = Literal["texts", "sources", "pairs"]
 Truncate = Literal["tokens", "sentences"]
 
 Reporter = Callable[[str, str], None]
-
-MIN_LABELS = {"multi_label": 1, "single_label": 2}
-"""One class to choose from is no choice."""
 
 ColumnName = Annotated[
     str,
@@ -85,18 +82,24 @@ class DataBase(BaseModel):
 
     task: Task = Field(
         "summarization",
-        description="What is learned of a text: its summary, which of several labels it has "
-        "(multi_label), or which one (single_label).",
+        description="What is learned of a text: to write another one from it, such as a summary or "
+        "a translation (text2text, also called summarization), how it goes on (language_modeling), "
+        "which of several labels it has (multi_label), or which one (single_label).",
     )
     text: ColumnName = Field(
         "text",
-        description="Column of the text to be summarized or labelled; a list of sentences is "
-        "joined. `answers.text` is a field of the column `answers`, here and below.",
+        description="Column of the text that is read; a list of sentences is joined. "
+        "`answers.text` is a field of the column `answers`, here and below.",
     )
     summary: ColumnName = Field(
         "summary",
-        description="Column of the reference summary, or of a list of several: the best one "
-        "scores, the first one trains.",
+        description="text2text: column of the text to be written, or of a list of several "
+        "references: the best one scores, the first one trains.",
+    )
+    completion: ColumnName | None = Field(
+        None,
+        description="language_modeling: column of what follows the text, which alone is learned; "
+        "default: all of the text is learned, and one that is too long is several.",
     )
     labels: Listed[Label] = Field(
         (),
@@ -120,19 +123,35 @@ class DataBase(BaseModel):
 
     @model_validator(mode="after")
     def _labels_go_with_the_task(self) -> Self:
-        if self.task == "summarization" and self.labels:
+        if not self.has_labels and self.labels:
             raise ValueError("`labels` are for the tasks multi_label and single_label; set `task`")
-        if self.task != "summarization" and len(set(self.labels)) != len(self.labels):
+        if len(set(self.labels)) != len(self.labels):
             raise ValueError("`labels` names a label twice")
-        if self.task != "summarization" and len(self.labels) < MIN_LABELS[self.task]:
-            raise ValueError(f"{self.task} wants `labels`, at least {MIN_LABELS[self.task]}")
+        if len(self.labels) < LABEL_TASKS.get(self.task, 0):
+            raise ValueError(f"{self.task} wants `labels`, at least {LABEL_TASKS[self.task]}")
+        if self.completion is not None and self.task != "language_modeling":
+            raise ValueError("`completion` is for the task language_modeling; set `task`")
         if any(not name or ";" in name for name in self.labels):
             raise ValueError("a label's name is not empty, and has no semicolon")
         return self
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the rows have labels."""
+        return self.task in LABEL_TASKS
+
+    @property
+    def target(self) -> str | None:
+        """The column of the text to be written; None where there is none."""
+        if self.task == "language_modeling":
+            return self.completion
+        return None if self.has_labels else self.summary
+
     def columns(self) -> dict[str, str]:
         """Map each field that names a column which is read to the column."""
-        if self.task == "summarization":
+        if self.task == "language_modeling":
+            return {"text": self.text} | ({"completion": self.target} if self.target else {})
+        if not self.has_labels:
             return {"text": self.text, "summary": self.summary}
         if self.task == "single_label" or self.label is not None:
             return {"text": self.text, "label": self.label or "label"}
@@ -140,14 +159,15 @@ class DataBase(BaseModel):
 
     def column_key(self) -> dict[str, Any]:
         """Describe what of a row is read, as a JSON value."""
-        if self.task == "summarization":
-            return {"text": self.text, "summary": self.summary}
-        return self.columns() | {"task": self.task, "labels": list(self.labels)}
+        if self.task in ("text2text", "summarization"):
+            return self.columns()
+        labels = {"labels": list(self.labels)} if self.has_labels else {}
+        return self.columns() | {"task": self.task} | labels
 
     def key(self, split: Split, reads: Reads) -> dict[str, Any]:
         """Describe what decides what a stage reads, beside the tokenizer. Raises Unreachable."""
         fields = set() if reads == "texts" else {"prefix", "max_source_length"}
-        if reads == "pairs" and self.task == "summarization":
+        if reads == "pairs" and self.target is not None:
             fields.add("max_target_length")
         if reads != "texts" and self.truncate != "tokens":
             fields.add("truncate")
@@ -296,7 +316,7 @@ class SplitSource(DataBase):
         """Say what is done about empty rows. Raises StageError where they are an error."""
         row, column = next(iter(empty.items()))
         count = f"{len(empty):,} rows have" if len(empty) > 1 else "1 row has"
-        parts = "no text or no summary" if self.task == "summarization" else "no text"
+        parts = "no text" if self.target is None else f"no text or no {list(self.columns())[1]}"
         first = ", is the first" if len(empty) > 1 else ""
         what = f"{origin}: {count} {parts} (row {row}, column {column!r}{first})"
         if self.empty == "error":

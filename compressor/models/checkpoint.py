@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.core.errors import StageError
 from compressor.core.numbers import require_finite
-from compressor.data.examples import Examples, tokenize_labelled, tokenize_rows
+from compressor.data.examples import Examples, tokenize_labelled, tokenize_rows, tokenize_texts
 from compressor.models import loading
 from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
 from compressor.models.block import has_blocks
@@ -96,6 +96,8 @@ class Checkpoint:
         tokenizer = self.require_tokenizer()
         if self.head == "sequence_classification":
             return tokenize_labelled(rows, tokenizer, data)
+        if data.task == "language_modeling" and data.target is None:
+            return tokenize_texts(rows, tokenizer, data)
         return tokenize_rows(rows, tokenizer, data, joined=self.head == "causal_lm")
 
     def require_tokenizer(self) -> PreTrainedTokenizerBase:

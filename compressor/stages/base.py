@@ -19,6 +19,7 @@ from compressor.backends.generation_config import BackendName, explain_refusals
 from compressor.compression.pruning import Grouping
 from compressor.core.ranks import ALONE, Ranks
 from compressor.core.settings import SETTINGS, Listed
+from compressor.data.rows import LABEL_TASKS, Task
 from compressor.models.facts import Facts
 from compressor.training.launch_config import Launch, Scheme
 
@@ -46,6 +47,12 @@ SMOKE_TEST: Mapping[str, int] = {
 """Settings of stages, by name → the most that they are in a smoke test."""
 _OF_SUMMARIES: Mapping[str, int] = {"max_length": 16, "min_length": 16, "output_lengths": 16}
 """The same of settings that mean nothing where there are labels."""
+TASKS: Mapping[str, tuple[Task, ...]] = {
+    "seq2seq_lm": ("text2text", "summarization"),
+    "causal_lm": ("language_modeling", "text2text", "summarization"),
+    "sequence_classification": tuple(LABEL_TASKS),
+}
+"""A model's head → the tasks that it can learn."""
 SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")
 """What a run's record says of the model that its stage gives, writes or looks at."""
 
@@ -70,8 +77,8 @@ class Planning:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the rows have labels, and not summaries."""
-        return self.data.task != "summarization"
+        """Whether the rows have labels."""
+        return self.data.has_labels
 
     def require_float(self, verb: str) -> bool:
         """Tell whether the model is float; report that nothing can `verb` a quantized one."""
@@ -103,16 +110,13 @@ class Planning:
         if facts is None:
             return
         head = facts.config["head"]
-        if head == "none" or (head == "sequence_classification") != self.has_labels:
-            kind = "of texts and summaries"
-            if head == "sequence_classification":
-                kind = "with a task of labels, such as data=messages"
-            cure = f"; take data {kind}" if head != "none" else ""
+        if data.task not in (tasks := TASKS.get(head, ())):
+            cure = f"; it takes data of the task {' or '.join(tasks)}" if tasks else ""
             message = f"is {data.task}, and the {role} has the head {head!r}{cure}"
             self.report("data.task", message)
             return
         lengths = {"data.max_source_length": data.max_source_length}
-        if not self.has_labels and (trains or head == "causal_lm"):
+        if data.target is not None and (trains or head == "causal_lm"):
             lengths["data.max_target_length"] = data.max_target_length
         longest, joint = (sum, " + ") if head == "causal_lm" else (max, " and ")
         cure = f"; lower {joint.join(lengths)}"
@@ -281,8 +285,7 @@ class Stage(BaseModel):
 
         Most stages need not override this: settings are known by their names.
         """
-        summarizes = planning.data.task == "summarization"
-        return _lower(self, {**SMOKE_TEST, **(_OF_SUMMARIES if summarizes else {})})
+        return _lower(self, {**SMOKE_TEST, **({} if planning.has_labels else _OF_SUMMARIES)})
 
 
 def _lower(settings: _Settings, limits: Mapping[str, int]) -> _Settings:

@@ -64,13 +64,15 @@ class Baseline(Stage):
             of_summaries={"sentences", "rouge_tokenizer"},
             of_labels={"words", "min_rows", "inverse_regularization"},
         )
+        if not planning.has_labels and planning.data.target is None:
+            planning.report("", "the first sentences are scored against a text to be written")
         if any(value <= 0 for value in self.inverse_regularization):
             planning.report("inverse_regularization", "expected numbers above 0")
         return None
 
     def run(self, inputs: Inputs, context: Context) -> None:
         """Score the lead sentences, or a regression."""
-        if context.data.task == "summarization":
+        if not context.data.has_labels:
             self._lead(context)
         else:
             self._regression(context)

@@ -161,7 +161,7 @@ class Evaluate(BackendReport):
         model = open_artifact(inputs.model_folder, ranks=context.ranks)
         if model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
-        labelled = context.data.task != "summarization"
+        labelled = context.data.has_labels
         (self._labels if labelled else self._summaries)(model, context)
         if "against" in inputs.artifacts and context.ranks.is_first:
             manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))

@@ -148,7 +148,7 @@ class Load(Stage):
 
     def _labels(self, data: Data) -> dict[str, Any]:
         """Describe the data's labels as a classifier's config does; nothing of data without any."""
-        return label_config(data) if self._classifies and data.task != "summarization" else {}
+        return label_config(data) if self._classifies and data.has_labels else {}
 
     def is_random(self) -> bool:
         return self.source is None or self._classifies  # whose head may be fresh

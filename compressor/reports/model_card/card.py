@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from compressor.data.rows import LABEL_TASKS
 from compressor.reports.model_card import sections
 from compressor.reports.model_card.markdown import escape
 from compressor.reports.model_card.subject import Subject
@@ -20,6 +21,13 @@ METRIC_TYPES = {
     **{name: name for name in ("roc_auc", "average_precision", "accuracy")},
 }
 """Our metric → the hub's type of it."""
+PIPELINE_TAGS = {
+    "summarization": "summarization",
+    "text2text": "text2text-generation",
+    "language_modeling": "text-generation",
+    **dict.fromkeys(LABEL_TASKS, "text-classification"),
+}
+"""A recipe's task → the hub's."""
 TAGS = dict.fromkeys(("prune", "shrink", "slice"), "pruned")
 TAGS |= {"distill": "distilled", "quantize": "quantized"}
 
@@ -48,7 +56,7 @@ def _write_front_matter(results: Results, subject: Subject | None) -> str:
     """Write YAML that only says what is known: no language, license or base that nobody named."""
     from huggingface_hub.repocard_data import ModelCardData
 
-    task = "text-classification" if results.has_labels else "summarization"
+    task = PIPELINE_TAGS[results.data.get("task", "summarization")]
     form = str(subject.export_metrics.get("format", "")) if subject else ""
     values: dict[str, Any] = {
         "library_name": LIBRARIES.get(form, "transformers"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from compressor.core.numbers import is_number
+from compressor.data.rows import LABEL_TASKS
 from compressor.engine.past_run import Record, RunRecord
 from compressor.stages.base import stage_class, stage_kinds
 
@@ -43,8 +44,8 @@ class Results(RunRecord):
 
     @property
     def has_labels(self) -> bool:
-        """Whether rows have labels, and not summaries."""
-        return str(self.data.get("task", "summarization")) != "summarization"
+        """Whether rows have labels."""
+        return self.data.get("task") in LABEL_TASKS
 
     @cached_property
     def by_name(self) -> dict[str, Record]:

@@ -25,6 +25,8 @@ INSPECTED = 200
 """How many rows of each split are searched for empty ones."""
 SOURCE_TOKENS, TARGET_TOKENS = 512, 32
 """The longest rows of a rehearsal; a recipe's limits below these stay."""
+TARGET = "target"
+"""The column of the texts to be written in a rehearsal's files."""
 MOST = 0.5
 """The share of empty rows beyond which nothing can be learned."""
 _BILLS_OF_A_TEXT = 4
@@ -48,7 +50,7 @@ def sample_rows(data: Data, splits: Collection[Split]) -> SampledRows:
     """
     source: Data = data
     wanted = [split for split in COUNTS if split in splits]
-    if data.task == "summarization":  # of labels all rows are read, since some may be rare
+    if not data.has_labels:  # of labels all rows are read, since some may be rare
         counts = data.rows.model_dump()
         few = {split: min(INSPECTED, count or INSPECTED) for split, count in counts.items()}
         source = data.model_copy(update={"rows": SplitRows.model_validate(few)})
@@ -81,11 +83,11 @@ def _label_numbers(values: Sequence[int], data: Data) -> list[int]:
 def _generate(data: Data, split: Split) -> Rows:
     """Generate rows of the same task: long bills, or messages with the recipe's labels in turn."""
     count, labels = COUNTS[split], len(data.labels)
-    if data.task == "summarization":
+    if not data.has_labels:
         rows = list(make_bills(count * _BILLS_OF_A_TEXT, seed=0, split=split))
         parts = [rows[i : i + _BILLS_OF_A_TEXT] for i in range(0, len(rows), _BILLS_OF_A_TEXT)]
         texts = ["\n".join(bill["text"] for bill in part) for part in parts]
-        return Rows(texts, [part[0]["summary"] for part in parts])
+        return Rows(texts, [part[0]["summary"] for part in parts if data.target])
     single = data.task == "single_label"
     count = max(count, labels) if split == "train" else count
     texts = [text for text, _ in make_messages(count, seed=0, split=split, single=single)]
@@ -111,15 +113,20 @@ def write_rows(data: Data, sample: Mapping[Split, Rows], folder: Path) -> dict[s
         "files": files,
         "empty": "keep",
         "label": "label" if data.labels else None,
+        "summary": TARGET,
+        "completion": data.completion and TARGET,
         "max_source_length": min(SOURCE_TOKENS, data.max_source_length),
         "max_target_length": min(TARGET_TOKENS, data.max_target_length),
     }
 
 
 def _records(rows: Rows, data: Data) -> Iterator[dict[str, Any]]:
-    if data.task == "summarization":
-        for text, summary in zip(rows.texts, rows.references, strict=True):
-            yield {"text": text, "summary": summary}
+    if data.target is None and not data.has_labels:
+        yield from ({"text": text} for text in rows.texts)
+        return
+    if not data.has_labels:
+        for text, target in zip(rows.texts, rows.references, strict=True):
+            yield {"text": text, TARGET: target}
         return
     for text, values in zip(rows.texts, rows.labels, strict=True):
         names = [data.labels[number] for number in _label_numbers(values, data)]
@@ -134,7 +141,7 @@ def find_empty_rows(
     Gives their share, too. Lengths are the recipe's. Without a `tokenizer` finds blank rows alone.
     """
     for split, rows in inspected.items():
-        columns = (data.text, rows.texts, "text"), (data.summary, rows.summaries, "target")
+        columns = (data.text, rows.texts, "text"), (data.target, rows.summaries, "target")
         for column, texts, kind in columns:
             if not (count := _count_empty(texts, tokenizer, data, is_target=kind == "target")):
                 continue
