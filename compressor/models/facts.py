@@ -46,17 +46,16 @@ _MODULES = {
 - `ALIASES`: another name that transformers takes (and prefers) for a key → the key;
 - `HEADS`: the heads that the body can have (see `stages.load.Load.head`);
 - `WIDTHS`: which keys of a config are widths (see `Widths`);
+- `NOT_LINEAR`: how the names of matrices end that are no weight of an `nn.Linear`, the only layers
+  that integer products can be made with: tables, unless a head is tied to them, and `Conv1D`;
 - `ONLY` (optional): key of a config → (the only supported value, the reason);
 - `TOKENS` (optional): model type → the special token ids that transformers fills into a config;
 
 and these functions of a `config` that has every key of `DEFAULTS` and `head`:
 
 - `stacks`: name → `Stack`, the layers of the encoder and of the decoder;
-- `groups`: pruning group, such as `encoder.feed_forward` → the names of its weights;
 - `parameters` (`untied_head`: None is as the config says): name → shape of every distinct tensor;
 - `ties`: a parameter that shares its tensor with another → the name under which that is counted;
-- `linear` (of the shapes too): the weights of `nn.Linear` layers, the only ones that integer
-  products can be made with; GPT-2's `Conv1D` are none;
 - `heads`, `feed_forward`, `vocabulary`: the `Units` of that kind that can be removed from a model;
 - `channels` (optional, of the shapes too): the `Channels` that `smooth` can rescale;
 - `reserved_positions` (optional): the number of position embeddings that no token uses.
@@ -179,8 +178,13 @@ class Facts:
 
     def list_groups(self) -> dict[str, tuple[str, ...]]:
         """Map each group path to its `Linear` weights; unions (`feed_forward`) come after parts."""
-        parts: dict[str, tuple[str, ...]] = self._architecture.groups(self.config)
-        others = {name: tie for name, tie in self.list_ties().items() if name not in self.shapes}
+        stacks, ties = self.list_stacks().values(), self.list_ties()
+        parts = {path: names for stack in stacks for path, names in stack.list_groups().items()}
+        if "lm_head.weight" in ties:
+            parts["lm_head"] = ("lm_head.weight",)
+        if blocks := tuple(name for stack in stacks for name in stack.list_block_weights()):
+            parts["encoder.block"] = blocks
+        others = {name: tie for name, tie in ties.items() if name not in self.shapes}
         parts = {path: tuple(others.get(n, n) for n in names) for path, names in parts.items()}
         unions: dict[str, tuple[str, ...]] = {}
         for path, names in parts.items():
@@ -195,9 +199,14 @@ class Facts:
         return ties
 
     def list_linear_weights(self) -> list[str]:
-        """List the parameters that are the weight of an `nn.Linear`."""
-        names: list[str] = self._architecture.linear(self.config, self.shapes)
-        return names
+        """List the weights of `nn.Linear` layers, with an embedding that the head is tied to."""
+        tied = None if "lm_head.weight" in self.shapes else self.list_ties().get("lm_head.weight")
+        return [
+            name
+            for name, shape in self.shapes.items()
+            if len(shape) == 2
+            and (name == tied or not name.endswith(self._architecture.NOT_LINEAR))
+        ]
 
     def word_embeddings(self) -> set[str]:
         """Name the word embeddings; none for a model with two vocabularies."""

@@ -24,7 +24,8 @@ from transformers.models.auto import modeling_auto
 from compressor.core.errors import StageError, first_line
 from compressor.models.block import put_blocks
 from compressor.models.block_config import BLOCKS_FILE
-from compressor.models.facts import HALF, load_architecture
+from compressor.models.facts import HALF, Facts, load_architecture
+from compressor.models.model_files import HEAD
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import Int8Embedding, put_quantized, set_activations
 from compressor.models.structure import Stack
@@ -118,6 +119,17 @@ def has_untied_head(model: PreTrainedModel) -> bool | None:
     # All tables, since Marian's decoder may have one that is not the model's input embedding.
     tables = (m for m in model.modules() if isinstance(m, nn.Embedding | Int8Embedding))
     return all(head.weight is not table.weight for table in tables)
+
+
+def require_planned_head(model: PreTrainedModel, planned: Facts, folder: Path) -> None:
+    """Raise StageError where a `.bin`, which no plan reads, contradicts its config's head."""
+    if (HEAD in planned.shapes) != bool(has_untied_head(model)):
+        verb = "equals" if HEAD in planned.shapes else "differs from"
+        raise StageError(
+            f"the head in {folder} {verb} its embedding, and its config says otherwise: all counts "
+            "of the plan would be wrong. A plan does not read a .bin; save the model again with "
+            "transformers, as safetensors"
+        )
 
 
 def find_weights_file(folder: Path) -> Path:

@@ -1,13 +1,20 @@
-"""Check where a model's weights, code and config come from, before it is loaded. No torch here."""
+"""Check a model's source, architecture and tokenizer before it is loaded. No torch here."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from compressor.core.errors import nearest
+from compressor.core.packages import suggest_install
 from compressor.core.redaction import is_secret
+from compressor.data.fast_tokenizer import MARIANS
+from compressor.models.facts import Facts, load_architecture
+from compressor.models.model_files import missing_packages
 
 Reporter = Callable[[str, str], None]
 """Reports a message at a key below the stage."""
@@ -64,3 +71,52 @@ def check_fresh_config(config: Iterable[str], known: Iterable[str], report: Repo
     for key in sorted(keys - known):
         if close := difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT):
             report(f"config.{key}", f"no such key; did you mean {close[0]!r}?")
+
+
+def find_architecture(
+    config: Mapping[str, Any], head: str, locate: Callable[[str], str], report: Reporter
+) -> ModuleType | None:
+    """Find a config's architecture; report one that is not known, or has no such head.
+
+    `locate` gives the recipe's key for one of the config.
+    """
+    model_type = str(config.get("model_type"))
+    try:
+        module = load_architecture(model_type)
+    except KeyError as error:
+        report(locate("model_type"), str(error.args[0]))
+        return None
+    if head in module.HEADS:
+        return module
+    report("head", f"{model_type} has no head {head!r}; {nearest(head, module.HEADS)}")
+    return None
+
+
+def check_packages(folder: Path | None, key: str, report: Reporter, *, is_marian: bool) -> bool:
+    """Report packages that a tokenizer needs; tell whether it is a slow one, Marian's.
+
+    The files of one on the hub (None) are not known: `is_marian` says what it is taken for.
+    """
+    if folder is None:
+        missing = [] if not is_marian or find_spec("sentencepiece") else ["sentencepiece"]
+    else:
+        is_marian, missing = (folder / MARIANS).is_file(), missing_packages(folder)
+    if missing:
+        report(key, f"its tokenizer needs {explain_missing(missing)}")
+    return is_marian
+
+
+def explain_missing(packages: list[str]) -> str:
+    """Say how missing packages of a tokenizer are installed."""
+    return f"{' and '.join(packages)}, not installed: {suggest_install('sentencepiece')}"
+
+
+def check_vocabulary(model: Facts, tokens: int, key: str, report: Reporter) -> None:
+    """Report more tokens than the embedding has rows, where both are known without a hub."""
+    rows = model.config.get("vocab_size")
+    if isinstance(rows, int) and tokens > rows:
+        report(
+            key,
+            f"the tokenizer has {tokens:,} tokens, the model's embedding only {rows:,} rows; "
+            "set config.vocab_size to at least as many, or take the model's own tokenizer",
+        )

@@ -80,6 +80,8 @@ class Stack:
     prefix: str
     config_key: str
     layers: int
+    parts: Mapping[str, Sequence[str]]
+    """Part of a layer, such as `feed_forward` → the modules whose weights can be pruned."""
     first_layer_only: tuple[str, ...] = ()
     """Parameter names, under `prefix.0.`, that whichever layer comes first must carry."""
     per_layer: tuple[str, ...] = ()
@@ -131,10 +133,6 @@ class Stack:
             for path in self.paths
         ]
 
-    def list_weights(self, names: Sequence[str]) -> tuple[str, ...]:
-        """List the full names of these modules' weights, layer by layer."""
-        return tuple(f"{path}.{name}.weight" for path in self.paths for name in names)
-
     def _list_blocks(self) -> list[tuple[str, BlockSizes]]:
         """List (path, sizes) of the blocks."""
         pairs = enumerate(self.blocks)
@@ -148,10 +146,17 @@ class Stack:
             for name, shape in sizes.list_parameters(width).items()
         }
 
-    def block_groups(self) -> dict[str, tuple[str, ...]]:
-        """Make the group of the blocks' `Linear` weights, where there are blocks."""
-        names = (f"{p}.{name}" for p, sizes in self._list_blocks() for name in sizes.list_weights())
-        return {"encoder.block": weights} if (weights := tuple(names)) else {}
+    def list_groups(self) -> dict[str, tuple[str, ...]]:
+        """Map each part to its weights, layer by layer."""
+        return {
+            f"{self.name}.{part}": tuple(f"{p}.{n}.weight" for p in self.paths for n in names)
+            for part, names in self.parts.items()
+        }
+
+    def list_block_weights(self) -> tuple[str, ...]:
+        """List the blocks' `Linear` weights."""
+        blocks = self._list_blocks()
+        return tuple(f"{path}.{name}" for path, sizes in blocks for name in sizes.list_weights())
 
     def with_block(self, layer: int, sizes: BlockSizes) -> dict[str, Any]:
         """Give the entry of the config that changes when a block takes the place of `layer`."""

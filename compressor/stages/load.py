@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,17 +23,15 @@ from compressor.backends.generation_config import (
 )
 from compressor.core.errors import StageError, Unreachable, nearest
 from compressor.core.files import expand_home
-from compressor.core.packages import suggest_install, versions
+from compressor.core.packages import versions
 from compressor.core.settings import SETTINGS as MODEL_SETTINGS
 from compressor.core.settings import Integer
 from compressor.data import hub
-from compressor.data.fast_tokenizer import MARIANS
 from compressor.data.source_base import Reads, Split
 from compressor.data.sources import Data
 from compressor.models.classifier_head import fit_head, label_config, start_at_labels
-from compressor.models.facts import Facts, derive_facts, load_architecture, with_whole_numbers
+from compressor.models.facts import Facts, derive_facts, with_whole_numbers
 from compressor.models.model_files import (
-    HEAD,
     TOKENIZER_FILES,
     count_tokens,
     digest_model,
@@ -47,12 +44,20 @@ from compressor.models.model_files import (
     read_pad_id,
     weight_files,
 )
-from compressor.models.source_checks import check_fresh_config, check_origins, check_secrets
+from compressor.models.source_checks import (
+    check_fresh_config,
+    check_origins,
+    check_packages,
+    check_secrets,
+    check_vocabulary,
+    explain_missing,
+    find_architecture,
+)
 from compressor.models.structure import ConfigError
 from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
     from compressor.models.checkpoint import Checkpoint
 
@@ -198,7 +203,7 @@ class Load(Stage):
             return None
         if self.source is not None:
             check_origins(config, folder, planning.report, runs_code=self.trust_remote_code)
-        module = self._find_architecture(config, planning)
+        module = find_architecture(config, self.head, self._key, planning.report)
         if module is None:
             return None
         check_secrets(self.config or {}, planning.report)
@@ -218,7 +223,6 @@ class Load(Stage):
         except ConfigError as error:
             planning.report(self._key(error.key), str(error))
             return None
-        self._check_vocabulary(result, planning)
         for name, message in check_tokens(result.config, ids, generation, whole=folder is not None):
             path = f"generation.{name}" if name in self.generation else self._key(name)
             planning.report(path, message)
@@ -242,21 +246,6 @@ class Load(Stage):
         except (ValueError, FileNotFoundError) as error:
             planning.report("source", str(error))
             return None, None
-
-    def _find_architecture(
-        self, config: Mapping[str, Any], planning: Planning
-    ) -> ModuleType | None:
-        model_type = str(config.get("model_type"))
-        try:
-            module = load_architecture(model_type)
-        except KeyError as error:
-            planning.report(self._key("model_type"), str(error.args[0]))
-            return None
-        if self.head in module.HEADS:
-            return module
-        hint = nearest(self.head, module.HEADS)
-        planning.report("head", f"{model_type} has no head {self.head!r}; {hint}")
-        return None
 
     def _token_ids(self, config: Mapping[str, Any], module: ModuleType) -> dict[str, Any]:
         """Collect the token ids of the config that are known before the tokenizer is."""
@@ -320,44 +309,23 @@ class Load(Stage):
         return select_settings(config) if path is None else load_settings(path)
 
     def _check_tokenizer(self, model: Facts, planning: Planning) -> bool:
-        """Report a tokenizer that cannot be read here; tell whether it is a slow one, Marian's.
-
-        The files of one on the hub are not known: Marian's is taken to be as all are published.
-        """
-        key = "source" if self.tokenizer is None else "tokenizer"
-        name = getattr(self, key)
-        if not isinstance(name, str):
+        """Report a tokenizer that cannot be read, or has no rows; tell whether it is a slow one."""
+        if isinstance(self.tokenizer, TrainTokenizer):
+            tokens, key = self.tokenizer.vocab_size, "tokenizer.vocab_size"
+            check_vocabulary(model, tokens, key, planning.report)
             return False
-        directory = local_folder(name)
-        if directory is None:
-            is_slow = model.model_type == "marian" and key == "source"
-            missing = [] if not is_slow or find_spec("sentencepiece") else ["sentencepiece"]
-        else:
-            is_slow, missing = (directory / MARIANS).is_file(), missing_packages(directory)
-        if missing:
-            planning.report(key, f"its tokenizer needs {_explain_missing(missing)}")
+        name, key = self.tokenizer or self.source, "tokenizer" if self.tokenizer else "source"
+        if name is None:
+            return False
+        folder = local_folder(name)
+        tokens = 0 if folder is None else count_tokens(folder / "tokenizer.json")
+        check_vocabulary(model, tokens, key, planning.report)
+        published = model.model_type == "marian" and key == "source"
+        is_slow = check_packages(folder, key, planning.report, is_marian=published)
         if is_slow and planning.data.truncate == "sentences":
             message = "Marian's tokenizer does not tell where in a text a token ends; set 'tokens'"
             planning.report("data.truncate", message)
         return is_slow
-
-    def _check_vocabulary(self, model: Facts, planning: Planning) -> None:
-        """Report more tokens than the embedding has rows, where both are known without a hub."""
-        rows = model.config.get("vocab_size")
-        if not isinstance(rows, int):
-            return
-        if isinstance(self.tokenizer, TrainTokenizer):
-            key, tokens = "tokenizer.vocab_size", self.tokenizer.vocab_size
-        else:
-            key = "tokenizer" if self.tokenizer else "source"
-            directory = local_folder(self.tokenizer) if self.tokenizer else self._directory
-            tokens = 0 if directory is None else count_tokens(directory / "tokenizer.json")
-        if tokens > rows:
-            planning.report(
-                key,
-                f"the tokenizer has {tokens:,} tokens, the model's embedding only {rows:,} rows; "
-                "set config.vocab_size to at least as many, or take the model's own tokenizer",
-            )
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Load or build the model, and its tokenizer."""
@@ -415,7 +383,7 @@ class Load(Stage):
             raise StageError(f"model.generation: {str(error).splitlines()[0]}") from error
 
     def _load_pretrained(self, context: Context, labels: Mapping[str, Any]) -> Any:
-        from compressor.models.loading import load_pretrained
+        from compressor.models.loading import load_pretrained, require_planned_head
 
         directory = self._directory or self._download(context)
         source = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -432,26 +400,13 @@ class Load(Stage):
         for name, value in self._token_settings.items():
             setattr(model.config, name, value)  # T5's class does not know all of them
         if not any(directory.glob("*.safetensors")):
-            self._require_planned_head(model, source, directory)
+            untied = has_own_unread_head(source)
+            planned = derive_facts(source, head=self.head, untied_head=untied)
+            require_planned_head(model, planned, directory)
         if labels:
             context.metrics["head"] = origin = fit_head(model, source, list(context.data.labels))
             context.progress.say(f"  the classifier's head: {origin}")
         return model
-
-    def _require_planned_head(
-        self, model: PreTrainedModel, config: Mapping[str, Any], directory: Path
-    ) -> None:
-        """Raise StageError where a `.bin`, which no plan reads, contradicts its config's head."""
-        from compressor.models.loading import has_untied_head
-
-        planned = derive_facts(config, head=self.head, untied_head=has_own_unread_head(config))
-        if (HEAD in planned.shapes) != bool(has_untied_head(model)):
-            verb = "equals" if HEAD in planned.shapes else "differs from"
-            raise StageError(
-                f"the head in {directory} {verb} its embedding, and its config says otherwise: all "
-                "counts of the plan would be wrong. A plan does not read a .bin; save the model "
-                "again with transformers, as safetensors"
-            )
 
     def _download(self, context: Context) -> Path:
         assert self.source is not None
@@ -482,9 +437,5 @@ class Load(Stage):
         commit = hub.resolve_commit(source, revision, "model")
         folder = hub.fetch_files(source, commit, ["*.json", *TOKENIZER_FILES])  # as a whole
         if missing := missing_packages(folder):
-            raise StageError(f"the tokenizer of {source} needs {_explain_missing(missing)}")
+            raise StageError(f"the tokenizer of {source} needs {explain_missing(missing)}")
         return load_tokenizer(source, revision=commit)
-
-
-def _explain_missing(packages: list[str]) -> str:
-    return f"{' and '.join(packages)}, not installed: {suggest_install('sentencepiece')}"

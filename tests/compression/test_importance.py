@@ -1,11 +1,10 @@
-"""Each importance against a case computed by hand, and SparseGPT against least squares."""
+"""Each importance against a case computed by hand."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from compressor.compression import sparsegpt as module
 from compressor.compression.importance import (
     compute_hessians,
     input_norms,
@@ -13,7 +12,7 @@ from compressor.compression.importance import (
     taylor_scores,
     wanda_scores,
 )
-from compressor.compression.sparsegpt import block_counts, prune_with_sparsegpt
+from compressor.compression.sparsegpt import block_counts
 
 
 def layer(weight: list[list[float]]) -> nn.Linear:
@@ -57,23 +56,6 @@ def test_random_scores_repeat_with_their_seed_and_are_never_zero() -> None:
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert first.min() > 0
-
-
-def test_what_stays_makes_up_for_what_goes(monkeypatch) -> None:
-    """The first of three columns goes: the others are those of least squares."""
-    monkeypatch.setattr(module, "DAMPING", 0.0)
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(50, 3, generator=generator)
-    inputs[:, 1] += inputs[:, 0]  # the second can stand in for the first
-    weight = torch.tensor([[0.01, 1.0, -1.0], [-0.02, 0.5, 2.0]])
-    new, mask = prune_with_sparsegpt(
-        weight, inputs.T @ inputs, torch.ones(2, 3, dtype=torch.bool), [2]
-    )
-    assert mask.tolist() == [[False, True, True]] * 2
-    outputs = inputs @ weight.T
-    expected = torch.linalg.lstsq(inputs[:, 1:], outputs).solution.T
-    assert torch.allclose(new[:, 1:], expected, atol=1e-4)
-    assert new[:, 0].tolist() == [0.0, 0.0]
 
 
 def test_blocks_lose_in_proportion_to_what_is_left_in_them() -> None:

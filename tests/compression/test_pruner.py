@@ -118,18 +118,3 @@ def test_the_least_change_of_the_loss_goes_first_and_what_is_gone_stays_so(kind:
     assert pruner(checkpoint, "taylor").prune_group(names, 200) == 200
     assert not any(bool((checkpoint.masks[name] & ~before[name]).any()) for name in names)
     assert sum(int((~checkpoint.masks[name]).sum()) for name in names) == 500
-
-
-def test_what_is_tried_is_taken_back_with_its_masks() -> None:
-    """Weights and masks are as before, whether a parameter had a mask or none."""
-    checkpoint, (first, second) = pico("llama"), NAMES["llama"]
-    trial = pruner(checkpoint, "magnitude")
-    trial.prune_group([first], 50)
-    old = {name: checkpoint.get_parameter(name).detach().clone() for name in (first, second)}
-    mask = checkpoint.masks[first].clone()
-    with trial.restore_after([first, second]):
-        trial.prune_group([first, second], 400)
-        assert not torch.equal(checkpoint.masks[first], mask)
-    assert checkpoint.masks.keys() == {first}
-    assert torch.equal(checkpoint.masks[first], mask)
-    assert all(torch.equal(checkpoint.get_parameter(name), weight) for name, weight in old.items())

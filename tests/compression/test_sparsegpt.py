@@ -93,22 +93,6 @@ def test_the_scale_of_the_activations_changes_nothing(
     assert torch.allclose(new.double(), expected, atol=2e-4)
 
 
-def test_an_input_that_is_never_active_is_no_reason_to_damp_more() -> None:
-    """Where half of the inputs are always 0, the others' result is as if those were not there."""
-    weight, inputs = draw_correlated(300, 64)
-    wide_weight, wide_inputs = torch.zeros(24, 128), torch.zeros(300, 128)
-    places = torch.arange(0, 128, 2)
-    wide_weight[:, places], wide_weight[:, places + 1] = weight, 9.0
-    wide_inputs[:, places] = inputs * 1e-4
-    ones = torch.ones_like(wide_weight, dtype=torch.bool)
-    hessian = wide_inputs.T @ wide_inputs
-    new, mask = prune_with_sparsegpt(wide_weight, hessian, ones, [24 * 64 + 24 * 32])
-    assert not bool(mask[:, places + 1].any())
-    expected = prune_as_published(weight, inputs.T @ inputs)
-    assert torch.equal(mask[:, places], expected != 0)
-    assert torch.allclose(new[:, places].double(), expected, atol=2e-4)
-
-
 def test_weights_of_inputs_that_are_never_active_go_first_with_wanda() -> None:
     """However large they are, and however small what comes into the others."""
     weight = torch.tensor([[50.0, 0.1, 0.2, 60.0], [50.0, 0.2, 0.1, 60.0]])

@@ -27,17 +27,6 @@ def by_sorting(values: dict[str, Tensor], masks: dict[str, Tensor], count: int) 
     return expected
 
 
-@pytest.mark.parametrize("count", [0, 4, 10, 20, 36, 40])
-@pytest.mark.parametrize("value", [2.0, 0.0])
-def test_exactly_the_asked_number_goes_where_all_are_equal(count: int, value: float) -> None:
-    """Ties at the threshold, which may be zero: the earlier entries go first."""
-    weights = {"a": torch.full((5, 5), value), "b": torch.full((15,), -value)}
-    masks: dict[str, Tensor] = {}
-    prune_smallest(weights, masks, count)
-    flat = torch.cat([masks["a"].flatten(), masks["b"]])
-    assert flat.tolist() == [False] * count + [True] * (40 - count)
-
-
 def _one_large(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     values = torch.full(shape, 1e-3)
     values.view(-1)[3] = 1e4
@@ -92,16 +81,6 @@ def test_the_same_entries_as_torch_over_several_rounds() -> None:
             apply_mask(weights[str(index)], masks[str(index)])
             assert torch.equal(masks[str(index)], layer.weight_mask.bool())
             assert torch.equal(weights[str(index)], layer.weight.detach())
-
-
-def test_more_than_is_left_and_mixed_dtypes_are_refused() -> None:
-    """Nothing is masked then."""
-    masks = {"a": torch.tensor([True, False])}
-    with pytest.raises(ValueError, match="1 are left"):
-        prune_smallest({"a": torch.tensor([1.0, 0.0])}, masks, 2)
-    with pytest.raises(ValueError, match="one dtype"):
-        prune_smallest({"a": torch.ones(1), "b": torch.ones(1).half()}, {}, 1)
-    assert masks["a"].tolist() == [True, False]
 
 
 def test_shares_add_up_and_follow_sizes() -> None:

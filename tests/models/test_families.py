@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 
 import pytest
 import torch
@@ -246,31 +245,6 @@ def test_an_int8_embedding_scales_as_the_one_in_its_place(tmp_path, model_type) 
         )
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(logits, expected)
-
-
-@pytest.mark.parametrize(("model_type", "changes", "head"), PLAIN)
-def test_neurons_that_are_zero_leave_and_take_nothing_along(
-    tmp_path, model_type, changes, head
-) -> None:
-    """Half of each layer's neurons, in every family: logits within 1e-5, planned sizes, reload."""
-    start = build_case(model_type, changes, head)
-    table = start.derive_facts()
-    chance = random.Random(1)
-    with torch.no_grad():
-        for units in table.list_units("feed_forward"):
-            for neuron in chance.sample(range(units.count), units.count // 2):
-                for name, axis in units.tensors.items():
-                    start.get_parameter(name).data.select(axis, neuron).zero_()
-    expected = outputs(start.model)
-    start.save(tmp_path / "before")
-    stage = Slice(feed_forward=0.5)
-    planned, _ = preview(stage, table)
-    smaller = stage.run(Inputs(tmp_path / "before"), stage_context(tmp_path))
-    assert smaller.derive_facts().shapes == planned.shapes
-    assert planned.parameters < table.parameters
-    assert torch.allclose(outputs(smaller.model), expected, atol=1e-5)
-    back = reload(smaller, tmp_path / "after")
-    assert torch.equal(outputs(back.model), outputs(smaller.model))
 
 
 @pytest.mark.parametrize("model_type", sorted(PICO))

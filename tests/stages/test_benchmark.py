@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from compressor.backends.formats import TextSettings
-from compressor.evaluation.resources import Counters, Peak
-from compressor.evaluation.timing import _Session, of_length
+from compressor.evaluation.resources import Peak
+from compressor.evaluation.timing import of_length
 from compressor.stages.benchmark import Benchmark, Case, _figures
-from tests.harness.stages import SUMMARIES, TEXTS, pico_t5, rows_of_text
 
 
 def test_each_length_has_its_latency_its_peak_and_that_of_a_training_step(recipe, run) -> None:
@@ -64,47 +60,6 @@ def test_texts_of_a_length_are_those_of_the_rows_put_together() -> None:
     assert of_length(sources, 9) == [5, 6, 7, 8, 9, 5, 6, 7, 1]
     assert of_length(sources, 5, start=1) == [8, 9, 5, 6, 1]
     assert of_length(sources, 2, start=3) == [8, 1]
-
-
-class InThisProcess:
-    """Answers as a timed process does; keeps what it was asked and what its encoder read."""
-
-    def __init__(self, session: _Session) -> None:
-        self.session, self.reads, self.rows = session, list[Any](), list[list[list[int]]]()
-        encoder = session.model.checkpoint.model.encoder  # type: ignore[attr-defined]
-        encoder.register_forward_pre_hook(
-            lambda _, __, given: self.rows.append(given["input_ids"].tolist()), with_kwargs=True
-        )
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = getattr(self.session, request["do"])(request)
-        if request["do"] == "read":
-            self.reads.append((request, answer))
-        return answer
-
-
-def read_by(folder: Path) -> InThisProcess:
-    """A session of a pico model."""
-    data, checkpoint = rows_of_text(folder, TEXTS[:6], SUMMARIES[:6]), pico_t5()
-    checkpoint.save(folder)
-    about = TextSettings.of(data, head="seq2seq_lm", model_type="").model_dump(mode="json")
-    start = {"folder": str(folder), "threads": 1, "texts": TEXTS[:6], "about": about}
-    return InThisProcess(_Session(start))
-
-
-def test_each_batch_has_the_rows_that_come_next_and_so_many_tokens(tmp_path, monkeypatch) -> None:
-    """Warm-up reads the first rows and does not count; the start token is no token written."""
-    reader = read_by(tmp_path)
-    monkeypatch.setattr(Counters, "joules", lambda *_: 8.0)
-    case = Case(batch_size=2, input_tokens=None, output_tokens=4, threads=1)
-    figures = Benchmark(texts=6, warm_up=2)._time(case, {"pico": reader})["pico"]
-    assert [request["start"] for request, _ in reader.reads] == [0, 0, 0, 2, 4]
-    assert [answer["tokens"] for _, answer in reader.reads] == [8] * 5
-    assert figures["batches"] == 3
-    assert figures["joules_per_text"] == 4.0
-    sources = list(reader.session.sources)
-    for place, read in zip([0, 2, 4], reader.rows[-3:], strict=True):
-        assert sorted(read) == sorted(sources[place : place + 2])
 
 
 def test_figures_by_hand() -> None:

@@ -14,7 +14,7 @@ from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Facts
 from compressor.models.surgery import select_strongest, unit_sums
 from compressor.stages.slice import Slice
-from tests.harness.models import UNTIED, build_case
+from tests.harness.models import BLOCKS, UNTIED, build_case
 from tests.harness.stages import preview, run_stage
 
 T5 = {"vocab_size": 60, "d_ff": 32, "num_heads": 4, "num_layers": 3}
@@ -35,6 +35,8 @@ def bert() -> Checkpoint:
         (lambda: t5(**UNTIED, feed_forward_proj="gated-gelu"), Slice(heads=1, feed_forward=5)),
         (t5, Slice(encoder={"heads": 2}, decoder={"heads": 0.5})),
         (bert, Slice(feed_forward=0.99)),
+        (lambda: build_case("llama", {"mlp_bias": True}, "causal_lm"), Slice(feed_forward=0.5)),
+        (lambda: build_case("bart", BLOCKS, "seq2seq_lm"), Slice(feed_forward=0.5)),
         (t5, Slice(encoder={"layers": 2}, decoder={"layers": 0.67})),
     ],
 )

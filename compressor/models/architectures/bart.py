@@ -34,6 +34,7 @@ TOKENS = {
 }
 ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers"}
 HEADS = ("seq2seq_lm",)
+NOT_LINEAR = ("shared.weight", "embed_tokens.weight", "embed_positions.weight")
 WIDTHS = Widths(
     "d_model",
     ("encoder_ffn_dim", "decoder_ffn_dim"),
@@ -75,20 +76,28 @@ def ties(config: Mapping[str, Any]) -> dict[str, str]:
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """Describe encoder and decoder. Blocks can replace encoder layers only of post-norm models."""
     norms_before = config["model_type"] in _FINAL_NORM
-    layers = config["encoder_layers"]
+    layers, feed_forward = config["encoder_layers"], {"feed_forward": ["fc1", "fc2"]}
+    itself, cross = ([f"{part}.{n}" for n in _PROJECTIONS] for part in _ATTENTIONS["decoder"])
+    attentions = {"self_attention": itself, "cross_attention": cross}
     encoder = Stack(
         "encoder",
         "model.encoder.layers",
         "encoder_layers",
         layers,
+        {"self_attention": itself} | feed_forward,
         per_layer=(BLOCKS_KEY,),
         blocks=() if norms_before else read_blocks(config, layers),
         stays="its layers norm what they read, and a block norms what it gives"
         if norms_before
         else "",
     )
-    layers = config["decoder_layers"]
-    decoder = Stack("decoder", "model.decoder.layers", "decoder_layers", layers)
+    decoder = Stack(
+        "decoder",
+        "model.decoder.layers",
+        "decoder_layers",
+        config["decoder_layers"],
+        attentions | feed_forward,
+    )
     return {"encoder": encoder, "decoder": decoder}
 
 
@@ -127,31 +136,6 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     if not tied if untied_head is None else untied_head:
         shapes["lm_head.weight"] = (vocabulary["decoder"], width)
     return shapes
-
-
-def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Map each pruning group to its `Linear` weights; blocks, if any, are a group of their own."""
-    encoder, decoder = stacks(config)["encoder"], stacks(config)["decoder"]
-    itself, cross = ([f"{part}.{n}" for n in _PROJECTIONS] for part in _ATTENTIONS["decoder"])
-    return {
-        "encoder.self_attention": encoder.list_weights(itself),
-        "encoder.feed_forward": encoder.list_weights(("fc1", "fc2")),
-        "decoder.self_attention": decoder.list_weights(itself),
-        "decoder.cross_attention": decoder.list_weights(cross),
-        "decoder.feed_forward": decoder.list_weights(("fc1", "fc2")),
-        "lm_head": ("lm_head.weight",),
-        **encoder.block_groups(),
-    }
-
-
-def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the weights of `nn.Linear` layers, with an embedding that the head is tied to."""
-    head = "lm_head.weight" if "lm_head.weight" in shapes else ties(config)["lm_head.weight"]
-    return [
-        name
-        for name, shape in shapes.items()
-        if len(shape) == 2 and (name == head or (".embed_" not in name and name != _SHARED))
-    ]
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:

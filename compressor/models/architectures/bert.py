@@ -31,6 +31,7 @@ _ELECTRA = {
 DEFAULTS = {"bert": _BERT, "roberta": _BERT | {"vocab_size": 50265}, "electra": _BERT | _ELECTRA}
 ALIASES: dict[str, str] = {}
 HEADS = ("none", "sequence_classification")
+NOT_LINEAR = tuple(f"{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
 WIDTHS = Widths(
     "hidden_size", ("intermediate_size",), ("num_attention_heads",), embedding="embedding_size"
 )
@@ -72,11 +73,10 @@ def find_prefix(config: Mapping[str, Any]) -> str:
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """Describe the encoder, any of whose layers a block can replace."""
     prefix, layers = f"{find_prefix(config)}encoder.layer", config["num_hidden_layers"]
-    blocks = read_blocks(config, layers)
-    key = "num_hidden_layers"
-    return {
-        "encoder": Stack("encoder", prefix, key, layers, per_layer=(BLOCKS_KEY,), blocks=blocks)
-    }
+    parts = {"self_attention": _ATTENTION, "feed_forward": _FEED_FORWARD}
+    key, blocks = "num_hidden_layers", read_blocks(config, layers)
+    stack = Stack("encoder", prefix, key, layers, parts, per_layer=(BLOCKS_KEY,), blocks=blocks)
+    return {"encoder": stack}
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
@@ -113,21 +113,6 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         last = "classifier" if kind == "bert" else "classifier.out_proj"
         shapes.add_linear(last, count_labels(config), width)
     return shapes
-
-
-def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Map each pruning group to its `Linear` weights; blocks, if any, are a group of their own."""
-    encoder = stacks(config)["encoder"]
-    return {
-        "encoder.self_attention": encoder.list_weights(_ATTENTION),
-        "encoder.feed_forward": encoder.list_weights(_FEED_FORWARD),
-        **encoder.block_groups(),
-    }
-
-
-def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the weights of `nn.Linear` layers: every matrix that is no embedding."""
-    return [n for n, shape in shapes.items() if len(shape) == 2 and "embeddings." not in n]
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:

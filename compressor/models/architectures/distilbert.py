@@ -24,7 +24,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     }
 }  # fmt: skip
 ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
-HEADS, ties, linear, vocabulary = bert.HEADS, bert.ties, bert.linear, bert.vocabulary
+HEADS, NOT_LINEAR, ties, vocabulary = bert.HEADS, bert.NOT_LINEAR, bert.ties, bert.vocabulary
 WIDTHS = Widths("dim", ("hidden_dim",), ("n_heads",))
 
 _ATTENTION = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
@@ -33,9 +33,12 @@ _ATTENTION = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attentio
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     """Describe the encoder, any of whose layers a block can replace."""
     prefix, layers = f"{bert.find_prefix(config)}transformer.layer", config["n_layers"]
+    parts = {"self_attention": _ATTENTION, "feed_forward": ("ffn.lin1", "ffn.lin2")}
     blocks = read_blocks(config, layers)
-    encoder = Stack("encoder", prefix, "n_layers", layers, per_layer=(BLOCKS_KEY,), blocks=blocks)
-    return {"encoder": encoder}
+    stack = Stack(
+        "encoder", prefix, "n_layers", layers, parts, per_layer=(BLOCKS_KEY,), blocks=blocks
+    )
+    return {"encoder": stack}
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
@@ -60,16 +63,6 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         shapes.add_linear("pre_classifier", width, width)
         shapes.add_linear("classifier", count_labels(config), width)
     return shapes
-
-
-def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Map each pruning group to its `Linear` weights; blocks, if any, are a group of their own."""
-    encoder = stacks(config)["encoder"]
-    return {
-        "encoder.self_attention": encoder.list_weights(_ATTENTION),
-        "encoder.feed_forward": encoder.list_weights(("ffn.lin1", "ffn.lin2")),
-        **encoder.block_groups(),
-    }
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:

@@ -28,6 +28,7 @@ ALIASES = {
     "num_hidden_layers": "n_layer",
 }
 HEADS = ("causal_lm", "sequence_classification", "none")
+NOT_LINEAR = ("wte.weight", "wpe.weight", "c_attn.weight", "c_proj.weight", "c_fc.weight")
 ONLY = {"add_cross_attention": NO_ENCODER}
 WIDTHS = Widths("n_embd", ("n_inner",), ("n_head",))
 
@@ -42,7 +43,11 @@ def ties(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
-    return {"decoder": Stack("decoder", f"{_prefix(config)}h", "n_layer", config["n_layer"])}
+    """Describe the decoder, whose layers are of `Conv1D`."""
+    attention, feed_forward = ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj")
+    parts = {"self_attention": attention, "feed_forward": feed_forward}
+    prefix = f"{_prefix(config)}h"
+    return {"decoder": Stack("decoder", prefix, "n_layer", config["n_layer"], parts)}
 
 
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
@@ -70,23 +75,6 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     shapes.add_norm(f"{base}ln_f", width)
     shapes.add_decoder_head(config, width, untied_head=untied_head)
     return shapes
-
-
-def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Map each pruning group to its weights: the layers' `Conv1D`, and the head's `Linear`."""
-    decoder = stacks(config)["decoder"]
-    weights = {
-        "decoder.self_attention": decoder.list_weights(("attn.c_attn", "attn.c_proj")),
-        "decoder.feed_forward": decoder.list_weights(("mlp.c_fc", "mlp.c_proj")),
-    }
-    return weights | ({"lm_head": ("lm_head.weight",)} if config["head"] == "causal_lm" else {})
-
-
-def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the head's weight, the only `nn.Linear`; a tied one has the embedding's name."""
-    head = {"causal_lm": "lm_head.weight", "sequence_classification": "score.weight"}
-    name = head.get(config["head"])
-    return [] if name is None else [name if name in shapes else ties(config)[name]]
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:

@@ -23,6 +23,7 @@ DEFAULTS = {
 }
 ALIASES: dict[str, str] = {}
 HEADS = ("causal_lm", "sequence_classification", "none")
+NOT_LINEAR = ("embed_tokens.weight",)
 WIDTHS = Widths(
     "hidden_size",
     ("intermediate_size",),
@@ -53,6 +54,7 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
             f"{_prefix(config)}layers",
             "num_hidden_layers",
             config["num_hidden_layers"],
+            {"self_attention": _ATTENTION, "feed_forward": _FEED_FORWARD},
             per_layer=("layer_types",) if qwen else (),
             leading=("max_window_layers",) if qwen else (),
         )
@@ -86,26 +88,6 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     shapes[f"{base}norm.weight"] = (width,)
     shapes.add_decoder_head(config, width, untied_head=untied_head)
     return shapes
-
-
-def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Map each pruning group to its `Linear` weights: those of the layers, and the head."""
-    decoder = stacks(config)["decoder"]
-    weights = {
-        "decoder.self_attention": decoder.list_weights(_ATTENTION),
-        "decoder.feed_forward": decoder.list_weights(_FEED_FORWARD),
-    }
-    return weights | ({"lm_head": ("lm_head.weight",)} if config["head"] == "causal_lm" else {})
-
-
-def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the weights of `nn.Linear` layers, with an embedding that the head is tied to."""
-    tied = config["head"] == "causal_lm" and "lm_head.weight" not in shapes
-    return [
-        name
-        for name, shape in shapes.items()
-        if len(shape) == 2 and (tied or not name.endswith("embed_tokens.weight"))
-    ]
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:

@@ -43,6 +43,8 @@ ALIASES = {
 
 HEADS = ("seq2seq_lm",)
 
+NOT_LINEAR = ("shared.weight", "relative_attention_bias.weight")
+
 WIDTHS = Widths("d_model", ("d_ff",), ("num_heads",), head_size="d_kv")
 
 _ENCODER_ATTENTION = {
@@ -89,8 +91,13 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     stays = "its first layer hands a position bias to the others, and a block hands none on"
 
     def stack(name: Literal["encoder", "decoder"], key: str, layers: int) -> Stack:
-        biases = _biases(_attention(config, name))
-        return Stack(name, f"{name}.block", key, layers, biases, stays=stays)
+        itself, cross = _attention(config, name), "layer.1.EncDecAttention"
+        parts = {"self_attention": [f"{itself}.{projection}" for projection in _QKVO]}
+        if name == "decoder":
+            parts["cross_attention"] = [f"{cross}.{projection}" for projection in _QKVO]
+        dense = f"layer.{len(parts)}.DenseReluDense"
+        parts["feed_forward"] = [f"{dense}.{matrix}" for matrix in _feed_forward(config)]
+        return Stack(name, f"{name}.block", key, layers, parts, _biases(itself), stays=stays)
 
     layers = config["num_layers"], int(config.get("num_decoder_layers") or config["num_layers"])
     return {
@@ -137,36 +144,6 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
 def _feed_forward(config: Mapping[str, Any]) -> tuple[str, ...]:
     gated = str(config["feed_forward_proj"]).startswith("gated")
     return ("wi_0", "wi_1", "wo") if gated else ("wi", "wo")
-
-
-def groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Map each pruning group to its `Linear` weights, in the order of recipes/homework."""
-    encoder, decoder = stacks(config)["encoder"], stacks(config)["decoder"]
-
-    def under(part: str, names: tuple[str, ...]) -> list[str]:
-        return [f"{part}.{name}" for name in names]
-
-    inner = _feed_forward(config)
-    return {
-        "encoder.self_attention": encoder.list_weights(under(_attention(config, "encoder"), _QKVO)),
-        "encoder.feed_forward": encoder.list_weights(under("layer.1.DenseReluDense", inner)),
-        "decoder.self_attention": decoder.list_weights(under(_attention(config, "decoder"), _QKVO)),
-        "decoder.cross_attention": decoder.list_weights(under("layer.1.EncDecAttention", _QKVO)),
-        "decoder.feed_forward": decoder.list_weights(under("layer.2.DenseReluDense", inner)),
-        "lm_head": ("lm_head.weight",),
-    }
-
-
-def linear(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
-    """List the weights of `nn.Linear` layers, with an embedding that the head is tied to."""
-    tied = "lm_head.weight" not in shapes
-    return [
-        name
-        for name, shape in shapes.items()
-        if len(shape) == 2
-        and not name.endswith("relative_attention_bias.weight")
-        and (tied or name != "shared.weight")
-    ]
 
 
 def heads(config: Mapping[str, Any]) -> list[Units]:
