@@ -247,8 +247,6 @@ def _line_values(stream: TextIO) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", json.loads(line)
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
-            except RecursionError as error:
-                raise ValueError(f"line {number}: a value is nested too deeply") from error
 
 
 def _array_values(stream: TextIO) -> Iterator[tuple[str, Any]]:
@@ -275,8 +273,6 @@ def _decode_value(text: str, stream: TextIO, place: str) -> tuple[Any, str]:
         try:
             value, end = json.JSONDecoder().raw_decode(text)
             return value, text[end:]
-        except RecursionError as error:
-            raise ValueError(f"{place}: a value is nested too deeply") from error
         except json.JSONDecodeError as error:
             if len(text) > LONGEST_LINE:
                 raise ValueError(f"a row has more than {LONGEST_LINE:,} characters") from None

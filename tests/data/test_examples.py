@@ -158,11 +158,6 @@ def test_at_every_limit_it_is_the_longest_row_of_sentences(request, name, joined
         assert cut.targets[2] == whole("")
 
 
-def test_a_text_that_begins_with_much_that_is_no_token_is_read_to_its_tokens(words) -> None:
-    """Half a million spaces."""
-    assert encode_texts([" " * 500_000 + "one two"], words, 9) == [[CLS, ONE, TWO, SEP]]
-
-
 @pytest.mark.parametrize("truncate", ["tokens", "sentences"])
 @pytest.mark.parametrize("part", ["The quick brown fox. ", "a"])
 def test_of_a_long_text_little_more_is_tokenized_than_is_read(tokenizer, part, truncate) -> None:
