@@ -111,52 +111,32 @@ def _is_alive(process: int) -> bool:
 
 def describe_process(number: int | None = None) -> dict[str, Any]:
     """Describe a process so that `is_running` finds it, whatever a clock does meanwhile."""
-    import psutil
-
-    process = psutil.Process(number)
-    about = {"host": platform.node(), "id": process.pid, "created": process.create_time()}
-    since_boot = _read_start(process.pid)
-    return about if since_boot is None else about | {"boot": _read_boot(), "since_boot": since_boot}
+    number = os.getpid() if number is None else number
+    return {"host": platform.node(), "id": number, "created": _read_start(number)}
 
 
 def is_running(process: Mapping[str, Any]) -> bool:
     """Tell whether a process that was described runs; True for one of another host."""
     try:
-        return process["host"] != platform.node() or _runs_here(process)
+        if process["host"] != platform.node():
+            return True
+        return _is_alive(process["id"]) and _read_start(process["id"]) == process["created"]
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
 
 
-def _runs_here(process: Mapping[str, Any]) -> bool:
+def _read_start(number: int) -> str | float | None:
+    """Read when a process began: on Linux which boot, and ticks after it, which no clock moves."""
     import psutil
 
-    number = process["id"]
-    if not _is_alive(number):
-        return False
-    since_boot = _read_start(number)
-    if since_boot is not None and "since_boot" in process:
-        same_boot = process["boot"] == _read_boot()
-        return bool(same_boot and abs(since_boot - float(process["since_boot"])) < 1.0)
-    with suppress(psutil.NoSuchProcess):
-        return abs(psutil.Process(number).create_time() - float(process["created"])) < 1.0
-    return False
-
-
-def _read_start(process: int) -> float | None:
-    """Read when a process began, in seconds after the boot: psutil's time moves with the clock."""
     try:
-        after_name = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2]
-        return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _read_boot() -> str:
-    """Read what tells one start of the system from another."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        after_name = Path(f"/proc/{number}/stat").read_text(errors="replace").rpartition(")")[2]
+        return f"{boot} {after_name.split()[19]}"
+    except OSError:  # not Linux, or it has ended
+        with suppress(psutil.NoSuchProcess):
+            return float(psutil.Process(number).create_time())
+    return None
 
 
 def main() -> None:

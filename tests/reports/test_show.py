@@ -72,7 +72,7 @@ def test_an_interrupted_run_is_told_from_a_finished_one(copies: Runs) -> None:
     at = next(i for i, e in enumerate(events) if '"stage_started", "name": "prune"' in e)
     started = json.loads(events[0])
     # Of a process that is gone: another one has its id now.
-    started["process"] |= {"created": 0.0, "since_boot": 0.0}
+    started["process"] |= {"created": 0.0}
     events[0] = json.dumps(started) + "\n"
     for kept, state in (
         ([*events[: at + 1], events[at + 1][:20]], "interrupted in prune"),

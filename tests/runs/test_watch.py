@@ -230,7 +230,7 @@ def test_what_a_killed_run_wrote_by_half_does_not_hide_the_next_ones_start(tmp_p
 
 def test_a_process_is_told_from_one_that_has_ended_or_has_its_number() -> None:
     """A zombie is gone: of a run that was killed in a container, whose first process waits for
-    nobody. Seconds since the boot do not move with the clock, other than a time of day.
+    nobody.
     """
     process = subprocess.Popen(["sleep", "60"])
     about = describe_process(process.pid)
@@ -242,7 +242,6 @@ def test_a_process_is_told_from_one_that_has_ended_or_has_its_number() -> None:
     assert not is_running(about)
     assert process.wait() == -signal.SIGKILL
     about = describe_process()
-    assert is_running({**about, "created": about["created"] - 86_400})
-    assert not is_running({**about, "since_boot": about["since_boot"] - 10})
-    assert not is_running({**about, "boot": "another"})
+    assert is_running(about)
+    assert not is_running({**about, "created": "another boot"})
     assert not is_running({"host": about["host"], "id": "x"})
