@@ -146,17 +146,12 @@ def train_theirs(
 
 def train_ours(model: Any, train: Any, pad_id: int, **settings: Any) -> Laps:
     """Train with the package's own loop."""
-    from compressor.training.hyperparameters import Hyperparameters
-    from compressor.training.loop import Training
-    from compressor.training.losses import LabelLoss
+    from tests.harness.training import make_training
 
     laps = Laps(settings["batch_size"])
+    settings["checkpoint_seconds"] = 1e9
     with tempfile.TemporaryDirectory() as resume:
-        Training(
-            loss=LabelLoss(model), model=model, train=train, validation=None,
-            settings=Hyperparameters(checkpoint_seconds=1e9, **settings), masks={}, pad_id=pad_id,
-            seed=0, resume=Path(resume), progress=laps,
-        ).run()  # fmt: skip
+        make_training(model, train, Path(resume), settings, pad_id=pad_id, progress=laps).run()
     return laps
 
 

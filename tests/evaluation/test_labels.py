@@ -55,15 +55,6 @@ def test_scores_of_each_label_and_their_means() -> None:
     assert scored["accuracy"] == pytest.approx(2 / 4)
 
 
-def test_micro_counts_rows_and_macro_counts_labels() -> None:
-    """One label of 1 row, found; one of 3 rows, found once: F1 of 1 and 1/2, 2·2 / 6 together."""
-    truth = np.array([[1, 1], [0, 1], [0, 1], [0, 0]])
-    given = np.array([[1, 1], [0, 0], [0, 0], [0, 0]])
-    scored = summarize_scores(truth, given, given * 0.8 + 0.1)
-    assert scored["macro_f1"] == pytest.approx((1 + 1 / 2) / 2)
-    assert scored["micro_f1"] == pytest.approx(2 * 2 / (4 + 2))
-
-
 def test_one_label_alone_is_scored_as_one_of_many_is() -> None:
     """One right, one wrong, one missed: F1 is 2·1 / (2 + 2), not that of its absence."""
     truth, given = np.array([[1], [0], [1], [0], [0]]), np.array([[1], [1], [0], [0], [0]])
@@ -92,11 +83,6 @@ def test_constant_scores_rank_nothing() -> None:
     assert best_thresholds(scores[:, :1], [[0], [1], [0], [1]]) == [0.15]
 
 
-def test_a_threshold_by_hand() -> None:
-    """F1 of the first 1, 2 and 3 rows: 2/3, 1/2, 4/5. Below the last there is nothing but 0."""
-    assert best_thresholds(np.array([[0.9], [0.6], [0.4]]), [[1], [0], [1]]) == [0.2]
-
-
 def test_the_best_threshold_of_all_is_taken() -> None:
     """Against trying every probability; half-way to the next; rows of one probability together."""
     chance = np.random.default_rng(0)
@@ -111,36 +97,29 @@ def test_the_best_threshold_of_all_is_taken() -> None:
 
         assert f1(limit) == max(f1(at) for at in np.unique(scores))
         assert limit not in scores
-    assert best_thresholds(np.array([[0.9], [0.5], [0.2]]), [[1], [1], [0]]) == [0.35]
+    # By hand: F1 of the first 1, 2 and 3 rows is 2/3, 1/2, 4/5; below the last there is only 0.
+    assert best_thresholds(np.array([[0.9], [0.6], [0.4]]), [[1], [0], [1]]) == [0.2]
     assert best_thresholds(np.array([[0.9], [0.5]]), [[0], [0]]) == [0.5]
 
 
 @pytest.mark.parametrize("task", ["multi_label", "single_label"])
 def test_a_file_gives_the_scores_it_was_written_from(tmp_path: Path, task) -> None:
-    """To the last digit; texts that a spreadsheet would take for formulas come through."""
+    """To the last digit; texts that a spreadsheet would take for formulas come through. A label is
+    given from its threshold on: a probability that equals it is enough.
+    """
     path, labels = tmp_path / "predictions.csv", ROWS.labels
-    truth, given = np.array(labels), (SCORES >= [0.35, 0.7]).astype(int)
+    truth, given = np.array(labels), (SCORES >= [0.4, 0.7]).astype(int)
     if task == "single_label":
         labels = [[0], [1], [1], [0]]
         truth = np.eye(2, dtype=int)[[0, 1, 1, 0]]
         given = np.eye(2, dtype=int)[[0, 1, 1, 0]]
-    write_predictions(path, Rows(ROWS.texts, [], labels), SCORES, NAMES, [0.35, 0.7], task)
+    write_predictions(path, Rows(ROWS.texts, [], labels), SCORES, NAMES, [0.4, 0.7], task)
     assert is_labelled(path)
     expected = summarize_scores(truth, given, SCORES)
     expected["labels"] = dict(zip(NAMES, expected["labels"], strict=True))
     assert score_predictions(path) == expected
     assert "'=1+1" in path.read_text()
     assert "\n0,late,damage," in path.read_text()
-
-
-def test_a_label_is_given_from_its_threshold_on(tmp_path: Path) -> None:
-    """A probability that equals it is enough, one below is not."""
-    path = tmp_path / "predictions.csv"
-    scores = np.array([[0.5, 0.25], [0.49, 0.24]])
-    write_predictions(
-        path, Rows(["a", "b"], [], [[1, 1], [1, 1]]), scores, NAMES, [0.5, 0.25], "multi_label"
-    )
-    assert [label["given"] for label in score_predictions(path)["labels"].values()] == [1, 1]
 
 
 @pytest.mark.parametrize(

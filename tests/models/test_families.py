@@ -21,8 +21,6 @@ from compressor.stages.load import Load
 from compressor.stages.prune import Prune
 from compressor.stages.shrink import Shrink
 from compressor.stages.slice import Slice
-from compressor.training.hyperparameters import Hyperparameters
-from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
 from tests.faults import LONG
 from tests.harness.models import (
@@ -39,6 +37,7 @@ from tests.harness.models import (
 )
 from tests.harness.runs import find_stage
 from tests.harness.stages import BILLS, preview, stage_context
+from tests.harness.training import make_training
 
 PLAIN = [
     case for case in CASES
@@ -48,15 +47,13 @@ PLAIN = [
 
 def train(checkpoint: Checkpoint, where: Context, *, steps: int = 3) -> list[float]:
     rows = examples(checkpoint.head)
-    training = Training(
-        loss=LabelLoss(checkpoint.model), model=checkpoint.model, train=rows, validation=rows,
-        settings=Hyperparameters(
-            epochs=steps, batch_size=4, learning_rate=1e-2, max_steps=steps, weight_decay=0.1,
-            micro_batch_size=2,
-        ),
-        masks=checkpoint.masks, pad_id=0, seed=0, resume=where.resume, progress=where.progress,
-    )  # fmt: skip
-    return training.run().losses
+    settings = {
+        "epochs": steps, "batch_size": 4, "learning_rate": 1e-2, "max_steps": steps,
+        "weight_decay": 0.1, "micro_batch_size": 2,
+    }  # fmt: skip
+    return make_training(
+        checkpoint.model, rows, where.resume, settings, validation=rows, masks=checkpoint.masks
+    ).run().losses  # fmt: skip
 
 
 @pytest.mark.parametrize(("model_type", "changes", "head"), CASES)

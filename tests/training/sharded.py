@@ -20,21 +20,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from compressor.core.console import Console
 from compressor.core.errors import StageError
-from compressor.core.progress import Progress
 from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.quantized_layers import round_weights
 from compressor.stages.finetune import GradualPruning
 from compressor.training.distillation import DistillationLoss
 from compressor.training.dropout import disable_layer_drop
-from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.launch_config import Scheme
-from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss
 from tests.faults import LONG
 from tests.harness.models import BLOCKS, CASES, build_case, examples
+from tests.harness.training import make_training
 
 SHORT = (
     *("t5-seq2seq_lm", "bart-seq2seq_lm-tie_word_embeddings", "pegasus-seq2seq_lm"),
@@ -74,13 +71,10 @@ def train(
 ) -> dict[str, Any]:
     """Train a checkpoint in place, and tell what happened."""
     rows = rest.pop("rows", None) or examples(model.head, 13)
-    training = Training(
-        **{"loss": LabelLoss(model.model)} | rest, model=model.model, train=rows, validation=rows,
-        measure=LabelLoss(model.model), settings=Hyperparameters(**SETTINGS | (more or {})),
-        masks=model.masks, pad_id=0, seed=3, resume=where, progress=Progress(Console(), quiet=True),
-        scheme=scheme,
-    )  # fmt: skip
-    history = training.run()
+    history = make_training(
+        model.model, rows, where, SETTINGS | (more or {}), validation=rows, masks=model.masks,
+        measure=LabelLoss(model.model), seed=3, scheme=scheme, **rest,
+    ).run()  # fmt: skip
     return {"losses": history.losses, "validation": history.validation_losses}
 
 
@@ -196,18 +190,14 @@ def overflown(where: Path, scheme: Scheme) -> Result:
     return stop_training(where, scheme, model, loss=Steep(model.model))
 
 
-class Interrupted(Exception):
-    """As a kill would, but in the same process."""
-
-
 def interrupt(model: Checkpoint, where: Path, scheme: Scheme) -> None:
     """Train up to the fourth step; the last checkpoint is of an earlier one."""
 
     def after_step(step: int, total: int, whole: Any) -> None:
         if step == 4:
-            raise Interrupted
+            raise KeyboardInterrupt
 
-    with suppress(Interrupted):
+    with suppress(KeyboardInterrupt):
         train(model, where, scheme, {"checkpoint_seconds": 0}, after_step=after_step)
 
 

@@ -11,8 +11,6 @@ import pytest
 import torch
 from transformers import T5Config
 
-from compressor.core.console import Console
-from compressor.core.progress import Progress
 from compressor.data.examples import Examples
 from compressor.models.loading import build_model
 from compressor.training.checkpoints import (
@@ -21,10 +19,8 @@ from compressor.training.checkpoints import (
     downsample_losses,
     last_checkpoint,
 )
-from compressor.training.hyperparameters import Hyperparameters
-from compressor.training.loop import Training
-from compressor.training.losses import LabelLoss
 from tests.harness.models import T5
+from tests.harness.training import make_training
 
 NAME = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 STEPS = 12
@@ -50,11 +46,15 @@ def test_a_curve_is_bounded_and_ends_with_the_training(steps: int) -> None:
     assert total == pytest.approx(sum(losses))
 
 
-def test_validation_losses_stand_at_the_ends_of_epochs() -> None:
-    """Ten steps an epoch, ended by `max_steps` at 25: at 10, 20 and 25."""
+def test_what_a_history_tells() -> None:
+    """Validation losses at the ends of epochs: of ten steps each, ended by `max_steps` at 25. The
+    loss is the mean of the last twentieth: of 40 steps two, of 5 the last.
+    """
     history = History(step=25, losses=[1.0] * 25, validation_losses=[3.0, 2.0, 1.5])
     history.steps_per_epoch = 10
     assert history.summarize()["validation_curve"] == [[10, 3.0], [20, 2.0], [25, 1.5]]
+    assert History(losses=[9.0] * 38 + [1.0, 2.0]).summarize()["train_loss"] == 1.5
+    assert History(losses=[9.0] * 4 + [1.0]).summarize()["train_loss"] == 1.0
 
 
 def train(
@@ -85,14 +85,12 @@ def train(
             mask.view(-1)[4 * done - 4 : 4 * done] = False
 
     usual = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "checkpoint_seconds": 0.0}
-    training = Training(
-        loss=LabelLoss(model), model=model, train=Examples(ids, [row[:4] for row in ids]),
-        validation=Examples(ids[:4], [row[:4] for row in ids[:4]]),
-        settings=Hyperparameters(**usual | settings), masks=masks, pad_id=0, seed=seed,
-        resume=resume, progress=Progress(Console(quiet=True), quiet=True),
+    targets = [row[:4] for row in ids]
+    history = make_training(
+        model, Examples(ids, targets), resume, usual | settings,
+        validation=Examples(ids[:4], targets[:4]), masks=masks, seed=seed,
         after_step=after_step if gradual else None,
-    )  # fmt: skip
-    history = training.run()
+    ).run()  # fmt: skip
     return history, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -139,9 +137,3 @@ def test_the_validation_loss_is_without_dropout(tmp_path: Path) -> None:
     first, second = history.validation_losses
     assert first == second
     assert len(set(history.losses)) == STEPS
-
-
-def test_the_loss_of_a_training_is_the_mean_of_its_last_twentieth() -> None:
-    """Of 40 steps two, of 5 the last."""
-    assert History(losses=[9.0] * 38 + [1.0, 2.0]).summarize()["train_loss"] == 1.5
-    assert History(losses=[9.0] * 4 + [1.0]).summarize()["train_loss"] == 1.0

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import Trainer, get_linear_schedule_with_warmup
 
-from compressor.core.console import Console
-from compressor.core.progress import Progress
 from compressor.data.batching import global_batches
 from compressor.models.block import Block
 from compressor.stages.approximate import BlockSizes
@@ -23,13 +21,14 @@ from compressor.training.loop import Training, learning_rate
 from compressor.training.losses import LabelLoss
 from compressor.training.parallel import make_optimizer
 from tests.harness.models import CASES, build_case, examples
+from tests.harness.training import make_training
 from tests.training import sharded
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "epochs": 3, "batch_size": 5, "learning_rate": 1e-2, "weight_decay": 0.5, "clip_norm": 1.0,
     "checkpoint_seconds": 1e9,
 }  # fmt: skip
-Masks = dict[str, Tensor]
+Masks, Settings = dict[str, Tensor], dict[str, Any]
 
 
 def decayed_names(model: nn.Module, loss: nn.Module, **settings: Any) -> set[str]:
@@ -75,7 +74,7 @@ def test_the_rate_of_every_step_is_that_of_transformers_schedule(warmup: int, to
 
 
 def plain_training(
-    model: nn.Module, settings: Hyperparameters, masks: Masks, revise: Callable[[int], None]
+    model: nn.Module, settings: Settings, masks: Masks, revise: Callable[[int], None]
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and weights: as Trainer does it, with w · mask for a weight w."""
     loss, rows = LabelLoss(model), examples("seq2seq_lm", 13)
@@ -84,10 +83,8 @@ def plain_training(
         {"params": [p for n, p in model.named_parameters() if n in names]},
         {"params": [p for n, p in model.named_parameters() if n not in names], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    scheduler = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, 9)
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.5)
+    scheduler = get_linear_schedule_with_warmup(optimizer, settings.get("warmup_steps", 0), 9)
     losses = []
     lengths = rows.lengths(), [len(target) for target in rows.targets]
     for epoch in range(3):
@@ -99,7 +96,7 @@ def plain_training(
             tokens = sum(len(rows.targets[row]) for row in batch)
             mean = functional_call(loss, masked, (rows.batch(batch, 0),)) / tokens
             mean.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
             optimizer.step()
             optimizer.zero_grad()
             scheduler.step()
@@ -113,16 +110,10 @@ def plain_training(
 
 
 def our_training(
-    model: nn.Module,
-    settings: Hyperparameters,
-    masks: Masks,
-    revise: Callable[[int], None],
-    where: Path,
+    model: nn.Module, settings: Settings, masks: Masks, revise: Callable[[int], None], where: Path
 ) -> tuple[list[float], Training]:
-    rows = examples("seq2seq_lm", 13)
-    training = Training(
-        loss=LabelLoss(model), model=model, train=rows, validation=None, settings=settings,
-        masks=masks, pad_id=0, seed=3, resume=where, progress=Progress(Console(), quiet=True),
+    training = make_training(
+        model, examples("seq2seq_lm", 13), where, settings, masks=masks, seed=3,
         after_step=lambda step, total, whole: revise(step),
     )  # fmt: skip
     return training.run().losses, training
@@ -142,7 +133,7 @@ def smallest(model: nn.Module, amount: float) -> Masks:
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_losses_and_weights_are_those_of_the_usual_loop(tmp_path, kind, warmup) -> None:
     """Schedule, clipping, and a decay of 0.5 that leaves biases and norms alone."""
-    settings = Hyperparameters(**SETTINGS, warmup_steps=warmup)
+    settings = SETTINGS | {"warmup_steps": warmup}
     losses, weights = plain_training(sharded.start(kind).model, settings, {}, lambda step: None)
     model = sharded.start(kind).model
     losses_of_ours, _ = our_training(model, settings, {}, lambda step: None, tmp_path)
@@ -156,7 +147,7 @@ def test_what_is_pruned_counts_in_no_norm_and_no_average(tmp_path, gradual) -> N
     """At 80 % pruned, steps are clipped as those of the weights that are left: the losses are those
     of a training of w · mask, to 1e-6. `gradual`: the masks come after the third step.
     """
-    settings = Hyperparameters(**SETTINGS | {"clip_norm": 0.05})
+    settings = SETTINGS | {"clip_norm": 0.05}
     final = smallest(sharded.start("t5").model, 0.8)
 
     def reviser(masks: Masks) -> Callable[[int], None]:

@@ -14,8 +14,6 @@ import yaml
 from pydantic import TypeAdapter
 from torch import nn
 
-from compressor.core.console import Console
-from compressor.core.progress import Progress
 from compressor.data.sources import Data
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.quantization import Kind
@@ -27,11 +25,10 @@ from compressor.models.quantized_layers import (
 )
 from compressor.models.surgery import dequantize_checkpoint
 from compressor.stages.finetune import Finetune
-from compressor.training.hyperparameters import Hyperparameters
-from compressor.training.loop import Training
 from compressor.training.losses import LabelLoss, mean_loss
 from tests.harness.models import UNTIED, examples
 from tests.harness.runs import weights
+from tests.harness.training import make_training
 from tests.stages.test_quantize import pico, preview_facts
 
 INT4 = "{weights: int4, group_size: 16}"
@@ -140,14 +137,13 @@ def tune(
         if step == stop:
             raise KeyboardInterrupt
 
-    Training(
-        loss=LabelLoss(tuned.model), model=tuned.model, train=examples(start.head, 24),
-        validation=None, settings=Hyperparameters(
-            epochs=1000, max_steps=steps, batch_size=8, learning_rate=rate, warmup_steps=5,
-            checkpoint_seconds=0 if stop else 20,
-        ),
-        masks={}, pad_id=0, seed=0, resume=folder, progress=Progress(Console(), quiet=True),
-        forward_weights=within if aware else nullcontext, after_step=after_step,
+    settings = {
+        "epochs": 1000, "max_steps": steps, "batch_size": 8, "learning_rate": rate,
+        "warmup_steps": 5, "checkpoint_seconds": 0 if stop else 20,
+    }  # fmt: skip
+    make_training(
+        tuned.model, examples(start.head, 24), folder, settings, after_step=after_step,
+        forward_weights=within if aware else nullcontext,
     ).run()  # fmt: skip
     return tuned
 
