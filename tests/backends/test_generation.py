@@ -150,25 +150,6 @@ def test_padding_is_no_part_of_a_source() -> None:
     assert differing  # where `generate` takes pads for tokens of the source
 
 
-@pytest.mark.parametrize(
-    ("settings", "beams"),
-    [
-        ({"max_time": 0.5}, 1),
-        ({"max_new_tokens": 4}, 2),
-        ({"stop_strings": ["."]}, 1),
-        ({"num_beams": 4, "num_beam_groups": 2}, 2),
-    ],
-    ids=str,
-)
-def test_a_setting_that_is_not_followed_is_named(settings: dict[str, Any], beams: int) -> None:
-    """Where a decode begins, too: a model that is loaded in Python has no plan."""
-    model = pico("t5")
-    model.generation_config.update(**settings)
-    name = list(settings)[-1]
-    with pytest.raises(StageError, match=f"sets {name} to .*`generation: {{{name}: null}}`"):
-        generate_rows(model, texts(), max_length=9, num_beams=beams)
-
-
 def test_lengths_are_those_of_the_usual_script() -> None:
     """run_summarization.py: `np.count_nonzero(pred != tokenizer.pad_token_id)` of each prediction,
     its decoder start token included, which is a pad in T5 and an end token in BART.

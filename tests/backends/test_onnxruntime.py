@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
+from transformers import GenerationConfig
 
 from compressor.backends import formats
 from compressor.backends.formats import ExportInfo
@@ -27,7 +27,8 @@ from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import quantize_rows, quantize_weights
 from compressor.models.surgery import dequantize_checkpoint
 from tests.backends.test_generation import pico, texts
-from tests.harness.models import PICO, generate_rows
+from tests.harness.models import generate_rows
+from tests.training.test_distillation import build_pico
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
 
@@ -48,16 +49,6 @@ def generator(kind: str, **changes: Any) -> Checkpoint:
             if parameter.dim() == 1:  # norms and biases too: equal ones would share a tensor
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return Checkpoint(model, None, "seq2seq_lm")
-
-
-def classifier(kind: str) -> Checkpoint:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **PICO[kind], num_labels=3, pad_token_id=0)
-    model = AutoModelForSequenceClassification.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return Checkpoint(model, None, "sequence_classification")
 
 
 def written(checkpoint: Checkpoint, folder: Path, weights: Any) -> Path:
@@ -253,7 +244,7 @@ def test_int8_values_are_those_of_quantize_and_a_tied_one_is_once_on_disk(tmp_pa
 
 def test_a_classifiers_logits_are_torchs(tmp_path: Path) -> None:
     """Within 1e-5, for rows of all lengths, in their order. Other families: `tests.support`."""
-    checkpoint = classifier("bert")
+    checkpoint = Checkpoint(build_pico("bert", 0, "class"), None, "sequence_classification")
     model = OnnxModel(written(checkpoint, tmp_path, "float32"), 1)
     sources = [[token % 50 for token in row] for row in texts(20)]
     done: list[int] = []
@@ -269,7 +260,7 @@ def test_a_classifiers_logits_are_torchs(tmp_path: Path) -> None:
 
 def test_an_int8_checkpoint_keeps_its_values(tmp_path: Path) -> None:
     """They are on disk as they are, and the logits are the float ones' of the same values."""
-    checkpoint = classifier("bert")
+    checkpoint = Checkpoint(build_pico("bert", 0, "class"), None, "sequence_classification")
     quantize_weights(checkpoint.model)
     checkpoint.quantization = Quantization(weights="int8")
     before = {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}

@@ -59,15 +59,13 @@ def main() -> None:
         }
         for side, records, scores in (("v6", hand, by_hand), ("auto", auto, measured))
     }
+    scores = [[metrics["rougeLsum"]] for metrics in (measured, by_hand)]
     write(
         given.name,
-        {
-            **compare([measured["rougeLsum"]], [by_hand["rougeLsum"]], "rougeLsum"),
-            "ratio": measured["rougeLsum"] / by_hand["rougeLsum"],
-            "base_validation_loss": hand["finetune"]["metrics"]["validation_loss"],
-            "overrides": overrides,
-            **rows,
-        },
+        **compare(*scores, "rougeLsum") | {"ratio": scores[0][0] / scores[1][0]},
+        base_validation_loss=hand["finetune"]["metrics"]["validation_loss"],
+        overrides=overrides,
+        **rows,
     )
 
 

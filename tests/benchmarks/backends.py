@@ -65,7 +65,7 @@ def main() -> None:
         for name, metrics in timed.items()
     }
     halves = {name: round(size, 2) for name, size in sizes.items() if name.startswith("half_")}
-    write("backends", {"models": result, "half the layers, MB": halves})
+    write("backends", **{"models": result, "half the layers, MB": halves})
 
 
 if __name__ == "__main__":

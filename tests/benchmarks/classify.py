@@ -105,17 +105,15 @@ def main() -> None:
     rows, middle, rounds = time_trainings(CASES, make_inputs, train, rows=1600, layout="labels")
     write(
         "classify",
-        {
-            "ours": middle["ours"],
-            "theirs": middle["theirs_max"],
-            "ratio": middle["ours"] / middle["theirs_max"],
-            "asked": ASKED,
-            "unit": "samples/s",
-            "against_dynamic_padding": middle["ours"] / middle["theirs"],
-            **rounds,
-            "timed_steps": rows // BATCH - WARM_UP,
-            "model": f"two {'' if REAL.is_dir() else 'fresh '}layers of MiniLM-L6's shape",
-        },
+        ours=middle["ours"],
+        theirs=middle["theirs_max"],
+        ratio=middle["ours"] / middle["theirs_max"],
+        asked=ASKED,
+        unit="samples/s",
+        against_dynamic_padding=middle["ours"] / middle["theirs"],
+        **rounds,
+        timed_steps=rows // BATCH - WARM_UP,
+        model=f"two {'' if REAL.is_dir() else 'fresh '}layers of MiniLM-L6's shape",
     )
 
 

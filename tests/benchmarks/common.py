@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +31,7 @@ WARM_UP = 3
 """Steps that are not timed: memory still grows in them."""
 
 
-def write(name: str, result: Mapping[str, Any]) -> None:
+def write(name: str, **result: Any) -> None:
     """Print a result and keep it in `outputs/bench/<name>.json`."""
     folder = Path("outputs/bench")
     folder.mkdir(parents=True, exist_ok=True)

@@ -104,17 +104,15 @@ def main() -> None:
     speeds = rounds["samples_per_second"]
     write(
         "finetune",
-        {
-            "ours": middle["ours"],
-            "theirs": middle["theirs"],
-            "ratio": middle["ours"] / middle["theirs"],
-            "unit": "samples/s",
-            "pairs": list(zip(speeds["ours"], speeds["theirs"], strict=True)),
-            "ratios": {f"{a} / {b}": middle[a] / middle[b] for a, b, _ in ASKED},
-            "asked": {f"{a} / {b}": asked for a, b, asked in ASKED},
-            **rounds,
-            "model": "real T5, 77 M" if REAL.is_dir() else "T5-small's shape, fresh, 60.5 M",
-        },
+        ours=middle["ours"],
+        theirs=middle["theirs"],
+        ratio=middle["ours"] / middle["theirs"],
+        unit="samples/s",
+        pairs=list(zip(speeds["ours"], speeds["theirs"], strict=True)),
+        ratios={f"{a} / {b}": middle[a] / middle[b] for a, b, _ in ASKED},
+        asked={f"{a} / {b}": asked for a, b, asked in ASKED},
+        **rounds,
+        model="real T5, 77 M" if REAL.is_dir() else "T5-small's shape, fresh, 60.5 M",
     )
 
 

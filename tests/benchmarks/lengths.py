@@ -26,6 +26,7 @@ from transformers import (
 
 from compressor.backends.beam_search import up_to_end
 from compressor.backends.torch import generation
+from tests.backends.test_generation import generated
 from tests.benchmarks.common import compare, time_call, write
 from tests.harness.models import decode_sweep, generate_rows
 
@@ -97,16 +98,6 @@ def predict(model: T5ForConditionalGeneration, rows: Rows, limits: list[int]) ->
     }
 
 
-def generate(model: T5ForConditionalGeneration, rows: Rows, limit: int) -> Rows:
-    """The loop of transformers on one batch of all rows."""
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
-    output = model.generate(
-        ids, attention_mask=(ids != PAD).long(), max_length=limit, do_sample=False, num_beams=1
-    )
-    return [up_to_end(row, [EOS]) for row in output[:, 1:].tolist()]
-
-
 def measure_limits(count: int, repeats: int) -> dict[str, Any]:
     """The sweep, one decode at its longest limit, and their predictions, in turn."""
     model = t5_small()
@@ -140,7 +131,7 @@ def measure_ended_rows(count: int, repeats: int) -> dict[str, Any]:
     pairs = list[tuple[float, float]]()
     for _ in range(repeats):
         ours, decoded = time_call(lambda: generate_rows(model, rows, max_length=128))
-        theirs, expected = time_call(lambda: generate(model, rows, 128))
+        theirs, expected = time_call(lambda: generated(model, rows, 128))
         assert expected == decoded.tokens
         pairs.append((ours, theirs))
     return compare(*zip(*pairs, strict=True), "s") | {
@@ -152,7 +143,7 @@ def measure_ended_rows(count: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    write("lengths", measure_limits(48, 2) | {"ended_rows": measure_ended_rows(96, 5)})
+    write("lengths", **measure_limits(48, 2), ended_rows=measure_ended_rows(96, 5))
 
 
 if __name__ == "__main__":

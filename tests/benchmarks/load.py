@@ -236,7 +236,7 @@ def main() -> None:
             Path(folder, "mine.yaml").write_text(RECIPE)
             result[name] = PARTS[name](Path(folder))
         print(name, json.dumps(result[name]), flush=True)
-    write("load", result)
+    write("load", **result)
 
 
 if __name__ == "__main__":

@@ -81,18 +81,16 @@ def main() -> None:
         assert abs(ours - theirs) < 1e-5 * abs(theirs), "not the same loss"
     write(
         "long_inputs",
-        {
-            "ours": longest["ours"],
-            "theirs": longest["theirs_checkpointed"],
-            "ratio": longest["theirs_checkpointed"] / longest["ours"],
-            "ratio_without_checkpointing": longest["theirs"] / longest["ours"],
-            "ratio_reading": longest["theirs_reading"] / longest["ours_reading"],
-            "unit": "MiB above the loaded model",
-            "model": "LongT5, 4 + 4 layers of 256, 4 heads, transient-global, float32",
-            "label_tokens": LABELS,
-            "input_tokens": LENGTHS[-1],
-            "by_length": results,
-        },
+        ours=longest["ours"],
+        theirs=longest["theirs_checkpointed"],
+        ratio=longest["theirs_checkpointed"] / longest["ours"],
+        ratio_without_checkpointing=longest["theirs"] / longest["ours"],
+        ratio_reading=longest["theirs_reading"] / longest["ours_reading"],
+        unit="MiB above the loaded model",
+        model="LongT5, 4 + 4 layers of 256, 4 heads, transient-global, float32",
+        label_tokens=LABELS,
+        input_tokens=LENGTHS[-1],
+        by_length=results,
     )
 
 

@@ -76,7 +76,7 @@ def main() -> None:
         for kind, (_, metrics) in models.items()
     }
     ours, theirs = (formats[kind]["bytes"] / 1e6 for kind in ("int8", "huggingface"))
-    write("packed", compare([ours], [theirs], "MB") | {"formats": formats})
+    write("packed", **compare([ours], [theirs], "MB"), formats=formats)
 
 
 if __name__ == "__main__":

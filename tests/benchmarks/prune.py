@@ -62,8 +62,9 @@ def weights_of(known: Facts) -> Tensors:
 
 def ours(known: Facts, weights: Tensors) -> Tensors:
     masks: Tensors = {}
+    groups = known.list_groups()
     for path, amount in STEPS:
-        group = {name: weights[name] for name in known.list_groups()[path]}
+        group = {name: weights[name] for name in groups[path]}
         prune_smallest(group, masks, round(amount * count_left(masks, group)))
         for name, weight in group.items():
             apply_mask(weight, masks[name])
@@ -75,8 +76,9 @@ def theirs(known: Facts, weights: Tensors) -> Tensors:
     for name, weight in weights.items():
         layers[name] = nn.Linear(1, 1, bias=False)
         layers[name].weight = nn.Parameter(weight, requires_grad=False)
+    groups = known.list_groups()
     for path, amount in STEPS:
-        pairs = [(layers[name], "weight") for name in known.list_groups()[path]]
+        pairs = [(layers[name], "weight") for name in groups[path]]
         prune.global_unstructured(pairs, prune.L1Unstructured, amount=amount)
     return {name: layer.weight_mask for name, layer in layers.items()}
 
@@ -133,18 +135,15 @@ def main() -> None:
     compared = compare(seconds["ours"], seconds["theirs"], "s")
     write(
         "prune",
-        {
-            **compared,
-            "ratio": compared["theirs"] / compared["ours"],
-            "extra_mib": {side: mib for side, (mib, _) in memory.items()},
-            "masks_mib": memory["ours"][1],
-            "allowed_mib": memory["ours"][1] + 64,
-            "kept": kept["ours"],
-            "same_count": kept["ours"] == kept["theirs"],
-            "differing_entries": count,
-            "all_of_them_ties": ties,
-            "scaling": scaling,
-        },
+        **compared | {"ratio": compared["theirs"] / compared["ours"]},
+        extra_mib={side: mib for side, (mib, _) in memory.items()},
+        masks_mib=memory["ours"][1],
+        allowed_mib=memory["ours"][1] + 64,
+        kept=kept["ours"],
+        same_count=kept["ours"] == kept["theirs"],
+        differing_entries=count,
+        all_of_them_ties=ties,
+        scaling=scaling,
     )
 
 

@@ -59,13 +59,10 @@ def main() -> None:
                 best[name, tokens] = min(best.get((name, tokens), taken), taken)
     write(
         "quantize",
-        {
-            "shape": [ROWS, COLUMNS],
-            "unit": "microseconds",
-            "tokens": {
-                name: {tokens: round(best[name, tokens] * 1e6) for tokens in TOKENS}
-                for name, _ in best
-            },
+        shape=[ROWS, COLUMNS],
+        unit="microseconds",
+        tokens={
+            name: {tokens: round(best[name, tokens] * 1e6) for tokens in TOKENS} for name, _ in best
         },
     )
 

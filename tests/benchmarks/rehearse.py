@@ -59,7 +59,7 @@ def main() -> int:
         mark = "✓" if result["passed"] else "✗"
         seconds = (f"{result[key]:.1f}" for key in ("seconds", "processor_seconds"))
         table.add_row(result["recipe"], mark, *seconds, result["error"])
-    write("rehearse", {"recipes": results, "load": os.getloadavg()})
+    write("rehearse", recipes=results, load=os.getloadavg())
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 0 if all(result["passed"] for result in results) else 1
 

@@ -62,21 +62,19 @@ def main() -> None:
     times = {name: [taken[name] for taken in rounds] for name in checkpoints}
     write(
         "slice",
-        {
-            "model": "T5-small's shape, fresh, float32",
-            "source_tokens": SOURCE,
-            "target_tokens": TARGET,
-            "threads": 2,
-            **compare(times["sliced"], times["original"], "s"),
-            "parameters": {n: c.derive_facts().parameters for n, c in checkpoints.items()},
-            "medians": {name: statistics.median(values) for name, values in times.items()},
-            # Of each round, since a round shares the machine's mood.
-            "ratios": {
-                name: 1 / compare(values, times["original"], "")["ratio"]
-                for name, values in times.items()
-            },
-            "rounds": times,
+        model="T5-small's shape, fresh, float32",
+        source_tokens=SOURCE,
+        target_tokens=TARGET,
+        threads=2,
+        **compare(times["sliced"], times["original"], "s"),
+        parameters={n: c.derive_facts().parameters for n, c in checkpoints.items()},
+        medians={name: statistics.median(values) for name, values in times.items()},
+        # Of each round, since a round shares the machine's mood.
+        ratios={
+            name: 1 / compare(values, times["original"], "")["ratio"]
+            for name, values in times.items()
         },
+        rounds=times,
     )
 
 

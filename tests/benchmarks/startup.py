@@ -58,8 +58,8 @@ def main() -> None:
             run("-c", CODE, *words, cwd=folder)
             rounds = [run("-m", "compressor", *words, cwd=folder) for _ in range(ROUNDS)]
             seconds[command] = round(min(rounds), 3)
-    result: dict[str, Any] = {"machine": machine.describe_machine(), "cpu_seconds": seconds}
-    write("startup", result | {"limits": LIMITS})
+    about = machine.describe_machine()
+    write("startup", machine=about, cpu_seconds=seconds, limits=LIMITS)
     slow = [command for command, limit in LIMITS.items() if seconds[command] > limit]
     if slow:
         sys.exit(f"slower than their limits: {', '.join(slow)}")

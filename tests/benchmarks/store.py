@@ -70,15 +70,12 @@ def main() -> None:
     billions = parameters / 1e9
     write(
         "store",
-        {
-            "machine": machine.describe_machine(),
-            "parameters": parameters,
-            "artifact_bytes": written,
-            "bytes_for_each_parameter": round(written / parameters, 3),
-            "seconds_for_each_billion": {
-                name: round(statistics.median(times) / billions, 2)
-                for name, times in seconds.items()
-            },
+        machine=machine.describe_machine(),
+        parameters=parameters,
+        artifact_bytes=written,
+        bytes_for_each_parameter=round(written / parameters, 3),
+        seconds_for_each_billion={
+            name: round(statistics.median(times) / billions, 2) for name, times in seconds.items()
         },
     )
 

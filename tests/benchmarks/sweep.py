@@ -70,20 +70,18 @@ def main() -> None:
     without = len(VALUES) * statistics.mean(run["seconds"] for run in alone)
     write(
         "sweep",
-        {
-            "points": len(VALUES),
-            "runs_without_the_store": len(alone),
-            "seconds": round(swept, 1),
-            "seconds_of_the_same_command_again": round(again, 2),
-            "seconds_without_the_store": round(without, 1),
-            "shared_stages_seconds": round(shared, 1),
-            "tails_seconds": [round(tail, 1) for tail in tails],
-            "over_shared_once_and_tails": round(swept / ideal, 3),
-            "over_its_own_stages": round(swept / sum(made.values()), 3),
-            "times_faster_than_without": round(without / swept, 2),
-            "distinct_stages": len(made),
-            "stages_of_a_run_without_the_store": max(len(run["stages"]) for run in alone),
-        },
+        points=len(VALUES),
+        runs_without_the_store=len(alone),
+        seconds=round(swept, 1),
+        seconds_of_the_same_command_again=round(again, 2),
+        seconds_without_the_store=round(without, 1),
+        shared_stages_seconds=round(shared, 1),
+        tails_seconds=[round(tail, 1) for tail in tails],
+        over_shared_once_and_tails=round(swept / ideal, 3),
+        over_its_own_stages=round(swept / sum(made.values()), 3),
+        times_faster_than_without=round(without / swept, 2),
+        distinct_stages=len(made),
+        stages_of_a_run_without_the_store=max(len(run["stages"]) for run in alone),
     )
 
 
