@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 
-class Missing:
+class Missing(Enum):
     """Stands for a value where the other side alone has the key."""
 
+    MISSING = "(not there)"
+
     def __repr__(self) -> str:
-        return "(not there)"
-
-    def __reduce__(self) -> str:
-        """Make a copy, such as that of `dataclasses.asdict`, `MISSING` itself."""
-        return "MISSING"
+        return self.value
 
 
-MISSING = Missing()
+MISSING = Missing.MISSING
 
 
 @dataclass(frozen=True)

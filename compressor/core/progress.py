@@ -19,6 +19,7 @@ How a person sees them is `compressor.core.display`'s.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -57,12 +58,9 @@ class Progress:
     ) -> None:
         self.events, self.watch = events, watch
         self._display = None if quiet else make_display(console)
-        self._unwritten = self._has_warned = False
+        self._has_warned = False
         self._said: set[str] = set()
         self._moved: dict[str, tuple[float, float]] = {}  # title → when it began, and was written
-        if events is not None:
-            with suppress(OSError):  # as in `_write`
-                _end_last_line(events)
 
     def __enter__(self) -> Self:
         return self
@@ -92,16 +90,16 @@ class Progress:
     def _write(self, events: Path, line: str) -> None:
         """Append a line. Where that fails, say so once and go on: the work may be worth hours."""
         try:
-            if self._unwritten:
-                _end_last_line(events)
-            with events.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
-            self._unwritten = False
+            with events.open("a+b") as stream:
+                if stream.tell():  # the half a line that a killed process has left gets an end
+                    stream.seek(-1, os.SEEK_END)
+                    stream.write(b"" if stream.read() == b"\n" else b"\n")
+                stream.write(f"{line}\n".encode())
         except OSError as error:
             if not self._has_warned:
                 reason = explain_error(error, events) or str(error)
                 print_warning(f"what happens is not recorded: {reason}")
-            self._unwritten = self._has_warned = True
+            self._has_warned = True
 
     def _is_written(self, kind: str, values: Mapping[str, Any]) -> bool:
         """Tell whether the file gets an event: of a long bar's moves it gets fewer and fewer."""
@@ -151,13 +149,6 @@ class Progress:
             yield bar
         finally:
             bar.emit(ended=True)
-
-
-def _end_last_line(path: Path) -> None:
-    """End the half a line that a killed process has left, so that the next event has its own."""
-    if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
-        with path.open("ab") as stream:
-            stream.write(b"\n")
 
 
 def parse_event(line: bytes) -> dict[str, Any] | None:

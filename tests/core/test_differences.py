@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -17,9 +15,7 @@ from compressor.core.differences import (
 
 
 def test_it_names_the_innermost_keys_in_order() -> None:
-    """A changed, a removed and an added key, each with its path and both values. A list is one
-    value, and what is missing stays so in a copy: it is told by `is`.
-    """
+    """A changed, a removed and an added key, each with its path and both values; a list is one."""
     before = {"seed": 0, "stages": {"prune": {"amounts": {"lm_head": 0.3}}, "old": {"epochs": 1}}}
     after = {"seed": 0, "stages": {"prune": {"amounts": {"lm_head": 0.5}}, "new": None}}
     orders = ["load", "prune"], ["load", "shrink", "prune"]
@@ -29,8 +25,6 @@ def test_it_names_the_innermost_keys_in_order() -> None:
         Difference("stages.new", MISSING, None),
         Difference("pipeline", *orders),
     ]
-    assert asdict(Difference("stages.new", MISSING, None))["before"] is MISSING
-    assert pickle.loads(pickle.dumps(MISSING)) is MISSING
 
 
 @pytest.mark.parametrize(
