@@ -24,6 +24,7 @@ from compressor.models.structure import (
     Stack,
     UnitKind,
     Units,
+    Widths,
     renumber_parameter,
 )
 
@@ -56,7 +57,8 @@ and these functions of a `config` that has every key of `DEFAULTS` and `head`:
 - `stacks`: name → `Stack`, the layers of the encoder and of the decoder;
 - `parameters` (`untied_head`: None is as the config says): name → shape of every distinct tensor;
 - `ties`: a parameter that shares its tensor with another → the name under which that is counted;
-- `heads`, `feed_forward`, `vocabulary`: the `Units` of that kind that can be removed from a model;
+- `heads` (only where a config can spare some), `feed_forward`, `vocabulary`: the `Units` of that
+  kind that can be removed from a model;
 - `channels` (optional, of the shapes too): the `Channels` that `smooth` can rescale;
 - `reserved_positions` (optional): the number of position embeddings that no token uses.
 """
@@ -256,7 +258,17 @@ class Facts:
 
     def list_units(self, kind: UnitKind) -> tuple[Units, ...]:
         """List the removable units of a kind: attention heads, neurons or tokens."""
-        return tuple(getattr(self._architecture, kind)(self.config))
+        declare = getattr(self._architecture, kind, None)
+        return () if declare is None else tuple(declare(self.config))
+
+    @property
+    def why_heads_stay(self) -> str:
+        """Why a plain config cannot express fewer heads; "" where it can."""
+        widths: Widths = self._architecture.WIDTHS
+        if widths.key_heads:
+            return f"heads of a {self.model_type} are not sliced: groups of them share keys"
+        reason = f"heads cannot leave a {self.model_type}: its config has no head size of its own"
+        return "" if widths.head_size else f"{reason}, which is {widths.hidden} / {widths.heads[0]}"
 
     def list_channels(self) -> tuple[Channels, ...]:
         """List the channels that `smooth` can rescale, if the architecture has any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -61,8 +61,6 @@ class Units:
     stack: str = ""
     chosen_with: str = ""
     """Units of the same `chosen_with` must lose the same indices; "" chooses for itself."""
-    stays: str = ""
-    """Why a plain config cannot express another width; "" where it can."""
 
     @property
     def tensors(self) -> dict[str, int]:
@@ -99,36 +97,30 @@ class Stack:
         blocks = self.blocks or [None] * self.layers
         return [f"{self.prefix}.{layer}" for layer, block in enumerate(blocks) if block is None]
 
-    def list_units(
+    def list_neurons(
         self,
         config: Mapping[str, Any],
         part: str,
         key: str,
-        inner: Iterable[str],
-        output: str,
         *,
         biases: bool = True,
         transposed: bool = False,
         count: int = 0,
-        shared: str = "",
     ) -> list[Units]:
-        """List the units of a part of every layer: rows of inner matrices, columns of the output.
+        """List the neurons of every layer: rows of inner matrices, columns of the output one.
 
-        `part`, `inner` and `output` are paths in a layer. `biases`: the inner ones have some.
-        `transposed`: as in `Conv1D`. `count`: where the config does not say it. `shared`: the
-        config's width that heads divide among them, so that none can leave.
+        `part`: the path in a layer that names them. `biases`: the inner matrices have some.
+        `transposed`: as in `Conv1D`. `count`: where the config does not say it.
         """
-        stays = f"heads cannot leave a {config['model_type']}: its config has no head size of its "
-        names, row = tuple(inner), int(transposed)
+        (*inner, output), row = self.parts["feed_forward"], int(transposed)
         return [
             Units(
                 f"{path}.{part}",
                 key,
                 count or config[key],
-                {f"{path}.{n}.weight": row for n in names} | {f"{path}.{output}.weight": 1 - row},
-                carried={f"{path}.{n}.bias": 0 for n in names} if biases else {},
+                {f"{path}.{n}.weight": row for n in inner} | {f"{path}.{output}.weight": 1 - row},
+                carried={f"{path}.{n}.bias": 0 for n in inner} if biases else {},
                 stack=self.name,
-                stays=f"{stays}own, which is {shared} / {key}" if shared else "",
             )
             for path in self.paths
         ]

@@ -180,11 +180,12 @@ class Slice(Widths, Stage):
                 hint = nearest(stack, facts.list_stacks())
                 report(stack, f"{facts.model_type} has no {stack}; {hint}")
                 continue
+            if kind == "heads" and facts.why_heads_stay:
+                report(path, facts.why_heads_stay)
+                continue
             members = [units for units in facts.list_units(kind) if stack in ("", units.stack)]
             if not members:
                 report(path, f"{facts.model_type} has no {_NAMES[kind]} that could be sliced")
-            elif members[0].stays:
-                report(path, members[0].stays)
             elif (most := min(units.count for units in members)) < amount:
                 report(path, f"{amount} is outside 1 … {most}, the {_NAMES[kind]} there are")
             else:

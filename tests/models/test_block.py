@@ -166,25 +166,6 @@ def test_in_a_model_a_padded_row_gives_what_it_gives_alone(model_type: str, atte
     torch.testing.assert_close(blocks[0](states[1]), states[2])
 
 
-def test_gradient_checkpointing_gives_the_same_gradients() -> None:
-    """In a fine-tuning of the whole model the block is one of its layers here too."""
-    gradients = []
-    for checkpointing in (False, True):
-        model: Any = fresh(
-            **BLOCKS, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-        ).model
-        for block in model.modules():
-            if isinstance(block, Block):
-                block.dropout.p = 0.0
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-            assert model.encoder.layer[1].gradient_checkpointing
-        model.train()(IDS, attention_mask=REAL.long()).last_hidden_state[REAL].sum().backward()
-        gradients.append([p.grad for p in model.encoder.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
-
-
 def test_it_comes_back_everywhere_but_in_plain_transformers(tmp_path) -> None:
     """Saved, exported both ways, int8: each loads with the same logits. `from_pretrained` fails,
     instead of giving a model with a layer drawn anew.

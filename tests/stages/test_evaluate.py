@@ -7,7 +7,6 @@ import json
 
 import pytest
 
-from compressor.core.progress import Progress
 from compressor.evaluation.rouge import METRIC_KEYS
 from tests.harness.stages import SUMMARIES, TEXTS, measure, pico_t5, rows_of_text
 
@@ -57,8 +56,8 @@ def test_a_demo_text_is_summarized_as_a_row_would_be(tmp_path) -> None:
     assert demo["summary"] == rows[0]["prediction"] != ""
 
 
-def test_hindi_is_scored_by_its_own_words(recipe, run, tmp_path, monkeypatch) -> None:
-    """A text's first sentence is its summary: lead-1 scores 1. A recipe may ask for the other."""
+def test_hindi_is_scored_by_its_own_words(recipe, run, tmp_path) -> None:
+    """A text's first sentence is its summary: lead-1 scores 1."""
     path = recipe(
         ("/data: bills", "/data: files"),
         ("[load, finetune, prune, recover, evaluate]", "[baseline, load, evaluate]"),
@@ -67,7 +66,7 @@ def test_hindi_is_scored_by_its_own_words(recipe, run, tmp_path, monkeypatch) ->
     )
     summaries = [f"सरकार ने {'बार ' * number}नई योजना की घोषणा की।" for number in range(16)]
     texts = [f"{summary} भारत में मानसून आया।" for summary in summaries]
-    data = rows_of_text(tmp_path, texts, summaries)
+    rows_of_text(tmp_path, texts, summaries)
     done = run("run", path, "data.files.validation=rows.jsonl")
     assert done.code == 0, done.err
     lead, scored = (done.record(name)["metrics"] for name in ("baseline", "evaluate"))
@@ -75,12 +74,6 @@ def test_hindi_is_scored_by_its_own_words(recipe, run, tmp_path, monkeypatch) ->
     assert scored["rouge_tokenizer"] == scored["lengths"]["8"]["rouge_tokenizer"] == "unicode"
     assert "ROUGE's tokenizer: unicode" in (done.run_folder / "README.md").read_text()
     assert "  ROUGE's tokenizer: unicode" in done.err + done.out
-    printed: list[str] = []
-    monkeypatch.setattr(Progress, "say", lambda _, text: printed.append(text))
-    for kind in ("baseline", "evaluate"):
-        scored = measure(kind, pico_t5(), data, tmp_path, rouge_tokenizer="english")
-        assert scored["rouge_tokenizer"] == "english"
-    assert sum("16 of 16 references have no word" in text for text in printed) == 2
 
 
 @pytest.mark.parametrize("planned", [True, False])

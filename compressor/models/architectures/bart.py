@@ -138,23 +138,12 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     return shapes
 
 
-def heads(config: Mapping[str, Any]) -> list[Units]:
-    """List the heads of every attention, as `Units`."""
-    units = []
-    for side, stack in stacks(config).items():
-        for part in _ATTENTIONS[side]:
-            *inner, output = (f"{part}.{name}" for name in _PROJECTIONS)
-            key = f"{side}_attention_heads"
-            units += stack.list_units(config, part, key, inner, output, shared="d_model")
-    return units
-
-
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
     """List the feed-forward neurons of every layer; each stack has a width of its own."""
     encoder, decoder = stacks(config).values()
     return [
-        *encoder.list_units(config, "fc1", "encoder_ffn_dim", ["fc1"], "fc2"),
-        *decoder.list_units(config, "fc1", "decoder_ffn_dim", ["fc1"], "fc2"),
+        *encoder.list_neurons(config, "fc1", "encoder_ffn_dim"),
+        *decoder.list_neurons(config, "fc1", "decoder_ffn_dim"),
     ]
 
 

@@ -115,17 +115,9 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     return shapes
 
 
-def heads(config: Mapping[str, Any]) -> list[Units]:
-    """List the attention heads of every layer, as `Units`."""
-    encoder, (*inner, output) = stacks(config)["encoder"], _ATTENTION
-    key = "num_attention_heads"
-    return encoder.list_units(config, "attention", key, inner, output, shared="hidden_size")
-
-
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
     """List the feed-forward neurons of every layer, as `Units`."""
-    encoder, (inner, output) = stacks(config)["encoder"], _FEED_FORWARD
-    return encoder.list_units(config, "intermediate", "intermediate_size", [inner], output)
+    return stacks(config)["encoder"].list_neurons(config, "intermediate", "intermediate_size")
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:

@@ -65,13 +65,6 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     return shapes
 
 
-def heads(config: Mapping[str, Any]) -> list[Units]:
-    """List the attention heads of every layer, as `Units`."""
-    encoder, (*inner, output) = stacks(config)["encoder"], _ATTENTION
-    return encoder.list_units(config, "attention", "n_heads", inner, output, shared="dim")
-
-
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
     """List the feed-forward neurons of every layer, as `Units`."""
-    encoder = stacks(config)["encoder"]
-    return encoder.list_units(config, "ffn", "hidden_dim", ["ffn.lin1"], "ffn.lin2")
+    return stacks(config)["encoder"].list_neurons(config, "ffn", "hidden_dim")

@@ -77,19 +77,10 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     return shapes
 
 
-def heads(config: Mapping[str, Any]) -> list[Units]:
-    """List the attention heads of every layer, as `Units`."""
-    decoder, output = stacks(config)["decoder"], "attn.c_proj"
-    return decoder.list_units(
-        config, "attn", "n_head", (), output, transposed=True, shared="n_embd"
-    )
-
-
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
     """List the feed-forward neurons: columns of `c_fc` and rows of `c_proj`, as in any `Conv1D`."""
     decoder, count = stacks(config)["decoder"], config.get("n_inner") or 4 * config["n_embd"]
-    matrices = ["mlp.c_fc"], "mlp.c_proj"
-    return decoder.list_units(config, "mlp", "n_inner", *matrices, transposed=True, count=count)
+    return decoder.list_neurons(config, "mlp", "n_inner", transposed=True, count=count)
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from compressor.models.structure import Shape, Stack, Table, Units, Widths
@@ -90,19 +89,10 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     return shapes
 
 
-def heads(config: Mapping[str, Any]) -> list[Units]:
-    """List the attention heads. None can be removed, since several queries share a key."""
-    stays = f"heads of a {config['model_type']} are not sliced: groups of them share keys"
-    decoder, key = stacks(config)["decoder"], "num_attention_heads"
-    units = decoder.list_units(config, "self_attn", key, (), _ATTENTION[-1])
-    return [replace(part, stays=stays) for part in units]
-
-
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
     """List the feed-forward neurons: one row each of gate and up, and a column of down."""
-    decoder, (*inner, output) = stacks(config)["decoder"], _FEED_FORWARD
-    key, biases = "intermediate_size", bool(config.get("mlp_bias"))
-    return decoder.list_units(config, "mlp", key, inner, output, biases=biases)
+    decoder, biases = stacks(config)["decoder"], bool(config.get("mlp_bias"))
+    return decoder.list_neurons(config, "mlp", "intermediate_size", biases=biases)
 
 
 def vocabulary(config: Mapping[str, Any]) -> list[Units]:

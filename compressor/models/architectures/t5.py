@@ -178,8 +178,7 @@ def feed_forward(config: Mapping[str, Any]) -> list[Units]:
     units = []
     for side, stack in stacks(config).items():
         part = f"layer.{2 if side == 'decoder' else 1}.DenseReluDense"
-        *inner, output = (f"{part}.{name}" for name in _feed_forward(config))
-        units += stack.list_units(config, part, "d_ff", inner, output, biases=False)
+        units += stack.list_neurons(config, part, "d_ff", biases=False)
     return units
 
 
