@@ -6,6 +6,9 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
 CELLS = 2000
 """Parts that the total is cut into: a step is 0.05 % of what has to go."""
 DIGITS = 12
@@ -50,23 +53,20 @@ def allocate_counts(curves: Mapping[str, Curve], base: float, total: int) -> dic
     if total <= 0:
         return dict.fromkeys(curves, 0)
     cell = total / CELLS
-    best = [0.0] + [float("inf")] * CELLS
+    best = np.full(CELLS + 1, np.inf)  # of the groups so far: cells → the least that they cost
+    best[0] = 0.0
     choices: list[list[int]] = []
     for name, curve in curves.items():
         cells = min(CELLS, int(most[name] / cell))
         added = [
             curve.interpolate_loss(k * cell / curve.left, base) - base for k in range(cells + 1)
         ]
-        new, choice = [float("inf")] * (CELLS + 1), [0] * (CELLS + 1)
-        for used in range(CELLS + 1):
-            for k in range(min(cells, used) + 1):
-                cost = best[used - k] + added[k]
-                if cost < new[used]:
-                    new[used], choice[used] = cost, k
-        best = new
-        choices.append(choice)
+        reached = np.concatenate([np.full(cells, np.inf), best])
+        costs = sliding_window_view(reached, cells + 1)[:, ::-1] + added  # [all cells, its own]
+        best = costs.min(1)
+        choices.append(costs.argmin(1).tolist())
     counts, used = dict(most), CELLS
-    if best[used] < float("inf"):  # rounding to cells keeps the last few from being reached
+    if best[used] < np.inf:  # rounding to cells keeps the last few from being reached
         for name, choice in zip(reversed(list(curves)), reversed(choices), strict=True):
             counts[name] = min(most[name], round(choice[used] * cell))
             used -= choice[used]

@@ -34,7 +34,7 @@ from compressor.stages.export import Export
 from compressor.stages.quantize import Quantize
 from compressor.stages.slice import Slice
 from compressor.training.distillation import DistillationLoss
-from tests.harness.models import BLOCKS, PICO
+from tests.harness.models import BLOCKS, PICO, build_case
 from tests.harness.stages import preview, stage_context
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "bart", "marian")
@@ -47,15 +47,12 @@ REAL = torch.tensor([[i < n for i in range(5)] for n in LENGTHS])
 
 def fresh(model_type: str = "bert", head: Head | None = None, **changes: Any) -> Checkpoint:
     """A pico model whose weights are large enough for its layers to matter."""
-    torch.manual_seed(0)
-    head = head or load_architecture(model_type).HEADS[0]
-    config = AutoConfig.for_model(model_type, **(PICO[model_type] | {"pad_token_id": 0} | changes))
-    model = build_model(config, head).eval()
+    checkpoint = build_case(model_type, changes, head or load_architecture(model_type).HEADS[0])
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in checkpoint.model.parameters():
             if parameter.requires_grad:  # Marian's positions are not
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return Checkpoint(model, None, head)
+    return checkpoint
 
 
 def outputs(model: Any, ids: Tensor = IDS, real: Tensor = REAL) -> Tensor:

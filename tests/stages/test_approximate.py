@@ -29,7 +29,6 @@ from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import list_stacks
 from compressor.models.surgery import keep_layers
 from compressor.stages.approximate import Approximate
-from compressor.stages.base import Inputs
 from compressor.stages.load import Load
 from compressor.training.losses import mean_loss
 from tests.engine.test_plan import plan_recipe
@@ -37,7 +36,7 @@ from tests.harness.command import Command, start
 from tests.harness.command import compressor as command
 from tests.harness.models import TWO_LABELS
 from tests.harness.runs import find_stage, kill, losses, wait_for_step
-from tests.harness.stages import preview, stage_context
+from tests.harness.stages import preview, run_stage
 from tests.models.test_block import IDS, LENGTHS, SIZES, fresh, outputs, pico
 
 SMALL = {"block": {"heads": 2, "head_size": 4, "depth": 1}, "batch_size": 4}
@@ -46,12 +45,8 @@ SMALL = {"block": {"heads": 2, "head_size": 4, "depth": 1}, "batch_size": 4}
 def run_approximate(
     checkpoint: Checkpoint, folder: Path, **settings: Any
 ) -> tuple[Checkpoint, dict[str, Any]]:
-    """What the stage makes of a checkpoint, and its metrics."""
-    checkpoint.save(folder / "before")
-    where = stage_context(folder)
     little = {"layers": [0, 1], "batches": 2, "validation_batches": 1}
-    stage = Approximate(**SMALL | little | settings)
-    return stage.run(Inputs(folder / "before"), where), where.metrics
+    return run_stage(Approximate(**SMALL | little | settings), checkpoint, folder)
 
 
 def test_the_recipes_block_is_the_published_one() -> None:
@@ -119,25 +114,6 @@ def test_the_loss_on_real_rows_counts_real_tokens(layers: list[int], difference:
     assert cut.item() == pytest.approx(expected, rel=1e-4)
     assert loss(rows.batch([], 0)).item() == 0
     assert mean_loss(loss, rows, 0, torch.device("cpu")) == pytest.approx(expected / 12, rel=1e-4)
-
-
-def test_the_loss_on_noise_reads_the_noise() -> None:
-    """By hand, without embeddings; no gradient and no dropout in the teacher; none for no rows."""
-    checkpoint, teacher, block = teacher_and_block([1, 2])
-    rows = NoiseRows(count=4, length=6, width=16, seed=0, stream=0)
-    loss = ApproximationLoss(teacher, block, "l1")
-    loss.train()
-    block.eval()
-    x = rows.batch([0, 3], 0)["hidden_states"]
-    model: Any = checkpoint.model
-    wanted = model.encoder.layer[2](model.encoder.layer[1](x))
-    expected = (block(x) - wanted).abs().mean() * 12
-    computed = loss(rows.batch([0, 3], 0))
-    assert computed.item() == pytest.approx(expected.item(), rel=1e-5)
-    computed.backward()
-    assert all(parameter.grad is not None for parameter in block.parameters())
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert loss(rows.batch([], 0)).item() == 0
 
 
 def test_the_floor_is_the_running_mean_of_the_teachers_outputs() -> None:
