@@ -32,6 +32,8 @@ class Model:
     tokenizer: Any = None
     """A tokenizer that `compressor.data.examples` takes; None for a model without one."""
     generation_config: Mapping[str, Any] = MappingProxyType({})
+    continues: bool = False
+    """Whether it is a decoder, whose output goes on from its source."""
 
     def generate_each_limit(
         self,
@@ -44,8 +46,9 @@ class Model:
     ) -> dict[int, GenerationOutput]:
         """Generate under each of `max_lengths`; if greedy, at the cost of the longest alone.
 
-        Lengths count the decoder start token. `min_length` 0 leaves it, like all else but beams,
-        to the generation config. `progress` gets the number of rows just done. Raises ValueError
+        Lengths count an encoder-decoder's start token; a decoder's sources are prompts, and its
+        lengths count new tokens. `min_length` 0 leaves it, like all else but beams, to the
+        generation config. `progress` gets the number of rows just done. Raises ValueError
         for a limit below 1, StageError where the model or a setting is none to decode with.
         """
         return decode_limits(
@@ -55,13 +58,14 @@ class Model:
             self.backend,
             num_beams=num_beams,
             min_length=min_length,
+            counts_start=not self.continues,
         )
 
     def _decode_rows(
         self, sources: Sequence[list[int]], search: Search, progress: Report
     ) -> list[list[int]]:
         """Decode under one limit: rows up to their end token, in the order of the sources."""
-        raise StageError("only an encoder-decoder is decoded")
+        raise StageError("a model without a language head writes no text")
 
     def logits(
         self, sources: Sequence[list[int]], *, progress: Report = ignore

@@ -40,7 +40,9 @@ def ignore(rows: int) -> None:
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of one decode. Lengths count the decoder start token, as in transformers."""
+    """Settings of one decode. Lengths count an encoder-decoder's start token, as in transformers;
+    of a decoder, new tokens alone.
+    """
 
     max_length: int
     num_beams: int = 1
@@ -59,7 +61,8 @@ class GenerationOutput:
     a row has an end token all the same. `seconds` and `generated` (tokens, up to the end token)
     are of the decode that the rows come from: in a sweep often that of the longest limit.
     `lengths` are those that transformers' `run_summarization.py` takes for `gen_len`: tokens that
-    are no pad, the start token too, which is an end token in BART, and a pad in T5.
+    are no pad, the start token too, which is an end token in BART, and a pad in T5. A decoder's are
+    its new tokens.
     """
 
     tokens: list[list[int]]
@@ -82,8 +85,11 @@ def decode_limits(
     *,
     num_beams: int,
     min_length: int,
+    counts_start: bool = True,
 ) -> dict[int, GenerationOutput]:
     """Decode at each limit, in rising order; see `Model.generate_each_limit`.
+
+    `counts_start`: a start token is counted, which rows lack.
 
     Greedy decoding does not look ahead, so what a shorter limit gives is a prefix. That holds with
     `min_length` and penalties, which look at the tokens so far. A forced last token (BART's
@@ -92,7 +98,7 @@ def decode_limits(
     """
     limits = sorted(set(max_lengths), reverse=True)
     if limits and limits[-1] < 1:
-        raise ValueError(f"max_length counts the decoder start token: {limits[-1]} is below 1")
+        raise ValueError(f"max_length: {limits[-1]} is below 1")
     require_followed(generation_config, backend, greedy=num_beams == 1)
     eos, forced = (
         list_ids(generation_config.get(key)) for key in ("eos_token_id", "forced_eos_token_id")
@@ -107,10 +113,13 @@ def decode_limits(
             started = time.perf_counter()
             rows = decode(Search(limit, num_beams, min_length, forced_end=not as_prefix))
             seconds = time.perf_counter() - started
-        cut = [cut_row(row, limit, eos, forced, as_prefix=as_prefix) for row in rows]
+        most = limit if counts_start else limit + 1
+        cut = [cut_row(row, most, eos, forced, as_prefix=as_prefix) for row in rows]
         tokens, cut_off = [row for row, _ in cut], [is_cut for _, is_cut in cut]
         # As `run_summarization.py` counts: what is no pad, the start token too.
-        lengths = [sum(token != pad for token in (start, *row)) for row in tokens]
+        lengths = [len(row) for row in tokens]
+        if counts_start:
+            lengths = [sum(token != pad for token in (start, *row)) for row in tokens]
         outputs[limit] = GenerationOutput(tokens, cut_off, lengths, seconds, sum(map(len, rows)))
     return dict(sorted(outputs.items()))
 

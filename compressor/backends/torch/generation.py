@@ -1,4 +1,4 @@
-"""Decoding of encoder-decoder models for evaluation, many limits from one decode; text is not here.
+"""Decoding by torch for evaluation, many limits from one decode; text is not here.
 
 Whatever decides the next token (encoder, logits processors, start and end tokens) is `generate`'s
 own. Only its greedy loop is replaced, by one that stops computing rows which have ended; while no
@@ -7,8 +7,9 @@ row has ended, the two loops are equally fast. Sampling is not offered: it has n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,6 +59,13 @@ _ROWWISE = {
 """These look at a row's own tokens and hold nothing per row, so rows may leave under them. Others
 (the two that look at the source, classifier-free guidance) index rows by their first place."""
 
+_LOOK_AT_PROMPT = (
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
+    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
+    *("min_length", "forced_bos_token_id"),
+)
+"""Settings that take the pads before a decoder's prompt for tokens of it, or count them."""
+
 
 def decode_rows(
     model: PreTrainedModel,
@@ -78,8 +86,11 @@ def decode_rows(
     try:
         lengths = [len(source) + search.max_length for source in sources]
         batches = evaluation_batches(lengths, tokens=BATCH_TOKENS // search.num_beams)
+        if _needs_equal_lengths(model):
+            batches = [part for batch in batches for part in _split_by_length(batch, lengths)]
         for batch, done in ranks.iterate_batches(batches):
-            if search.max_length > 1:  # `generate` refuses to give nothing
+            # Of a start token alone, `generate` refuses to give nothing.
+            if search.max_length > 1 or not model.config.is_encoder_decoder:
                 generated = _generate_batch(model, [sources[index] for index in batch], search)
                 rows |= dict(zip(batch, generated, strict=True))
             progress(done)
@@ -87,6 +98,19 @@ def decode_rows(
         model.train(training)
     rows = ranks.gather(rows)
     return [rows.get(index, []) for index in range(len(sources))]
+
+
+def _needs_equal_lengths(model: PreTrainedModel) -> bool:
+    """Tell whether a decoder's output, beyond rounding, depends on how long other prompts are."""
+    if model.config.is_encoder_decoder:
+        return False
+    values = (getattr(model.generation_config, name, None) for name in _LOOK_AT_PROMPT)
+    return any(value not in (None, 0, 1) for value in values)
+
+
+def _split_by_length(batch: list[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Split a batch, in order of length, into those of equal length."""
+    return (list(rows) for _, rows in groupby(batch, key=lambda row: lengths[row]))
 
 
 _WITHOUT = [name for name, use in SETTINGS.items() if use in ("no effect", "greedy")]
@@ -108,37 +132,50 @@ def _generate_batch(
     model: PreTrainedModel, sources: list[Sequence[int]], search: Search
 ) -> list[list[int]]:
     """Decode a batch, its longest row first, each up to its end token; by our loop where greedy."""
-    settings: dict[str, Any] = {"max_length": search.max_length, "num_beams": search.num_beams}
+    writes_anew = model.config.is_encoder_decoder
+    length, new = ("max_length", "min_length"), ("max_new_tokens", "min_new_tokens")
+    (most, least), unset = (length, new[1]) if writes_anew else (new, length[1])
+    settings: dict[str, Any] = {most: search.max_length, "num_beams": search.num_beams}
     if search.min_length:
-        settings |= {"min_length": search.min_length, "min_new_tokens": None}
+        settings |= {least: search.min_length, unset: None}
     if not search.forced_end:
         settings["forced_eos_token_id"] = None
     if search.num_beams == 1:
         settings["custom_generate"] = _search_greedily
     else:
         settings["logits_processor"] = LogitsProcessorList([_RefuseNaN()])
-    ids, mask = _pad_rows(model, sources)
-    # What looks at the source (`encoder_…` settings) must not see another row's length.
-    last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0))
+    ids, mask = _pad_rows(model, sources, side="right" if writes_anew else "left")
+    # Only a dynamic cache lets rows leave.
+    cache: Any = DynamicCache()
+    if writes_anew:
+        # What looks at the source (`encoder_…` settings) must not see another row's length.
+        last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0))
+        ids = torch.where(mask == 1, ids, last)
+        settings["encoder_outputs"] = _encode_rows(model, sources)
+        # Made here, since `generate` makes it with as many layers as the encoder has, too few where
+        # a T5's decoder is the deeper of the two.
+        cache = EncoderDecoderCache(cache, DynamicCache())
     without = [name for name in _WITHOUT if hasattr(model.generation_config, name)]
     output: list[list[int]] | Tensor = model.generate(
-        torch.where(mask == 1, ids, last),
+        ids,
         attention_mask=mask,
-        encoder_outputs=_encode_rows(model, sources),
         do_sample=False,
         num_return_sequences=1,
-        # Only a dynamic cache lets rows leave. Made here, since `generate` makes it with as many
-        # layers as the encoder has, too few where a T5's decoder is the deeper of the two.
-        past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+        past_key_values=cache,
         **dict.fromkeys(without) | {"use_cache": True},  # which training often has off
         **settings,
     )
-    tokens = output if isinstance(output, list) else output[:, 1:].tolist()
+    begin = 1 if writes_anew else ids.shape[1]
+    tokens = output if isinstance(output, list) else output[:, begin:].tolist()
     eos = list_ids(model.generation_config.eos_token_id)
     return [up_to_end(row, eos) for row in tokens]
 
 
-def _pad_rows(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def _pad_rows(
+    model: PreTrainedModel,
+    sources: Sequence[Sequence[int]],
+    side: Literal["left", "right"] = "right",
+) -> tuple[Tensor, Tensor]:
     """Make ids and mask, both rows x longest row, on the model's device.
 
     Rows that are all empty, of a tokenizer that ends none, have one masked pad, as in training.
@@ -146,9 +183,11 @@ def _pad_rows(model: PreTrainedModel, sources: Sequence[Sequence[int]]) -> tuple
     rows = [torch.tensor(source, dtype=torch.int64) for source in sources]
     if not any(sources):
         rows[0] = rows[0].new_full((1,), model.config.pad_token_id or 0)
-    ids = pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id or 0)
+    pad_id = max(0, model.config.pad_token_id or 0)  # Llama's may be -1
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side=side)
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    mask = mask.flip(1) if side == "left" else mask
     return ids.to(model.device), mask.to(model.device)
 
 
@@ -177,17 +216,20 @@ def _search_greedily(
     Called by `generate`. Its `encoder_outputs`, `attention_mask` and `past_key_values` must come in
     `model_kwargs`: `generate` would take one named here from the caller, past the encoder.
     """
-    cache, encoded = model_kwargs["past_key_values"], model_kwargs["encoder_outputs"]
+    begin, new = input_ids.shape[1], input_ids
+    ids_name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
     rows_may_leave = all(type(processor) in _ROWWISE for processor in logits_processor)
     rows: list[list[int]] = [[] for _ in input_ids]
     live = list(range(len(rows)))
     ended = torch.zeros(len(rows), dtype=torch.bool, device=input_ids.device)
     while live:
-        output = model(decoder_input_ids=input_ids[:, -1:], return_dict=True, **model_kwargs)
+        output = model(**{ids_name: new}, return_dict=True, **model_kwargs)
         scores = logits_processor(input_ids, output.logits[:, -1].float())
         best = scores.argmax(-1, keepdim=True)  # NaN is the largest there is
         strange = ~(scores.gather(1, best)[:, 0] < torch.inf) & ~ended
-        input_ids = torch.cat([input_ids, best], dim=1)
+        input_ids, new = torch.cat([input_ids, best], dim=1), best
+        if not model.config.is_encoder_decoder:
+            _move_on(model_kwargs)
         ended |= stopping_criteria(input_ids, None)
         count, wrong = torch.stack([ended.sum(), strange.sum()]).tolist()
         if wrong:
@@ -195,12 +237,29 @@ def _search_greedily(
         if count < len(live) and not (rows_may_leave and count >= _DROP_SHARE * len(live)):
             continue
         for place in ended.nonzero().flatten().tolist():
-            rows[live[place]] = input_ids[place, 1:].tolist()
+            rows[live[place]] = input_ids[place, begin:].tolist()
         stay = (~ended).nonzero().flatten()
         live = [live[place] for place in stay.tolist()]
         if live:
-            input_ids, ended = input_ids[stay], ended[stay]
-            cache.batch_select_indices(stay)
-            encoded.last_hidden_state = encoded.last_hidden_state[stay]
-            model_kwargs["attention_mask"] = model_kwargs["attention_mask"][stay]
+            input_ids, new, ended = input_ids[stay], new[stay], ended[stay]
+            _keep_rows(model_kwargs, stay)
     return rows
+
+
+def _move_on(inputs: dict[str, Any]) -> None:
+    """Move the inputs of a decoder to the token after those that it has read."""
+    inputs["position_ids"] = inputs["position_ids"][:, -1:] + 1
+    mask = inputs["attention_mask"]
+    if mask is not None:  # none where no row has pads
+        inputs["attention_mask"] = pad(mask, (0, 1), value=1)
+
+
+def _keep_rows(inputs: dict[str, Any], rows: Tensor) -> None:
+    """Keep some rows of the inputs of a step, and of its cache."""
+    inputs["past_key_values"].batch_select_indices(rows)
+    if "encoder_outputs" in inputs:
+        states = inputs["encoder_outputs"].last_hidden_state
+        inputs["encoder_outputs"].last_hidden_state = states[rows]
+    for name in ("attention_mask", "position_ids"):
+        if inputs.get(name) is not None:
+            inputs[name] = inputs[name][rows]

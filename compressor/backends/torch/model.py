@@ -25,6 +25,9 @@ from compressor.models.loading import has_tokenizer, load_pretrained, load_token
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+WRITERS = ("seq2seq_lm", "causal_lm")
+"""The heads of models that write text."""
+
 
 class TorchModel(Model):
     """A checkpoint's model, on a GPU where there is one.
@@ -43,7 +46,8 @@ class TorchModel(Model):
         ranks.join()
         self.checkpoint, self.ranks = checkpoint, ranks
         self.tokenizer = checkpoint.tokenizer
-        if checkpoint.head == "seq2seq_lm":
+        self.continues = checkpoint.head == "causal_lm"
+        if checkpoint.head in WRITERS:
             self.generation_config = checkpoint.model.generation_config.to_dict()
         checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.device = str(checkpoint.model.device)
@@ -51,7 +55,7 @@ class TorchModel(Model):
     def _decode_rows(
         self, sources: Sequence[list[int]], search: Search, progress: Report
     ) -> list[list[int]]:
-        if self.checkpoint.head != "seq2seq_lm":
+        if self.checkpoint.head not in WRITERS:
             return super()._decode_rows(sources, search, progress)
         model = self.checkpoint.model
         return generation.decode_rows(model, sources, search, progress, self.ranks)
