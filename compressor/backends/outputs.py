@@ -71,11 +71,6 @@ class GenerationOutput:
     seconds: float
     generated: int
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed of the decode that the rows come from, its encoder included."""
-        return self.generated / self.seconds if self.seconds else 0.0
-
 
 def decode_limits(
     decode: Callable[[Search], list[list[int]]],

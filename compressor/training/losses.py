@@ -17,9 +17,6 @@ from compressor.data.batching import IGNORED, evaluation_batches
 from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
 from compressor.models.longt5 import decode_in_chunks, encode_in_chunks
 
-KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "labels"})
-"""What the short ways pass on; a batch with anything else takes the general one."""
-
 MULTI_LABEL = "multi_label_classification"
 """`config.problem_type` of a model with a yes or no for each of its labels, in transformers."""
 
@@ -52,7 +49,7 @@ class LabelLoss(nn.Module):
 
     Divide by the labels of the whole global batch, over ranks and micro-batches, to get a result
     that does not depend on how the batch was cut. Value and gradients are those of
-    `model(**batch).loss` times `count_labels(labels)`; the cross-entropy is float32 under autocast
+    `model(**batch).loss` times the number of labels; the cross-entropy is float32 under autocast
     too. A batch whose labels are all -100 gives 0, with a gradient of 0 for what comes before the
     head.
 
@@ -90,16 +87,11 @@ class LabelLoss(nn.Module):
         Of a multi-label classifier there is one logit for each label: [N].
         """
         labels = self.select_labels(batch["labels"])
-        kept = labels != IGNORED
-        short = self._compute_kept(batch, kept)
-        if short is not None:
-            return short, labels[kept]
-        model: Any = self.model
-        # With labels: encoder-decoders make their decoder's input of them.
-        given = batch
-        if not model.config.is_encoder_decoder:
-            given = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        return self.keep_labelled(model(**given).logits, batch["labels"])
+        if hasattr(self.model, "lm_head"):
+            kept = labels != IGNORED
+            return self._compute_kept(batch, kept), labels[kept]
+        given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return self.keep_labelled(self.model(**given).logits, batch["labels"])
 
     def keep_labelled(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Select what `compute_logits` gives from all the logits of a model's forward."""
@@ -109,25 +101,17 @@ class LabelLoss(nn.Module):
         kept = labels != IGNORED
         return (logits[:, :-1] if self._causal else logits)[kept], labels[kept]
 
-    def count_labels(self, labels: Tensor) -> int:
-        """Count the label tokens of the sum (a causal model's first label predicts nothing)."""
-        return int((self.select_labels(labels) != IGNORED).sum())
-
     def select_labels(self, labels: Tensor) -> Tensor:
         """Select the labels that positions predict: a causal model's but the first, [B, T - 1]."""
         return labels[:, 1:] if self._causal else labels
 
-    def _compute_kept(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor | None:
-        """Compute the logits [N, V] at the kept positions alone, where the head can do that."""
-        model: Any = self.model
-        if batch.keys() == KNOWN_INPUTS and hasattr(model, "lm_head"):
-            if self._kind in T5_TYPES:
-                return t5_logits(model, batch, kept)
-            if self._kind in BART_TYPES:
-                return bart_logits(model, batch, kept)
-            if self._kind in CAUSAL_TYPES:
-                return causal_logits(model, batch, kept)
-        return None
+    def _compute_kept(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
+        """Compute the logits [N, V] at the kept positions alone."""
+        if self._kind in T5_TYPES:
+            return t5_logits(self.model, batch, kept)
+        if self._kind in BART_TYPES:
+            return bart_logits(self.model, batch, kept)
+        return causal_logits(self.model, batch, kept)
 
 
 def t5_logits(model: Any, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
