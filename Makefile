@@ -48,7 +48,7 @@ test-browser: install
 	command -v chromium > /dev/null || test "$$(id -u)" != 0 || { apt-get update --quiet=2 && \
 		apt-get install --quiet=2 --yes --no-install-recommends chromium; }
 	$(BIN)/python -m pip install --quiet -e '.[browser]'
-	$(BIN)/python -m pytest -rs tests/runs/test_pages.py
+	$(BIN)/python -m pytest -rs tests/runs/test_pages.py tests/runs/sweeps/test_open_page.py
 
 # Every command of the README, with a few rows and steps; FULL=1 make test-docs: as it stands there.
 test-docs: install

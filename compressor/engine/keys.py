@@ -29,18 +29,10 @@ def key_parts(
 ) -> dict[str, Any]:
     """Collect what a stage's key is made of. Raises Unreachable, ValueError, OSError.
 
-    The rule: equal keys, equal results. Whatever decides a byte that a stage writes is in its key
-    by content, never by path or time, and is compared again before and after the stage runs
-    (`Plan.require_unchanged`): settings, the keys of what it reads from the store, rows, and by
-    `identity` files of the recipe's own, commits, and the machine that a time belongs to. The order
-    of a mapping is not in a key (`digest` sorts), so a stage either sorts it or names it there.
-    What decides nothing is in no key: names, paths, labels, files that nobody reads.
-
-    Left out on purpose, since they move a result by its last bits or are recorded elsewhere:
-    threads, processes and the device (`computed_with`); environment variables, of which no stage
-    reads any; releases of packages other than torch, transformers, what writes or runs an export
-    (`packages`), trains a tokenizer, or scores (`identity`): `environment.json` has them.
-    `tests/test_keys.py` walks the files that runs open.
+    Equal keys, equal results: what decides a byte that a stage writes is in its key by content,
+    never by path, time or a mapping's order (`digest` sorts), and is compared again before and
+    after it runs (`Plan.require_unchanged`). Left out are names, labels, and what moves last bits
+    alone: threads, processes, device (`computed_with`), releases of other packages than these.
     """
     return {
         "stage": kind,

@@ -25,9 +25,8 @@ def describe_request(plan: Plan) -> dict[str, Any]:
     """Describe the recipe's parent, what the command changed, and the stages to come.
 
     `parent`: None, or its name and where this recipe's files differ from it. `changed`: where the
-    command's overrides made the recipe differ from its own file. Either list of differences is None
-    where one of the two recipes composes only with overrides. `nodes`: with keys that `gc` keeps.
-    `data`: how texts are read. Composes each of the two files where needed, in about 0.15 s.
+    overrides made it differ from its own file. Either list of differences is None where one of the
+    two composes only with overrides. `nodes`: with keys for `gc`. `data`: how texts are read.
     """
     composed = plan.composed
     file, parent = _find_files(composed)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from compressor.core.console import Console
 from compressor.core.errors import RecipeError
 from compressor.core.packages import find_version
 from compressor.engine.past_run import METRICS, Record, RunRecord
-
-if TYPE_CHECKING:
-    from compressor.core.console import Console
+from compressor.reports.tables import (
+    Column,
+    make_names,
+    print_columns,
+    print_results,
+    print_scores,
+    write_cells,
+)
 
 FILES = ("report.html", "README.md", "model", "predictions.csv", "error.txt")
 """What a run may have that a person opens."""
@@ -80,8 +86,6 @@ def print_run(run: RunRecord, console: Console, *, scores: bool = False) -> None
 
 def print_metrics(run: RunRecord, console: Console, *, scores: bool = False) -> None:
     """Print the tables of what a run measured. Raises RecipeError where a record does not fit."""
-    from compressor.reports.tables import print_results, print_scores
-
     try:
         if run.records:
             print_results(run.records, console)
@@ -124,8 +128,6 @@ def summarize_versions(run: RunRecord) -> str:
 
 
 def _print_stages(records: list[Record], console: Console) -> None:
-    from compressor.reports.tables import Column, make_names, print_columns, write_cells
-
     columns = [
         Column("", ["cached" if r["cached"] else "run" for r in records], "left"),
         Column("seconds", write_cells(records, "seconds", "{:.1f}")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,12 +117,16 @@ def print_results(records: Sequence[Record], console: Console) -> None:
 def print_models(records: Sequence[Record], console: Console) -> None:
     """Print a row for each model that was looked at; only columns that have a value."""
     rows = list_models(records)
-    columns = [
-        Column(heading, ["" if row.get(key) is None else write(row[key]) for row in rows])
-        for key, heading, write in COLUMNS
-        if any(row.get(key) is not None for row in rows)
-    ]
+    columns = [Column(heading, cells) for _, heading, cells in fill_columns(rows)]
     print_columns(make_names("model", [row["model"] for row in rows]), columns, console)
+
+
+def fill_columns(rows: Sequence[Record]) -> Iterator[tuple[str, str, list[str]]]:
+    """Give key, heading and cells of each of `COLUMNS` that any row has a value for."""
+    for key, heading, write in COLUMNS:
+        values = [row.get(key) for row in rows]
+        if any(value is not None for value in values):
+            yield key, heading, ["" if value is None else write(value) for value in values]
 
 
 def list_models(records: Sequence[Record]) -> list[dict[str, Any]]:

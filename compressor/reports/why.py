@@ -15,14 +15,12 @@ from compressor.core.errors import RecipeError, nearest
 from compressor.core.files import MANIFEST
 from compressor.engine.past_run import METRICS, Record, RunRecord, list_run_folders, sort_key
 from compressor.engine.store.store import Store
-from compressor.reports.key_diff import Cause, Side, describe, find_cause, list_inputs
+from compressor.reports.key_diff import Cause, Side, find_cause, list_inputs
 
 if TYPE_CHECKING:
     from compressor.core.console import Console
 
 Reason = Literal["cached", "changed", "made again", "first"]
-_NOT_IN_KEYS = {"name", "description", "outputs", "skip", "objective", "search"}
-"""Keys of a recipe that no stage's key is made of."""
 _UNKNOWN_TIME = "at a time that is not known"
 
 
@@ -168,7 +166,6 @@ class _History:
                 unfinished.append(f"{before.folder} {note}")
             elif before.key_parts(old) is None:
                 gone.append(f"what {before.folder} had is no longer in the store")
-                gone += [_compare_recipes(before, self.run)] if len(gone) == 1 else []
             else:
                 origin: Origin | None = Origin(
                     old, _find_time_made(before, old), before.folder, name
@@ -252,16 +249,6 @@ def _find_kind(run: RunRecord, name: str) -> str | None:
     stage = name.partition("@")[0]
     settings = (run.recipe.get("stages") or {}).get(stage) or {}
     return str(settings.get("stage", stage)) if run.recipe else None
-
-
-def _compare_recipes(before: RunRecord, after: RunRecord) -> str:
-    """Say what differs between two runs' recipes, where their keys are no longer known."""
-    differences = [
-        describe(difference)
-        for difference in find_differences(before.recipe, after.recipe)
-        if difference.path.partition(".")[0] not in _NOT_IN_KEYS
-    ]
-    return f"between the recipes differ: {'; '.join(differences) or 'nothing'}"
 
 
 def print_explanation(explanation: Explanation, console: Console) -> None:

@@ -6,20 +6,23 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from compressor.core import machine
+from compressor.core.console import Console
 from compressor.core.differences import flatten
 from compressor.core.errors import RecipeError, nearest
 from compressor.core.files import expand_home, write_json
 from compressor.core.redaction import REDACTED
 from compressor.engine.past_run import ENVIRONMENT, RECIPE, RunRecord
+from compressor.engine.plan import Plan, plan
+from compressor.engine.run_folder import make_run_folder
+from compressor.engine.store.store import Store
+from compressor.recipe.compose import validate_values
 from compressor.reports.key_diff import Cause, Side, describe, find_cause
 from compressor.reports.show import find_changed_versions
 from compressor.runs.reproduction import Reproduction, compare_runs
-
-if TYPE_CHECKING:
-    from compressor.core.console import Console
-    from compressor.engine.plan import Plan
+from compressor.runs.runner import execute
 
 
 @contextmanager
@@ -28,8 +31,6 @@ def make_outputs(run: RunRecord, into: Path | None, outputs: Path) -> Iterator[P
 
     Raises RecipeError where it has anything in it: a store would answer instead of the stages.
     """
-    from compressor.engine.run_folder import make_run_folder
-
     if into is None:
         folder = make_run_folder((run.outputs or outputs) / "reproductions" / run.name).resolve()
     else:
@@ -80,8 +81,6 @@ def _replace(value: Any, path: Sequence[str], text: str) -> Any:
 
 def compare_environments(run: RunRecord) -> list[str]:
     """Say what is not as it was: versions, with pip's command, Python, processor, threads."""
-    from compressor.core import machine
-
     changes = find_changed_versions(run.packages)
     sentences = [
         f"{name} was {before or 'not installed'} and is {after or 'not installed'}"
@@ -122,11 +121,6 @@ def reproduce(
 
     Raises StageError where a stage fails, and RecipeError where the recipe is no longer valid.
     """
-    from compressor.engine.plan import plan
-    from compressor.engine.store.store import Store
-    from compressor.recipe.compose import validate_values
-    from compressor.runs.runner import execute
-
     start, notes = _find_directory(run)
     for text in (*compare_environments(run), *notes):
         console.say(text)

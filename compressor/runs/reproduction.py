@@ -7,16 +7,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from compressor.core.console import Console
 from compressor.core.differences import MISSING, find_differing_leaves
 from compressor.core.numbers import is_number
 from compressor.engine.past_run import Record, RunRecord
 from compressor.reports.key_diff import Cause
+from compressor.reports.tables import Column, make_names, print_columns
 from compressor.stages.base import SIZES
-
-if TYPE_CHECKING:
-    from compressor.core.console import Console
 
 OF_ONE_MOMENT = re.compile(
     r"(^|[._])(seconds|per_second|ms|speedup|joules|watts|resident_bytes|peak_bytes)([._]|$)"
@@ -157,8 +156,6 @@ def _compare_metrics(one: Record, other: Record) -> Iterator[Metric]:
 
 def print_reproduction(reproduction: Reproduction, console: Console) -> None:
     """Print a row for each stage, then what differs, then the verdict."""
-    from compressor.reports.tables import Column, make_names, print_columns
-
     outcomes = reproduction.outcomes
     columns = [
         Column("key", [_describe_key(o) for o in outcomes], "left"),

@@ -79,8 +79,10 @@ def test_a_full_disk_is_named_and_with_room_the_same_command_finishes(
 
 
 @needs_root
-def test_a_run_whose_report_has_no_room_says_so_and_ends_well(whole, mine, mount) -> None:
-    """Room for the results and not for the page, which is ten times as large."""
+def test_a_run_outlives_a_report_or_a_checkpoint_that_has_no_room(whole, mine, mount) -> None:
+    """A page is ten times as large as the results, and a checkpoint three times the model: what has
+    room is there, and the lack is told.
+    """
     place = mount("size=1m")
     done = compressor(*RUN, cwd=mine)
     assert done.code == 0, done.err
@@ -88,12 +90,7 @@ def test_a_run_whose_report_has_no_room_says_so_and_ends_well(whole, mine, mount
     assert (done.run_folder / "metrics.json").is_file()
     assert not list(done.run_folder.glob("*report*"))
     assert artifacts(place) == artifacts(whole / "outputs")
-
-
-@needs_root
-def test_a_training_outlives_a_checkpoint_that_has_no_room(whole, mine, mount) -> None:
-    """A checkpoint is three times the model: the training ended with it, though its result fits."""
-    place = mount("size=440k")
+    place = mount("size=440k")  # over the other
     done = compressor("run", "mine.yaml", "skip=[prune, evaluate]", cwd=mine)
     assert done.code == 0, done.err
     assert "no checkpoint at step 1, the training goes on: " in done.out

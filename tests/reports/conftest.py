@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from compressor.cli.main import main
+from tests.harness.command import Command
 from tests.harness.once import make_once
 
 RECIPE = """
@@ -48,15 +49,6 @@ stages:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a command answered."""
-
-    code: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
 class Runs:
     """Runs in one folder, in which commands are given."""
 
@@ -72,13 +64,13 @@ class Runs:
     fewer_labels: Path = Path()
     """The same rows with a classifier that learned at another rate."""
 
-    def call(self, *arguments: object) -> Answer:
+    def call(self, *arguments: object) -> Command:
         """Give a command, in this process: importing torch for each would take most of the time."""
         out, err = io.StringIO(), io.StringIO()
         with chdir(self.folder), redirect_stdout(out), redirect_stderr(err):
             code = main([str(argument) for argument in arguments])
         assert "Traceback" not in out.getvalue() + err.getvalue()
-        return Answer(code, out.getvalue(), err.getvalue())
+        return Command(code, out.getvalue(), err.getvalue(), self.folder)
 
     def read(self, *arguments: object) -> Any:
         """Give a command with `--json`, and load what it prints."""

@@ -19,23 +19,6 @@ def draw_tree(recipe: str | Path, outputs: Path, *overrides: str) -> list[str]:
     return [row.rail + row.node.name for row in list_rows(made.nodes)]
 
 
-def test_a_chain_stays_at_one_depth_and_reports_hang_below_their_models(tmp_path: Path) -> None:
-    """The demo: one model after the other; what is written from one hangs below it."""
-    assert draw_tree("demo", tmp_path) == [
-        "load",
-        "base",
-        "├─ evaluate@base",
-        "prune",
-        "├─ evaluate@prune",
-        "recover",
-        "├─ evaluate@recover",
-        "├─ export",
-        "quantize",
-        "└─ evaluate@quantize",
-        "benchmark",
-    ]
-
-
 def test_two_students_of_one_original_are_two_branches(tmp_path: Path) -> None:
     """Both `shrink`s take the original's model; each one's own chain is a branch."""
     overrides = ("model=tiny", "data=bills", "training=quick", "skip=[benchmark]")

@@ -98,6 +98,8 @@ def _without_label(text: str) -> str:
         ("metrics.json", lambda t: t.replace('"demo"', '"x"').replace("rougeLsum", "x"), None),
         ("recipe.yaml", lambda _: "a: [", "recipe.yaml is not YAML"),
         ("environment.json", lambda _: "[]", "environment.json: expected a mapping"),
+        ("asked.json", lambda t: t[: len(t) // 2], "asked.json is not JSON"),
+        ("events.jsonl", lambda t: t[: len(t) // 2], None),
         ("environment.json", lambda _: "\udcff", "environment.json is not JSON"),
     ],
 )

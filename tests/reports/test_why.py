@@ -93,7 +93,7 @@ def test_an_earlier_artifact_that_is_gone_is_planned_again(copies: Runs) -> None
     )
     (copies.first / "recipe.yaml").unlink()  # then nothing tells what the key was made of
     out = copies.call("why", copies.changed, "base").out
-    assert "is no longer in the store" in out and "between the recipes differ: " in out
+    assert "is no longer in the store" in out
 
 
 def test_a_stage_new_to_the_recipe_is_held_to_the_most_similar_one(copies: Runs) -> None:

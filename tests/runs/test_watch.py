@@ -137,25 +137,6 @@ def test_the_events_of_a_run_say_all_that_is_shown(finished, recipe, run) -> Non
     assert seen.out.splitlines()[-3:] == finished.out.splitlines()[-4:-1]
 
 
-def test_of_a_long_bar_few_events_are_written(tmp_path: Path) -> None:
-    """Each move is told to who watches, and the file has the first, the last, and fewer between."""
-    heard: list[int] = []
-    path = tmp_path / "events.jsonl"
-    progress = Progress(
-        Console(quiet=True), path, quiet=True, watch=lambda _, values: heard.append(values["done"])
-    )
-    with progress.bar("train", 1000) as bar:
-        for _ in range(1000):
-            bar.advance()
-            bar.emit(ended=False)
-            if bar.done == 500:
-                time.sleep(0.3)  # 0.5 % of it is more than the moves before took together
-    written = [json.loads(line)["done"] for line in path.read_text().splitlines()]
-    assert len(heard) > 1000
-    assert (written[0], written[-1]) == (0, 1000)
-    assert len(written) < len(heard)
-
-
 def test_what_is_no_run_is_not_watched(tmp_path: Path) -> None:
     """A wrong folder is the person's mistake, told as such."""
     for folder, message in ((tmp_path / "no", "is no run's"), (tmp_path, "it has no events.jsonl")):

@@ -13,13 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from compressor.core.files import MANIFEST
+from compressor.core.files import MANIFEST, write_text
 from compressor.engine.store.store import Store
 
 NOTES = "seconds.jsonl"
 """The cache in the store: key, kind, name and seconds of an artifact a line."""
-_SPARE_NOTES = 1_000
-"""Notes of artifacts that are gone stay until they are so many, and most."""
 _Timing = tuple[str, str, float]
 """A stage's kind, its name in the recipe, seconds."""
 
@@ -50,13 +48,12 @@ class StageTimings:
         """Read the timings of all artifacts, but of those that are damaged."""
         path, keys = store.folder / NOTES, store.list_keys()
         notes = _read_notes(path)
-        timings = {key: notes[key] for key in keys if key in notes}
-        new = {key: t for key in keys if key not in notes and (t := _read_timing(store, key))}
-        timings |= new
-        if len(notes) > 2 * len(keys) + _SPARE_NOTES:
-            _write_notes(path, timings, "w")
-        elif new:
-            _write_notes(path, new, "a")
+        known = {key: notes.get(key) or _read_timing(store, key) for key in keys}
+        timings = {key: timing for key, timing in known.items() if timing is not None}
+        if timings != notes:
+            lines = [json.dumps([key, *timing]) for key, timing in timings.items()]
+            with suppress(OSError):  # it is only a cache
+                write_text(path, "\n".join([*lines, ""]))
         by_name: dict[tuple[str, str], list[float]] = {}
         for kind, name, seconds in timings.values():
             by_name.setdefault((kind, name), []).append(seconds)
@@ -81,7 +78,7 @@ def _read_timing(store: Store, key: str) -> _Timing | None:
 
 
 def _read_notes(path: Path) -> dict[str, _Timing]:
-    """Read the cache, but for lines that two processes wrote into."""
+    """Read the cache, but for damaged lines."""
     notes: dict[str, _Timing] = {}
     with suppress(OSError, UnicodeDecodeError):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -89,9 +86,3 @@ def _read_notes(path: Path) -> dict[str, _Timing]:
                 key, kind, name, seconds = json.loads(line)
                 notes[str(key)] = (str(kind), str(name), float(seconds))
     return notes
-
-
-def _write_notes(path: Path, timings: Mapping[str, _Timing], mode: str) -> None:
-    lines = [json.dumps([key, *timing]) + "\n" for key, timing in timings.items()]
-    with suppress(OSError), path.open(mode, encoding="utf-8") as stream:  # it is only a cache
-        stream.write("".join(lines))

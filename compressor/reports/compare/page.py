@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from compressor.core.files import write_text
-from compressor.core.numbers import format_values
+from compressor.core.numbers import format_values, replace_nonfinite
 from compressor.reports.compare.compare import LATENCIES, METHOD, Comparison, Model, Pair
 from compressor.reports.compare.significance import LABELS, SUMMARIES
 from compressor.reports.compare.tables import format_interval, format_p, format_value
@@ -67,12 +66,8 @@ def _list_metrics(comparison: Comparison) -> list[str]:
 
 def _is_drawn(model: Model, metrics: Sequence[str]) -> bool:
     """Return whether the chart of all models has a place for it."""
-    has_score = any(_finite(model.number(metric)) is not None for metric in metrics)
-    return has_score and bool(model.evaluation["bytes"])
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    values = replace_nonfinite([model.number(metric) for metric in metrics])
+    return any(value is not None for value in values) and bool(model.evaluation["bytes"])
 
 
 def _list_chart_data(comparison: Comparison, metrics: Sequence[str]) -> dict[str, Any]:
@@ -88,7 +83,7 @@ def _list_chart_data(comparison: Comparison, metrics: Sequence[str]) -> dict[str
                 "run": model.run,
                 "bytes": model.evaluation["bytes"],
                 "size": format_values("bytes", [model.evaluation["bytes"]])[0],
-                "scores": {metric: _finite(model.number(metric)) for metric in metrics},
+                "scores": {metric: model.number(metric) for metric in metrics},
             }
             for model in comparison.models
             if _is_drawn(model, metrics)
@@ -103,7 +98,7 @@ def _pair_data(pair: Pair) -> dict[str, Any]:
         "headline": pair.headline,
         "scores": {
             score.metric: {
-                "difference": _finite(score.difference),
+                "difference": score.difference,
                 "low": score.low,
                 "high": score.high,
                 "text": f"{score.before:.4f} → {score.after:.4f}, {score.difference:+.4f}",

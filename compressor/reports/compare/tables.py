@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from compressor.core.console import Console
 from compressor.core.differences import MISSING
 from compressor.core.numbers import format_values
 from compressor.reports.compare.compare import (
@@ -17,9 +18,7 @@ from compressor.reports.compare.compare import (
     Step,
 )
 from compressor.reports.show import summarize_metrics
-
-if TYPE_CHECKING:
-    from compressor.core.console import Console
+from compressor.reports.tables import Column, make_names, print_columns
 
 WIDEST = 46
 """Characters of a value, or of a reason, after which it is wrapped."""
@@ -47,8 +46,6 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def _print_rows(what: str, rows: Rows, names: Sequence[str], console: Console) -> None:
-    from compressor.reports.tables import Column, print_columns
-
     if not rows:
         console.say(f"{what}: the same")
         return
@@ -78,8 +75,6 @@ def _print_scores(pairs: Sequence[Pair], title: str, console: Console) -> None:
 
 
 def _print_score_rows(rows: Sequence[tuple[Pair, Score]], title: str, console: Console) -> None:
-    from compressor.reports.tables import Column, make_names, print_columns
-
     columns = [
         Column("metric", [score.metric for _, score in rows], "left"),
         Column("baseline", [f"{score.before:.4f}" for _, score in rows]),
@@ -107,8 +102,6 @@ def format_p(p: float | None) -> str:
 
 
 def _print_sizes(pairs: Sequence[Pair], console: Console) -> None:
-    from compressor.reports.tables import Column, make_names, print_columns
-
     rows = [(pair, size) for pair in pairs for size in pair.sizes]
     if not rows:
         return
@@ -125,8 +118,6 @@ def _print_sizes(pairs: Sequence[Pair], console: Console) -> None:
 
 
 def _print_steps(steps: Sequence[Step], title: str, console: Console) -> None:
-    from compressor.reports.tables import Column, make_names, print_columns
-
     columns = [
         Column("", [step.standing for step in steps], "left"),
         Column("because", [step.because or "" for step in steps], "left", WIDEST),

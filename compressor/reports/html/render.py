@@ -13,13 +13,12 @@ from datetime import datetime
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from compressor.core.numbers import replace_nonfinite
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
 
 _PACKAGE = Path(__file__).parent.parent.parent
 
@@ -51,8 +50,6 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
 @cache
 def _make_environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader(_PACKAGE),
         autoescape=True,
@@ -68,8 +65,6 @@ def _make_environment() -> Environment:
 
 def json_for_script(value: Any) -> Markup:
     """Write a value as JSON that can stand in a script element: no text in it ends the element."""
-    from markupsafe import Markup
-
     text = json.dumps(
         replace_nonfinite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False
     )
@@ -80,16 +75,12 @@ def json_for_script(value: Any) -> Markup:
 
 def _read_asset(name: str) -> Markup:
     """Read a style or script file of this package."""
-    from markupsafe import Markup
-
     return Markup((_PACKAGE / name).read_text(encoding="utf-8"))  # noqa: S704  # our own file
 
 
 @cache
 def _read_plotly() -> Markup:
     """Read Plotly's script from its Python package, 4.8 MB. The package is not imported."""
-    from markupsafe import Markup
-
     spec = find_spec("plotly")
     assert spec is not None and spec.origin is not None, "a dependency of ours"
     script = Path(spec.origin).parent / "package_data" / "plotly.min.js"

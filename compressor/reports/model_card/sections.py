@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from compressor.engine.past_run import Record
 from compressor.reports.model_card.markdown import (
     escape,
@@ -15,9 +13,9 @@ from compressor.reports.model_card.markdown import (
     format_table,
 )
 from compressor.reports.model_card.subject import Subject
-from compressor.reports.run_page.page import format_command, list_changes
+from compressor.reports.run_page.page import format_command, format_yaml, list_changes
 from compressor.reports.run_page.results import QUALITY, Results
-from compressor.reports.tables import COLUMNS, describe_parity, list_models
+from compressor.reports.tables import describe_parity, fill_columns, list_models
 
 GENERATED = ("bills", "messages")
 """Sources of data that are made up."""
@@ -90,25 +88,18 @@ def _format_settings(results: Results, name: str) -> str:
     """Write what the recipe sets for a stage, as YAML in one line."""
     stage = (results.recipe.get("stages") or {}).get(name.partition("@")[0]) or {}
     settings = {k: v for k, v in stage.items() if k not in ("stage", "model", "label")}
-    form: Any = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True}
-    return format_code(yaml.safe_dump(settings, width=10**9, **form)) if settings else ""
+    return format_code(format_yaml(settings)) if settings else ""
 
 
 def list_scores(results: Results) -> str:
     """Write the table that the console shows, scores alone."""
     rows = list_models(results.records)
-    shown = [
-        column
-        for column in COLUMNS
-        if column[0] not in _NO_SCORES and any(row.get(column[0]) is not None for row in rows)
-    ]
+    shown = [(h, cells) for key, h, cells in fill_columns(rows) if key not in _NO_SCORES]
     if not shown:
         return ""
-    cells = [
-        [escape(str(row["model"])), *("" if row.get(k) is None else w(row[k]) for k, _, w in shown)]
-        for row in rows
-    ]
-    text = format_table(["model", *(escape(heading) for _, heading, _ in shown)], cells)
+    headings, columns = zip(*shown, strict=True)
+    cells = list(zip((escape(str(row["model"])) for row in rows), *columns, strict=True))
+    text = format_table(["model", *map(escape, headings)], cells)
     tokenizers = results.rouge_tokenizers
     return f"{text}\n\nROUGE's tokenizer: {tokenizers}." if tokenizers else text
 

@@ -8,8 +8,8 @@ from typing import Any
 from compressor.core.numbers import format_values
 from compressor.engine.past_run import Record
 from compressor.reports.html.render import PageColumn
-from compressor.reports.run_page.results import ENDED, QUALITY, Results, gives_model
-from compressor.reports.tables import COLUMNS, describe_parity, list_models
+from compressor.reports.run_page.results import QUALITY, Results, gives_model
+from compressor.reports.tables import describe_parity, fill_columns, list_models
 from compressor.stages.base import SIZES
 
 EXPORT_SIZES = (
@@ -67,12 +67,9 @@ def make_main_table(results: Results) -> list[PageColumn]:
     if not rows:
         return []
     columns = [_make_text_column("model", [str(row["model"]) for row in rows])]
-    for key, heading, write in COLUMNS:
+    for key, heading, cells in fill_columns(rows):
         values = [row.get(key) for row in rows]
-        if any(value is not None for value in values):
-            cells = ["" if value is None else write(value) for value in values]
-            title = _TITLES.get(key, "")
-            columns.append(_make_number_column(key, heading, title, values, cells))
+        columns.append(_make_number_column(key, heading, _TITLES.get(key, ""), values, cells))
     return columns
 
 
@@ -103,7 +100,7 @@ def list_stages(results: Results) -> list[dict[str, Any]]:
         for r in results.records
     ]
     for number, node in enumerate(results.not_run):
-        state = "not reached" if number or results.ended == "done" else ENDED[results.ended]
+        state = "not reached" if number or results.ended == "done" else results.end
         rows.append({"name": node["name"], "kind": node["stage"], "label": "", "state": state})
     return rows
 

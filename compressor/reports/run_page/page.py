@@ -15,7 +15,7 @@ import yaml
 from compressor.core.numbers import format_duration
 from compressor.reports.html.render import render
 from compressor.reports.run_page import columns, curves
-from compressor.reports.run_page.results import ENDED, Results
+from compressor.reports.run_page.results import Results
 from compressor.reports.run_page.texts import list_rows
 from compressor.reports.run_page.waterfall import list_waterfalls
 
@@ -41,7 +41,7 @@ def render_page(results: Results) -> str:
     }
     values = {
         "run": results,
-        "ended": ENDED[results.ended],
+        "ended": results.end,
         "facts": _list_facts(results),
         "command": format_command(results.environment),
         # Compared where there is something to compare.
@@ -115,18 +115,18 @@ def list_changes(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
             "heading": heading,
             "why": why,
             "rows": entries
-            and [(e["path"], *(_format_side(e, s) for s in sides)) for e in entries],
+            and [
+                (e["path"], *(format_yaml(e[s]) if s in e else "" for s in sides)) for e in entries
+            ],
         }
         for heading, entries in tables
     ]
 
 
-def _format_side(entry: Mapping[str, Any], side: str) -> str:
-    """Write a value as YAML in one line; "" where that side has no such key."""
-    if side not in entry:
-        return ""
+def format_yaml(value: Any) -> str:
+    """Write a value as YAML in one line."""
     form: Any = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True}
-    text: str = yaml.safe_dump(entry[side], width=10**9, **form)
+    text: str = yaml.safe_dump(value, width=10**9, **form)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

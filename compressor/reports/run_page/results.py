@@ -16,14 +16,6 @@ from compressor.stages.base import stage_class, stage_kinds
 
 Ended = Literal["done", "failed", "interrupted", "stopped"]
 """`stopped`: by a search, which found that it was not worth going on with."""
-ENDED = {
-    "done": "done",
-    "failed": "failed",
-    "interrupted": "interrupted",
-    "stopped": "stopped early",
-}
-"""What a reader sees of it."""
-
 QUALITY = ("rougeLsum", "micro_f1", "macro_f1")
 LOSS = ("loss", "validation_loss")
 OTHER_LOSS = ("approximate",)
@@ -36,6 +28,11 @@ class Results(RunRecord):
 
     ended: Ended = "done"
     error: str | None = None
+
+    @property
+    def end(self) -> str:
+        """What a reader sees of how it ended."""
+        return "stopped early" if self.ended == "stopped" else self.ended
 
     @property
     def data(self) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +114,10 @@ def _count_bytes(texts: Sequence[str]) -> int:
 def _read_predictions(results: Results) -> list[Predictions]:
     """Read what each model wrote, the original first, of those with the same rows as it."""
     by_model: dict[str, Predictions] = {}
-    interned: dict[str, str] = {}  # the texts that all models have are held once
     for record in results.of("evaluate"):
         folder, model = results.artifacts.get(record["name"]), record["model"]
         if folder is not None and (folder / FILE).is_file() and model in results.by_name:
-            by_model[model] = _read_folder(model, folder, interned)
+            by_model[model] = _read_folder(model, folder)
     if not by_model:
         return []
     original = results.original if results.original in by_model else next(iter(by_model))
@@ -125,10 +125,10 @@ def _read_predictions(results: Results) -> list[Predictions]:
     return [first, *(p for p in by_model.values() if p.references == first.references)]
 
 
-def _read_folder(model: str, folder: Path, interned: dict[str, str]) -> Predictions:
+def _read_folder(model: str, folder: Path) -> Predictions:
     """Read the rows of a file of predictions, at its longest `max_length`."""
     labelled = is_labelled(folder / FILE)
-    rows = _read_rows(folder / FILE, interned, longest=not labelled)
+    rows = _read_rows(folder / FILE, longest=not labelled)
     scores: list[float] | None
     if labelled:
         scores = [score_labels(reference, text) for _, reference, text in rows]
@@ -140,13 +140,8 @@ def _read_folder(model: str, folder: Path, interned: dict[str, str]) -> Predicti
     return Predictions(model, sources, references, texts, scores, labelled)
 
 
-def _read_rows(
-    path: Path, interned: dict[str, str], *, longest: bool = False
-) -> list[tuple[str, str, str]]:
-    """Read source, reference and prediction of each row, at the last of several `max_length`s.
-
-    `interned`: texts that were read before, of which no second copy is made.
-    """
+def _read_rows(path: Path, *, longest: bool) -> list[tuple[str, str, str]]:
+    """Read source, reference and prediction of each row, at the last of several `max_length`s."""
     names = ("source", "reference", "prediction")
     rows: list[tuple[str, str, str]] = []
     limit = ""
@@ -155,8 +150,7 @@ def _read_rows(
             if longest and record["max_length"] != limit:  # ascending, as `evaluate` writes them
                 limit, rows = record["max_length"], []
             source, reference, text = (unguard_cell(record[name]) for name in names)
-            shared = interned.setdefault(source, source), interned.setdefault(reference, reference)
-            rows.append((*shared, text))
+            rows.append((sys.intern(source), sys.intern(reference), text))  # which all models have
     return rows
 
 

@@ -23,7 +23,7 @@ from compressor.engine.store.store import Store
 from compressor.engine.store.timings import StageTimings
 from compressor.recipe.compose import ComposedRecipe, Composer
 from compressor.recipe.hydra import parse_override
-from compressor.reports.tables import COLUMNS, Column, print_columns
+from compressor.reports.tables import Column, fill_columns, print_columns
 from compressor.runs.runner import say_collecting
 from compressor.runs.sweeps.folder import SweepFolder, identify_sweep
 from compressor.runs.sweeps.launch import open_launcher, read_swept
@@ -303,9 +303,9 @@ def print_points(sweep: Sweep, folder: SweepFolder, console: Console) -> int:
     goals = [path for path, _ in sweep.objectives if "." in path]
     named = {path.rpartition(".")[2] for path in goals}
     columns = [
-        Column(heading, [write(p.metrics[key]) if key in p.metrics else "" for p in points])
-        for key, heading, write in COLUMNS
-        if key in SHOWN and key not in named and any(key in point.metrics for point in points)
+        Column(heading, cells)
+        for key, heading, cells in fill_columns([point.metrics for point in points])
+        if key in SHOWN and key not in named
     ]
     for path in goals:
         values = [point.metrics.get(path) for point in points]

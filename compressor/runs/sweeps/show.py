@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressor.core.errors import RecipeError
 from compressor.engine.past_run import RECIPE, RunRecord
@@ -29,7 +29,7 @@ def print_sweep(folder: Path, console: Console) -> None:
 
 def load_sweep(folder: Path) -> Sweep:
     """Load a sweep from its folder alone. Raises RecipeError where `sweep.json` is damaged."""
-    from compressor.recipe.objective import Goal
+    from compressor.recipe.objective import Objective
     from compressor.runs.sweeps.folder import SweepFolder
     from compressor.runs.sweeps.points import Point
 
@@ -38,19 +38,12 @@ def load_sweep(folder: Path) -> Sweep:
         about = sweep_folder.read()
         points = [Point(str(n), (), dict(p["differs"])) for n, p in about["points"].items()]
         datetime.fromisoformat(about["started"])
+        # The recipe of the first point that has begun.
+        recipe = next(filter(None, (RunRecord(folder / p.name).recipe for p in points)), {})
+        objective = recipe.get("objective")
+        goals = Objective.model_validate(objective).goals if objective else ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RecipeError(f"{folder / ABOUT} is not a sweep's: {reason}") from error
-    # The recipe of the first point that has begun.
-    recipe = next(filter(None, (RunRecord(folder / point.name).recipe for point in points)), {})
-    goals = [
-        Goal(path, direction)
-        for direction in ("maximize", "minimize")
-        for path in _as_list((recipe.get("objective") or {}).get(direction))
-    ]
     name = str(recipe.get("name") or folder.absolute().parent.name)
     return sweep_folder.read_sweep(name, str(recipe.get("description") or ""), points, goals)
-
-
-def _as_list(paths: Any) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths or ())

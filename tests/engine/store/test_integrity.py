@@ -45,19 +45,14 @@ def test_a_store_in_order_has_nothing_to_report(outputs: Path) -> None:
     assert findings(outputs, "error") == findings(outputs, "warning") == []
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "edit", "no manifest"])
+@pytest.mark.parametrize("damage", ["flip", "no manifest"])
 def test_damage_is_reported_with_its_place_and_what_to_do(outputs: Path, damage: str) -> None:
     """One of three artifacts: that one is named, the others are well; exit code 1."""
     place = Store(outputs / "store").path(key_of(1))
-    weights, manifest = place / "weights-1", place / "manifest.json"
     if damage == "flip":
-        flip(weights)
-    elif damage == "truncate":
-        os.truncate(weights, 10)
-    elif damage == "edit":
-        manifest.write_text(manifest.read_text().replace(key_of(1), key_of(7)))
+        flip(place / "weights-1")
     else:
-        (weights if damage == "delete" else manifest).unlink()
+        (place / "manifest.json").unlink()
     (error,) = findings(outputs, "error")
     assert (error.area, error.place) == ("store", str(place)) and error.cure
     assert findings(outputs, "warning") == []

@@ -44,20 +44,6 @@ def test_a_committed_artifact_is_whole_and_says_what_is_in_it(store: Store) -> N
     assert list(store.begin(OTHER).iterdir()) == []
 
 
-def test_what_a_failed_try_can_resume_from_stays_until_there_is_an_artifact(store: Store) -> None:
-    """A checkpoint outlives the failed try; a commit removes its own key's alone."""
-    for key in (KEY, OTHER):
-        store.begin(key)
-        for folder in (store.resume_folder(key), store.task_folder(key)):
-            folder.mkdir()
-    store.abandon(KEY)
-    assert not (store.folder / "partial" / KEY).exists()
-    assert store.resume_folder(KEY).is_dir() and store.task_folder(KEY).is_dir()
-    commit(store)
-    assert not store.resume_folder(KEY).exists() and not store.task_folder(KEY).exists()
-    assert store.resume_folder(OTHER).is_dir() and (store.folder / "partial" / OTHER).is_dir()
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -94,29 +80,3 @@ def test_a_manifest_that_was_edited_is_noticed(store: Store) -> None:
     path.write_text(json.dumps(manifest))
     with pytest.raises(DamagedArtifact, match="model/weights has changed"):
         store.verify(KEY)
-
-
-def test_what_is_in_an_artifacts_place_is_set_aside_and_not_deleted(store: Store) -> None:
-    """A damaged artifact, or a copy that was broken off: a person can look at it."""
-    commit(store)
-    aside = store.set_aside(KEY)
-    assert aside is not None and (aside / "model" / "weights").read_text() == "hello"
-    (store.path(KEY) / "model").mkdir(parents=True)
-    (store.path(KEY) / "model" / "half").write_text("x")
-    assert commit(store).verify(KEY)["files"].keys() == {"model/weights"}
-    assert [path.read_text() for path in (store.folder / "damaged").rglob("half")] == ["x"]
-
-
-def test_what_a_kill_left_beside_an_artifact_goes_with_the_next_look(store: Store) -> None:
-    """Killed between the commit and the removal of checkpoints, they stayed for ever."""
-    commit(store)
-    folders = [store.resume_folder(KEY), store.task_folder(KEY), store.resume_folder(OTHER)]
-    for folder in folders:
-        folder.mkdir(parents=True)
-    with store.lock(KEY, lambda: None):
-        store.forget_committed(KEY)
-        assert all(folder.is_dir() for folder in folders)
-    for key in (KEY, OTHER):
-        store.forget_committed(key)
-    assert list((store.folder / "partial").iterdir()) == [store.resume_folder(OTHER)]
-    store.verify(KEY)

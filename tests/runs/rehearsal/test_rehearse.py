@@ -154,16 +154,6 @@ def test_targets_that_are_empty_are_found_before_anything_runs(run, tmp_path: Pa
     assert list_kept(tmp_path)
 
 
-def test_a_tokenizer_that_cannot_be_read_is_told_by_its_stage(run, tmp_path: Path) -> None:
-    """Of a local directory, in a file that is half there."""
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own/tokenizer.json").write_text('{"broken')
-    (tmp_path / "own/config.json").write_text('{"model_type": "t5"}')
-    done = run(PRUNED, "model.tokenizer=own")
-    assert not done.passed
-    assert "the tokenizer of 'load' cannot be read: " in done.err
-
-
 def test_an_interrupted_one_leaves_nothing_and_promises_nothing(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

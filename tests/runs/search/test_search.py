@@ -219,26 +219,6 @@ def test_bad_trials_are_stopped_and_failing_ones_stop_no_other(recipe, run, tmp_
     assert sweep_of(fewer) == folder  # how many trials is no part of what is searched
 
 
-@long_form
-def test_a_stage_in_several_processes_is_stopped_as_well(recipe, run, tmp_path) -> None:
-    """The losses of worker processes are heard as they come, and the workers end: here the search
-    goes on in two processes after a trial in one.
-    """
-    path = train_search(recipe, 1, "0.01,1e-7", epochs=6)
-    first = run("run", path, "-m", "-q")
-    assert first.code == 0, first.err
-    then = run("run", path, "-m", "-q", "search.trials=2", "launch.num_processes=2")
-    folder = sweep_of(then)
-    assert then.code == 0 and folder == sweep_of(first), then.out + then.err
-    good, bad = sorted(trials_of(folder))
-    assert good.endswith("=0.01") and len(epochs(folder / good)) == 6
-    assert bad.endswith("=1e-07") and len(epochs(folder / bad)) < 6
-    assert "after epoch 1 of 'finetune'" in trials_of(folder)[bad]["pruned"]
-    task = next((tmp_path / "outputs/store/partial").glob("*.task"))
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert str(task) not in listed
-
-
 # Killed, and continued
 
 PRUNED = f"""

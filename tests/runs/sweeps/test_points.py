@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import pytest
 
@@ -13,7 +10,6 @@ from compressor.core import machine
 from compressor.core.console import Console
 from compressor.core.errors import RecipeError
 from compressor.engine.store.timings import StageTimings
-from compressor.recipe.compose import ComposedRecipe, Composer, compose
 from compressor.runs.sweeps.grid import plan_grid
 from compressor.runs.sweeps.points import (
     LONGEST_NAME,
@@ -108,49 +104,6 @@ def test_a_wrong_value_of_a_large_sweep_is_told_before_all_points_are_composed(r
     looked = [points[place].name for place in validation_order(points)]
     assert looked[:6] == ["a=1,b=1", "a=1,b=2", "a=1,b=3", "a=1,b=4", "a=2,b=1", "a=3,b=1"]
     assert sorted(looked) == sorted(point.name for point in points)
-
-
-RIGHT = [
-    [],
-    ["model=t5_small", "data=messages", "pipeline=[load]"],
-    ["stages.prune.amounts={encoder: {feed_forward: 0.25}}", f"{HEAD}=0.5"],
-    ["~stages.recover", "pipeline=[load,finetune]"],
-    ["~stages.recover.epochs", "++description=more", "++seed=7"],
-    ["+stages.more={stage: prune, amounts: {lm_head: 0.1}}", "stages.finetune.epochs=${seed}"],
-    ["model.config.d_model=${data.max_source_length}", "description='a=b, ${seed} {x}'"],
-    ["data=messages", "+model@stages.elsewhere=tiny", "~stages.elsewhere"],
-]
-WRONG = [
-    ["_target_=1"],
-    ["+seed=3"],
-    ["~no.such"],
-    ["model=none"],
-    ["seed=${oc.env:HOME}"],
-    ["seed=???"],
-    ["stages.prune=null", "stages.prune.amounts.x.y=3", "pipeline=3"],
-    ["=3"],
-    ["hydra.launcher.x=3"],
-]
-
-
-def _outcome(composing: Callable[[list[str]], ComposedRecipe], overrides: list[str]) -> Any:
-    """The values and the files of a recipe, or what is wrong with it."""
-    try:
-        made = composing(overrides)
-    except RecipeError as error:
-        return error.problems
-    files = [(source.file, source.package) for source in made.sources]
-    return made.values, made.recipe, files, made.overrides
-
-
-def test_a_point_is_composed_as_a_recipe_is(recipe) -> None:
-    """Though its files are merged once for all points; and nothing of one is left in the next."""
-    file = str(recipe())
-    composer = Composer(file)
-    for overrides in (*RIGHT, *WRONG, *RIGHT[1:3]):
-        expected = _outcome(partial(compose, file), overrides)
-        assert isinstance(expected, list) == (overrides in WRONG), overrides
-        assert _outcome(composer.compose, overrides) == expected, overrides
 
 
 def test_points_of_one_size_in_bytes_are_compared_by_what_is_not_zero() -> None:

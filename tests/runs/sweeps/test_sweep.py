@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,6 @@ import pytest
 from compressor.cli.main import main
 from compressor.core.console import Console
 from compressor.core.errors import StageError
-from compressor.engine.keys import digest
 from compressor.runs.sweeps.folder import SweepFolder, identify_sweep
 from compressor.runs.sweeps.grid import Grid, live_page, plan_grid, prepare_missing, read_sweep
 from compressor.runs.sweeps.launch import open_launcher
@@ -33,6 +31,7 @@ from tests.harness.runs import without_times
 HEAD = "stages.prune.amounts.lm_head"
 GOALS = "objective={maximize: prune.nonzero, minimize: prune.nonzero_ratio}"
 SWEEP = ("-m", f"{HEAD}=0.1,0.3,0.5", GOALS)
+COMPARED = ("name", "key", "parameters", "nonzero", "bytes", "metrics")
 POINTS = ["lm_head=0.1", "lm_head=0.3", "lm_head=0.5"]
 
 
@@ -47,14 +46,7 @@ def list_results(folder: Path) -> dict[str, list[Any]]:
     for path in sorted(folder.glob("*/metrics.json")):
         assert json.loads(path.with_name("point.json").read_text())["error"] is None
         results[path.parent.name] = [
-            (
-                record["name"],
-                record["key"],
-                record["parameters"],
-                record["nonzero"],
-                record["bytes"],
-                without_times(record["metrics"]),
-            )
+            without_times({key: record[key] for key in COMPARED})
             for record in json.loads(path.read_text())
         ]
     return results
@@ -100,7 +92,7 @@ def test_what_points_share_runs_once_and_the_same_command_runs_nothing(undisturb
     assert "prune.nonzero_ratio" in done.out
     assert "on the Pareto front of prune.nonzero (max.), prune.nonzero_ratio (min.)" in done.out
     (row,) = (line for line in done.out.splitlines() if line.startswith("│ lm_head=0.3"))
-    (nonzero,) = (stage[3] for stage in results["lm_head=0.3"] if stage[0] == "prune")
+    (nonzero,) = (r["nonzero"] for r in results["lm_head=0.3"] if r["name"] == "prune")
     assert f"{nonzero:.4g}" in [cell.strip() for cell in row.split("│")]
 
 
@@ -204,65 +196,25 @@ def test_two_that_ask_for_the_same_at_once_share_a_folder(tmp_path) -> None:
     assert all(path == paths[number % 2] for number, path in enumerate(paths))
 
 
-def launch(recipe: Path, planned: Grid, folder: Path) -> None:
-    base = planned.base
-    with open_launcher(
-        str(recipe), ["seed=0"], [], folder, base, quiet=True, digests=planned.digests
-    ) as launcher:
-        launcher.run(planned.points)
-
-
-@pytest.fixture
-def edited(recipe, tmp_path, monkeypatch):
-    """A recipe that is edited once its sweep is planned, so that no point of it trains."""
+def test_a_recipe_that_is_edited_while_its_sweep_runs(recipe, tmp_path, monkeypatch) -> None:
+    """Regression: points that had not begun ran with what the file said by then."""
     monkeypatch.chdir(tmp_path)
     path = recipe()
+    planned = plan_grid(str(path), ["seed=1,2"], reachable=True)
+    path.write_text(path.read_text().replace("lm_head: 0.3", "lm_head: 0.4"))
 
-    def plan_and_edit(seeds: str) -> Grid:
-        planned = plan_grid(str(path), [f"seed={seeds}"], reachable=True)
-        path.write_text(path.read_text().replace("lm_head: 0.3", "lm_head: 0.4"))
-        return planned
+    def launch(folder: Path) -> None:
+        how: Any = {"quiet": True, "digests": planned.digests}
+        with open_launcher(str(path), ["seed=0"], [], folder, planned.base, **how) as launcher:
+            launcher.run(planned.points)
 
-    return path, plan_and_edit
-
-
-def test_a_recipe_that_is_edited_while_its_sweep_runs(edited, tmp_path) -> None:
-    """Regression: points that had not begun ran with what the file said by then."""
-    path, plan_and_edit = edited
-    planned = plan_and_edit("1,2")
-    launch(path, planned, tmp_path / "sweep")
+    launch(tmp_path / "sweep")
     for point in planned.points:
         outcome = SweepFolder(tmp_path / "sweep").record(point.name).outcome
         assert outcome is not None and "the recipe has changed" in outcome["error"]
     (tmp_path / "other" / "seed=2" / "point.json").mkdir(parents=True)
     with pytest.raises(StageError, match=r"seed=2: .*point\.json"):
-        launch(path, planned, tmp_path / "other")
-
-
-def test_a_point_that_an_earlier_job_still_runs_is_waited_for(edited, tmp_path, monkeypatch):
-    """A worker outlived its command: the next one says what it waits for."""
-    path, plan_and_edit = edited
-    planned, held, heard = plan_and_edit("1"), threading.Event(), threading.Event()
-
-    class Errors(io.StringIO):
-        def write(self, text: str) -> int:
-            if "point: a job of an earlier command still runs this point" in text:
-                heard.set()
-            return len(text)
-
-    def hold() -> bool:
-        folder = (tmp_path / "sweep" / "point").resolve()
-        with planned.store.lock(f"point-{digest(str(folder))}", lambda: None):
-            held.set()
-            return heard.wait(60)
-
-    monkeypatch.setattr(sys, "stderr", Errors())
-    with ThreadPoolExecutor(1) as threads:
-        earlier = threads.submit(hold)
-        assert held.wait(10)
-        launch(path, planned, tmp_path / "sweep")
-        assert earlier.result()
-    assert SweepFolder(tmp_path / "sweep").record("point").outcome is not None
+        launch(tmp_path / "other")
 
 
 def test_each_point_tells_of_its_own_files(recipe, run) -> None:
