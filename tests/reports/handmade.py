@@ -132,22 +132,6 @@ def labelled_run() -> list[dict[str, Any]]:
     ]
 
 
-def large_run() -> list[dict[str, Any]]:
-    """40 stages: 18 rounds of pruning and training, three evaluations, one benchmark."""
-    records = [record("load", "load", None, groups=zero_counts(0, layers=24))]
-    for number in range(18):
-        share = 0.05 * (number + 1)
-        sizes = {"nonzero": 1000 - 50 * number, "nonzero_ratio": 1 - share}
-        pruned = {**sizes, "groups": zero_counts(share, layers=24)}
-        prune, train = f"prune_{number}", f"recover_{number}"
-        records.append(record(prune, "prune", records[-1]["name"], **pruned))
-        records.append(record(train, "finetune", prune, **pruned, metrics=training(200)))
-    for number in (0, 9, 17):
-        model, metrics = f"recover_{number}", evaluation(0.9 - 0.01 * number, count=3000)
-        records.append(record(f"evaluate@{model}", "evaluate", model, metrics=metrics))
-    return records
-
-
 def random_texts(count: int, seed: int, words: int = 25) -> list[str]:
     """Sentences of random words, the same for the same seed."""
     chance = random.Random(seed)

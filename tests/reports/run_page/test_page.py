@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,8 @@ from compressor.reports.write import write_reports
 from tests.harness.pages import Text
 from tests.reports.handmade import (
     full_run,
-    large_run,
     make_run,
-    random_texts,
 )
-
-MOST_BYTES = 12_000_000
 
 
 def _read(folder: Path, **how: Any) -> Text:
@@ -99,16 +94,3 @@ def test_a_page_that_cannot_be_made_is_told_and_leaves_the_rest(tmp_path: Path, 
     (folder / "metrics.json").write_text("[")
     write_reports(folder, "done")
     assert "report.html and README.md was not written" in capsys.readouterr().err
-
-
-def test_a_large_run_fits(tmp_path: Path) -> None:
-    """40 stages, three models' 3,000 predictions, sources of 1,000 characters: at most 12 MB."""
-    records = large_run()
-    assert len(records) == 40
-    source = [text[:1000] for text in random_texts(3000, 1, 240)]
-    folder = make_run(tmp_path, records, source=source, recipe={"stages": {}})
-    started = time.process_time()
-    text = render_page(Results.read(folder))
-    assert len(text.encode()) <= MOST_BYTES
-    assert time.process_time() - started < 10
-    assert text.count('{"n":') == 3000 and "rows are in this page" not in text
