@@ -50,15 +50,8 @@ def key_of(outputs: Path, stage: str) -> str:
     raise KeyError(stage)
 
 
-def _link_to_nowhere(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
 DAMAGE: Mapping[str, Callable[[Path], object]] = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-2]),  # and no line feed alone
     "one bit flipped": flip,
     "deleted": Path.unlink,
-    "emptied": lambda path: path.write_bytes(b""),
-    "a link to nowhere in its place": _link_to_nowhere,
 }

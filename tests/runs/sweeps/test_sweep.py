@@ -319,12 +319,3 @@ def test_what_is_wrong_with_a_sweep_is_told_before_it_runs(
     assert main(["run", str(recipe()), "-m", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
-
-
-def test_a_point_that_is_made_again_shows_no_report_of_before(tmp_path: Path) -> None:
-    """Killed on its way, it would be taken for done: by its page, its card, or its results."""
-    (tmp_path / "seed=1").mkdir()
-    for name in ("report.html", "README.md", "asked.json", "metrics.json", "log.txt"):
-        (tmp_path / "seed=1" / name).write_text("old")
-    SweepFolder(tmp_path).forget("seed=1")
-    assert [path.name for path in (tmp_path / "seed=1").iterdir()] == ["log.txt"]
