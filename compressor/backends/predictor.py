@@ -97,7 +97,10 @@ class Predictor:
             raise StageError("the model has no tokenizer, and reads no texts")
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, got one text")
-        return list(tokenize_sources(texts, self._model.tokenizer, self.text_settings))
+        continues = self.text_settings.head == "causal_lm"
+        return list(
+            tokenize_sources(texts, self._model.tokenizer, self.text_settings, continues=continues)
+        )
 
     def _require_head(self, head: str, expected: str) -> None:
         if self.text_settings.head != head:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from compressor.core.errors import StageError
 from compressor.data.batching import Layout, collate_rows
-from compressor.data.rows import Rows
+from compressor.data.rows import Rows, Task
 from compressor.data.source_base import DataBase, Truncate
 from compressor.data.spill import IdRows
 from compressor.data.truncation import encode_texts
@@ -32,6 +32,8 @@ ROWS_AT_ONCE = 1000
 class SourceSettings(Protocol):
     """The settings by which a source is tokenized: a recipe's data, or an exported model's."""
 
+    @property
+    def task(self) -> Task: ...
     @property
     def prefix(self) -> str: ...
     @property
@@ -78,15 +80,14 @@ def tokenize_rows(
 
     The limits include the eos. Longer ones are cut as `data.truncate` says: see `encode_texts`.
 
-    `joined`: for a decoder-only model, which reads a source and continues with the target. Then
-    both end with exactly one eos, whatever the tokenizer does by itself (the source's marks where
-    the summary begins), and only the source begins with bos, if the tokenizer adds one. Raises
-    StageError for a tokenizer without eos.
+    `joined`: for a decoder-only model, which goes on from a source (see `tokenize_sources`) with
+    the target. That ends with exactly one eos, whatever the tokenizer does by itself, and only the
+    source begins with bos, if the tokenizer adds one. Raises StageError for a tokenizer without
+    eos.
     """
-    eos = None
-    if joined and (eos := tokenizer.eos_token_id) is None:
-        raise StageError("the tokenizer has no eos token, with which a summary must end")
-    sources, targets = tokenize_sources(rows.texts, tokenizer, data, eos=eos), IdRows()
+    eos = _require_eos(tokenizer) if joined else None
+    sources = tokenize_sources(rows.texts, tokenizer, data, continues=joined)
+    targets = IdRows()
     limit, truncate = data.max_target_length, data.truncate
     for start in range(0, len(rows), ROWS_AT_ONCE):
         chunk = list(rows.summaries[start : start + ROWS_AT_ONCE])
@@ -118,16 +119,37 @@ def tokenize_sources(
     tokenizer: PreTrainedTokenizerBase | Tokens,
     data: SourceSettings,
     *,
-    eos: int | None = None,
+    continues: bool = False,
 ) -> IdRows:
-    """Tokenize prefix and text, to at most `max_source_length` ids. `eos`: as of `encode_texts`."""
+    """Tokenize prefix and text, to at most `max_source_length` ids.
+
+    `continues`: for a decoder, which goes on from them. Before another text (text2text) they end
+    with exactly one eos, which marks where it begins, whatever the tokenizer does by itself; where
+    the text itself goes on (language_modeling), with none. Raises StageError for a tokenizer
+    without eos.
+    """
     sources, begin = IdRows(), len(data.prefix)
+    goes_on = continues and data.task == "language_modeling"
+    eos = _require_eos(tokenizer) if continues and not goes_on else None
     limit, truncate = data.max_source_length, data.truncate
     for start in range(0, len(texts), ROWS_AT_ONCE):
         chunk = [data.prefix + text for text in texts[start : start + ROWS_AT_ONCE]]
         ids = encode_texts(chunk, tokenizer, limit, truncate=truncate, begin=begin, eos=eos)
-        sources.extend(ids)
+        sources.extend([_open_end(row, tokenizer) for row in ids] if goes_on else ids)
     return sources
+
+
+def _require_eos(tokenizer: PreTrainedTokenizerBase | Tokens) -> int:
+    eos: int | None = tokenizer.eos_token_id
+    if eos is None:
+        raise StageError("the tokenizer has no eos token, with which a summary must end")
+    return eos
+
+
+def _open_end(prompt: list[int], tokenizer: PreTrainedTokenizerBase | Tokens) -> list[int]:
+    """Take the eos from the end of a prompt; one without any other token is an eos."""
+    is_ended = len(prompt) > 1 and prompt[-1] == tokenizer.eos_token_id
+    return prompt[:-1] if is_ended else prompt or [_require_eos(tokenizer)]
 
 
 def tokenize_labelled(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase) -> Examples:

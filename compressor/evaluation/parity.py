@@ -132,7 +132,8 @@ def check_parity(
     rows = rows.first(settings.rows)
     limit = settings.max_length or data.max_target_length
     assert checkpoint.tokenizer is not None, "`export` says so first"
-    sources = tokenize_sources(rows.texts, checkpoint.tokenizer, data)[:]
+    continues = checkpoint.head == "causal_lm"
+    sources = tokenize_sources(rows.texts, checkpoint.tokenizer, data, continues=continues)[:]
     expected = _run_source(checkpoint, sources, limit)
     got, told = _run_export(folder, rows.texts, limit)
     if told["read"] != sources:

@@ -119,10 +119,15 @@ class _Session:
             raise StageError("the model has no tokenizer; set model.tokenizer")
         about = TextSettings.model_validate(start["about"])
         self.labelled = about.head == "sequence_classification"
-        first = tokenize_sources(start["texts"][:1], self.model.tokenizer, about)[:]
+        continues = about.head == "causal_lm"
+        first = tokenize_sources(
+            start["texts"][:1], self.model.tokenizer, about, continues=continues
+        )[:]
         self._read_batch(first, {"max_length": 2, "min_length": 0})
         self.resident = psutil.Process().memory_info().rss - before
-        self.sources = tokenize_sources(start["texts"], self.model.tokenizer, about)
+        self.sources = tokenize_sources(
+            start["texts"], self.model.tokenizer, about, continues=continues
+        )
         # None where the model is not one that `finetune` would take.
         self.trained: Checkpoint | None = getattr(self.model, "checkpoint", None)
         if self.trained is not None and self.trained.quantization is not None:

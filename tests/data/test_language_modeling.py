@@ -55,15 +55,20 @@ def test_the_loss_of_long_texts_is_that_of_windows_that_overlap_by_a_token(
 
 
 def test_of_prompt_and_completion_the_completion_alone_is_learned(tmp_path, tokenizer) -> None:
-    """The very examples of text2text; and another key than all of the text has."""
+    """It follows the prompt at once, and ends with the one eos; text2text has one between the two.
+    And it has another key than all of the text.
+    """
     rows = [{"text": "An act.", "answer": "Funds parks."}]
     data = read_data(tmp_path, rows, completion="answer")
     pairs = read_data(tmp_path, rows, task="text2text", summary="answer")
     made = [
         tokenize_rows(kind.load("train"), tokenizer, kind, joined=True) for kind in (data, pairs)
     ]
-    assert made[0] == made[1]
-    labels = made[0].batch([0], 0)["labels"][0]
+    assert [made[0].sources[0] + [tokenizer.eos_token_id]] == made[1].sources
+    assert made[0].targets == made[1].targets
+    batch = made[0].batch([0], 0)
+    assert tokenizer.decode(batch["input_ids"][0]) == "An act.Funds parks.</s>"
+    labels = batch["labels"][0]
     assert tokenizer.decode(labels[labels >= 0], skip_special_tokens=True) == "Funds parks."
     whole = read_data(tmp_path, rows)
     assert whole.key("train", "pairs") != data.key("train", "pairs") != pairs.key("train", "pairs")
