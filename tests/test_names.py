@@ -1,7 +1,4 @@
-"""Names are the field's words: functions are verb phrases, variables say what they hold.
-
-`python -m tests.test_names` prints the shares; the test holds them.
-"""
+"""Names are the field's words: functions are verb phrases, variables say what they hold."""
 
 from __future__ import annotations
 
@@ -55,44 +52,23 @@ def walk_nodes(*folders: str) -> Iterator[tuple[Path, ast.AST]]:
             yield path, node
 
 
-def list_functions() -> list[str]:
-    """List the package's function names, without leading underscores and dunder methods."""
-    names = [node.name for _, node in walk_nodes("compressor") if isinstance(node, ast.FunctionDef)]
-    return [name.strip("_") for name in names if not name.startswith("__")]
-
-
-def list_variables() -> Iterator[tuple[str, str]]:
-    """List the variables and arguments of the package and its tests, each with its place."""
-    for path, node in walk_nodes("compressor", "tests"):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id, f"{path.name}:{node.lineno}"
-        elif isinstance(node, ast.arg):
-            yield node.arg, f"{path.name}:{node.lineno}"
-
-
-def measure_shares() -> dict[str, float]:
-    """Measure the shares of bare participles, single words and leading verbs among functions."""
-    names = list_functions()
-    total, verbs = len(names), set(VERBS.split())
-    return {
-        "participles": sum("_" not in name and is_participle(name) for name in names) / total,
-        "single words": sum("_" not in name for name in names) / total,
-        "verbs first": sum(name.split("_")[0] in verbs for name in names) / total,
-    }
-
-
 def test_functions_are_verb_phrases() -> None:
     """At most 0.5 % bare participles and 45 % single words; at least 40 % begin with a verb."""
-    shares = measure_shares()
-    assert shares["participles"] <= 0.005, shares
-    assert shares["single words"] <= 0.45, shares
-    assert shares["verbs first"] >= 0.40, shares
+    names = [node.name for _, node in walk_nodes("compressor") if isinstance(node, ast.FunctionDef)]
+    names = [name.strip("_") for name in names if not name.startswith("__")]
+    single, verbs = [name for name in names if "_" not in name], set(VERBS.split())
+    assert len(list(filter(is_participle, single))) <= 0.005 * len(names)
+    assert len(single) <= 0.45 * len(names)
+    assert sum(name.split("_")[0] in verbs for name in names) >= 0.40 * len(names)
 
 
 def test_variables_say_what_they_hold() -> None:
-    """None is called `found`, `each`, `own` or `whose`."""
-    places = [(name, place) for name, place in list_variables() if name in FORBIDDEN_VARIABLES]
-    assert places == []
+    """No variable or argument is called `found`, `each`, `own` or `whose`."""
+    for path, node in walk_nodes("compressor", "tests"):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            assert node.id not in FORBIDDEN_VARIABLES, f"{path.name}:{node.lineno}"
+        elif isinstance(node, ast.arg):
+            assert node.arg not in FORBIDDEN_VARIABLES, f"{path.name}:{node.lineno}"
 
 
 def test_classes_are_nouns() -> None:
@@ -104,8 +80,3 @@ def test_classes_are_nouns() -> None:
     }
     words = {name for name in names if not any(letter.isupper() for letter in name[1:])}
     assert [name for name in sorted(words) if is_participle(name.lower())] == []
-
-
-if __name__ == "__main__":
-    for what, share in measure_shares().items():
-        print(f"{what:<14} {share:6.1%}")

@@ -171,11 +171,6 @@ def hub(served: tuple[Hub, Run], tmp_path: Path) -> Hub:
     return hub
 
 
-@pytest.fixture
-def run(served: tuple[Hub, Run], tmp_path: Path) -> Run:
-    return partial(served[1], cwd=tmp_path)
-
-
 FAULTS = [
     ("wrong", WEIGHTS, 1, "came damaged"), ("cut", CONFIG, 2, "could not be fetched"),
     ("wrong", ROWS, 1, "came damaged"), ("cut", WEIGHTS, 1, "could not be fetched"),
@@ -189,19 +184,19 @@ FAULTS = [
 
 @pytest.mark.parametrize(("fault", "file", "code", "expected"), FAULTS[: trials(len(FAULTS), 3)])
 def test_what_the_network_does_to_a_download_is_one_error_and_nothing_stays(
-    fault: str, file: str, code: int, expected: str, run: Run, hub: Hub, tmp_path: Path
+    fault: str, file: str, code: int, expected: str, served: Any, hub: Hub, tmp_path: Path
 ) -> None:
     """A body of the right length with other bytes was taken for the model, and stayed in the cache
     for later runs. With the network back the same command finishes; then it needs no hub.
     """
-    recipe = "data.yaml" if file == ROWS else "model.yaml"
+    run = partial(served[1], "data.yaml" if file == ROWS else "model.yaml", "-q", cwd=tmp_path)
     hub.fault, hub.file = fault, file
-    failed = run(recipe, "-q")
+    failed = run()
     assert hub.struck
     assert failed.code == code and expected in failed.err, failed.err
     assert failed.err.count("error: ") == 1
     hub.fault = ""
-    done = run(recipe, "-q")
+    done = run()
     assert done.code == 0, done.err
     whole_only(tmp_path / "outputs")
     if file == ROWS:  # texts, as those of a file here: of three words the summary is one
@@ -209,7 +204,7 @@ def test_what_the_network_does_to_a_download_is_one_error_and_nothing_stays(
         (floor,) = (r for r in json.loads(metrics.read_text()) if r["name"] == "baseline")
         assert floor["metrics"]["rouge1"] == pytest.approx(0.5)
         hub.fault, hub.file = "500", "api"
-        assert run(recipe, "-q").code == 0
+        assert run().code == 0
         return
     (stored,) = tmp_path.glob(f"outputs/store/*/{WEIGHTS}")
     assert stored.read_bytes() == (hub.folder / WEIGHTS).read_bytes()
@@ -219,7 +214,7 @@ def test_what_the_network_does_to_a_download_is_one_error_and_nothing_stays(
     (cached,) = hub.cache.rglob(WEIGHTS)
     flip(cached.resolve())
     shutil.rmtree(tmp_path / "outputs")
-    failed = run(recipe, "-q")
+    failed = run()
     assert failed.code == 1
     assert f"{WEIGHTS} of 'small/model' came damaged, or was damaged" in failed.err
-    assert run(recipe, "-q").code == 0
+    assert run().code == 0
