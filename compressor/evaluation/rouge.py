@@ -186,7 +186,7 @@ def compute_closeness(student: float, teacher: float) -> float:
 
 
 def summarize_scores(
-    rows: Mapping[str, Scores], *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+    rows: Mapping[str, Scores], *, level: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
     """Average what `score_rows` returned, into a dict for JSON: scores in 0..1, not rounded.
 
@@ -201,7 +201,7 @@ def summarize_scores(
         precision, recall, f1 = map(float, scores.mean(0))
         summary |= {name: f1, f"{name}_precision": precision, f"{name}_recall": recall}
     summary["intervals"] = {
-        name: list(bootstrap_interval(scores[:, 2], level=level, resamples=resamples, seed=seed))
+        name: list(bootstrap_interval(scores[:, 2], level=level, seed=seed))
         for name, scores in rows.items()
     }
     return summary

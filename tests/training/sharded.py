@@ -52,8 +52,6 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 0.1, "clip_norm": 0.5, "checkpoint_seconds": 1e9,
 }  # fmt: skip
 SCHEMES: tuple[Literal["ddp", "fsdp2"], ...] = ("ddp", "fsdp2")
-STILL = {"learning_rate": 1e-30}
-"""Weights stay as they are, to the bit, whatever gradients come."""
 
 
 def start(kind: str, head: str = "seq2seq_lm", **changes: Any) -> Checkpoint:
@@ -105,7 +103,8 @@ def gradual(where: Path, scheme: Scheme) -> Result:
     model = start("t5")
     amounts = {"encoder": {"feed_forward": 0.5}, "decoder": {"self_attention": 0.4}, "lm_head": 0.3}
     prune = GradualPruning(amounts=amounts, end=0.7, times=3)
-    return model, train(model, where, scheme, STILL, after_step=prune.make_callback(model, 0))
+    still = {"learning_rate": 1e-30}
+    return model, train(model, where, scheme, still, after_step=prune.make_callback(model, 0))
 
 
 def masked(where: Path, scheme: Scheme) -> Result:
