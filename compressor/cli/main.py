@@ -33,8 +33,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "recipes": recipes.list_recipes,
     "new": recipes.write_recipe,
     "schema": recipes.print_schema,
-    "write": predict.write_texts,
-    "summarize": predict.write_texts,
+    "summarize": predict.summarize_texts,
     "classify": predict.classify_texts,
     "score": predict.score_predictions,
 }

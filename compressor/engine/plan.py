@@ -51,6 +51,11 @@ class Node:
     def label(self) -> str:
         return self.stage.label or self.name
 
+    @property
+    def trained_parameters(self) -> int | None:
+        """The number of parameters that the stage trains, where it trains some of a model's."""
+        return None if self.facts is None else self.stage.count_trained(self.facts)
+
     def summary(self) -> dict[str, Any]:
         """Summarize the node as `plan --json` prints it."""
         facts = self.facts
@@ -66,6 +71,7 @@ class Node:
             "nonzero_ratio": facts.nonzero_ratio if facts else None,
             "nonzero_exact": facts.exact if facts else None,
             "bytes": facts.bytes if facts else None,
+            "trained_parameters": self.trained_parameters,
         }
 
 
@@ -317,6 +323,7 @@ def _planning(
             for role, artifact in stage.artifacts().items()
             if artifact.kind is None
         },
+        launch=recipe.launch,
     )
 
 

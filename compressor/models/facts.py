@@ -34,6 +34,9 @@ MOST_LAYERS, MOST_OF_ANYTHING = 1_000, 10**9
 HALF = ("bfloat16", "float16")
 """Floating-point types of two bytes an entry."""
 
+FRESH_HEADS = ("classifier", "pre_classifier", "score", "bert.pooler")
+"""Prefixes of the parameters that a classifier has and a pretrained body may lack."""
+
 _MODULES = {
     "t5": "t5", "mt5": "t5", "longt5": "t5",
     "bart": "bart", "mbart": "bart", "pegasus": "bart", "marian": "bart",

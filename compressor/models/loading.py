@@ -24,10 +24,11 @@ from transformers.models.auto import modeling_auto
 from compressor.core.errors import StageError, first_line
 from compressor.models.block import put_blocks
 from compressor.models.block_config import BLOCKS_FILE
-from compressor.models.facts import HALF, Facts, load_architecture
+from compressor.models.facts import FRESH_HEADS, HALF, Facts, load_architecture
 from compressor.models.model_files import HEAD
 from compressor.models.quantization import Quantization
 from compressor.models.quantized_layers import Int8Embedding, put_quantized, set_activations
+from compressor.models.source_checks import find_adapter
 from compressor.models.structure import Stack
 
 if TYPE_CHECKING:
@@ -54,9 +55,6 @@ CLASS_NAMES: dict[Head, Mapping[str, str]] = {
     "none": modeling_auto.MODEL_MAPPING_NAMES,
 }
 """Head → model type → the class that `AUTO_CLASSES` picks, as a config's `architectures` has it."""
-
-FRESH_HEADS = ("classifier", "pre_classifier", "score", "bert.pooler")
-"""Prefixes of the parameters that a classifier has and a pretrained body may lack."""
 
 
 def drop_tied_duplicates(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,6 +154,8 @@ def load_pretrained(
     generation: replaces the folder's generation config.
     dtype: of the loaded weights; "auto" is the file's.
     """
+    if (problem := find_adapter(folder)) is not None:  # planning has seen local folders alone
+        raise StageError(problem)
     if (folder / BLOCKS_FILE).is_file():
         model = _load_with_blocks(folder, head, config or {}, dtype)
         if generation is not None:

@@ -30,9 +30,8 @@ def check_origins(
     config: Mapping[str, Any], folder: Path | None, report: Reporter, *, runs_code: bool
 ) -> None:
     """Report weights or code of a source from a place that the key does not cover."""
-    if folder is not None and (folder / "adapter_config.json").is_file():
-        message = f"{str(folder)!r} has a PEFT adapter beside the model, which is not loaded; "
-        report("source", f"{message}merge it (`merge_and_unload`) and save that")
+    if folder is not None and (problem := find_adapter(folder)) is not None:
+        report("source", problem)
     if "transformers_weights" in config:
         message = "its config's transformers_weights names a file of its own; call that file "
         report("source", f"{message}model.safetensors, and leave the key out")
@@ -41,6 +40,14 @@ def check_origins(
     if elsewhere := next((name for name in names if "--" in name), None):
         message = f"the config takes code from another repository, {elsewhere!r}; copy it into "
         report("trust_remote_code", f"{message}the model's folder")
+
+
+def find_adapter(folder: Path) -> str | None:
+    """Say what to do where a folder has an adapter that transformers would put into the model."""
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    message = f"{str(folder)!r} has a PEFT adapter beside the model, which is not loaded; "
+    return f"{message}merge it (`merge_and_unload`) and save that"
 
 
 def check_secrets(config: Mapping[str, Any], report: Reporter) -> None:

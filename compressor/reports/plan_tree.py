@@ -86,6 +86,8 @@ def _format_name(row: Row) -> Text:
     node, stage = row.node, row.node.name.partition("@")[0]
     name = Text.assemble((row.rail, "dim"), node.name)
     notes = [node.kind] if stage != node.kind else []
+    if node.trained_parameters is not None:
+        notes.append(f"trains {node.trained_parameters / 1e6:.2f} M")
     if _looks_at_several(node):
         notes.append(f"of {', '.join(node.artifacts)}")
     else:  # but not what an evaluation is held against: that is one of its own

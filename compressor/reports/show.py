@@ -25,6 +25,7 @@ FILES = ("report.html", "README.md", "model", "predictions.csv", "error.txt")
 _SUMMARIZED = (
     *("validation_loss", "baseline_loss", "loss", "rougeLsum", "micro_f1", "macro_f1"),
     *("retention", "latency_p50_ms", "format", "weights", "steps"),
+    "trained_parameters",
 )
 """Metrics that a stage's line has, where it left them: the first few."""
 _MOST = 4

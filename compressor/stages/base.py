@@ -74,6 +74,7 @@ class Planning:
     """What runs the model."""
     others: Mapping[str, Facts | None] = field(default_factory=dict)
     """Role → the facts of a model that the stage reads beside its own (`Stage.artifacts`)."""
+    launch: Launch = field(default_factory=Launch)
 
     @property
     def has_labels(self) -> bool:
@@ -274,6 +275,10 @@ class Stage(BaseModel):
         if "return" not in cls.run.__annotations__:
             raise TypeError(f"{cls.__name__}.run: annotate what it gives, Checkpoint or None")
         cls.changes_model = cls.run.__annotations__["return"] not in ("None", None)
+
+    def count_trained(self, facts: Facts) -> int | None:
+        """Count the parameters that are trained where these are not all of the model's."""
+        return None
 
     @property
     def export_format(self) -> Format | None:

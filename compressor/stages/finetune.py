@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,7 @@ from compressor.compression.pruning import (
     count_unmasked,
     flatten_amounts,
 )
+from compressor.core.packages import versions
 from compressor.core.settings import Integer
 from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
@@ -24,12 +25,15 @@ from compressor.models.facts import Facts
 from compressor.models.quantization import QuantizationAware
 from compressor.stages.base import Artifact, Context, Inputs, Planning, Stage
 from compressor.training.hyperparameters import Hyperparameters
+from compressor.training.launch_config import read_processes
+from compressor.training.lora import Lora
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compressor.data.examples import Examples
     from compressor.models.checkpoint import Checkpoint
+    from compressor.training.adapters import Adapters
     from compressor.training.loop import AfterStep, SummonFull, Training
 
 TARGETS = "targets"
@@ -123,12 +127,16 @@ class Finetune(Hyperparameters, Stage):
     the rounding to the float weights, which the stage keeps. Put `quantize` with the same
     settings after it, and take a small learning rate. Activations are not rounded.
 
+    `lora` trains adapters of the layers' weights in place of the weights, and merges them at the
+    end: for models whose full training does not fit. It takes a larger learning rate, such as 1e-3.
+
     No layer is dropped, whatever `encoder_layerdrop` and `decoder_layerdrop` (BART and its kin) say
     in the config, since several processes could not drop the same; the run says so.
 
     Example: `finetune: {epochs: 20, learning_rate: 3.0e-4, batch_size: 16}`
     Example: `finetune: {epochs: 4, prune: {amounts: {lm_head: 0.5}, end: 0.7}}`
     Example: `finetune: {epochs: 1, quantization_aware: {weights: int4, group_size: 64}}`
+    Example: `finetune: {epochs: 2, learning_rate: 1.0e-3, lora: {rank: 16}}`
     """
 
     version: ClassVar[int] = 2
@@ -139,6 +147,9 @@ class Finetune(Hyperparameters, Stage):
     prune: GradualPruning | None = Field(None, description="Prune gradually while training.")
     quantization_aware: QuantizationAware | None = Field(
         None, description="Train with weights as `quantize` will store them: int8, int4, or more."
+    )
+    lora: Lora | None = Field(
+        None, description="Train adapters, and merge them into the weights at the end; needs peft."
     )
     targets: str | None = Field(
         None,
@@ -161,7 +172,15 @@ class Finetune(Hyperparameters, Stage):
         gradual = {"prune": self.prune.model_dump(mode="json")} if self.prune else {}
         aware = self.quantization_aware
         rounding = {"quantization_aware": aware.key_parts()} if aware else {}
-        return self.key_parts() | gradual | rounding
+        adapters = {"lora": self.lora.model_dump(mode="json")} if self.lora else {}
+        return self.key_parts() | gradual | rounding | adapters
+
+    def identity(self, planning: Planning) -> Mapping[str, Any]:
+        """Name the release of what computes adapters."""
+        return versions(["peft"]) if self.lora else {}
+
+    def count_trained(self, facts: Facts) -> int | None:
+        return self.lora.count_trained(facts) if self.lora else None
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
@@ -170,6 +189,7 @@ class Finetune(Hyperparameters, Stage):
         self.check_trackers(planning.report)
         self.check_decay(planning.report)
         self._check_rounding(planning)
+        self._check_lora(planning)
         if facts is None or self.prune is None:
             return facts
         if self.capped_epochs == 0:
@@ -194,6 +214,25 @@ class Finetune(Hyperparameters, Stage):
         elif planning.facts is not None:
             aware.check_groups(aware.weights, planning.facts, report)
 
+    def _check_lora(self, planning: Planning) -> None:
+        """Report adapters that cannot be trained here, or have nothing to adapt."""
+        lora = self.lora
+        if lora is None:
+            return
+        if self.capped_epochs == 0:
+            planning.report("lora", "there are no steps: epochs is 0")
+        if (missing := lora.explain_missing()) is not None:
+            planning.report("lora", missing)
+        with suppress(ValueError):  # which planning reports
+            processes = read_processes(planning.launch)
+            if processes.scheme.kind == "fsdp2" and processes.world_size > 1:
+                message = f"cannot train adapters in shards, as {planning.launch.config_file!r} has"
+                planning.report("lora", f"{message} them; take launch.config_file=ddp")
+        if self.quantization_aware and lora.dropout:
+            planning.report("lora.dropout", "does not go with quantization_aware; take 0")
+        if planning.facts is not None:
+            lora.check(planning.facts, lambda path, text: planning.report(f"lora.{path}", text))
+
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Train to the end, from the checkpoint of a killed run if there is one."""
         from compressor.training.dropout import disable_layer_drop
@@ -208,6 +247,7 @@ class Finetune(Hyperparameters, Stage):
             checkpoint.tokenize_rows(rows, context.data)
             for rows in (self._read_training_rows(inputs, context), context.rows("validation"))
         )
+        adapters = self._attach_adapters(checkpoint, context)
         loss, train = self._make_loss(checkpoint, train, inputs, context)
         run_training(
             self,
@@ -219,14 +259,41 @@ class Finetune(Hyperparameters, Stage):
             validation=validation,
             masks=checkpoint.masks,
             pad_id=checkpoint.pad_id,
-            after_step=self.prune.make_callback(checkpoint, context.seed) if self.prune else None,
-            forward_weights=self._make_weight_rounding(checkpoint),
+            after_step=self._make_after_step(checkpoint, adapters, context.seed),
+            forward_weights=self._make_weight_rounding(checkpoint, adapters),
             scheme=context.scheme,
         )
+        if adapters is not None:
+            adapters.merge()
         return checkpoint
 
+    def _attach_adapters(self, checkpoint: Checkpoint, context: Context) -> Adapters | None:
+        """Put adapters into the model if they are asked for; say how much of it is trained."""
+        if self.lora is None:
+            return None
+        from compressor.training.adapters import attach_adapters
+
+        facts = checkpoint.derive_facts()
+        trained = self.lora.count_trained(facts)
+        context.metrics["trained_parameters"] = trained
+        context.progress.say(
+            f"  trains {trained / 1e6:.2f} M of {facts.parameters / 1e6:.2f} M parameters"
+        )
+        return attach_adapters(checkpoint, self.lora, context.seed)
+
+    def _make_after_step(
+        self, checkpoint: Checkpoint, adapters: Adapters | None, seed: int
+    ) -> AfterStep | None:
+        """Make what prunes after steps, if any: by the weights as they would be merged."""
+        if self.prune is None:
+            return None
+        prune = self.prune.make_callback(checkpoint, seed)
+        if adapters is None:
+            return prune
+        return lambda step, total, _: prune(step, total, adapters.show_merged)
+
     def _make_weight_rounding(
-        self, checkpoint: Checkpoint
+        self, checkpoint: Checkpoint, adapters: Adapters | None
     ) -> Callable[[], AbstractContextManager[None]]:
         """Make the context in which losses are computed: with rounded weights, if aware of them."""
         from compressor.models.quantized_layers import round_weights
@@ -235,6 +302,8 @@ class Finetune(Hyperparameters, Stage):
         if aware is None:
             return nullcontext
         kinds = aware.choose_kinds(aware.weights, checkpoint.derive_facts())
+        if adapters is not None:
+            return partial(adapters.round_weights, kinds, aware.group_size)
         return partial(round_weights, checkpoint.model, kinds, aware.group_size)
 
     def _read_training_rows(self, inputs: Inputs, context: Context) -> Rows:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: what happened so far, and every whole tensor.
+"""Checkpoints of a training: what happened so far, and every whole tensor that is trained.
 
 Rank 0 writes, every rank reads, and neither depends on how many there are or on how the weights lie
 over them: a checkpoint of two processes goes on in one.
@@ -126,7 +126,7 @@ def save_checkpoint(
     drawn = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
     generators = accelerator.gather(drawn.to(device)[None])  # what dropout draws from, on each rank
     tensors: dict[str, Tensor] = {}
-    for name in weights.named:  # gathered one by one: the first rank alone has all at once
+    for name in weights.trained:  # gathered one by one: the first rank alone has all at once
         parts = {f"model.{name}": weights.gather(name)}
         parts |= {f"optimizer.{name}.{key}": t for key, t in weights.gather_state(name).items()}
         if accelerator.is_main_process:
@@ -205,7 +205,7 @@ def restore_checkpoint(
     history.resumed += 1
     with safe_open(last / TENSORS, "pt") as tensors:
         names = set(tensors.keys())
-        for name in weights.named:
+        for name in weights.trained:
             prefix = f"optimizer.{name}."
             keys = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
             state = {key: tensors.get_tensor(prefix + key) for key in keys if "." not in key}

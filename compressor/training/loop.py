@@ -149,6 +149,7 @@ class Training:
         history = checkpoints.restore_checkpoint(
             self.resume, self.weights, self.masks, self.accelerator, self.seed
         )
+        self.weights.apply_masks(self.masks)  # to what is not trained, and in no checkpoint
         history.steps_per_epoch = self.steps_per_epoch
         history.note_processes(self.scheme.kind if self.world > 1 else "one process", self.world)
         if history.step:

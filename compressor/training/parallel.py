@@ -85,7 +85,7 @@ class Weights:
         loss.to(accelerator.device)
         self._shard_weights()
         self.named = named_parameters(self.model, self.loss)
-        self.trained = [p for p in self.named.values() if p.requires_grad]
+        self.trained = {n: p for n, p in self.named.items() if p.requires_grad}
         self.optimizer = make_optimizer(self.model, self.loss, self.settings)
         self._prepare()
 
@@ -135,7 +135,7 @@ class Weights:
                 apply_mask(get_local(gradient), self._take_shard(name, mask))
 
     def _clip_gradients(self, limit: float) -> float:
-        return float(self.accelerator.clip_grad_norm_(self.trained, limit))
+        return float(self.accelerator.clip_grad_norm_(self.trained.values(), limit))
 
     def get_parameter(self, name: str) -> nn.Parameter:
         """Get the parameter of any of its names, of which `named` has the first."""
@@ -288,7 +288,7 @@ class FullyShardedWeights(Weights):
         torch.autograd.backward(loss)
 
     def _clip_gradients(self, limit: float) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), limit)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     @contextmanager

@@ -144,14 +144,23 @@ def train_theirs(
     return laps
 
 
-def train_ours(model: Any, train: Any, pad_id: int, **settings: Any) -> Laps:
+def train_ours(
+    model: Any,
+    train: Any,
+    pad_id: int,
+    *,
+    masks: Any = (),
+    laps: Laps | None = None,
+    **settings: Any,
+) -> Laps:
     """Train with the package's own loop."""
     from tests.harness.training import make_training
 
-    laps = Laps(settings["batch_size"])
+    laps = laps or Laps(settings["batch_size"])
     settings["checkpoint_seconds"] = 1e9
+    parts = {"pad_id": pad_id, "masks": dict(masks), "progress": laps}
     with tempfile.TemporaryDirectory() as resume:
-        make_training(model, train, Path(resume), settings, pad_id=pad_id, progress=laps).run()
+        make_training(model, train, Path(resume), settings, **parts).run()
     return laps
 
 

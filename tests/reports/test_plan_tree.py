@@ -61,3 +61,17 @@ def test_times_are_those_of_before_and_the_sum_says_what_it_lacks(recipe, tmp_pa
     assert out.getvalue().endswith(
         "0 of 5 stages are in the store; the others took at least 1 min 30 s before\n"
     )
+
+
+def test_a_training_of_adapters_says_how_much_it_trains(recipe, tmp_path: Path) -> None:
+    """Rank 4, beside 6 x 4 matrices of (32, 32) and 4 x 2 of (32, 64)."""
+    lora = "stages.recover.lora.rank=4"
+    composed = compose(str(recipe()), [f"outputs={tmp_path / 'none'}", lora])
+    made = plan(composed, Store.of(composed.recipe.outputs))
+    out = io.StringIO()
+    print_plan(made, StageTimings({}, {}), Console(file=out, width=100))
+    assert "recover (finetune; trains 0.01 M) " in out.getvalue()
+    assert made.node("recover").summary()["trained_parameters"] == 4 * (
+        24 * (32 + 32) + 8 * (32 + 64)
+    )
+    assert made.node("finetune").summary()["trained_parameters"] is None

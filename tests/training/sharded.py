@@ -25,9 +25,11 @@ from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.quantized_layers import round_weights
 from compressor.stages.finetune import GradualPruning
+from compressor.training.adapters import attach_adapters
 from compressor.training.distillation import DistillationLoss
 from compressor.training.dropout import disable_layer_drop
 from compressor.training.launch_config import Scheme
+from compressor.training.lora import Lora
 from compressor.training.losses import LabelLoss
 from tests.faults import LONG
 from tests.harness.models import BLOCKS, CASES, build_case, examples
@@ -62,6 +64,14 @@ def start(kind: str, head: str = "seq2seq_lm", **changes: Any) -> Checkpoint:
     model.model.requires_grad_(requires_grad=True)  # as after a reload, fixed tables too
     disable_layer_drop(model.model)  # as `finetune` does in several processes
     return model
+
+
+def prune_half(model: Checkpoint) -> None:
+    """Mask the smaller half of each matrix, but for tables that a file does not have."""
+    for name, parameter in model.model.named_parameters():
+        if parameter.dim() == 2 and "embed_positions" not in name:
+            model.masks[name] = parameter.detach().abs() > parameter.detach().abs().median()
+    model.apply_masks()
 
 
 def train(
@@ -110,11 +120,18 @@ def gradual(where: Path, scheme: Scheme) -> Result:
 def masked(where: Path, scheme: Scheme) -> Result:
     """Pruned before; a high rate, momentum and decay would bring what is pruned to life."""
     model = start("t5")
-    for name, parameter in model.model.named_parameters():
-        if parameter.dim() == 2:
-            model.masks[name] = parameter.detach().abs() > parameter.detach().abs().median()
-    model.apply_masks()
+    prune_half(model)
     return model, train(model, where, scheme, {"learning_rate": 1e-2})
+
+
+def adapted(where: Path, scheme: Scheme) -> Result:
+    """Adapters of pruned weights, merged; not in shards, which planning refuses."""
+    model = start("t5")
+    prune_half(model)
+    adapters = attach_adapters(model, Lora(rank=3), seed=0)
+    told = train(model, where, scheme)
+    adapters.merge()
+    return model, told
 
 
 def taught(where: Path, scheme: Scheme) -> Result:
@@ -222,8 +239,10 @@ TRAININGS = {
     "taken_over": partial(train_t5, {}),  # from what another number of processes has left
     **{case.__name__: case for case in (aware, gradual, masked, taught, taught_hidden)},
     **{case.__name__: case for case in (gone_on, left_over, long_inputs, of_some_rows)},
-    **{case.__name__: case for case in (not_a_number, overflown)},
+    **{case.__name__: case for case in (not_a_number, overflown, adapted)},
 }
+WHOLE = {"adapted"}
+"""Trainings that are not in shards."""
 
 
 def run(name: str, folder: Path, scheme: Scheme, *, first: bool) -> dict[str, Any]:
@@ -244,7 +263,7 @@ def run(name: str, folder: Path, scheme: Scheme, *, first: bool) -> dict[str, An
 
 if __name__ == "__main__":
     for kind in SCHEMES:
-        for name in TRAININGS:
+        for name in [n for n in TRAININGS if kind == "ddp" or n not in WHOLE]:
             is_first = os.environ["RANK"] == "0"
             run(name, Path(sys.argv[1]) / kind, Scheme(kind=kind), first=is_first)
     sys.stdout.flush()

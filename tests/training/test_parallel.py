@@ -62,6 +62,8 @@ def test_two_processes_train_what_one_trains(alone, pair, name) -> None:
     """Losses, validation losses, weights and masks: momentum, decay, clipping and micro-batches
     included. Rounded weights may round apart, and then a loss differs a little more.
     """
+    if name in sharded.WHOLE and pair.name != "ddp":
+        pytest.skip("planning refuses it")
     one, two = told(alone, name), told(pair, name)
     assert len(one["losses"]) == 6
     for losses in ("losses", "validation"):

@@ -45,6 +45,7 @@ _EXTRAS = {
     "ctranslate2": "`export` to CTranslate2, and running that",
     "onnx": "`export` to ONNX Runtime, and running that",
     "gguf": "`export` to llama.cpp, and running that",
+    "lora": "trainings of adapters, `finetune: {lora: …}`",
     "search": "a recipe's `search`",
     "joblib": "hydra/launcher=processes",
     "slurm": "hydra/launcher=slurm",
