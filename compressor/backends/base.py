@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 EXPORT = "compressor.json"
 """The file of an exported model that says what runs it, and how its texts are read."""
+WRITERS = ("seq2seq_lm", "causal_lm")
+"""The heads of models that write text."""
 
 
 class Model:
@@ -66,6 +68,19 @@ class Model:
     ) -> list[list[int]]:
         """Decode under one limit: rows up to their end token, in the order of the sources."""
         raise StageError("a model without a language head writes no text")
+
+    def sum_losses(
+        self,
+        sources: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        *,
+        progress: Report = ignore,
+    ) -> list[float]:
+        """Sum a decoder's negative log-likelihoods of the tokens of each target after its source.
+
+        In nats. A source has at least one token.
+        """
+        raise StageError(f"the perplexity of a model that {self.backend} runs is not computed")
 
     def logits(
         self, sources: Sequence[list[int]], *, progress: Report = ignore

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.backends.base import EXPORT, Model
+from compressor.backends.base import EXPORT, WRITERS, Model
 from compressor.backends.formats import ExportInfo, TextSettings
 from compressor.backends.generation_config import BackendName
 from compressor.backends.open import open_export
@@ -32,7 +32,7 @@ class Predictor:
         """The library that runs the model, such as "torch" or "onnxruntime"."""
         return self._model.backend
 
-    def summarize(
+    def write(
         self,
         texts: Sequence[str],
         *,
@@ -40,16 +40,19 @@ class Predictor:
         min_length: int = 0,
         num_beams: int = 1,
     ) -> list[str]:
-        """Summarize each text.
+        """Write a text for each: a summary, a translation; a decoder writes how a prompt goes on.
 
-        `max_length` and `min_length` count tokens as in transformers, the start token included;
-        `max_length` None is the recipe's `data.max_target_length`. `num_beams` 1 is greedy. A text
-        longer than the recipe's limit is cut as its data says. Raises StageError for a classifier.
+        `max_length` and `min_length` count tokens as in transformers, an encoder-decoder's start
+        token included, and of a decoder the new ones; `max_length` None is the recipe's
+        `data.max_target_length`. `num_beams` 1 is greedy. A text longer than the recipe's limit is
+        cut as its data says. Raises StageError for a classifier.
         """
         output = self.generate(
             texts, max_length=max_length, min_length=min_length, num_beams=num_beams
         )
         return self.decode(output.tokens)
+
+    summarize = write
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
         """Compute, for each text, the probability in [0, 1] of each label.
@@ -59,7 +62,7 @@ class Predictor:
         """
         from compressor.backends.outputs import compute_probabilities
 
-        self._require_head("sequence_classification", "a classifier")
+        self._require_head(("sequence_classification",), "a classifier")
         logits = self._model.logits(self.tokenize(texts))
         names = self.text_settings.labels or tuple(f"label {i}" for i in range(logits.shape[1]))
         rows = compute_probabilities(logits, self.text_settings.task)
@@ -73,8 +76,8 @@ class Predictor:
         min_length: int = 0,
         num_beams: int = 1,
     ) -> GenerationOutput:
-        """Generate token ids, and tell which rows the limit cut off; arguments as `summarize`."""
-        self._require_head("seq2seq_lm", "an encoder-decoder")
+        """Generate token ids, and tell which rows the limit cut off; arguments as `write`."""
+        self._require_head(WRITERS, "a model that writes text")
         limit = self.text_settings.max_target_length if max_length is None else max_length
         if limit < 1 or num_beams < 1:
             raise ValueError(f"expected at least 1, got max_length {limit}, num_beams {num_beams}")
@@ -102,8 +105,8 @@ class Predictor:
             tokenize_sources(texts, self._model.tokenizer, self.text_settings, continues=continues)
         )
 
-    def _require_head(self, head: str, expected: str) -> None:
-        if self.text_settings.head != head:
+    def _require_head(self, heads: Sequence[str], expected: str) -> None:
+        if self.text_settings.head not in heads:
             raise StageError(
                 f"expected {expected}; this model has the head {self.text_settings.head!r}"
             )

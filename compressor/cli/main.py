@@ -33,7 +33,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "recipes": recipes.list_recipes,
     "new": recipes.write_recipe,
     "schema": recipes.print_schema,
-    "summarize": predict.summarize_texts,
+    "write": predict.write_texts,
+    "summarize": predict.write_texts,
     "classify": predict.classify_texts,
     "score": predict.score_predictions,
 }

@@ -1,4 +1,4 @@
-"""Commands that use a model or its predictions: `summarize`, `classify` and `score`."""
+"""Commands that use a model or its predictions: `write`, `classify` and `score`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _TOKENIZER_HELP = (
 )
 
 
-def summarize_texts(
+def write_texts(
     place: ModelPlace,
     *,
     lines: Lines = False,
-    max_length: Annotated[int | None, Option(min=2, help="limit of a summary, in tokens")] = None,
+    max_length: Annotated[int | None, Option(min=2, help="limit of a text, in tokens")] = None,
     num_beams: Annotated[int, Option(min=1, help="1 is greedy")] = 1,
 ) -> int:
-    """Summarize a text from the standard input."""
+    """Write a summary of a text from the input, or how it goes on."""
     import compressor
 
     texts, predictor = _read_texts(lines=lines), compressor.load(_find_place(place))
-    for summary in predictor.summarize(texts, max_length=max_length, num_beams=num_beams):
-        print_text(" ".join(summary.split("\n")))
+    for text in predictor.write(texts, max_length=max_length, num_beams=num_beams):
+        print_text(" ".join(text.split("\n")))
     return DONE
 
 

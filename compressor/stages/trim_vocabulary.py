@@ -257,10 +257,8 @@ def _config_ids(config: Mapping[str, Any]) -> set[int]:
     """Collect the token ids that a config or generation config uses, which must have a row."""
     ids = set[int]()
     for key, value in config.items():
-        if key.endswith(("_token_id", "_token_ids")) or key == "force_words_ids":
+        if key.endswith(("_token_id", "_token_ids")):
             ids |= set(_ids(value))
-        elif key == "forced_decoder_ids":
-            ids |= {token for _, token in value or () if _is_id(token)}
         elif key == _BY_TASK:
             ids |= {token for settings in (value or {}).values() for token in _config_ids(settings)}
     return ids
@@ -297,10 +295,8 @@ def _renumber(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, An
     for key, value in config.items():
         if value is None:
             continue
-        if key.endswith(("_token_id", "_token_ids")) or key == "force_words_ids":
+        if key.endswith(("_token_id", "_token_ids")):
             changed[key] = renumber(value)
-        elif key == "forced_decoder_ids":
-            changed[key] = [[position, renumber(token)] for position, token in value]
         elif key == _BY_TASK:
             changed[key] = {
                 task: {**settings, **_renumber(settings, new)} for task, settings in value.items()

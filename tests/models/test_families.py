@@ -45,15 +45,16 @@ PLAIN = [
 ]  # fmt: skip
 
 
-def train(checkpoint: Checkpoint, where: Context, *, steps: int = 3) -> list[float]:
+def train(checkpoint: Checkpoint, where: Context) -> None:
     rows = examples(checkpoint.head)
     settings = {
-        "epochs": steps, "batch_size": 4, "learning_rate": 1e-2, "max_steps": steps,
-        "weight_decay": 0.1, "micro_batch_size": 2,
+        "epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "max_steps": 3, "weight_decay": 0.1,
+        "micro_batch_size": 2,
     }  # fmt: skip
-    return make_training(
-        checkpoint.model, rows, where.resume, settings, validation=rows, masks=checkpoint.masks
-    ).run().losses  # fmt: skip
+    masks = checkpoint.masks
+    make_training(
+        checkpoint.model, rows, where.resume, settings, validation=rows, masks=masks
+    ).run()
 
 
 @pytest.mark.parametrize(("model_type", "changes", "head"), CASES)

@@ -32,6 +32,13 @@ TABLES = ("shared.weight", "wte.weight", "embed_tokens.weight")
 WEIGHTS = "model.safetensors"
 
 
+CAUSAL = {"gpt2", "llama"}
+
+
+def auto_class(kind: str) -> Any:
+    return AutoModelForCausalLM if kind in CAUSAL else AutoModelForSeq2SeqLM
+
+
 def table(state: State) -> str:
     return next(name for name in state if name.endswith(TABLES))
 
@@ -64,10 +71,9 @@ def other_table(state: State) -> None:
 
 def write(folder: Path, kind: str, config: dict[str, Any], change: Callable[[State], None]) -> None:
     """A model as plain transformers saves it, with tensors changed."""
-    auto = AutoModelForCausalLM if kind in {"gpt2", "llama"} else AutoModelForSeq2SeqLM
     torch.manual_seed(0)
     values = {"decoder_start_token_id": 0} | config
-    auto.from_config(AutoConfig.for_model(kind, **values)).save_pretrained(folder)
+    auto_class(kind).from_config(AutoConfig.for_model(kind, **values)).save_pretrained(folder)
     state = load_file(folder / WEIGHTS)
     change(state)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
@@ -84,18 +90,13 @@ def shard(folder: Path) -> None:
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
-def counts(folder: Path, kind: str, *, real: bool = False) -> int:
-    """Parameters of a folder's model: what a plan says, or what plain transformers makes of it."""
-    causal = kind in {"gpt2", "llama"}
-    if real:
-        auto = AutoModelForCausalLM if causal else AutoModelForSeq2SeqLM
-        return sum(p.numel() for p in auto.from_pretrained(folder / "model").parameters())
-    head = "causal_lm" if causal else "seq2seq_lm"
-    facts, problems = preview(Load(source=f"{folder}/model", head=head), None)
-    if problems:
-        raise ValueError(problems)
-    assert facts is not None and facts.bytes == 4 * facts.parameters
-    return facts.parameters
+def counts(folder: Path, kind: str) -> tuple[int, int]:
+    """Parameters of a folder's model: what a plan says, and what plain transformers makes of it."""
+    real = auto_class(kind).from_pretrained(folder)
+    head = "causal_lm" if kind in CAUSAL else "seq2seq_lm"
+    facts, problems = preview(Load(source=str(folder), head=head), None)
+    assert problems == [] and facts.bytes == 4 * facts.parameters
+    return facts.parameters, sum(p.numel() for p in real.parameters())
 
 
 CASES = [
@@ -117,18 +118,19 @@ def test_a_plan_counts_what_transformers_makes_of_the_files(tmp_path: Path, kind
     """
     for case, (_, config, change) in enumerate(c for c in CASES if c[0] == kind):
         folder = tmp_path / str(case)
-        write(folder / "model", kind, config, change)
-        assert counts(folder, kind) == counts(folder, kind, real=True), (config, change.__name__)
+        write(folder, kind, config, change)
+        planned, real = counts(folder, kind)
+        assert planned == real, (config, change.__name__)
         if change is own_head:
-            shard(folder / "model")
-            assert counts(folder, kind) == counts(folder, kind, real=True), (config, "sharded")
+            shard(folder)
+            assert counts(folder, kind) == (real, real), (config, "sharded")
 
 
 def test_tables_of_which_each_has_other_values_are_refused_by_name(tmp_path: Path) -> None:
     """Transformers leaves them apart, and nothing here knows a T5 with three embeddings."""
-    write(tmp_path / "model", "t5", T5, other_table)
-    with pytest.raises(ValueError, match=r"embed_tokens\.weight has other values than"):
-        counts(tmp_path, "t5")
+    write(tmp_path, "t5", T5, other_table)
+    ((path, message),) = preview(Load(source=str(tmp_path)), None)[1]
+    assert path == "source" and "embed_tokens.weight has other values than" in message
 
 
 def test_a_shard_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:

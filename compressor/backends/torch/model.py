@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
-from compressor.backends.base import Model
+from compressor.backends.base import WRITERS, Model
 from compressor.backends.generation_config import BackendName
 from compressor.backends.outputs import NOT_FINITE, Report, Search, ignore
 from compressor.backends.packed import FILE as PACKED
@@ -17,16 +19,13 @@ from compressor.backends.packed import load_packed
 from compressor.backends.torch import generation
 from compressor.core.errors import StageError
 from compressor.core.ranks import ALONE, Ranks
-from compressor.data.batching import evaluation_batches
+from compressor.data.batching import IGNORED, evaluation_batches
 from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import has_tokenizer, load_pretrained, load_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-WRITERS = ("seq2seq_lm", "causal_lm")
-"""The heads of models that write text."""
 
 
 class TorchModel(Model):
@@ -58,7 +57,43 @@ class TorchModel(Model):
         if self.checkpoint.head not in WRITERS:
             return super()._decode_rows(sources, search, progress)
         model = self.checkpoint.model
+        most = self.checkpoint.derive_facts().positions
+        longest = max(map(len, sources), default=0)
+        if self.continues and most is not None and longest + search.max_length > most:
+            raise StageError(
+                f"a prompt of {longest:,} tokens and {search.max_length:,} new ones are more than "
+                f"the {most:,} positions of the model; lower max_length or data.max_source_length"
+            )
         return generation.decode_rows(model, sources, search, progress, self.ranks)
+
+    @torch.inference_mode()
+    def sum_losses(
+        self,
+        sources: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        *,
+        progress: Report = ignore,
+    ) -> list[float]:
+        if not self.continues:
+            raise StageError("perplexity is a decoder's")
+        model: Any = self.checkpoint.model.eval()
+        examples = Examples(sources, targets, "joined")
+        losses: dict[int, float] = {}
+        batches = evaluation_batches(examples.lengths(), tokens=generation.BATCH_TOKENS)
+        for batch, done in self.ranks.iterate_batches(batches):
+            inputs = examples.batch(batch, 0)
+            labels = inputs.pop("labels")[:, 1:].to(model.device)
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            states = model.base_model(**inputs, use_cache=False)[0][:, :-1]
+            for row, state, label in zip(batch, states, labels, strict=True):
+                counted = label != IGNORED  # row by row: logits are as wide as the vocabulary
+                logits = model.lm_head(state[counted]).float()
+                losses[row] = cross_entropy(logits, label[counted], reduction="sum").item()
+            progress(done)
+        losses = self.ranks.gather(losses)
+        if not all(map(math.isfinite, losses.values())):
+            raise StageError(NOT_FINITE)
+        return [losses[row] for row in range(len(sources))]
 
     def logits(
         self, sources: Sequence[list[int]], *, progress: Report = ignore
