@@ -11,7 +11,6 @@ time, the median of the steps behind the first two.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
@@ -19,16 +18,14 @@ import torch
 from transformers import T5Config
 
 from compressor.data.examples import Examples
-from compressor.evaluation.resources import Peak
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import build_model
 from compressor.training.adapters import attach_adapters
 from compressor.training.lora import Lora
-from tests.benchmarks.common import Laps, measure_apart, tell, train_ours, write
+from tests.benchmarks.common import Laps, measure_apart, measure_rise, train_ours, write
 
 CASES = ("full", "lora", "full_masked", "lora_masked")
 ROWS, STEPS, SETTLED = 4, 7, 2
-MIB = 2**20
 
 
 class CpuLaps(Laps):
@@ -52,35 +49,30 @@ def once(case: str) -> dict[str, float]:
     sources, targets = (
         torch.randint(3, 32000, (ROWS * STEPS, length)).tolist() for length in (256, 64)
     )
-    peak = Peak("cpu")
-    before = peak.bytes()
-    adapters = attach_adapters(checkpoint, lora, 0) if case.startswith("lora") else None
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     laps = CpuLaps(ROWS)
-    train_ours(
-        model, Examples(sources, targets), 0, laps=laps, masks=checkpoint.masks,
-        batch_size=ROWS, learning_rate=1e-4, epochs=1,
-    )  # fmt: skip
-    if adapters is not None:
-        adapters.merge()
-    most = peak.bytes()
-    assert before is not None and most is not None, "needs a system that can reset its peak"
+
+    def train() -> int:
+        adapters = attach_adapters(checkpoint, lora, 0) if case.startswith("lora") else None
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        train_ours(
+            model, Examples(sources, targets), 0, laps=laps, masks=checkpoint.masks,
+            batch_size=ROWS, learning_rate=1e-4, epochs=1,
+        )  # fmt: skip
+        if adapters is not None:
+            adapters.merge()
+        return trained
+
+    mib, trained = measure_rise(train)
     steps = [after - start for start, after in zip(laps.times, laps.times[1:], strict=False)]
     seconds = statistics.median(steps[SETTLED - 1 :])
-    return {"mib": (most - before) / MIB, "cpu_seconds": seconds, "trained_parameters": trained}
+    return {"mib": mib, "cpu_seconds": seconds, "trained_parameters": trained}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--once")
-    given = parser.parse_args()
-    if given.once:
-        tell(once(given.once))
-        return
-    results = {case: measure_apart("lora", case) for case in CASES}
+    results = {case: measure_apart(once, case) for case in CASES}
     ours, theirs = (results[case]["mib"] for case in ("lora", "full"))
     about = {"unit": "MiB above the loaded model", "model": "T5-small's shape, float32"}
-    write("lora", {"ours": ours, "theirs": theirs, "ratio": theirs / ours} | about | results)
+    write("lora", ours=ours, theirs=theirs, ratio=theirs / ours, **about, **results)
 
 
 if __name__ == "__main__":
