@@ -40,5 +40,9 @@ def build_decoder(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-if __name__ == "__main__":
+def main() -> None:
     build_decoder(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()
