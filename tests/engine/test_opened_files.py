@@ -1,23 +1,20 @@
-"""Every file that a run opens is in a key by its content, or on a list that says why it is not.
-
-Python tells of what it opens by an audit hook; of the recipe's own files the kernel notes whoever
-reads them (not on a file system that is mounted with `noatime`).
-"""
+"""Every file that a run opens is in a key by its content, or on a list that says why it is not."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import sysconfig
 from pathlib import Path
 
+import pytest
 from transformers import T5Config, T5ForConditionalGeneration
 
 import compressor
 from compressor.core.files import hash_file
 from compressor.data.bills import make_bills
 from compressor.data.tokenizers import train_tokenizer
+from tests.engine.opened_files import hook_variables, read_noted, watch_files
 from tests.engine.test_plan import plan_recipe
 from tests.harness.command import compressor as run
 
@@ -49,44 +46,6 @@ stages:
 UNREAD = ("README.md", "trainer_state.json", "training_args.bin", "optimizer.pt")
 
 
-HOOK = """
-import os, sys
-
-log = os.open(os.environ["OPENED"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-
-def note(event, arguments):
-    if event == "open" and isinstance(arguments[0], (str, bytes)):
-        reads = arguments[2] & os.O_ACCMODE != os.O_WRONLY
-        if reads:
-            os.write(log, os.path.realpath(os.fsencode(arguments[0])) + b"\\n")
-
-
-sys.addaudithook(note)
-"""
-
-
-def hook_variables(folder: Path) -> dict[str, str]:
-    """Give variables under which every Python notes files that it opens to read: `read_noted`."""
-    (folder / "sitecustomize.py").write_text(HOOK)
-    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    return {"PYTHONPATH": path, "OPENED": str(folder / "opened")}
-
-
-def read_noted(folder: Path) -> set[Path]:
-    return {Path(line) for line in (folder / "opened").read_text().splitlines()}
-
-
-def forget_reads(folder: Path) -> None:
-    """Have the kernel note the next time that anything, in any language, reads a file."""
-    for path in folder.rglob("*"):
-        os.utime(path, (0, path.stat().st_mtime))
-
-
-def list_read(folder: Path) -> set[Path]:
-    return {p for p in folder.rglob("*") if p.is_file() and p.stat().st_atime > 0}
-
-
 def write_inputs(folder: Path) -> None:
     """Two models as a trainer leaves them, a tokenizer's folder, and rows."""
     rows = list(make_bills(12, seed=0, split="train"))
@@ -106,6 +65,7 @@ def write_inputs(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of opened files on Linux")
 def test_every_file_that_a_run_opens_is_in_a_key_or_on_the_list(tmp_path, monkeypatch) -> None:
     """Kinds of stages that read in their own ways, and the processes that they start."""
     inputs = tmp_path / "inputs"
@@ -117,9 +77,9 @@ def test_every_file_that_a_run_opens_is_in_a_key_or_on_the_list(tmp_path, monkey
         "HOME": str(tmp_path / "home"),
         "TMPDIR": str(tmp_path / "temporary"),
     }
-    forget_reads(inputs)
-    done = run("run", "recipe.yaml", cwd=tmp_path, **variables)
-    read = list_read(inputs)
+    with watch_files(inputs) as opened_below:
+        done = run("run", "recipe.yaml", cwd=tmp_path, **variables)
+        read = opened_below()
     assert done.code == 0, done.err
     paths = sysconfig.get_paths()
     reasons = {

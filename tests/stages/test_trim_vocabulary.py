@@ -123,6 +123,34 @@ def test_masks_and_a_search_go_along_with_the_rows(tmp_path, untied) -> None:
     assert torch.equal(output, plain.generate(ids, max_length=8, do_sample=False, use_cache=False))
 
 
+@pytest.mark.parametrize("kind", ["roberta", "bert"])
+def test_positions_count_from_a_pad_that_may_move(tmp_path, kind) -> None:
+    """RoBERTa numbers a row's positions from its pad's id, which therefore stays; BERT's moves."""
+    document = json.loads(characters_bpe().backend_tokenizer.to_str())
+    vocab, unused = document["model"]["vocab"], "ÜÄÖßλ"
+    order = dict.fromkeys(["<unk>", *unused, "<pad>", *sorted(vocab, key=vocab.get)])
+    document["model"]["vocab"] = ids = {piece: number for number, piece in enumerate(order)}
+    for token in document["added_tokens"]:
+        token["id"] = ids.setdefault(token["content"], len(ids))
+    document["post_processor"] = None
+    old = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(document)), pad_token="<pad>",
+        eos_token="</s>", unk_token="<unk>",
+    )  # fmt: skip
+    sizes = {"vocab_size": len(old), "max_position_embeddings": 64, "pad_token_id": 6}
+    checkpoint = build_case(kind, sizes, "sequence_classification")
+    checkpoint.tokenizer = old
+    result, _ = run_stage(TrimVocabulary(characters=False), checkpoint, tmp_path, DATA)
+    assert len(result.tokenizer) < len(old)
+    assert (result.tokenizer.pad_token_id == 6) == (kind == "roberta")
+    logits = []
+    for model in (checkpoint, result):
+        inputs = model.tokenizer([rows()[0][:18], rows()[0][:9]], return_tensors="pt", padding=True)
+        inputs.pop("token_type_ids", None)
+        logits.append(model.model(**inputs).logits)
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
 def test_sentinels_go_unless_they_are_wanted(tmp_path) -> None:
     """T5's `<extra_id_…>` are pieces of its pretraining; what is kept stays special."""
     without, _ = run_stage(TrimVocabulary(), t5(unigram()), tmp_path / "a", DATA)
