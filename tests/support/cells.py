@@ -52,6 +52,10 @@ _EXPORT = {"stage": "export", "model": "load", "parity": None}
 STAGES: Mapping[str, Mapping[str, Any]] = {
     "load": {},
     "finetune": {"model": "load", "epochs": reference.EPOCHS},
+    "adapters": {
+        "stage": "finetune", "model": "load", "epochs": reference.EPOCHS,
+        "lora": {"rank": reference.RANK, "alpha": reference.ALPHA},
+    },
     "distill": {"model": "load", "teacher": "teacher", "epochs": 1},
     "prune": {"model": "load", "amounts": PRUNED},
     "shrink": {"model": "load"},
@@ -216,13 +220,20 @@ class Subject:
         loss = reference.label_loss(self.plain)
         return model, reference.train(self.plain, model, loss, reference.EPOCHS)
 
-    def trained(self, artifact: Path) -> float:
+    def trained(
+        self, artifact: Path, expected: tuple[PreTrainedModel, list[float]] | None = None
+    ) -> float:
         """A `finetune` stage's model and losses against the reference's."""
-        model, losses = self.finetuned
+        model, losses = expected or self.finetuned
         with (artifact / "losses.csv").open(encoding="utf-8") as file:
             result = [float(row["loss"]) for row in csv.DictReader(file)]
         logits = difference(self.logits(Checkpoint.load(artifact).model), self.logits(model))
         return max(logits, difference(result, losses))
+
+
+def _adapters(subject: Subject) -> float:
+    expected = reference.train_adapters(subject.plain, subject.plan.composed.recipe.seed)
+    return subject.trained(subject.path("adapters"), expected)
 
 
 def _distill(subject: Subject) -> float:
@@ -379,6 +390,7 @@ SCORES = {"ctranslate2": _ct2_scores, "onnxruntime": _onnx_scores}
 COMPARISONS: Mapping[str, Callable[[Subject], float]] = {
     "load": lambda s: s.compare("load", s.plain.model),
     "finetune": lambda s: s.trained(s.path("finetune")),
+    "adapters": _adapters,
     "distill": _distill,
     "prune": _prune,
     "shrink": lambda s: s.compare("shrink", reference.shrunk(s.plain, KEPT_LAYER)),

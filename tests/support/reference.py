@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, kl_divergence
 from torch.nn import functional
@@ -24,6 +25,9 @@ from tests.support.families import CLASSIFIER, Family
 SOURCE, TARGET, LIMIT = 90, 12, 10
 """Tokens of a source and of a target, and the limit of a text that is written."""
 RATE, EPOCHS, DECAY, CLIP, TEMPERATURE = 1e-3, 3, 1.0, 1.0, 2.0
+RANK, ALPHA = 4, 12.0
+HEADS = {"classifier", "pre_classifier", "score", "pooler"}
+"""Modules between a body and its labels."""
 
 Batch = dict[str, Tensor]
 
@@ -147,6 +151,25 @@ def train(
         losses.append(value.item())
     model.eval()
     return losses
+
+
+def train_adapters(plain: Plain, seed: int) -> tuple[PreTrainedModel, list[float]]:
+    """Peft's adapters of all matrices of the layers, merged by itself, and a classifier's head."""
+    model, layers = plain.twin(), tuple(f"{path}." for path in plain.family.stacks.values())
+    modules = dict(model.named_modules())
+    config = LoraConfig(
+        r=RANK, lora_alpha=ALPHA, fan_in_fan_out=plain.family.model_type == "gpt2",
+        target_modules=[
+            name for name, module in modules.items()
+            if name.startswith(layers) and isinstance(module, nn.Linear | Conv1D)
+        ],
+        modules_to_save=[name for name in modules if name.split(".")[-1] in HEADS] or None,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    adapted = get_peft_model(model, config)
+    losses = train(plain, adapted, label_loss(plain), EPOCHS)
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged, losses
 
 
 def label_loss(plain: Plain) -> Callable[[PreTrainedModel], Tensor]:
