@@ -24,6 +24,11 @@ EXPORT = "compressor.json"
 WRITERS = ("seq2seq_lm", "causal_lm")
 """The heads of models that write text."""
 
+DECODERS: tuple[BackendName, ...] = ("torch",)
+"""The backends that write with decoders."""
+SCORERS: tuple[BackendName, ...] = ("torch",)
+"""The backends whose decoders tell how likely a text is."""
+
 
 class Model:
     """A loaded model of any backend. A row is a list of token ids, the end token included."""

@@ -141,6 +141,11 @@ class DataBase(BaseModel):
         return self.task in LABEL_TASKS
 
     @property
+    def is_text_alone(self) -> bool:
+        """Whether a decoder learns all of a text, and nothing is written from it."""
+        return self.task == "language_modeling" and self.target is None
+
+    @property
     def target(self) -> str | None:
         """The column of the text to be written; None where there is none."""
         if self.task == "language_modeling":

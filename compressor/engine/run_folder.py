@@ -74,7 +74,9 @@ class Run:
         else:
             self.records.append(record)
         if not node.stage.changes_model:
-            for name in {"predictions.csv", "model"} & {f.split("/")[0] for f in manifest["files"]}:
+            for name in {"predictions.csv", "perplexity.csv", "model"} & {
+                f.split("/")[0] for f in manifest["files"]
+            }:
                 link_or_copy(artifact / name, self.folder / name)
         self._note_changed_processes(record)
         self.write()

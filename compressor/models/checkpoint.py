@@ -96,7 +96,7 @@ class Checkpoint:
         tokenizer = self.require_tokenizer()
         if self.head == "sequence_classification":
             return tokenize_labelled(rows, tokenizer, data)
-        if data.task == "language_modeling" and data.target is None:
+        if data.is_text_alone:
             return tokenize_texts(rows, tokenizer, data)
         return tokenize_rows(rows, tokenizer, data, joined=self.head == "causal_lm")
 

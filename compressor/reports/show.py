@@ -20,10 +20,18 @@ from compressor.reports.tables import (
     write_cells,
 )
 
-FILES = ("report.html", "README.md", "model", "predictions.csv", "error.txt")
+FILES = ("report.html", "README.md", "model", "predictions.csv", "perplexity.csv", "error.txt")
 """What a run may have that a person opens."""
 _SUMMARIZED = (
-    *("validation_loss", "baseline_loss", "loss", "rougeLsum", "micro_f1", "macro_f1"),
+    *(
+        "validation_loss",
+        "baseline_loss",
+        "loss",
+        "perplexity",
+        "rougeLsum",
+        "micro_f1",
+        "macro_f1",
+    ),
     *("retention", "latency_p50_ms", "format", "weights", "steps"),
     "trained_parameters",
 )

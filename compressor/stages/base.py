@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
+from compressor.backends.base import WRITERS
 from compressor.backends.generation_config import BackendName, explain_refusals
 from compressor.compression.pruning import Grouping
 from compressor.core.ranks import ALONE, Ranks
@@ -127,16 +128,19 @@ class Planning:
     def check_decoding(
         self, limits: Mapping[str, int], *, num_beams: int = 1, backend: BackendName | None = None
     ) -> None:
-        """Report limits of a decode (key → tokens) beyond the model's positions, and settings of
-        its generation config that its backend, or the one named, does not follow.
+        """Report limits of a decode (key → tokens) beyond the model's positions, which a decoder's
+        prompt has too, and settings of its generation config that its backend, or the one named,
+        does not follow.
         """
-        facts = self.facts
-        if facts is None or facts.config["head"] != "seq2seq_lm":
+        facts, backend, greedy = self.facts, backend or self.backend, num_beams == 1
+        if facts is None or facts.config["head"] not in WRITERS:
             return
+        prompt, cure = 0, ""
+        if facts.config["head"] == "causal_lm":
+            prompt, cure = self.data.max_source_length, "; lower it or data.max_source_length"
         for path, limit in limits.items():
-            self.check_length(path, limit, facts=facts)
-        greedy = num_beams == 1
-        for message in explain_refusals(facts.generation, backend or self.backend, greedy=greedy):
+            self.check_length(path, prompt + limit, cure, facts=facts)
+        for message in explain_refusals(facts.generation, backend, greedy=greedy):
             self.report("", message)
 
 

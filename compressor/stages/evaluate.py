@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from compressor.backends.base import DECODERS, SCORERS
 from compressor.backends.open import open_artifact
 from compressor.core.errors import StageError
 from compressor.core.files import MANIFEST, write_json
 from compressor.core.packages import versions
 from compressor.core.settings import Integer, to_int
 from compressor.data.rows import Rows
-from compressor.data.source_base import Reads, Split
+from compressor.data.source_base import DataBase, Reads, Split
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
+from compressor.evaluation.perplexity import PERPLEXITIES
 from compressor.evaluation.rouge import METRIC_KEYS, SCORING_PACKAGES, RougeTokenizerSetting
 from compressor.models.facts import Facts
 from compressor.stages.base import BackendReport, Context, Inputs, Planning
@@ -25,13 +27,15 @@ if TYPE_CHECKING:
     from compressor.backends.base import Model
     from compressor.backends.outputs import GenerationOutput
 
+_OF_SUMMARIES = {"max_length", "min_length", "num_beams", "demo_text", "rouge_tokenizer"}
+_OF_PERPLEXITY = {"window", "stride"}
 MAIN, MAIN_OF_LABELS = "rougeLsum", "micro_f1"
 """The scores whose retention tables show."""
 ROW_SCORES = "row_scores.json"
 
 
 class Evaluate(BackendReport):
-    """Score what a model gives for the test split: its summaries, or its labels.
+    """Score what a model gives for the test split: its texts, its labels, or its perplexity.
 
     Summaries: ROUGE-1/2/L/Lsum with bootstrap 95 % intervals. Words are English, or those of any
     script (`rouge_tokenizer`), as the references need. Several `max_length`s cost one greedy decode
@@ -45,6 +49,15 @@ class Evaluate(BackendReport):
     are not followed are refused while planning (`model.generation` changes them). A row's batch
     changes the last bit of its logits, and more with int8 activations, which round them: alone it
     can get another text.
+
+    A decoder goes on from its prompt, and `max_length` counts the new tokens. Of texts alone (task
+    language_modeling without `completion`) it has a perplexity: of every token but a text's first,
+    in windows of `window` tokens that begin `stride` tokens apart, so that a token is told from at
+    least `window - stride` others before it where there are so many. It reads each token some
+    `window / stride` times. `perplexity`, `word_perplexity` (words between white space) and
+    `byte_perplexity` (`bits_per_byte` is its logarithm) divide one sum of losses; `loss` is in nats
+    a token. Models with other tokenizers compare by words or bytes alone. Of perplexities, where
+    less is better, a retention is that score / this one's.
 
     Labels: the loss (mean binary cross-entropy over labels, or cross-entropy over rows), micro and
     macro F1, ROC-AUC and average precision, of each label and their mean over labels that have
@@ -64,6 +77,7 @@ class Evaluate(BackendReport):
     Example: `evaluate: {models: [load, recover], against: load, max_length: [20, 50, 128]}`
     Example: `evaluate: {models: [load, quantize], demo_text: "One text, several summaries."}`
     Example: `evaluate: {models: [finetune, quantize], threshold: tuned}`
+    Example: `evaluate: {models: [load, quantize], against: load, window: 1024, stride: 512}`
     Example: `evaluate: {models: [finetune, ct2, onnx], against: finetune}`
     """
 
@@ -72,6 +86,7 @@ class Evaluate(BackendReport):
     measures: ClassVar[tuple[str, ...]] = (
         *(*METRIC_KEYS, "gen_len", "cut_off"),
         *(*LABEL_SCORES, "accuracy", "loss"),
+        *(*PERPLEXITIES, "bits_per_byte"),
         *("retention", "closeness", "samples_per_second"),
     )
 
@@ -102,6 +117,17 @@ class Evaluate(BackendReport):
         description="A text that each model summarizes, at the longest limit; the summaries are "
         "printed side by side.",
     )
+    window: Integer | None = Field(
+        None,
+        ge=2,
+        description="Of perplexity: tokens that the model reads at once; default: "
+        "`data.max_source_length`.",
+    )
+    stride: Integer | None = Field(
+        None,
+        ge=1,
+        description="Of perplexity: how far a window begins after the last; default: half of it.",
+    )
 
     def reads(self) -> Mapping[Split, Reads]:
         tuned: dict[Split, Reads] = {"validation": "sources"} if self.threshold == "tuned" else {}
@@ -128,7 +154,8 @@ class Evaluate(BackendReport):
         parameters = super().parameters()
         if self.threshold == 0.5:  # as before there was such a setting
             del parameters["threshold"]
-        return parameters
+        unset = {name for name in _OF_PERPLEXITY if getattr(self, name) is None}
+        return {name: value for name, value in parameters.items() if name not in unset}
 
     @property
     def limits(self) -> list[int]:
@@ -137,16 +164,20 @@ class Evaluate(BackendReport):
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = super().preview(planning)
+        if planning.data.is_text_alone:
+            self._check_windows(planning)
+            return facts
+        self._check_unused(planning, _OF_PERPLEXITY, "where texts or labels are given")
         planning.check_rows(trains=False)
-        if facts is not None and facts.config["head"] == "causal_lm":
-            planning.report("", "scores the summaries of encoder-decoders only")
+        if facts and facts.config["head"] == "causal_lm" and planning.backend not in DECODERS:
+            planning.report("", f"{planning.backend} writes nothing with a decoder; torch does")
         planning.check_decoding({"max_length": self.limits[-1]}, num_beams=self.num_beams)
         if self.min_length > self.limits[-1] and not planning.has_labels:
             message = f"{self.min_length} is more than max_length, {self.limits[-1]}"
             planning.report("min_length", message)
         planning.check_settings(
             self,
-            of_summaries={"max_length", "min_length", "num_beams", "demo_text", "rouge_tokenizer"},
+            of_summaries=_OF_SUMMARIES,
             of_labels={"threshold"},
         )
         if "threshold" in self.model_fields_set and planning.data.task == "single_label":
@@ -156,23 +187,83 @@ class Evaluate(BackendReport):
             planning.report("threshold", message)
         return facts
 
+    def _check_windows(self, planning: Planning) -> None:
+        """Report what cannot be in a perplexity, where it is measured."""
+        planning.check_rows(trains=False)
+        means_nothing = "where the perplexity of texts is measured"
+        self._check_unused(planning, {*_OF_SUMMARIES, "threshold"}, means_nothing)
+        if planning.backend not in SCORERS:
+            message = f"the perplexity of a model that {planning.backend} runs is not computed"
+            planning.report("", message)
+        window, stride = self._choose_windows(planning.data)
+        if planning.facts is not None:
+            planning.check_length("window", window, facts=planning.facts)
+        if stride >= window:
+            message = f"{stride} leaves a window of {window} tokens none to go on from; lower it"
+            planning.report("stride", message)
+
+    def _check_unused(self, planning: Planning, names: set[str], where: str) -> None:
+        for name in sorted(names & self.model_fields_set):
+            if getattr(self, name) is not None:
+                planning.report(name, f"means nothing {where}; data.task is {planning.data.task}")
+
+    def _choose_windows(self, data: DataBase) -> tuple[int, int]:
+        """Choose the size of windows, and their stride."""
+        window = self.window or data.max_source_length
+        return window, self.stride or max(1, window // 2)
+
     def run(self, inputs: Inputs, context: Context) -> None:
-        """Decode or classify, write `predictions.csv`, score."""
+        """Decode, classify or read the texts, write a file of rows, score."""
         model = open_artifact(inputs.model_folder, ranks=context.ranks)
         if model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
-        labelled = context.data.has_labels
-        (self._labels if labelled else self._summaries)(model, context)
+        labelled, alone = context.data.has_labels, context.data.is_text_alone
+        score = self._labels if labelled else self._perplexity if alone else self._summaries
+        score(model, context)
         if "against" in inputs.artifacts and context.ranks.is_first:
             manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))
             names, main = (LABEL_SCORES, MAIN_OF_LABELS) if labelled else (METRIC_KEYS, MAIN)
-            self._compare(names, main, manifest["metrics"], context)
+            if alone:
+                self._compare_perplexities(manifest["metrics"], context)
+            else:
+                self._compare(names, main, manifest["metrics"], context)
+
+    def _perplexity(self, model: Model, context: Context) -> None:
+        from compressor.evaluation import perplexity
+
+        rows = context.rows("test")
+        texts = [context.data.prefix + text for text in rows.texts]
+        size, stride = self._choose_windows(context.data)
+        ids = perplexity.read_texts(texts, model.tokenizer)
+        windows = perplexity.cut_windows(ids, size=size, stride=stride)
+        if context.ranks.is_first:
+            tokens = f"{sum(ids.lengths()):,} tokens, {windows.count_tokens():,} to be read"
+            context.progress.say(f"  {len(windows.rows):,} windows of {tokens}")
+        started = time.perf_counter()
+        with context.progress.bar("read", len(windows.rows)) as bar:
+            table = perplexity.measure_texts(model, texts, windows, bar.advance)
+        seconds = time.perf_counter() - started
+        if not context.ranks.is_first:
+            return
+        perplexity.write_rows(context.folder / perplexity.FILE, texts, table)
+        speed = {"samples_per_second": len(texts) / seconds}
+        context.metrics.update(
+            perplexity.summarize_rows(table), window=size, stride=stride, **speed
+        )
+
+    def _compare_perplexities(self, other: Mapping[str, Any], context: Context) -> None:
+        """Compare with the other model's, of which a share is left: less is better."""
+        scores = context.metrics
+        names = [name for name in PERPLEXITIES if None not in (scores[name], other[name])]
+        kept = {name: other[name] / scores[name] for name in names}
+        scores.update(retention=kept.get(PERPLEXITIES[0]), retentions=kept)
 
     def _summaries(self, model: Model, context: Context) -> None:
         from compressor.data.examples import tokenize_sources
 
         rows = context.rows("test")
-        sources = tokenize_sources(rows.texts, model.tokenizer, context.data)
+        continues = model.continues
+        sources = tokenize_sources(rows.texts, model.tokenizer, context.data, continues=continues)
         started = time.perf_counter()
         times = len(self.limits) if self.num_beams > 1 else 1
         with context.progress.bar("decode", times * len(rows)) as bar:
@@ -266,7 +357,8 @@ class Evaluate(BackendReport):
         """Summarize the demo text with the prefix, truncation and decoding of a row."""
         from compressor.data.examples import tokenize_sources
 
-        sources, limit = tokenize_sources([text], model.tokenizer, context.data), self.limits[-1]
+        given, limit = (model.tokenizer, context.data), self.limits[-1]
+        sources = tokenize_sources([text], *given, continues=model.continues)
         decoded = self._decode(model, sources, [limit])[limit]
         (summary,) = model.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
         return {"text": text, "summary": summary, "cut_off": decoded.cut_off[0]}

@@ -132,14 +132,16 @@ class Export(Stage):
             self._check_packed(facts, planning, weights)
         elif self.format == "gguf":
             self._check_gguf(facts, planning)
-        if self.export_format.backend != "torch":
+        decodes = facts.config["head"] == "seq2seq_lm"
+        if decodes and self.export_format.backend != "torch":
             planning.check_decoding({}, backend=self.export_format.backend)
         if self.parity is not None and facts.config["head"] != "none":
             planning.check_rows(trains=False)
             limit = {"data.max_target_length": planning.data.max_target_length}
             if self.parity.max_length is not None:
                 limit = {"parity.max_length": self.parity.max_length}
-            planning.check_decoding(limit, backend="torch")
+            if decodes:
+                planning.check_decoding(limit, backend="torch")
         return formats.derive_stored_facts(facts, weights, self.format)
 
     def _check_packed(self, facts: Facts, planning: Planning, weights: str) -> None:

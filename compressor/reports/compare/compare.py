@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from compressor.core.differences import MISSING, find_differing_leaves
 from compressor.core.numbers import is_number
 from compressor.engine.past_run import Record, RunRecord
+from compressor.evaluation import perplexity
 from compressor.reports.compare.significance import (
     LABELS,
     SUMMARIES,
@@ -302,7 +303,8 @@ def _find_predictions(run: RunRecord, model: Model) -> Path:
     folder = run.artifact(model.evaluation)
     if folder is None:
         raise ValueError(f"the predictions of {model.label!r} are no longer in the store")
-    return (folder / "predictions.csv").resolve()
+    names = ("predictions.csv", perplexity.FILE)
+    return next((folder / n for n in names if (folder / n).is_file()), folder / names[0]).resolve()
 
 
 def _list_steps(runs: Sequence[RunRecord], number: int) -> Iterator[Step]:

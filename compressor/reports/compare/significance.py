@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.evaluation import perplexity
 from compressor.evaluation.bootstrap import PairedDifference, paired_difference
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class ScoredRows:
 
 
 def score_rows(path: Path, tokenizer: RougeTokenizer | None = None) -> ScoredRows:
-    """Score the rows of a `predictions.csv`; of summaries those at the longest `max_length`.
+    """Score the rows of a `predictions.csv`; of summaries those at the longest `max_length`. Or of
+    a `perplexity.csv`.
 
     `tokenizer`: the one that the run's ROUGE had.
 
@@ -52,6 +54,8 @@ def score_rows(path: Path, tokenizer: RougeTokenizer | None = None) -> ScoredRow
 
     if not path.is_file():
         raise ValueError(f"{path} is not there")
+    if path.name == perplexity.FILE:
+        return _score_perplexity(path)
     return _score_labels(path) if is_labelled(path) else _score_summaries(path, tokenizer)
 
 
@@ -70,6 +74,12 @@ def _score_summaries(path: Path, tokenizer: RougeTokenizer | None) -> ScoredRows
         [(str(row.row), row.source, *row.references) for row in rows],
         {name: Measure(scores[name][:, f1 : f1 + 1], _first) for name in SUMMARIES},
     )
+
+
+def _score_perplexity(path: Path) -> ScoredRows:
+    rows, table = perplexity.read_rows(path)
+    names = (*perplexity.PERPLEXITIES, "loss")
+    return ScoredRows(rows, {name: Measure(table, perplexity.SCORES[name]) for name in names})
 
 
 def _score_labels(path: Path) -> ScoredRows:

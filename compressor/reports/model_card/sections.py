@@ -192,7 +192,8 @@ _CLASSES = {
 def _write_transformers_code(data: Mapping[str, Any], head: str) -> str:
     auto = _CLASSES.get(head, "AutoModel")
     limit = f"truncation=True, max_length={data['max_source_length']}"
-    end = " + tokenizer.eos_token" if head == "causal_lm" else ""  # where the summary begins
+    is_marked = head == "causal_lm" and data.get("task") != "language_modeling"
+    end = " + tokenizer.eos_token" if is_marked else ""  # where the summary begins
     lines = [
         f"from transformers import AutoTokenizer, {auto}",
         "",
