@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,72 +29,19 @@ def taylor_scores(
     L is summed over all label tokens of all batches (Molchanov et al., arXiv 1611.06440, there for
     whole feature maps).
     """
-    parameters = list(weights.values())
-    gradients = [torch.zeros_like(weight) for weight in parameters]
-    for batch in batches:
-        torch._foreach_add_(gradients, list(torch.autograd.grad(loss(batch), parameters)))
-    scores = [(w.detach() * g).abs() for w, g in zip(parameters, gradients, strict=True)]
-    return dict(zip(weights, scores, strict=True))
+    parameters, scores = list(weights.values()), {}
+    for batch in batches:  # summed where the weights hold their gradients, and no second time
+        torch.autograd.backward(loss(batch), inputs=parameters)
+    for name, weight in weights.items():
+        gradient, weight.grad = weight.grad, None
+        scores[name] = torch.zeros_like(weight) if gradient is None else gradient
+        scores[name].mul_(weight.detach()).abs_()
+    return scores
 
 
-def wanda_scores(weights: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Compute `|w_ij| · ‖x_j‖₂` of [outputs, inputs] weights (Wanda, arXiv 2306.11695)."""
-    return {name: weight.detach().abs() * norms[name] for name, weight in weights.items()}
-
-
-@torch.no_grad()
-def input_norms(
-    modules: Mapping[str, nn.Module], loss: Loss, batches: Batches
-) -> dict[str, Tensor]:
-    """Compute ‖x_j‖₂ of each input of each module over all tokens: name → [inputs]."""
-    squares: dict[str, Tensor] = {}
-
-    def add(name: str, tokens: Tensor) -> None:
-        squares[name] = squares.get(name, 0) + tokens.square().sum(0)
-
-    with watch_inputs(modules, add):
-        for batch in batches:
-            loss(batch)
-    return {name: square.sqrt() for name, square in squares.items()}
-
-
-@torch.no_grad()
-def compute_hessians(
-    modules: Mapping[str, nn.Module], loss: Loss, batches: Batches
-) -> dict[str, Tensor]:
-    """Compute `Σ x xᵀ` over all tokens for each module: name → [inputs, inputs], float32.
-
-    Half the Hessian of `‖W x − W' x‖²` with regard to a row of W'; the factor does not matter.
-    """
-    sums: dict[str, Tensor] = {}
-
-    def add(name: str, tokens: Tensor) -> None:
-        if name not in sums:
-            sums[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
-        sums[name].addmm_(tokens.T, tokens)
-
-    with watch_inputs(modules, add):
-        for batch in batches:
-            loss(batch)
-    return sums
-
-
-@contextmanager
-def watch_inputs(
-    modules: Mapping[str, nn.Module], add: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    """Call `add(name, [tokens, inputs])` with what comes into each module, in float32.
-
-    A padded position is a token like any other here.
-    """
-
-    def hook(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        add(name, inputs[0].detach().flatten(0, -2).float())
-
-    with ExitStack() as hooks:
-        for name, module in modules.items():
-            hooks.enter_context(module.register_forward_pre_hook(partial(hook, name)))
-        yield
+def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
+    """Compute `|w_ij| · ‖x_j‖₂` of a weight [outputs, inputs] (Wanda, arXiv 2306.11695)."""
+    return weight.detach().abs().mul_(norms)
 
 
 def linear_modules(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from compressor.core.errors import StageError, nearest
 from compressor.core.numbers import require_finite
 from compressor.core.settings import SETTINGS, Integer, Listed
+from compressor.models.architectures.t5 import T5_TYPES
 from compressor.models.facts import Facts
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ Importance = Literal["magnitude", "random", "taylor", "wanda", "sparsegpt"]
 
 CALIBRATED = frozenset({"taylor", "wanda", "sparsegpt"})
 """Importances that look at rows of the data."""
+
+BY_LAYER = frozenset({"wanda", "sparsegpt"})
+"""Those of them that look at what comes into each layer alone."""
+
+Origin = Literal["dense", "pruned"]
+"""Where a layer's inputs come from: from the layers before it unpruned, or as they are by then."""
 
 TOO_LARGE = (
     "activations or gradients on the calibration rows are too large for the importance; take "
@@ -169,6 +176,11 @@ def default_groups(grouping: Grouping, facts: Facts) -> list[str]:
     return paths
 
 
+def walks_layers(model_type: str) -> bool:
+    """Tell whether a model's layers can be run one by one: T5's hand on position biases too."""
+    return model_type not in T5_TYPES
+
+
 def count_unmasked(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[int, int]:
     """Count (entries that no mask has taken, all entries) of a group."""
     from compressor.models.masks import count_left
@@ -193,7 +205,8 @@ def n_of_m(pattern: str) -> tuple[int, int] | None:
 class Pruner:
     """Prunes groups of one checkpoint, in place: chooses entries, masks them, sets them to zero.
 
-    examples: calibration rows, where the importance needs some. seed: of random scores.
+    examples: calibration rows, where the importance needs some. seed: of random scores. origin: of
+    what comes into a layer, for importances of `BY_LAYER`.
     """
 
     def __init__(
@@ -203,9 +216,10 @@ class Pruner:
         *,
         seed: int = 0,
         examples: Examples | None = None,
+        origin: Origin = "dense",
     ) -> None:
         self.checkpoint, self.grouping, self.seed = checkpoint, grouping, seed
-        self.examples = examples
+        self.examples, self.origin = examples, origin
 
     def prune_group(
         self, names: Iterable[str], count: int, n_m: tuple[int, int] | None = None
@@ -218,10 +232,10 @@ class Pruner:
         weights = {name: self.checkpoint.get_parameter(name) for name in names}
         masks = self.checkpoint.masks
         before = count_left(masks, weights)
-        if self.grouping.importance == "sparsegpt":
-            self._prune_with_sparsegpt(weights, count, n_m)
-        elif n_m is not None or self.grouping.importance == "wanda":
-            self._in_rows(weights, count, n_m)
+        if self.grouping.importance in BY_LAYER:
+            self._prune_by_layer(weights, count, n_m)
+        elif n_m is not None:
+            self._prune_blocks(weights, n_m)
         else:
             prune_smallest(self.compute_scores(weights), masks, count)
         for name in names:
@@ -249,15 +263,6 @@ class Pruner:
         kind, masks = self.grouping.importance, self.checkpoint.masks
         if kind == "magnitude":
             return {name: weight.detach() for name, weight in weights.items()}
-        if kind == "wanda":
-            modules = self._list_modules(weights)
-            norms = importance.input_norms(modules, *self._prepare_calibration())
-            require_finite(norms, "the norm of what comes into ", TOO_LARGE)
-            norms = {
-                n: x[:, None] if importance.is_transposed(modules[n]) else x
-                for n, x in norms.items()
-            }
-            return importance.wanda_scores(weights, norms)
         if kind == "taylor":
             scores = importance.taylor_scores(weights, *self._prepare_calibration())
             require_finite(scores, "the taylor importance of ", TOO_LARGE)
@@ -265,43 +270,104 @@ class Pruner:
             scores = importance.random_scores(weights, self.seed)
         return {n: s.masked_fill(~masks[n], 0) if n in masks else s for n, s in scores.items()}
 
-    def _in_rows(self, weights: Mapping[str, Any], count: int, n_m: tuple[int, int] | None) -> None:
-        """Compare entries with others of the same row only: in blocks of M, or in whole rows."""
-        from compressor.compression.thresholds import prune_blocks, prune_rows
+    def _prune_blocks(self, weights: Mapping[str, Any], n_m: tuple[int, int]) -> None:
+        """Compare entries with their neighbours in the row only, by a score of each entry."""
+        from compressor.compression.thresholds import prune_blocks
 
         modules, masks = self._list_modules(weights), self.checkpoint.masks
-        scores = {n: _as_rows(s, modules[n]) for n, s in self.compute_scores(weights).items()}
-        rows = {n: _as_rows(masks[n], modules[n]) for n in scores if n in masks}
-        if n_m is not None:
-            prune_blocks(scores, rows, *n_m)
-        else:
-            prune_rows(scores, rows, count)
-        masks |= {n: _as_rows(mask, modules[n]).contiguous() for n, mask in rows.items()}
+        for name, score in self.compute_scores(weights).items():
+            rows = {"": self._mask_as_rows(name, modules[name])}
+            prune_blocks({"": _as_rows(score, modules[name])}, rows, *n_m)
+            masks[name] = _as_rows(rows[""], modules[name]).contiguous()
+
+    def _prune_by_layer(
+        self, weights: Mapping[str, Any], count: int, n_m: tuple[int, int] | None
+    ) -> None:
+        """Prune by what comes into each weight's module: with the sums of one layer at a time."""
+        from compressor.compression import layer_inputs, sparsegpt, thresholds
+
+        modules = self._list_modules(weights)
+        old = [self._mask_as_rows(name, module) for name, module in modules.items()]
+        updates = self.grouping.importance == "sparsegpt"
+        goes: Mapping[str, Any] = dict.fromkeys(modules)  # with N:M the pattern says how many
+        if n_m is None:
+            split = sparsegpt.block_counts if updates else thresholds.row_counts
+            goes = dict(zip(modules, split(old, count), strict=True))
+        statistic = layer_inputs.add_products if updates else layer_inputs.add_squares
+        prune = self._prune_with_sparsegpt if updates else self._prune_with_wanda
+        stacks, batches = self._list_layers(), self._prepare_calibration()
+        for sums in layer_inputs.sum_by_layer(modules, stacks, *batches, statistic, self.origin):
+            while sums:  # modules that read the same are pruned with one sum
+                total = next(iter(sums.values()))
+                shared = [name for name in sums if sums[name] is total]
+                for name in shared:
+                    del sums[name]
+                prune({name: modules[name] for name in shared}, total, goes, n_m)
+
+    def _prune_with_wanda(
+        self,
+        modules: Mapping[str, Any],
+        squares: Tensor,
+        goes: Mapping[str, Any],
+        n_m: tuple[int, int] | None,
+    ) -> None:
+        from compressor.compression import importance, thresholds
+
+        norms = squares.sqrt()
+        for name, module in modules.items():
+            require_finite({name: norms}, "the norm of what comes into ", TOO_LARGE)
+            rows = {"": self._mask_as_rows(name, module)}
+            score = importance.wanda_scores(_as_rows(module.weight, module), norms)
+            if n_m is not None:
+                thresholds.prune_blocks({"": score}, rows, *n_m)
+            else:
+                rows[""] = thresholds.prune_rows(score, rows[""], goes[name])
+            self.checkpoint.masks[name] = _as_rows(rows[""], module).contiguous()
 
     def _prune_with_sparsegpt(
-        self, weights: Mapping[str, Any], count: int, n_m: tuple[int, int] | None
+        self,
+        modules: Mapping[str, Any],
+        hessian: Tensor,
+        goes: Mapping[str, Any],
+        n_m: tuple[int, int] | None,
     ) -> None:
         import torch
 
-        from compressor.compression import importance
-        from compressor.compression.sparsegpt import block_counts, prune_with_sparsegpt
+        from compressor.compression import sparsegpt
 
-        modules, masks = self._list_modules(weights), self.checkpoint.masks
-        hessians = importance.compute_hessians(modules, *self._prepare_calibration())
-        require_finite(hessians, "the Hessian of ", TOO_LARGE)
-        rows = {n: _as_rows(w.detach(), modules[n]) for n, w in weights.items()}
-        ones = {n: torch.ones_like(w, dtype=torch.bool) for n, w in rows.items()}
-        old = ones | {n: _as_rows(masks[n], modules[n]) for n in rows if n in masks}
-        counts: list[list[int] | None] = [None] * len(rows)
-        if n_m is None:
-            counts = [*block_counts(list(old.values()), count)]
-        for (name, weight), goes in zip(rows.items(), counts, strict=True):
-            try:
-                new, mask = prune_with_sparsegpt(weight, hessians.pop(name), old[name], goes, n_m)
-            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it is there
-                raise StageError(f"the Hessian of {name} has no inverse; {TOO_LARGE}") from error
-            weights[name].data.copy_(_as_rows(new, modules[name]))
-            masks[name] = _as_rows(mask, modules[name]).contiguous()
+        name = next(iter(modules))
+        require_finite({name: hessian}, "the Hessian of ", TOO_LARGE)
+        try:
+            curvature = sparsegpt.factorize_hessian(hessian)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it is there
+            raise StageError(f"the Hessian of {name} has no inverse; {TOO_LARGE}") from error
+        for name, module in modules.items():
+            weight, mask = _as_rows(module.weight, module), self._mask_as_rows(name, module)
+            new, mask = sparsegpt.prune_with_sparsegpt(weight, curvature, mask, goes[name], n_m)
+            module.weight.data.copy_(_as_rows(new, module))
+            self.checkpoint.masks[name] = _as_rows(mask, module).contiguous()
+
+    def _mask_as_rows(self, name: str, module: Any) -> Tensor:
+        """View a weight's mask as [outputs, inputs]; a missing one takes no memory."""
+        import torch
+
+        mask = self.checkpoint.masks.get(name)
+        if mask is None:
+            weight = module.weight
+            mask = torch.ones((), dtype=torch.bool, device=weight.device).expand(weight.shape)
+        return _as_rows(mask, module)
+
+    def _list_layers(self) -> list[list[Any]]:
+        """List the layers of each stack, but of those whose layers hand on more than states."""
+        from compressor.models.loading import list_stacks
+
+        model = self.checkpoint.model
+        if not walks_layers(model.config.model_type):
+            return []
+        return [
+            [model.get_submodule(f"{stack.prefix}.{index}") for index in range(stack.layers)]
+            for stack in list_stacks(model.config, self.checkpoint.head).values()
+        ]
 
     def _list_modules(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         from compressor.compression.importance import linear_modules

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from compressor.compression.importance import watch_inputs
+from compressor.compression.layer_inputs import watch_inputs
 from compressor.models.structure import Channels
 
 LEAST, MOST = 1e-3, 1e3

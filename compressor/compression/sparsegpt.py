@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -25,69 +27,94 @@ def block_counts(masks: list[Tensor], count: int) -> list[list[int]]:
     return [[next(goes) for _ in sizes] for sizes in left]
 
 
+@dataclass(frozen=True)
+class Curvature:
+    """What SparseGPT knows of a layer's inputs; layers that read the same share it."""
+
+    factor: Tensor
+    """The upper Cholesky factor of the damped Hessian's inverse, [inputs, inputs]."""
+    active: Tensor
+    """True for each input that is not always 0."""
+
+
+@torch.no_grad()
+def factorize_hessian(hessian: Tensor) -> Curvature:
+    """Factorize `Σ x xᵀ` over the calibration tokens, [inputs, inputs], float32; it is overwritten.
+
+    Divided by its mean diagonal, which changes neither masks nor weights; inputs that are always 0
+    are no part of that mean.
+    """
+    diagonal = hessian.diagonal()
+    active = diagonal != 0
+    damped = hessian.div_(diagonal[active].double().mean()) if active.any() else hessian
+    damped.diagonal()[~active] = 1
+    damped.diagonal().add_(DAMPING)
+    torch.linalg.cholesky(damped, out=damped)
+    torch.cholesky_inverse(damped, out=damped)
+    torch.linalg.cholesky(damped, upper=True, out=damped)
+    return Curvature(damped, active)
+
+
 @torch.no_grad()
 def prune_with_sparsegpt(
     weight: Tensor,
-    hessian: Tensor,
+    curvature: Curvature,
     mask: Tensor,
     counts: list[int] | None = None,
     n_m: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Prune one layer: its new weight, zero where masked, the rest updated; and its new mask.
 
-    weight: [outputs, inputs], float. hessian: [inputs, inputs], `Σ x xᵀ` over the calibration
-    tokens. mask: bool, True where an entry may stay. counts: how many more entries go in each
-    block of `BLOCK` columns; or n_m: how many of how many neighbours in a row stay.
+    weight: [outputs, inputs], float. mask: bool, True where an entry may stay. counts: how many
+    more entries go in each block of `BLOCK` columns; or n_m: how many of how many neighbours in a
+    row stay.
 
     Column by column, from the left: the error that pruning makes in a column is spread over the
     columns to its right so that `‖W x − W' x‖²` grows least. With N:M a group's mask is chosen
     when its first column is reached. Weights of inputs that are always 0 cost nothing: they go
     first, and those that stay do not change.
     """
-    new, kept = weight.detach().float().clone(), mask.clone()
-    inverse = _inverse_factor(hessian.float())
-    active = hessian.diagonal() != 0
+    new = weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    kept, inverse = mask.clone(memory_format=torch.contiguous_format), curvature.factor
     columns = new.shape[1]
     block = BLOCK if n_m is None else max(n_m[1], BLOCK // n_m[1] * n_m[1])
     for index, first in enumerate(range(0, columns, block)):
         last = min(first + block, columns)
-        part, stays = new[:, first:last], kept[:, first:last]
-        factor = inverse[first:last, first:last]
-        spread, counted = factor.diagonal(), active[first:last]
+        inside = slice(first, last)
+        factor, active = inverse[inside, inside], curvature.active[inside]
         if n_m is None:
             assert counts is not None
             # Zero where masked: what earlier columns pushed into a masked entry is an error too.
-            chosen = {"": stays.contiguous()}
-            score = torch.where(stays & counted, part / spread, 0)
+            chosen = {"": kept[:, inside].contiguous()}
+            score = torch.where(chosen[""] & active, new[:, inside] / factor.diagonal(), 0)
             prune_smallest({"": score}, chosen, counts[index])
-            stays.copy_(chosen[""])
-        errors = torch.zeros_like(part)
-        for column in range(last - first):
-            if n_m is not None and column % n_m[1] == 0:
-                group = slice(column, column + n_m[1])
-                chosen = {"": stays[:, group]}
-                score = torch.where(counted[group], part[:, group] / spread[group], 0)
-                prune_blocks({"": score}, chosen, *n_m)
-                stays[:, group] = chosen[""]
-            error = torch.where(stays[:, column], 0, part[:, column]) / factor[column, column]
-            part[:, column:] -= error[:, None] * factor[column, column:]
-            part[:, column].mul_(stays[:, column])
-            errors[:, column] = error
-        new[:, last:] -= errors @ inverse[first:last, last:]
+            kept[:, inside] = chosen[""]
+        part, stays = new[:, inside].T.contiguous(), kept[:, inside].T.contiguous()
+        errors = _prune_columns(part, factor, active, stays, n_m)
+        new[:, inside], kept[:, inside] = part.T, stays.T
+        new[:, last:] -= errors.T.contiguous() @ inverse[inside, last:]
     return new.mul_(kept).to(weight.dtype), kept
 
 
-def _inverse_factor(hessian: Tensor) -> Tensor:
-    """Compute the upper Cholesky factor of the damped Hessian's inverse.
+def _prune_columns(
+    part: Tensor, factor: Tensor, active: Tensor, stays: Tensor, n_m: tuple[int, int] | None
+) -> Tensor:
+    """Prune a block of columns, in place; give the errors that are spread beyond it.
 
-    Of the Hessian divided by its mean diagonal, which changes neither masks nor weights; inputs
-    that are always 0 are no part of that mean.
+    part, stays and the errors are [columns, rows]: a column lies in one piece, which makes this two
+    to four times as fast as if it were spread over as many pages of memory as there are rows.
     """
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    damped = hessian / (1 if dead.all() else diagonal[~dead].double().mean())
-    damped.diagonal()[dead] = 1
-    damped.diagonal().add_(DAMPING)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
+    errors = torch.empty_like(part)
+    for column in range(len(part)):
+        if n_m is not None and column % n_m[1] == 0:
+            group = slice(column, column + n_m[1])
+            chosen = {"": stays[group].T.contiguous()}
+            spread = factor.diagonal()[group]
+            score = torch.where(active[group], part[group].T / spread, 0)
+            prune_blocks({"": score}, chosen, *n_m)
+            stays[group] = chosen[""].T
+        error = torch.where(stays[column], 0, part[column]) / factor[column, column]
+        part[column:] -= error * factor[column, column:, None]
+        part[column].mul_(stays[column])
+        errors[column] = error
+    return errors

@@ -9,7 +9,7 @@ what is inside can be looked at as a whole. Nothing is concatenated or sorted, n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -188,24 +188,27 @@ def split_count(sizes: list[int], count: int) -> list[int]:
     return whole
 
 
-def prune_rows(scores: Mapping[str, Tensor], masks: dict[str, Tensor], count: int) -> None:
-    """Mask `count` entries, in place in `masks`, in each row those of the smallest scores.
+def row_counts(masks: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Choose how many entries go in each row of each matrix, `count` together: [rows] each.
 
-    scores (name → [rows, columns], at least 0): compared inside a row only, as Wanda does
-    (arXiv 2306.11695). Rows lose in proportion to what is left in them; the sum is exact.
+    masks: [rows, columns] each, True where an entry is left. In proportion to what is left.
     """
-    names = list(scores)
-    for name in names:
-        masks.setdefault(name, torch.ones_like(scores[name], dtype=torch.bool))
-    sizes = [int(size) for name in names for size in masks[name].sum(1)]
-    goes = iter(split_count(sizes, count))
-    for name in names:
-        mask = masks[name]
-        ranked = torch.where(mask, scores[name].float(), -1).sort(dim=1, stable=True).indices
-        gone = mask.shape[1] - mask.sum(1)
-        more = torch.tensor([next(goes) for _ in range(len(mask))], device=mask.device)
-        places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-        masks[name] = torch.empty_like(mask).scatter_(1, ranked, places >= (gone + more)[:, None])
+    left = [mask.sum(1) for mask in masks]
+    goes = split_count([int(size) for sizes in left for size in sizes.tolist()], count)
+    return [*torch.split(torch.tensor(goes), [len(sizes) for sizes in left])]
+
+
+def prune_rows(score: Tensor, mask: Tensor, goes: Tensor) -> Tensor:
+    """Mask in each row as many more entries as `goes` [rows] says, those of the smallest scores.
+
+    score: [rows, columns], at least 0: compared inside a row only, as Wanda does (arXiv
+    2306.11695). mask: True where an entry may stay. Gives the new mask.
+    """
+    ranked = torch.where(mask, score.float(), -1).sort(dim=1, stable=True).indices
+    gone = mask.shape[1] - mask.sum(1)
+    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    kept = places >= (gone + goes.to(mask.device))[:, None]
+    return torch.empty_like(kept).scatter_(1, ranked, kept)
 
 
 def prune_blocks(

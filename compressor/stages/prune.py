@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from compressor.compression.pruning import (
+    BY_LAYER,
     Amounts,
     Grouping,
+    Origin,
     count_unmasked,
     default_groups,
     flatten_amounts,
     n_of_m,
     nest_amounts,
+    walks_layers,
 )
 from compressor.core.errors import StageError
 from compressor.core.settings import SETTINGS, Counted, Listed
@@ -90,6 +93,7 @@ class Prune(Grouping, Stage):
     Example: `prune: {amounts: {decoder: {self_attention: 0.3, feed_forward: 0.3}, lm_head: 0.3}}`
     Example: `prune: {target: {nonzero_ratio: 0.3}, sensitivity: sensitivity}`
     Example: `prune: {pattern: "2:4", only: [feed_forward], importance: sparsegpt}`
+    Example: `prune: {amounts: {feed_forward: 0.5}, importance: sparsegpt, inputs_from: pruned}`
     """
 
     version: ClassVar[int] = 4
@@ -109,6 +113,13 @@ class Prune(Grouping, Stage):
     )
     only: Listed[str] = Field(
         (), description="With a pattern or target: the groups that take part; default: all."
+    )
+
+    inputs_from: Origin = Field(
+        "dense",
+        description="For wanda and sparsegpt, what a layer's inputs are. dense: as the layers "
+        "before it made them before this group was pruned. pruned: as they make them now, so that "
+        "a layer makes up for errors before it (as in both papers).",
     )
 
     @field_validator("pattern")
@@ -143,6 +154,7 @@ class Prune(Grouping, Stage):
         scored in the model that the groups before it have left, so their order is added.
         """
         unused = {"sensitivity"} | (set() if self.needs_calibration else {"calibration_rows"})
+        unused |= {"inputs_from"} if self.inputs_from == "dense" else set()
         fields = {key: v for key, v in super().parameters().items() if key not in unused}
         order = [] if self.only else list(flatten_amounts(self.amounts or {}) or self.groups)
         return fields | ({"order": order} if self.needs_calibration and len(order) > 1 else {})
@@ -162,6 +174,7 @@ class Prune(Grouping, Stage):
             return facts
         if self.needs_calibration:
             planning.check_rows(trains=True)
+        self._check_origin(facts, planning)
         self.check_groups(facts, planning.report)
         n_m = n_of_m(self.pattern)
         paths, by_row = self._paths(facts), n_m is not None
@@ -175,6 +188,17 @@ class Prune(Grouping, Stage):
             count, exact = facts.count_to_prune(names, amounts[path], of_all=self.of == "all")
             facts = facts.prune(names, count, exact=exact)
         return facts
+
+    def _check_origin(self, facts: Facts, planning: Planning) -> None:
+        """Report inputs of pruned layers where they mean nothing, or cannot be had."""
+        if self.inputs_from == "dense":
+            return
+        if self.importance not in BY_LAYER:
+            message = f"means nothing for {self.importance}; take wanda or sparsegpt, or 'dense'"
+            planning.report("inputs_from", message)
+        elif not walks_layers(facts.model_type):
+            message = f"layers of a {facts.model_type} hand on position biases beside states; take"
+            planning.report("inputs_from", f"{message} 'dense'")
 
     def _preview_pattern(
         self,
@@ -235,7 +259,9 @@ class Prune(Grouping, Stage):
         checkpoint = inputs.checkpoint()
         facts = checkpoint.derive_facts()
         groups, examples = self.all_groups(facts), load_calibration_rows(self, checkpoint, context)
-        pruner = Pruner(checkpoint, self, seed=context.seed, examples=examples)
+        pruner = Pruner(
+            checkpoint, self, seed=context.seed, examples=examples, origin=self.inputs_from
+        )
         n_m = n_of_m(self.pattern)
         if self.target is not None:
             counts = self._allocate(checkpoint, facts, inputs, context)

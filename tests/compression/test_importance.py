@@ -5,13 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from compressor.compression.importance import (
-    compute_hessians,
-    input_norms,
-    random_scores,
-    taylor_scores,
-    wanda_scores,
-)
+from compressor.compression.importance import random_scores, taylor_scores, wanda_scores
+from compressor.compression.layer_inputs import add_products, add_squares, sum_inputs
 from compressor.compression.sparsegpt import block_counts
 
 
@@ -35,17 +30,21 @@ def test_wanda_is_weight_times_input_norm() -> None:
     """‖x₁‖ = ‖(3, 4)‖ = 5 and ‖x₂‖ = 1 over the tokens of all batches."""
     linear = layer([[1.0, -4.0], [-2.0, 0.5]])
     batches = [{"x": torch.tensor([[[3.0, 1.0]]])}, {"x": torch.tensor([[[4.0, 0.0]]])}]
-    norms = input_norms({"w": linear}, lambda b: linear(b["x"]).sum(), batches)
-    assert norms["w"].tolist() == [5.0, 1.0]
-    scores = wanda_scores({"w": linear.weight}, norms)
-    assert scores["w"].tolist() == [[5.0, 4.0], [10.0, 0.5]]
+    with sum_inputs({"w": linear}, add_squares) as squares:
+        for batch in batches:
+            linear(batch["x"])
+    norms = squares["w"].sqrt()
+    assert norms.tolist() == [5.0, 1.0]
+    assert wanda_scores(linear.weight, norms).tolist() == [[5.0, 4.0], [10.0, 0.5]]
 
 
 def test_hessian_is_the_sum_of_outer_products() -> None:
     """Over tokens and batches alike."""
     linear = layer([[1.0, 1.0]])
     batches = [{"x": torch.tensor([[1.0, 2.0], [0.0, 1.0]])}, {"x": torch.tensor([[3.0, 0.0]])}]
-    hessians = compute_hessians({"w": linear}, lambda b: linear(b["x"]).sum(), batches)
+    with sum_inputs({"w": linear}, add_products) as hessians:
+        for batch in batches:
+            linear(batch["x"])
     assert hessians["w"].tolist() == [[10.0, 2.0], [2.0, 5.0]]
 
 

@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from compressor.compression.importance import wanda_scores
-from compressor.compression.sparsegpt import block_counts, prune_with_sparsegpt
-from compressor.compression.thresholds import prune_rows
+from compressor.compression.sparsegpt import (
+    block_counts,
+    factorize_hessian,
+    prune_with_sparsegpt,
+)
+from compressor.compression.thresholds import prune_rows, row_counts
 
 
 def prune_as_published(
@@ -65,7 +69,9 @@ def test_masks_and_weights_are_those_of_the_paper(
     hessian = inputs.T @ inputs
     ones = torch.ones_like(weight, dtype=torch.bool)
     (counts,) = block_counts([ones], ones.numel() // 2)
-    new, mask = prune_with_sparsegpt(weight, hessian, ones, None if n_m else counts, n_m)
+    new, mask = prune_with_sparsegpt(
+        weight, factorize_hessian(hessian.clone()), ones, None if n_m else counts, n_m
+    )
     expected = prune_as_published(weight, hessian, n_m=n_m)
     assert torch.equal(mask, expected != 0)
     assert torch.allclose(new.double(), expected, atol=2e-4 if tokens > columns else 1e-3)
@@ -83,7 +89,8 @@ def test_the_scale_of_the_activations_changes_nothing(
     scaled = inputs * scale
     ones = torch.ones_like(weight, dtype=torch.bool)
     (counts,) = block_counts([ones], ones.numel() // 2)
-    new, mask = prune_with_sparsegpt(weight, scaled.T @ scaled, ones, None if n_m else counts, n_m)
+    curvature = factorize_hessian(scaled.T @ scaled)
+    new, mask = prune_with_sparsegpt(weight, curvature, ones, None if n_m else counts, n_m)
     assert not bool(mask[:, dead].any())
     hessian = inputs.T @ inputs
     hessian[dead, dead] = hessian.diagonal().sum() / (160 - len(dead))  # no part of the mean
@@ -97,9 +104,9 @@ def test_weights_of_inputs_that_are_never_active_go_first_with_wanda() -> None:
     """However large they are, and however small what comes into the others."""
     weight = torch.tensor([[50.0, 0.1, 0.2, 60.0], [50.0, 0.2, 0.1, 60.0]])
     norms = torch.tensor([0.0, 1e-20, 1e-20, 0.0])
-    masks: dict[str, Tensor] = {}
-    prune_rows(wanda_scores({"w": weight}, {"w": norms}), masks, 6)
-    assert masks["w"].tolist() == [[False, False, True, False], [False, True, False, False]]
+    ones = torch.ones_like(weight, dtype=torch.bool)
+    mask = prune_rows(wanda_scores(weight, norms), ones, *row_counts([ones], 6))
+    assert mask.tolist() == [[False, False, True, False], [False, True, False, False]]
 
 
 def test_what_is_masked_counts_among_what_an_n_m_group_loses() -> None:
@@ -108,6 +115,8 @@ def test_what_is_masked_counts_among_what_an_n_m_group_loses() -> None:
     old = torch.ones_like(weight, dtype=torch.bool)
     old[:12, 2::4] = False
     old[12:, 1:] = torch.arange(1, 32) % 4 == 0
-    new, mask = prune_with_sparsegpt(weight * old, inputs.T @ inputs, old, n_m=(2, 4))
+    new, mask = prune_with_sparsegpt(
+        weight * old, factorize_hessian(inputs.T @ inputs), old, n_m=(2, 4)
+    )
     assert not bool((mask & ~old).any()) and not bool(new[~mask].any())
     assert mask.view(24, 8, 4).sum(2).tolist() == [[2] * 8] * 12 + [[1] * 8] * 12

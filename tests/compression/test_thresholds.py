@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from compressor.compression import thresholds
-from compressor.compression.thresholds import prune_blocks, prune_rows, prune_smallest, split_count
+from compressor.compression.thresholds import (
+    prune_blocks,
+    prune_rows,
+    prune_smallest,
+    row_counts,
+    split_count,
+)
 from compressor.models.masks import apply_mask
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -93,22 +99,20 @@ def test_shares_add_up_and_follow_sizes() -> None:
 
 def test_rows_lose_in_proportion_and_the_sum_is_exact() -> None:
     """Wanda's scope: scores are compared inside a row only."""
-    scores = {"a": torch.tensor([[1.0, 2.0, 3.0, 4.0], [40.0, 30.0, 20.0, 10.0]])}
-    masks: dict[str, Tensor] = {}
-    prune_rows(scores, masks, 4)
-    assert masks["a"].tolist() == [[False, False, True, True], [True, True, False, False]]
-    prune_rows({"a": scores["a"] * masks["a"]}, masks, 3)
-    assert masks["a"].tolist() == [[False, False, False, False], [True, False, False, False]]
+    score = torch.tensor([[1.0, 2.0, 3.0, 4.0], [40.0, 30.0, 20.0, 10.0]])
+    mask = torch.ones_like(score, dtype=torch.bool)
+    mask = prune_rows(score, mask, *row_counts([mask], 4))
+    assert mask.tolist() == [[False, False, True, True], [True, True, False, False]]
+    mask = prune_rows(score * mask, mask, *row_counts([mask], 3))
+    assert mask.tolist() == [[False, False, False, False], [True, False, False, False]]
 
 
 def test_an_entry_without_a_score_is_not_taken_for_one_that_is_gone() -> None:
     """A row whose live entry scores 0, as of an input that is always 0, keeps what is masked."""
-    masks = {"a": torch.tensor([[True, False, True, True]])}
-    scores = {"a": torch.tensor([[0.0, 0.0, 1.0, 2.0]])}
-    prune_rows(scores, masks, 0)
-    assert masks["a"].tolist() == [[True, False, True, True]]
-    prune_rows(scores, masks, 1)
-    assert masks["a"].tolist() == [[False, False, True, True]]
+    mask = torch.tensor([[True, False, True, True]])
+    score = torch.tensor([[0.0, 0.0, 1.0, 2.0]])
+    assert torch.equal(prune_rows(score, mask, torch.tensor([0])), mask)
+    assert prune_rows(score, mask, torch.tensor([1])).tolist() == [[False, False, True, True]]
 
 
 def test_two_of_four_keeps_the_two_best_of_each_four() -> None:

@@ -93,6 +93,14 @@ def test_the_order_of_a_recipes_own_groups_is_in_the_key_where_no_list_names_one
         assert list(pairs["encoder"].items()) == [(0, 1), (1, 0)]
 
 
+def test_where_a_layers_inputs_come_from_is_in_the_key_where_a_recipe_says_so() -> None:
+    """A key from before there was such a setting stays."""
+    wanda = {"amounts": {"lm_head": 0.5}, "importance": "wanda"}
+    assert "inputs_from" not in Prune.model_validate(wanda).parameters()
+    origins = [wanda, *(wanda | {"inputs_from": origin} for origin in ("dense", "pruned"))]
+    assert count_keys(Prune, *origins) == 2
+
+
 def test_the_model_that_others_are_compared_with_is_in_a_benchmarks_key(recipe) -> None:
     """Their speedup is over the first."""
     benchmarks = set()
