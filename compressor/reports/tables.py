@@ -31,7 +31,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("bytes", "MB on disk", lambda v: f"{v / 1e6:.2f}"),
     *((name, name, "{:.4f}".format) for name in ("rouge1", "rouge2", "rougeLsum")),
     ("perplexity", "perplexity", "{:.3f}".format),
-    ("word_perplexity", "per word", "{:.2f}".format),
+    ("word_perplexity", "a word", "{:,.5g}".format),
     ("gen_len", "gen len", "{:.1f}".format),
     ("loss", "loss", "{:.4f}".format),
     ("micro_f1", "micro F1", "{:.4f}".format),

@@ -112,8 +112,9 @@ class Finetune(Hyperparameters, Stage):
 
     An encoder-decoder learns the summary from the text. A decoder (head `causal_lm`) reads the
     text, ended with eos, and learns the summary after it: at most `data.max_source_length` +
-    `data.max_target_length` tokens, of which only the summary's count in the loss. A classifier
-    (head `sequence_classification`) learns the labels: by binary cross-entropy over each label of
+    `data.max_target_length` tokens, of which only the summary's count in the loss. With the task
+    language_modeling it learns all of a text or, without an eos between, its completion. A
+    classifier (head `sequence_classification`) learns the labels: by binary cross-entropy over each label of
     each row if the data's task is multi_label, by cross-entropy if it is single_label.
 
     AdamW with linear warm-up and decay, as in Hugging Face's Trainer: the first step of a warm-up

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from compressor.backends.base import WRITERS
 from compressor.core.settings import Integer, Length
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts
@@ -14,7 +15,7 @@ from compressor.stages.base import Context, Inputs, Planning, Stage
 
 
 class PseudoLabel(Stage):
-    """Summarize the training split with the model, a teacher, for students to learn from.
+    """Write a text for each training row with the model, a teacher, for students to learn from.
 
     Sequence-level distillation (Kim & Rush, arXiv 1606.07947; the "pseudo-labels" of Shleifer &
     Rush, 2010.13002): a `finetune` or `distill` whose `targets:` names this stage learns these
@@ -37,8 +38,10 @@ class PseudoLabel(Stage):
         return {"train": "sources"}
 
     def preview(self, planning: Planning) -> Facts | None:
-        if planning.facts is not None and planning.facts.config["head"] != "seq2seq_lm":
-            planning.report("", "writes with sequence-to-sequence models only")
+        if planning.facts is not None and planning.facts.config["head"] not in WRITERS:
+            planning.report("", "writes with encoder-decoders and decoders only")
+        elif planning.data.is_text_alone:
+            planning.report("", "nothing is written for texts alone; set data.completion")
         else:
             planning.check_rows(trains=False)
             planning.check_decoding({"max_length": self.max_length}, num_beams=self.num_beams)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from compressor.backends.base import WRITERS
 from compressor.compression.pruning import Grouping, Pruner, count_unmasked, default_groups
 from compressor.core.errors import StageError
 from compressor.core.files import write_json
@@ -79,8 +80,10 @@ class Sensitivity(Grouping, Report):
         if self.importance == "sparsegpt":
             planning.report("importance", "sparsegpt changes what it keeps; take another here")
         self.check_groups(facts, planning.report)
-        if self.rouge and facts.config["head"] != "seq2seq_lm":
-            planning.report("rouge", "scores sequence-to-sequence models only")
+        if self.rouge and facts.config["head"] not in WRITERS:
+            planning.report("rouge", "scores what encoder-decoders and decoders write")
+        elif self.rouge and planning.data.is_text_alone:
+            planning.report("rouge", "nothing is written for texts alone; set data.completion")
         elif self.rouge:
             planning.check_decoding({"max_length": self.max_length})
         list(self.choose_groups(self._paths(facts), facts, planning.report))
