@@ -114,8 +114,8 @@ class Finetune(Hyperparameters, Stage):
     text, ended with eos, and learns the summary after it: at most `data.max_source_length` +
     `data.max_target_length` tokens, of which only the summary's count in the loss. With the task
     language_modeling it learns all of a text or, without an eos between, its completion. A
-    classifier (head `sequence_classification`) learns the labels: by binary cross-entropy over each label of
-    each row if the data's task is multi_label, by cross-entropy if it is single_label.
+    classifier (head `sequence_classification`) learns the labels: by binary cross-entropy over each
+    label of each row if the data's task is multi_label, by cross-entropy if it is single_label.
 
     AdamW with linear warm-up and decay, as in Hugging Face's Trainer: the first step of a warm-up
     has the rate 0, and biases and normalizations have no weight decay. Pruned entries do not count
