@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from compressor.cli import DONE
 from compressor.cli.shared import OUTPUTS, AsJson, Lines, ModelPlace, open_console, print_json
-from compressor.core.errors import RecipeError
+from compressor.core.errors import RecipeError, StageError
 from compressor.core.printing import print_text, print_warning
 
+if TYPE_CHECKING:
+    from compressor.evaluation.metric import ForeignMetric
+
 _FILE_HELP = "with columns `prediction` and `reference`; or a recipe's name, for its latest run's"
+_METRIC_HELP = (
+    "rouge, sacrebleu, chrf, ter, exact_match, another one of `evaluate`, or a path; may stand "
+    "several times; default: those that the run had, else rouge"
+)
+_TRUST = "--trust-remote-code"
 _TOKENIZER_HELP = (
     "ROUGE's words: stemmed ones of a-z and 0-9, or those of any script; default: by the references"
 )
@@ -53,6 +61,8 @@ def score_predictions(
     rouge_tokenizer: Annotated[
         Literal["english", "unicode"] | None, Option(help=_TOKENIZER_HELP)
     ] = None,
+    metric: Annotated[list[str] | None, Option(help=_METRIC_HELP)] = None,
+    trust_remote_code: Annotated[bool, Option(help="run the code of a metric")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Score a predictions.csv again."""
@@ -61,13 +71,15 @@ def score_predictions(
     from compressor.evaluation.rouge import warn_of_wordless
 
     path = _find_place(file)
+    chosen = metric or _find_metrics(path)
     path = path / "predictions.csv" if path.is_dir() else path
     try:
         if path.is_file() and label_predictions.is_labelled(path):
             _print_label_scores(label_predictions.score_predictions(path), as_json=as_json)
             return DONE
-        scores = predictions.score_predictions(path, tokenizer=rouge_tokenizer)
-    except ValueError as error:
+        metrics = _load_metrics(chosen, runs_code=trust_remote_code)
+        scores = predictions.score_predictions(path, None, rouge_tokenizer, metrics)
+    except (ValueError, StageError) as error:
         raise RecipeError(str(error)) from error
     if warning := warn_of_wordless(next(reversed(scores.values()))):
         print_warning(warning)
@@ -91,21 +103,60 @@ def _find_place(name: Path) -> Path:
     return name if is_file else find_run(str(name), OUTPUTS)
 
 
+def _find_metrics(path: Path) -> list[str]:
+    """Find the metrics that a run had, of those that run no code; else ROUGE."""
+    from compressor.engine.past_run import RunRecord
+    from compressor.evaluation.metric_names import BUNDLED, MAIN_OF_ROUGE, list_main_scores
+
+    records = RunRecord(path).records if (path / "metrics.json").is_file() else []
+    evaluated = [record["metrics"] for record in records if record["stage"] == "evaluate"]
+    names = list_main_scores(evaluated[-1]) if evaluated else []
+    metrics = ["rouge" if name == MAIN_OF_ROUGE else name for name in names]
+    return [name for name in metrics if name in BUNDLED] or ["rouge"]
+
+
+def _load_metrics(names: Sequence[str], *, runs_code: bool) -> list[str | ForeignMetric]:
+    """Load the metrics whose code is not ours. Raises RecipeError for what cannot be used."""
+    from compressor.evaluation.metric_names import BUNDLED, check_metrics
+
+    problems: list[str] = []
+
+    def report(_: str, message: str) -> None:
+        problems.append(message.replace("`trust_remote_code: true` beside `metrics`", _TRUST))
+
+    check_metrics(names, report, report, runs_code=runs_code)
+    if problems:
+        raise RecipeError("\n".join(problems))
+    if set(names) <= BUNDLED.keys():
+        return [*names]
+    from compressor.evaluation.metric import ForeignMetric
+
+    return [name if name in BUNDLED else ForeignMetric(name) for name in names]
+
+
 def _print_scores(scores: Mapping[int | None, Any], *, as_json: bool) -> None:
-    """Print the ROUGE of each `max_length`."""
+    """Print the scores at each `max_length`."""
     from rich.table import Table
+
+    from compressor.evaluation.metric_names import list_main_scores
 
     if as_json:
         print_json({str(limit): values for limit, values in scores.items()})
         return
-    names = ("rouge1", "rouge2", "rougeL", "rougeLsum", "gen_len", "cut_off")
-    table = Table("max_length", *names, "rougeLsum 95 %", header_style="bold")
+    intervals = next(iter(scores.values()))["intervals"]
+    main, *_ = list_main_scores({"intervals": intervals})
+    names = (*intervals, "gen_len", "cut_off")
+    table = Table("max_length", *names, f"{main} 95 %", header_style="bold")
     for limit, values in scores.items():
-        low, high = values["intervals"]["rougeLsum"]
         cells = (f"{values[name]:.4f}" if name in values else "" for name in names)
-        table.add_row("" if limit is None else str(limit), *cells, f"{low:.4f} … {high:.4f}")
+        interval = " … ".join(f"{end:.4f}" for end in values["intervals"][main] or ())
+        table.add_row("" if limit is None else str(limit), *cells, interval)
     open_console().print(table)
-    print(f"ROUGE's tokenizer: {values['rouge_tokenizer']}")
+    if "rouge_tokenizer" in values:
+        print(f"ROUGE's tokenizer: {values['rouge_tokenizer']}")
+    for name in names:
+        if signature := values.get(f"{name}_signature"):
+            print(f"{name}: {signature}")
 
 
 def _print_label_scores(scores: Mapping[str, Any], *, as_json: bool) -> None:

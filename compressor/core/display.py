@@ -25,12 +25,8 @@ LINE_SECONDS = 15.0
 """Without a terminal: the least time between two lines of a bar."""
 NAME_WIDTH = 22
 METRICS = (
-    "validation_loss",
-    "baseline_loss",
-    "rougeLsum",
-    "micro_f1",
-    "perplexity",
-    "latency_p50_ms",
+    *("validation_loss", "baseline_loss", "rougeLsum", "sacrebleu", "chrf", "ter", "exact_match"),
+    *("micro_f1", "perplexity", "latency_p50_ms"),
 )
 """What the line of a stage says of its metrics."""
 

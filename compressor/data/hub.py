@@ -15,7 +15,7 @@ from compressor.core.errors import Unreachable, first_line
 from compressor.core.failures import explain_error
 from compressor.core.files import hash_file, write_text
 
-Kind = Literal["model", "dataset"]
+Kind = Literal["model", "dataset", "space"]
 SILENCE_SECONDS = 60.0
 """How long a hub may say nothing."""
 
@@ -48,7 +48,7 @@ def _ask_commit(repository: str, revision: str, kind: Kind) -> tuple[str | None,
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
+        ask = getattr(HfApi(), f"{kind}_info")
         return ask(repository, revision=revision, timeout=5).sha, ""
     except RepositoryNotFoundError as error:
         raise ValueError(_explain_missing(repository, kind, error)) from error

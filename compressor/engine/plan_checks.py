@@ -121,7 +121,7 @@ def _check_objective(recipe: Recipe, stages: Stages, findings: Findings) -> None
             continue  # reported
         elif is_skipped(recipe, stages, name):
             findings.warn(path, f"{goal.path}: {name!r} is skipped, and leaves nothing")
-        elif goal.metric not in (valid := {*stages[name][1].measures, *SIZES}):
+        elif goal.metric not in (valid := {*stages[name][1].list_measures(), *SIZES}):
             hint = nearest(goal.metric, valid)
             findings.error(path, f"{name!r} leaves no number {goal.metric!r}; {hint}")
 

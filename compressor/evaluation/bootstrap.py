@@ -52,6 +52,38 @@ def bootstrap_interval(
     return _compute_interval(resampled_means(rows, resamples=resamples, seed=seed), level)
 
 
+def take_first(means: Scores) -> Scores:
+    """Give the means [R] of a score that is the mean of its rows' [R, 1]."""
+    return means[:, 0]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One score, row by row."""
+
+    rows: Scores
+    """[N, K]: what the score is computed from."""
+    score: Callable[[Scores], Scores]
+    """Means over N rows [R, K] → a score each [R]."""
+
+    @property
+    def value(self) -> float:
+        return float(self.score(self.rows.mean(0, keepdims=True))[0])
+
+    @property
+    def row_scores(self) -> list[float]:
+        """Each row's score by itself."""
+        alone = self.rows if self.score is take_first else self.rows / len(self.rows)
+        return [float(value) for value in self.score(alone)]
+
+    def interval(
+        self, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+    ) -> tuple[float, float]:
+        """Percentile bootstrap interval of the score: `bootstrap_interval`, but of any score."""
+        drawn = self.score(resampled_means(self.rows, resamples=resamples, seed=seed))
+        return _compute_interval(drawn, level)
+
+
 def _compute_interval(drawn: Scores, level: float) -> tuple[float, float]:
     import numpy as np
 

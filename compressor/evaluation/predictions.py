@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import nearest
+from compressor.evaluation.metric_names import MAIN_OF_ROUGE
 
 if TYPE_CHECKING:
+    from compressor.evaluation.metric import ForeignMetric
     from compressor.evaluation.rouge import RougeTokenizer
 
 _RISKY = ("=", "+", "-", "@", "\t", "\r")
@@ -103,26 +105,54 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 def score_predictions(
     path: Path,
-    rows: dict[int | None, list[float]] | None = None,
+    rows: dict[int | None, dict[str, list[float]]] | None = None,
     tokenizer: RougeTokenizer | None = None,
+    metrics: Sequence[str | ForeignMetric] = ("rouge",),
 ) -> dict[int | None, dict[str, Any]]:
-    """Compute ROUGE of a predictions file for each `max_length` in it, ascending.
+    """Score a predictions file by some metrics for each `max_length` in it, ascending.
 
-    A value is `rouge.summarize_scores` plus `gen_len`, the mean of `tokens`, and `cut_off`, the
-    share of rows cut off, and `rouge.describe_tokenizer`. Any CSV with the columns `reference` and
-    `prediction` will do: without `max_length` there is one entry, under None; without `tokens` or
-    `cut_off`, no such value. `rows`, where given, is filled: for each `max_length` each row's
-    rougeLsum (F1), in the file's order. Raises ValueError as `read_predictions` does, and for a
-    file without rows.
+    A value has `count`, what the metrics say (`rouge.summarize_scores` and `describe_tokenizer`,
+    `text_scores.score_texts`), `gen_len`, the mean of `tokens`, and `cut_off`, the share of rows
+    cut off. Any CSV with the columns `reference` and `prediction` will do: without `max_length`
+    there is one entry, under None; without `tokens` or `cut_off`, no such value. `rows`, where
+    given, is filled: for each `max_length` and metric that has any each row's score, in the file's
+    order; ROUGE's is rougeLsum (F1). Raises ValueError as `read_predictions` does, and for a file
+    without rows.
     """
-    from compressor.evaluation.rouge import (
-        choose_tokenizer,
-        describe_tokenizer,
-        score_rows,
-        summarize_scores,
-    )
+    from compressor.evaluation.rouge import choose_tokenizer
 
-    groups: dict[int | None, list[tuple[str, tuple[str, ...], int | None, bool | None]]] = {}
+    groups = _group_rows(path, sources=not all(isinstance(metric, str) for metric in metrics))
+    if not groups:
+        raise ValueError(f"{path} has no rows to score")
+    if "rouge" in metrics:
+        every = (row[1] for rows in groups.values() for row in rows)
+        tokenizer = tokenizer or choose_tokenizer(every)
+    scored: dict[int | None, dict[str, Any]] = {}
+    for length in sorted(groups, key=lambda key: key or 0):
+        texts, references, sources, tokens_, cuts = zip(*groups[length], strict=True)
+        summary: dict[str, Any] = {"count": len(texts)}
+        row_scores: dict[str, list[float]] = {}
+        for metric in metrics:
+            part, some = _score_by(metric, texts, references, sources, tokenizer)
+            intervals = {**summary.get("intervals", {}), **part["intervals"]}
+            summary |= part | {"intervals": intervals}
+            row_scores |= some
+        if rows is not None:
+            rows[length] = row_scores
+        if None not in tokens_:
+            summary["gen_len"] = sum(tokens_) / len(tokens_)
+        if None not in cuts:
+            summary["cut_off"] = sum(cuts) / len(cuts)
+        scored[length] = summary
+    return scored
+
+
+def _group_rows(path: Path, *, sources: bool) -> dict[int | None, list[tuple[Any, ...]]]:
+    """Read prediction, references, source, tokens and cut_off of each row, by `max_length`.
+
+    `sources`: whether anybody wants these; they are empty else.
+    """
+    groups: dict[int | None, list[tuple[Any, ...]]] = {}
     same: dict[tuple[str, ...], tuple[str, ...]] = {}  # each limit has the references again
     with read_records(path, ("reference", "prediction")) as lines:
         for where, record in lines:
@@ -131,24 +161,32 @@ def score_predictions(
             cut_off = _parse_boolean(record, "cut_off", where) if "cut_off" in record else None
             references = (unguard_cell(record["reference"]), *_other_references(record))
             texts = unguard_cell(record["prediction"]), same.setdefault(references, references)
-            groups.setdefault(length, []).append((*texts, tokens, cut_off))
-    if not groups:
-        raise ValueError(f"{path} has no rows to score")
+            source = (unguard_cell(record.get("source", "") if sources else ""),)
+            more = (*same.setdefault(source, source), tokens, cut_off)
+            groups.setdefault(length, []).append((*texts, *more))
+    return groups
 
-    scored: dict[int | None, dict[str, Any]] = {}
-    tokenizer = tokenizer or choose_tokenizer(row[1] for rows in groups.values() for row in rows)
-    for length in sorted(groups, key=lambda key: key or 0):
-        predictions, several, tokens_, cuts = zip(*groups[length], strict=True)
-        scores = score_rows(predictions, several, tokenizer)
-        summary = summarize_scores(scores) | describe_tokenizer(several, tokenizer)
-        if rows is not None:
-            rows[length] = scores["rougeLsum"][:, 2].tolist()
-        if None not in tokens_:
-            summary["gen_len"] = sum(tokens_) / len(tokens_)
-        if None not in cuts:
-            summary["cut_off"] = sum(cuts) / len(cuts)
-        scored[length] = summary
-    return scored
+
+def _score_by(
+    metric: str | ForeignMetric,
+    texts: Sequence[str],
+    references: Sequence[tuple[str, ...]],
+    sources: Sequence[str],
+    tokenizer: RougeTokenizer | None,
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Score texts by one metric: for a stage's metrics, and its rows' scores by its name."""
+    from compressor.evaluation import rouge, text_scores
+
+    if metric == "rouge":
+        assert tokenizer is not None, "chosen once, by the references of all limits"
+        scores = rouge.score_rows(texts, references, tokenizer)
+        summary = rouge.summarize_scores(scores) | rouge.describe_tokenizer(references, tokenizer)
+        return summary, {MAIN_OF_ROUGE: scores[MAIN_OF_ROUGE][:, 2].tolist()}
+    if isinstance(metric, str):
+        summary, measure = text_scores.score_texts(metric, texts, references)
+        return summary, {metric: measure.row_scores}
+    summary, foreign = metric.score(texts, references, sources)
+    return summary, {} if foreign is None else {metric.name: foreign.row_scores}
 
 
 def _other_references(record: Mapping[str, str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from compressor.core.console import Console
 from compressor.core.errors import RecipeError
 from compressor.core.packages import find_version
 from compressor.engine.past_run import METRICS, Record, RunRecord
+from compressor.evaluation.metric_names import TEXT_SCORES
 from compressor.reports.tables import (
     Column,
     make_names,
@@ -23,15 +24,8 @@ from compressor.reports.tables import (
 FILES = ("report.html", "README.md", "model", "predictions.csv", "perplexity.csv", "error.txt")
 """What a run may have that a person opens."""
 _SUMMARIZED = (
-    *(
-        "validation_loss",
-        "baseline_loss",
-        "loss",
-        "perplexity",
-        "rougeLsum",
-        "micro_f1",
-        "macro_f1",
-    ),
+    *("validation_loss", "baseline_loss", "loss", "perplexity"),
+    *(*TEXT_SCORES, "micro_f1", "macro_f1"),
     *("retention", "latency_p50_ms", "format", "weights", "steps"),
     "trained_parameters",
 )

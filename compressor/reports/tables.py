@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.core.console import Console
+from compressor.evaluation.metric_names import SCALES, TEXT_SCORES, list_main_scores
 from compressor.evaluation.rouge import METRIC_KEYS, ROUGE_TYPES
 from compressor.stages.base import stage_class
 
@@ -25,11 +26,13 @@ DEMO_CHARACTERS = 1000
 """How much of a demo text is printed."""
 BORDER, PADDING = 1, 2
 """Characters that a table has beside its columns, and a column beside its text and its border."""
-COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+ScoreColumn = tuple[str, str, Callable[[Any], str]]
+COLUMNS: tuple[ScoreColumn, ...] = (
     ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
     ("nonzero_ratio", "non-zero", "{:.4f}".format),
     ("bytes", "MB on disk", lambda v: f"{v / 1e6:.2f}"),
     *((name, name, "{:.4f}".format) for name in ("rouge1", "rouge2", "rougeLsum")),
+    *((n, n, ("{:.2f}" if SCALES.get(n, 1) > 1 else "{:.4f}").format) for n in TEXT_SCORES[1:]),
     ("perplexity", "perplexity", "{:.3f}".format),
     ("word_perplexity", "a word", "{:,.5g}".format),
     ("gen_len", "gen len", "{:.1f}".format),
@@ -124,15 +127,27 @@ def print_models(records: Sequence[Record], console: Console) -> None:
 
 
 def fill_columns(rows: Sequence[Record]) -> Iterator[tuple[str, str, list[str]]]:
-    """Give key, heading and cells of each of `COLUMNS` that any row has a value for."""
-    for key, heading, write in COLUMNS:
+    """Give key, heading and cells of each column that any row has a value for."""
+    for key, heading, write in _choose_columns(rows):
         values = [row.get(key) for row in rows]
         if any(value is not None for value in values):
             yield key, heading, ["" if value is None else write(value) for value in values]
 
 
+def _choose_columns(rows: Sequence[Record]) -> list[ScoreColumn]:
+    """Choose columns for rows of `list_models`: those of metrics from elsewhere come too."""
+    known = [key for key, _, _ in COLUMNS]
+    others = dict.fromkeys(name for row in rows for name in row.get("scores", ()))
+    more: list[ScoreColumn] = [(n, n, "{:.4f}".format) for n in others if n not in known]
+    place = known.index("gen_len")
+    return [*COLUMNS[:place], *more, *COLUMNS[place:]]
+
+
 def list_models(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """List each model that a stage looked at: its sizes and everything measured of it."""
+    """List each model that a stage looked at: its sizes and everything measured of it.
+
+    `scores`: the names of the main scores of its texts.
+    """
     by_name = {record["name"]: record for record in records}
     rows: dict[str, dict[str, Any]] = {}
     floors = []
@@ -149,6 +164,7 @@ def list_models(records: Sequence[Record]) -> list[dict[str, Any]]:
         if record["stage"] in {"evaluate", "benchmark"}:
             metrics = record["metrics"].items()
             row |= {key: value for key, value in metrics if not isinstance(value, dict | list)}
+            row["scores"] = [*row.get("scores", ()), *list_main_scores(record["metrics"])]
             row["looked_at"] = True
     looked_at = [row for row in rows.values() if row["looked_at"]]
     return floors + (looked_at or list(rows.values()))

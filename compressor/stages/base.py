@@ -274,6 +274,10 @@ class Stage(BaseModel):
     measures: ClassVar[tuple[str, ...]] = ()
     """The numbers among its metrics that a recipe's objective may be about."""
 
+    def list_measures(self) -> tuple[str, ...]:
+        """List these for its settings."""
+        return self.measures
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "return" not in cls.run.__annotations__:

@@ -13,32 +13,51 @@ from compressor.backends.base import DECODERS, SCORERS
 from compressor.backends.open import open_artifact
 from compressor.core.errors import StageError
 from compressor.core.files import MANIFEST, write_json
-from compressor.core.packages import versions
-from compressor.core.settings import Integer, to_int
+from compressor.core.settings import Integer, Listed, to_int
 from compressor.data.rows import Rows
 from compressor.data.source_base import DataBase, Reads, Split
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
+from compressor.evaluation.metric_names import (
+    BUNDLED,
+    FETCHED,
+    LESS_IS_BETTER,
+    SCALES,
+    check_metrics,
+    identify_metrics,
+    name_score,
+)
 from compressor.evaluation.perplexity import PERPLEXITIES
-from compressor.evaluation.rouge import METRIC_KEYS, SCORING_PACKAGES, RougeTokenizerSetting
+from compressor.evaluation.rouge import METRIC_KEYS, RougeTokenizerSetting
 from compressor.models.facts import Facts
 from compressor.stages.base import BackendReport, Context, Inputs, Planning
 
 if TYPE_CHECKING:
     from compressor.backends.base import Model
     from compressor.backends.outputs import GenerationOutput
+    from compressor.evaluation.metric import ForeignMetric
 
 _OF_SUMMARIES = {"max_length", "min_length", "num_beams", "demo_text", "rouge_tokenizer"}
 _OF_PERPLEXITY = {"window", "stride"}
-MAIN, MAIN_OF_LABELS = "rougeLsum", "micro_f1"
-"""The scores whose retention tables show."""
+MAIN_OF_LABELS = "micro_f1"
+"""The score whose retention tables show; of texts it is that of the first metric."""
 ROW_SCORES = "row_scores.json"
+_SCALES = {**dict.fromkeys((*METRIC_KEYS, *LABEL_SCORES), 1.0), **SCALES}
+"""Scores that have a closeness → the best one, or the worst usual one."""
+_RESERVED = {*METRIC_KEYS, "count", "gen_len", "cut_off", "lengths", "intervals", "demo"}
 
 
 class Evaluate(BackendReport):
     """Score what a model gives for the test split: its texts, its labels, or its perplexity.
 
     Summaries: ROUGE-1/2/L/Lsum with bootstrap 95 % intervals. Words are English, or those of any
-    script (`rouge_tokenizer`), as the references need. Several `max_length`s cost one greedy decode
+    script (`rouge_tokenizer`), as the references need. `metrics` names others, for translations,
+    say: sacrebleu, chrf and ter (0 … 100, as sacrebleu counts them; its signature is recorded) and
+    exact_match are at hand. Further ones of `evaluate` (meteor, bertscore, …, `owner/name`) are
+    fetched from a hub, and `./my_metric.py` is one's own: both run code, and so want
+    `trust_remote_code: true`. They are computed of a few rows before the decode, and have an
+    interval where they are means over rows, or can be computed 200 times in a minute; more is taken
+    to be better but of ter, wer, cer, character, charcut_mt and a metric that has
+    `less_is_better = True`. Several `max_length`s cost one greedy decode
     at the longest, since a shorter limit's output is a prefix of a longer one's; with beams each is
     decoded. `max_length` counts the start token, as in transformers: 20 gives at most 19 tokens.
     `gen_len` is the mean number of generated tokens as transformers' `run_summarization.py` counts
@@ -63,10 +82,11 @@ class Evaluate(BackendReport):
     macro F1, ROC-AUC and average precision, of each label and their mean over labels that have
     rows with and without them. Of several labels, each is given from a probability of `threshold`.
 
-    `against: <stage>` adds `retentions` (this score / that one's) and `closenesses`
-    (1 - |difference|, which flatter: two bad models are near 1), of precision, recall and F1 of
-    each ROUGE or of each score of labels. Tables show `retention` and `closeness`, those of
-    rougeLsum's F1 or of the micro F1.
+    `against: <stage>` adds `retentions` (this score / that one's; that one's / this where less is
+    better) and `closenesses` (1 - |difference|, which flatter: two bad models are near 1), of
+    precision, recall and F1 of each ROUGE, of other metrics' main numbers, or of each score of
+    labels. Tables show `retention` and `closeness`, those of the first of `metrics` (rougeLsum's
+    F1) or of the micro F1.
 
     To score what an `export` wrote, run by what it is made for, name that stage in `models`. With
     beams, CTranslate2 ends a search by its own rules; an export's check is greedy.
@@ -76,6 +96,7 @@ class Evaluate(BackendReport):
 
     Example: `evaluate: {models: [load, recover], against: load, max_length: [20, 50, 128]}`
     Example: `evaluate: {models: [load, quantize], demo_text: "One text, several summaries."}`
+    Example: `evaluate: {models: [load, quantize], metrics: [sacrebleu, chrf], against: load}`
     Example: `evaluate: {models: [finetune, quantize], threshold: tuned}`
     Example: `evaluate: {models: [load, quantize], against: load, window: 1024, stride: 512}`
     Example: `evaluate: {models: [finetune, ct2, onnx], against: finetune}`
@@ -108,6 +129,15 @@ class Evaluate(BackendReport):
         "the one with the best F1 on the validation split.",
     )
     rouge_tokenizer: RougeTokenizerSetting = None
+    metrics: Listed[str] = Field(
+        ("rouge",),
+        min_length=1,
+        description="What scores texts, the main one first: rouge, sacrebleu, chrf, ter, "
+        "exact_match; others of `evaluate` by name, or one's own by path.",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run the code of metrics that are a hub's or a path's."
+    )
     against: str | None = Field(
         None, description="The stage whose model the others are compared with."
     )
@@ -146,16 +176,38 @@ class Evaluate(BackendReport):
             raise ValueError("expected limits of at least 2 tokens")
         return value
 
+    @field_validator("metrics")
+    @classmethod
+    def _are_told_apart(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [name_score(metric) for metric in value]
+        for metric, name in zip(value, names, strict=True):
+            if names.count(name) > 1:
+                raise ValueError(f"two metrics are called {name!r}")
+            if name in _RESERVED and metric != "rouge":
+                raise ValueError(f"{name!r} is the name of another number; call {metric!r} another")
+        return value
+
     def identity(self, planning: Planning) -> Mapping[str, Any]:
-        """Name the releases of what counts words: others may give other scores."""
-        return {} if planning.has_labels else versions(SCORING_PACKAGES)
+        """Name the releases and code of what scores: others may give other scores."""
+        return {} if planning.has_labels else identify_metrics(self.metrics)
 
     def parameters(self) -> dict[str, Any]:
         parameters = super().parameters()
-        if self.threshold == 0.5:  # as before there was such a setting
-            del parameters["threshold"]
+        del parameters["trust_remote_code"]
+        parameters["metrics"] = [name_score(metric) for metric in self.metrics]
         unset = {name for name in _OF_PERPLEXITY if getattr(self, name) is None}
+        for name, before in (("threshold", 0.5), ("metrics", ("rouge",))):
+            if getattr(self, name) == before:  # as before there was such a setting
+                unset.add(name)
         return {name: value for name, value in parameters.items() if name not in unset}
+
+    def list_measures(self) -> tuple[str, ...]:
+        if self.metrics == ("rouge",):
+            return self.measures
+        of_rouge = METRIC_KEYS if "rouge" in self.metrics else ()
+        more = (f"{metric}_{end}" for metric in self.metrics for end in FETCHED.get(metric, ()))
+        others = (name for name in self.measures if name not in METRIC_KEYS)
+        return (*of_rouge, *map(name_score, self.metrics), *more, *others)
 
     @property
     def limits(self) -> list[int]:
@@ -177,9 +229,10 @@ class Evaluate(BackendReport):
             planning.report("min_length", message)
         planning.check_settings(
             self,
-            of_summaries=_OF_SUMMARIES,
+            of_summaries=_OF_SUMMARIES | {"trust_remote_code"},
             of_labels={"threshold"},
         )
+        self._check_metrics(planning)
         if "threshold" in self.model_fields_set and planning.data.task == "single_label":
             planning.report("threshold", "a row's one label is the likeliest; it needs no limit")
         elif self.threshold == "tuned" and planning.data.scores_validation:
@@ -191,7 +244,8 @@ class Evaluate(BackendReport):
         """Report what cannot be in a perplexity, where it is measured."""
         planning.check_rows(trains=False)
         means_nothing = "where the perplexity of texts is measured"
-        self._check_unused(planning, {*_OF_SUMMARIES, "threshold"}, means_nothing)
+        unused = {*_OF_SUMMARIES, "metrics", "trust_remote_code", "threshold"}
+        self._check_unused(planning, unused, means_nothing)
         if planning.backend not in SCORERS:
             message = f"the perplexity of a model that {planning.backend} runs is not computed"
             planning.report("", message)
@@ -212,21 +266,38 @@ class Evaluate(BackendReport):
         window = self.window or data.max_source_length
         return window, self.stride or max(1, window // 2)
 
+    def _check_metrics(self, planning: Planning) -> None:
+        if planning.has_labels:
+            if "metrics" in self.model_fields_set:
+                message = f"labels are scored by {', '.join(LABEL_SCORES)}, accuracy and loss"
+                planning.report("metrics", f"{message}; leave it out")
+            return
+        if "rouge" not in self.metrics and self.rouge_tokenizer is not None:
+            planning.report("rouge_tokenizer", "`metrics` has no rouge, whose words these are")
+        reporters = planning.report, planning.report_unreached
+        check_metrics(self.metrics, *reporters, runs_code=self.trust_remote_code)
+
     def run(self, inputs: Inputs, context: Context) -> None:
         """Decode, classify or read the texts, write a file of rows, score."""
         model = open_artifact(inputs.model_folder, ranks=context.ranks)
         if model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
-        labelled, alone = context.data.has_labels, context.data.is_text_alone
-        score = self._labels if labelled else self._perplexity if alone else self._summaries
-        score(model, context)
+        names: Sequence[str] = LABEL_SCORES
+        main, less = MAIN_OF_LABELS, set[str]()
+        if context.data.has_labels:
+            self._labels(model, context)
+        elif context.data.is_text_alone:
+            self._perplexity(model, context)
+            names, main, less = PERPLEXITIES, PERPLEXITIES[0], set(PERPLEXITIES)
+        else:
+            foreign = self._summaries(model, context)
+            others = [name_score(metric) for metric in self.metrics if metric != "rouge"]
+            names = (*(METRIC_KEYS if "rouge" in self.metrics else ()), *others)
+            main, less = name_score(self.metrics[0]), {*self.metrics} & LESS_IS_BETTER
+            less |= {metric.name for metric in foreign if metric.less_is_better}
         if "against" in inputs.artifacts and context.ranks.is_first:
             manifest = json.loads((inputs.artifacts["against"] / MANIFEST).read_text("utf-8"))
-            names, main = (LABEL_SCORES, MAIN_OF_LABELS) if labelled else (METRIC_KEYS, MAIN)
-            if alone:
-                self._compare_perplexities(manifest["metrics"], context)
-            else:
-                self._compare(names, main, manifest["metrics"], context)
+            self._compare(names, main, less, manifest["metrics"], context)
 
     def _perplexity(self, model: Model, context: Context) -> None:
         from compressor.evaluation import perplexity
@@ -251,17 +322,25 @@ class Evaluate(BackendReport):
             perplexity.summarize_rows(table), window=size, stride=stride, **speed
         )
 
-    def _compare_perplexities(self, other: Mapping[str, Any], context: Context) -> None:
-        """Compare with the other model's, of which a share is left: less is better."""
-        scores = context.metrics
-        names = [name for name in PERPLEXITIES if None not in (scores[name], other[name])]
-        kept = {name: other[name] / scores[name] for name in names}
-        scores.update(retention=kept.get(PERPLEXITIES[0]), retentions=kept)
+    def _load_foreign(self, rows: Rows, context: Context) -> list[ForeignMetric]:
+        """Load metrics whose code is not ours, and try each out on a few rows."""
+        metrics = [metric for metric in self.metrics if metric not in BUNDLED]
+        if not metrics or not context.ranks.is_first:
+            return []
+        from compressor.evaluation.metric import ForeignMetric
 
-    def _summaries(self, model: Model, context: Context) -> None:
+        loaded = [ForeignMetric(metric) for metric in metrics]
+        references = [[some] if isinstance(some, str) else list(some) for some in rows.references]
+        for metric in loaded:
+            metric.try_out(references, rows.texts)
+        return loaded
+
+    def _summaries(self, model: Model, context: Context) -> list[ForeignMetric]:
+        """Decode and score; give the metrics whose code is not ours."""
         from compressor.data.examples import tokenize_sources
 
         rows = context.rows("test")
+        foreign = self._load_foreign(rows, context)
         continues = model.continues
         sources = tokenize_sources(rows.texts, model.tokenizer, context.data, continues=continues)
         started = time.perf_counter()
@@ -271,12 +350,13 @@ class Evaluate(BackendReport):
         seconds = time.perf_counter() - started
         demo = None if self.demo_text is None else self._demo(self.demo_text, model, context)
         if not context.ranks.is_first:
-            return
-        lengths = self._score(rows, decoded, model.tokenizer, context)
+            return foreign
+        lengths = self._score(rows, decoded, model.tokenizer, foreign, context)
         longest = lengths[str(self.limits[-1])]
         context.metrics.update(longest, samples_per_second=len(rows) / seconds, lengths=lengths)
         if demo is not None:
             context.metrics["demo"] = demo
+        return foreign
 
     def _decode(
         self, model: Model, sources: Sequence[list[int]], limits: list[int], **progress: Any
@@ -316,9 +396,14 @@ class Evaluate(BackendReport):
             context.metrics["thresholds"] = dict(zip(names, thresholds, strict=True))
 
     def _score(
-        self, rows: Rows, decoded: dict[int, GenerationOutput], tokenizer: Any, context: Context
+        self,
+        rows: Rows,
+        decoded: dict[int, GenerationOutput],
+        tokenizer: Any,
+        foreign: Sequence[ForeignMetric],
+        context: Context,
     ) -> dict[str, dict[str, Any]]:
-        """Write `predictions.csv`, score it as `compressor score` does; write rows' rougeLsum."""
+        """Write `predictions.csv`, score it as `compressor score` does; write rows' scores."""
         from compressor.evaluation import predictions
         from compressor.evaluation.rouge import warn_of_wordless
 
@@ -343,14 +428,20 @@ class Evaluate(BackendReport):
         path = context.folder / "predictions.csv"
         columns = max(map(len, rows.several), default=1)
         predictions.write_predictions(path, list_predictions(), columns)
-        row_scores: dict[int | None, list[float]] = {}
-        scores = predictions.score_predictions(path, row_scores, self.rouge_tokenizer)
+        row_scores: dict[int | None, dict[str, list[float]]] = {}
+        by_name: dict[str, str | ForeignMetric] = {metric.metric: metric for metric in foreign}
+        metrics = [by_name.get(metric, metric) for metric in self.metrics]
+        scores = predictions.score_predictions(path, row_scores, self.rouge_tokenizer, metrics)
         longest = self.limits[-1]
-        if (words := scores[longest]["rouge_tokenizer"]) != "english":
+        if (words := scores[longest].get("rouge_tokenizer", "english")) != "english":
             context.progress.say(f"  ROUGE's tokenizer: {words}")
         if warning := warn_of_wordless(scores[longest]):
             context.progress.say(f"  {warning}")
-        write_json(context.folder / ROW_SCORES, {"max_length": longest, MAIN: row_scores[longest]})
+        for name, interval in scores[longest]["intervals"].items():
+            if interval is None:
+                reason = "200 resamples take more than a minute, or fail"
+                context.progress.say(f"  {name} has no interval: {reason}")
+        write_json(context.folder / ROW_SCORES, {"max_length": longest, **row_scores[longest]})
         return {str(limit): values for limit, values in scores.items()}
 
     def _demo(self, text: str, model: Model, context: Context) -> dict[str, Any]:
@@ -364,14 +455,30 @@ class Evaluate(BackendReport):
         return {"text": text, "summary": summary, "cut_off": decoded.cut_off[0]}
 
     def _compare(
-        self, names: tuple[str, ...], main: str, other: Mapping[str, Any], context: Context
+        self,
+        names: Sequence[str],
+        main: str,
+        less_is_better: set[str],
+        other: Mapping[str, Any],
+        context: Context,
     ) -> None:
+        """Compare scores with the other model's; closeness is that of scores from 0 to 1."""
         from compressor.evaluation.rouge import compute_closeness, compute_retention
 
         scores = context.metrics
-        names = tuple(name for name in names if None not in (scores[name], other[name]))
-        kept = {name: compute_retention(scores[name], other[name]) for name in names}
-        close = {name: compute_closeness(scores[name], other[name]) for name in names}
-        scores.update(
-            retention=kept[main], retentions=kept, closeness=close[main], closenesses=close
-        )
+        pairs = {name: (scores[name], other[name]) for name in names}
+        pairs = {name: pair for name, pair in pairs.items() if None not in pair}
+        kept = {
+            name: compute_retention(*(reversed(pair) if name in less_is_better else pair))
+            for name, pair in pairs.items()
+        }
+        close = {
+            name: compute_closeness(*(score / _SCALES[name] for score in pair))
+            for name, pair in pairs.items()
+            if name in _SCALES
+        }
+        scores.update(retention=kept.get(main), retentions=kept)
+        if close:
+            scores["closenesses"] = close
+        if main in close:
+            scores["closeness"] = close[main]

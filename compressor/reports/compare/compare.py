@@ -12,6 +12,7 @@ from compressor.core.differences import MISSING, find_differing_leaves
 from compressor.core.numbers import is_number
 from compressor.engine.past_run import Record, RunRecord
 from compressor.evaluation import perplexity
+from compressor.evaluation.metric_names import MAIN_OF_ROUGE, list_main_scores
 from compressor.reports.compare.significance import (
     LABELS,
     SUMMARIES,
@@ -60,6 +61,11 @@ class Model:
         """ROUGE's; earlier versions had the English one alone, and did not name it."""
         name: RougeTokenizer = self.metrics.get("rouge_tokenizer", "english")
         return name
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The main scores of texts."""
+        return tuple(list_main_scores(self.metrics))
 
     def number(self, name: str) -> float | None:
         """Read a metric; None where it is missing or no number."""
@@ -275,19 +281,21 @@ def _compare_models(
     rows = unpaired = None
     scores: dict[str, Score] = {}
     try:
-        if before.tokenizer != after.tokenizer:
+        both_rouge = all(MAIN_OF_ROUGE in model.scores for model in models)
+        if both_rouge and before.tokenizer != after.tokenizer:
             raise ValueError(
                 f"ROUGE's tokenizer is {before.tokenizer!r} there and {after.tokenizer!r} here"
             )
         sides: Iterator[ScoredRows] = (
-            read(_find_predictions(runs[model.run], model), model.tokenizer) for model in models
+            read(_find_predictions(runs[model.run], model), model.tokenizer, model.scores)
+            for model in models
         )
         for name, paired in compare_scores(*sides).items():
             rows = paired.rows
             scores[name] = Score(name, **{k: v for k, v in vars(paired).items() if k != "rows"})
     except ValueError as error:
         unpaired = str(error)
-    for name in (*SUMMARIES, *LABELS, *_UNTESTED):
+    for name in (*SUMMARIES, *before.scores, *LABELS, *_UNTESTED):
         first, second = before.number(name), after.number(name)
         if name not in scores and first is not None and second is not None:
             scores[name] = Score(name, first, second)

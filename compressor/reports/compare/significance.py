@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.evaluation import perplexity
-from compressor.evaluation.bootstrap import PairedDifference, paired_difference
+from compressor.evaluation.bootstrap import Measure, PairedDifference, paired_difference, take_first
+from compressor.evaluation.metric_names import BUNDLED, MAIN_OF_ROUGE
+from compressor.stages.evaluate import ROW_SCORES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,16 +28,6 @@ Row = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One measure, row by row."""
-
-    rows: Scores
-    """[N, K]: what the score is computed from."""
-    score: Callable[[Scores], Scores]
-    """Means over rows [R, K] → a score each [R]."""
-
-
-@dataclass(frozen=True)
 class ScoredRows:
     """The predictions of one model, scored."""
 
@@ -42,11 +35,14 @@ class ScoredRows:
     measures: Mapping[str, Measure]
 
 
-def score_rows(path: Path, tokenizer: RougeTokenizer | None = None) -> ScoredRows:
-    """Score the rows of a `predictions.csv`; of summaries those at the longest `max_length`. Or of
-    a `perplexity.csv`.
+def score_rows(
+    path: Path, tokenizer: RougeTokenizer | None = None, metrics: Sequence[str] = ("rougeLsum",)
+) -> ScoredRows:
+    """Score the rows of a `predictions.csv`; of texts those at the longest `max_length`. Or of a
+    `perplexity.csv`.
 
-    `tokenizer`: the one that the run's ROUGE had.
+    `tokenizer`: the one that the run's ROUGE had. `metrics`: the main scores that the run had; of
+    those whose code is not ours the rows' scores are taken that it left, if it left any.
 
     Raises ValueError, with the file, line and column, where it is no such file.
     """
@@ -56,11 +52,13 @@ def score_rows(path: Path, tokenizer: RougeTokenizer | None = None) -> ScoredRow
         raise ValueError(f"{path} is not there")
     if path.name == perplexity.FILE:
         return _score_perplexity(path)
-    return _score_labels(path) if is_labelled(path) else _score_summaries(path, tokenizer)
+    return _score_labels(path) if is_labelled(path) else _score_texts(path, tokenizer, metrics)
 
 
-def _score_summaries(path: Path, tokenizer: RougeTokenizer | None) -> ScoredRows:
-    from compressor.evaluation import rouge
+def _score_texts(
+    path: Path, tokenizer: RougeTokenizer | None, metrics: Sequence[str]
+) -> ScoredRows:
+    from compressor.evaluation import rouge, text_scores
     from compressor.evaluation.predictions import read_predictions
 
     predictions = read_predictions(path)
@@ -69,11 +67,27 @@ def _score_summaries(path: Path, tokenizer: RougeTokenizer | None) -> ScoredRows
     limit = max(row.max_length for row in predictions)
     rows = [row for row in predictions if row.max_length == limit]
     texts = [row.prediction for row in rows], [row.references for row in rows]
-    scores, f1 = rouge.score_rows(*texts, tokenizer), rouge.SCORE_COLUMNS.index("f1")
-    return ScoredRows(
-        [(str(row.row), row.source, *row.references) for row in rows],
-        {name: Measure(scores[name][:, f1 : f1 + 1], _first) for name in SUMMARIES},
-    )
+    measures: dict[str, Measure] = {}
+    for metric in metrics:
+        if metric == MAIN_OF_ROUGE:
+            scores, f1 = rouge.score_rows(*texts, tokenizer), rouge.SCORE_COLUMNS.index("f1")
+            columns = {name: scores[name][:, f1 : f1 + 1] for name in SUMMARIES}
+            measures |= {name: Measure(column, take_first) for name, column in columns.items()}
+        elif metric in BUNDLED:
+            measures[metric] = text_scores.measure_texts(metric, *texts)[0]
+        elif (measure := _read_measure(path.with_name(ROW_SCORES), metric, len(rows))) is not None:
+            measures[metric] = measure
+    return ScoredRows([(str(row.row), row.source, *row.references) for row in rows], measures)
+
+
+def _read_measure(path: Path, metric: str, count: int) -> Measure | None:
+    """Read the rows' scores that a run left of a metric that is their mean."""
+    import numpy as np
+
+    scores = json.loads(path.read_text("utf-8")).get(metric) if path.is_file() else None
+    if scores is None or len(scores) != count:
+        return None
+    return Measure(np.array(scores, dtype=float)[:, None], take_first)
 
 
 def _score_perplexity(path: Path) -> ScoredRows:
@@ -95,13 +109,9 @@ def _score_labels(path: Path) -> ScoredRows:
     measures = {
         "micro_f1": Measure(micro, _mean_f1),
         "macro_f1": Measure(macro, _mean_f1),
-        "accuracy": Measure(right, _first),
+        "accuracy": Measure(right, take_first),
     }
     return ScoredRows(labels.rows, measures)
-
-
-def _first(means: Scores) -> Scores:
-    return means[:, 0]
 
 
 def _mean_f1(means: Scores) -> Scores:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from compressor.data.rows import LABEL_TASKS
+from compressor.evaluation.metric_names import list_main_scores
 from compressor.reports.model_card import sections
 from compressor.reports.model_card.markdown import escape
 from compressor.reports.model_card.subject import Subject
@@ -85,6 +86,7 @@ def _list_eval_results(results: Results, subject: Subject | None, task: str) -> 
 
     metrics = subject.metrics if subject else {}
     dataset = str(results.data.get("dataset") or results.data.get("source"))
+    kinds = METRIC_TYPES | {name: name for name in list_main_scores(metrics) if name != "rougeLsum"}
     return [
         EvalResult(
             task_type=task,
@@ -95,6 +97,6 @@ def _list_eval_results(results: Results, subject: Subject | None, task: str) -> 
             metric_name=name,
             metric_value=metrics[name],
         )
-        for name, kind in METRIC_TYPES.items()
+        for name, kind in kinds.items()
         if isinstance(metrics.get(name), float)
     ]

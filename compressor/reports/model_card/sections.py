@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.engine.past_run import Record
+from compressor.evaluation.metric_names import list_main_scores
 from compressor.reports.model_card.markdown import (
     escape,
     format_block,
@@ -259,23 +260,28 @@ def _explain_zeros(subject: Subject) -> list[str]:
 def _explain_scores(subject: Subject) -> list[str]:
     """Say how far its scores can be trusted."""
     metrics = subject.metrics
-    if not any(name in metrics for name in QUALITY):
-        if any(name in subject.results.measurements.get(subject.source, ()) for name in QUALITY):
+    if not _is_scored(metrics):
+        if _is_scored(subject.results.measurements.get(subject.source, {})):
             source, weights = format_code(subject.label), escape(subject.export_metrics["weights"])
             return [f"The scores are those of {source}; the export, in {weights}, was not scored."]
         return ["Its quality was not measured."]
     sentences = []
-    count, interval = metrics.get("count"), (metrics.get("intervals") or {}).get("rougeLsum")
+    main = next(iter(list_main_scores(metrics)), "")
+    count, interval = metrics.get("count"), (metrics.get("intervals") or {}).get(main)
     if count is not None and interval:
         few = "Few rows" if count < FEW_ROWS else "Rows"
-        ends = f"{interval[0]:.4f} … {interval[1]:.4f}"
-        scored = f"{few}: {count} were scored, and the bootstrap interval of rougeLsum is {ends}"
+        of_main = f"{escape(main)} is {interval[0]:.4f} … {interval[1]:.4f}"
+        scored = f"{few}: {count} were scored, and the bootstrap interval of {of_main}"
         sentences.append(f"{scored}. It tells nothing of another training.")
     kept, original = metrics.get("retention"), subject.results.original
     if kept is not None and kept < 1:
         label = escape(subject.results.label(original))
         sentences.append(f"It keeps {100 * kept:.1f} % of the main score of {label}.")
     return sentences
+
+
+def _is_scored(metrics: Mapping[str, Any]) -> bool:
+    return any(name in metrics for name in (*list_main_scores(metrics), *QUALITY))
 
 
 def list_commands(results: Results) -> str:

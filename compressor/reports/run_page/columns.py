@@ -8,7 +8,7 @@ from typing import Any
 from compressor.core.numbers import format_values
 from compressor.engine.past_run import Record
 from compressor.reports.html.render import PageColumn
-from compressor.reports.run_page.results import QUALITY, Results, gives_model
+from compressor.reports.run_page.results import LOSS, Results, gives_model
 from compressor.reports.tables import describe_parity, fill_columns, list_models
 from compressor.stages.base import SIZES
 
@@ -108,7 +108,7 @@ def list_stages(results: Results) -> list[dict[str, Any]]:
 def make_stage_columns(results: Results) -> list[PageColumn]:
     """Make times, the sizes of models that stages give or write, and what was measured."""
     records = results.records
-    quality = [results.quality] if results.quality in (*QUALITY, "loss") else []
+    quality = [results.quality] if results.quality not in (None, LOSS[1]) else []
     sizes = [r if gives_model(r) or r["stage"] == "export" else {} for r in records]
     metrics = [record["metrics"] for record in records]
     sized = [key for key in SIZES if key != "nonzero"]

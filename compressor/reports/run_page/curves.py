@@ -40,9 +40,17 @@ def count_zeros(results: Results) -> dict[str, Any] | None:
 
 
 def list_lengths(results: Results) -> dict[str, Any] | None:
-    """List ROUGE with its interval, and the share cut off, at each `max_length` of each model."""
+    """List scores with their interval, and the share cut off, at each `max_length` of each model.
+
+    A score that a model lacks, or its interval, is None.
+    """
     models = []
-    for record in results.of("evaluate"):
+    records = results.of("evaluate")
+    measured = [record["metrics"].get("intervals") or {} for record in records]
+    known = list(dict.fromkeys(name for intervals in measured for name in intervals))
+    of_rouge = [name for name in reversed(ROUGE_TYPES) if name in known]
+    names = list(dict.fromkeys([*(n for n in known[:1] if n not in of_rouge), *of_rouge, *known]))
+    for record in records:
         lengths: Mapping[str, Any] = record["metrics"].get("lengths") or {}
         scores = [lengths[limit] for limit in sorted(lengths, key=int)]
         if scores:
@@ -51,12 +59,15 @@ def list_lengths(results: Results) -> dict[str, Any] | None:
                     "name": results.label(record["model"]),
                     "limits": sorted(map(int, lengths)),
                     "cut_off": [score.get("cut_off") for score in scores],
-                    "scores": {
-                        n: [[s[n], *s["intervals"][n]] for s in scores] for n in ROUGE_TYPES
-                    },
+                    "scores": {n: [_read_score(score, n) for score in scores] for n in names},
                 }
             )
-    return {"models": models} if models else None
+    title = "ROUGE by limit" if of_rouge == names else "Scores by limit"
+    return {"models": models, "names": names, "title": title} if models else None
+
+
+def _read_score(scores: Mapping[str, Any], name: str) -> list[float | None]:
+    return [scores.get(name), *((scores.get("intervals") or {}).get(name) or (None, None))]
 
 
 def list_label_scores(results: Results) -> dict[str, Any] | None:

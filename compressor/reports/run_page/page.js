@@ -156,9 +156,9 @@ function lengths(parent) {
     const { color, dash } = style(at), rows = model.scores[score], name = plain(model.name);
     return {
       x: place(model, at), y: rows.map((row) => row[0]), name, mode: "lines+markers", line: { color, dash, width: 1.5 }, marker: { color, size: 7 },
-      error_y: { type: "data", symmetric: false, array: rows.map(([mean, , high]) => high - mean), arrayminus: rows.map(([mean, low]) => mean - low), color, thickness: 1.2, width: 3 },
+      error_y: { type: "data", symmetric: false, array: rows.map(([mean, , high]) => high === null ? 0 : high - mean), arrayminus: rows.map(([mean, low]) => low === null ? 0 : mean - low), color, thickness: 1.2, width: 3 },
       customdata: rows.map(([, low, high], index) => [low, high, model.limits[index]]),
-      hovertemplate: `${name}, max_length %{customdata[2]}<br><b>%{y:.4f}</b> (%{customdata[0]:.4f} … %{customdata[1]:.4f})<extra></extra>`,
+      hovertemplate: `${name}, max_length %{customdata[2]}<br><b>%{y:.4f}</b>${rows.some(([, low]) => low === null) ? "" : " (%{customdata[0]:.4f} … %{customdata[1]:.4f})"}<extra></extra>`,
     };
   });
   const cuts = models.map((model, at) => {

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeGuard
 from compressor.core.numbers import is_number
 from compressor.data.rows import LABEL_TASKS
 from compressor.engine.past_run import Record, RunRecord
+from compressor.evaluation.metric_names import list_main_scores
 from compressor.stages.base import stage_class, stage_kinds
 
 Ended = Literal["done", "failed", "interrupted", "stopped"]
@@ -73,7 +74,9 @@ class Results(RunRecord):
     @cached_property
     def quality(self) -> str | None:
         """The metric that models are compared by, or None where nothing was measured."""
-        for name in (*QUALITY, LOSS[0]):
+        evaluated = [record["metrics"] for record in self.of("evaluate")]
+        chosen = [name for metrics in evaluated for name in list_main_scores(metrics)[:1]]
+        for name in (*chosen, *QUALITY, LOSS[0]):
             if any(_can_be_drawn(metrics.get(name)) for metrics in self.measurements.values()):
                 return name
         trained = any(self.value(record["name"], LOSS[1]) is not None for record in self.models)

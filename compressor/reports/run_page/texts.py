@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor.evaluation.labels import JOIN, is_labelled
+from compressor.evaluation.metric_names import LESS_IS_BETTER
 from compressor.evaluation.predictions import read_records, unguard_cell
 from compressor.reports.run_page.results import Results
-from compressor.stages.evaluate import MAIN, ROW_SCORES
+from compressor.stages.evaluate import ROW_SCORES
 
 FILE = "predictions.csv"
 MOST_BYTES = 5_500_000
@@ -32,7 +33,9 @@ class Predictions:
     references: Sequence[str]
     texts: Sequence[str]
     scores: Sequence[float] | None
-    """Each row's rougeLsum, or the F1 of its labels; None where the stage did not keep it."""
+    """Each row's score, or the F1 of its labels, more is better; None where none was kept."""
+    score: str
+    """The score's name, with a minus where less is better: of the first metric that has any."""
     labelled: bool
 
 
@@ -61,6 +64,7 @@ def list_rows(results: Results) -> dict[str, Any] | None:
     shown, cut = fit_rows(rows)
     return {
         "labelled": first.labelled,
+        "score": first.score,
         "original": results.label(first.model),
         "models": [results.label(other.model) for other in others],
         "scored": all(model.scores is not None for model in predictions),
@@ -71,7 +75,7 @@ def list_rows(results: Results) -> dict[str, Any] | None:
 
 
 def _subtract(first: Predictions, other: Predictions, row: int) -> float | None:
-    if first.scores is None or other.scores is None:
+    if first.scores is None or other.scores is None or first.score != other.score:
         return None
     return round(other.scores[row] - first.scores[row], 4)
 
@@ -129,15 +133,17 @@ def _read_folder(model: str, folder: Path) -> Predictions:
     """Read the rows of a file of predictions, at its longest `max_length`."""
     labelled = is_labelled(folder / FILE)
     rows = _read_rows(folder / FILE, longest=not labelled)
-    scores: list[float] | None
+    score, scores = "", None
     if labelled:
         scores = [score_labels(reference, text) for _, reference, text in rows]
-    else:
-        path = folder / ROW_SCORES  # an older artifact has none
-        kept = json.loads(path.read_text("utf-8")).get(MAIN) if path.is_file() else None
-        scores = kept if kept is not None and len(kept) == len(rows) else None
+    elif (path := folder / ROW_SCORES).is_file():  # an older artifact has none
+        kept = json.loads(path.read_text("utf-8"))
+        score = next((name for name in kept if name != "max_length"), "")
+        scores = kept[score] if score and len(kept[score]) == len(rows) else None
+        if score in LESS_IS_BETTER:
+            score, scores = f"-{score}", scores and [-value for value in scores]
     sources, references, texts = ([row[number] for row in rows] for number in range(3))
-    return Predictions(model, sources, references, texts, scores, labelled)
+    return Predictions(model, sources, references, texts, scores, score, labelled)
 
 
 def _read_rows(path: Path, *, longest: bool) -> list[tuple[str, str, str]]:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from compressor.core.files import write_text
 from compressor.core.numbers import format_duration, format_values
+from compressor.evaluation.metric_names import TEXT_SCORES
 from compressor.evaluation.predictions import guard_cell
 from compressor.recipe.objective import Direction
 from compressor.reports.html.render import PageColumn, render
@@ -25,7 +26,7 @@ from compressor.runs.sweeps.state import PointStatus, State, Sweep, guess_direct
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _BEFORE, _AFTER = ("name", "state"), ("cached", "stages", "seconds", "error")
-_QUALITY = ("rougeLsum", "micro_f1", "macro_f1", "accuracy", "rougeL", "retention")
+_QUALITY = (*TEXT_SCORES, "micro_f1", "macro_f1", "accuracy", "rougeL", "retention")
 _COST = ("bytes", "parameters", "nonzero_ratio", "latency_p50_ms")
 _SIZE = "latency_p50_ms"
 _USUAL = ("bytes", "latency_p50_ms", "retention", "nonzero_ratio", "parameters")

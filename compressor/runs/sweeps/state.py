@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from compressor.evaluation.metric_names import LESS_IS_BETTER, TEXT_SCORES
 from compressor.recipe.objective import Direction
 
 State = Literal["waiting", "running", "done", "failed", "pruned"]
@@ -136,12 +137,20 @@ def choose_objectives(points: Sequence[PointStatus]) -> list[tuple[str, Directio
     """
     bytes_of_all = {point.metrics["bytes"] for point in points if "bytes" in point.metrics}
     size = "nonzero_ratio" if len(bytes_of_all) == 1 < len(points) else "bytes"
-    up: list[tuple[str, Direction]] = [("rougeLsum", "maximize"), ("micro_f1", "maximize")]
+    measured = {name for point in points for name in point.metrics}
+    score = next((name for name in TEXT_SCORES if name in measured), TEXT_SCORES[0])
+    aim: Direction = "minimize" if score in LESS_IS_BETTER else "maximize"
+    up: list[tuple[str, Direction]] = [(score, aim), ("micro_f1", "maximize")]
     return [*up, (size, "minimize"), ("latency_p50_ms", "minimize")]
 
 
 def guess_direction(metric: str) -> Direction | None:
     """Guess from a metric's name which way is better; None where neither is (`gen_len`)."""
+    name = metric.rpartition(".")[2]
+    if name in LESS_IS_BETTER:
+        return "minimize"
+    if name in TEXT_SCORES:
+        return "maximize"
     if _MAXIMIZE.search(metric):
         return "maximize"
     return "minimize" if _MINIMIZE.search(metric) else None

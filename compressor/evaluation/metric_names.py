@@ -1,0 +1,155 @@
+"""Metrics of texts by name: which are at hand, where others' code is. Runs none of that code."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from compressor.core.errors import Unreachable, nearest
+from compressor.core.files import expand_home, hash_file
+from compressor.core.packages import versions
+from compressor.data import hub
+from compressor.data.source_base import Reporter
+from compressor.evaluation.rouge import SCORING_PACKAGES
+
+BUNDLED: Mapping[str, tuple[str, ...]] = {
+    "rouge": SCORING_PACKAGES,
+    **dict.fromkeys(("sacrebleu", "chrf", "ter"), ("sacrebleu",)),
+    "exact_match": (),
+}
+"""Metrics that need no hub → the packages that compute them."""
+FETCHED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("meteor", "bleu", "google_bleu", "nist_mt", "sari", "wer", "cer"), ()),
+    **dict.fromkeys(("character", "charcut_mt", "bleurt", "comet", "frugalscore", "mauve"), ()),
+    "bertscore": ("precision", "recall"),
+}
+"""Metrics of texts that `evaluate` fetches from a hub → their numbers beside the main one."""
+OF_LABELS = ("accuracy", "f1", "precision", "recall", "roc_auc", "matthews_correlation")
+LESS_IS_BETTER = frozenset({"ter", "wer", "cer", "character", "charcut_mt", "perplexity"})
+SCALES: Mapping[str, float] = {"sacrebleu": 100, "chrf": 100, "ter": 100, "exact_match": 1}
+"""What a perfect score is, or the worst usual one, of those that are not ROUGE."""
+MAIN_OF_ROUGE = "rougeLsum"
+TEXT_SCORES = (MAIN_OF_ROUGE, *(name for name in (*BUNDLED, *FETCHED) if name != "rouge"))
+"""What tables may show of texts."""
+_ORGANIZATION = "evaluate-metric"
+"""Whose the metrics of `evaluate` are, at the hub."""
+
+
+def is_path(metric: str) -> bool:
+    """Tell whether a metric is named by the file or folder of its code."""
+    return metric.endswith(".py") or metric.startswith((".", "/", "~"))
+
+
+def name_score(metric: str) -> str:
+    """Name a metric's main score: `rougeLsum`, `sacrebleu`, `my_metric` of `./my_metric.py`."""
+    if is_path(metric):
+        return expand_home(metric).absolute().stem
+    return MAIN_OF_ROUGE if metric == "rouge" else metric.rpartition("/")[2]
+
+
+def list_main_scores(metrics: Mapping[str, Any]) -> list[str]:
+    """List the main scores of texts in a stage's metrics, in the order of the recipe."""
+    names = metrics.get("intervals") or {MAIN_OF_ROUGE} & metrics.keys()
+    if "perplexity" in metrics:
+        return []
+    return [name for name in names if not name.startswith("rouge") or name == MAIN_OF_ROUGE]
+
+
+def check_metrics(
+    metrics: Sequence[str], report: Reporter, report_unreached: Reporter, *, runs_code: bool
+) -> None:
+    """Report metrics that are not there, whose code may not run, or whose packages are missing."""
+    for index, metric in enumerate(metrics):
+        path = f"metrics.{index}"
+        if metric in BUNDLED:
+            continue
+        if metric in OF_LABELS:
+            report(path, f"{metric!r} scores labels, and here texts are written; take exact_match")
+        elif not is_path(metric) and "/" not in metric and metric not in FETCHED:
+            hint = nearest(metric, [*BUNDLED, *FETCHED])
+            report(path, f"no metric {metric!r} of texts; {hint} Or a path: ./my_metric.py")
+        elif not runs_code:
+            origin = "that file" if is_path(metric) else "a hub"
+            allow = "write `trust_remote_code: true` beside `metrics`"
+            report(path, f"{metric!r} runs the code of {origin}; if you trust it, {allow}")
+        else:
+            try:
+                if missing := find_missing_packages(find_code(metric)):
+                    report(path, f"{metric!r} imports {', '.join(missing)}: not installed")
+            except Unreachable as error:
+                report_unreached(path, str(error))
+            except (ValueError, OSError) as error:
+                report(path, str(error))
+
+
+def find_code(metric: str) -> list[Path]:
+    """List the files of a metric's code, the main one first, fetched where they are a hub's.
+
+    Raises ValueError for what is not there or no Python, and Unreachable.
+    """
+    if is_path(metric):
+        place = expand_home(metric).absolute()
+        file = place / f"{place.name}.py" if place.is_dir() else place
+        if not file.is_file():
+            raise ValueError(f"no file {str(file)!r}")
+        folder = file.parent
+        return [file, *(folder / name for name in _list_siblings(file) if (folder / name).exists())]
+    owner, _, name = metric.rpartition("/")
+    repository = f"{owner or _ORGANIZATION}/{name}"
+    commit = hub.resolve_commit(repository, "main", "space")
+    main = hub.find_file(repository, f"{name}.py", commit, "space")
+    if main is None:
+        raise ValueError(f"{repository!r} has no file '{name}.py', so it is no metric")
+    others = (hub.find_file(repository, name, commit, "space") for name in _list_siblings(main))
+    return [main, *filter(None, others)]
+
+
+def identify_metrics(metrics: Sequence[str]) -> dict[str, Any]:
+    """Identify what decides scores: releases of packages, and the bytes of others' code.
+
+    Raises ValueError, Unreachable.
+    """
+    parts: dict[str, Any] = versions(name for item in metrics for name in BUNDLED.get(item, ()))
+    for metric in metrics:
+        if metric not in BUNDLED:
+            files = find_code(metric)
+            packages = {name for file in files for name in _list_packages(file)}
+            code = {file.name: hash_file(file) for file in files}
+            about = {"code": code, **versions(sorted({*packages, "evaluate"}))}
+            parts[name_score(metric)] = about  # wherever the code lies
+    return parts
+
+
+def find_missing_packages(files: Sequence[Path]) -> list[str]:
+    """List what code imports and nothing here provides."""
+    names = dict.fromkeys(name for file in files for name in _list_packages(file))
+    return [name for name in names if find_spec(name) is None]
+
+
+def _list_packages(file: Path) -> Iterator[str]:
+    for statement in _parse(file).body:
+        if isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+            names = [statement.module]
+        else:
+            continue
+        roots = (name.partition(".")[0] for name in names)
+        yield from (root for root in roots if root not in sys.stdlib_module_names)
+
+
+def _list_siblings(file: Path) -> list[str]:
+    """List the files beside a metric's that it imports: `evaluate` copies these, and no other."""
+    imports = (item for item in _parse(file).body if isinstance(item, ast.ImportFrom))
+    return [f"{item.module}.py" for item in imports if item.level and item.module]
+
+
+def _parse(file: Path) -> ast.Module:
+    try:
+        return ast.parse(file.read_bytes())
+    except SyntaxError as error:
+        raise ValueError(f"{file}, line {error.lineno}: no Python: {error.msg}") from error
