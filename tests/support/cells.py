@@ -125,7 +125,7 @@ class Subject:
             stages["shrink"][f"{stack}_layers"] = [KEPT_LAYER]
         if "distill" in columns:
             stages = {"teacher": {"stage": "load", "source": str(self.teacher)}, **stages}
-        if self.family.head != "seq2seq_lm" and "evaluate" in columns:
+        if self.family.head == CLASSIFIER and "evaluate" in columns:
             del stages["evaluate"]["max_length"]
         names = {name: name.replace(" ", "_") for name in stages}
         data: dict[str, Any] = {"source": "bills", "text": "summary", "summary": "text"}
@@ -289,7 +289,7 @@ def _approximate(subject: Subject) -> float:
 def _evaluate(subject: Subject) -> float:
     """Compare the texts that are written, or a classifier's loss."""
     texts, targets = subject.rows("test")
-    if subject.family.head != "seq2seq_lm":
+    if subject.family.head == CLASSIFIER:
         loss = subject.plain.loss(subject.plain.model, texts, targets)
         return difference(subject.metrics("evaluate")["loss"], loss)
     with (subject.path("evaluate") / "predictions.csv").open(encoding="utf-8", newline="") as file:

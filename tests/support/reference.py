@@ -52,6 +52,13 @@ class Plain:
         ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=SOURCE).input_ids
         return ids
 
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids that a text is written from; a decoder's end with eos."""
+        if self.family.head == "seq2seq_lm":
+            return self.sources(texts)
+        ids = self.tokenizer(list(texts), truncation=True, max_length=SOURCE - 1).input_ids
+        return [[*row, self.tokenizer.eos_token_id] for row in ids]
+
     def read(self, texts: list[str], targets: list[Any]) -> Batch:
         """All rows as one batch with labels."""
         tokenizer, pad = self.tokenizer, self.model.config.pad_token_id
@@ -79,7 +86,7 @@ class Plain:
 
     def summaries(self, texts: list[str]) -> list[str]:
         """What a greedy `generate` writes."""
-        tokens = [written(self.model, source) for source in self.sources(texts)]
+        tokens = [written(self.model, source) for source in self.prompts(texts)]
         result: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return result
 
@@ -119,9 +126,16 @@ def log_probabilities(model: PreTrainedModel, source: list[int], tokens: list[in
 
 def written(model: PreTrainedModel, source: list[int]) -> list[int]:
     """The tokens of a greedy `generate`, up to its end; a layer cut out by hand has no cache."""
-    settings = {"max_length": LIMIT, "num_beams": 1, "early_stopping": False, "use_cache": False}
-    ids = model.generate(torch.tensor([source]), do_sample=False, **settings)
-    return list(ids[0, 1:].tolist())
+    settings: dict[str, Any] = {"num_beams": 1, "early_stopping": False, "use_cache": False}
+    if model.config.is_encoder_decoder:
+        ids = model.generate(torch.tensor([source]), do_sample=False, max_length=LIMIT, **settings)
+        return list(ids[0, 1:].tolist())
+    given = torch.tensor([source])
+    mask = torch.ones_like(given)
+    ids = model.generate(
+        given, attention_mask=mask, do_sample=False, max_new_tokens=LIMIT, **settings
+    )
+    return list(ids[0, len(source) :].tolist())
 
 
 def train(
