@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # raised by weights_only loading; nothing is unpickled
 from typing import TYPE_CHECKING, Any, Literal
@@ -259,12 +259,19 @@ def _load_with_blocks(
     return model.to(file_dtype if dtype == "auto" else dtype).eval()
 
 
-def load_exactly(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Copy `state` into the model. Raises StageError if it lacks one of the distinct tensors."""
+def load_exactly(
+    model: PreTrainedModel,
+    state: Mapping[str, Tensor],
+    change: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
+) -> None:
+    """Copy `state` into the model, each tensor as `change` (name, tensor) gives it.
+
+    Raises StageError if it lacks one of the distinct tensors.
+    """
     for name, tensor in drop_tied_duplicates(model.state_dict()).items():
         if name not in state:
             raise StageError(f"the weights lack {name}")
-        tensor.copy_(state[name])
+        tensor.copy_(change(name, state[name]))
 
 
 def load_generation_config(model: PreTrainedModel, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,11 +30,12 @@ def _rebuild(
     config: PretrainedConfig,
     state: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
+    change: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
 ) -> Checkpoint:
-    """Build the model of another config, with these tensors."""
+    """Build the model of another config, with these tensors, each changed as it is copied."""
     source = checkpoint.model
     model = build_model(config, checkpoint.head, untied_head=bool(has_untied_head(source)))
-    load_exactly(model, state)
+    load_exactly(model, state, change)
     if source.can_generate():
         model.generation_config = copy.deepcopy(source.generation_config)
     return Checkpoint(model.eval(), checkpoint.tokenizer, checkpoint.head, dict(masks))
@@ -97,19 +98,23 @@ def keep_units(
     Every width that the config has one number for must be given for all units it counts. Masks
     are cut as their tensors are. `settings` are other values of the config that change with it.
     """
-    model, masks = checkpoint.model, dict(checkpoint.masks)
-    config, state = copy.deepcopy(model.config), drop_tied_duplicates(model.state_dict())
-    for units, indices in kept:
+    config, changes = copy.deepcopy(checkpoint.model.config), list(kept)
+    for units, indices in changes:
         setattr(config, units.config_key, len(indices))
         if units.config_key == "vocab_size" and hasattr(config, "decoder_vocab_size"):
             config.decoder_vocab_size = len(indices)  # of the one vocabulary
-        for name, axis in units.tensors.items():
-            for tensors in (state, masks):
-                if name in tensors:
-                    tensors[name] = take_units(tensors[name], axis, units.count, indices)
     for key, value in (settings or {}).items():
         setattr(config, key, value)
-    return _rebuild(checkpoint, config, state, masks)
+
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        for units, indices in changes:
+            if name in units.tensors:
+                tensor = take_units(tensor, units.tensors[name], units.count, indices)
+        return tensor
+
+    masks = {name: cut(name, mask) for name, mask in checkpoint.masks.items()}
+    state = drop_tied_duplicates(checkpoint.model.state_dict())
+    return _rebuild(checkpoint, config, state, masks, cut)
 
 
 def dequantize_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
@@ -120,10 +125,12 @@ def dequantize_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.quantization is None:
         return checkpoint
     state = drop_tied_duplicates(checkpoint.model.state_dict())
-    for name in [name for name in state if name.endswith("_scale")]:
-        weight = name.removesuffix("_scale")
-        state[weight] = dequantize_weight(state[weight], state.pop(name))
-    return _rebuild(checkpoint, checkpoint.model.config, state, {})
+
+    def dequantize(name: str, tensor: Tensor) -> Tensor:
+        scale = state.get(f"{name}_scale")
+        return tensor if scale is None else dequantize_weight(tensor, scale)
+
+    return _rebuild(checkpoint, checkpoint.model.config, state, {}, dequantize)
 
 
 def take_units(tensor: Tensor, axis: int, count: int, kept: Sequence[int]) -> Tensor:
