@@ -29,7 +29,8 @@ from compressor.training.launch_config import read_processes
 _PACKAGES = (
     *("compressor", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
     *("ctranslate2", "onnx", "onnxscript", "onnxruntime", "gguf", "llama_cpp_python"),
-    *("optuna", "hydra-core", "numpy", "scikit-learn", "rouge_score", "nltk"),
+    *("optuna", "hydra-core", "numpy", "scikit-learn"),
+    *("rouge_score", "nltk", "sacrebleu", "evaluate"),
 )
 
 

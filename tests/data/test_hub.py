@@ -47,6 +47,29 @@ data: {source: hub, dataset: small/data, files: {train: rows.csv}, splits: {trai
        max_source_length: 32}
 stages: {load: {}, baseline: {}}
 """
+METRIC = """
+defaults: [/base, /model: tiny, /data: bills, _self_]
+pipeline: [load, evaluate]
+model:
+  config: {vocab_size: 300, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 1, num_decoder_layers: 1}
+  tokenizer: {vocab_size: 300}
+data: {rows: {train: 8, validation: 4, test: 4}, max_source_length: 32}
+stages: {load: {}, evaluate: {max_length: 4, metrics: [meteor], trust_remote_code: true}}
+"""
+CODE = """
+import datasets
+import evaluate
+
+
+class Meteor(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"meteor": 0.5, "references": sum(map(len, references))}
+"""
 
 
 @dataclass
@@ -218,3 +241,28 @@ def test_what_the_network_does_to_a_download_is_one_error_and_nothing_stays(
     assert failed.code == 1
     assert f"{WEIGHTS} of 'small/model' came damaged, or was damaged" in failed.err
     assert run().code == 0
+
+
+def test_a_metric_comes_from_the_hub_and_then_needs_none(
+    served: Any, hub: Hub, tmp_path: Path
+) -> None:
+    """Its code is fetched while planning, whole; what the hub does not have is one sentence."""
+    (hub.folder / "meteor.py").write_text(CODE)
+    (tmp_path / "metric.yaml").write_text(METRIC)
+    run = partial(served[1], "metric.yaml", cwd=tmp_path)
+    for fault, says in (("404", "no space 'evaluate-metric/meteor'"), ("500", "answered 500")):
+        hub.fault, hub.file = fault, "api"
+        failed = run()
+        assert failed.code == 2 and says in failed.err, failed.err
+        assert failed.err.count("error: ") == 1 and ".metrics.0: " in failed.err
+    hub.fault = ""
+    untrusted = run("stages.evaluate.trust_remote_code=false")
+    assert untrusted.code == 2 and "'meteor' runs the code of a hub; if you" in untrusted.err
+    done = run()
+    assert done.code == 0, done.err
+    metrics = done.record("evaluate")["metrics"]
+    assert (metrics["meteor"], metrics["meteor_references"]) == (0.5, 4)
+    assert metrics["intervals"] == {"meteor": [0.5, 0.5]}
+    hub.fault = "500"
+    again = run("stages.evaluate.max_length=5")
+    assert again.code == 0, again.err

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
+import sacrebleu
+from pydantic import ValidationError
 
 from compressor.evaluation.rouge import METRIC_KEYS
+from compressor.stages.base import Planning, stage_class
 from tests.harness.stages import SUMMARIES, TEXTS, measure, pico_t5, rows_of_text
 
 TEXT = "The [Secretary] shall give grants to libraries. Be it enacted."
@@ -108,3 +112,102 @@ def test_several_references_are_scored_the_same_everywhere(recipe, run, planned:
     assert [row["reference_2"] for row in written[:5]] == [f"funds park {n}" for n in range(5)]
     scores = json.loads(run("score", done.run_folder, "--json").out)
     assert scores == done.record("evaluate")["metrics"]["lengths"]
+
+
+OVERLAP = '''
+import datasets
+import evaluate
+
+
+class Overlap(evaluate.Metric):
+    """The share of the reference's letters that a text has."""
+
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": text})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        pairs = zip(predictions, references)
+        shares = [len({*text} & {*reference}) / len({*reference}) for text, reference in pairs]
+        return {"overlap": sum(shares) / len(shares)}
+'''
+TRANSLATED = (
+    ("[load, finetune, prune, recover, evaluate]", "[load, original, finetune, evaluate]"),
+    ("  finetune: {epochs: 1}", "  original: {stage: finetune, epochs: 0}\n  finetune: {}"),
+    (
+        "{max_length: [8, 16]}",
+        "{models: [original, finetune], against: original, max_length: [8, 16], "
+        "metrics: [ter, chrf, sacrebleu, ./overlap.py], trust_remote_code: true}",
+    ),
+)
+
+
+def test_chosen_metrics_go_wherever_rouge_does(recipe, run, tmp_path: Path) -> None:
+    """Scores at each limit are sacrebleu's; retention of TER is the original's over this one's;
+    `score` gives them again; `compare` pairs rows of each; pages, card and sweep have them.
+    """
+    path = recipe(*TRANSLATED)
+    (tmp_path / "overlap.py").write_text(OVERLAP)
+    goal = "objective.maximize=evaluate.chrf"
+    done = run("run", path, goal)
+    assert done.code == 0, done.err
+    first, second = (done.record(f"evaluate@{n}")["metrics"] for n in ("original", "finetune"))
+    with (done.run_folder / "predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    for limit, scores in second["lengths"].items():
+        some = [row for row in rows if row["max_length"] == limit]
+        texts = [row["prediction"] for row in some], [[row["reference"] for row in some]]
+        assert scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf(*texts).score)
+        assert scores["ter"] == pytest.approx(sacrebleu.corpus_ter(*texts).score)
+        assert scores["sacrebleu"] == pytest.approx(sacrebleu.corpus_bleu(*texts).score)
+    assert list(second["intervals"]) == ["ter", "chrf", "sacrebleu", "overlap"]
+    assert 0 < second["overlap"] < 1 and "rouge1" not in second
+    assert second["retention"] == second["retentions"]["ter"] == first["ter"] / second["ter"]
+    assert second["retentions"]["chrf"] == pytest.approx(second["chrf"] / first["chrf"])
+    assert second["closenesses"].keys() == {"ter", "chrf", "sacrebleu"}
+    again = json.loads(run("score", done.run_folder, "--json").out)
+    ours = ("chrf", "ter", "sacrebleu_signature")
+    assert [again["16"][name] for name in ours] == [second[name] for name in ours]
+    page, card = ((done.run_folder / n).read_text() for n in ("report.html", "README.md"))
+    assert "Scores by limit" in page and "overlap" in page
+    assert "type: chrf" in card and "overlap" in card
+    assert "overlap" in run("show", done.run_folder).out
+
+    other = run("run", path, goal, "stages.finetune.epochs=2")
+    compared = json.loads(run("compare", done.run_folder, other.run_folder, "--json").out)
+    (pair,) = (pair for pair in compared["models"] if pair["headline"])
+    paired = {score["metric"]: score["p"] for score in pair["scores"]}
+    assert list(paired)[:4] == ["ter", "chrf", "sacrebleu", "overlap"]
+    assert all(0 < paired[name] <= 1 for name in list(paired)[:4])
+
+
+def test_code_of_a_metric_is_part_of_the_key_and_fails_before_the_decode(
+    recipe, run, tmp_path: Path
+) -> None:
+    """Other bytes are another stage; what it raises is one sentence, and nothing was decoded."""
+    path = recipe(*TRANSLATED)
+    (tmp_path / "overlap.py").write_text(OVERLAP)
+    keys = [line for line in run("plan", path, "--json").out.splitlines() if '"key"' in line]
+    (tmp_path / "overlap.py").write_text(OVERLAP.replace("sum(shares)", "1 / 0"))
+    others = [line for line in run("plan", path, "--json").out.splitlines() if '"key"' in line]
+    assert [a == b for a, b in zip(keys, others, strict=True)].count(False) == 2
+    failed = run("run", path)
+    assert failed.code == 1
+    assert "the metric './overlap.py' failed: ZeroDivisionError" in failed.err
+    assert failed.err.count("error: ") == 1 and "decode" not in failed.err
+
+
+def test_a_name_in_metrics_is_as_today_where_it_is_rouge(tmp_path: Path) -> None:
+    """No key has changed by the new setting."""
+    stage, data = stage_class("evaluate"), rows_of_text(tmp_path)
+    planning = Planning(None, data, print, print)
+    plain, named = (stage.model_validate(s) for s in ({}, {"metrics": ["rouge"]}))
+    assert plain.parameters() == named.parameters()
+    assert not {"metrics", "trust_remote_code"} & plain.parameters().keys()
+    assert plain.identity(planning).keys() == {"rouge_score", "nltk"}
+    chosen = stage.model_validate({"metrics": ["chrf"]})
+    assert chosen.identity(planning).keys() == {"sacrebleu"}
+    for metrics in (["chrf", "./chrf.py"], ["./rouge1.py"], []):
+        with pytest.raises(ValidationError):
+            stage.model_validate({"metrics": metrics})
