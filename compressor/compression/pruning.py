@@ -220,6 +220,8 @@ class Pruner:
     ) -> None:
         self.checkpoint, self.grouping, self.seed = checkpoint, grouping, seed
         self.examples, self.origin = examples, origin
+        self.advance: Callable[[int], object] = lambda _: None
+        """Told how many more weights are done, where they are pruned layer by layer."""
 
     def prune_group(
         self, names: Iterable[str], count: int, n_m: tuple[int, int] | None = None
@@ -303,6 +305,7 @@ class Pruner:
                 for name in shared:
                     del sums[name]
                 prune({name: modules[name] for name in shared}, total, goes, n_m)
+                self.advance(len(shared))
 
     def _prune_with_wanda(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -273,16 +274,20 @@ class Prune(Grouping, Stage):
                 )
                 for path, amount in (amounts | flatten_amounts(self.amounts or {})).items()
             }
-        result = {}
-        for path, count in counts.items():
-            before, size = count_unmasked(checkpoint, groups[path])
-            pruned = pruner.prune_group(groups[path], count, n_m)
-            result[path] = {
-                "amount": round(pruned / before, DIGITS) if before else 0.0,
-                "weights": size,
-                "left": before - pruned,
-                "pruned": pruned,
-            }
+        result, total = {}, sum(len(groups[path]) for path in counts)
+        with ExitStack() as shown:
+            if self.importance in BY_LAYER:  # minutes or hours, where others take seconds
+                bar = shown.enter_context(context.progress.bar("prune", total))
+                pruner.advance = bar.advance
+            for path, count in counts.items():
+                before, size = count_unmasked(checkpoint, groups[path])
+                pruned = pruner.prune_group(groups[path], count, n_m)
+                result[path] = {
+                    "amount": round(pruned / before, DIGITS) if before else 0.0,
+                    "weights": size,
+                    "left": before - pruned,
+                    "pruned": pruned,
+                }
         context.metrics["groups"] = result
         return checkpoint
 
