@@ -65,15 +65,20 @@ def score_predictions(
     trust_remote_code: Annotated[bool, Option(help="run the code of a metric")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Score a predictions.csv again."""
+    """Score a predictions.csv, or a perplexity.csv, again."""
     from compressor.evaluation import labels as label_predictions
-    from compressor.evaluation import predictions
+    from compressor.evaluation import perplexity, predictions
     from compressor.evaluation.rouge import warn_of_wordless
 
     path = _find_place(file)
     chosen = metric or _find_metrics(path)
-    path = path / "predictions.csv" if path.is_dir() else path
+    if path.is_dir():
+        is_measured = (path / perplexity.FILE).is_file()
+        path /= perplexity.FILE if is_measured else "predictions.csv"
     try:
+        if path.name == perplexity.FILE:
+            _print_perplexities(perplexity.summarize_file(path), as_json=as_json)
+            return DONE
         if path.is_file() and label_predictions.is_labelled(path):
             _print_label_scores(label_predictions.score_predictions(path), as_json=as_json)
             return DONE
@@ -157,6 +162,19 @@ def _print_scores(scores: Mapping[int | None, Any], *, as_json: bool) -> None:
     for name in names:
         if signature := values.get(f"{name}_signature"):
             print(f"{name}: {signature}")
+
+
+def _print_perplexities(scores: Mapping[str, Any], *, as_json: bool) -> None:
+    from rich.table import Table
+
+    if as_json:
+        print_json(scores)
+        return
+    table = Table("", "score", "95 %", header_style="bold")
+    for name, (low, high) in scores["intervals"].items():
+        table.add_row(name, f"{scores[name]:.4f}", f"{low:.4f} … {high:.4f}")
+    open_console().print(table)
+    print(f"{scores['count']:,} texts, {scores['tokens']:,} tokens")
 
 
 def _print_label_scores(scores: Mapping[str, Any], *, as_json: bool) -> None:

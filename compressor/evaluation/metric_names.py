@@ -33,7 +33,10 @@ LESS_IS_BETTER = frozenset({"ter", "wer", "cer", "character", "charcut_mt", "per
 SCALES: Mapping[str, float] = {"sacrebleu": 100, "chrf": 100, "ter": 100, "exact_match": 1}
 """What a perfect score is, or the worst usual one, of those that are not ROUGE."""
 MAIN_OF_ROUGE = "rougeLsum"
-TEXT_SCORES = (MAIN_OF_ROUGE, *(name for name in (*BUNDLED, *FETCHED) if name != "rouge"))
+TEXT_SCORES = (
+    MAIN_OF_ROUGE,
+    *(name for name in (*BUNDLED, *FETCHED, "perplexity") if name != "rouge"),
+)
 """What tables may show of texts."""
 _ORGANIZATION = "evaluate-metric"
 """Whose the metrics of `evaluate` are, at the hub."""
@@ -54,8 +57,8 @@ def name_score(metric: str) -> str:
 def list_main_scores(metrics: Mapping[str, Any]) -> list[str]:
     """List the main scores of texts in a stage's metrics, in the order of the recipe."""
     names = metrics.get("intervals") or {MAIN_OF_ROUGE} & metrics.keys()
-    if "perplexity" in metrics:
-        return []
+    if "perplexity" in metrics:  # the others are of the same losses
+        return ["perplexity"]
     return [name for name in names if not name.startswith("rouge") or name == MAIN_OF_ROUGE]
 
 

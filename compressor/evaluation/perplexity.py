@@ -142,6 +142,11 @@ def read_rows(path: Path) -> tuple[list[tuple[str, str]], Table]:
     return rows, np.array(counts)
 
 
+def summarize_file(path: Path) -> dict[str, Any]:
+    """Summarize a file of `write_rows`, as `summarize_rows` does."""
+    return summarize_rows(read_rows(path)[1])
+
+
 def summarize_rows(table: Table) -> dict[str, Any]:
     """Compute `SCORES`, their bootstrap 95 % intervals over rows, and counts; None if infinite."""
     import numpy as np

@@ -33,7 +33,6 @@ COLUMNS: tuple[ScoreColumn, ...] = (
     ("bytes", "MB on disk", lambda v: f"{v / 1e6:.2f}"),
     *((name, name, "{:.4f}".format) for name in ("rouge1", "rouge2", "rougeLsum")),
     *((n, n, ("{:.2f}" if SCALES.get(n, 1) > 1 else "{:.4f}").format) for n in TEXT_SCORES[1:]),
-    ("perplexity", "perplexity", "{:.3f}".format),
     ("word_perplexity", "a word", "{:,.5g}".format),
     ("gen_len", "gen len", "{:.1f}".format),
     ("loss", "loss", "{:.4f}".format),

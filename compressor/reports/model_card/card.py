@@ -19,7 +19,7 @@ LIBRARIES = {"ctranslate2": "ctranslate2", "onnx": "onnx", "gguf": "gguf", "pack
 METRIC_TYPES = {
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "rouge"),
     **dict.fromkeys(("micro_f1", "macro_f1"), "f1"),
-    **{name: name for name in ("roc_auc", "average_precision", "accuracy", "perplexity")},
+    **{name: name for name in ("roc_auc", "average_precision", "accuracy")},
 }
 """Our metric → the hub's type of it."""
 PIPELINE_TAGS = {

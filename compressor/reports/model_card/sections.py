@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.backends.base import DECODERS
+from compressor.backends.formats import FORMATS
 from compressor.engine.past_run import Record
 from compressor.evaluation.metric_names import list_main_scores
 from compressor.reports.model_card.markdown import (
@@ -167,8 +169,11 @@ def list_times(results: Results) -> str:
 def show_use(subject: Subject) -> str:
     """Write lines that run as they stand, in the run's folder."""
     results, form = subject.results, subject.export_metrics.get("format")
-    verb = "classify" if results.has_labels else "summarize"
-    whole = subject.head in ("seq2seq_lm", "sequence_classification")  # the others write nothing
+    verb = "write" if subject.head == "causal_lm" else "summarize"
+    verb = "classify" if results.has_labels else verb
+    whole = subject.head in ("seq2seq_lm", "sequence_classification")  # a body writes nothing
+    backend = FORMATS[form].backend if form else "torch"
+    whole |= subject.head == "causal_lm" and backend in DECODERS
     if form is None and whole:
         return format_block(f"compressor {verb} . < text.txt", "console")
     if form == "huggingface" and not results.of("approximate"):  # its blocks are no transformers'
