@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def load(place: str | Path, *, threads: int | None = None) -> Predictor:
-    """Load a model of any backend with its tokenizer, to `.write(texts)` or `.classify(texts)`.
+    """Load a model of any backend with its tokenizer, to `.write`, `.classify` or `.tag` texts.
 
     `place` is a directory that `export` wrote; one of a run's `stages/…`; or a run's folder, for
     its last export or, without one, the model of its last stage that has one. Texts are read as in

@@ -23,6 +23,8 @@ EXPORT = "compressor.json"
 """The file of an exported model that says what runs it, and how its texts are read."""
 WRITERS = ("seq2seq_lm", "causal_lm")
 """The heads of models that write text."""
+CLASSIFIERS = ("sequence_classification", "token_classification")
+"""The heads of models that give labels, of a text or of its tokens."""
 
 DECODERS: tuple[BackendName, ...] = ("torch",)
 """The backends that write with decoders."""
@@ -90,5 +92,9 @@ class Model:
     def logits(
         self, sources: Sequence[list[int]], *, progress: Report = ignore
     ) -> NDArray[np.float64]:
-        """Compute a classifier's logits [rows, labels], in the order of the rows."""
+        """Compute a classifier's logits [rows, labels], in the order of the rows.
+
+        One with the head `token_classification` gives those of every token, row after row: [tokens,
+        labels].
+        """
         raise StageError("an encoder-decoder gives no labels")

@@ -81,6 +81,7 @@ FORMATS: Mapping[FormatName, Format] = {
             "sequence_classification": frozenset(
                 {"bert", "roberta", "electra", "distilbert", "gpt2", "llama", "qwen2", "qwen3"}
             ),
+            "token_classification": frozenset({"bert", "roberta", "electra", "distilbert"}),
         },
         runs=("onnxruntime",),
         writes=("onnx", "onnxscript"),
@@ -156,7 +157,7 @@ def _with_readable_head(facts: Facts) -> Facts:
 
 def list_support() -> list[tuple[str, str, list[bool]]]:
     """List (head, model type, whether each of `FORMATS` accepts it) for all that can be loaded."""
-    heads = ("seq2seq_lm", "sequence_classification", "causal_lm")
+    heads = ("seq2seq_lm", "sequence_classification", "token_classification", "causal_lm")
     return [
         (head, model_type, [known.accepts(head, model_type) for known in FORMATS.values()])
         for head in heads

@@ -148,6 +148,37 @@ def cut_row(
     return kept, not (kept and kept[-1] in eos)
 
 
+def split_words(
+    logits: NDArray[np.float64],
+    lengths: Sequence[int],
+    places: Sequence[Sequence[int]],
+) -> list[NDArray[np.float64]]:
+    """Select, of tokens' logits [tokens, L], those of each row's words [words, L].
+
+    `lengths`: tokens of each row; `places`: of each word the place of its first token in the row,
+    or -1, which gives NaN.
+    """
+    import numpy as np
+
+    words, start = [], 0
+    for length, row in zip(lengths, places, strict=True):
+        taken = np.full((len(row), logits.shape[1]), np.nan)
+        read = [word for word, place in enumerate(row) if place >= 0]
+        taken[read] = logits[[start + row[word] for word in read]]
+        words.append(taken)
+        start += length
+    return words
+
+
+def choose_tags(words: Sequence[NDArray[np.float64]], names: Sequence[str]) -> list[list[str]]:
+    """Choose the likeliest tag of each word; a word without logits is outside of any entity, O."""
+    import numpy as np
+
+    return [
+        ["O" if np.isnan(word).any() else names[word.argmax()] for word in row] for row in words
+    ]
+
+
 def compute_probabilities(logits: NDArray[np.float64], task: Task) -> NDArray[np.float64]:
     """Logits [N, L] as probabilities [N, L]: of each label, or of the one label of a row."""
     from scipy.special import expit, softmax  # type: ignore[import-untyped]  # no types

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compressor.backends.base import EXPORT, WRITERS, Model
 from compressor.backends.formats import ExportInfo, TextSettings
 from compressor.backends.generation_config import BackendName
 from compressor.backends.open import open_export
 from compressor.core.errors import StageError, first_line
-from compressor.data.examples import tokenize_sources
+from compressor.data.examples import tokenize_sources, tokenize_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +68,24 @@ class Predictor:
         rows = compute_probabilities(logits, self.text_settings.task)
         return [dict(zip(names, map(float, row), strict=True)) for row in rows]
 
+    def tag(self, texts: Sequence[str | Sequence[str]]) -> list[list[str]]:
+        """Give each word of each text its tag, such as B-PER.
+
+        A text is a list of words, or is split at white space. Words beyond the source limit get O.
+        Raises StageError for a model without tags.
+        """
+        from compressor.backends.outputs import choose_tags, split_words
+
+        self._require_head(("token_classification",), "a model that tags words")
+        rows = [text.split() if isinstance(text, str) else list(text) for text in texts]
+        if any(not word or " " in word for row in rows for word in row):
+            raise ValueError("a word is not empty, and has no space")
+        joined = [" ".join(row) for row in rows]
+        tokenizer = self._require_tokenizer()
+        sources, places = tokenize_words(joined, tokenizer, self.text_settings)
+        words = split_words(self._model.logits(sources), sources.lengths(), places)
+        return choose_tags(words, self.text_settings.labels)
+
     def generate(
         self,
         texts: Sequence[str],
@@ -91,19 +109,21 @@ class Predictor:
         return list(self._model.tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Compute a classifier's logits, of shape (texts, labels); see `Model.logits`."""
+        """Compute a classifier's logits, of shape (texts, labels), or of tokens: `Model.logits`."""
         return self._model.logits(self.tokenize(texts))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize texts with the prefix, cut to the source limit: one list of token ids a text."""
-        if self._model.tokenizer is None:
-            raise StageError("the model has no tokenizer, and reads no texts")
+        tokenizer = self._require_tokenizer()
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, got one text")
         continues = self.text_settings.head == "causal_lm"
-        return list(
-            tokenize_sources(texts, self._model.tokenizer, self.text_settings, continues=continues)
-        )
+        return list(tokenize_sources(texts, tokenizer, self.text_settings, continues=continues))
+
+    def _require_tokenizer(self) -> Any:
+        if self._model.tokenizer is None:
+            raise StageError("the model has no tokenizer, and reads no texts")
+        return self._model.tokenizer
 
     def _require_head(self, heads: Sequence[str], expected: str) -> None:
         if self.text_settings.head not in heads:

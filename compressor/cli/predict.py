@@ -45,10 +45,14 @@ def write_texts(
 
 
 def classify_texts(place: ModelPlace, *, lines: Lines = False) -> int:
-    """Print the labels' probabilities of a text from the input."""
+    """Print the labels' probabilities of a text from the input, or the tags of its words."""
     import compressor
 
     texts, predictor = _read_texts(lines=lines), compressor.load(_find_place(place))
+    if predictor.text_settings.head == "token_classification":
+        for text, tags in zip(texts, predictor.tag(texts), strict=True):
+            print_text("  ".join(map(" ".join, zip(text.split(), tags, strict=True))))
+        return DONE
     for labels in predictor.classify(texts):
         names = sorted(labels, key=lambda name: -labels[name])
         print_text("  ".join(f"{name} {labels[name]:.4f}" for name in names))
@@ -66,8 +70,8 @@ def score_predictions(
     as_json: AsJson = False,
 ) -> int:
     """Score a predictions.csv, or a perplexity.csv, again."""
+    from compressor.evaluation import entities, perplexity, predictions
     from compressor.evaluation import labels as label_predictions
-    from compressor.evaluation import perplexity, predictions
     from compressor.evaluation.rouge import warn_of_wordless
 
     path = _find_place(file)
@@ -81,6 +85,9 @@ def score_predictions(
             return DONE
         if path.is_file() and label_predictions.is_labelled(path):
             _print_label_scores(label_predictions.score_predictions(path), as_json=as_json)
+            return DONE
+        if path.is_file() and entities.is_tagged(path):
+            _print_entity_scores(entities.score_predictions(path), as_json=as_json)
             return DONE
         metrics = _load_metrics(chosen, runs_code=trust_remote_code)
         scores = predictions.score_predictions(path, None, rouge_tokenizer, metrics)
@@ -193,6 +200,27 @@ def _print_label_scores(scores: Mapping[str, Any], *, as_json: bool) -> None:
     table.add_row("mean", "", "", *map(_format_number, means))
     open_console().print(table)
     print(f"micro F1 {scores['micro_f1']:.4f}, rows without a mistake {scores['accuracy']:.4f}")
+
+
+def _print_entity_scores(scores: Mapping[str, Any], *, as_json: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if as_json:
+        print_json(scores)
+        return
+    table = Table("type", "entities", "f1", "precision", "recall", header_style="bold")
+    for name, values in scores["entities"].items():
+        numbers = (_format_number(values[key]) for key in ("f1", "precision", "recall"))
+        table.add_row(escape(name), str(values["entities"]), *numbers)
+    open_console().print(table)
+    low, high = scores["intervals"]["entity_f1"]
+    strict = "" if scores["strict_f1"] is None else f", strict {scores['strict_f1']:.4f}"
+    print(
+        f"F1 {scores['entity_f1']:.4f} (95 %: {low:.4f} … {high:.4f}){strict}, "
+        f"precision {scores['entity_precision']:.4f}, recall {scores['entity_recall']:.4f}, "
+        f"accuracy of words {scores['accuracy']:.4f}"
+    )
 
 
 def _format_number(value: float | None) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from compressor.core.errors import StageError
-from compressor.data.batching import Layout, collate_rows
+from compressor.data.batching import IGNORED, Layout, collate_rows
 from compressor.data.rows import Rows, Task
 from compressor.data.source_base import DataBase, Truncate
 from compressor.data.spill import IdRows
-from compressor.data.truncation import encode_texts
+from compressor.data.truncation import encode_texts, encode_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,14 +47,16 @@ class Examples:
     """Tokenized rows: the ids of each source, prefix included, and the target to learn.
 
     A target is token ids that end with eos; for a classifier it is one class id, or 0 or 1 for each
-    of several labels.
+    of several labels; where words have tags, those of the words that have a token.
     """
 
     sources: Sequence[list[int]]
     targets: Sequence[list[int]]
     layout: Layout = "pairs"
     """How rows are collated: "pairs" for an encoder-decoder, "joined" for a decoder, "class" for a
-    classifier with one class a row, "labels" for one with several labels."""
+    classifier with one class a row, "labels" for one with several labels, or with tags."""
+    target_places: Sequence[list[int]] = ()
+    """Of words with tags: where among a source's tokens each target is."""
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -69,8 +71,17 @@ class Examples:
 
     def batch(self, rows: list[int], pad_id: int) -> dict[str, Tensor]:
         """Collate the rows with these indices, as `collate_rows` does."""
-        chosen = [(self.sources[row], self.targets[row]) for row in rows]
+        chosen = [(self.sources[row], self._place_targets(row)) for row in rows]
         return collate_rows(chosen, pad_id=pad_id, layout=self.layout)
+
+    def _place_targets(self, row: int) -> list[int]:
+        """Give a row's targets as they are collated: those of words, one for each token."""
+        if not self.target_places:
+            return self.targets[row]
+        labels = [IGNORED] * len(self.sources[row])
+        for place, label in zip(self.target_places[row], self.targets[row], strict=True):
+            labels[place] = label
+        return labels
 
 
 def tokenize_rows(
@@ -156,6 +167,33 @@ def tokenize_labelled(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data
     """Tokenize a classifier's rows, to at most `max_source_length` ids; targets are labels."""
     sources = tokenize_sources(rows.texts, tokenizer, data)
     return Examples(sources, rows.labels, "class" if data.task == "single_label" else "labels")
+
+
+def tokenize_words(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | Tokens, data: SourceSettings
+) -> tuple[IdRows, list[list[int]]]:
+    """Tokenize texts of words; also give the place of each word's first token: `encode_words`."""
+    sources, begin, places = IdRows(), len(data.prefix), list[list[int]]()
+    for start in range(0, len(texts), ROWS_AT_ONCE):
+        chunk = [data.prefix + text for text in texts[start : start + ROWS_AT_ONCE]]
+        ids, words = encode_words(chunk, tokenizer, data.max_source_length, begin=begin)
+        sources.extend(ids)
+        places += words
+    return sources, places
+
+
+def tokenize_tagged(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase) -> Examples:
+    """Tokenize rows of words, to at most `max_source_length` ids.
+
+    The target of a word's first token is its tag; other tokens have none.
+    """
+    sources, words = tokenize_words(rows.texts, tokenizer, data)
+    places, targets = IdRows(), IdRows()
+    for row, tags in zip(words, rows.labels or [[] for _ in words], strict=True):
+        both = [(place, tag) for place, tag in zip(row, tags, strict=True) if place >= 0]
+        places.extend([[place for place, _ in both]])
+        targets.extend([[tag for _, tag in both]])
+    return Examples(sources, targets, "labels", places)
 
 
 @dataclass(frozen=True)

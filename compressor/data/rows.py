@@ -16,9 +16,17 @@ from compressor.data.spill import release_pages
 if TYPE_CHECKING:
     from compressor.data.source_base import DataBase, SplitSource
 
-Task = Literal["text2text", "summarization", "language_modeling", "multi_label", "single_label"]
-LABEL_TASKS: Mapping[Task, int] = {"multi_label": 1, "single_label": 2}
-"""The tasks of a text's labels → the fewest there can be: one to choose from is no choice."""
+Task = Literal[
+    "text2text",
+    "summarization",
+    "language_modeling",
+    "multi_label",
+    "single_label",
+    "token_classification",
+]
+LABEL_TASKS: Mapping[Task, int] = {"multi_label": 1, "single_label": 2, "token_classification": 2}
+"""The tasks of a text's labels, or of its words' tags → the fewest there can be: one to choose from
+is no choice."""
 LISTED = 10_000
 """Up to so many rows are kept as lists; of more, texts are read from a file when asked for."""
 RESIDENT = 2**27
@@ -35,10 +43,12 @@ class Rows:
     """The rows of one split, in their order: source texts, without prefix, and what they teach."""
 
     texts: Sequence[str]
+    """token_classification: a row's words, with one space between two of them."""
     summaries: Sequence[str] = field(default_factory=list)
     """The text to be written for each text, where the task has one; of several, the first."""
     labels: list[list[int]] = field(default_factory=list)
-    """multi_label: 0 or 1 for each label; single_label: the one label's number alone."""
+    """multi_label: 0 or 1 for each label; single_label: the one label's number alone;
+    token_classification: the number of each word's tag."""
     several: Sequence[Sequence[str]] = field(default_factory=list)
     """All references of each text, where a row has more than one."""
     note: str = field(default="", compare=False)
@@ -113,6 +123,8 @@ class RowReader:
 
     def read(self, number: int, row: Mapping[str, Any]) -> Row:
         """Read the row of this number, from 0."""
+        if self._data.task == "token_classification":
+            return self._read_words(number, row)
         text = self._read_text(number, self._data.text, find_value(row, self._data.text))
         blank = self._data.text if is_blank(text) else ""
         if self._data.task in LABEL_TASKS:
@@ -138,6 +150,27 @@ class RowReader:
         if not value.isascii() and re.search("[\ud800-\udfff]", value):
             raise self._explain_cell(number, column, "half of a surrogate pair, which no text has")
         return value
+
+    def _read_words(self, number: int, row: Mapping[str, Any]) -> Row:
+        """Read words and as many tags: lists, or texts that are split at white space."""
+        data = self._data
+        words, tags = (find_value(row, column) for column in data.columns().values())
+        words = words if isinstance(words, list) else self._read_text(number, data.text, words)
+        words = words.split() if isinstance(words, str) else words
+        words = [self._read_text(number, data.text, word) for word in words]
+        for place, word in enumerate(words):
+            if is_blank(word) or " " in word:
+                what = f"word {place} is empty" if is_blank(word) else f"a space in {word!r:.40}"
+                cure = "leave it and its tag out" if is_blank(word) else "it is several words"
+                raise self._explain_cell(number, data.text, f"{what}; {cure}")
+        column = data.columns()["label"]
+        tags = tags.split() if isinstance(tags, str) else tags or []
+        if not isinstance(tags, list) or len(tags) != len(words):
+            count = len(tags) if isinstance(tags, list) else f"{tags!r:.40}"
+            what = f"number of tags: {count}, of words in {data.text!r}: {len(words)}"
+            raise self._explain_cell(number, column, f"{what}; each word has one tag")
+        labels = [self._find_label(number, column, tag) for tag in tags]
+        return Row(" ".join(words), [], labels, "" if words else data.text)
 
     def _read_references(self, number: int, column: str, value: Any) -> list[str]:
         if not isinstance(value, list):
@@ -234,7 +267,7 @@ def collect_rows(rows: Iterable[Row], path: Callable[[], Path] | None = None) ->
     collected = Rows(
         [row.text for row in few],
         [texts[0] for texts in references if texts],
-        [row.labels for row in few if row.labels],
+        [row.labels for row in few] if any(row.labels for row in few) else [],
         references if any(len(texts) > 1 for texts in references) else [],
     )
     return CollectedRows(
@@ -326,8 +359,8 @@ class Column(Sequence[Any]):
 
 def require_labels(labels: list[list[int]], data: DataBase, split: str, origin: str) -> None:
     """Raise StageError for a label that no row to train on has: nothing could be learned of it."""
-    if split != "train" or data.task not in LABEL_TASKS:
-        return
+    if split != "train" or data.task not in ("multi_label", "single_label"):
+        return  # a rare tag can be one that only other rows have
     if data.task == "multi_label":
         learned = {place for row in labels for place, one in enumerate(row) if one}
     else:

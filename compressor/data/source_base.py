@@ -84,11 +84,13 @@ class DataBase(BaseModel):
         "summarization",
         description="What is learned of a text: to write another one from it, such as a summary or "
         "a translation (text2text, also called summarization), how it goes on (language_modeling), "
-        "which of several labels it has (multi_label), or which one (single_label).",
+        "which of several labels it has (multi_label), which one (single_label), or which tag each "
+        "of its words has (token_classification).",
     )
     text: ColumnName = Field(
         "text",
         description="Column of the text that is read; a list of sentences is joined. "
+        "token_classification: of a list of words, or a text that is split at white space. "
         "`answers.text` is a field of the column `answers`, here and below.",
     )
     summary: ColumnName = Field(
@@ -104,12 +106,14 @@ class DataBase(BaseModel):
     labels: Listed[Label] = Field(
         (),
         description="The labels' names. multi_label: a column of 0 and 1 for each, unless `label` "
-        "is set; single_label: what stands in the column `label`.",
+        "is set; single_label: what stands in the column `label`; token_classification: the tags, "
+        "such as O, B-PER and I-PER.",
     )
     label: ColumnName | None = Field(
         None,
         description="single_label: column of a row's one label, by name or number from 0; default: "
-        "`label`. multi_label: column of a list of a row's labels, instead of a column for each.",
+        "`label`. multi_label: column of a list of a row's labels, instead of a column for each. "
+        "token_classification: column of a list of tags, one for each word, or of a text of them.",
     )
     prefix: str = Field("", description="Put before each text; T5 wants `summarize: `.")
     max_source_length: Counted = Field(512, description="Tokens of a source; the rest is cut.")
@@ -124,7 +128,8 @@ class DataBase(BaseModel):
     @model_validator(mode="after")
     def _labels_go_with_the_task(self) -> Self:
         if not self.has_labels and self.labels:
-            raise ValueError("`labels` are for the tasks multi_label and single_label; set `task`")
+            tasks = " and ".join((", ".join([*LABEL_TASKS][:-1]), [*LABEL_TASKS][-1]))
+            raise ValueError(f"`labels` are for the tasks {tasks}; set `task`")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("`labels` names a label twice")
         if len(self.labels) < LABEL_TASKS.get(self.task, 0):
@@ -133,6 +138,11 @@ class DataBase(BaseModel):
             raise ValueError("`completion` is for the task language_modeling; set `task`")
         if any(not name or ";" in name for name in self.labels):
             raise ValueError("a label's name is not empty, and has no semicolon")
+        if self.task == "token_classification":
+            if any(name != "".join(name.split()) for name in self.labels):
+                raise ValueError("a tag's name has no white space")
+            if self.truncate != "tokens":
+                raise ValueError("`truncate: sentences` is not for words with tags; set 'tokens'")
         return self
 
     @property
@@ -158,7 +168,7 @@ class DataBase(BaseModel):
             return {"text": self.text} | ({"completion": self.target} if self.target else {})
         if not self.has_labels:
             return {"text": self.text, "summary": self.summary}
-        if self.task == "single_label" or self.label is not None:
+        if self.task != "multi_label" or self.label is not None:
             return {"text": self.text, "label": self.label or "label"}
         return {"text": self.text} | {f"labels.{i}": name for i, name in enumerate(self.labels)}
 

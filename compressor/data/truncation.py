@@ -6,6 +6,7 @@ import functools
 import re
 import string
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import StageError
@@ -58,6 +59,45 @@ def encode_texts(
         room = limit if by_itself else max(1, limit - 1)
         ids = _cut_at_sentences(texts, lambda part: read(part, room), room, begin)
     return ids if eos is None else [_end_with_eos(row, limit, eos) for row in ids]
+
+
+def encode_words(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase | Tokens, limit: int, *, begin: int = 0
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokenize texts of words, with one space between two, to at most `limit` ids.
+
+    Also find, for each word, the place of its first token among the ids; -1 for a word that is cut
+    off, or that the tokenizer leaves out.
+
+    begin: characters before the first word, a prefix.
+
+    Raises StageError where a tokenizer cannot tell which characters a token stands for.
+    """
+    if not tokenizer.is_fast or tokenizer.truncation_side != "right":
+        raise StageError(
+            f"{type(tokenizer).__name__} does not tell which words the tokens stand for, as fast "
+            "tokenizers do that keep the beginning of a text"
+        )
+    texts = [" ".join(text.split(" ", limit + 1)[: limit + 1]) for text in texts]
+    read: Any = tokenizer(texts, truncation=True, max_length=limit)
+    pairs = zip(texts, read.encodings, strict=True)
+    return read.input_ids, [_place_words(text, encoding, begin) for text, encoding in pairs]
+
+
+def _place_words(text: str, encoding: Any, begin: int) -> list[int]:
+    """Find the place of each word's first token among those of a text."""
+    numbers = list(accumulate((sign == " " for sign in text[begin:]), initial=0))
+    places = [-1] * (numbers[-1] + 1 if len(text) > begin else 0)
+    spans = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+    for place, ((start, end), is_special) in enumerate(spans):
+        # A token of some tokenizers begins with the space before its word.
+        first = next((i for i in range(start, end) if text[i] != " "), -1)
+        if is_special or first < begin:
+            continue
+        word = numbers[first - begin]
+        if places[word] < 0:
+            places[word] = place
+    return places
 
 
 def _take_beginning(

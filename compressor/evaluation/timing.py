@@ -108,6 +108,7 @@ class _Session:
     def __init__(self, start: Mapping[str, Any]) -> None:
         import psutil
 
+        from compressor.backends.base import CLASSIFIERS
         from compressor.backends.formats import TextSettings
         from compressor.backends.open import open_artifact
         from compressor.data.examples import tokenize_sources
@@ -118,7 +119,7 @@ class _Session:
         if self.model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
         about = TextSettings.model_validate(start["about"])
-        self.labelled = about.head == "sequence_classification"
+        self.labelled = about.head in CLASSIFIERS
         continues = about.head == "causal_lm"
         first = tokenize_sources(
             start["texts"][:1], self.model.tokenizer, about, continues=continues

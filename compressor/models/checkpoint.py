@@ -19,7 +19,13 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.core.errors import StageError
 from compressor.core.numbers import require_finite
-from compressor.data.examples import Examples, tokenize_labelled, tokenize_rows, tokenize_texts
+from compressor.data.examples import (
+    Examples,
+    tokenize_labelled,
+    tokenize_rows,
+    tokenize_tagged,
+    tokenize_texts,
+)
 from compressor.models import loading
 from compressor.models.architectures.t5 import T5_TYPES, scales_outputs
 from compressor.models.block import has_blocks
@@ -96,6 +102,8 @@ class Checkpoint:
         tokenizer = self.require_tokenizer()
         if self.head == "sequence_classification":
             return tokenize_labelled(rows, tokenizer, data)
+        if self.head == "token_classification":
+            return tokenize_tagged(rows, tokenizer, data)
         if data.is_text_alone:
             return tokenize_texts(rows, tokenizer, data)
         return tokenize_rows(rows, tokenizer, data, joined=self.head == "causal_lm")

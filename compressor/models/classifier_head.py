@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 def label_config(data: DataBase) -> dict[str, Any]:
     """Describe the data's labels as transformers' config does."""
-    several = data.task == "multi_label"
-    return {
-        "problem_type": f"{'multi' if several else 'single'}_label_classification",
+    problem = {"problem_type": f"{data.task}_classification"}
+    return (problem if data.task != "token_classification" else {}) | {
         "id2label": dict(enumerate(data.labels)),
         "label2id": {name: index for index, name in enumerate(data.labels)},
         "num_labels": len(data.labels),
@@ -32,7 +31,11 @@ def fit_head(model: PreTrainedModel, source: Mapping[str, Any], labels: list[str
     """
     import torch
 
-    if not any("ForSequenceClassification" in name for name in source.get("architectures") or ()):
+    kind = "TokenClassification" if is_tagger(model) else "SequenceClassification"
+    classes = source.get("architectures") or ()
+    if not any(f"For{kind}" in name for name in classes):
+        if any("Classification" in name for name in classes):
+            _draw(_last_linear(model), model)  # another kind's head can have the same name
         return "fresh"
     pairs = (source.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}).items()
     names = [str(name) for _, name in sorted(pairs, key=lambda pair: int(pair[0]))]
@@ -42,10 +45,7 @@ def fit_head(model: PreTrainedModel, source: Mapping[str, Any], labels: list[str
         return "the source's"
     head = _last_linear(model)
     if set(names) != set(labels):
-        with torch.no_grad():
-            head.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
-            if head.bias is not None:
-                head.bias.zero_()
+        _draw(head, model)
         other = next(name for name in names if name not in labels)
         return f"fresh: the source's is for other labels, such as {other!r}"
     order = [names.index(label) for label in labels]
@@ -56,17 +56,29 @@ def fit_head(model: PreTrainedModel, source: Mapping[str, Any], labels: list[str
     return "the source's, in the order of data.labels"
 
 
+def _draw(head: Linear, model: PreTrainedModel) -> None:
+    import torch
+
+    with torch.no_grad():
+        head.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
+        if head.bias is not None:
+            head.bias.zero_()
+
+
 def start_at_labels(model: PreTrainedModel, labels: list[list[int]]) -> None:
     """Set a fresh head's bias, which is all zero, to the log-odds of the labels in some rows.
 
-    `labels`: 0 or 1 for each label, or one class a row. Counts are raised by a half, so that a
-    label that all rows have, or none, gets finite odds. A head without a bias is left alone.
+    `labels`: 0 or 1 for each label, one class a row, or tags of a row's words. Counts are raised by
+    a half, so that a label that all rows have, or none, gets finite odds. A head without a bias is
+    left alone.
     """
     import torch
 
     bias = _last_linear(model).bias
     if bias is None or bool(bias.any()):
         return
+    if is_tagger(model):
+        labels = [[tag] for row in labels for tag in row]
     table, count = torch.tensor(labels, dtype=torch.float64), len(labels)
     with torch.no_grad():
         if model.config.problem_type == "multi_label_classification":
@@ -74,6 +86,11 @@ def start_at_labels(model: PreTrainedModel, labels: list[list[int]]) -> None:
         else:
             counts = torch.bincount(table[:, 0].long(), minlength=model.config.num_labels)
             bias.copy_(((counts + 0.5) / (count + 0.5 * len(counts))).log())
+
+
+def is_tagger(model: PreTrainedModel) -> bool:
+    """Tell whether a model has a class for each token, and not for the text."""
+    return type(model).__name__.endswith("ForTokenClassification")
 
 
 def _last_linear(model: PreTrainedModel) -> Linear:

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
 )
 from transformers.models.auto import modeling_auto
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-Head = Literal["seq2seq_lm", "causal_lm", "sequence_classification", "none"]
+Head = Literal["seq2seq_lm", "causal_lm", "sequence_classification", "token_classification", "none"]
 
 WEIGHTS, MASKS, CHECKPOINT_JSON = "model.safetensors", "masks.safetensors", "checkpoint.json"
 """The files of a saved `Checkpoint`; `checkpoint.json` has its head and its quantization."""
@@ -44,6 +45,7 @@ AUTO_CLASSES = {
     "seq2seq_lm": AutoModelForSeq2SeqLM,
     "causal_lm": AutoModelForCausalLM,
     "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
     "none": AutoModel,
 }
 """Head → the transformers class that loads a model with it."""
@@ -52,6 +54,7 @@ CLASS_NAMES: dict[Head, Mapping[str, str]] = {
     "seq2seq_lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "causal_lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "sequence_classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "token_classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     "none": modeling_auto.MODEL_MAPPING_NAMES,
 }
 """Head → model type → the class that `AUTO_CLASSES` picks, as a config's `architectures` has it."""

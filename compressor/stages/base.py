@@ -20,7 +20,7 @@ from compressor.backends.generation_config import BackendName, explain_refusals
 from compressor.compression.pruning import Grouping
 from compressor.core.ranks import ALONE, Ranks
 from compressor.core.settings import SETTINGS, Listed
-from compressor.data.rows import LABEL_TASKS, Task
+from compressor.data.rows import Task
 from compressor.models.facts import Facts
 from compressor.training.launch_config import Launch, Scheme
 
@@ -51,7 +51,8 @@ _OF_SUMMARIES: Mapping[str, int] = {"max_length": 16, "min_length": 16, "output_
 TASKS: Mapping[str, tuple[Task, ...]] = {
     "seq2seq_lm": ("text2text", "summarization"),
     "causal_lm": ("language_modeling", "text2text", "summarization"),
-    "sequence_classification": tuple(LABEL_TASKS),
+    "sequence_classification": ("multi_label", "single_label"),
+    "token_classification": ("token_classification",),
 }
 """A model's head → the tasks that it can learn."""
 SIZES = ("parameters", "nonzero", "nonzero_ratio", "bytes")

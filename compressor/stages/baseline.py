@@ -64,6 +64,8 @@ class Baseline(Stage):
             of_summaries={"sentences", "rouge_tokenizer"},
             of_labels={"words", "min_rows", "inverse_regularization"},
         )
+        if planning.data.task == "token_classification":
+            planning.report("", "has no baseline for tags of words; leave it out")
         if not planning.has_labels and planning.data.target is None:
             planning.report("", "the first sentences are scored against a text to be written")
         if any(value <= 0 for value in self.inverse_regularization):

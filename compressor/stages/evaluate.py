@@ -13,9 +13,11 @@ from compressor.backends.base import DECODERS, SCORERS
 from compressor.backends.open import open_artifact
 from compressor.core.errors import StageError
 from compressor.core.files import MANIFEST, write_json
+from compressor.core.packages import versions
 from compressor.core.settings import Integer, Listed, to_int
 from compressor.data.rows import Rows
 from compressor.data.source_base import DataBase, Reads, Split
+from compressor.evaluation.entities import SCORES as ENTITY_SCORES
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
 from compressor.evaluation.metric_names import (
     BUNDLED,
@@ -38,10 +40,10 @@ if TYPE_CHECKING:
 
 _OF_SUMMARIES = {"max_length", "min_length", "num_beams", "demo_text", "rouge_tokenizer"}
 _OF_PERPLEXITY = {"window", "stride"}
-MAIN_OF_LABELS = "micro_f1"
-"""The score whose retention tables show; of texts it is that of the first metric."""
+MAIN_OF_LABELS, MAIN_OF_ENTITIES = "micro_f1", "entity_f1"
+"""The scores whose retention tables show; of texts it is that of the first metric."""
 ROW_SCORES = "row_scores.json"
-_SCALES = {**dict.fromkeys((*METRIC_KEYS, *LABEL_SCORES), 1.0), **SCALES}
+_SCALES = {**dict.fromkeys((*METRIC_KEYS, *LABEL_SCORES, *ENTITY_SCORES), 1.0), **SCALES}
 """Scores that have a closeness → the best one, or the worst usual one."""
 _RESERVED = {*METRIC_KEYS, "count", "gen_len", "cut_off", "lengths", "intervals", "demo"}
 
@@ -82,11 +84,16 @@ class Evaluate(BackendReport):
     macro F1, ROC-AUC and average precision, of each label and their mean over labels that have
     rows with and without them. Of several labels, each is given from a probability of `threshold`.
 
+    Tags of words: F1, precision and recall of entities, of all and of each type, as seqeval counts
+    by default; the F1's bootstrap 95 % interval over rows; `strict_f1`, seqeval's where tags have a
+    scheme such as IOB2; and the words' accuracy and loss. A word has its first token's tag; one
+    beyond `data.max_source_length` counts as O, and `cut_words` says how many these are.
+
     `against: <stage>` adds `retentions` (this score / that one's; that one's / this where less is
     better) and `closenesses` (1 - |difference|, which flatter: two bad models are near 1), of
     precision, recall and F1 of each ROUGE, of other metrics' main numbers, or of each score of
-    labels. Tables show `retention` and `closeness`, those of the first of `metrics` (rougeLsum's
-    F1) or of the micro F1.
+    labels or entities. Tables show `retention` and `closeness`, those of the first of `metrics`
+    (rougeLsum's F1), of the micro F1 or of the entities' F1.
 
     To score what an `export` wrote, run by what it is made for, name that stage in `models`. With
     beams, CTranslate2 ends a search by its own rules; an export's check is greedy.
@@ -107,6 +114,7 @@ class Evaluate(BackendReport):
     measures: ClassVar[tuple[str, ...]] = (
         *(*METRIC_KEYS, "gen_len", "cut_off"),
         *(*LABEL_SCORES, "accuracy", "loss"),
+        *(*ENTITY_SCORES, "strict_f1"),
         *(*PERPLEXITIES, "bits_per_byte"),
         *("retention", "closeness", "samples_per_second"),
     )
@@ -189,6 +197,8 @@ class Evaluate(BackendReport):
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Name the releases and code of what scores: others may give other scores."""
+        if planning.data.task == "token_classification":
+            return versions(("seqeval",))
         return {} if planning.has_labels else identify_metrics(self.metrics)
 
     def parameters(self) -> dict[str, Any]:
@@ -233,8 +243,10 @@ class Evaluate(BackendReport):
             of_labels={"threshold"},
         )
         self._check_metrics(planning)
-        if "threshold" in self.model_fields_set and planning.data.task == "single_label":
-            planning.report("threshold", "a row's one label is the likeliest; it needs no limit")
+        chooses_one = planning.data.task in ("single_label", "token_classification")
+        if "threshold" in self.model_fields_set and chooses_one:
+            of = "row" if planning.data.task == "single_label" else "word"
+            planning.report("threshold", f"a {of}'s one label is the likeliest; it needs no limit")
         elif self.threshold == "tuned" and planning.data.scores_validation:
             message = "it would be tuned on the rows that are scored; give data a test split"
             planning.report("threshold", message)
@@ -269,7 +281,9 @@ class Evaluate(BackendReport):
     def _check_metrics(self, planning: Planning) -> None:
         if planning.has_labels:
             if "metrics" in self.model_fields_set:
-                message = f"labels are scored by {', '.join(LABEL_SCORES)}, accuracy and loss"
+                is_tagged = planning.data.task == "token_classification"
+                names = ENTITY_SCORES if is_tagged else LABEL_SCORES
+                message = f"labels are scored by {', '.join(names)}, accuracy and loss"
                 planning.report("metrics", f"{message}; leave it out")
             return
         if "rouge" not in self.metrics and self.rouge_tokenizer is not None:
@@ -284,7 +298,10 @@ class Evaluate(BackendReport):
             raise StageError("the model has no tokenizer; set model.tokenizer")
         names: Sequence[str] = LABEL_SCORES
         main, less = MAIN_OF_LABELS, set[str]()
-        if context.data.has_labels:
+        if context.data.task == "token_classification":
+            self._tags(model, context)
+            names, main = ENTITY_SCORES, MAIN_OF_ENTITIES
+        elif context.data.has_labels:
             self._labels(model, context)
         elif context.data.is_text_alone:
             self._perplexity(model, context)
@@ -394,6 +411,34 @@ class Evaluate(BackendReport):
         )
         if task == "multi_label":
             context.metrics["thresholds"] = dict(zip(names, thresholds, strict=True))
+
+    def _tags(self, model: Model, context: Context) -> None:
+        """Tag the words of each row, write `predictions.csv`, score it."""
+        from compressor.backends.outputs import choose_tags, split_words
+        from compressor.data.examples import tokenize_words
+        from compressor.evaluation import entities
+
+        rows, names = context.rows("test"), context.data.labels
+        with context.progress.bar("tag", len(rows)) as bar:
+            started = time.perf_counter()
+            sources, places = tokenize_words(rows.texts, model.tokenizer, context.data)
+            logits = model.logits(sources, progress=bar.advance)
+            seconds = time.perf_counter() - started
+        if not context.ranks.is_first:
+            return
+        words = split_words(logits, sources.lengths(), places)
+        labels = rows.labels or [[] for _ in places]
+        truth = [[names[tag] for tag in row] for row in labels]
+        path, unread = context.folder / "predictions.csv", [row.count(-1) for row in places]
+        entities.write_predictions(path, rows.texts, truth, choose_tags(words, names), unread)
+        context.metrics.update(
+            entities.score_predictions(path),
+            loss=entities.mean_loss(words, labels),
+            samples_per_second=len(rows) / seconds,
+        )
+        if cut := sum(unread):
+            why = "they are beyond data.max_source_length, or have no token"
+            context.progress.say(f"  {cut:,} words were not read, and count as O: {why}")
 
     def _score(
         self,

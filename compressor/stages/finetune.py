@@ -115,7 +115,9 @@ class Finetune(Hyperparameters, Stage):
     `data.max_target_length` tokens, of which only the summary's count in the loss. With the task
     language_modeling it learns all of a text or, without an eos between, its completion. A
     classifier (head `sequence_classification`) learns the labels: by binary cross-entropy over each
-    label of each row if the data's task is multi_label, by cross-entropy if it is single_label.
+    label of each row if the data's task is multi_label, by cross-entropy if it is single_label. One
+    with the head `token_classification` learns each word's tag at its first token, by
+    cross-entropy; words beyond `data.max_source_length` are not learned.
 
     AdamW with linear warm-up and decay, as in Hugging Face's Trainer: the first step of a warm-up
     has the rate 0, and biases and normalizations have no weight decay. Pruned entries do not count

@@ -95,10 +95,13 @@ class Load(Stage):
         description="Without a source: the config of a fresh model. With one: what a plan counts "
         "with while the hub cannot be reached.",
     )
-    head: Literal["seq2seq_lm", "causal_lm", "sequence_classification", "none"] = Field(
+    head: Literal[
+        "seq2seq_lm", "causal_lm", "sequence_classification", "token_classification", "none"
+    ] = Field(
         "seq2seq_lm",
         description="What stands on the model's body: seq2seq_lm (T5, BART and their kin), "
-        "causal_lm (GPT-2, Llama, Qwen), sequence_classification, or nothing.",
+        "causal_lm (GPT-2, Llama, Qwen), sequence_classification, token_classification (tags of "
+        "words: BERT, RoBERTa, ELECTRA, DistilBERT), or nothing.",
     )
     generation: dict[str, Any] = Field(
         {},
@@ -131,7 +134,7 @@ class Load(Stage):
 
     @property
     def _classifies(self) -> bool:
-        return self.head == "sequence_classification"
+        return self.head in ("sequence_classification", "token_classification")
 
     @property
     def _starts_at_labels(self) -> bool:

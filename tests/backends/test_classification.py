@@ -175,7 +175,7 @@ def test_the_whole_chain_runs_and_its_export_gives_what_was_scored(recipe, run, 
     ("changes", "expected"),
     [
         ([("/data: messages", "/data: bills")],
-         "the head 'sequence_classification'; take data with a task of labels, such as data=me"),
+         "the head 'sequence_classification'; it takes data of the task multi_label or sing"),
         ([("tiny_bert", "tiny"), ("hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2,\n"
            "           intermediate_size: 48", "d_model: 32")],
          "data.task: is multi_label, and the model has the head 'seq2seq_lm'"),

@@ -13,7 +13,9 @@ from tests.data.tables import load, plan, refusal, source, write_columns
 TEXTS = ["late", "broken", "late and broken"]
 SEVERAL = {"task": "multi_label", "labels": ("delivery", "damage")}
 SINGLE = {"task": "single_label"}
+TAGGED = {"task": "token_classification", "labels": ("O", "B-PER", "I-PER"), "label": "tags"}
 STARS = {**SINGLE, "label": "stars"}
+TAGGED = {"task": "token_classification", "labels": ("O", "B-PER"), "text": "w", "label": "tags"}
 
 
 @pytest.fixture
@@ -68,6 +70,63 @@ def test_what_is_not_expected_is_named_by_row_and_column(path, changes, columns,
     assert expected in refusal(path, **SEVERAL | changes)
 
 
+@pytest.mark.parametrize(
+    ("words", "tags"),
+    [
+        (["Ann", "left", "."], ["B-PER", "O", "O"]),
+        ("Ann  left\n.", "B-PER O O"),
+        (["Ann", "left", "."], [1, 0, 0]),
+    ],
+)
+def test_words_and_tags_are_lists_or_texts(path: Path, words: Any, tags: Any) -> None:
+    """A text is split at white space; a tag is a name, or its number."""
+    write_columns(path, {"w": [words, ["gone"]], "tags": [tags, "O"]})
+    rows = load(path, **TAGGED)
+    assert (rows.texts, rows.labels) == (["Ann left .", "gone"], [[1, 0, 0], [0]])
+
+
+def test_a_tables_own_names_say_what_the_numbers_of_tags_are(tmp_path: Path) -> None:
+    """As in the data sets of CoNLL: a list of numbers with a ClassLabel's names, in its order."""
+    from datasets import ClassLabel, Dataset, Features, Sequence, Value
+
+    names = Sequence(ClassLabel(names=["B-PER", "O"]))
+    features = Features({"w": Sequence(Value("string")), "tags": names})
+    rows = {"w": [["Ann", "left"]], "tags": [[0, 1]]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    assert load(tmp_path / "rows.parquet", **TAGGED).labels == [[1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "expected"),
+    [
+        (["a", "b"], ["O"], "row 1, column 'tags': number of tags: 1, of words in 'w': 2"),
+        (["a", "b"], None, "row 1, column 'tags': number of tags: 0"),
+        (
+            ["a", "b"],
+            ["O", "B-PRE"],
+            "row 1, column 'tags': 'B-PRE' is no label; did you",
+        ),
+        (["a", "b"], ["O", 2], "row 1, column 'tags': 2 is no label"),
+        (["a", ""], ["O", "O"], "row 1, column 'w': word 1 is empty"),
+        (["a", "New York"], ["O", "O"], "row 1, column 'w': a space in 'New York'"),
+        (["a", 3], ["O", "O"], "row 1, column 'w': int 3, not text"),
+        ([], [], "1 row has no text (row 1, column 'w'); data.empty=drop"),
+        (None, None, "1 row has no text (row 1, column 'w'); data.empty=drop"),
+    ],
+)
+def test_tags_that_do_not_fit_their_words_are_named(path, words, tags, expected) -> None:
+    """By row and column, while planning; a row without words is an empty one."""
+    write_columns(path, {"w": [["x"], words], "tags": [["O"], tags]})
+    assert expected in refusal(path, **TAGGED)
+
+
+def test_rows_without_words_can_be_kept(path: Path) -> None:
+    """Each row keeps its own tags."""
+    write_columns(path, {"w": [[], ["Ann", "left"]], "tags": [[], ["B-PER", "O"]]})
+    data = source(path, empty="keep", **TAGGED)
+    assert data.load("train").labels == [[], [1, 0]]
+
+
 def test_a_label_without_rows_matters_only_where_it_is_learned(path: Path) -> None:
     """A small validation split may lack a rare label."""
     write_columns(path, {"text": TEXTS, "delivery": [1, 1, 0], "damage": [0, 0, 1]})
@@ -86,6 +145,8 @@ def test_a_label_without_rows_matters_only_where_it_is_learned(path: Path) -> No
         ({"task": "single_label", "labels": ("delivery",)}, "at least 2"),
         ({"labels": ("late; broken",)}, "semicolon"),
         ({"holdout": 0.5}, "below 0.5"),
+        (TAGGED | {"labels": ("O", "B PER")}, "no white space"),
+        (TAGGED | {"truncate": "sentences"}, "set 'tokens'"),
     ],
 )
 def test_labels_that_cannot_be_are_refused(changes, expected) -> None:

@@ -84,7 +84,10 @@ CHANGES = [
 ]  # fmt: skip
 CASES = [(m, c, head) for m, c in CHANGES for head in load_architecture(m).HEADS]
 TWO_LABELS = Messages(source="messages", labels=("refund", "delivery"))
-LAYOUTS = {"seq2seq_lm": "pairs", "causal_lm": "joined", "sequence_classification": "class"}
+LAYOUTS = {
+    "seq2seq_lm": "pairs", "causal_lm": "joined",
+    "sequence_classification": "class", "token_classification": "labels",
+}  # fmt: skip
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 1], [13, 14, 15, 16, 17, 18, 19, 20, 1]])
 
 
@@ -120,6 +123,10 @@ def examples(head: str, count: int = 12) -> Examples:
     sources = [tokens(10) for _ in range(count)]
     if head == "sequence_classification":
         return Examples(sources, [[row % 2] for row in range(count)], LAYOUTS[head])
+    if head == "token_classification":
+        places = [range(0, len(source), 2) for source in sources]
+        targets = [[place // 2 % 2 for place in row] for row in places]
+        return Examples(sources, targets, LAYOUTS[head], [[*row] for row in places])
     return Examples(sources, [tokens(6) for _ in range(count)], LAYOUTS[head])
 
 

@@ -68,7 +68,7 @@ def rows_of_text(
 ) -> Data:
     """The same rows for every split."""
     rows = [{"text": t, "summary": s} for t, s in zip(texts, summaries, strict=True)]
-    return _data(folder, rows, settings)
+    return data_of_rows(folder, rows, settings)
 
 
 def rows_of_labels(
@@ -82,10 +82,10 @@ def rows_of_labels(
         {"text": text, **dict(zip(LABELS, labels, strict=True))}
         for text, labels in zip(texts, truth, strict=True)
     ]
-    return _data(folder, rows, {"task": "multi_label", "labels": LABELS} | settings)
+    return data_of_rows(folder, rows, {"task": "multi_label", "labels": LABELS} | settings)
 
 
-def _data(folder: Path, rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> Data:
+def data_of_rows(folder: Path, rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> Data:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

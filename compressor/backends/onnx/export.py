@@ -9,7 +9,7 @@ An encoder-decoder becomes two graphs, which name layer i's keys and values [B, 
 Cross-attention's keys and values are computed once, where transformers' first step computes them;
 `past` has length 0 at the first step, and `present` is one longer. A classifier becomes one graph:
 
-    model.onnx    input_ids, attention_mask [B, S] → logits [B, L]
+    model.onnx    input_ids, attention_mask [B, S] → logits [B, L], or of each token [B, S, L]
 
 Batch, source and past have any length. Tensors are in `weights.bin`, each distinct one once, also
 where both graphs or two layers have it. The graphs are traced by `torch.onnx.export(dynamo=True)`:
@@ -136,7 +136,7 @@ class _DecoderStep(_TracedModule):
 
 
 class _Classifier(_TracedModule):
-    """Ids and mask [B, S] → logits [B, L]."""
+    """Ids and mask [B, S] → logits [B, L], or [B, S, L]."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits

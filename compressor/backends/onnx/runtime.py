@@ -70,12 +70,15 @@ class OnnxModel(Model):
         session = self._sessions.get("model")
         if session is None:
             return super().logits(sources)
-        logits = np.empty((len(sources), session.get_outputs()[0].shape[-1]), dtype=np.float64)
+        labels = session.get_outputs()[0].shape[-1]
+        rows: list[NDArray[np.float64]] = [np.empty((0, labels))] * len(sources)
         for batch in evaluation_batches(list(map(len, sources)), tokens=BATCH_TOKENS):
             ids, mask = _pad_rows([sources[row] for row in batch], self._pad)
-            (logits[batch],) = session.run(None, {"input_ids": ids, "attention_mask": mask})
+            (values,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
+            for row, logits in zip(batch, values, strict=True):
+                rows[row] = logits[: len(sources[row])] if logits.ndim == 2 else logits[None]
             progress(len(batch))
-        return logits
+        return np.concatenate([np.empty((0, labels)), *rows])
 
     def _encode_batch(self, sources: list[list[int]], beams: int) -> _Decoder:
         """Make a batch ready for its first step, with `beams` places for each source."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from compressor.backends.base import WRITERS, Model
+from compressor.backends.base import CLASSIFIERS, WRITERS, Model
 from compressor.backends.generation_config import BackendName
 from compressor.backends.outputs import NOT_FINITE, Report, Search, ignore
 from compressor.backends.packed import FILE as PACKED
@@ -98,10 +98,11 @@ class TorchModel(Model):
     def logits(
         self, sources: Sequence[list[int]], *, progress: Report = ignore
     ) -> NDArray[np.float64]:
-        """Compute a classifier's logits [rows, labels]; of another head, its first output at one
-        token of each row: the last one where it tells the next, else the first.
+        """Compute a classifier's logits [rows, labels], or those of each token [tokens, labels]; of
+        another head, its first output at one token of each row: the last one where it tells the
+        next, else the first.
         """
-        if self.checkpoint.head == "sequence_classification":
+        if self.checkpoint.head in CLASSIFIERS:
             return self._classify(sources, progress)
         place = -1 if self.checkpoint.head == "causal_lm" else 0
         model, rows = self.checkpoint.model, []
@@ -114,6 +115,7 @@ class TorchModel(Model):
     @torch.inference_mode()
     def _classify(self, sources: Sequence[list[int]], progress: Report) -> NDArray[np.float64]:
         model = self.checkpoint.model.eval()
+        of_tokens = self.checkpoint.head == "token_classification"
         examples = Examples(list(sources), [[0]] * len(sources), "class")
         logits: dict[int, NDArray[np.float64]] = {}
         batches = evaluation_batches(examples.lengths(), tokens=generation.BATCH_TOKENS)
@@ -123,11 +125,16 @@ class TorchModel(Model):
             out = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
             if not bool(torch.isfinite(out.logits).all()):
                 raise StageError(NOT_FINITE)
-            logits |= dict(zip(batch, out.logits.double().cpu().numpy(), strict=True))
+            values = out.logits.double().cpu().numpy()
+            if of_tokens:
+                values = [row[: len(sources[i])] for i, row in zip(batch, values, strict=True)]
+            logits |= dict(zip(batch, values, strict=True))
             progress(done)
         logits = self.ranks.gather(logits)
         rows = [logits[row] for row in range(len(sources))]
-        return np.stack(rows) if rows else np.empty((0, model.config.num_labels))
+        if not rows:
+            return np.empty((0, model.config.num_labels))
+        return np.concatenate(rows) if of_tokens else np.stack(rows)
 
 
 def load_exported(folder: Path, head: Any) -> Checkpoint:

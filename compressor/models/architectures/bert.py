@@ -30,7 +30,7 @@ _ELECTRA = {
 # The constants that `compressor.models.facts` reads.
 DEFAULTS = {"bert": _BERT, "roberta": _BERT | {"vocab_size": 50265}, "electra": _BERT | _ELECTRA}
 ALIASES: dict[str, str] = {}
-HEADS = ("none", "sequence_classification")
+HEADS = ("none", "sequence_classification", "token_classification")
 NOT_LINEAR = tuple(f"{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
 WIDTHS = Widths(
     "hidden_size", ("intermediate_size",), ("num_attention_heads",), embedding="embedding_size"
@@ -67,7 +67,7 @@ def ties(config: Mapping[str, Any]) -> dict[str, str]:
 
 def find_prefix(config: Mapping[str, Any]) -> str:
     """Build the prefix of the body's parameter names: "" for a body without a head."""
-    return f"{config['model_type']}." if config["head"] == "sequence_classification" else ""
+    return "" if config["head"] == "none" else f"{config['model_type']}."
 
 
 def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
@@ -103,6 +103,9 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
         shapes.add_linear(f"{layer}.output.dense", width, ffn_width)
         shapes.add_norm(f"{layer}.output.LayerNorm", width)
     shapes |= encoder.block_parameters(width)
+    if config["head"] == "token_classification":  # without a pooler
+        shapes.add_linear("classifier", count_labels(config), width)
+        return shapes
     classifies = config["head"] == "sequence_classification"
     # RoBERTa's and ELECTRA's classifiers have a dense layer of their own instead of the pooler.
     if kind == "bert" or (kind == "roberta" and not classifies):

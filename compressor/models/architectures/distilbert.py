@@ -61,6 +61,7 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     shapes |= encoder.block_parameters(width)
     if config["head"] == "sequence_classification":
         shapes.add_linear("pre_classifier", width, width)
+    if config["head"] != "none":
         shapes.add_linear("classifier", count_labels(config), width)
     return shapes
 

@@ -77,6 +77,8 @@ def _choose(rows: Rows, split: Split, data: Data) -> Rows:
 def _label_numbers(values: Sequence[int], data: Data) -> list[int]:
     if data.task == "single_label":
         return [values[0]]
+    if data.task == "token_classification":
+        return [*values]
     return [number for number, value in enumerate(values) if value]
 
 
@@ -91,6 +93,10 @@ def _generate(data: Data, split: Split) -> Rows:
     single = data.task == "single_label"
     count = max(count, labels) if split == "train" else count
     texts = [text for text, _ in make_messages(count, seed=0, split=split, single=single)]
+    if data.task == "token_classification":
+        texts = [" ".join(text.split()) for text in texts]
+        words = [range(row, row + text.count(" ") + 1) for row, text in enumerate(texts)]
+        return Rows(texts, [], [[place % labels for place in places] for places in words])
     numbers = [row % labels for row in range(count)]
     if single:
         return Rows(texts, [], [[number] for number in numbers])
