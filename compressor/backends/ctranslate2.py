@@ -101,14 +101,16 @@ def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
 
 
 def _pad_tokenizer(checkpoint: Checkpoint) -> Any:
-    """Copy the tokenizer, with a made-up token for each row of the embedding that has none."""
-    tokenizer, size = copy.deepcopy(checkpoint.tokenizer), checkpoint.model.config.vocab_size
+    """Give the tokenizer, with a made-up token for each row of the embedding that has none."""
+    tokenizer, size = checkpoint.tokenizer, checkpoint.model.config.vocab_size
     ids = sorted(tokenizer.get_vocab().values())  # type: ignore[union-attr]
     if ids != list(range(len(ids))) or len(ids) > size:
         raise StageError(
             f"the tokenizer's {len(ids)} tokens are not the first of the model's {size} rows"
         )
-    tokenizer.add_tokens([f"<unused_{i}>" for i in range(len(ids), size)])  # type: ignore[union-attr]
+    if unused := [f"<unused_{i}>" for i in range(len(ids), size)]:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_tokens(unused)  # type: ignore[union-attr]
     return tokenizer
 
 

@@ -101,7 +101,7 @@ _EVEN_IF_ZERO = {
 
 _WHY: Mapping[str, str] = {
     "max_new_tokens": "wins over the limits of a recipe in `generate`",
-    "max_time": "cuts summaries by the machine's speed",
+    "max_time": "cuts texts by the machine's speed",
 }
 
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -280,7 +280,7 @@ def check_tokens(
 _USE: Mapping[str, str] = {
     "pad_token_id": "which fills batches",
     "decoder_start_token_id": "with which the decoder begins",
-    "eos_token_id": "with which a summary ends",
+    "eos_token_id": "with which a text ends",
 }
 
 

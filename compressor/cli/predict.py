@@ -35,7 +35,7 @@ def write_texts(
     max_length: Annotated[int | None, Option(min=2, help="limit of a text, in tokens")] = None,
     num_beams: Annotated[int, Option(min=1, help="1 is greedy")] = 1,
 ) -> int:
-    """Write a summary of a text from the input, or how it goes on."""
+    """Write from a text of the input: its summary, its translation, or how it goes on."""
     import compressor
 
     texts, predictor = _read_texts(lines=lines), compressor.load(_find_place(place))

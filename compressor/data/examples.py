@@ -1,4 +1,4 @@
-"""Tokenize rows into examples for training and evaluation, and keep generated summaries."""
+"""Tokenize rows into examples for training and evaluation, and keep generated ones."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Examples:
 def tokenize_rows(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBase, *, joined: bool = False
 ) -> Examples:
-    """Tokenize texts and summaries, to at most `max_source_length` and `max_target_length` ids.
+    """Tokenize texts and targets, to at most `max_source_length` and `max_target_length` ids.
 
     The limits include the eos. Longer ones are cut as `data.truncate` says: see `encode_texts`.
 
@@ -153,7 +153,7 @@ def tokenize_sources(
 def _require_eos(tokenizer: PreTrainedTokenizerBase | Tokens) -> int:
     eos: int | None = tokenizer.eos_token_id
     if eos is None:
-        raise StageError("the tokenizer has no eos token, with which a summary must end")
+        raise StageError("the tokenizer has no eos token, with which a target must end")
     return eos
 
 
@@ -198,7 +198,7 @@ def tokenize_tagged(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBa
 
 @dataclass(frozen=True)
 class GeneratedSummary:
-    """The summary that a model generated for one row, to be learned as a pseudo-label."""
+    """The text that a model generated for one row, to be learned as a pseudo-label."""
 
     summary: str
     tokens: int
@@ -225,7 +225,7 @@ def read_pseudo_labels(path: Path) -> list[GeneratedSummary]:
 
 
 def replace_summaries(rows: Rows, labels: Sequence[GeneratedSummary]) -> Rows:
-    """Replace the summaries of rows by `labels`, but for empty ones.
+    """Replace the targets of rows by `labels`, but for empty ones.
 
     Raises StageError if there are not as many labels as rows.
     """

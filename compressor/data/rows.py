@@ -59,7 +59,7 @@ class Rows:
 
     @property
     def references(self) -> Sequence[str] | Sequence[Sequence[str]]:
-        """The texts that a summary of each row is scored by."""
+        """The texts that what is written of each row is scored by."""
         return self.several or self.summaries
 
     def first(self, count: int) -> Rows:

@@ -224,7 +224,7 @@ class SplitSource(DataBase):
 
     empty: Literal["error", "drop", "keep"] = Field(
         "error",
-        description="What is done about rows whose text or summary is missing, empty or white "
+        description="What is done about rows whose text or target is missing, empty or white "
         "space: an error, or they are left out, or used as they are.",
     )
     label_separator: str | None = Field(

@@ -63,7 +63,7 @@ class Parity(BaseModel):
 
     rows: Integer = Field(32, ge=1, description="Rows of the test split, from its beginning.")
     max_length: Length | None = Field(
-        None, description="Limit of a summary, in tokens; default: `data.max_target_length`."
+        None, description="Limit of a text, in tokens; default: `data.max_target_length`."
     )
     tokens: float | None = Field(
         None,

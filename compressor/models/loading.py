@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # raised by weights_only loading; nothing is unpickled
@@ -297,10 +298,13 @@ def load_tokenizer(source: str | Path, **options: Any) -> Tokenizer:
     Raises StageError if there is none, or it would run code.
     """
     try:
-        # With `trust_remote_code` unset, transformers asks on standard input if code may run.
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, **options
-        )
+        with warnings.catch_warnings():
+            # Marian's recommends a package that it asks nothing of.
+            warnings.filterwarnings("ignore", ".*sacremoses", UserWarning)
+            # With `trust_remote_code` unset, transformers asks on standard input if code may run.
+            tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=False, **options
+            )
     except ValueError as error:
         raise StageError(f"cannot load the tokenizer of {source}: {first_line(error)}") from error
     # It is saved with the tokenizer, so HF_HUB_OFFLINE would change the artifact's bytes.

@@ -170,7 +170,7 @@ def list_models(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def print_demos(records: Sequence[Record], console: Console) -> None:
-    """Print each demo text, and under it a column for each model with its summary."""
+    """Print each demo text, and under it a column for each model with what it wrote."""
     demos: dict[str, list[Column]] = {}
     for record in records:
         demo = record["metrics"].get("demo") if record["stage"] == "evaluate" else None

@@ -92,7 +92,7 @@ class Planning:
 
     def check_settings(self, stage: Stage, *, of_summaries: set[str], of_labels: set[str]) -> None:
         """Report settings of a stage that have a meaning for the other task alone."""
-        kind, unused = ("labels", of_summaries) if self.has_labels else ("summaries", of_labels)
+        kind, unused = ("labels", of_summaries) if self.has_labels else ("texts", of_labels)
         for name in sorted(unused & stage.model_fields_set):
             self.report(name, f"means nothing for {kind}; data.task is {self.data.task}")
 

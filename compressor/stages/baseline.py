@@ -41,7 +41,7 @@ class Baseline(Stage):
     version: ClassVar[int] = 2
     needs_model: ClassVar[bool] = False
 
-    sentences: Integer = Field(3, ge=1, description="Sentences of the text that are its summary.")
+    sentences: Integer = Field(3, ge=1, description="Sentences of the text that are written.")
     rouge_tokenizer: RougeTokenizerSetting = None
     words: Integer = Field(2, ge=1, le=3, description="Longest run of words that is a feature.")
     min_rows: Integer = Field(2, ge=1, description="A feature is in at least as many rows.")

@@ -46,7 +46,7 @@ class Case:
 class Benchmark(BackendReport):
     """Time models on texts of the test split; the machine is part of the key.
 
-    An encoder-decoder decodes a summary, greedily; a classifier gives its labels. To time what an
+    An encoder-decoder writes a text, greedily; a classifier gives its labels. To time what an
     `export` wrote, run by what it is made for, name that stage in `models`.
 
     Every model has a process of its own, and they read batch after batch in turn, A B A B, so that
@@ -75,13 +75,13 @@ class Benchmark(BackendReport):
         *("texts_per_second", "tokens_per_second", "peak_bytes", "resident_bytes"),
     )
 
-    max_length: Length = Field(64, description="Limit of a summary, in tokens.")
+    max_length: Length = Field(64, description="Limit of a text, in tokens.")
     batch_sizes: Listed[Counted] = Field((1, 32), min_length=1, description="Texts read at once.")
     input_lengths: Listed[Length] = Field(
         (), description="Texts of exactly so many tokens, out of the rows; default: the rows."
     )
     output_lengths: Listed[Counted] = Field(
-        (), description="Summaries of exactly so many tokens; default: as the model ends them."
+        (), description="Written texts of exactly so many tokens; default: as the model ends them."
     )
     threads: Listed[Counted] = Field(
         (), description="Numbers of threads to compute with; default: one for each core."

@@ -1,4 +1,4 @@
-"""`evaluate`: score a model's summaries or labels. The scores are in `evaluation`."""
+"""`evaluate`: score a model's texts or labels. The scores are in `evaluation`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _RESERVED = {*METRIC_KEYS, "count", "gen_len", "cut_off", "lengths", "intervals"
 class Evaluate(BackendReport):
     """Score what a model gives for the test split: its texts, its labels, or its perplexity.
 
-    Summaries: ROUGE-1/2/L/Lsum with bootstrap 95 % intervals. Words are English, or those of any
+    Texts: ROUGE-1/2/L/Lsum with bootstrap 95 % intervals. Words are English, or those of any
     script (`rouge_tokenizer`), as the references need. `metrics` names others, for translations,
     say: sacrebleu, chrf and ter (0 … 100, as sacrebleu counts them; its signature is recorded) and
     exact_match are at hand. Further ones of `evaluate` (meteor, bertscore, …, `owner/name`) are
@@ -64,7 +64,7 @@ class Evaluate(BackendReport):
     decoded. `max_length` counts the start token, as in transformers: 20 gives at most 19 tokens.
     `gen_len` is the mean number of generated tokens as transformers' `run_summarization.py` counts
     them: without pads, with a start token that is no pad (BART's). `cut_off` is the share of
-    summaries that the limit ended. Tables show the scores at the longest limit.
+    texts that the limit ended. Tables show the scores at the longest limit.
 
     The model's generation config decides everything but lengths, beams and sampling; settings that
     are not followed are refused while planning (`model.generation` changes them). A row's batch
@@ -102,7 +102,7 @@ class Evaluate(BackendReport):
     that torch does not run stays with one process.
 
     Example: `evaluate: {models: [load, recover], against: load, max_length: [20, 50, 128]}`
-    Example: `evaluate: {models: [load, quantize], demo_text: "One text, several summaries."}`
+    Example: `evaluate: {models: [load, quantize], demo_text: "One text, from which each writes."}`
     Example: `evaluate: {models: [load, quantize], metrics: [sacrebleu, chrf], against: load}`
     Example: `evaluate: {models: [finetune, quantize], threshold: tuned}`
     Example: `evaluate: {models: [load, quantize], against: load, window: 1024, stride: 512}`
@@ -129,7 +129,7 @@ class Evaluate(BackendReport):
             ]
         },
     )
-    min_length: Integer = Field(0, ge=0, description="A summary has at least as many tokens.")
+    min_length: Integer = Field(0, ge=0, description="A text has at least as many tokens.")
     num_beams: Integer = Field(1, ge=1, description="1 is greedy.")
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["tuned"] = Field(
         0.5,
@@ -152,7 +152,7 @@ class Evaluate(BackendReport):
     demo_text: str | None = Field(
         None,
         min_length=1,
-        description="A text that each model summarizes, at the longest limit; the summaries are "
+        description="A text from which each model writes one, at the longest limit; these are "
         "printed side by side.",
     )
     window: Integer | None = Field(
@@ -490,7 +490,7 @@ class Evaluate(BackendReport):
         return {str(limit): values for limit, values in scores.items()}
 
     def _demo(self, text: str, model: Model, context: Context) -> dict[str, Any]:
-        """Summarize the demo text with the prefix, truncation and decoding of a row."""
+        """Write from the demo text with the prefix, truncation and decoding of a row."""
         from compressor.data.examples import tokenize_sources
 
         given, limit = (model.tokenizer, context.data), self.limits[-1]

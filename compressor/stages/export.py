@@ -322,7 +322,7 @@ def require_same_tokens(
             difference = f"reads row {row} as other ids"
         elif texts[row] != expected_texts[row]:
             both = f"{texts[row]!r:.80}, not {expected_texts[row]!r:.80}"
-            difference = f"writes the summary of row {row} as {both}"
+            difference = f"writes the target of row {row} as {both}"
         if difference:
             raise StageError(f"of the test split, the exported tokenizer {difference}")
 

@@ -110,9 +110,9 @@ class GradualPruning(Grouping):
 class Finetune(Hyperparameters, Stage):
     """Fine-tune the model on the training split; pruned weights stay pruned.
 
-    An encoder-decoder learns the summary from the text. A decoder (head `causal_lm`) reads the
-    text, ended with eos, and learns the summary after it: at most `data.max_source_length` +
-    `data.max_target_length` tokens, of which only the summary's count in the loss. With the task
+    An encoder-decoder learns the target from the text. A decoder (head `causal_lm`) reads the
+    text, ended with eos, and learns the target after it: at most `data.max_source_length` +
+    `data.max_target_length` tokens, of which only the target's count in the loss. With the task
     language_modeling it learns all of a text or, without an eos between, its completion. A
     classifier (head `sequence_classification`) learns the labels: by binary cross-entropy over each
     label of each row if the data's task is multi_label, by cross-entropy if it is single_label. One
@@ -310,7 +310,7 @@ class Finetune(Hyperparameters, Stage):
         return partial(round_weights, checkpoint.model, kinds, aware.group_size)
 
     def _read_training_rows(self, inputs: Inputs, context: Context) -> Rows:
-        """Read the training rows, with the generated summaries of `targets` if it is set."""
+        """Read the training rows, with the generated texts of `targets` if it is set."""
         from compressor.data.examples import PSEUDO_LABELS, read_pseudo_labels, replace_summaries
 
         rows = context.rows("train")

@@ -46,8 +46,8 @@ class Sensitivity(Grouping, Report):
         description="Shares of what is left in a group, above 0 and at most 1.",
     )
     rows: Integer = Field(64, ge=1, description="Validation rows that are looked at.")
-    rouge: bool = Field(False, description="Summarize the rows too, and score: slow.")
-    max_length: Length = Field(64, description="Limit of those summaries, in tokens.")
+    rouge: bool = Field(False, description="Write from the rows too, and score: slow.")
+    max_length: Length = Field(64, description="Limit of those texts, in tokens.")
     only: Listed[str] = Field((), description="The groups that are measured; default: all.")
 
     @field_validator("amounts")

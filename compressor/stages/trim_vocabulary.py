@@ -42,7 +42,7 @@ _BY_TASK = "task_specific_params"
 class TrimVocabulary(Stage):
     """Drop the tokens that the rows never use from embedding, head and tokenizer.
 
-    Every text (with the data's prefix, uncut) and summary of the chosen splits encodes to the same
+    Every text (with the data's prefix, uncut) and target of the chosen splits encodes to the same
     tokens as before, under new ids: all of them are encoded again to make sure. The model gives
     each token that stays the logit it gave before. Special tokens stay and, unless
     `characters: false`, every token of one character, so that other text still encodes, in shorter
@@ -217,7 +217,7 @@ class TrimVocabulary(Stage):
 def _encode(
     tokenizer: PreTrainedTokenizerBase, context: Context, splits: tuple[Split, ...]
 ) -> Iterator[list[list[int]]]:
-    """Encode all texts, with their prefix, and summaries, uncut, some rows at a time."""
+    """Encode all texts, with their prefix, and targets, uncut, some rows at a time."""
     from compressor.data.examples import ROWS_AT_ONCE
 
     for split in splits:

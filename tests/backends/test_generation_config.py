@@ -180,7 +180,7 @@ def test_ids_that_a_config_lacks_or_that_no_row_stands_for_are_named(kind, tmp_p
         given = f", generation: {{decoder_start_token_id: {start}}}"
         assert problems(tmp_path, kind=kind, generation=lacking, config=lacking, model=given) == []
     (told,) = problems(tmp_path, kind=kind, generation={"eos_token_id": None})
-    assert "its config has no eos_token_id, with which a summary ends" in told
+    assert "its config has no eos_token_id, with which a text ends" in told
     for name in ("decoder_start_token_id", "eos_token_id", "forced_eos_token_id"):
         (told,) = problems(tmp_path, kind=kind, generation={name: 50})
         assert f"{name}: no row stands for 50; the vocabulary has 50" in told

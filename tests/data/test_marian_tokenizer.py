@@ -136,7 +136,7 @@ def test_a_sentencepiece_model_alone_becomes_a_fast_tokenizer(tmp_path, name, ki
 
 @pytest.mark.parametrize(
     ("name", "side", "message"),
-    [("vocab", "text", "reads row 0"), ("target_vocab", "text_target", "summary of row 0")],
+    [("vocab", "text", "reads row 0"), ("target_vocab", "text_target", "target of row 0")],
 )
 def test_a_tokenizer_that_differs_on_a_row_is_not_exported(tmp_path, name, side, message) -> None:
     """Two ids exchanged: in the vocabulary that reads, or in the one that writes."""

@@ -169,8 +169,9 @@ def list_times(results: Results) -> str:
 def show_use(subject: Subject) -> str:
     """Write lines that run as they stand, in the run's folder."""
     results, form = subject.results, subject.export_metrics.get("format")
-    verb = "write" if subject.head == "causal_lm" else "summarize"
-    verb = "classify" if results.has_labels else verb
+    task = results.data.get("task", "summarization")
+    is_summary = task == "summarization" and subject.head == "seq2seq_lm"
+    verb = "classify" if results.has_labels else "summarize" if is_summary else "write"
     whole = subject.head in ("seq2seq_lm", "sequence_classification")  # a body writes nothing
     backend = FORMATS[form].backend if form else "torch"
     whole |= subject.head == "causal_lm" and backend in DECODERS
@@ -199,7 +200,7 @@ def _write_transformers_code(data: Mapping[str, Any], head: str) -> str:
     auto = _CLASSES.get(head, "AutoModel")
     limit = f"truncation=True, max_length={data['max_source_length']}"
     is_marked = head == "causal_lm" and data.get("task") != "language_modeling"
-    end = " + tokenizer.eos_token" if is_marked else ""  # where the summary begins
+    end = " + tokenizer.eos_token" if is_marked else ""  # where the target begins
     lines = [
         f"from transformers import AutoTokenizer, {auto}",
         "",
