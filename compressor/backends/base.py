@@ -26,9 +26,9 @@ WRITERS = ("seq2seq_lm", "causal_lm")
 CLASSIFIERS = ("sequence_classification", "token_classification")
 """The heads of models that give labels, of a text or of its tokens."""
 
-DECODERS: tuple[BackendName, ...] = ("torch",)
+DECODERS: tuple[BackendName, ...] = ("torch", "ctranslate2")
 """The backends that write with decoders."""
-SCORERS: tuple[BackendName, ...] = ("torch",)
+SCORERS: tuple[BackendName, ...] = ("torch", "ctranslate2")
 """The backends whose decoders tell how likely a text is."""
 
 

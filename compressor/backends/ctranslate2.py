@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.backends.base import Model
+from compressor.backends.base import WRITERS, Model
 from compressor.backends.generation_config import BackendName, require_followed
-from compressor.backends.outputs import Report, Search, ignore, list_ids
+from compressor.backends.outputs import NOT_FINITE, Report, Search, ignore, list_ids
 from compressor.core import machine
 from compressor.core.errors import StageError
 from compressor.data.batching import evaluation_batches
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 HEAD, GENERATION = "head.safetensors", "generation_config.json"
 BATCH_TOKENS = 16_384
 """Positions in a batch, source and target: bounds its memory."""
+_SCORED_TOKENS = 2_048
+"""Positions that are scored at once: each has the logits of the whole vocabulary."""
 WORKERS = 4
 """At most so many parts of a batch are computed at once, each with its share of the threads. A
 layer is over in less time than two threads take to meet: 4 texts, 256 tokens in and 64 out, took
@@ -48,6 +51,9 @@ _NO_LONGER_SAID: Mapping[str, Mapping[str, Any]] = {
 }
 """What the converters read of a config, and configs of today's transformers no longer have."""
 
+_LOOK_AT_PROMPT = ("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids")
+"""Settings with which tokens of a decoder's prompt count as those written before."""
+
 _ACTIVATIONS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, np.float32(0)),
@@ -56,7 +62,7 @@ _ACTIVATIONS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]]
 
 
 def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
-    """Write a float checkpoint into `folder`, as `ctranslate2.Translator` or `Encoder` loads it.
+    """Write a float checkpoint into `folder`, for one of CTranslate2's three kinds of models.
 
     A classifier's head, which CTranslate2 does not run, is beside it: `head.safetensors`. Raises
     StageError where the model has a setting that would be lost.
@@ -67,7 +73,7 @@ def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     model, tokenizer = checkpoint.model, _pad_tokenizer(checkpoint)
     # The converters quantize tensors where they lie, and read a config that they can be told by.
     copied = copy.deepcopy(model)
-    body = copied if checkpoint.head == "seq2seq_lm" else copied.base_model
+    body = copied if checkpoint.head in WRITERS else copied.base_model
 
     class Converter(TransformersConverter):  # type: ignore[misc]
         """Converts what is in memory: a checkpoint, and never a download."""
@@ -93,7 +99,7 @@ def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
         except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise StageError(f"CTranslate2 cannot take this model: {reason}") from error
-    if checkpoint.head == "seq2seq_lm":
+    if checkpoint.head in WRITERS:
         require_followed(model.generation_config.to_dict(), "ctranslate2", greedy=True)
         model.generation_config.save_pretrained(folder)
     else:
@@ -133,18 +139,26 @@ def _complete_spec(spec: Any, model: PreTrainedModel, head: str, tokenizer: Any)
     for name in ("bos_token", "eos_token", "unk_token"):
         if getattr(spec.config, name, "") is None:  # which CTranslate2 does not read
             setattr(spec.config, name, tokenizer.eos_token)
-    if config.model_type in ("t5", "mt5"):
+    if config.model_type == "gpt2":
+        spec.config.layer_norm_epsilon = config.layer_norm_epsilon
+    size = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
+    if size is not None:
         # Else the width / heads is taken, which is another number where heads were sliced off.
-        for layer in (*spec.encoder.layer, *spec.decoder.layer):
-            for attention in (layer.self_attention, getattr(layer, "attention", None)):
-                if attention is not None:
-                    vars(attention)["head_dim"] = np.int32(config.d_kv)
+        _set_head_size(spec, np.int32(size))
     if config.model_type == "roberta":  # whose converter takes a pad of 0 for no pad
         table = model.roberta.embeddings.position_embeddings
         spec.encoder.position_encodings.encodings = table.weight[table.padding_idx + 1 :]
     if head == "seq2seq_lm":
         start = model.generation_config.decoder_start_token_id
         spec.config.decoder_start_token = tokenizer.convert_ids_to_tokens(start)
+
+
+def _set_head_size(spec: Any, size: np.int32) -> None:
+    stacks = (getattr(spec, name, None) for name in ("encoder", "decoder"))
+    for layer in (layer for stack in stacks if stack is not None for layer in stack.layer):
+        for attention in (layer.self_attention, getattr(layer, "attention", None)):
+            if attention is not None:
+                vars(attention)["head_dim"] = size
 
 
 def _write_head(model: PreTrainedModel, folder: Path) -> None:
@@ -165,22 +179,59 @@ def _write_head(model: PreTrainedModel, folder: Path) -> None:
     save_file(tensors, folder / HEAD, metadata={"activations": activations})
 
 
-class Translator(Model):
-    """An encoder-decoder. Greedily it gives what `generate` gives, but for rounding; beams end by
+class _Writer(Model):
+    """A model that writes. Greedily it gives what `generate` gives, but for rounding; beams end by
     other rules.
     """
 
     backend: BackendName = "ctranslate2"
+    _kind: str
+    """The class of CTranslate2 that runs it."""
+    _vocabulary: str
+    """The file of its tokens."""
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         import ctranslate2
 
         self.tokenizer = Tokens.load(folder)
         self.generation_config = json.loads((folder / GENERATION).read_text(encoding="utf-8"))
-        self._model, self._workers = _open_model(ctranslate2.Translator, folder, threads)
+        self._model, self._workers = _open_model(getattr(ctranslate2, self._kind), folder, threads)
         self.device = str(self._model.device)
-        self._tokens = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
+        self._tokens = json.loads((folder / self._vocabulary).read_text(encoding="utf-8"))
         self._ids = {token: index for index, token in reversed(list(enumerate(self._tokens)))}
+
+    def _spell(self, ids: Sequence[int]) -> list[str]:
+        return [self._tokens[index] for index in ids]
+
+    def _choose_least(self, search: Search, before: int, *, counted: int) -> int:
+        """Choose how many tokens are written at least. The generation config's `min_length` counts
+        those `before` them too, and the recipe's only `counted` ones.
+        """
+        if search.min_length:
+            return search.min_length - counted
+        new = self.generation_config.get("min_new_tokens")
+        return int((self.generation_config.get("min_length") or 0) - before if new is None else new)
+
+    def _build_options(self, search: Search) -> dict[str, Any]:
+        """Build settings of a search, all but lengths, that follow the generation config's."""
+        config, beams = self.generation_config, search.num_beams
+        never = [[token] for token in config.get("suppress_tokens") or ()]
+        never += config.get("bad_words_ids") or ()
+        return {
+            "beam_size": beams,
+            "end_token": list_ids(config.get("eos_token_id")),
+            "return_end_token": True,
+            "length_penalty": config.get("length_penalty", 1.0) if beams > 1 else 1.0,
+            "repetition_penalty": config.get("repetition_penalty") or 1.0,
+            "no_repeat_ngram_size": config.get("no_repeat_ngram_size") or 0,
+            "suppress_sequences": [*map(self._spell, never)] or None,
+        }
+
+
+class Translator(_Writer):
+    """An encoder-decoder."""
+
+    _kind, _vocabulary = "Translator", "shared_vocabulary.json"
 
     def _decode_rows(
         self, sources: Sequence[list[int]], search: Search, progress: Report
@@ -196,6 +247,11 @@ class Translator(Model):
                     [self._spell(sources[index]) for index in batch],
                     target_prefix=[self._spell(start)] * len(batch) if start else None,
                     max_batch_size=-(-len(batch) // self._workers),
+                    max_decoding_length=limit - 1,
+                    min_decoding_length=max(
+                        0, min(self._choose_least(search, 1, counted=1), limit - 1)
+                    ),
+                    max_input_length=0,  # by default what is beyond 1,024 tokens is cut off
                     **self._build_options(search),
                 )
                 for index, result in zip(batch, results, strict=True):
@@ -206,30 +262,87 @@ class Translator(Model):
             progress(len(batch))
         return rows
 
-    def _spell(self, ids: Sequence[int]) -> list[str]:
-        return [self._tokens[index] for index in ids]
 
-    def _build_options(self, search: Search) -> dict[str, Any]:
-        """Build `translate_batch`'s settings that follow the generation config's."""
-        config, most = self.generation_config, search.max_length - 1
-        least = (search.min_length or config.get("min_length") or 0) - 1
-        if not search.min_length and config.get("min_new_tokens") is not None:
-            least = config["min_new_tokens"]
-        never = [[token] for token in config.get("suppress_tokens") or ()]
-        never += config.get("bad_words_ids") or ()
-        beams = search.num_beams
-        return {
-            "beam_size": beams,
-            "max_decoding_length": most,
-            "min_decoding_length": max(0, min(least, most)),
-            "max_input_length": 0,  # by default what is beyond 1,024 tokens is cut off
-            "end_token": list_ids(config.get("eos_token_id")),
-            "return_end_token": True,
-            "length_penalty": config.get("length_penalty", 1.0) if beams > 1 else 1.0,
-            "repetition_penalty": config.get("repetition_penalty") or 1.0,
-            "no_repeat_ngram_size": config.get("no_repeat_ngram_size") or 0,
-            "suppress_sequences": [*map(self._spell, never)] or None,
-        }
+class Generator(_Writer):
+    """A decoder. Of prompts of several lengths CTranslate2 would count the longer ones' last tokens
+    as new: those of one length share a batch, and the workers take batches side by side.
+    """
+
+    _kind, _vocabulary, continues = "Generator", "vocabulary.json", True
+
+    def _decode_rows(
+        self, sources: Sequence[list[int]], search: Search, progress: Report
+    ) -> list[list[int]]:
+        config, limit = self.generation_config, search.max_length
+        rows: list[list[int]] = [[] for _ in sources]
+        forced = list_ids(config.get("forced_eos_token_id")) if search.forced_end else []
+        # Else the prompt is read at once, and its tokens are unknown to the search.
+        whole = any(config.get(name) not in (None, 0, 1) for name in _LOOK_AT_PROMPT)
+        lengths, tokens = [len(source) + limit for source in sources], BATCH_TOKENS
+        started = []
+        for batch in evaluation_batches(lengths, tokens=tokens // search.num_beams, equal=True):
+            prompt = len(sources[batch[0]])
+            least = max(0, min(self._choose_least(search, prompt, counted=0), limit))
+            counted = prompt if whole else 0
+            begin = max(0, counted - 1)  # the first token is none of a length
+            running = self._model.generate_batch(
+                [self._spell(sources[index]) for index in batch],
+                include_prompt_in_result=whole,
+                max_length=begin + limit,
+                min_length=begin + least,
+                max_batch_size=-(-len(batch) // self._workers),
+                asynchronous=True,
+                **self._build_options(search),
+            )
+            started.append((batch, counted, running))
+        for batch, counted, running in started:
+            for index, result in zip(batch, running, strict=True):
+                row = _wait_for(result).sequences_ids[0][counted:]
+                if forced and len(row) == limit:
+                    row[-1] = min(forced)
+                rows[index] = row
+            progress(len(batch))
+        return rows
+
+    def sum_losses(
+        self,
+        sources: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        *,
+        progress: Report = ignore,
+    ) -> list[float]:
+        losses = [0.0] * len(sources)
+        whole = [[*source, *target] for source, target in zip(sources, targets, strict=True)]
+        for batch in evaluation_batches(list(map(len, whole)), tokens=_SCORED_TOKENS):
+            results = self._model.score_batch(
+                [self._spell(whole[index]) for index in batch],
+                max_input_length=0,
+                max_batch_size=-(-len(batch) // self._workers),
+            )
+            for index, result in zip(batch, results, strict=True):
+                losses[index] = -math.fsum(result.log_probs[len(sources[index]) - 1 :])
+            progress(len(batch))
+        if not all(map(math.isfinite, losses)):
+            raise StageError(NOT_FINITE)
+        return losses
+
+    def logits(
+        self, sources: Sequence[list[int]], *, progress: Report = ignore
+    ) -> NDArray[np.float64]:
+        """Compute the logits [rows, tokens] of the token after each row."""
+        logits = np.empty((len(sources), len(self._tokens)), dtype=np.float64)
+        for index, source in enumerate(sources):
+            logits[index] = np.array(self._model.forward_batch([source]), dtype=np.float32)[0, -1]
+            progress(1)
+        return logits
+
+
+def _wait_for(running: Any) -> Any:
+    """Wait for a result. Raises StageError where CTranslate2 fails, as beyond a last position."""
+    try:
+        return running.result()
+    except (RuntimeError, ValueError) as error:
+        raise StageError(f"CTranslate2 cannot write: {error}") from error
 
 
 class Encoder(Model):
@@ -276,9 +389,16 @@ class Encoder(Model):
         return np.concatenate(list(self._pool.map(encode, parts)))
 
 
-def load_model(folder: Path, head: str, *, threads: int | None = None) -> Translator | Encoder:
+_KINDS: Mapping[str, Callable[[Path, int | None], Model]] = {
+    "seq2seq_lm": Translator,
+    "causal_lm": Generator,
+    "sequence_classification": Encoder,
+}
+
+
+def load_model(folder: Path, head: str, *, threads: int | None = None) -> Model:
     """Load what `write_model` wrote. Raises StageError where CTranslate2 cannot."""
-    return (Translator if head == "seq2seq_lm" else Encoder)(folder, threads)
+    return _KINDS[head](folder, threads)
 
 
 def _open_model(kind: Any, folder: Path, threads: int | None) -> tuple[Any, int]:

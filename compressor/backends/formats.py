@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.backends.base import EXPORT
 from compressor.backends.generation_config import BackendName
+from compressor.backends.gguf.export import list_unsupported
 from compressor.core.errors import StageError
 from compressor.core.packages import suggest_install
 from compressor.core.settings import first_problem
@@ -29,6 +30,7 @@ Weights = Literal[
 ]
 
 _BART_LIKE = {"bart", "mbart", "pegasus", "marian"}
+_DECODERS = frozenset({"gpt2", "llama", "qwen2", "qwen3"})
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ FORMATS: Mapping[FormatName, Format] = {
         {
             "seq2seq_lm": frozenset({"t5", "mt5", *_BART_LIKE}),
             "sequence_classification": frozenset({"bert", "distilbert", "roberta"}),
+            "causal_lm": _DECODERS,
         },
         runs=("ctranslate2",),
     ),
@@ -92,7 +95,7 @@ FORMATS: Mapping[FormatName, Format] = {
         ("int8", "float16", "bfloat16", "float32"),
         {
             "seq2seq_lm": frozenset({"t5", "mt5"}),
-            "causal_lm": frozenset({"gpt2", "llama", "qwen2", "qwen3"}),
+            "causal_lm": _DECODERS,
         },
         runs=("llama_cpp",),
         writes=("gguf",),
@@ -112,7 +115,12 @@ def explain_refusal(name: FormatName, facts: Facts) -> str | None:
         )
     if facts.config.get(BLOCKS_KEY) and not export_format.blocks:
         return f"a model with a block cannot be written as {name!r}"
-    if name == "ctranslate2" and head != "seq2seq_lm" and facts.config.get("is_decoder"):
+    if name == "ctranslate2" and head == "causal_lm":
+        # Of Llama 3's rotations it leaves out the factor.
+        names = list_unsupported(facts.config, ropes=("default", "linear"))
+        if names := [name for name in names if name != "attention_bias"]:
+            return f"CTranslate2 does not follow this model's {', '.join(names)}"
+    elif name == "ctranslate2" and head != "seq2seq_lm" and facts.config.get("is_decoder"):
         return (
             f"CTranslate2 lets a {facts.model_type} read both ways: its config's is_decoder is true"
         )

@@ -126,16 +126,20 @@ def _pad_rows(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
     return table
 
 
-def evaluation_batches(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
+def evaluation_batches(
+    lengths: Sequence[int], *, tokens: int, equal: bool = False
+) -> list[list[int]]:
     """Put every row in a batch of at most `tokens` padded tokens; a longer row stands alone.
 
     The longest rows come first: what does not fit into memory shows at once. Rows of equal length
-    keep their order, so that rows in this order can be split once more.
+    keep their order, so that rows in this order can be split once more. `equal`: those of a batch
+    have one length.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         longest = lengths[batches[-1][0]] if batches else 0
-        if batches and (len(batches[-1]) + 1) * longest <= tokens:
+        fits = bool(batches) and (len(batches[-1]) + 1) * longest <= tokens
+        if fits and not (equal and lengths[row] < longest):
             batches[-1].append(row)
         else:
             batches.append([row])

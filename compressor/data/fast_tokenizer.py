@@ -71,8 +71,12 @@ class Tokens:
         truncation: bool = False,
         max_length: int = 0,
         add_special_tokens: bool = True,
+        verbose: Any = False,
     ) -> TokenizedTexts:
-        """Tokenize each text into at most `max_length` ids, where `truncation` is on."""
+        """Tokenize each text into at most `max_length` ids, where `truncation` is on.
+
+        `verbose` is transformers': it warns of long texts, and this one of none.
+        """
         texts = list(text if text is not None else text_target or ())
         return self._encode(texts, max_length if truncation else None, special=add_special_tokens)
 

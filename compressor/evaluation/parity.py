@@ -105,10 +105,10 @@ class Outputs:
     """A model's outputs for some rows."""
 
     tokens: list[list[int]] | None
-    """Of an encoder-decoder, greedily."""
+    """Of a model that writes, greedily; None of a decoder that its format does not write with."""
     texts: list[str]
     logits: NDArray[np.float64] | None
-    """Of any other model: its first output, at the token that stands for the row."""
+    """Of any but an encoder-decoder: its first output, at the token that stands for the row."""
 
 
 def check_parity(
@@ -134,6 +134,7 @@ def check_parity(
     assert checkpoint.tokenizer is not None, "`export` says so first"
     continues = checkpoint.head == "causal_lm"
     sources = tokenize_sources(rows.texts, checkpoint.tokenizer, data, continues=continues)[:]
+    limit = _choose_limit(checkpoint, folder, sources, limit)
     expected = _run_source(checkpoint, sources, limit)
     got, told = _run_export(folder, rows.texts, limit)
     if told["read"] != sources:
@@ -155,17 +156,38 @@ def check_parity(
     }
 
 
+def _choose_limit(
+    checkpoint: Checkpoint, folder: Path, sources: Sequence[list[int]], limit: int
+) -> int:
+    """Choose how many tokens are written, 0 for none: after a prompt, no more than have a position.
+
+    A decoder's logits tell all of an export that torch runs.
+    """
+    from compressor.backends.base import DECODERS
+    from compressor.backends.formats import FORMATS, ExportInfo
+
+    if checkpoint.head == "seq2seq_lm":
+        return limit
+    backend = FORMATS[ExportInfo.load(folder).format].backend
+    if checkpoint.head != "causal_lm" or backend == "torch" or backend not in DECODERS:
+        return 0
+    positions = checkpoint.derive_facts().positions
+    room = limit if positions is None else positions - max(map(len, sources), default=0)
+    return max(0, min(limit, room))
+
+
 def _run_source(checkpoint: Checkpoint, sources: list[list[int]], limit: int) -> Outputs:
     """Run the source in this process."""
     from compressor.backends.torch.model import TorchModel
 
     model = TorchModel(checkpoint)
     try:
-        if checkpoint.head != "seq2seq_lm":
-            return Outputs(None, [], model.logits(sources))
+        logits = None if checkpoint.head == "seq2seq_lm" else model.logits(sources)
+        if not limit:
+            return Outputs(None, [], logits)
         tokens = model.generate_each_limit(sources, max_lengths=[limit])[limit].tokens
         texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return Outputs(tokens, texts, None)
+        return Outputs(tokens, texts, logits)
     finally:
         checkpoint.model.to("cpu")
 
@@ -210,25 +232,23 @@ def compare_outputs(
 ) -> dict[str, float]:
     import numpy as np
 
+    measured: dict[str, float] = {}
     if expected.tokens is not None and got.tokens is not None:
+        measured["equal_tokens"] = equal_share(expected.tokens, got.tokens)
+    if expected.logits is None or got.logits is None:
         from compressor.evaluation.rouge import score_rows
 
         scores = [
             float(score_rows(outputs.texts, rows.references)["rougeLsum"][:, 2].mean())
             for outputs in (expected, got)
         ]
-        return {
-            "equal_tokens": equal_share(expected.tokens, got.tokens),
-            "rougeLsum_difference": abs(scores[0] - scores[1]),
-        }
-    assert expected.logits is not None
-    assert got.logits is not None
+        return measured | {"rougeLsum_difference": abs(scores[0] - scores[1])}
     if expected.logits.shape != got.logits.shape:
-        return {"logits_difference": float("inf")}
+        return measured | {"logits_difference": float("inf")}
     difference = np.abs(expected.logits - got.logits).max()
     largest = np.abs(expected.logits).max()
     # A head that is all zero gives zeros, and so has its export to.
-    measured = {"logits_difference": float(difference / largest) if difference else 0.0}
+    measured["logits_difference"] = float(difference / largest) if difference else 0.0
     if data.task == "multi_label":
         measured["equal_labels"] = float(((expected.logits >= 0) == (got.logits >= 0)).mean())
     elif data.has_labels:  # of each row, or of each token
@@ -269,7 +289,7 @@ def keep_evidence(
     about = {"measured": {k: repr(v) for k, v in measured.items()}, "limits": limits}
     (folder / "parity.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     pairs: Iterable[tuple[Any, Any]] = zip(expected.texts, got.texts, strict=True)
-    if expected.logits is not None and got.logits is not None:
+    if expected.logits is not None and got.logits is not None and expected.tokens is None:
         pairs = zip(expected.logits.tolist(), got.logits.tolist(), strict=True)
     with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -290,18 +310,18 @@ def main(folder: Path, task_file: Path, out: Path) -> None:
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     loaded = load_predictor(folder)
     told: dict[str, Any] = {"load_seconds": time.perf_counter() - started}
-    is_summarizer = loaded.text_settings.head == "seq2seq_lm"
+    writes, gives_logits = bool(task["limit"]), loaded.text_settings.head != "seq2seq_lm"
     first = task["texts"][:1]
-    if is_summarizer:
+    if writes:
         loaded.generate(first, max_length=task["limit"])
     else:
         loaded.logits(first)
     told["resident_bytes"] = psutil.Process().memory_info().rss - before
     told |= {"read": loaded.tokenize(task["texts"]), "tokens": None, "written": []}
-    if is_summarizer:
+    if writes:
         told["tokens"] = loaded.generate(task["texts"], max_length=task["limit"]).tokens
         told["written"] = loaded.decode(told["tokens"])
-    else:
+    if gives_logits:
         import numpy as np
 
         np.savez(out / OUTPUTS, logits=np.asarray(loaded.logits(task["texts"])))

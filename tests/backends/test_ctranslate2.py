@@ -78,7 +78,71 @@ def test_logits_are_those_of_transformers(model_type, tmp_path) -> None:
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("model_type", ["t5", "bert", "roberta", "distilbert"])
+SCALED = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
+
+
+def decoder(model_type: str, **values: Any) -> Checkpoint:
+    """A head of its own, so that tokens vary, and rows that end early."""
+    model = build_large(model_type, **{"tie_word_embeddings": False} | values)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.model.lm_head.weight)
+    model.model.lm_head.weight.data[EOS] *= 2
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        ("gpt2", {"tie_word_embeddings": True, "layer_norm_epsilon": 0.1}),
+        ("gpt2", {}),
+        ("llama", {"rope_parameters": SCALED, "num_key_value_heads": 4, "rms_norm_eps": 0.1}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+        ("qwen3", {"attention_bias": True}),
+    ],
+)
+def test_decoders_write_and_score_as_transformers(model_type, values, tmp_path) -> None:
+    """Tokens after prompts of any length at each limit, logits after them, and the losses of what
+    goes on.
+    """
+    model = decoder(model_type, **values)
+    loaded, torch_model = exported(model, tmp_path / "model"), TorchModel(model)
+    expected, logits = (kind.logits(sources()) for kind in (torch_model, loaded))
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+    losses = [kind.sum_losses(sources(), sources()[::-1]) for kind in (torch_model, loaded)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    if not values.get("tie_word_embeddings"):
+        assert_same_tokens(loaded, model)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.7},
+        {"no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[5], [7, 8]], "suppress_tokens": [9]},
+        {"min_length": 30},
+        {"min_new_tokens": 6},
+        {"forced_eos_token_id": 3},
+    ],
+    ids="-".join,
+)
+def test_a_decoder_follows_its_generation_config(settings, tmp_path) -> None:
+    """As `generate` of each prompt alone: a prompt's tokens count where they do there."""
+    model = decoder("llama")
+    model.model.generation_config.update(**settings)
+    expected = TorchModel(model).generate_each_limit(sources(), max_lengths=[5, 12])
+    swept = exported(model, tmp_path / "model").generate_each_limit(sources(), max_lengths=[5, 12])
+    for limit, output in swept.items():
+        assert output.tokens == expected[limit].tokens
+    shortest = TorchModel(model).generate_each_limit(sources(), max_lengths=[12], min_length=7)
+    again = exported(model, tmp_path / "2").generate_each_limit(
+        sources(), max_lengths=[12], min_length=7
+    )
+    assert again[12].tokens == shortest[12].tokens
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bert", "roberta", "distilbert", "gpt2", "llama"])
 def test_int8_is_near_and_the_checkpoint_stays_as_it_was(model_type, tmp_path) -> None:
     """Logits within a tenth of the largest, where a head in int8's own units is off by ten times
     that; and no tensor, nor the config, of what was written has changed.
@@ -90,7 +154,7 @@ def test_int8_is_near_and_the_checkpoint_stays_as_it_was(model_type, tmp_path) -
     after = model.model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert model.model.config.to_dict() == config
-    if model.head == "sequence_classification":
+    if model.head != "seq2seq_lm":
         expected = TorchModel(model).logits(sources())
         near = 0.1 * np.abs(expected).max()
         np.testing.assert_allclose(loaded.logits(sources()), expected, atol=near)

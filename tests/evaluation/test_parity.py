@@ -38,7 +38,7 @@ from compressor.evaluation.parity import (
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.loading import build_model
 from compressor.models.surgery import keep_layers
-from tests.backends.models import export, summarize_alone
+from tests.backends.models import build_large, export, summarize_alone
 
 DATA = Bills(
     source="bills", rows=SplitRows(test=12), prefix="summarize: ",
@@ -124,6 +124,25 @@ def test_a_sound_export_passes(source, sound, kind, weights) -> None:
     if kind in ("ctranslate2", "onnx"):
         texts = DATA.load("test").texts
         assert summarize_alone(folder, texts) == compressor.load(folder).summarize(texts)
+
+
+def test_a_decoder_is_held_to_its_logits_and_to_what_it_writes(tmp_path) -> None:
+    """As many tokens as have a position after the longest prompt; torch's formats by logits alone,
+    which is all that they could lose.
+    """
+    decoder = build_large("gpt2", n_positions=70)
+    folder = export(decoder, tmp_path, DATA, "ctranslate2", "float32")
+    measured = check(decoder, folder, "float32")["parity"]
+    assert measured["equal_tokens"] == 1 and measured["logits_difference"] < 1e-5
+    settings = folder / "generation_config.json"
+    changed = json.loads(settings.read_text()) | {"repetition_penalty": 1.5}
+    settings.write_text(json.dumps(changed))
+    with pytest.raises(StageError, match=r"source: .* of greedy tokens are equal, at least 98%"):
+        check(decoder, folder, "float32")
+    plain = export(decoder, tmp_path / "plain", DATA, "packed", "float32")
+    assert check(decoder, plain, "float32")["parity"].keys() == {
+        *("rows", "logits_difference", "limits")
+    }
 
 
 @pytest.mark.parametrize(("kind", "weights"), FORMATS[::3])

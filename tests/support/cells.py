@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import compressor
+from compressor.backends.base import DECODERS
 from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError
 from compressor.core.progress import Progress
@@ -333,16 +334,18 @@ def _exported(column: str) -> Callable[[Subject], float]:
         shorter = STAGES[column]["model"] == "shrink"
         model = reference.shrunk(plain, KEPT_LAYER) if shorter else plain.model
         loaded = compressor.load(subject.path(column) / "model", threads=1)
-        sources = plain.sources(plain.texts)
+        head = subject.family.head
+        sources = (plain.sources if head == CLASSIFIER else plain.prompts)(plain.texts)
         if loaded.tokenize(plain.texts) != sources:
             return INFINITE
-        if subject.family.head != "seq2seq_lm":
-            return difference(loaded.logits(plain.texts), _single_logits(model, sources))
-        tokens = [reference.written(model, source) for source in sources]
-        if "int8" not in column:
+        tokens: list[list[int]] = []
+        if head == "seq2seq_lm" or (head == "causal_lm" and loaded.backend in DECODERS):
+            tokens = [reference.written(model, source) for source in sources]
             result = loaded.generate(plain.texts, max_length=reference.LIMIT).tokens
-            if result != tokens:
+            if "int8" not in column and result != tokens:
                 return INFINITE
+        if head != "seq2seq_lm":
+            return difference(loaded.logits(plain.texts), _single_logits(model, sources))
         if loaded.backend not in SCORES:
             return 0.0
         scores = SCORES[loaded.backend](subject.path(column) / "model", sources, tokens)

@@ -7,7 +7,7 @@ too: see `vocabulary`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,13 @@ def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
         writer.close()
 
 
-def list_unsupported(config: Mapping[str, Any]) -> list[str]:
-    """List the settings of a config with which llama.cpp computes something else, or nothing."""
+def list_unsupported(
+    config: Mapping[str, Any], ropes: Collection[str] = ("default", "linear", "llama3")
+) -> list[str]:
+    """List the settings of a config with which llama.cpp computes something else, or nothing.
+
+    `ropes`: the kinds of positions that a Llama may have.
+    """
     kind = config["model_type"]
     expected = _FOLLOWED["t5" if kind == "mt5" else kind]
     names = [name for name, value in expected.items() if config.get(name, value) != value]
@@ -94,7 +99,7 @@ def list_unsupported(config: Mapping[str, Any]) -> list[str]:
     if _has_sliding_window(config):
         names.append("sliding window")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    taken = ("default", "linear", "llama3") if kind == "llama" else ("default",)
+    taken = ropes if kind == "llama" else ("default",)
     if (scaling := rope.get("rope_type", rope.get("type", "default"))) not in taken:
         names.append(f"rope_type {scaling!r}")
     if rope.get("partial_rotary_factor", 1) != 1:

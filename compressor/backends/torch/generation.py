@@ -7,8 +7,7 @@ row has ended, the two loops are equally fast. Sampling is not offered: it has n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -85,9 +84,9 @@ def decode_rows(
     model.eval()
     try:
         lengths = [len(source) + search.max_length for source in sources]
-        batches = evaluation_batches(lengths, tokens=BATCH_TOKENS // search.num_beams)
-        if _needs_equal_lengths(model):
-            batches = [part for batch in batches for part in _split_by_length(batch, lengths)]
+        batches = evaluation_batches(
+            lengths, tokens=BATCH_TOKENS // search.num_beams, equal=_needs_equal_lengths(model)
+        )
         for batch, done in ranks.iterate_batches(batches):
             # Of a start token alone, `generate` refuses to give nothing.
             if search.max_length > 1 or not model.config.is_encoder_decoder:
@@ -106,11 +105,6 @@ def _needs_equal_lengths(model: PreTrainedModel) -> bool:
         return False
     values = (getattr(model.generation_config, name, None) for name in _LOOK_AT_PROMPT)
     return any(value not in (None, 0, 1) for value in values)
-
-
-def _split_by_length(batch: list[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Split a batch, in order of length, into those of equal length."""
-    return (list(rows) for _, rows in groupby(batch, key=lambda row: lengths[row]))
 
 
 _WITHOUT = [name for name, use in SETTINGS.items() if use in ("no effect", "greedy")]
