@@ -28,7 +28,13 @@ FETCHED: Mapping[str, tuple[str, ...]] = {
     "bertscore": ("precision", "recall"),
 }
 """Metrics of texts that `evaluate` fetches from a hub → their numbers beside the main one."""
-OF_LABELS = ("accuracy", "f1", "precision", "recall", "roc_auc", "matthews_correlation")
+_OF_LABELS = ("accuracy", "f1", "precision", "recall", "roc_auc", "matthews_correlation")
+ELSEWHERE: Mapping[str, str] = {
+    **dict.fromkeys(_OF_LABELS, "scores labels, and here texts are written; take exact_match"),
+    "seqeval": "scores words' tags, and here texts are written",
+    "perplexity": "is measured where data.task is language_modeling, without data.completion",
+}
+"""Metrics of other tasks → what is said of them."""
 LESS_IS_BETTER = frozenset({"ter", "wer", "cer", "character", "charcut_mt", "perplexity"})
 SCALES: Mapping[str, float] = {"sacrebleu": 100, "chrf": 100, "ter": 100, "exact_match": 1}
 """What a perfect score is, or the worst usual one, of those that are not ROUGE."""
@@ -70,11 +76,11 @@ def check_metrics(
         path = f"metrics.{index}"
         if metric in BUNDLED:
             continue
-        if metric in OF_LABELS:
-            report(path, f"{metric!r} scores labels, and here texts are written; take exact_match")
+        if metric in ELSEWHERE:
+            report(path, f"{metric!r} {ELSEWHERE[metric]}")
         elif not is_path(metric) and "/" not in metric and metric not in FETCHED:
             hint = nearest(metric, [*BUNDLED, *FETCHED])
-            report(path, f"no metric {metric!r} of texts; {hint} Or a path: ./my_metric.py")
+            report(path, f"no metric {metric!r} of texts, and no path as ./{metric}.py is; {hint}")
         elif not runs_code:
             origin = "that file" if is_path(metric) else "a hub"
             allow = "write `trust_remote_code: true` beside `metrics`"

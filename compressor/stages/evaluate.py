@@ -190,7 +190,7 @@ class Evaluate(BackendReport):
         names = [name_score(metric) for metric in value]
         for metric, name in zip(value, names, strict=True):
             if names.count(name) > 1:
-                raise ValueError(f"two metrics are called {name!r}")
+                raise ValueError(f"{metric!r} is not the only metric that gives {name!r}")
             if name in _RESERVED and metric != "rouge":
                 raise ValueError(f"{name!r} is the name of another number; call {metric!r} another")
         return value

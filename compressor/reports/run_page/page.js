@@ -7,7 +7,7 @@ const short = (text, most = 26) => plain(text.length > most ? text.slice(0, most
 const chosen = (id) => document.getElementById(id + "-choice")?.value ?? "0";
 const units = { bytes: [1e-6, " MB"], latency_p50_ms: [1, " ms"] };
 const headings = { bytes: "weights on disk, MB", latency_p50_ms: "latency p50, ms", micro_f1: "micro F1", macro_f1: "macro F1", validation_loss: "validation loss" };
-const lessIsBetter = new Set(["bytes", "latency_p50_ms", "loss", "validation_loss"]);
+const lessIsBetter = new Set(data.less_is_better);
 const titled = (text) => ({ text: plain(text), font: { size: 13 }, standoff: 10 });
 const legend = () => ({ orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: 12 } });
 

@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 
 from compressor.core.numbers import format_duration
+from compressor.evaluation.metric_names import LESS_IS_BETTER
 from compressor.reports.html.render import render
 from compressor.reports.run_page import columns, curves
-from compressor.reports.run_page.results import Results
+from compressor.reports.run_page.results import LOSS, Results
 from compressor.reports.run_page.texts import list_rows
-from compressor.reports.run_page.waterfall import list_waterfalls
+from compressor.reports.run_page.waterfall import LATENCY, list_waterfalls
 
 FILES = (
     *("README.md", "recipe.yaml", "metrics.json", "predictions.csv", "environment.json"),
@@ -65,7 +66,12 @@ def render_page(results: Results) -> str:
         "environment": _list_environment(results.environment),
         # The card is written right after this page.
         "files": [n for n in FILES if n == "README.md" or (results.folder / n).exists()],
-        "data": {**charts, "cases": curves.group_by_model(cases), "quality": results.quality},
+        "data": {
+            **charts,
+            "cases": curves.group_by_model(cases),
+            "quality": results.quality,
+            "less_is_better": sorted({*LESS_IS_BETTER, *LOSS, "bytes", LATENCY}),
+        },
     }
     return render("reports/run_page/page.html", values)
 
