@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FILE_HELP = "with columns `prediction` and `reference`; or a recipe's name, for its latest run's"
 _METRIC_HELP = (
     "rouge, sacrebleu, chrf, ter, exact_match, another one of `evaluate`, or a path; may stand "
-    "several times; default: those that the run had, else rouge"
+    "several times; default: those of the run that need no code, else rouge"
 )
 _TRUST = "--trust-remote-code"
 _TOKENIZER_HELP = (

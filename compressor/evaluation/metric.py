@@ -17,7 +17,7 @@ import datasets  # type: ignore[import-untyped,unused-ignore]  # no types
 import evaluate  # type: ignore[import-untyped]  # no types
 
 from compressor.core.errors import StageError, first_line
-from compressor.evaluation.bootstrap import Measure, bootstrap_interval, take_first
+from compressor.evaluation.bootstrap import Measure, take_first
 from compressor.evaluation.metric_names import LESS_IS_BETTER, find_code, name_score
 from compressor.evaluation.rouge import (
     RougeTokenizer,
@@ -168,7 +168,7 @@ class ForeignMetric:
             import numpy as np
 
             measure = Measure(np.array(rows, dtype=float)[:, None], take_first)
-            interval = list(bootstrap_interval(rows))
+            interval = list(measure.interval())
         elif seconds * RESAMPLES <= SECONDS:
             interval = self._resample(columns)
         return numbers | {"intervals": {self.name: interval}}, measure
