@@ -182,6 +182,8 @@ class TextSettings(BaseModel):
     model_type: str
     task: Task
     labels: tuple[str, ...] = ()
+    messages: str | None = None
+    """Set where texts are chats, or what a user says."""
     prefix: str = ""
     max_source_length: int = Field(ge=1)
     max_target_length: int = Field(ge=1)

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from compressor.core.errors import StageError
 from compressor.data.batching import IGNORED, Layout, collate_rows
+from compressor.data.chats import write_answer, write_prompt
 from compressor.data.rows import Rows, Task
 from compressor.data.source_base import DataBase, Truncate
 from compressor.data.spill import IdRows
@@ -34,6 +35,8 @@ class SourceSettings(Protocol):
 
     @property
     def task(self) -> Task: ...
+    @property
+    def messages(self) -> str | None: ...
     @property
     def prefix(self) -> str: ...
     @property
@@ -102,6 +105,9 @@ def tokenize_rows(
     limit, truncate = data.max_target_length, data.truncate
     for start in range(0, len(rows), ROWS_AT_ONCE):
         chunk = list(rows.summaries[start : start + ROWS_AT_ONCE])
+        if data.messages is not None:
+            pairs = zip(rows.texts[start : start + ROWS_AT_ONCE], chunk, strict=True)
+            chunk = [write_answer(text, answer, tokenizer) for text, answer in pairs]
         ids = encode_texts(chunk, tokenizer, limit, truncate=truncate, target=True, eos=eos)
         targets.extend(ids)
     return Examples(sources, targets, "joined" if joined else "pairs")
@@ -137,8 +143,10 @@ def tokenize_sources(
     `continues`: for a decoder, which goes on from them. Before another text (text2text) they end
     with exactly one eos, which marks where it begins, whatever the tokenizer does by itself; where
     the text itself goes on (language_modeling), with none. Raises StageError for a tokenizer
-    without eos.
+    without eos. Of `messages` they are what the template has before an answer; not cut.
     """
+    if data.messages is not None:
+        return _tokenize_chats(texts, tokenizer, data.max_source_length)
     sources, begin = IdRows(), len(data.prefix)
     goes_on = continues and data.task == "language_modeling"
     eos = _require_eos(tokenizer) if continues and not goes_on else None
@@ -148,6 +156,18 @@ def tokenize_sources(
         ids = encode_texts(chunk, tokenizer, limit, truncate=truncate, begin=begin, eos=eos)
         sources.extend([_open_end(row, tokenizer) for row in ids] if goes_on else ids)
     return sources
+
+
+def _tokenize_chats(texts: Sequence[str], tokenizer: Any, limit: int) -> IdRows:
+    """Tokenize what assistants answer. Raises StageError for a chat of more than `limit` ids."""
+    rows = IdRows()
+    for number, text in enumerate(texts):
+        ids = tokenizer(write_prompt(text, tokenizer), add_special_tokens=False).input_ids
+        if len(ids) > limit:
+            length = f"{len(ids):,} tokens before the answer, more than data.max_source_length"
+            raise StageError(f"the chat of row {number} has {length}, {limit:,}; chats are not cut")
+        rows.extend([ids])
+    return rows
 
 
 def _require_eos(tokenizer: PreTrainedTokenizerBase | Tokens) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from compressor.core.errors import StageError, nearest
+from compressor.data.chats import read_chat
 from compressor.data.spill import release_pages
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ class RowReader:
         """Read the row of this number, from 0."""
         if self._data.task == "token_classification":
             return self._read_words(number, row)
+        if self._data.messages is not None:
+            return self._read_chat(number, self._data.messages, row)
         text = self._read_text(number, self._data.text, find_value(row, self._data.text))
         blank = self._data.text if is_blank(text) else ""
         if self._data.task in LABEL_TASKS:
@@ -134,6 +137,14 @@ class RowReader:
             return Row(text, [], [], blank)
         references = self._read_references(number, column, find_value(row, column))
         return Row(text, references, [], blank or (column if is_blank(references[0]) else ""))
+
+    def _read_chat(self, number: int, column: str, row: Mapping[str, Any]) -> Row:
+        try:
+            text, answer = read_chat(find_value(row, column))
+        except ValueError as error:
+            raise self._explain_cell(number, column, str(error)) from error
+        answer = self._read_text(number, column, answer)
+        return Row(text, [answer], [], column if is_blank(answer) else "")
 
     def _explain_cell(self, number: int, column: str, what: str) -> StageError:
         return StageError(f"data: {self._origin}, row {number}, column {column!r}: {what}")

@@ -103,6 +103,11 @@ class DataBase(BaseModel):
         description="language_modeling: column of what follows the text, which alone is learned; "
         "default: all of the text is learned, and one that is too long is several.",
     )
+    messages: ColumnName | None = Field(
+        None,
+        description="language_modeling: column of a list of messages ({role, content}), instead of "
+        "`text`. The tokenizer's chat template writes them; the last, an assistant's, is learned.",
+    )
     labels: Listed[Label] = Field(
         (),
         description="The labels' names. multi_label: a column of 0 and 1 for each, unless `label` "
@@ -136,6 +141,10 @@ class DataBase(BaseModel):
             raise ValueError(f"{self.task} wants `labels`, at least {LABEL_TASKS[self.task]}")
         if self.completion is not None and self.task != "language_modeling":
             raise ValueError("`completion` is for the task language_modeling; set `task`")
+        if self.messages is not None and (self.task != "language_modeling" or self.completion):
+            raise ValueError("`messages` are for the task language_modeling, without `completion`")
+        if self.messages is not None and (self.prefix or self.truncate != "tokens"):
+            raise ValueError("`messages` have no `prefix` and are not cut; say it in a message")
         if any(not name or ";" in name for name in self.labels):
             raise ValueError("a label's name is not empty, and has no semicolon")
         if self.task == "token_classification":
@@ -159,11 +168,13 @@ class DataBase(BaseModel):
     def target(self) -> str | None:
         """The column of the text to be written; None where there is none."""
         if self.task == "language_modeling":
-            return self.completion
+            return self.messages or self.completion
         return None if self.has_labels else self.summary
 
     def columns(self) -> dict[str, str]:
         """Map each field that names a column which is read to the column."""
+        if self.messages is not None:
+            return {"messages": self.messages}
         if self.task == "language_modeling":
             return {"text": self.text} | ({"completion": self.target} if self.target else {})
         if not self.has_labels:
@@ -331,7 +342,7 @@ class SplitSource(DataBase):
         """Say what is done about empty rows. Raises StageError where they are an error."""
         row, column = next(iter(empty.items()))
         count = f"{len(empty):,} rows have" if len(empty) > 1 else "1 row has"
-        parts = "no text" if self.target is None else f"no text or no {list(self.columns())[1]}"
+        parts = " or ".join(f"no {field}" for field in self.columns() if "label" not in field)
         first = ", is the first" if len(empty) > 1 else ""
         what = f"{origin}: {count} {parts} (row {row}, column {column!r}{first})"
         if self.empty == "error":

@@ -299,7 +299,8 @@ class Stage(BaseModel):
 
         Most stages need not override this: settings are known by their names.
         """
-        return _lower(self, {**SMOKE_TEST, **({} if planning.has_labels else _OF_SUMMARIES)})
+        writes = not (planning.has_labels or planning.data.is_text_alone)
+        return _lower(self, {**SMOKE_TEST, **(_OF_SUMMARIES if writes else {})})
 
 
 def _lower(settings: _Settings, limits: Mapping[str, int]) -> _Settings:

@@ -108,6 +108,7 @@ class Export(Stage):
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Identify how texts are read: it is written beside the model."""
         fields = {"task", "labels", "prefix", "max_source_length", "max_target_length", "truncate"}
+        fields |= {"messages"} if planning.data.messages is not None else set()
         return {"texts": planning.data.model_dump(mode="json", include=fields)}
 
     def preview(self, planning: Planning) -> Facts | None:

@@ -315,6 +315,9 @@ class Load(Stage):
         """Report a tokenizer that cannot be read, or has no rows; tell whether it is a slow one."""
         if isinstance(self.tokenizer, TrainTokenizer):
             tokens, key = self.tokenizer.vocab_size, "tokenizer.vocab_size"
+            if planning.data.messages is not None:
+                message = "one that is trained has no chat template, which data.messages needs"
+                planning.report("tokenizer", message)
             check_vocabulary(model, tokens, key, planning.report)
             return False
         name, key = self.tokenizer or self.source, "tokenizer" if self.tokenizer else "source"

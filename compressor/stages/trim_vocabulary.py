@@ -96,6 +96,8 @@ class TrimVocabulary(Stage):
         if not units:
             planning.report("", f"{facts.model_type} has no vocabulary that could be trimmed")
             return facts
+        if planning.data.messages is not None:
+            planning.report("", "does not see the tokens of a chat template; leave it out")
         if facts.slow_tokenizer:
             planning.report("", "cannot trim Marian's own tokenizer, which is not a fast one")
             return facts

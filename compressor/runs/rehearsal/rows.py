@@ -120,7 +120,7 @@ def write_rows(data: Data, sample: Mapping[Split, Rows], folder: Path) -> dict[s
         "empty": "keep",
         "label": "label" if data.labels else None,
         "summary": TARGET,
-        "completion": data.completion and TARGET,
+        "completion": TARGET if data.task == "language_modeling" and data.target else None,
         "max_source_length": min(SOURCE_TOKENS, data.max_source_length),
         "max_target_length": min(TARGET_TOKENS, data.max_target_length),
     }
