@@ -212,7 +212,7 @@ def _print_entity_scores(scores: Mapping[str, Any], *, as_json: bool) -> None:
     table = Table("type", "entities", "f1", "precision", "recall", header_style="bold")
     for name, values in scores["entities"].items():
         numbers = (_format_number(values[key]) for key in ("f1", "precision", "recall"))
-        table.add_row(escape(name), str(values["entities"]), *numbers)
+        table.add_row(escape(name), str(values["positives"]), *numbers)
     open_console().print(table)
     low, high = scores["intervals"]["entity_f1"]
     strict = "" if scores["strict_f1"] is None else f", strict {scores['strict_f1']:.4f}"

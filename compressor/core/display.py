@@ -26,7 +26,7 @@ LINE_SECONDS = 15.0
 NAME_WIDTH = 22
 METRICS = (
     *("validation_loss", "baseline_loss", "rougeLsum", "sacrebleu", "chrf", "ter", "exact_match"),
-    *("micro_f1", "perplexity", "latency_p50_ms"),
+    *("micro_f1", "entity_f1", "perplexity", "latency_p50_ms"),
 )
 """What the line of a stage says of its metrics."""
 

@@ -121,15 +121,16 @@ def summarize_scores(truth: Tags, given: Tags) -> dict[str, Any]:
         "entity_recall": float(scores["recall"]),
         "strict_f1": strict_f1,
         "accuracy": float(accuracy),
+        "count": len(real),
         "words": sum(map(len, real)),
         "intervals": {"entity_f1": measure.interval()},
         "entities": {
-            name: {
-                "entities": int(row["support"]),
-                **{k: float(row[n]) for k, n in _OF_TYPE.items()},
+            kind: {
+                "positives": int(row["support"]),
+                **{name: float(row[key]) for name, key in _OF_TYPE.items()},
             }
-            for name, row in report.items()
-            if not name.endswith(" avg")
+            for kind, row in report.items()
+            if not kind.endswith(" avg")
         },
     }
 
@@ -167,6 +168,36 @@ def count_entities(truth: Tags, given: Tags) -> NDArray[np.float64]:
             sides = set(get_entities(list(row))), set(get_entities(list(guessed)))
             line[:] = *map(len, sides), len(set.intersection(*sides))
     return counts
+
+
+def score_row(reference: str, given: str) -> float:
+    """Compute the F1 of a row's entities, 1 where there are none and none is given."""
+    counts = count_entities([reference.split()], [given.split()])
+    return float(entity_f1(counts)[0]) if counts.any() else 1.0
+
+
+def measure_rows(table: TaggedRows) -> dict[str, Measure]:
+    """Measure rows by what `SCORES` and `accuracy` are computed from."""
+    import numpy as np
+
+    counts = count_entities(table.truth, table.given)
+    right = [
+        [sum(a == b for a, b in zip(*pair, strict=True)), len(pair[0])]
+        for pair in zip(table.truth, table.given, strict=True)
+    ]
+    return {
+        "entity_f1": Measure(counts, entity_f1),
+        "entity_precision": Measure(counts[:, [2, 1]], _divide),
+        "entity_recall": Measure(counts[:, [2, 0]], _divide),
+        "accuracy": Measure(np.array(right, dtype=float), _divide),
+    }
+
+
+def _divide(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    shares: NDArray[np.float64] = means[:, 0] / np.maximum(means[:, 1], 1e-12)
+    return shares
 
 
 def entity_f1(counts: NDArray[np.float64]) -> NDArray[np.float64]:

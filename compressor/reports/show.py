@@ -25,7 +25,7 @@ FILES = ("report.html", "README.md", "model", "predictions.csv", "perplexity.csv
 """What a run may have that a person opens."""
 _SUMMARIZED = (
     *("validation_loss", "baseline_loss", "loss"),
-    *(*TEXT_SCORES, "micro_f1", "macro_f1"),
+    *(*TEXT_SCORES, "micro_f1", "macro_f1", "entity_f1"),
     *("retention", "latency_p50_ms", "format", "weights", "steps"),
     "trained_parameters",
 )

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     Scores = NDArray[np.float64]
 
-SUMMARIES, LABELS = ("rougeLsum", "rouge1", "rouge2"), ("micro_f1", "macro_f1", "accuracy")
+SUMMARIES = ("rougeLsum", "rouge1", "rouge2")
+LABELS = ("micro_f1", "macro_f1", "entity_f1", "accuracy")
 """What is tested; the first is the main one."""
 Row = tuple[str, ...]
 """What tells a row from others: its number, its source and its reference."""
@@ -46,12 +47,16 @@ def score_rows(
 
     Raises ValueError, with the file, line and column, where it is no such file.
     """
+    from compressor.evaluation import entities
     from compressor.evaluation.labels import is_labelled
 
     if not path.is_file():
         raise ValueError(f"{path} is not there")
     if path.name == perplexity.FILE:
         return _score_perplexity(path)
+    if entities.is_tagged(path):
+        table = entities.read_predictions(path)
+        return ScoredRows(table.rows, entities.measure_rows(table))
     return _score_labels(path) if is_labelled(path) else _score_texts(path, tokenizer, metrics)
 
 

@@ -19,6 +19,7 @@ LIBRARIES = {"ctranslate2": "ctranslate2", "onnx": "onnx", "gguf": "gguf", "pack
 METRIC_TYPES = {
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "rouge"),
     **dict.fromkeys(("micro_f1", "macro_f1"), "f1"),
+    **dict.fromkeys(("entity_f1", "entity_precision", "entity_recall"), "seqeval"),
     **{name: name for name in ("roc_auc", "average_precision", "accuracy")},
 }
 """Our metric → the hub's type of it."""
@@ -27,6 +28,7 @@ PIPELINE_TAGS = {
     "text2text": "text2text-generation",
     "language_modeling": "text-generation",
     **dict.fromkeys(LABEL_TASKS, "text-classification"),
+    "token_classification": "token-classification",
 }
 """A recipe's task → the hub's."""
 TAGS = dict.fromkeys(("prune", "shrink", "slice"), "pruned")
@@ -86,7 +88,9 @@ def _list_eval_results(results: Results, subject: Subject | None, task: str) -> 
 
     metrics = subject.metrics if subject else {}
     dataset = str(results.data.get("dataset") or results.data.get("source"))
-    kinds = METRIC_TYPES | {name: name for name in list_main_scores(metrics) if name != "rougeLsum"}
+    kinds = METRIC_TYPES | {
+        name: name for name in list_main_scores(metrics) if name not in METRIC_TYPES
+    }
     return [
         EvalResult(
             task_type=task,

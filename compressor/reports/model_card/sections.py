@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.backends.base import DECODERS
+from compressor.backends.base import CLASSIFIERS, DECODERS
 from compressor.backends.formats import FORMATS
 from compressor.engine.past_run import Record
 from compressor.evaluation.metric_names import list_main_scores
@@ -172,7 +172,7 @@ def show_use(subject: Subject) -> str:
     task = results.data.get("task", "summarization")
     is_summary = task == "summarization" and subject.head == "seq2seq_lm"
     verb = "classify" if results.has_labels else "summarize" if is_summary else "write"
-    whole = subject.head in ("seq2seq_lm", "sequence_classification")  # a body writes nothing
+    whole = subject.head in ("seq2seq_lm", *CLASSIFIERS)  # a body writes nothing
     backend = FORMATS[form].backend if form else "torch"
     whole |= subject.head == "causal_lm" and backend in DECODERS
     if form is None and whole:
@@ -180,6 +180,7 @@ def show_use(subject: Subject) -> str:
     if form == "huggingface" and not results.of("approximate"):  # its blocks are no transformers'
         return format_block(_write_transformers_code(results.data, subject.head), "python")
     place = "model" if form else "."
+    verb = "tag" if subject.head == "token_classification" else verb
     lines = ["import compressor", "", f'model = compressor.load("{place}")']
     lines.append(f'print(model.{verb if whole else "logits"}(["A text."]))')
     if form is None:
@@ -192,6 +193,7 @@ _CLASSES = {
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
     "causal_lm": "AutoModelForCausalLM",
     "sequence_classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
 }
 """A model's head → the class of transformers that loads it; AutoModel for others."""
 
@@ -214,6 +216,12 @@ def _write_transformers_code(data: Mapping[str, Any], head: str) -> str:
         lines += [
             f"likely = model(**inputs).logits[0].{likely}.tolist()",
             "print(dict(zip(model.config.id2label.values(), likely)))",
+        ]
+    elif head == "token_classification":
+        lines += [
+            "tags = model(**inputs).logits[0].argmax(-1).tolist()",
+            "names = [model.config.id2label[tag] for tag in tags]",
+            "print(list(zip(inputs.tokens(), names)))",
         ]
     elif head == "causal_lm":
         lines += [

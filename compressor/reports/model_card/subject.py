@@ -73,6 +73,8 @@ class Subject:
     def head(self) -> str:
         """What stands on its body, such as `causal_lm`."""
         labelled = "sequence_classification" if self.results.has_labels else None
+        if self.results.data.get("task") == "token_classification":
+            labelled = "token_classification"
         return str(labelled or self._load_settings.get("head") or "seq2seq_lm")
 
     @property

@@ -35,6 +35,7 @@ _HEADINGS = {
     "latency_p50_ms": "p50 ms",
     "micro_f1": "micro F1",
     "macro_f1": "macro F1",
+    "entity_f1": "entity F1",
 }
 _CASE_COLUMNS = (
     ("p50_ms", "p50, ms", "median time of a batch"),
@@ -146,7 +147,7 @@ def make_label_columns(labels: Mapping[str, Any] | None) -> list[PageColumn]:
     if labels is None:
         return []
     counts = labels["positives"]
-    about = ("positives", "rows with it", "in the test split", counts, list(map(str, counts)))
+    about = ("positives", labels["counted"], "in the test split", counts, list(map(str, counts)))
     return [
         _make_text_column("label", labels["names"]),
         _make_number_column(*about),

@@ -71,22 +71,31 @@ def _read_score(scores: Mapping[str, Any], name: str) -> list[float | None]:
 
 
 def list_label_scores(results: Results) -> dict[str, Any] | None:
-    """List F1 of each label and model, for a table and a chart; None where rows have no labels."""
-    records = [r for r in results.of("evaluate") if isinstance(r["metrics"].get("labels"), dict)]
+    """List F1 of each label, or type of entity, and model, for a table and a chart; None where rows
+    have no labels.
+    """
+    evaluated = [(r, _find_label_scores(r["metrics"])) for r in results.of("evaluate")]
+    records = [(record, labels) for record, labels in evaluated if labels]
     if not records:
         return None
-    labels = records[0]["metrics"]["labels"]
+    labels = records[0][1]
     return {
         "names": list(labels),
         "positives": [label["positives"] for label in labels.values()],
+        "counted": "entities" if "entities" in records[0][0]["metrics"] else "rows with it",
         "models": [
             {
                 "name": results.label(record["model"]),
-                "f1": [record["metrics"]["labels"].get(name, {}).get("f1") for name in labels],
+                "f1": [scores.get(name, {}).get("f1") for name in labels],
             }
-            for record in records
+            for record, scores in records
         ],
     }
+
+
+def _find_label_scores(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    scores = metrics.get("labels") or metrics.get("entities")
+    return scores if isinstance(scores, dict) else {}
 
 
 def list_sensitivity(results: Results) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;"
 const short = (text, most = 26) => plain(text.length > most ? text.slice(0, most - 1) + "…" : text);
 const chosen = (id) => document.getElementById(id + "-choice")?.value ?? "0";
 const units = { bytes: [1e-6, " MB"], latency_p50_ms: [1, " ms"] };
-const headings = { bytes: "weights on disk, MB", latency_p50_ms: "latency p50, ms", micro_f1: "micro F1", macro_f1: "macro F1", validation_loss: "validation loss" };
+const headings = { bytes: "weights on disk, MB", latency_p50_ms: "latency p50, ms", micro_f1: "micro F1", macro_f1: "macro F1", entity_f1: "entity F1", validation_loss: "validation loss" };
 const lessIsBetter = new Set(data.less_is_better);
 const titled = (text) => ({ text: plain(text), font: { size: 13 }, standoff: 10 });
 const legend = () => ({ orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: 12 } });

@@ -17,7 +17,7 @@ from compressor.stages.base import stage_class, stage_kinds
 
 Ended = Literal["done", "failed", "interrupted", "stopped"]
 """`stopped`: by a search, which found that it was not worth going on with."""
-QUALITY = ("rougeLsum", "micro_f1", "macro_f1")
+QUALITY = ("rougeLsum", "micro_f1", "macro_f1", "entity_f1")
 LOSS = ("loss", "validation_loss")
 OTHER_LOSS = ("approximate",)
 """Stages whose own loss is of hidden states, and cannot be held to one of labels."""

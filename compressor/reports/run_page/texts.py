@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.evaluation.entities import is_tagged, score_row
 from compressor.evaluation.labels import JOIN, is_labelled
 from compressor.evaluation.metric_names import LESS_IS_BETTER
 from compressor.evaluation.predictions import read_records, unguard_cell
@@ -131,11 +132,13 @@ def _read_predictions(results: Results) -> list[Predictions]:
 
 def _read_folder(model: str, folder: Path) -> Predictions:
     """Read the rows of a file of predictions, at its longest `max_length`."""
-    labelled = is_labelled(folder / FILE)
+    tagged = is_tagged(folder / FILE)
+    labelled = tagged or is_labelled(folder / FILE)
     rows = _read_rows(folder / FILE, longest=not labelled)
     score, scores = "", None
     if labelled:
-        scores = [score_labels(reference, text) for _, reference, text in rows]
+        score_texts = score_row if tagged else score_labels
+        scores = [score_texts(reference, text) for _, reference, text in rows]
     elif (path := folder / ROW_SCORES).is_file():  # an older artifact has none
         kept = json.loads(path.read_text("utf-8"))
         score = next((name for name in kept if name != "max_length"), "")

@@ -38,7 +38,10 @@ WRONG_POINTS = 3
 POLL_SECONDS = 2.0
 """Between two looks at the points' folders."""
 PAGE, SPREADSHEET = "sweep.html", "sweep.csv"
-SHOWN = (*("parameters", "nonzero_ratio", "bytes", *TEXT_SCORES, "micro_f1", "latency_p50_ms"),)
+SHOWN = (
+    *("parameters", "nonzero_ratio", "bytes", *TEXT_SCORES),
+    *("micro_f1", "entity_f1", "latency_p50_ms"),
+)
 """The numbers of a point that its table has, as a run's table writes them."""
 
 
@@ -292,7 +295,7 @@ def describe_status(point: PointStatus) -> str:
         return f"failed: {point.error}"
     if point.pruned is not None:
         return f"stopped early: {point.pruned}"
-    shown = (*TEXT_SCORES, "micro_f1", "nonzero_ratio")
+    shown = (*TEXT_SCORES, "micro_f1", "entity_f1", "nonzero_ratio")
     facts = [f"{k} {point.metrics[k]:.4f}" for k in shown if k in point.metrics]
     cached = f"{point.cached}/{point.stages} cached"
     return f"{point.state} in {point.seconds:.1f} s, {cached}  {'  '.join(facts)}"

@@ -26,7 +26,9 @@ from compressor.runs.sweeps.state import PointStatus, State, Sweep, guess_direct
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _BEFORE, _AFTER = ("name", "state"), ("cached", "stages", "seconds", "error")
-_QUALITY = (*TEXT_SCORES, "micro_f1", "macro_f1", "accuracy", "rougeL", "retention")
+_QUALITY = (
+    *(*TEXT_SCORES, "micro_f1", "macro_f1", "entity_f1", "accuracy", "rougeL", "retention"),
+)
 _COST = ("bytes", "parameters", "nonzero_ratio", "latency_p50_ms")
 _SIZE = "latency_p50_ms"
 _USUAL = ("bytes", "latency_p50_ms", "retention", "nonzero_ratio", "parameters")

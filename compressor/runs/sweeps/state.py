@@ -137,11 +137,12 @@ def choose_objectives(points: Sequence[PointStatus]) -> list[tuple[str, Directio
     """
     bytes_of_all = {point.metrics["bytes"] for point in points if "bytes" in point.metrics}
     size = "nonzero_ratio" if len(bytes_of_all) == 1 < len(points) else "bytes"
-    names = (name for point in points for name in point.metrics)  # a recipe's first metric first
+    names = [name for point in points for name in point.metrics]  # a recipe's first metric first
     score = next((name for name in names if name in TEXT_SCORES), TEXT_SCORES[0])
     aim: Direction = "minimize" if score in LESS_IS_BETTER else "maximize"
-    up: list[tuple[str, Direction]] = [(score, aim), ("micro_f1", "maximize")]
-    return [*up, (size, "minimize"), ("latency_p50_ms", "minimize")]
+    of_labels = "entity_f1" if "entity_f1" in names else "micro_f1"
+    smaller: list[tuple[str, Direction]] = [(n, "minimize") for n in (size, "latency_p50_ms")]
+    return [(score, aim), (of_labels, "maximize"), *smaller]
 
 
 def guess_direction(metric: str) -> Direction | None:
