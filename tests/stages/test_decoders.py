@@ -19,6 +19,7 @@ from compressor.reports.compare.significance import compare_scores, score_rows
 from tests.engine.test_plan import plan_recipe
 from tests.evaluation.test_perplexity import strided_loss
 from tests.harness.command import Command
+from tests.harness.command import compressor as run_command
 from tests.harness.once import run_once
 from tests.harness.runs import find_stage
 
@@ -161,6 +162,25 @@ def test_a_decoder_writes_what_generate_does(pairs: Command) -> None:
         pairs, "finetune", read_texts("train", 16), 8
     )
     assert pairs.record("evaluate@learn")["metrics"]["retention"] is not None
+
+
+TINY = (
+    *("model=tiny_llama", "data=bill_texts", "training=quick", "training.max_steps=2"),
+    *("model.config.hidden_size=32", "model.config.intermediate_size=64"),
+    *("model.config.vocab_size=400", "model.tokenizer.vocab_size=400", "stages.original.epochs=2"),
+    *("data.rows.train=16", "data.rows.validation=4", "data.rows.test=4", "training.batch_size=4"),
+)
+
+
+def test_the_checked_in_recipe_plans_without_a_hub_and_runs_tiny(tmp_path: Path) -> None:
+    """SmolLM2-135M has 134.5 M parameters, as published; half its layers, half as wide, 61.5 M."""
+    published = plan_recipe("decoder/smollm_half").nodes
+    sizes = {node.name: node.facts.parameters for node in published if node.facts}
+    assert (sizes["load"], sizes["slice"]) == (134_515_008, 61_507_008)
+    done = run_command("run", "decoder/smollm_half", *TINY, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert 0 < done.record("evaluate@quantize")["metrics"]["retention"] < 2
+    assert done.record("quantize")["parameters"] < 0.7 * done.record("load")["parameters"]
 
 
 @pytest.mark.parametrize(
