@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from compressor.backends.torch import generation
 from compressor.backends.torch.model import TorchModel
+from compressor.core.errors import StageError
 from compressor.models.checkpoint import Checkpoint
 from tests.harness.models import WINDOW, build_case
 
@@ -91,7 +92,7 @@ def test_new_tokens_are_those_of_generate(name: str, monkeypatch: pytest.MonkeyP
     [
         ({"repetition_penalty": 1.7}, 1),
         ({"no_repeat_ngram_size": 2}, 3),
-        ({"min_length": 15, "bad_words_ids": [[5], [7, 8]]}, 1),
+        ({"min_length": 12, "bad_words_ids": [[5], [7, 8]]}, 1),
         ({"suppress_tokens": [4, 9, 75], "begin_suppress_tokens": [EOS]}, 1),
         ({"encoder_repetition_penalty": 1.5}, 1),
         ({"exponential_decay_length_penalty": (4, 1.3)}, 1),
@@ -112,3 +113,14 @@ def test_a_least_length_counts_new_tokens() -> None:
     (ours,) = decode(model, 12, rows=prompts(), min_length=6).values()
     assert ours == [generated(model, row, 12, min_new_tokens=6) for row in prompts()]
     assert min(map(len, ours)) == 7
+
+
+def test_a_prompt_that_leaves_no_room_is_told() -> None:
+    """Before the first step, where there is a table of positions; not of the last that fits."""
+    model = pico("gpt2")
+    (rows,) = decode(model, 14, rows=[[5] * 50]).values()
+    assert rows == [generated(model, [5] * 50, 14)]
+    with pytest.raises(
+        StageError, match="50 tokens and 15 new ones are more than the 64 positions"
+    ):
+        decode(model, 15, rows=[[5], [5] * 50])

@@ -82,3 +82,14 @@ def test_summarization_is_another_name_of_text2text(tmp_path) -> None:
     assert first.key("train", "pairs") == second.key("train", "pairs")
     with pytest.raises(ValidationError, match="`completion` is for the task language_modeling"):
         read_data(tmp_path, rows, task="text2text", completion="summary")
+
+
+def test_an_empty_completion_is_told_while_planning(tmp_path) -> None:
+    rows = [{"text": "An act.", "answer": "Funds parks."}, {"text": "An act.", "answer": " "}]
+    reported: list[str] = []
+    read_data(tmp_path, rows, completion="answer").check(
+        "train", lambda path, message: reported.append(f"{path}: {message}")
+    )
+    (told,) = reported
+    assert told.startswith("empty: ")
+    assert "1 row has no text or no completion (row 1, column 'answer')" in told
