@@ -110,7 +110,7 @@ def first_tokens_of_pipeline(folder: Path, rows: Sequence[dict[str, Any]]) -> li
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_seqevals_on_the_pipelines_tags(kind: str, tmp_path: Path) -> None:
     """Of all entities and of each type; words that are cut off count as O. The file of rows gives
-    the same again, and an export that is loaded (ONNX Runtime's past its gate) the same tags.
+    the same again, and an export that is loaded the same tags.
     """
     checkpoint, rows, folder = tagger(kind, tmp_path), make_rows(12), tmp_path / "plain"
     checkpoint.model.save_pretrained(folder)
@@ -135,9 +135,7 @@ def test_scores_are_seqevals_on_the_pipelines_tags(kind: str, tmp_path: Path) ->
     assert entities.read_predictions(path).given == given
     again = entities.score_predictions(path)
     assert again == {name: metrics[name] for name in again}
-    written = {"format": "onnx"} if kind == "bert" else {"parity": None}  # a gate takes seconds
-    about = {"weights": "float32"} | written
-    measure("export", checkpoint, tagged(tmp_path, rows), tmp_path, **about)
+    measure("export", checkpoint, tagged(tmp_path, rows), tmp_path, parity=None)
     predictor = compressor.load(tmp_path / "export")
     assert predictor.tag([row["words"] for row in rows]) == given
     assert predictor.tag([" ".join(rows[0]["words"])]) == given[:1]
@@ -198,3 +196,80 @@ def test_a_head_for_texts_does_not_become_one_for_tokens(tmp_path: Path) -> None
         model.bert.encoder.layer[0].output.dense.weight,
         source.bert.encoder.layer[0].output.dense.weight,
     )
+
+
+FEW = [
+    "model=tiny_bert",
+    *(f"model.config.{key}" for key in ("num_hidden_layers=2", "hidden_size=32", "vocab_size=400")),
+    *("model.config.intermediate_size=48", "model.tokenizer.vocab_size=400"),
+    *(f"training.{key}" for key in ("learning_rate=3e-3", "warmup_steps=2", "batch_size=4")),
+    *("stages.shrink.encoder_layers=1", "stages.onnx.weights=float32"),
+    *(f"stages.benchmark.{key}" for key in ("texts=1", "warm_up=0", "batch_sizes=[2]")),
+    "stages.benchmark.models=[onnx]",
+]
+
+
+def test_the_recipe_runs_on_words_and_tags_in_files(tmp_path: Path, run: Any) -> None:
+    """Trained, halved, distilled, pruned, int8, for ONNX Runtime, timed. The exported model has its
+    source's tags, and is told of in the report, the card and the comparison; it tags a new text.
+    """
+    for name, count, seed in (("train", 60, 1), ("validation", 12, 2)):
+        lines = [json.dumps(row) + "\n" for row in make_rows(count, seed)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    files = [f"data.files.{name}={name}.jsonl" for name in ("train", "validation")]
+    data = ["data=tagged_files", f"data.labels=[{','.join(TAGS)}]", *files]
+    done = run("run", "bert/entities", *data, *FEW)
+    assert done.code == 0 and "report.html was not written" not in done.err, done.err
+    scores = {
+        name: done.record(f"evaluate@{name}")["metrics"]
+        for name in ("finetune", "distill", "recover", "quantize", "onnx")
+    }
+    assert scores["finetune"]["entity_f1"] > 0.9
+    assert scores["onnx"]["entity_f1"] == scores["recover"]["entity_f1"]
+    share = scores["quantize"]["entity_f1"] / scores["finetune"]["entity_f1"]
+    assert scores["quantize"]["retention"] == pytest.approx(share)
+    assert done.record("recover")["nonzero_ratio"] < done.record("distill")["nonzero_ratio"] < 1
+    assert "recall" in done.out
+    card = (done.run_folder / "README.md").read_text()
+    assert "pipeline_tag: token-classification" in card and "name: entity_f1" in card
+    page = (done.run_folder / "report.html").read_text()
+    assert "F1 by label" in page and "Labels side by side" in page
+    compared = run("compare", done.run_folder, done.run_folder, "--json")
+    assert "entity_recall" in compared.out, compared.err
+    rescored = run("score", done.run_folder / "stages" / "12-evaluate@onnx", "--json")
+    assert json.loads(rescored.out)["entity_f1"] == scores["onnx"]["entity_f1"]
+    model = compressor.load(done.run_folder)
+    assert model.backend == "onnxruntime"
+    assert len(model.tag(["Ann Stone flew to Oslo ."])[0]) == 6
+    told = run("classify", done.run_folder, stdin="Ann Stone flew to Oslo .")
+    assert told.out.split()[::2] == ["Ann", "Stone", "flew", "to", "Oslo", "."]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["data=messages"], "data.task: is multi_label, and the model has the head 'token_class"),
+        (["model.head=sequence_classification"], "it takes data of the task multi_label or single"),
+        (["stages.evaluate.max_length=20"], "max_length: means nothing for labels"),
+        (["stages.evaluate.threshold=0.4"], "threshold: a word's one label is the likeliest"),
+        (["stages.evaluate.metrics=[rouge]"], "metrics: labels are scored by entity_f1, entity_pr"),
+        (["stages.onnx.format=ctranslate2"], "valid: huggingface, packed, onnx"),
+        (["stages.onnx.format=gguf"], "valid: huggingface, packed, onnx"),
+        (["stages.distill.cache_logits=true"], "cache_logits: keeps logits over a vocabulary"),
+        (["+stages.base={stage: baseline}", "pipeline=[base]"], "has no baseline for tags"),
+        (["+stages.labels={stage: pseudo_label}", "pipeline=[load,labels]"], "stages.labels"),
+        (["model.config.model_type=gpt2"], "token_classification"),
+        (["data.labels=[O]"], "token_classification wants `labels`, at least 2"),
+    ],
+)
+def test_what_does_not_go_with_tags_is_refused_by_the_plan(
+    tmp_path: Path, run: Any, changes: list[str], expected: str
+) -> None:
+    """By name, at its key."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps(make_rows(1)[0]) + "\n")
+    files = [f"data.files.{name}=rows.jsonl" for name in ("train", "validation")]
+    data = ["data=tagged_files", f"data.labels=[{','.join(TAGS)}]", *files]
+    data = changes if changes == ["data=messages"] else data + changes
+    done = run("plan", "bert/entities", *FEW, *data)
+    assert done.code != 0
+    assert expected in " ".join(done.err.split())
