@@ -164,7 +164,8 @@ class _Session:
             batch = [of_length(self.sources, tokens, place) for place in places]
         begun = time.perf_counter()
         written = self._read_batch(batch, request)
-        return {"seconds": time.perf_counter() - begun, "tokens": written}
+        seconds = time.perf_counter() - begun
+        return {"seconds": seconds, "tokens": written, "read": sum(map(len, batch))}
 
     def begin_peak(self, _: Mapping[str, Any]) -> dict[str, Any]:
         self.peak = Peak(self.model.device if self.model.backend == "torch" else "cpu")

@@ -27,6 +27,12 @@ DEMO_CHARACTERS = 1000
 BORDER, PADDING = 1, 2
 """Characters that a table has beside its columns, and a column beside its text and its border."""
 ScoreColumn = tuple[str, str, Callable[[Any], str]]
+_OF_DECODERS = (
+    ("first token", "first_token_ms", "{:.1f} ms"),
+    ("prefill tokens/s", "prefill_tokens_per_second", "{:,.0f}"),
+    ("decode tokens/s", "decode_tokens_per_second", "{:,.0f}"),
+)
+"""Heading, key and form of what a benchmark measures of decoders alone."""
 COLUMNS: tuple[ScoreColumn, ...] = (
     ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
     ("nonzero_ratio", "non-zero", "{:.4f}".format),
@@ -51,6 +57,7 @@ COLUMNS: tuple[ScoreColumn, ...] = (
     ("speedup", "× faster", "{:.2f}".format),
     ("texts_per_second", "texts/s", "{:.1f}".format),
     ("tokens_per_second", "tokens/s", "{:.0f}".format),
+    *((key, heading, form.format) for heading, key, form in _OF_DECODERS),
     ("resident_bytes", "resident MB", lambda v: f"{v / 1e6:.0f}"),
 )
 """Key in a table's row, heading, and how the value is written."""
@@ -212,6 +219,11 @@ def print_cases(records: Sequence[Record], console: Console) -> None:
         Column(p, write_cells(cases, f"{p}_ms", "{:.1f} ms")) for p in ("p50", "p95", "p99")
     ]
     columns.append(Column("× faster", write_cells(cases, "speedup", "{:.2f}")))
+    columns += [
+        Column(heading, write_cells(cases, key, form))
+        for heading, key, form in _OF_DECODERS
+        if any(case.get(key) is not None for case in cases)
+    ]
     columns.append(Column("peak MB", write_cells(cases, "peak_bytes", "{:,.0f}", 1e6)))
     if any(case["joules_per_text"] is not None for case in cases):
         columns.append(Column("J/text", write_cells(cases, "joules_per_text", "{:.2f}")))
@@ -254,10 +266,14 @@ def describe_parity(parity: Mapping[str, Any] | None) -> str:
     """Say what an export's check found."""
     if parity is None:
         return "not checked"
+    measured = []
     if "equal_tokens" in parity:
-        difference = f"rougeLsum ± {parity['rougeLsum_difference']:.4f}"
-        return f"{100 * parity['equal_tokens']:.1f} % of tokens, {difference}"
-    return f"logits within {parity['logits_difference']:.1e}"
+        measured.append(f"{100 * parity['equal_tokens']:.1f} % of tokens")
+    if "rougeLsum_difference" in parity:
+        measured.append(f"rougeLsum ± {parity['rougeLsum_difference']:.4f}")
+    if "logits_difference" in parity:
+        measured.append(f"logits within {parity['logits_difference']:.1e}")
+    return ", ".join(measured)
 
 
 def print_scores(records: Sequence[Record], console: Console) -> None:

@@ -127,20 +127,25 @@ class Planning:
         self.check_length("data.max_source_length", tokens, cure, facts=facts, role=role)
 
     def check_decoding(
-        self, limits: Mapping[str, int], *, num_beams: int = 1, backend: BackendName | None = None
+        self,
+        limits: Mapping[str, int],
+        *,
+        num_beams: int = 1,
+        backend: BackendName | None = None,
+        prompt: tuple[str, int] | None = None,
     ) -> None:
         """Report limits of a decode (key → tokens) beyond the model's positions, which a decoder's
-        prompt has too, and settings of its generation config that its backend, or the one named,
-        does not follow.
+        `prompt` has too (key and tokens; None: the data's longest source), and settings of its
+        generation config that its backend, or the one named, does not follow.
         """
         facts, backend, greedy = self.facts, backend or self.backend, num_beams == 1
         if facts is None or facts.config["head"] not in WRITERS:
             return
-        prompt, cure = 0, ""
-        if facts.config["head"] == "causal_lm":
-            prompt, cure = self.data.max_source_length, "; lower it or data.max_source_length"
+        key, longest = prompt or ("data.max_source_length", self.data.max_source_length)
+        continues = facts.config["head"] == "causal_lm"
+        before, cure = (longest, f"; lower it or {key}") if continues else (0, "")
         for path, limit in limits.items():
-            self.check_length(path, prompt + limit, cure, facts=facts)
+            self.check_length(path, before + limit, cure, facts=facts)
         for message in explain_refusals(facts.generation, backend, greedy=greedy):
             self.report("", message)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from compressor.backends.base import EXPORT
+from compressor.backends.base import DECODERS, EXPORT
 from compressor.core import machine
 from compressor.core.settings import Counted, Integer, Length, Listed
 from compressor.data.source_base import Reads, Split
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 LEAST_BATCHES = 3
 """Batches that are timed at least, however few `texts` there are."""
+
+_PHASES = ("prefill", "decode")
+_FIRST_TOKEN = {"max_length": 1, "min_length": 1}
 
 Results = dict[str, dict[str, Any]]
 """Model → its figures."""
@@ -43,6 +47,21 @@ class Case:
     threads: int
 
 
+@dataclass
+class Times:
+    """What was measured of a model in a case, over its batches."""
+
+    seconds: list[float] = field(default_factory=list)
+    """Of each batch."""
+    first: list[float] = field(default_factory=list)
+    """Of the same, until a decoder has read its prompts and written a token after each."""
+    joules: list[float] = field(default_factory=list)
+    """Of a text, in each batch; none where nothing counts them."""
+    read: int = 0
+    written: int = 0
+    """Tokens of all batches."""
+
+
 class Benchmark(BackendReport):
     """Time models on texts of the test split; the machine is part of the key.
 
@@ -57,6 +76,11 @@ class Benchmark(BackendReport):
     processor counts them (of the whole machine; null elsewhere). Tables show the latency of the
     smallest batch and the throughput of the largest. Also the time to load, and the resident bytes
     that loading and one text add to the process. Figures of a shared machine are noisy.
+
+    Of decoders also the time to the first token (`first_token_ms`, of a batch, median), the tokens
+    of prompts read a second in it (`prefill_tokens_per_second`), and the tokens written a second
+    after it (`decode_tokens_per_second`): each batch is run once for one token, and once more for
+    all, and the difference is the time of all but the first.
 
     Every combination of lengths and `threads` is timed. `training_step: true` adds, at each length
     of input, a step of `finetune` with one such row and a target of `data.max_target_length`
@@ -73,6 +97,7 @@ class Benchmark(BackendReport):
     measures: ClassVar[tuple[str, ...]] = (
         *("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "speedup"),
         *("texts_per_second", "tokens_per_second", "peak_bytes", "resident_bytes"),
+        *("first_token_ms", "prefill_tokens_per_second", "decode_tokens_per_second"),
     )
 
     max_length: Length = Field(64, description="Limit of a text, in tokens.")
@@ -126,12 +151,14 @@ class Benchmark(BackendReport):
         planning.check_settings(
             self, of_summaries={"max_length", "output_lengths"}, of_labels=set()
         )
-        if facts.config["head"] == "causal_lm":
-            planning.report("", "times encoder-decoders and classifiers only")
+        if facts.config["head"] == "causal_lm" and planning.backend not in DECODERS:
+            planning.report("", f"{planning.backend} writes nothing with a decoder; torch does")
         for index, tokens in enumerate(self.input_lengths):
             planning.check_length(f"input_lengths.{index}", tokens, facts=facts)
         limits = {f"output_lengths.{i}": tokens for i, tokens in enumerate(self.output_lengths)}
-        planning.check_decoding(limits or {"max_length": self.max_length})
+        longest = {f"input_lengths.{i}": tokens for i, tokens in enumerate(self.input_lengths)}
+        prompt = max(longest.items(), key=itemgetter(1), default=None)
+        planning.check_decoding(limits or {"max_length": self.max_length}, prompt=prompt)
         if self.training_step and facts.config["head"] != "seq2seq_lm":
             planning.report("training_step", "measures encoder-decoders only")
         return facts
@@ -175,8 +202,10 @@ class Benchmark(BackendReport):
         texts = context.rows("test").first(count).texts
         with ExitStack() as stack:
             readers: dict[str, Reader] = {}
+            heads = {name: _read_head(folder) for name, folder in inputs.artifacts.items()}
+            decoders = [name for name, head in heads.items() if head == "causal_lm"]
             for name, folder in inputs.artifacts.items():
-                about = TextSettings.of(context.data, head=_read_head(folder), model_type="")
+                about = TextSettings.of(context.data, head=heads[name], model_type="")
                 log = context.folder / f"{len(readers)}.log"
                 reader = Reader(folder, texts, about, threads=threads, log=log)
                 readers[name] = stack.enter_context(reader)
@@ -184,7 +213,7 @@ class Benchmark(BackendReport):
                 if "load_seconds" not in results[name]:
                     results[name].update(loading, threads=threads)
             for case in cases:
-                for name, figures in self._time(case, readers).items():
+                for name, figures in self._time(case, readers, decoders).items():
                     results[name]["cases"].append(asdict(case) | figures)
                 bar.advance()
             if self.training_step:
@@ -193,43 +222,58 @@ class Benchmark(BackendReport):
     def _turns(self, case: Case) -> int:
         return max(LEAST_BATCHES, self.texts // case.batch_size)
 
-    def _time(self, case: Case, readers: Mapping[str, Reader]) -> dict[str, dict[str, Any]]:
+    def _time(
+        self, case: Case, readers: Mapping[str, Reader], decoders: Collection[str]
+    ) -> dict[str, dict[str, Any]]:
         """Have all models read the same batches, each batch in turn."""
         from compressor.evaluation.resources import Counters
 
-        exact = None if case.output_tokens is None else case.output_tokens + 1  # the start token
-        request = {
+        counters = Counters()
+        times = {name: Times() for name in readers}
+        for reader in readers.values():
+            reader.ask(do="begin_peak")
+        for turn in range(-self.warm_up, self._turns(case)):
+            for name, reader in readers.items():
+                request = self._request(case, max(0, turn), writes_on=name in decoders)
+                first = reader.ask(**request | _FIRST_TOKEN) if name in decoders else None
+                before = counters.read()
+                answer = reader.ask(**request)
+                joules = counters.joules(before, counters.read())
+                if turn < 0:
+                    continue
+                model = times[name]
+                model.seconds.append(answer["seconds"])
+                model.written += answer["tokens"]
+                model.read += answer["read"]
+                if first is not None:
+                    model.first.append(first["seconds"])
+                if joules is not None:
+                    model.joules.append(joules / case.batch_size)
+        baseline = next(iter(times.values())).seconds
+        return {
+            name: _figures(case, model.seconds, baseline, model.written)
+            | (_decoder_figures(case, model) if name in decoders else {})
+            | {
+                "peak_bytes": readers[name].ask(do="end_peak")["bytes"],
+                "joules_per_text": statistics.median(model.joules) if model.joules else None,
+            }
+            for name, model in times.items()
+        }
+
+    def _request(self, case: Case, turn: int, *, writes_on: bool) -> dict[str, Any]:
+        """Ask for the batch of a turn; `writes_on`: by a decoder, whose tokens are all new."""
+        exact = case.output_tokens
+        if exact is not None and not writes_on:
+            exact += 1  # the start token
+        if exact is None and writes_on:
+            exact = self.max_length
+        return {
             "do": "read",
+            "start": turn * case.batch_size,
             "batch_size": case.batch_size,
             "input_tokens": case.input_tokens,
             "max_length": exact or self.max_length,
             "min_length": exact or 0,
-        }
-        counters, energy = Counters(), dict[str, list[float]]()
-        seconds: dict[str, list[float]] = {name: [] for name in readers}
-        tokens = dict.fromkeys(readers, 0)
-        for reader in readers.values():
-            reader.ask(do="begin_peak")
-        for turn in range(-self.warm_up, self._turns(case)):
-            start = max(0, turn) * case.batch_size
-            for name, reader in readers.items():
-                before = counters.read()
-                answer = reader.ask(**request, start=start)
-                joules = counters.joules(before, counters.read())
-                if turn < 0:
-                    continue
-                seconds[name].append(answer["seconds"])
-                tokens[name] += answer["tokens"]
-                if joules is not None:
-                    energy.setdefault(name, []).append(joules / case.batch_size)
-        first = next(iter(seconds.values()))
-        return {
-            name: _figures(case, times, first, tokens[name])
-            | {
-                "peak_bytes": readers[name].ask(do="end_peak")["bytes"],
-                "joules_per_text": statistics.median(energy[name]) if name in energy else None,
-            }
-            for name, times in seconds.items()
         }
 
     def _train(
@@ -279,10 +323,27 @@ def _figures(
     }
 
 
+def _decoder_figures(case: Case, times: Times) -> dict[str, Any]:
+    """Compute the figures of prefill and decode, each over the median of its times."""
+    first, batches = statistics.median(times.first), len(times.first)
+    rest = statistics.median(a - b for a, b in zip(times.seconds, times.first, strict=True))
+    later = times.written / batches - case.batch_size
+    return {
+        "first_token_ms": first * 1000,
+        "prefill_tokens_per_second": times.read / batches / first,
+        # Of a single token nothing is left; in noise it may take no time.
+        "decode_tokens_per_second": later / rest if later > 0 and rest > 0 else None,
+    }
+
+
 def _summarize(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Choose what tables show: the smallest batch's latency, the largest one's throughput."""
     small, large = cases[0], max(cases, key=lambda case: case["batch_size"])
-    return {
+    of_decoder = {}
+    if "first_token_ms" in small:
+        of_decoder = {"first_token_ms": small["first_token_ms"]}
+        of_decoder |= {f"{k}_tokens_per_second": large[f"{k}_tokens_per_second"] for k in _PHASES}
+    return of_decoder | {
         **{f"latency_{key}": small[key] for key in ("p50_ms", "p95_ms", "p99_ms")},
         **{key: small[key] for key in ("speedup", "joules_per_text")},
         **{key: large[key] for key in ("texts_per_second", "tokens_per_second")},

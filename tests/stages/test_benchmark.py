@@ -9,7 +9,7 @@ import torch
 
 from compressor.evaluation.resources import Peak
 from compressor.evaluation.timing import of_length
-from compressor.stages.benchmark import Benchmark, Case, _figures
+from compressor.stages.benchmark import Benchmark, Case, Times, _decoder_figures, _figures
 
 
 def test_each_length_has_its_latency_its_peak_and_that_of_a_training_step(recipe, run) -> None:
@@ -71,6 +71,20 @@ def test_figures_by_hand() -> None:
         "batches": 3, "texts_per_second": pytest.approx(40),
         "tokens_per_second": pytest.approx(60), "speedup": pytest.approx(2),
     }  # fmt: skip
+
+
+def test_prefill_and_decode_by_hand() -> None:
+    """3 batches of 4 prompts, 30 tokens in each batch, 6 new ones after each prompt: the first
+    four in 0.1 s, the other twenty in 0.2, 0.3 and 0.5 s more.
+    """
+    case = Case(batch_size=4, input_tokens=None, output_tokens=6, threads=1)
+    times = Times(seconds=[0.3, 0.4, 0.6], first=[0.1, 0.1, 0.1], read=90, written=72)
+    assert _decoder_figures(case, times) == {
+        "first_token_ms": pytest.approx(100), "prefill_tokens_per_second": pytest.approx(300),
+        "decode_tokens_per_second": pytest.approx(20 / 0.3),
+    }  # fmt: skip
+    times.written = 12  # one a prompt
+    assert _decoder_figures(case, times)["decode_tokens_per_second"] is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset a process's peak")

@@ -204,3 +204,55 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(RecipeError) as error:
         plan_recipe(path, override)
     assert expected in str(error.value)
+
+
+EXPORTED = (
+    HEAD.replace("MODEL", "llama")
+    + """
+pipeline: [load, ct2, evaluate, benchmark]
+stages:
+  load: {}
+  ct2: {stage: export, format: ctranslate2, weights: float32}
+  evaluate: {models: [load, ct2], window: 40}
+  benchmark: {models: [load, ct2], batch_sizes: [1, 3], input_lengths: [20], output_lengths: [2, 7],
+              texts: 3, warm_up: 1}
+"""
+)
+
+
+def test_an_exported_decoder_is_scored_and_timed_beside_its_source(tmp_path_factory) -> None:
+    """Of the same perplexity; each of them reads and writes exactly the tokens that were asked for,
+    prefill and decode apart.
+    """
+    done = run_once(tmp_path_factory, "exported", EXPORTED)
+    assert done.code == 0, done.err
+    metrics = {record["name"]: record["metrics"] for record in done.records()}
+    perplexities = [metrics[f"evaluate@{name}"]["perplexity"] for name in ("load", "ct2")]
+    assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-5)
+    assert metrics["ct2"]["parity"]["equal_tokens"] >= 0.98
+    for name in ("load", "ct2"):
+        timed = metrics[f"benchmark@{name}"]
+        shape = [(case["output_tokens"], case["batch_size"]) for case in timed["cases"]]
+        assert shape == [(2, 1), (2, 3), (7, 1), (7, 3)]
+        for case in timed["cases"]:
+            new, size = case["output_tokens"], case["batch_size"]
+            assert case["tokens_per_second"] == pytest.approx(new * case["texts_per_second"])
+            read = case["prefill_tokens_per_second"] * case["first_token_ms"] / 1000
+            assert read == pytest.approx(20 * size)
+        assert timed["first_token_ms"] == timed["cases"][0]["first_token_ms"]
+    page = (done.run_folder / "report.html").read_text(encoding="utf-8")
+    assert "prefill" in done.out and "decode" in done.out
+    assert "prefill tokens/s" in page
+    assert "decode tokens/s" in (done.run_folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_timed_decoder_has_room_for_what_it_writes(tmp_path) -> None:
+    """Of all positions: the longest prompt and the tokens after it."""
+    text = EXPORTED.replace("llama", "gpt2")
+    for old, new in CHANGES[1:]:
+        text = text.replace(old, new)
+    text = text.replace("input_lengths: [20]", "input_lengths: [20, 122]")
+    path = tmp_path / "timed.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"too few for 129 tokens; .*input_lengths\.1"):
+        plan_recipe(path)

@@ -28,6 +28,7 @@ FEW_ROWS = 1000
 _NO_SCORES = (
     *("parameters", "nonzero_ratio", "bytes", "latency_p50_ms", "latency_p95_ms"),
     *("latency_p99_ms", "speedup", "texts_per_second", "tokens_per_second", "resident_bytes"),
+    *("first_token_ms", "prefill_tokens_per_second", "decode_tokens_per_second"),
 )
 """Columns of the main table that have a section of their own here."""
 _TIMES = (
@@ -35,6 +36,11 @@ _TIMES = (
     ("latency_p95_ms", "p95 ms", ".1f"),
     ("speedup", "× faster", ".2f"),
     ("texts_per_second", "texts/s", ".1f"),
+)
+_OF_DECODERS = (
+    ("first_token_ms", "first token ms", ".1f"),
+    ("prefill_tokens_per_second", "prefill tokens/s", ",.0f"),
+    ("decode_tokens_per_second", "decode tokens/s", ",.0f"),
 )
 
 
@@ -144,12 +150,14 @@ def list_times(results: Results) -> str:
     records = results.of("benchmark")
     if not records:
         return ""
+    of_decoders = any("first_token_ms" in record["metrics"] for record in records)
+    columns = _TIMES + (_OF_DECODERS if of_decoders else ())
     rows = [
         [
             escape(results.label(record["model"])),
             *(
                 "" if (value := record["metrics"].get(key)) is None else format(value, form)
-                for key, _, form in _TIMES
+                for key, _, form in columns
             ),
         ]
         for record in records
@@ -162,7 +170,7 @@ def list_times(results: Results) -> str:
         "Latency is of the smallest batch, throughput of the largest. Times of a machine that does "
         "other things too are noisy."
     )
-    headings = ["model", *(heading for _, heading, _ in _TIMES)]
+    headings = ["model", *(heading for _, heading, _ in columns)]
     return f"{format_table(headings, rows)}\n\nOn {where}{many}. {note}"
 
 
