@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.core.console import Console
+from compressor.evaluation.harness import list_short
 from compressor.evaluation.metric_names import SCALES, TEXT_SCORES, list_main_scores
 from compressor.evaluation.rouge import METRIC_KEYS, ROUGE_TYPES
 from compressor.stages.base import stage_class
@@ -173,7 +174,9 @@ def list_models(records: Sequence[Record]) -> list[dict[str, Any]]:
         if record["stage"] in {"evaluate", "benchmark"}:
             metrics = record["metrics"].items()
             row |= {key: value for key, value in metrics if not isinstance(value, dict | list)}
-            row["scores"] = [*row.get("scores", ()), *list_main_scores(record["metrics"])]
+            row |= (tasks := list_short(record["metrics"]))
+            names = list_main_scores(record["metrics"])
+            row["scores"] = [*row.get("scores", ()), *names, *tasks]
             row["looked_at"] = True
     looked_at = [row for row in rows.values() if row["looked_at"]]
     return floors + (looked_at or list(rows.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -18,6 +18,7 @@ from compressor.core.settings import Integer, Listed, to_int
 from compressor.data.rows import Rows
 from compressor.data.source_base import DataBase, Reads, Split
 from compressor.evaluation.entities import SCORES as ENTITY_SCORES
+from compressor.evaluation.harness import check_tasks, identify_tasks, name_task, score_tasks
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
 from compressor.evaluation.metric_names import (
     BUNDLED,
@@ -95,6 +96,11 @@ class Evaluate(BackendReport):
     labels or entities. Tables show `retention` and `closeness`, those of the first of `metrics`
     (rougeLsum's F1), of the micro F1 or of the entities' F1.
 
+    `harness` adds tasks of EleutherAI's lm-evaluation-harness (arc_easy, hellaswag, mmlu, …; the
+    package lm_eval), with its own settings, of a decoder that torch runs: `harness.<task>.<metric>`
+    of the metrics. `./my_task.yaml` is one's own, whose `task:` is `my_task`; it can run code, and
+    so wants `trust_remote_code: true`.
+
     To score what an `export` wrote, run by what it is made for, name that stage in `models`. With
     beams, CTranslate2 ends a search by its own rules; an export's check is greedy.
 
@@ -107,6 +113,7 @@ class Evaluate(BackendReport):
     Example: `evaluate: {models: [finetune, quantize], threshold: tuned}`
     Example: `evaluate: {models: [load, quantize], against: load, window: 1024, stride: 512}`
     Example: `evaluate: {models: [finetune, ct2, onnx], against: finetune}`
+    Example: `evaluate: {models: [load, quantize], harness: [arc_easy, hellaswag]}`
     """
 
     version: ClassVar[int] = 4
@@ -144,7 +151,12 @@ class Evaluate(BackendReport):
         "exact_match; others of `evaluate` by name, or one's own by path.",
     )
     trust_remote_code: bool = Field(
-        False, description="Run the code of metrics that are a hub's or a path's."
+        False, description="Run the code of metrics that are a hub's or a path's, and of tasks."
+    )
+    harness: Listed[str] = Field(
+        (),
+        description="Tasks of lm_eval that a decoder is scored by too, by name, or one's own by "
+        "the path of its YAML.",
     )
     against: str | None = Field(
         None, description="The stage whose model the others are compared with."
@@ -199,14 +211,18 @@ class Evaluate(BackendReport):
         """Name the releases and code of what scores: others may give other scores."""
         if planning.data.task == "token_classification":
             return versions(("seqeval",))
-        return {} if planning.has_labels else identify_metrics(self.metrics)
+        if planning.has_labels:
+            return {}
+        harness = identify_tasks(self.harness)
+        return identify_metrics(self.metrics) | ({"harness": harness} if harness else {})
 
     def parameters(self) -> dict[str, Any]:
         parameters = super().parameters()
         del parameters["trust_remote_code"]
         parameters["metrics"] = [name_score(metric) for metric in self.metrics]
+        parameters["harness"] = [name_task(task) for task in self.harness]
         unset = {name for name in _OF_PERPLEXITY if getattr(self, name) is None}
-        for name, before in (("threshold", 0.5), ("metrics", ("rouge",))):
+        for name, before in (("threshold", 0.5), ("metrics", ("rouge",)), ("harness", ())):
             if getattr(self, name) == before:  # as before there was such a setting
                 unset.add(name)
         return {name: value for name, value in parameters.items() if name not in unset}
@@ -226,6 +242,8 @@ class Evaluate(BackendReport):
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = super().preview(planning)
+        if self.harness:
+            self._check_harness(planning)
         if planning.data.is_text_alone:
             self._check_windows(planning)
             return facts
@@ -252,11 +270,28 @@ class Evaluate(BackendReport):
             planning.report("threshold", message)
         return facts
 
+    def _check_harness(self, planning: Planning) -> None:
+        head = planning.facts.config["head"] if planning.facts else "causal_lm"
+        if head != "causal_lm":
+            message = f"scores decoders, and the model has the head {head!r}; leave it out"
+            planning.report("harness", message)
+        elif planning.backend != "torch":
+            planning.report("harness", f"scores what torch runs, and {planning.backend} runs this")
+        else:
+            reporters = planning.report, planning.report_unreached
+            check_tasks(self.harness, *reporters, runs_code=self.trust_remote_code)
+
+    def smoke_test_settings(self, planning: Planning) -> Self:
+        """Leave lm_eval's tasks out, whose rows are not the data's."""
+        lower = super().smoke_test_settings(planning)
+        return lower.model_copy(update={"harness": ()}) if self.harness else lower
+
     def _check_windows(self, planning: Planning) -> None:
         """Report what cannot be in a perplexity, where it is measured."""
         planning.check_rows(trains=False)
         means_nothing = "where the perplexity of texts is measured"
-        unused = {*_OF_SUMMARIES, "metrics", "trust_remote_code", "threshold"}
+        unused = {*_OF_SUMMARIES, "metrics", "threshold"}
+        unused |= set() if self.harness else {"trust_remote_code"}
         self._check_unused(planning, unused, means_nothing)
         if planning.backend not in SCORERS:
             message = f"the perplexity of a model that {planning.backend} runs is not computed"
@@ -296,6 +331,10 @@ class Evaluate(BackendReport):
         model = open_artifact(inputs.model_folder, ranks=context.ranks)
         if model.tokenizer is None:
             raise StageError("the model has no tokenizer; set model.tokenizer")
+        if self.harness and context.ranks.is_first:
+            decoder: Any = model  # torch's: planning lets no other come here
+            scores = score_tasks(decoder.checkpoint.model, model.tokenizer, self.harness)
+            context.metrics["harness"] = scores
         names: Sequence[str] = LABEL_SCORES
         main, less = MAIN_OF_LABELS, set[str]()
         if context.data.task == "token_classification":
