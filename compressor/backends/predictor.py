@@ -77,6 +77,8 @@ class Predictor:
         from compressor.backends.outputs import choose_tags, split_words
 
         self._require_head(("token_classification",), "a model that tags words")
+        if isinstance(texts, str):
+            raise TypeError("expected a list of texts, got one text")
         rows = [text.split() if isinstance(text, str) else list(text) for text in texts]
         if any(not word or " " in word for row in rows for word in row):
             raise ValueError("a word is not empty, and has no space")

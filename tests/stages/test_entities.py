@@ -15,7 +15,12 @@ import pytest
 import torch
 from seqeval import scheme
 from seqeval.metrics import accuracy_score, classification_report, f1_score
-from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    pipeline,
+)
 
 import compressor
 from compressor.data.sources import Data
@@ -141,6 +146,40 @@ def test_scores_are_seqevals_on_the_pipelines_tags(kind: str, tmp_path: Path) ->
     assert predictor.tag([" ".join(rows[0]["words"])]) == given[:1]
 
 
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [
+        ("prune", {"amounts": {"encoder": {"feed_forward": 0.5}}, "importance": "sparsegpt"}),
+        ("slice", {"feed_forward": 32, "importance": "taylor"}),
+        ("trim_vocabulary", {}),
+        ("finetune", {"epochs": 1, "lora": {"rank": 2}}),
+        ("distill", {"teacher": "t", "epochs": 1, "losses": {"hidden": 1.0, "attention": 1.0}}),
+    ],
+)
+def test_a_stages_model_has_the_loss_that_plain_transformers_computes(
+    tmp_path: Path, stage: str, settings: dict[str, Any]
+) -> None:
+    """What each stage leaves, is evaluated and exported, on the same rows."""
+    checkpoint, data = tagger("bert", tmp_path), tagged(tmp_path, make_rows(8))
+    checkpoint.save(tmp_path / "teacher")
+    artifacts = {"teacher": tmp_path / "teacher"} if stage == "distill" else {}
+    measure(stage, checkpoint, data, tmp_path, artifacts, **settings)
+    after = tmp_path / stage
+    scores = measure("evaluate", after, data, tmp_path)
+    measure("export", after, data, tmp_path, parity=None)
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "export" / "model").eval()
+    with torch.inference_mode():
+        loss = model(**make_batch(Checkpoint.load(after), data)).loss
+        unchanged = checkpoint.model.eval()(**make_batch(checkpoint, data)).loss
+    assert scores["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert (loss.item() == pytest.approx(unchanged.item(), rel=1e-5)) == (stage[:4] == "trim")
+
+
+def make_batch(checkpoint: Checkpoint, data: Data) -> dict[str, torch.Tensor]:
+    examples = checkpoint.tokenize_rows(data.load("test"), data)
+    return examples.batch(list(range(len(examples))), checkpoint.pad_id)
+
+
 def test_an_interval_is_of_rows_drawn_again() -> None:
     """By a plain loop: entities are counted anew in each resample by seqeval."""
     truth = [["B-PER", "O"], ["B-LOC", "I-LOC"], ["O", "B-PER"], ["B-LOC", "O"]]
@@ -259,6 +298,7 @@ def test_the_recipe_runs_on_words_and_tags_in_files(tmp_path: Path, run: Any) ->
         (["+stages.base={stage: baseline}", "pipeline=[base]"], "has no baseline for tags"),
         (["+stages.labels={stage: pseudo_label}", "pipeline=[load,labels]"], "stages.labels"),
         (["model.config.model_type=gpt2"], "token_classification"),
+        (["+stages.smooth={}", "pipeline=[load,smooth]"], "knows T5 and mT5, and this is a bert"),
         (["data.labels=[O]"], "token_classification wants `labels`, at least 2"),
     ],
 )
