@@ -284,14 +284,17 @@ class Evaluate(BackendReport):
     def smoke_test_settings(self, planning: Planning) -> Self:
         """Leave lm_eval's tasks out, whose rows are not the data's."""
         lower = super().smoke_test_settings(planning)
-        return lower.model_copy(update={"harness": ()}) if self.harness else lower
+        runs_code = self.trust_remote_code and not planning.data.is_text_alone  # of metrics
+        update = {"harness": (), "trust_remote_code": runs_code}
+        return lower.model_copy(update=update) if self.harness else lower
 
     def _check_windows(self, planning: Planning) -> None:
         """Report what cannot be in a perplexity, where it is measured."""
         planning.check_rows(trains=False)
         means_nothing = "where the perplexity of texts is measured"
         unused = {*_OF_SUMMARIES, "metrics", "threshold"}
-        unused |= set() if self.harness else {"trust_remote_code"}
+        if self.trust_remote_code and not self.harness:
+            unused.add("trust_remote_code")
         self._check_unused(planning, unused, means_nothing)
         if planning.backend not in SCORERS:
             message = f"the perplexity of a model that {planning.backend} runs is not computed"

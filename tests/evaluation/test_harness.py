@@ -80,6 +80,9 @@ def test_scores_are_those_of_lm_eval(folder: Path) -> None:
     quantized = done.record("evaluate@quantize")["metrics"]
     assert quantized["perplexity"] == pytest.approx(metrics["perplexity"], rel=0.01)
 
+    rehearsed = compressor("run", "mine.yaml", "--rehearse", *SKIP, cwd=folder)
+    assert rehearsed.code == 0 and "harness: ['./quiz.yaml'] → []" in rehearsed.out, rehearsed.err
+
     key = find_key("evaluate@quantize")
     assert key == done.record("evaluate@quantize")["key"]
     (folder / "quiz.yaml").write_text(f"# a comment\n{TASK}")
