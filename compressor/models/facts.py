@@ -268,8 +268,6 @@ class Facts:
     def why_heads_stay(self) -> str:
         """Why a plain config cannot express fewer heads; "" where it can."""
         widths: Widths = self._architecture.WIDTHS
-        if widths.key_heads:
-            return f"heads of a {self.model_type} are not sliced: groups of them share keys"
         reason = f"heads cannot leave a {self.model_type}: its config has no head size of its own"
         return "" if widths.head_size else f"{reason}, which is {widths.hidden} / {widths.heads[0]}"
 
@@ -285,7 +283,7 @@ class Facts:
         """
         shapes, config = dict(self.shapes), dict(self.config)
         for part in units:
-            config[part.config_key] = width
+            config |= part.settings_of(width)
             if part.config_key == "vocab_size" and "decoder_vocab_size" in config:
                 config["decoder_vocab_size"] = width
             for name, axis in part.tensors.items():

@@ -59,12 +59,31 @@ class Units:
     carried: Mapping[str, int] = field(default_factory=dict)
     """Tensors that are cut too, but do not count in importance: biases, position biases."""
     stack: str = ""
+    counted: Mapping[str, int] = field(default_factory=dict)
+    """Other widths of the config that change too → how many of those each unit has."""
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    """Values that a config must have from then on, since it would derive others."""
+    divided: int = 0
+    """What each of `counted` must divide, as the config's own class asks for; 0: nothing."""
     chosen_with: str = ""
     """Units of the same `chosen_with` must lose the same indices; "" chooses for itself."""
 
     @property
     def tensors(self) -> dict[str, int]:
         return {**self.matrices, **self.carried}
+
+    def list_widths(self) -> list[int]:
+        """List the numbers of units that a config can express."""
+        return [
+            width
+            for width in range(1, self.count + 1)
+            if not any(self.divided % (each * width) for each in self.counted.values())
+        ]
+
+    def settings_of(self, width: int) -> dict[str, int]:
+        """Give what the config says of so many units."""
+        others = {key: each * width for key, each in self.counted.items()}
+        return {self.config_key: width, **others, **self.fixed}
 
 
 @dataclass(frozen=True)

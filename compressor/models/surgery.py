@@ -100,7 +100,8 @@ def keep_units(
     """
     config, changes = copy.deepcopy(checkpoint.model.config), list(kept)
     for units, indices in changes:
-        setattr(config, units.config_key, len(indices))
+        for key, value in units.settings_of(len(indices)).items():
+            setattr(config, key, value)
         if units.config_key == "vocab_size" and hasattr(config, "decoder_vocab_size"):
             config.decoder_vocab_size = len(indices)  # of the one vocabulary
     for key, value in (settings or {}).items():

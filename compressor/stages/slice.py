@@ -47,7 +47,9 @@ class Widths(BaseModel):
 
     model_config = SETTINGS
 
-    heads: Width | None = Field(None, description=f"{_WIDTH}; of each attention.")
+    heads: Width | None = Field(
+        None, description=f"{_WIDTH}; of each attention, in groups where heads share keys."
+    )
     feed_forward: Width | None = Field(None, description=f"{_WIDTH}; of each layer.")
     layers: Width | None = Field(None, description=f"{_WIDTH}; of each stack.")
 
@@ -78,6 +80,9 @@ class Slice(Widths, Stage):
     pruning by magnitude (Li et al., 1608.08710, for units of transformers); the sliced model needs
     fine-tuning. `importance: taylor` judges by the loss on rows of the data instead. Layers are
     dropped first, those with the smallest sum over all of their matrices.
+
+    Where queries share keys and values (Llama, Qwen), a unit is a head that has keys with all its
+    queries: `heads: 2` keeps two such groups, and the config gets its `head_dim`.
 
     Every layer keeps as many units, since a config has one number for all. In T5 each column of the
     relative-position bias in block 0 serves one head in all layers of its stack, so the
@@ -191,6 +196,10 @@ class Slice(Widths, Stage):
             else:
                 for units in members:
                     chosen[units.name] = (path, units, self._width(amount, units.count, kind))
+        for path, units, width in {part[0]: part for part in chosen.values()}.values():
+            if width not in (widths := units.list_widths()):
+                valid = ", ".join(map(str, widths))
+                report(path, f"no config of a {facts.model_type} has {width} of them; set {valid}")
         self._check_expressible(facts, chosen, report)
         return [(units, width) for _, units, width in chosen.values()]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from compressor.core.errors import StageError
 from compressor.data.bills import Bills
@@ -26,6 +27,11 @@ def t5(**changes: Any) -> Checkpoint:
 
 def bert() -> Checkpoint:
     return build_case("bert", {"intermediate_size": 32}, "none")
+
+
+def llama() -> Checkpoint:
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 32}
+    return build_case("llama", heads, "none")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +56,53 @@ def test_a_plan_knows_the_sliced_model_exactly(tmp_path, make, stage) -> None:
     assert dict(plan.shapes) == dict(real.derive_facts().shapes) == shapes
     for key in ("num_heads", "d_ff", "intermediate_size", "num_layers", "num_decoder_layers"):
         assert plan.config.get(key) == getattr(real.model.config, key, None)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        ("llama", {"attention_bias": True, "num_key_value_heads": 2}),
+        ("llama", {"num_attention_heads": 2, "num_key_value_heads": 2}),
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 12}),
+    ],
+)
+def test_groups_of_heads_leave_with_their_keys(tmp_path, model_type, values) -> None:
+    """In each layer the group whose weights are zero leaves first, its queries with it: logits are
+    those of before, in plain transformers too, and the plan knows the model exactly.
+    """
+    shape = {"vocab_size": 60, "num_attention_heads": 8, "num_key_value_heads": 4}
+    shape |= {"hidden_size": 32} | values
+    checkpoint = build_case(model_type, shape, "causal_lm")
+    config, layers = checkpoint.model.config, checkpoint.model.model.layers
+    groups, last = config.num_key_value_heads, config.num_key_value_heads - 1
+    size, each = layers[0].self_attn.head_dim, config.num_attention_heads // groups
+    for number, layer in enumerate(layers):
+        for norm in (p for name, p in layer.named_parameters() if "norm" in name or "bias" in name):
+            torch.nn.init.normal_(norm)
+        gone = min(number, last)
+        cut = slice(gone * each * size, (gone + 1) * each * size)
+        layer.self_attn.o_proj.weight.data[:, cut] = 0
+        layer.self_attn.q_proj.weight.data[cut] *= 1e-3
+    kept = groups - 1
+    stage = Slice(heads=kept)
+    ids = torch.randint(0, 60, (3, 9), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = checkpoint.model.eval()(ids).logits
+    plan, problems = preview(stage, checkpoint.derive_facts())
+    real = run_stage(stage, checkpoint, tmp_path)[0]
+    assert problems == [] and plan is not None and plan.exact
+    assert dict(plan.shapes) == {n: tuple(p.shape) for n, p in real.model.named_parameters()}
+    real.model.save_pretrained(tmp_path / "plain")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    config = again.config
+    heads = (config.num_key_value_heads, config.num_attention_heads, config.head_dim)
+    assert heads == (kept, kept * each, size)
+    assert {key: plan.config[key] for key in ("num_key_value_heads", "head_dim")} == {
+        "num_key_value_heads": kept, "head_dim": size,
+    }  # fmt: skip
+    with torch.inference_mode():
+        torch.testing.assert_close(again(ids).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_widths_are_rounded_up_to_a_multiple() -> None:
@@ -95,6 +148,7 @@ def test_masks_are_cut_as_their_weights_are(tmp_path) -> None:
         (t5, {"feed_forward": 33}, "feed_forward", "1 … 32"),
         (t5, {"encoder": {"heads": 2}}, "encoder.heads", "one num_heads for all of its layers"),
         (t5, {"feed_forward": 8, "decoder": {"feed_forward": 4}}, "feed_forward", "one d_ff for"),
+        (llama, {"heads": 3}, "heads", "no config of a llama has 3 of them; set 1, 2, 4"),
         (bert, {"heads": 1}, "heads", "hidden_size / num_attention_heads"),
         (bert, {"decoder": {"feed_forward": 4}}, "decoder", "bert has no decoder"),
     ],

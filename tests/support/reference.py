@@ -286,9 +286,23 @@ def without_neurons(plain: Plain, share: float) -> PreTrainedModel:
     return model
 
 
+def _drop_groups(attention: nn.Module, groups: int, share: float) -> None:
+    matrices = [getattr(attention, f"{name}_proj").weight.data for name in "qkv"]
+    output = attention.o_proj.weight.data
+    norms = sum(m.unflatten(0, (groups, -1)).square().sum((1, 2)) for m in (*matrices, output.T))
+    gone = norms.argsort()[: groups - round(share * groups)]
+    output.unflatten(1, (groups, -1))[:, gone] = 0
+
+
 def without_heads(plain: Plain, share: float) -> PreTrainedModel:
-    """Half of T5's heads give nothing: the same ones in all self-attentions of a stack."""
+    """Half of T5's heads give nothing: the same ones in all self-attentions of a stack. Of Llama's,
+    half of the heads with keys, with their queries.
+    """
     model, config = plain.twin(), plain.model.config
+    if not config.is_encoder_decoder:
+        for layer in model.get_decoder().layers:
+            _drop_groups(layer.self_attn, config.num_key_value_heads, share)
+        return model
 
     def blocks(attention: nn.Module) -> Tensor:
         cut = (config.num_heads, -1)

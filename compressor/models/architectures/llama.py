@@ -60,13 +60,19 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
     }
 
 
+def _size_heads(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Give the numbers of heads and of those that have keys, and the size of one."""
+    heads = config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    return heads, config.get("num_key_value_heads") or heads, size
+
+
 def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) -> dict[str, Shape]:
     """Map every distinct parameter's name to its shape."""
     base, kind = _prefix(config), config["model_type"]
     width, inner = config["hidden_size"], config["intermediate_size"]
-    heads, size = config["num_attention_heads"], config.get("head_dim")
-    size = size or width // heads
-    queries, keys = heads * size, (config.get("num_key_value_heads") or heads) * size
+    heads, key_heads, size = _size_heads(config)
+    queries, keys = heads * size, key_heads * size
     attention_rows = (queries, keys, keys, width)
     shapes = Table({f"{base}embed_tokens.weight": (config["vocab_size"], width)})
     for block in stacks(config)["decoder"].paths:
@@ -87,6 +93,33 @@ def parameters(config: Mapping[str, Any], *, untied_head: bool | None = None) ->
     shapes[f"{base}norm.weight"] = (width,)
     shapes.add_decoder_head(config, width, untied_head=untied_head)
     return shapes
+
+
+def heads(config: Mapping[str, Any]) -> list[Units]:
+    """List the groups of heads of each attention: a head with keys, and the queries that share it.
+
+    With a `head_dim` in the config their number is free. Groups lie one after another in each
+    tensor.
+    """
+    count, groups, size = _size_heads(config)
+    units = []
+    for block in stacks(config)["decoder"].paths:
+        places = {f"{block}.{name}": int(name.endswith("o_proj")) for name in _ATTENTION}
+        units.append(
+            Units(
+                f"{block}.self_attn",
+                "num_key_value_heads",
+                groups,
+                {f"{name}.weight": axis for name, axis in places.items()},
+                # The output's bias is of no head.
+                carried={f"{name}.bias": 0 for name, axis in places.items() if not axis},
+                stack="decoder",
+                counted={"num_attention_heads": count // groups},
+                fixed={"head_dim": size},
+                divided=config["hidden_size"] if config["model_type"] == "llama" else 0,
+            )
+        )
+    return units
 
 
 def feed_forward(config: Mapping[str, Any]) -> list[Units]:
