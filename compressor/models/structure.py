@@ -77,12 +77,12 @@ class Units:
         return [
             width
             for width in range(1, self.count + 1)
-            if not any(self.divided % (each * width) for each in self.counted.values())
+            if not any(self.divided % (number * width) for number in self.counted.values())
         ]
 
     def settings_of(self, width: int) -> dict[str, int]:
         """Give what the config says of so many units."""
-        others = {key: each * width for key, each in self.counted.items()}
+        others = {key: number * width for key, number in self.counted.items()}
         return {self.config_key: width, **others, **self.fixed}
 
 

@@ -53,7 +53,8 @@ class Export(Stage):
     the values of the others; matrices in int8 (one scale a row), bfloat16 or float32. It is small
     on the disk alone. An int8 model keeps its values and scales; there is no int4.
 
-    ctranslate2: for `ctranslate2.Translator`, or `Encoder` with the classifier's head beside it.
+    ctranslate2: for `ctranslate2.Translator`, `Generator` (GPT-2, Llama, Qwen2, Qwen3; no sliding
+    window, no YaRN, no scaling of Llama 3), or `Encoder` with the classifier's head beside it.
     int8 has one scale a row and computes in integers, embeddings included; the `_…` after it is the
     type of everything else. Needs the package `ctranslate2`.
 

@@ -76,12 +76,12 @@ def test_groups_of_heads_leave_with_their_keys(tmp_path, model_type, values) -> 
     checkpoint = build_case(model_type, shape, "causal_lm")
     config, layers = checkpoint.model.config, checkpoint.model.model.layers
     groups, last = config.num_key_value_heads, config.num_key_value_heads - 1
-    size, each = layers[0].self_attn.head_dim, config.num_attention_heads // groups
+    size, queries = layers[0].self_attn.head_dim, config.num_attention_heads // groups
     for number, layer in enumerate(layers):
         for norm in (p for name, p in layer.named_parameters() if "norm" in name or "bias" in name):
             torch.nn.init.normal_(norm)
         gone = min(number, last)
-        cut = slice(gone * each * size, (gone + 1) * each * size)
+        cut = slice(gone * queries * size, (gone + 1) * queries * size)
         layer.self_attn.o_proj.weight.data[:, cut] = 0
         layer.self_attn.q_proj.weight.data[cut] *= 1e-3
     kept = groups - 1
@@ -97,7 +97,7 @@ def test_groups_of_heads_leave_with_their_keys(tmp_path, model_type, values) -> 
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
     config = again.config
     heads = (config.num_key_value_heads, config.num_attention_heads, config.head_dim)
-    assert heads == (kept, kept * each, size)
+    assert heads == (kept, kept * queries, size)
     assert {key: plan.config[key] for key in ("num_key_value_heads", "head_dim")} == {
         "num_key_value_heads": kept, "head_dim": size,
     }  # fmt: skip
