@@ -28,6 +28,7 @@ from compressor.evaluation import entities
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.classifier_head import fit_head, start_at_labels
 from compressor.models.loading import build_model, load_pretrained
+from compressor.training.distillation import DistillationLoss
 from compressor.training.losses import LabelLoss
 from tests.harness.stages import data_of_rows, measure
 from tests.support.families import BERT, DISTILBERT, TOKENIZERS, vary
@@ -100,6 +101,23 @@ def test_the_loss_is_transformers_own_on_words_first_tokens(kind: str, tmp_path:
     assert loss(examples.batch([], pad)).item() == 0
 
 
+def test_a_teachers_distributions_are_learned_at_words_first_tokens(tmp_path: Path) -> None:
+    """By hand: T² · KL(teacher ‖ student), summed over the places that have a label."""
+    checkpoint, data = tagger("distilbert", tmp_path), tagged(tmp_path, make_rows(5))
+    student, batch = tagger("distilbert", tmp_path).model, make_batch(checkpoint, data)
+    vary(student, 1, 0.25)
+    loss = DistillationLoss(student, checkpoint.model, {"logits": 1.0}, temperature=2.0)
+    with torch.no_grad():
+        summed = loss(batch)
+        labels = batch.pop("labels") != -100
+        mine, theirs = (
+            (model(**batch).logits[labels] / 2).log_softmax(-1)
+            for model in (student, checkpoint.model)
+        )
+    expected = 4 * (theirs.exp() * (theirs - mine)).sum()
+    assert summed.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def first_tokens_of_pipeline(folder: Path, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Tag words by transformers' pipeline: a word's is that of the token that begins it, or O."""
     tag = pipeline("token-classification", model=str(folder), ignore_labels=[])
@@ -138,6 +156,8 @@ def test_scores_are_seqevals_on_the_pipelines_tags(kind: str, tmp_path: Path) ->
     assert metrics["cut_words"] > 0
     path = tmp_path / "evaluate" / "predictions.csv"
     assert entities.read_predictions(path).given == given
+    for name, measured in entities.measure_rows(entities.read_predictions(path)).items():
+        assert measured.value == pytest.approx(metrics[name])  # what a paired test resamples
     again = entities.score_predictions(path)
     assert again == {name: metrics[name] for name in again}
     measure("export", checkpoint, tagged(tmp_path, rows), tmp_path, parity=None)
