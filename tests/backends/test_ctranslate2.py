@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from compressor.backends import ctranslate2
-from compressor.backends.formats import FORMATS
+from compressor.backends.formats import FORMATS, explain_refusal
 from compressor.backends.torch.model import TorchModel
 from compressor.models.checkpoint import Checkpoint
+from compressor.models.facts import derive_facts
 from compressor.models.loading import untie_head
 from tests.backends.models import EOS, assert_same_tokens, build_large, sources
 from tests.harness.models import decode_sweep
@@ -158,3 +159,27 @@ def test_int8_is_near_and_the_checkpoint_stays_as_it_was(model_type, tmp_path) -
         expected = TorchModel(model).logits(sources())
         near = 0.1 * np.abs(expected).max()
         np.testing.assert_allclose(loaded.logits(sources()), expected, atol=near)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values", "named"),
+    [
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+            "rope_type 'llama3'",
+        ),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("llama", {}, None),
+    ],
+)
+def test_what_a_generator_does_not_follow_is_refused_by_name(model_type, values, named) -> None:
+    """While planning: it would compute something else without a word."""
+    config = {"model_type": model_type} | values
+    if model_type != "gpt2":
+        config["num_hidden_layers"] = 2
+    facts = derive_facts(config, head="causal_lm")
+    reason = explain_refusal("ctranslate2", facts)
+    assert reason == (named and f"CTranslate2 does not follow this model's {named}")
