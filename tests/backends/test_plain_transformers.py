@@ -31,7 +31,7 @@ from tests.harness.models import (
     outputs,
 )
 from tests.harness.stages import stage_context
-from tests.support.tokenizers import KINDS, rows, t5
+from tests.support.trimmed_tokenizers import KINDS, rows, t5
 
 FOUR = Path(__file__).parent.parent.parent / "build/transformers-4"
 ROPES: list[dict[str, Any]] = [

@@ -24,7 +24,7 @@ from tests.conftest import SHARED
 from tests.engine.test_plan import plan_recipe
 from tests.harness.models import build_case
 from tests.harness.stages import preview, run_stage
-from tests.support.tokenizers import (
+from tests.support.trimmed_tokenizers import (
     DATA,
     KINDS,
     SENTINELS,
