@@ -254,7 +254,7 @@ def test_a_classifiers_logits_are_torchs(tmp_path: Path) -> None:
         wanted = [checkpoint.model(torch.tensor([row])).logits[0].numpy() for row in sources]
     assert np.ptp(wanted, axis=0).min() > 0.05  # else any rows would do
     assert np.allclose(logits, np.stack(wanted), rtol=0, atol=1e-5)
-    with pytest.raises(StageError, match="only an encoder-decoder is decoded"):
+    with pytest.raises(StageError, match="a model without a language head writes no text"):
         model.generate_each_limit(sources, max_lengths=[4])
 
 

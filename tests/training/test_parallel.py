@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from compressor.training.launch_config import Scheme
 from tests.training import sharded
 
+pytestmark = pytest.mark.xdist_group("parallel")  # its fixtures take a minute
 ONE = Scheme()
 STOPPED = {"not_a_number", "overflown", "left_over"}
 ITS_OWN_DROPOUT = {"with_dropout", "gone_on"}
