@@ -120,7 +120,10 @@ def grid(undisturbed, tmp_path, monkeypatch) -> tuple[Grid, SweepFolder]:
     """The finished sweep, planned again, and a copy of its folder."""
     where = undisturbed[0].cwd
     monkeypatch.chdir(where)
-    shutil.copytree(sweep_folder(where / "outputs"), tmp_path / "copy", symlinks=True)
+    written = shutil.ignore_patterns(".sweep.html.*")  # the page of another worker's command
+    shutil.copytree(
+        sweep_folder(where / "outputs"), tmp_path / "copy", symlinks=True, ignore=written
+    )
     return plan_grid("mine.yaml", SWEEP[1:], reachable=True), SweepFolder(tmp_path / "copy")
 
 
