@@ -27,9 +27,7 @@ CLASSIFIERS = ("sequence_classification", "token_classification")
 """The heads of models that give labels, of a text or of its tokens."""
 
 DECODERS: tuple[BackendName, ...] = ("torch", "ctranslate2")
-"""The backends that write with decoders."""
-SCORERS: tuple[BackendName, ...] = ("torch", "ctranslate2")
-"""The backends whose decoders tell how likely a text is."""
+"""The backends that write with decoders, and tell how likely a text is to them."""
 
 
 class Model:

@@ -39,9 +39,9 @@ def open_export(
     if missing := explain_missing(info.format, FORMATS[info.format].runs):
         raise StageError(missing)
     if info.format == "ctranslate2":
-        from compressor.backends import ctranslate2
+        from compressor.backends.ctranslate2.runtime import load_model
 
-        return ctranslate2.load_model(folder, info.head, threads=threads)
+        return load_model(folder, info.head, threads=threads)
     if info.format == "onnx":
         from compressor.backends.onnx.runtime import OnnxModel
 

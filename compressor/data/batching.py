@@ -126,6 +126,25 @@ def _pad_rows(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
     return table
 
 
+def cut_windows(
+    ids: Sequence[int], *, size: int, stride: int
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Cut a text into windows of at most `size` tokens, the next `stride` tokens after the last.
+
+    Each is given as the tokens that are only read, and those that are predicted after them: what no
+    window before it predicts. That is of the first all tokens but one, of a later one `stride`, or
+    what is left, after at least `size - stride` others. So every token but a text's first is
+    predicted once. `stride` is at least 1, and less than `size`.
+    """
+    windows, end = [], 1
+    for start in range(0, len(ids), stride):
+        if end >= len(ids):
+            break
+        windows.append((ids[start:end], ids[end : start + size]))
+        end = start + size
+    return windows
+
+
 def evaluation_batches(
     lengths: Sequence[int], *, tokens: int, equal: bool = False
 ) -> list[list[int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compressor.core.errors import StageError
-from compressor.data.batching import IGNORED, Layout, collate_rows
+from compressor.data.batching import IGNORED, Layout, collate_rows, cut_windows
 from compressor.data.chats import write_answer, write_prompt
 from compressor.data.rows import Rows, Task
 from compressor.data.source_base import DataBase, Truncate
@@ -125,9 +125,9 @@ def tokenize_texts(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataBas
         chunk = [data.prefix + text for text in rows.texts[start : start + ROWS_AT_ONCE]]
         for text_ids in tokenizer(chunk, verbose=False).input_ids:
             ids = text_ids if text_ids[-1:] == end else [*text_ids, *end]
-            pieces = [ids[at : at + size] for at in range(0, len(ids) - 1, size - 1)]
-            sources.extend([piece[:1] for piece in pieces])
-            targets.extend([piece[1:] for piece in pieces])
+            for source, target in cut_windows(ids, size=size, stride=size - 1):
+                sources.extend([source])
+                targets.extend([target])
     return Examples(sources, targets, "joined")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import StageError
+from compressor.data.batching import cut_windows
 from compressor.data.spill import IdRows
 from compressor.evaluation.bootstrap import resampled_means
 from compressor.evaluation.predictions import guard_cell, read_records, unguard_cell, write_table
@@ -71,23 +72,14 @@ class Windows:
         return sum(self.sources.lengths()) + sum(self.targets.lengths())
 
 
-def cut_windows(texts: Sequence[Sequence[int]], *, size: int, stride: int) -> Windows:
-    """Cut texts into windows of at most `size` tokens, the next `stride` tokens after the last.
-
-    A window predicts what none before it has: of a text's first all tokens but the first one, of a
-    later one `stride`, or what is left, after at least `size - stride` others. So every token but a
-    text's first is predicted once. `stride` is at least 1, and less than `size`.
-    """
+def list_windows(texts: Sequence[Sequence[int]], *, size: int, stride: int) -> Windows:
+    """List the windows of texts that `cut_windows` cuts each into."""
     windows = Windows()
     for row, ids in enumerate(texts):
-        end = 1
-        for start in range(0, len(ids), stride):
-            if end >= len(ids):
-                break
-            windows.sources.extend([ids[start:end]])
-            windows.targets.extend([ids[end : start + size]])
+        for source, target in cut_windows(ids, size=size, stride=stride):
+            windows.sources.extend([source])
+            windows.targets.extend([target])
             windows.rows.append(row)
-            end = start + size
     return windows
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
-from compressor.backends.base import DECODERS, SCORERS
+from compressor.backends.base import DECODERS
 from compressor.backends.open import open_artifact
 from compressor.core.errors import StageError
 from compressor.core.files import MANIFEST, write_json
@@ -296,7 +296,7 @@ class Evaluate(BackendReport):
         if self.trust_remote_code and not self.harness:
             unused.add("trust_remote_code")
         self._check_unused(planning, unused, means_nothing)
-        if planning.backend not in SCORERS:
+        if planning.backend not in DECODERS:
             message = f"the perplexity of a model that {planning.backend} runs is not computed"
             planning.report("", message)
         window, stride = self._choose_windows(planning.data)
@@ -365,7 +365,7 @@ class Evaluate(BackendReport):
         texts = [context.data.prefix + text for text in rows.texts]
         size, stride = self._choose_windows(context.data)
         ids = perplexity.read_texts(texts, model.tokenizer)
-        windows = perplexity.cut_windows(ids, size=size, stride=stride)
+        windows = perplexity.list_windows(ids, size=size, stride=stride)
         if context.ranks.is_first:
             tokens = f"{sum(ids.lengths()):,} tokens, {windows.count_tokens():,} to be read"
             context.progress.say(f"  {len(windows.rows):,} windows of {tokens}")
@@ -549,7 +549,7 @@ class Evaluate(BackendReport):
         other: Mapping[str, Any],
         context: Context,
     ) -> None:
-        """Compare scores with the other model's; closeness is that of scores from 0 to 1."""
+        """Compare scores with the other model's; closeness is of scores divided by their scales."""
         from compressor.evaluation.rouge import compute_closeness, compute_retention
 
         scores = context.metrics

@@ -233,7 +233,7 @@ class Export(Stage):
             return self._write_packed(checkpoint, folder, weights)
         if self.format == "onnx":
             return self._write_onnx(checkpoint, folder, weights)
-        from compressor.backends import ctranslate2
+        from compressor.backends.ctranslate2 import export as ctranslate2
         from compressor.backends.gguf import export as gguf
         from compressor.models.surgery import dequantize_checkpoint
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.backends import ctranslate2
+from compressor.backends.ctranslate2.export import write_model
+from compressor.backends.ctranslate2.runtime import load_model
 from compressor.backends.formats import FORMATS, explain_refusal
 from compressor.backends.torch.model import TorchModel
 from compressor.models.checkpoint import Checkpoint
@@ -23,9 +24,9 @@ FAMILIES = FORMATS["ctranslate2"].models
 
 def exported(model: Checkpoint, folder: Path, weights: str = "float32") -> Any:
     folder.mkdir()
-    ctranslate2.write_model(model, folder, weights)
+    write_model(model, folder, weights)
     model.tokenizer.save_pretrained(folder)  # type: ignore[union-attr]
-    return ctranslate2.load_model(folder, model.head, threads=1)
+    return load_model(folder, model.head, threads=1)
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES["seq2seq_lm"]))

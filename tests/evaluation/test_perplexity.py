@@ -63,7 +63,7 @@ def test_perplexity_is_that_of_a_strided_loop(
         sum(len(text.encode()) for text in TEXTS),
     )
     assert tokens == sum(len(row) - 1 for row in ids) > 400
-    windows = perplexity.cut_windows(ids, size=size, stride=stride)
+    windows = perplexity.list_windows(ids, size=size, stride=stride)
     table = perplexity.measure_texts(TorchModel(checkpoint), TEXTS, windows, ignore)
     measured = perplexity.summarize_rows(table)
     expected = {
@@ -99,6 +99,6 @@ def test_an_interval_resamples_rows_and_divides_their_sums(tmp_path: Path) -> No
 
 def test_texts_without_a_second_token_have_none() -> None:
     model = TorchModel(build_case("gpt2", {}, "causal_lm"))
-    windows = perplexity.cut_windows([[5], []], size=4, stride=2)
+    windows = perplexity.list_windows([[5], []], size=4, stride=2)
     with pytest.raises(StageError, match="no text of the test split has a second token"):
         perplexity.measure_texts(model, ["a", ""], windows, ignore)
