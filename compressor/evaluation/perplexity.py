@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.errors import StageError
-from compressor.data.batching import cut_windows
 from compressor.data.spill import IdRows
 from compressor.evaluation.bootstrap import resampled_means
 from compressor.evaluation.predictions import guard_cell, read_records, unguard_cell, write_table
@@ -74,6 +73,8 @@ class Windows:
 
 def list_windows(texts: Sequence[Sequence[int]], *, size: int, stride: int) -> Windows:
     """List the windows of texts that `cut_windows` cuts each into."""
+    from compressor.data.batching import cut_windows
+
     windows = Windows()
     for row, ids in enumerate(texts):
         for source, target in cut_windows(ids, size=size, stride=stride):
