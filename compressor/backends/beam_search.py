@@ -38,39 +38,42 @@ class Decoder(Protocol):
         """Go on at each place from the row named there, which has the same source."""
 
 
-def search_tokens(decoder: Decoder, count: int, beams: int, settings: Settings) -> list[list[int]]:
-    """Write `count` rows, each up to its end token; greedily with one beam.
+def search_tokens(
+    decoder: Decoder, prompts: Tokens, beams: int, settings: Settings
+) -> list[list[int]]:
+    """Write a row after each of the prompts [N, P], up to its end token; greedily with one beam.
 
-    The decoder's batch has `beams` places for each row, one after another.
+    An encoder-decoder's prompts are start tokens. The decoder's batch has `beams` places for each
+    row, one after another.
     """
-    if settings.max_length == 1:
-        return [[] for _ in range(count)]
+    if settings.max_length == settings.prompt:
+        return [[] for _ in prompts]
     if beams == 1:
-        rows = _search_greedily(decoder, count, settings)
+        rows = _search_greedily(decoder, prompts, settings)
     else:
-        rows = _search_beams(decoder, count, beams, settings)
+        rows = _search_beams(decoder, prompts, beams, settings)
     return [up_to_end(row, settings.eos) for row in rows]
 
 
-def _search_greedily(decoder: Decoder, count: int, settings: Settings) -> list[list[int]]:
+def _search_greedily(decoder: Decoder, prompts: Tokens, settings: Settings) -> list[list[int]]:
     """Take the likeliest token at each step; what follows an end token is undefined."""
-    tokens = np.full((count, 1), settings.start, dtype=np.int64)
-    done: list[list[int]] = [[] for _ in range(count)]
-    live = np.arange(count)
-    ended = np.zeros(count, dtype=bool)
+    tokens, new = prompts, slice(settings.prompt, None)
+    done: list[list[int]] = [[] for _ in prompts]
+    live = np.arange(len(prompts))
+    ended = np.zeros(len(prompts), dtype=bool)
     while len(live) and tokens.shape[1] < settings.max_length:
         scores = settings.process(tokens, _require_finite(decoder.step(tokens[:, -1])))
         tokens = np.concatenate([tokens, scores.argmax(axis=1)[:, None]], axis=1)
         ended |= is_one_of(tokens[:, -1], settings.eos)
         if ended.all() or ended.sum() >= max(1, _DROP_SHARE * len(live)):
             for over in ended.nonzero()[0]:
-                done[live[over]] = tokens[over, 1:].tolist()
+                done[live[over]] = tokens[over, new].tolist()
             stay = (~ended).nonzero()[0]
             live, tokens, ended = live[stay], tokens[stay], ended[stay]
             if len(live):
                 decoder.keep(stay)
     for place, row in enumerate(live):
-        done[row] = tokens[place, 1:].tolist()
+        done[row] = tokens[place, new].tolist()
     return done
 
 
@@ -80,20 +83,22 @@ def up_to_end(row: list[int], eos: Sequence[int]) -> list[int]:
     return row[: ends[0]] if ends else row
 
 
-def _search_beams(decoder: Decoder, count: int, beams: int, settings: Settings) -> list[list[int]]:
+def _search_beams(
+    decoder: Decoder, prompts: Tokens, beams: int, settings: Settings
+) -> list[list[int]]:
     """Take the best finished beam of each row; what follows an end token is undefined.
 
     The rules are those of transformers' `_beam_search`: the best (1 + end tokens) · beams
     continuations are looked at, at least two a beam; an ended one counts if it is among the best
-    `beams` of them; its score is its log-probability / length ** length_penalty.
+    `beams` of them; its score is its log-probability / new tokens ** length_penalty.
     """
-    done: list[list[int]] = [[] for _ in range(count)]
-    live = np.arange(count)
-    state = _Beams(count, beams, settings)
+    done: list[list[int]] = [[] for _ in prompts]
+    live = np.arange(len(prompts))
+    state = _Beams(prompts, beams, settings)
     while len(live):
         over, places = state.advance(decoder)
         for place in over.nonzero()[0]:
-            done[live[place]] = state.finished[place, 0, 1:].tolist()
+            done[live[place]] = state.finished[place, 0, settings.prompt :].tolist()
         if over.any():
             stay = (~over).nonzero()[0]
             live, places = live[stay], places[stay]
@@ -109,11 +114,12 @@ def _search_beams(decoder: Decoder, count: int, beams: int, settings: Settings) 
 class _Beams:
     """Running and finished beams of the rows in a batch, with their scores."""
 
-    def __init__(self, rows: int, beams: int, settings: Settings) -> None:
-        self.beams, self.settings, self.length = beams, settings, 1
+    def __init__(self, prompts: Tokens, beams: int, settings: Settings) -> None:
+        rows = len(prompts)
+        self.beams, self.settings, self.length = beams, settings, settings.prompt
         self.kept = max(2, 1 + len(settings.eos)) * beams
         self.running = np.zeros((rows, beams, settings.max_length), dtype=np.int64)
-        self.running[:, :, 0] = settings.start
+        self.running[:, :, : self.length] = prompts[:, None]
         self.finished = self.running.copy()
         self.scores = np.zeros((rows, beams), dtype=np.float32)
         self.scores[:, 1:] = _NEVER  # at first all beams are equal, and one is enough
@@ -159,7 +165,8 @@ class _Beams:
     def _finish(self, sequences: Tokens, best: Scores, stops: NDArray[np.bool_]) -> None:
         """Take continuations that have just ended among the best into the finished ones."""
         just = stops & (np.arange(self.kept) < self.beams)
-        scores = best / np.float32(self.length**self.settings.length_penalty)
+        new = self.length + 1 - self.settings.prompt
+        scores = best / np.float32(new**self.settings.length_penalty)
         if self.settings.early_stopping is True:
             full = self.is_finished.all(axis=1, keepdims=True)
             scores = scores + full.astype(np.float32) * _NEVER
@@ -172,10 +179,10 @@ class _Beams:
 
     def _can_improve(self) -> NDArray[np.bool_]:
         """Tell which rows may still find a beam better than the worst of their finished ones."""
-        penalty, length = self.settings.length_penalty, self.length - 1
+        penalty, length = self.settings.length_penalty, self.length
         if self.settings.early_stopping == "never" and penalty > 0:
-            length = self.settings.max_length - 1
-        possible = self.scores[:, :1] / np.float32(length**penalty)
+            length = self.settings.max_length
+        possible = self.scores[:, :1] / np.float32((length - self.settings.prompt) ** penalty)
         worst = np.where(self.is_finished, self.finished_scores.min(axis=1, keepdims=True), _NEVER)
         better: NDArray[np.bool_] = np.any(possible > worst, axis=1)
         return better

@@ -115,6 +115,18 @@ OF_TOKENS = (
 )
 """Those whose values are tokens."""
 
+_LOOK_AT_PROMPT = (
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
+    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
+    *("min_length", "forced_bos_token_id"),
+)
+"""Those that take the pads before a decoder's prompt for tokens of it, or count them."""
+
+
+def counts_prompt(settings: Mapping[str, Any]) -> bool:
+    """Tell whether what a decoder writes in a batch depends on how long other prompts are."""
+    return any(settings.get(name) not in (None, 0, 1) for name in _LOOK_AT_PROMPT)
+
 
 def read_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Read what `from_pretrained` takes for the generation config of a model's folder.

@@ -27,11 +27,12 @@ def is_one_of(tokens: Tokens, some: Sequence[int]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that decide the next token, beside the model. Lengths count the start token."""
+    """Settings that decide the next token, beside the model. Lengths count what is before it."""
 
-    start: int
     eos: Sequence[int]
     max_length: int
+    prompt: int = 1
+    """Tokens before the first that is written: an encoder-decoder's start, a decoder's prompt."""
     min_length: int = 0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -45,26 +46,26 @@ class Settings:
     renormalize: bool = False
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], search: Search) -> Settings:
+    def of(
+        cls, config: Mapping[str, Any], search: Search, *, prompt: int | None = None
+    ) -> Settings:
         """Read a generation config, as far as `search` leaves it to that.
 
-        Raises StageError where a setting is not offered or there is no decoder start token.
+        `prompt`: the tokens of a decoder's, which those of `search` follow; None: it begins with a
+        start token, which they count. Raises StageError where a setting is not offered.
         """
         require_followed(config, "onnxruntime", greedy=True)
-        start = _get_first(config, "decoder_start_token_id", "bos_token_id")
-        if not isinstance(start, int):
-            message = "expected one token as decoder_start_token_id"
-            raise StageError(f"generation_config.json: {message}, got {start!r}")
         eos = list_ids(config.get("eos_token_id"))
-        min_length = search.min_length
+        before, counted = (1, 0) if prompt is None else (prompt, prompt)
+        min_length = search.min_length and counted + search.min_length
         if not min_length:
             new = config.get("min_new_tokens")
-            min_length = config.get("min_length") or 0 if new is None else new + 1
+            min_length = config.get("min_length") or 0 if new is None else before + new
         bad = (tuple(words) for words in config.get("bad_words_ids") or ())
         return cls(
-            start=start,
             eos=eos,
-            max_length=search.max_length,
+            max_length=counted + search.max_length,
+            prompt=before,
             min_length=min_length,
             repetition_penalty=_get_first(config, "repetition_penalty", default=1.0),
             no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,
@@ -79,7 +80,7 @@ class Settings:
         )
 
     def process(self, tokens: Tokens, scores: Scores) -> Scores:
-        """Adjust, in place, scores [R, V] of the token after rows [R, T], start token included."""
+        """Adjust, in place, scores [R, V] of the token after rows [R, T], prompts included."""
         length = tokens.shape[1]
         if self.repetition_penalty != 1:
             _penalize_repeated(tokens, scores, self.repetition_penalty)
@@ -94,9 +95,18 @@ class Settings:
         if length == self.max_length - 1 and self.forced_eos:
             _force_tokens(scores, self.forced_eos)
         scores[:, list(self.suppressed)] = -np.inf
-        if length == (1 if self.forced_bos is None else 2):
+        if length == (2 if self.prompt == 1 and self.forced_bos is not None else self.prompt):
             scores[:, list(self.suppressed_first)] = -np.inf
         return log_softmax(scores) if self.renormalize else scores
+
+
+def find_start(config: Mapping[str, Any]) -> int:
+    """Find the token that an encoder-decoder's text begins with. Raises StageError without one."""
+    start = _get_first(config, "decoder_start_token_id", "bos_token_id")
+    if not isinstance(start, int):
+        message = "expected one token as decoder_start_token_id"
+        raise StageError(f"generation_config.json: {message}, got {start!r}")
+    return start
 
 
 def log_softmax(logits: Scores) -> Scores:

@@ -240,9 +240,9 @@ def test_logits_of_an_export_that_are_nan_are_refused(num_beams: int) -> None:
         def keep(self, rows: Any) -> None: ...
         def reorder(self, rows: Any) -> None: ...
 
-    settings = Settings(start=0, eos=(1,), max_length=5)
+    settings = Settings(eos=(1,), max_length=5)
     with pytest.raises(StageError, match="the model's logits are NaN"):
-        search_tokens(Decoder(), 2, num_beams, settings)
+        search_tokens(Decoder(), np.zeros((2, 1), dtype=np.int64), num_beams, settings)
 
 
 def test_shortest_limits(model: PreTrainedModel) -> None:

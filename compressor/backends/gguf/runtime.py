@@ -21,7 +21,7 @@ from compressor.backends.base import Model
 from compressor.backends.beam_search import search_tokens
 from compressor.backends.generation_config import FILE as GENERATION
 from compressor.backends.generation_config import BackendName, load_settings
-from compressor.backends.generation_settings import Settings
+from compressor.backends.generation_settings import Settings, find_start
 from compressor.backends.gguf.export import FILE
 from compressor.backends.outputs import Report, Search, ignore
 from compressor.core import machine
@@ -151,12 +151,13 @@ class LlamaCppModel(Model):
         if not self._decodes:
             return super()._decode_rows(sources, search, progress)
         settings = Settings.of(self.generation_config, search)
+        start = np.array([[find_start(self.generation_config)]])
         beams, rows = search.num_beams, []
         with self._open_context(sources, search.max_length, beams) as context:
             for source in sources:
                 row = Row(self._lib, context, beams, self.tokenizer.size)
                 row.encode(source)
-                rows += search_tokens(row, 1, beams, settings)
+                rows += search_tokens(row, start, beams, settings)
                 progress(1)
         return rows
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from compressor.backends.base import Model
 from compressor.backends.beam_search import Tokens, search_tokens
 from compressor.backends.generation_config import FILE, BackendName, load_settings
-from compressor.backends.generation_settings import Settings
+from compressor.backends.generation_settings import Settings, find_start
 from compressor.backends.outputs import Report, Search, ignore
 from compressor.core import machine
 from compressor.core.errors import StageError
@@ -54,11 +54,13 @@ class OnnxModel(Model):
         if "decoder" not in self._sessions:
             return super()._decode_rows(sources, search, progress)
         settings = Settings.of(self.generation_config, search)
+        start = find_start(self.generation_config)
         rows: list[list[int]] = [[] for _ in sources]
         lengths = [len(source) + search.max_length for source in sources]
         for batch in evaluation_batches(lengths, tokens=BATCH_TOKENS // search.num_beams):
             decoder = self._encode_batch([sources[row] for row in batch], search.num_beams)
-            written = search_tokens(decoder, len(batch), search.num_beams, settings)
+            starts = np.full((len(batch), 1), start)
+            written = search_tokens(decoder, starts, search.num_beams, settings)
             for row, tokens in zip(batch, written, strict=True):
                 rows[row] = tokens
             progress(len(batch))

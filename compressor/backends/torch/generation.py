@@ -19,7 +19,7 @@ from transformers.generation import LogitsProcessor, LogitsProcessorList, logits
 from transformers.modeling_outputs import BaseModelOutput
 
 from compressor.backends.beam_search import up_to_end
-from compressor.backends.generation_config import SETTINGS
+from compressor.backends.generation_config import SETTINGS, counts_prompt
 from compressor.backends.outputs import NOT_FINITE, Report, Search, list_ids
 from compressor.core.errors import StageError
 from compressor.core.ranks import Ranks
@@ -58,13 +58,6 @@ _ROWWISE = {
 """These look at a row's own tokens and hold nothing per row, so rows may leave under them. Others
 (the two that look at the source, classifier-free guidance) index rows by their first place."""
 
-_LOOK_AT_PROMPT = (
-    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
-    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
-    *("min_length", "forced_bos_token_id"),
-)
-"""Settings that take the pads before a decoder's prompt for tokens of it, or count them."""
-
 
 def decode_rows(
     model: PreTrainedModel,
@@ -85,7 +78,10 @@ def decode_rows(
     try:
         lengths = [len(source) + search.max_length for source in sources]
         batches = evaluation_batches(
-            lengths, tokens=BATCH_TOKENS // search.num_beams, equal=_needs_equal_lengths(model)
+            lengths,
+            tokens=BATCH_TOKENS // search.num_beams,
+            equal=not model.config.is_encoder_decoder
+            and counts_prompt(model.generation_config.to_dict()),
         )
         for batch, done in ranks.iterate_batches(batches):
             # Of a start token alone, `generate` refuses to give nothing.
@@ -97,14 +93,6 @@ def decode_rows(
         model.train(training)
     rows = ranks.gather(rows)
     return [rows.get(index, []) for index in range(len(sources))]
-
-
-def _needs_equal_lengths(model: PreTrainedModel) -> bool:
-    """Tell whether a decoder's output, beyond rounding, depends on how long other prompts are."""
-    if model.config.is_encoder_decoder:
-        return False
-    values = (getattr(model.generation_config, name, None) for name in _LOOK_AT_PROMPT)
-    return any(value not in (None, 0, 1) for value in values)
 
 
 _WITHOUT = [name for name, use in SETTINGS.items() if use in ("no effect", "greedy")]
