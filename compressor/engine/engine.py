@@ -181,6 +181,8 @@ class Engine:
         started = time.monotonic()
         try:
             self.plan.require_unchanged(node)
+            if node.stage.choice:
+                self.progress.say(f"{node.name}: {node.stage.choice}")
             model = self._run_stage(node, context)
             _require_as_planned(node, model)
             require_finite_metrics(context.metrics)

@@ -295,8 +295,9 @@ def _add(
     """Add a node of stage `name`: preview it, and make its key."""
     kind, stage = state.stages[name]
     planning = _planning(state, name, model, artifacts)
+    stage = stage.resolve(planning)
     facts = stage.preview(planning)
-    parts = _key_parts(state, name, planning, model, artifacts)
+    parts = _key_parts(state, name, stage, planning, model, artifacts)
     key = digest(parts) if parts is not None else None
     known = key, parts or {}, facts, key is not None and state.store.has(key), planning
     state.nodes[node] = Node(node, kind, stage, model, artifacts, *known)
@@ -328,11 +329,15 @@ def _planning(
 
 
 def _key_parts(
-    state: _State, name: str, planning: Planning, model: str | None, artifacts: Mapping[str, str]
+    state: _State,
+    name: str,
+    stage: Stage,
+    planning: Planning,
+    model: str | None,
+    artifacts: Mapping[str, str],
 ) -> dict[str, Any] | None:
     """Collect the parts of a node's key; None where some of it cannot be reached from here."""
-    kind, stage = state.stages[name]
-    findings = state.findings
+    kind, findings = state.stages[name][0], state.findings
     sources = {} if model is None else {"model": state.nodes[model]}
     sources |= {role: state.nodes[node] for role, node in artifacts.items()}
     inputs = {role: node.key for role, node in sources.items() if node.key is not None}

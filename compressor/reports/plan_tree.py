@@ -78,6 +78,9 @@ def print_plan(plan: Plan, timings: StageTimings, console: Console) -> None:
         style = "dim" if node.cached else ""
         table.add_row(_format_name(row), *map(Text, cells), style=style)
     console.print(table)
+    for node in plan.nodes:
+        if node.stage.choice:
+            console.say(f"{node.name}: {node.stage.choice}")
     console.say(_summarize(plan, timings))
 
 

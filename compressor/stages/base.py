@@ -13,11 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr
 
 from compressor.backends.base import WRITERS
 from compressor.backends.generation_config import BackendName, explain_refusals
 from compressor.compression.pruning import Grouping
+from compressor.core.errors import Unreachable
 from compressor.core.ranks import ALONE, Ranks
 from compressor.core.settings import SETTINGS, Listed
 from compressor.data.rows import Task
@@ -89,6 +90,22 @@ class Planning:
         if quantized_kind:
             self.report("", f"cannot {verb} {quantized_kind}; put `quantize` after it")
         return not quantized_kind
+
+    def explain_missing_loss(self) -> str:
+        """Say why training rows cannot show what matters to the model's loss; "" where they can."""
+        if self.facts is None or self.data.task not in TASKS.get(self.facts.config["head"], ()):
+            return "the model has no loss on the data's rows"
+        problems: list[str] = []
+        try:
+            self.data.check("train", lambda _, message: problems.append(message))
+        except Unreachable:  # which is reported where the rows are read
+            return ""
+        return f"there are no rows to train on: {problems[0]}" if problems else ""
+
+    def choose_importance(self, calibrated: str) -> tuple[str, str]:
+        """Choose by what is there the `calibrated` importance or magnitude, and say why."""
+        missing = self.explain_missing_loss()
+        return ("magnitude", missing) if missing else (calibrated, "training rows have a loss")
 
     def check_settings(self, stage: Stage, *, of_summaries: set[str], of_labels: set[str]) -> None:
         """Report settings of a stage that have a meaning for the other task alone."""
@@ -234,6 +251,27 @@ class Stage(BaseModel):
 
     version: ClassVar[int] = 1
     """Raise it when the result for the same inputs changes: it is part of the key."""
+
+    _choice: str = PrivateAttr("")
+
+    def resolve(self, planning: Planning) -> Self:
+        """Give this stage with what a recipe leaves open chosen by what is there.
+
+        That is what is previewed, named by the key, and run.
+        """
+        return self
+
+    def choose(self, reason: str, **settings: Any) -> Self:
+        """Give this stage with settings that a recipe leaves open; a run tells them, and why."""
+        chosen = self.model_copy(update=settings)
+        shown = ", ".join(f"{name}: {str(value).lower()}" for name, value in settings.items())
+        chosen._choice = f"{shown} (chosen: {reason})"
+        return chosen
+
+    @property
+    def choice(self) -> str:
+        """What `resolve` chose, and why; "" where it chose nothing."""
+        return self._choice
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint | None:
         """Do the work. Annotate it with what it gives: Checkpoint, or None to only look at one."""

@@ -78,8 +78,9 @@ class Slice(Widths, Stage):
     (two where gated) and a column of the output matrix for a neuron. Biases and masks go with their
     unit. A unit whose matrices are zero goes first, and changes no output. This is structured
     pruning by magnitude (Li et al., 1608.08710, for units of transformers); the sliced model needs
-    fine-tuning. `importance: taylor` judges by the loss on rows of the data instead. Layers are
-    dropped first, those with the smallest sum over all of their matrices.
+    fine-tuning. `importance: taylor` judges by the loss on rows of the data instead, and is the
+    default where the data has such rows. Layers are dropped first, those with the smallest sum over
+    all of their matrices.
 
     Where queries share keys and values (Llama, Qwen), a unit is a head that has keys with all its
     queries: `heads: 2` keeps two such groups, and the config gets its `head_dim`.
@@ -104,10 +105,11 @@ class Slice(Widths, Stage):
     multiple_of: Integer = Field(
         1, ge=1, description="Round the number of neurons up to a multiple of this."
     )
-    importance: Literal["magnitude", "random", "taylor"] = Field(
-        "magnitude",
+    importance: Literal["magnitude", "random", "taylor"] | None = Field(
+        None,
         description="What a unit is judged by: the L2 norm of its weights, chance, or the sum of "
-        "|w · dL/dw| over its weights.",
+        "|w · dL/dw| over its weights. Default: taylor where training rows have a loss, else "
+        "magnitude.",
     )
     calibration_rows: Integer = Field(64, ge=1, description="Training rows that taylor looks at.")
 
@@ -116,6 +118,12 @@ class Slice(Widths, Stage):
         if not list(self._units()) and not list(self._layers(("encoder", "decoder"))):
             raise ValueError("set `heads`, `feed_forward` or `layers`")
         return self
+
+    def resolve(self, planning: Planning) -> Slice:
+        if self.importance is not None or planning.facts is None:
+            return self
+        importance, reason = planning.choose_importance("taylor")
+        return self.choose(reason, importance=importance)
 
     def is_random(self) -> bool:
         return self.importance == "random"
@@ -249,7 +257,7 @@ class Slice(Widths, Stage):
     ) -> Mapping[str, Tensor]:
         """Score each entry of the matrices; no score is negative."""
         weights = {name: checkpoint.get_parameter(name) for name in names}
-        if self.importance == "magnitude":
+        if self.importance in (None, "magnitude"):
             squares = {name: weight.detach().square() for name, weight in weights.items()}
             require_finite(squares, "the square of ", "its largest entry is beyond 1.8e19")
             return squares

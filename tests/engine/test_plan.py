@@ -8,7 +8,7 @@ import pytest
 
 from compressor.core.errors import RecipeError
 from compressor.core.machine import list_gpus
-from compressor.engine.plan import Plan, plan
+from compressor.engine.plan import Node, Plan, plan
 from compressor.engine.store.store import Store
 from compressor.recipe.compose import compose
 
@@ -143,3 +143,30 @@ def test_a_byte_order_mark_and_crlf_change_nothing_in_a_parent(tmp_path, recipe)
         (tmp_path / "family/parent.yaml").write_bytes((mark + line_end.join(lines)).encode())
         composed.append(compose(str(tmp_path / "mine.yaml")).values)
     assert composed[0] == composed[1] and composed[0]["pipeline"][0] == "load"
+
+
+def test_what_a_recipe_leaves_open_is_chosen_by_what_is_there(tmp_path: Path) -> None:
+    """Slicing goes by the loss where training rows have one, as if the recipe said so, and by
+    magnitude where there are none, or no head that learns of them; the plan says why.
+    """
+    recipe = tmp_path / "sliced.yaml"
+    recipe.write_text(
+        "defaults: [/base, /model: tiny, /data: bills, _self_]\n"
+        "pipeline: [load, slice]\nstages: {load: {}, slice: {feed_forward: 0.5}}\n"
+    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a", "summary": "b"}\n')
+
+    def plan_slice(*overrides: str) -> Node:
+        return plan_recipe(recipe, *overrides).node("slice")
+
+    taylor = plan_slice()
+    assert taylor.key == plan_slice("stages.slice.importance=taylor").key
+    assert taylor.stage.choice == "importance: taylor (chosen: training rows have a loss)"
+    files = ("data=files", f"data.files.validation={rows}", "data.files.train=null")
+    no_rows = (*files, "model.tokenizer=null")
+    labels = ("model=tiny_bert", "model.head=sequence_classification")
+    for overrides, reason in ((labels, "the model has no loss"), (no_rows, "there are no rows")):
+        plain = plan_slice(*overrides)
+        assert plain.key == plan_slice(*overrides, "stages.slice.importance=magnitude").key
+        assert f"importance: magnitude (chosen: {reason}" in plain.stage.choice
