@@ -39,6 +39,8 @@ LESS_IS_BETTER = frozenset({"ter", "wer", "cer", "character", "charcut_mt", "per
 SCALES: Mapping[str, float] = {"sacrebleu": 100, "chrf": 100, "ter": 100, "exact_match": 1}
 """What a perfect score is, or the worst usual one, of those that are not ROUGE."""
 MAIN_OF_ROUGE = "rougeLsum"
+ROW_SCORES = "row_scores.json"
+"""The file of rows' scores that an evaluation of texts leaves."""
 TEXT_SCORES = (
     MAIN_OF_ROUGE,
     *(name for name in (*BUNDLED, *FETCHED, "perplexity") if name != "rouge"),

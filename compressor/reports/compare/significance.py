@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.evaluation import perplexity
 from compressor.evaluation.bootstrap import Measure, PairedDifference, paired_difference, take_first
-from compressor.evaluation.metric_names import BUNDLED, MAIN_OF_ROUGE
-from compressor.stages.evaluate import ROW_SCORES
+from compressor.evaluation.metric_names import BUNDLED, MAIN_OF_ROUGE, ROW_SCORES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,10 +11,9 @@ from typing import Any
 
 from compressor.evaluation.entities import is_tagged, score_row
 from compressor.evaluation.labels import JOIN, is_labelled
-from compressor.evaluation.metric_names import LESS_IS_BETTER
+from compressor.evaluation.metric_names import LESS_IS_BETTER, ROW_SCORES
 from compressor.evaluation.predictions import read_records, unguard_cell
 from compressor.reports.run_page.results import Results
-from compressor.stages.evaluate import ROW_SCORES
 
 FILE = "predictions.csv"
 MOST_BYTES = 5_500_000
