@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compressor.backends.generation_config import FILE as GENERATION
 from compressor.backends.generation_config import (
@@ -23,9 +23,6 @@ from compressor.backends.generation_config import (
 )
 from compressor.core.errors import StageError, Unreachable, nearest
 from compressor.core.files import expand_home
-from compressor.core.packages import versions
-from compressor.core.settings import SETTINGS as MODEL_SETTINGS
-from compressor.core.settings import Integer
 from compressor.data import hub
 from compressor.data.source_base import Reads, Split
 from compressor.data.sources import Data
@@ -33,13 +30,10 @@ from compressor.models.classifier_head import fit_head, label_config, start_at_l
 from compressor.models.facts import Facts, derive_facts, with_whole_numbers
 from compressor.models.model_files import (
     TOKENIZER_FILES,
-    count_tokens,
     digest_model,
-    digest_tokenizer,
     has_own_head,
     has_own_unread_head,
     local_folder,
-    missing_packages,
     read_config,
     read_pad_id,
     weight_files,
@@ -47,31 +41,22 @@ from compressor.models.model_files import (
 from compressor.models.source_checks import (
     check_fresh_config,
     check_origins,
-    check_packages,
     check_secrets,
-    check_vocabulary,
-    explain_missing,
     find_architecture,
 )
 from compressor.models.structure import ConfigError
+from compressor.models.tokenizer_source import (
+    TrainTokenizer,
+    check_tokenizer,
+    identify_tokenizer,
+    open_tokenizer,
+)
 from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
     from compressor.models.checkpoint import Checkpoint
-
-
-class TrainTokenizer(BaseModel):
-    """Train a byte-level tokenizer, which reads any text.
-
-    Example: `tokenizer: {vocab_size: 1500}`
-    """
-
-    model_config = MODEL_SETTINGS
-
-    vocab_size: Integer = Field(ge=300, description="Number of tokens, special ones included.")
-    data: Data | None = Field(None, description="Rows to train on; default: the recipe's data.")
 
 
 class Load(Stage):
@@ -175,17 +160,7 @@ class Load(Stage):
             parts["files"] = digest_model(self._directory, with_code=self.trust_remote_code)
         elif self.source is not None:
             parts["commit"] = hub.resolve_commit(self.source, self.revision, "model")
-        if isinstance(self.tokenizer, str):
-            path = expand_home(self.tokenizer)
-            if path.is_dir():
-                parts["tokenizer"] = digest_tokenizer(path)
-            else:
-                parts["tokenizer"] = hub.resolve_commit(self.tokenizer, "main", "model")
-        elif self.tokenizer is not None:
-            parts |= versions(("tokenizers",))  # another release may train another one
-            if self.tokenizer.data is not None:
-                parts["tokenizer"] = self.tokenizer.data.key("train", "texts")
-        return parts
+        return parts | identify_tokenizer(self.tokenizer)
 
     def parameters(self) -> dict[str, Any]:
         """Leave out paths and branches: digests and commits are in the key."""
@@ -229,7 +204,8 @@ class Load(Stage):
         for name, message in check_tokens(result.config, ids, generation, whole=folder is not None):
             path = f"generation.{name}" if name in self.generation else self._key(name)
             planning.report(path, message)
-        slow = self._check_tokenizer(result, planning)
+        given = self.tokenizer, self.source, result, planning.data
+        slow = check_tokenizer(*given, planning.report)
         return replace(result, slow_tokenizer=slow, generation=generation)
 
     def _read_config(self, planning: Planning) -> tuple[Mapping[str, Any] | None, Path | None]:
@@ -311,28 +287,6 @@ class Load(Stage):
         path = hub.find_file(self.source, GENERATION, commit, "model")
         return select_settings(config) if path is None else load_settings(path)
 
-    def _check_tokenizer(self, model: Facts, planning: Planning) -> bool:
-        """Report a tokenizer that cannot be read, or has no rows; tell whether it is a slow one."""
-        if isinstance(self.tokenizer, TrainTokenizer):
-            tokens, key = self.tokenizer.vocab_size, "tokenizer.vocab_size"
-            if planning.data.messages is not None:
-                message = "one that is trained has no chat template, which data.messages needs"
-                planning.report("tokenizer", message)
-            check_vocabulary(model, tokens, key, planning.report)
-            return False
-        name, key = self.tokenizer or self.source, "tokenizer" if self.tokenizer else "source"
-        if name is None:
-            return False
-        folder = local_folder(name)
-        tokens = 0 if folder is None else count_tokens(folder / "tokenizer.json")
-        check_vocabulary(model, tokens, key, planning.report)
-        published = model.model_type == "marian" and key == "source"
-        is_slow = check_packages(folder, key, planning.report, is_marian=published)
-        if is_slow and planning.data.truncate == "sentences":
-            message = "Marian's tokenizer does not tell where in a text a token ends; set 'tokens'"
-            planning.report("data.truncate", message)
-        return is_slow
-
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Load or build the model, and its tokenizer."""
         import torch
@@ -341,7 +295,8 @@ class Load(Stage):
         from compressor.training.losses import CAUSAL_TYPES
 
         torch.manual_seed(context.seed)  # a fresh head on a pretrained body is random too
-        tokenizer = self._load_tokenizer(context)
+        given = self.tokenizer, self.source, self.revision
+        tokenizer = open_tokenizer(*given, lambda: context.rows("train"))
         labels = self._labels(context.data)
         if self.source is None:
             model = self._build(tokenizer, labels)
@@ -423,25 +378,3 @@ class Load(Stage):
             folder = hub.fetch_files(self.source, commit, [*patterns, "*.bin"])
         context.metrics["commit"] = commit
         return folder
-
-    def _load_tokenizer(self, context: Context) -> PreTrainedTokenizerBase | None:
-        from compressor.data.tokenizers import train_tokenizer
-        from compressor.models.loading import has_tokenizer, load_tokenizer
-
-        if isinstance(self.tokenizer, TrainTokenizer):
-            data = self.tokenizer.data
-            rows = context.rows("train") if data is None else data.load("train")
-            texts = [*rows.texts, *rows.summaries]
-            return train_tokenizer(texts, vocab_size=self.tokenizer.vocab_size)
-        source = self.tokenizer or self.source
-        if source is None:
-            return None
-        directory = expand_home(source)
-        if directory.is_dir():
-            return load_tokenizer(directory) if has_tokenizer(directory) else None
-        revision = self.revision if self.tokenizer is None else "main"
-        commit = hub.resolve_commit(source, revision, "model")
-        folder = hub.fetch_files(source, commit, ["*.json", *TOKENIZER_FILES])  # as a whole
-        if missing := missing_packages(folder):
-            raise StageError(f"the tokenizer of {source} needs {explain_missing(missing)}")
-        return load_tokenizer(source, revision=commit)

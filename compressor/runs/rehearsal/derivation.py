@@ -18,8 +18,9 @@ from compressor.data.sources import Data
 from compressor.engine.plan import Plan
 from compressor.models.facts import Facts, evenly_spaced, load_architecture
 from compressor.models.structure import Widths
+from compressor.models.tokenizer_source import TrainTokenizer
 from compressor.stages.base import Planning, Stage
-from compressor.stages.load import Load, TrainTokenizer
+from compressor.stages.load import Load
 from compressor.training.launch_config import Launch
 
 LAYERS = 2

@@ -32,10 +32,11 @@ from compressor.engine.plan import Node, Plan, plan
 from compressor.engine.run_folder import Run
 from compressor.engine.store.store import Store
 from compressor.models.facts import Facts
+from compressor.models.tokenizer_source import TrainTokenizer
 from compressor.recipe.compose import validate_values
 from compressor.runs.rehearsal.derivation import TRAINED, SmallRecipe, derive
 from compressor.runs.rehearsal.rows import MOST, find_empty_rows, sample_rows, write_rows
-from compressor.stages.load import Load, TrainTokenizer
+from compressor.stages.load import Load
 
 _MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("–", "dim")}
 
