@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from compressor.core.errors import StageError, nearest
+from compressor.core.errors import nearest
 from compressor.core.numbers import require_finite
 from compressor.core.settings import SETTINGS, Integer, Listed
 from compressor.models.architectures.t5 import T5_TYPES
@@ -23,6 +23,7 @@ from compressor.models.facts import Facts
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compressor.compression.calibration import Calibration
     from compressor.data.examples import Examples
     from compressor.models.checkpoint import Checkpoint
 
@@ -266,7 +267,9 @@ class Pruner:
         if kind == "magnitude":
             return {name: weight.detach() for name, weight in weights.items()}
         if kind == "taylor":
-            scores = importance.taylor_scores(weights, *self._prepare_calibration())
+            calibration = self._prepare_calibration()
+            batches = calibration.list_batches()
+            scores = importance.taylor_scores(weights, calibration.loss, batches)
             require_finite(scores, "the taylor importance of ", TOO_LARGE)
         else:
             scores = importance.random_scores(weights, self.seed)
@@ -279,8 +282,8 @@ class Pruner:
         modules, masks = self._list_modules(weights), self.checkpoint.masks
         for name, score in self.compute_scores(weights).items():
             rows = {"": self._mask_as_rows(name, modules[name])}
-            prune_blocks({"": _as_rows(score, modules[name])}, rows, *n_m)
-            masks[name] = _as_rows(rows[""], modules[name]).contiguous()
+            prune_blocks({"": as_rows(score, modules[name])}, rows, *n_m)
+            masks[name] = as_rows(rows[""], modules[name]).contiguous()
 
     def _prune_by_layer(
         self, weights: Mapping[str, Any], count: int, n_m: tuple[int, int] | None
@@ -297,15 +300,10 @@ class Pruner:
             goes = dict(zip(modules, split(old, count), strict=True))
         statistic = layer_inputs.add_products if updates else layer_inputs.add_squares
         prune = self._prune_with_sparsegpt if updates else self._prune_with_wanda
-        stacks, batches = self._list_layers(), self._prepare_calibration()
-        for sums in layer_inputs.sum_by_layer(modules, stacks, *batches, statistic, self.origin):
-            while sums:  # modules that read the same are pruned with one sum
-                total = next(iter(sums.values()))
-                shared = [name for name in sums if sums[name] is total]
-                for name in shared:
-                    del sums[name]
-                prune({name: modules[name] for name in shared}, total, goes, n_m)
-                self.advance(len(shared))
+        sums = self._prepare_calibration().sum_by_layer(modules, statistic, self.origin)
+        for shared, total in sums:
+            prune(shared, total, goes, n_m)
+            self.advance(len(shared))
 
     def _prune_with_wanda(
         self,
@@ -320,12 +318,12 @@ class Pruner:
         for name, module in modules.items():
             require_finite({name: norms}, "the norm of what comes into ", TOO_LARGE)
             rows = {"": self._mask_as_rows(name, module)}
-            score = importance.wanda_scores(_as_rows(module.weight, module), norms)
+            score = importance.wanda_scores(as_rows(module.weight, module), norms)
             if n_m is not None:
                 thresholds.prune_blocks({"": score}, rows, *n_m)
             else:
                 rows[""] = thresholds.prune_rows(score, rows[""], goes[name])
-            self.checkpoint.masks[name] = _as_rows(rows[""], module).contiguous()
+            self.checkpoint.masks[name] = as_rows(rows[""], module).contiguous()
 
     def _prune_with_sparsegpt(
         self,
@@ -334,21 +332,15 @@ class Pruner:
         goes: Mapping[str, Any],
         n_m: tuple[int, int] | None,
     ) -> None:
-        import torch
+        from compressor.compression.calibration import factorize
+        from compressor.compression.sparsegpt import prune_with_sparsegpt
 
-        from compressor.compression import sparsegpt
-
-        name = next(iter(modules))
-        require_finite({name: hessian}, "the Hessian of ", TOO_LARGE)
-        try:
-            curvature = sparsegpt.factorize_hessian(hessian)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it is there
-            raise StageError(f"the Hessian of {name} has no inverse; {TOO_LARGE}") from error
+        curvature = factorize(next(iter(modules)), hessian, TOO_LARGE)
         for name, module in modules.items():
-            weight, mask = _as_rows(module.weight, module), self._mask_as_rows(name, module)
-            new, mask = sparsegpt.prune_with_sparsegpt(weight, curvature, mask, goes[name], n_m)
-            module.weight.data.copy_(_as_rows(new, module))
-            self.checkpoint.masks[name] = _as_rows(mask, module).contiguous()
+            weight, mask = as_rows(module.weight, module), self._mask_as_rows(name, module)
+            new, mask = prune_with_sparsegpt(weight, curvature, mask, goes[name], n_m)
+            module.weight.data.copy_(as_rows(new, module))
+            self.checkpoint.masks[name] = as_rows(mask, module).contiguous()
 
     def _mask_as_rows(self, name: str, module: Any) -> Tensor:
         """View a weight's mask as [outputs, inputs]; a missing one takes no memory."""
@@ -358,39 +350,21 @@ class Pruner:
         if mask is None:
             weight = module.weight
             mask = torch.ones((), dtype=torch.bool, device=weight.device).expand(weight.shape)
-        return _as_rows(mask, module)
-
-    def _list_layers(self) -> list[list[Any]]:
-        """List the layers of each stack, but of those whose layers hand on more than states."""
-        from compressor.models.loading import list_stacks
-
-        model = self.checkpoint.model
-        if not walks_layers(model.config.model_type):
-            return []
-        return [
-            [model.get_submodule(f"{stack.prefix}.{index}") for index in range(stack.layers)]
-            for stack in list_stacks(model.config, self.checkpoint.head).values()
-        ]
+        return as_rows(mask, module)
 
     def _list_modules(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         from compressor.compression.importance import linear_modules
 
         return linear_modules(self.checkpoint.model, weights)
 
-    def _prepare_calibration(self) -> tuple[Any, list[dict[str, Tensor]]]:
-        """Give the loss of a batch, and batches of one row each: without padding."""
-        from compressor.training.losses import LabelLoss
+    def _prepare_calibration(self) -> Calibration:
+        from compressor.compression.calibration import Calibration
 
         assert self.examples is not None, "stages read rows for importances that need them"
-        pad_id, device = self.checkpoint.pad_id, self.checkpoint.model.device
-        batches = []
-        for index in range(len(self.examples)):
-            batch = self.examples.batch([index], pad_id)
-            batches.append({name: tensor.to(device) for name, tensor in batch.items()})
-        return LabelLoss(self.checkpoint.model), batches
+        return Calibration(self.checkpoint, self.examples)
 
 
-def _as_rows(tensor: Tensor, module: Any) -> Tensor:
+def as_rows(tensor: Tensor, module: Any) -> Tensor:
     """View a weight, or what has its shape, as [outputs, inputs]; its own inverse."""
     from compressor.compression.importance import is_transposed
 
