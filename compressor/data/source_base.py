@@ -204,6 +204,11 @@ class DataBase(BaseModel):
         """Give the source with whatever may move held where it is now. Raises Unreachable."""
         return self
 
+    def most_rows(self, split: Split) -> int | None:
+        """Count the most rows that a split can have, as far as planning knows."""
+        rows: int | None = getattr(self.rows, split)
+        return rows
+
     @property
     def scores_validation(self) -> bool:
         """Whether the rows of the test split are those of validation."""

@@ -197,6 +197,16 @@ class Files(SplitSource):
         for field, column in sample.missing.items():
             check_column(column, columns, field, f"{path} has", report_with_hint)
 
+    def most_rows(self, split: Split) -> int | None:
+        path = self._find_path(split)
+        try:
+            sample = None if path is None else self._take_sample(path, split)
+            if sample is None or not sample.is_whole or isinstance(sample.collected, StageError):
+                return super().most_rows(split)
+            return len(self._choose(sample.collected, split, str(path)))
+        except (OSError, StageError):  # which `check` reports
+            return None
+
     def _take_sample(self, path: Path, split: Split) -> Sample:
         """Read the first rows of a file, once while it stays as it is. Raises StageError."""
         most = self._limit_rows(split)

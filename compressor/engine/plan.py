@@ -325,6 +325,7 @@ def _planning(
             if artifact.kind is None
         },
         launch=recipe.launch,
+        warn=lambda path, message: findings.warn(full(path, "data."), message),
     )
 
 

@@ -22,6 +22,7 @@ from compressor.core.errors import Unreachable
 from compressor.core.ranks import ALONE, Ranks
 from compressor.core.settings import SETTINGS, Listed
 from compressor.data.rows import Task
+from compressor.data.source_base import keep_silent
 from compressor.models.facts import Facts
 from compressor.training.launch_config import Launch, Scheme
 
@@ -66,7 +67,8 @@ class Planning:
 
     `report(path, message)` reports an error at a key below the stage. Planning goes on, so that a
     person sees all errors at once. `report_unreached(path, message)` reports what only a network
-    could tell: an error for `run`, a warning for `plan`.
+    could tell: an error for `run`, a warning for `plan`; `warn(path, message)` what works, but
+    hardly as it is meant.
     """
 
     facts: Facts | None
@@ -78,6 +80,7 @@ class Planning:
     others: Mapping[str, Facts | None] = field(default_factory=dict)
     """Role → the facts of a model that the stage reads beside its own (`Stage.artifacts`)."""
     launch: Launch = field(default_factory=Launch)
+    warn: Callable[[str, str], None] = keep_silent
 
     @property
     def has_labels(self) -> bool:

@@ -191,6 +191,9 @@ class Finetune(Hyperparameters, Stage):
         planning.check_rows(trains=True)
         self.check_trackers(planning.report)
         self.check_decay(planning.report)
+        rows = planning.data.most_rows("train") if self.capped_epochs else None
+        if rows is not None and (warning := self.explain_warmup(self.count_steps(rows))):
+            planning.warn("warmup_steps", warning)
         self._check_rounding(planning)
         self._check_lora(planning)
         if facts is None or self.prune is None:

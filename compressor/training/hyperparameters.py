@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, Strict
+from pydantic import BaseModel, Field, Strict, field_serializer, field_validator
 
 from compressor.core.errors import nearest
 from compressor.core.machine import list_gpus
-from compressor.core.settings import SETTINGS, Counted, Integer, Listed, Natural
+from compressor.core.settings import SETTINGS, Counted, Integer, Listed, Natural, to_int
 
 Precision = Literal["auto", "float32", "bfloat16", "fp32", "bf16"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -41,8 +42,11 @@ class Hyperparameters(BaseModel):
     learning_rate: float = Field(
         5e-5, gt=0, description="At the end of the warm-up; then linear to 0."
     )
-    warmup_steps: Integer = Field(
-        0, ge=0, description="Optimizer steps of linear warm-up; the first one's rate is 0."
+    warmup_steps: float = Field(
+        0,
+        ge=0,
+        description="Optimizer steps of linear warm-up, or below 1 their share of all steps, "
+        "rounded down; the first one's rate is 0.",
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled, as in AdamW (1711.05101).")
     decay_biases_and_norms: bool = Field(
@@ -69,6 +73,17 @@ class Hyperparameters(BaseModel):
         (), description="Accelerate's trackers: tensorboard, wandb, mlflow, …"
     )
 
+    @field_validator("warmup_steps")
+    @classmethod
+    def _is_a_share(cls, value: float) -> float:
+        if value >= 1 and not value.is_integer():
+            raise ValueError(f"expected a number of steps, or a share below 1, got {value}")
+        return value
+
+    @field_serializer("warmup_steps")
+    def _write_steps(self, value: float) -> Any:
+        return to_int(value)  # in keys too
+
     @property
     def capped_epochs(self) -> int:
         """Epochs after the cap."""
@@ -80,6 +95,25 @@ class Hyperparameters(BaseModel):
         if self.precision != "auto":
             return "float32" if self.precision in ("float32", "fp32") else "bfloat16"
         return "bfloat16" if list_gpus() and all(gpu.bfloat16 for gpu in list_gpus()) else "float32"
+
+    def count_steps(self, rows: int) -> int:
+        """Count the optimizer steps of a training on so many rows."""
+        steps = math.ceil(rows / self.batch_size) * self.capped_epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def count_warmup(self, steps: int) -> int:
+        """Count the steps of warm-up among all `steps`."""
+        return int(self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * steps)
+
+    def explain_warmup(self, steps: int) -> str:
+        """Say that the warm-up takes all `steps`; "" where it does not."""
+        warmup = self.count_warmup(steps)
+        if not 0 < steps <= warmup:
+            return ""
+        return (
+            f"{warmup} steps of warm-up are no fewer than the training's {steps}: the learning "
+            f"rate stays below {self.learning_rate:g}; take a share of the steps, such as 0.06"
+        )
 
     def check_trackers(self, report: Callable[[str, str], None]) -> None:
         """Report a tracker that Accelerate does not know, or that is not installed."""

@@ -82,10 +82,10 @@ def learning_rate(step: int, total: int, settings: Hyperparameters) -> float:
 
     The first step is 0, as in transformers' `get_linear_schedule_with_warmup`.
     """
-    if step < settings.warmup_steps:
-        return settings.learning_rate * step / settings.warmup_steps
-    left = total - step
-    return settings.learning_rate * left / max(1, total - settings.warmup_steps)
+    warmup = settings.count_warmup(total)
+    if step < warmup:
+        return settings.learning_rate * step / warmup
+    return settings.learning_rate * (total - step) / max(1, total - warmup)
 
 
 SummonFull = Callable[[Iterable[str]], AbstractContextManager[Any]]
@@ -152,6 +152,8 @@ class Training:
         self.weights.apply_masks(self.masks)  # to what is not trained, and in no checkpoint
         history.steps_per_epoch = self.steps_per_epoch
         history.note_processes(self.scheme.kind if self.world > 1 else "one process", self.world)
+        if warning := self.settings.explain_warmup(total):
+            self.progress.say(f"  {warning}")
         if history.step:
             self.progress.say(f"  goes on from step {history.step} of {total}")
             self.progress.emit("resumed", validation_losses=history.validation_losses)
@@ -172,8 +174,7 @@ class Training:
 
     @property
     def total_steps(self) -> int:
-        total = self.steps_per_epoch * self.settings.capped_epochs
-        return total if self.settings.max_steps is None else min(total, self.settings.max_steps)
+        return self.settings.count_steps(len(self.train))
 
     def _prepare_training(self) -> None:
         settings = self.settings

@@ -133,6 +133,26 @@ def test_a_stage_outside_the_pipeline_is_a_warning(recipe) -> None:
     assert [warning.path for warning in result.warnings] == ["stages.recover"]
 
 
+@pytest.mark.parametrize("source", ["bills", "files"])
+def test_a_warmup_as_long_as_the_training_is_a_warning(tmp_path, recipe, source: str) -> None:
+    """Its learning rate would never be reached: 100 steps of warm-up in 63 learned nothing. Rows
+    are counted where they are generated, or in a small file; a share of the steps is shorter.
+    """
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a b", "summary": "a"}\n' * 64)
+    files = ", ".join(f"{split}: {rows}" for split in ("train", "validation", "test"))
+    limits = "rows: {train: 64, validation: 16, test: 8}"
+    change = ("/data: bills", "/data: files"), (limits, f"files: {{{files}}}")
+    path = recipe(*(change if source == "files" else ()))
+    for warmup, warned in {"8": ["training.warmup_steps"], "7": [], "0.99": []}.items():
+        result = plan_recipe(path, f"training.warmup_steps={warmup}")
+        assert [problem.path for problem in result.warnings] == warned, warmup
+    warnings = plan_recipe(path, "training.warmup_steps=30", "stages.finetune.max_steps=4").warnings
+    assert sorted(problem.message.split(":")[0] for problem in warnings) == [
+        f"30 steps of warm-up are no fewer than the training's {steps}" for steps in "48"
+    ]
+
+
 def test_a_byte_order_mark_and_crlf_change_nothing_in_a_parent(tmp_path, recipe) -> None:
     """Regression: before a parent's `# @package _global_` the mark made Hydra overlook it."""
     lines = ["# @package _global_", *recipe(name="parent.yaml").read_text().splitlines()]

@@ -60,12 +60,19 @@ def test_what_decays_is_what_decays_in_transformers_trainer() -> None:
     assert projections == {"projections.encoder.weight", "projections.decoder.weight"}
 
 
-@pytest.mark.parametrize(("warmup", "total"), [(0, 5), (3, 7), (5, 5), (9, 4), (1, 1), (0, 1)])
-def test_the_rate_of_every_step_is_that_of_transformers_schedule(warmup: int, total: int) -> None:
-    """From the first step, of 0 where there is a warm-up, to the last, one share before 0."""
+@pytest.mark.parametrize(
+    ("warmup", "total", "steps"),
+    [(0, 5, 0), (3, 7, 3), (5, 5, 5), (9, 4, 9), (1, 1, 1), (0, 1, 0), (0.4, 9, 3), (0.06, 9, 0)],
+)
+def test_the_rate_of_every_step_is_that_of_transformers_schedule(
+    warmup: float, total: int, steps: int
+) -> None:
+    """From the first step, of 0 where there is a warm-up, to the last, one share before 0; a share
+    of the steps is as many whole ones.
+    """
     settings = Hyperparameters(learning_rate=0.3, warmup_steps=warmup)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
-    scheduler = get_linear_schedule_with_warmup(optimizer, warmup, total)
+    scheduler = get_linear_schedule_with_warmup(optimizer, steps, total)
     for step in range(total):
         expected = scheduler.get_last_lr()[0]
         assert learning_rate(step, total, settings) == pytest.approx(expected, abs=1e-15)

@@ -116,7 +116,6 @@ stages:
     assert not small.unreached
     for stage in ("teacher", "distill"):
         assert changes.pop(f"stages.{stage}.batch_size") == (8, 4)
-        assert changes.pop(f"stages.{stage}.warmup_steps") == (100, 1)
     assert changes == {
         "stages.teacher.epochs": (20, 1),
         "stages.teacher.max_steps": (None, 3),
