@@ -26,7 +26,7 @@ WRITERS = ("seq2seq_lm", "causal_lm")
 CLASSIFIERS = ("sequence_classification", "token_classification")
 """The heads of models that give labels, of a text or of its tokens."""
 
-DECODERS: tuple[BackendName, ...] = ("torch", "ctranslate2")
+DECODERS: tuple[BackendName, ...] = ("torch", "ctranslate2", "onnxruntime")
 """The backends that write with decoders, and tell how likely a text is to them."""
 
 

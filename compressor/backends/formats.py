@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.backends.base import EXPORT
 from compressor.backends.generation_config import BackendName
-from compressor.backends.gguf.export import list_unsupported
+from compressor.backends.gguf.export import get_rope_type, list_unsupported
 from compressor.core.errors import StageError
 from compressor.core.packages import suggest_install
 from compressor.core.settings import first_problem
@@ -85,6 +85,7 @@ FORMATS: Mapping[FormatName, Format] = {
                 {"bert", "roberta", "electra", "distilbert", "gpt2", "llama", "qwen2", "qwen3"}
             ),
             "token_classification": frozenset({"bert", "roberta", "electra", "distilbert"}),
+            "causal_lm": _DECODERS,
         },
         runs=("onnxruntime",),
         writes=("onnx", "onnxscript"),
@@ -115,6 +116,8 @@ def explain_refusal(name: FormatName, facts: Facts) -> str | None:
         )
     if facts.config.get(BLOCKS_KEY) and not export_format.blocks:
         return f"a model with a block cannot be written as {name!r}"
+    if name == "onnx" and (rope := get_rope_type(facts.config)) in ("dynamic", "longrope"):
+        return f"a graph does not follow rope_type {rope!r}, which changes with a text's length"
     if name == "ctranslate2" and head == "causal_lm":
         # Of Llama 3's rotations it leaves out the factor.
         names = list_unsupported(facts.config, ropes=("default", "linear"))

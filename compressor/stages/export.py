@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from compressor.backends import formats
+from compressor.backends.base import DECODERS, WRITERS
 from compressor.backends.generation_config import require_followed
 from compressor.core.errors import StageError, nearest
 from compressor.data.fast_tokenizer import Tokens, is_marian
@@ -58,9 +59,10 @@ class Export(Stage):
     int8 has one scale a row and computes in integers, embeddings included; the `_…` after it is the
     type of everything else. Needs the package `ctranslate2`.
 
-    onnx: `encoder.onnx` and `decoder.onnx`, or a classifier's `model.onnx`, and `weights.bin`. ONNX
-    Runtime computes, and `compressor.load` decodes in numpy. int8 has one scale a row, and integer
-    products of blocks of 32. Needs `onnx`, `onnxscript` and `onnxruntime`.
+    onnx: `encoder.onnx` and `decoder.onnx`, a decoder's `decoder.onnx` alone, or a classifier's
+    `model.onnx`, and `weights.bin`. ONNX Runtime computes, and `compressor.load` decodes in numpy.
+    int8 has one scale a row, and integer products of blocks of 32; GPT-2 stays float. Needs `onnx`,
+    `onnxscript` and `onnxruntime`.
 
     gguf: one file with its tokenizer, for llama.cpp and what is built on it; `compressor.load` runs
     it on the CPU. int8 is Q8_0: blocks of 32 entries of a row share one float16 scale, so an int8
@@ -134,9 +136,9 @@ class Export(Stage):
             self._check_packed(facts, planning, weights)
         elif self.format == "gguf":
             self._check_gguf(facts, planning)
-        decodes = facts.config["head"] == "seq2seq_lm"
-        if decodes and self.export_format.backend != "torch":
-            planning.check_decoding({}, backend=self.export_format.backend)
+        decodes, backend = facts.config["head"] == "seq2seq_lm", self.export_format.backend
+        if (decodes or backend in DECODERS) and backend != "torch":
+            planning.check_decoding({}, backend=backend)
         if self.parity is not None and facts.config["head"] != "none":
             planning.check_rows(trains=False)
             limit = {"data.max_target_length": planning.data.max_target_length}
@@ -247,7 +249,7 @@ class Export(Stage):
         from compressor.backends.onnx import export as onnx_graphs
         from compressor.models.checkpoint import save_config
 
-        if checkpoint.head == "seq2seq_lm":
+        if checkpoint.head in WRITERS:
             settings = checkpoint.model.generation_config.to_dict()
             require_followed(settings, "onnxruntime", greedy=True)
         folder.mkdir()

@@ -98,13 +98,21 @@ def list_unsupported(
             names.append("decoder, which has more layers than the encoder")
     if _has_sliding_window(config):
         names.append("sliding window")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    taken = ropes if kind == "llama" else ("default",)
-    if (scaling := rope.get("rope_type", rope.get("type", "default"))) not in taken:
-        names.append(f"rope_type {scaling!r}")
-    if rope.get("partial_rotary_factor", 1) != 1:
+    if get_rope_type(config) not in (ropes if kind == "llama" else ("default",)):
+        names.append(f"rope_type {get_rope_type(config)!r}")
+    if _get_rope(config).get("partial_rotary_factor", 1) != 1:
         names.append("partial_rotary_factor")
     return names
+
+
+def get_rope_type(config: Mapping[str, Any]) -> str:
+    """Get what a config calls the rotations of its positions."""
+    rope = _get_rope(config)
+    return str(rope.get("rope_type", rope.get("type", "default")))
+
+
+def _get_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
 
 
 def _has_sliding_window(config: Mapping[str, Any]) -> bool:

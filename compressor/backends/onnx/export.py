@@ -7,13 +7,20 @@ An encoder-decoder becomes two graphs, which name layer i's keys and values [B, 
                   present.i.…
 
 Cross-attention's keys and values are computed once, where transformers' first step computes them;
-`past` has length 0 at the first step, and `present` is one longer. A classifier becomes one graph:
+`past` has length 0 at the first step, and `present` is one longer. A decoder becomes one graph, for
+prompts and for each token after them; H are the heads that have keys:
+
+    decoder.onnx  input_ids [B, T], padding [B], kept [N], past.i.… → logits [B, N, V], present.i.…
+
+The first `padding` tokens of a row, its past included, are none; logits are of the places of
+`input_ids` that `kept` names. A classifier becomes one graph:
 
     model.onnx    input_ids, attention_mask [B, S] → logits [B, L], or of each token [B, S, L]
 
-Batch, source and past have any length. Tensors are in `weights.bin`, each distinct one once, also
-where both graphs or two layers have it. The graphs are traced by `torch.onnx.export(dynamo=True)`:
-the older exporter writes T5's position biases of one length into the graph without a word.
+Batch, source, new tokens and past have any length. Tensors are in `weights.bin`, each distinct one
+once, also where both graphs or two layers have it. The graphs are traced by
+`torch.onnx.export(dynamo=True)`: the older exporter writes T5's position biases of one length into
+the graph without a word.
 """
 
 from __future__ import annotations
@@ -29,6 +36,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache
 
 from compressor.core.errors import StageError
 from compressor.models.checkpoint import Checkpoint
@@ -37,7 +45,6 @@ from compressor.models.surgery import dequantize_checkpoint
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from transformers import EncoderDecoderCache
 
 
 WEIGHTS = "weights.bin"
@@ -64,6 +71,8 @@ def write_model(
     model = _prepare_copy(checkpoint, weights)
     if checkpoint.head == "seq2seq_lm":
         graphs = _trace_seq2seq(model)
+    elif checkpoint.head == "causal_lm":
+        graphs = {"decoder": _trace_decoder(model)}
     else:
         graphs = {"model": _trace_classifier(model)}
     _save_graphs(graphs, folder)
@@ -101,7 +110,7 @@ class _Encoder(_TracedModule):
     """
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        cache = _make_cache()
+        cache = EncoderDecoderCache(_fill_cache(), _fill_cache())
         self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -118,12 +127,8 @@ class _DecoderStep(_TracedModule):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor], cross: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        cache = _make_cache()
-        for layer in range(len(past) // 2):
-            both = slice(2 * layer, 2 * layer + 2)
-            cache.self_attention_cache.update(*past[both], layer)
-            cache.cross_attention_cache.update(*cross[both], layer)
-            cache.is_updated[layer] = True
+        cache = EncoderDecoderCache(_fill_cache(past), _fill_cache(cross))
+        cache.is_updated = dict.fromkeys(cache.is_updated, True)
         output = self.model(
             # Only its length is read, since the cross-attention's keys and values are given.
             encoder_outputs=(attention_mask[..., None].float(),),
@@ -135,6 +140,25 @@ class _DecoderStep(_TracedModule):
         return (output.logits[:, -1], *_list_cache_tensors(cache.self_attention_cache))
 
 
+class _Continuation(_TracedModule):
+    """New tokens [B, T] and what is cached → logits [B, N, V] of the kept places, and the cache."""
+
+    def forward(
+        self, input_ids: Tensor, padding: Tensor, kept: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        done, cache = past[0].shape[2], _fill_cache(past)
+        places = torch.arange(done + input_ids.shape[1])
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=places >= padding[:, None],
+            position_ids=(places[done:] - padding[:, None]).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=kept,
+        )
+        return (output.logits, *_list_cache_tensors(cache))
+
+
 class _Classifier(_TracedModule):
     """Ids and mask [B, S] → logits [B, L], or [B, S, L]."""
 
@@ -143,10 +167,12 @@ class _Classifier(_TracedModule):
         return logits
 
 
-def _make_cache() -> EncoderDecoderCache:
-    from transformers import DynamicCache, EncoderDecoderCache
-
-    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+def _fill_cache(tensors: Sequence[Tensor] = ()) -> DynamicCache:
+    """Make a cache of the keys and values of layers: see `_list_cache_tensors`."""
+    cache = DynamicCache()
+    for layer in range(len(tensors) // 2):
+        cache.update(*tensors[2 * layer : 2 * layer + 2], layer)
+    return cache
 
 
 def _list_cache_tensors(cache: Any) -> tuple[Tensor, ...]:
@@ -154,14 +180,13 @@ def _list_cache_tensors(cache: Any) -> tuple[Tensor, ...]:
     return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
-def _choose_sizes(model: Any) -> tuple[int, int, int]:
-    """Choose rows, source and past tokens to trace with: all differ, none is a size of the model.
+def _choose_sizes(model: Any) -> list[int]:
+    """Choose four sizes of inputs to trace with: all differ, none is a size of the model.
 
     Where two sizes are equal, tracing may take it for a rule.
     """
     taken = {value for value in model.config.to_dict().values() if isinstance(value, int)}
-    rows, source, past, *_ = (size for size in range(3, 12 + len(taken)) if size not in taken)
-    return rows, source, past
+    return [size for size in range(3, 12 + len(taken)) if size not in taken][:4]
 
 
 def _make_source(rows: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -171,20 +196,21 @@ def _make_source(rows: int, tokens: int) -> tuple[Tensor, Tensor]:
     return torch.full_like(mask, 3), mask
 
 
-_BATCH, _LENGTH, _PAST = (torch.export.Dim(name) for name in ("batch", "source", "past"))
+_BATCH, _LENGTH, _NEW, _KEPT, _PAST = map(
+    torch.export.Dim, ("batch", "source", "new", "kept", "past")
+)
 
 _SOURCE = {0: _BATCH, 1: _LENGTH}
 
 
 def _trace_seq2seq(model: nn.Module) -> dict[str, ir.Model]:
-    rows, tokens, done = _choose_sizes(model)
+    rows, tokens, done, _ = _choose_sizes(model)
     ids, mask = _make_source(rows, tokens)
     encoder = _Encoder(model)
     with torch.no_grad():
         cross = list(encoder(ids, mask))
-    past = [states.new_zeros(*states.shape[:2], done, states.shape[3]) for states in cross]
-    # Self- and cross-attention have the same heads.
-    names = [f"{layer}.{part}" for layer in range(len(cross) // 2) for part in ("key", "value")]
+    past = _make_past(cross, done)  # self- and cross-attention have the same heads
+    names = _name_cache_tensors(cross)
     crossed = [f"cross.{name}" for name in names]
     source = ["input_ids", "attention_mask"]
     step = (ids[:, :1], mask, past, cross)
@@ -202,8 +228,31 @@ def _trace_seq2seq(model: nn.Module) -> dict[str, ir.Model]:
     }
 
 
+def _trace_decoder(model: nn.Module) -> ir.Model:
+    rows, tokens, done, kept = _choose_sizes(model)
+    ids, cache = torch.full((rows, tokens), 3), _fill_cache()
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=cache, use_cache=True)
+    past = _make_past(_list_cache_tensors(cache), done)
+    names = _name_cache_tensors(past)
+    inputs = (ids, ids.new_ones(rows), ids.new_zeros(kept), past)
+    shapes = ({0: _BATCH, 1: _NEW}, {0: _BATCH}, {0: _KEPT}, [{0: _BATCH, 2: _PAST} for _ in past])
+    taken = ["input_ids", "padding", "kept", *(f"past.{name}" for name in names)]
+    given = ["logits", *(f"present.{name}" for name in names)]
+    return _trace_module(_Continuation(model), inputs, shapes, taken, given)
+
+
+def _make_past(states: Sequence[Tensor], tokens: int) -> list[Tensor]:
+    """Make keys and values of so many tokens, of the heads that `states` [B, H, T, K] are of."""
+    return [some.new_zeros(*some.shape[:2], tokens, some.shape[3]) for some in states]
+
+
+def _name_cache_tensors(tensors: Sequence[Tensor]) -> list[str]:
+    return [f"{layer}.{part}" for layer in range(len(tensors) // 2) for part in ("key", "value")]
+
+
 def _trace_classifier(model: nn.Module) -> ir.Model:
-    rows, tokens, _ = _choose_sizes(model)
+    rows, tokens, *_ = _choose_sizes(model)
     inputs, names = _make_source(rows, tokens), ["input_ids", "attention_mask"]
     return _trace_module(_Classifier(model), inputs, (_SOURCE, _SOURCE), names, ["logits"])
 
