@@ -63,7 +63,8 @@ and these functions of a `config` that has every key of `DEFAULTS` and `head`:
 - `heads` (only where a config can spare some), `feed_forward`, `vocabulary`: the `Units` of that
   kind that can be removed from a model;
 - `channels` (optional, of the shapes too): the `Channels` that `smooth` can rescale;
-- `reserved_positions` (optional): the number of position embeddings that no token uses.
+- `reserved_positions` (optional): the number of position embeddings that no token uses;
+- `extended_positions` (optional): the number of positions beyond those that a config counts.
 """
 
 
@@ -146,13 +147,16 @@ class Facts:
 
     @property
     def positions(self) -> int | None:
-        """The most tokens a sequence can have, where the model has a table of positions."""
+        """The most tokens a sequence can have, where a table or the training set such a limit."""
         defaults = self._architecture.DEFAULTS[self.model_type]
-        table = {"max_position_embeddings", "n_positions"} & defaults.keys()
-        if not table:
+        keys = {"max_position_embeddings", "n_positions"} & defaults.keys()
+        if not keys:
             return None
-        reserved = getattr(self._architecture, "reserved_positions", lambda _: 0)
-        return int(self.config[table.pop()]) - int(reserved(self.config))
+        reserved, extended = (
+            int(getattr(self._architecture, f"{kind}_positions", lambda _: 0)(self.config))
+            for kind in ("reserved", "extended")
+        )
+        return int(self.config[keys.pop()]) - reserved + extended
 
     def count_entries(self, names: Iterable[str]) -> int:
         return sum(math.prod(self.shapes[name]) for name in names)

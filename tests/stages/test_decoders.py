@@ -15,6 +15,7 @@ import compressor
 from compressor.core.errors import RecipeError
 from compressor.data.bills import make_bills
 from compressor.data.examples import PSEUDO_LABELS, read_pseudo_labels
+from compressor.models.facts import derive_facts
 from compressor.reports.compare.significance import compare_scores, score_rows
 from tests.engine.test_plan import plan_recipe
 from tests.evaluation.test_perplexity import strided_loss
@@ -187,6 +188,8 @@ def test_the_checked_in_recipe_plans_without_a_hub_and_runs_tiny(tmp_path: Path)
     ("recipe", "override", "expected"),
     [
         ("positions", "stages.evaluate.window=129", "window: the model has 128 positions"),
+        ("alone", "stages.evaluate.window=129", "window: the model has 128 positions, too few"),
+        ("alone", "data.max_source_length=129", "data.max_source_length: the model has 128"),
         ("alone", "stages.evaluate.stride=40", "evaluate.stride: 40 leaves a window of 40 tokens"),
         ("alone", "stages.evaluate.max_length=9", "max_length: means nothing where the perplex"),
         ("alone", "stages.curves.rouge=true", "rouge: nothing is written for texts alone"),
@@ -204,6 +207,25 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(RecipeError) as error:
         plan_recipe(path, override)
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        (None, 64),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 128),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 1.5}}, 96),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0,
+                              "original_max_position_embeddings": 32}}, 128),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0,
+                              "original_max_position_embeddings": 8}}, 64),
+    ],
+)  # fmt: skip
+def test_rotary_positions_end_where_they_were_trained_to(rope: Any, expected: int) -> None:
+    """Stretched angles have as many more; nothing in the model fails beyond, so the plan does."""
+    config = {"model_type": "qwen2", "max_position_embeddings": 64, **(rope or {})}
+    assert derive_facts(config, head="causal_lm").positions == expected
+    assert derive_facts({"model_type": "llama"}, head="causal_lm").positions == 2048
 
 
 EXPORTED = (

@@ -13,8 +13,12 @@ _LLAMA: dict[str, Any] = {
     "num_key_value_heads": None,  # as many as there are heads
     "head_dim": None,  # hidden_size / num_attention_heads
     "tie_word_embeddings": False,
+    "max_position_embeddings": 2048,
 }  # fmt: skip
-_QWEN = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32}
+_QWEN = {
+    "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+}  # fmt: skip
 DEFAULTS = {
     "llama": _LLAMA | {"attention_bias": False, "mlp_bias": False},
     "qwen2": _LLAMA | _QWEN,
@@ -58,6 +62,20 @@ def stacks(config: Mapping[str, Any]) -> dict[str, Stack]:
             leading=("max_window_layers",) if qwen else (),
         )
     }
+
+
+def extended_positions(config: Mapping[str, Any]) -> int:
+    """Count the positions that the config's way to stretch the angles of positions adds.
+
+    Beyond, nothing fails: the model was trained on no such angles, and tells less and less. Of
+    `llama3` and `longrope` the config counts all positions by itself.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    positions, kind = config["max_position_embeddings"], rope.get("rope_type", rope.get("type"))
+    if kind not in ("linear", "dynamic", "yarn"):
+        return 0
+    original = rope.get("original_max_position_embeddings") if kind == "yarn" else None
+    return max(0, int((original or positions) * rope.get("factor", 1)) - int(positions))
 
 
 def _size_heads(config: Mapping[str, Any]) -> tuple[int, int, int]:
