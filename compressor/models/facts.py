@@ -98,6 +98,8 @@ class Facts:
     """Whether the model's tokenizer has no fast version, as Marian's."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     """The model's generation config, with what the recipe sets in it."""
+    untrained: bool = False
+    """Whether some of its weights, a head's say, are as they were drawn: its loss tells nothing."""
 
     @property
     def _architecture(self) -> ModuleType:

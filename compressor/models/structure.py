@@ -55,7 +55,8 @@ class Units:
     """The config's width that says how many units there are, here and wherever else it counts."""
     count: int
     matrices: Mapping[str, int]
-    """The tensors that decide a unit's importance. If all are zero, it contributes nothing."""
+    """The tensors that decide a unit's importance. If all are zero, it contributes nothing. The
+    last one multiplies what the units give."""
     carried: Mapping[str, int] = field(default_factory=dict)
     """Tensors that are cut too, but do not count in importance: biases, position biases."""
     stack: str = ""
@@ -71,6 +72,11 @@ class Units:
     @property
     def tensors(self) -> dict[str, int]:
         return {**self.matrices, **self.carried}
+
+    @property
+    def output(self) -> str:
+        """The weight that multiplies what the units give."""
+        return list(self.matrices)[-1]
 
     def list_widths(self) -> list[int]:
         """List the numbers of units that a config can express."""

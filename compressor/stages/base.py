@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -99,16 +100,18 @@ class Planning:
         if self.facts is None or self.data.task not in TASKS.get(self.facts.config["head"], ()):
             return "the model has no loss on the data's rows"
         problems: list[str] = []
-        try:
+        with suppress(Unreachable):  # which is reported where the rows are read
             self.data.check("train", lambda _, message: problems.append(message))
-        except Unreachable:  # which is reported where the rows are read
-            return ""
-        return f"there are no rows to train on: {problems[0]}" if problems else ""
+        if problems:
+            return f"there are no rows to train on: {problems[0]}"
+        return "the model is not trained yet" if self.facts.untrained else ""
 
-    def choose_importance(self, calibrated: str) -> tuple[str, str]:
-        """Choose by what is there the `calibrated` importance or magnitude, and say why."""
+    def choose_importance(
+        self, calibrated: str, *, otherwise: str = "magnitude"
+    ) -> tuple[str, str]:
+        """Choose by what is there the `calibrated` importance or the other, and say why."""
         missing = self.explain_missing_loss()
-        return ("magnitude", missing) if missing else (calibrated, "training rows have a loss")
+        return (otherwise, missing) if missing else (calibrated, "training rows have a loss")
 
     def check_settings(self, stage: Stage, *, of_summaries: set[str], of_labels: set[str]) -> None:
         """Report settings of a stage that have a meaning for the other task alone."""

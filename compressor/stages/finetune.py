@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -196,7 +197,10 @@ class Finetune(Hyperparameters, Stage):
             planning.warn("warmup_steps", warning)
         self._check_rounding(planning)
         self._check_lora(planning)
-        if facts is None or self.prune is None:
+        if facts is None:
+            return None
+        facts = replace(facts, untrained=facts.untrained and self.capped_epochs == 0)
+        if self.prune is None:
             return facts
         if self.capped_epochs == 0:
             planning.report("prune", "there are no steps to prune in: epochs is 0")

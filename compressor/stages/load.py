@@ -206,7 +206,10 @@ class Load(Stage):
             planning.report(path, message)
         given = self.tokenizer, self.source, result, planning.data
         slow = check_tokenizer(*given, planning.report)
-        return replace(result, slow_tokenizer=slow, generation=generation)
+        kinds = tuple(f"For{kind}Classification" for kind in ("Sequence", "Token"))
+        heads = [name for name in config.get("architectures") or () if name.endswith(kinds)]
+        untrained = self.source is None or (self._classifies and not heads)
+        return replace(result, slow_tokenizer=slow, generation=generation, untrained=untrained)
 
     def _read_config(self, planning: Planning) -> tuple[Mapping[str, Any] | None, Path | None]:
         """Read the config, and say which folder it is from. None where there is none to read."""

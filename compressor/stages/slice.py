@@ -22,6 +22,7 @@ from compressor.stages.base import Context, Inputs, Planning, Stage, load_calibr
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compressor.compression.calibration import Calibration
     from compressor.models.checkpoint import Checkpoint
 
 _NAMES: dict[UnitKind, str] = {"heads": "heads", "feed_forward": "feed-forward neurons"}
@@ -111,7 +112,14 @@ class Slice(Widths, Stage):
         "|w · dL/dw| over its weights. Default: taylor where training rows have a loss, else "
         "magnitude.",
     )
-    calibration_rows: Integer = Field(64, ge=1, description="Training rows that taylor looks at.")
+    reconstruct: bool | None = Field(
+        None,
+        description="Refit what multiplies the outputs of heads and neurons to those that stay, by "
+        "least squares on training rows. Default: true with taylor.",
+    )
+    calibration_rows: Integer = Field(
+        64, ge=1, description="Training rows that taylor and the refit look at."
+    )
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Slice:
@@ -125,16 +133,25 @@ class Slice(Widths, Stage):
         importance, reason = planning.choose_importance("taylor")
         return self.choose(reason, importance=importance)
 
+    @property
+    def _refits(self) -> bool:
+        return self.importance == "taylor" if self.reconstruct is None else self.reconstruct
+
+    @property
+    def _needs_rows(self) -> bool:
+        return self.importance == "taylor" or self._refits
+
     def is_random(self) -> bool:
         return self.importance == "random"
 
     def reads(self) -> Mapping[Split, Reads]:
-        return {"train": "pairs"} if self.importance == "taylor" else {}
+        return {"train": "pairs"} if self._needs_rows else {}
 
     def parameters(self) -> dict[str, Any]:
-        """Leave out the number of calibration rows where none is read."""
-        unused = set() if self.importance == "taylor" else {"calibration_rows"}
-        return {key: value for key, value in super().parameters().items() if key not in unused}
+        """Leave out the number of calibration rows where none is read, and a refit that is none."""
+        unused = {"reconstruct"} | (set() if self._needs_rows else {"calibration_rows"})
+        fields = {key: v for key, v in super().parameters().items() if key not in unused}
+        return fields | ({"reconstruct": True} if self._refits else {})
 
     def _units(self) -> Iterator[tuple[str, UnitKind, int | float]]:
         """Yield (stack, or "" for all, kind of unit, width)."""
@@ -173,7 +190,7 @@ class Slice(Widths, Stage):
         facts = planning.facts
         if facts is None or not planning.require_float("slice"):
             return facts
-        if self.importance == "taylor":
+        if self._needs_rows:
             planning.check_rows(trains=True)
         depths = self.depths(facts, planning.report)
         facts = facts.keep_layers({stack: list(range(n)) for stack, n in depths.items()})
@@ -238,6 +255,7 @@ class Slice(Widths, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Judge, choose, and build the smaller model."""
+        from compressor.compression.reconstruction import refit_outputs
         from compressor.models.surgery import keep_layers, keep_units
 
         checkpoint = inputs.checkpoint()
@@ -250,7 +268,15 @@ class Slice(Widths, Stage):
         for units, indices in choice:
             kept[units.name] = indices if units.config_key.endswith("heads") else len(indices)
         context.metrics["kept"] = kept
+        if choice and self._refits:
+            refit_outputs(self._calibrate(checkpoint, context), choice)
         return keep_units(checkpoint, choice)
+
+    def _calibrate(self, checkpoint: Checkpoint, context: Context) -> Calibration:
+        from compressor.compression.calibration import Calibration
+
+        rows = context.rows("train").first(self.calibration_rows)
+        return Calibration(checkpoint, checkpoint.tokenize_rows(rows, context.data))
 
     def _scores(
         self, checkpoint: Checkpoint, names: Iterable[str], context: Context

@@ -167,12 +167,13 @@ def test_a_byte_order_mark_and_crlf_change_nothing_in_a_parent(tmp_path, recipe)
 
 def test_what_a_recipe_leaves_open_is_chosen_by_what_is_there(tmp_path: Path) -> None:
     """Slicing goes by the loss where training rows have one, as if the recipe said so, and by
-    magnitude where there are none, or no head that learns of them; the plan says why.
+    magnitude where the model is untrained, or has no head for the rows; the plan says why.
     """
     recipe = tmp_path / "sliced.yaml"
     recipe.write_text(
         "defaults: [/base, /model: tiny, /data: bills, _self_]\n"
-        "pipeline: [load, slice]\nstages: {load: {}, slice: {feed_forward: 0.5}}\n"
+        "pipeline: [load, finetune, slice]\n"
+        "stages: {load: {}, finetune: {epochs: 1}, slice: {feed_forward: 0.5}}\n"
     )
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a", "summary": "b"}\n')
@@ -183,10 +184,13 @@ def test_what_a_recipe_leaves_open_is_chosen_by_what_is_there(tmp_path: Path) ->
     taylor = plan_slice()
     assert taylor.key == plan_slice("stages.slice.importance=taylor").key
     assert taylor.stage.choice == "importance: taylor (chosen: training rows have a loss)"
-    files = ("data=files", f"data.files.validation={rows}", "data.files.train=null")
-    no_rows = (*files, "model.tokenizer=null")
-    labels = ("model=tiny_bert", "model.head=sequence_classification")
-    for overrides, reason in ((labels, "the model has no loss"), (no_rows, "there are no rows")):
-        plain = plan_slice(*overrides)
-        assert plain.key == plan_slice(*overrides, "stages.slice.importance=magnitude").key
+    no_rows = ("data=files", f"data.files.validation={rows}", "data.files.train=null")
+    for overrides, reason in (
+        ((), "the model is not trained yet"),
+        ((*no_rows, "model.tokenizer=null"), "there are no rows to train on: nothing for"),
+        (("model=tiny_bert", "model.head=sequence_classification"), "the model has no loss"),
+    ):
+        plain = plan_slice(*overrides, "skip=[finetune]")
+        explicit = ("skip=[finetune]", "stages.slice.importance=magnitude")
+        assert plain.key == plan_slice(*overrides, *explicit).key
         assert f"importance: magnitude (chosen: {reason}" in plain.stage.choice
