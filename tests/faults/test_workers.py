@@ -123,7 +123,8 @@ def test_a_sweep_in_several_processes_is_killed(sent, tmp_path: Path) -> None:
     place = Place(tmp_path)
     rate, rates = "stages.finetune.learning_rate", ("0.001", "0.002")
     pipeline, values = "pipeline=[load,finetune]", f"{rate}={','.join(rates)}"
-    command = ("run", "summaries.yaml", "-m", values, pipeline, LONGER, "hydra/launcher=processes")
+    longest = "stages.finetune.epochs=14"  # the first still trains when the second begins to
+    command = ("run", "summaries.yaml", "-m", values, pipeline, longest, "hydra/launcher=processes")
     sweep = place.start(*command)
     checkpoints = "store/partial/*.resume/step-*"
     assert wait_for(lambda: len(list(place.outputs.glob(checkpoints))) > 1, sweep)
