@@ -15,6 +15,7 @@ from compressor.models.facts import Facts
 Weights = Literal["int8", "int4", "bfloat16", "float16"]
 Activations = Literal["float", "bfloat16", "int8"]
 Kind = Literal["int8", "int4"]
+Method = Literal["round", "gptq"]
 
 ACTIVATIONS: dict[Weights, tuple[Activations, ...]] = {
     "int8": ("int8", "float"),
@@ -65,6 +66,12 @@ class Grid(BaseModel):
         }
         large = [n for n in tables if facts.shapes[n][0] >= SMALL_TABLE]
         return kinds | dict.fromkeys(large if self.embeddings else (), "int8")
+
+    def choose_calibrated(self, weights: Kind, facts: Facts) -> dict[str, Kind]:
+        """Name → kind of those that are weights of `Linear` layers, and no tables."""
+        kinds, tables = self.choose_kinds(weights, facts), facts.word_embeddings()
+        linear = facts.list_linear_weights()
+        return {name: kind for name, kind in kinds.items() if name in linear and name not in tables}
 
     def check_groups(self, weights: Kind, facts: Facts, report: Callable[[str, str], None]) -> None:
         """Report groups that fit no weight."""

@@ -157,10 +157,21 @@ def quantize_groups(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """
     groups = weight.detach().float().view(len(weight), -1, group_size)
     extreme = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))
-    scale = (extreme / -8).bfloat16()
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    entries = torch.round(groups / scale.float()).clamp_(-8, 7).flatten(1).to(torch.int8) + ZERO
-    return entries[:, ::2] | (entries[:, 1::2] << 4), scale.squeeze(2)
+    scale = to_int4_scales(extreme / -8)
+    entries = torch.round(groups / scale).clamp_(-8, 7).flatten(1).to(torch.int8)
+    return pack_entries(entries), scale.squeeze(2).bfloat16()
+
+
+def to_int4_scales(scale: Tensor) -> Tensor:
+    """Round scales as they are stored, to bfloat16, still as float32; one of 0 becomes 1."""
+    scale = scale.bfloat16().float()
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def pack_entries(entries: Tensor) -> Tensor:
+    """Pack entries in [-8, 7], int8, two a byte."""
+    entries = entries + ZERO
+    return entries[:, ::2] | (entries[:, 1::2] << 4)
 
 
 def unpack_entries(weight: Tensor) -> Tensor:
@@ -236,18 +247,25 @@ def _is_int4(scale: Tensor) -> bool:
 
 
 def quantize_weights(
-    model: nn.Module, kinds: Mapping[str, Kind] | None = None, group_size: int | None = None
+    model: nn.Module,
+    kinds: Mapping[str, Kind] | None = None,
+    group_size: int | None = None,
+    rounded: Mapping[str, Quantized] | None = None,
 ) -> list[str]:
     """Quantize the named weights of `Linear` and `Embedding` layers in place, and name them.
 
     None: the weights of all `Linear` layers, in int8, under the first name of each. A weight that
-    is tied, such as a head's to an embedding, is quantized once and stays tied.
+    is tied, such as a head's to an embedding, is quantized once and stays tied. Those of `rounded`
+    are quantized already.
     """
     if kinds is None:
         linear = {id(m.weight) for _, m in _list_layers(model) if isinstance(m, nn.Linear)}
         first = {id(m.weight): f"{p}.weight" for p, m in reversed(_list_layers(model))}
         kinds = {name: "int8" for weight, name in first.items() if weight in linear}
-    weights = {n: quantize_weight(model.get_parameter(n), k, group_size) for n, k in kinds.items()}
+    weights = dict(rounded or {})
+    for name, kind in kinds.items():
+        if name not in weights:
+            weights[name] = quantize_weight(model.get_parameter(name), kind, group_size)
     put_quantized(model, weights)
     return list(weights)
 

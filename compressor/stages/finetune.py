@@ -200,6 +200,8 @@ class Finetune(Hyperparameters, Stage):
         if facts is None:
             return None
         facts = replace(facts, untrained=facts.untrained and self.capped_epochs == 0)
+        if self.quantization_aware is not None:
+            facts = replace(facts, rounded_for=self.quantization_aware.weights)
         if self.prune is None:
             return facts
         if self.capped_epochs == 0:

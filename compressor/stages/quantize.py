@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from compressor.core.settings import Integer
+from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts
 from compressor.models.quantization import (
     ACTIVATIONS,
     Activations,
     Grid,
     Kind,
+    Method,
     Quantization,
     Weights,
 )
@@ -21,6 +25,7 @@ from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
+    from compressor.models.quantized_layers import Quantized
 
 
 class Quantize(Grid, Stage):
@@ -34,6 +39,11 @@ class Quantize(Grid, Stage):
 
     int8 and int4 are for the weights of all linear layers and word embeddings of at least 1,024
     rows; norms, biases, position embeddings and GPT-2's `Conv1D` layers stay float32.
+
+    `method: gptq` (arXiv 2210.17323) rounds the weights of linear layers column by column, and lets
+    those still to come make up for the error on `calibration_rows` rows of the training split; the
+    scale of a group is the one of least error. It takes minutes, where `round`, to the nearest,
+    takes seconds. Tables are rounded to the nearest.
 
     Every kind runs on any CPU and, untested, on a GPU. How fast:
 
@@ -51,6 +61,7 @@ class Quantize(Grid, Stage):
 
     Example: `quantize: {weights: int8, activations: int8}`
     Example: `quantize: {weights: int4, group_size: 64}`
+    Example: `quantize: {weights: int4, method: round}`
     """
 
     version: ClassVar[int] = 2
@@ -62,6 +73,13 @@ class Quantize(Grid, Stage):
         "for each token; fastest. bfloat16, the default for int4: inputs are rounded to it. float: "
         "weights are turned to float for each product; exact, slower.",
     )
+    method: Method | None = Field(
+        None,
+        description="How int8 and int4 are chosen. round: to the nearest. gptq: by the error on "
+        "training rows. Default: gptq for int4 where training rows have a loss, but not after a "
+        "`quantization_aware` training, whose values are those of round; else round.",
+    )
+    calibration_rows: Integer = Field(64, ge=1, description="Training rows that gptq looks at.")
 
     @property
     def quantization(self) -> Quantization:
@@ -80,7 +98,21 @@ class Quantize(Grid, Stage):
         unused = {"int8": {"group_size"}, "int4": set()}.get(
             self.weights, {"group_size", "embeddings"}
         )
+        if self.method != "gptq" or self.kind is None:
+            unused |= {"method", "calibration_rows"}
         return {key: value for key, value in parameters.items() if key not in unused}
+
+    def reads(self) -> Mapping[Split, Reads]:
+        return {"train": "pairs"} if self.method == "gptq" else {}
+
+    def resolve(self, planning: Planning) -> Quantize:
+        if self.method is not None or self.weights != "int4" or planning.facts is None:
+            return self
+        if planning.facts.rounded_for == self.weights:
+            return self.choose("the model was trained for these values", method="round")
+        missing = planning.explain_missing_loss()
+        reason = missing or "training rows have a loss"
+        return self.choose(reason, method="round" if missing else "gptq")
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
@@ -88,8 +120,7 @@ class Quantize(Grid, Stage):
         if self.activations is not None and self.activations not in valid:
             message = f"{self.weights} weights go with {' or '.join(map(repr, valid))}"
             planning.report("activations", f"{message}, got {self.activations!r}")
-        for key in {"group_size", "embeddings"} & self.model_fields_set - self.parameters().keys():
-            planning.report(key, f"has no meaning with {self.weights} weights")
+        self._check_method(planning)
         if facts is None:
             return None
         if facts.quantized_kind:
@@ -105,6 +136,22 @@ class Quantize(Grid, Stage):
         sizes: dict[str, Any] = {"int8": int8, "int4": int4, "group_size": self.group_size}
         return replace(facts, weights=self.weights, exact=False, **sizes)
 
+    def _check_method(self, planning: Planning) -> None:
+        """Report settings that mean nothing, and a calibration that cannot be made."""
+        unused = self.model_fields_set - self.parameters().keys()
+        of_weights = {"group_size", "embeddings"} | ({"method"} if self.kind is None else set())
+        for key in sorted(of_weights & unused):
+            planning.report(key, f"has no meaning with {self.weights} weights")
+        if "calibration_rows" in unused:
+            planning.report("calibration_rows", "means nothing without `method: gptq`")
+        if self.method != "gptq" or self.kind is None:
+            return
+        planning.check_rows(trains=True)
+        facts = planning.facts
+        if facts is not None and not self.choose_calibrated(self.kind, facts):
+            message = f"no weight of a {facts.model_type} is one that gptq rounds; take 'round'"
+            planning.report("method", message)
+
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Quantize, and count how many tensors became what."""
         from compressor.models.loading import cast_weights
@@ -116,9 +163,24 @@ class Quantize(Grid, Stage):
             context.metrics["quantized_tensors"] = {self.weights: count}
         else:
             kinds = self.choose_kinds(self.kind, checkpoint.derive_facts())
-            quantize_weights(checkpoint.model, kinds, self.group_size)
+            rounded = self._calibrate(checkpoint, context) if self.method == "gptq" else {}
+            quantize_weights(checkpoint.model, kinds, self.group_size, rounded)
             set_activations(checkpoint.model, self.quantization)
             context.metrics["quantized_tensors"] = dict(Counter(kinds.values()))
         checkpoint.quantization = self.quantization
         checkpoint.masks = {}  # zeros are still zeros, and nothing trains after this
         return checkpoint
+
+    def _calibrate(self, checkpoint: Checkpoint, context: Context) -> dict[str, Quantized]:
+        """Round the weights of linear layers by what comes into them."""
+        from compressor.compression.calibration import Calibration
+        from compressor.compression.gptq import quantize_with_gptq
+
+        assert self.kind is not None, "planned"
+        kinds = self.choose_calibrated(self.kind, checkpoint.derive_facts())
+        rows = context.rows("train").first(self.calibration_rows)
+        calibration = Calibration(checkpoint, checkpoint.tokenize_rows(rows, context.data))
+        with context.progress.bar("quantize", len(kinds)) as bar:
+            rounded = quantize_with_gptq(calibration, kinds, self.group_size, bar.advance)
+        context.metrics["calibrated_tensors"] = len(rounded)
+        return rounded

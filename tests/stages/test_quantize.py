@@ -14,15 +14,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 import compressor
+from compressor.data.bills import Bills
+from compressor.data.messages import Messages
+from compressor.data.source_base import SplitRows
+from compressor.data.sources import Data
 from compressor.models.checkpoint import Checkpoint
 from compressor.models.facts import Facts
 from compressor.models.loading import CHECKPOINT_JSON, WEIGHTS
 from compressor.models.surgery import dequantize_checkpoint
-from compressor.stages.base import Inputs
+from compressor.stages.base import Inputs, Planning
 from compressor.stages.export import Export
+from compressor.stages.finetune import Finetune
 from compressor.stages.quantize import Quantize
 from tests.harness.models import UNTIED, build_case, outputs
-from tests.harness.stages import preview, stage_context
+from tests.harness.stages import BILLS, preview, stage_context, tokenizer
 
 KINDS = ["int8", "int4", "bfloat16", "float16"]
 T5 = {"vocab_size": 1100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4}
@@ -51,8 +56,10 @@ def run_quantize(start: Checkpoint, folder: Path, **settings: Any) -> Checkpoint
     return result
 
 
-def preview_facts(facts: Facts, stage: Any = None, **settings: Any) -> tuple[Facts, list[str]]:
-    result, problems = preview(stage or Quantize(**settings), facts)
+def preview_facts(
+    facts: Facts, stage: Any = None, data: Any = BILLS, **settings: Any
+) -> tuple[Facts, list[str]]:
+    result, problems = preview(stage or Quantize(**settings), facts, data)
     assert result is not None
     return result, [f"{path}: {message}" for path, message in problems]
 
@@ -164,3 +171,142 @@ def test_an_int8_model_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "saved" / CHECKPOINT_JSON).write_text(json.dumps(about))
     loaded = compressor.load_model(tmp_path / "saved")
     assert torch.equal(outputs(loaded), outputs(result.model))
+
+
+def prepare_calibration(kind: str) -> tuple[Checkpoint, Data]:
+    """A model with a tokenizer, a third of whose weights are pruned, and rows that it reads."""
+    small = {"vocab_size": 304, "intermediate_size": 32, "hidden_size": 32}
+    long = {"max_position_embeddings": 64}
+    several = {"problem_type": "multi_label_classification"}
+    head, changes = {
+        "t5": ("seq2seq_lm", T5 | UNTIED | {"vocab_size": 304}),
+        "bert": ("sequence_classification", small | long | several),
+        "llama": ("causal_lm", small | long),
+    }[kind]
+    checkpoint = build_case(kind, changes, head)
+    checkpoint.tokenizer = tokenizer()
+    for name in checkpoint.derive_facts().list_linear_weights():
+        weight = checkpoint.get_parameter(name).data
+        weight.mul_(torch.rand(weight.shape, generator=torch.Generator().manual_seed(2)) > 0.3)
+    limits = {"max_source_length": 24, "max_target_length": 16, "rows": SplitRows(train=24)}
+    task = {"task": "language_modeling", "completion": "summary"} if kind == "llama" else {}
+    data = (
+        Messages(source="messages", **limits, labels=("refund", "delivery"))
+        if kind == "bert"
+        else None
+    )
+    return checkpoint, data or Bills(source="bills", **limits, **task)
+
+
+def collect_inputs(checkpoint: Checkpoint, data: Data) -> dict[str, torch.Tensor]:
+    """What comes into each linear layer on the training rows: name → [tokens, inputs]."""
+    inputs: dict[str, list[torch.Tensor]] = {}
+    for name, module in checkpoint.model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _, x, name=name: inputs.setdefault(name, []).append(x[0].flatten(0, -2))
+            )
+    rows = checkpoint.tokenize_rows(data.load("train").first(24), data)
+    with torch.no_grad():
+        for row in range(24):
+            batch = rows.batch([row], checkpoint.pad_id)
+            labels = {} if checkpoint.head != "seq2seq_lm" else {"labels": batch["labels"]}
+            checkpoint.model(input_ids=batch["input_ids"], **labels)
+    return {name: torch.cat(parts) for name, parts in inputs.items()}
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+@pytest.mark.parametrize("kind", ["t5", "bert", "llama"])
+def test_gptq_has_less_error_on_the_rows_that_it_looks_at(
+    tmp_path: Path, kind: str, weights: str
+) -> None:
+    """Of what each layer gives; tables are as `round` has them, what was pruned is still zero."""
+    start, data = prepare_calibration(kind)
+    before = {n: p.detach().clone() for n, p in start.model.named_parameters()}
+    inputs = collect_inputs(start, data)
+    settings = {"weights": weights, "activations": "float", "calibration_rows": 24}
+    settings |= {"group_size": 16} if weights == "int4" else {}
+    facts, told = preview_facts(start.derive_facts(), Quantize(**settings, method="gptq"), data)
+    assert not told
+    start.save(tmp_path / "start")
+    state, metrics = {}, {}
+    for method in ("round", "gptq"):
+        context = stage_context(tmp_path / method, data)
+        stage = Quantize(**settings, method=method)
+        result = stage.run(Inputs(tmp_path / "start"), context)
+        result.save(tmp_path / f"saved_{method}")
+        loaded = Checkpoint.load(tmp_path / f"saved_{method}")
+        stored = load_file(tmp_path / f"saved_{method}" / WEIGHTS).values()
+        assert sum(tensor.nbytes for tensor in stored) == facts.bytes
+        state[method] = dequantize_checkpoint(loaded).model.state_dict()
+        metrics[method] = context.metrics
+    assert metrics["gptq"]["calibrated_tensors"] == len(inputs)
+    errors = {}
+    for name, tokens in inputs.items():
+        weight = before[f"{name}.weight"]
+        for method in state:
+            rounded = state[method][f"{name}.weight"]
+            assert not bool(rounded[weight == 0].any())
+            error = (tokens @ (rounded - weight).T).square().sum()
+            errors[method] = errors.get(method, 0.0) + float(
+                error / (tokens @ weight.T).square().sum()
+            )
+    assert 0 < errors["gptq"] < 0.8 * errors["round"], errors
+    tables = before.keys() - {f"{name}.weight" for name in inputs}
+    assert all(
+        torch.equal(state["gptq"][n], state["round"][n]) for n in tables & facts.shapes.keys()
+    )
+
+
+def test_keys_name_the_method_and_rows_of_gptq_alone() -> None:
+    """`round` has the key that a recipe without `method` has always had."""
+    calibrated = {"method": "gptq", "calibration_rows": 64}
+    for settings in ({"weights": "int8"}, {"weights": "int4"}):
+        old = Quantize(**settings)
+        nearest, gptq = (Quantize(**settings, method=method) for method in ("round", "gptq"))
+        assert nearest.parameters() == old.parameters() == {
+            key: value for key, value in gptq.parameters().items() if key not in calibrated
+        }  # fmt: skip
+        assert {key: gptq.parameters()[key] for key in calibrated} == calibrated
+        assert (old.reads(), nearest.reads(), gptq.reads()) == ({}, {}, {"train": "pairs"})
+
+
+def test_int4_is_calibrated_where_it_can_be() -> None:
+    """By rows that have a loss, but not after a training for the values of `round`."""
+
+    def method_of(facts: Facts, data: Data = BILLS, **settings: Any) -> tuple[str | None, str]:
+        planning = Planning(facts, data, report=lambda *_: None, report_unreached=lambda *_: None)
+        stage = Quantize(**{"weights": "int4", **settings}).resolve(planning)
+        return stage.method, stage.choice
+
+    facts = pico().derive_facts()
+    labels = Messages(source="messages", labels=("refund", "delivery"))
+    assert method_of(facts) == ("gptq", "method: gptq (chosen: training rows have a loss)")
+    assert method_of(facts, weights="int8") == (None, "")
+    assert method_of(facts, weights="bfloat16") == (None, "")
+    assert method_of(facts, method="round") == ("round", "")
+    method, reason = method_of(facts, labels)
+    assert method == "round" and "no loss" in reason
+    for kind, expected in (("int4", "round"), ("int8", "gptq")):
+        after, _ = preview_facts(facts, Finetune(epochs=1, quantization_aware=kind))
+        assert method_of(after)[0] == expected
+
+
+def test_what_cannot_be_calibrated_is_told() -> None:
+    """Settings without a meaning, a model without such layers, rows of another task."""
+    facts = pico().derive_facts()
+    labels = Messages(source="messages", labels=("refund", "delivery"))
+    gpt2 = build_case("gpt2", {}, "causal_lm").derive_facts()
+    cases: list[tuple[Facts, Data, dict[str, Any], str]] = [
+        (facts, BILLS, {"weights": "bfloat16", "method": "gptq"},
+         "method: has no meaning with bfloat16 weights"),
+        (facts, BILLS, {"method": "round", "calibration_rows": 8},
+         "calibration_rows: means nothing without `method: gptq`"),
+        (gpt2, Bills(source="bills", task="language_modeling", max_source_length=8),
+         {"method": "gptq"}, "method: no weight of a gpt2 is one that gptq rounds; take 'round'"),
+        (facts, labels, {"method": "gptq"},
+         "data.task: is multi_label, and the model has the head 'seq2seq_lm'; it takes data of the"
+         " task text2text or summarization"),
+    ]  # fmt: skip
+    for model, data, settings, message in cases:
+        assert preview_facts(model, data=data, **settings)[1] == [message]
