@@ -38,7 +38,7 @@ from compressor.recipe.compose import compose
 from compressor.stages.base import Context, Inputs
 from compressor.training.launch_config import Launch, Processes
 from tests.support import reference
-from tests.support.families import CLASSIFIER, Family, write
+from tests.support.families import TAGGER, TAGS, Family, write
 from tests.support.reference import Plain
 
 INFINITE = float("inf")
@@ -60,8 +60,8 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
     "distill": {"model": "load", "teacher": "teacher", "epochs": 1},
     "prune": {"model": "load", "amounts": PRUNED},
     "shrink": {"model": "load"},
-    "slice": {"model": "load", "feed_forward": SLICED},
-    "heads": {"stage": "slice", "model": "load", "heads": SLICED},
+    "slice": {"model": "load", "feed_forward": SLICED, "importance": "magnitude"},
+    "heads": {"stage": "slice", "model": "load", "heads": SLICED, "importance": "magnitude"},
     "trim": {"stage": "trim_vocabulary", "model": "load", "from_splits": ["train"]},
     "quantize": {"model": "load", "weights": "int8", "activations": "float"},
     "smooth": {"model": "load", "calibration_rows": ROWS},
@@ -111,9 +111,14 @@ class Subject:
         self.plan = self._run(left_out)
 
     def rows(self, split: str) -> tuple[list[str], list[Any]]:
-        """Texts, and what is learned: of bills a text, since the lengths of summaries vary."""
-        if self.family.head != CLASSIFIER:
-            rows = list(make_bills(ROWS, seed=0, split=split))
+        """Texts, and what is learned: of bills a text, since the lengths of summaries vary. A word
+        has the tag of its length.
+        """
+        rows = list(make_bills(ROWS, seed=0, split=split))
+        if self.family.head == TAGGER:
+            texts = [row["summary"] for row in rows]
+            return texts, [[len(word) % len(TAGS) for word in text.split()] for text in texts]
+        if not self.family.is_labelled:
             return [row["summary"] for row in rows], [row["text"] for row in rows]
         single = self.family.task == "single_label"
         made = list(make_messages(ROWS, seed=SEED, split=split, single=single))
@@ -126,12 +131,14 @@ class Subject:
             stages["shrink"][f"{stack}_layers"] = [KEPT_LAYER]
         if "distill" in columns:
             stages = {"teacher": {"stage": "load", "source": str(self.teacher)}, **stages}
-        if self.family.head == CLASSIFIER and "evaluate" in columns:
+        if self.family.is_labelled and "evaluate" in columns:
             del stages["evaluate"]["max_length"]
         names = {name: name.replace(" ", "_") for name in stages}
         data: dict[str, Any] = {"source": "bills", "text": "summary", "summary": "text"}
-        if self.family.head == CLASSIFIER:
+        if self.family.is_labelled:
             data = {"source": "messages", "task": self.family.task, "seed": SEED}
+        if self.family.head == TAGGER:
+            data = self._write_tagged()
         recipe = {
             "defaults": ["/base", "_self_"],
             "pipeline": list(names.values()),
@@ -146,6 +153,18 @@ class Subject:
         }  # fmt: skip
         text = yaml.safe_dump(recipe, sort_keys=False)
         (self.folder / "recipe.yaml").write_text(text, encoding="utf-8")
+
+    def _write_tagged(self) -> dict[str, Any]:
+        """Write a file of words and tags for each split, and give the recipe's data."""
+        files = {split: str(self.folder / f"{split}.jsonl") for split in LIMITS["rows"]}
+        for split, file in files.items():
+            lines = [
+                json.dumps({"words": text.split(), "tags": [TAGS[tag] for tag in tags]}) + "\n"
+                for text, tags in zip(*self.rows(split), strict=True)
+            ]
+            Path(file).write_text("".join(lines), encoding="utf-8")
+        about = {"task": TAGGER, "text": "words", "label": "tags", "labels": [*TAGS]}
+        return {"source": "files", "files": files, **about}
 
     def _run(self, left_out: Collection[str]) -> Plan:
         """Plan and run what is not refused, and does not fail."""
@@ -263,12 +282,12 @@ def _trim(subject: Subject) -> float:
     old = plain.tokenizer.convert_tokens_to_ids(pieces)
     rows = {was: now for now, was in enumerate(old)}
     batch = {name: tensor.clone() for name, tensor in plain.batch.items()}
-    for name in ("input_ids", "labels") if subject.family.head != CLASSIFIER else ("input_ids",):
+    for name in ("input_ids", "labels") if not subject.family.is_labelled else ("input_ids",):
         batch[name].apply_(lambda i: i if i < 0 else rows[i])
     if plain.sources(plain.texts) != [[old[i] for i in r] for r in plain.sources(plain.texts, new)]:
         return INFINITE
     expected, result = subject.logits(plain.model), reference.logits(model, batch)
-    if subject.family.head != CLASSIFIER:
+    if not subject.family.is_labelled:
         expected, result = expected[:, old], result[:, : len(old)]
     return difference(result, expected)
 
@@ -288,9 +307,9 @@ def _approximate(subject: Subject) -> float:
 
 
 def _evaluate(subject: Subject) -> float:
-    """Compare the texts that are written, or a classifier's loss."""
+    """Compare the texts that are written, or the loss of labels."""
     texts, targets = subject.rows("test")
-    if subject.family.head == CLASSIFIER:
+    if subject.family.is_labelled:
         loss = subject.plain.loss(subject.plain.model, texts, targets)
         return difference(subject.metrics("evaluate")["loss"], loss)
     with (subject.path("evaluate") / "predictions.csv").open(encoding="utf-8", newline="") as file:
@@ -335,7 +354,8 @@ def _exported(column: str) -> Callable[[Subject], float]:
         model = reference.shrunk(plain, KEPT_LAYER) if shorter else plain.model
         loaded = compressor.load(subject.path(column) / "model", threads=1)
         head = subject.family.head
-        sources = (plain.sources if head == CLASSIFIER else plain.prompts)(plain.texts)
+        read = plain.sources if subject.family.is_labelled else plain.prompts
+        sources = read(plain.texts)
         if loaded.tokenize(plain.texts) != sources:
             return INFINITE
         tokens: list[list[int]] = []
@@ -345,7 +365,7 @@ def _exported(column: str) -> Callable[[Subject], float]:
             if "int8" not in column and result != tokens:
                 return INFINITE
         if head != "seq2seq_lm":
-            return difference(loaded.logits(plain.texts), _single_logits(model, sources))
+            return difference(loaded.logits(plain.texts), _single_logits(model, sources, head))
         if loaded.backend not in SCORES:
             return 0.0
         scores = SCORES[loaded.backend](subject.path(column) / "model", sources, tokens)
@@ -357,9 +377,13 @@ def _exported(column: str) -> Callable[[Subject], float]:
 
 
 @torch.no_grad()
-def _single_logits(model: PreTrainedModel, sources: list[list[int]]) -> list[list[float]]:
-    """A classifier's for each row alone; a decoder's after its last token."""
+def _single_logits(
+    model: PreTrainedModel, sources: list[list[int]], head: str
+) -> list[list[float]]:
+    """A classifier's for each row alone, or for each token; a decoder's after its last token."""
     result = [model(input_ids=torch.tensor([row])).logits[0] for row in sources]
+    if head == TAGGER:
+        return [token for row in result for token in row.tolist()]
     return [(row if row.dim() == 1 else row[-1]).tolist() for row in result]
 
 

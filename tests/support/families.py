@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ AUTO = {
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
     "causal_lm": "AutoModelForCausalLM",
     "sequence_classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
 }
+CLASSIFIER, TAGGER = "sequence_classification", "token_classification"
+TAGS = ("O", "B-X", "I-X")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Family:
     """A regular expression for the matrices of self-attention."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     task: str = "summarization"
+
+    @property
+    def is_labelled(self) -> bool:
+        return self.head in (CLASSIFIER, TAGGER)
 
     @property
     def auto_class(self) -> Any:
@@ -124,8 +131,17 @@ GATED = {"feed_forward_proj": "gated-gelu"}
 SCALED = {"scale_embedding": True}
 SIX, LONGER = {"num_beams": 6}, {"num_beams": 8, "length_penalty": 0.8}
 BEAMS = {"num_beams": 4, "early_stopping": True}
-CLASSIFIER = "sequence_classification"
 
+ENCODERS: Mapping[str, Family] = {
+    "BERT": _bert("bert", "wordpiece"),
+    "RoBERTa": _bert("roberta", "roberta", max_position_embeddings=130),
+    "DistilBERT": Family(
+        "distilbert", CLASSIFIER, DISTILBERT, "wordpiece",
+        {"encoder": "distilbert.transformer.layer"}, ("ffn.lin1", "ffn.lin2"),
+        r"attention\.(q|k|v|out)_lin\.weight", task="multi_label",
+    ),
+    "ELECTRA": _bert("electra", "wordpiece", embedding_size=16),
+}  # fmt: skip
 FAMILIES: Mapping[str, Family] = {
     "T5": _t5("t5"),
     "T5 v1.1": _t5("t5", **GATED, **UNTIED),
@@ -141,14 +157,8 @@ FAMILIES: Mapping[str, Family] = {
         "marian", "marian_two", SIX | {"forced_eos_token_id": 0},
         share_encoder_decoder_embeddings=False, **UNTIED,
     ),
-    "BERT": _bert("bert", "wordpiece"),
-    "RoBERTa": _bert("roberta", "roberta", max_position_embeddings=130),
-    "DistilBERT": Family(
-        "distilbert", CLASSIFIER, DISTILBERT, "wordpiece",
-        {"encoder": "distilbert.transformer.layer"}, ("ffn.lin1", "ffn.lin2"),
-        r"attention\.(q|k|v|out)_lin\.weight", task="multi_label",
-    ),
-    "ELECTRA": _bert("electra", "wordpiece", embedding_size=16),
+    **ENCODERS,
+    **{f"{n} of words": replace(f, head=TAGGER, task=TAGGER) for n, f in ENCODERS.items()},
     "GPT-2": _decoder("gpt2", "causal_lm"),
     "Llama": _decoder("llama", "causal_lm"),
     "Qwen2": _decoder("qwen2", "causal_lm", tie_word_embeddings=True),
@@ -336,12 +346,14 @@ def write(family: Family, folder: Path, *, seed: int = 0) -> Path:
     if family.model_type == "marian":
         values |= {"decoder_start_token_id": pad, "bos_token_id": 0}
         values["decoder_vocab_size"] = max(tokenizer.decoder) + 1
-    if family.head == CLASSIFIER:
+    if family.is_labelled:
+        names = TAGS if family.head == TAGGER else messages.LABELS
         values |= {
-            "id2label": dict(enumerate(messages.LABELS)),
-            "label2id": {name: i for i, name in enumerate(messages.LABELS)},
-            "problem_type": f"{family.task}_classification",
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
         }
+    if family.head == CLASSIFIER:
+        values["problem_type"] = f"{family.task}_classification"
     config = AutoConfig.for_model(family.model_type, **values | dict(family.config))
     model = family.auto_class.from_config(config)
     vary(model, seed, 0.15 if family.tokenizer == "sentencepiece" else 0.25)

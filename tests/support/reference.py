@@ -20,7 +20,7 @@ from torch.nn.utils import prune
 from transformers import AutoTokenizer, PreTrainedModel, Trainer
 from transformers.pytorch_utils import Conv1D
 
-from tests.support.families import CLASSIFIER, Family
+from tests.support.families import CLASSIFIER, TAGGER, Family
 
 SOURCE, TARGET, LIMIT = 90, 12, 10
 """Tokens of a source and of a target, and the limit of a text that is written."""
@@ -66,6 +66,9 @@ class Plain:
             labels = torch.tensor(targets)
             labels = labels.float() if self.family.task == "multi_label" else labels[:, 0]
             return padded(self.sources(texts), pad) | {"labels": labels}
+        if self.family.head == TAGGER:
+            labels = torch.tensor(self.place_tags(texts, targets))
+            return padded(self.sources(texts), pad) | {"labels": labels}
         if self.family.head == "seq2seq_lm":
             summaries = tokenizer(text_target=targets, truncation=True, max_length=TARGET)
             labels = padded(summaries.input_ids, -100)["input_ids"]
@@ -78,6 +81,17 @@ class Plain:
         labels = [[*[-100] * (len(a) + 1), *b, *end] for a, b in both]
         batch = padded([[*a, *end, *b, *end] for a, b in both], end[0])
         return batch | {"labels": padded(labels, -100)["input_ids"]}
+
+    def place_tags(self, texts: list[str], targets: list[Any]) -> list[list[int]]:
+        """Tags as `run_ner.py` places them: at the token that a word begins with, else -100."""
+        encoded = self.tokenizer(texts, truncation=True, max_length=SOURCE, padding=True)
+        labels = [[-100] * len(row) for row in encoded.input_ids]
+        for line, (text, tags) in enumerate(zip(texts, targets, strict=True)):
+            starts = [match.start() for match in re.finditer(r"\S+", text)]
+            for start, tag in zip(starts, tags, strict=True):
+                if (place := encoded.char_to_token(line, start)) is not None:
+                    labels[line][place] = tag
+        return labels
 
     @torch.no_grad()
     def loss(self, model: PreTrainedModel, texts: list[str], targets: list[Any]) -> float:
