@@ -29,7 +29,7 @@ THREADS, ROWS, READ, WRITTEN, ROUNDS, APART = 1, 4, 256, 32, 7, 0.1
 RECIPE = f"""
 defaults: [/base, /data: bills, _self_]
 name: decode
-pipeline: [torch, ct2, ct2_int8, benchmark]
+pipeline: [torch, ct2, ct2_int8, onnx, onnx_int8, benchmark]
 model:
   head: causal_lm
   config: {{model_type: llama, vocab_size: 1000, hidden_size: 512, num_hidden_layers: 8,
@@ -42,8 +42,11 @@ stages:
   torch: {{stage: load}}
   ct2: {{stage: export, model: torch, format: ctranslate2, weights: float32, parity: null}}
   ct2_int8: {{stage: export, model: torch, format: ctranslate2, weights: int8, parity: null}}
-  benchmark: {{models: [torch, ct2, ct2_int8], batch_sizes: [{ROWS}], input_lengths: [{READ}],
-              output_lengths: [{WRITTEN}], threads: [{THREADS}], texts: 12}}
+  onnx: {{stage: export, model: torch, format: onnx, weights: float32, parity: null}}
+  onnx_int8: {{stage: export, model: torch, format: onnx, weights: int8, parity: null}}
+  benchmark: {{models: [torch, ct2, ct2_int8, onnx, onnx_int8], batch_sizes: [{ROWS}],
+              input_lengths: [{READ}], output_lengths: [{WRITTEN}],
+              threads: [{THREADS}], texts: 12}}
 """
 SHOWN = ("first_token_ms", "prefill_tokens_per_second", "decode_tokens_per_second", "speedup")
 

@@ -229,14 +229,16 @@ def test_rotary_positions_end_where_they_were_trained_to(rope: Any, expected: in
 
 
 EXPORTED = (
-    HEAD.replace("MODEL", "llama")
+    HEAD.replace("MODEL", "llama").replace("num_hidden_layers: 2", "num_hidden_layers: 1")
     + """
-pipeline: [load, ct2, evaluate, benchmark]
+pipeline: [load, ct2, onnx, evaluate, benchmark]
 stages:
   load: {}
   ct2: {stage: export, format: ctranslate2, weights: float32}
-  evaluate: {models: [load, ct2], window: 40}
-  benchmark: {models: [load, ct2], batch_sizes: [1, 3], input_lengths: [20], output_lengths: [2, 7],
+  onnx: {stage: export, model: load, format: onnx, weights: float32}
+  evaluate: {models: [load, ct2, onnx], window: 40}
+  benchmark: {models: [load, ct2, onnx], batch_sizes: [1, 3], input_lengths: [20],
+              output_lengths: [2, 7],
               texts: 3, warm_up: 1}
 """
 )
@@ -249,10 +251,11 @@ def test_an_exported_decoder_is_scored_and_timed_beside_its_source(tmp_path_fact
     done = run_once(tmp_path_factory, "exported", EXPORTED)
     assert done.code == 0, done.err
     metrics = {record["name"]: record["metrics"] for record in done.records()}
-    perplexities = [metrics[f"evaluate@{name}"]["perplexity"] for name in ("load", "ct2")]
-    assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-5)
-    assert metrics["ct2"]["parity"]["equal_tokens"] >= 0.98
-    for name in ("load", "ct2"):
+    for name in ("ct2", "onnx"):
+        perplexities = [metrics[f"evaluate@{model}"]["perplexity"] for model in ("load", name)]
+        assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-5)
+        assert metrics[name]["parity"]["equal_tokens"] >= 0.98
+    for name in ("load", "ct2", "onnx"):
         timed = metrics[f"benchmark@{name}"]
         shape = [(case["output_tokens"], case["batch_size"]) for case in timed["cases"]]
         assert shape == [(2, 1), (2, 3), (7, 1), (7, 3)]
@@ -270,7 +273,7 @@ def test_an_exported_decoder_is_scored_and_timed_beside_its_source(tmp_path_fact
 
 def test_a_timed_decoder_has_room_for_what_it_writes(tmp_path) -> None:
     """Of all positions: the longest prompt and the tokens after it."""
-    text = EXPORTED.replace("llama", "gpt2")
+    text = EXPORTED.replace("llama", "gpt2").replace("num_hidden_layers: 1", "num_hidden_layers: 2")
     for old, new in CHANGES[1:]:
         text = text.replace(old, new)
     text = text.replace("input_lengths: [20]", "input_lengths: [20, 122]")
