@@ -24,6 +24,22 @@ def add_affine_products(total: Tensor | None, tokens: Tensor) -> Tensor:
     return add_products(total, functional.pad(tokens, (0, 1), value=1.0))
 
 
+def damp_products(products: Tensor) -> Tensor:
+    """Add `DAMPING` times the mean of the diagonal to it, as SparseGPT does; a new tensor."""
+    mean = products.diagonal().mean().clamp(min=1e-30)  # of inputs that are always 0, too
+    return products + DAMPING * mean * torch.eye(len(products), device=products.device)
+
+
+def view_affine(module: Any, products: Tensor) -> tuple[Tensor, Tensor]:
+    """Give a module's weight as [outputs, inputs], its bias after them if there is one, and the
+    `products` of those inputs.
+    """
+    rows = module.weight.data.T if is_transposed(module) else module.weight.data
+    if module.bias is None:
+        return rows, products[:-1, :-1]
+    return torch.cat([rows, module.bias.data[:, None]], 1), products
+
+
 @torch.no_grad()
 def refit_inputs(weight: Tensor, products: Tensor, kept: Tensor) -> Tensor:
     """Refit a weight [outputs, inputs] to the `kept` of its inputs alone: [outputs, kept], float32.
@@ -34,8 +50,7 @@ def refit_inputs(weight: Tensor, products: Tensor, kept: Tensor) -> Tensor:
     """
     gone = torch.ones(len(products), dtype=torch.bool, device=weight.device)
     gone[kept] = False
-    damped, old = products[kept][:, kept], weight.float()
-    damped.diagonal().add_(DAMPING * products.diagonal().mean())
+    damped, old = damp_products(products)[kept][:, kept], weight.float()
     pushed: Tensor = torch.linalg.solve(damped, products[kept][:, gone] @ old[:, gone].T)
     return old[:, kept] + pushed.T
 
@@ -53,16 +68,17 @@ def refit_outputs(calibration: Calibration, kept: Iterable[tuple[Units, Sequence
     for shared, products in calibration.sum_by_layer(modules, add_affine_products, "dense"):
         for name, module in shared.items():
             require_finite({name: products}, "the Hessian of ", TOO_LARGE)
-            _refit_module(module, products, *chosen[name])
+            refit_module(module, products, *chosen[name])
 
 
-def _refit_module(module: Any, products: Tensor, units: Units, kept: Sequence[int]) -> None:
+@torch.no_grad()
+def refit_module(module: Any, products: Tensor, units: Units, kept: Sequence[int]) -> None:
+    """Refit, in place, what multiplies the outputs of units, to those of them that are kept."""
+    affine, products = view_affine(module, products)
     rows = module.weight.data.T if is_transposed(module) else module.weight.data
-    inputs = torch.arange(rows.shape[1], device=rows.device)
-    places = take_units(inputs, 0, units.count, kept)
-    if module.bias is None:
-        rows[:, places] = refit_inputs(rows, products[:-1, :-1], places).to(rows.dtype)
-        return
-    affine = torch.cat([rows, module.bias.data[:, None]], 1)
-    new = refit_inputs(affine, products, functional.pad(places, (0, 1), value=len(inputs)))
-    rows[:, places], module.bias.data[:] = new[:, :-1].to(rows.dtype), new[:, -1]
+    places = take_units(torch.arange(rows.shape[1], device=rows.device), 0, units.count, kept)
+    rest = torch.arange(rows.shape[1], affine.shape[1], device=rows.device)  # the bias, if any
+    new = refit_inputs(affine, products, torch.cat([places, rest])).to(rows.dtype)
+    rows[:, places] = new[:, : len(places)]
+    if module.bias is not None:
+        module.bias.data[:] = new[:, -1]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -74,21 +74,25 @@ class Widths(BaseModel):
 class Slice(Widths, Stage):
     """Cut heads, feed-forward neurons and layers out of a model: it gets smaller and faster.
 
-    Each attention and each feed-forward layer keeps the units with the largest L2 norm over all
-    matrices of a unit: rows of q, k and v and columns of o for a head; a row of each input matrix
-    (two where gated) and a column of the output matrix for a neuron. Biases and masks go with their
-    unit. A unit whose matrices are zero goes first, and changes no output. This is structured
-    pruning by magnitude (Li et al., 1608.08710, for units of transformers); the sliced model needs
-    fine-tuning. `importance: taylor` judges by the loss on rows of the data instead, and is the
-    default where the data has such rows. Layers are dropped first, those with the smallest sum over
-    all of their matrices.
+    A unit is rows of q, k and v and columns of o for a head; a row of each input matrix (two where
+    gated) and a column of the output matrix for a neuron. Biases and masks go with their unit. A
+    unit whose matrices are zero goes first, and changes no output. The sliced model needs
+    fine-tuning.
+
+    `importance: obs`, the default for a trained model whose loss the data's rows tell, lets each
+    attention and each feed-forward layer lose one unit after another: the one without which its
+    output, weighted by the loss's squared gradients, is least wrong when the other units' weights
+    make up for it (structured OBS, as in ZipLM, 2302.04089). Layers are dropped first: those
+    without which the loss is least, as in `shrink`. `magnitude` keeps the units with the largest L2
+    norm over all matrices (Li et al., 1608.08710), `taylor` those with the largest sum of
+    |w · dL/dw|; so they do with layers.
 
     Where queries share keys and values (Llama, Qwen), a unit is a head that has keys with all its
     queries: `heads: 2` keeps two such groups, and the config gets its `head_dim`.
 
     Every layer keeps as many units, since a config has one number for all. In T5 each column of the
     relative-position bias in block 0 serves one head in all layers of its stack, so the
-    self-attentions of a stack lose the same heads, those of smallest norm over all of its layers.
+    self-attentions of a stack lose the same heads, those that all of its layers need least.
     Cross-attentions, which have no such bias, and feed-forward layers each choose for themselves.
 
     Example: `slice: {heads: 0.5, feed_forward: 0.5}` or
@@ -106,19 +110,19 @@ class Slice(Widths, Stage):
     multiple_of: Integer = Field(
         1, ge=1, description="Round the number of neurons up to a multiple of this."
     )
-    importance: Literal["magnitude", "random", "taylor"] | None = Field(
+    importance: Literal["magnitude", "random", "taylor", "obs"] | None = Field(
         None,
-        description="What a unit is judged by: the L2 norm of its weights, chance, or the sum of "
-        "|w · dL/dw| over its weights. Default: taylor where training rows have a loss, else "
-        "magnitude.",
+        description="What a unit is judged by: the L2 norm of its weights, chance, the sum of "
+        "|w · dL/dw| over its weights, or (obs) how much the loss grows without it when the others "
+        "make up for it. Default: obs where training rows have a loss, else magnitude.",
     )
     reconstruct: bool | None = Field(
         None,
         description="Refit what multiplies the outputs of heads and neurons to those that stay, by "
-        "least squares on training rows. Default: true with taylor.",
+        "least squares on training rows. Default: true with taylor and obs.",
     )
     calibration_rows: Integer = Field(
-        64, ge=1, description="Training rows that taylor and the refit look at."
+        64, ge=1, description="Training rows that taylor, obs and the refit look at."
     )
 
     @model_validator(mode="after")
@@ -130,16 +134,20 @@ class Slice(Widths, Stage):
     def resolve(self, planning: Planning) -> Slice:
         if self.importance is not None or planning.facts is None:
             return self
-        importance, reason = planning.choose_importance("taylor")
+        importance, reason = planning.choose_importance("obs")
         return self.choose(reason, importance=importance)
 
     @property
     def _refits(self) -> bool:
-        return self.importance == "taylor" if self.reconstruct is None else self.reconstruct
+        return self._calibrates if self.reconstruct is None else self.reconstruct
+
+    @property
+    def _calibrates(self) -> bool:
+        return self.importance in ("taylor", "obs")
 
     @property
     def _needs_rows(self) -> bool:
-        return self.importance == "taylor" or self._refits
+        return self._calibrates or self._refits
 
     def is_random(self) -> bool:
         return self.importance == "random"
@@ -255,7 +263,6 @@ class Slice(Widths, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Judge, choose, and build the smaller model."""
-        from compressor.compression.reconstruction import refit_outputs
         from compressor.models.surgery import keep_layers, keep_units
 
         checkpoint = inputs.checkpoint()
@@ -268,8 +275,6 @@ class Slice(Widths, Stage):
         for units, indices in choice:
             kept[units.name] = indices if units.config_key.endswith("heads") else len(indices)
         context.metrics["kept"] = kept
-        if choice and self._refits:
-            refit_outputs(self._calibrate(checkpoint, context), choice)
         return keep_units(checkpoint, choice)
 
     def _calibrate(self, checkpoint: Checkpoint, context: Context) -> Calibration:
@@ -297,8 +302,12 @@ class Slice(Widths, Stage):
     ) -> dict[str, list[int]]:
         import torch
 
+        from compressor.compression.depth import choose_layers
         from compressor.models.surgery import select_strongest, unit_sums
 
+        if self.importance == "obs":
+            calibration = self._calibrate(checkpoint, context)
+            return choose_layers(checkpoint, depths, {}, calibration.examples, lambda: None)[0]
         facts, kept = checkpoint.derive_facts(), {}
         matrices = dict.fromkeys(n for names in facts.list_groups().values() for n in names)
         for stack, depth in depths.items():
@@ -315,12 +324,26 @@ class Slice(Widths, Stage):
     def _choose_units(
         self, checkpoint: Checkpoint, context: Context
     ) -> list[tuple[Units, list[int]]]:
-        """Choose the units of largest score; where several choose together, of the largest sum."""
-        from compressor.models.surgery import select_strongest, unit_sums
+        """Choose the units that stay, and refit what multiplies their outputs, in place."""
+        from compressor.compression.reconstruction import refit_outputs
+        from compressor.compression.structured import choose_units
 
         widths = self.widths(checkpoint.derive_facts())
         if not widths:
             return []
+        if self.importance == "obs":
+            return choose_units(self._calibrate(checkpoint, context), widths, refits=self._refits)
+        choice = self._choose_by_score(widths, checkpoint, context)
+        if self._refits:
+            refit_outputs(self._calibrate(checkpoint, context), choice)
+        return choice
+
+    def _choose_by_score(
+        self, widths: Sequence[tuple[Units, int]], checkpoint: Checkpoint, context: Context
+    ) -> list[tuple[Units, list[int]]]:
+        """Choose the units of largest score; where several choose together, of the largest sum."""
+        from compressor.models.surgery import select_strongest, unit_sums
+
         matrices = dict.fromkeys(name for units, _ in widths for name in units.matrices)
         scores = self._scores(checkpoint, matrices, context)
         together: dict[str, list[Units]] = {}

@@ -181,9 +181,9 @@ def test_what_a_recipe_leaves_open_is_chosen_by_what_is_there(tmp_path: Path) ->
     def plan_slice(*overrides: str) -> Node:
         return plan_recipe(recipe, *overrides).node("slice")
 
-    taylor = plan_slice()
-    assert taylor.key == plan_slice("stages.slice.importance=taylor").key
-    assert taylor.stage.choice == "importance: taylor (chosen: training rows have a loss)"
+    chosen = plan_slice()
+    assert chosen.key == plan_slice("stages.slice.importance=obs").key
+    assert chosen.stage.choice == "importance: obs (chosen: training rows have a loss)"
     no_rows = ("data=files", f"data.files.validation={rows}", "data.files.train=null")
     for overrides, reason in (
         ((), "the model is not trained yet"),
