@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
 
 from compressor.core.errors import StageError
 from compressor.data.examples import Examples
@@ -57,14 +61,14 @@ def choose_layers(
     for stack, depth in depths.items():
         count = stacks[stack].layers
         fixed, kept[stack] = _list_fixed(stack, count, depth), list(range(count))
+        states = dict[bytes, Any]() if stack == "decoder" and len(stacks) > 1 else None
         for goes in list_rounds(count, depth):
             losses = dict[int, float]()
             for layer in kept[stack]:
                 if layer not in fixed:
                     left = [other for other in kept[stack] if other != layer]
-                    losses[layer] = _measure(
-                        keep_layers(checkpoint, kept | {stack: left}), examples
-                    )
+                    smaller = keep_layers(checkpoint, kept | {stack: left})
+                    losses[layer] = _measure(smaller, examples, states)
                     advance()
             measured.setdefault(stack, losses)
             gone = sorted(losses, key=lambda layer: losses[layer])[:goes]
@@ -72,7 +76,20 @@ def choose_layers(
     return kept, measured
 
 
-def _measure(checkpoint: Checkpoint, examples: Examples) -> float:
-    model = checkpoint.model
+def _measure(checkpoint: Checkpoint, examples: Examples, states: dict[bytes, Any] | None) -> float:
+    """Measure the loss. `states`: what an encoder that all models share gave, and gives again."""
+    model: Any = checkpoint.model
+    if states is not None:
+        encoder = model.get_encoder()
+        encoder.forward = partial(_encode_once, encoder.forward, states)
     loss = mean_loss(LabelLoss(model), examples, checkpoint.pad_id, model.device)
     return loss if math.isfinite(loss) else math.inf
+
+
+def _encode_once(
+    encode: Callable[..., Any], states: dict[bytes, Any], input_ids: Tensor, **options: Any
+) -> Any:
+    key = input_ids.cpu().numpy().tobytes()
+    if key not in states:
+        states[key] = encode(input_ids, **options)
+    return states[key]

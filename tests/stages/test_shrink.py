@@ -60,6 +60,7 @@ def measure(model: nn.Module, checkpoint: Checkpoint, examples) -> float:
     ("make", "path", "stack", "depth"),
     [
         (lambda: pico("t5", "seq2seq_lm", num_layers=4), "encoder.block", "encoder", 2),
+        (lambda: pico("t5", "seq2seq_lm", num_decoder_layers=4), "decoder.block", "decoder", 2),
         (lambda: pico("llama", "causal_lm", num_hidden_layers=5), "model.layers", "decoder", 3),
         (lambda: pico_classifier(num_hidden_layers=4), "bert.encoder.layer", "encoder", 1),
     ],
