@@ -47,7 +47,7 @@ class Calibration:
 
         What was yielded may change before the next is asked for (see `layer_inputs.sum_by_layer`).
         """
-        walk = list_layers(self.checkpoint), self.loss, self.list_batches()
+        walk = list_walked_layers(self.checkpoint), self.loss, self.list_batches()
         for sums in layer_inputs.sum_by_layer(modules, *walk, statistic, origin):
             while sums:
                 total = next(iter(sums.values()))
@@ -57,11 +57,14 @@ class Calibration:
                 yield {name: modules[name] for name in shared}, total
 
 
-def list_layers(checkpoint: Checkpoint) -> list[list[nn.Module]]:
+def list_walked_layers(checkpoint: Checkpoint) -> list[list[nn.Module]]:
     """List the layers of each stack, but of those whose layers hand on more than states."""
+    return list_layers(checkpoint) if walks_layers(checkpoint.model.config.model_type) else []
+
+
+def list_layers(checkpoint: Checkpoint) -> list[list[nn.Module]]:
+    """List the layers of each stack."""
     model = checkpoint.model
-    if not walks_layers(model.config.model_type):
-        return []
     return [
         [model.get_submodule(f"{stack.prefix}.{index}") for index in range(stack.layers)]
         for stack in list_stacks(model.config, checkpoint.head).values()

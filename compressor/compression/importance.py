@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from compressor.models.recompute import recompute_layers
+
 Batches = Iterable[dict[str, Tensor]]
 Loss = Callable[[dict[str, Tensor]], Tensor]
 """A batch's loss, summed over its label tokens; calling it runs the model."""
@@ -22,16 +24,21 @@ def random_scores(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]
 
 
 def taylor_scores(
-    weights: Mapping[str, nn.Parameter], loss: Loss, batches: Batches
+    weights: Mapping[str, nn.Parameter],
+    loss: Loss,
+    batches: Batches,
+    layers: Iterable[nn.Module] = (),
 ) -> dict[str, Tensor]:
     """Compute `|w · dL/dw|`: the first-order change of the loss if the entry were zero.
 
     L is summed over all label tokens of all batches (Molchanov et al., arXiv 1611.06440, there for
-    whole feature maps).
+    whole feature maps). `layers` of the model are computed twice, so that what only one of them
+    needs is kept at a time, beside weights and gradients.
     """
     parameters, scores = list(weights.values()), {}
-    for batch in batches:  # summed where the weights hold their gradients, and no second time
-        torch.autograd.backward(loss(batch), inputs=parameters)
+    with recompute_layers(layers):
+        for batch in batches:  # summed where the weights hold their gradients, and no second time
+            torch.autograd.backward(loss(batch), inputs=parameters)
     for name, weight in weights.items():
         gradient, weight.grad = weight.grad, None
         scores[name] = torch.zeros_like(weight) if gradient is None else gradient

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
@@ -240,7 +241,7 @@ class Pruner:
         elif n_m is not None:
             self._prune_blocks(weights, n_m)
         else:
-            prune_smallest(self.compute_scores(weights), masks, count)
+            prune_smallest(self.compute_scores(weights), masks, count, release=True)
         for name in names:
             apply_mask(weights[name].data, masks[name])
         return before - count_left(masks, weights)
@@ -262,27 +263,29 @@ class Pruner:
     def compute_scores(self, weights: Mapping[str, Any]) -> dict[str, Tensor]:
         """Score each entry; the sign does not count, and 0 is where a mask has False."""
         from compressor.compression import importance
+        from compressor.compression.calibration import list_layers
 
         kind, masks = self.grouping.importance, self.checkpoint.masks
         if kind == "magnitude":
             return {name: weight.detach() for name, weight in weights.items()}
         if kind == "taylor":
             calibration = self._prepare_calibration()
-            batches = calibration.list_batches()
-            scores = importance.taylor_scores(weights, calibration.loss, batches)
+            rows, layers = calibration.list_batches(), list_layers(self.checkpoint)
+            scores = importance.taylor_scores(weights, calibration.loss, rows, chain(*layers))
             require_finite(scores, "the taylor importance of ", TOO_LARGE)
         else:
             scores = importance.random_scores(weights, self.seed)
-        return {n: s.masked_fill(~masks[n], 0) if n in masks else s for n, s in scores.items()}
+        return {n: s.masked_fill_(~masks[n], 0) if n in masks else s for n, s in scores.items()}
 
     def _prune_blocks(self, weights: Mapping[str, Any], n_m: tuple[int, int]) -> None:
         """Compare entries with their neighbours in the row only, by a score of each entry."""
         from compressor.compression.thresholds import prune_blocks
 
         modules, masks = self._list_modules(weights), self.checkpoint.masks
-        for name, score in self.compute_scores(weights).items():
+        scores = self.compute_scores(weights)
+        for name in weights:
             rows = {"": self._mask_as_rows(name, modules[name])}
-            prune_blocks({"": as_rows(score, modules[name])}, rows, *n_m)
+            prune_blocks({"": as_rows(scores.pop(name), modules[name])}, rows, *n_m)
             masks[name] = as_rows(rows[""], modules[name]).contiguous()
 
     def _prune_by_layer(

@@ -28,7 +28,9 @@ BINS = 2**12
 """Parts that an interval is cut into where it holds more than `INSIDE`."""
 
 
-def prune_smallest(values: Mapping[str, Tensor], masks: dict[str, Tensor], count: int) -> None:
+def prune_smallest(
+    values: dict[str, Tensor], masks: dict[str, Tensor], count: int, *, release: bool = False
+) -> None:
     """Mask the `count` entries of smallest magnitude over all of `values`, in place in `masks`.
 
     values (name → float32, bfloat16 or float16, all of one dtype and device): weights, or scores
@@ -36,6 +38,7 @@ def prune_smallest(values: Mapping[str, Tensor], masks: dict[str, Tensor], count
     True where an entry stays): a missing one is all True, and is added. Of equal magnitudes the
     earlier entry goes first, in the order of `values` and then row by row. As
     `torch.nn.utils.prune.global_unstructured` with L1, whose order of equal ones is undefined.
+    `release`: empty `values`, each as its mask is written, so that not all lie beside all masks.
 
     Raises ValueError where fewer than `count` entries are left, or the values are of other dtypes.
     """
@@ -53,15 +56,16 @@ def prune_smallest(values: Mapping[str, Tensor], masks: dict[str, Tensor], count
         threshold, below, equal = _kth_smallest(list(flat.values()), gone + count)
     ties = gone + count - below if threshold else count  # how many that equal it go
     every = ties == equal
-    for name, value in values.items():
+    for name in list(values):
+        value, bits = values.pop(name) if release else values[name], flat.pop(name)
         if name not in masks:
             new = torch.empty if threshold else torch.ones
             masks[name] = new(value.shape, dtype=torch.bool, device=value.device)
         mask = masks[name].view(-1)
         if threshold:
-            ties -= _mask_below(flat[name], mask, threshold, ties, every=every)
+            ties -= _mask_below(bits, mask, threshold, ties, every=every)
         elif ties:  # only zeros go, of those that no mask has taken yet
-            zeros = (mask & (flat[name] == 0)).nonzero().view(-1)[:ties]
+            zeros = (mask & (bits == 0)).nonzero().view(-1)[:ties]
             mask[zeros] = False
             ties -= len(zeros)
 

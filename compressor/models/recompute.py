@@ -1,16 +1,33 @@
-"""Compute a layer chunk by chunk, and again in the backward pass: only its inputs are kept."""
+"""Compute a layer, or chunks of it, again in the backward pass: only its inputs are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def recompute_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Have each of `layers` keep its inputs alone for a backward pass, and compute itself again.
+
+    Gradients are the same to the bit. For models in evaluation: transformers' own way is for
+    training alone. Layers may not write to what they are given, as to a cache of keys and values.
+    """
+    with ExitStack() as stack:
+        for layer in layers:
+            forward = partial(checkpoint, layer.forward, use_reentrant=False)
+            layer.forward = forward
+            stack.callback(delattr, layer, "forward")
+        yield
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,13 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from compressor.compression.calibration import list_layers
+from compressor.compression.importance import taylor_scores
 from compressor.compression.pruning import Grouping, Pruner
 from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.loading import build_model
+from compressor.models.loading import Head, build_model
+from compressor.training.losses import LabelLoss
 from tests.compression.test_sparsegpt import prune_as_published
 from tests.harness.models import PICO
 
@@ -95,6 +98,33 @@ def test_each_row_of_a_layer_loses_what_weighs_least_on_its_inputs(kind: str) ->
         assert not any(
             bool(checkpoint.get_parameter(name)[~checkpoint.masks[name]].any()) for name in names
         )
+
+
+HEADS: dict[str, Head] = {
+    **dict.fromkeys(("gpt2", "llama", "qwen3"), "causal_lm"),
+    **dict.fromkeys(("t5", "longt5", "bart"), "seq2seq_lm"),
+    **dict.fromkeys(("bert", "distilbert"), "sequence_classification"),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_computing_layers_twice_changes_no_bit_of_a_score(kind: str) -> None:
+    """In two batches, with T5's position biases that a layer hands on; layers are as before."""
+    torch.manual_seed(4)
+    values = PICO[kind] | ({"decoder_start_token_id": 0} if "t5" in kind else {})
+    config = AutoConfig.for_model(kind, **values, initializer_range=0.5)
+    checkpoint = Checkpoint(build_model(config, HEADS[kind]).eval(), None, HEADS[kind])
+    loss, batches = LabelLoss(checkpoint.model), []
+    for length in (8, 5):
+        ids = torch.arange(4, 4 + 2 * length).view(2, length)
+        labels = torch.tensor([1, 0]) if loss.classifies else ids
+        batches.append({"input_ids": ids, "attention_mask": ids > 4, "labels": labels})
+    weights = {n: p for n, p in checkpoint.model.named_parameters() if p.dim() > 1}
+    layers = [layer for stack in list_layers(checkpoint) for layer in stack]
+    plain = taylor_scores(weights, loss, batches)
+    scores = taylor_scores(weights, loss, batches, layers)
+    assert all(torch.equal(scores[name], plain[name]) for name in weights)
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 @pytest.mark.parametrize("kind", NAMES)
