@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -147,7 +148,7 @@ def derive_stored_facts(facts: Facts, weights: Weights, name: FormatName = "hugg
     matrices, _, other = weights.partition("_")
     int8 = {n for n, s in facts.shapes.items() if matrices == "int8" and len(s) > 1}
     if name == "onnx" and int8:
-        int8 = set(Grid().choose_kinds("int8", facts))
+        int8 = {*Grid().choose_kinds("int8", facts), *chain(*facts.list_groups().values())}
     block = FORMATS[name].int8_block
     kept = other or ("float32" if int8 else matrices)
     return replace(facts.dequantize(), weights=kept, int8=frozenset(int8), int8_block=block)

@@ -61,7 +61,7 @@ class Export(Stage):
 
     onnx: `encoder.onnx` and `decoder.onnx`, a decoder's `decoder.onnx` alone, or a classifier's
     `model.onnx`, and `weights.bin`. ONNX Runtime computes, and `compressor.load` decodes in numpy.
-    int8 has one scale a row, and integer products of blocks of 32; GPT-2 stays float. Needs `onnx`,
+    int8 has one scale a row, and integer products of blocks of 32. Needs `onnx`,
     `onnxscript` and `onnxruntime`.
 
     gguf: one file with its tokenizer, for llama.cpp and what is built on it; `compressor.load` runs
@@ -129,9 +129,6 @@ class Export(Stage):
         ):
             reason = "CTranslate2 reads no Marian with two vocabularies; take 'onnx'"
             planning.report("format", reason)
-        elif self.format == "onnx" and weights == "int8" and facts.model_type == "gpt2":
-            message = "gpt2's layers are of a kind that onnx keeps float; take 'float32'"
-            planning.report("weights", message)
         elif self.format == "packed":
             self._check_packed(facts, planning, weights)
         elif self.format == "gguf":

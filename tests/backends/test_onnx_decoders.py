@@ -157,7 +157,7 @@ def test_what_a_config_asks_for_is_in_the_graph(
 
 
 @long_form
-@pytest.mark.parametrize("name", [name for name in SHAPES if name != "gpt2"])
+@pytest.mark.parametrize("name", SHAPES)
 def test_int8_is_near(name: str, tmp_path: Path) -> None:
     """Logits within a tenth of the largest; no matrix is left in float, and tokens are written."""
     model, rows = pico(name), prompts(9)

@@ -64,9 +64,10 @@ def write_model(
     """Write the graphs of a model, and `weights.bin`, into a folder that exists.
 
     `int8` stores the matrices that the stage `quantize` would make int8, with its very values, and
-    multiplies by integer products; an int8 checkpoint keeps its own. `float32` writes the float
-    values that an int8 checkpoint's weights stand for. The checkpoint is not changed. Raises
-    StageError for a model that cannot be traced; `formats.FORMATS` has those that can.
+    GPT-2's layers, and multiplies by integer products; an int8 checkpoint keeps its own. `float32`
+    writes the float values that an int8 checkpoint's weights stand for. The checkpoint is not
+    changed. Raises StageError for a model that cannot be traced; `formats.FORMATS` has those that
+    can.
     """
     model = _prepare_copy(checkpoint, weights)
     if checkpoint.head == "seq2seq_lm":
@@ -80,7 +81,7 @@ def write_model(
 
 def _prepare_copy(checkpoint: Checkpoint, weights: str) -> nn.Module:
     """Copy a model to trace: with int8 layers as the graphs have them, or without any."""
-    from compressor.backends.onnx.int8 import with_int8_operators
+    from compressor.backends.onnx.int8 import straighten_layers, with_int8_operators
 
     quantization = checkpoint.quantization
     if quantization is not None and not quantization.weights == weights == "int8":
@@ -90,9 +91,9 @@ def _prepare_copy(checkpoint: Checkpoint, weights: str) -> nn.Module:
     model.set_attn_implementation("eager")  # type: ignore[operator]
     if weights != "int8":
         return model
-    kinds: Mapping[str, Kind] = {}
+    kinds: dict[str, Kind] = dict.fromkeys(straighten_layers(model), "int8")
     if checkpoint.quantization is None:
-        kinds = Grid().choose_kinds("int8", checkpoint.derive_facts())
+        kinds |= Grid().choose_kinds("int8", checkpoint.derive_facts())
     return with_int8_operators(model, kinds)
 
 

@@ -11,9 +11,11 @@ products in float (100 titles; 1, 56 and 64 of them were the float32 model's ver
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from compressor.models.quantization import Kind
 from compressor.models.quantized_layers import Int8Embedding, Int8Linear, quantize_weights
@@ -85,6 +87,20 @@ class _Embedding(nn.Module):
         rows = self.values[ids].float() - _ZERO
         rows = rows.flatten(-2)[..., : self.columns] * self.row_scale[ids]
         return rows * self.scale if self.scale != 1 else rows
+
+
+def straighten_layers(model: nn.Module) -> list[str]:
+    """Put a `Linear` in the place of each `Conv1D`, GPT-2's, whose weight is the transpose of one.
+
+    Names their weights. Changes `model`.
+    """
+    places = [path for path, layer in model.named_modules() if isinstance(layer, Conv1D)]
+    for path in places:
+        old: Any = model.get_submodule(path)
+        new = nn.Linear(old.nx, old.nf)
+        new.weight, new.bias = nn.Parameter(old.weight.T.contiguous()), old.bias
+        model.set_submodule(path, new)
+    return [f"{path}.weight" for path in places]
 
 
 def with_int8_operators(model: nn.Module, kinds: Mapping[str, Kind]) -> nn.Module:
