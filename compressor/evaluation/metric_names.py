@@ -7,14 +7,17 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from compressor.core.errors import Unreachable, nearest
 from compressor.core.files import expand_home, hash_file
 from compressor.core.packages import versions
+from compressor.core.settings import Listed
 from compressor.data import hub
 from compressor.data.source_base import Reporter
-from compressor.evaluation.rouge import SCORING_PACKAGES
+from compressor.evaluation.rouge import METRIC_KEYS, SCORING_PACKAGES
 
 BUNDLED: Mapping[str, tuple[str, ...]] = {
     "rouge": SCORING_PACKAGES,
@@ -38,6 +41,7 @@ ELSEWHERE: Mapping[str, str] = {
 LESS_IS_BETTER = frozenset({"ter", "wer", "cer", "character", "charcut_mt", "perplexity"})
 SCALES: Mapping[str, float] = {"sacrebleu": 100, "chrf": 100, "ter": 100, "exact_match": 1}
 """What a perfect score is, or the worst usual one, of those that are not ROUGE."""
+_RESERVED = {*METRIC_KEYS, "count", "gen_len", "cut_off", "lengths", "intervals", "demo"}
 MAIN_OF_ROUGE = "rougeLsum"
 ROW_SCORES = "row_scores.json"
 """The file of rows' scores that an evaluation of texts leaves."""
@@ -60,6 +64,35 @@ def name_score(metric: str) -> str:
     if is_path(metric):
         return expand_home(metric).absolute().stem
     return MAIN_OF_ROUGE if metric == "rouge" else metric.rpartition("/")[2]
+
+
+def require_distinct(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """Raise ValueError where two metrics, or another number, have one name."""
+    names = [name_score(metric) for metric in metrics]
+    for metric, name in zip(metrics, names, strict=True):
+        if names.count(name) > 1:
+            raise ValueError(f"{metric!r} is not the only metric that gives {name!r}")
+        if name in _RESERVED and metric != "rouge":
+            raise ValueError(f"{name!r} is the name of another number; call {metric!r} another")
+    return metrics
+
+
+MetricNames = Annotated[
+    Listed[str],
+    Field(
+        min_length=1,
+        description="What scores texts, the main one first: rouge, sacrebleu, chrf, ter, "
+        "exact_match; others of `evaluate` by name, or one's own by path.",
+    ),
+    AfterValidator(require_distinct),
+]
+
+
+def list_scores(metrics: Sequence[str]) -> tuple[str, ...]:
+    """List the numbers that metrics give, as far as their names tell."""
+    of_rouge = METRIC_KEYS if "rouge" in metrics else ()
+    more = (f"{metric}_{end}" for metric in metrics for end in FETCHED.get(metric, ()))
+    return (*of_rouge, *map(name_score, metrics), *more)
 
 
 def list_main_scores(metrics: Mapping[str, Any]) -> list[str]:

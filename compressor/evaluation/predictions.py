@@ -130,13 +130,7 @@ def score_predictions(
     scored: dict[int | None, dict[str, Any]] = {}
     for length in sorted(groups, key=lambda key: key or 0):
         texts, references, sources, tokens_, cuts = zip(*groups[length], strict=True)
-        summary: dict[str, Any] = {"count": len(texts)}
-        row_scores: dict[str, list[float]] = {}
-        for metric in metrics:
-            part, some = _score_by(metric, texts, references, sources, tokenizer)
-            intervals = {**summary.get("intervals", {}), **part["intervals"]}
-            summary |= part | {"intervals": intervals}
-            row_scores |= some
+        summary, row_scores = score_texts(metrics, texts, references, sources, tokenizer)
         if rows is not None:
             rows[length] = row_scores
         if None not in tokens_:
@@ -145,6 +139,24 @@ def score_predictions(
             summary["cut_off"] = sum(cuts) / len(cuts)
         scored[length] = summary
     return scored
+
+
+def score_texts(
+    metrics: Sequence[str | ForeignMetric],
+    texts: Sequence[str],
+    references: Sequence[tuple[str, ...]],
+    sources: Sequence[str],
+    tokenizer: RougeTokenizer | None,
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Score texts by each metric: for a stage's metrics, and each row by the main scores."""
+    summary: dict[str, Any] = {"count": len(texts)}
+    row_scores: dict[str, list[float]] = {}
+    for metric in metrics:
+        part, some = _score_by(metric, texts, references, sources, tokenizer)
+        intervals = {**summary.get("intervals", {}), **part["intervals"]}
+        summary |= part | {"intervals": intervals}
+        row_scores |= some
+    return summary, row_scores
 
 
 def _group_rows(path: Path, *, sources: bool) -> dict[int | None, list[tuple[Any, ...]]]:
@@ -178,7 +190,7 @@ def _score_by(
     from compressor.evaluation import rouge, text_scores
 
     if metric == "rouge":
-        assert tokenizer is not None, "chosen once, by the references of all limits"
+        tokenizer = tokenizer or rouge.choose_tokenizer(references)
         scores = rouge.score_rows(texts, references, tokenizer)
         summary = rouge.summarize_scores(scores) | rouge.describe_tokenizer(references, tokenizer)
         return summary, {MAIN_OF_ROUGE: scores[MAIN_OF_ROUGE][:, 2].tolist()}

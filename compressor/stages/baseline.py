@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from compressor.core.errors import StageError
-from compressor.core.packages import versions
 from compressor.core.settings import Integer, Listed
 from compressor.data.source_base import Reads, Split
-from compressor.evaluation.rouge import SCORING_PACKAGES, RougeTokenizerSetting
+from compressor.evaluation.metric_names import MetricNames, identify_metrics, name_score
+from compressor.evaluation.rouge import RougeTokenizerSetting
 from compressor.models.facts import Facts
 from compressor.stages.base import Context, Inputs, Planning, Stage
+from compressor.stages.scoring.texts import check_text_metrics, load_foreign, replace_foreign
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class Baseline(Stage):
     """Score what costs nothing on the same rows: every table should have such a floor.
 
-    Summaries: the first `sentences` sentences of the text (lead-3), scored as `evaluate` does.
+    Texts: the first `sentences` sentences of the source (lead-3), scored by `metrics` as `evaluate`
+    does.
     Labels: logistic regression on TF-IDF of words and their pairs, one for each label or one over
     all classes. Words are scikit-learn's, or those of any script where letters are not ASCII, as
     `rouge_tokenizer` chooses. It is trained on the train split and scored on the test split as
@@ -34,7 +36,7 @@ class Baseline(Stage):
     little where validation serves as test too.
 
     Example: `baseline: {}`
-    Example: `baseline: {sentences: 1}`
+    Example: `baseline: {sentences: 1, metrics: [chrf, sacrebleu]}`
     Example: `baseline: {inverse_regularization: [0.3, 1, 3], label: "TF-IDF"}`
     """
 
@@ -43,6 +45,10 @@ class Baseline(Stage):
 
     sentences: Integer = Field(3, ge=1, description="Sentences of the text that are written.")
     rouge_tokenizer: RougeTokenizerSetting = None
+    metrics: MetricNames = ("rouge",)
+    trust_remote_code: bool = Field(
+        False, description="Run the code of metrics that are a hub's or a path's."
+    )
     words: Integer = Field(2, ge=1, le=3, description="Longest run of words that is a feature.")
     min_rows: Integer = Field(2, ge=1, description="A feature is in at least as many rows.")
     inverse_regularization: Listed[float] = Field(
@@ -56,18 +62,25 @@ class Baseline(Stage):
         """Name the releases of what fits or scores: others may give other results."""
         if planning.has_labels:
             return {"scikit-learn": metadata.version("scikit-learn")}
-        return versions(SCORING_PACKAGES)
+        return identify_metrics(self.metrics)
+
+    def parameters(self) -> dict[str, Any]:
+        unset = {"trust_remote_code"} | ({"metrics"} if self.metrics == ("rouge",) else set())
+        named = {"metrics": [name_score(metric) for metric in self.metrics]}
+        return {k: v for k, v in (super().parameters() | named).items() if k not in unset}
 
     def preview(self, planning: Planning) -> Facts | None:
         planning.check_settings(
             self,
-            of_summaries={"sentences", "rouge_tokenizer"},
+            of_summaries={"sentences", "rouge_tokenizer", "metrics", "trust_remote_code"},
             of_labels={"words", "min_rows", "inverse_regularization"},
         )
         if planning.data.task == "token_classification":
             planning.report("", "has no baseline for tags of words; leave it out")
         if not planning.has_labels and planning.data.target is None:
             planning.report("", "the first sentences are scored against a text to be written")
+        if not planning.has_labels:
+            check_text_metrics(self, planning)
         if any(value <= 0 for value in self.inverse_regularization):
             planning.report("inverse_regularization", "expected numbers above 0")
         return None
@@ -81,11 +94,15 @@ class Baseline(Stage):
 
     def _lead(self, context: Context) -> None:
         from compressor.data.truncation import split_sentences
-        from compressor.evaluation.rouge import score_texts, warn_of_wordless
+        from compressor.evaluation.predictions import score_texts
+        from compressor.evaluation.rouge import warn_of_wordless
 
         rows = context.rows("test")
+        metrics = replace_foreign(self.metrics, load_foreign(self.metrics, rows, context))
         leads = [" ".join(split_sentences(text)[: self.sentences]) for text in rows.texts]
-        context.metrics.update(score_texts(leads, rows.references, self.rouge_tokenizer))
+        references = [(some,) if isinstance(some, str) else tuple(some) for some in rows.references]
+        scores, _ = score_texts(metrics, leads, references, rows.texts, self.rouge_tokenizer)
+        context.metrics.update(scores)
         if warning := warn_of_wordless(context.metrics):
             context.progress.say(f"  {warning}")
 

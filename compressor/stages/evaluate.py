@@ -18,8 +18,9 @@ from compressor.evaluation.entities import SCORES as ENTITY_SCORES
 from compressor.evaluation.harness import check_tasks, identify_tasks, name_task, score_tasks
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
 from compressor.evaluation.metric_names import (
-    FETCHED,
+    MetricNames,
     identify_metrics,
+    list_scores,
     name_score,
 )
 from compressor.evaluation.perplexity import PERPLEXITIES
@@ -33,7 +34,6 @@ from compressor.stages.scoring.texts import check_texts, score_texts
 
 _OF_SUMMARIES = {"max_length", "min_length", "num_beams", "demo_text", "rouge_tokenizer"}
 _OF_PERPLEXITY = {"window", "stride"}
-_RESERVED = {*METRIC_KEYS, "count", "gen_len", "cut_off", "lengths", "intervals", "demo"}
 
 
 class Evaluate(BackendReport):
@@ -131,12 +131,7 @@ class Evaluate(BackendReport):
         "the one with the best F1 on the validation split.",
     )
     rouge_tokenizer: RougeTokenizerSetting = None
-    metrics: Listed[str] = Field(
-        ("rouge",),
-        min_length=1,
-        description="What scores texts, the main one first: rouge, sacrebleu, chrf, ter, "
-        "exact_match; others of `evaluate` by name, or one's own by path.",
-    )
+    metrics: MetricNames = ("rouge",)
     trust_remote_code: bool = Field(
         False, description="Run the code of metrics that are a hub's or a path's, and of tasks."
     )
@@ -183,17 +178,6 @@ class Evaluate(BackendReport):
             raise ValueError("expected limits of at least 2 tokens")
         return value
 
-    @field_validator("metrics")
-    @classmethod
-    def _are_told_apart(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = [name_score(metric) for metric in value]
-        for metric, name in zip(value, names, strict=True):
-            if names.count(name) > 1:
-                raise ValueError(f"{metric!r} is not the only metric that gives {name!r}")
-            if name in _RESERVED and metric != "rouge":
-                raise ValueError(f"{name!r} is the name of another number; call {metric!r} another")
-        return value
-
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Name the releases and code of what scores: others may give other scores."""
         if planning.data.task == "token_classification":
@@ -217,10 +201,8 @@ class Evaluate(BackendReport):
     def list_measures(self) -> tuple[str, ...]:
         if self.metrics == ("rouge",):
             return self.measures
-        of_rouge = METRIC_KEYS if "rouge" in self.metrics else ()
-        more = (f"{metric}_{end}" for metric in self.metrics for end in FETCHED.get(metric, ()))
         others = (name for name in self.measures if name not in METRIC_KEYS)
-        return (*of_rouge, *map(name_score, self.metrics), *more, *others)
+        return (*list_scores(self.metrics), *others)
 
     @property
     def limits(self) -> list[int]:

@@ -10,6 +10,7 @@ import pytest
 import sacrebleu
 from pydantic import ValidationError
 
+from compressor.data.truncation import split_sentences
 from compressor.evaluation.rouge import METRIC_KEYS
 from compressor.stages.base import Planning, stage_class
 from tests.harness.stages import SUMMARIES, TEXTS, measure, pico_t5, rows_of_text
@@ -180,6 +181,20 @@ def test_chosen_metrics_go_wherever_rouge_does(recipe, run, tmp_path: Path) -> N
     paired = {score["metric"]: score["p"] for score in pair["scores"]}
     assert list(paired)[:4] == ["ter", "chrf", "sacrebleu", "overlap"]
     assert all(0 < paired[name] <= 1 for name in list(paired)[:4])
+
+
+def test_a_floor_is_scored_by_the_tasks_own_metrics(tmp_path: Path) -> None:
+    """The first sentences by sacrebleu's own functions, and by code at a path."""
+    (tmp_path / "overlap.py").write_text(OVERLAP)
+    data = rows_of_text(tmp_path, TEXTS[:6], SUMMARIES[:6])
+    chosen = {"metrics": ["chrf", "ter", str(tmp_path / "overlap.py")], "trust_remote_code": True}
+    scores = measure("baseline", pico_t5(), data, tmp_path, sentences=1, **chosen)
+    leads = [" ".join(split_sentences(text)[:1]) for text in TEXTS[:6]]
+    assert scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf(leads, [SUMMARIES[:6]]).score)
+    assert scores["ter"] == pytest.approx(sacrebleu.corpus_ter(leads, [SUMMARIES[:6]]).score)
+    assert list(scores["intervals"]) == ["chrf", "ter", "overlap"] and 0 < scores["overlap"] < 1
+    plain = stage_class("baseline").model_validate({"metrics": ["rouge"]})
+    assert not {"metrics", "trust_remote_code"} & plain.parameters().keys()
 
 
 def test_code_of_a_metric_is_part_of_the_key_and_fails_before_the_decode(

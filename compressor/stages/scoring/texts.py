@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compressor.evaluation.metric import ForeignMetric
     from compressor.evaluation.predictions import Prediction
     from compressor.stages.base import Context, Planning
+    from compressor.stages.baseline import Baseline
     from compressor.stages.evaluate import Evaluate
 
     Decoded = Mapping[int, GenerationOutput]
@@ -39,6 +40,11 @@ def check_texts(settings: Evaluate, planning: Planning) -> None:
     if settings.min_length > longest:
         message = f"{settings.min_length} is more than max_length, {longest}"
         planning.report("min_length", message)
+    check_text_metrics(settings, planning)
+
+
+def check_text_metrics(settings: Evaluate | Baseline, planning: Planning) -> None:
+    """Report metrics that cannot score, and a tokenizer of ROUGE's that none asks for."""
     if "rouge" not in settings.metrics and settings.rouge_tokenizer is not None:
         planning.report("rouge_tokenizer", "`metrics` has no rouge, whose words these are")
     reporters = planning.report, planning.report_unreached
@@ -48,7 +54,7 @@ def check_texts(settings: Evaluate, planning: Planning) -> None:
 def score_texts(settings: Evaluate, model: Model, context: Context) -> Comparison:
     """Decode the rows, and the demo text, write `predictions.csv`, score it."""
     rows = context.rows("test")
-    foreign = _load_foreign(settings, rows, context)
+    foreign = load_foreign(settings.metrics, rows, context)
     comparison = _choose_scores(settings, foreign)
     limits, started = settings.limits, time.perf_counter()
     times = len(limits) if settings.num_beams > 1 else 1
@@ -67,9 +73,9 @@ def score_texts(settings: Evaluate, model: Model, context: Context) -> Compariso
     return comparison
 
 
-def _load_foreign(settings: Evaluate, rows: Rows, context: Context) -> list[ForeignMetric]:
+def load_foreign(metrics: Sequence[str], rows: Rows, context: Context) -> list[ForeignMetric]:
     """Load metrics whose code is not ours, and try each out on a few rows."""
-    metrics = [metric for metric in settings.metrics if metric not in BUNDLED]
+    metrics = [metric for metric in metrics if metric not in BUNDLED]
     if not metrics or not context.ranks.is_first:
         return []
     from compressor.evaluation.metric import ForeignMetric
@@ -79,6 +85,14 @@ def _load_foreign(settings: Evaluate, rows: Rows, context: Context) -> list[Fore
     for metric in loaded:
         metric.try_out(references, rows.texts)
     return loaded
+
+
+def replace_foreign(
+    metrics: Sequence[str], foreign: Sequence[ForeignMetric]
+) -> list[str | ForeignMetric]:
+    """Put loaded metrics in the place of their names."""
+    by_name: dict[str, str | ForeignMetric] = {metric.metric: metric for metric in foreign}
+    return [by_name.get(metric, metric) for metric in metrics]
 
 
 def _choose_scores(settings: Evaluate, foreign: Sequence[ForeignMetric]) -> Comparison:
@@ -146,8 +160,7 @@ def _score_rows(
     from compressor.evaluation.rouge import warn_of_wordless
 
     row_scores: dict[int | None, dict[str, list[float]]] = {}
-    by_name: dict[str, str | ForeignMetric] = {metric.metric: metric for metric in foreign}
-    metrics = [by_name.get(metric, metric) for metric in settings.metrics]
+    metrics = replace_foreign(settings.metrics, foreign)
     path, longest = context.folder / "predictions.csv", settings.limits[-1]
     scores = score_predictions(path, row_scores, settings.rouge_tokenizer, metrics)
     if (words := scores[longest].get("rouge_tokenizer", "english")) != "english":
