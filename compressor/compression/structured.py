@@ -6,7 +6,7 @@ Removes nothing: `models.surgery` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -108,7 +108,9 @@ def _places(units: Sequence[int], size: int) -> Tensor:
 
 
 def sum_output_gradients(
-    calibration: Calibration, modules: Mapping[str, nn.Module]
+    calibration: Calibration,
+    modules: Mapping[str, nn.Module],
+    advance: Callable[[], object] = lambda: None,
 ) -> dict[str, Tensor]:
     """Sum `(dL/dy)²` over the calibration tokens, y being what a module gives: name → [outputs].
 
@@ -132,16 +134,22 @@ def sum_output_gradients(
             torch.autograd.backward(calibration.loss(batch), inputs=weights)
             for weight in weights:
                 weight.grad = None
+            advance()
     require_finite(sums, "the gradients after ", TOO_LARGE)
     return sums
 
 
 def choose_units(
-    calibration: Calibration, widths: Iterable[tuple[Units, int]], *, refits: bool
+    calibration: Calibration,
+    widths: Iterable[tuple[Units, int]],
+    *,
+    refits: bool,
+    advance: Callable[[], object] = lambda: None,
 ) -> list[tuple[Units, list[int]]]:
     """Choose which units stay, as many as `widths` say.
 
-    Where it `refits`, what multiplies their outputs is refit in place to those that stay.
+    Where it `refits`, what multiplies their outputs is refit in place to those that stay. `advance`
+    is called after each row, and after each of `widths`.
     """
     checkpoint, chosen = calibration.checkpoint, list[tuple[Units, list[int]]]()
     together: dict[str, dict[str, tuple[Units, int]]] = {}
@@ -150,7 +158,7 @@ def choose_units(
         group[units.output] = units, width
     weights = {n: checkpoint.get_parameter(n) for group in together.values() for n in group}
     modules: dict[str, Any] = dict(linear_modules(checkpoint.model, weights))
-    gradients, ready = sum_output_gradients(calibration, modules), dict[str, Tensor]()
+    gradients, ready = sum_output_gradients(calibration, modules, advance), dict[str, Tensor]()
     for shared, products in calibration.sum_by_layer(modules, add_affine_products, "dense"):
         require_finite(dict.fromkeys(shared, products), "the Hessian of ", TOO_LARGE)
         ready |= dict.fromkeys(shared, products)
@@ -164,4 +172,5 @@ def choose_units(
                 known = ready.pop(name)
                 if refits and name not in checkpoint.masks:
                     refit_module(modules[name], known, units, kept)
+                advance()
     return chosen

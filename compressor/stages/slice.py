@@ -332,7 +332,10 @@ class Slice(Widths, Stage):
         if not widths:
             return []
         if self.importance == "obs":
-            return choose_units(self._calibrate(checkpoint, context), widths, refits=self._refits)
+            calibration = self._calibrate(checkpoint, context)
+            steps = len(calibration.examples) + len(widths)
+            with context.progress.bar("slice", steps) as bar:
+                return choose_units(calibration, widths, refits=self._refits, advance=bar.advance)
         choice = self._choose_by_score(widths, checkpoint, context)
         if self._refits:
             refit_outputs(self._calibrate(checkpoint, context), choice)

@@ -57,7 +57,7 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "prune wanda": ("prune", ALL | {"importance": "wanda", "calibration_rows": 2}),
     "prune sparsegpt": ("prune", ALL | {"importance": "sparsegpt", "calibration_rows": 2}),
     "prune taylor": ("prune", ALL | {"importance": "taylor", "calibration_rows": 2}),
-    "shrink": ("shrink", {"decoder_layers": 12}),
+    "shrink": ("shrink", {"decoder_layers": 12, "importance": "even"}),
     "slice": ("slice", {"feed_forward": 0.75}),
     "slice depth": ("slice", {"decoder": {"layers": 12}}),
     "quantize int8": ("quantize", {"weights": "int8"}),

@@ -94,6 +94,7 @@ def test_outputs_weigh_as_the_loss_needs_them() -> None:
     [
         ("t5", "seq2seq_lm", "heads"),
         ("bart", "seq2seq_lm", "feed_forward"),
+        ("longt5", "seq2seq_lm", "heads"),
         ("gpt2", "causal_lm", "feed_forward"),
         ("llama", "causal_lm", "heads"),
     ],
@@ -105,7 +106,11 @@ def test_units_that_are_there_twice_go_and_change_next_to_nothing(
     of both. By magnitude the copies stay, which are half of each pair, too, and nothing makes up
     for the others.
     """
-    sizes = {"t5": {"num_heads": 4}, "llama": {"num_key_value_heads": 2}}.get(model_type, {})
+    sizes = {
+        "t5": {"num_heads": 4},
+        "longt5": {"num_heads": 4},
+        "llama": {"num_key_value_heads": 2},
+    }.get(model_type, {})
     longer = {"max_position_embeddings": 64} if model_type == "bart" else {"n_positions": 64}
     checkpoint = build_case(model_type, {"vocab_size": 304, **sizes, **longer}, head)
     checkpoint.tokenizer = tokenizer()
