@@ -134,6 +134,8 @@ def test_a_decoder_is_held_to_its_logits_and_to_what_it_writes(tmp_path) -> None
     folder = export(decoder, tmp_path, DATA, "ctranslate2", "float32")
     measured = check(decoder, folder, "float32")["parity"]
     assert measured["equal_tokens"] == 1 and measured["logits_difference"] < 1e-5
+    assert measured["limits"]["tokens"] == 0.98
+    assert check(decoder, folder, "int8")["parity"]["limits"]["tokens"] == 0.1  # it goes on freely
     settings = folder / "generation_config.json"
     changed = json.loads(settings.read_text()) | {"repetition_penalty": 1.5}
     settings.write_text(json.dumps(changed))
