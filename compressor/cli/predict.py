@@ -77,8 +77,8 @@ def score_predictions(
     path = _find_place(file)
     chosen = metric or _find_metrics(path)
     if path.is_dir():
-        is_measured = (path / perplexity.FILE).is_file()
-        path /= perplexity.FILE if is_measured else "predictions.csv"
+        is_read = (path / perplexity.FILE).is_file() and not (path / "predictions.csv").is_file()
+        path /= perplexity.FILE if is_read else "predictions.csv"
     try:
         if path.name == perplexity.FILE:
             _print_perplexities(perplexity.summarize_file(path), as_json=as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ _OF_LABELS = ("accuracy", "f1", "precision", "recall", "roc_auc", "matthews_corr
 ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(_OF_LABELS, "scores labels, and here texts are written; take exact_match"),
     "seqeval": "scores words' tags, and here texts are written",
-    "perplexity": "is measured where data.task is language_modeling, without data.completion",
+    "perplexity": "is of a decoder's probabilities, and is measured by `evaluate`",
 }
 """Metrics of other tasks → what is said of them."""
 LESS_IS_BETTER = frozenset({"ter", "wer", "cer", "character", "charcut_mt", "perplexity"})
@@ -82,7 +82,8 @@ MetricNames = Annotated[
     Field(
         min_length=1,
         description="What scores texts, the main one first: rouge, sacrebleu, chrf, ter, "
-        "exact_match; others of `evaluate` by name, or one's own by path.",
+        "exact_match; perplexity, of a decoder's completions; others of `evaluate` by name, or "
+        "one's own by path.",
     ),
     AfterValidator(require_distinct),
 ]
@@ -97,19 +98,29 @@ def list_scores(metrics: Sequence[str]) -> tuple[str, ...]:
 
 def list_main_scores(metrics: Mapping[str, Any]) -> list[str]:
     """List the main scores of texts in a stage's metrics, in the order of the recipe."""
-    names = metrics.get("intervals") or {MAIN_OF_ROUGE} & metrics.keys()
+    names = [*(metrics.get("intervals") or {MAIN_OF_ROUGE} & metrics.keys())]
     if "perplexity" in metrics:  # the others are of the same losses
-        return ["perplexity"]
+        of_losses = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "loss"}
+        names = [name for name in names if name not in of_losses - {"perplexity"}]
+        names += {"perplexity"} - {*names}
     return [name for name in names if not name.startswith("rouge") or name == MAIN_OF_ROUGE]
 
 
 def check_metrics(
-    metrics: Sequence[str], report: Reporter, report_unreached: Reporter, *, runs_code: bool
+    metrics: Sequence[str],
+    report: Reporter,
+    report_unreached: Reporter,
+    *,
+    runs_code: bool,
+    others: Collection[str] = (),
 ) -> None:
-    """Report metrics that are not there, whose code may not run, or whose packages are missing."""
+    """Report metrics that are not there, whose code may not run, or whose packages are missing.
+
+    `others`: metrics that are at hand beside `BUNDLED`.
+    """
     for index, metric in enumerate(metrics):
         path = f"metrics.{index}"
-        if metric in BUNDLED:
+        if metric in BUNDLED or metric in others:
             continue
         if metric in ELSEWHERE:
             report(path, f"{metric!r} {ELSEWHERE[metric]}")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from compressor.backends.base import Model
     from compressor.backends.outputs import Report
+    from compressor.data.rows import Rows
+    from compressor.data.source_base import DataBase
 
     Table = NDArray[np.float64]
 
@@ -90,6 +92,23 @@ def read_texts(texts: Sequence[str], tokenizer: Any) -> IdRows:
     for start in range(0, len(texts), 100):
         rows.extend(tokenizer(list(texts[start : start + 100]), verbose=False).input_ids)
     return rows
+
+
+def measure_completions(model: Model, rows: Rows, data: DataBase, progress: Report) -> Table:
+    """Compute the `COUNTS` of each row's completion after its prompt, its end token included, as a
+    training reads both: of one that `max_target_length` cuts, what is left.
+    """
+    from compressor.data.examples import tokenize_rows
+
+    tokenizer: Any = model.tokenizer
+    examples, texts = tokenize_rows(rows, tokenizer, data, joined=True), list(rows.summaries)
+    for row, ids in enumerate(examples.targets):
+        if len(ids) >= data.max_target_length:
+            (texts[row],) = tokenizer.batch_decode([ids], skip_special_tokens=True)
+    windows = Windows(IdRows(), IdRows(), [*range(len(rows))])
+    windows.sources.extend(examples.sources)
+    windows.targets.extend(examples.targets)
+    return measure_texts(model, texts, windows, progress)
 
 
 def measure_texts(model: Model, texts: Sequence[str], windows: Windows, progress: Report) -> Table:

@@ -66,7 +66,9 @@ class Evaluate(BackendReport):
     `window / stride` times. `perplexity`, `word_perplexity` (words between white space) and
     `byte_perplexity` (`bits_per_byte` is its logarithm) divide one sum of losses; `loss` is in nats
     a token. Models with other tokenizers compare by words or bytes alone. Of perplexities, where
-    less is better, a retention is that score / this one's.
+    less is better, a retention is that score / this one's. After prompts, `metrics: [perplexity]`
+    is that of the completions (of a row's first reference, to `data.max_target_length`) with their
+    end token, as the validation loss of a training is.
 
     Labels: the loss (mean binary cross-entropy over labels, or cross-entropy over rows), micro and
     macro F1, ROC-AUC and average precision, of each label and their mean over labels that have
@@ -99,6 +101,7 @@ class Evaluate(BackendReport):
     Example: `evaluate: {models: [load, quantize], metrics: [sacrebleu, chrf], against: load}`
     Example: `evaluate: {models: [finetune, quantize], threshold: tuned}`
     Example: `evaluate: {models: [load, quantize], against: load, window: 1024, stride: 512}`
+    Example: `evaluate: {models: [load, quantize], metrics: [perplexity, rouge], against: load}`
     Example: `evaluate: {models: [finetune, ct2, onnx], against: finetune}`
     Example: `evaluate: {models: [load, quantize], harness: [arc_easy, hellaswag]}`
     """
@@ -163,7 +166,12 @@ class Evaluate(BackendReport):
 
     def reads(self) -> Mapping[Split, Reads]:
         tuned: dict[Split, Reads] = {"validation": "sources"} if self.threshold == "tuned" else {}
-        return {**tuned, "test": "sources"}
+        return {**tuned, "test": "pairs" if PERPLEXITIES[0] in self.metrics else "sources"}
+
+    @property
+    def written_metrics(self) -> tuple[str, ...]:
+        """The metrics that score texts which the model writes."""
+        return tuple(metric for metric in self.metrics if metric != PERPLEXITIES[0])
 
     @field_validator("max_length", mode="before")
     @classmethod
@@ -185,7 +193,7 @@ class Evaluate(BackendReport):
         if planning.has_labels:
             return {}
         harness = identify_tasks(self.harness)
-        return identify_metrics(self.metrics) | ({"harness": harness} if harness else {})
+        return identify_metrics(self.written_metrics) | ({"harness": harness} if harness else {})
 
     def parameters(self) -> dict[str, Any]:
         parameters = super().parameters()

@@ -68,7 +68,8 @@ stages:
   teach: {stage: pseudo_label, max_length: 8}
   half: {stage: shrink, decoder_layers: 1}
   learn: {stage: finetune, targets: teach, max_steps: 2}
-  evaluate: {models: [finetune, learn], against: finetune, max_length: [4, 9], demo_text: An act.}
+  evaluate: {models: [finetune, learn], against: finetune, max_length: [4, 9], demo_text: An act.,
+             metrics: [rouge, perplexity]}
 """
 )
 POSITIONS = ALONE
@@ -165,6 +166,37 @@ def test_a_decoder_writes_what_generate_does(pairs: Command) -> None:
     assert pairs.record("evaluate@learn")["metrics"]["retention"] is not None
 
 
+def test_completions_have_the_perplexity_of_transformers_own_loss(pairs: Command) -> None:
+    """After each prompt, end token included; words and bytes are those within the limit. Tables
+    show it beside ROUGE, and `compare` pairs its rows.
+    """
+    model, tokenizer = load_plainly(pairs, "learn")
+    losses, tokens, size = 0.0, 0, 0
+    for row in make_bills(6, seed=1, split="test"):
+        prompt = tokenizer(row["text"], truncation=True, max_length=96).input_ids[:-1]
+        answer = tokenizer(row["summary"], add_special_tokens=False).input_ids[:15]
+        size += len(tokenizer.decode(answer).encode())
+        answer = [*answer, tokenizer.eos_token_id]
+        labels = torch.tensor([[*[-100] * len(prompt), *answer]])
+        with torch.no_grad():
+            mean = model(input_ids=torch.tensor([[*prompt, *answer]]), labels=labels).loss
+        losses, tokens = losses + float(mean) * len(answer), tokens + len(answer)
+    metrics = pairs.record("evaluate@learn")["metrics"]
+    assert metrics["tokens"] == tokens
+    assert metrics["loss"] == pytest.approx(losses / tokens, rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(math.exp(losses / tokens), rel=1e-5)
+    assert metrics["byte_perplexity"] == pytest.approx(math.exp(losses / size), rel=1e-5)
+    other = pairs.record("evaluate@finetune")["metrics"]
+    assert metrics["retentions"]["perplexity"] == other["perplexity"] / metrics["perplexity"]
+    assert {"rougeLsum", "perplexity"} <= metrics["intervals"].keys()
+    assert "perplexity" in pairs.out
+    files = [find_stage(pairs.run_folder, f"evaluate@{n}") for n in ("finetune", "learn")]
+    names = ("rougeLsum", "perplexity")
+    sides = [score_rows(file / "predictions.csv", "english", names) for file in files]
+    paired = compare_scores(*sides)["perplexity"]
+    assert paired.difference == pytest.approx(metrics["perplexity"] - other["perplexity"])
+
+
 TINY = (
     *("model=tiny_llama", "data=bill_texts", "training=quick", "training.max_steps=2"),
     *("model.config.hidden_size=32", "model.config.intermediate_size=64"),
@@ -194,6 +226,7 @@ def test_the_checked_in_recipe_plans_without_a_hub_and_runs_tiny(tmp_path: Path)
         ("alone", "stages.evaluate.max_length=9", "max_length: means nothing where the perplex"),
         ("alone", "stages.curves.rouge=true", "rouge: nothing is written for texts alone"),
         ("pairs", "stages.evaluate.window=9", "evaluate.window: means nothing where texts"),
+        ("pairs", "stages.evaluate.metrics=[perplexity]", "demo_text: means nothing where nothing"),
         ("pairs", "data.completion=null", "teach: nothing is written for texts alone"),
         ("pairs", "stages.evaluate.max_length=40", "too few for 136 tokens; lower it or data.max"),
         ("pairs", "stages.teach.max_length=33", "teach.max_length: the model has 128 positions"),

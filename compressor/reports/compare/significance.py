@@ -79,6 +79,8 @@ def _score_texts(
             measures |= {name: Measure(column, take_first) for name, column in columns.items()}
         elif metric in BUNDLED:
             measures[metric] = text_scores.measure_texts(metric, *texts)[0]
+        elif metric == perplexity.MAIN:
+            measures |= _read_perplexity(path.with_name(perplexity.FILE), len(rows))
         elif (measure := _read_measure(path.with_name(ROW_SCORES), metric, len(rows))) is not None:
             measures[metric] = measure
     return ScoredRows([(str(row.row), row.source, *row.references) for row in rows], measures)
@@ -92,6 +94,14 @@ def _read_measure(path: Path, metric: str, count: int) -> Measure | None:
     if scores is None or len(scores) != count:
         return None
     return Measure(np.array(scores, dtype=float)[:, None], take_first)
+
+
+def _read_perplexity(path: Path, count: int) -> Mapping[str, Measure]:
+    """Measure the perplexity of the same rows' completions, where the run left it."""
+    if not path.is_file():
+        return {}
+    scored = _score_perplexity(path)
+    return scored.measures if len(scored.rows) == count else {}
 
 
 def _score_perplexity(path: Path) -> ScoredRows:

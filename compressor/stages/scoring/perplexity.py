@@ -1,9 +1,9 @@
-"""Score how likely texts are to a decoder. What it writes is scored in `texts`."""
+"""Score how likely texts, or completions, are to a decoder. What it writes is in `texts`."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compressor.backends.base import DECODERS
 from compressor.evaluation.perplexity import MAIN, PERPLEXITIES
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from compressor.stages.base import Context, Planning
     from compressor.stages.evaluate import Evaluate
 
+_OF_DECODES = {"max_length", "min_length", "num_beams", "demo_text"}
+
 
 def choose_windows(settings: Evaluate, data: DataBase) -> tuple[int, int]:
     """Choose the size of windows, and their stride."""
@@ -25,15 +27,43 @@ def choose_windows(settings: Evaluate, data: DataBase) -> tuple[int, int]:
 def check_windows(settings: Evaluate, planning: Planning) -> None:
     """Report rows, backends, windows and strides that no perplexity can be measured with."""
     planning.check_rows(trains=False)
-    if planning.backend not in DECODERS:
-        message = f"the perplexity of a model that {planning.backend} runs is not computed"
-        planning.report("", message)
+    _check_backend("", planning)
     window, stride = choose_windows(settings, planning.data)
     if planning.facts is not None:
         planning.check_length("window", window, facts=planning.facts)
     if stride >= window:
         message = f"{stride} leaves a window of {window} tokens none to go on from; lower it"
         planning.report("stride", message)
+
+
+def check_completions(settings: Evaluate, planning: Planning) -> None:
+    """Report a model without a perplexity, and settings of a decode where nothing is written."""
+    key = f"metrics.{settings.metrics.index(MAIN)}"
+    if planning.facts and (head := planning.facts.config["head"]) != "causal_lm":
+        planning.report(key, f"perplexity is a decoder's, and the model has the head {head!r}")
+    _check_backend(key, planning)
+    if not settings.written_metrics:
+        for name in sorted(_OF_DECODES & settings.model_fields_set):
+            message = "means nothing where nothing is written; `metrics` has perplexity alone"
+            planning.report(name, message)
+
+
+def _check_backend(key: str, planning: Planning) -> None:
+    if planning.backend not in DECODERS:
+        message = f"the perplexity of a model that {planning.backend} runs is not computed"
+        planning.report(key, message)
+
+
+def score_completions(model: Model, context: Context) -> dict[str, Any]:
+    """Read completions after their prompts, write `perplexity.csv`; give the scores."""
+    from compressor.evaluation import perplexity
+
+    rows = context.rows("test")
+    with context.progress.bar("read", len(rows)) as bar:
+        table = perplexity.measure_completions(model, rows, context.data, bar.advance)
+    if context.ranks.is_first:
+        perplexity.write_rows(context.folder / perplexity.FILE, rows.texts, table)
+    return perplexity.summarize_rows(table)
 
 
 def score_perplexity(settings: Evaluate, model: Model, context: Context) -> Comparison:

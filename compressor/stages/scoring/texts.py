@@ -1,9 +1,9 @@
-"""Score the texts that a model writes, by each of the chosen metrics and at each limit."""
+"""Score what a model writes, or how likely references are, by each metric and at each limit."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compressor.backends.base import DECODERS
@@ -15,8 +15,11 @@ from compressor.evaluation.metric_names import (
     check_metrics,
     name_score,
 )
+from compressor.evaluation.perplexity import MAIN as PERPLEXITY
+from compressor.evaluation.perplexity import PERPLEXITIES
 from compressor.evaluation.rouge import METRIC_KEYS
 from compressor.stages.scoring.comparison import Comparison
+from compressor.stages.scoring.perplexity import check_completions, score_completions
 
 if TYPE_CHECKING:
     from compressor.backends.base import Model
@@ -34,28 +37,52 @@ if TYPE_CHECKING:
 def check_texts(settings: Evaluate, planning: Planning) -> None:
     """Report what cannot write, or limits and metrics that cannot be."""
     facts, longest = planning.facts, settings.limits[-1]
+    check_text_metrics(settings, planning, (PERPLEXITY,))
+    if PERPLEXITY in settings.metrics:
+        check_completions(settings, planning)
+    if not settings.written_metrics:
+        return
     if facts and facts.config["head"] == "causal_lm" and planning.backend not in DECODERS:
         planning.report("", f"{planning.backend} writes nothing with a decoder; torch does")
     planning.check_decoding({"max_length": longest}, num_beams=settings.num_beams)
     if settings.min_length > longest:
         message = f"{settings.min_length} is more than max_length, {longest}"
         planning.report("min_length", message)
-    check_text_metrics(settings, planning)
 
 
-def check_text_metrics(settings: Evaluate | Baseline, planning: Planning) -> None:
+def check_text_metrics(
+    settings: Evaluate | Baseline, planning: Planning, others: Collection[str] = ()
+) -> None:
     """Report metrics that cannot score, and a tokenizer of ROUGE's that none asks for."""
     if "rouge" not in settings.metrics and settings.rouge_tokenizer is not None:
         planning.report("rouge_tokenizer", "`metrics` has no rouge, whose words these are")
     reporters = planning.report, planning.report_unreached
-    check_metrics(settings.metrics, *reporters, runs_code=settings.trust_remote_code)
+    given = settings.metrics, *reporters
+    check_metrics(*given, runs_code=settings.trust_remote_code, others=others)
 
 
 def score_texts(settings: Evaluate, model: Model, context: Context) -> Comparison:
-    """Decode the rows, and the demo text, write `predictions.csv`, score it."""
+    """Score by all metrics."""
     rows = context.rows("test")
-    foreign = load_foreign(settings.metrics, rows, context)
-    comparison = _choose_scores(settings, foreign)
+    foreign = load_foreign(settings.written_metrics, rows, context)
+    if settings.written_metrics:
+        _score_written(settings, model, rows, foreign, context)
+    if PERPLEXITY in settings.metrics:
+        scores = score_completions(model, context)
+        parts = [context.metrics.get("intervals", {}), scores["intervals"]]
+        first, second = reversed(parts) if settings.metrics[0] == PERPLEXITY else parts
+        context.metrics.update(scores, intervals=first | second)  # the main score's before others
+    return _choose_scores(settings, foreign)
+
+
+def _score_written(
+    settings: Evaluate,
+    model: Model,
+    rows: Rows,
+    foreign: Sequence[ForeignMetric],
+    context: Context,
+) -> None:
+    """Decode the rows, and the demo text, write `predictions.csv`, score it."""
     limits, started = settings.limits, time.perf_counter()
     times = len(limits) if settings.num_beams > 1 else 1
     with context.progress.bar("decode", times * len(rows)) as bar:
@@ -63,14 +90,13 @@ def score_texts(settings: Evaluate, model: Model, context: Context) -> Compariso
     seconds = time.perf_counter() - started
     demo = None if settings.demo_text is None else _write_demo(settings, model, context)
     if not context.ranks.is_first:
-        return comparison
+        return
     _write_rows(rows, decoded, model.tokenizer, context)
     lengths = _score_rows(settings, foreign, context)
     longest = lengths[str(limits[-1])]
     context.metrics.update(longest, samples_per_second=len(rows) / seconds, lengths=lengths)
     if demo is not None:
         context.metrics["demo"] = demo
-    return comparison
 
 
 def load_foreign(metrics: Sequence[str], rows: Rows, context: Context) -> list[ForeignMetric]:
@@ -97,8 +123,11 @@ def replace_foreign(
 
 def _choose_scores(settings: Evaluate, foreign: Sequence[ForeignMetric]) -> Comparison:
     others = [name_score(metric) for metric in settings.metrics if metric != "rouge"]
-    names = (*(METRIC_KEYS if "rouge" in settings.metrics else ()), *others)
+    names = [*(METRIC_KEYS if "rouge" in settings.metrics else ()), *others]
     less = {*settings.metrics} & LESS_IS_BETTER
+    if PERPLEXITY in settings.metrics:
+        names += PERPLEXITIES[1:]
+        less |= {*PERPLEXITIES}
     less |= {metric.name for metric in foreign if metric.less_is_better}
     return Comparison(names, name_score(settings.metrics[0]), less)
 
@@ -160,7 +189,7 @@ def _score_rows(
     from compressor.evaluation.rouge import warn_of_wordless
 
     row_scores: dict[int | None, dict[str, list[float]]] = {}
-    metrics = replace_foreign(settings.metrics, foreign)
+    metrics = replace_foreign(settings.written_metrics, foreign)
     path, longest = context.folder / "predictions.csv", settings.limits[-1]
     scores = score_predictions(path, row_scores, settings.rouge_tokenizer, metrics)
     if (words := scores[longest].get("rouge_tokenizer", "english")) != "english":
