@@ -109,6 +109,31 @@ def score_tasks(model: Any, tokenizer: Any, tasks: Sequence[str]) -> dict[str, d
     }
 
 
+def list_scores(tasks: Sequence[str]) -> list[str]:
+    """List what tasks, and the tasks of groups, are scored by: `harness.arc_easy.acc`."""
+    if not tasks or find_spec("lm_eval") is None:
+        return []
+    from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
+
+    index = _open_manager(tuple(tasks)).task_index
+    names = []
+    for task in (name for name in map(name_task, tasks) if name in index):
+        for config in _list_configs(index, task):
+            usual = DEFAULT_METRIC_REGISTRY.get(config.get("output_type", "generate_until"), [])
+            metrics = [item["metric"] for item in config.get("metric_list") or ()] or usual
+            filters = [item["name"] for item in config.get("filter_list") or ()] or ["none"]
+            names += [_name_score(config["task"], m, f) for m in metrics for f in filters]
+        group = index[task].cfg or {}
+        for item in group.get("aggregate_metric_list") or ():
+            filters = item.get("filter_list", "none")
+            names += [_name_score(task, item["metric"], f) for f in _flatten(filters)]
+    return names
+
+
+def _name_score(task: str, metric: str, by: str) -> str:
+    return f"harness.{task}.{metric}{'' if by == 'none' else f',{by}'}"
+
+
 def list_short(metrics: Mapping[str, Any]) -> dict[str, float]:
     """List a stage's scores of tasks for tables: `arc_easy.acc`, without standard errors."""
     return {

@@ -14,6 +14,8 @@ from compressor.core.settings import SETTINGS, Counted, Integer, Natural
 Direction = Literal["maximize", "minimize"]
 _Path = Annotated[str, Field(json_schema_extra={"pattern": r"\."})]
 Paths = _Path | Annotated[list[_Path], Field(json_schema_extra={"uniqueItems": True})]
+_HARNESS = "harness"
+"""Under which `evaluate` leaves scores of tasks."""
 Sampler = Literal["gp", "nsga2", "random", "tpe"]
 """Those of Optuna that are offered: they keep what they need as text, and draw the same again."""
 
@@ -28,19 +30,29 @@ class Goal:
 
     @property
     def stage(self) -> str:
-        return self.path.rpartition(".")[0]
+        return self.path.removesuffix(f".{self.metric}")
 
     @property
     def metric(self) -> str:
-        return self.path.rpartition(".")[2]
+        """The name of the number: of a task of lm_eval `harness.<task>.<metric>`, else one word."""
+        _, of_task, name = self.path.partition(f".{_HARNESS}.")
+        return f"{_HARNESS}.{name}" if of_task else self.path.rpartition(".")[2]
 
     def find_value(self, records: Sequence[Mapping[str, Any]]) -> float | None:
         """Find the number in a run's records; of a report on several models the last one's."""
         for record in reversed(records):
             if self.stage in {record["name"], record["name"].partition("@")[0]}:
-                number = record["metrics"].get(self.metric, record.get(self.metric))
+                number = _find_number(record["metrics"], self.metric, record.get(self.metric))
                 return float(number) if is_number(number) else None
         return None
+
+
+def _find_number(metrics: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Find a metric by its name, or that of a task of lm_eval, whose scores lie deeper."""
+    if not name.startswith(f"{_HARNESS}."):
+        return metrics.get(name, default)
+    task, _, score = name.removeprefix(f"{_HARNESS}.").rpartition(".")
+    return metrics.get(_HARNESS, {}).get(task, {}).get(score)
 
 
 class Objective(BaseModel):
@@ -48,7 +60,8 @@ class Objective(BaseModel):
 
     Each is `<stage>.<metric>`: a number of that stage's in `metrics.json`, or `parameters`,
     `nonzero`, `nonzero_ratio` or `bytes` of its model. Of a report on several models the last one
-    counts, unless it is named: `evaluate@prune.rougeLsum`.
+    counts, unless it is named: `evaluate@prune.rougeLsum`. `evaluate.harness.arc_easy.acc` is that
+    score of a task of lm_eval.
 
     Example: `objective: {maximize: evaluate.rougeLsum, minimize: [export.bytes]}`
     """

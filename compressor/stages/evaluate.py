@@ -16,6 +16,7 @@ from compressor.core.settings import Integer, Listed, to_int
 from compressor.data.source_base import Reads, Split
 from compressor.evaluation.entities import SCORES as ENTITY_SCORES
 from compressor.evaluation.harness import check_tasks, identify_tasks, name_task, score_tasks
+from compressor.evaluation.harness import list_scores as list_task_scores
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
 from compressor.evaluation.metric_names import (
     MetricNames,
@@ -207,10 +208,9 @@ class Evaluate(BackendReport):
         return {name: value for name, value in parameters.items() if name not in unset}
 
     def list_measures(self) -> tuple[str, ...]:
-        if self.metrics == ("rouge",):
-            return self.measures
+        of_tasks = list_task_scores(self.harness)
         others = (name for name in self.measures if name not in METRIC_KEYS)
-        return (*list_scores(self.metrics), *others)
+        return (*list_scores(self.metrics), *others, *of_tasks)
 
     @property
     def limits(self) -> list[int]:

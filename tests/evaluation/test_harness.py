@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from compressor.core.errors import RecipeError
+from compressor.recipe.objective import Goal
 from tests.engine.test_plan import plan_recipe
 from tests.harness.command import compressor
 from tests.harness.runs import find_stage
@@ -80,6 +81,13 @@ def test_scores_are_those_of_lm_eval(folder: Path) -> None:
     quantized = done.record("evaluate@quantize")["metrics"]
     assert quantized["perplexity"] == pytest.approx(metrics["perplexity"], rel=0.01)
 
+    goals = ("evaluate@finetune.harness.quiz.acc_norm", "evaluate.bytes", "evaluate.loss")
+    values = [Goal(path, "maximize").find_value(done.records()) for path in goals]
+    assert values == [metrics["harness"]["quiz"]["acc_norm"], done.record("quantize")["bytes"],
+                      quantized["loss"]]  # fmt: skip
+    goal = "+objective.maximize=evaluate.harness.quiz.acc_norm"
+    assert compressor("plan", "mine.yaml", goal, *SKIP, cwd=folder).code == 0
+
     rehearsed = compressor("run", "mine.yaml", "--rehearse", *SKIP, cwd=folder)
     assert rehearsed.code == 0 and "harness: ['./quiz.yaml'] → []" in rehearsed.out, rehearsed.err
 
@@ -96,6 +104,7 @@ def test_scores_are_those_of_lm_eval(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        (["+objective.maximize=evaluate.harness.quiz.f1"], "leaves no number 'harness.quiz.f1'"),
         (["stages.evaluate.trust_remote_code=false"], "harness.0: './quiz.yaml' may run the code"),
         (["stages.evaluate.harness=[./quiz.yml.yaml]"], "harness.0: no file './quiz.yml.yaml'"),
         (["stages.evaluate.harness=[arc_easi]"], "harness.0: lm_eval has no task 'arc_easi'; did"),
