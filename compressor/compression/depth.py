@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -79,10 +80,12 @@ def choose_layers(
 def _measure(checkpoint: Checkpoint, examples: Examples, states: dict[bytes, Any] | None) -> float:
     """Measure the loss. `states`: what an encoder that all models share gave, and gives again."""
     model: Any = checkpoint.model
-    if states is not None:
-        encoder = model.get_encoder()
-        encoder.forward = partial(_encode_once, encoder.forward, states)
-    loss = mean_loss(LabelLoss(model), examples, checkpoint.pad_id, model.device)
+    with ExitStack() as undo:  # else a model that holds itself is not freed before the next
+        if states is not None:
+            encoder = model.get_encoder()
+            undo.callback(delattr, encoder, "forward")
+            encoder.forward = partial(_encode_once, encoder.forward, states)
+        loss = mean_loss(LabelLoss(model), examples, checkpoint.pad_id, model.device)
     return loss if math.isfinite(loss) else math.inf
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
 from torch import nn
 
-from compressor.compression.depth import count_models, list_rounds
+from compressor.compression.depth import choose_layers, count_models, list_rounds
+from compressor.data.examples import Examples
 from compressor.models.checkpoint import Checkpoint
 from compressor.stages.shrink import Shrink
-from tests.harness.models import BLOCKS, build_case
+from tests.harness.models import BLOCKS, build_case, examples
 from tests.harness.stages import (
     pico_classifier,
     preview,
@@ -43,15 +45,15 @@ def drop_layer(model: nn.Module, path: str, layer: int) -> nn.Module:
     return model
 
 
-def measure(model: nn.Module, checkpoint: Checkpoint, examples) -> float:
+def measure(model: nn.Module, checkpoint: Checkpoint, rows: Examples) -> float:
     """The mean loss by label, row by row, as transformers computes it."""
     total = labels = 0.0
     with torch.no_grad():
-        for row in range(len(examples)):
-            batch = examples.batch([row], checkpoint.pad_id)
+        for row in range(len(rows)):
+            batch = rows.batch([row], checkpoint.pad_id)
             if checkpoint.head == "sequence_classification":
                 batch["labels"] = batch["labels"].float()
-            count = len(examples.targets[row])
+            count = len(rows.targets[row])
             total, labels = total + model(**batch).loss.item() * count, labels + count
     return total / labels
 
@@ -73,7 +75,7 @@ def test_those_layers_go_that_the_loss_needs_least(tmp_path, make, path, stack, 
     labels = checkpoint.head == "sequence_classification"
     about = {"task": "language_modeling"} if checkpoint.head == "causal_lm" else {}
     data = rows_of_labels(tmp_path) if labels else rows_of_text(tmp_path, **about)
-    examples = checkpoint.tokenize_rows(data.load("train").first(4), data)
+    rows = checkpoint.tokenize_rows(data.load("train").first(4), data)
     model, left, first = (
         checkpoint.model,
         list(range(len(checkpoint.model.get_submodule(path)))),
@@ -82,7 +84,7 @@ def test_those_layers_go_that_the_loss_needs_least(tmp_path, make, path, stack, 
     ends = {0, left[-1]} if stack == "decoder" else set()
     while len(left) > depth:
         places = [place for place, layer in enumerate(left) if layer not in ends]
-        losses = {p: measure(drop_layer(model, path, p), checkpoint, examples) for p in places}
+        losses = {p: measure(drop_layer(model, path, p), checkpoint, rows) for p in places}
         first = first or {left[place]: loss for place, loss in losses.items()}
         gone = min(losses, key=lambda place: losses[place])
         model = drop_layer(model, path, gone)
@@ -91,8 +93,8 @@ def test_those_layers_go_that_the_loss_needs_least(tmp_path, make, path, stack, 
     smaller, metrics = run_stage(stage, checkpoint, tmp_path / "run", data)
     assert metrics["kept"] == {stack: left}
     assert metrics["losses_without"][stack] == pytest.approx(first, rel=1e-4)
-    assert measure(smaller.model, checkpoint, examples) == pytest.approx(
-        measure(model, checkpoint, examples), rel=1e-5
+    assert measure(smaller.model, checkpoint, rows) == pytest.approx(
+        measure(model, checkpoint, rows), rel=1e-5
     )
     plan, problems = preview(stage, checkpoint.derive_facts(), data)
     assert problems == [] and plan is not None
@@ -107,6 +109,23 @@ def test_listed_layers_stay_whatever_the_loss_says(tmp_path) -> None:
     assert metrics["kept"]["encoder"] == [0, 2] and len(metrics["kept"]["decoder"]) == 1
     assert list(metrics["losses_without"]) == ["decoder"]
     assert (smaller.model.config.num_layers, smaller.model.config.num_decoder_layers) == (2, 1)
+
+
+def test_a_measured_model_is_gone_before_the_next_one() -> None:
+    """Not when the collector comes by: of a large model there is one beside its source."""
+    checkpoint, alive = pico("t5", "seq2seq_lm", num_decoder_layers=4), []
+
+    def count_models_alive() -> None:
+        models = [item for item in gc.get_objects() if isinstance(item, type(checkpoint.model))]
+        alive.append(sum(len(model.decoder.block) == 3 for model in models))
+
+    gc.collect()
+    gc.disable()
+    try:
+        choose_layers(checkpoint, {"decoder": 3}, {}, examples("seq2seq_lm", 2), count_models_alive)
+    finally:
+        gc.enable()
+    assert alive == [1, 1]
 
 
 def test_blocks_are_not_chosen_by_the_loss() -> None:
