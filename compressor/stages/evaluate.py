@@ -19,6 +19,7 @@ from compressor.evaluation.harness import check_tasks, identify_tasks, name_task
 from compressor.evaluation.harness import list_scores as list_task_scores
 from compressor.evaluation.labels import SCORES as LABEL_SCORES
 from compressor.evaluation.metric_names import (
+    SCALES,
     MetricNames,
     identify_metrics,
     list_scores,
@@ -208,9 +209,12 @@ class Evaluate(BackendReport):
         return {name: value for name, value in parameters.items() if name not in unset}
 
     def list_measures(self) -> tuple[str, ...]:
-        of_tasks = list_task_scores(self.harness)
-        others = (name for name in self.measures if name not in METRIC_KEYS)
-        return (*list_scores(self.metrics), *others, *of_tasks)
+        absent = {*METRIC_KEYS} | ({"retention", "closeness"} if self.against is None else set())
+        if self.metrics[0] not in ("rouge", *SCALES):  # 1 - |difference| of it means nothing
+            absent.add("closeness")
+        others = [name for name in self.measures if name not in absent]
+        of_metrics, of_tasks = list_scores(self.metrics), list_task_scores(self.harness)
+        return tuple(dict.fromkeys((*of_metrics, *others, *of_tasks)))
 
     @property
     def limits(self) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sacrebleu
@@ -195,6 +196,23 @@ def test_a_floor_is_scored_by_the_tasks_own_metrics(tmp_path: Path) -> None:
     assert list(scores["intervals"]) == ["chrf", "ter", "overlap"] and 0 < scores["overlap"] < 1
     plain = stage_class("baseline").model_validate({"metrics": ["rouge"]})
     assert not {"metrics", "trust_remote_code"} & plain.parameters().keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "absent"),
+    [
+        ({}, {"retention", "closeness"}),
+        ({"against": "load"}, set()),
+        ({"against": "load", "metrics": ["ter"]}, set()),
+        ({"against": "load", "metrics": ["perplexity", "rouge"]}, {"closeness"}),
+        ({"against": "load", "metrics": ["meteor"]}, {"closeness"}),
+    ],
+)
+def test_an_objective_is_a_number_that_there_will_be(settings: Any, absent: set[str]) -> None:
+    """No share of another model's score without that; no 1 - |difference| without a scale."""
+    measures = stage_class("evaluate").model_validate(settings).list_measures()
+    assert {"retention", "closeness"} - {*measures} == absent
+    assert len({*measures}) == len(measures)
 
 
 def test_code_of_a_metric_is_part_of_the_key_and_fails_before_the_decode(
