@@ -26,9 +26,6 @@ WRITERS = ("seq2seq_lm", "causal_lm")
 CLASSIFIERS = ("sequence_classification", "token_classification")
 """The heads of models that give labels, of a text or of its tokens."""
 
-DECODERS: tuple[BackendName, ...] = ("torch", "ctranslate2", "onnxruntime")
-"""The backends that write with decoders, and tell how likely a text is to them."""
-
 
 class Model:
     """A loaded model of any backend. A row is a list of token ids, the end token included."""
@@ -85,7 +82,7 @@ class Model:
 
         In nats. A source has at least one token.
         """
-        raise StageError(f"the perplexity of a model that {self.backend} runs is not computed")
+        raise StageError("perplexity is a decoder's")
 
     def logits(
         self, sources: Sequence[list[int]], *, progress: Report = ignore

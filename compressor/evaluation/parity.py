@@ -115,7 +115,7 @@ class Outputs:
     """A model's outputs for some rows."""
 
     tokens: list[list[int]] | None
-    """Of a model that writes, greedily; None of a decoder that its format does not write with."""
+    """Of a model that writes, greedily; None of a decoder that torch runs."""
     texts: list[str]
     logits: NDArray[np.float64] | None
     """Of any but an encoder-decoder: its first output, at the token that stands for the row."""
@@ -173,13 +173,12 @@ def _choose_limit(
 
     A decoder's logits tell all of an export that torch runs.
     """
-    from compressor.backends.base import DECODERS
     from compressor.backends.formats import FORMATS, ExportInfo
 
     if checkpoint.head == "seq2seq_lm":
         return limit
     backend = FORMATS[ExportInfo.load(folder).format].backend
-    if checkpoint.head != "causal_lm" or backend == "torch" or backend not in DECODERS:
+    if checkpoint.head != "causal_lm" or backend == "torch":
         return 0
     positions = checkpoint.derive_facts().positions
     room = limit if positions is None else positions - max(map(len, sources), default=0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from compressor.backends.base import DECODERS, EXPORT
+from compressor.backends.base import EXPORT
 from compressor.core import machine
 from compressor.core.settings import Counted, Integer, Length, Listed
 from compressor.data.source_base import Reads, Split
@@ -151,8 +151,6 @@ class Benchmark(BackendReport):
         planning.check_settings(
             self, of_summaries={"max_length", "output_lengths"}, of_labels=set()
         )
-        if facts.config["head"] == "causal_lm" and planning.backend not in DECODERS:
-            planning.report("", f"{planning.backend} writes nothing with a decoder; torch does")
         for index, tokens in enumerate(self.input_lengths):
             planning.check_length(f"input_lengths.{index}", tokens, facts=facts)
         limits = {f"output_lengths.{i}": tokens for i, tokens in enumerate(self.output_lengths)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from compressor.backends import formats
-from compressor.backends.base import DECODERS, WRITERS
+from compressor.backends.base import WRITERS
 from compressor.backends.generation_config import require_followed
 from compressor.core.errors import StageError, nearest
 from compressor.data.fast_tokenizer import Tokens, is_marian
@@ -134,7 +134,7 @@ class Export(Stage):
         elif self.format == "gguf":
             self._check_gguf(facts, planning)
         decodes, backend = facts.config["head"] == "seq2seq_lm", self.export_format.backend
-        if (decodes or backend in DECODERS) and backend != "torch":
+        if backend != "torch":
             planning.check_decoding({}, backend=backend)
         if self.parity is not None and facts.config["head"] != "none":
             planning.check_rows(trains=False)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from compressor.backends.base import Model
 from compressor.backends.formats import explain_refusal
 from compressor.backends.onnx import runtime
 from compressor.backends.onnx.export import write_model
@@ -63,17 +64,19 @@ def plain_logits(model: PreTrainedModel, row: list[int]) -> torch.Tensor:
     return logits
 
 
-def assert_scores_alike(model: PreTrainedModel, loaded: OnnxModel, rows: list[list[int]]) -> None:
+def assert_scores_alike(
+    model: PreTrainedModel, loaded: Model, rows: list[list[int]], limit: float = 1e-5
+) -> None:
     """Logits after rows of any length, and the losses of what goes on, in the order of the rows."""
     expected = np.stack([plain_logits(model, row)[-1].numpy() for row in rows])
-    assert np.abs(loaded.logits(rows) - expected).max() < 1e-5 * np.abs(expected).max()
+    assert np.abs(loaded.logits(rows) - expected).max() < limit * np.abs(expected).max()
     losses = []
     for source, target in zip(rows, rows[::-1], strict=True):
         told = plain_logits(model, source + target)[len(source) - 1 : -1].log_softmax(-1)
         losses.append(-float(told.gather(1, torch.tensor(target)[:, None]).sum()))
     done: list[int] = []
     np.testing.assert_allclose(
-        loaded.sum_losses(rows, rows[::-1], progress=done.append), losses, rtol=1e-5
+        loaded.sum_losses(rows, rows[::-1], progress=done.append), losses, rtol=limit
     )
     assert sum(done) == len(rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -264,17 +265,20 @@ def test_rotary_positions_end_where_they_were_trained_to(rope: Any, expected: in
 EXPORTED = (
     HEAD.replace("MODEL", "llama").replace("num_hidden_layers: 2", "num_hidden_layers: 1")
     + """
-pipeline: [load, ct2, onnx, evaluate, benchmark]
+pipeline: [load, WRITTEN, evaluate, benchmark]
 stages:
   load: {}
   ct2: {stage: export, format: ctranslate2, weights: float32}
   onnx: {stage: export, model: load, format: onnx, weights: float32}
-  evaluate: {models: [load, ct2, onnx], window: 40}
-  benchmark: {models: [load, ct2, onnx], batch_sizes: [1, 3], input_lengths: [20],
+  gguf: {stage: export, model: load, format: gguf, weights: float32}
+  evaluate: {models: [load, WRITTEN], window: 40}
+  benchmark: {models: [load, WRITTEN], batch_sizes: [1, 3], input_lengths: [20],
               output_lengths: [2, 7],
               texts: 3, warm_up: 1}
 """
 )
+WRITTEN = ("ct2", "onnx", *(("gguf",) if find_spec("llama_cpp") else ()))
+EXPORTED = EXPORTED.replace("WRITTEN", ", ".join(WRITTEN))
 
 
 def test_an_exported_decoder_is_scored_and_timed_beside_its_source(tmp_path_factory) -> None:
@@ -284,11 +288,11 @@ def test_an_exported_decoder_is_scored_and_timed_beside_its_source(tmp_path_fact
     done = run_once(tmp_path_factory, "exported", EXPORTED)
     assert done.code == 0, done.err
     metrics = {record["name"]: record["metrics"] for record in done.records()}
-    for name in ("ct2", "onnx"):
+    for name in WRITTEN:
         perplexities = [metrics[f"evaluate@{model}"]["perplexity"] for model in ("load", name)]
         assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-5)
         assert metrics[name]["parity"]["equal_tokens"] >= 0.98
-    for name in ("load", "ct2", "onnx"):
+    for name in ("load", *WRITTEN):
         timed = metrics[f"benchmark@{name}"]
         shape = [(case["output_tokens"], case["batch_size"]) for case in timed["cases"]]
         assert shape == [(2, 1), (2, 3), (7, 1), (7, 3)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import compressor
-from compressor.backends.base import DECODERS
+from compressor.backends.base import WRITERS
 from compressor.core.console import Console
 from compressor.core.errors import RecipeError, StageError
 from compressor.core.progress import Progress
@@ -359,7 +359,7 @@ def _exported(column: str) -> Callable[[Subject], float]:
         if loaded.tokenize(plain.texts) != sources:
             return INFINITE
         tokens: list[list[int]] = []
-        if head == "seq2seq_lm" or (head == "causal_lm" and loaded.backend in DECODERS):
+        if head in WRITERS:
             tokens = [reference.written(model, source) for source in sources]
             result = loaded.generate(plain.texts, max_length=reference.LIMIT).tokens
             if "int8" not in column and result != tokens:

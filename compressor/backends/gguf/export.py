@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.backends.base import WRITERS
 from compressor.backends.generation_config import require_followed
 from compressor.core.errors import StageError
 from compressor.models.architectures.t5 import scales_outputs
@@ -64,7 +65,7 @@ def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     if names := list_unsupported(config.to_dict()):
         raise StageError(f"llama.cpp does not follow this model's {', '.join(names)}")
     folder.mkdir(parents=True, exist_ok=True)
-    if checkpoint.head == "seq2seq_lm":  # a GGUF file has no settings of a search
+    if checkpoint.head in WRITERS:  # a GGUF file has no settings of a search
         require_followed(checkpoint.model.generation_config.to_dict(), "llamacpp", greedy=True)
         checkpoint.model.generation_config.save_pretrained(folder)
     architecture = gguf.MODEL_ARCH[_ARCHITECTURES[config.model_type]]

@@ -18,20 +18,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.backends.base import Model
-from compressor.backends.beam_search import search_tokens
+from compressor.backends.beam_search import Tokens, search_tokens
 from compressor.backends.generation_config import FILE as GENERATION
-from compressor.backends.generation_config import BackendName, load_settings
-from compressor.backends.generation_settings import Settings, find_start
+from compressor.backends.generation_config import BackendName, counts_prompt, load_settings
+from compressor.backends.generation_settings import Settings, find_start, log_softmax
 from compressor.backends.gguf.export import FILE
-from compressor.backends.outputs import Report, Search, ignore
+from compressor.backends.outputs import NOT_FINITE, Report, Search, ignore
 from compressor.core import machine
 from compressor.core.errors import StageError
-from compressor.data.fast_tokenizer import TokenizedTexts, Tokens
+from compressor.data.batching import evaluation_batches
+from compressor.data.fast_tokenizer import TokenizedTexts
+from compressor.data.fast_tokenizer import Tokens as Tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FLOAT32, _NO_FLASH_ATTENTION, _ERROR = 0, 0, 4
+_BATCH_TOKENS = 1_024
+"""Positions of prompts and of what follows them in a batch: each token looks over all of them."""
+_BATCH_PLACES = 64
+"""Rows of a batch, each beam counted: a place takes two of llama.cpp's 256 sequences."""
+_READ_TOKENS = 256
+"""Tokens of a row that a decoder reads at once: each may have the logits of all the vocabulary."""
 
 
 @cache
@@ -73,7 +81,7 @@ class File:
         return self._errors[-1] if self._errors else "it does not say why"
 
 
-class Vocabulary(Tokens):
+class Vocabulary(Tokenizer):
     """The tokenizer of a GGUF file."""
 
     is_fast = False  # it does not tell which characters a token stands for
@@ -130,7 +138,9 @@ class Vocabulary(Tokens):
 
 
 class LlamaCppModel(Model):
-    """A model of a GGUF file, on the CPU. Decodes one row after another."""
+    """A model of a GGUF file, on the CPU. An encoder reads one row after another, and its decoder
+    writes it; without one, prompts share a batch.
+    """
 
     backend: BackendName = "llamacpp"
 
@@ -141,102 +151,184 @@ class LlamaCppModel(Model):
         self._threads = threads or machine.count_threads()
         self._file = File(folder / FILE)
         self._model = self._file.model
-        self._decodes = bool(llama_cpp.llama_model_has_encoder(self._model))
+        self.continues = not llama_cpp.llama_model_has_encoder(self._model)
         self.tokenizer = Vocabulary(self._file)
-        self.generation_config = load_settings(folder / GENERATION) if self._decodes else {}
+        settings = folder / GENERATION
+        self.generation_config = load_settings(settings) if settings.is_file() else {}
 
     def _decode_rows(
         self, sources: Sequence[list[int]], search: Search, progress: Report
     ) -> list[list[int]]:
-        if not self._decodes:
-            return super()._decode_rows(sources, search, progress)
-        settings = Settings.of(self.generation_config, search)
-        start = np.array([[find_start(self.generation_config)]])
-        beams, rows = search.num_beams, []
-        with self._open_context(sources, search.max_length, beams) as context:
-            for source in sources:
-                row = Row(self._lib, context, beams, self.tokenizer.size)
-                row.encode(source)
-                rows += search_tokens(row, start, beams, settings)
-                progress(1)
+        config, beams = self.generation_config, search.num_beams
+        if not config:  # as what was exported before decoders wrote here
+            raise StageError(f"no {GENERATION} is beside {FILE}; export the model once more")
+        rows: list[list[int]] = [[] for _ in sources]
+        lengths = [len(source) + search.max_length for source in sources]
+        batches = [[row] for row in range(len(sources))]
+        if self.continues:
+            tokens, most = _BATCH_TOKENS // beams, max(1, _BATCH_PLACES // beams)
+            alike = evaluation_batches(lengths, tokens=tokens, equal=counts_prompt(config))
+            batches = [some[at : at + most] for some in alike for at in range(0, len(some), most)]
+        places = beams * max(map(len, batches), default=1)
+        cells = max((beams * sum(lengths[row] for row in batch) for batch in batches), default=1)
+        with self._open_context(max(lengths, default=1), cells, places) as context:
+            for batch in batches:
+                decoder = Batch(self._lib, context, beams * len(batch), self.tokenizer.size)
+                prompts = self._begin([sources[row] for row in batch], decoder, beams)
+                before = prompts.shape[1] if self.continues else None
+                settings = Settings.of(config, search, prompt=before)
+                written = search_tokens(decoder, prompts, beams, settings)
+                for row, new in zip(batch, written, strict=True):
+                    rows[row] = new
+                progress(len(batch))
         return rows
+
+    def _begin(self, sources: list[list[int]], decoder: Batch, beams: int) -> Tokens:
+        """Have sources read; return what the rows begin with, each at the end of its line."""
+        if not self.continues:
+            decoder.encode(sources[0])
+            return np.array([[find_start(self.generation_config)]])
+        decoder.read_prompts(sources, beams)
+        prompts = np.zeros((len(sources), max(map(len, sources))), dtype=np.int64)
+        for row, source in zip(prompts, sources, strict=True):
+            row[len(row) - len(source) :] = source
+        return prompts
+
+    def sum_losses(
+        self,
+        sources: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        *,
+        progress: Report = ignore,
+    ) -> list[float]:
+        if not self.continues:
+            return super().sum_losses(sources, targets)
+        whole = [[*source, *target] for source, target in zip(sources, targets, strict=True)]
+        longest, losses = max(map(len, whole), default=1), []
+        with self._open_context(longest, longest) as context:
+            for row, target in zip(whole, targets, strict=True):
+                reader = Batch(self._lib, context, 1, self.tokenizer.size)
+                pieces, loss, told = reader.read(row[:-1], [0], len(target)), 0.0, 0
+                for piece in pieces:
+                    named = target[told : told + len(piece)]
+                    scores = log_softmax(piece)[np.arange(len(piece)), named]
+                    loss -= float(scores.sum(dtype=np.float64))
+                    told += len(piece)
+                losses.append(loss)
+                progress(1)
+        if not np.isfinite(losses).all():
+            raise StageError(NOT_FINITE)
+        return losses
 
     def logits(
         self, sources: Sequence[list[int]], *, progress: Report = ignore
     ) -> NDArray[np.float64]:
         """Compute the logits [rows, tokens] of the token after each row."""
-        if self._decodes:
+        if not self.continues:
             return super().logits(sources)
         logits = np.empty((len(sources), self.tokenizer.size), dtype=np.float64)
-        with self._open_context(sources, 0, 1) as context:
+        longest = max(map(len, sources), default=1)
+        with self._open_context(longest, longest) as context:
             for index, source in enumerate(sources):
-                logits[index] = Row(self._lib, context, 1, self.tokenizer.size).read(source)
+                (logits[index],) = Batch(self._lib, context, 1, self.tokenizer.size).read_prompts(
+                    [source], 1
+                )
                 progress(1)
         return logits
 
     @contextmanager
-    def _open_context(self, sources: Sequence[list[int]], limit: int, beams: int) -> Iterator[Any]:
-        """Take room for the longest source and `limit` tokens of each beam, twice for a reorder."""
+    def _open_context(self, longest: int, cells: int, places: int = 1) -> Iterator[Any]:
+        """Take room for `cells` tokens of rows of at most `longest`, in so many places, twice for a
+        reorder. Raises StageError for more tokens than a table of positions has.
+        """
+        rotates = self._lib.llama_model_rope_type(self._model) != self._lib.LLAMA_ROPE_TYPE_NONE
+        most = self._lib.llama_model_n_ctx_train(self._model)
+        if self.continues and not rotates and longest > most:
+            raise StageError(
+                f"{longest:,} tokens of a prompt and after it are more than the {most:,} positions "
+                "of the model; lower max_length or data.max_source_length"
+            )
         settings = self._lib.llama_context_default_params()
-        longest = max(map(len, sources), default=1)
-        settings.n_ctx = max(longest, limit * beams * 2)
-        settings.n_batch = settings.n_ubatch = max(longest, beams)
-        settings.n_seq_max = 2 * beams
+        settings.n_ctx = cells
+        read = min(longest, _READ_TOKENS) if self.continues else longest
+        settings.n_seq_max = 2 * places
+        settings.n_batch = settings.n_ubatch = max(read, settings.n_seq_max)  # fewer is an abort
         settings.kv_unified = True
         settings.n_threads = settings.n_threads_batch = self._threads
         settings.type_k = settings.type_v = _FLOAT32
         settings.flash_attn_type = _NO_FLASH_ATTENTION
         context = self._lib.llama_init_from_model(self._model, settings)
         if not context:
-            raise StageError(
-                f"llama.cpp cannot read {longest} tokens: {self._file.explain_error()}"
-            )
+            raise StageError(f"llama.cpp cannot read {cells} tokens: {self._file.explain_error()}")
         try:
             yield context
         finally:
             self._lib.llama_free(context)
 
 
-class Row:
-    """A `beam_search.Decoder`: a row in the middle of being read or written, by one or more beams.
+class Batch:
+    """A `beam_search.Decoder`: rows in the middle of being read or written, by one or more beams.
 
-    Each beam is a sequence. A reorder copies them to the other half of the sequences.
+    Each beam of a row is a sequence. A reorder copies them to the other half of the sequences.
     """
 
-    def __init__(self, lib: Any, context: Any, beams: int, vocabulary: int) -> None:
+    def __init__(self, lib: Any, context: Any, places: int, vocabulary: int) -> None:
         self._lib, self._context, self._size = lib, context, vocabulary
         self._memory = lib.llama_get_memory(context)
-        self._beams, self._start, self._length = beams, 0, 0
+        self._places, self._start = places, 0
+        self._lengths = [0] * places
+        self._next: NDArray[np.float32] | None = None
+        """The logits after prompts, which the first step gives."""
         lib.llama_memory_clear(self._memory, True)
 
     def encode(self, source: Sequence[int]) -> None:
-        """Have the encoder read a source, for all beams."""
-        everyone = list(range(2 * self._beams))
-        self._run_batch(
-            self._lib.llama_encode, [(t, i, everyone) for i, t in enumerate(source)], every=True
-        )
+        """Have the encoder read a source, for all places."""
+        everyone = list(range(2 * self._places))
+        self._run_batch(self._lib.llama_encode, [(t, i, everyone) for i, t in enumerate(source)])
 
-    def read(self, source: Sequence[int]) -> NDArray[np.float32]:
-        """Compute the logits [V] after all tokens of a source, by a model without an encoder."""
-        self._run_batch(self._lib.llama_decode, [(t, i, [0]) for i, t in enumerate(source)])
-        return self._read_logits(len(source) - 1)
+    def read_prompts(self, prompts: Sequence[list[int]], beams: int) -> NDArray[np.float32]:
+        """Read prompts, each for `beams` places; give the logits [rows, V] after them."""
+        last = []
+        for row, prompt in enumerate(prompts):
+            sequences = [*range(row * beams, (row + 1) * beams)]
+            last += [piece[-1] for piece in self.read(prompt, sequences, 1)]
+        self._lengths = [len(prompt) for prompt in prompts for _ in range(beams)]
+        logits = np.stack(last)
+        self._next = np.repeat(logits, beams, axis=0)
+        return logits
 
-    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Compute the logits [beams, V] after a token of each beam."""
-        places = [(int(t), self._length, [self._start + i]) for i, t in enumerate(tokens)]
-        self._run_batch(self._lib.llama_decode, places, every=True)
-        self._length += 1
+    def read(
+        self, tokens: Sequence[int], sequences: list[int], kept: int
+    ) -> Iterator[NDArray[np.float32]]:
+        """Read a row; give the logits [N, V] after its last `kept` tokens, piece by piece."""
+        first = len(tokens) - kept
+        for start in range(0, len(tokens) or 1, _READ_TOKENS):
+            piece = [(t, start + i, sequences) for i, t in enumerate(tokens[start:][:_READ_TOKENS])]
+            begin = max(0, first - start)
+            self._run_batch(self._lib.llama_decode, piece, begin)
+            if begin < len(piece):
+                yield np.stack([self._read_logits(index) for index in range(begin, len(piece))])
+
+    def step(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Compute the logits [places, V] after a token of each place."""
+        if self._next is not None:
+            logits, self._next = self._next, None
+            return logits
+        rows = enumerate(zip(tokens, self._lengths, strict=True), self._start)
+        self._run_batch(self._lib.llama_decode, [(int(t), at, [place]) for place, (t, at) in rows])
+        self._lengths = [length + 1 for length in self._lengths]
         return np.stack([self._read_logits(index) for index in range(len(tokens))])
 
-    def reorder(self, rows: NDArray[np.int64]) -> None:
-        """Go on at each place from the beam named there."""
-        other = self._beams - self._start
+    def reorder(self, rows: Tokens) -> None:
+        """Go on at each place from the one named there."""
+        other = self._places - self._start
         for place, row in enumerate(rows):
             self._lib.llama_memory_seq_cp(
                 self._memory, self._start + int(row), other + place, -1, -1
             )
-        for beam in range(self._start, self._start + self._beams):
-            self._lib.llama_memory_seq_rm(self._memory, beam, -1, -1)
+        for place in range(self._start, self._start + len(self._lengths)):
+            self._lib.llama_memory_seq_rm(self._memory, place, -1, -1)
+        self._lengths = [self._lengths[row] for row in rows]
         self._start = other
 
     keep = reorder
@@ -247,10 +339,12 @@ class Row:
         return logits
 
     def _run_batch(
-        self, function: Any, places: list[tuple[int, int, list[int]]], *, every: bool = False
+        self, function: Any, places: list[tuple[int, int, list[int]]], first: int = 0
     ) -> None:
-        """Have llama.cpp read tokens, each at a position of some sequences."""
-        batch = self._lib.llama_batch_init(len(places), 0, 2 * self._beams)
+        """Have llama.cpp read tokens, each at a position of some sequences; it computes the logits
+        after those from the `first` on.
+        """
+        batch = self._lib.llama_batch_init(len(places), 0, 2 * self._places)
         try:
             batch.n_tokens = len(places)
             for index, (token, position, sequences) in enumerate(places):
@@ -258,7 +352,7 @@ class Row:
                 batch.n_seq_id[index] = len(sequences)
                 for place, sequence in enumerate(sequences):
                     batch.seq_id[index][place] = sequence
-                batch.logits[index] = every or index == len(places) - 1
+                batch.logits[index] = index >= first
             if function(self._context, batch) != 0:
                 raise StageError(f"llama.cpp cannot read {len(places)} tokens")
         finally:

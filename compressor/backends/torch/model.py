@@ -75,7 +75,7 @@ class TorchModel(Model):
         progress: Report = ignore,
     ) -> list[float]:
         if not self.continues:
-            raise StageError("perplexity is a decoder's")
+            return super().sum_losses(sources, targets)
         model: Any = self.checkpoint.model.eval()
         examples = Examples(sources, targets, "joined")
         losses: dict[int, float] = {}

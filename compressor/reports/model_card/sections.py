@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.backends.base import CLASSIFIERS, DECODERS
-from compressor.backends.formats import FORMATS
+from compressor.backends.base import CLASSIFIERS, WRITERS
 from compressor.engine.past_run import Record
 from compressor.evaluation.metric_names import list_main_scores
 from compressor.reports.model_card.markdown import (
@@ -180,9 +179,7 @@ def show_use(subject: Subject) -> str:
     task = results.data.get("task", "summarization")
     is_summary = task == "summarization" and subject.head == "seq2seq_lm"
     verb = "classify" if results.has_labels else "summarize" if is_summary else "write"
-    whole = subject.head in ("seq2seq_lm", *CLASSIFIERS)  # a body writes nothing
-    backend = FORMATS[form].backend if form else "torch"
-    whole |= subject.head == "causal_lm" and backend in DECODERS
+    whole = subject.head in (*WRITERS, *CLASSIFIERS)  # a body writes nothing
     if form is None and whole:
         return format_block(f"compressor {verb} . < text.txt", "console")
     if form == "huggingface" and not results.of("approximate"):  # its blocks are no transformers'

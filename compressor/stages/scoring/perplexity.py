@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from compressor.backends.base import DECODERS
 from compressor.evaluation.perplexity import MAIN, PERPLEXITIES
 from compressor.stages.scoring.comparison import Comparison
 
@@ -27,7 +26,6 @@ def choose_windows(settings: Evaluate, data: DataBase) -> tuple[int, int]:
 def check_windows(settings: Evaluate, planning: Planning) -> None:
     """Report rows, backends, windows and strides that no perplexity can be measured with."""
     planning.check_rows(trains=False)
-    _check_backend("", planning)
     window, stride = choose_windows(settings, planning.data)
     if planning.facts is not None:
         planning.check_length("window", window, facts=planning.facts)
@@ -41,17 +39,10 @@ def check_completions(settings: Evaluate, planning: Planning) -> None:
     key = f"metrics.{settings.metrics.index(MAIN)}"
     if planning.facts and (head := planning.facts.config["head"]) != "causal_lm":
         planning.report(key, f"perplexity is a decoder's, and the model has the head {head!r}")
-    _check_backend(key, planning)
     if not settings.written_metrics:
         for name in sorted(_OF_DECODES & settings.model_fields_set):
             message = "means nothing where nothing is written; `metrics` has perplexity alone"
             planning.report(name, message)
-
-
-def _check_backend(key: str, planning: Planning) -> None:
-    if planning.backend not in DECODERS:
-        message = f"the perplexity of a model that {planning.backend} runs is not computed"
-        planning.report(key, message)
 
 
 def score_completions(model: Model, context: Context) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compressor.backends.base import DECODERS
 from compressor.core.files import write_json
 from compressor.evaluation.metric_names import (
     BUNDLED,
@@ -36,14 +35,12 @@ if TYPE_CHECKING:
 
 def check_texts(settings: Evaluate, planning: Planning) -> None:
     """Report what cannot write, or limits and metrics that cannot be."""
-    facts, longest = planning.facts, settings.limits[-1]
+    longest = settings.limits[-1]
     check_text_metrics(settings, planning, (PERPLEXITY,))
     if PERPLEXITY in settings.metrics:
         check_completions(settings, planning)
     if not settings.written_metrics:
         return
-    if facts and facts.config["head"] == "causal_lm" and planning.backend not in DECODERS:
-        planning.report("", f"{planning.backend} writes nothing with a decoder; torch does")
     planning.check_decoding({"max_length": longest}, num_beams=settings.num_beams)
     if settings.min_length > longest:
         message = f"{settings.min_length} is more than max_length, {longest}"
