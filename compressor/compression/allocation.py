@@ -11,8 +11,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 CELLS = 2000
 """Parts that the total is cut into: a step is 0.05 % of what has to go."""
-DIGITS = 12
-"""Of a printed amount: enough that `round(amount × left)` gives the same count again."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,20 @@ class Curve:
     left: int
     amounts: Sequence[float]
     losses: Sequence[float]
+
+    def bound_losses(self, base: float) -> Curve:
+        """Give the curve whose slope, from `base` on, never falls: nothing is won by a dip in it.
+
+        Where a loss falls with more pruned, or stays where a ruined model has it, the slope is the
+        steepest before.
+        """
+        amounts, losses = [0.0, *self.amounts], [base, *self.losses]
+        steepest, bounded = 0.0, [base]
+        for index in range(1, len(amounts)):
+            width = amounts[index] - amounts[index - 1]
+            steepest = max(steepest, (losses[index] - losses[index - 1]) / width)
+            bounded.append(bounded[-1] + steepest * width)
+        return Curve(self.left, self.amounts, bounded[1:])
 
     def interpolate_loss(self, amount: float, base: float) -> float:
         """Interpolate linearly between the measured points, from (0, base) on."""
@@ -38,15 +50,16 @@ class Curve:
 def allocate_counts(curves: Mapping[str, Curve], base: float, total: int) -> dict[str, int]:
     """Choose counts that add up to `total` with the least sum of the curves' losses.
 
-    Predicted loss is `base` plus what each group's curve adds by itself. The minimum over a grid
-    of cells of `total / CELLS` entries is exact (dynamic programming); curves need be neither
-    convex nor monotone. Nothing is pruned beyond a curve's last amount.
+    Predicted loss is `base` plus what each group's curve adds by itself, its losses bounded so that
+    no dip is worth anything. The minimum over a grid of cells of `total / CELLS` entries is exact
+    (dynamic programming). Nothing is pruned beyond a curve's last amount.
 
     Raises ValueError where all curves together do not reach `total`.
     """
-    rest = {name: curve for name, curve in curves.items() if curve.left}
+    rest = {name: curve.bound_losses(base) for name, curve in curves.items() if curve.left}
     if len(rest) < len(curves):  # a group of which nothing is left has no shares
         return dict.fromkeys(curves, 0) | allocate_counts(rest, base, total)
+    curves = rest
     most = {name: int(curve.amounts[-1] * curve.left) for name, curve in curves.items()}
     if total > sum(most.values()):
         raise ValueError(f"{total} entries must go, and {sum(most.values())} can")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compressor.compression.calibration import Calibration
+    from compressor.compression.layer_amounts import LayerAmount
+    from compressor.compression.sparsegpt import Curvature
     from compressor.data.examples import Examples
     from compressor.models.checkpoint import Checkpoint
 
@@ -94,10 +96,11 @@ class Grouping(BaseModel):
         description="Groups of your own: name → patterns of parameter names, such as "
         "`encoder.block.[012].*.wi.weight` (`*` any text, `?` a letter, `[…]` one of these).",
     )
-    importance: Importance = Field(
-        "magnitude",
+    importance: Importance | None = Field(
+        None,
         description="magnitude |w|; random; taylor |w · dL/dw|; wanda |w| · ‖x‖, compared inside a "
-        "row; sparsegpt, which also updates what stays.",
+        "row; sparsegpt, which also updates what stays. Default: sparsegpt where training rows "
+        "have a loss and the groups are weights of linear layers, else magnitude.",
     )
     calibration_rows: Integer = Field(
         64, ge=1, description="Training rows that taylor, wanda and sparsegpt look at."
@@ -106,6 +109,13 @@ class Grouping(BaseModel):
     @property
     def needs_calibration(self) -> bool:
         return self.importance in CALIBRATED
+
+    def explain_not_linear(self, facts: Facts, paths: Iterable[str]) -> str:
+        """Name a weight of these groups that no layer multiplies by; "" where there is none."""
+        groups = self.all_groups(facts)
+        names = {name for path in paths for name in groups.get(path, ())}
+        others = sorted(names - _list_matrices(facts))
+        return f"{others[0]} is no Linear layer's weight" if others else ""
 
     def all_groups(self, facts: Facts) -> dict[str, tuple[str, ...]]:
         """List the architecture's groups and the recipe's; a name that is both is the recipe's."""
@@ -135,8 +145,7 @@ class Grouping(BaseModel):
         `by_row`: rows are inputs of a layer, so only weights that a layer multiplies by will do.
         """
         groups, owner = self.all_groups(facts), dict[str, str]()
-        matrices = {name for names in facts.list_groups().values() for name in names}
-        matrices |= set(facts.list_linear_weights())
+        matrices = _list_matrices(facts)
         for path, key in paths:
             if path not in groups:
                 report(key, f"no such group; {nearest_group(path, groups)}")
@@ -154,6 +163,12 @@ class Grouping(BaseModel):
                 report(key, f"{other[0]} is no Linear layer's weight, which this needs")
             owner |= dict.fromkeys(names, path)
             yield path, names
+
+
+def _list_matrices(facts: Facts) -> set[str]:
+    """List the weights that layers multiply by."""
+    matrices = {name for names in facts.list_groups().values() for name in names}
+    return matrices | set(facts.list_linear_weights())
 
 
 def nearest_group(path: str, groups: Mapping[str, Any]) -> str:
@@ -222,13 +237,20 @@ class Pruner:
     ) -> None:
         self.checkpoint, self.grouping, self.seed = checkpoint, grouping, seed
         self.examples, self.origin = examples, origin
+        self._sums: list[tuple[dict[str, Any], Any]] | None = None
         self.advance: Callable[[int], object] = lambda _: None
         """Told how many more weights are done, where they are pruned layer by layer."""
 
     def prune_group(
-        self, names: Iterable[str], count: int, n_m: tuple[int, int] | None = None
+        self,
+        names: Iterable[str],
+        count: int | Mapping[str, LayerAmount],
+        n_m: tuple[int, int] | None = None,
     ) -> int:
-        """Prune `count` more entries of these parameters together, or to N:M; count what went."""
+        """Prune `count` more entries of these parameters together, or what each loses, or to N:M.
+
+        Gives how many went.
+        """
         from compressor.compression.thresholds import prune_smallest
         from compressor.models.masks import apply_mask, count_left
 
@@ -240,11 +262,30 @@ class Pruner:
             self._prune_by_layer(weights, count, n_m)
         elif n_m is not None:
             self._prune_blocks(weights, n_m)
-        else:
+        elif isinstance(count, int):
             prune_smallest(self.compute_scores(weights), masks, count, release=True)
+        else:
+            scores = self.compute_scores(weights)
+            for name in names:
+                prune_smallest({name: scores.pop(name)}, masks, count[name].count)
         for name in names:
             apply_mask(weights[name].data, masks[name])
         return before - count_left(masks, weights)
+
+    def try_counts(self, names: Iterable[str], counts: Iterable[int]) -> Iterator[None]:
+        """Prune as many entries of these parameters as each count says, and restore them after it.
+
+        What comes into their layers is summed up once.
+        """
+        names = list(names)
+        if self.grouping.importance in BY_LAYER:
+            weights = {name: self.checkpoint.get_parameter(name) for name in names}
+            self._sums = list(self._sum_inputs(self._list_modules(weights)))
+        for count in counts:
+            with self.restore_after(names):
+                self.prune_group(names, count)
+                yield
+        self._sums = None
 
     @contextmanager
     def restore_after(self, names: Iterable[str]) -> Iterator[None]:
@@ -266,7 +307,7 @@ class Pruner:
         from compressor.compression.calibration import list_layers
 
         kind, masks = self.grouping.importance, self.checkpoint.masks
-        if kind == "magnitude":
+        if kind in (None, "magnitude"):
             return {name: weight.detach() for name, weight in weights.items()}
         if kind == "taylor":
             calibration = self._prepare_calibration()
@@ -289,37 +330,58 @@ class Pruner:
             masks[name] = as_rows(rows[""], modules[name]).contiguous()
 
     def _prune_by_layer(
-        self, weights: Mapping[str, Any], count: int, n_m: tuple[int, int] | None
+        self,
+        weights: Mapping[str, Any],
+        count: int | Mapping[str, LayerAmount],
+        n_m: tuple[int, int] | None,
     ) -> None:
         """Prune by what comes into each weight's module: with the sums of one layer at a time."""
-        from compressor.compression import layer_inputs, sparsegpt, thresholds
+        from compressor.compression import sparsegpt, thresholds
 
         modules = self._list_modules(weights)
-        old = [self._mask_as_rows(name, module) for name, module in modules.items()]
+        old = {name: self._mask_as_rows(name, module) for name, module in modules.items()}
         updates = self.grouping.importance == "sparsegpt"
-        goes: Mapping[str, Any] = dict.fromkeys(modules)  # with N:M the pattern says how many
-        if n_m is None:
-            split = sparsegpt.block_counts if updates else thresholds.row_counts
-            goes = dict(zip(modules, split(old, count), strict=True))
-        statistic = layer_inputs.add_products if updates else layer_inputs.add_squares
+        split: Any = sparsegpt.block_counts if updates else thresholds.row_counts
+        goes: dict[str, Any] = dict.fromkeys(modules)  # with N:M the pattern says how many
+        gradients: dict[str, Tensor] = {}
+        if isinstance(count, Mapping):
+            gradients = {name: amount.gradients for name, amount in count.items()}
+            for name, amount in count.items():
+                goes[name] = amount.blocks if updates else split([old[name]], amount.count)[0]
+        elif n_m is None:
+            goes = dict(zip(modules, split(list(old.values()), count), strict=True))
         prune = self._prune_with_sparsegpt if updates else self._prune_with_wanda
+        for shared, known in self._sums or self._sum_inputs(modules):
+            prune(shared, known, goes, gradients, n_m)
+            self.advance(len(shared))
+
+    def _sum_inputs(self, modules: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
+        """Yield modules that read the same, by name, with what their importance has to know of it:
+        the norm of each input, or the Hessian's factor.
+        """
+        from compressor.compression import layer_inputs
+        from compressor.compression.calibration import factorize
+
+        updates = self.grouping.importance == "sparsegpt"
+        statistic = layer_inputs.add_products if updates else layer_inputs.add_squares
         sums = self._prepare_calibration().sum_by_layer(modules, statistic, self.origin)
         for shared, total in sums:
-            prune(shared, total, goes, n_m)
-            self.advance(len(shared))
+            name = next(iter(shared))
+            if not updates:
+                require_finite({name: total}, "the norm of what comes into ", TOO_LARGE)
+            yield shared, factorize(name, total, TOO_LARGE) if updates else total.sqrt()
 
     def _prune_with_wanda(
         self,
         modules: Mapping[str, Any],
-        squares: Tensor,
+        norms: Tensor,
         goes: Mapping[str, Any],
+        _: Mapping[str, Tensor],
         n_m: tuple[int, int] | None,
     ) -> None:
         from compressor.compression import importance, thresholds
 
-        norms = squares.sqrt()
         for name, module in modules.items():
-            require_finite({name: norms}, "the norm of what comes into ", TOO_LARGE)
             rows = {"": self._mask_as_rows(name, module)}
             score = importance.wanda_scores(as_rows(module.weight, module), norms)
             if n_m is not None:
@@ -331,17 +393,17 @@ class Pruner:
     def _prune_with_sparsegpt(
         self,
         modules: Mapping[str, Any],
-        hessian: Tensor,
+        curvature: Curvature,
         goes: Mapping[str, Any],
+        gradients: Mapping[str, Tensor],
         n_m: tuple[int, int] | None,
     ) -> None:
-        from compressor.compression.calibration import factorize
         from compressor.compression.sparsegpt import prune_with_sparsegpt
 
-        curvature = factorize(next(iter(modules)), hessian, TOO_LARGE)
         for name, module in modules.items():
             weight, mask = as_rows(module.weight, module), self._mask_as_rows(name, module)
-            new, mask = prune_with_sparsegpt(weight, curvature, mask, goes[name], n_m)
+            matters = gradients.get(name)
+            new, mask = prune_with_sparsegpt(weight, curvature, mask, goes[name], n_m, matters)
             module.weight.data.copy_(as_rows(new, module))
             self.checkpoint.masks[name] = as_rows(mask, module).contiguous()
 

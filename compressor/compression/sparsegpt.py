@@ -62,12 +62,14 @@ def prune_with_sparsegpt(
     mask: Tensor,
     counts: list[int] | None = None,
     n_m: tuple[int, int] | None = None,
+    gradients: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Prune one layer: its new weight, zero where masked, the rest updated; and its new mask.
 
     weight: [outputs, inputs], float. mask: bool, True where an entry may stay. counts: how many
     more entries go in each block of `BLOCK` columns; or n_m: how many of how many neighbours in a
-    row stay.
+    row stay. gradients: [outputs], above 0, by which the squared error of each output counts where
+    rows are compared; as one where there are none.
 
     Column by column, from the left: the error that pruning makes in a column is spread over the
     columns to its right so that `‖W x − W' x‖²` grows least. With N:M a group's mask is chosen
@@ -75,6 +77,9 @@ def prune_with_sparsegpt(
     first, and those that stay do not change.
     """
     new = weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if gradients is not None:
+        rows = (gradients / gradients.mean()).sqrt()[:, None]
+        new *= rows
     kept, inverse = mask.clone(memory_format=torch.contiguous_format), curvature.factor
     columns = new.shape[1]
     block = BLOCK if n_m is None else max(n_m[1], BLOCK // n_m[1] * n_m[1])
@@ -93,6 +98,8 @@ def prune_with_sparsegpt(
         errors = _prune_columns(part, factor, active, stays, n_m)
         new[:, inside], kept[:, inside] = part.T, stays.T
         new[:, last:] -= errors.T.contiguous() @ inverse[inside, last:]
+    if gradients is not None:
+        new /= rows
     return new.mul_(kept).to(weight.dtype), kept
 
 

@@ -228,6 +228,7 @@ def _artifacts_of(state: _State, name: str, model: str | None) -> Mapping[str, s
         if artifact.kind is None
         else _find_artifact(state, artifact, name, role, model)
         for role, artifact in state.stage(name).artifacts().items()
+        if not artifact.is_optional or artifact.stage in state.composed.recipe.pipeline
     }
     known = {role: node for role, node in nodes.items() if node is not None}
     return known if known.keys() == nodes.keys() else None
@@ -319,6 +320,7 @@ def _planning(
         report=lambda path, message: findings.error(full(path, "data."), message),
         report_unreached=lambda path, message: findings.miss(full(path, "data"), message),
         backend="torch" if source is None else source.backend,
+        artifacts=artifacts,
         others={
             role: state.nodes[artifacts[role]].facts
             for role, artifact in stage.artifacts().items()

@@ -7,7 +7,7 @@ know of it. Stage modules import torch inside `run`, so that planning stays quic
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -78,6 +78,8 @@ class Planning:
     report_unreached: Callable[[str, str], None]
     backend: BackendName = "torch"
     """What runs the model."""
+    artifacts: Collection[str] = ()
+    """Roles of what the stage reads beside its model (`Stage.artifacts`), as far as it is there."""
     others: Mapping[str, Facts | None] = field(default_factory=dict)
     """Role → the facts of a model that the stage reads beside its own (`Stage.artifacts`)."""
     launch: Launch = field(default_factory=Launch)
@@ -107,10 +109,13 @@ class Planning:
         return "the model is not trained yet" if self.facts.untrained else ""
 
     def choose_importance(
-        self, calibrated: str, *, otherwise: str = "magnitude"
+        self, calibrated: str, *, otherwise: str = "magnitude", missing: str = ""
     ) -> tuple[str, str]:
-        """Choose by what is there the `calibrated` importance or the other, and say why."""
-        missing = self.explain_missing_loss()
+        """Choose by what is there the `calibrated` importance or the other, and say why.
+
+        `missing`: what else it would need.
+        """
+        missing = missing or self.explain_missing_loss()
         return (otherwise, missing) if missing else (calibrated, "training rows have a loss")
 
     def check_settings(self, stage: Stage, *, of_summaries: set[str], of_labels: set[str]) -> None:
@@ -183,6 +188,8 @@ class Artifact:
     """The kind of stage that it must be; None: any that gives a model, which is what is read."""
     of_same_model: bool = False
     """Whether it must have looked at the very model that the reading stage takes."""
+    is_optional: bool = False
+    """Whether the reading stage does without it where the pipeline has no stage of that name."""
 
 
 @dataclass(frozen=True)

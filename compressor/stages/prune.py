@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -29,6 +29,8 @@ from compressor.models.facts import Facts, count_entries
 from compressor.stages.base import Artifact, Context, Inputs, Planning, Stage, load_calibration_rows
 
 if TYPE_CHECKING:
+    from compressor.compression.layer_amounts import LayerAmount
+    from compressor.data.examples import Examples
     from compressor.models.checkpoint import Checkpoint
 
 VALUE_BYTES = {"int8": 1, "bfloat16": 2, "float32": 4}
@@ -36,6 +38,10 @@ SMALL = 1024
 """Matrices with fewer entries are packed as float32, as vectors are (`backends.packed`)."""
 HEADER_BYTES = 200
 """Most bytes that describe a packed tensor in its file, beside its name, which stands 4 times."""
+
+
+DIGITS = 12
+"""Of a printed amount: enough that `round(amount × left)` gives the same count again."""
 
 
 class Target(BaseModel):
@@ -85,14 +91,15 @@ class Prune(Grouping, Stage):
     `amounts`: each group loses `round(amount × what is left)` entries, the smallest over all its
     tensors together. Name a group in one stack, `encoder: {feed_forward: 0.1}`, or in all stacks at
     once, `feed_forward: 0.1`. A tied head and embedding are one tensor. `pattern: "2:4"` keeps two
-    of every four neighbours in a row instead. `target` chooses the amounts for which the curves of
-    an earlier `sensitivity` stage, added up, predict the least loss.
+    of every four neighbours in a row instead. `target` chooses the amounts: each layer's, by what
+    the loss does without its weights; or, after a `sensitivity` stage, each group's, for which the
+    curves of that stage, added up, predict the least loss.
 
     By itself this makes nothing smaller or faster: zeros are stored as any number is, until the
     model is packed, quantized or sliced.
 
     Example: `prune: {amounts: {decoder: {self_attention: 0.3, feed_forward: 0.3}, lm_head: 0.3}}`
-    Example: `prune: {target: {nonzero_ratio: 0.3}, sensitivity: sensitivity}`
+    Example: `prune: {target: {nonzero_ratio: 0.5}}`
     Example: `prune: {pattern: "2:4", only: [feed_forward], importance: sparsegpt}`
     Example: `prune: {amounts: {feed_forward: 0.5}, importance: sparsegpt, inputs_from: pruned}`
     """
@@ -109,8 +116,17 @@ class Prune(Grouping, Stage):
         json_schema_extra={"pattern": "^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"},
     )
     target: Target | None = Field(None, description="Instead of amounts: how small to get.")
-    sensitivity: str = Field(
-        "sensitivity", description="With a target: the earlier stage that measured the curves."
+    sensitivity: str | None = Field(
+        None,
+        description="With a target: the earlier stage that measured the curves; default: that of "
+        "the name 'sensitivity', if there is one.",
+    )
+    allocation: Literal["curves", "loss", "uniform"] | None = Field(
+        None,
+        description="With a target, how amounts are chosen. curves: of groups, by a `sensitivity` "
+        "stage. loss: of layers, by how much the loss of training rows is predicted to grow. "
+        "uniform: one for all groups. Default: curves where there is such a stage, else loss where "
+        "training rows have one, else uniform.",
     )
     only: Listed[str] = Field(
         (), description="With a pattern or target: the groups that take part; default: all."
@@ -136,27 +152,59 @@ class Prune(Grouping, Stage):
             raise ValueError("set one of amounts, target and pattern: N:M")
         if self.only and self.amounts is not None:
             raise ValueError("`only` goes with a pattern or a target; amounts name their groups")
-        if self.target is not None and self.importance == "sparsegpt":
-            raise ValueError("a target's curves need prunings that are undone; sparsegpt's are not")
+        if self.target is None and self.allocation is not None:
+            raise ValueError("`allocation` goes with a target")
+        if self.sensitivity is not None and self.allocation in ("loss", "uniform"):
+            raise ValueError("`sensitivity` goes with `allocation: curves`")
         return self
 
     def is_random(self) -> bool:
         return self.importance == "random"
 
+    @property
+    def needs_calibration(self) -> bool:
+        return super().needs_calibration or self.allocation == "loss"
+
+    def resolve(self, planning: Planning) -> Prune:
+        """Choose the importance by what is there, and what chooses the amounts."""
+        facts, chosen, reason = planning.facts, dict[str, Any](), ""
+        if facts is None:
+            return self
+        missing = self.explain_not_linear(facts, [path for path, _ in self._paths(facts)])
+        if self.importance is None:
+            chosen["importance"], reason = planning.choose_importance("sparsegpt", missing=missing)
+        if self.target is not None and self.allocation is None:
+            if "sensitivity" in planning.artifacts:
+                chosen["allocation"] = "curves"
+            else:
+                allocation, reason = planning.choose_importance(
+                    "loss", otherwise="uniform", missing=missing
+                )
+                chosen["allocation"] = allocation
+        return self.choose(reason or "the curves are there", **chosen) if chosen else self
+
     def reads(self) -> Mapping[Split, Reads]:
         return {"train": "pairs"} if self.needs_calibration else {}
 
     def artifacts(self) -> Mapping[str, Artifact]:
-        curves = Artifact(self.sensitivity, "sensitivity", of_same_model=True)
-        return {"sensitivity": curves} if self.target is not None else {}
+        if self.target is None or self.allocation in ("loss", "uniform"):
+            return {}
+        name, is_open = self.sensitivity or "sensitivity", self.sensitivity is None
+        curves = Artifact(name, "sensitivity", True, is_open and self.allocation is None)
+        return {"sensitivity": curves}
 
     def parameters(self) -> dict[str, Any]:
         """Leave out the number of calibration rows where none is read. Where they are, a group is
         scored in the model that the groups before it have left, so their order is added.
         """
-        unused = {"sensitivity"} | (set() if self.needs_calibration else {"calibration_rows"})
+        unused = {"sensitivity", "allocation"} | (
+            set() if self.needs_calibration else {"calibration_rows"}
+        )
         unused |= {"inputs_from"} if self.inputs_from == "dense" else set()
         fields = {key: v for key, v in super().parameters().items() if key not in unused}
+        fields["importance"] = self.importance or "magnitude"
+        if self.target is not None:
+            fields["allocation"] = self.allocation or "curves"
         order = [] if self.only else list(flatten_amounts(self.amounts or {}) or self.groups)
         return fields | ({"order": order} if self.needs_calibration and len(order) > 1 else {})
 
@@ -254,50 +302,98 @@ class Prune(Grouping, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Mask entries, and count those of each group."""
-        from compressor.compression.allocation import DIGITS
         from compressor.compression.pruning import Pruner
 
         checkpoint = inputs.checkpoint()
-        facts = checkpoint.derive_facts()
-        groups, examples = self.all_groups(facts), load_calibration_rows(self, checkpoint, context)
+        groups = self.all_groups(checkpoint.derive_facts())
+        examples = load_calibration_rows(self, checkpoint, context)
         pruner = Pruner(
             checkpoint, self, seed=context.seed, examples=examples, origin=self.inputs_from
         )
-        n_m = n_of_m(self.pattern)
-        if self.target is not None:
-            counts = self._allocate(checkpoint, facts, inputs, context)
-        else:  # with N:M the pattern says how many
-            amounts = {path: 0.0 for path, _ in self._paths(facts)}
-            counts = {
-                path: count_entries(
-                    amount, *count_unmasked(checkpoint, groups[path]), of_all=self.of == "all"
-                )
-                for path, amount in (amounts | flatten_amounts(self.amounts or {})).items()
-            }
-        result, total = {}, sum(len(groups[path]) for path in counts)
+        counts = self._choose_counts(checkpoint, inputs, context)
+        before = {path: count_unmasked(checkpoint, groups[path]) for path in counts}
+        if self.allocation == "loss":  # at once: no layer sees what another has lost
+            by_layer = self._choose_by_layer(checkpoint, groups, examples, context)
+            jobs: list[tuple[Iterable[str], Any]] = [(by_layer, by_layer)]
+        else:
+            jobs = [(groups[path], count) for path, count in counts.items()]
         with ExitStack() as shown:
             if self.importance in BY_LAYER:  # minutes or hours, where others take seconds
-                bar = shown.enter_context(context.progress.bar("prune", total))
-                pruner.advance = bar.advance
-            for path, count in counts.items():
-                before, size = count_unmasked(checkpoint, groups[path])
-                pruned = pruner.prune_group(groups[path], count, n_m)
-                result[path] = {
-                    "amount": round(pruned / before, DIGITS) if before else 0.0,
-                    "weights": size,
-                    "left": before - pruned,
-                    "pruned": pruned,
-                }
-        context.metrics["groups"] = result
+                total = sum(len(groups[path]) for path in counts)
+                pruner.advance = shown.enter_context(context.progress.bar("prune", total)).advance
+            for names, count in jobs:
+                pruner.prune_group(names, count, n_of_m(self.pattern))
+        left = {path: count_unmasked(checkpoint, groups[path])[0] for path in counts}
+        context.metrics["groups"] = {
+            path: {
+                "amount": round((had - left[path]) / had, DIGITS) if had else 0.0,
+                "weights": size,
+                "left": left[path],
+                "pruned": had - left[path],
+            }
+            for path, (had, size) in before.items()
+        }
         return checkpoint
+
+    def _choose_counts(
+        self, checkpoint: Checkpoint, inputs: Inputs, context: Context
+    ) -> dict[str, int]:
+        """Choose how many entries each group loses; 0 where that is chosen otherwise."""
+        from compressor.compression.thresholds import split_count
+
+        facts = checkpoint.derive_facts()
+        groups, paths = self.all_groups(facts), [path for path, _ in self._paths(facts)]
+        left = {path: count_unmasked(checkpoint, groups[path]) for path in paths}
+        if self.target is None:  # with N:M the pattern says how many
+            amounts = dict.fromkeys(paths, 0.0) | flatten_amounts(self.amounts or {})
+            of_all = self.of == "all"
+            return {p: count_entries(amounts[p], *left[p], of_all=of_all) for p in paths}
+        if self.allocation == "loss":
+            return dict.fromkeys(paths, 0)
+        if self.allocation == "uniform":
+            sizes = [entries for entries, _ in left.values()]
+            counts = split_count(sizes, self._count_pruned(checkpoint))
+            return dict(zip(paths, counts, strict=True))
+        return self._allocate(checkpoint, facts, inputs, context)
+
+    def _count_pruned(self, checkpoint: Checkpoint) -> int:
+        """Count the entries that have to go for the target."""
+        assert self.target is not None
+        facts = checkpoint.derive_facts()
+        masked = sum(int((~mask).count_nonzero()) for mask in checkpoint.masks.values())
+        return facts.parameters - self.target.count_kept(facts) - masked
+
+    def _choose_by_layer(
+        self,
+        checkpoint: Checkpoint,
+        groups: Mapping[str, Sequence[str]],
+        examples: Examples | None,
+        context: Context,
+    ) -> dict[str, LayerAmount]:
+        """Choose how many entries each layer loses by the predicted loss; print their shares."""
+        from compressor.compression.calibration import Calibration
+        from compressor.compression.layer_amounts import choose_layer_amounts
+
+        assert examples is not None, "reads says so"
+        paths = [path for path, _ in self._paths(checkpoint.derive_facts())]
+        names = [name for path in paths for name in groups[path]]
+        left = {name: max(1, count_unmasked(checkpoint, [name])[0]) for name in names}
+        calibration = Calibration(checkpoint, examples)
+        amounts = choose_layer_amounts(calibration, names, self._count_pruned(checkpoint))
+        shares = {name: round(amounts[name].count / left[name], DIGITS) for name in names}
+        context.metrics["layer_amounts"] = shares
+        for path in paths:
+            of_group = [shares[name] for name in groups[path]]
+            span = f"{min(of_group):.2f} … {max(of_group):.2f}"
+            context.progress.say(f"  {path}: layers lose {span} of what is left")
+        return amounts
 
     def _allocate(
         self, checkpoint: Checkpoint, facts: Facts, inputs: Inputs, context: Context
     ) -> dict[str, int]:
         """Choose from the curves how many entries each group loses; print and save it."""
-        from compressor.compression.allocation import DIGITS, Curve, allocate_counts
+        from compressor.compression.allocation import Curve, allocate_counts
 
-        assert self.target is not None
         path = inputs.artifacts["sensitivity"] / "sensitivity.json"
         measured = json.loads(path.read_text(encoding="utf-8"))
         groups = self.all_groups(facts)
@@ -309,10 +405,8 @@ class Prune(Grouping, Stage):
                 raise StageError(f"{self.sensitivity!r} measured {name!r} of another model")
             losses = [point["loss"] for point in curve["points"]]
             curves[name] = Curve(curve["left"], [p["amount"] for p in curve["points"]], losses)
-        masked = sum(int((~mask).count_nonzero()) for mask in checkpoint.masks.values())
-        total = facts.parameters - self.target.count_kept(facts) - masked
         try:
-            counts = allocate_counts(curves, measured["loss"], total)
+            counts = allocate_counts(curves, measured["loss"], self._count_pruned(checkpoint))
         except ValueError as error:
             raise StageError(f"target: {error}, at the amounts that were measured") from error
         amounts = {n: round(c / max(1, curves[n].left), DIGITS) for n, c in counts.items()}

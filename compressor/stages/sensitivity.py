@@ -59,6 +59,14 @@ class Sensitivity(Grouping, Report):
         """Name the releases of what counts words: others may give other scores."""
         return versions(SCORING_PACKAGES) if self.rouge else {}
 
+    def resolve(self, planning: Planning) -> Sensitivity:
+        if self.importance is not None or planning.facts is None:
+            return self
+        paths = [path for path, _ in self._paths(planning.facts)]
+        missing = self.explain_not_linear(planning.facts, paths)
+        importance, reason = planning.choose_importance("sparsegpt", missing=missing)
+        return self.choose(reason, importance=importance)
+
     def is_random(self) -> bool:
         return self.importance == "random"
 
@@ -69,7 +77,8 @@ class Sensitivity(Grouping, Report):
     def parameters(self) -> dict[str, Any]:
         """Add the order of the recipe's own groups: a `prune` with a target follows it."""
         order = [] if self.only else list(self.groups)
-        return super().parameters() | ({"order": order} if len(order) > 1 else {})
+        importance = {"importance": self.importance or "magnitude"}
+        return super().parameters() | importance | ({"order": order} if len(order) > 1 else {})
 
     def preview(self, planning: Planning) -> Facts | None:
         facts = planning.facts
@@ -77,8 +86,6 @@ class Sensitivity(Grouping, Report):
             return None
         planning.require_float("prune")
         planning.check_rows(trains=True)
-        if self.importance == "sparsegpt":
-            planning.report("importance", "sparsegpt changes what it keeps; take another here")
         self.check_groups(facts, planning.report)
         if self.rouge and facts.config["head"] not in WRITERS:
             planning.report("rouge", "scores what encoder-decoders and decoders write")
@@ -119,10 +126,10 @@ class Sensitivity(Grouping, Report):
             for path in paths:
                 left, size = count_unmasked(checkpoint, groups[path])
                 points = []
-                for amount in self.amounts:
-                    with pruner.restore_after(groups[path]):  # at once, as `prune` will
-                        pruner.prune_group(groups[path], round(amount * left))
-                        point = {"amount": amount, **measure(f"{path} pruned at {amount:g}")}
+                counts = [round(amount * left) for amount in self.amounts]  # at once, as `prune`
+                tries = pruner.try_counts(groups[path], counts)
+                for _, amount in zip(tries, self.amounts, strict=True):
+                    point = {"amount": amount, **measure(f"{path} pruned at {amount:g}")}
                     points.append(point)
                     bar.advance(group=path, loss=f"{point['loss']:.3f}")
                 result["groups"][path] = {"weights": size, "left": left, "points": points}

@@ -156,7 +156,8 @@ GROUPS = "groups: {mine: ['*layer_norm.weight']}"
          "looks at the model of 'finetune', not of 'load'"),
         ("amounts: {lm_head: 0.1}, importance: wanda, inputs_from: pruned", "inputs_from",
          "layers of a t5 hand on position biases beside states; take 'dense'"),
-        ("amounts: {lm_head: 0.1}, inputs_from: pruned", "inputs_from", "nothing for magnitude"),
+        ("amounts: {lm_head: 0.1}, importance: magnitude, inputs_from: pruned", "inputs_from",
+         "nothing for magnitude"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_pruned_is_told_while_planning(recipe, settings, path, message) -> None:

@@ -21,7 +21,8 @@ ELSEWHERE = {
 MANY: dict[str, dict[str, Any]] = {
     "load": {},
     "baseline": {},
-    "magnitude": {"stage": "prune", "model": "load", "amounts": {"lm_head": 0.5}},
+    "magnitude": {"stage": "prune", "model": "load", "amounts": {"lm_head": 0.5},
+                  "importance": "magnitude"},
     "chance": {"stage": "prune", "model": "load", "amounts": {"lm_head": 0.5},
                "importance": "random"},
     "nearest": {"stage": "prune", "model": "load", "pattern": "2:4"},
