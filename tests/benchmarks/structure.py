@@ -79,17 +79,17 @@ def main() -> None:
     recipe.write_text(yaml.safe_dump(make_recipe(given), sort_keys=False), encoding="utf-8")
     run, records = run_recipe(given.outputs, recipe.name, "outputs=outputs")
     by_name = {record["name"]: record for record in records}
-    times = by_name["benchmark"]["metrics"]["models"]
     original = by_name["evaluate@original"]["metrics"]["rougeLsum"]
     rows = {}
     for name in ("original", *given.variants):
+        times = by_name[f"benchmark@{name}"]["metrics"]
         score = by_name[f"evaluate@{name}"]["metrics"]["rougeLsum"]
         rows[name] = {
             "rougeLsum": score,
             "of_original": score / original,
             "bytes": by_name[name]["bytes"],
-            "latency_p50_ms": times[name]["latency_p50_ms"],
-            "speedup": times[name].get("speedup"),
+            "latency_p50_ms": times["latency_p50_ms"],
+            "speedup": times["speedup"],
         }
     write("structure", run=str(run), steps=given.steps, scored=given.rows, models=rows)
 
