@@ -12,8 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from compressor.compression.layer_inputs import watch_inputs
+from compressor.core.numbers import require_finite
+from compressor.data.examples import Examples
+from compressor.models.checkpoint import Checkpoint
 from compressor.models.structure import Channels
 
+BATCH = 8
+"""Calibration rows that are read at once."""
 LEAST, MOST = 1e-3, 1e3
 """Factors are kept within these: a channel that was never used says nothing."""
 
@@ -62,4 +67,28 @@ def rescale_channels(
         for weight in readers:
             weight.mul_(factor)
         factors.append(factor)
+    return factors
+
+
+@torch.no_grad()
+def smooth_checkpoint(checkpoint: Checkpoint, examples: Examples, alpha: float) -> list[Tensor]:
+    """Rescale all channels of a model by what comes into them on some rows, and give the factors.
+
+    Raises StageError where an activation is not finite.
+    """
+    model, channels = checkpoint.model, checkpoint.derive_facts().list_channels()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    with input_peaks(model, [c.readers[0] for c in channels]) as peaks:
+        for start in range(0, len(examples), BATCH):
+            rows = list(range(start, min(start + BATCH, len(examples))))
+            batch = examples.batch(rows, checkpoint.pad_id)
+            model(**{name: tensor.to(device) for name, tensor in batch.items()})
+    require_finite(
+        peaks,
+        "what comes into ",
+        "activations on the calibration rows overflow, as after a training that diverged",
+    )
+    factors = rescale_channels(model, channels, peaks, alpha)
+    model.to("cpu")
     return factors

@@ -92,6 +92,8 @@ class Facts:
     """Names of the weights that are stored as int4 with one bfloat16 scale a group."""
     group_size: int = 0
     """Columns of a weight in `int4` that share a scale."""
+    smoothed: bool = False
+    """Whether `smooth` has made its activations easier to round."""
     rounded_for: str = ""
     """The weights that a `quantization_aware` training has made its own for."""
     exact_size: bool = True

@@ -91,12 +91,39 @@ class Export(Stage):
         description="How weights are stored; default: int8, and for huggingface float32, or the "
         "model's own bfloat16 or float16.",
     )
+    smooth: bool | None = Field(
+        None,
+        description="Smooth a float model before int8 rounds it, as the stage `smooth` does with "
+        "its defaults. Default: for ctranslate2, where the architecture has such channels and the "
+        "training split rows.",
+    )
     parity: Parity | None = Field(
         Parity(), description="How the result is checked; null: it is not."
     )
 
+    def resolve(self, planning: Planning) -> Export:
+        facts = planning.facts
+        if self.smooth is not None or facts is None or self.format != "ctranslate2":
+            return self
+        if facts.smoothed or not self._can_smooth(facts):
+            return self
+        missing = planning.explain_missing_loss()
+        if missing:
+            return self.choose(missing, smooth=False)
+        return self.choose("int8 rounds activations, too", smooth=True)
+
+    def _can_smooth(self, facts: Facts) -> bool:
+        """Tell whether weights become int8 that have channels which can be rescaled."""
+        becomes_int8 = self._choose_weights(facts.weights).startswith("int8")
+        return becomes_int8 and not facts.quantized_kind and bool(facts.list_channels())
+
+    def parameters(self) -> dict[str, Any]:
+        """Leave out a smoothing that is not done."""
+        return {k: v for k, v in super().parameters().items() if k != "smooth" or v}
+
     def reads(self) -> Mapping[Split, Reads]:
-        return {"test": "sources"} if self.parity is not None else {}
+        reads: dict[Split, Reads] = {"test": "sources"} if self.parity is not None else {}
+        return reads | ({"train": "pairs"} if self.smooth else {})
 
     @property
     def export_format(self) -> formats.Format:
@@ -133,6 +160,7 @@ class Export(Stage):
             self._check_packed(facts, planning, weights)
         elif self.format == "gguf":
             self._check_gguf(facts, planning)
+        self._check_smooth(facts, planning)
         decodes, backend = facts.config["head"] == "seq2seq_lm", self.export_format.backend
         if backend != "torch":
             planning.check_decoding({}, backend=backend)
@@ -144,6 +172,14 @@ class Export(Stage):
             if decodes:
                 planning.check_decoding(limit, backend="torch")
         return formats.derive_stored_facts(facts, weights, self.format)
+
+    def _check_smooth(self, facts: Facts, planning: Planning) -> None:
+        """Report a model that cannot be smoothed, or rows that it cannot be smoothed by."""
+        if not self.smooth:
+            return
+        if not self._can_smooth(facts):
+            planning.report("smooth", "is for int8 of a float T5 or mT5; leave it out")
+        planning.check_rows(trains=True)
 
     def _check_packed(self, facts: Facts, planning: Planning, weights: str) -> None:
         """Report values that are not those of a quantized model."""
@@ -174,6 +210,8 @@ class Export(Stage):
         self._require_tokenizer(checkpoint)
         weights = self._choose_weights(checkpoint.weights)
         stored = formats.derive_stored_facts(checkpoint.derive_facts(), weights, self.format)
+        if self.smooth:
+            self._smooth(checkpoint, context)
         details = self._write(checkpoint, folder, weights, context.progress)
         if checkpoint.tokenizer is not None:
             save_tokenizer(checkpoint.tokenizer, folder)
@@ -194,6 +232,17 @@ class Export(Stage):
         context.metrics.update(**measured, **details)
         if self.parity is not None:
             context.metrics.update(self._check(self.parity, inputs, weights, context))
+
+    def _smooth(self, checkpoint: Checkpoint, context: Context) -> None:
+        """Move outliers of activations into weights, as the stage of that name does."""
+        from compressor.compression.smoothing import smooth_checkpoint
+        from compressor.stages.smooth import Smooth
+
+        settings = Smooth()
+        rows = context.rows("train").first(settings.calibration_rows)
+        examples = checkpoint.tokenize_rows(rows, context.data)
+        factors = smooth_checkpoint(checkpoint, examples, settings.alpha)
+        context.metrics["smoothed_channels"] = sum(len(factor) for factor in factors)
 
     def _require_tokenizer(self, checkpoint: Checkpoint) -> None:
         """Raise StageError without the tokenizer, a fast one, that other programs read with."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from compressor.core.numbers import require_finite
 from compressor.core.settings import Integer
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts
@@ -15,8 +15,6 @@ from compressor.stages.base import Context, Inputs, Planning, Stage
 
 if TYPE_CHECKING:
     from compressor.models.checkpoint import Checkpoint
-
-CALIBRATION_BATCH = 8
 
 
 class Smooth(Stage):
@@ -28,8 +26,8 @@ class Smooth(Stage):
     `max|x|^alpha / max|w|^(1 - alpha)`, over `calibration_rows` rows of the training split.
 
     For T5 and mT5: the outputs of norms, values and neurons, but not what a tied head reads. Put it
-    before `quantize` or an int8 `export`; it helps where activations are rounded too: CTranslate2,
-    ONNX Runtime, `activations: int8`.
+    before `quantize` or an int8 `export`; it helps where activations are rounded too: ONNX Runtime,
+    `activations: int8`, CTranslate2, whose `export` does it by itself.
 
     Example: `smooth: {model: recover, alpha: 0.5}`
     """
@@ -54,32 +52,16 @@ class Smooth(Stage):
         if planning.require_float("smooth") and not facts.list_channels():
             planning.report("", f"knows T5 and mT5, and this is a {facts.model_type}")
         planning.check_rows(trains=True)
-        return facts
+        return replace(facts, smoothed=True)
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Read some rows, then rescale."""
-        import torch
-
-        from compressor.compression.smoothing import input_peaks, rescale_channels
+        from compressor.compression.smoothing import smooth_checkpoint
 
         checkpoint = inputs.checkpoint()
-        model, channels = checkpoint.model, checkpoint.derive_facts().list_channels()
-        chosen = context.rows("train").first(self.calibration_rows)
-        examples = checkpoint.tokenize_rows(chosen, context.data)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model.to(device)
-        with input_peaks(model, [c.readers[0] for c in channels]) as peaks, torch.no_grad():
-            for start in range(0, len(examples), CALIBRATION_BATCH):
-                rows = list(range(start, min(start + CALIBRATION_BATCH, len(examples))))
-                batch = examples.batch(rows, checkpoint.pad_id)
-                model(**{name: tensor.to(device) for name, tensor in batch.items()})
-        require_finite(
-            peaks,
-            "what comes into ",
-            "activations on the calibration rows overflow, as after a training that diverged",
-        )
-        factors = rescale_channels(model, channels, peaks, self.alpha)
-        model.to("cpu")
+        rows = context.rows("train").first(self.calibration_rows)
+        examples = checkpoint.tokenize_rows(rows, context.data)
+        factors = smooth_checkpoint(checkpoint, examples, self.alpha)
         context.metrics["channels"] = sum(len(factor) for factor in factors)
         context.metrics["largest_factor"] = max(float(factor.max()) for factor in factors)
         return checkpoint

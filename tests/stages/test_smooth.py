@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from compressor.compression.smoothing import compute_factors, input_peaks, rescale_channels
 from compressor.data.bills import Bills
+from compressor.data.messages import Messages
 from compressor.data.source_base import SplitRows
 from compressor.models.checkpoint import Checkpoint
+from compressor.models.facts import Facts
 from compressor.models.structure import Channels
 from compressor.models.surgery import dequantize_checkpoint
-from compressor.stages.base import Inputs
+from compressor.stages.base import Inputs, Planning
+from compressor.stages.export import Export
 from compressor.stages.quantize import Quantize
 from compressor.stages.smooth import Smooth
 from tests.harness.models import UNTIED, build_case
-from tests.harness.stages import run_stage, stage_context, tokenizer
+from tests.harness.stages import preview, run_stage, stage_context, tokenizer
 
 DATA = Bills(source="bills", rows=SplitRows(train=8), max_source_length=40, max_target_length=16)
 
@@ -94,3 +100,48 @@ def test_a_channels_factor_is_of_the_largest_weight_that_reads_it() -> None:
     assert factor.tolist() == pytest.approx([2 / 3])
     values = [float(model[name].weight.detach()) for name in ("writes", "one", "other")]
     assert values == pytest.approx([9.0, 2 / 3, -6.0])
+
+
+def test_an_export_smooths_as_the_stage_does(tmp_path: Path) -> None:
+    """The same files, to the byte, as of an export after `smooth`; others without."""
+    made, contents = t5("relu", untied=True), {}
+    run_stage(Smooth(), made, tmp_path, DATA)
+    for name, source, smooth in (
+        ("stage", "after", False), ("setting", "before", True), ("neither", "before", False),
+    ):  # fmt: skip
+        stage = Export(format="ctranslate2", parity=None, smooth=smooth)
+        context = stage_context(tmp_path / name, DATA)
+        stage.run(Inputs(tmp_path / source), context)
+        contents[name] = (tmp_path / name / "model" / "model.bin").read_bytes()
+        assert ("smoothed_channels" in context.metrics) == smooth
+    assert contents["stage"] == contents["setting"] != contents["neither"]
+
+
+def test_exports_smooth_where_it_helps_and_keys_say_it() -> None:
+    """By default for CTranslate2's int8 of a float T5 and rows; what is not smoothed has the key
+    that it had before there was such a setting.
+    """
+
+    def resolve(data: Any = DATA, facts: Facts | None = None, **settings: Any) -> Export:
+        facts = facts or t5("relu", untied=True).derive_facts()
+        planning = Planning(facts, data, lambda *_: None, lambda *_: None)
+        return Export(**{"format": "ctranslate2", **settings}).resolve(planning)
+
+    facts = t5("relu", untied=True).derive_facts()
+    assert resolve().smooth and resolve(weights="int8_float32").smooth
+    assert resolve().parameters() == {**resolve(smooth=False).parameters(), "smooth": True}
+    assert "smooth" not in resolve(smooth=False).parameters()
+    assert resolve().reads() == {"test": "sources", "train": "pairs"}
+    assert resolve(smooth=False).reads() == {"test": "sources"}
+    quantized, _ = preview(Quantize(), facts)
+    smoothed, _ = preview(Smooth(), facts, DATA)
+    bert = build_case("bert", {}, "sequence_classification").derive_facts()
+    for settings in (
+        {"format": "onnx"}, {"weights": "float32"}, {"facts": quantized}, {"facts": smoothed},
+        {"facts": bert},
+    ):  # fmt: skip
+        assert resolve(**settings).smooth is None, settings
+    labels = Messages(source="messages", labels=("refund", "delivery"))
+    assert resolve(labels).smooth is False and "no loss" in resolve(labels).choice
+    _, problems = preview(Export(format="ctranslate2", weights="float32", smooth=True), facts, DATA)
+    assert problems == [("smooth", "is for int8 of a float T5 or mT5; leave it out")]

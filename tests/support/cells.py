@@ -77,7 +77,7 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
     "huggingface": _EXPORT | {"format": "huggingface"},
     "packed": _EXPORT | {"format": "packed", "weights": "int8"},
     "ct2": _EXPORT | {"format": "ctranslate2", "weights": "float32"},
-    "ct2 int8": _EXPORT | {"format": "ctranslate2", "weights": "int8"},
+    "ct2 int8": _EXPORT | {"format": "ctranslate2", "weights": "int8", "smooth": False},
     "onnx": _EXPORT | {"format": "onnx", "weights": "float32", "model": "shrink"},
     "onnx int8": _EXPORT | {"format": "onnx", "weights": "int8", "model": "shrink"},
     "gguf": _EXPORT | {"format": "gguf", "weights": "float32"},
