@@ -27,7 +27,14 @@ from compressor.models.quantization import Grid
 FormatName = Literal["huggingface", "packed", "ctranslate2", "onnx", "gguf"]
 
 Weights = Literal[
-    "float32", "bfloat16", "float16", "int8", "int8_float32", "int8_bfloat16", "int8_float16"
+    "float32",
+    "bfloat16",
+    "float16",
+    "int8",
+    "int8_float32",
+    "int8_bfloat16",
+    "int8_float16",
+    "int4",
 ]
 
 _BART_LIKE = {"bart", "mbart", "pegasus", "marian"}
@@ -94,7 +101,7 @@ FORMATS: Mapping[FormatName, Format] = {
     ),
     "gguf": Format(
         "llamacpp",
-        ("int8", "float16", "bfloat16", "float32"),
+        ("int8", "float16", "bfloat16", "float32", "int4"),
         {
             "seq2seq_lm": frozenset({"t5", "mt5"}),
             "causal_lm": _DECODERS,
@@ -146,12 +153,16 @@ def derive_stored_facts(facts: Facts, weights: Weights, name: FormatName = "hugg
     if name == "huggingface":
         facts = _with_readable_head(facts)
     matrices, _, other = weights.partition("_")
-    int8 = {n for n, s in facts.shapes.items() if matrices == "int8" and len(s) > 1}
+    int4 = facts.int4 if matrices == "int4" else frozenset()
+    is_rounded = matrices in ("int8", "int4")
+    int8 = {n for n, s in facts.shapes.items() if is_rounded and len(s) > 1} - int4
     if name == "onnx" and int8:
         int8 = {*Grid().choose_kinds("int8", facts), *chain(*facts.list_groups().values())}
     block = FORMATS[name].int8_block
     kept = other or ("float32" if int8 else matrices)
-    return replace(facts.dequantize(), weights=kept, int8=frozenset(int8), int8_block=block)
+    integers: dict[str, Any] = {"int8": frozenset(int8), "int8_block": block}
+    integers |= {"int4": int4, "group_size": block} if int4 else {}
+    return replace(facts.dequantize(), weights=kept, **integers)
 
 
 def _with_readable_head(facts: Facts) -> Facts:

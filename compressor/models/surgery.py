@@ -134,6 +134,15 @@ def dequantize_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     return _rebuild(checkpoint, checkpoint.model.config, state, {}, dequantize)
 
 
+def list_int4_scales(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Map each int4 weight to the scales of its groups: float32 arrays, [rows, groups]."""
+    return {
+        name.removesuffix("_scale"): scale.float().cpu().numpy()
+        for name, scale in checkpoint.model.state_dict().items()
+        if name.endswith("_scale") and scale.dtype == torch.bfloat16
+    }
+
+
 def take_units(tensor: Tensor, axis: int, count: int, kept: Sequence[int]) -> Tensor:
     """Take the `kept` of the `count` equal blocks along `axis`, in that order.
 

@@ -66,7 +66,8 @@ class Export(Stage):
 
     gguf: one file with its tokenizer, for llama.cpp and what is built on it; `compressor.load` runs
     it on the CPU. int8 is Q8_0: blocks of 32 entries of a row share one float16 scale, so an int8
-    model is rounded once more; products are of integers. A matrix whose rows do not divide into 32s
+    model is rounded once more; products are of integers. int4 is Q4_0, for an int4 model, whose
+    values it keeps; other matrices are int8. A matrix whose rows do not divide into 32s
     becomes float16; vectors and positions are always float32. T5 and mT5 (the decoder no deeper
     than the encoder), GPT-2, Llama, Qwen2 and Qwen3; no SentencePiece BPE (Llama 2), no sliding
     window, no YaRN. The settings of a search lie beside the file. Unlike transformers', T5's
@@ -159,7 +160,7 @@ class Export(Stage):
         elif self.format == "packed":
             self._check_packed(facts, planning, weights)
         elif self.format == "gguf":
-            self._check_gguf(facts, planning)
+            self._check_gguf(facts, planning, weights)
         self._check_smooth(facts, planning)
         decodes, backend = facts.config["head"] == "seq2seq_lm", self.export_format.backend
         if backend != "torch":
@@ -191,12 +192,15 @@ class Export(Stage):
             message = f"the model is {facts.weights} already; expected {expected}"
             planning.report("weights", f"{message}, got {weights!r}")
 
-    def _check_gguf(self, facts: Facts, planning: Planning) -> None:
+    def _check_gguf(self, facts: Facts, planning: Planning, weights: str) -> None:
         """Report what llama.cpp cannot do of a model that it knows."""
-        from compressor.backends.gguf.export import list_unsupported
+        from compressor.backends.gguf.export import BLOCK, list_unsupported
 
         if names := list_unsupported(facts.config):
             planning.report("format", f"llama.cpp does not follow this model's {', '.join(names)}")
+        if weights == "int4" and (not facts.int4 or facts.group_size % BLOCK):
+            cure = f"`quantize: {{weights: int4, group_size: {BLOCK}}}`, or a multiple"
+            planning.report("weights", f"int4 are those of an int4 model; put before it {cure}")
         if planning.data.truncate == "sentences":
             reason = "llama.cpp's tokenizer does not tell where a token ends; set 'tokens' for gguf"
             planning.report("data.truncate", reason)
@@ -283,10 +287,14 @@ class Export(Stage):
             return self._write_onnx(checkpoint, folder, weights)
         from compressor.backends.ctranslate2 import export as ctranslate2
         from compressor.backends.gguf import export as gguf
-        from compressor.models.surgery import dequantize_checkpoint
+        from compressor.models.surgery import dequantize_checkpoint, list_int4_scales
 
-        write = gguf.write_model if self.format == "gguf" else ctranslate2.write_model
-        write(dequantize_checkpoint(checkpoint), folder, weights)
+        scales = list_int4_scales(checkpoint) if weights == "int4" else {}
+        floats = dequantize_checkpoint(checkpoint)
+        if self.format == "gguf":
+            gguf.write_model(floats, folder, weights, scales)
+        else:
+            ctranslate2.write_model(floats, folder, weights)
         return {}
 
     def _write_onnx(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,8 +34,11 @@ from compressor.data.tokenizers import train_tokenizer
 from compressor.evaluation.parity import Parity, check_parity
 from compressor.evaluation.resources import measure_sizes
 from compressor.models.checkpoint import Checkpoint
-from compressor.models.facts import derive_facts
-from compressor.models.surgery import keep_layers
+from compressor.models.facts import Facts, derive_facts
+from compressor.models.quantized_layers import quantize_weights
+from compressor.models.surgery import dequantize_checkpoint, keep_layers, list_int4_scales
+from compressor.stages.export import Export
+from compressor.stages.quantize import Quantize
 from tests.backends.models import (
     assert_same_tokens,
     build_large,
@@ -43,6 +47,7 @@ from tests.backends.models import (
     summarize_alone,
 )
 from tests.harness.models import PICO, decode_sweep
+from tests.harness.stages import preview
 
 gguf_reader = pytest.importorskip("gguf")
 
@@ -152,6 +157,64 @@ def test_rounded_weights_give_like_logits(model_type, weights, limit, tmp_path) 
     expected = TorchModel(model).logits(sources())
     got = exported(model, tmp_path / "model", weights).logits(sources())
     assert 0 < np.abs(got - expected).max() < limit * np.abs(expected).max()
+
+
+def make_int4(model_type: str, group_size: int) -> tuple[Checkpoint, Facts]:
+    """A model of which each linear layer's weight is int4, and what a plan knows of it."""
+    width, neurons = ("d_model", "d_ff") if model_type == "t5" else (
+        "hidden_size", "intermediate_size")  # fmt: skip
+    heads = {"d_kv": 16, "num_heads": 4} if model_type == "t5" else {}
+    model = build_large(model_type, **{width: 64, neurons: 128}, **heads)
+    stage = Quantize(weights="int4", group_size=group_size)
+    facts, _ = preview(stage, model.derive_facts())
+    assert facts is not None
+    quantize_weights(model.model, stage.choose_kinds("int4", model.derive_facts()), group_size)
+    model.quantization = stage.quantization
+    return model, facts
+
+
+@pytest.mark.parametrize(("model_type", "group_size"), [("t5", 64), ("qwen2", 32)])
+def test_int4_keeps_the_values_of_an_int4_model(model_type, group_size, tmp_path) -> None:
+    """As the package `gguf` reads them, to the bit; in the bytes that a plan says."""
+    model, facts = make_int4(model_type, group_size)
+    floats = dequantize_checkpoint(model)
+    gguf.write_model(floats, tmp_path, "int4", list_int4_scales(model))
+    tensors = {t.name: t for t in gguf_reader.GGUFReader(tmp_path / gguf.FILE).tensors}
+    architecture = getattr(gguf_reader.MODEL_ARCH, model_type.upper())
+    names = gguf_reader.get_tensor_name_map(architecture, 4)
+    stored = derive_stored_facts(facts, "int4", "gguf")
+    assert len(facts.int4) > 10
+    for name in facts.int4:
+        tensor = tensors[names.get_name(name, try_suffixes=(".weight",))]
+        values = gguf_reader.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert tensor.tensor_type.name == "Q4_0"
+        assert np.array_equal(values, floats.get_parameter(name).detach().numpy())
+        assert tensor.n_bytes == stored.tensor_bytes(name)
+    assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
+
+
+def test_int4_gives_like_logits(tmp_path) -> None:
+    """Also where rows are laid out otherwise, as Llama's: products round activations to int8."""
+    pytest.importorskip("llama_cpp")
+    from compressor.backends.gguf.runtime import LlamaCppModel
+
+    model, _ = make_int4("llama", 32)
+    floats = dequantize_checkpoint(model)
+    gguf.write_model(floats, tmp_path, "int4", list_int4_scales(model))
+    expected = TorchModel(floats).logits(sources())
+    logits = LlamaCppModel(tmp_path, 1).logits(sources())
+    assert 0 < np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_int4_is_of_an_int4_model_alone() -> None:
+    """A float model is refused by name, and so are groups that blocks of 32 do not divide."""
+    export = Export(format="gguf", weights="int4", parity=None)
+    for facts in (build_large("t5").derive_facts(), replace(make_int4("t5", 32)[1], group_size=16)):
+        _, problems = preview(export, facts)
+        assert problems == [
+            ("weights", "int4 are those of an int4 model; put before it "
+             "`quantize: {weights: int4, group_size: 32}`, or a multiple"),
+        ]  # fmt: skip
 
 
 TEXTS = [

@@ -29,8 +29,13 @@ FILE = "model.gguf"
 _ARCHITECTURES = {
     "t5": "T5", "mt5": "T5", "gpt2": "GPT2", "llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3",
 }  # fmt: skip
-_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
-_FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
+_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+_FILE_TYPES = {
+    "F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0",
+    "Q4_0": "MOSTLY_Q4_0",
+}  # fmt: skip
+BLOCK = 32
+"""Entries of a row that share one float16 scale, in Q8_0 and Q4_0."""
 _FLOAT32 = ("_norm.weight", "position_embd.weight", "attn_rel_b.weight")
 """How names end of what stays float32 beside vectors: llama.cpp adds them to activations."""
 
@@ -48,12 +53,20 @@ _FOLLOWED: Mapping[str, Mapping[str, Any]] = {
 """What llama.cpp has built in, and a config may say otherwise."""
 
 
-def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
+def write_model(
+    checkpoint: Checkpoint,
+    folder: Path,
+    weights: str,
+    scales: Mapping[str, Floats] | None = None,
+) -> None:
     """Write a float checkpoint into `folder`: `model.gguf`, and what `generate` is to follow.
 
     weights: float32, float16, bfloat16, or int8, which is GGML's Q8_0: blocks of 32 entries of a
         row with one float16 scale, by nearest rounding. A matrix whose rows cannot be cut into
-        blocks of 32 is float16 then, as in llama.cpp's own files.
+        blocks of 32 is float16 then, as in llama.cpp's own files. int4 is Q4_0: blocks of 32
+        entries in [-8, 7] with one float16 scale; matrices without `scales` are as with int8.
+    scales: of int4, name → [rows, groups], each for a multiple of 32 entries of a row, whose values
+        in the checkpoint are integers times these: they are written as they are.
 
     Raises StageError where llama.cpp would not compute what the model does.
     """
@@ -73,7 +86,8 @@ def write_model(checkpoint: Checkpoint, folder: Path, weights: str) -> None:
     try:
         _add_settings(writer, config, weights)
         add_vocabulary(writer, checkpoint.tokenizer, config.vocab_size)
-        _add_tensors(writer, checkpoint.model, architecture, _TYPES[weights])
+        kind = "Q8_0" if weights == "int4" else _TYPES[weights]
+        _add_tensors(writer, checkpoint.model, architecture, kind, scales or {})
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -173,7 +187,13 @@ def _head_size(config: PretrainedConfig) -> int:
     return int(size or config.hidden_size // config.num_attention_heads)
 
 
-def _add_tensors(writer: Any, model: PreTrainedModel, architecture: Any, kind: str) -> None:
+def _add_tensors(
+    writer: Any,
+    model: PreTrainedModel,
+    architecture: Any,
+    kind: str,
+    scales: Mapping[str, Floats],
+) -> None:
     import gguf
 
     from compressor.models.loading import drop_tied_duplicates
@@ -187,7 +207,11 @@ def _add_tensors(writer: Any, model: PreTrainedModel, architecture: Any, kind: s
         if called is None:
             raise StageError(f"llama.cpp has no place for {name}")
         values = _lay_out(name, tensor.detach().float().cpu().numpy(), model.config)
-        _add_tensor(writer, called, values, kind)
+        if name in scales:
+            packed = _pack_int4(called, values, _lay_out(name, scales[name], model.config))
+            writer.add_tensor(called, packed, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+        else:
+            _add_tensor(writer, called, values, kind)
     if (factors := _compute_rope_factors(model)) is not None:
         _add_tensor(writer, "rope_freqs.weight", factors, "F32")
 
@@ -198,13 +222,31 @@ def _add_tensor(writer: Any, name: str, values: Floats, kind: str) -> None:
 
     if values.ndim < 2 or name.endswith(_FLOAT32):
         kind = "F32"
-    elif kind == "Q8_0" and values.shape[-1] % 32:
+    elif kind == "Q8_0" and values.shape[-1] % BLOCK:
         kind = "F16"
     if kind == "F16" and np.abs(values).max() > np.finfo(np.float16).max:
         raise StageError(f"{name} has an entry that is too large for float16")
     number = gguf.GGMLQuantizationType[kind]
     data = gguf.quants.quantize(np.ascontiguousarray(values), number)
     writer.add_tensor(name, data, raw_dtype=number)
+
+
+def _pack_int4(name: str, values: Floats, scales: Floats) -> NDArray[np.uint8]:
+    """Pack values that are integers in [-8, 7] times `scales`, [rows, groups], as Q4_0.
+
+    A block is a float16 scale and 16 bytes: entry i, plus 8, in the low half of byte i, and entry
+    i + 16 in the high half.
+    """
+    import numpy as np
+
+    if np.abs(scales).max() > np.finfo(np.float16).max:
+        raise StageError(f"{name} has a scale that is too large for float16")
+    scales = np.repeat(scales, values.shape[1] // BLOCK // scales.shape[1], axis=1)
+    entries = np.rint(values.reshape(*scales.shape, BLOCK) / scales[..., None]) + 8
+    halves = entries.astype(np.uint8).reshape(*scales.shape, 2, BLOCK // 2)
+    packed = halves[..., 0, :] | halves[..., 1, :] << 4
+    stored = scales.astype(np.float16)[..., None].view(np.uint8)
+    return np.concatenate((stored, packed), axis=-1).reshape(len(values), -1)
 
 
 def _lay_out(name: str, values: Floats, config: PretrainedConfig) -> Floats:
