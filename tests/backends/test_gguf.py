@@ -270,6 +270,7 @@ TOKENIZERS = {
     "gpt2": gpt2,
     "llama3": lambda: bpe(QWEN2.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?"), ignore_merges=True),
     "qwen2": lambda: bpe(QWEN2),
+    "smollm": lambda: with_part(gpt2(), pre_tokenizer=DIGITS),
     "unigram": unigram,
 }
 
@@ -305,6 +306,8 @@ def with_part(tokenizer: PreTrainedTokenizerFast, **parts: Any) -> PreTrainedTok
 
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=True)
+PLAIN_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), PLAIN_BYTES])
 WORDS = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
 
 

@@ -18,6 +18,7 @@ _LLAMA3 = (
 )
 _SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
 """How Llama 3 and Qwen 2 and 3 cut a text before the merges → llama.cpp's name of it."""
+_DIGITS = {"type": "Digits", "individual_digits": True}
 _EXTRA_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}}
 """Spaces or "▁" are put in their place; Metaspace makes both the same."""
 _METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
@@ -26,8 +27,8 @@ _METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "alwa
 def add_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase | None, rows: int) -> None:
     """Add a tokenizer to a GGUF writer; `rows` are the embedding's, each of which needs a token.
 
-    Taken are byte-level BPE as GPT-2, Llama 3 and Qwen have it, and T5's unigram model. Raises
-    StageError for any other.
+    Taken are byte-level BPE as GPT-2, SmolLM, Llama 3 and Qwen have it, and T5's unigram model.
+    Raises StageError for any other.
     """
     if tokenizer is None:
         raise StageError("a GGUF file holds its tokenizer, and the model has none")
@@ -49,7 +50,7 @@ def add_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase | None, rows:
 
 
 def _refuse_unknown(what: str) -> StageError:
-    known = "byte-level BPE as GPT-2, Llama 3 and Qwen have it, and T5's unigram model"
+    known = "byte-level BPE as GPT-2, SmolLM, Llama 3 and Qwen have it, and T5's unigram model"
     return StageError(
         f"llama.cpp would read texts otherwise: the tokenizer has {what}; it has {known}"
     )
@@ -76,8 +77,8 @@ def _name_split(pre: dict[str, Any] | None) -> str:
     steps = (pre or {}).get("pretokenizers", [pre or {"type": "none"}])
     *before, last = steps
     if last["type"] == "ByteLevel" and not last["add_prefix_space"]:
-        if not before and last["use_regex"]:
-            return "gpt-2"
+        if last["use_regex"] and before in ([], [_DIGITS]):
+            return "smollm" if before else "gpt-2"
         if len(before) == 1 and not last["use_regex"]:
             split = before[0]
             name = _SPLITS.get(split.get("pattern", {}).get("Regex"))
