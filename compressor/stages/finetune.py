@@ -14,8 +14,10 @@ from pydantic import Field, model_validator
 from compressor.compression.pruning import (
     Amounts,
     Grouping,
+    Importance,
     Pruner,
     count_unmasked,
+    default_groups,
     flatten_amounts,
 )
 from compressor.core.packages import versions
@@ -24,7 +26,15 @@ from compressor.data.rows import Rows
 from compressor.data.source_base import Reads, Split
 from compressor.models.facts import Facts
 from compressor.models.quantization import QuantizationAware
-from compressor.stages.base import Artifact, Context, Inputs, Planning, Stage
+from compressor.stages.base import (
+    Artifact,
+    Context,
+    Inputs,
+    Planning,
+    Stage,
+    load_calibration_rows,
+)
+from compressor.stages.prune import Target
 from compressor.training.hyperparameters import Hyperparameters
 from compressor.training.launch_config import read_processes
 from compressor.training.lora import Lora
@@ -45,12 +55,21 @@ class GradualPruning(Grouping):
     """Prune gradually while training: cubic, most of it early (arXiv 1710.01878).
 
     At a progress p between `start` and `end`, a group has lost `1 - (1 - p)³` of the entries that
-    its amount takes in the end. The final count is exact.
+    its amount, or the target, takes in the end. The final count is exact.
 
     Example: `prune: {amounts: {encoder: {feed_forward: 0.5}}, end: 0.7}`
     """
 
-    amounts: Amounts = Field(min_length=1, description="Group → share of what is left, in [0, 1].")
+    amounts: Amounts | None = Field(
+        None, min_length=1, description="Group → share of what is left, in [0, 1]."
+    )
+    target: Target | None = Field(
+        None, description="Instead of amounts: how small to get, by one amount for all groups."
+    )
+    importance: Importance = Field(
+        "magnitude",
+        description="As of `prune`; taylor, wanda and sparsegpt look at the rows each time.",
+    )
     start: float = Field(0.0, ge=0, lt=1, description="Share of the steps before pruning begins.")
     end: float = Field(0.7, gt=0, le=1, description="Share of the steps after which it is done.")
     times: Integer = Field(20, ge=1, description="Number of prunings, evenly spaced.")
@@ -59,33 +78,52 @@ class GradualPruning(Grouping):
     def _check_span_and_importance(self) -> GradualPruning:
         if self.end <= self.start:
             raise ValueError("expected start < end")
-        if self.needs_calibration:
-            raise ValueError("while training, importance is magnitude or random")
+        if (self.amounts is None) == (self.target is None):
+            raise ValueError("set amounts or target")
         return self
+
+    def key_parts(self) -> dict[str, Any]:
+        """Dump what decides the result; a key from before there were targets stays."""
+        fields = self.model_dump(mode="json")
+        return {key: value for key, value in fields.items() if key != "target" or value}
 
     def preview(self, facts: Facts, report: Callable[[str, str], None]) -> Facts:
         """Derive the facts after pruning, counted exactly; report unknown and overlapping groups.
 
         `report` takes a key below `prune` and a message.
         """
-        amounts = flatten_amounts(self.amounts)
         self.check_groups(facts, report)
+        if self.target is not None:
+            paths = [(path, "target") for path in default_groups(self, facts)]
+            chosen = dict(self.choose_groups(paths, facts, report))
+            names = frozenset[str]().union(*chosen.values())
+            return self.target.prune_facts(facts, names, report)
+        amounts = flatten_amounts(self.amounts or {})
         paths = [(path, f"amounts.{path}") for path in amounts]
         for path, names in self.choose_groups(paths, facts, report):
             count, exact = facts.count_to_prune(names, amounts[path], of_all=False)
             facts = facts.prune(names, count, exact=exact)
         return facts
 
-    def make_callback(self, checkpoint: Checkpoint, seed: int) -> AfterStep:
+    def make_callback(
+        self, checkpoint: Checkpoint, seed: int, examples: Examples | None = None
+    ) -> AfterStep:
         """Make the callback that prunes after training steps. It adds to the checkpoint's masks.
 
         `checkpoint` is the model before its first step: amounts are shares of what it has left.
+        `examples`: rows that an importance looks at.
         """
-        pruner = Pruner(checkpoint, self, seed=seed)
-        groups = self.all_groups(checkpoint.derive_facts())
-        amounts, masks = flatten_amounts(self.amounts), checkpoint.masks
-        initial = {path: count_unmasked(checkpoint, groups[path])[0] for path in amounts}
-        sizes = {n: checkpoint.get_parameter(n).numel() for path in amounts for n in groups[path]}
+        pruner = Pruner(checkpoint, self, seed=seed, examples=examples)
+        facts, masks = checkpoint.derive_facts(), checkpoint.masks
+        groups = self.all_groups(facts)
+        amounts = flatten_amounts(self.amounts or {})
+        paths = list(amounts) or default_groups(self, facts)
+        initial = {path: count_unmasked(checkpoint, groups[path])[0] for path in paths}
+        sizes = {n: checkpoint.get_parameter(n).numel() for path in paths for n in groups[path]}
+        if self.target is None:
+            final = {path: round(amounts[path] * initial[path]) for path in paths}
+        else:
+            final = self.target.split_evenly(checkpoint, {path: groups[path] for path in paths})
 
         def after_step(step: int, total_steps: int, summon_full: SummonFull) -> None:
             span = total_steps * (self.end - self.start)
@@ -94,16 +132,19 @@ class GradualPruning(Grouping):
             progress = math.floor(min(1.0, progress) * self.times + 1e-9) / self.times
             if progress <= 0:
                 return
-            for path, amount in amounts.items():
-                to_lose = round(round(amount * initial[path]) * (1 - (1 - progress) ** 3))
+            for path, count in final.items():
+                to_lose = round(count * (1 - (1 - progress) ** 3))
                 remaining = sum(
                     int(masks[name].count_nonzero()) if name in masks else sizes[name]
                     for name in groups[path]
                 )
-                count = to_lose - (initial[path] - remaining)
-                if count > 0:
+                more = to_lose - (initial[path] - remaining)
+                if more > 0:
+                    trains = checkpoint.model.training
+                    checkpoint.model.eval()  # rows are looked at without dropout
                     with summon_full(groups[path]):  # so that every process chooses the same
-                        pruner.prune_group(groups[path], count)
+                        pruner.prune_group(groups[path], more)
+                    checkpoint.model.train(trains)
 
         return after_step
 
@@ -173,7 +214,7 @@ class Finetune(Hyperparameters, Stage):
         return {TARGETS: Artifact(self.targets, "pseudo_label")}
 
     def parameters(self) -> dict[str, Any]:
-        gradual = {"prune": self.prune.model_dump(mode="json")} if self.prune else {}
+        gradual = {"prune": self.prune.key_parts()} if self.prune else {}
         aware = self.quantization_aware
         rounding = {"quantization_aware": aware.key_parts()} if aware else {}
         adapters = {"lora": self.lora.model_dump(mode="json")} if self.lora else {}
@@ -207,9 +248,21 @@ class Finetune(Hyperparameters, Stage):
         if self.capped_epochs == 0:
             planning.report("prune", "there are no steps to prune in: epochs is 0")
             return facts
+        self._check_calibration(planning)
         return self.prune.preview(
             facts, lambda path, message: planning.report(f"prune.{path}", message)
         )
+
+    def _check_calibration(self, planning: Planning) -> None:
+        """Report an importance that looks at rows where no process has the model as it is."""
+        if self.prune is None or not self.prune.needs_calibration:
+            return
+        cure = "take magnitude or random"
+        if self.lora is not None:
+            planning.report("prune.importance", f"looks at weights without adapters; {cure}")
+        with suppress(ValueError):  # which planning reports
+            if read_processes(planning.launch).world_size > 1:
+                planning.report("prune.importance", f"is for one process while training; {cure}")
 
     def _check_rounding(self, planning: Planning) -> None:
         aware = self.quantization_aware
@@ -271,7 +324,7 @@ class Finetune(Hyperparameters, Stage):
             validation=validation,
             masks=checkpoint.masks,
             pad_id=checkpoint.pad_id,
-            after_step=self._make_after_step(checkpoint, adapters, context.seed),
+            after_step=self._make_after_step(checkpoint, adapters, context),
             forward_weights=self._make_weight_rounding(checkpoint, adapters),
             scheme=context.scheme,
         )
@@ -294,12 +347,13 @@ class Finetune(Hyperparameters, Stage):
         return attach_adapters(checkpoint, self.lora, context.seed)
 
     def _make_after_step(
-        self, checkpoint: Checkpoint, adapters: Adapters | None, seed: int
+        self, checkpoint: Checkpoint, adapters: Adapters | None, context: Context
     ) -> AfterStep | None:
         """Make what prunes after steps, if any: by the weights as they would be merged."""
         if self.prune is None:
             return None
-        prune = self.prune.make_callback(checkpoint, seed)
+        examples = load_calibration_rows(self.prune, checkpoint, context)
+        prune = self.prune.make_callback(checkpoint, context.seed, examples)
         if adapters is None:
             return prune
         return lambda step, total, _: prune(step, total, adapters.show_merged)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -83,6 +83,44 @@ class Target(BaseModel):
             else:
                 free -= entries / 8 + (4 * shape[0] if self.values == "int8" else 0)
         return int(free // size)
+
+    def prune_facts(
+        self, facts: Facts, names: frozenset[str], report: Callable[[str, str], None]
+    ) -> Facts:
+        """Derive the facts after as many entries of these parameters have gone as must.
+
+        Reports, at a key of the stage's, a target that is out of reach.
+        """
+        masked = sum(count for _, count in facts.masked)
+        count = facts.parameters - self.count_kept(facts) - masked
+        left, _ = facts.count_remaining(names)
+        key = "target.bytes" if self.bytes is not None else "target.nonzero_ratio"
+        if not facts.exact_size:
+            return facts.prune(names, max(0, min(count, left)), exact=False)
+        if count < 0:
+            ratio = f"{facts.nonzero_ratio:.4f}"
+            report(key, f"the model is smaller than that already: {ratio} non-zero")
+        elif count > left:
+            report(key, f"out of reach: the groups have {left} entries, {count} must go")
+        else:
+            facts = facts.prune(names, count)
+        return facts
+
+    def count_pruned(self, checkpoint: Checkpoint) -> int:
+        """Count the entries of a model that have to go."""
+        facts = checkpoint.derive_facts()
+        masked = sum(int((~mask).count_nonzero()) for mask in checkpoint.masks.values())
+        return facts.parameters - self.count_kept(facts) - masked
+
+    def split_evenly(
+        self, checkpoint: Checkpoint, groups: Mapping[str, Iterable[str]]
+    ) -> dict[str, int]:
+        """Count what has to go of each group: one share of what is left in all of them."""
+        from compressor.compression.thresholds import split_count
+
+        left = [count_unmasked(checkpoint, names)[0] for names in groups.values()]
+        counts = split_count(left, self.count_pruned(checkpoint))
+        return dict(zip(groups, counts, strict=True))
 
 
 class Prune(Grouping, Stage):
@@ -229,7 +267,8 @@ class Prune(Grouping, Stage):
         paths, by_row = self._paths(facts), n_m is not None
         chosen = dict(self.choose_groups(paths, facts, planning.report, by_row=by_row))
         if self.target is not None:
-            return self._preview_target(facts, frozenset().union(*chosen.values()), planning)
+            names = frozenset[str]().union(*chosen.values())
+            return self.target.prune_facts(facts, names, planning.report)
         if n_m is not None:
             return self._preview_pattern(facts, chosen, n_m, planning)
         amounts = flatten_amounts(self.amounts or {})
@@ -270,23 +309,6 @@ class Prune(Grouping, Stage):
             stays = facts.count_entries(names) * n_m[0] // n_m[1]
             count = left - stays if whole else round(left * (1 - n_m[0] / n_m[1]))
             facts = facts.prune(names, count, exact=exact and whole)
-        return facts
-
-    def _preview_target(self, facts: Facts, names: frozenset[str], planning: Planning) -> Facts:
-        assert self.target is not None
-        masked = sum(count for _, count in facts.masked)
-        count = facts.parameters - self.target.count_kept(facts) - masked
-        left, _ = facts.count_remaining(names)
-        key = "target.bytes" if self.target.bytes is not None else "target.nonzero_ratio"
-        if not facts.exact_size:
-            return facts.prune(names, max(0, min(count, left)), exact=False)
-        if count < 0:
-            ratio = f"{facts.nonzero_ratio:.4f}"
-            planning.report(key, f"the model is smaller than that already: {ratio} non-zero")
-        elif count > left:
-            planning.report(key, f"out of reach: the groups have {left} entries, {count} must go")
-        else:
-            facts = facts.prune(names, count)
         return facts
 
     def smoke_test_settings(self, planning: Planning) -> Self:
@@ -339,8 +361,6 @@ class Prune(Grouping, Stage):
         self, checkpoint: Checkpoint, inputs: Inputs, context: Context
     ) -> dict[str, int]:
         """Choose how many entries each group loses; 0 where that is chosen otherwise."""
-        from compressor.compression.thresholds import split_count
-
         facts = checkpoint.derive_facts()
         groups, paths = self.all_groups(facts), [path for path, _ in self._paths(facts)]
         left = {path: count_unmasked(checkpoint, groups[path]) for path in paths}
@@ -351,17 +371,8 @@ class Prune(Grouping, Stage):
         if self.allocation == "loss":
             return dict.fromkeys(paths, 0)
         if self.allocation == "uniform":
-            sizes = [entries for entries, _ in left.values()]
-            counts = split_count(sizes, self._count_pruned(checkpoint))
-            return dict(zip(paths, counts, strict=True))
+            return self.target.split_evenly(checkpoint, {path: groups[path] for path in paths})
         return self._allocate(checkpoint, facts, inputs, context)
-
-    def _count_pruned(self, checkpoint: Checkpoint) -> int:
-        """Count the entries that have to go for the target."""
-        assert self.target is not None
-        facts = checkpoint.derive_facts()
-        masked = sum(int((~mask).count_nonzero()) for mask in checkpoint.masks.values())
-        return facts.parameters - self.target.count_kept(facts) - masked
 
     def _choose_by_layer(
         self,
@@ -374,12 +385,12 @@ class Prune(Grouping, Stage):
         from compressor.compression.calibration import Calibration
         from compressor.compression.layer_amounts import choose_layer_amounts
 
-        assert examples is not None, "reads says so"
+        assert examples is not None and self.target is not None
         paths = [path for path, _ in self._paths(checkpoint.derive_facts())]
         names = [name for path in paths for name in groups[path]]
         left = {name: max(1, count_unmasked(checkpoint, [name])[0]) for name in names}
         calibration = Calibration(checkpoint, examples)
-        amounts = choose_layer_amounts(calibration, names, self._count_pruned(checkpoint))
+        amounts = choose_layer_amounts(calibration, names, self.target.count_pruned(checkpoint))
         shares = {name: round(amounts[name].count / left[name], DIGITS) for name in names}
         context.metrics["layer_amounts"] = shares
         for path in paths:
@@ -394,6 +405,7 @@ class Prune(Grouping, Stage):
         """Choose from the curves how many entries each group loses; print and save it."""
         from compressor.compression.allocation import Curve, allocate_counts
 
+        assert self.target is not None
         path = inputs.artifacts["sensitivity"] / "sensitivity.json"
         measured = json.loads(path.read_text(encoding="utf-8"))
         groups = self.all_groups(facts)
@@ -406,7 +418,8 @@ class Prune(Grouping, Stage):
             losses = [point["loss"] for point in curve["points"]]
             curves[name] = Curve(curve["left"], [p["amount"] for p in curve["points"]], losses)
         try:
-            counts = allocate_counts(curves, measured["loss"], self._count_pruned(checkpoint))
+            total = self.target.count_pruned(checkpoint)
+            counts = allocate_counts(curves, measured["loss"], total)
         except ValueError as error:
             raise StageError(f"target: {error}, at the amounts that were measured") from error
         amounts = {n: round(c / max(1, curves[n].left), DIGITS) for n, c in counts.items()}

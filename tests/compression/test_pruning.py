@@ -11,6 +11,7 @@ from compressor.core.errors import RecipeError
 from compressor.core.files import hash_file
 from compressor.core.progress import Progress
 from compressor.models.checkpoint import Checkpoint
+from compressor.stages.finetune import Finetune
 from compressor.stages.load import Load
 from compressor.stages.prune import Prune
 from tests.engine.test_plan import plan_recipe
@@ -135,6 +136,21 @@ def test_gradual_pruning_ends_at_the_planned_count_and_survives_a_kill(recipe, r
 
 
 GROUPS = "groups: {mine: ['*layer_norm.weight']}"
+
+
+@pytest.mark.parametrize("importance", ["taylor", "wanda", "sparsegpt"])
+def test_gradual_pruning_reaches_a_target_by_any_importance(tmp_path, importance) -> None:
+    """Planned and exact, with dropout on again after rows were looked at; its key alone is new."""
+    data, target = rows_of_text(tmp_path), {"nonzero_ratio": 0.6}
+    gradual = {"target": target, "times": 2, "importance": importance, "calibration_rows": 4}
+    stage = Finetune(epochs=1, batch_size=8, prune=gradual)
+    facts, problems = preview(stage, pico_t5().derive_facts(), data)
+    trained, _ = run_stage(stage, pico_t5(), tmp_path, data)
+    sizes = trained.measure_sizes(tmp_path / "after")
+    assert problems == [] and facts is not None
+    assert sizes["nonzero_ratio"] == facts.nonzero_ratio == pytest.approx(0.6, abs=1e-4)
+    old = Finetune(epochs=1, prune={"amounts": {"lm_head": 0.5}}).parameters()["prune"]
+    assert old["importance"] == "magnitude" and "target" not in old
 
 
 @pytest.mark.parametrize(
