@@ -10,11 +10,15 @@ from compressor.compression.allocation import Curve, allocate_counts
 
 
 def predicted(curves: dict[str, Curve], counts: dict[str, int]) -> float:
-    return sum(c.interpolate_loss(counts[n] / c.left, 0.0) for n, c in curves.items())
+    return sum(
+        c.bound_losses(0.0).interpolate_loss(counts[n] / c.left, 0.0) for n, c in curves.items()
+    )
 
 
 def test_no_split_of_a_fine_grid_is_better() -> None:
-    """Curves that are not convex, nor monotone, against all splits in steps of 1 %."""
+    """Curves that are not convex, nor monotone, as they are bounded, against all splits in steps
+    of 1 %.
+    """
     curves = {
         "a": Curve(300, [0.3, 0.6, 0.9], [0.5, 0.6, 3.0]),
         "b": Curve(500, [0.3, 0.6, 0.9], [0.2, 1.5, 1.6]),
@@ -58,3 +62,14 @@ def test_between_measured_points_a_curve_is_a_line_that_begins_at_the_base() -> 
         "c": 50,
         "d": 10,
     }
+
+
+def test_nothing_is_won_by_a_dip() -> None:
+    """A ruined group, whose loss falls again or stays, costs as much as what ruined it did."""
+    dip, rises = Curve(100, [0.5, 0.9], [8.0, 2.0]), Curve(100, [0.5, 0.9], [1.5, 4.0])
+    flat = Curve(100, [0.5, 0.9], [8.0, 8.0])
+    assert dip.bound_losses(1.0).losses == pytest.approx([8.0, 8.0 + 0.4 * 14])
+    assert Curve(9, [0.5, 1.0], [0.9, 1.2]).bound_losses(1.0).losses == pytest.approx([1.0, 1.3])
+    for ruined in (dip, flat):
+        counts = allocate_counts({"ruined": ruined, "rises": rises}, 1.0, 100)
+        assert counts == {"ruined": 10, "rises": 90}

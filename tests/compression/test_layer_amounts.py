@@ -99,6 +99,22 @@ def test_a_target_alone_is_reached_exactly(tmp_path, importance) -> None:
     assert max(shares) - min(shares) <= 2 * MOST_APART + 0.01
 
 
+@pytest.mark.parametrize("importance", ["wanda", "sparsegpt"])
+def test_curves_are_those_of_the_prunings_that_a_target_makes(tmp_path, importance) -> None:
+    """Each point, though inputs are summed up once, is the loss of a model pruned by itself."""
+    data = rows_of_text(tmp_path)
+    settings = {"importance": importance, "calibration_rows": 4}
+    curves = measure(
+        "sensitivity", pico_t5(), data, tmp_path, rows=4, amounts=[0.3, 0.6], **settings
+    )
+    for point in curves["groups"]["lm_head"]["points"]:
+        folder, amounts = tmp_path / str(point["amount"]), {"lm_head": point["amount"]}
+        measure("prune", pico_t5(), data, folder, amounts=amounts, **settings)
+        alone = measure("sensitivity", folder / "prune", data, folder, rows=4, only=["lm_head"],
+                        amounts=[0.5], importance="magnitude")  # fmt: skip
+        assert alone["loss"] == pytest.approx(point["loss"], rel=1e-6) != curves["loss"]
+
+
 def test_what_is_there_chooses_importance_and_amounts(recipe) -> None:
     """A plan, and so a key, names the choice; curves of an earlier stage are taken; a model
     without a training is pruned by magnitude, all groups alike.
