@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -209,11 +210,13 @@ class Export(Stage):
         """Write the model, measure its files, and run it in a fresh process."""
         from compressor.evaluation.resources import measure_sizes
         from compressor.models.checkpoint import save_tokenizer
+        from compressor.models.surgery import list_int4_scales
 
         checkpoint, folder = inputs.checkpoint(), context.folder / "model"
         self._require_tokenizer(checkpoint)
         weights = self._choose_weights(checkpoint.weights)
-        stored = formats.derive_stored_facts(checkpoint.derive_facts(), weights, self.format)
+        facts = replace(checkpoint.derive_facts(), int4=frozenset(list_int4_scales(checkpoint)))
+        stored = formats.derive_stored_facts(facts, weights, self.format)
         if self.smooth:
             self._smooth(checkpoint, context)
         details = self._write(checkpoint, folder, weights, context.progress)
