@@ -1,4 +1,4 @@
-"""Prefill and decode of a decoder: torch beside a plain loop of transformers, and each backend.
+"""Prefill and decode of a decoder: torch beside a plain loop, and each backend that is installed.
 
     make bench NAME=decode
 
@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,26 @@ from compressor.evaluation.timing import Reader
 from tests.benchmarks.common import run_recipe, write
 
 THREADS, ROWS, READ, WRITTEN, ROUNDS, APART = 1, 4, 256, 32, 7, 0.1
+EXPORTS = {
+    "ct2": "format: ctranslate2, weights: float32",
+    "ct2_int8": "format: ctranslate2, weights: int8",
+    "onnx": "format: onnx, weights: float32",
+    "onnx_int8": "format: onnx, weights: int8",
+}
+if find_spec("llama_cpp") is not None:
+    EXPORTS |= {
+        "gguf": "format: gguf, weights: float32",
+        "gguf_int8": "format: gguf, weights: int8",
+    }
+NAMES = ", ".join(["torch", *EXPORTS])
+STAGES = "\n".join(
+    f"  {name}: {{stage: export, model: torch, {values}, parity: null}}"
+    for name, values in EXPORTS.items()
+)
 RECIPE = f"""
 defaults: [/base, /data: bills, _self_]
 name: decode
-pipeline: [torch, ct2, ct2_int8, onnx, onnx_int8, benchmark]
+pipeline: [{NAMES}, benchmark]
 model:
   head: causal_lm
   config: {{model_type: llama, vocab_size: 1000, hidden_size: 512, num_hidden_layers: 8,
@@ -40,11 +57,8 @@ data: {{task: language_modeling, rows: {{train: 200, validation: 8, test: 64}},
        max_source_length: 256, max_target_length: 32, prefix: ""}}
 stages:
   torch: {{stage: load}}
-  ct2: {{stage: export, model: torch, format: ctranslate2, weights: float32, parity: null}}
-  ct2_int8: {{stage: export, model: torch, format: ctranslate2, weights: int8, parity: null}}
-  onnx: {{stage: export, model: torch, format: onnx, weights: float32, parity: null}}
-  onnx_int8: {{stage: export, model: torch, format: onnx, weights: int8, parity: null}}
-  benchmark: {{models: [torch, ct2, ct2_int8, onnx, onnx_int8], batch_sizes: [{ROWS}],
+{STAGES}
+  benchmark: {{models: [{NAMES}], batch_sizes: [{ROWS}],
               input_lengths: [{READ}], output_lengths: [{WRITTEN}],
               threads: [{THREADS}], texts: 12}}
 """
