@@ -18,8 +18,9 @@ from compressor.compression.structured import sum_output_gradients
 from compressor.compression.thresholds import prune_smallest
 
 MOST_APART = 0.15
-"""How far the share that a layer loses may be from the mean. Of a real T5 at 0.5 non-zero the
-validation loss, 2.63 before, is 2.92 with it, 2.96 without, and 3.04 with one share for all."""
+"""How far the share that a layer loses may be from the mean. A real T5 of 77 M at 0.5 non-zero, by
+32 training rows and before any recovery: the validation loss, 2.63 before, is 2.92 with it, 2.96
+without, and 3.04 with one share for all layers (40 rows of SciTLDR)."""
 INFINITE = 0x7F800000
 """The bits of a float32 that is infinite."""
 SMOOTHING = 0.1
