@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 TEACHER = "teacher"
 
-PARTS = ("labels", "logits", "hidden", "attention")
 _LAYER_MAP = {
     "type": "object",
     "propertyNames": {"pattern": "^[0-9]+$"},
@@ -41,6 +40,11 @@ class Losses(BaseModel):
     labels: float = Field(0.5, ge=0, description="Cross-entropy with the labels.")
     logits: float = Field(0.5, ge=0, description="T² · KL(teacher ‖ student), over the vocabulary.")
     hidden: float = Field(0.0, ge=0, description="Mean squared difference of hidden states.")
+    features: float = Field(
+        0.0,
+        ge=0,
+        description="The same as a share of the teacher's squared states (arXiv 2310.06927).",
+    )
     attention: float = Field(
         0.0, ge=0, description="Mean squared difference of attention probabilities."
     )
@@ -70,6 +74,9 @@ class Distill(Finetune):
     tokens × vocabulary × 4 bytes (2 in bfloat16). It does not go with `hidden` and `attention`,
     which need the teacher in every step.
 
+    With no `losses` named, a student of the teacher's shapes, as after `prune`, learns the
+    teacher's logits and hidden states (`features`), without dropout; the run says so.
+
     Example: `distill: {teacher: finetune, epochs: 2, temperature: 2.0}`
     Example: `distill: {teacher: big, losses: {hidden: 1.0}, layers: {decoder: {0: 1, 1: 3}}}`
     """
@@ -77,9 +84,16 @@ class Distill(Finetune):
     version: ClassVar[int] = 3
 
     teacher: str = Field(description="Name of the earlier stage whose model is the teacher.")
-    losses: Losses = Field(default_factory=Losses, description="The weight of each part.")
+    losses: Losses = Field(
+        default_factory=Losses,
+        description="The weight of each part; default: labels and logits 0.5, or for a student of "
+        "the teacher's shapes, as after `prune`, logits and features 1.",
+    )
     temperature: float = Field(
-        2.0, gt=0, description="Divides both models' logits before they are compared."
+        2.0,
+        gt=0,
+        description="Divides both models' logits before they are compared; default beside those "
+        "features: 1.",
     )
     layers: dict[Literal["encoder", "decoder"], LayerMap] = Field(
         default_factory=dict,
@@ -95,7 +109,8 @@ class Distill(Finetune):
 
     def parameters(self) -> dict[str, Any]:
         """Leave out the teacher's name, and settings of parts that have no weight."""
-        parts: dict[str, Any] = {"losses": self.losses.model_dump()}
+        unused = set() if self.losses.features else {"features"}
+        parts: dict[str, Any] = {"losses": self.losses.model_dump(exclude=unused)}
         if self.losses.logits:
             parts["temperature"] = self.temperature
         if self._compares_layers:
@@ -104,9 +119,23 @@ class Distill(Finetune):
             parts["cache_logits"] = True
         return super().parameters() | parts
 
+    def resolve(self, planning: Planning) -> Distill:
+        """Recover what a prune has left with the teacher's own states, and without dropout."""
+        student, teacher = planning.facts, planning.others[TEACHER]
+        named = self.model_fields_set
+        if "losses" in named or self.cache_logits or student is None or teacher is None:
+            return self
+        kinds = student.model_type, teacher.model_type
+        if student.shapes != teacher.shapes or kinds[0] != kinds[1]:
+            return self
+        losses = Losses(labels=0.0, logits=1.0, features=1.0)
+        settings = {"losses": losses, "temperature": 1.0, "dropout": False}
+        settings = {name: value for name, value in settings.items() if name not in named}
+        return self.choose("the student has the teacher's shapes", **settings)
+
     @property
     def _compares_layers(self) -> bool:
-        return bool(self.losses.hidden or self.losses.attention)
+        return bool(self.losses.hidden or self.losses.features or self.losses.attention)
 
     def preview(self, planning: Planning) -> Facts | None:
         """Report a teacher, or a layer map, that does not fit the student."""
@@ -124,7 +153,7 @@ class Distill(Finetune):
             planning.report("cache_logits", "keeps logits over a vocabulary, not over labels")
         elif self._compares_layers:
             message = "hidden states and attention maps need the teacher in every step; leave out "
-            planning.report("cache_logits", f"{message}losses.hidden and losses.attention")
+            planning.report("cache_logits", f"{message}losses.hidden, features and attention")
         elif not self.losses.logits:
             planning.report("cache_logits", "there is nothing to cache: losses.logits is 0")
 

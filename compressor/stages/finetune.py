@@ -175,6 +175,8 @@ class Finetune(Hyperparameters, Stage):
     `lora` trains adapters of the layers' weights in place of the weights, and merges them at the
     end: for models whose full training does not fit. It takes a larger learning rate, such as 1e-3.
 
+    `dropout: false` trains without the config's dropout: a short recovery need not be held back.
+
     No layer is dropped, whatever `encoder_layerdrop` and `decoder_layerdrop` (BART and its kin) say
     in the config, since several processes could not drop the same; the run says so.
 
@@ -189,6 +191,7 @@ class Finetune(Hyperparameters, Stage):
     measures: ClassVar[tuple[str, ...]] = ("train_loss", "validation_loss", "samples_per_second")
     is_distributed: ClassVar[bool] = True
 
+    dropout: bool = Field(True, description="Train with the dropout that the model's config has.")
     prune: GradualPruning | None = Field(None, description="Prune gradually while training.")
     quantization_aware: QuantizationAware | None = Field(
         None, description="Train with weights as `quantize` will store them: int8, int4, or more."
@@ -218,7 +221,8 @@ class Finetune(Hyperparameters, Stage):
         aware = self.quantization_aware
         rounding = {"quantization_aware": aware.key_parts()} if aware else {}
         adapters = {"lora": self.lora.model_dump(mode="json")} if self.lora else {}
-        return self.key_parts() | gradual | rounding | adapters
+        still = {} if self.dropout else {"dropout": False}
+        return self.key_parts() | gradual | rounding | adapters | still
 
     def identity(self, planning: Planning) -> Mapping[str, Any]:
         """Name the release of what computes adapters."""
@@ -300,7 +304,7 @@ class Finetune(Hyperparameters, Stage):
 
     def run(self, inputs: Inputs, context: Context) -> Checkpoint:
         """Train to the end, from the checkpoint of a killed run if there is one."""
-        from compressor.training.dropout import disable_layer_drop
+        from compressor.training.dropout import disable_dropout, disable_layer_drop
         from compressor.training.losses import LabelLoss
 
         checkpoint = inputs.checkpoint()
@@ -308,6 +312,8 @@ class Finetune(Hyperparameters, Stage):
             return checkpoint
         if disable_layer_drop(checkpoint.model):
             context.progress.say("  trains without the config's layer drop: no layer is skipped")
+        if not self.dropout:
+            disable_dropout(checkpoint.model)
         train, validation = (
             checkpoint.tokenize_rows(rows, context.data)
             for rows in (self._read_training_rows(inputs, context), context.rows("validation"))

@@ -21,12 +21,14 @@ from compressor.training.losses import CAUSAL_TYPES, LabelLoss, decoder_inputs
 
 LayerMap = Mapping[str, Mapping[int, int]]
 """Stack (encoder, decoder) → student's layer → teacher's."""
+LEAST_SQUARE = 1e-9
+"""The least mean square of a position's states that others are compared with: of padding 0."""
 TEACHER_LOGITS = "teacher_logits"
 """In a batch, what the teacher gives for it, where that is known: [N, V], as `LabelLoss.logits`."""
 
 
 class DistillationLoss(nn.Module):
-    """A weighted sum of four parts, each summed over the N label tokens of a batch, in float32.
+    """A weighted sum of five parts, each summed over the N label tokens of a batch, in float32.
 
     - labels: the cross-entropy with the labels, as `LabelLoss` has it.
     - logits: `T² · KL(teacher ‖ student)` at temperature T (Hinton et al., arXiv 1503.02531); of a
@@ -34,6 +36,8 @@ class DistillationLoss(nn.Module):
     - hidden: the squared difference of the two models' hidden states after each pair of layers of
       the map, averaged over width and pairs (TinyBERT, arXiv 1909.10351). After the last layer of
       a stack it is what the stack gives, behind its final norm.
+    - features: the same as a share of the teacher's states: each position's squared difference
+      over its squared norm (as SquareHead, arXiv 2310.06927, has it of all positions together).
     - attention: the squared difference of attention probabilities, averaged over a query's real
       keys, heads, and pairs of layers; a decoder's attention to the encoder is a pair of its own.
       Where the numbers of heads differ, the heads' average is compared. A student in training is
@@ -70,7 +74,8 @@ class DistillationLoss(nn.Module):
         self.layers = {stack: dict(pairs) for stack, pairs in (layers or {}).items() if pairs}
         self.projections = nn.ModuleDict()
         self.only_stack = "decoder" if student.config.model_type in CAUSAL_TYPES else "encoder"  # type: ignore[union-attr, operator]
-        if not {"hidden", "attention"} & self.weights.keys():
+        compares_states = not {"hidden", "features"}.isdisjoint(self.weights)
+        if not compares_states and "attention" not in self.weights:
             return
         if teacher is None:
             raise ValueError("hidden states and attention maps need the teacher itself")
@@ -79,7 +84,7 @@ class DistillationLoss(nn.Module):
             for model in (student, teacher):
                 model.set_attn_implementation("eager")  # type: ignore[operator]
         mine, theirs = (int(model.config.hidden_size) for model in (student, teacher))  # type: ignore[union-attr, arg-type]
-        projected = self.layers if "hidden" in self.weights and mine != theirs else ()
+        projected = self.layers if compares_states and mine != theirs else ()
         for stack in projected:
             self.projections[stack] = nn.Linear(mine, theirs, bias=False)
 
@@ -111,8 +116,10 @@ class DistillationLoss(nn.Module):
             diverge = binary_divergence if self.student.multi_label else compute_divergence
             parts["logits"] = diverge(student.logits, teacher.logits, self.temperature)
         weights = self._position_weights(batch)
-        if "hidden" in self.weights:
-            parts["hidden"] = self._compare_hidden(student, teacher, weights)
+        for name in ("hidden", "features"):
+            if name in self.weights:
+                relative = name == "features"
+                parts[name] = self._compare_hidden(student, teacher, weights, relative=relative)
         if "attention" in self.weights:
             parts["attention"] = self._compare_attention(student, teacher, weights, batch)
         return parts
@@ -126,7 +133,7 @@ class DistillationLoss(nn.Module):
 
     def _run_model(self, loss: LabelLoss, batch: dict[str, Tensor]) -> tuple[_ModelOutput, Tensor]:
         """Run a model on a batch; also give the labels [N] that its logits [N, V] predict."""
-        flags = {"hidden", "attention"} & self.weights.keys()
+        flags = {"hidden", "features", "attention"} & self.weights.keys()
         if not flags:  # the head need not run on padding then
             logits, labels = loss.compute_logits(batch)
             return _ModelOutput(logits), labels
@@ -137,7 +144,7 @@ class DistillationLoss(nn.Module):
             given["decoder_input_ids"] = decoder_inputs(model, batch["labels"])
         out = model(
             **given,
-            output_hidden_states="hidden" in flags,
+            output_hidden_states=bool(flags - {"attention"}),
             output_attentions="attention" in flags,
             use_cache=False,
         )
@@ -165,7 +172,12 @@ class DistillationLoss(nn.Module):
         return {"decoder": labels, "encoder": real * share}
 
     def _compare_hidden(
-        self, student: _ModelOutput, teacher: _ModelOutput, weights: dict[str, Tensor]
+        self,
+        student: _ModelOutput,
+        teacher: _ModelOutput,
+        weights: dict[str, Tensor],
+        *,
+        relative: bool,
     ) -> Tensor:
         sums = []
         for stack, pairs in self.layers.items():
@@ -173,8 +185,11 @@ class DistillationLoss(nn.Module):
                 states = student.hidden[stack][mine + 1]  # the first is the embeddings
                 if stack in self.projections:
                     states = self.projections[stack](states)
-                difference = (states.float() - teacher.hidden[stack][theirs + 1].float()) ** 2
-                sums.append((difference.mean(-1) * weights[stack]).sum())
+                goal = teacher.hidden[stack][theirs + 1].float()
+                difference = ((states.float() - goal) ** 2).mean(-1)
+                if relative:
+                    difference = difference / (goal**2).mean(-1).clamp(min=LEAST_SQUARE)
+                sums.append((difference * weights[stack]).sum())
         return torch.stack(sums).mean()
 
     def _compare_attention(

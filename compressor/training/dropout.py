@@ -1,4 +1,4 @@
-"""Dropout for training in float32 on a CPU, as a context; and layer drop, which can be left out."""
+"""Dropout for training in float32 on a CPU, as a context; what leaves it, or layer drop, out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 _DROPOUT = inspect.signature(functional.dropout)
+DROPOUT_RATES = ("dropout", "attention_dropout", "activation_dropout")
+"""Attributes with the rates that transformers' layers drop with themselves."""
 LANES = 4
 """16-bit random numbers in one draw of 64 bits."""
 
@@ -68,6 +70,16 @@ def use_faster_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         if hf is not None:
             hf.set_attn_implementation(attention)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Have nothing dropped in training. The config stays as it is, and a saved model's dropout."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in DROPOUT_RATES:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def disable_layer_drop(model: nn.Module) -> bool:

@@ -40,6 +40,37 @@ RECIPE += """  small:
 """
 
 
+HALF = {"labels": 0.5, "logits": 0.5, "hidden": 0.0, "attention": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "before", "expected"),
+    [
+        ("", "prune", [{**HALF, "labels": 0.0, "logits": 1.0, "features": 1.0}, 1.0, False]),
+        (
+            ", temperature: 3",
+            "prune",
+            [{**HALF, "labels": 0, "logits": 1, "features": 1}, 3, False],
+        ),
+        (", losses: {labels: 0.5}", "prune", [HALF, 2.0, None]),
+        (", cache_logits: true", "prune", [HALF, 2.0, None]),
+        ("", "prune, shrink", [HALF, 2.0, None]),
+    ],
+)
+def test_what_a_student_learns_by_default(tmp_path, settings, before, expected) -> None:
+    """Of its teacher's shapes, the teacher's states and logits, without dropout; else, or with
+    `losses` named, what it always did, under the key that it always had.
+    """
+    text = PICO_RECIPE.replace("prune, recover, evaluate]", f"{before}, distill]")
+    text = text.replace("  recover: {stage: finetune, epochs: 1}", "  shrink: {decoder_layers: 1}")
+    text += f"  distill: {{teacher: finetune{settings}}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    result = plan(compose(str(tmp_path / "mine.yaml")), Store(tmp_path / "store"))
+    parameters = result.node("distill").stage.parameters()
+    assert [parameters.get(k) for k in ("losses", "temperature", "dropout")] == expected
+    assert bool(result.node("distill").stage.choice) == (expected[0] != HALF)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the recipe, and everything but the distillation in its store."""

@@ -44,7 +44,7 @@ TARGETS = {
 LABELS = 10
 PROBLEM = {"labels": "multi_label_classification", "class": "single_label_classification"}
 AUTO = {"pairs": AutoModelForSeq2SeqLM, "joined": AutoModelForCausalLM}
-ALL = {"labels": 0.5, "logits": 1.0, "hidden": 2.0, "attention": 3.0}
+ALL = {"labels": 0.5, "logits": 1.0, "hidden": 2.0, "features": 1.5, "attention": 3.0}
 MAPS = {"encoder": {0: 1, 1: 0}, "decoder": {0: 1}}
 NARROW: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 12, "num_heads": 2},
@@ -114,7 +114,7 @@ def by_hand(loss: DistillationLoss, layout: str) -> dict[str, float]:
         sums["labels"] -= sum(given[i, label].log().item() for i, label in enumerate(target))
         p, q = (choices(x.logits[0], layout, labelled, loss.temperature) for x in (t, s))
         sums["logits"] += loss.temperature**2 * (p * (p / q).log()).sum().item()
-        hidden, attention = [], []
+        hidden, features, attention = [], [], []
         for stack, pairs in loss.layers.items():
             name = f"{stack}_" if layout == "pairs" else ""
             counts = stack == "decoder" and layout not in PROBLEM
@@ -124,11 +124,15 @@ def by_hand(loss: DistillationLoss, layout: str) -> dict[str, float]:
             for mine, theirs in pairs.items():
                 a = loss.projections[stack](s[f"{name}hidden_states"][mine + 1]).detach()[0]
                 b = t[f"{name}hidden_states"][theirs + 1][0]
-                hidden.append(count * ((a - b) ** 2)[places].mean().item())
+                squares = ((a - b) ** 2)[places]
+                hidden.append(count * squares.mean().item())
+                shares = squares.sum(-1) / (b**2)[places].sum(-1)
+                features.append(count * shares.mean().item())
                 for key in keys:
                     a, b = s[key][mine][0].mean(0), t[key][theirs][0].mean(0)
                     attention.append(count * ((a - b) ** 2)[places].mean().item())
         sums["hidden"] += sum(hidden) / len(hidden)
+        sums["features"] += sum(features) / len(features)
         sums["attention"] += sum(attention) / len(attention)
     return sums
 

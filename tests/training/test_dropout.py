@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
-from compressor.training.dropout import FasterDropout, drop_entries
+from compressor.training.dropout import (
+    FasterDropout,
+    disable_dropout,
+    disable_layer_drop,
+    drop_entries,
+)
+from compressor.training.losses import LabelLoss
+from tests.harness.models import CASES, build_case, examples
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -50,3 +58,21 @@ def test_it_repeats_from_a_saved_generator_and_leaves_evaluation_alone() -> None
     expected = nn.functional.dropout(x, 0.3)
     torch.manual_seed(3)
     assert torch.equal(layer.train()(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "head"), [case for case in CASES if case[2] != "none"], ids=str
+)
+def test_without_dropout_the_loss_in_training_is_that_of_evaluation(kind, changes, head) -> None:
+    """In every family, with each rate of its config at a half; the config keeps them."""
+    values = AutoConfig.for_model(kind).to_dict().items()
+    rates = {key: 0.5 for key, rate in values if "drop" in key and isinstance(rate, int | float)}
+    rates = {key: rate for key, rate in rates.items() if "layer" not in key}
+    model = build_case(kind, changes | rates, head).model
+    loss, batch = LabelLoss(model), examples(head, 3).batch([0, 1, 2], 0)
+    expected = loss.eval()(batch)
+    assert loss.train()(batch) != expected
+    disable_dropout(model)
+    disable_layer_drop(model)  # which `finetune` always does
+    torch.testing.assert_close(loss.train()(batch), expected, rtol=1e-5, atol=1e-5)
+    assert all(getattr(model.config, key) == 0.5 for key in rates)
