@@ -76,7 +76,7 @@ def main() -> None:
             scores[name] = record["metrics"]["rougeLsum"]
         elif name in given.variants:
             nonzero[name], losses[name] = record["nonzero_ratio"], record["metrics"]
-    original = next(iter(scores.values()))
+    original = scores["base" if given.base_steps else "load"]
     rows = {
         name: {
             "rougeLsum": score,
