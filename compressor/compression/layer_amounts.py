@@ -20,7 +20,8 @@ from compressor.compression.thresholds import prune_smallest
 MOST_APART = 0.15
 """How far the share that a layer loses may be from the mean. A real T5 of 77 M at 0.5 non-zero, by
 32 training rows and before any recovery: the validation loss, 2.63 before, is 2.92 with it, 2.96
-without, and 3.04 with one share for all layers (40 rows of SciTLDR)."""
+without, and 3.04 with one share for all layers (40 rows of SciTLDR). At 0.3 non-zero it is 5.11,
+5.84 and 7.24."""
 INFINITE = 0x7F800000
 """The bits of a float32 that is infinite."""
 SMOOTHING = 0.1
