@@ -63,6 +63,11 @@ def sigterm_as_keyboard_interrupt() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def is_ending() -> bool:
+    """Tell whether SIGTERM has come, even if a library has caught what it raised."""
+    return signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
 def child_environment(threads: int | None = None) -> dict[str, str]:
     """Give the environment for a `python -m compressor.…` that is this very package.
 

@@ -14,6 +14,7 @@ from compressor.core.failures import describe_error, explain_error, is_out_of_me
 from compressor.core.files import write_traceback
 from compressor.core.numbers import require_finite_metrics
 from compressor.core.packages import versions
+from compressor.core.processes import is_ending
 from compressor.core.progress import Progress
 from compressor.core.redaction import redact
 from compressor.engine import launcher, worker
@@ -58,7 +59,8 @@ class Engine:
             except EarlyStop:
                 raise
             except Exception as error:  # whatever a library raises; the cause is kept
-                if isinstance(error.__context__, KeyboardInterrupt):  # it broke as it cleaned up
+                # It broke as it cleaned up, or where an import was cut short.
+                if isinstance(error.__context__, KeyboardInterrupt) or is_ending():
                     raise KeyboardInterrupt from error
                 reason = self._explain_failure(node, error)
                 self.progress.emit("stage_failed", name=node.name, error=reason)

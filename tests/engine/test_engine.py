@@ -6,9 +6,11 @@ import json
 import math
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from compressor.core.console import Console
 from compressor.core.errors import StageError
 from compressor.core.files import MANIFEST, hash_file
+from compressor.core.processes import sigterm_as_keyboard_interrupt
 from compressor.core.progress import Progress
 from compressor.engine.engine import Engine
 from compressor.engine.plan import Plan, plan
@@ -134,6 +137,20 @@ def test_a_library_that_breaks_as_a_stage_is_interrupted_is_no_failure(
     shutil.rmtree(weights(outputs, "prune").parent)
     monkeypatch.setattr(Prune, "run", work)
     with pytest.raises(KeyboardInterrupt):
+        execute(outputs)
+
+
+def test_a_library_that_catches_what_ends_a_stage_is_no_failure(outputs: Path, monkeypatch) -> None:
+    """An import that SIGTERM cuts short may be tried again, by half of NumPy."""
+
+    def work(*_: Any) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise RecursionError("maximum recursion depth exceeded")
+
+    shutil.rmtree(weights(outputs, "prune").parent)
+    monkeypatch.setattr(Prune, "run", work)
+    with sigterm_as_keyboard_interrupt(), pytest.raises(KeyboardInterrupt):
         execute(outputs)
 
 

@@ -36,7 +36,7 @@ stages:
   slice: {heads: 3, feed_forward: 0.75}
   prune: {amounts: {encoder: {feed_forward: 0.5}, lm_head: 0.3}}
   recover: {stage: finetune, epochs: 8}
-  quantize: {}
+  quantize: {activations: float}
   plain: {stage: export}
   packed: {stage: export, format: packed}
   ct2: {stage: export, format: ctranslate2, parity: {rouge: 0.2}}    # of 12 rows, of a weak model

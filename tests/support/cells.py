@@ -57,7 +57,12 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
         "stage": "finetune", "model": "load", "epochs": reference.EPOCHS,
         "lora": {"rank": reference.RANK, "alpha": reference.ALPHA},
     },
-    "distill": {"model": "load", "teacher": "teacher", "epochs": 1},
+    "distill": {
+        "model": "load",
+        "teacher": "teacher",
+        "epochs": 1,
+        "losses": {"labels": 0.5, "logits": 0.5},
+    },
     "prune": {"model": "load", "importance": "magnitude", "amounts": PRUNED},
     "shrink": {"model": "load"},
     "slice": {"model": "load", "feed_forward": SLICED, "importance": "magnitude"},
