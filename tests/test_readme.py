@@ -46,6 +46,7 @@ SMALLER = {
     "run demo_search": "search.trials=2",
     "run bert/approximate_small": "stages.noise.max_steps=2 stages.text.max_steps=2",
     "run bert/emotions": "skip=[benchmark] data.rows.train=null",  # a row for each label at least
+    "run half/classifier": "skip=[benchmark] data.rows.train=null",
     "run bert": "skip=[benchmark]",
     "run sft/long_documents": "skip=[benchmark]",
 }
