@@ -29,7 +29,7 @@ demo: install
 
 # One thread for each of the workers, which are as many as there are cores.
 test: lint build/transformers-4/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 # transformers 4 beside the environment's own: exported models must be the same to both.
 build/transformers-4/.installed: .ci/transformers-4.txt | install
@@ -60,7 +60,7 @@ test-docs: install
 # cell of the README's table of families, two processes that train them all, and a new recipe of each
 # checked-in one. 20 minutes on 2 cores.
 test-faults: install
-	FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations=20 tests/faults tests/support \
+	FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --durations=20 tests/faults tests/support \
 		tests/engine/test_processes.py tests/runs/search tests/training/test_parallel.py tests/data \
 		tests/cli tests/models/test_families.py
 

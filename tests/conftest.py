@@ -31,11 +31,6 @@ VARIABLES = dict(os.environ)
 """As the session began."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what one worker must do alone: at the end the others would wait for it."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-
-
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
     """Take back variables that libraries set (pipelines do): commands would begin with them."""

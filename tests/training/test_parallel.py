@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from compressor.training.launch_config import Scheme
+from tests.harness.once import make_once
 from tests.training import sharded
 
-pytestmark = pytest.mark.xdist_group("parallel")  # its fixtures take a minute
 ONE = Scheme()
 STOPPED = {"not_a_number", "overflown", "left_over"}
 ITS_OWN_DROPOUT = {"with_dropout", "gone_on"}
@@ -26,16 +26,22 @@ WITHIN = {"aware": 1e-3, "bfloat16": 2e-2}
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     """Every case in this one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    for name in sharded.TRAININGS:
-        sharded.run(name, folder, ONE, first=True)
-    return folder
+
+    def train(folder: Path) -> Path:
+        for name in sharded.TRAININGS:
+            sharded.run(name, folder, ONE, first=True)
+        return folder
+
+    return make_once(tmp_path_factory, "trained-alone", train)
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
     """Every case of every scheme in two processes of one launch."""
-    folder = tmp_path_factory.mktemp("pairs")
+    return make_once(tmp_path_factory, "trained-in-pairs", train_in_pairs)
+
+
+def train_in_pairs(folder: Path) -> Path:
     for kind in sharded.SCHEMES:
         sharded.interrupt(sharded.start("t5"), folder / kind / "taken_over.resume", ONE)
     command = [
