@@ -414,7 +414,8 @@ class Prune(Grouping, Stage):
             if self.only and name not in self.only:
                 continue
             if name not in groups or count_unmasked(checkpoint, groups[name])[0] != curve["left"]:
-                raise StageError(f"{self.sensitivity!r} measured {name!r} of another model")
+                stage = self.sensitivity or "sensitivity"
+                raise StageError(f"{stage!r} measured {name!r} of another model")
             losses = [point["loss"] for point in curve["points"]]
             curves[name] = Curve(curve["left"], [p["amount"] for p in curve["points"]], losses)
         try:
