@@ -70,9 +70,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# make bench NAME=finetune writes outputs/bench/finetune.json
+# make bench NAME=finetune writes outputs/bench/finetune.json; ARGS="--model DIR" for those that want some
 bench: install
-	$(BIN)/python -m tests.benchmarks.$(NAME)
+	$(BIN)/python -m tests.benchmarks.$(NAME) $(ARGS)
 
 # The schemas that editors check recipes with; a test says when they are not current.
 schema: install

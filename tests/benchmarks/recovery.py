@@ -1,6 +1,6 @@
 """Ways to recover a real T5 after a one-shot prune, for the same steps: loss and rougeLsum.
 
-    make bench NAME=recovery
+    make bench NAME=recovery ARGS="--model DIR"
     .venv/bin/python -m tests.benchmarks.recovery --model DIR --data DIR --outputs DIR
 
 DIR of the model: a T5 fine-tuned on the data, a Hugging Face directory, and the teacher; of

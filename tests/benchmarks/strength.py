@@ -1,6 +1,6 @@
 """How much of a model is left after pruning: the default way against others, after recovery.
 
-    make bench NAME=strength
+    make bench NAME=strength ARGS="--model DIR"
     .venv/bin/python -m tests.benchmarks.strength --model DIR --data DIR --outputs DIR
 
 DIR of the model: a T5, a Hugging Face directory; of the data: `train.jsonl` and `validation.jsonl`

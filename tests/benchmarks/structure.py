@@ -1,6 +1,6 @@
 """Width and depth against latency, bytes and quality: which of them to take from a real T5.
 
-    make bench NAME=structure
+    make bench NAME=structure ARGS="--model DIR"
     .venv/bin/python -m tests.benchmarks.structure --model DIR --data DIR --outputs DIR
 
 DIR of the model: a T5 fine-tuned on the data, a Hugging Face directory; of the data: `train.jsonl`
